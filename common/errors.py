@@ -1,0 +1,75 @@
+"""Every error that Lockstep raises on purpose, in one tree; it knows nothing of who raises them.
+
+    LockstepError
+    ├── UsageError                what a person asked for cannot be done; exit code 2
+    │   ├── JobError              a value of the job is unknown, mistyped or out of range
+    │   ├── ModelError            a model cannot be imported, described or built
+    │   ├── DataError             a dataset is missing, damaged or not what the job says
+    │   ├── FileFormatError       a file of weights is not what its format demands
+    │   └── AddressError          an address is malformed, in use, or not allowed
+    ├── RunError                  the run itself failed; exit code 1
+    │   ├── DivergedError         a loss or gradient is not finite
+    │   ├── PieceError            a piece of work raised, with the worker's traceback
+    │   └── UnreachableError      nobody answers at the address
+    ├── ProtocolError             our side would break the protocol: a bug here
+    └── RemoteProtocolError       the peer broke it: bad frames, wrong version, wrong digest
+        └── RefusedError          the server turned the worker away, with its reason
+
+The text of each is one line: a fact in lower case, the offending value, what was expected, what to do.
+"""
+
+
+class LockstepError(Exception):
+    """The root: one `except` catches everything that is raised on purpose."""
+
+
+class UsageError(LockstepError):
+    """What a person asked for cannot be done; the text says what to change."""
+
+
+class JobError(UsageError):
+    """A key or value of the job is unknown, mistyped or out of range."""
+
+
+class ModelError(UsageError):
+    """A model cannot be imported, described or built."""
+
+
+class DataError(UsageError):
+    """A dataset is missing, damaged, or not the one that the job names."""
+
+
+class FileFormatError(UsageError):
+    """A file of weights is damaged or not of the expected format."""
+
+
+class AddressError(UsageError):
+    """An address is malformed, in use, or not allowed without keys."""
+
+
+class RunError(LockstepError):
+    """The run was started properly and failed."""
+
+
+class DivergedError(RunError):
+    """A loss or gradient is not finite: names the step, the micro-batch and the layer."""
+
+
+class PieceError(RunError):
+    """A piece of work raised on a worker: carries its traceback."""
+
+
+class UnreachableError(RunError):
+    """Nobody answers at the address within the time allowed."""
+
+
+class ProtocolError(LockstepError):
+    """Our side was about to break the protocol: a bug in Lockstep."""
+
+
+class RemoteProtocolError(LockstepError):
+    """The peer broke the protocol; whatever it sent was not applied."""
+
+
+class RefusedError(RemoteProtocolError):
+    """The server turned this worker away; the text is the server's reason."""

@@ -1,0 +1,30 @@
+"""Counter-based random numbers (rule R2): what is drawn depends on the key alone, never on who drew before.
+
+Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key and a counter into
+random bits. Seed and purpose are the key; the rest is the counter, so that no generator's state is carried anywhere.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What random numbers are for: two purposes never share a stream. The values are a part of every run's bits."""
+
+    INITIALISE = 1
+    SHUFFLE = 2
+    AUGMENT = 3
+    DROPOUT = 4
+    CANARY = 5
+
+
+def generator(seed: int, purpose: Purpose, *, at: int = 0, micro_batch: int = 0, layer: int = 0) -> np.random.Generator:
+    """Return the generator of one place in a run; each place has 2**64 draws of its own.
+
+    `at` is the step, or the epoch for what belongs to an epoch. All arguments are in [0, 2**64).
+    """
+    # Philox counts up from the lowest word, so what tells places apart goes into the higher ones.
+    counter = np.array([0, layer, micro_batch, at], dtype=np.uint64)
+    key = np.array([seed, int(purpose)], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(counter=counter, key=key))
