@@ -1,0 +1,86 @@
+"""Turns stored samples into what a model is given: scaled, normalised and, in training, shifted at random."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from common.data.dataset import Dataset
+from common.errors import DataError
+
+#: Values that are looked at together when constants are computed: bounds the memory, and fixes the order of the sum.
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The same constants for every sample of a run, the test set's too.
+
+    `mean` and `std` are of the training set's values, where the bytes 0 to 255 count as 0 to 1.
+    """
+
+    mean: float
+    std: float
+    #: Pixels that an image may move, up or down and left or right, where a generator is given; 0 is not at all.
+    max_shift: int = 0
+
+    @classmethod
+    def of(cls, train: Dataset, max_shift: int = 0) -> Self:
+        """Return the constants of `train`. Raises DataError where it has no rows and columns to be shifted along."""
+        if max_shift < 0 or (max_shift and train.images.ndim != 4):
+            raise DataError(
+                f"shifts of {max_shift!r} pixels over samples of shape {train.sample_shape!r}: expected 0, or more "
+                "over images (channels, height, width)"
+            )
+        mean, variance = (_moments_of_bytes if train.images.dtype == np.uint8 else _moments_of_floats)(train.images)
+        # Where all values are equal there is nothing to scale; scikit-learn's StandardScaler leaves them alone as well.
+        return cls(mean, math.sqrt(variance) or 1.0, max_shift)
+
+    def images(self, raw: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.float32]:
+        """Return the samples `raw`, uint8 or float32 (n, …), as a new float32 array of the same shape.
+
+        With `rng`, each image (channels, height, width) moves by its own (dy, dx); what moves in is 0 in `raw`.
+        """
+        if rng is not None and self.max_shift:
+            raw = _shifted(raw, self.max_shift, rng)
+        unit = 255.0 if raw.dtype == np.uint8 else 1.0
+        prepared: NDArray[np.float32] = np.multiply(raw, np.float32(1.0 / (unit * self.std)), dtype=np.float32)
+        prepared -= np.float32(self.mean / self.std)
+        return prepared
+
+
+def _shifted(raw: NDArray[Any], most: int, rng: np.random.Generator) -> NDArray[Any]:
+    count, _, height, width = raw.shape
+    down, right = rng.integers(-most, most + 1, size=(2, count))
+    padded = np.pad(raw, ((0, 0), (0, 0), (most, most), (most, most)))
+    windows = sliding_window_view(padded, (height, width), axis=(2, 3))  # (n, c, 2·most+1, 2·most+1, h, w)
+    shifted: NDArray[Any] = windows[np.arange(count), :, most - down, most - right]
+    return shifted
+
+
+def _moments_of_bytes(images: NDArray[np.uint8]) -> tuple[float, float]:
+    """Return mean and variance of `images` / 255, exact but for the last division."""
+    total = squares = 0
+    for block in _blocks(images):
+        # Whole numbers below 2**53 add up exactly in float64, in any order: so BLAS may do it.
+        values = block.astype(np.float64)
+        total += int(values.sum())
+        squares += int(np.dot(values, values))
+    count = images.size
+    return total / (255 * count), (count * squares - total * total) / (255 * count) ** 2
+
+
+def _moments_of_floats(images: NDArray[np.float32]) -> tuple[float, float]:
+    mean = sum(float(block.sum(dtype=np.float64)) for block in _blocks(images)) / images.size
+    deviations = sum(float(np.square(block.astype(np.float64) - mean).sum()) for block in _blocks(images))
+    return mean, deviations / images.size
+
+
+def _blocks(images: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    flat = images.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        yield flat[start : start + _BLOCK]

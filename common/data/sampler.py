@@ -1,0 +1,60 @@
+"""Which samples a step and a micro-batch use (rule R3): arithmetic on a permutation, so that it is nobody's state."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.randomness import Purpose, generator
+
+
+class Sampler:
+    """Cuts each epoch's permutation of the data into batches and each batch into micro-batches.
+
+    An epoch uses each sample exactly once; its last batch may be short, and micro-batches may be empty then.
+    Raises ValueError where a size or count is below 1.
+    """
+
+    def __init__(self, size: int, global_batch: int, micro_batches: int, seed: int) -> None:
+        for name, value in (("size", size), ("global_batch", global_batch), ("micro_batches", micro_batches)):
+            if value < 1:
+                raise ValueError(f"{name} is {value!r}: expected at least 1")
+        self.size = size
+        self.global_batch = global_batch
+        self.micro_batches = micro_batches
+        self.seed = seed
+        self.steps_per_epoch = -(-size // global_batch)
+        #: The epoch of the permutation that is kept; -1 before the first. Keeping it saves time and changes nothing.
+        self._epoch = -1
+        self._permutation = np.empty(0, dtype=np.int64)
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch, from 0, that `step` belongs to."""
+        return step // self.steps_per_epoch
+
+    def batch_size(self, step: int) -> int:
+        """Return the number of samples of `step`: the global batch, or what is left at the end of an epoch."""
+        return min(self.global_batch, self.size - self._start(step))
+
+    def indices(self, step: int, micro_batch: int) -> NDArray[np.int64]:
+        """Return the samples of one micro-batch, (k,), in their order; a read-only view, perhaps empty.
+
+        Raises ValueError for a negative step or a micro-batch that there is not.
+        """
+        if step < 0 or not 0 <= micro_batch < self.micro_batches:
+            raise ValueError(
+                f"step {step!r}, micro-batch {micro_batch!r}: expected a step from 0 and a micro-batch in "
+                f"[0, {self.micro_batches})"
+            )
+        start, count = self._start(step), self.batch_size(step)
+        low = start + micro_batch * count // self.micro_batches
+        high = start + (micro_batch + 1) * count // self.micro_batches
+        return self._order(self.epoch_of(step))[low:high]
+
+    def _start(self, step: int) -> int:
+        return step % self.steps_per_epoch * self.global_batch
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            self._permutation = generator(self.seed, Purpose.SHUFFLE, at=epoch).permutation(self.size)
+            self._permutation.flags.writeable = False
+            self._epoch = epoch
+        return self._permutation

@@ -1,0 +1,109 @@
+"""Finds a dataset by the name that a job gives it and says exactly what is wrong with one that it cannot use."""
+
+import os
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.dataset import Dataset, TrainTest
+from common.data.idx import read_idx
+from common.data.npz import read_npz
+from common.errors import DataError
+
+#: MNIST has ten digits, and so have the sets that took over its file names (Fashion-MNIST, KMNIST).
+IDX_CLASSES = 10
+
+_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def load(spec: str) -> TrainTest:
+    """Return the dataset called `spec`.
+
+    That is `"mnist"` (in the package), a folder with MNIST's four IDX files, gzipped or not, or an .npz file with
+    x_train, y_train, x_test and y_test: uint8 or float images (n, h, w), (n, c, h, w) or features (n, k), and integer
+    labels (n,) from 0. Raises DataError with the file, the value and what was expected.
+    """
+    if spec == "mnist":
+        with as_file(files("common.data") / "mnist") as folder:
+            return _from_folder(folder, name="mnist")
+    # Job files may say "~"; pathlib's own expansion raises where there is no such person.
+    path = Path(os.path.expanduser(spec))
+    if spec and path.is_dir():
+        return _from_folder(path, name=path.resolve().name)
+    if path.suffix == ".npz":
+        return _from_npz(path)
+    raise DataError(
+        f"no dataset {spec!r}: expected 'mnist', a folder with MNIST's four IDX files, or an .npz file with "
+        "x_train, y_train, x_test, y_test"
+    )
+
+
+def _from_folder(folder: Path, name: str) -> TrainTest:
+    train, test = (_read_pair(folder, *names) for names in (_TRAIN, _TEST))
+    return _together(folder, name, train, test)
+
+
+def _read_pair(folder: Path, images_name: str, labels_name: str) -> Dataset:
+    images_path, labels_path = _find(folder, images_name), _find(folder, labels_name)
+    images = read_idx(images_path, dimensions=3)
+    labels = read_idx(labels_path, dimensions=1)
+    if len(images) != len(labels):
+        raise DataError(
+            f"{labels_path}: {len(labels)} labels: expected {len(images)}, as many as images in {images_path.name}"
+        )
+    return _dataset(str(labels_path), _as_images(images), labels.astype(np.int64), IDX_CLASSES)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DataError(f"{folder / name}: missing: expected this IDX file, or the same with .gz; copy it there")
+
+
+def _from_npz(path: Path) -> TrainTest:
+    arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test"))
+    labels = {name: _as_labels(f"{path}: {name!r}", arrays[name]) for name in ("y_train", "y_test")}
+    classes = 1 + max(int(part.max(initial=0)) for part in labels.values())
+    train, test = (
+        _dataset(f"{path}: {part}", _as_images(arrays[f"x_{part}"]), labels[f"y_{part}"], classes)
+        for part in ("train", "test")
+    )
+    return _together(path, path.stem, train, test)
+
+
+def _as_images(array: NDArray[Any]) -> NDArray[Any]:
+    """Return gray images (n, h, w) with the channel they lack, floats of any width as float32, others as they are."""
+    images = array[:, np.newaxis] if array.ndim == 3 else array
+    if images.dtype.kind == "f":
+        # What a float32 cannot hold becomes an infinity, which the Dataset refuses by name: no warning is needed.
+        with np.errstate(over="ignore"):
+            images = images.astype(np.float32)
+    return np.ascontiguousarray(images)
+
+
+def _as_labels(named: str, array: NDArray[Any]) -> NDArray[np.int64]:
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{named} is of dtype {str(array.dtype)!r}: expected integers, as of .astype(numpy.int64)")
+    # Before the cast, which would wrap: the largest uint64 becomes -1.
+    if array.size and int(array.max()) > np.iinfo(np.int32).max:
+        raise DataError(f"{named} has the label {int(array.max())!r}: expected the classes, counted from 0")
+    return array.astype(np.int64)
+
+
+def _dataset(named: str, images: NDArray[Any], labels: NDArray[np.int64], classes: int) -> Dataset:
+    try:
+        return Dataset(images, labels, classes)
+    except DataError as error:
+        raise DataError(f"{named}: {error}") from None
+
+
+def _together(path: Path, name: str, train: Dataset, test: Dataset) -> TrainTest:
+    try:
+        return TrainTest(name, train, test)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None

@@ -1,0 +1,133 @@
+"""A dataset is found by its name, whatever its form, and what is wrong with one is said exactly."""
+
+import gzip
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from common.data.source import load
+from common.errors import DataError
+from tests.common.data.test_idx import idx_bytes
+
+FILES = {
+    "train-images-idx3-ubyte": np.arange(24, dtype=np.uint8).reshape(6, 2, 2),
+    "train-labels-idx1-ubyte": np.array([0, 1, 2, 3, 9, 5], dtype=np.uint8),
+    "t10k-images-idx3-ubyte": np.arange(8, dtype=np.uint8).reshape(2, 2, 2),
+    "t10k-labels-idx1-ubyte": np.array([4, 5], dtype=np.uint8),
+}
+ARRAYS: dict[str, NDArray[Any]] = {
+    "x_train": np.arange(24, dtype=np.uint8).reshape(6, 2, 2),
+    "y_train": np.array([0, 1, 2, 3, 0, 1]),
+    "x_test": np.arange(8, dtype=np.uint8).reshape(2, 2, 2),
+    "y_test": np.array([4, 0]),
+}
+
+
+def write_folder(folder: Path, **changed: NDArray[np.uint8]) -> None:
+    for name, array in FILES.items():
+        (folder / name).write_bytes(idx_bytes(changed.get(name.split("-ubyte")[0].replace("-", "_"), array)))
+
+
+def save_npz(path: Path, **changed: NDArray[Any]) -> str:
+    np.savez(path, allow_pickle=False, **(ARRAYS | changed))
+    return str(path)
+
+
+def test_mnist_comes_with_the_package() -> None:
+    mnist = load("mnist")
+    assert mnist.name == "mnist"
+    assert mnist.train.images.shape == (60_000, 1, 28, 28)
+    assert mnist.test.images.shape == (10_000, 1, 28, 28)
+    assert mnist.train.classes == 10
+    assert mnist.train.images.dtype == np.uint8
+    # The md5 sum that was published covers the file: put the header back in front.
+    file = idx_bytes(mnist.test.images[:, 0])
+    assert hashlib.md5(file).hexdigest() == "2646ac647ad5339dbf082846283269ea"
+    assert mnist.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+
+
+def test_a_folder_of_idx_files_is_read(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    plain = load(str(tmp_path))
+    for name in FILES:
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        (tmp_path / name).unlink()
+    assert load(str(tmp_path)).digest == plain.digest
+    assert plain.name == tmp_path.name
+    assert plain.train.images.shape == (6, 1, 2, 2)
+    assert plain.train.labels.tolist() == [0, 1, 2, 3, 9, 5]
+
+
+def test_an_npz_of_bytes_becomes_images(tmp_path: Path) -> None:
+    dataset = load(save_npz(tmp_path / "some.npz"))
+    assert dataset.name == "some"
+    assert dataset.train.images.shape == (6, 1, 2, 2)
+    assert dataset.train.images.dtype == np.uint8
+    assert dataset.test.classes == dataset.train.classes == 5
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2"])
+def test_an_npz_of_floats_stays_features_as_float32(dtype: str, tmp_path: Path) -> None:
+    features = np.linspace(0, 1, 12).reshape(6, 2).astype(dtype)
+    dataset = load(save_npz(tmp_path / "some.npz", x_train=features, x_test=features[:2]))
+    assert dataset.train.images.dtype == np.float32
+    np.testing.assert_array_equal(dataset.train.images, features.astype(np.float32))
+
+
+@pytest.mark.parametrize("spec", ["mnits", "data.csv", "", "~nobody/data", "a\0b"])
+def test_an_unknown_name_is_told_what_there_is(spec: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"no dataset {spec!r}: expected")):
+        load(spec)
+
+
+def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(
+        DataError, match=r"t10k-labels-idx1-ubyte: missing: expected this IDX file, or the same with \.gz"
+    ):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "text"),
+    [
+        ("train_labels_idx1", np.zeros(5, np.uint8), "train-labels-idx1-ubyte: 5 labels: expected 6"),
+        ("train_labels_idx1", np.array([0, 0, 10, 0, 0, 0], np.uint8), r"label 10 at index 2: expected .*\[0, 10\)"),
+        ("train_images_idx3", np.zeros(6, np.uint8), "starts with '00000801': expected '00000803'"),
+        ("t10k_images_idx3", np.zeros((2, 3, 2), np.uint8), r"test images of shape \(1, 3, 2\): expected \(1, 2, 2\)"),
+    ],
+)
+def test_idx_files_that_do_not_fit_together_are_named(
+    name: str, array: NDArray[np.uint8], text: str, tmp_path: Path
+) -> None:
+    write_folder(tmp_path, **{name: array})
+    with pytest.raises(DataError, match=text) as caught:
+        load(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"y_train": np.zeros(6)}, "'y_train' is of dtype 'float64': expected integers"),
+        ({"y_train": np.zeros(6, bool)}, "'y_train' is of dtype 'bool': expected integers"),
+        ({"y_train": np.array([0, 1, -3, 0, 0, 0])}, "train: label -3 at index 2"),
+        ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "'y_test' has the label 18446744073709551615"),
+        ({"y_train": np.zeros(5, np.int64)}, "train: 6 images and 5 labels"),
+        ({"x_train": np.zeros((6, 2, 2), np.int32)}, "train: images of dtype 'int32': expected uint8 or float32"),
+        ({"x_train": np.full((6, 2), 1e300)}, "train: image 0 holds an infinity"),
+        ({"x_test": np.zeros((0, 2, 2), np.uint8), "y_test": np.zeros(0, np.int64)}, r"images of shape \(0, 1, 2, 2\)"),
+        ({"x_test": np.zeros((2, 3, 3), np.uint8)}, r"test images of shape \(1, 3, 3\): expected \(1, 2, 2\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(changed: dict[str, NDArray[Any]], text: str, tmp_path: Path) -> None:
+    spec = save_npz(tmp_path / "some.npz", **changed)
+    with pytest.raises(DataError, match=text) as caught:
+        load(spec)
+    assert spec in str(caught.value)
