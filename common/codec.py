@@ -1,0 +1,92 @@
+"""Messages to frames and back: a msgpack header, then raw float32 arrays. Never sees a socket; no pickle anywhere.
+
+What comes in is limited before anything is allocated for it and turned into a typed message by one validator.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgpack
+import msgspec
+import numpy as np
+
+from common.errors import ProtocolError, RemoteProtocolError
+from common.messages import Message, Result, Weights
+from common.reduction import Vector
+
+#: A frame: anything that gives its bytes without a copy.
+Buffer = bytes | bytearray | memoryview
+
+#: Longest header in bytes: a status with some thousand workers fits.
+HEADER_LIMIT = 2**20
+
+#: Most elements of one list or map in a header. 16 KiB of msgpack may claim 67 MiB of them otherwise.
+ITEMS_LIMIT = 2**15
+
+#: Most arrays behind a header.
+ARRAYS_LIMIT = 1
+
+M = TypeVar("M", bound=Message)
+
+
+def arrays_of(message: Message) -> int:
+    """Return how many arrays travel with a message."""
+    return int(isinstance(message, Weights) or (isinstance(message, Result) and message.work == "train"))
+
+
+def encode(message: Message, arrays: Sequence[Vector] = ()) -> list[Buffer]:
+    """Return the frames of a message; the array frames are views, valid while the arrays do not change."""
+    if len(arrays) != arrays_of(message):
+        raise ProtocolError(f"a {type(message).__name__} carries {arrays_of(message)} arrays, not {len(arrays)}")
+    header = msgpack.packb(msgspec.to_builtins(message), use_bin_type=True)
+    if len(header) > HEADER_LIMIT:
+        raise ProtocolError(f"the header of a {type(message).__name__} has {len(header)} bytes, over {HEADER_LIMIT}")
+    return [header, *(np.ascontiguousarray(array, dtype="<f4").data.cast("B") for array in arrays)]
+
+
+def decode(frames: Sequence[Buffer], expected: Any) -> tuple[Message, list[Vector]]:
+    """Return the message and its arrays, read-only views into the frames.
+
+    `expected` is the union of message classes that may come this way. `RemoteProtocolError` for anything else.
+    """
+    if not 1 <= len(frames) <= 1 + ARRAYS_LIMIT:
+        raise RemoteProtocolError(f"a message of {len(frames)} frames: expected 1 to {1 + ARRAYS_LIMIT}")
+    message = decode_header(frames[0], expected)
+    if len(frames) - 1 != arrays_of(message):
+        raise RemoteProtocolError(
+            f"a {type(message).__name__} with {len(frames) - 1} arrays: expected {arrays_of(message)}"
+        )
+    return message, [array_from(frame) for frame in frames[1:]]
+
+
+def decode_header(frame: Buffer, expected: Any) -> Message:
+    """Return the message that a header frame holds."""
+    size = memoryview(frame).nbytes
+    if size > HEADER_LIMIT:
+        raise RemoteProtocolError(f"a header of {size} bytes: expected at most {HEADER_LIMIT}")
+    try:
+        fields = msgpack.unpackb(
+            frame,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=HEADER_LIMIT,
+            max_bin_len=0,
+            max_ext_len=0,
+            max_array_len=ITEMS_LIMIT,
+            max_map_len=ITEMS_LIMIT,
+        )
+        message: Message = msgspec.convert(fields, expected)
+    except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        # msgspec's ValidationError and msgpack's format errors are ValueErrors.
+        raise RemoteProtocolError(f"a header that is no message of this protocol: {error}") from error
+    return message
+
+
+def array_from(frame: Buffer) -> Vector:
+    """Return a frame as a read-only float32 vector."""
+    view = memoryview(frame)
+    if view.nbytes % 4:
+        raise RemoteProtocolError(f"an array of {view.nbytes} bytes: expected a multiple of 4")
+    vector: Vector = np.frombuffer(view, dtype="<f4")
+    vector.flags.writeable = False
+    return vector

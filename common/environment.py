@@ -1,0 +1,36 @@
+"""The only reader of the environment and of what this machine offers; must stay importable before NumPy."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+#: What the BLAS libraries that NumPy may be linked with read, once, when they are loaded.
+BLAS_THREAD_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "OMP_NUM_THREADS",
+)
+
+
+def use_one_blas_thread() -> None:
+    """Make every BLAS that is loaded from now on, here and in child processes, use one thread (rule R4).
+
+    The bits of a matrix product change with the number of threads. To be called before NumPy is first imported; where
+    it already was, `numerics.limit_blas_threads` does the same to the loaded library.
+    """
+    for name in BLAS_THREAD_VARIABLES:
+        os.environ[name] = "1"
+
+
+def cores() -> int:
+    """Return the number of cores this process may use, which a container or `taskset` may have lowered."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def child_environment() -> Mapping[str, str]:
+    """Return the environment for processes that we start: ours, with output written as it comes."""
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,203 @@
+"""What processes say to one another, as typed values; knows nothing of bytes or sockets.
+
+Each message is a frozen, keyword-only value whose `type` tag stands in the header. A message may carry raw arrays:
+which ones is said at its class.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from common.job import Job
+from common.numerics import Fingerprint
+from common.reduction import Node
+
+#: Changes with every change to a message's meaning; two sides with different numbers do not talk.
+PROTOCOL_VERSION = 1
+
+#: Longest text that a peer may send: a traceback is cut to it.
+TEXT_LIMIT = 20_000
+
+Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
+ShortText = Annotated[str, Meta(max_length=255)]
+HexDigest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+Piece = Annotated[int, Meta(ge=0, le=2**31)]
+Work = Literal["train", "evaluate"]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    """The root of all messages."""
+
+
+# From a worker to the server
+
+
+class Join(Message, frozen=True, kw_only=True, tag="join"):
+    """Ask for a place in the run."""
+
+    protocol: Count
+    #: Drawn anew by each process: two lives of one worker are two incarnations.
+    incarnation: ShortText
+    host: ShortText
+    pid: Count
+    fingerprint: Fingerprint
+
+
+class Ready(Message, frozen=True, kw_only=True, tag="ready"):
+    """The model is built and the data is loaded, both as the welcome demanded."""
+
+
+class Result(Message, frozen=True, kw_only=True, tag="result"):
+    """The sums over the pieces `[lo, hi)`. Training carries one array: the flat vector of sums, float32."""
+
+    work: Work
+    step: Count
+    lo: Piece
+    hi: Piece
+    loss_sum: float
+    correct: Count
+    count: Count
+    compute_s: Annotated[float, Meta(ge=0.0)]
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Failed(Message, frozen=True, kw_only=True, tag="failed"):
+    """Computing the pieces `[lo, hi)` raised."""
+
+    work: Work
+    step: Count
+    lo: Piece
+    hi: Piece
+    traceback: Text
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Diverged(Message, frozen=True, kw_only=True, tag="diverged"):
+    """The loss of a piece is not finite; `layer` is the first whose output is not."""
+
+    work: Work
+    step: Count
+    micro_batch: Piece
+    layer: ShortText
+
+
+class Leave(Message, frozen=True, kw_only=True, tag="leave"):
+    """The worker goes, with its reason; what it holds is to be given to others."""
+
+    reason: Text
+
+
+class Alive(Message, frozen=True, kw_only=True, tag="alive"):
+    """A worker without work asks whether the server is still there; answered by the same."""
+
+
+# From the server to a worker
+
+
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+    """The place in the run, and all that the worker must know of it."""
+
+    rank: Count
+    run: ShortText
+    job: Job
+    layout: HexDigest
+    dataset: HexDigest
+    #: Of the model's file, empty for a model of the library.
+    source: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")]
+
+
+class Refused(Message, frozen=True, kw_only=True, tag="refused"):
+    """No place in the run, and why."""
+
+    reason: Text
+
+
+class Standby(Message, frozen=True, kw_only=True, tag="standby"):
+    """There are more workers than micro-batches: wait to stand in for one that goes."""
+
+    reason: Text
+
+
+class Weights(Message, frozen=True, kw_only=True, tag="weights"):
+    """The flat vector at a step: one float32 array. Comes before the first lease of that step."""
+
+    step: Count
+
+
+class Lease(Message, frozen=True, kw_only=True, tag="lease"):
+    """The pieces `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights."""
+
+    work: Work
+    step: Count
+    lo: Piece
+    hi: Piece
+
+
+class Finished(Message, frozen=True, kw_only=True, tag="finished"):
+    """The run is over; `reason` is empty where it went well."""
+
+    reason: Text
+
+
+# Anybody, at any time
+
+
+class StatusAsked(Message, frozen=True, kw_only=True, tag="status_asked"):
+    """Ask how the run stands."""
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker as the server sees it."""
+
+    rank: Count
+    host: ShortText
+    pid: Count
+    state: ShortText
+    #: Samples whose gradients it computed, and the seconds this took it.
+    samples: Count
+    compute_s: float
+
+
+class EpochStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished epoch: means over its samples, and over the test set after it."""
+
+    epoch: Count
+    loss: float
+    accuracy: float
+    test_loss: float
+    test_accuracy: float
+    #: Seconds from the first step to the end of the epoch's evaluation.
+    wall_s: float
+
+
+class Status(Message, frozen=True, kw_only=True, tag="status"):
+    """How the run stands."""
+
+    run: ShortText
+    model: ShortText
+    phase: ShortText
+    epoch: Count
+    epochs: Count
+    step: Count
+    steps: Count
+    #: Means over the epoch so far.
+    loss: float
+    accuracy: float
+    images_per_s: float
+    elapsed_s: float
+    eta_s: float
+    min_workers: Count
+    workers: Annotated[list[WorkerStatus], Meta(max_length=4096)]
+    history: Annotated[list[EpochStatus], Meta(max_length=100_000)]
+    #: Why the run failed; empty where it did not.
+    failure: Text
+
+
+WorkerMessage = Join | Ready | Result | Failed | Diverged | Leave | Alive | StatusAsked
+ServerMessage = Welcome | Refused | Standby | Weights | Lease | Finished | Alive | Status

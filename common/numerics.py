@@ -1,0 +1,154 @@
+"""What makes two machines compute the same bits, and how to tell (rules R4 and R6)."""
+
+import ctypes
+import hashlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from common.randomness import Purpose, generator
+
+#: Packages whose source decides the bits of a result.
+CODE_PACKAGES = ("common", "worker", "ps")
+
+
+class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker shows when it joins; two that are equal compute the same bits from the same piece of work."""
+
+    lockstep: str
+    #: SHA-256 of the source of `CODE_PACKAGES`, first 16 hex digits.
+    code: str
+    numpy: str
+    #: Name and version of the BLAS that NumPy was built with.
+    blas: str
+    #: The kernel that BLAS chose for this processor, "unknown" where it does not say.
+    kernel: str
+    #: BLAS threads; 0 where the library does not say.
+    threads: int
+    #: NumPy's dispatched processor features.
+    features: str
+    #: SHA-256 of a canary's results, first 16 hex digits.
+    canary: str
+
+    def differences(self, other: "Fingerprint") -> list[str]:
+        """Return one line for each field that differs: the name, ours, the other's."""
+        return [
+            f"{name} {getattr(self, name)!r} here, {getattr(other, name)!r} there"
+            for name in self.__struct_fields__
+            if getattr(self, name) != getattr(other, name)
+        ]
+
+
+@dataclass(frozen=True)
+class LoadedBlas:
+    """The OpenBLAS inside NumPy's wheel, addressed by its exported functions."""
+
+    library: ctypes.CDLL
+    #: What the build added to each name, such as `scipy_` and `64_`.
+    prefix: str
+    suffix: str
+
+    def function(self, name: str) -> Callable[..., object] | None:
+        """Return an exported function by its plain OpenBLAS name, None where it is not exported."""
+        return getattr(self.library, f"{self.prefix}openblas_{name}{self.suffix}", None)
+
+
+@cache
+def loaded_blas() -> LoadedBlas | None:
+    """Find the OpenBLAS that NumPy's wheel carries; None for another BLAS (Accelerate, MKL, a distribution's)."""
+    package = Path(np.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        for path in sorted(folder.glob("*openblas*")):
+            library = ctypes.CDLL(str(path))
+            for prefix, suffix in (("scipy_", "64_"), ("", "64_"), ("scipy_", ""), ("", "")):
+                blas = LoadedBlas(library, prefix, suffix)
+                if blas.function("set_num_threads") is not None:
+                    return blas
+    return None
+
+
+def limit_blas_threads() -> None:
+    """Set the loaded BLAS to one thread, for a process that imported NumPy before Lockstep (a notebook)."""
+    blas = loaded_blas()
+    setter = blas.function("set_num_threads") if blas else None
+    if setter is not None:
+        setter(1)
+
+
+def blas_threads() -> int:
+    """Return the number of threads of the loaded BLAS, 0 where it does not say."""
+    blas = loaded_blas()
+    getter = blas.function("get_num_threads") if blas else None
+    threads = getter() if getter is not None else 0
+    return threads if isinstance(threads, int) else 0
+
+
+def blas_kernel() -> str:
+    """Return the kernel that OpenBLAS chose for this processor, such as `SkylakeX`."""
+    blas = loaded_blas()
+    getter = blas.function("get_corename") if blas else None
+    if getter is None:
+        return "unknown"
+    getter.restype = ctypes.c_char_p  # type: ignore[attr-defined]  # a ctypes function pointer, typed as a callable
+    name = getter()
+    return name.decode() if isinstance(name, bytes) else "unknown"
+
+
+def canary_digest() -> str:
+    """Return the digest of a millisecond's work that differs where the bits of training would."""
+    rng = generator(0, Purpose.CANARY)
+    digest = hashlib.sha256()
+    for rows, inner, columns in ((16, 784, 10), (64, 400, 120), (7, 33, 5), (150, 25, 6)):
+        left = rng.standard_normal((rows, inner), dtype=np.float32)
+        right = rng.standard_normal((inner, columns), dtype=np.float32)
+        product = left @ right
+        digest.update(product.tobytes())
+        digest.update((left.T @ product).tobytes())
+        digest.update(np.exp(product - product.max()).tobytes())
+        digest.update(np.tanh(product).tobytes())
+        digest.update(product.sum(axis=0).tobytes() + product.sum(axis=1).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def code_digest() -> str:
+    """Return the digest of the source files that decide the bits of a result."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for package in CODE_PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cpu_features() -> str:
+    """Return NumPy's dispatched processor features that are present, space-separated."""
+    config = np.show_config(mode="dicts")
+    found = config["SIMD Extensions"].get("found", []) if config else []
+    return " ".join(found)
+
+
+def blas_name() -> str:
+    """Return name and version of the BLAS that NumPy was built with."""
+    config = np.show_config(mode="dicts")
+    blas = config["Build Dependencies"].get("blas", {}) if config else {}
+    return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
+
+
+@cache
+def fingerprint() -> Fingerprint:
+    """Return this process's fingerprint; computed once, in about 20 ms."""
+    return Fingerprint(
+        lockstep=importlib.metadata.version("lockstep"),
+        code=code_digest(),
+        numpy=np.__version__,
+        blas=blas_name(),
+        kernel=blas_kernel(),
+        threads=blas_threads(),
+        features=cpu_features(),
+        canary=canary_digest(),
+    )

@@ -1,0 +1,173 @@
+"""The one binary tree over the pieces of a step (rule R5); knows nothing of what is added or of who computed it.
+
+Floating-point addition is not associative, so the order of adding must not depend on who answers first. The tree over
+`[lo, hi)` splits at `lo +` the largest power of two below `hi - lo`; a sum is formed only from the two halves of a
+node. Whatever whole nodes the pieces arrive in, in whatever order and however often, the root has the same bits.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+#: A flat vector of weights or of sums.
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Node:
+    """The pieces `[lo, hi)`, 0 ≤ lo < hi."""
+
+    lo: int
+    hi: int
+
+    def __len__(self) -> int:
+        return self.hi - self.lo
+
+    def __str__(self) -> str:
+        return f"{self.lo}" if len(self) == 1 else f"{self.lo}-{self.hi - 1}"
+
+    def halves(self) -> tuple["Node", "Node"]:
+        """Return the two halves of a node of at least two pieces: the first is the larger, a power of two."""
+        middle = self.lo + (1 << (len(self) - 1).bit_length() - 1)
+        return Node(self.lo, middle), Node(middle, self.hi)
+
+
+def path_to(node: Node, pieces: int) -> Iterator[Node]:
+    """Yield the nodes from the root of the tree over `pieces` pieces down to `node`; `ValueError` if it is no node."""
+    at = Node(0, pieces)
+    while at != node:
+        if len(at) < 2 or not (at.lo <= node.lo < node.hi <= at.hi):
+            raise ValueError(f"[{node.lo}, {node.hi}) is not a node of the tree over {pieces} pieces")
+        yield at
+        first, second = at.halves()
+        at = first if node.lo < first.hi else second
+    yield at
+
+
+def is_node(lo: int, hi: int, pieces: int) -> bool:
+    """Tell whether `[lo, hi)` is a whole node of the tree over `pieces` pieces."""
+    if not 0 <= lo < hi <= pieces:
+        return False
+    try:
+        return all(True for _ in path_to(Node(lo, hi), pieces))
+    except ValueError:
+        return False
+
+
+def largest_node_at(lo: int, limit: int, pieces: int, most: int) -> Node:
+    """Return the largest node that begins at `lo`, ends by `limit` and has at most `most` ≥ 1 pieces."""
+    at = Node(0, pieces)
+    while not (at.lo == lo and at.hi <= limit and len(at) <= most):
+        first, second = at.halves()
+        at = first if lo < first.hi else second
+    return at
+
+
+@dataclass
+class TreeSum(Generic[T]):
+    """The sum of `pieces` values over the tree, formed as they arrive.
+
+    `merge(left, right)` adds the two halves of a node; it may reuse either, neither is looked at again.
+    """
+
+    pieces: int
+    merge: Callable[[T, T], T]
+    #: Sums of nodes whose sibling has not arrived; no two overlap, no two are siblings.
+    held: dict[Node, T] = field(default_factory=dict)
+
+    def covers(self, node: Node) -> bool:
+        """Tell whether any piece of `node` has arrived already."""
+        return any(held.lo < node.hi and node.lo < held.hi for held in self.held)
+
+    def add(self, node: Node, value: T) -> bool:
+        """Take the sum of a whole node; return False, with nothing changed, where a piece of it is known already."""
+        path = list(path_to(node, self.pieces))
+        if self.covers(node):
+            return False
+        for parent in reversed(path[:-1]):
+            left, right = parent.halves()
+            sibling = right if node == left else left
+            if sibling not in self.held:
+                break
+            other = self.held.pop(sibling)
+            value = self.merge(value, other) if node == left else self.merge(other, value)
+            node = parent
+        self.held[node] = value
+        return True
+
+    def is_whole(self) -> bool:
+        """Tell whether all pieces have arrived."""
+        return Node(0, self.pieces) in self.held
+
+    def total(self) -> T:
+        """Return the sum over all pieces; `KeyError` before it is whole."""
+        return self.held[Node(0, self.pieces)]
+
+
+@dataclass
+class VectorPool:
+    """Vectors of one size to be used again: fresh pages are the dearest thing in NumPy training."""
+
+    size: int
+    free: list[Vector] = field(default_factory=list)
+
+    def take(self) -> Vector:
+        """Return a vector with unspecified contents."""
+        return self.free.pop() if self.free else np.empty(self.size, dtype=np.float32)
+
+    def give(self, vector: Vector) -> None:
+        """Take back a vector that nobody uses any more."""
+        self.free.append(vector)
+
+
+@dataclass(frozen=True, slots=True)
+class Summand:
+    """A vector in a tree; `is_owned` where it came from the pool, so that it may be overwritten."""
+
+    vector: Vector
+    is_owned: bool
+
+
+@dataclass
+class VectorTree:
+    """A tree sum of float32 vectors of one size that allocates nothing once it is warm."""
+
+    pieces: int
+    pool: VectorPool
+    tree: TreeSum[Summand] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tree = TreeSum(self.pieces, self._merge)
+
+    def _merge(self, left: Summand, right: Summand) -> Summand:
+        into = left.vector if left.is_owned else right.vector if right.is_owned else self.pool.take()
+        np.add(left.vector, right.vector, out=into)
+        if left.is_owned and right.is_owned:
+            self.pool.give(right.vector)
+        return Summand(into, is_owned=True)
+
+    def add(self, node: Node, vector: Vector, *, is_owned: bool = False) -> bool:
+        """Take the sum of a node; a vector not owned must stay unchanged until `reset`."""
+        return self.tree.add(node, Summand(vector, is_owned))
+
+    def total(self) -> Vector:
+        """Return the whole sum, to be read until `reset`."""
+        return self.tree.total().vector
+
+    def detach_total(self) -> Summand:
+        """Return the whole sum and leave the tree empty; the caller gives an owned vector back to the pool."""
+        summand = self.tree.total()
+        self.tree.held.clear()
+        return summand
+
+    def reset(self) -> None:
+        """Forget all sums, returning what is owned to the pool."""
+        for summand in self.tree.held.values():
+            if summand.is_owned:
+                self.pool.give(summand.vector)
+        self.tree.held.clear()

@@ -1,0 +1,26 @@
+"""What is counted beside the gradients of some samples: adds up over the same tree as they do."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Sum of losses, number of correct answers, number of samples."""
+
+    #: Added in float64: over a whole epoch float32 would lose digits.
+    loss_sum: float = 0.0
+    correct: int = 0
+    count: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.loss_sum + other.loss_sum, self.correct + other.correct, self.count + other.count)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss, 0 over no samples."""
+        return self.loss_sum / self.count if self.count else 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """The share of correct answers, 0 over no samples."""
+        return self.correct / self.count if self.count else 0.0

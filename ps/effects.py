@@ -1,0 +1,64 @@
+"""What the coordinator wants done, as imperatives; the shell does it, in order."""
+
+from dataclasses import dataclass
+
+from common.messages import EpochStatus, ServerMessage
+from common.reduction import Node
+from common.tally import Tally
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Send:
+    """Send a message that carries no array."""
+
+    peer: bytes
+    message: ServerMessage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SendWeights:
+    """Send the flat vector as it is after `step` steps."""
+
+    peer: bytes
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddSums:
+    """Add the vector that came with the event just handled to the step's tree."""
+
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateWeights:
+    """The tree is whole: make one step of the optimizer with the mean over `tally.count` samples."""
+
+    step: int
+    tally: Tally
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordEpoch:
+    """Keep an epoch's figures, with the digest of the weights as they are now."""
+
+    epoch: EpochStatus
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Say:
+    """Tell the person at the server."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finish:
+    """The run is over; `failure` says why, and is empty where it went well."""
+
+    failure: str
+    #: Whether the weights in use gave a loss that is not finite, so that those before are to be kept.
+    is_diverged: bool = False
+
+
+Effect = Send | SendWeights | AddSums | UpdateWeights | RecordEpoch | Say | Finish

@@ -1,0 +1,78 @@
+"""What can happen to the coordinator, in the past tense."""
+
+from dataclasses import dataclass
+
+from common.messages import Diverged, Failed, Join, Result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerJoined:
+    peer: bytes
+    join: Join
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerPrepared:
+    peer: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultReceived:
+    peer: bytes
+    result: Result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceFailed:
+    peer: bytes
+    failed: Failed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossDiverged:
+    peer: bytes
+    diverged: Diverged
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerLeft:
+    """The worker said so, broke the protocol, or can no longer be reached."""
+
+    peer: bytes
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerAsked:
+    """A worker without work asked whether anybody is there."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatusRequested:
+    peer: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimePassed:
+    """The deadline came before anything else did."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interrupted:
+    """A person or the system wants the run to end now."""
+
+
+Event = (
+    WorkerJoined
+    | WorkerPrepared
+    | ResultReceived
+    | PieceFailed
+    | LossDiverged
+    | WorkerLeft
+    | WorkerAsked
+    | StatusRequested
+    | TimePassed
+    | Interrupted
+)

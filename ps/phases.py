@@ -1,0 +1,87 @@
+"""The coordinator's phases, and what may happen in each: the table that the coordinator obeys and the docs draw."""
+
+from enum import Enum
+
+from ps.events import (
+    Event,
+    Interrupted,
+    LossDiverged,
+    PieceFailed,
+    ResultReceived,
+    StatusRequested,
+    TimePassed,
+    WorkerAsked,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerPrepared,
+)
+
+
+class Phase(Enum):
+    """What the run is doing."""
+
+    #: Fewer workers than the run is to begin with.
+    GATHERING = "waiting for workers"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+#: Nothing happens: late and doubled messages end here, not in an `if`.
+IGNORED: frozenset[Phase] = frozenset()
+
+#: A round may end by a result, and the next one may be training, evaluating, or none.
+_ONWARD = frozenset({Phase.TRAINING, Phase.EVALUATING, Phase.FINISHED})
+_HERE_OR_FAILED = {phase: frozenset({phase, Phase.FAILED}) for phase in Phase}
+
+#: For each phase and event the phases that may follow; the empty set means that the event is ignored.
+TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
+    (Phase.GATHERING, WorkerJoined): frozenset({Phase.GATHERING}),
+    (Phase.GATHERING, WorkerPrepared): frozenset({Phase.GATHERING, Phase.TRAINING}),
+    (Phase.GATHERING, ResultReceived): IGNORED,
+    (Phase.GATHERING, PieceFailed): IGNORED,
+    (Phase.GATHERING, LossDiverged): IGNORED,
+    (Phase.GATHERING, WorkerLeft): frozenset({Phase.GATHERING}),
+    (Phase.GATHERING, WorkerAsked): frozenset({Phase.GATHERING}),
+    (Phase.GATHERING, StatusRequested): frozenset({Phase.GATHERING}),
+    (Phase.GATHERING, TimePassed): frozenset({Phase.GATHERING}),
+    (Phase.GATHERING, Interrupted): frozenset({Phase.FAILED}),
+    (Phase.TRAINING, WorkerJoined): frozenset({Phase.TRAINING}),
+    (Phase.TRAINING, WorkerPrepared): frozenset({Phase.TRAINING}),
+    (Phase.TRAINING, ResultReceived): _ONWARD,
+    (Phase.TRAINING, PieceFailed): _HERE_OR_FAILED[Phase.TRAINING],
+    (Phase.TRAINING, LossDiverged): _HERE_OR_FAILED[Phase.TRAINING],
+    (Phase.TRAINING, WorkerLeft): frozenset({Phase.TRAINING}),
+    (Phase.TRAINING, WorkerAsked): frozenset({Phase.TRAINING}),
+    (Phase.TRAINING, StatusRequested): frozenset({Phase.TRAINING}),
+    (Phase.TRAINING, TimePassed): frozenset({Phase.TRAINING}),
+    (Phase.TRAINING, Interrupted): frozenset({Phase.FAILED}),
+    (Phase.EVALUATING, WorkerJoined): frozenset({Phase.EVALUATING}),
+    (Phase.EVALUATING, WorkerPrepared): frozenset({Phase.EVALUATING}),
+    (Phase.EVALUATING, ResultReceived): _ONWARD,
+    (Phase.EVALUATING, PieceFailed): _HERE_OR_FAILED[Phase.EVALUATING],
+    (Phase.EVALUATING, LossDiverged): _HERE_OR_FAILED[Phase.EVALUATING],
+    (Phase.EVALUATING, WorkerLeft): frozenset({Phase.EVALUATING}),
+    (Phase.EVALUATING, WorkerAsked): frozenset({Phase.EVALUATING}),
+    (Phase.EVALUATING, StatusRequested): frozenset({Phase.EVALUATING}),
+    (Phase.EVALUATING, TimePassed): frozenset({Phase.EVALUATING}),
+    (Phase.EVALUATING, Interrupted): frozenset({Phase.FAILED}),
+    # After the end a worker that comes late is told so; whatever else arrives is of no use any more.
+    **{
+        (phase, event): frozenset({phase}) if event in (WorkerJoined, WorkerAsked, StatusRequested) else IGNORED
+        for phase in (Phase.FINISHED, Phase.FAILED)
+        for event in (
+            WorkerJoined,
+            WorkerPrepared,
+            ResultReceived,
+            PieceFailed,
+            LossDiverged,
+            WorkerLeft,
+            WorkerAsked,
+            StatusRequested,
+            TimePassed,
+            Interrupted,
+        )
+    },
+}

@@ -1,0 +1,71 @@
+"""Which rounds a run consists of: each epoch's steps, then an evaluation. Pure arithmetic on the job."""
+
+from dataclasses import dataclass
+
+from common.job import Job
+from common.messages import Work
+
+#: Test samples of one evaluation piece. Not part of the job: it decides the last bits of the test loss only.
+EVALUATION_SAMPLES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Work that is done once all its pieces are: a training step, or an evaluation of the weights after `step` steps."""
+
+    work: Work
+    step: int
+    pieces: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rounds of a job, in order."""
+
+    total_steps: int
+    steps_per_epoch: int
+    micro_batches: int
+    evaluation_pieces: int
+
+    def first(self) -> Round:
+        return Round("train", 0, self.micro_batches)
+
+    def after(self, done: Round) -> Round | None:
+        """Return the round that follows, None after the last."""
+        if done.work == "train" and self.closes_epoch(done.step):
+            return Round("evaluate", done.step + 1, self.evaluation_pieces)
+        step = done.step + 1 if done.work == "train" else done.step
+        return Round("train", step, self.micro_batches) if step < self.total_steps else None
+
+    def closes_epoch(self, step: int) -> bool:
+        """Tell whether an epoch ends with that step: the last one may end early."""
+        return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch of a step, from 1."""
+        return min(step, self.total_steps - 1) // self.steps_per_epoch + 1
+
+    def samples(self, training_samples: int, global_batch: int) -> int:
+        """Return the number of samples that all steps use: each epoch's last batch may be short."""
+        epochs, steps = divmod(self.total_steps, self.steps_per_epoch)
+        return epochs * training_samples + min(steps * global_batch, training_samples)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs, the last one perhaps cut short."""
+        return self.epoch_of(self.total_steps - 1)
+
+
+def plan_of(job: Job, training_samples: int, test_samples: int) -> Plan:
+    """Return the plan of a job on datasets of these sizes."""
+    return Plan(
+        total_steps=job.total_steps(training_samples),
+        steps_per_epoch=-(-training_samples // job.global_batch),
+        micro_batches=job.micro_batches,
+        evaluation_pieces=evaluation_pieces(test_samples),
+    )
+
+
+def evaluation_pieces(samples: int) -> int:
+    """Return into how many pieces a test set of that size is cut."""
+    return max(1, -(-samples // EVALUATION_SAMPLES))

@@ -1,0 +1,71 @@
+"""How far a run is and how fast it goes, from what the coordinator books. Pure: the time is an argument."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from common.messages import EpochStatus
+from common.tally import Tally
+
+#: Seconds over which the speed is measured.
+WINDOW_S = 5.0
+
+
+@dataclass
+class Progress:
+    """The figures of a run so far."""
+
+    #: When the first step was begun, in seconds of the coordinator's clock; None before.
+    started: float | None = None
+    #: Over the training samples of the epoch so far.
+    epoch: Tally = field(default_factory=Tally)
+    history: list[EpochStatus] = field(default_factory=list)
+    #: Training samples in all.
+    samples: int = 0
+    #: Seconds spent in training rounds, without evaluations.
+    train_s: float = 0.0
+    #: When the round at hand was begun.
+    round_started: float = 0.0
+    #: `(seconds of training, samples)` at past steps, at most `WINDOW_S` back.
+    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(0.0, 0)]))
+
+    def begin_round(self, now: float) -> None:
+        """Book that a round begins."""
+        self.started = now if self.started is None else self.started
+        self.round_started = now
+
+    def end_step(self, tally: Tally, now: float) -> None:
+        """Book a finished training step."""
+        self.epoch = self.epoch + tally
+        self.samples += tally.count
+        self.train_s += now - self.round_started
+        self.recent.append((self.train_s, self.samples))
+        while len(self.recent) > 2 and self.train_s - self.recent[0][0] > WINDOW_S:
+            self.recent.popleft()
+
+    def end_epoch(self, number: int, evaluation: Tally, now: float) -> EpochStatus:
+        """Book a finished evaluation, and begin the next epoch."""
+        status = EpochStatus(
+            epoch=number,
+            loss=self.epoch.loss,
+            accuracy=self.epoch.accuracy,
+            test_loss=evaluation.loss,
+            test_accuracy=evaluation.accuracy,
+            wall_s=self.elapsed(now),
+        )
+        self.history.append(status)
+        self.epoch = Tally()
+        return status
+
+    def elapsed(self, now: float) -> float:
+        """Return the seconds since the first step was begun."""
+        return 0.0 if self.started is None else now - self.started
+
+    def images_per_s(self) -> float:
+        """Return the training samples a second over the last steps."""
+        (then_s, then), (now_s, now) = self.recent[0], self.recent[-1]
+        return (now - then) / (now_s - then_s) if now_s > then_s else 0.0
+
+    def eta_s(self, samples_in_all: int) -> float:
+        """Return the seconds of training still to go at the speed of the last steps, 0 while that is unknown."""
+        speed = self.images_per_s()
+        return max(0, samples_in_all - self.samples) / speed if speed else 0.0
