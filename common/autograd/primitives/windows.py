@@ -1,0 +1,131 @@
+"""Where the windows of a kernel lie on an image, and the memory layout that makes them cheap. Computes nothing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.autograd.primitives.primitive import Array
+
+#: The working set of one block: half of a second-level cache of 2 MiB, all of one of 1 MiB.
+BLOCK_BYTES = 1 << 20
+
+#: An integer for both axes, or one for each of (height, width), as in PyTorch.
+Pair = int | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How the windows of one kernel lie along one axis of `size` elements."""
+
+    size: int
+    kernel: int
+    stride: int
+    padding: int = 0
+    dilation: int = 1
+
+    @property
+    def reach(self) -> int:
+        """The number of elements from the first to the last that one window sees."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def count(self) -> int:
+        """The number of windows; the last elements stay unseen where the stride does not divide (PyTorch's floor)."""
+        return (self.size + 2 * self.padding - self.reach) // self.stride + 1
+
+    @property
+    def is_disjoint(self) -> bool:
+        """Tell whether no element belongs to two windows."""
+        return self.kernel == 1 or (self.dilation == 1 and self.stride >= self.kernel)
+
+    @property
+    def is_partition(self) -> bool:
+        """Tell whether each element belongs to exactly one window."""
+        return self.stride == self.kernel and self.dilation == 1 and self.count * self.kernel == self.size
+
+    def padded(self) -> "Window":
+        """The same windows over an input to which the padding has been added."""
+        return Window(self.size + 2 * self.padding, self.kernel, self.stride, 0, self.dilation)
+
+    def tap(self, offset: int) -> tuple[slice, slice]:
+        """Return (elements, windows): which elements are seen at `offset` of a window, and by which windows.
+
+        Padding is left out, so that it need not exist in memory.
+        """
+        start = offset * self.dilation - self.padding
+        first = max(0, -(start // self.stride))
+        last = max(first, min(self.count, (self.size - 1 - start) // self.stride + 1))
+        begin = start + first * self.stride
+        return slice(begin, begin + (last - first) * self.stride, self.stride), slice(first, last)
+
+
+def pair(value: Pair, name: str) -> tuple[int, int]:
+    """Turn an integer or two into two; raise ValueError for anything else."""
+    if isinstance(value, int | np.integer):
+        return int(value), int(value)
+    if len(value) != 2:
+        raise ValueError(f"{name} is {value!r}, expected an integer or two of them (height, width)")
+    return int(value[0]), int(value[1])
+
+
+def single(value: Pair, name: str) -> int:
+    """Turn an integer, or a sequence of one, into an integer; raise ValueError for anything else."""
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if len(value) != 1:
+        raise ValueError(f"{name} is {value!r}, expected one integer")
+    return int(value[0])
+
+
+def check_window(window: Window, name: str) -> Window:
+    """Return `window` if it fits its input; raise ValueError, naming the axis's values, if it does not."""
+    if min(window.kernel, window.stride, window.dilation) < 1 or window.padding < 0:
+        raise ValueError(
+            f"{name} has kernel {window.kernel}, stride {window.stride}, dilation {window.dilation} and padding "
+            f"{window.padding}, expected the first three to be at least 1 and the last at least 0"
+        )
+    if window.count < 1:
+        raise ValueError(
+            f"{name} has windows of {window.reach} elements over an axis of {window.size} with padding "
+            f"{window.padding}, expected them to fit: use a smaller kernel or more padding"
+        )
+    return window
+
+
+def check_images(x: Array, name: str) -> None:
+    """Raise ValueError unless `x` is (batch, channels, height, width)."""
+    if x.ndim != 4:
+        raise ValueError(
+            f"{name} got an input of shape {x.shape!r}, expected (batch, channels, height, width): "
+            "reshape it to four axes"
+        )
+
+
+def check_signals(x: Array, name: str) -> None:
+    """Raise ValueError unless `x` is (batch, channels, length)."""
+    if x.ndim != 3:
+        raise ValueError(
+            f"{name} got an input of shape {x.shape!r}, expected (batch, channels, length): reshape it to three axes"
+        )
+
+
+def batch_innermost(x: Array) -> Array:
+    """Return (channels, height, width, batch), contiguous: a view where memory is so already, else a copy.
+
+    Windows, pooling and scatters then run over contiguous width × batch instead of over a kernel's few columns.
+    """
+    return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
+
+
+def batch_first(x: Array) -> Array:
+    """Return the logical (batch, channels, height, width) view of a (channels, height, width, batch) array."""
+    return x.transpose(3, 0, 1, 2)
+
+
+def channel_blocks(x: Array) -> Iterator[slice]:
+    """Cut the first axis of `x` into blocks whose elements stay in cache while several passes go over them."""
+    channels = x.shape[0]
+    step = max(1, BLOCK_BYTES * channels // max(1, x.nbytes))
+    for first in range(0, channels, step):
+        yield slice(first, first + step)
