@@ -75,8 +75,9 @@ def _moments_of_bytes(images: NDArray[np.uint8]) -> tuple[float, float]:
 
 
 def _moments_of_floats(images: NDArray[np.float32]) -> tuple[float, float]:
-    mean = sum(float(block.sum(dtype=np.float64)) for block in _blocks(images)) / images.size
-    deviations = sum(float(np.square(block.astype(np.float64) - mean).sum()) for block in _blocks(images))
+    # Not `sum`: since Python 3.12 that compensates, so that its bits depend on the version.
+    mean = math.fsum(float(block.sum(dtype=np.float64)) for block in _blocks(images)) / images.size
+    deviations = math.fsum(float(np.square(block.astype(np.float64) - mean).sum()) for block in _blocks(images))
     return mean, deviations / images.size
 
 

@@ -1,0 +1,47 @@
+"""Clipping by the global norm, in such a way that the norm does not depend on how the gradient is cut into shards."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Elements whose squares are added up together; a vector may be cut at multiples of it.
+BLOCK = 4096
+
+# PyTorch's clip_grad_norm_ adds this to the norm that it divides by.
+_EPSILON = 1e-6
+
+
+def block_squares(vector: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the sum of squares of each block of 4096 elements, the last one perhaps shorter.
+
+    The blocks of a whole vector are those of its pieces, one after the other, where it is cut at multiples of 4096.
+    """
+    starts = range(0, vector.size, BLOCK)
+    return np.fromiter((_sum_of_squares(vector[start : start + BLOCK]) for start in starts), np.float64, len(starts))
+
+
+def add_blocks(blocks: Iterable[float]) -> float:
+    """Return the sum of what `block_squares` returned, of all pieces together, rounded once."""
+    # Not `sum`: since Python 3.12 that compensates, so that its bits depend on the version.
+    return math.fsum(blocks)
+
+
+def squared_norm(vector: NDArray[np.float32]) -> float:
+    """Return the squared Euclidean norm of `vector`, from sums of squares in float64."""
+    return add_blocks(block_squares(vector))
+
+
+def scale_for(squared_norm: float, max_norm: float) -> float:
+    """Return the factor, at most 1, that brings a gradient of this squared norm to `max_norm` > 0.
+
+    PyTorch's formula, max_norm / (norm + 1e-6). A norm that is not a number gives a factor that is not one.
+    """
+    scale = max_norm / (math.sqrt(squared_norm) + _EPSILON)
+    return 1.0 if scale > 1.0 else scale
+
+
+def _sum_of_squares(block: NDArray[np.float32]) -> float:
+    # The product of two float32 is exact in float64, so that only the additions round.
+    return float(np.square(block, dtype=np.float64).sum())

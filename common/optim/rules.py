@@ -1,0 +1,226 @@
+"""Update rules as pure functions over flat vectors; they know nothing of parameters, layers or servers.
+
+Every rule is element-wise, and each of its operations is rounded as IEEE 754 demands: so a slice of the result is the
+result of the slice, bit for bit, however the vector is cut. The formulas are PyTorch's (torch/optim), its option
+`dampening` excepted, which is 0. A rule keeps no state: what it carries from step to step is in slots named as there.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A flat vector; float32 wherever it is shared, any floating dtype in a notebook.
+Vector = NDArray[Any]
+#: Slots by name, each as long as the weights.
+State = Mapping[str, Vector]
+
+#: Elements that go through all operations of a rule together: four such arrays stay in the second-level cache.
+CHUNK = 32_768
+
+
+class Rule(Protocol):
+    """How weights follow a gradient."""
+
+    def init(self, size: int) -> dict[str, Vector]:
+        """Return the slots, float32 and zero, for a vector of `size` elements."""
+        ...
+
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
+        """Change `weights` and `state` in place; `step` counts from 0, `gradient` may be overwritten."""
+        ...
+
+
+@dataclass(frozen=True)
+class SGDRule:
+    """Gradient descent, by default plain; with momentum, Nesterov's variant and L2 weight decay on demand.
+
+    v = momentum·v + g; weights -= lr·v. Nesterov (Sutskever et al., ICML 2013): weights -= lr·(g + momentum·v).
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _demand_fraction("momentum", self.momentum)
+        _demand_not_negative("weight_decay", self.weight_decay)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov without momentum: expected a momentum above 0, as 0.9")
+
+    def init(self, size: int) -> dict[str, Vector]:
+        return _zeros(size, ["momentum_buffer"] if self.momentum else [])
+
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
+        for w, g, spare, slots in _chunks(weights, gradient, state):
+            _add_decay(w, g, spare, self.weight_decay)
+            direction = _add_momentum(g, spare, slots, self.momentum)
+            if self.nesterov:
+                np.multiply(direction, self.momentum, out=spare)
+                g += spare
+                direction = g
+            np.multiply(direction, float(lr), out=spare)
+            w -= spare
+
+
+@dataclass(frozen=True)
+class AdamRule:
+    """Adam with its bias corrections (Kingma and Ba, ICLR 2015, algorithm 1); weight decay is added to the gradient."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_adam(self.betas, self.eps, self.weight_decay)
+
+    def init(self, size: int) -> dict[str, Vector]:
+        return _zeros(size, ["exp_avg", "exp_avg_sq"])
+
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
+        at = _AdamStep(*self.betas, self.eps, step, float(lr))
+        for w, g, spare, slots in _chunks(weights, gradient, state):
+            _add_decay(w, g, spare, self.weight_decay)
+            _follow_moments(w, g, spare, slots, at)
+
+
+@dataclass(frozen=True)
+class AdamWRule:
+    """Adam whose weights decay by themselves (Loshchilov and Hutter, "Decoupled weight decay", ICLR 2019)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_adam(self.betas, self.eps, self.weight_decay)
+
+    def init(self, size: int) -> dict[str, Vector]:
+        return _zeros(size, ["exp_avg", "exp_avg_sq"])
+
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
+        at = _AdamStep(*self.betas, self.eps, step, float(lr))
+        kept = 1.0 - at.lr * self.weight_decay
+        for w, g, spare, slots in _chunks(weights, gradient, state):
+            w *= kept
+            _follow_moments(w, g, spare, slots, at)
+
+
+@dataclass(frozen=True)
+class RMSPropRule:
+    """Gradients divided by the root of their mean square (Hinton, Coursera lecture 6e), with momentum on demand."""
+
+    alpha: float = 0.99
+    eps: float = 1e-8
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _demand_fraction("alpha", self.alpha)
+        _demand_fraction("momentum", self.momentum)
+        _demand_not_negative("eps", self.eps)
+        _demand_not_negative("weight_decay", self.weight_decay)
+
+    def init(self, size: int) -> dict[str, Vector]:
+        return _zeros(size, ["square_avg", "momentum_buffer"] if self.momentum else ["square_avg"])
+
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
+        for w, g, spare, slots in _chunks(weights, gradient, state):
+            _add_decay(w, g, spare, self.weight_decay)
+            square = slots["square_avg"]
+            _follow_square(square, g, spare, self.alpha)
+            np.sqrt(square, out=spare)
+            spare += self.eps
+            g /= spare
+            np.multiply(_add_momentum(g, spare, slots, self.momentum), float(lr), out=spare)
+            w -= spare
+
+
+@dataclass(frozen=True)
+class _AdamStep:
+    """The constants of one step of Adam, in float64."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    step: int
+    lr: float
+
+    @property
+    def size(self) -> float:
+        return self.lr / (1.0 - self.beta1 ** (self.step + 1))
+
+    @property
+    def root(self) -> float:
+        return math.sqrt(1.0 - self.beta2 ** (self.step + 1))
+
+
+def _follow_moments(w: Vector, g: Vector, spare: Vector, slots: State, at: _AdamStep) -> None:
+    mean, square = slots["exp_avg"], slots["exp_avg_sq"]
+    np.subtract(g, mean, out=spare)
+    spare *= 1.0 - at.beta1
+    mean += spare
+    _follow_square(square, g, spare, at.beta2)
+    np.sqrt(square, out=spare)
+    spare /= at.root
+    spare += at.eps
+    np.divide(mean, spare, out=spare)
+    spare *= at.size
+    w -= spare
+
+
+def _follow_square(square: Vector, g: Vector, spare: Vector, kept: float) -> None:
+    """square = kept·square + (1 - kept)·g²"""
+    square *= kept
+    np.multiply(g, g, out=spare)
+    spare *= 1.0 - kept
+    square += spare
+
+
+def _add_decay(w: Vector, g: Vector, spare: Vector, weight_decay: float) -> None:
+    if weight_decay:
+        np.multiply(w, weight_decay, out=spare)
+        g += spare
+
+
+def _add_momentum(g: Vector, spare: Vector, slots: State, momentum: float) -> Vector:
+    """Return the direction: `g` itself, or the momentum buffer after `g` was added to it."""
+    if not momentum:
+        return g
+    velocity = slots["momentum_buffer"]
+    velocity *= momentum
+    velocity += g
+    return velocity
+
+
+def _chunks(weights: Vector, gradient: Vector, state: State) -> Iterator[tuple[Vector, Vector, Vector, State]]:
+    """Cut all vectors alike into pieces that stay in cache, with a spare piece to compute in."""
+    spare = np.empty(min(CHUNK, weights.size), dtype=weights.dtype)
+    for start in range(0, weights.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        w = weights[part]
+        yield w, gradient[part], spare[: w.size], {name: slot[part] for name, slot in state.items()}
+
+
+def _zeros(size: int, names: list[str]) -> dict[str, Vector]:
+    return {name: np.zeros(size, dtype=np.float32) for name in names}
+
+
+def _check_adam(betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+    for index, beta in enumerate(betas):
+        _demand_fraction(f"betas[{index}]", beta)
+    _demand_not_negative("eps", eps)
+    _demand_not_negative("weight_decay", weight_decay)
+
+
+def _demand_fraction(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value!r}: expected a number in [0, 1)")
+
+
+def _demand_not_negative(name: str, value: float) -> None:
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}: expected a finite number of at least 0")

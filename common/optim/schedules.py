@@ -1,0 +1,127 @@
+"""Learning rates as functions of the step: plain float64 arithmetic, no state, nothing of optimizers."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """A learning rate for every step."""
+
+    def rate(self, step: int) -> float:
+        """Return the rate of `step`, which counts from 0; after the schedule's last step the rate stays."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One rate for all steps."""
+
+    lr: float
+
+    def __post_init__(self) -> None:
+        _demand_rate("lr", self.lr)
+
+    def rate(self, step: int) -> float:
+        return self.lr
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rate that is multiplied by `gamma` after every `every` steps (PyTorch's StepLR)."""
+
+    lr: float
+    every: int
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        _demand_rate("lr", self.lr)
+        _demand_rate("gamma", self.gamma)
+        _demand_steps("every", self.every)
+
+    def rate(self, step: int) -> float:
+        return float(self.lr * self.gamma ** (step // self.every))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from `lr` down to `min_lr` over `steps` (Loshchilov and Hutter, SGDR, ICLR 2017, equation 5)."""
+
+    lr: float
+    steps: int
+    min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        _demand_rate("lr", self.lr)
+        _demand_rate("min_lr", self.min_lr)
+        _demand_steps("steps", self.steps)
+
+    def rate(self, step: int) -> float:
+        return _along_cosine(self.lr, self.min_lr, step / self.steps)
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Up to `max_lr` and far down again, both along cosines (Smith and Topin, 2018; PyTorch's OneCycleLR).
+
+    The rate starts at max_lr / div_factor, is max_lr at the step `pct_start`·steps - 1, and in the last step is the
+    first one's / final_div_factor.
+    """
+
+    max_lr: float
+    steps: int
+    pct_start: float = 0.3
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+
+    def __post_init__(self) -> None:
+        _demand_rate("max_lr", self.max_lr)
+        _demand_steps("steps", self.steps)
+        if not 0.0 <= self.pct_start <= 1.0:
+            raise ValueError(f"pct_start is {self.pct_start!r}: expected a number in [0, 1]")
+        for name, factor in (("div_factor", self.div_factor), ("final_div_factor", self.final_div_factor)):
+            if not 0.0 < factor < math.inf:
+                raise ValueError(f"{name} is {factor!r}: expected a finite number above 0")
+
+    def rate(self, step: int) -> float:
+        first = self.max_lr / self.div_factor
+        peak, last = self.pct_start * self.steps - 1.0, self.steps - 1.0
+        # The peak may lie at or before step 0, where PyTorch divides by zero: then there is no way up.
+        if step < peak:
+            return _along_cosine(first, self.max_lr, step / peak)
+        if peak >= last:
+            return self.max_lr
+        return _along_cosine(self.max_lr, first / self.final_div_factor, (step - peak) / (last - peak))
+
+
+@dataclass(frozen=True)
+class LinearWarmup:
+    """Another schedule times a factor that grows from `start_factor` to 1 over `steps` (PyTorch's LinearLR)."""
+
+    after: Schedule
+    steps: int
+    start_factor: float = 1.0 / 3.0
+
+    def __post_init__(self) -> None:
+        _demand_steps("steps", self.steps)
+        if not 0.0 <= self.start_factor <= 1.0:
+            raise ValueError(f"start_factor is {self.start_factor!r}: expected a number in [0, 1]")
+
+    def rate(self, step: int) -> float:
+        done = min(step, self.steps) / self.steps
+        return self.after.rate(step) * (self.start_factor + (1.0 - self.start_factor) * done)
+
+
+def _along_cosine(start: float, end: float, done: float) -> float:
+    """Return the point that is the part `done` of the way, held at the end once past it."""
+    return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _demand_rate(name: str, value: float) -> None:
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}: expected a finite number of at least 0")
+
+
+def _demand_steps(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value!r}: expected at least 1")
