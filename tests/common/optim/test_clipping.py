@@ -1,5 +1,6 @@
 """The global norm has the same bits however the gradient is cut, and the factor is PyTorch's."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.optim.clipping import BLOCK, add_blocks, block_squares, scale_for, squared_norm
-import itertools
 
 
 @given(size=st.integers(0, 5 * BLOCK + 9), cuts=st.lists(st.integers(0, 5), max_size=4), seed=st.integers(0, 99))

@@ -1,5 +1,6 @@
 """Each rule gives PyTorch's numbers, and the same bits however the vector is cut."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
-import itertools
 
 WEIGHTS = [0.5, -1.25, 2.0]
 GRADIENTS = [[0.1, -0.2, 0.3], [-0.4, 0.05, 0.6], [0.25, 0.5, -0.75], [1.5, -0.125, 0.0]]
