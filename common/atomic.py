@@ -1,0 +1,35 @@
+"""Writes a file so that its name always leads to a whole one, the old or the new; knows nothing of what is in it."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Replace the file at `path` by the bytes of `parts`, which are C-contiguous, one after the other.
+
+    When this returns, the file outlives a loss of power. A failure leaves the old file, and nothing beside it; raises
+    OSError where the folder cannot be written to or is full.
+    """
+    # Beside the file: a rename is atomic within one file system only. The process id keeps two writers apart.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable: a rename lives in the folder, which is written back on its own."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
