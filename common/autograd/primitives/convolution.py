@@ -56,7 +56,7 @@ def _conv2d(
     return batch_first(result), _Seen(windows, rows, columns)
 
 
-def _conv2d_x(gradient: Array, seen: _Seen, x: Array, weight: Array, *_: Array, **__: object) -> Array:
+def _conv2d_x(gradient: Array, seen: _Seen, x: Array | None, weight: Array, *_: object, **__: object) -> Array:
     rows, columns = seen.rows.padded(), seen.columns.padded()
     groups, depth, *_shape, images = seen.windows.shape
     spread = np.zeros((groups * depth, rows.size, columns.size, images), gradient.dtype)
@@ -65,12 +65,11 @@ def _conv2d_x(gradient: Array, seen: _Seen, x: Array, weight: Array, *_: Array, 
     return batch_first(_inside(spread, seen.rows, seen.columns))
 
 
-def _conv2d_weight(
-    gradient: Array, seen: _Seen, x: Array, weight: Array, *_: Array, out: Array | None = None, **__: object
-) -> Array:
-    groups = seen.windows.shape[0]
-    result = np.empty(weight.shape, gradient.dtype) if out is None else out
-    total = result.reshape(groups, weight.shape[0] // groups, -1, copy=False)
+def _conv2d_weight(gradient: Array, seen: _Seen, *_: object, out: Array | None = None, **__: object) -> Array:
+    outputs = gradient.shape[1]
+    groups, *kernel = seen.windows.shape[:4]
+    result = np.empty((outputs, *kernel), gradient.dtype) if out is None else out
+    total = result.reshape(groups, outputs // groups, -1, copy=False)
     kernel_gradient(_by_group(gradient, groups), seen.windows, total)
     return result
 
@@ -81,10 +80,14 @@ def _conv2d_bias(gradient: Array, *_: object, out: Array | None = None, **__: ob
     return result
 
 
-# `x` counts as read: where it needs neither padding nor another layout, the windows are a view of it.
+# The gradient of the weight counts as reading `x`: where it needs neither padding nor another layout, the windows are a view of it.
 conv2d = Primitive(
-    "conv2d", _conv2d, (_conv2d_x, _conv2d_weight, _conv2d_bias), keeps=True, reads=(0, 1), writes=(1, 2)
+    "conv2d", _conv2d, (_conv2d_x, _conv2d_weight, _conv2d_bias), keeps=True, reads=((1,), (0,), ()), writes=(1, 2)
 )
+
+
+def _of_one_row(x: Array | None) -> Array | None:
+    return None if x is None else x[:, :, None]
 
 
 def _conv1d(
@@ -118,11 +121,11 @@ conv1d = Primitive(
     _conv1d,
     (
         lambda g, seen, x, weight, *_, **__: _conv2d_x(g[:, :, None], seen, x, weight[:, :, None])[:, :, 0],
-        lambda g, seen, x, weight, *_, out=None, **__: _conv2d_weight(g[:, :, None], seen, x, weight, out=out),
+        lambda g, seen, *_, out=None, **__: _conv2d_weight(g[:, :, None], seen, out=_of_one_row(out))[:, :, 0],
         lambda g, *_, out=None, **__: _conv2d_bias(g[:, :, None], out=out),
     ),
     keeps=True,
-    reads=(0, 1),
+    reads=((1,), (0,), ()),
     writes=(1, 2),
 )
 

@@ -50,7 +50,7 @@ def _cross_entropy_logits(
     return _unrow(result, shape)
 
 
-cross_entropy = Primitive("cross_entropy", _cross_entropy, (_cross_entropy_logits, None), keeps=True, reads=(1,))
+cross_entropy = Primitive("cross_entropy", _cross_entropy, (_cross_entropy_logits, None), keeps=True, reads=((1,), ()))
 
 
 def _nll(log_probabilities: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Shape]:
@@ -66,7 +66,7 @@ def _nll_log_probabilities(gradient: Array, shape: Shape, _: None, target: Array
     return _unrow(result, shape)
 
 
-nll = Primitive("nll", _nll, (_nll_log_probabilities, None), keeps=True, reads=(1,))
+nll = Primitive("nll", _nll, (_nll_log_probabilities, None), keeps=True, reads=((1,), ()))
 
 
 def _mse(prediction: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Array]:
@@ -86,7 +86,7 @@ mse = Primitive(
     _mse,
     (_mse_prediction, lambda g, difference, *_, reduction="mean": -_mse_prediction(g, difference, reduction=reduction)),
     keeps=True,
-    reads=(),
+    reads=((), ()),
 )
 
 
@@ -116,7 +116,7 @@ bce_with_logits = Primitive(
         _bce_with_logits_logits,
         lambda g, _, logits, target, reduction="mean": -logits * _spread(g, logits.size, reduction),
     ),
-    reads=(0, 1),
+    reads=((0, 1), (0,)),
 )
 
 

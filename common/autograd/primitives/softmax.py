@@ -26,7 +26,7 @@ def _softmax_x(gradient: Array, result: Array, _: None, *, axis: int = -1) -> Ar
     return product
 
 
-softmax = Primitive("softmax", _softmax, (_softmax_x,), reads=(RESULT,))
+softmax = Primitive("softmax", _softmax, (_softmax_x,), reads=((RESULT,),))
 
 
 def _log_softmax(x: Array, *, axis: int = -1) -> Array:
@@ -42,4 +42,4 @@ def _log_softmax_x(gradient: Array, result: Array, _: None, *, axis: int = -1) -
     return np.subtract(gradient, share, out=share)
 
 
-log_softmax = Primitive("log_softmax", _log_softmax, (_log_softmax_x,), reads=(RESULT,))
+log_softmax = Primitive("log_softmax", _log_softmax, (_log_softmax_x,), reads=((RESULT,),))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,9 @@ BLOCK_BYTES = 1 << 20
 
 #: An integer for both axes, or one for each of (height, width), as in PyTorch.
 Pair = int | Sequence[int]
+
+#: One offset of all windows: an index of the elements there, and one of the windows that see an element there.
+Tap = tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +134,50 @@ def channel_blocks(x: Array) -> Iterator[slice]:
     step = max(1, BLOCK_BYTES * channels // max(1, x.nbytes))
     for first in range(0, channels, step):
         yield slice(first, first + step)
+
+
+def pooling_windows(
+    image: tuple[int, ...], kernel_size: Pair, stride: Pair | None, padding: Pair
+) -> tuple[Window, Window]:
+    """Return the windows along (height, width); the stride defaults to the kernel. Raises ValueError if they misfit."""
+    kernel = pair(kernel_size, "kernel_size")
+    steps = kernel if stride is None else pair(stride, "stride")
+    return _pooling_windows(image, kernel, steps, pair(padding, "padding"))
+
+
+@lru_cache(maxsize=1024)
+def _pooling_windows(
+    image: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[Window, Window]:
+    for size, border in zip(kernel, padding, strict=True):
+        if border > size // 2:
+            raise ValueError(
+                f"pooling has padding {border} for a kernel of {size}, expected at most {size // 2}: "
+                "a window must not lie in the padding alone"
+            )
+    rows, columns = (Window(image[k], kernel[k], stride[k], padding[k]) for k in range(2))
+    return check_window(rows, "pooling"), check_window(columns, "pooling")
+
+
+@lru_cache(maxsize=1024)
+def taps(rows: Window, columns: Window) -> tuple[Tap, ...]:
+    """Return the offsets of a window in row-major order, as indices into (channels, height, width, batch)."""
+    return tuple(_each_tap(rows, columns))
+
+
+def _each_tap(rows: Window, columns: Window) -> Iterator[Tap]:
+    everything = slice(None)
+    for row in range(rows.kernel):
+        elements_y, windows_y = rows.tap(row)
+        for column in range(columns.kernel):
+            elements_x, windows_x = columns.tap(column)
+            yield (everything, elements_y, elements_x), (everything, windows_y, windows_x)
+
+
+def as_images(options: dict[str, Any]) -> dict[str, Any]:
+    """Turn the options of pooling over (batch, channels, length) into those over images of one row."""
+    lifted = dict(options)
+    for name, across in (("kernel_size", 1), ("stride", 1), ("padding", 0)):
+        if lifted.get(name) is not None:
+            lifted[name] = (across, single(lifted[name], name))
+    return lifted
