@@ -15,6 +15,10 @@ Array = NDArray[Any]
 Derivative = Callable[..., Array]
 
 
+#: Stands for the result itself among the indices of `Primitive.reads`.
+RESULT = -1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Primitive:
     """A differentiable function on arrays.
@@ -23,12 +27,27 @@ class Primitive:
     as `saved` that second value, or the result itself where the primitive keeps nothing else. A `None` in
     `derivatives` marks an argument that has no gradient (integer indices). There is one entry an array argument; where
     their number varies (concatenate), `derivatives` is a single function of `(index, gradient, saved, *arrays)`.
+
+    `reads` tells for each derivative the indices of the arguments whose values it uses, with `RESULT` for the result
+    where nothing else is saved; `None` stands for all. A derivative gets `None` for whatever no derivative that is
+    wanted reads: the graph keeps no such array alive, and nobody is blamed for changing it in place.
+
+    `writes` are the indices of the arguments whose derivative takes `out=`, an array of the argument's shape and dtype
+    which it fills and returns: a parameter's gradient then lands in its buffer without a copy.
     """
 
     name: str
     forward: Callable[..., Any]
     derivatives: tuple[Derivative | None, ...] | Callable[..., Array]
     keeps: bool = False
+    reads: tuple[tuple[int, ...], ...] | None = None
+    writes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise TypeError where `reads` has not one tuple for each derivative."""
+        reads, count = self.reads, len(self.derivatives) if isinstance(self.derivatives, tuple) else 0
+        if reads is not None and (len(reads) != count or not all(isinstance(each, tuple) for each in reads)):
+            raise TypeError(f"reads of {self.name!r} is {reads!r}: expected {count} tuples, one for each derivative")
 
 
 def is_floating(array: Array) -> bool:

@@ -1,0 +1,70 @@
+"""Smooth functions and activations of one array; none overflows for any finite argument it is defined on."""
+
+import math
+
+import numpy as np
+
+from common.autograd.primitives.erf import erf
+from common.autograd.primitives.primitive import RESULT, Array, Primitive
+
+
+def _sigmoid(x: Array) -> Array:
+    """Return `1 / (1 + exp(-x))` by the exponential of what is never positive: small results stay exact."""
+    decay = np.exp(-np.abs(x))
+    result: Array = np.where(x >= 0, 1, decay) / (1 + decay)
+    return result
+
+
+def _softplus(x: Array, beta: float) -> Array:
+    """Return `log(1 + exp(beta x)) / beta` as `max(x, 0)` and a bounded rest."""
+    rest: Array = np.log1p(np.exp(-beta * np.abs(x))) / beta
+    return np.maximum(x, 0) + rest
+
+
+def _gelu(x: Array) -> tuple[Array, Array]:
+    """Return `x Phi(x)` and `Phi(x)`, the normal distribution function (Hendrycks & Gimpel, arXiv:1606.08415)."""
+    distribution: Array = 0.5 * (1 + erf(x * math.sqrt(0.5)))
+    return x * distribution, distribution
+
+
+def _gelu_derivative(gradient: Array, distribution: Array, x: Array) -> Array:
+    density = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    result: Array = gradient * (distribution + x * density)
+    return result
+
+
+#: Constants of the tanh form, in section 2 of the paper above.
+_SCALE = math.sqrt(2 / math.pi)
+_CUBIC = 0.044715
+
+
+def _gelu_tanh(x: Array) -> tuple[Array, Array]:
+    """Return the tanh form of GELU and the tanh in it."""
+    curve: Array = np.tanh(_SCALE * (x + _CUBIC * x * x * x))
+    return 0.5 * x * (1 + curve), curve
+
+
+def _gelu_tanh_derivative(gradient: Array, curve: Array, x: Array) -> Array:
+    slope = _SCALE * (1 + 3 * _CUBIC * x * x)
+    result: Array = gradient * (0.5 * (1 + curve) + 0.5 * x * (1 - curve * curve) * slope)
+    return result
+
+
+exp = Primitive("exp", np.exp, (lambda g, result, x: g * result,), reads=((RESULT,),))
+log = Primitive("log", np.log, (lambda g, _, x: g / x,), reads=((0,),))
+sqrt = Primitive("sqrt", np.sqrt, (lambda g, root, x: 0.5 * g / root,), reads=((RESULT,),))
+tanh = Primitive("tanh", np.tanh, (lambda g, result, x: g * (1 - result * result),), reads=((RESULT,),))
+sigmoid = Primitive("sigmoid", _sigmoid, (lambda g, result, x: g * result * (1 - result),), reads=((RESULT,),))
+# By the result, so that a pre-activation is not kept alive; 0 has derivative 0, as in PyTorch.
+relu = Primitive(
+    "relu", lambda x: np.maximum(x, 0), (lambda g, result, x: np.where(result > 0, g, 0),), reads=((RESULT,),)
+)
+leaky_relu = Primitive(
+    "leaky_relu",
+    lambda x, negative_slope: np.where(x > 0, x, negative_slope * x),
+    (lambda g, _, x, negative_slope: np.where(x > 0, g, negative_slope * g),),
+    reads=((0,),),
+)
+softplus = Primitive("softplus", _softplus, (lambda g, _, x, beta: g * _sigmoid(beta * x),), reads=((0,),))
+gelu = Primitive("gelu", _gelu, (_gelu_derivative,), keeps=True, reads=((0,),))
+gelu_tanh = Primitive("gelu_tanh", _gelu_tanh, (_gelu_tanh_derivative,), keeps=True, reads=((0,),))

@@ -1,0 +1,76 @@
+"""Arithmetic and choice, element by element with broadcasting."""
+
+from typing import Any
+
+import numpy as np
+
+from common.autograd.primitives.primitive import RESULT, Array, Primitive
+
+#: A bound or an exponent may be a Python number, which takes the other operand's dtype (NEP 50).
+Operand = Array | float
+
+
+def _power_by_base(gradient: Array, _: None, base: Array, exponent: Operand) -> Array:
+    """Return `g y x**(y - 1)`; where `y == 0` that is 0 even at `x == 0`, as in PyTorch."""
+    if isinstance(exponent, int | float):
+        by_number: Array = gradient * (exponent * base ** (exponent - 1)) if exponent else np.zeros_like(gradient)
+        return by_number
+    below = np.where(exponent == 0, 0, exponent - 1)
+    product: Array = gradient * (exponent * base**below)
+    return product
+
+
+def _power_by_exponent(gradient: Array, _: None, base: Operand, exponent: Array) -> Array:
+    """Return `g x**y log x`; at `x == 0` its limit 0 for `y >= 0`, as in PyTorch."""
+    vanishes = np.logical_and(np.equal(base, 0), exponent >= 0)
+    safe = np.where(vanishes, 1, base)
+    return gradient * np.where(vanishes, 0, safe**exponent * np.log(safe, dtype=gradient.dtype))
+
+
+def _greater_share(gradient: Array, one: Operand, other: Operand) -> Array:
+    """Return the gradient that the greater operand gets: all of it, or half of it at a tie (PyTorch's rule)."""
+    return np.where(np.less(one, other), 0, np.where(np.equal(one, other), gradient / 2, gradient))
+
+
+def _clip(x: Array, low: Operand | None, high: Operand | None) -> Array:
+    return x.copy("K") if low is None and high is None else np.clip(x, low, high)
+
+
+def _clip_derivative(gradient: Array, _: None, x: Array, low: Operand | None, high: Operand | None) -> Array:
+    """Pass the gradient where `low <= x <= high`, both ends included (PyTorch's rule)."""
+    inside: Any = np.ones(x.shape, bool) if low is None else x >= low
+    return np.where(inside if high is None else inside & (x <= high), gradient, 0)
+
+
+add = Primitive("add", np.add, (lambda g, _, x, y: g, lambda g, _, x, y: g), reads=((), ()))
+subtract = Primitive("subtract", np.subtract, (lambda g, _, x, y: g, lambda g, _, x, y: -g), reads=((), ()))
+multiply = Primitive("multiply", np.multiply, (lambda g, _, x, y: g * y, lambda g, _, x, y: g * x), reads=((1,), (0,)))
+divide = Primitive(
+    "divide",
+    np.true_divide,
+    (lambda g, _, x, y: g / y, lambda g, ratio, x, y: -g * ratio / y),
+    reads=((1,), (1, RESULT)),
+)
+# The operator and not np.power: it turns the common exponents 2, 0.5 and -1 into single instructions.
+power = Primitive("power", lambda x, y: x**y, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)))
+negate = Primitive("negate", np.negative, (lambda g, _, x: -g,), reads=((),))
+absolute = Primitive("abs", np.absolute, (lambda g, _, x: g * np.sign(x),), reads=((0,),))
+maximum = Primitive(
+    "maximum",
+    np.maximum,
+    (lambda g, _, x, y: _greater_share(g, x, y), lambda g, _, x, y: _greater_share(g, y, x)),
+    reads=((0, 1), (0, 1)),
+)
+minimum = Primitive(
+    "minimum",
+    np.minimum,
+    (lambda g, _, x, y: _greater_share(g, y, x), lambda g, _, x, y: _greater_share(g, x, y)),
+    reads=((0, 1), (0, 1)),
+)
+where = Primitive(
+    "where",
+    np.where,
+    (None, lambda g, _, chosen, x, y: np.where(chosen, g, 0), lambda g, _, chosen, x, y: np.where(chosen, 0, g)),
+    reads=((), (0,), (0,)),
+)
+clip = Primitive("clip", _clip, (_clip_derivative,), reads=((0,),))

@@ -1,0 +1,58 @@
+"""Choosing elements by slices, integers and masks, and replacing them."""
+
+from typing import Any
+
+import numpy as np
+
+from common.autograd.primitives.primitive import Array, Primitive
+
+#: Whatever NumPy takes between brackets.
+Index = Any
+Shape = tuple[int, ...]
+
+
+def may_repeat(index: Index) -> bool:
+    """Tell whether `index` can choose one element twice: only integers in an array or a list can."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, list | np.ndarray) and np.asarray(part).dtype != np.bool_ for part in parts)
+
+
+def _take(x: Array, index: Index) -> tuple[Array, Shape]:
+    return x[index], x.shape
+
+
+def _take_derivative(gradient: Array, shape: Shape, _: None, index: Index) -> Array:
+    """Put the gradient back where its elements came from; what was taken twice adds up."""
+    whole = np.zeros(shape, gradient.dtype)
+    if may_repeat(index):
+        np.add.at(whole, index, gradient)
+    else:
+        whole[index] = gradient
+    return whole
+
+
+def _put(x: Array, values: Array, index: Index) -> tuple[Array, Shape]:
+    """Return a copy of `x` with `values` at `index`; where an index repeats, the last value stays (as in NumPy)."""
+    replaced = x.copy("K")
+    replaced[index] = values
+    return replaced, np.shape(values)
+
+
+def _put_by_target(gradient: Array, shape: Shape, x: None, values: None, index: Index) -> Array:
+    rest = gradient.copy("K")
+    rest[index] = 0
+    return rest
+
+
+def _put_by_values(gradient: Array, shape: Shape, x: None, values: None, index: Index) -> Array:
+    """Return the gradient at `index`, of the last value only where an element was replaced more than once."""
+    if not may_repeat(index):
+        return gradient[index]
+    serials = np.empty(gradient.shape, np.int64)
+    order = np.arange(gradient[index].size).reshape(gradient[index].shape)
+    serials[index] = order
+    return np.where(serials[index] == order, gradient[index], 0)
+
+
+take = Primitive("index", _take, (_take_derivative,), keeps=True, reads=((),))
+put = Primitive("index_put", _put, (_put_by_target, _put_by_values), keeps=True, reads=((), ()))

@@ -1,0 +1,71 @@
+"""Products of matrices."""
+
+import numpy as np
+
+from common.autograd.primitives.primitive import Array, Primitive
+
+
+def _as_rows(x: Array) -> Array:
+    return x[np.newaxis, :] if x.ndim == 1 else x
+
+
+def _as_columns(y: Array) -> Array:
+    return y[:, np.newaxis] if y.ndim == 1 else y
+
+
+def _full(gradient: Array, x: Array, y: Array) -> Array:
+    """Return the gradient with the axes that NumPy drops from the product where an operand is a vector."""
+    if y.ndim == 1:
+        gradient = gradient[..., np.newaxis]
+    return gradient[..., np.newaxis, :] if x.ndim == 1 else gradient
+
+
+def _matmul_by_left(gradient: Array, _: None, x: Array, y: Array) -> Array:
+    product: Array = np.matmul(_full(gradient, x, y), _as_columns(y).swapaxes(-1, -2))
+    return np.squeeze(product, -2) if x.ndim == 1 else product
+
+
+def _matmul_by_right(gradient: Array, _: None, x: Array, y: Array) -> Array:
+    product: Array = np.matmul(_as_rows(x).swapaxes(-1, -2), _full(gradient, x, y))
+    return np.squeeze(product, -1) if y.ndim == 1 else product
+
+
+def _is_batch_innermost(x: Array) -> bool:
+    return x.ndim == 2 and not x.flags.c_contiguous and x.T.flags.c_contiguous
+
+
+def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """Return `x @ weight.T + bias`: (..., features) by (out, features) to (..., out), in the layout of `x`."""
+    product: Array = np.matmul(weight, x.T).T if _is_batch_innermost(x) else np.matmul(x, weight.T)
+    if bias is None:
+        return product
+    if product.dtype != bias.dtype:
+        return product + bias
+    product += bias
+    return product
+
+
+def _linear_by_input(gradient: Array, _: None, x: Array, weight: Array, bias: None) -> Array:
+    product: Array = np.matmul(weight.T, gradient.T).T if _is_batch_innermost(x) else np.matmul(gradient, weight)
+    return product
+
+
+def _linear_by_weight(gradient: Array, _: None, x: Array, weight: Array, bias: None, out: Array | None = None) -> Array:
+    rows = gradient.reshape(-1, weight.shape[0])
+    product: Array = np.matmul(rows.T, x.reshape(-1, weight.shape[1]), out=out)
+    return product
+
+
+def _linear_by_bias(gradient: Array, _: None, x: Array, weight: Array, bias: None, out: Array | None = None) -> Array:
+    total: Array = np.add.reduce(gradient.reshape(-1, weight.shape[0]), axis=0, out=out)
+    return total
+
+
+matmul = Primitive("matmul", np.matmul, (_matmul_by_left, _matmul_by_right), reads=((0, 1), (0, 1)))
+linear = Primitive(
+    "linear",
+    _linear,
+    (_linear_by_input, _linear_by_weight, _linear_by_bias),
+    reads=((0, 1), (0, 1), (1,)),
+    writes=(1, 2),
+)
