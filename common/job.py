@@ -36,6 +36,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     micro_batches: Annotated[
         int, Meta(ge=1, le=4096, description="pieces of a step: bounds the useful workers, and a part of the bits")
     ] = 8
+    initial: (
+        Annotated[str, Meta(description="weights to start from (safetensors), instead of drawing them from the seed")]
+        | None
+    ) = None
     label_smoothing: Annotated[Probability, Meta(description="share of each label spread over all classes")] = 0.0
     normalize: Annotated[bool, Meta(description="subtract the training set's mean, divide by its deviation")] = True
     max_shift: Annotated[int, Meta(ge=0, le=1024, description="shift each training image by up to so many pixels")] = 0
@@ -54,7 +58,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     schedule: Annotated[
         Literal["constant", "step", "cosine", "one-cycle"], Meta(description="course of the learning rate")
     ] = "constant"
-    warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the rate rises linearly from 0")] = 0
+    warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the rate first rises linearly")] = 0
     decay_every: Annotated[PositiveInt, Meta(description="epochs between decays, of the step schedule")] = 1
     decay_factor: Annotated[Positive, Meta(description="what each decay multiplies by, of the step schedule")] = 0.1
 

@@ -4,13 +4,14 @@
 decides never changes the result, only who computes it: the sums are added over one fixed tree.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.errors import ProtocolError
 from common.job import Job
 from common.messages import (
-    PROTOCOL_VERSION,
     Alive,
     Finished,
     Lease,
@@ -20,8 +21,9 @@ from common.messages import (
     Welcome,
 )
 from common.numerics import Fingerprint
-from common.reduction import TreeSum
+from common.reduction import Node, TreeSum
 from common.tally import Tally
+from ps.admission import refusal
 from ps.effects import AddSums, Effect, Finish, RecordEpoch, Say, Send, SendWeights, UpdateWeights
 from ps.events import (
     Event,
@@ -79,7 +81,7 @@ class Coordinator:
     progress: Progress = field(default_factory=Progress)
     failure: str = ""
     #: When to say again for whom the run waits; None while it does not wait.
-    reminder: float | None = None
+    reminder: float | None = -math.inf
     round: Round = field(init=False)
     pieces: Pieces = field(init=False)
     #: The round's counts, over the same tree as its sums.
@@ -139,9 +141,9 @@ class Coordinator:
     # Workers come and go
 
     def _join(self, event: WorkerJoined) -> list[Effect]:
-        refusal = self._refusal(event)
-        if refusal:
-            return [Send(peer=event.peer, message=Refused(reason=refusal)), Say(text=f"refused a worker: {refusal}")]
+        reason = self._refusal(event)
+        if reason:
+            return [Send(peer=event.peer, message=Refused(reason=reason)), Say(text=f"refused a worker: {reason}")]
         if self.is_over():
             return [Send(peer=event.peer, message=Finished(reason=self.failure))]
         if event.peer in self.roster.members:
@@ -159,22 +161,11 @@ class Coordinator:
         return [Send(peer=event.peer, message=welcome), Say(text=f"{member.named()} joined")]
 
     def _refusal(self, event: WorkerJoined) -> str:
-        join = event.join
-        if join.protocol != PROTOCOL_VERSION:
-            return (
-                f"the worker speaks protocol {join.protocol}, the server {PROTOCOL_VERSION}: "
-                "install the same version of lockstep on both"
-            )
-        twin = self.roster.incarnation_of(join.incarnation)
+        twin = self.roster.incarnation_of(event.join.incarnation)
         if twin is not None and twin.peer != event.peer:
-            return f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
-        differences = self.facts.fingerprint.differences(join.fingerprint)
-        if differences and not self.facts.allows_mixed_numerics:
-            return (
-                f"the numerics of host {join.host} differ from the server's, so its bits would: {'; '.join(differences)}; "
-                "use equal machines, or start the server with --allow-mixed-numerics and lose the promise"
-            )
-        return ""
+            return f"incarnation {event.join.incarnation!r} is {twin.named()} already: start a new worker"
+        facts = self.facts
+        return refusal(event.join, facts.fingerprint, allows_mixed_numerics=facts.allows_mixed_numerics)
 
     def _prepared(self, peer: bytes, now: float) -> list[Effect]:
         member = self.roster.members.get(peer)
@@ -206,7 +197,7 @@ class Coordinator:
         self._remind_if_alone(now)
         return [Say(text=f"{member.named()} left: {event.reason}{pieces}"), *self._hand_out(now)]
 
-    def _what(self, nodes: list[object]) -> str:
+    def _what(self, nodes: Sequence[Node]) -> str:
         return f"micro-batches {', '.join(map(str, nodes))} of step {self.round.step}"
 
     def _remind_if_alone(self, now: float) -> None:
@@ -249,7 +240,6 @@ class Coordinator:
             return []
         if member.standing is Standing.SILENT:
             member.standing = Standing.READY
-        member.compute_s += result.compute_s
         node = result.node()
         if (result.work, result.step) != (self.round.work, self.round.step) or not self.pieces.accept(node):
             return self._hand_out(now)
@@ -257,7 +247,7 @@ class Coordinator:
         self.tallies.add(node, tally)
         effects: list[Effect] = []
         if result.work == "train":
-            member.samples += result.count
+            self.roster.credit(member, result.count, result.compute_s)
             effects.append(AddSums(node=node))
         if self.pieces.are_done():
             effects += self._close_round(now)
@@ -303,7 +293,8 @@ class Coordinator:
         what = "micro-batch" if diverged.work == "train" else "evaluation piece"
         return self._fail(
             f"the loss of step {diverged.step}, {what} {diverged.micro_batch}, is not finite; first seen in layer "
-            f"{diverged.layer}: lower the learning rate, warm it up, or clip the gradient (--lr, --warmup-steps, --clip-norm)",
+            f"{diverged.layer}: lower the learning rate, warm it up or clip the gradient "
+            "(--lr, --warmup-steps, --clip-norm)",
             is_diverged=True,
         )
 
@@ -360,7 +351,7 @@ class Coordinator:
     def status(self, now: float) -> Status:
         """Return how the run stands."""
         plan, progress = self.facts.plan, self.progress
-        step = self.round.step if not self.phase is Phase.FINISHED else plan.total_steps
+        step = self.round.step if self.phase is not Phase.FINISHED else plan.total_steps
         return Status(
             run=self.facts.run,
             model=self.facts.job.model_name(),
@@ -376,8 +367,7 @@ class Coordinator:
             eta_s=progress.eta_s(plan.samples(self.facts.training_samples, self.facts.job.global_batch)),
             min_workers=self.facts.min_workers,
             workers=[
-                member.status(is_busy=bool(self.pieces.holding(member.rank)))
-                for member in self.roster.members.values()
+                member.status(is_busy=bool(self.pieces.holding(member.rank))) for member in self.roster.members.values()
             ],
             history=progress.history,
             failure=self.failure,

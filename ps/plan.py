@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 
+from common.data.evaluation import evaluation_pieces
 from common.job import Job
 from common.messages import Work
-
-#: Test samples of one evaluation piece. Not part of the job: it decides the last bits of the test loss only.
-EVALUATION_SAMPLES = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Work that is done once all its pieces are: a training step, or an evaluation of the weights after `step` steps."""
+    """Work that is done once all its pieces are: a training step, or an evaluation after `step` steps."""
 
     work: Work
     step: int
@@ -64,8 +62,3 @@ def plan_of(job: Job, training_samples: int, test_samples: int) -> Plan:
         micro_batches=job.micro_batches,
         evaluation_pieces=evaluation_pieces(test_samples),
     )
-
-
-def evaluation_pieces(samples: int) -> int:
-    """Return into how many pieces a test set of that size is cut."""
-    return max(1, -(-samples // EVALUATION_SAMPLES))

@@ -27,7 +27,7 @@ class Member:
     standing: Standing = Standing.PREPARING
     #: The step whose weights it was last sent, None before the first.
     weights_step: int | None = None
-    #: Samples whose gradients were accepted from it, and the seconds that all its results took it.
+    #: Samples whose gradients were accepted from it, and the seconds that these took it.
     samples: int = 0
     compute_s: float = 0.0
 
@@ -56,6 +56,8 @@ class Roster:
     next_rank: int = 0
     #: Most members that were ready at one time.
     most_ready: int = 0
+    #: Seconds of computing whose gradients were accepted, of all members that ever were.
+    compute_s: float = 0.0
 
     def admit(self, peer: bytes, join: Join) -> Member:
         """Give a peer the next rank."""
@@ -67,6 +69,12 @@ class Roster:
     def incarnation_of(self, incarnation: str) -> Member | None:
         """Return the member with that incarnation, if there is one."""
         return next((member for member in self.members.values() if member.join.incarnation == incarnation), None)
+
+    def credit(self, member: Member, samples: int, compute_s: float) -> None:
+        """Book gradients that were accepted from a member."""
+        member.samples += samples
+        member.compute_s += compute_s
+        self.compute_s += compute_s
 
     def ready(self) -> list[Member]:
         """Return the members that may be given work, by rank."""

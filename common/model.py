@@ -1,0 +1,40 @@
+"""From a job's `model` value to a Module: a name, a description as data, or a file of one's own."""
+
+from typing import Any
+
+from common.data.dataset import Dataset
+from common.errors import ModelError
+from common.nn.description import build
+from common.nn.model_file import is_model_file, load_model_file, source_digest
+from common.nn.models import MODELS
+from common.nn.module import Module
+from common.spelling import nearest
+
+
+def build_model(model: str | dict[str, Any]) -> Module:
+    """Return a new model; its values are whatever its layers draw: call `initialize` or bind it to a vector."""
+    if isinstance(model, dict):
+        return build(model)
+    if is_model_file(model):
+        return load_model_file(model)
+    if model not in MODELS:
+        raise ModelError(
+            f"model = {model!r} is not known{nearest(model, MODELS)}: expected one of {', '.join(MODELS)}, "
+            "or FILE.py:FUNCTION that returns a Module"
+        )
+    return MODELS[model]()
+
+
+def model_source(model: str | dict[str, Any]) -> str:
+    """Return the SHA-256 of the model's own file in hex, empty for a model of the library."""
+    return source_digest(model) if isinstance(model, str) and is_model_file(model) else ""
+
+
+def check_fit(model: Module, data: Dataset, output_shape: tuple[int, ...]) -> None:
+    """Raise `ModelError` where the model's output for two samples of `data` is not one number a class."""
+    expected = (2, data.classes)
+    if output_shape != expected:
+        raise ModelError(
+            f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
+            f"expected {expected}, one number for each of {data.classes} classes; change the last layer"
+        )

@@ -1,0 +1,103 @@
+"""Keeps a run's figures as they come, in memory and in its folder where it has one."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from common.layout import ParameterLayout, weights_digest
+from common.messages import EpochStatus
+from common.reduction import Vector
+from common.tally import Tally
+from ps.coordinator import RunFacts
+from ps.progress import Progress
+from ps.run_folder import EpochRecord, RunFolder, RunResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a run was carried out: what `result.json` tells beside the job."""
+
+    servers: int
+    transport: str
+    #: When the server was started, in seconds of the clock that the run goes by.
+    started: float
+
+
+@dataclass
+class Recorder:
+    """The record of one run."""
+
+    facts: RunFacts
+    setting: Setting
+    layout: ParameterLayout
+    folder: RunFolder | None
+    history: list[EpochRecord] = field(default_factory=list)
+    #: Seconds spent in updates so far.
+    update_s: float = 0.0
+    #: Set once the run has ended well.
+    result: RunResult | None = None
+
+    def step(self, step: int, tally: Tally, rate: float, update_s: float) -> None:
+        """Keep the figures of a training step."""
+        self.update_s += update_s
+        if self.folder is not None:
+            figures = {"step": step, "loss": tally.loss, "accuracy": tally.accuracy, "lr": rate, "samples": tally.count}
+            self.folder.record("step", {"epoch": self.facts.plan.epoch_of(step), **figures})
+
+    def epoch(self, status: EpochStatus, digest: str) -> None:
+        """Keep the figures of an epoch."""
+        record = EpochRecord(**msgspec.to_builtins(status), weights_sha256=digest)
+        self.history.append(record)
+        if self.folder is not None:
+            self.folder.record("epoch", msgspec.to_builtins(record))
+            self.folder.flush()
+
+    def finish(self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float) -> RunResult:
+        """Keep the weights and the result of a run that went well."""
+        facts, job, last = self.facts, self.facts.job, self.history[-1]
+        self.result = RunResult(
+            run=facts.run,
+            model=job.model_name(),
+            dataset=job.data,
+            seed=job.seed,
+            workers=workers,
+            servers=self.setting.servers,
+            transport=self.setting.transport,
+            epochs=facts.plan.epochs,
+            steps=facts.plan.total_steps,
+            global_batch=job.global_batch,
+            micro_batches=job.micro_batches,
+            wall_s=now - self.setting.started,
+            train_s=progress.train_s,
+            images_per_s=progress.samples / progress.train_s if progress.train_s else 0.0,
+            compute_s=compute_s,
+            update_s=self.update_s,
+            train_loss=last.loss,
+            test_loss=last.test_loss,
+            test_accuracy=last.test_accuracy,
+            weights_sha256=weights_digest(weights),
+            job_sha256=job.digest(),
+            dataset_sha256=facts.dataset,
+            numerics=msgspec.to_builtins(facts.fingerprint),
+            history=self.history,
+        )
+        if self.folder is not None:
+            self._keep(weights, facts.plan.total_steps)
+            self.folder.keep_result(self.result)
+        return self.result
+
+    def fail(self, failure: str, weights: Vector, steps: int) -> None:
+        """Keep the weights of a run that failed, as they were after `steps` updates."""
+        if self.folder is not None:
+            self.folder.record("failure", {"failure": failure, "weights_after_steps": steps})
+            self._keep(weights, steps)
+
+    def _keep(self, weights: Vector, steps: int) -> None:
+        assert self.folder is not None
+        metadata = {"run": self.facts.run, "model": self.facts.job.model_name(), "steps": str(steps)}
+        self.folder.keep_weights(self.layout, weights, metadata)
+
+    def close(self) -> None:
+        """Close the folder's files."""
+        if self.folder is not None:
+            self.folder.close()

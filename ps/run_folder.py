@@ -1,0 +1,98 @@
+"""What a run leaves on disk: `metrics.jsonl`, `weights.safetensors`, `result.json`. Knows no worker and no socket."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+
+from common.layout import ParameterLayout
+from common.reduction import Vector
+from common.safetensors import write, write_atomically
+
+METRICS = "metrics.jsonl"
+WEIGHTS = "weights.safetensors"
+RESULT = "result.json"
+
+
+class EpochRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One epoch in the history: means over its training samples, over the test set after it, and the weights then."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    test_loss: float
+    test_accuracy: float
+    #: Seconds from the first step to the end of the epoch's evaluation.
+    wall_s: float
+    weights_sha256: str
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What `result.json` says of a finished run."""
+
+    run: str
+    model: str
+    dataset: str
+    seed: int
+    workers: int
+    servers: int
+    transport: str
+    epochs: int
+    steps: int
+    global_batch: int
+    micro_batches: int
+    #: Seconds from the server's start to the end of the run, and those of them in training rounds.
+    wall_s: float
+    train_s: float
+    #: Training samples a second of `train_s`.
+    images_per_s: float
+    #: Seconds that the workers spent in computing, added up, and those that the server spent in updates.
+    compute_s: float
+    update_s: float
+    #: Mean training loss of the last epoch; test figures after it.
+    train_loss: float
+    test_loss: float
+    test_accuracy: float
+    weights_sha256: str
+    job_sha256: str
+    dataset_sha256: str
+    #: What computed it: versions, BLAS kernel, processor features.
+    numerics: dict[str, Any]
+    history: list[EpochRecord]
+
+
+@dataclass
+class RunFolder:
+    """An existing folder that takes in a run."""
+
+    path: Path
+    _metrics: IO[bytes] | None = None
+
+    def record(self, kind: str, figures: dict[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`; buffered until `flush`."""
+        if self._metrics is None:
+            self._metrics = (self.path / METRICS).open("ab")
+        self._metrics.write(msgspec.json.encode({"kind": kind, **figures}) + b"\n")
+
+    def flush(self) -> None:
+        """Hand what was recorded to the system."""
+        if self._metrics is not None:
+            self._metrics.flush()
+
+    def close(self) -> None:
+        """Flush and close; recording again would reopen the file."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    def keep_weights(self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str]) -> None:
+        """Write the weights as safetensors, whole or not at all."""
+        tensors = {name: np.ascontiguousarray(array) for name, array in layout.read(vector).items()}
+        write(self.path / WEIGHTS, tensors, metadata)
+
+    def keep_result(self, result: RunResult) -> None:
+        """Write `result.json`, whole or not at all."""
+        text = msgspec.json.format(msgspec.json.encode(result), indent=2)
+        write_atomically(self.path / RESULT, text + b"\n")

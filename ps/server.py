@@ -1,0 +1,178 @@
+"""The server's shell: turns frames into events and effects into frames, and keeps the run's files. Decides nothing."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from common.clock import Clock
+from common.codec import decode, encode
+from common.errors import RemoteProtocolError
+from common.messages import (
+    Alive,
+    Diverged,
+    Failed,
+    Finished,
+    Join,
+    Leave,
+    Message,
+    Ready,
+    Result,
+    ServerMessage,
+    StatusAsked,
+    Weights,
+    WorkerMessage,
+)
+from common.reduction import Vector
+from common.transport.port import PeerGone, PeerSlow, ServerPort
+from ps import effects, events
+from ps.coordinator import Coordinator
+from ps.recorder import Recorder
+from ps.shard import Shard
+
+#: Seconds for which the last messages may still go out.
+LINGER_S = 1.0
+
+
+@dataclass
+class Server:
+    """One run at the server: the coordinator, the shard, and the means by which effects happen."""
+
+    coordinator: Coordinator
+    shard: Shard
+    recorder: Recorder
+    port: ServerPort
+    clock: Clock
+    say: Callable[[str], None]
+    #: Set once the run has ended.
+    ended: effects.Finish | None = None
+    #: The arrays of the message at hand.
+    _arrays: list[Vector] = field(default_factory=list)
+
+    def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
+        """Serve until the run is over; `watch` is called after each message, to show the progress."""
+        try:
+            while self.ended is None:
+                self.step()
+                watch()
+        except KeyboardInterrupt:
+            self.interrupt()
+        finally:
+            self.port.close(LINGER_S)
+            self.recorder.close()
+        assert self.ended is not None
+        return self.ended
+
+    def interrupt(self) -> None:
+        """End the run now."""
+        self._happen(events.Interrupted())
+
+    def step(self) -> bool:
+        """Handle one message, or the passing of time; return whether anything happened."""
+        deadline = self.coordinator.deadline()
+        received = self.port.receive(None if deadline is None else max(0.0, deadline - self.clock.now()))
+        if received is not None:
+            self._hear(*received)
+            return True
+        if deadline is not None and self.clock.now() >= deadline:
+            self._happen(events.TimePassed())
+            return True
+        return False
+
+    def _hear(self, peer: bytes, frames: list[memoryview]) -> None:
+        try:
+            message, self._arrays = decode(frames, WorkerMessage)
+            event = self._event(peer, message)
+        except RemoteProtocolError as error:
+            self.say(f"a peer broke the protocol: {error}")
+            event = events.WorkerLeft(peer=peer, reason=f"it broke the protocol: {error}")
+        self._happen(event)
+
+    def _event(self, peer: bytes, message: Message) -> events.Event:
+        match message:
+            case Join():
+                return events.WorkerJoined(peer=peer, join=message)
+            case Ready():
+                return events.WorkerPrepared(peer=peer)
+            case Result():
+                self._check_sums(message)
+                return events.ResultReceived(peer=peer, result=message)
+            case Failed():
+                return events.PieceFailed(peer=peer, failed=message)
+            case Diverged():
+                return events.LossDiverged(peer=peer, diverged=message)
+            case Leave():
+                return events.WorkerLeft(peer=peer, reason=message.reason)
+            case Alive():
+                return events.WorkerAsked(peer=peer)
+            case StatusAsked():
+                return events.StatusRequested(peer=peer)
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} is no message for a server")
+
+    def _check_sums(self, result: Result) -> None:
+        size = self.shard.weights.size
+        if result.work == "train" and len(self._arrays[0]) != size:
+            raise RemoteProtocolError(f"sums of {len(self._arrays[0])} values: expected {size}")
+
+    def _happen(self, event: events.Event) -> None:
+        """Let the coordinator handle an event, and whatever its effects lead to."""
+        pending = deque([event])
+        while pending:
+            for effect in self.coordinator.handle(pending.popleft(), self.clock.now()):
+                following = self._perform(effect)
+                if following is not None:
+                    pending.append(following)
+
+    def _perform(self, effect: effects.Effect) -> events.Event | None:
+        match effect:
+            case effects.Send():
+                return self._send(effect.peer, effect.message)
+            case effects.SendWeights():
+                return self._send(effect.peer, Weights(step=effect.step), self.shard.weights)
+            case effects.AddSums():
+                self.shard.add(effect.node, self._arrays[0])
+            case effects.UpdateWeights():
+                self._update(effect)
+            case effects.RecordEpoch():
+                self.recorder.epoch(effect.epoch, self.shard.digest())
+            case effects.Say():
+                self.say(effect.text)
+            case effects.Finish():
+                self._finish(effect)
+            case _:
+                assert_never(effect)
+        return None
+
+    def _send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> events.Event | None:
+        try:
+            self.port.send(peer, encode(message, arrays))
+        except PeerGone:
+            # One that could not be told of the end needs no obituary.
+            is_end = isinstance(message, Finished)
+            return None if is_end else events.WorkerLeft(peer=peer, reason="its connection is gone")
+        except PeerSlow:
+            return events.WorkerLeft(peer=peer, reason="it does not read what it is sent")
+        return None
+
+    def _update(self, effect: effects.UpdateWeights) -> None:
+        began = self.clock.now()
+        rate = self.shard.update(effect.step, effect.tally.count)
+        now = self.clock.now()
+        self.recorder.step(effect.step, effect.tally, rate, now - began)
+
+    def _finish(self, finish: effects.Finish) -> None:
+        self.ended = finish
+        coordinator, shard = self.coordinator, self.shard
+        if not finish.failure:
+            self.recorder.finish(
+                coordinator.progress,
+                workers=coordinator.roster.most_ready,
+                compute_s=coordinator.roster.compute_s,
+                weights=shard.weights,
+                now=self.clock.now(),
+            )
+        elif finish.is_diverged:
+            self.recorder.fail(finish.failure, shard.previous, max(0, shard.updates - 1))
+        else:
+            self.recorder.fail(finish.failure, shard.weights, shard.updates)

@@ -1,0 +1,80 @@
+"""A shard holds a slice of the weights: it adds sums over the tree and steps the optimizer. Arithmetic only.
+
+Knows nothing of workers, leases or messages. For now one shard holds the whole vector.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.layout import weights_digest
+from common.optim.clipping import scale_for, squared_norm
+from common.optim.rules import Rule
+from common.optim.schedules import Schedule
+from common.reduction import Node, Vector, VectorPool, VectorTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdatePolicy:
+    """How sums become new weights."""
+
+    rule: Rule
+    schedule: Schedule
+    clip_norm: float | None
+    #: Number of trained values, which come first in the vector; running statistics follow.
+    parameter_size: int
+    #: Momentum of each running statistic, shape (size - parameter_size,).
+    momenta: Vector
+
+
+@dataclass
+class Shard:
+    """The weights, the optimizer's state, and the tree of the step at hand."""
+
+    #: The flat vector in use; changed by `update` only.
+    weights: Vector
+    policy: UpdatePolicy
+    micro_batches: int
+    #: The weights one update ago: what is kept when those in use turn out not to give a finite loss.
+    previous: Vector = field(init=False)
+    state: dict[str, Vector] = field(init=False)
+    sums: VectorTree = field(init=False)
+    #: Number of updates made so far.
+    updates: int = 0
+
+    def __post_init__(self) -> None:
+        self.previous = self.weights.copy()
+        self.state = self.policy.rule.init(self.policy.parameter_size)
+        self.sums = VectorTree(self.micro_batches, VectorPool(self.weights.size))
+
+    def add(self, node: Node, sums: Vector) -> None:
+        """Take the sums of a node; they are copied, so that the caller may use its memory again."""
+        own = self.sums.pool.take()
+        np.copyto(own, sums)
+        self.sums.add(node, own, is_owned=True)
+
+    def update(self, step: int, count: int) -> float:
+        """Step the optimizer with the whole sum over `count` samples; return the learning rate used.
+
+        The sum is divided once, here (rule R1). Updates of a slice are element by element, so that any slice of the
+        result is the result of that slice.
+        """
+        policy, size = self.policy, self.policy.parameter_size
+        np.copyto(self.previous, self.weights)
+        mean = self.sums.total()
+        mean /= np.float32(count)
+        gradient = mean[:size]
+        if policy.clip_norm is not None:
+            gradient *= np.float32(scale_for(squared_norm(gradient), policy.clip_norm))
+        rate = policy.schedule.rate(step)
+        policy.rule.update(self.weights[:size], gradient, self.state, step, rate)
+        # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
+        statistics = self.weights[size:]
+        statistics += policy.momenta * (mean[size:] - statistics)
+        self.sums.reset()
+        self.updates += 1
+        return rate
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the weights in use, in hex."""
+        return weights_digest(self.weights)

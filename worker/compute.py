@@ -1,0 +1,150 @@
+"""One piece of work: (weights, step, micro-batch) to sums. Whoever computes it gets the same bits: no state of the run.
+
+Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.autograd import Tensor, no_grad
+from common.autograd import functional as F
+from common.data.dataset import Dataset, TrainTest
+from common.data.evaluation import evaluation_rows
+from common.data.preparation import Preparation
+from common.data.sampler import Sampler
+from common.job import Job
+from common.layout import ParameterLayout, bind, layout_of
+from common.nn.inspection import first_nonfinite_layer
+from common.nn.module import Module
+from common.randomness import Purpose, generator
+from common.reduction import Node, Vector, VectorPool, VectorTree
+from common.tally import Tally
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss of a piece is not finite: the piece, and the first layer whose output is not."""
+
+    def __init__(self, piece: int, layer: str) -> None:
+        super().__init__(f"piece {piece}, layer {layer}")
+        self.piece = piece
+        self.layer = layer
+
+
+@dataclass
+class Compute:
+    """A model bound to two flat vectors, with the data it learns from."""
+
+    job: Job
+    model: Module
+    data: TrainTest
+    #: What the model computes with; the owner copies new weights in.
+    weights: Vector = field(init=False)
+    layout: ParameterLayout = field(init=False)
+    sampler: Sampler = field(init=False)
+    preparation: Preparation = field(init=False)
+    #: What the last backward wrote: gradients, then observed statistics, both as sums over the piece's samples.
+    _sums: Vector = field(init=False)
+    _tree: VectorTree = field(init=False)
+
+    def __post_init__(self) -> None:
+        job = self.job
+        self.layout = layout_of(self.model)
+        self.weights = np.zeros(self.layout.size, dtype=np.float32)
+        self._sums = np.zeros(self.layout.size, dtype=np.float32)
+        bind(self.model, self.layout, self.weights, self._sums)
+        self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
+        self.preparation = (
+            Preparation.of(self.data.train, job.max_shift) if job.normalize else Preparation(0.0, 1.0, job.max_shift)
+        )
+        self._tree = VectorTree(job.micro_batches, VectorPool(self.layout.size))
+
+    def train(self, step: int, node: Node) -> tuple[Vector, Tally]:
+        """Return the sums over the pieces of a node, added over the tree, and their tally.
+
+        The vector has the layout's size and is valid until the next call. Raises `NotFiniteError`.
+        """
+        if len(node) == 1:
+            return self._sums, self.piece(step, node.lo)
+        self._tree.reset()
+        tally = self._fill_tree(step, node)
+        return self._tree.tree.held[node].vector, tally
+
+    def _fill_tree(self, step: int, node: Node) -> Tally:
+        if len(node) == 1:
+            tally = self.piece(step, node.lo)
+            own = self._tree.pool.take()
+            np.copyto(own, self._sums)
+            self._tree.add(node, own, is_owned=True)
+            return tally
+        first, second = node.halves()
+        # The tally is a floating-point sum too, so it is added over the same tree.
+        return self._fill_tree(step, first) + self._fill_tree(step, second)
+
+    def piece(self, step: int, micro_batch: int) -> Tally:
+        """Compute one micro-batch into the vector of sums."""
+        indices = self.sampler.indices(step, micro_batch)
+        count = len(indices)
+        if count == 0:
+            self._sums.fill(0.0)
+            return Tally()
+        # A statistic that this forward does not observe stays what it is: its sum is count times its value.
+        size = self.layout.parameter_size
+        np.multiply(self.weights[size:], np.float32(count), out=self._sums[size:])
+        images, labels = self._batch(self.data.train, indices, step, micro_batch)
+        self.model.train()
+        self.model.reseed(self.job.seed, step, micro_batch)
+        with np.errstate(all="ignore"):  # what is not finite is found in the loss, and told with its place
+            logits = self.model(Tensor(images))
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.job.label_smoothing, reduction="sum")
+            tally = self._tally(loss, logits, labels, micro_batch, images)
+            self.model.zero_grad()
+            loss.backward()
+        self._clear_unused()
+        return tally
+
+    def evaluate(self, node: Node) -> Tally:
+        """Return the tally of a node of the test set's pieces, added over their tree. Raises `NotFiniteError`."""
+        if len(node) == 1:
+            return self._evaluate_piece(node.lo)
+        first, second = node.halves()
+        return self.evaluate(first) + self.evaluate(second)
+
+    def _evaluate_piece(self, piece: int) -> Tally:
+        rows = evaluation_rows(piece, len(self.data.test))
+        labels = self.data.test.labels[rows]
+        images = self.preparation.images(self.data.test.images[rows])
+        self.model.eval()
+        with no_grad(), np.errstate(all="ignore"):
+            logits = self.model(Tensor(images))
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            return self._tally(loss, logits, labels, piece, images)
+
+    def _batch(
+        self, data: Dataset, indices: np.ndarray[tuple[int], np.dtype[np.int64]], step: int, micro_batch: int
+    ) -> tuple[Vector, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        rng = None
+        if self.job.max_shift:
+            rng = generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)
+        return self.preparation.images(data.images[indices], rng), data.labels[indices]
+
+    def _tally(
+        self,
+        loss: Tensor,
+        logits: Tensor,
+        labels: np.ndarray[tuple[int], np.dtype[np.int64]],
+        piece: int,
+        images: Vector,
+    ) -> Tally:
+        loss_sum = float(loss.data)
+        if not np.isfinite(loss_sum):
+            layer = first_nonfinite_layer(self.model, Tensor(images)) or "the loss itself"
+            raise NotFiniteError(piece, layer)
+        correct = int(np.count_nonzero(logits.data.argmax(axis=1) == labels))
+        return Tally(loss_sum, correct, len(labels))
+
+    def _clear_unused(self) -> None:
+        """Write zeros for the parameters that took no part in the forward."""
+        for entry, parameter in zip(self.layout.parameters, self.model.parameters(), strict=True):
+            if parameter.grad is None:
+                entry.view(self._sums).fill(0.0)

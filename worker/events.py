@@ -1,0 +1,106 @@
+"""What can happen to a worker, in the past tense."""
+
+from dataclasses import dataclass
+
+from common.messages import Finished, Lease, Refused, Result, Standby, Weights, Welcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """The process is up and the address is dialled, which does not mean that anybody is there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Welcomed:
+    welcome: Welcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnedAway:
+    refused: Refused
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Model and data are there, both as the welcome demanded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparationFailed:
+    """Model or data cannot be had, or are not the server's."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToldToStandBy:
+    standby: Standby
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsReceived:
+    weights: Weights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeaseReceived:
+    lease: Lease
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceComputed:
+    """The sums of the lease at hand are in the shell's hands."""
+
+    result: Result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceDiverged:
+    lease: Lease
+    piece: int
+    layer: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceRaised:
+    lease: Lease
+    traceback: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerAnswered:
+    """The server is there, and has nothing to say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFinished:
+    finished: Finished
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimePassed:
+    """The deadline came before any message did."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interrupted:
+    """A person or the system wants the worker to go."""
+
+
+Event = (
+    Started
+    | Welcomed
+    | TurnedAway
+    | Prepared
+    | PreparationFailed
+    | ToldToStandBy
+    | WeightsReceived
+    | LeaseReceived
+    | PieceComputed
+    | PieceDiverged
+    | PieceRaised
+    | ServerAnswered
+    | RunFinished
+    | TimePassed
+    | Interrupted
+)

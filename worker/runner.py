@@ -1,0 +1,183 @@
+"""The worker's shell: turns frames into events and effects into frames. Decides nothing."""
+
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from common.clock import Clock
+from common.codec import decode, encode
+from common.errors import LockstepError, RemoteProtocolError
+from common.messages import (
+    TEXT_LIMIT,
+    Alive,
+    Finished,
+    Lease,
+    Message,
+    Refused,
+    Result,
+    ServerMessage,
+    Standby,
+    Status,
+    Weights,
+    Welcome,
+)
+from common.reduction import Node, Vector
+from common.transport.port import ClientPort
+from worker import effects, events
+from worker.compute import Compute, NotFiniteError
+from worker.preparing import Loader, prepare
+from worker.state import WorkerState
+
+#: Seconds for which last words may still go out.
+LINGER_S = 1.0
+
+
+@dataclass
+class Runner:
+    """One worker: its state, and the means by which the state's effects happen."""
+
+    state: WorkerState
+    port: ClientPort
+    clock: Clock
+    load: Loader
+    say: Callable[[str], None]
+    #: Set once the worker has ended: the process's exit code and the reason.
+    ended: effects.Exit | None = None
+    _compute: Compute | None = None
+    #: The arrays of the message at hand.
+    _arrays: list[Vector] = field(default_factory=list)
+    #: The sums of the lease at hand, valid until the next is computed.
+    _sums: list[Vector] = field(default_factory=list)
+
+    def run(self) -> effects.Exit:
+        """Work until the run is over, the server is gone, or the process is interrupted."""
+        try:
+            self.begin()
+            while self.ended is None:
+                self.step()
+        except KeyboardInterrupt:
+            self._happen(events.Interrupted())
+        finally:
+            self.port.close(LINGER_S)
+        assert self.ended is not None
+        return self.ended
+
+    def begin(self) -> None:
+        """Ask for a place in the run."""
+        self._happen(events.Started())
+
+    def step(self) -> bool:
+        """Handle one message, or the passing of time; return whether anything happened."""
+        deadline = self.state.deadline()
+        frames = self.port.receive(None if deadline is None else max(0.0, deadline - self.clock.now()))
+        if frames is not None:
+            self._hear(frames)
+            return True
+        if deadline is not None and self.clock.now() >= deadline:
+            self._happen(events.TimePassed())
+            return True
+        return False
+
+    def _hear(self, frames: list[memoryview]) -> None:
+        try:
+            message, self._arrays = decode(frames, ServerMessage)
+            event = self._event(message)
+        except RemoteProtocolError as error:
+            self.ended = effects.Exit(code=1, reason=f"the server broke the protocol: {error}")
+            return
+        if event is not None:
+            self._happen(event)
+
+    def _event(self, message: Message) -> events.Event | None:
+        match message:
+            case Welcome():
+                return events.Welcomed(welcome=message)
+            case Refused():
+                return events.TurnedAway(refused=message)
+            case Standby():
+                return events.ToldToStandBy(standby=message)
+            case Weights():
+                self._check_weights()
+                return events.WeightsReceived(weights=message)
+            case Lease():
+                return events.LeaseReceived(lease=message)
+            case Finished():
+                return events.RunFinished(finished=message)
+            case Alive():
+                return events.ServerAnswered()
+            case Status():
+                return None
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} is no message for a worker")
+
+    def _check_weights(self) -> None:
+        size = self._compute.layout.size if self._compute else 0
+        if len(self._arrays[0]) != size:
+            raise RemoteProtocolError(f"weights of {len(self._arrays[0])} values: expected {size}")
+
+    def _happen(self, event: events.Event) -> None:
+        """Let the state handle an event, and whatever its effects lead to."""
+        pending = deque([event])
+        while pending:
+            for effect in self.state.handle(pending.popleft(), self.clock.now()):
+                following = self._perform(effect)
+                if following is not None:
+                    pending.append(following)
+
+    def _perform(self, effect: effects.Effect) -> events.Event | None:
+        match effect:
+            case effects.Send():
+                self.port.send(encode(effect.message))
+            case effects.SendResult():
+                self.port.send(encode(effect.result, self._sums))
+            case effects.Say():
+                self.say(effect.text)
+            case effects.Exit():
+                self.ended = effect
+            case effects.InstallWeights():
+                assert self._compute is not None  # leases and weights come after the welcome
+                self._compute.weights[:] = self._arrays[0]
+            case effects.Prepare():
+                return self._prepare(effect.welcome)
+            case effects.ComputePiece():
+                return self._compute_piece(effect.lease)
+            case _:
+                assert_never(effect)
+        return None
+
+    def _prepare(self, welcome: Welcome) -> events.Event:
+        try:
+            self._compute = prepare(welcome, self.load)
+        except LockstepError as error:
+            return events.PreparationFailed(reason=str(error))
+        return events.Prepared()
+
+    def _compute_piece(self, lease: Lease) -> events.Event:
+        assert self._compute is not None
+        began = self.clock.now()
+        node = Node(lease.lo, lease.hi)
+        try:
+            self._sums = []
+            if lease.work == "train":
+                sums, tally = self._compute.train(lease.step, node)
+                self._sums = [sums]
+            else:
+                tally = self._compute.evaluate(node)
+        except NotFiniteError as error:
+            return events.PieceDiverged(lease=lease, piece=error.piece, layer=error.layer)
+        except Exception:  # noqa: BLE001  # whatever a model of one's own raises reaches the person at the server
+            text = traceback.format_exc()
+            return events.PieceRaised(lease=lease, traceback=text[-TEXT_LIMIT:])
+        result = Result(
+            work=lease.work,
+            step=lease.step,
+            lo=lease.lo,
+            hi=lease.hi,
+            loss_sum=tally.loss_sum,
+            correct=tally.correct,
+            count=tally.count,
+            compute_s=self.clock.now() - began,
+        )
+        return events.PieceComputed(result=result)

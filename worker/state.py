@@ -1,0 +1,213 @@
+"""The worker decides what to do next. No socket, clock, file or array; no state of the run.
+
+`handle(event, now)` returns what is to be done; `deadline()` says when `TimePassed` is due.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import assert_never
+
+from common.errors import ProtocolError
+from common.messages import Alive, Diverged, Failed, Join, Lease, Leave, Ready
+from worker.effects import ComputePiece, Effect, Exit, InstallWeights, Prepare, Say, Send, SendResult
+from worker.events import (
+    Event,
+    Interrupted,
+    LeaseReceived,
+    PieceComputed,
+    PieceDiverged,
+    PieceRaised,
+    PreparationFailed,
+    Prepared,
+    RunFinished,
+    ServerAnswered,
+    Started,
+    TimePassed,
+    ToldToStandBy,
+    TurnedAway,
+    WeightsReceived,
+    Welcomed,
+)
+
+#: Seconds between two tries to reach a server that has not answered yet.
+RETRY_S = 5.0
+
+
+class Phase(Enum):
+    """What the worker is doing."""
+
+    JOINING = "joining"
+    PREPARING = "preparing"
+    WAITING = "waiting"
+    COMPUTING = "computing"
+    ENDED = "ended"
+
+
+#: Nothing happens: late and doubled messages end here, not in an `if`.
+IGNORED: frozenset[Phase] = frozenset()
+
+#: Our own shell would have to be wrong for this to happen.
+ILLEGAL: frozenset[Phase] | None = None
+
+_JOINING, _PREPARING = frozenset({Phase.JOINING}), frozenset({Phase.PREPARING})
+_WAITING, _COMPUTING, _ENDED = frozenset({Phase.WAITING}), frozenset({Phase.COMPUTING}), frozenset({Phase.ENDED})
+
+#: For each event, what may follow in the phases JOINING, PREPARING, WAITING, COMPUTING, ENDED.
+#: While it computes or prepares, the shell reads no messages: they wait in the socket.
+_TABLE: dict[type[Event], tuple[frozenset[Phase] | None, ...]] = {
+    Started: (_JOINING, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
+    Welcomed: (_PREPARING, ILLEGAL, IGNORED, ILLEGAL, IGNORED),
+    TurnedAway: (_ENDED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
+    Prepared: (ILLEGAL, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
+    PreparationFailed: (ILLEGAL, _ENDED, ILLEGAL, ILLEGAL, IGNORED),
+    ToldToStandBy: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
+    WeightsReceived: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
+    LeaseReceived: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
+    PieceComputed: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
+    PieceDiverged: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
+    PieceRaised: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
+    ServerAnswered: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
+    RunFinished: (_ENDED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
+    TimePassed: (_JOINING | _ENDED, ILLEGAL, _WAITING | _COMPUTING | _ENDED, ILLEGAL, IGNORED),
+    Interrupted: (_ENDED, _ENDED, _ENDED, _ENDED, IGNORED),
+}
+
+#: For each phase and event the phases that may follow, `IGNORED`, or `ILLEGAL`.
+TRANSITIONS = {
+    (phase, event): targets for event, row in _TABLE.items() for phase, targets in zip(Phase, row, strict=True)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerFacts:
+    """What a worker is told at its start."""
+
+    address: str
+    join: Join
+    #: Seconds to wait for a server that is not there, None for ever.
+    timeout_s: float | None = None
+    #: Seconds after which a server that went silent counts as gone.
+    silence_s: float = 60.0
+
+
+@dataclass
+class WorkerState:
+    """Where a worker stands; see `TRANSITIONS` for the table that it obeys."""
+
+    facts: WorkerFacts
+    phase: Phase = Phase.JOINING
+    #: When it began to wait for a server.
+    started: float = 0.0
+    #: When the server last said anything, or was last asked.
+    heard: float = 0.0
+    asked: float = 0.0
+    #: The step whose weights are installed, None before the first.
+    weights_step: int | None = None
+    #: Leases to be computed; all of them on the weights at hand.
+    leases: deque[Lease] = field(default_factory=deque)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take in what happened at `now` seconds; return what is to be done, in order."""
+        targets = TRANSITIONS[self.phase, type(event)]
+        if targets is ILLEGAL:
+            raise ProtocolError(f"{type(event).__name__} while {self.phase.value}: not a transition of the table")
+        if not targets:
+            return []
+        if not isinstance(event, TimePassed):
+            self.heard = self.asked = now
+        effects = self._react(event, now)
+        if self.phase not in targets:
+            raise ProtocolError(f"{type(event).__name__} led to {self.phase.value}: not a transition of the table")
+        return effects
+
+    def deadline(self) -> float | None:
+        """Return when `TimePassed` is due: at once where there is work, None where the phase reads no messages."""
+        if self.phase is Phase.JOINING:
+            return self.asked + RETRY_S if self.facts.timeout_s is None else self._earliest_in_joining()
+        if self.phase is Phase.WAITING:
+            return self.heard if self.leases else self.asked + RETRY_S
+        return None
+
+    def _earliest_in_joining(self) -> float:
+        assert self.facts.timeout_s is not None
+        return min(self.asked + RETRY_S, self.started + self.facts.timeout_s)
+
+    def _react(self, event: Event, now: float) -> list[Effect]:
+        match event:
+            case Started():
+                self.started = now
+                return [Send(message=self.facts.join)]
+            case Welcomed():
+                self.phase = Phase.PREPARING
+                text = f"joined run {event.welcome.run} as worker {event.welcome.rank}"
+                return [Say(text=text), Prepare(welcome=event.welcome)]
+            case TurnedAway():
+                return self._end(2, f"the server refused this worker: {event.refused.reason}")
+            case Prepared():
+                self.phase = Phase.WAITING
+                return [Send(message=Ready())]
+            case PreparationFailed():
+                return [Send(message=Leave(reason=event.reason)), *self._end(2, event.reason)]
+            case ToldToStandBy():
+                return [Say(text=event.standby.reason)]
+            case RunFinished():
+                reason = event.finished.reason
+                return self._end(1, f"the run failed: {reason}") if reason else self._end(0, "")
+            case Interrupted():
+                return [Send(message=Leave(reason="interrupted")), *self._end(130, "interrupted")]
+            case ServerAnswered():
+                return []
+            case TimePassed():
+                return self._join_again(now) if self.phase is Phase.JOINING else self._wait_on(now)
+            case WeightsReceived() | LeaseReceived():
+                return self._take_work(event)
+            case PieceComputed() | PieceDiverged() | PieceRaised():
+                self.phase = Phase.WAITING
+                return [self._answer(event)]
+            case _:
+                assert_never(event)
+
+    def _end(self, code: int, reason: str) -> list[Effect]:
+        self.phase = Phase.ENDED
+        return [Exit(code=code, reason=reason)]
+
+    def _take_work(self, event: WeightsReceived | LeaseReceived) -> list[Effect]:
+        if isinstance(event, WeightsReceived):
+            # The round of the old weights is over: others have computed what is left of it here.
+            self.leases.clear()
+            self.weights_step = event.weights.step
+            return [InstallWeights()]
+        if event.lease.step == self.weights_step:
+            self.leases.append(event.lease)
+        return []
+
+    def _answer(self, event: PieceComputed | PieceDiverged | PieceRaised) -> Effect:
+        match event:
+            case PieceComputed():
+                return SendResult(result=event.result)
+            case PieceDiverged(lease=lease):
+                message = Diverged(work=lease.work, step=lease.step, micro_batch=event.piece, layer=event.layer)
+                return Send(message=message)
+            case PieceRaised(lease=lease):
+                failed = Failed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=event.traceback)
+                return Send(message=failed)
+
+    def _join_again(self, now: float) -> list[Effect]:
+        timeout = self.facts.timeout_s
+        if timeout is not None and now >= self.started + timeout:
+            return self._end(
+                1, f"no server answered at {self.facts.address} within {timeout:g} s: is it running there?"
+            )
+        self.asked = now
+        text = f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s)"
+        return [Say(text=text), Send(message=self.facts.join)]
+
+    def _wait_on(self, now: float) -> list[Effect]:
+        if self.leases:
+            self.phase = Phase.COMPUTING
+            return [ComputePiece(lease=self.leases.popleft())]
+        if now >= self.heard + self.facts.silence_s:
+            return self._end(1, f"the server at {self.facts.address} has been silent for {now - self.heard:.0f} s")
+        self.asked = now
+        return [Send(message=Alive())]
