@@ -6,6 +6,8 @@ are in cache. The blocks follow from shapes alone, so the bits do too.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
+from math import prod
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -68,12 +70,14 @@ def scatter(gradient: Array, kernels: Array, windows: Array) -> None:
     """Add to `windows`, a view of the input's gradient, what each window gets from `gradient` (G, O, oh, ow, N)."""
     groups, depth, height, width, *_ = windows.shape
     transposed = kernels.transpose(0, 2, 1)
-    buffer = _buffer(windows)
-    for block in _blocks(windows):
+    blocks = _blocks(windows.shape, windows.itemsize)
+    buffer = _buffer(windows, blocks)
+    for block in blocks:
         target = windows[(..., *block)]
         columns = buffer[: target.size].reshape(target.shape)
         np.matmul(transposed, _flat(gradient, block), out=columns.reshape(groups, depth * height * width, -1))
-        # At one offset no two windows meet, so each of these additions writes an element once.
+        # At one offset no two windows meet, so each of these additions writes an element once. Gathering the padded
+        # gradient and correlating it with the flipped kernels took as long for 3×3 and twice as long for 5×5.
         for y in range(height):
             for x in range(width):
                 target[:, :, y, x] += columns[:, :, y, x]
@@ -82,8 +86,9 @@ def scatter(gradient: Array, kernels: Array, windows: Array) -> None:
 def _gathered(windows: Array) -> Iterator[tuple[Block, Array]]:
     """Yield (block, columns (G, K, P)); the columns are overwritten by the next block's."""
     groups = windows.shape[0]
-    buffer = _buffer(windows)
-    for block in _blocks(windows):
+    blocks = _blocks(windows.shape, windows.itemsize)
+    buffer = _buffer(windows, blocks)
+    for block in blocks:
         source = windows[(..., *block)]
         columns = buffer[: source.size].reshape(source.shape)
         np.copyto(columns, source)
@@ -96,23 +101,21 @@ def _flat(x: Array, block: Block) -> Array:
     return part.reshape(*part.shape[:2], -1, copy=False)
 
 
-def _buffer(windows: Array) -> Array:
-    largest = max((_volume(block) for block in _blocks(windows)), default=0)
-    return np.empty(int(np.prod(windows.shape[:4])) * largest, windows.dtype)
+def _buffer(windows: Array, blocks: tuple[Block, ...]) -> Array:
+    """Return memory for the columns of any of `blocks`."""
+    largest = max((prod(part.stop - part.start for part in block) for block in blocks), default=0)
+    return np.empty(prod(windows.shape[:4]) * largest, windows.dtype)
 
 
-def _volume(block: Block) -> int:
-    return int(np.prod([part.stop - part.start for part in block]))
-
-
-def _blocks(windows: Array) -> list[Block]:
+@lru_cache(maxsize=1024)
+def _blocks(shape: tuple[int, ...], itemsize: int) -> tuple[Block, ...]:
     """Cut (oh, ow, N) into near-equal blocks: rows of windows, else a part of a row, else images of one window."""
-    *_, rows, columns, images = windows.shape
-    limit = max(1, BLOCK_BYTES // (int(np.prod(windows.shape[:4])) * windows.itemsize))
+    *_, rows, columns, images = shape
+    limit = max(1, BLOCK_BYTES // (prod(shape[:4]) * itemsize))
     row_parts = _parts(rows, limit // max(1, columns * images))
     column_parts = _parts(columns, limit // max(1, images))
     image_parts = _parts(images, limit)
-    return [(r, c, i) for r in row_parts for c in column_parts for i in image_parts]
+    return tuple((r, c, i) for r in row_parts for c in column_parts for i in image_parts)
 
 
 def _parts(size: int, limit: int) -> list[slice]:

@@ -4,6 +4,7 @@ Both work on rows of a matrix: a row is a channel over the whole batch, or the f
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def _batch_norm(
     """Return (x - mean) / sqrt(var + eps) · weight + bias over the batch's own statistics (Ioffe & Szegedy 2015).
 
     `x` (batch, channels, ...), `weight` and `bias` (channels,). Whoever has `batch_statistics(x)` already passes them
-    as `mean` and `var`: they are not computed twice, and the gradient accounts for their dependence on `x` all the same.
+    as `mean` and `var`, so that they are not computed twice; the gradient accounts for their dependence on `x` anyway.
     """
     if mean is None or var is None:
         mean, var = batch_statistics(x)
@@ -118,7 +119,7 @@ def _layer_norm(
                 f"layer_norm got a weight or bias of shape {each.shape!r}, expected {features!r}: "
                 f"the last {axes} axes of the input (shape {x.shape!r})"
             )
-    rows = x.reshape(-1, int(np.prod(features)))
+    rows = x.reshape(-1, prod(features))
     saved = _standardise(rows, *_moments(rows), eps, x.shape)
     result = saved.rows if weight is None else saved.rows * weight.reshape(-1)
     if bias is not None:
@@ -191,7 +192,7 @@ def _through_standardising(gradient: Array, saved: _Standardised) -> Array:
     Of y = (x - μ) / σ it is (g - mean(g) - y · mean(g y)) / σ: what would shift or scale a row is projected away.
     """
     count = max(1, gradient.shape[1])
-    result = saved.rows * (-np.add.reduce(gradient * saved.rows, axis=1, keepdims=True) / count)
+    result: Array = saved.rows * (-np.add.reduce(gradient * saved.rows, axis=1, keepdims=True) / count)
     result += gradient
     result -= np.add.reduce(gradient, axis=1, keepdims=True) / count
     result /= saved.deviation
@@ -199,7 +200,7 @@ def _through_standardising(gradient: Array, saved: _Standardised) -> Array:
 
 
 def _moments(rows: Array) -> tuple[Array, Array]:
-    """Return mean and biased variance (rows, 1), in two passes: the difference of squares would cancel."""
+    """Return the mean and the biased variance (rows, 1), in two passes: the difference of squares would cancel."""
     mean: Array = np.mean(rows, axis=1, keepdims=True)
     variance: Array = np.mean(np.square(rows - mean), axis=1, keepdims=True)
     return mean, variance

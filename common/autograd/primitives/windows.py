@@ -47,7 +47,8 @@ class Window:
     @property
     def is_partition(self) -> bool:
         """Tell whether each element belongs to exactly one window."""
-        return self.stride == self.kernel and self.dilation == 1 and self.count * self.kernel == self.size
+        is_gapless = self.stride == self.kernel and self.dilation == 1 and self.padding == 0
+        return is_gapless and self.count * self.kernel == self.size
 
     def padded(self) -> "Window":
         """The same windows over an input to which the padding has been added."""
