@@ -1,0 +1,74 @@
+"""Layers, containers, losses and their initial values, named as in `torch.nn`."""
+
+from common.nn import description, inspection, models
+from common.nn import initializers as init
+from common.nn.activations import (
+    GELU,
+    Identity,
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from common.nn.containers import ModuleList, Sequential
+from common.nn.convolution import Conv1d, Conv2d
+from common.nn.dropout import Dropout
+from common.nn.embedding import Embedding
+from common.nn.flatten import Flatten
+from common.nn.linear import Linear
+from common.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
+from common.nn.module import Module
+from common.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
+from common.nn.parameter import Parameter
+from common.nn.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+)
+from common.nn.seeding import manual_seed
+
+__all__ = [
+    "GELU",
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Conv1d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "Identity",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "MSELoss",
+    "MaxPool1d",
+    "MaxPool2d",
+    "Module",
+    "ModuleList",
+    "NLLLoss",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+    "description",
+    "init",
+    "inspection",
+    "manual_seed",
+    "models",
+]

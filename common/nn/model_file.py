@@ -1,0 +1,96 @@
+"""A model of one's own, named `path/to/file.py:function`; knows nothing of jobs or of who else needs that file."""
+
+import difflib
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from common.errors import ModelError
+from common.nn.module import Module
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file of Python source, as it was when it was read, and the function in it that builds the model."""
+
+    path: Path
+    function: str
+    source: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the source, hexadecimal: of just what `build` runs. What the file imports is not in it."""
+        return hashlib.sha256(self.source).hexdigest()
+
+    def build(self) -> Module:
+        """Run the file and call its function; ModelError where either raises or no Module comes back."""
+        function = self._function_of(self._run())
+        try:
+            model = function()
+        except Exception as error:
+            raise ModelError(f"{self} raised {_told(error)}: expected a function that returns a Module") from error
+        if not isinstance(model, Module):
+            raise ModelError(f"{self} returned {model!r}: expected a Module; does the function end in `return model`?")
+        return model
+
+    def _run(self) -> ModuleType:
+        """Execute the source that was read.
+
+        Not by Python's own loader: that reads the file a second time, perhaps changed, or a stale __pycache__.
+        """
+        # Registered under a name of its own: dataclasses and pickle look a class's module up there.
+        module = ModuleType(f"lockstep_model_{self.digest[:16]}")
+        module.__file__ = str(self.path)
+        sys.modules[module.__name__] = module
+        try:
+            exec(compile(self.source, self.path, "exec"), vars(module))
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"model file {str(self.path)!r} cannot be imported: it raised {_told(error)}") from error
+        return module
+
+    def _function_of(self, module: ModuleType) -> Callable[[], object]:
+        found: object = vars(module).get(self.function)
+        if callable(found):
+            return found
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        nearest = difflib.get_close_matches(self.function, names, n=1, cutoff=0.0)
+        advice = f"did you mean {nearest[0]!r}?" if nearest else "the file defines none"
+        raise ModelError(f"model file {str(self.path)!r} has no function {self.function!r}: {advice}")
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.function}"
+
+
+def read_model_file(name: str) -> ModelFile:
+    """Read the file of `path/to/file.py:function`; ModelError where the name is no such pair or the file is missing."""
+    path, _, function = name.rpartition(":")
+    if not path or not function.isidentifier():
+        raise ModelError(f"model {name!r} names no function in a file: expected path/to/file.py:function")
+    return ModelFile(Path(path), function, _read(Path(path)))
+
+
+def load_model(name: str) -> Module:
+    """Build the model that `path/to/file.py:function` names; ModelError, one line, says what is wrong with it."""
+    return read_model_file(name).build()
+
+
+def source_digest(path: str | Path) -> str:
+    """Return SHA-256 of the file's bytes, hexadecimal; ModelError where it cannot be read."""
+    return hashlib.sha256(_read(Path(path))).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ModelError(f"model file {str(path)!r} cannot be read: {reason}; expected a file of Python") from error
+
+
+def _told(error: BaseException) -> str:
+    """Return the exception on one line: `ValueError: text`."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,51 @@
+"""The four models that ship with Lockstep; each maps images (n, 1, 28, 28) to logits (n, 10)."""
+
+from collections.abc import Callable
+
+from common.nn.activations import ReLU
+from common.nn.containers import Sequential
+from common.nn.convolution import Conv2d
+from common.nn.flatten import Flatten
+from common.nn.linear import Linear
+from common.nn.pooling import MaxPool2d
+
+
+def linear() -> Sequential:
+    """784-10: softmax regression, 7,850 parameters."""
+    return Sequential(Flatten(), Linear(784, 10))
+
+
+def mlp() -> Sequential:
+    """784-512-256-10 with ReLU, 535,818 parameters."""
+    return Sequential(Flatten(), Linear(784, 512), ReLU(), Linear(512, 256), ReLU(), Linear(256, 10))
+
+
+def lenet() -> Sequential:
+    """6 and 16 maps of 5×5, each with ReLU and 2×2 max-pooling, then 120-84-10; 61,706 parameters.
+
+    After LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 86,
+    1998, with today's ReLU and max-pooling in place of scaled tanh and trained averages.
+    """
+    return Sequential(
+        *(Conv2d(1, 6, 5, padding=2), ReLU(), MaxPool2d(2)),
+        *(Conv2d(6, 16, 5), ReLU(), MaxPool2d(2)),
+        Flatten(),
+        *(Linear(400, 120), ReLU()),
+        *(Linear(120, 84), ReLU()),
+        Linear(84, 10),
+    )
+
+
+def cnn() -> Sequential:
+    """32 and 64 maps of 3×3, each with ReLU and 2×2 max-pooling, then 128-10; 421,642 parameters."""
+    return Sequential(
+        *(Conv2d(1, 32, 3, padding=1), ReLU(), MaxPool2d(2)),
+        *(Conv2d(32, 64, 3, padding=1), ReLU(), MaxPool2d(2)),
+        Flatten(),
+        *(Linear(3136, 128), ReLU()),
+        Linear(128, 10),
+    )
+
+
+#: The names that a job may give as its model.
+MODELS: dict[str, Callable[[], Sequential]] = {"linear": linear, "mlp": mlp, "lenet": lenet, "cnn": cnn}

@@ -1,0 +1,33 @@
+"""Sizes that are given as one number for all axes or as one for each."""
+
+import operator
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+
+def positive(value: SupportsIndex, what: str) -> int:
+    """Return `value` as an int; TypeError where it is no integer, ValueError below 1. `what` names it in the text."""
+    return _checked(value, what, at_least=1)
+
+
+def per_axis(value: SupportsIndex | Sequence[int], axes: int, what: str, at_least: int = 1) -> tuple[int, ...]:
+    """Return one number for each of `axes` axes; TypeError, ValueError where that cannot be or one is too small."""
+    sizes = tuple(value) if isinstance(value, Sequence) else (value,) * axes
+    if len(sizes) != axes:
+        raise ValueError(f"{what} is {value!r}: expected one integer, or {axes} of them")
+    return tuple(_checked(size, what, at_least) for size in sizes)
+
+
+def one_or_each(value: SupportsIndex | Sequence[int], axes: int, what: str, at_least: int = 1) -> int | tuple[int, ...]:
+    """Check as `per_axis` does, and return one int where one was given."""
+    sizes = per_axis(value, axes, what, at_least)
+    return sizes[0] if isinstance(value, SupportsIndex) else sizes
+
+
+def _checked(value: SupportsIndex, what: str, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{what} is {value!r}: expected an integer")
+    size = operator.index(value)
+    if size < at_least:
+        raise ValueError(f"{what} is {size!r}: expected at least {at_least}")
+    return size

@@ -1,0 +1,45 @@
+"""Compares the gradients of a module's parameters with central differences, in float64."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from common.autograd.tensor import Tensor
+from common.nn.module import Module
+from common.nn.parameter import Parameter
+from tests.common.nn.examples import rng
+
+
+def to_float64(module: Module) -> None:
+    """Turn all parameters into float64, which central differences need."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.astype(np.float64)
+
+
+def assert_gradients(module: Module, loss: Callable[[], Tensor], each: int = 3, step: float = 1e-6) -> None:
+    """Assert that `loss().backward()` gives the slope of the loss along `each` elements of every parameter."""
+    to_float64(module)
+    module.zero_grad()
+    loss().backward()
+    choice = rng()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        for index in choice.integers(parameter.size, size=each):
+            np.testing.assert_allclose(
+                parameter.grad.flat[index],
+                _slope(parameter, int(index), loss, step),
+                rtol=1e-5,
+                atol=1e-8,
+                err_msg=f"{name}[{index}]",
+            )
+
+
+def _slope(parameter: Parameter, index: int, loss: Callable[[], Tensor], step: float) -> float:
+    flat = parameter.data.reshape(-1)
+    before = flat[index]
+    flat[index] = before + step
+    above = loss().item()
+    flat[index] = before - step
+    below = loss().item()
+    flat[index] = before
+    return float((above - below) / (2 * step))

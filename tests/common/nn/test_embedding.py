@@ -1,0 +1,20 @@
+import numpy as np
+import pytest
+
+from common import nn
+from common.autograd.tensor import Tensor
+from tests.common.nn.examples import rng
+from tests.common.nn.finite_differences import assert_gradients
+
+INDICES = np.array([[0, 2], [2, 4]])
+
+
+@pytest.mark.parametrize("indices", [INDICES, Tensor(INDICES)])
+def test_rows_are_looked_up(indices: Tensor) -> None:
+    layer = nn.Embedding(5, 3, rng=rng())
+    np.testing.assert_array_equal(layer(indices).data, layer.weight.data[INDICES])
+
+
+def test_gradients_of_a_row_used_twice_add_up() -> None:
+    layer = nn.Embedding(5, 3, rng=rng())
+    assert_gradients(layer, lambda: (layer(INDICES) ** 2).sum(), each=15)
