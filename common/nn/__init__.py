@@ -1,5 +1,6 @@
 """Layers, containers, losses and their initial values, named as in `torch.nn`."""
 
+from common.autograd import functional
 from common.nn import description, inspection, models
 from common.nn import initializers as init
 from common.nn.activations import (
@@ -20,7 +21,7 @@ from common.nn.embedding import Embedding
 from common.nn.flatten import Flatten
 from common.nn.linear import Linear
 from common.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
-from common.nn.module import Module
+from common.nn.module import Module, Stochastic
 from common.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
 from common.nn.parameter import Parameter
 from common.nn.pooling import (
@@ -65,8 +66,10 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "Stochastic",
     "Tanh",
     "description",
+    "functional",
     "init",
     "inspection",
     "manual_seed",

@@ -6,7 +6,7 @@ import numpy as np
 
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
-from common.nn import initializers
+from common.nn.initializers import default_bias_, default_weight_
 from common.nn.module import Module
 from common.nn.parameter import Parameter
 from common.nn.seeding import default_generator
@@ -50,9 +50,9 @@ class _Convolution(Module):
         self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
-        initializers.default_weight_(self.weight, rng)
+        default_weight_(self.weight, rng)
         if self.bias is not None:
-            initializers.default_bias_(self.bias, self.weight, rng)
+            default_bias_(self.bias, self.weight, rng)
 
     def extra_repr(self) -> str:
         parts = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}"]

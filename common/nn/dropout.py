@@ -5,8 +5,6 @@ import numpy as np
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.nn.module import Stochastic
-from common.nn.seeding import default_generator
-from common.randomness import Purpose
 
 
 class Dropout(Stochastic):
@@ -17,11 +15,10 @@ class Dropout(Stochastic):
     """
 
     def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
-        super().__init__()
+        super().__init__(rng)
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"dropout probability is {p!r}: expected a number in [0, 1]")
         self.p = p
-        self.rng = rng or default_generator(Purpose.DROPOUT)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.p, self.training, self.rng)

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
-from common.nn import initializers
+from common.nn.initializers import normal_
 from common.nn.module import Module
 from common.nn.parameter import Parameter
 from common.nn.seeding import default_generator
@@ -26,7 +26,7 @@ class Embedding(Module):
         self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
-        initializers.normal_(self.weight, rng)
+        normal_(self.weight, rng)
 
     def forward(self, indices: Tensor | NDArray[np.int64]) -> Tensor:
         return F.embedding(indices, self.weight)

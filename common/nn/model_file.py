@@ -1,4 +1,8 @@
-"""A model of one's own, named `path/to/file.py:function`; knows nothing of jobs or of who else needs that file."""
+"""A model of one's own, named `path/to/file.py:function`; knows nothing of jobs.
+
+Two processes have the same model if the file's digests agree. That is why the file stands alone: its folder is not on
+the import path, since what it imported from there could differ unnoticed.
+"""
 
 import difflib
 import hashlib
@@ -48,6 +52,7 @@ class ModelFile:
         try:
             exec(compile(self.source, self.path, "exec"), vars(module))
         except (Exception, SystemExit) as error:
+            del sys.modules[module.__name__]
             raise ModelError(f"model file {str(self.path)!r} cannot be imported: it raised {_told(error)}") from error
         return module
 

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common.autograd.tensor import Tensor
-from common.nn import state
 from common.nn.parameter import Parameter
 from common.nn.running_statistic import RunningStatistic
+from common.nn.seeding import default_generator
+from common.nn.state import IncompatibleKeys, load
 from common.randomness import Purpose, generator
 
 _Kind = TypeVar("_Kind")
@@ -123,13 +124,13 @@ class Module:
         """
         return {name: array.copy() for name, array in self._arrays().items()}
 
-    def load_state_dict(self, state_dict: Mapping[str, ArrayLike], strict: bool = True) -> state.IncompatibleKeys:
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike], strict: bool = True) -> IncompatibleKeys:
         """Copy arrays of the same names and shapes into this module, in place.
 
         Raises RuntimeError that names every key that is missing, unexpected or of another shape, before anything is
         changed. With `strict=False` only shapes must agree; what was missing or unexpected is returned.
         """
-        return state.load(self._arrays(), state_dict, strict=strict, owner=type(self).__name__)
+        return load(self._arrays(), state_dict, strict=strict, owner=type(self).__name__)
 
     def zero_grad(self) -> None:
         """Drop the gradients of all parameters."""
@@ -216,10 +217,14 @@ class Module:
 
 
 class Stochastic(Module):
-    """A module whose forward draws random numbers."""
+    """A module whose forward draws random numbers, all of them from `self.rng`: then a run's bits can be repeated."""
 
-    #: What it draws from; `Module.reseed` replaces it for every piece of work.
+    #: `Module.reseed` replaces it for every piece of work.
     rng: np.random.Generator
+
+    def __init__(self, rng: np.random.Generator | None = None) -> None:
+        super().__init__()
+        self.rng = rng or default_generator(Purpose.DROPOUT)
 
 
 def _join(prefix: str, name: str) -> str:

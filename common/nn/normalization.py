@@ -6,7 +6,7 @@ import numpy as np
 
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
-from common.nn import initializers
+from common.nn.initializers import ones_, zeros_
 from common.nn.module import Module
 from common.nn.parameter import Parameter
 from common.nn.running_statistic import RunningStatistic
@@ -42,9 +42,9 @@ class _BatchNorm(Module):
         self.running_mean.value[...] = 0.0
         self.running_var.value[...] = 1.0
         if self.weight is not None:
-            initializers.ones_(self.weight)
+            ones_(self.weight)
         if self.bias is not None:
-            initializers.zeros_(self.bias)
+            zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -121,9 +121,9 @@ class LayerNorm(Module):
     def reset_parameters(self, rng: np.random.Generator) -> None:
         """Set the scale to 1 and the shift to 0; nothing is drawn."""
         if self.weight is not None:
-            initializers.ones_(self.weight)
+            ones_(self.weight)
         if self.bias is not None:
-            initializers.zeros_(self.bias)
+            zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)

@@ -6,7 +6,7 @@ import numpy as np
 
 from common import nn
 from common.autograd.tensor import Tensor
-from common.nn.module import Module
+from common.nn.module import Module, Stochastic
 from common.randomness import Purpose, generator
 
 
@@ -70,7 +70,7 @@ ALL: list[Module] = [*(layer for layer, _ in LAYERS), *OTHERS]
 def public_classes() -> set[type[Module]]:
     """Return every concrete module class that `nn` offers."""
     offered = (getattr(nn, name) for name in nn.__all__)
-    return {each for each in offered if inspect.isclass(each) and issubclass(each, Module)} - {Module}
+    return {each for each in offered if inspect.isclass(each) and issubclass(each, Module)} - {Module, Stochastic}
 
 
 def normal(shape: tuple[int, ...], seed: int = 0) -> Tensor:

@@ -44,6 +44,19 @@ def test_two_layers_that_were_never_reseeded_draw_different_masks() -> None:
     assert not np.array_equal(one(ONES).data, other(ONES).data)
 
 
+def test_a_stochastic_module_of_ones_own_is_reseeded_too() -> None:
+    class Noise(nn.Stochastic):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.rng.normal(size=x.shape)
+
+    model = nn.Sequential(Noise(), Noise())
+    drawn = []
+    for _ in range(2):
+        model.reseed(1, 2, 3)
+        drawn.append(model(ONES).data)
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
 def test_a_probability_out_of_range_is_told() -> None:
     with pytest.raises(ValueError, match=r"dropout probability is -0.1: expected a number in \[0, 1\]"):
         nn.Dropout(-0.1)
