@@ -5,7 +5,7 @@ from typing import Any
 from common.data.dataset import Dataset
 from common.errors import ModelError
 from common.nn.description import build
-from common.nn.model_file import is_model_file, load_model_file, source_digest
+from common.nn.model_file import load_model, read_model_file
 from common.nn.models import MODELS
 from common.nn.module import Module
 from common.spelling import nearest
@@ -15,8 +15,8 @@ def build_model(model: str | dict[str, Any]) -> Module:
     """Return a new model; its values are whatever its layers draw: call `initialize` or bind it to a vector."""
     if isinstance(model, dict):
         return build(model)
-    if is_model_file(model):
-        return load_model_file(model)
+    if names_file(model):
+        return load_model(model)
     if model not in MODELS:
         raise ModelError(
             f"model = {model!r} is not known{nearest(model, MODELS)}: expected one of {', '.join(MODELS)}, "
@@ -27,7 +27,12 @@ def build_model(model: str | dict[str, Any]) -> Module:
 
 def model_source(model: str | dict[str, Any]) -> str:
     """Return the SHA-256 of the model's own file in hex, empty for a model of the library."""
-    return source_digest(model) if isinstance(model, str) and is_model_file(model) else ""
+    return read_model_file(model).digest if isinstance(model, str) and names_file(model) else ""
+
+
+def names_file(model: str) -> bool:
+    """Tell whether a name is that of a function in a file, and not of a model of the library."""
+    return ":" in model or model.endswith(".py")
 
 
 def check_fit(model: Module, data: Dataset, output_shape: tuple[int, ...]) -> None:

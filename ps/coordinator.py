@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.errors import ProtocolError
-from common.job import Job
 from common.messages import (
     Alive,
     Finished,
@@ -20,10 +19,10 @@ from common.messages import (
     Status,
     Welcome,
 )
-from common.numerics import Fingerprint
 from common.reduction import Node, TreeSum
 from common.tally import Tally
 from ps.admission import refusal
+from ps.divergence import diverged_text
 from ps.effects import AddSums, Effect, Finish, RecordEpoch, Say, Send, SendWeights, UpdateWeights
 from ps.events import (
     Event,
@@ -38,10 +37,12 @@ from ps.events import (
     WorkerLeft,
     WorkerPrepared,
 )
+from ps.facts import RunFacts
 from ps.phases import TRANSITIONS, Phase
 from ps.pieces import Pieces
-from ps.plan import Plan, Round
+from ps.plan import Round
 from ps.progress import Progress
+from ps.report import status_of
 from ps.roster import Member, Roster, Standing
 
 #: Leases that a worker may hold: the next one is there when it finishes one.
@@ -50,25 +51,8 @@ WINDOW = 2
 #: Seconds between two words on whom the run waits for.
 REMINDER_S = 5.0
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunFacts:
-    """What the coordinator is told of the run at its start."""
-
-    run: str
-    job: Job
-    plan: Plan
-    training_samples: int
-    layout: str
-    dataset: str
-    source: str
-    fingerprint: Fingerprint
-    #: Ready workers to begin with.
-    min_workers: int = 1
-    #: Seconds after which a piece is given to another worker.
-    lease_timeout_s: float = 60.0
-    #: Admit workers whose numerics differ, and with them other bits.
-    allows_mixed_numerics: bool = False
+#: Seconds between two probes of the workers: sending to a dead process on one host fails, which is how it is noticed.
+PROBE_S = 1.0
 
 
 @dataclass
@@ -82,6 +66,8 @@ class Coordinator:
     failure: str = ""
     #: When to say again for whom the run waits; None while it does not wait.
     reminder: float | None = -math.inf
+    #: When the workers are probed next.
+    probe: float = -math.inf
     round: Round = field(init=False)
     pieces: Pieces = field(init=False)
     #: The round's counts, over the same tree as its sums.
@@ -102,7 +88,13 @@ class Coordinator:
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due, None where only a message can move the run."""
-        due = [self.reminder, self.pieces.next_deadline() if self.is_running() else None]
+        if self.is_over():
+            return None
+        due = [
+            self.reminder,
+            self.probe if self.roster.members else None,
+            self.pieces.next_deadline() if self.is_running() else None,
+        ]
         return min((at for at in due if at is not None), default=None)
 
     def is_running(self) -> bool:
@@ -290,13 +282,8 @@ class Coordinator:
         diverged = event.diverged
         if (diverged.work, diverged.step) != (self.round.work, self.round.step):
             return []
-        what = "micro-batch" if diverged.work == "train" else "evaluation piece"
-        return self._fail(
-            f"the loss of step {diverged.step}, {what} {diverged.micro_batch}, is not finite; first seen in layer "
-            f"{diverged.layer}: lower the learning rate, warm it up or clip the gradient "
-            "(--lr, --warmup-steps, --clip-norm)",
-            is_diverged=True,
-        )
+        text = diverged_text(diverged.work, diverged.step, diverged.micro_batch, diverged.layer)
+        return self._fail(text, is_diverged=True)
 
     def _fail(self, failure: str, *, is_diverged: bool = False) -> list[Effect]:
         self.phase, self.failure, self.reminder = Phase.FAILED, failure, None
@@ -321,7 +308,13 @@ class Coordinator:
             effects += self._expire(held.rank)
         self.roster.fill(self.facts.job.micro_batches)
         self._remind_if_alone(now)
-        return effects + self._remind(now) + self._hand_out(now)
+        return effects + self._remind(now) + self._probe(now) + self._hand_out(now)
+
+    def _probe(self, now: float) -> list[Effect]:
+        if now < self.probe:
+            return []
+        self.probe = now + PROBE_S
+        return [Send(peer=peer, message=Alive()) for peer in self.roster.members]
 
     def _expire(self, rank: int) -> list[Effect]:
         released = self.pieces.release(rank)
@@ -350,25 +343,7 @@ class Coordinator:
 
     def status(self, now: float) -> Status:
         """Return how the run stands."""
-        plan, progress = self.facts.plan, self.progress
-        step = self.round.step if self.phase is not Phase.FINISHED else plan.total_steps
-        return Status(
-            run=self.facts.run,
-            model=self.facts.job.model_name(),
-            phase=self.phase.value,
-            epoch=plan.epoch_of(max(0, step - 1) if self.round.work == "evaluate" else step),
-            epochs=plan.epochs,
-            step=step,
-            steps=plan.total_steps,
-            loss=progress.epoch.loss,
-            accuracy=progress.epoch.accuracy,
-            images_per_s=progress.images_per_s(),
-            elapsed_s=progress.elapsed(now),
-            eta_s=progress.eta_s(plan.samples(self.facts.training_samples, self.facts.job.global_batch)),
-            min_workers=self.facts.min_workers,
-            workers=[
-                member.status(is_busy=bool(self.pieces.holding(member.rank))) for member in self.roster.members.values()
-            ],
-            history=progress.history,
-            failure=self.failure,
-        )
+        workers = [
+            member.status(is_busy=bool(self.pieces.holding(member.rank))) for member in self.roster.members.values()
+        ]
+        return status_of(self.facts, self.progress, self.phase, self.round, now, workers, self.failure)

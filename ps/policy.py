@@ -27,7 +27,9 @@ def schedule_of(job: Job, plan: Plan) -> Schedule:
     """Return the learning rate's course over a job's steps."""
     steps = plan.total_steps
     if job.warmup_steps >= steps:
-        raise JobError(f"warmup_steps = {job.warmup_steps!r} is not below the run's {steps} steps: lower it or train longer")
+        raise JobError(
+            f"warmup_steps = {job.warmup_steps!r} is not below the run's {steps} steps: lower it or train longer"
+        )
     after: Schedule
     match job.schedule:
         case "constant":

@@ -8,7 +8,7 @@ from common.layout import ParameterLayout, weights_digest
 from common.messages import EpochStatus
 from common.reduction import Vector
 from common.tally import Tally
-from ps.coordinator import RunFacts
+from ps.facts import RunFacts
 from ps.progress import Progress
 from ps.run_folder import EpochRecord, RunFolder, RunResult
 

@@ -7,9 +7,10 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
+from common.atomic import write_atomically
 from common.layout import ParameterLayout
 from common.reduction import Vector
-from common.safetensors import write, write_atomically
+from common.safetensors import write
 
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
@@ -95,4 +96,4 @@ class RunFolder:
     def keep_result(self, result: RunResult) -> None:
         """Write `result.json`, whole or not at all."""
         text = msgspec.json.format(msgspec.json.encode(result), indent=2)
-        write_atomically(self.path / RESULT, text + b"\n")
+        write_atomically(self.path / RESULT, [text, b"\n"])

@@ -3,12 +3,13 @@
 Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from common.autograd import Tensor, no_grad
 from common.autograd import functional as F
+from common.autograd.graph import no_grad
+from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
 from common.data.evaluation import evaluation_rows
 from common.data.preparation import Preparation
@@ -54,9 +55,8 @@ class Compute:
         self._sums = np.zeros(self.layout.size, dtype=np.float32)
         bind(self.model, self.layout, self.weights, self._sums)
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
-        self.preparation = (
-            Preparation.of(self.data.train, job.max_shift) if job.normalize else Preparation(0.0, 1.0, job.max_shift)
-        )
+        preparation = Preparation.of(self.data.train, job.max_shift)
+        self.preparation = preparation if job.normalize else replace(preparation, mean=0.0, std=1.0)
         self._tree = VectorTree(job.micro_batches, VectorPool(self.layout.size))
 
     def train(self, step: int, node: Node) -> tuple[Vector, Tally]:

@@ -1,0 +1,83 @@
+"""A process that we start: its log, its end, its last words."""
+
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from common.environment import child_environment
+
+#: What `lockstep` prints before the text of an error, at the start of a line.
+ERROR_MARK = "error: "
+
+#: Most lines of a log that are shown where it holds no error of ours.
+TAIL_LINES = 20
+
+
+@dataclass
+class Child:
+    """One child process; it ends by itself when our end of its standard input closes."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def start(cls, name: str, arguments: list[str], log: Path) -> "Child":
+        """Start `lockstep` with these arguments; what it prints to standard error goes to `log`."""
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lockstep", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=child_environment(),
+                # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
+                start_new_session=True,
+            )
+        return cls(name, process, log)
+
+    @property
+    def output(self) -> IO[bytes]:
+        """The child's standard output."""
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def has_ended(self) -> bool:
+        """Tell whether the process is gone."""
+        return self.process.poll() is not None
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end; return whether it came in time."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM to a process that still runs."""
+        if not self.has_ended():
+            self.process.terminate()
+
+    def make_end(self, grace_s: float) -> None:
+        """Wait for the end, and after `grace_s` seconds kill; free what is held of the process."""
+        if not self.wait(grace_s):
+            self.process.kill()
+            self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def how_it_ended(self) -> str:
+        """Return the exit code or signal in words."""
+        code = self.process.returncode
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def last_words(self) -> str:
+        """Return the text of the last error in the log, or else its last lines."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        _, mark, words = ("\n" + text).rpartition("\n" + ERROR_MARK)
+        return words.strip() if mark else "\n".join(text.splitlines()[-TAIL_LINES:])

@@ -1,0 +1,153 @@
+"""A server and workers on this machine: starts them, watches them, shows the progress, leaves nothing behind."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from common.clock import SystemClock
+from common.errors import JobError, LockstepError, RunError, UsageError
+from common.job import Job
+from common.messages import Status
+from common.transport.zeromq import dial
+from lockstep.child import Child
+from lockstep.job_file import to_toml
+from lockstep.launch import Launch
+from lockstep.signals import uninterrupted
+from lockstep.status_client import StatusClient
+from ps.run_folder import RESULT, RunResult
+
+#: Seconds between two looks at the run.
+LOOK_S = 0.2
+
+#: Seconds that processes have for an orderly end: together with the kill after it, well below five.
+GRACE_S = 2.0
+
+#: Longest folder name below which a socket's path stays within the system's 107 bytes.
+FOLDER_LIMIT = 80
+
+
+@dataclass
+class Cluster:
+    """One run's processes on this machine; to be used as a context."""
+
+    job: Job
+    launch: Launch
+    run_dir: Path
+    say: Callable[[str], None]
+    watch: Callable[[Status], None]
+    folder: Path = field(init=False)
+    server: Child = field(init=False)
+    workers: list[Child] = field(default_factory=list)
+    #: Workers whose death has been told.
+    mourned: list[Child] = field(default_factory=list)
+
+    def run(self) -> RunResult:
+        """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
+        check_launch(self.launch)
+        self.folder = private_folder()
+        children: list[Child] = []
+        try:
+            self.server = self._start_server()
+            children.append(self.server)
+            address = self._announced()
+            for number in range(self.launch.workers):
+                worker = Child.start(
+                    f"worker {number}", ["worker", address, "--supervised"], self.folder / f"worker-{number}.log"
+                )
+                self.workers.append(worker)
+                children.append(worker)
+            self._follow(address)
+            return self._result()
+        finally:
+            end_all(children)
+            self._keep_logs()
+
+    def _start_server(self) -> Child:
+        job_file = self.folder / "job.toml"
+        job_file.write_text(to_toml(self.job, self.launch), encoding="utf-8")
+        bind = "tcp://127.0.0.1:0" if self.launch.transport == "tcp" else f"ipc://{self.folder}/server.sock"
+        arguments = ["server", "--supervised", "--job", str(job_file), "--bind", bind]
+        arguments += ["--run-dir", str(self.run_dir), "--min-workers", str(self.launch.workers)]
+        return Child.start("the server", arguments, self.folder / "server.log")
+
+    def _announced(self) -> str:
+        """Return the address that the server says it listens on, as its first line."""
+        line = self.server.output.readline().decode().strip()
+        if not line:
+            self.server.make_end(GRACE_S)
+            raise self._server_failure()
+        return line
+
+    def _follow(self, address: str) -> None:
+        client = StatusClient(dial(address))
+        try:
+            while not self.server.wait(LOOK_S):
+                status = client.ask(LOOK_S)
+                if status is not None:
+                    self.watch(status)
+                self._look_after_workers()
+        finally:
+            client.port.close()
+
+    def _look_after_workers(self) -> None:
+        dead = [worker for worker in self.workers if worker.has_ended() and worker.process.returncode != 0]
+        for worker in dead:
+            if worker not in self.mourned and not self.server.has_ended():
+                self.mourned.append(worker)
+                self.say(f"{worker.name} {worker.how_it_ended()}; its pieces go to the others")
+        if len(dead) == len(self.workers) and not self.server.wait(LOOK_S):
+            first = self.mourned[0]
+            error = UsageError if first.process.returncode == 2 else RunError
+            raise error(f"no worker is left; {first.name} {first.how_it_ended()}: {first.last_words()}")
+
+    def _result(self) -> RunResult:
+        if self.server.process.returncode != 0:
+            raise self._server_failure()
+        return msgspec.json.decode((self.run_dir / RESULT).read_bytes(), type=RunResult)
+
+    def _server_failure(self) -> LockstepError:
+        words = self.server.last_words()
+        if self.server.process.returncode == 2:
+            return UsageError(words)
+        if self.server.process.returncode == 1:
+            return RunError(words)
+        return RunError(f"the server {self.server.how_it_ended()}: {words}")
+
+    def _keep_logs(self) -> None:
+        """Move the logs into the run's folder, where there is one, and remove our own."""
+        if self.run_dir.is_dir():
+            for log in self.folder.glob("*.log"):
+                shutil.move(log, self.run_dir / log.name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_launch(launch: Launch) -> None:
+    """Raise `JobError` for what this version cannot do."""
+    if launch.servers != 1:
+        raise JobError(f"servers = {launch.servers!r}: this version has one server: expected 1")
+    if launch.transport == "shm":
+        raise JobError("transport = 'shm': this version has no shared memory yet: expected auto, ipc or tcp")
+
+
+def private_folder() -> Path:
+    """Return a new folder, open to this user only, for the socket and the logs of a run."""
+    folder = Path(tempfile.mkdtemp(prefix="lockstep-"))
+    if len(str(folder).encode()) <= FOLDER_LIMIT:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))
+
+
+def end_all(children: list[Child]) -> None:
+    """End processes: all are asked at once, share the time of grace, and are killed after it."""
+    clock = SystemClock()
+    with uninterrupted():
+        for child in children:
+            child.ask_to_end()
+        deadline = clock.now() + GRACE_S
+        for child in children:
+            child.make_end(max(0.0, deadline - clock.now()))

@@ -1,0 +1,29 @@
+"""The command line's root."""
+
+import importlib.metadata
+
+import click
+
+from lockstep.commands.evaluate import evaluate
+from lockstep.commands.server import server
+from lockstep.commands.status import status
+from lockstep.commands.train import train
+from lockstep.commands.worker import worker
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(importlib.metadata.version("lockstep"), prog_name="lockstep")
+def cli() -> None:
+    """Train neural networks on many processes, in NumPy: the same job gives the same bits.
+
+    \b
+    On this machine, a server and a worker a core:
+        lockstep train --model lenet
+    On several machines, the server on one and any number of workers anywhere:
+        lockstep server --job job.toml --bind tcp://127.0.0.1:5555
+        lockstep worker tcp://127.0.0.1:5555
+    """
+
+
+for command in (train, server, worker, evaluate, status):
+    cli.add_command(command)

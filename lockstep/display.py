@@ -1,0 +1,150 @@
+"""Shows a run under way: live in a terminal, in plain lines where there is none."""
+
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from common.clock import Clock
+from common.messages import EpochStatus, Status, WorkerStatus
+
+#: Seconds between two plain lines within an epoch.
+PLAIN_EVERY_S = 10.0
+
+#: Seconds between two pictures in a terminal.
+LIVE_EVERY_S = 0.2
+
+
+class Display(Protocol):
+    """What shows a run: a context, told of each new status."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def show(self, status: Status) -> None:
+        """Show how the run stands."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        ...
+
+
+def display_for(console: Console, clock: Clock) -> Display:
+    """Return what fits the console."""
+    return LiveDisplay(console, clock) if console.is_terminal else PlainDisplay(console, clock)
+
+
+def epoch_line(epoch: EpochStatus, epochs: int) -> str:
+    """Return a finished epoch on one line."""
+    return (
+        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.2%}  "
+        f"test {epoch.test_accuracy:.2%}  {epoch.wall_s:.1f} s"
+    )
+
+
+def step_line(status: Status) -> str:
+    """Return the step at hand on one line."""
+    return (
+        f"epoch {status.epoch}/{status.epochs}  step {status.step}/{status.steps}  loss {status.loss:.4f}  "
+        f"accuracy {status.accuracy:.2%}  {status.images_per_s:,.0f} images/s  {status.eta_s:.0f} s left"
+    )
+
+
+@dataclass
+class PlainDisplay:
+    """Plain lines: one an epoch, and one every ten seconds in between."""
+
+    console: Console
+    clock: Clock
+    _shown_epochs: int = 0
+    _shown_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shown_at = self.clock.now()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, status: Status) -> None:
+        for epoch in status.history[self._shown_epochs :]:
+            self.say(epoch_line(epoch, status.epochs))
+        self._shown_epochs = max(self._shown_epochs, len(status.history))
+        if status.elapsed_s and self.clock.now() - self._shown_at >= PLAIN_EVERY_S:
+            self.say(step_line(status))
+
+    def say(self, text: str) -> None:
+        self._shown_at = self.clock.now()
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class LiveDisplay:
+    """A bar over the run and a line for each worker, redrawn in place; finished epochs scroll up above."""
+
+    console: Console
+    clock: Clock
+    _live: Live = field(init=False)
+    _bar: Progress = field(init=False)
+    _shown_epochs: int = 0
+    _shown_at: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            console=self.console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._live = Live(self._bar, console=self.console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, status: Status) -> None:
+        for epoch in status.history[self._shown_epochs :]:
+            self.say(epoch_line(epoch, status.epochs))
+        self._shown_epochs = max(self._shown_epochs, len(status.history))
+        now = self.clock.now()
+        if now - self._shown_at >= LIVE_EVERY_S:
+            self._shown_at = now
+            self._live.update(self._picture(status), refresh=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _picture(self, status: Status) -> Group:
+        described = f"epoch {status.epoch}/{status.epochs}  step {status.step}/{status.steps}"
+        self._bar.update(self._task, description=described, total=status.steps, completed=status.step)
+        figures = (
+            f"{status.phase}  loss {status.loss:.4f}  accuracy {status.accuracy:.2%}  "
+            f"{status.images_per_s:,.0f} images/s  {status.eta_s:.0f} s left"
+        )
+        return Group(self._bar, figures, workers_table(status.workers))
+
+
+def workers_table(workers: list[WorkerStatus]) -> Table:
+    """Return a line for each worker."""
+    table = Table.grid(padding=(0, 2))
+    for worker in workers:
+        speed = f"{worker.samples / worker.compute_s:,.0f} images/s" if worker.compute_s else ""
+        table.add_row(f"worker {worker.rank}", worker.state, f"{worker.samples:,} images", speed, f"pid {worker.pid}")
+    return table

@@ -1,0 +1,99 @@
+"""Job files: TOML in, a checked `Job` and `Launch` out, and back again."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from common.errors import JobError
+from common.job import Job, check
+from common.spelling import nearest
+from lockstep.launch import Launch
+
+S = TypeVar("S", Job, Launch)
+
+#: The names of the shipped jobs, which are those of the models.
+SHIPPED = ("linear", "mlp", "lenet", "cnn")
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the values of a job file; `JobError` where it cannot be read or is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(f"cannot read the job file {str(path)!r}: {error.strerror}: give the path of a .toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"the job file {str(path)!r} is no TOML: {error}") from error
+
+
+def shipped_values(model: str) -> dict[str, Any]:
+    """Return the values of the shipped job of a model, none for a model of one's own."""
+    if model not in SHIPPED:
+        return {}
+    text = resources.files("lockstep").joinpath("jobs", f"{model}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_launch: Launch) -> tuple[Job, Launch]:
+    """Return the checked job and launch: the file's values, or the model's shipped job, with the flags laid over them.
+
+    `JobError` names the value, what was expected and, for an unknown key, the nearest right one.
+    """
+    given = {**file_values, **flags}
+    base: Mapping[str, Any] = file_values or shipped_values(str(given.get("model", "lenet")))
+    values = {**base, **flags}
+    known = (*Job.__struct_fields__, *Launch.__struct_fields__)
+    for key in values:
+        if key not in known:
+            raise JobError(f"the job has no key {key!r}{nearest(key, known)}: expected one of {', '.join(known)}")
+    launch_values = msgspec.to_builtins(default_launch) | {
+        key: value for key, value in values.items() if key in Launch.__struct_fields__
+    }
+    job_values = {key: value for key, value in values.items() if key in Job.__struct_fields__}
+    return check(_convert(job_values, Job)), _convert(launch_values, Launch)
+
+
+def _convert(values: dict[str, Any], to: type[S]) -> S:
+    """Return `values` as a struct; the first that does not fit is named with what was expected."""
+    try:
+        return msgspec.convert(values, to)
+    except msgspec.ValidationError as error:
+        raise JobError(_one_line(str(error), values)) from error
+
+
+def _one_line(text: str, values: Mapping[str, Any]) -> str:
+    fact, _, place = text.partition(" - at `$.")
+    key = place.rstrip("`")
+    value = values.get(key)
+    return f"{key} = {value!r}: {fact[:1].lower()}{fact[1:].replace('`', '')}"
+
+
+def to_toml(job: Job, launch: Launch) -> str:
+    """Return a job file that resolves to the same job and launch, every value written out."""
+    values = {**msgspec.to_builtins(job), **msgspec.to_builtins(launch)}
+    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    """Return a value as TOML on one line."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return repr(value)
+        case int():
+            return str(value)
+        case str():
+            # A JSON string is a TOML basic string, but for DEL, which JSON leaves bare.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list() | tuple():
+            return f"[{', '.join(map(_toml_value, value))}]"
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
+        case _:
+            raise JobError(f"{value!r} cannot be written to a job file: expected text, a number, a list or a table")

@@ -1,0 +1,27 @@
+"""How a job is carried out: nothing here changes the result."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from common.environment import cores
+
+Transport = Literal["auto", "shm", "ipc", "tcp"]
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Processes and transport of a run on this machine. Each field's description is its help text."""
+
+    workers: Annotated[
+        int, Meta(ge=0, le=1024, description="worker processes; 0 trains in this process alone; default one a core")
+    ] = 1
+    servers: Annotated[int, Meta(ge=1, le=64, description="server processes that share the weights")] = 1
+    transport: Annotated[Transport, Meta(description="how processes talk: auto takes the fastest that works here")] = (
+        "auto"
+    )
+
+
+def default_launch() -> Launch:
+    """Return what is used where nothing is said: a worker a core."""
+    return Launch(workers=cores())

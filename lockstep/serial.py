@@ -1,0 +1,85 @@
+"""Training in the calling process alone, without coordinator or transport: the oracle that every run must match."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.clock import Clock
+from common.errors import DivergedError
+from common.messages import Status
+from common.reduction import Node
+from common.tally import Tally
+from ps.divergence import diverged_text
+from ps.opening import Opening
+from ps.phases import Phase
+from ps.plan import Round
+from ps.progress import Progress
+from ps.recorder import Recorder
+from ps.report import status_of
+from ps.run_folder import RunResult
+from worker.compute import Compute, NotFiniteError
+
+
+@dataclass
+class SerialRun:
+    """One run in one process."""
+
+    opening: Opening
+    recorder: Recorder
+    clock: Clock
+    #: Is told how the run stands after each round.
+    watch: Callable[[Status], None]
+
+    def train(self) -> RunResult:
+        """Train to the end; `DivergedError` where a loss is not finite, the last good weights being kept."""
+        opening, progress = self.opening, Progress()
+        compute = Compute(opening.facts.job, opening.model, opening.data)
+        compute.weights[:] = opening.shard.weights
+        at: Round | None = opening.facts.plan.first()
+        compute_s = 0.0
+        try:
+            while at is not None:
+                progress.begin_round(self.clock.now())
+                compute_s += self._round(at, compute, progress)
+                following = opening.facts.plan.after(at)
+                phase = Phase.FINISHED if following is None else Phase.TRAINING
+                self.watch(status_of(opening.facts, progress, phase, following or at, self.clock.now(), []))
+                at = following
+        except NotFiniteError as error:
+            assert at is not None
+            raise self._diverged(at, error) from error
+        except KeyboardInterrupt:
+            self.recorder.fail("interrupted", opening.shard.weights, opening.shard.updates)
+            raise
+        finally:
+            self.recorder.close()
+        return self.recorder.finish(
+            progress, workers=0, compute_s=compute_s, weights=opening.shard.weights, now=self.clock.now()
+        )
+
+    def _round(self, at: Round, compute: Compute, progress: Progress) -> float:
+        """Carry out one round; return the seconds spent in computing gradients."""
+        if at.work == "evaluate":
+            tally = compute.evaluate(Node(0, at.pieces))
+            number = self.opening.facts.plan.epoch_of(at.step - 1)
+            epoch = progress.end_epoch(number, tally, self.clock.now())
+            self.recorder.epoch(epoch, self.opening.shard.digest())
+            return 0.0
+        began = self.clock.now()
+        sums, tally = compute.train(at.step, Node(0, at.pieces))
+        compute_s = self.clock.now() - began
+        self.opening.shard.add(Node(0, at.pieces), sums)
+        self._update(at.step, tally)
+        compute.weights[:] = self.opening.shard.weights
+        progress.end_step(tally, self.clock.now())
+        return compute_s
+
+    def _update(self, step: int, tally: Tally) -> None:
+        began = self.clock.now()
+        rate = self.opening.shard.update(step, tally.count)
+        self.recorder.step(step, tally, rate, self.clock.now() - began)
+
+    def _diverged(self, at: Round, error: NotFiniteError) -> DivergedError:
+        failure = diverged_text(at.work, at.step, error.piece, error.layer)
+        shard = self.opening.shard
+        self.recorder.fail(failure, shard.previous, max(0, shard.updates - 1))
+        return DivergedError(failure)

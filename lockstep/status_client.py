@@ -1,0 +1,34 @@
+"""Asks a server how its run stands."""
+
+from dataclasses import dataclass
+
+from common.codec import decode, encode
+from common.errors import UnreachableError
+from common.messages import ServerMessage, Status, StatusAsked
+from common.transport.port import ClientPort
+
+
+@dataclass
+class StatusClient:
+    """An observer's connection to a server."""
+
+    port: ClientPort
+
+    def ask(self, timeout_s: float) -> Status | None:
+        """Return how the run stands, None where no answer came in time."""
+        self.port.send(encode(StatusAsked()))
+        frames = self.port.receive(timeout_s)
+        if frames is None:
+            return None
+        message, _ = decode(frames, ServerMessage)
+        return message if isinstance(message, Status) else None
+
+
+def ask_once(port: ClientPort, address: str, timeout_s: float) -> Status:
+    """Return how the run at `address` stands; `UnreachableError` where nobody answers in time."""
+    status = StatusClient(port).ask(timeout_s)
+    if status is None:
+        raise UnreachableError(
+            f"no server answered at {address} within {timeout_s:g} s: is it running, and is this its address?"
+        )
+    return status

@@ -1,0 +1,69 @@
+"""What is shown at the end of a run: a table of its epochs, its figures, and advice where there is some."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ps.run_folder import EpochRecord, RunResult
+
+
+def show_summary(console: Console, result: RunResult, folder: Path | None) -> None:
+    """Print the end of a run."""
+    console.print(epochs_table(result.history))
+    for line in summary_lines(result, folder):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def epochs_table(history: list[EpochRecord]) -> Table:
+    """Return a line for each epoch."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "seconds"):
+        table.add_column(heading, justify="right")
+    for epoch in history:
+        table.add_row(
+            str(epoch.epoch),
+            f"{epoch.loss:.4f}",
+            f"{epoch.accuracy:.2%}",
+            f"{epoch.test_loss:.4f}",
+            f"{epoch.test_accuracy:.2%}",
+            f"{epoch.wall_s:.1f}",
+        )
+    return table
+
+
+def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
+    """Return the figures of a run and the advice that follows from them."""
+    who = "this process alone" if result.workers == 0 else f"{result.workers} workers over {result.transport}"
+    if result.workers == 1:
+        who = f"1 worker over {result.transport}"
+    lines = [
+        "",
+        f"test accuracy   {result.test_accuracy:.2%}",
+        f"throughput      {result.images_per_s:,.0f} images/s, {who}",
+        f"time            {result.wall_s:.1f} s, of which training {result.train_s:.1f} s",
+        f"weights sha256  {result.weights_sha256}",
+    ]
+    if folder is not None:
+        lines.append(f"run folder      {folder}")
+    return lines + [f"note: {note}" for note in advice(result)]
+
+
+def advice(result: RunResult) -> list[str]:
+    """Return what the measured times say about the number of workers."""
+    if result.workers == 0:
+        return []
+    notes = []
+    if result.workers >= 2 and result.workers >= result.micro_batches:
+        notes.append(
+            f"{result.micro_batches} micro-batches keep at most {result.micro_batches} workers busy; "
+            "a larger --micro-batches takes more, and gives other bits"
+        )
+    # What one process alone would need: the same computing and updating, without any exchange.
+    alone_s = result.compute_s + result.update_s
+    if result.train_s > alone_s:
+        notes.append(
+            f"training took {result.train_s:.1f} s; one process alone needs about {alone_s:.1f} s for the same bits: "
+            "this model is too small for workers to pay (--workers 0)"
+        )
+    return notes

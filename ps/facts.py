@@ -1,0 +1,27 @@
+"""What is known of a run from its start to its end."""
+
+from dataclasses import dataclass
+
+from common.job import Job
+from common.numerics import Fingerprint
+from ps.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """The facts of one run."""
+
+    run: str
+    job: Job
+    plan: Plan
+    training_samples: int
+    layout: str
+    dataset: str
+    source: str
+    fingerprint: Fingerprint
+    #: Ready workers to begin with.
+    min_workers: int = 1
+    #: Seconds after which a piece is given to another worker.
+    lease_timeout_s: float = 60.0
+    #: Admit workers whose numerics differ, and with them other bits.
+    allows_mixed_numerics: bool = False

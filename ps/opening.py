@@ -1,0 +1,96 @@
+"""From a job and its data to a run that can begin: the model, its first weights, the plan, the shard."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.autograd.graph import no_grad
+from common.autograd.tensor import Tensor
+from common.data.dataset import TrainTest
+from common.data.preparation import Preparation
+from common.errors import JobError, LockstepError, ModelError
+from common.job import Job
+from common.layout import ParameterLayout, gather, layout_of
+from common.model import build_model, check_fit, model_source
+from common.nn.module import Module
+from common.numerics import fingerprint
+from common.reduction import Vector
+from common.safetensors import read
+from ps.facts import RunFacts
+from ps.plan import plan_of
+from ps.policy import policy_of
+from ps.shard import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """Whom a run takes in, and how long it waits for them."""
+
+    min_workers: int = 1
+    lease_timeout_s: float = 60.0
+    allows_mixed_numerics: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """All that a run begins with."""
+
+    facts: RunFacts
+    model: Module
+    data: TrainTest
+    layout: ParameterLayout
+    shard: Shard
+
+
+def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Opening:
+    """Build what a run begins with; a `UsageError` where the job, the model or the data do not go together."""
+    if job.global_batch > len(data.train):
+        raise JobError(
+            f"global_batch = {job.global_batch!r} is more than the {len(data.train)} training samples of "
+            f"{job.data!r}: expected at most as many"
+        )
+    model = build_model(job.model).initialize(job.seed)
+    layout = layout_of(model)
+    check_fit(model, data.train, dry_run(model, data))
+    plan = plan_of(job, len(data.train), len(data.test))
+    facts = RunFacts(
+        run=run,
+        job=job,
+        plan=plan,
+        training_samples=len(data.train),
+        layout=layout.digest(),
+        dataset=data.digest,
+        source=model_source(job.model),
+        fingerprint=fingerprint(),
+        min_workers=admission.min_workers,
+        lease_timeout_s=admission.lease_timeout_s,
+        allows_mixed_numerics=admission.allows_mixed_numerics,
+    )
+    weights = first_weights(job, model, layout)
+    shard = Shard(weights, policy_of(job, plan, model, layout), job.micro_batches)
+    return Opening(facts=facts, model=model, data=data, layout=layout, shard=shard)
+
+
+def first_weights(job: Job, model: Module, layout: ParameterLayout) -> Vector:
+    """Return the vector that training starts from: the seed's, or that of the file that the job names."""
+    weights = gather(model, layout)
+    if job.initial is not None:
+        arrays, _ = read(Path(job.initial))
+        layout.write(weights, arrays)
+    return weights
+
+
+def dry_run(model: Module, data: TrainTest) -> tuple[int, ...]:
+    """Return the shape of the model's output for two samples; `ModelError` where it raises."""
+    images = Preparation(0.0, 1.0, 0).images(np.repeat(data.train.images[:1], 2, axis=0))
+    model.eval()
+    try:
+        with no_grad():
+            return tuple(model(Tensor(images)).shape)
+    except LockstepError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot take samples of shape {data.train.sample_shape}: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,40 @@
+"""From the books to a `Status`: what a person is told of a run under way. Pure."""
+
+from common.messages import Status, WorkerStatus
+from ps.facts import RunFacts
+from ps.phases import Phase
+from ps.plan import Round
+from ps.progress import Progress
+
+
+def status_of(
+    facts: RunFacts,
+    progress: Progress,
+    phase: Phase,
+    at: Round,
+    now: float,
+    workers: list[WorkerStatus],
+    failure: str = "",
+) -> Status:
+    """Return how a run stands at `now` seconds, in the round `at`."""
+    plan = facts.plan
+    is_finished = phase is Phase.FINISHED
+    step = plan.total_steps if is_finished else at.step
+    return Status(
+        run=facts.run,
+        model=facts.job.model_name(),
+        phase=phase.value,
+        epoch=plan.epoch_of(step - 1 if at.work == "evaluate" else step),
+        epochs=plan.epochs,
+        step=step,
+        steps=plan.total_steps,
+        loss=progress.epoch.loss,
+        accuracy=progress.epoch.accuracy,
+        images_per_s=progress.images_per_s(),
+        elapsed_s=progress.elapsed(now),
+        eta_s=progress.eta_s(plan.samples(facts.training_samples, facts.job.global_batch)),
+        min_workers=facts.min_workers,
+        workers=workers,
+        history=progress.history,
+        failure=failure,
+    )
