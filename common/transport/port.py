@@ -1,0 +1,90 @@
+"""What a transport is: two tiny ports that move opaque frames; knows nothing of messages, and nothing of sockets.
+
+Frames of one connection arrive whole, once at most and in the order they were sent; between connections there is no
+order. What was on its way when a connection broke is lost: ask again, apply once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.errors import LockstepError, ProtocolError
+
+#: Anything that gives its bytes without a copy, C-contiguous.
+Frame = bytes | bytearray | memoryview
+#: What is sent together and arrives together; at least one.
+Frames = Sequence[Frame]
+
+
+class PeerGone(LockstepError):  # noqa: N818 -- a thing that happens in every run, and not a mistake
+    """There is no connection to this peer any more; nothing was sent."""
+
+
+class PeerSlow(LockstepError):  # noqa: N818 -- as above
+    """More than enough is already on its way to this peer; nothing was sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a port takes in, and lets out, before anything is allocated for it."""
+
+    #: Longest frame; a connection on which a longer one comes is closed.
+    frame_bytes: int = 2**30
+    #: Most frames of one message; a longer message that comes is dropped.
+    frames: int = 16
+    #: Messages that may wait for one peer, at each end. A peer may count as slow from half of them on, since libzmq
+    #: hears late of those that were read.
+    queue: int = 64
+
+    def check(self, frames: Frames) -> None:
+        """Raise ProtocolError, a bug of ours, where a peer with the same limits would not take `frames`."""
+        if not 0 < len(frames) <= self.frames:
+            raise ProtocolError(f"a message of {len(frames)} frames: expected 1 to {self.frames}")
+        longest = max(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
+        if longest > self.frame_bytes:
+            raise ProtocolError(f"a frame of {longest} bytes: expected at most {self.frame_bytes}")
+
+
+class ServerPort(Protocol):
+    """The end that many peers dial. All methods but a second `close` raise ProtocolError once it is closed."""
+
+    @property
+    def address(self) -> str:
+        """Where peers dial, the real port included."""
+        ...
+
+    def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
+        """Return the next message, from any peer, as (peer, frames), or None if none came in time.
+
+        `None` for the timeout waits for ever. The frames are the caller's, read-only; a signal handler's exception
+        passes through. `peer` names one connection, never another one later.
+        """
+        ...
+
+    def send(self, peer: bytes, frames: Frames) -> None:
+        """Send a message without waiting; the caller may overwrite its buffers at once.
+
+        Raises PeerGone or PeerSlow. Where a signal handler's exception passes through, this one message may arrive
+        damaged or not at all.
+        """
+        ...
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close all connections; what was sent gets at most `linger_s` seconds to leave."""
+        ...
+
+
+class ClientPort(Protocol):
+    """The end that dials, and dials again, until it is closed; its server may come later."""
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        """Return the frames of the next message, or None if none came in time; as `ServerPort.receive`."""
+        ...
+
+    def send(self, frames: Frames) -> None:
+        """Send a message, or keep it until there is a connection; as `ServerPort.send`. Raises PeerSlow."""
+        ...
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close the connection; what was sent gets at most `linger_s` seconds to leave."""
+        ...
