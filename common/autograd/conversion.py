@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from common.autograd.primitives.primitive import Array, is_floating
+from common.autograd.primitives.primitive import Array
 
 
 def as_array(data: Any, dtype: DTypeLike | None = None) -> Array:
@@ -24,8 +24,8 @@ def as_array(data: Any, dtype: DTypeLike | None = None) -> Array:
 
 
 def require_floating(array: Array) -> None:
-    """Raise RuntimeError for an array that no gradient can flow through."""
-    if not is_floating(array):
+    """Raise RuntimeError for an array of a dtype that no gradient can have."""
+    if array.dtype not in (np.float32, np.float64):
         raise RuntimeError(f"a tensor of dtype {array.dtype} cannot require a gradient: only float32 and float64 can")
 
 

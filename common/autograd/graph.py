@@ -11,21 +11,13 @@ from typing import Any
 import numpy as np
 
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
+from common.autograd.version import Version
 
 #: Context variables and not globals: each thread and each asynchronous task has its own.
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 _watching: ContextVar[bool] = ContextVar("watching", default=False)
 
 _serials = count()
-
-
-class Version:
-    """How often the memory of an array, and of all its views, was changed in place."""
-
-    #: Class attributes are the defaults: making one costs nothing until it is changed.
-    count = 0
-    #: Whether a view of the memory was made by a primitive.
-    viewed = False
 
 
 class Leaf:

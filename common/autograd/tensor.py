@@ -8,10 +8,11 @@ from numpy.typing import DTypeLike
 
 from common.autograd.arithmetic import Arithmetic
 from common.autograd.conversion import as_array, matching, require_floating
-from common.autograd.graph import Leaf, Node, Parent, Version, backward, recording, wanted_parents
+from common.autograd.graph import Leaf, Node, Parent, backward, recording, wanted_parents
 from common.autograd.methods import Methods
 from common.autograd.primitives import indexing
 from common.autograd.primitives.primitive import Array, Primitive
+from common.autograd.version import Version, version_of
 
 #: What goes into a primitive as it is. Python numbers stay so: NumPy then lets the array decide the dtype (NEP 50).
 _PLAIN = frozenset({np.ndarray, float, int, bool, type(None)})
@@ -64,7 +65,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
             result, saved = result
         if type(result) is not np.ndarray:
             result = np.asarray(result)
-        tensor = _wrap(result, _version_of(result, arrays, versions), None)
+        tensor = _wrap(result, version_of(result, arrays, versions), None)
         if recording.get() and parents.count(None) != len(parents):
             wanted = wanted_parents(primitive, parents)
             if wanted is not None:
@@ -117,6 +118,11 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
     def is_leaf(self) -> bool:
         """Whether the tensor was made and not computed from others that require a gradient."""
         return type(self._node) is not Node
+
+    @property
+    def grad_fn(self) -> Node | None:
+        """The place in the graph of a computed tensor."""
+        return self._node if type(self._node) is Node else None
 
     @property
     def requires_grad(self) -> bool:
@@ -287,16 +293,6 @@ def _wrap(array: Array, version: Version, node: Parent) -> Tensor:
     tensor._version = version
     tensor._node = node
     return tensor
-
-
-def _version_of(result: Array, arrays: list[Any], versions: list[Version | None]) -> Version:
-    """Return the version of the argument whose memory `result` shares, or a new one."""
-    is_view = result.base is not None
-    for array, version in zip(arrays, versions, strict=True):
-        if version is not None and (array is result or (is_view and np.may_share_memory(array, result))):
-            version.viewed = True
-            return version
-    return Version()
 
 
 def _plain_index(index: Any) -> Any:

@@ -6,12 +6,13 @@ import numpy as np
 
 from common.autograd.primitives.erf import erf
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
+from common.autograd.primitives.selection import masked
 
 
 def _sigmoid(x: Array) -> Array:
     """Return `1 / (1 + exp(-x))` by the exponential of what is never positive: small results stay exact."""
     decay = np.exp(-np.abs(x))
-    result: Array = np.where(x >= 0, 1, decay) / (1 + decay)
+    result: Array = np.maximum(decay, x >= 0) / (1 + decay)
     return result
 
 
@@ -19,6 +20,15 @@ def _softplus(x: Array, beta: float) -> Array:
     """Return `log(1 + exp(beta x)) / beta` as `max(x, 0)` and a bounded rest."""
     rest: Array = np.log1p(np.exp(-beta * np.abs(x))) / beta
     return np.maximum(x, 0) + rest
+
+
+def _leaky_relu(x: Array, negative_slope: float) -> Array:
+    return np.maximum(x, 0) + np.minimum(x, 0) * negative_slope
+
+
+def _leaky_relu_derivative(gradient: Array, _: None, x: Array, negative_slope: float) -> Array:
+    rises = x > 0
+    return masked(gradient, rises) + masked(gradient * negative_slope, ~rises)
 
 
 def _gelu(x: Array) -> tuple[Array, Array]:
@@ -56,15 +66,8 @@ sqrt = Primitive("sqrt", np.sqrt, (lambda g, root, x: 0.5 * g / root,), reads=((
 tanh = Primitive("tanh", np.tanh, (lambda g, result, x: g * (1 - result * result),), reads=((RESULT,),))
 sigmoid = Primitive("sigmoid", _sigmoid, (lambda g, result, x: g * result * (1 - result),), reads=((RESULT,),))
 # By the result, so that a pre-activation is not kept alive; 0 has derivative 0, as in PyTorch.
-relu = Primitive(
-    "relu", lambda x: np.maximum(x, 0), (lambda g, result, x: np.where(result > 0, g, 0),), reads=((RESULT,),)
-)
-leaky_relu = Primitive(
-    "leaky_relu",
-    lambda x, negative_slope: np.where(x > 0, x, negative_slope * x),
-    (lambda g, _, x, negative_slope: np.where(x > 0, g, negative_slope * g),),
-    reads=((0,),),
-)
+relu = Primitive("relu", lambda x: np.maximum(x, 0), (lambda g, result, x: masked(g, result > 0),), reads=((RESULT,),))
+leaky_relu = Primitive("leaky_relu", _leaky_relu, (_leaky_relu_derivative,), reads=((0,),))
 softplus = Primitive("softplus", _softplus, (lambda g, _, x, beta: g * _sigmoid(beta * x),), reads=((0,),))
 gelu = Primitive("gelu", _gelu, (_gelu_derivative,), keeps=True, reads=((0,),))
 gelu_tanh = Primitive("gelu_tanh", _gelu_tanh, (_gelu_tanh_derivative,), keeps=True, reads=((0,),))

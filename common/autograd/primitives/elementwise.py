@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
+from common.autograd.primitives.selection import masked
 
 #: A bound or an exponent may be a Python number, which takes the other operand's dtype (NEP 50).
 Operand = Array | float
@@ -23,13 +24,14 @@ def _power_by_base(gradient: Array, _: None, base: Array, exponent: Operand) -> 
 def _power_by_exponent(gradient: Array, _: None, base: Operand, exponent: Array) -> Array:
     """Return `g x**y log x`; at `x == 0` its limit 0 for `y >= 0`, as in PyTorch."""
     vanishes = np.logical_and(np.equal(base, 0), exponent >= 0)
-    safe = np.where(vanishes, 1, base)
-    return gradient * np.where(vanishes, 0, safe**exponent * np.log(safe, dtype=gradient.dtype))
+    safe = np.where(vanishes, 1, base).astype(gradient.dtype, copy=False)
+    return gradient * np.where(vanishes, 0, safe**exponent * np.log(safe))
 
 
 def _greater_share(gradient: Array, one: Operand, other: Operand) -> Array:
     """Return the gradient that the greater operand gets: all of it, or half of it at a tie (PyTorch's rule)."""
-    return np.where(np.less(one, other), 0, np.where(np.equal(one, other), gradient / 2, gradient))
+    all_of_it = masked(gradient, ~np.less(one, other))
+    return np.subtract(all_of_it, masked(gradient * 0.5, np.equal(one, other)))
 
 
 def _clip(x: Array, low: Operand | None, high: Operand | None) -> Array:
@@ -38,8 +40,9 @@ def _clip(x: Array, low: Operand | None, high: Operand | None) -> Array:
 
 def _clip_derivative(gradient: Array, _: None, x: Array, low: Operand | None, high: Operand | None) -> Array:
     """Pass the gradient where `low <= x <= high`, both ends included (PyTorch's rule)."""
-    inside: Any = np.ones(x.shape, bool) if low is None else x >= low
-    return np.where(inside if high is None else inside & (x <= high), gradient, 0)
+    above: Any = True if low is None else x >= low
+    below: Any = True if high is None else x <= high
+    return masked(gradient, np.logical_and(above, below))
 
 
 add = Primitive("add", np.add, (lambda g, _, x, y: g, lambda g, _, x, y: g), reads=((), ()))
@@ -69,8 +72,8 @@ minimum = Primitive(
 )
 where = Primitive(
     "where",
-    np.where,
-    (None, lambda g, _, chosen, x, y: np.where(chosen, g, 0), lambda g, _, chosen, x, y: np.where(chosen, 0, g)),
+    lambda chosen, x, y: np.where(chosen, x, y),
+    (None, lambda g, _, chosen, x, y: masked(g, chosen), lambda g, _, chosen, x, y: masked(g, ~chosen)),
     reads=((), (0,), (0,)),
 )
 clip = Primitive("clip", _clip, (_clip_derivative,), reads=((0,),))

@@ -35,7 +35,7 @@ def _embedding_weight(
         order = np.argsort(flat, kind="stable")
         uses = flat[order]
         starts = np.flatnonzero(np.concatenate(([True], uses[1:] != uses[:-1])))
-        result[uses[starts]] = np.add.reduceat(gradient.reshape(-1, shape[1])[order], starts, axis=0)
+        result[uses[starts]] = np.add.reduceat(gradient.reshape(flat.size, shape[1])[order], starts, axis=0)
     return result
 
 

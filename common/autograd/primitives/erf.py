@@ -1,4 +1,4 @@
-"""The error function, which NumPy lacks: accurate to the dtype's rounding."""
+"""The error function, which NumPy lacks: accurate to some units of the dtype's rounding."""
 
 import functools
 import math

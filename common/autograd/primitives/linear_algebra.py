@@ -1,5 +1,7 @@
 """Products of matrices."""
 
+import math
+
 import numpy as np
 
 from common.autograd.primitives.primitive import Array, Primitive
@@ -45,19 +47,23 @@ def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return product
 
 
+def _rows(x: Array) -> Array:
+    """Return (..., n) as (rows, n). The count is spelled out: NumPy cannot infer it where n is 0."""
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def _linear_by_input(gradient: Array, _: None, x: Array, weight: Array, bias: None) -> Array:
     product: Array = np.matmul(weight.T, gradient.T).T if _is_batch_innermost(x) else np.matmul(gradient, weight)
     return product
 
 
-def _linear_by_weight(gradient: Array, _: None, x: Array, weight: Array, bias: None, out: Array | None = None) -> Array:
-    rows = gradient.reshape(-1, weight.shape[0])
-    product: Array = np.matmul(rows.T, x.reshape(-1, weight.shape[1]), out=out)
+def _linear_by_weight(gradient: Array, _: None, x: Array, *__: Array | None, out: Array | None = None) -> Array:
+    product: Array = np.matmul(_rows(gradient).T, _rows(x), out=out)
     return product
 
 
-def _linear_by_bias(gradient: Array, _: None, x: Array, weight: Array, bias: None, out: Array | None = None) -> Array:
-    total: Array = np.add.reduce(gradient.reshape(-1, weight.shape[0]), axis=0, out=out)
+def _linear_by_bias(gradient: Array, *_: Array | None, out: Array | None = None) -> Array:
+    total: Array = np.add.reduce(_rows(gradient), axis=0, out=out)
     return total
 
 
@@ -66,6 +72,6 @@ linear = Primitive(
     "linear",
     _linear,
     (_linear_by_input, _linear_by_weight, _linear_by_bias),
-    reads=((0, 1), (0, 1), (1,)),
+    reads=((0, 1), (0,), ()),
     writes=(1, 2),
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
+from common.autograd.primitives.selection import masked
 
 #: Typed loosely: NumPy's stubs know no keepdims that is decided at run time.
 _add: Callable[..., Array] = np.add.reduce
@@ -55,8 +56,7 @@ def _extreme_derivative(gradient: Array, extreme: Array, x: Array, axis: Axis, k
     """Share the gradient evenly among all elements that attain the extreme (PyTorch's rule for `amax`)."""
     attained = x == _restore(extreme, x.shape, axis, keepdims)
     count = np.add.reduce(attained, axis=_normalise(axis, x.ndim), keepdims=True)
-    share = _restore(gradient, x.shape, axis, keepdims) / count.astype(gradient.dtype)
-    return np.where(attained, share, 0)
+    return masked(_restore(gradient, x.shape, axis, keepdims) / count.astype(gradient.dtype), attained)
 
 
 def _variance(x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
