@@ -160,8 +160,9 @@ def _inside(padded: Array, rows: Window, columns: Window) -> Array:
 
 def _kernels(weight: Array, groups: int, dtype: np.dtype[np.generic]) -> Array:
     """Return the weight as (groups, out/groups, in/groups·kh·kw)."""
+    # Contiguous, because strides choose the kind of product, and so the bits.
     outputs = weight.shape[0]
-    return weight.astype(dtype, copy=False).reshape(groups, outputs // groups, -1)
+    return np.ascontiguousarray(weight, dtype).reshape(groups, outputs // groups, -1)
 
 
 def _by_group(gradient: Array, groups: int) -> Array:
