@@ -1,0 +1,150 @@
+"""Who may import whom: one order from top to bottom, a finer one within autograd, and no cycle anywhere."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+from tests.architecture.source import Import, Source, Violation, is_within
+
+
+@dataclass(frozen=True)
+class Order:
+    """Groups of modules within `scope`; each may import from later groups only, and never another of its own group."""
+
+    scope: str
+    groups: tuple[tuple[str, ...], ...]
+
+    def place(self, module: str) -> tuple[int, str] | None:
+        """Return the group's index and the unit that the module belongs to: the longest that it lies in."""
+        units = [(len(unit), i, unit) for i, group in enumerate(self.groups) for unit in group]
+        fitting = [found for found in units if is_within(module, found[2])]
+        return max(fitting)[1:] if fitting else None
+
+    def covers(self, module: str) -> bool:
+        """Tell whether the module needs a place. The `__init__` of the scope itself does not: it is only a list."""
+        return module.startswith(self.scope + ".") if self.scope else True
+
+
+#: The order of DESIGN, completed by what it does not name.
+PACKAGE_ORDER = Order(
+    scope="",
+    groups=(
+        ("lockstep",),
+        ("ps", "worker"),
+        ("common.transport",),
+        ("common.codec",),
+        ("common.messages",),
+        ("common.job",),
+        ("common.model",),
+        ("common.layout",),
+        ("common.reduction",),
+        ("common.numerics",),
+        ("common.optim",),
+        ("common.data",),
+        ("common.nn",),
+        ("common.autograd",),
+        ("common.randomness",),
+        ("common.safetensors",),
+        ("common.atomic", "common.spelling", "common.tally"),
+        ("common.clock", "common.environment", "common.errors"),
+    ),
+)
+
+#: Derivatives know no graph, the graph no tensor, the tensor no function of functions.
+AUTOGRAD_ORDER = Order(
+    scope="common.autograd",
+    groups=(
+        ("common.autograd.gradient_check",),
+        ("common.autograd.functional",),
+        ("common.autograd.tensor",),
+        (
+            "common.autograd.arithmetic",
+            "common.autograd.conversion",
+            "common.autograd.graph",
+            "common.autograd.methods",
+        ),
+        ("common.autograd.version",),
+        ("common.autograd.primitives",),
+        ("common.autograd.primitives.primitive",),
+    ),
+)
+
+ORDERS = (PACKAGE_ORDER, AUTOGRAD_ORDER)
+
+#: What the orders would allow and the design does not, with the one exception: frames are opaque to a transport, and
+#: the engine names no primitive.
+FORBIDDEN = (
+    ("common.transport", "common.codec", ""),
+    ("common.transport", "common.messages", ""),
+    ("common.transport", "common.job", ""),
+    ("common.autograd.graph", "common.autograd.primitives", "common.autograd.primitives.primitive"),
+)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One module of the tree imports another."""
+
+    importer: str
+    imported: str
+    line: int
+
+
+def edges_of(sources: Mapping[str, Source]) -> list[Edge]:
+    """Return all imports of one module of the tree by another; `from package import module` is one of the module."""
+    return [
+        Edge(source.module, imported, found.line)
+        for source in sources.values()
+        for found in source.imports
+        if (imported := _target(found, sources))
+    ]
+
+
+def _target(found: Import, sources: Mapping[str, Source]) -> str:
+    if found.name is not None and f"{found.module}.{found.name}" in sources:
+        return f"{found.module}.{found.name}"
+    return found.module if found.module in sources else ""
+
+
+def check_directions(sources: Mapping[str, Source]) -> Iterator[Violation]:
+    """Find imports against an order, and modules that have no place in it."""
+    edges = edges_of(sources)
+    for order in ORDERS:
+        for source in sources.values():
+            if order.covers(source.module) and not order.place(source.module) and source.imports:
+                yield Violation(source.module, 1, "has no place in the import order: give it one")
+        yield from (violation for edge in edges for violation in _against(order, edge))
+    for edge in edges:
+        for importer, imported, excepted in FORBIDDEN:
+            if is_within(edge.importer, importer) and is_within(edge.imported, imported) and edge.imported != excepted:
+                yield Violation(edge.importer, edge.line, f"must not import {edge.imported}")
+
+
+def _against(order: Order, edge: Edge) -> Iterator[Violation]:
+    if not (order.covers(edge.importer) and order.covers(edge.imported)):
+        return
+    importer, imported = order.place(edge.importer), order.place(edge.imported)
+    if importer and imported and importer != imported and importer[0] >= imported[0]:
+        yield Violation(edge.importer, edge.line, f"imports {edge.imported}, which is not below it")
+
+
+def check_cycles(sources: Mapping[str, Source]) -> Iterator[Violation]:
+    """Find one cycle of imports, where there is any."""
+    graph: dict[str, set[str]] = {module: set() for module in sources}
+    for edge in edges_of(sources):
+        graph[edge.importer].add(edge.imported)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        cycle = error.args[1]
+        yield Violation(cycle[0], 1, "import cycle: " + " <- ".join(cycle))
+
+
+def check_form(sources: Mapping[str, Source]) -> Iterator[Violation]:
+    """Find relative imports and imports of everything."""
+    for source in sources.values():
+        for found in source.imports:
+            if found.level:
+                yield Violation(source.module, found.line, "relative import: say the whole name")
+            if found.name == "*":
+                yield Violation(source.module, found.line, f"imports * from {found.module}: say what")

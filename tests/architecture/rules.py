@@ -1,0 +1,25 @@
+"""All rules over one tree: a pure function from sources to violations."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from tests.architecture.confinement import check_imports, check_length, check_purity, check_uses
+from tests.architecture.direction import check_cycles, check_directions, check_form
+from tests.architecture.source import Source, Violation, sources_of
+
+Rule = Callable[[Mapping[str, Source]], Iterator[Violation]]
+
+RULES: tuple[Rule, ...] = (
+    check_directions,
+    check_cycles,
+    check_form,
+    check_imports,
+    check_uses,
+    check_purity,
+    check_length,
+)
+
+
+def violations(texts: Mapping[str, str]) -> list[Violation]:
+    """Return what is wrong in a tree of module name -> source, sorted by place."""
+    sources = sources_of(texts)
+    return sorted({violation for rule in RULES for violation in rule(sources)})
