@@ -1,5 +1,20 @@
-"""Train neural networks on many processes, in NumPy: the same job gives the same bits."""
+"""Train neural networks on many processes, in NumPy: the same job gives the same bits.
+
+from lockstep import Tensor, no_grad, nn, F, optim, fit
+run = fit("mlp", "mnist", workers=4, epochs=3)
+"""
 
 from common.environment import use_one_blas_thread
 
 use_one_blas_thread()  # rule R4: before NumPy is imported, here and in the processes that we start
+
+from common import nn, optim  # noqa: E402
+from common.autograd import functional as F  # noqa: E402
+from common.autograd.graph import no_grad  # noqa: E402
+from common.autograd.tensor import Tensor  # noqa: E402
+from common.numerics import limit_blas_threads  # noqa: E402
+from lockstep.fit import Run, fit, load_run  # noqa: E402
+
+limit_blas_threads()  # rule R4 once more: a notebook may have imported NumPy already
+
+__all__ = ["F", "Run", "Tensor", "fit", "load_run", "nn", "no_grad", "optim"]

@@ -6,19 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from common.clock import SystemClock
 from common.errors import JobError, LockstepError, RunError, UsageError
 from common.job import Job
-from common.messages import Status
+from common.messages import EpochStatus, Status
 from common.transport.zeromq import dial
 from lockstep.child import Child
 from lockstep.job_file import to_toml
 from lockstep.launch import Launch
 from lockstep.signals import uninterrupted
 from lockstep.status_client import StatusClient
-from ps.run_folder import RESULT, RunResult
+from ps.phases import Phase
+from ps.run_folder import RunResult, read_result
 
 #: Seconds between two looks at the run.
 LOOK_S = 0.2
@@ -61,7 +60,9 @@ class Cluster:
                 self.workers.append(worker)
                 children.append(worker)
             self._follow(address)
-            return self._result()
+            result = self._result()
+            self.watch(final_status(result))
+            return result
         finally:
             end_all(children)
             self._keep_logs()
@@ -107,7 +108,7 @@ class Cluster:
     def _result(self) -> RunResult:
         if self.server.process.returncode != 0:
             raise self._server_failure()
-        return msgspec.json.decode((self.run_dir / RESULT).read_bytes(), type=RunResult)
+        return read_result(self.run_dir)
 
     def _server_failure(self) -> LockstepError:
         words = self.server.last_words()
@@ -123,6 +124,39 @@ class Cluster:
             for log in self.folder.glob("*.log"):
                 shutil.move(log, self.run_dir / log.name)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def final_status(result: RunResult) -> Status:
+    """Return how a finished run stands: the last look at it came before its end."""
+    history = [
+        EpochStatus(
+            epoch=epoch.epoch,
+            loss=epoch.loss,
+            accuracy=epoch.accuracy,
+            test_loss=epoch.test_loss,
+            test_accuracy=epoch.test_accuracy,
+            wall_s=epoch.wall_s,
+        )
+        for epoch in result.history
+    ]
+    return Status(
+        run=result.run,
+        model=result.model,
+        phase=Phase.FINISHED.value,
+        epoch=result.epochs,
+        epochs=result.epochs,
+        step=result.steps,
+        steps=result.steps,
+        loss=result.train_loss,
+        accuracy=history[-1].accuracy,
+        images_per_s=result.images_per_s,
+        elapsed_s=history[-1].wall_s,
+        eta_s=0.0,
+        min_workers=result.workers,
+        workers=[],
+        history=history,
+        failure="",
+    )
 
 
 def check_launch(launch: Launch) -> None:

@@ -88,6 +88,25 @@ class PlainDisplay:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+@dataclass(frozen=True)
+class SilentDisplay:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, status: Status) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
 @dataclass
 class LiveDisplay:
     """A bar over the run and a line for each worker, redrawn in place; finished epochs scroll up above."""

@@ -2,11 +2,13 @@
 
 import os
 import signal
-import sys
 import threading
 
 #: Seconds for an orderly end after the parent is gone.
 GRACE_S = 3.0
+
+#: The file descriptor of standard input.
+STDIN = 0
 
 
 def hold() -> None:
@@ -15,7 +17,8 @@ def hold() -> None:
 
 
 def _watch() -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not through `sys.stdin`: its lock, held by a daemon thread, would abort the interpreter at its end.
+    while os.read(STDIN, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(GRACE_S)

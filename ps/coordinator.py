@@ -171,13 +171,10 @@ class Coordinator:
                 Send(peer=peer, message=Standby(reason=reason)),
                 Say(text=f"{member.named()} stands by: {reason}"),
             ]
-        if self.phase is Phase.GATHERING and len(self._prepared_members()) >= self.facts.min_workers:
+        if self.phase is Phase.GATHERING and len(self.roster.prepared()) >= self.facts.min_workers:
             self.phase, self.reminder = Phase.TRAINING, None
             self.progress.begin_round(now)
         return effects + self._hand_out(now)
-
-    def _prepared_members(self) -> list[Member]:
-        return [member for member in self.roster.members.values() if member.standing is not Standing.PREPARING]
 
     def _left(self, event: WorkerLeft, now: float) -> list[Effect]:
         member = self.roster.members.pop(event.peer, None)
@@ -327,7 +324,7 @@ class Coordinator:
 
     def _remind(self, now: float) -> list[Effect]:
         if self.phase is Phase.GATHERING:
-            have, need = len(self._prepared_members()), self.facts.min_workers
+            have, need = len(self.roster.prepared()), self.facts.min_workers
             text = f"waiting for workers: {have} of {need} are ready"
         elif self.is_running() and not self.roster.ready():
             text = "waiting for a worker: none is left"

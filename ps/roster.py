@@ -54,8 +54,8 @@ class Roster:
 
     members: dict[bytes, Member] = field(default_factory=dict)
     next_rank: int = 0
-    #: Most members that were ready at one time.
-    most_ready: int = 0
+    #: Most members that were prepared at one time, those that stood by included.
+    most_prepared: int = 0
     #: Seconds of computing whose gradients were accepted, of all members that ever were.
     compute_s: float = 0.0
 
@@ -80,11 +80,15 @@ class Roster:
         """Return the members that may be given work, by rank."""
         return [member for member in self.members.values() if member.standing is Standing.READY]
 
+    def prepared(self) -> list[Member]:
+        """Return the members that have the model and the data, whether they may be given work or not."""
+        return [member for member in self.members.values() if member.standing is not Standing.PREPARING]
+
     def seat(self, member: Member, places: int) -> bool:
         """Make a prepared member ready, or let it stand by where all places are taken; return whether it is ready."""
         is_seated = len(self.ready()) < places
         member.standing = Standing.READY if is_seated else Standing.STANDBY
-        self.most_ready = max(self.most_ready, len(self.ready()))
+        self.most_prepared = max(self.most_prepared, len(self.prepared()))
         return is_seated
 
     def fill(self, places: int) -> list[Member]:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from common.atomic import write_atomically
+from common.errors import FileFormatError
 from common.layout import ParameterLayout
 from common.reduction import Vector
 from common.safetensors import write
@@ -62,6 +63,17 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     #: What computed it: versions, BLAS kernel, processor features.
     numerics: dict[str, Any]
     history: list[EpochRecord]
+
+
+def read_result(folder: Path) -> RunResult:
+    """Return the result in a finished run's folder; `FileFormatError` where it is damaged or missing."""
+    path = folder / RESULT
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunResult)
+    except OSError as error:
+        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected a finished run") from error
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{str(path)!r} is no result of a run: {error}") from error
 
 
 @dataclass

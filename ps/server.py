@@ -167,7 +167,7 @@ class Server:
         if not finish.failure:
             self.recorder.finish(
                 coordinator.progress,
-                workers=coordinator.roster.most_ready,
+                workers=coordinator.roster.most_prepared,
                 compute_s=coordinator.roster.compute_s,
                 weights=shard.weights,
                 now=self.clock.now(),

@@ -63,9 +63,11 @@ def server(job: Path | None, bind: str, run_dir: Path | None, supervised: bool, 
     given = {key: value for key, value in values.items() if value is not None}
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
     check_launch(launch)
-    folder = check_run_dir(run_dir) if run_dir else new_run_dir(resolved.model_name())
+    folder = run_dir or new_run_dir(resolved.model_name())
     if supervised:
         hold()
+    else:
+        check_run_dir(folder)
     console = Console(highlight=False, stderr=supervised)
     port = serve(bind, insecure=is_insecure)
     if supervised:
