@@ -7,21 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from common.autograd.primitives.images import batch_first, batch_innermost, channel_blocks, check_images, check_signals
 from common.autograd.primitives.primitive import Array, Primitive
-from common.autograd.primitives.windows import (
-    Pair,
-    Window,
-    as_images,
-    batch_first,
-    batch_innermost,
-    channel_blocks,
-    check_images,
-    check_signals,
-    pair,
-    pooling_windows,
-    single,
-    taps,
-)
+from common.autograd.primitives.windows import Pair, Window, as_images, pair, pooling_windows, single, taps
 
 #: The windows along the height and the width, and what divides their sums (oh, ow, batch).
 _Divided = tuple[Window, Window, Array]

@@ -12,8 +12,9 @@ from math import prod
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from common.autograd.primitives.images import BLOCK_BYTES
 from common.autograd.primitives.primitive import Array
-from common.autograd.primitives.windows import BLOCK_BYTES, Window
+from common.autograd.primitives.windows import Window
 
 #: Ranges of window rows, window columns and images.
 Block = tuple[slice, slice, slice]

@@ -9,18 +9,9 @@ from functools import lru_cache
 import numpy as np
 
 from common.autograd.primitives.columns import correlate, kernel_gradient, scatter, windows_of
+from common.autograd.primitives.images import batch_first, batch_innermost, check_images, check_signals
 from common.autograd.primitives.primitive import Array, Primitive
-from common.autograd.primitives.windows import (
-    Pair,
-    Window,
-    batch_first,
-    batch_innermost,
-    check_images,
-    check_signals,
-    check_window,
-    pair,
-    single,
-)
+from common.autograd.primitives.windows import Pair, Window, check_window, pair, single
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from common.autograd.primitives.images import batch_first, batch_innermost, channel_blocks, check_images, check_signals
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
-from common.autograd.primitives.windows import (
-    Pair,
-    Tap,
-    as_images,
-    batch_first,
-    batch_innermost,
-    channel_blocks,
-    check_images,
-    check_signals,
-    pooling_windows,
-    taps,
-)
+from common.autograd.primitives.windows import Pair, Tap, as_images, pooling_windows, taps
 
 
 def _max_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Array:

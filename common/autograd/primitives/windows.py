@@ -1,4 +1,4 @@
-"""Where the windows of a kernel lie on an image, and the memory layout that makes them cheap. Computes nothing."""
+"""Where the windows of a kernel lie on an image. Computes nothing on arrays."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-
-from common.autograd.primitives.primitive import Array
-
-#: The working set of one block: half of a second-level cache of 2 MiB, all of one of 1 MiB.
-BLOCK_BYTES = 1 << 20
 
 #: An integer for both axes, or one for each of (height, width), as in PyTorch.
 Pair = int | Sequence[int]
@@ -97,44 +92,6 @@ def check_window(window: Window, name: str) -> Window:
             f"{window.padding}, expected them to fit: use a smaller kernel or more padding"
         )
     return window
-
-
-def check_images(x: Array, name: str) -> None:
-    """Raise ValueError unless `x` is (batch, channels, height, width)."""
-    if x.ndim != 4:
-        raise ValueError(
-            f"{name} got an input of shape {x.shape!r}, expected (batch, channels, height, width): "
-            "reshape it to four axes"
-        )
-
-
-def check_signals(x: Array, name: str) -> None:
-    """Raise ValueError unless `x` is (batch, channels, length)."""
-    if x.ndim != 3:
-        raise ValueError(
-            f"{name} got an input of shape {x.shape!r}, expected (batch, channels, length): reshape it to three axes"
-        )
-
-
-def batch_innermost(x: Array) -> Array:
-    """Return (channels, height, width, batch), contiguous: a view where memory is so already, else a copy.
-
-    Windows, pooling and scatters then run over contiguous width × batch instead of over a kernel's few columns.
-    """
-    return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
-
-
-def batch_first(x: Array) -> Array:
-    """Return the logical (batch, channels, height, width) view of a (channels, height, width, batch) array."""
-    return x.transpose(3, 0, 1, 2)
-
-
-def channel_blocks(x: Array) -> Iterator[slice]:
-    """Cut the first axis of `x` into blocks whose elements stay in cache while several passes go over them."""
-    channels = x.shape[0]
-    step = max(1, BLOCK_BYTES * channels // max(1, x.nbytes))
-    for first in range(0, channels, step):
-        yield slice(first, first + step)
 
 
 def pooling_windows(

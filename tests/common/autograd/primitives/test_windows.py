@@ -5,18 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from common.autograd.primitives.windows import (
-    Window,
-    as_images,
-    batch_first,
-    batch_innermost,
-    channel_blocks,
-    check_window,
-    pair,
-    pooling_windows,
-    single,
-    taps,
-)
+from common.autograd.primitives.windows import Window, as_images, check_window, pair, pooling_windows, single, taps
 
 GEOMETRIES = [
     Window(size, kernel, stride, padding, dilation)
@@ -112,18 +101,3 @@ def test_stride_defaults_to_the_kernel() -> None:
 def test_options_of_signals_become_those_of_images_of_one_row() -> None:
     lifted = as_images({"kernel_size": 3, "stride": None, "padding": (1,), "count_include_pad": False})
     assert lifted == {"kernel_size": (1, 3), "stride": None, "padding": (0, 1), "count_include_pad": False}
-
-
-def test_batch_innermost_is_a_view_where_memory_is_so() -> None:
-    x = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
-    innermost = batch_innermost(x)
-    assert innermost.shape == (3, 4, 5, 2)
-    assert innermost.flags.c_contiguous
-    np.testing.assert_array_equal(batch_first(innermost), x)
-    assert np.shares_memory(batch_innermost(batch_first(innermost)), innermost)
-
-
-@pytest.mark.parametrize("shape", [(5, 300, 300, 4), (1, 2, 2, 2), (0, 2, 2, 2), (3, 4, 4, 0)])
-def test_channel_blocks_cover_every_channel_once(shape: tuple[int, ...]) -> None:
-    x = np.empty(shape, np.float32)
-    assert [c for block in channel_blocks(x) for c in range(shape[0])[block]] == list(range(shape[0]))
