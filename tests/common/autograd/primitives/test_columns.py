@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from common.autograd.primitives import columns
-from common.autograd.primitives.windows import BLOCK_BYTES, Window
+from common.autograd.primitives.images import BLOCK_BYTES
+from common.autograd.primitives.windows import Window
 
 #: (groups, channels, kh, kw, oh, ow, images): blocks of many rows, of one, of parts of one, of images of one window.
 SHAPES = [(1, 2, 3, 3, 5, 6, 4), (1, 32, 3, 3, 14, 14, 16), (1, 32, 3, 3, 3, 40, 64), (1, 512, 3, 3, 2, 2, 100)]
