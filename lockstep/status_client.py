@@ -13,13 +13,18 @@ class StatusClient:
     """An observer's connection to a server."""
 
     port: ClientPort
+    #: Whether a question is on its way: another one would only wait behind it.
+    is_waiting: bool = False
 
     def ask(self, timeout_s: float) -> Status | None:
-        """Return how the run stands, None where no answer came in time."""
-        self.port.send(encode(StatusAsked()))
+        """Return how the run stands, None where no answer came in time: the next call waits on for it."""
+        if not self.is_waiting:
+            self.port.send(encode(StatusAsked()))
+            self.is_waiting = True
         frames = self.port.receive(timeout_s)
         if frames is None:
             return None
+        self.is_waiting = False
         message, _ = decode(frames, ServerMessage)
         return message if isinstance(message, Status) else None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.clock import Clock
-from common.codec import decode, encode
+from common.codec import Buffer, decode, encode
 from common.errors import LockstepError, RemoteProtocolError
 from common.messages import (
     TEXT_LIMIT,
@@ -24,7 +24,7 @@ from common.messages import (
     Welcome,
 )
 from common.reduction import Node, Vector
-from common.transport.port import ClientPort
+from common.transport.port import ClientPort, PeerSlow
 from worker import effects, events
 from worker.compute import Compute, NotFiniteError
 from worker.preparing import Loader, prepare
@@ -129,9 +129,9 @@ class Runner:
     def _perform(self, effect: effects.Effect) -> events.Event | None:
         match effect:
             case effects.Send():
-                self.port.send(encode(effect.message))
+                self._send(encode(effect.message))
             case effects.SendResult():
-                self.port.send(encode(effect.result, self._sums))
+                self._send(encode(effect.result, self._sums))
             case effects.Say():
                 self.say(effect.text)
             case effects.Exit():
@@ -146,6 +146,13 @@ class Runner:
             case _:
                 assert_never(effect)
         return None
+
+    def _send(self, frames: list[Buffer]) -> None:
+        try:
+            self.port.send(frames)
+        except PeerSlow:
+            # Nobody reads: what is asked is asked again, and a result that is lost is leased again.
+            self.say("the server does not read what it is sent")
 
     def _prepare(self, welcome: Welcome) -> events.Event:
         try:
