@@ -7,20 +7,27 @@ from numpy.typing import DTypeLike
 
 from common.autograd.primitives.primitive import Array
 
+#: Types, not their subclasses: `np.float64` is a `float`.
+_BY_HAND = frozenset({float, int, list, tuple})
+
 
 def as_array(data: Any, dtype: DTypeLike | None = None) -> Array:
     """Return `data` as an array without copying one; numbers and lists of numbers become float32, of bools bool."""
-    if isinstance(data, np.ndarray | np.generic) or hasattr(data, "__array__"):
-        array = np.asarray(data, dtype)
-    else:
-        array = np.asarray(data)
-        chosen = dtype if dtype is not None or array.dtype == np.bool_ else np.float32
-        if array.dtype == np.object_ or array.dtype.kind in "USmM":
-            raise TypeError(f"a tensor cannot hold {data!r}: expected numbers, or lists of them with equal lengths")
-        array = np.asarray(array, chosen)
+    array = np.asarray(data)
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"a tensor cannot have dtype {array.dtype!s}: expected floats, integers or bools")
-    return array
+        raise TypeError(f"a tensor cannot hold {data!r}, dtype {array.dtype}: expected floats, integers or bools")
+    if dtype is None and array.dtype.kind != "b" and type(data) in _BY_HAND:
+        # As PyTorch: what is typed by hand has single precision, what comes from NumPy keeps its own.
+        dtype = np.float32
+    return np.asarray(array, dtype)
+
+
+def as_operand(data: Any) -> Array | float:
+    """Return `data` as something to compute with; `np.float64` numbers become Python's, which take the others' dtype.
+
+    Otherwise one `np.sqrt(2)` would turn a float32 graph into a float64 one; PyTorch has the same rule.
+    """
+    return float(data) if isinstance(data, float) else as_array(data)
 
 
 def require_floating(array: Array) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from common.autograd.arithmetic import Arithmetic
-from common.autograd.conversion import as_array, matching, require_floating
+from common.autograd.conversion import as_array, as_operand, matching, require_floating
 from common.autograd.graph import Leaf, Node, Parent, backward, recording, wanted_parents
 from common.autograd.methods import Methods
 from common.autograd.primitives import indexing
@@ -56,7 +56,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
                 parents.append(operand._node)
                 versions.append(operand._version)
             else:
-                arrays.append(operand if type(operand) in _PLAIN else as_array(operand))
+                arrays.append(operand if type(operand) in _PLAIN else as_operand(operand))
                 parents.append(None)
                 versions.append(None)
         result = primitive.forward(*arrays, **options)

@@ -37,7 +37,7 @@ class Case:
 
 
 @st.composite
-def _elementwise(draw: st.DrawFn, *values: Values, **options: Any) -> Call:
+def _elementwise(draw: st.DrawFn, /, *values: Values, **options: Any) -> Call:
     """As many operands, of shapes that broadcast, as there are kinds of values."""
     found = draw(broadcastable(len(values)))
     return [draw(arrays(each, kind)) for each, kind in zip(found, values, strict=True)], options
@@ -62,7 +62,7 @@ def _bounded(draw: st.DrawFn) -> Call:
 
 
 @st.composite
-def _reduced(draw: st.DrawFn, values: Values, min_side: int = 0, **options: Any) -> Call:
+def _reduced(draw: st.DrawFn, /, values: Values, min_side: int = 0, **options: Any) -> Call:
     x = draw(arrays(draw(shapes(min_side=min_side)), values))
     return [x], {"axis": draw(axes_of(x.shape)), "keepdims": draw(st.booleans()), **options}
 

@@ -33,12 +33,12 @@ def _convolved(draw: st.DrawFn, axes: int) -> Call:
     image = tuple(1 + (k - 1) * d + draw(st.integers(0, 3)) for k, d in zip(kernel, dilation, strict=True))
     bias = draw(st.none() | arrays((out,)))
     arguments = [draw(arrays((batch, channels, *image))), draw(arrays((out, channels // groups, *kernel))), bias]
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return arguments, {name: value if axes == 2 or name == "groups" else value[0] for name, value in options.items()}
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    return arguments, {name: each if axes == 2 else each[0] for name, each in options.items()} | {"groups": groups}
 
 
 @st.composite
-def _pooled(draw: st.DrawFn, axes: int, **options: Any) -> Call:
+def _pooled(draw: st.DrawFn, /, axes: int, **options: Any) -> Call:
     kernel = draw(st.tuples(*[_small] * axes))
     padding = tuple(draw(st.integers(0, size // 2)) for size in kernel)
     stride = draw(st.none() | st.tuples(*[_small] * axes))
