@@ -1,7 +1,6 @@
 """Automatic differentiation on NumPy arrays, in PyTorch's manner."""
 
-from common.autograd import functional
 from common.autograd.graph import detect_in_place, enable_grad, no_grad
 from common.autograd.tensor import Tensor, apply
 
-__all__ = ["Tensor", "apply", "detect_in_place", "enable_grad", "functional", "no_grad"]
+__all__ = ["Tensor", "apply", "detect_in_place", "enable_grad", "no_grad"]

@@ -166,12 +166,14 @@ def detect_in_place() -> Iterator[None]:
         _watching.reset(token)
 
 
-def wanted_parents(primitive: Primitive, parents: list[Parent]) -> list[Parent] | None:
-    """Return one parent an argument, None for those without a derivative; None alone where no gradient is wanted."""
+def record(primitive: Primitive, parents: list[Parent], options: dict[str, Any], result: Array) -> Node | None:
+    """Return the node of a result; None where no argument that has a derivative wants a gradient."""
     derivatives = primitive.derivatives
     if isinstance(derivatives, tuple) and None in derivatives:
         parents = [parent if derivative else None for parent, derivative in zip(parents, derivatives, strict=True)]
-    return None if parents.count(None) == len(parents) else parents
+        if parents.count(None) == len(parents):
+            return None
+    return Node(primitive, parents, options, result)
 
 
 def backward(root: Node | Leaf, gradient: Array, retain_graph: bool = True) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 
 from common.autograd.arithmetic import Arithmetic
 from common.autograd.conversion import as_array, as_operand, matching, require_floating
-from common.autograd.graph import Leaf, Node, Parent, backward, recording, wanted_parents
+from common.autograd.graph import Leaf, Node, Parent, backward, record, recording
 from common.autograd.methods import Methods
 from common.autograd.primitives import indexing
 from common.autograd.primitives.primitive import Array, Primitive
@@ -67,11 +67,9 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
             result = np.asarray(result)
         tensor = _wrap(result, version_of(result, arrays, versions), None)
         if recording.get() and parents.count(None) != len(parents):
-            wanted = wanted_parents(primitive, parents)
-            if wanted is not None:
-                node = Node(primitive, wanted, options, result)
+            tensor._node = node = record(primitive, parents, options, result)
+            if node is not None:
                 node.keep(arrays, saved, versions, tensor._version)
-                tensor._node = node
         return tensor
 
     @staticmethod
@@ -111,7 +109,6 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
 
     @property
     def size(self) -> int:
-        """The number of elements, as in NumPy."""
         return self._data.size
 
     @property

@@ -121,9 +121,10 @@ def _layer_norm(
             )
     rows = x.reshape(-1, prod(features))
     saved = _standardise(rows, *_moments(rows), eps, x.shape)
-    result = saved.rows if weight is None else saved.rows * weight.reshape(-1)
+    # A new array in any case: a change of the result in place must not reach what is saved.
+    result = saved.rows.copy() if weight is None else saved.rows * weight.reshape(-1)
     if bias is not None:
-        result = result + bias.reshape(-1)
+        result = np.add(result, bias.reshape(-1), out=result)
     return result.reshape(x.shape), saved
 
 
@@ -173,9 +174,10 @@ def _normalised_channels(
             )
     mean, variance = (each[:, None].astype(x.dtype, copy=False) for each in statistics)
     saved = _standardise(rows, mean, variance, eps, x.shape)
-    result = saved.rows if weight is None else saved.rows * weight[:, None]
+    # A new array in any case: a change of the result in place must not reach what is saved.
+    result = saved.rows.copy() if weight is None else saved.rows * weight[:, None]
     if bias is not None:
-        result = result + bias[:, None] if weight is None else np.add(result, bias[:, None], out=result)
+        result = np.add(result, bias[:, None], out=result)
     return _from_channels(result, x.shape), saved
 
 

@@ -8,8 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from common.autograd.graph import enable_grad, no_grad
-from common.autograd.primitives import activation, elementwise, linear_algebra
+from common.autograd.primitives import activation, linear_algebra
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.tensor import Tensor, apply
 
@@ -228,92 +227,6 @@ def test_linear_keeps_the_batch_innermost() -> None:
     y.backward(np.ones((5, 4), np.float32))
     assert y.data.T.flags.c_contiguous
     assert gradient(x).T.flags.c_contiguous
-
-
-class TestGradBuffer:
-    def test_the_first_gradient_is_written_and_later_ones_are_added(self) -> None:
-        flat = np.full(5, np.nan)
-        x = leaf(1.0, 2.0)
-        x.grad_buffer = flat[1:3]
-        (x * 3).backward(np.ones(2))
-        assert x.grad is not None
-        assert np.shares_memory(x.grad, flat)
-        (x * x).backward(np.ones(2))
-        np.testing.assert_array_equal(flat, [np.nan, 5.0, 7.0, np.nan, np.nan])
-
-    def test_zero_grad_starts_anew_without_zeroing(self) -> None:
-        flat = np.full(2, np.nan)
-        x = leaf(1.0, 2.0)
-        x.grad_buffer = flat
-        for _ in range(2):
-            x.zero_grad()
-            assert x.grad is None
-            (x * 3 + x).backward(np.ones(2))
-            np.testing.assert_array_equal(flat, [4.0, 4.0])
-
-    def test_linear_writes_its_gradients_with_out(self) -> None:
-        rng = np.random.default_rng(0)
-        x, weight, bias = rng.standard_normal((5, 3)), rng.standard_normal((2, 3)), rng.standard_normal(2)
-        tensors = [Tensor(weight, requires_grad=True), Tensor(bias, requires_grad=True)]
-        for tensor in tensors:
-            tensor.grad_buffer = np.full(tensor.shape, np.nan)
-        total = apply(linear_algebra.linear, x, *tensors) + apply(linear_algebra.linear, 2 * x, *tensors)
-        total.backward(np.ones((5, 2)))
-        np.testing.assert_allclose(gradient(tensors[0]), np.ones((2, 5)) @ (3 * x))
-        np.testing.assert_array_equal(gradient(tensors[1]), [10.0, 10.0])
-
-    @pytest.mark.parametrize("buffer", [np.zeros(3), np.zeros(2, np.float32)])
-    def test_a_buffer_must_fit(self, buffer: Array) -> None:
-        with pytest.raises(ValueError, match="grad_buffer has shape"):
-            leaf(1.0, 2.0).grad_buffer = buffer
-
-    def test_only_leaves_have_one(self) -> None:
-        with pytest.raises(RuntimeError, match="was computed"):
-            (leaf(1.0) * 2).grad_buffer = np.zeros(1)
-        with pytest.raises(RuntimeError, match="does not require"):
-            Tensor([1.0]).grad_buffer = np.zeros(1, np.float32)
-
-
-class TestRecording:
-    def test_no_grad_records_nothing(self) -> None:
-        x = leaf(1.0)
-        with no_grad():
-            y = x * 2
-        assert not y.requires_grad
-        assert (x * 2).requires_grad
-
-    def test_no_grad_as_a_decorator(self) -> None:
-        @no_grad()
-        def double(x: Tensor, depth: int) -> Tensor:
-            return x * 2 if depth == 0 else double(x, depth - 1)
-
-        x = leaf(1.0)
-        assert not double(x, 2).requires_grad
-        assert (x * 2).requires_grad
-
-    def test_an_exception_restores_recording(self) -> None:
-        with pytest.raises(KeyError), no_grad():
-            raise KeyError
-        assert (leaf(1.0) * 2).requires_grad
-
-    def test_enable_grad_inside(self) -> None:
-        with no_grad(), enable_grad():
-            assert (leaf(1.0) * 2).requires_grad
-
-    def test_other_threads_go_on_recording(self) -> None:
-        found: list[bool] = []
-        with no_grad():
-            thread = threading.Thread(target=lambda: found.append((leaf(1.0) * 2).requires_grad))
-            thread.start()
-            thread.join()
-        assert found == [True]
-
-    def test_constants_make_no_nodes(self) -> None:
-        assert Tensor([1.0]).exp().grad_fn is None
-
-    def test_an_argument_without_a_derivative_is_not_walked(self) -> None:
-        condition = leaf(1.0)
-        assert not apply(elementwise.where, condition, np.array([1.0]), np.array([2.0])).requires_grad
 
 
 def test_threads_can_walk_one_graph_at_once() -> None:

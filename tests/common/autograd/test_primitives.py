@@ -1,5 +1,6 @@
 """Every primitive of the package has the right derivatives, and none can be forgotten."""
 
+import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -99,6 +100,29 @@ def test_float32_stays_float32_without_a_detour(case: Case, data: st.DataObject)
     for index in floats(arguments):
         derivative = derivatives[index] if isinstance(derivatives, tuple) else functools.partial(derivatives, index)
         assert derivative(np.ones_like(result.data), node.saved, *node.check(), **options).dtype == np.float32
+
+
+def arrays_in(saved: Any) -> list[Array]:
+    """Return all arrays in what a primitive keeps: an array, a tuple, or a dataclass of such."""
+    if isinstance(saved, np.ndarray):
+        return [saved]
+    if dataclasses.is_dataclass(saved):
+        saved = [getattr(saved, field.name) for field in dataclasses.fields(saved)]
+    return [array for each in saved for array in arrays_in(each)] if isinstance(saved, tuple | list) else []
+
+
+@pytest.mark.parametrize("case", [case for case in ALL_CASES if case.primitive.keeps])
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(data=st.data())
+def test_a_change_in_place_cannot_reach_what_is_kept(case: Case, data: st.DataObject) -> None:
+    # The graph watches the arguments that are read and, unless the primitive keeps something, the result: no more.
+    arguments, options = data.draw(case.calls)
+    result, saved = case.primitive.forward(*arguments, **options)
+    reads = case.primitive.reads
+    read = range(len(arguments)) if reads is None else {index for indices in reads for index in indices}
+    unwatched = [result, *(arguments[index] for index in floats(arguments) if index not in read)]
+    for kept in arrays_in(saved):
+        assert not any(np.may_share_memory(kept, each) for each in unwatched)
 
 
 def test_every_primitive_has_a_case() -> None:
