@@ -22,7 +22,7 @@ case "$1 $2" in
     mkdir -p "$3/bin" && cp "$STUB" "$3/bin/python" && touch "$3/pyvenv.cfg" ;;
 "-m pip")
     echo "pip $*" >>"$LOG"
-    if [ -n "$PIP_TRAP" ]; then kill -INT 0; fi
+    if [ -n "$PIP_TRAP" ]; then trap 'exit 1' INT; kill -INT 0; fi
     if [ -n "$PIP_EXIT" ]; then exit "$PIP_EXIT"; fi
     printf '#!/bin/sh\\necho "$PWD $*"\\nexit 7\\n' >"${0%python}lockstep" && chmod +x "${0%python}lockstep" ;;
 "-m pytest" | "-m ruff" | "-m mypy")
@@ -150,7 +150,8 @@ def test_a_damaged_environment_is_repaired(checkout: Checkout, damage: str) -> N
 
 
 def test_an_interrupt_while_it_is_made_is_repaired_by_the_next_start(checkout: Checkout) -> None:
-    assert checkout.run("train", PIP_TRAP="yes").returncode == 130
+    interrupted = checkout.run("train", PIP_TRAP="yes")
+    assert (interrupted.returncode, interrupted.stderr) == (130, "setting up .venv (once, about 20 s)\n")
     assert checkout.steps() == ["venv", "pip"]
     assert checkout.run("train").returncode == 7
     assert checkout.steps() == ["venv", "pip"]
