@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 #: An array of numbers: float32 or float64 where a gradient flows, integers or booleans where they choose.
@@ -48,8 +47,3 @@ class Primitive:
         reads, count = self.reads, len(self.derivatives) if isinstance(self.derivatives, tuple) else 0
         if reads is not None and (len(reads) != count or not all(isinstance(each, tuple) for each in reads)):
             raise TypeError(f"reads of {self.name!r} is {reads!r}: expected {count} tuples, one for each derivative")
-
-
-def is_floating(array: Array) -> bool:
-    """Tell whether a gradient can flow through `array`."""
-    return bool(np.issubdtype(array.dtype, np.floating))
