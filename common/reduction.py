@@ -49,23 +49,23 @@ def path_to(node: Node, pieces: int) -> Iterator[Node]:
     yield at
 
 
-def is_node(lo: int, hi: int, pieces: int) -> bool:
-    """Tell whether `[lo, hi)` is a whole node of the tree over `pieces` pieces."""
-    if not 0 <= lo < hi <= pieces:
-        return False
-    try:
-        return all(True for _ in path_to(Node(lo, hi), pieces))
-    except ValueError:
-        return False
-
-
 def largest_node_at(lo: int, limit: int, pieces: int, most: int) -> Node:
-    """Return the largest node that begins at `lo`, ends by `limit` and has at most `most` ≥ 1 pieces."""
+    """Return the largest node that begins at `lo`, ends by `limit` and has at most `most` ≥ 1 pieces.
+
+    `ValueError` unless 0 ≤ lo < limit ≤ pieces.
+    """
+    if not 0 <= lo < limit <= pieces:
+        raise ValueError(f"[{lo}, {limit}) holds no node of the tree over {pieces} pieces")
     at = Node(0, pieces)
     while not (at.lo == lo and at.hi <= limit and len(at) <= most):
         first, second = at.halves()
         at = first if lo < first.hi else second
     return at
+
+
+def is_node(lo: int, hi: int, pieces: int) -> bool:
+    """Tell whether `[lo, hi)` is a whole node of the tree over `pieces` pieces."""
+    return 0 <= lo < hi <= pieces and largest_node_at(lo, hi, pieces, hi - lo) == Node(lo, hi)
 
 
 @dataclass
@@ -79,16 +79,25 @@ class TreeSum(Generic[T]):
     merge: Callable[[T, T], T]
     #: Sums of nodes whose sibling has not arrived; no two overlap, no two are siblings.
     held: dict[Node, T] = field(default_factory=dict)
+    #: A byte for each piece, 1 where a node of `held` has it: to look through `held` would be quadratic in the pieces.
+    _known: bytearray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._known = bytearray(self.pieces)
 
     def covers(self, node: Node) -> bool:
         """Tell whether any piece of `node` has arrived already."""
-        return any(held.lo < node.hi and node.lo < held.hi for held in self.held)
+        return 1 in self._known[node.lo : node.hi]
 
     def add(self, node: Node, value: T) -> bool:
-        """Take the sum of a whole node; return False, with nothing changed, where a piece of it is known already."""
+        """Take the sum of a whole node; return False, with nothing changed, where a piece of it is known already.
+
+        `ValueError` where it is no node.
+        """
         path = list(path_to(node, self.pieces))
         if self.covers(node):
             return False
+        self._known[node.lo : node.hi] = b"\1" * len(node)
         for parent in reversed(path[:-1]):
             left, right = parent.halves()
             sibling = right if node == left else left
@@ -107,6 +116,11 @@ class TreeSum(Generic[T]):
     def total(self) -> T:
         """Return the sum over all pieces; `KeyError` before it is whole."""
         return self.held[Node(0, self.pieces)]
+
+    def clear(self) -> None:
+        """Forget all sums."""
+        self.held.clear()
+        self._known = bytearray(self.pieces)
 
 
 @dataclass
@@ -151,23 +165,30 @@ class VectorTree:
             self.pool.give(right.vector)
         return Summand(into, is_owned=True)
 
-    def add(self, node: Node, vector: Vector, *, is_owned: bool = False) -> bool:
-        """Take the sum of a node; a vector not owned must stay unchanged until `reset`."""
-        return self.tree.add(node, Summand(vector, is_owned))
+    def add(self, node: Node, vector: Vector) -> bool:
+        """Take the sum of a node, which must stay unchanged until `reset`; as `TreeSum.add`."""
+        return self.tree.add(node, Summand(vector, is_owned=False))
+
+    def add_copy(self, node: Node, vector: Vector) -> bool:
+        """Take a copy of the sum of a node, so that the caller may use its memory again; as `TreeSum.add`."""
+        own = self.pool.take()
+        np.copyto(own, vector)
+        is_new = self.tree.add(node, Summand(own, is_owned=True))
+        if not is_new:
+            self.pool.give(own)
+        return is_new
+
+    def sum_of(self, node: Node) -> Vector:
+        """Return the sum of a node that is whole and whose sibling is not, to be read until `reset`."""
+        return self.tree.held[node].vector
 
     def total(self) -> Vector:
-        """Return the whole sum, to be read until `reset`."""
+        """Return the whole sum, to be read until `reset`; it may be overwritten where copies alone were added."""
         return self.tree.total().vector
-
-    def detach_total(self) -> Summand:
-        """Return the whole sum and leave the tree empty; the caller gives an owned vector back to the pool."""
-        summand = self.tree.total()
-        self.tree.held.clear()
-        return summand
 
     def reset(self) -> None:
         """Forget all sums, returning what is owned to the pool."""
         for summand in self.tree.held.values():
             if summand.is_owned:
                 self.pool.give(summand.vector)
-        self.tree.held.clear()
+        self.tree.clear()
