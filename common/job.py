@@ -8,10 +8,13 @@ from msgspec import Meta
 
 from common.errors import JobError
 
+#: Largest real number of a job: TOML knows `inf`, which is no value of anything here and which JSON cannot tell.
+MOST = 1e30
+
 PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
-NonNegative = Annotated[float, Meta(ge=0.0)]
-Positive = Annotated[float, Meta(gt=0.0)]
+NonNegative = Annotated[float, Meta(ge=0.0, le=MOST)]
+Positive = Annotated[float, Meta(gt=0.0, le=MOST)]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
