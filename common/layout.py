@@ -132,4 +132,4 @@ def statistic_momenta(module: Module, layout: ParameterLayout) -> Vector:
 
 def weights_digest(vector: Vector) -> str:
     """Return the SHA-256 of a flat vector's little-endian float32 bytes, in hex."""
-    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()

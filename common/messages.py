@@ -19,12 +19,26 @@ PROTOCOL_VERSION = 1
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
 
+#: Most epochs that a status tells of: with 4096 workers they stay below the limit of a header.
+HISTORY_LIMIT = 4000
+
+#: Longest name that a peer may send.
+NAME_LIMIT = 255
+
 Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
-ShortText = Annotated[str, Meta(max_length=255)]
+ShortText = Annotated[str, Meta(max_length=NAME_LIMIT)]
 HexDigest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Piece = Annotated[int, Meta(ge=0, le=2**31)]
 Work = Literal["train", "evaluate"]
+
+
+def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
+    """Return a text that a peer takes: one too long loses its middle, since a traceback tells most at its ends."""
+    # A file's name may hold what is no Unicode, and with it a traceback.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
@@ -194,7 +208,8 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
     eta_s: float
     min_workers: Count
     workers: Annotated[list[WorkerStatus], Meta(max_length=4096)]
-    history: Annotated[list[EpochStatus], Meta(max_length=100_000)]
+    #: The last epochs, at most `HISTORY_LIMIT`.
+    history: Annotated[list[EpochStatus], Meta(max_length=HISTORY_LIMIT)]
     #: Why the run failed; empty where it did not.
     failure: Text
 

@@ -1,6 +1,6 @@
 """From the books to a `Status`: what a person is told of a run under way. Pure."""
 
-from common.messages import Status, WorkerStatus
+from common.messages import HISTORY_LIMIT, NAME_LIMIT, Status, WorkerStatus, shortened
 from ps.facts import RunFacts
 from ps.phases import Phase
 from ps.plan import Round
@@ -22,7 +22,7 @@ def status_of(
     step = plan.total_steps if is_finished else at.step
     return Status(
         run=facts.run,
-        model=facts.job.model_name(),
+        model=shortened(facts.job.model_name(), NAME_LIMIT),
         phase=phase.value,
         epoch=plan.epoch_of(step - 1 if at.work == "evaluate" else step),
         epochs=plan.epochs,
@@ -35,6 +35,6 @@ def status_of(
         eta_s=progress.eta_s(plan.samples(facts.training_samples, facts.job.global_batch)),
         min_workers=facts.min_workers,
         workers=workers,
-        history=progress.history,
-        failure=failure,
+        history=progress.history[-HISTORY_LIMIT:],
+        failure=shortened(failure),
     )
