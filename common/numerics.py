@@ -35,13 +35,10 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     #: SHA-256 of a canary's results, first 16 hex digits.
     canary: str
 
-    def differences(self, other: "Fingerprint") -> list[str]:
-        """Return one line for each field that differs: the name, ours, the other's."""
-        return [
-            f"{name} {getattr(self, name)!r} here, {getattr(other, name)!r} there"
-            for name in self.__struct_fields__
-            if getattr(self, name) != getattr(other, name)
-        ]
+    def differences(self, other: "Fingerprint") -> list[tuple[str, str | int, str | int]]:
+        """Return the name, our value and the other's, of each field that differs."""
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in self.__struct_fields__]
+        return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
 
 
 @dataclass(frozen=True)

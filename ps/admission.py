@@ -13,9 +13,9 @@ def refusal(join: Join, ours: Fingerprint, *, allows_mixed_numerics: bool) -> st
         )
     differences = ours.differences(join.fingerprint)
     if differences and not allows_mixed_numerics:
+        named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
         return (
-            f"the numerics of host {join.host} differ from the server's, and so would its bits: "
-            f"{'; '.join(differences)}: use equal machines, "
-            "or start the server with --allow-mixed-numerics and lose the promise"
+            f"the numerics of host {join.host!r} differ from the server's, and so would its bits: {named}: "
+            "use equal machines and versions, or start the server with --allow-mixed-numerics and lose the promise"
         )
     return ""
