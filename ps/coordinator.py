@@ -4,55 +4,27 @@
 decides never changes the result, only who computes it: the sums are added over one fixed tree.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.errors import ProtocolError
-from common.messages import (
-    Alive,
-    Finished,
-    Lease,
-    Refused,
-    Standby,
-    Status,
-    Welcome,
-)
-from common.reduction import Node, TreeSum
+from common.messages import Alive, Finished, Refused, Standby, Status, shortened
+from common.reduction import TreeSum
 from common.tally import Tally
+from ps import events
 from ps.admission import refusal
 from ps.divergence import diverged_text
-from ps.effects import AddSums, Effect, Finish, RecordEpoch, Say, Send, SendWeights, UpdateWeights
-from ps.events import (
-    Event,
-    Interrupted,
-    LossDiverged,
-    PieceFailed,
-    ResultReceived,
-    StatusRequested,
-    TimePassed,
-    WorkerAsked,
-    WorkerJoined,
-    WorkerLeft,
-    WorkerPrepared,
-)
+from ps.effects import AddSums, CallForWorkers, Effect, Finish, RecordEpoch, Say, Send, UpdateWeights
 from ps.facts import RunFacts
+from ps.leasing import WINDOW, Desk
 from ps.phases import TRANSITIONS, Phase
 from ps.pieces import Pieces
 from ps.plan import Round
 from ps.progress import Progress
+from ps.reminder import Reminder
 from ps.report import status_of
 from ps.roster import Member, Roster, Standing
-
-#: Leases that a worker may hold: the next one is there when it finishes one.
-WINDOW = 2
-
-#: Seconds between two words on whom the run waits for.
-REMINDER_S = 5.0
-
-#: Seconds between two probes of the workers: sending to a dead process on one host fails, which is how it is noticed.
-PROBE_S = 1.0
 
 
 @dataclass
@@ -63,11 +35,8 @@ class Coordinator:
     phase: Phase = Phase.GATHERING
     roster: Roster = field(default_factory=Roster)
     progress: Progress = field(default_factory=Progress)
+    reminder: Reminder = field(default_factory=Reminder)
     failure: str = ""
-    #: When to say again for whom the run waits; None while it does not wait.
-    reminder: float | None = -math.inf
-    #: When the workers are probed next.
-    probe: float = -math.inf
     round: Round = field(init=False)
     pieces: Pieces = field(init=False)
     #: The round's counts, over the same tree as its sums.
@@ -76,12 +45,14 @@ class Coordinator:
     def __post_init__(self) -> None:
         self._open(self.facts.plan.first())
 
-    def handle(self, event: Event, now: float) -> list[Effect]:
+    def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
         targets = TRANSITIONS[self.phase, type(event)]
         if not targets:
             return []
         effects = self._react(event, now)
+        if not self.is_over():
+            effects += self._hear(event, now) + self._remind(now)
         if self.phase not in targets:
             raise ProtocolError(f"{type(event).__name__} led to {self.phase.name}: not a transition of the table")
         return effects
@@ -90,11 +61,7 @@ class Coordinator:
         """Return when `TimePassed` is due, None where only a message can move the run."""
         if self.is_over():
             return None
-        due = [
-            self.reminder,
-            self.probe if self.roster.members else None,
-            self.pieces.next_deadline() if self.is_running() else None,
-        ]
+        due = [self.reminder.due, self.roster.next_probe(), self.pieces.next_deadline()]
         return min((at for at in due if at is not None), default=None)
 
     def is_running(self) -> bool:
@@ -105,54 +72,46 @@ class Coordinator:
         """Tell whether the run has ended, well or not."""
         return self.phase in (Phase.FINISHED, Phase.FAILED)
 
-    def _react(self, event: Event, now: float) -> list[Effect]:
+    def _react(self, event: events.Event, now: float) -> list[Effect]:
         match event:
-            case WorkerJoined():
-                return self._join(event)
-            case WorkerPrepared():
+            case events.WorkerJoined():
+                return self._join(event, now)
+            case events.WorkerPrepared():
                 return self._prepared(event.peer, now)
-            case ResultReceived():
+            case events.ResultReceived():
                 return self._result(event, now)
-            case PieceFailed():
+            case events.PieceFailed():
                 return self._piece_failed(event, now)
-            case LossDiverged():
+            case events.LossDiverged():
                 return self._diverged(event)
-            case WorkerLeft():
+            case events.WorkerLeft():
                 return self._left(event, now)
-            case WorkerAsked():
-                return self._asked(event.peer, now)
-            case StatusRequested():
+            case events.WorkerAsked():
+                return self._asked(event.peer)
+            case events.StatusRequested():
                 return [Send(peer=event.peer, message=self.status(now))]
-            case TimePassed():
+            case events.TimePassed():
                 return self._time_passed(now)
-            case Interrupted():
+            case events.Interrupted():
                 return self._fail("interrupted")
             case _:
                 assert_never(event)
 
     # Workers come and go
 
-    def _join(self, event: WorkerJoined) -> list[Effect]:
+    def _join(self, event: events.WorkerJoined, now: float) -> list[Effect]:
         reason = self._refusal(event)
         if reason:
-            return [Send(peer=event.peer, message=Refused(reason=reason)), Say(text=f"refused a worker: {reason}")]
+            refused = Refused(reason=shortened(reason))
+            return [Send(peer=event.peer, message=refused), Say(text=f"refused a worker: {reason}")]
         if self.is_over():
-            return [Send(peer=event.peer, message=Finished(reason=self.failure))]
+            return [Send(peer=event.peer, message=Finished(reason=shortened(self.failure)))]
         if event.peer in self.roster.members:
             return []
-        member = self.roster.admit(event.peer, event.join)
-        facts = self.facts
-        welcome = Welcome(
-            rank=member.rank,
-            run=facts.run,
-            job=facts.job,
-            layout=facts.layout,
-            dataset=facts.dataset,
-            source=facts.source,
-        )
-        return [Send(peer=event.peer, message=welcome), Say(text=f"{member.named()} joined")]
+        member = self.roster.admit(event.peer, event.join, now)
+        return [Send(peer=event.peer, message=self.facts.welcome(member.rank)), Say(text=f"{member.named()} joined")]
 
-    def _refusal(self, event: WorkerJoined) -> str:
+    def _refusal(self, event: events.WorkerJoined) -> str:
         twin = self.roster.incarnation_of(event.join.incarnation)
         if twin is not None and twin.peer != event.peer:
             return f"incarnation {event.join.incarnation!r} is {twin.named()} already: start a new worker"
@@ -163,84 +122,78 @@ class Coordinator:
         member = self.roster.members.get(peer)
         if member is None or member.standing is not Standing.PREPARING:
             return []
-        effects: list[Effect] = []
-        places = self.facts.job.micro_batches
-        if not self.roster.seat(member, places):
-            reason = f"{places} micro-batches keep {places} workers busy: waiting to stand in for one that goes"
-            effects += [
-                Send(peer=peer, message=Standby(reason=reason)),
-                Say(text=f"{member.named()} stands by: {reason}"),
-            ]
+        effects = self._seat(member)
         if self.phase is Phase.GATHERING and len(self.roster.prepared()) >= self.facts.min_workers:
-            self.phase, self.reminder = Phase.TRAINING, None
+            self.phase = Phase.TRAINING
             self.progress.begin_round(now)
-        return effects + self._hand_out(now)
+        return effects + self._serve_all(now)
 
-    def _left(self, event: WorkerLeft, now: float) -> list[Effect]:
+    def _seat(self, member: Member) -> list[Effect]:
+        """Give a member a place among those that compute, or tell it that there is none."""
+        places = self.facts.job.micro_batches
+        if self.roster.seat(member, places):
+            return []
+        reason = f"{places} micro-batches keep {places} workers busy: waiting to stand in for one that goes"
+        standby = Standby(reason=reason)
+        return [Send(peer=member.peer, message=standby), Say(text=f"{member.named()} stands by: {reason}")]
+
+    def _fill_places(self) -> list[Effect]:
+        promoted = self.roster.fill(self.facts.job.micro_batches)
+        return [Say(text=f"{member.named()} takes the free place") for member in promoted]
+
+    def _left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
         member = self.roster.members.pop(event.peer, None)
         if member is None:
             return []
         released = self.pieces.release(member.rank)
-        pieces = f"; {self._what(released)} goes to others" if released else ""
-        self.roster.fill(self.facts.job.micro_batches)
-        self._remind_if_alone(now)
-        return [Say(text=f"{member.named()} left: {event.reason}{pieces}"), *self._hand_out(now)]
+        pieces = f"; {self.round.named(released)} goes to others" if released else ""
+        told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
+        return [told, *self._fill_places(), *self._serve_all(now)]
 
-    def _what(self, nodes: Sequence[Node]) -> str:
-        return f"micro-batches {', '.join(map(str, nodes))} of step {self.round.step}"
-
-    def _remind_if_alone(self, now: float) -> None:
-        if self.is_running() and not self.roster.ready():
-            self.reminder = now
+    def _hear(self, event: events.Event, now: float) -> list[Effect]:
+        """Book a sign of life; a worker that was silent gets work again."""
+        match event:
+            case events.TimePassed() | events.Interrupted() | events.WorkerLeft():
+                return []
+        member = self.roster.hear(event.peer, now)
+        if member is None or member.standing is not Standing.SILENT:
+            return []
+        return self._seat(member) + self._serve_all(now)
 
     # Work is given out and comes back
 
-    def _hand_out(self, now: float) -> list[Effect]:
-        """Lease free pieces, one to each worker in turn, until all hold a full window or nothing is free."""
-        if not self.is_running():
-            return []
-        effects: list[Effect] = []
-        ready = self.roster.ready()
-        for _ in range(WINDOW):
-            for member in sorted(ready, key=lambda one: len(self.pieces.holding(one.rank))):
-                if len(self.pieces.holding(member.rank)) < WINDOW:
-                    effects += self._lease(member, len(ready), now)
-        return effects
+    def _serve_all(self, now: float) -> list[Effect]:
+        return self._serve(self.roster.ready(), now)
 
-    def _lease(self, member: Member, ready: int, now: float) -> list[Effect]:
-        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): half a fair share of what is left, so that the first
-        # leases are large and the last ones small enough for all to finish together.
-        most = max(1, -(-len(self.pieces.free()) // (WINDOW * ready))) if ready > 1 else self.round.pieces
-        deadline = now + self.facts.lease_timeout_s
-        node = self.pieces.take(member.rank, most, deadline, is_alone=ready == 1)
-        if node is None:
+    def _serve(self, members: Sequence[Member], now: float) -> list[Effect]:
+        if not self.is_running() or not self.pieces.free():
             return []
-        lease = Send(
-            peer=member.peer, message=Lease(work=self.round.work, step=self.round.step, lo=node.lo, hi=node.hi)
+        desk = Desk(
+            round=self.round,
+            pieces=self.pieces,
+            ready=len(self.roster.ready()),
+            deadline=now + self.facts.lease_timeout_s,
         )
-        if member.weights_step == self.round.step:
-            return [lease]
-        member.weights_step = self.round.step
-        return [SendWeights(peer=member.peer, step=self.round.step), lease]
+        return desk.serve(members)
 
-    def _result(self, event: ResultReceived, now: float) -> list[Effect]:
+    def _result(self, event: events.ResultReceived, now: float) -> list[Effect]:
         member, result = self.roster.members.get(event.peer), event.result
         if member is None:
             return []
-        if member.standing is Standing.SILENT:
-            member.standing = Standing.READY
-        node = result.node()
+        self.pieces.extend(member.rank, now + self.facts.lease_timeout_s)
+        node, free = result.node(), self.pieces.free()
         if (result.work, result.step) != (self.round.work, self.round.step) or not self.pieces.accept(node):
-            return self._hand_out(now)
-        tally = Tally(result.loss_sum, result.correct, result.count)
-        self.tallies.add(node, tally)
+            return []
+        self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
         effects: list[Effect] = []
         if result.work == "train":
             self.roster.credit(member, result.count, result.compute_s)
             effects.append(AddSums(node=node))
         if self.pieces.are_done():
-            effects += self._close_round(now)
-        return effects + self._hand_out(now)
+            return effects + self._close_round(now) + self._serve_all(now)
+        # Nobody else waits for work, unless a lease ended that shares pieces with this result.
+        is_alone_to_serve = self.pieces.free() <= free and member.standing is Standing.READY
+        return effects + self._serve([member] if is_alone_to_serve else self.roster.ready(), now)
 
     def _close_round(self, now: float) -> list[Effect]:
         tally, effects = self.tallies.total(), list[Effect]()
@@ -266,75 +219,63 @@ class Coordinator:
 
     # What goes wrong
 
-    def _piece_failed(self, event: PieceFailed, now: float) -> list[Effect]:
+    def _piece_failed(self, event: events.PieceFailed, now: float) -> list[Effect]:
         member, failed = self.roster.members.get(event.peer), event.failed
         if member is None or (failed.work, failed.step) != (self.round.work, self.round.step):
             return []
-        what = f"{self._what([failed.node()])} on {member.named()}"
-        if self.pieces.fail(failed.node(), member.rank):
+        is_second = self.pieces.fail(failed.node(), member.rank)
+        if is_second is None:
+            return []
+        what = f"{self.round.named([failed.node()])} on {member.named()}"
+        if is_second:
             return self._fail(f"{what} raised, as it did before:\n{failed.traceback}")
-        return [Say(text=f"{what} raised, and is tried once more:\n{failed.traceback}"), *self._hand_out(now)]
+        return [Say(text=f"{what} raised, and is tried once more:\n{failed.traceback}"), *self._serve_all(now)]
 
-    def _diverged(self, event: LossDiverged) -> list[Effect]:
+    def _diverged(self, event: events.LossDiverged) -> list[Effect]:
         diverged = event.diverged
-        if (diverged.work, diverged.step) != (self.round.work, self.round.step):
+        is_current = (diverged.work, diverged.step) == (self.round.work, self.round.step)
+        if not is_current or event.peer not in self.roster.members:
             return []
         text = diverged_text(diverged.work, diverged.step, diverged.micro_batch, diverged.layer)
         return self._fail(text, is_diverged=True)
 
     def _fail(self, failure: str, *, is_diverged: bool = False) -> list[Effect]:
-        self.phase, self.failure, self.reminder = Phase.FAILED, failure, None
+        self.phase, self.failure = Phase.FAILED, failure
         return [*self._dismiss(failure), Finish(failure=failure, is_diverged=is_diverged)]
 
     def _dismiss(self, reason: str) -> list[Effect]:
-        return [Send(peer=peer, message=Finished(reason=reason)) for peer in self.roster.members]
+        return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in self.roster.members]
 
-    def _asked(self, peer: bytes, now: float) -> list[Effect]:
+    def _asked(self, peer: bytes) -> list[Effect]:
         if self.is_over():
-            return [Send(peer=peer, message=Finished(reason=self.failure))]
-        member = self.roster.members.get(peer)
-        if member is None:
+            return [Send(peer=peer, message=Finished(reason=shortened(self.failure)))]
+        if peer not in self.roster.members:
             return [Send(peer=peer, message=Refused(reason="this server does not know the worker: start it again"))]
-        if member.standing is Standing.SILENT:
-            member.standing = Standing.READY
-        return [Send(peer=peer, message=Alive()), *self._hand_out(now)]
+        return [Send(peer=peer, message=Alive())]
+
+    # Time passes
 
     def _time_passed(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for held in self.pieces.expired(now) if self.is_running() else []:
-            effects += self._expire(held.rank)
-        self.roster.fill(self.facts.job.micro_batches)
-        self._remind_if_alone(now)
-        return effects + self._remind(now) + self._probe(now) + self._hand_out(now)
-
-    def _probe(self, now: float) -> list[Effect]:
-        if now < self.probe:
-            return []
-        self.probe = now + PROBE_S
-        return [Send(peer=peer, message=Alive()) for peer in self.roster.members]
+        expired = [effect for rank in self.pieces.expired(now) for effect in self._expire(rank)]
+        probes = [Send(peer=member.peer, message=Alive()) for member in self.roster.due_for_probe(now)]
+        return [*expired, *self._fill_places(), *probes, *self._serve_all(now)]
 
     def _expire(self, rank: int) -> list[Effect]:
-        released = self.pieces.release(rank)
-        member = next((one for one in self.roster.members.values() if one.rank == rank), None)
-        if member is None or not released:
-            return []
+        released, member = self.pieces.release(rank), self.roster.of_rank(rank)
+        assert member is not None  # what a member held was released when it left
         member.standing = Standing.SILENT
-        text = f"{member.named()} holds {self._what(released)} for over {self.facts.lease_timeout_s:g} s: leased again"
-        return [Say(text=text)]
+        held = f"{member.named()} holds {self.round.named(released)} for over {self.facts.lease_timeout_s:g} s"
+        return [Say(text=f"{held}: leased again")]
 
     def _remind(self, now: float) -> list[Effect]:
+        text = self._waits_for()
+        return [CallForWorkers(text=text)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
+
+    def _waits_for(self) -> str:
         if self.phase is Phase.GATHERING:
             have, need = len(self.roster.prepared()), self.facts.min_workers
-            text = f"waiting for workers: {have} of {need} are ready"
-        elif self.is_running() and not self.roster.ready():
-            text = "waiting for a worker: none is left"
-        else:
-            self.reminder = None
-            return []
-        if self.reminder is not None and now < self.reminder:
-            return []
-        self.reminder = now + REMINDER_S
-        return [Say(text=text)]
+            return f"waiting for workers: {have} of {need} are ready"
+        return "" if self.roster.has_ready() else "waiting for a worker: none is left"
 
     # What is told
 
@@ -344,3 +285,16 @@ class Coordinator:
             member.status(is_busy=bool(self.pieces.holding(member.rank))) for member in self.roster.members.values()
         ]
         return status_of(self.facts, self.progress, self.phase, self.round, now, workers, self.failure)
+
+    def validate(self) -> None:
+        """Raise AssertionError where the state contradicts itself: for tests, after each event."""
+        self.pieces.validate()
+        self.roster.validate(self.facts.job.micro_batches)
+        ready = {member.rank for member in self.roster.ready()}
+        assert self.pieces.held.keys() <= ready, "one holds pieces that is not ready"
+        assert self.is_running() or self.is_over() or not self.pieces.held
+        if self.is_running():
+            assert not self.pieces.are_done()
+            is_short = [rank for rank in ready if len(self.pieces.holding(rank)) < WINDOW]
+            assert not (is_short and self.pieces.free() and not self.pieces.failed_on), f"{is_short} wait for nothing"
+            assert ready or self.reminder.due is not None, "nobody works, and nobody is called"

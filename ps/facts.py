@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from common.job import Job
+from common.messages import Welcome
 from common.numerics import Fingerprint
 from ps.plan import Plan
 
@@ -25,3 +26,9 @@ class RunFacts:
     lease_timeout_s: float = 60.0
     #: Admit workers whose numerics differ, and with them other bits.
     allows_mixed_numerics: bool = False
+
+    def welcome(self, rank: int) -> Welcome:
+        """Return what a worker is told when it gets its place."""
+        return Welcome(
+            rank=rank, run=self.run, job=self.job, layout=self.layout, dataset=self.dataset, source=self.source
+        )

@@ -7,7 +7,7 @@ import numpy as np
 
 from common.autograd.graph import no_grad
 from common.autograd.tensor import Tensor
-from common.data.dataset import TrainTest
+from common.data.dataset import Dataset, TrainTest
 from common.data.preparation import Preparation
 from common.errors import JobError, LockstepError, ModelError
 from common.job import Job
@@ -52,7 +52,9 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
         )
     model = build_model(job.model).initialize(job.seed)
     layout = layout_of(model)
-    check_fit(model, data.train, dry_run(model, data))
+    if not layout.parameter_size:
+        raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
+    check_fit(model, data.train, dry_run(model, two_samples(data, job.max_shift)))
     plan = plan_of(job, len(data.train), len(data.test))
     facts = RunFacts(
         run=run,
@@ -81,9 +83,14 @@ def first_weights(job: Job, model: Module, layout: ParameterLayout) -> Vector:
     return weights
 
 
-def dry_run(model: Module, data: TrainTest) -> tuple[int, ...]:
-    """Return the shape of the model's output for two samples; `ModelError` where it raises."""
-    images = Preparation(0.0, 1.0, 0).images(np.repeat(data.train.images[:1], 2, axis=0))
+def two_samples(data: TrainTest, max_shift: int) -> Vector:
+    """Return two prepared samples; `DataError` where what they are cannot be shifted."""
+    pair = Dataset(np.repeat(data.train.images[:1], 2, axis=0), data.train.labels[:1].repeat(2), data.train.classes)
+    return Preparation.of(pair, max_shift).images(pair.images)
+
+
+def dry_run(model: Module, images: Vector) -> tuple[int, ...]:
+    """Return the shape of the model's output for `images`; `ModelError` where it raises."""
     model.eval()
     try:
         with no_grad():
@@ -91,6 +98,5 @@ def dry_run(model: Module, data: TrainTest) -> tuple[int, ...]:
     except LockstepError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"the model cannot take samples of shape {data.train.sample_shape}: {type(error).__name__}: {error}"
-        ) from error
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"the model cannot take samples of shape {images.shape[1:]}: it raised {told}") from error

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from common.reduction import Node, is_node, largest_node_at
 
+#: How a piece stands. Bytes, since a round may have thousands of pieces, and `bytearray` looks through them in C.
+FREE, HELD, DONE = range(3)
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -19,72 +22,125 @@ class Pieces:
     """The books over the pieces `[0, total)` of a round."""
 
     total: int
-    #: Per piece, whether its sum has been accepted.
-    done: list[bool] = field(init=False)
-    #: No piece is in `held` twice, and none that is done.
-    held: list[Held] = field(default_factory=list)
+    #: By rank, what a worker holds, in the order it was leased: none is empty, and no two leases overlap.
+    held: dict[int, list[Held]] = field(default_factory=dict)
     #: Ranks on which a piece raised, in order.
     failed_on: dict[int, list[int]] = field(default_factory=dict)
+    #: For each piece, `HELD` where a lease in `held` has it, `DONE` where its sum was accepted, else `FREE`.
+    _standing: bytearray = field(init=False)
+    #: Numbers of pieces that are free, and that are not done.
+    _free: int = field(init=False)
+    _open: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.done = [False] * self.total
+        self._standing = bytearray(self.total)
+        self._free = self._open = self.total
 
-    def free(self) -> list[int]:
-        """Return the pieces that are neither done nor held, in order."""
-        taken = {piece for held in self.held for piece in range(held.node.lo, held.node.hi)}
-        return [piece for piece in range(self.total) if not self.done[piece] and piece not in taken]
+    def free(self) -> int:
+        """Return the number of pieces that are neither done nor held."""
+        return self._free
+
+    def are_done(self) -> bool:
+        """Tell whether the round is over."""
+        return self._open == 0
 
     def take(self, rank: int, most: int, deadline: float, *, is_alone: bool) -> Node | None:
         """Lease the first free node of at most `most` pieces to `rank`, None where there is none for it.
 
         A worker on which a piece has failed gets that piece again only if it `is_alone`.
         """
-        free = [piece for piece in self.free() if is_alone or rank not in self.failed_on.get(piece, ())]
-        if not free:
+        start = self._standing.find(FREE)
+        while start >= 0 and not self._is_free_for(rank, start, is_alone):
+            start = self._standing.find(FREE, start + 1)
+        if start < 0:
             return None
-        end = free[0]
-        while end < self.total and end in free and end - free[0] < most:
+        end = start + 1
+        while end - start < most and end < self.total and self._is_free_for(rank, end, is_alone):
             end += 1
-        node = largest_node_at(free[0], end, self.total, most)
-        self.held.append(Held(node, rank, deadline))
+        node = largest_node_at(start, end, self.total, most)
+        self._mark(node, HELD)
+        self.held.setdefault(rank, []).append(Held(node, rank, deadline))
         return node
+
+    def _is_free_for(self, rank: int, piece: int, is_alone: bool) -> bool:
+        return self._standing[piece] == FREE and (is_alone or rank not in self.failed_on.get(piece, ()))
+
+    def _mark(self, node: Node, standing: int) -> None:
+        before = self._standing[node.lo : node.hi]
+        self._standing[node.lo : node.hi] = bytes([standing]) * len(node)
+        self._free += (len(node) if standing == FREE else 0) - before.count(FREE)
+        self._open -= (len(node) if standing == DONE else 0) - before.count(DONE)
 
     def holding(self, rank: int) -> list[Held]:
         """Return what a worker holds."""
-        return [held for held in self.held if held.rank == rank]
+        return self.held.get(rank, [])
 
     def accept(self, node: Node) -> bool:
-        """Mark a node as done; return False, changing nothing, where it is no node or a piece of it is done."""
-        if not is_node(node.lo, node.hi, self.total) or any(self.done[node.lo : node.hi]):
+        """Mark a node as done; return False, changing nothing, where it is no node or a piece of it is done.
+
+        Leases that share a piece with it end: what they would bring would be refused.
+        """
+        if not is_node(node.lo, node.hi, self.total) or DONE in self._standing[node.lo : node.hi]:
             return False
-        self.done[node.lo : node.hi] = [True] * len(node)
-        self.held = [held for held in self.held if not overlap(held.node, node)]
+        if HELD in self._standing[node.lo : node.hi]:
+            for rank in list(self.held):
+                self._drop(rank, node)
+        self._mark(node, DONE)
         return True
 
     def release(self, rank: int) -> list[Node]:
         """Make what a worker holds free again, and return it."""
-        released = [held.node for held in self.held if held.rank == rank]
-        self.held = [held for held in self.held if held.rank != rank]
-        return released
+        return self._drop(rank, Node(0, self.total))
 
-    def fail(self, node: Node, rank: int) -> bool:
-        """Book that computing a node raised on `rank`; return whether it has now raised twice."""
-        self.held = [held for held in self.held if not (held.rank == rank and overlap(held.node, node))]
+    def extend(self, rank: int, deadline: float) -> None:
+        """Let what a worker holds run out at `deadline`: it was just heard, and works through its leases in turn."""
+        if rank in self.held:
+            self.held[rank] = [Held(held.node, rank, deadline) for held in self.held[rank]]
+
+    def fail(self, node: Node, rank: int) -> bool | None:
+        """Book that computing a node raised on `rank`; return whether a piece has now raised twice.
+
+        None, with nothing changed, where `rank` does not hold just this node: others are on it, or have done it.
+        """
+        if all(held.node != node for held in self.holding(rank)):
+            return None
+        self._drop(rank, node)
         for piece in range(node.lo, node.hi):
             self.failed_on.setdefault(piece, []).append(rank)
         return any(len(self.failed_on[piece]) >= 2 for piece in range(node.lo, node.hi))
 
-    def expired(self, now: float) -> list[Held]:
-        """Return the leases whose deadline has passed."""
-        return [held for held in self.held if held.deadline <= now]
+    def _drop(self, rank: int, node: Node) -> list[Node]:
+        """End a worker's leases that share a piece with `node`, and return them."""
+        dropped = [held.node for held in self.holding(rank) if overlap(held.node, node)]
+        for one in dropped:
+            self._mark(one, FREE)
+        kept = [held for held in self.holding(rank) if not overlap(held.node, node)]
+        if kept:
+            self.held[rank] = kept
+        else:
+            self.held.pop(rank, None)
+        return dropped
+
+    def expired(self, now: float) -> list[int]:
+        """Return the ranks that hold a lease whose deadline has passed."""
+        return [rank for rank, leases in self.held.items() if any(held.deadline <= now for held in leases)]
 
     def next_deadline(self) -> float | None:
         """Return when the next lease runs out."""
-        return min((held.deadline for held in self.held), default=None)
+        return min((held.deadline for leases in self.held.values() for held in leases), default=None)
 
-    def are_done(self) -> bool:
-        """Tell whether the round is over."""
-        return all(self.done)
+    def validate(self) -> None:
+        """Raise AssertionError where the books contradict one another: for tests, after each step."""
+        expected = bytearray(piece if piece == DONE else FREE for piece in self._standing)
+        for rank, leases in self.held.items():
+            assert leases, f"rank {rank} holds an empty list"
+            for held in leases:
+                assert held.rank == rank
+                assert is_node(held.node.lo, held.node.hi, self.total), held
+                assert expected[held.node.lo : held.node.hi] == bytes(len(held.node)), f"{held} is done or held twice"
+                expected[held.node.lo : held.node.hi] = bytes([HELD]) * len(held.node)
+        assert self._standing == expected, "a piece is marked as held that no lease has"
+        assert (self._free, self._open) == (expected.count(FREE), self.total - expected.count(DONE))
 
 
 def overlap(one: Node, other: Node) -> bool:

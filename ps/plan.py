@@ -1,10 +1,12 @@
 """Which rounds a run consists of: each epoch's steps, then an evaluation. Pure arithmetic on the job."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.data.evaluation import evaluation_pieces
 from common.job import Job
 from common.messages import Work
+from common.reduction import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,13 @@ class Round:
     work: Work
     step: int
     pieces: int
+
+    def named(self, nodes: Sequence[Node]) -> str:
+        """Return how a person is told of some of its pieces."""
+        pieces = ", ".join(map(str, nodes))
+        if self.work == "evaluate":
+            return f"evaluation pieces {pieces} after step {self.step}"
+        return f"micro-batches {pieces} of step {self.step}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from enum import Enum
 
 from common.messages import Join, WorkerStatus
 
+#: Seconds until a worker that says nothing is probed: sending to a process that is gone fails, and so is it noticed.
+PROBE_S = 1.0
+
 
 class Standing(Enum):
     """Where a worker stands."""
@@ -30,6 +33,9 @@ class Member:
     #: Samples whose gradients were accepted from it, and the seconds that these took it.
     samples: int = 0
     compute_s: float = 0.0
+    #: When it is probed next, and how long after the last word or probe that is.
+    probe_at: float = 0.0
+    patience_s: float = PROBE_S
 
     def named(self) -> str:
         """Return how a person is told of it."""
@@ -59,12 +65,39 @@ class Roster:
     #: Seconds of computing whose gradients were accepted, of all members that ever were.
     compute_s: float = 0.0
 
-    def admit(self, peer: bytes, join: Join) -> Member:
+    def admit(self, peer: bytes, join: Join, now: float) -> Member:
         """Give a peer the next rank."""
-        member = Member(peer, self.next_rank, join)
+        member = Member(peer, self.next_rank, join, probe_at=now + PROBE_S)
         self.next_rank += 1
         self.members[peer] = member
         return member
+
+    def of_rank(self, rank: int) -> Member | None:
+        """Return the member of that rank, if it is still there."""
+        return next((member for member in self.members.values() if member.rank == rank), None)
+
+    def hear(self, peer: bytes, now: float) -> Member | None:
+        """Book that a peer said something; return the member that it is, if it is one."""
+        member = self.members.get(peer)
+        if member is not None:
+            member.probe_at, member.patience_s = now + PROBE_S, PROBE_S
+        return member
+
+    def due_for_probe(self, now: float) -> list[Member]:
+        """Return the members to be probed now, and book it.
+
+        The wait doubles each time: what a worker that computes for minutes does not read must not fill its queue, and
+        the end of one is still noticed within twice the time of its silence.
+        """
+        due = [member for member in self.members.values() if member.probe_at <= now]
+        for member in due:
+            member.patience_s *= 2
+            member.probe_at = now + member.patience_s
+        return due
+
+    def next_probe(self) -> float | None:
+        """Return when the next member is to be probed."""
+        return min((member.probe_at for member in self.members.values()), default=None)
 
     def incarnation_of(self, incarnation: str) -> Member | None:
         """Return the member with that incarnation, if there is one."""
@@ -80,12 +113,16 @@ class Roster:
         """Return the members that may be given work, by rank."""
         return [member for member in self.members.values() if member.standing is Standing.READY]
 
+    def has_ready(self) -> bool:
+        """Tell whether anybody may be given work."""
+        return any(member.standing is Standing.READY for member in self.members.values())
+
     def prepared(self) -> list[Member]:
         """Return the members that have the model and the data, whether they may be given work or not."""
         return [member for member in self.members.values() if member.standing is not Standing.PREPARING]
 
     def seat(self, member: Member, places: int) -> bool:
-        """Make a prepared member ready, or let it stand by where all places are taken; return whether it is ready."""
+        """Make a prepared member ready, or let it stand by where all `places` are taken; return whether it is ready."""
         is_seated = len(self.ready()) < places
         member.standing = Standing.READY if is_seated else Standing.STANDBY
         self.most_prepared = max(self.most_prepared, len(self.prepared()))
@@ -98,3 +135,15 @@ class Roster:
         for member in promoted:
             member.standing = Standing.READY
         return promoted
+
+    def validate(self, places: int) -> None:
+        """Raise AssertionError where the books contradict one another: for tests, after each step."""
+        ranks = [member.rank for member in self.members.values()]
+        assert ranks == sorted(set(ranks)), "ranks are not in the order of joining"
+        assert all(rank < self.next_rank for rank in ranks)
+        assert all(peer == member.peer for peer, member in self.members.items())
+        assert len({member.join.incarnation for member in self.members.values()}) == len(ranks), "twins"
+        standings = [member.standing for member in self.members.values()]
+        assert len(self.ready()) <= places, "more workers are ready than there are places"
+        assert Standing.STANDBY not in standings or len(self.ready()) == places, "one stands by a free place"
+        assert len(self.prepared()) <= self.most_prepared

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-import numpy as np
 
 from common.atomic import write_atomically
 from common.errors import FileFormatError
@@ -102,8 +101,7 @@ class RunFolder:
 
     def keep_weights(self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str]) -> None:
         """Write the weights as safetensors, whole or not at all."""
-        tensors = {name: np.ascontiguousarray(array) for name, array in layout.read(vector).items()}
-        write(self.path / WEIGHTS, tensors, metadata)
+        write(self.path / WEIGHTS, layout.read(vector), metadata)
 
     def keep_result(self, result: RunResult) -> None:
         """Write `result.json`, whole or not at all."""

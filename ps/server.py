@@ -1,5 +1,6 @@
 """The server's shell: turns frames into events and effects into frames, and keeps the run's files. Decides nothing."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,19 +10,21 @@ from common.clock import Clock
 from common.codec import decode, encode
 from common.errors import RemoteProtocolError
 from common.messages import (
+    PROTOCOL_VERSION,
     Alive,
     Diverged,
     Failed,
-    Finished,
     Join,
     Leave,
     Message,
     Ready,
+    Refused,
     Result,
     ServerMessage,
     StatusAsked,
     Weights,
     WorkerMessage,
+    shortened,
 )
 from common.reduction import Vector
 from common.transport.port import PeerGone, PeerSlow, ServerPort
@@ -32,6 +35,9 @@ from ps.shard import Shard
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
+
+#: Seconds between two looks at the run by whoever shows it.
+LOOK_S = 0.1
 
 
 @dataclass
@@ -48,45 +54,59 @@ class Server:
     ended: effects.Finish | None = None
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
+    #: When the progress was last shown.
+    _shown: float = -math.inf
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
-        """Serve until the run is over; `watch` is called after each message, to show the progress."""
+        """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
         try:
             while self.ended is None:
                 self.step()
-                watch()
+                self._show(watch)
         except KeyboardInterrupt:
             self.interrupt()
         finally:
             self.port.close(LINGER_S)
             self.recorder.close()
-        assert self.ended is not None
-        return self.ended
+        # An interrupt between the run's end and the keeping of its result, which then is not there.
+        return self.ended or effects.Finish(failure="interrupted")
 
     def interrupt(self) -> None:
         """End the run now."""
         self._happen(events.Interrupted())
 
+    def _show(self, watch: Callable[[], None]) -> None:
+        now = self.clock.now()
+        if self.ended is not None or now >= self._shown + LOOK_S:
+            self._shown = now
+            watch()
+
     def step(self) -> bool:
-        """Handle one message, or the passing of time; return whether anything happened."""
-        deadline = self.coordinator.deadline()
-        received = self.port.receive(None if deadline is None else max(0.0, deadline - self.clock.now()))
-        if received is not None:
-            self._hear(*received)
-            return True
-        if deadline is not None and self.clock.now() >= deadline:
+        """Handle the passing of time, or one message; return whether anything happened."""
+        deadline, now = self.coordinator.deadline(), self.clock.now()
+        # First, since there may always be a message: leases run out and dead workers are noticed all the same.
+        if deadline is not None and now >= deadline:
             self._happen(events.TimePassed())
             return True
-        return False
+        received = self.port.receive(None if deadline is None else deadline - now)
+        if received is not None:
+            self._hear(*received)
+        return received is not None
 
     def _hear(self, peer: bytes, frames: list[memoryview]) -> None:
         try:
             message, self._arrays = decode(frames, WorkerMessage)
             event = self._event(peer, message)
         except RemoteProtocolError as error:
-            self.say(f"a peer broke the protocol: {error}")
-            event = events.WorkerLeft(peer=peer, reason=f"it broke the protocol: {error}")
+            event = self._turn_away(peer, str(error))
         self._happen(event)
+
+    def _turn_away(self, peer: bytes, fault: str) -> events.Event:
+        """Answer what cannot be understood: a worker of another version would wait for ever, not knowing why."""
+        reason = f"it broke protocol {PROTOCOL_VERSION}: {fault}; is the same version of lockstep on both sides?"
+        self.say(f"refused a peer: {reason}")
+        self._send(peer, Refused(reason=shortened(reason)))
+        return events.WorkerLeft(peer=peer, reason=reason)
 
     def _event(self, peer: bytes, message: Message) -> events.Event:
         match message:
@@ -138,6 +158,8 @@ class Server:
                 self.recorder.epoch(effect.epoch, self.shard.digest())
             case effects.Say():
                 self.say(effect.text)
+            case effects.CallForWorkers():
+                self.say(f"{effect.text}; they find this server at {self.port.address}")
             case effects.Finish():
                 self._finish(effect)
             case _:
@@ -148,9 +170,7 @@ class Server:
         try:
             self.port.send(peer, encode(message, arrays))
         except PeerGone:
-            # One that could not be told of the end needs no obituary.
-            is_end = isinstance(message, Finished)
-            return None if is_end else events.WorkerLeft(peer=peer, reason="its connection is gone")
+            return events.WorkerLeft(peer=peer, reason="its connection is gone")
         except PeerSlow:
             return events.WorkerLeft(peer=peer, reason="it does not read what it is sent")
         return None
@@ -162,7 +182,6 @@ class Server:
         self.recorder.step(effect.step, effect.tally, rate, now - began)
 
     def _finish(self, finish: effects.Finish) -> None:
-        self.ended = finish
         coordinator, shard = self.coordinator, self.shard
         if not finish.failure:
             self.recorder.finish(
@@ -173,6 +192,7 @@ class Server:
                 now=self.clock.now(),
             )
         elif finish.is_diverged:
-            self.recorder.fail(finish.failure, shard.previous, max(0, shard.updates - 1))
+            self.recorder.fail(finish.failure, *shard.before_last())
         else:
-            self.recorder.fail(finish.failure, shard.weights, shard.updates)
+            self.recorder.fail(finish.failure, *shard.whole())
+        self.ended = finish

@@ -13,6 +13,9 @@ from common.optim.rules import Rule
 from common.optim.schedules import Schedule
 from common.reduction import Node, Vector, VectorPool, VectorTree
 
+#: Weights with the number of updates that led to them.
+Kept = tuple[Vector, int]
+
 
 @dataclass(frozen=True, kw_only=True)
 class UpdatePolicy:
@@ -37,6 +40,8 @@ class Shard:
     micro_batches: int
     #: The weights one update ago: what is kept when those in use turn out not to give a finite loss.
     previous: Vector = field(init=False)
+    #: Whether `weights` are half old and half new, as after an interrupt in the middle of an update.
+    is_torn: bool = False
     state: dict[str, Vector] = field(init=False)
     sums: VectorTree = field(init=False)
     #: Number of updates made so far.
@@ -49,9 +54,8 @@ class Shard:
 
     def add(self, node: Node, sums: Vector) -> None:
         """Take the sums of a node; they are copied, so that the caller may use its memory again."""
-        own = self.sums.pool.take()
-        np.copyto(own, sums)
-        self.sums.add(node, own, is_owned=True)
+        with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is told with its place
+            self.sums.add_copy(node, sums)
 
     def update(self, step: int, count: int) -> float:
         """Step the optimizer with the whole sum over `count` samples; return the learning rate used.
@@ -59,10 +63,19 @@ class Shard:
         The sum is divided once, here (rule R1). Updates of a slice are element by element, so that any slice of the
         result is the result of that slice.
         """
-        policy, size = self.policy, self.policy.parameter_size
         np.copyto(self.previous, self.weights)
-        mean = self.sums.total()
-        mean /= np.float32(count)
+        self.is_torn = True
+        with np.errstate(all="ignore"):  # as in `add`
+            mean = self.sums.total()
+            mean /= np.float32(count)
+            rate = self._follow(mean, step)
+        self.is_torn = False
+        self.updates += 1
+        self.sums.reset()
+        return rate
+
+    def _follow(self, mean: Vector, step: int) -> float:
+        policy, size = self.policy, self.policy.parameter_size
         gradient = mean[:size]
         if policy.clip_norm is not None:
             gradient *= np.float32(scale_for(squared_norm(gradient), policy.clip_norm))
@@ -71,9 +84,15 @@ class Shard:
         # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
         statistics = self.weights[size:]
         statistics += policy.momenta * (mean[size:] - statistics)
-        self.sums.reset()
-        self.updates += 1
         return rate
+
+    def whole(self) -> Kept:
+        """Return the weights after the last update that was made to its end."""
+        return (self.previous if self.is_torn else self.weights), self.updates
+
+    def before_last(self) -> Kept:
+        """Return the weights that the last update began with: those now in use give a loss that is not finite."""
+        return self.previous, max(0, self.updates - 1)
 
     def digest(self) -> str:
         """Return the SHA-256 of the weights in use, in hex."""

@@ -1,0 +1,52 @@
+"""Who gets which pieces: leases on demand, so that a fast worker computes more of them. Pure.
+
+What is decided here never changes the result: the sums are added over one fixed tree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.messages import Lease
+from ps.effects import Effect, Send, SendWeights
+from ps.pieces import Pieces
+from ps.plan import Round
+from ps.roster import Member
+
+#: Leases that a worker may hold: the next one is there when it finishes one.
+WINDOW = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """Where work is given out, for the moment of one event."""
+
+    round: Round
+    pieces: Pieces
+    #: Number of workers that share the work.
+    ready: int
+    #: When what is leased now runs out, in seconds of the coordinator's clock.
+    deadline: float
+
+    def serve(self, members: Sequence[Member]) -> list[Effect]:
+        """Lease free pieces, one to each member in turn, until all hold a full window or nothing is free for them."""
+        effects: list[Effect] = []
+        for held in range(WINDOW):
+            for member in members:
+                if self.pieces.free() and len(self.pieces.holding(member.rank)) <= held:
+                    effects += self._lease(member)
+        return effects
+
+    def _lease(self, member: Member) -> list[Effect]:
+        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): half a fair share of what is left, so that the first
+        # leases are large and the last ones small enough for all to finish together.
+        is_alone = self.ready == 1
+        most = self.round.pieces if is_alone else -(-self.pieces.free() // (WINDOW * self.ready))
+        node = self.pieces.take(member.rank, most, self.deadline, is_alone=is_alone)
+        if node is None:
+            return []
+        step = self.round.step
+        lease = Send(peer=member.peer, message=Lease(work=self.round.work, step=step, lo=node.lo, hi=node.hi))
+        if member.weights_step == step:
+            return [lease]
+        member.weights_step = step
+        return [SendWeights(peer=member.peer, step=step), lease]
