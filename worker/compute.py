@@ -6,11 +6,12 @@ Array shapes, and so the bits of every matrix product, depend on the job alone (
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.autograd import functional as F
 from common.autograd.graph import no_grad
 from common.autograd.tensor import Tensor
-from common.data.dataset import Dataset, TrainTest
+from common.data.dataset import TrainTest
 from common.data.evaluation import evaluation_rows
 from common.data.preparation import Preparation
 from common.data.sampler import Sampler
@@ -21,6 +22,9 @@ from common.nn.module import Module
 from common.randomness import Purpose, generator
 from common.reduction import Node, Vector, VectorPool, VectorTree
 from common.tally import Tally
+
+#: Classes, or the places of samples in the data.
+Integers = NDArray[np.int64]
 
 
 class NotFiniteError(ArithmeticError):
@@ -64,24 +68,23 @@ class Compute:
 
         The vector has the layout's size and is valid until the next call. Raises `NotFiniteError`.
         """
-        if len(node) == 1:
-            return self._sums, self.piece(step, node.lo)
-        self._tree.reset()
-        tally = self._fill_tree(step, node)
-        return self._tree.tree.held[node].vector, tally
+        with np.errstate(all="ignore"):  # what is not finite is found in the loss, and told with its place
+            if len(node) == 1:
+                return self._sums, self._piece(step, node.lo)
+            self._tree.reset()
+            tally = self._fill_tree(step, node)
+            return self._tree.sum_of(node), tally
 
     def _fill_tree(self, step: int, node: Node) -> Tally:
         if len(node) == 1:
-            tally = self.piece(step, node.lo)
-            own = self._tree.pool.take()
-            np.copyto(own, self._sums)
-            self._tree.add(node, own, is_owned=True)
+            tally = self._piece(step, node.lo)
+            self._tree.add_copy(node, self._sums)
             return tally
         first, second = node.halves()
         # The tally is a floating-point sum too, so it is added over the same tree.
         return self._fill_tree(step, first) + self._fill_tree(step, second)
 
-    def piece(self, step: int, micro_batch: int) -> Tally:
+    def _piece(self, step: int, micro_batch: int) -> Tally:
         """Compute one micro-batch into the vector of sums."""
         indices = self.sampler.indices(step, micro_batch)
         count = len(indices)
@@ -91,22 +94,25 @@ class Compute:
         # A statistic that this forward does not observe stays what it is: its sum is count times its value.
         size = self.layout.parameter_size
         np.multiply(self.weights[size:], np.float32(count), out=self._sums[size:])
-        images, labels = self._batch(self.data.train, indices, step, micro_batch)
+        images, labels = self._batch(indices, step, micro_batch)
         self.model.train()
         self.model.reseed(self.job.seed, step, micro_batch)
-        with np.errstate(all="ignore"):  # what is not finite is found in the loss, and told with its place
-            logits = self.model(Tensor(images))
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.job.label_smoothing, reduction="sum")
-            tally = self._tally(loss, logits, labels, micro_batch, images)
-            self.model.zero_grad()
-            loss.backward()
+        logits = self.model(Tensor(images))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.job.label_smoothing, reduction="sum")
+        if not np.isfinite(loss.data):
+            # The forward that looks for the layer is to draw the very numbers of this one.
+            self.model.reseed(self.job.seed, step, micro_batch)
+            raise self._not_finite(micro_batch, images)
+        self.model.zero_grad()
+        loss.backward()
         self._clear_unused()
-        return tally
+        return tally_of(loss, logits, labels)
 
     def evaluate(self, node: Node) -> Tally:
         """Return the tally of a node of the test set's pieces, added over their tree. Raises `NotFiniteError`."""
         if len(node) == 1:
-            return self._evaluate_piece(node.lo)
+            with no_grad(), np.errstate(all="ignore"):  # as in `train`
+                return self._evaluate_piece(node.lo)
         first, second = node.halves()
         return self.evaluate(first) + self.evaluate(second)
 
@@ -115,36 +121,30 @@ class Compute:
         labels = self.data.test.labels[rows]
         images = self.preparation.images(self.data.test.images[rows])
         self.model.eval()
-        with no_grad(), np.errstate(all="ignore"):
-            logits = self.model(Tensor(images))
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            return self._tally(loss, logits, labels, piece, images)
+        logits = self.model(Tensor(images))
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        if not np.isfinite(loss.data):
+            raise self._not_finite(piece, images)
+        return tally_of(loss, logits, labels)
 
-    def _batch(
-        self, data: Dataset, indices: np.ndarray[tuple[int], np.dtype[np.int64]], step: int, micro_batch: int
-    ) -> tuple[Vector, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    def _batch(self, indices: Integers, step: int, micro_batch: int) -> tuple[Vector, Integers]:
         rng = None
         if self.job.max_shift:
             rng = generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)
-        return self.preparation.images(data.images[indices], rng), data.labels[indices]
+        train = self.data.train
+        return self.preparation.images(train.images[indices], rng), train.labels[indices]
 
-    def _tally(
-        self,
-        loss: Tensor,
-        logits: Tensor,
-        labels: np.ndarray[tuple[int], np.dtype[np.int64]],
-        piece: int,
-        images: Vector,
-    ) -> Tally:
-        loss_sum = float(loss.data)
-        if not np.isfinite(loss_sum):
-            layer = first_nonfinite_layer(self.model, Tensor(images)) or "the loss itself"
-            raise NotFiniteError(piece, layer)
-        correct = int(np.count_nonzero(logits.data.argmax(axis=1) == labels))
-        return Tally(loss_sum, correct, len(labels))
+    def _not_finite(self, piece: int, images: Vector) -> NotFiniteError:
+        return NotFiniteError(piece, first_nonfinite_layer(self.model, Tensor(images)) or "the loss itself")
 
     def _clear_unused(self) -> None:
         """Write zeros for the parameters that took no part in the forward."""
         for entry, parameter in zip(self.layout.parameters, self.model.parameters(), strict=True):
             if parameter.grad is None:
                 entry.view(self._sums).fill(0.0)
+
+
+def tally_of(loss: Tensor, logits: Tensor, labels: Integers) -> Tally:
+    """Return the tally of samples with that sum of losses; `logits` is (n, classes)."""
+    correct = int(np.count_nonzero(logits.data.argmax(axis=1) == labels))
+    return Tally(float(loss.data), correct, len(labels))

@@ -78,6 +78,13 @@ class RunFinished:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProtocolBroken:
+    """The server sent what it must not."""
+
+    fault: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TimePassed:
     """The deadline came before any message did."""
 
@@ -101,6 +108,7 @@ Event = (
     | PieceRaised
     | ServerAnswered
     | RunFinished
+    | ProtocolBroken
     | TimePassed
     | Interrupted
 )

@@ -10,7 +10,6 @@ from common.clock import Clock
 from common.codec import Buffer, decode, encode
 from common.errors import LockstepError, RemoteProtocolError
 from common.messages import (
-    TEXT_LIMIT,
     Alive,
     Finished,
     Lease,
@@ -85,8 +84,7 @@ class Runner:
             message, self._arrays = decode(frames, ServerMessage)
             event = self._event(message)
         except RemoteProtocolError as error:
-            self.ended = effects.Exit(code=1, reason=f"the server broke the protocol: {error}")
-            return
+            event = events.ProtocolBroken(fault=str(error))
         if event is not None:
             self._happen(event)
 
@@ -151,8 +149,8 @@ class Runner:
         try:
             self.port.send(frames)
         except PeerSlow:
-            # Nobody reads: what is asked is asked again, and a result that is lost is leased again.
-            self.say("the server does not read what it is sent")
+            # Nobody reads, perhaps since nobody is there: what is asked is asked again, what is lost is leased again.
+            return
 
     def _prepare(self, welcome: Welcome) -> events.Event:
         try:
@@ -175,8 +173,7 @@ class Runner:
         except NotFiniteError as error:
             return events.PieceDiverged(lease=lease, piece=error.piece, layer=error.layer)
         except Exception:  # noqa: BLE001  # whatever a model of one's own raises reaches the person at the server
-            text = traceback.format_exc()
-            return events.PieceRaised(lease=lease, traceback=text[-TEXT_LIMIT:])
+            return events.PieceRaised(lease=lease, traceback=traceback.format_exc())
         result = Result(
             work=lease.work,
             step=lease.step,

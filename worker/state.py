@@ -9,7 +9,7 @@ from enum import Enum
 from typing import assert_never
 
 from common.errors import ProtocolError
-from common.messages import Alive, Diverged, Failed, Join, Lease, Leave, Ready
+from common.messages import NAME_LIMIT, Alive, Diverged, Failed, Join, Lease, Leave, Ready, shortened
 from worker.effects import ComputePiece, Effect, Exit, InstallWeights, Prepare, Say, Send, SendResult
 from worker.events import (
     Event,
@@ -20,6 +20,7 @@ from worker.events import (
     PieceRaised,
     PreparationFailed,
     Prepared,
+    ProtocolBroken,
     RunFinished,
     ServerAnswered,
     Started,
@@ -69,6 +70,7 @@ _TABLE: dict[type[Event], tuple[frozenset[Phase] | None, ...]] = {
     PieceRaised: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
     ServerAnswered: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
     RunFinished: (_ENDED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
+    ProtocolBroken: (_ENDED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
     TimePassed: (_JOINING | _ENDED, ILLEGAL, _WAITING | _COMPUTING | _ENDED, ILLEGAL, IGNORED),
     Interrupted: (_ENDED, _ENDED, _ENDED, _ENDED, IGNORED),
 }
@@ -123,15 +125,13 @@ class WorkerState:
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due: at once where there is work, None where the phase reads no messages."""
+        retry = self.asked + RETRY_S
         if self.phase is Phase.JOINING:
-            return self.asked + RETRY_S if self.facts.timeout_s is None else self._earliest_in_joining()
+            timeout = self.facts.timeout_s
+            return retry if timeout is None else min(retry, self.started + timeout)
         if self.phase is Phase.WAITING:
-            return self.heard if self.leases else self.asked + RETRY_S
+            return self.heard if self.leases else min(retry, self.heard + self.facts.silence_s)
         return None
-
-    def _earliest_in_joining(self) -> float:
-        assert self.facts.timeout_s is not None
-        return min(self.asked + RETRY_S, self.started + self.facts.timeout_s)
 
     def _react(self, event: Event, now: float) -> list[Effect]:
         match event:
@@ -148,12 +148,15 @@ class WorkerState:
                 self.phase = Phase.WAITING
                 return [Send(message=Ready())]
             case PreparationFailed():
-                return [Send(message=Leave(reason=event.reason)), *self._end(2, event.reason)]
+                return [Send(message=Leave(reason=shortened(event.reason))), *self._end(2, event.reason)]
             case ToldToStandBy():
                 return [Say(text=event.standby.reason)]
             case RunFinished():
                 reason = event.finished.reason
                 return self._end(1, f"the run failed: {reason}") if reason else self._end(0, "")
+            case ProtocolBroken():
+                fault = f"the server broke the protocol: {event.fault}"
+                return [Send(message=Leave(reason=shortened(fault))), *self._end(1, fault)]
             case Interrupted():
                 return [Send(message=Leave(reason="interrupted")), *self._end(130, "interrupted")]
             case ServerAnswered():
@@ -178,8 +181,12 @@ class WorkerState:
             self.leases.clear()
             self.weights_step = event.weights.step
             return [InstallWeights()]
-        if event.lease.step == self.weights_step:
-            self.leases.append(event.lease)
+        lease = event.lease
+        if self.leases and self.leases[0].work != lease.work:
+            # An evaluation is over as well when the next step begins, on the same weights.
+            self.leases.clear()
+        if lease.step == self.weights_step:
+            self.leases.append(lease)
         return []
 
     def _answer(self, event: PieceComputed | PieceDiverged | PieceRaised) -> Effect:
@@ -187,11 +194,11 @@ class WorkerState:
             case PieceComputed():
                 return SendResult(result=event.result)
             case PieceDiverged(lease=lease):
-                message = Diverged(work=lease.work, step=lease.step, micro_batch=event.piece, layer=event.layer)
-                return Send(message=message)
+                layer = shortened(event.layer, NAME_LIMIT)
+                return Send(message=Diverged(work=lease.work, step=lease.step, micro_batch=event.piece, layer=layer))
             case PieceRaised(lease=lease):
-                failed = Failed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=event.traceback)
-                return Send(message=failed)
+                told = shortened(event.traceback)
+                return Send(message=Failed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=told))
 
     def _join_again(self, now: float) -> list[Effect]:
         timeout = self.facts.timeout_s
