@@ -68,11 +68,7 @@ EXAMPLES: list[Message] = [
         eta_s=1.0,
         min_workers=1,
         workers=[WorkerStatus(rank=0, host="h", pid=1, state="idle", samples=3, compute_s=0.5)],
-        history=[
-            EpochStatus(
-                epoch=1, loss=1.0, accuracy=0.1, test_loss=1.0, test_accuracy=0.2, wall_s=1.0
-            )
-        ],
+        history=[EpochStatus(epoch=1, loss=1.0, accuracy=0.1, test_loss=1.0, test_accuracy=0.2, wall_s=1.0)],
         failure="",
     ),
 ]

@@ -1,0 +1,59 @@
+"""From the `model` value of a job to a Module that fits the data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import nn
+from common.data.dataset import Dataset
+from common.errors import ModelError
+from common.model import build_model, check_fit, model_source
+from common.nn.description import describe
+from common.nn.models import MODELS
+
+FILE = """
+from common import nn
+
+def build():
+    return nn.Linear(4, 2)
+"""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_are_built_by_name(name: str) -> None:
+    assert list(build_model(name).parameters())
+    assert model_source(name) == ""
+
+
+def test_a_mistyped_name_gets_the_nearest_right_one() -> None:
+    with pytest.raises(ModelError, match=r"'lenat' is not known \(did you mean 'lenet'\?\): expected one of linear,"):
+        build_model("lenat")
+
+
+def test_a_description_is_built_and_has_no_source() -> None:
+    description = dict(describe(nn.Linear(4, 2)))
+    assert isinstance(build_model(description), nn.Linear)
+    assert model_source(description) == ""
+
+
+def test_a_file_of_ones_own_is_built_and_its_source_is_digested(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    assert isinstance(build_model(f"{path}:build"), nn.Linear)
+    before = model_source(f"{path}:build")
+    assert len(before) == 64
+    path.write_text(FILE + "# changed\n")
+    assert model_source(f"{path}:build") != before
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        build_model(f"{tmp_path}/none.py:build")
+
+
+def test_the_output_must_have_one_number_a_class() -> None:
+    data = Dataset(np.zeros((2, 4), np.float32), np.zeros(2, np.int64), 3)
+    check_fit(nn.Linear(4, 3), data, (2, 3))
+    with pytest.raises(ModelError, match=r"shape \(2, 5\): expected \(2, 3\)"):
+        check_fit(nn.Linear(4, 5), data, (2, 5))

@@ -1,0 +1,20 @@
+"""Tallies add up, and give means."""
+
+from common.tally import Tally
+
+
+def test_tallies_add_field_by_field() -> None:
+    assert Tally(1.5, 2, 4) + Tally(0.25, 1, 3) == Tally(1.75, 3, 7)
+
+
+def test_nothing_is_neutral() -> None:
+    assert Tally(1.5, 2, 4) + Tally() == Tally(1.5, 2, 4)
+
+
+def test_means_are_over_the_samples() -> None:
+    tally = Tally(3.0, 1, 4)
+    assert (tally.loss, tally.accuracy) == (0.75, 0.25)
+
+
+def test_means_over_nothing_are_zero() -> None:
+    assert (Tally().loss, Tally().accuracy) == (0.0, 0.0)
