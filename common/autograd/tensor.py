@@ -213,7 +213,8 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
 
     def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
         """Return the indices of the first greatest elements."""
-        return Tensor(np.asarray(np.argmax(self._data, axis=axis, keepdims=keepdims)))
+        kept = np.argmax(self._data, axis=axis, keepdims=True)
+        return Tensor(np.asarray(kept if keepdims else kept.squeeze(axis)))
 
     def __bool__(self) -> bool:
         return bool(self._data)

@@ -29,6 +29,14 @@ def _restore(reduced: Array, shape: Shape, axis: Axis, keepdims: bool) -> Array:
     return reduced.reshape([1 if each in gone else size for each, size in enumerate(shape)])
 
 
+def _drop(kept: Array, axis: Axis, keepdims: bool) -> Array:
+    """Return `kept`, whose reduced axes have size 1, without them unless `keepdims`.
+
+    NumPy's stubs from 2.5 on have overloads for a literal `keepdims` only, where it decides between array and scalar.
+    """
+    return kept if keepdims else kept.squeeze(axis)
+
+
 def _count(shape: Shape, axis: Axis) -> int:
     return math.prod(shape[each] for each in _normalise(axis, len(shape)))
 
@@ -45,7 +53,7 @@ def _sum_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims
 
 
 def _mean(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:
-    return np.mean(x, axis=axis, keepdims=keepdims), x.shape
+    return _drop(np.mean(x, axis=axis, keepdims=True), axis, keepdims), x.shape
 
 
 def _mean_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims: bool) -> Array:
@@ -60,8 +68,7 @@ def _extreme_derivative(gradient: Array, extreme: Array, x: Array, axis: Axis, k
 
 
 def _variance(x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
-    result: Array = np.var(x, axis=axis, ddof=correction, keepdims=keepdims)
-    return result
+    return _drop(np.var(x, axis=axis, ddof=correction, keepdims=True), axis, keepdims)
 
 
 def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:

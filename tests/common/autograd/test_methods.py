@@ -28,6 +28,14 @@ def test_variance() -> None:
     np.testing.assert_allclose(x.var(dim=1, correction=0).data, X.var(axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["mean", "var"])
+@pytest.mark.parametrize("axis", [None, 1, -1, (0, 2), ()])
+def test_the_reduced_axes_go_unless_they_are_kept(name: str, axis: Any) -> None:
+    method, options = getattr(Tensor(X), name), {"correction": 0} if name == "var" else {}
+    assert method(axis=axis, **options).shape == getattr(X, name)(axis=axis).shape
+    assert method(axis=axis, keepdims=True, **options).shape == getattr(X, name)(axis=axis, keepdims=True).shape
+
+
 @pytest.mark.parametrize("name", ["exp", "tanh", "abs"])
 def test_functions(name: str) -> None:
     np.testing.assert_array_equal(getattr(Tensor(X), name)().data, getattr(np, name)(X))
@@ -69,5 +77,10 @@ def test_flatten_the_wrong_way_round() -> None:
         Tensor(X).flatten(2, 1)
 
 
-def test_argmax() -> None:
-    np.testing.assert_array_equal(Tensor(X).argmax(1).data, X.argmax(1))
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+def test_argmax(axis: int | None, keepdims: bool) -> None:
+    expected = np.asarray(np.argmax(X, axis=axis, keepdims=True))
+    np.testing.assert_array_equal(
+        Tensor(X).argmax(axis, keepdims).data, expected if keepdims else expected.squeeze(axis), strict=True
+    )
