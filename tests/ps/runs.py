@@ -1,0 +1,188 @@
+"""A coordinator driven by hand: workers are small numbers, time is told, all is validated after each event."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from common.job import Job
+from common.messages import PROTOCOL_VERSION, Diverged, Failed, Join, Lease, Message, Result, ServerMessage, Work
+from common.numerics import Fingerprint, fingerprint
+from common.reduction import Node
+from ps import events
+from ps.coordinator import Coordinator
+from ps.effects import CallForWorkers, Effect, Finish, Say, Send
+from ps.facts import RunFacts
+from ps.plan import plan_of
+
+DIGEST = "0123456789abcdef" * 4
+
+#: Samples of the training and of the test set: two epochs of three steps, one piece of evaluation.
+TRAIN, TEST = 40, 100
+
+
+def facts_of(
+    job: Job | None = None, *, min_workers: int = 1, test_samples: int = TEST, is_mixed: bool = False
+) -> RunFacts:
+    """Return the facts of a run of three steps an epoch."""
+    job = job or Job(model="linear", epochs=2, global_batch=16, micro_batches=4)
+    return RunFacts(
+        run="test",
+        job=job,
+        plan=plan_of(job, TRAIN, test_samples),
+        training_samples=TRAIN,
+        layout=DIGEST,
+        dataset=DIGEST,
+        source="",
+        fingerprint=fingerprint(),
+        min_workers=min_workers,
+        lease_timeout_s=60.0,
+        allows_mixed_numerics=is_mixed,
+    )
+
+
+def peer_of(worker: int) -> bytes:
+    return worker.to_bytes(2, "big")
+
+
+def join_of(worker: int, *, protocol: int = PROTOCOL_VERSION, numerics: Fingerprint | None = None) -> Join:
+    return Join(
+        protocol=protocol,
+        incarnation=f"life-{worker}",
+        host="host",
+        pid=worker,
+        fingerprint=numerics or fingerprint(),
+    )
+
+
+def other_numerics() -> Fingerprint:
+    return msgspec.structs.replace(fingerprint(), kernel="Z80")
+
+
+def result_of(lease: Lease) -> Result:
+    """Return a result whose loss and count tell which pieces it is of."""
+    count = lease.hi - lease.lo
+    return Result(
+        work=lease.work,
+        step=lease.step,
+        lo=lease.lo,
+        hi=lease.hi,
+        loss_sum=float(count),
+        correct=0,
+        count=count,
+        compute_s=0.5,
+    )
+
+
+@dataclass
+class Drive:
+    """A coordinator, the time, and what every worker was sent and has not answered yet."""
+
+    facts: RunFacts = field(default_factory=facts_of)
+    now: float = 100.0
+    coordinator: Coordinator = field(init=False)
+    leases: dict[int, list[Lease]] = field(default_factory=dict)
+    #: All effects so far.
+    effects: list[Effect] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.coordinator = Coordinator(self.facts)
+
+    def happen(self, event: events.Event) -> list[Effect]:
+        """Let the coordinator handle an event at the present time; it is to be consistent afterwards."""
+        effects = self.coordinator.handle(event, self.now)
+        self.coordinator.validate()
+        deadline = self.coordinator.deadline()
+        if isinstance(event, events.TimePassed):
+            assert deadline is None or deadline > self.now, "time would not go on"
+        for effect in effects:
+            if isinstance(effect, Send) and isinstance(effect.message, Lease):
+                self.leases.setdefault(int.from_bytes(effect.peer, "big"), []).append(effect.message)
+        self.effects += effects
+        return effects
+
+    def join(self, worker: int) -> list[Effect]:
+        return self.happen(events.WorkerJoined(peer=peer_of(worker), join=join_of(worker)))
+
+    def prepare(self, worker: int) -> list[Effect]:
+        return self.happen(events.WorkerPrepared(peer=peer_of(worker)))
+
+    def enter(self, *workers: int) -> list[Effect]:
+        """Let workers join and be ready."""
+        return [effect for worker in workers for effect in self.join(worker) + self.prepare(worker)]
+
+    def ask(self, worker: int) -> list[Effect]:
+        return self.happen(events.WorkerAsked(peer=peer_of(worker)))
+
+    def leave(self, worker: int, reason: str = "interrupted") -> list[Effect]:
+        self.leases.pop(worker, None)
+        return self.happen(events.WorkerLeft(peer=peer_of(worker), reason=reason))
+
+    def answer(self, worker: int) -> list[Effect]:
+        """Let a worker answer the first of its leases."""
+        return self.send(worker, result_of(self.leases[worker].pop(0)))
+
+    def send(self, worker: int, result: Result) -> list[Effect]:
+        return self.happen(events.ResultReceived(peer=peer_of(worker), result=result))
+
+    def fail(self, worker: int, traceback: str = "Traceback: boom") -> list[Effect]:
+        """Let a worker raise on the first of its leases."""
+        lease = self.leases[worker].pop(0)
+        failed = Failed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=traceback)
+        return self.happen(events.PieceFailed(peer=peer_of(worker), failed=failed))
+
+    def diverge(self, worker: int, work: Work = "train") -> list[Effect]:
+        diverged = Diverged(work=work, step=self.coordinator.round.step, micro_batch=2, layer="3 (Linear)")
+        return self.happen(events.LossDiverged(peer=peer_of(worker), diverged=diverged))
+
+    def pass_time(self, seconds: float) -> list[Effect]:
+        """Let time pass, waking the coordinator at each of its deadlines."""
+        end, effects = self.now + seconds, list[Effect]()
+        while (due := self.coordinator.deadline()) is not None and due <= end:
+            self.now = max(self.now, due)
+            effects += self.happen(events.TimePassed())
+        self.now = end
+        return effects
+
+    def finish_round(self) -> list[Effect]:
+        """Answer all leases until the round is another one, or the run is over."""
+        at, effects = self.coordinator.round, list[Effect]()
+        while self.coordinator.round is at and not self.coordinator.is_over():
+            worker = next(worker for worker, leases in self.leases.items() if leases)
+            effects += self.answer(worker)
+        return effects
+
+    def finish(self) -> list[Effect]:
+        """Answer all leases until the run is over."""
+        effects: list[Effect] = []
+        while not self.coordinator.is_over():
+            effects += self.finish_round()
+        return effects
+
+    def leased(self) -> list[Node]:
+        """Return the nodes that are leased and not answered, in order."""
+        return sorted(Node(lease.lo, lease.hi) for leases in self.leases.values() for lease in leases)
+
+
+def messages(effects: list[Effect], worker: int | None = None) -> list[ServerMessage]:
+    """Return the messages among effects, to one worker or to all."""
+    return [
+        effect.message
+        for effect in effects
+        if isinstance(effect, Send) and (worker is None or effect.peer == peer_of(worker))
+    ]
+
+
+def kinds(effects: list[Effect], worker: int | None = None) -> list[type[Message]]:
+    return [type(message) for message in messages(effects, worker)]
+
+
+def said(effects: list[Effect]) -> str:
+    return "\n".join(effect.text for effect in effects if isinstance(effect, Say))
+
+
+def called(effects: list[Effect]) -> list[str]:
+    return [effect.text for effect in effects if isinstance(effect, CallForWorkers)]
+
+
+def finished(effects: list[Effect]) -> list[Finish]:
+    return [effect for effect in effects if isinstance(effect, Finish)]

@@ -1,0 +1,174 @@
+"""A shard divides once (R1), clips, lets statistics follow (R8), and steps just as the optimizer alone would."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.layout import weights_digest
+from common.optim.clipping import scale_for, squared_norm
+from common.optim.rules import AdamRule, Rule, SGDRule, State
+from common.optim.schedules import Constant, Cosine
+from common.randomness import Purpose, generator
+from common.reduction import Node, Vector
+from ps.shard import Shard, UpdatePolicy
+
+#: Trained values, and statistics behind them.
+TRAINED, STATISTICS = 6, 2
+SIZE = TRAINED + STATISTICS
+
+
+def policy_of(rule: Rule, clip_norm: float | None = None) -> UpdatePolicy:
+    momenta = np.full(STATISTICS, 0.1, np.float32)
+    return UpdatePolicy(
+        rule=rule, schedule=Cosine(0.5, steps=10), clip_norm=clip_norm, parameter_size=TRAINED, momenta=momenta
+    )
+
+
+def vectors(count: int, seed: int = 1) -> list[Vector]:
+    return list(generator(seed, Purpose.CANARY).standard_normal((count, SIZE), dtype=np.float32))
+
+
+def shard_of(rule: Rule, clip_norm: float | None = None) -> Shard:
+    (weights,) = vectors(1, seed=2)
+    return Shard(weights, policy_of(rule, clip_norm), micro_batches=4)
+
+
+def add(shard: Shard, sums: list[Vector], order: tuple[int, ...] = (0, 1, 2, 3)) -> None:
+    for piece in order:
+        shard.add(Node(piece, piece + 1), sums[piece])
+
+
+@pytest.mark.parametrize("rule", [SGDRule(momentum=0.9, weight_decay=0.01), AdamRule()])
+@pytest.mark.parametrize("clip_norm", [None, 0.25])
+def test_an_update_is_the_optimizers_on_the_mean(rule: Rule, clip_norm: float | None) -> None:
+    shard = shard_of(rule, clip_norm)
+    weights, state = shard.weights.copy(), rule.init(TRAINED)
+    for step in range(3):
+        sums = vectors(4, seed=step + 10)
+        add(shard, sums, (2, 0, 3, 1))
+        rate = shard.update(step, count=37)
+        mean = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / np.float32(37)
+        gradient: Vector = mean[:TRAINED].astype(np.float32)
+        if clip_norm is not None:
+            gradient *= np.float32(scale_for(squared_norm(gradient), clip_norm))
+        rule.update(weights[:TRAINED], gradient, state, step, Cosine(0.5, steps=10).rate(step))
+        weights[TRAINED:] += np.float32(0.1) * (mean[TRAINED:] - weights[TRAINED:])
+        assert rate == Cosine(0.5, steps=10).rate(step)
+        assert shard.weights.tobytes() == weights.tobytes()
+        assert shard.digest() == weights_digest(weights)
+
+
+def test_the_sum_is_divided_once_by_the_count() -> None:
+    shard = shard_of(SGDRule())
+    shard.weights[:] = 0.0
+    shard.policy = replace(shard.policy, schedule=Constant(1.0))
+    # Pieces of 1, 1, 1 and 3 samples: the mean of their means would be another number.
+    add(shard, [np.full(SIZE, value, np.float32) for value in (2.0, 2.0, 2.0, 12.0)])
+    shard.update(0, count=6)
+    assert shard.weights[:TRAINED].tolist() == [-3.0] * TRAINED
+
+
+def test_clipping_limits_the_norm_of_the_gradient_and_leaves_statistics_alone() -> None:
+    shard = shard_of(SGDRule(), clip_norm=0.5)
+    shard.weights[:] = 0.0
+    shard.policy = replace(shard.policy, schedule=Constant(1.0))
+    add(shard, [np.full(SIZE, 8.0, np.float32)] * 4)
+    shard.update(0, count=4)
+    np.testing.assert_allclose(np.linalg.norm(shard.weights[:TRAINED]), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(shard.weights[TRAINED:], 0.8, rtol=1e-6)
+
+
+def test_statistics_follow_the_mean_over_samples_by_their_momenta() -> None:
+    shard = shard_of(SGDRule())
+    shard.policy = replace(shard.policy, momenta=np.array([0.25, 1.0], np.float32))
+    shard.weights[TRAINED:] = 1.0
+    sums = [np.zeros(SIZE, np.float32) for _ in range(4)]
+    sums[3][TRAINED:] = 10.0
+    add(shard, sums)
+    shard.update(0, count=2)
+    assert shard.weights[TRAINED:].tolist() == [2.0, 5.0]
+
+
+def test_a_shard_copies_what_it_is_given() -> None:
+    one, other = shard_of(SGDRule()), shard_of(SGDRule())
+    sums = vectors(4)
+    add(one, sums)
+    for piece, vector in enumerate(sums):
+        memory = vector.copy()
+        other.add(Node(piece, piece + 1), memory)
+        memory.fill(np.nan)
+    one.update(0, 4)
+    other.update(0, 4)
+    assert one.digest() == other.digest()
+
+
+def test_a_shard_takes_arrays_that_are_read_only() -> None:
+    shard = shard_of(SGDRule())
+    sums = vectors(4)
+    for vector in sums:
+        vector.flags.writeable = False
+    add(shard, sums)
+    shard.update(0, 4)
+    shard.add(Node(0, 4), sums[0])
+    shard.update(1, 4)
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    shard = shard_of(SGDRule())
+    for step in range(5):
+        add(shard, vectors(4), (3, 1, 0, 2))
+        shard.update(step, 4)
+    assert len(shard.sums.pool.free) <= 4
+
+
+def test_a_sum_that_is_known_is_not_added_again() -> None:
+    one, other = shard_of(SGDRule()), shard_of(SGDRule())
+    sums = vectors(4)
+    add(one, sums)
+    add(other, sums, (0, 1, 1, 0, 2, 3))
+    one.update(0, 4)
+    other.update(0, 4)
+    assert one.digest() == other.digest()
+
+
+def test_the_weights_before_the_last_update_are_kept() -> None:
+    shard = shard_of(SGDRule())
+    assert shard.before_last()[1] == 0
+    assert shard.before_last()[0].tobytes() == shard.weights.tobytes()
+    add(shard, vectors(4))
+    shard.update(0, 4)
+    first = shard.weights.copy()
+    add(shard, vectors(4))
+    shard.update(1, 4)
+    kept, updates = shard.before_last()
+    assert (kept.tobytes(), updates) == (first.tobytes(), 1)
+    kept, updates = shard.whole()
+    assert (kept.tobytes(), updates) == (shard.weights.tobytes(), 2)
+
+
+class InterruptedRule(SGDRule):
+    """Ctrl-C in the middle of an update."""
+
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
+        weights[:3] = 99.0
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_in_the_middle_of_an_update_leaves_whole_weights_to_keep() -> None:
+    shard = shard_of(InterruptedRule())
+    before = shard.weights.tobytes()
+    add(shard, vectors(4))
+    with pytest.raises(KeyboardInterrupt):
+        shard.update(0, 4)
+    kept, updates = shard.whole()
+    assert (kept.tobytes(), updates) == (before, 0)
+
+
+def test_what_overflows_is_left_for_the_next_loss_to_show() -> None:
+    shard = shard_of(SGDRule(momentum=0.9))
+    huge = np.full(SIZE, 3e38, np.float32)
+    add(shard, [huge] * 4)
+    shard.update(0, 1)
+    assert not np.isfinite(shard.weights).all()
+    assert np.isfinite(shard.before_last()[0]).all()
