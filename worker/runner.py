@@ -57,7 +57,7 @@ class Runner:
             while self.ended is None:
                 self.step()
         except KeyboardInterrupt:
-            self._happen(events.Interrupted())
+            self.interrupt()
         finally:
             self.port.close(LINGER_S)
         assert self.ended is not None
@@ -66,6 +66,10 @@ class Runner:
     def begin(self) -> None:
         """Ask for a place in the run."""
         self._happen(events.Started())
+
+    def interrupt(self) -> None:
+        """Leave the run now."""
+        self._happen(events.Interrupted())
 
     def step(self) -> bool:
         """Handle one message, or the passing of time; return whether anything happened."""

@@ -21,7 +21,26 @@ from ps.run_folder import METRICS, RESULT, WEIGHTS, RunFolder, read_result
 from tests.ps.runs import facts_of
 
 #: The issue's names, on which others rely.
-FIXED_NAMES = ["model", "dataset", "seed", "workers", "servers", "transport", "epochs", "steps", "global_batch", "micro_batches", "wall_s", "train_s", "images_per_s", "train_loss", "test_loss", "test_accuracy", "weights_sha256", "history"]
+FIXED_NAMES = [
+    "model",
+    "dataset",
+    "seed",
+    "workers",
+    "servers",
+    "transport",
+    "epochs",
+    "steps",
+    "global_batch",
+    "micro_batches",
+    "wall_s",
+    "train_s",
+    "images_per_s",
+    "train_loss",
+    "test_loss",
+    "test_accuracy",
+    "weights_sha256",
+    "history",
+]
 HISTORY_NAMES = ["loss", "accuracy", "wall_s", "weights_sha256"]
 
 EPOCHS = [

@@ -1,0 +1,177 @@
+"""A whole run in one thread: the real server and workers over the seeded network, in virtual time.
+
+Who acts next is drawn from the seed. A worker can be killed, hang, or be heard twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from common.clock import ManualClock
+from common.codec import decode
+from common.data.dataset import TrainTest
+from common.job import Job
+from common.messages import PROTOCOL_VERSION, Join, Result, WorkerMessage
+from common.numerics import Fingerprint, fingerprint
+from common.randomness import Purpose, generator
+from common.transport.memory import MemoryClient, MemoryNetwork
+from common.transport.port import Frames
+from ps.coordinator import Coordinator
+from ps.effects import Finish
+from ps.opening import Admission, Opening, open_run
+from ps.recorder import Recorder, Setting
+from ps.run_folder import RunFolder
+from ps.server import Server
+from ps.shard import Shard
+from tests.simulation.small import digits
+from worker.preparing import Loader
+from worker.runner import Runner
+from worker.state import WorkerFacts, WorkerState
+
+#: Seconds that one act takes, and turns after which a run counts as stuck.
+TICK_S, LIMIT = 0.01, 20_000
+
+
+@dataclass
+class DoublingClient:
+    """A connection over which every result arrives twice."""
+
+    client: MemoryClient
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames) -> None:
+        self.client.send(frames)
+        if isinstance(decode(frames, WorkerMessage)[0], Result):
+            self.client.send(frames)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+@dataclass
+class Worker:
+    """A worker and whether it acts at all."""
+
+    runner: Runner
+    is_hanging: bool = False
+    is_dead: bool = False
+
+    def can_act(self) -> bool:
+        return not (self.is_hanging or self.is_dead) and self.runner.ended is None
+
+    def die(self) -> None:
+        """End as by SIGKILL: the connection breaks, and nothing is said."""
+        if not self.is_dead:
+            self.is_dead = True
+            self.runner.port.close()
+
+
+@dataclass
+class Simulation:
+    """One run: a server, its workers, the network between them."""
+
+    job: Job
+    seed: int = 0
+    admission: Admission = field(default_factory=Admission)
+    data: Callable[[], TrainTest] = digits
+    folder: RunFolder | None = None
+    #: What makes a shard of that which the run opens with: a test double to show that the hash can differ.
+    shard_of: Callable[[Shard], Shard] = lambda shard: shard
+    workers: list[Worker] = field(default_factory=list)
+    #: What the person at the server, and those at the workers, were told.
+    said: list[str] = field(default_factory=list)
+    heard: list[str] = field(default_factory=list)
+    clock: ManualClock = field(default_factory=ManualClock)
+    network: MemoryNetwork = field(init=False)
+    opening: Opening = field(init=False)
+    recorder: Recorder = field(init=False)
+    server: Server = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rng = generator(self.seed, Purpose.SHUFFLE, layer=2)
+        self.network = MemoryNetwork(self.seed)
+        self.opening = open_run("simulation", self.job, self.data(), self.admission)
+        setting = Setting(servers=1, transport="memory", started=self.clock.now())
+        self.recorder = Recorder(self.opening.facts, setting, self.opening.layout, self.folder)
+        self.server = Server(
+            Coordinator(self.opening.facts),
+            self.shard_of(self.opening.shard),
+            self.recorder,
+            self.network.server(),
+            self.clock,
+            self.said.append,
+        )
+
+    def add_worker(
+        self, *, load: Loader | None = None, numerics: Fingerprint | None = None, doubles: bool = False
+    ) -> Worker:
+        """Start a worker."""
+        join = Join(
+            protocol=PROTOCOL_VERSION,
+            incarnation=f"life-{len(self.workers)}",
+            host="host",
+            pid=len(self.workers),
+            fingerprint=numerics or fingerprint(),
+        )
+        state = WorkerState(WorkerFacts(address="memory://", join=join))
+        client = self.network.client()
+        port = DoublingClient(client) if doubles else client
+        runner = Runner(state, port, self.clock, load or (lambda name: self.data()), self.heard.append)
+        worker = Worker(runner)
+        self.workers.append(worker)
+        runner.begin()
+        return worker
+
+    def turn(self) -> bool:
+        """Let the server or a worker act, whichever is drawn; where nobody can, let time pass instead."""
+        actors: list[Callable[[], bool]] = [worker.runner.step for worker in self.workers if worker.can_act()]
+        actors.append(self.server.step)
+        for place in self._rng.permutation(len(actors)):
+            if actors[place]():
+                self.server.coordinator.validate()
+                self.clock.advance(TICK_S)
+                return True
+        return self._let_time_pass()
+
+    def _let_time_pass(self) -> bool:
+        """Move time to the next deadline of anybody; return False where there is none."""
+        deadlines = [worker.runner.state.deadline() for worker in self.workers if worker.can_act()]
+        deadlines.append(self.server.coordinator.deadline())
+        due = [at for at in deadlines if at is not None]
+        if not due:
+            return False
+        self.clock.advance(max(0.0, min(due) - self.clock.now()))
+        return True
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Act until the run has ended, or `until` holds."""
+        for _ in range(LIMIT):
+            if self.server.ended is not None or until():
+                return
+            assert self.turn(), "nobody acts, and nobody waits"
+        raise AssertionError(f"the run is stuck: {self.said[-3:]}")
+
+    def run_to(self, step: int) -> None:
+        """Act until the run is at that step."""
+        self.run(until=lambda: self.server.coordinator.round.step >= step)
+
+    def drain(self) -> None:
+        """Let the workers read what was last sent to them."""
+        while any(worker.runner.step() for worker in self.workers if worker.can_act()):
+            pass
+
+    def finish(self) -> str:
+        """Run to the end, which is to be a good one; return the digest of the weights."""
+        self.run()
+        assert self.server.ended == Finish(failure=""), self.server.ended
+        assert self.recorder.result is not None
+        return self.recorder.result.weights_sha256
+
+
+def digest_with(job: Job, workers: int, seed: int) -> str:
+    """Return the digest of the weights after a run with so many workers from the start."""
+    simulation = Simulation(job, seed, Admission(min_workers=workers))
+    for _ in range(workers):
+        simulation.add_worker()
+    return simulation.finish()

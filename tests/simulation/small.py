@@ -1,0 +1,91 @@
+"""Small data and small jobs, so that a run takes a fraction of a second."""
+
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from common import nn
+from common.data.dataset import Dataset, TrainTest
+from common.data.source import load
+from common.job import Job
+from common.nn.description import describe
+
+#: Training and test samples: neither a batch of 16 nor one of 18 divides the former.
+TRAIN, TEST = 40, 30
+
+
+@cache
+def digits() -> TrainTest:
+    """The first images of MNIST."""
+    mnist = load("mnist")
+    return TrainTest("digits", _first(mnist.train, TRAIN), _first(mnist.test, TEST))
+
+
+@cache
+def long_test_set() -> TrainTest:
+    """Three pieces of evaluation."""
+    mnist = load("mnist")
+    return TrainTest("digits", _first(mnist.train, TRAIN), _first(mnist.test, 1100))
+
+
+@cache
+def other_digits() -> TrainTest:
+    """Differs from `digits` in one pixel."""
+    images = digits().train.images.copy()
+    images[3, 0, 5, 5] += 1
+    return TrainTest("digits", Dataset(images, digits().train.labels, 10), digits().test)
+
+
+def _first(data: Dataset, count: int) -> Dataset:
+    return Dataset(data.images[:count], data.labels[:count], data.classes)
+
+
+def load_digits(name: str) -> TrainTest:
+    return digits()
+
+
+def job_of(**values: Any) -> Job:
+    """Return a job on `digits`: four steps, the third of them short."""
+    defaults = {"model": "linear", "data": "digits", "steps": 4, "global_batch": 16, "micro_batches": 4, "seed": 3}
+    return msgspec.convert({**defaults, **values}, Job)
+
+
+def noisy_net() -> dict[str, Any]:
+    """A net with dropout and batch normalisation, as data."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 5, stride=3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(192, 12),
+        nn.BatchNorm1d(12),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(12, 10),
+    )
+    return dict(describe(net))
+
+
+#: Jobs for which the promise is shown: the four models, then all that could depend on who computes.
+JOBS = {
+    "linear": job_of(model="linear"),
+    "mlp": job_of(model="mlp", steps=3, optimizer="adam", lr=0.001),
+    "lenet": job_of(model="lenet", micro_batches=8, momentum=0.9, nesterov=True),
+    "cnn": job_of(model="cnn", steps=2, global_batch=8, optimizer="rmsprop", lr=0.001),
+    "noisy": job_of(
+        model=noisy_net(),
+        global_batch=18,
+        micro_batches=6,
+        max_shift=2,
+        label_smoothing=0.1,
+        clip_norm=0.5,
+        optimizer="adamw",
+        lr=0.01,
+        weight_decay=0.01,
+        schedule="one-cycle",
+    ),
+    # The last batch of an epoch has 40 - 38 = 2 samples for five micro-batches: three are empty.
+    "short": job_of(model="linear", global_batch=19, micro_batches=5, steps=7, schedule="cosine", warmup_steps=2),
+}

@@ -1,0 +1,136 @@
+"""A loop in one process, of the library's plain calls alone, arrives at the same bits; two planted mistakes do not."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from common import nn
+from common.autograd import functional as F
+from common.autograd.tensor import Tensor
+from common.data.preparation import Preparation
+from common.data.sampler import Sampler
+from common.job import Job
+from common.layout import weights_digest
+from common.nn.models import MODELS
+from common.reduction import Node, Vector
+from ps.opening import Admission
+from ps.shard import Shard
+from tests.simulation.network import Simulation, digest_with
+from tests.simulation.small import digits, job_of
+
+#: Pieces of different sizes: 40 samples are two batches of 17 and one of 6, cut into five.
+JOB = job_of(model="mlp", steps=5, global_batch=17, micro_batches=5, lr=0.1, momentum=0.9, weight_decay=0.001)
+
+
+def reference(job: Job) -> str:
+    """Return the digest of the weights after momentum SGD on micro-batches, added over halves."""
+    assert isinstance(job.model, str)
+    train, model = digits().train, MODELS[job.model]().initialize(job.seed)
+    sampler, preparation = Sampler(len(train), job.global_batch, job.micro_batches, job.seed), Preparation.of(train)
+    parameters = list(model.parameters())
+    velocity = [np.zeros_like(parameter.data) for parameter in parameters]
+
+    def gradients(step: int, lo: int, hi: int) -> list[Vector]:
+        if hi - lo > 1:
+            middle = lo + max(2**k for k in range(9) if 2**k < hi - lo)
+            halves = zip(gradients(step, lo, middle), gradients(step, middle, hi), strict=True)
+            return [left + right for left, right in halves]
+        rows = sampler.indices(step, lo)
+        model.zero_grad()
+        logits = model(Tensor(preparation.images(train.images[rows])))
+        F.cross_entropy(logits, train.labels[rows], reduction="sum").backward()
+        return [parameter.grad.copy() for parameter in parameters if parameter.grad is not None]
+
+    for step in range(job.steps or 0):
+        for parameter, sum_, v in zip(parameters, gradients(step, 0, job.micro_batches), velocity, strict=True):
+            g = sum_ / np.float32(sampler.batch_size(step)) + np.float32(job.weight_decay) * parameter.data
+            v[...] = np.float32(job.momentum) * v + g
+            parameter.data -= np.float32(job.lr) * v
+    return weights_digest(np.concatenate([parameter.data.ravel() for parameter in parameters]))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_loop_of_plain_calls_arrives_at_the_same_bits(workers: int) -> None:
+    assert digest_with(JOB, workers, seed=7) == reference(JOB)
+
+
+def test_the_loop_notices_another_learning_rate() -> None:
+    other = job_of(model="mlp", steps=5, global_batch=17, micro_batches=5, lr=0.1000001, momentum=0.9)
+    assert reference(other) != reference(JOB)
+
+
+@dataclass
+class SumInArrivalOrder(Shard):
+    """A planted mistake: gradients are added as they come."""
+
+    running: Vector | None = field(default=None)
+
+    def add(self, node: Node, sums: Vector) -> None:
+        self.running = sums.copy() if self.running is None else self.running + sums
+
+    def update(self, step: int, count: int) -> float:
+        assert self.running is not None
+        super().add(Node(0, self.micro_batches), self.running)
+        self.running = None
+        return super().update(step, count)
+
+
+@dataclass
+class MeanOfMeans(Shard):
+    """A planted mistake: each result is divided by its own share of the batch, as if all shares were equal."""
+
+    def add(self, node: Node, sums: Vector) -> None:
+        low, high = (bound * 17 // self.micro_batches for bound in (node.lo, node.hi))
+        super().add(node, sums / np.float32(high - low) * np.float32(len(node) * 17 / self.micro_batches))
+
+
+@dataclass
+class HalvesInTheMiddle(Shard):
+    """A planted mistake: the tree splits in the middle and not at a power of two."""
+
+    leaves: dict[int, Vector] = field(default_factory=dict)
+
+    def add(self, node: Node, sums: Vector) -> None:
+        assert len(node) == 1
+        self.leaves[node.lo] = sums.copy()
+
+    def update(self, step: int, count: int) -> float:
+        super().add(Node(0, self.micro_batches), self._sum(0, self.micro_batches))
+        return super().update(step, count)
+
+    def _sum(self, lo: int, hi: int) -> Vector:
+        middle = (lo + hi) // 2
+        return self.leaves[lo] if hi - lo == 1 else self._sum(lo, middle) + self._sum(middle, hi)
+
+
+def digest_of(kind: type[Shard], seed: int, workers: int = 5) -> str:
+    """Return the digest of a run with a shard of that kind; with as many workers as pieces, each lease is one piece."""
+    simulation = Simulation(
+        JOB,
+        seed,
+        Admission(min_workers=workers),
+        shard_of=lambda shard: kind(weights=shard.weights, policy=shard.policy, micro_batches=shard.micro_batches),
+    )
+    for _ in range(workers):
+        simulation.add_worker()
+    return simulation.finish()
+
+
+def test_the_doubles_are_faithful_but_for_their_mistake() -> None:
+    assert digest_of(Shard, seed=1) == reference(JOB)
+
+
+def test_sums_in_the_order_of_arrival_differ_from_run_to_run() -> None:
+    digests = {digest_of(SumInArrivalOrder, seed) for seed in range(4)}
+    assert len(digests) > 1
+    assert digests != {reference(JOB)}
+
+
+@pytest.mark.parametrize("mistake", [MeanOfMeans, HalvesInTheMiddle])
+def test_a_mean_of_means_and_another_tree_have_other_bits(mistake: type[Shard]) -> None:
+    assert digest_of(mistake, seed=1) != reference(JOB)
+
+
+def test_the_reference_loop_trains_the_library_models() -> None:
+    assert isinstance(MODELS["mlp"](), nn.Module)
