@@ -1,6 +1,7 @@
 """Job files: TOML in, a checked `Job` and `Launch` out, and back again."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -12,9 +13,21 @@ import msgspec
 from common.errors import JobError
 from common.job import Job, check
 from common.spelling import nearest
+from lockstep.fields import Field, fields
 from lockstep.launch import Launch
 
 S = TypeVar("S", Job, Launch)
+
+#: What a person calls the validator's kinds of values.
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "null": "nothing",
+    "array": "a list",
+    "object": "a table",
+}
 
 #: The names of the shipped jobs, which are those of the models.
 SHIPPED = ("linear", "mlp", "lenet", "cnn")
@@ -49,7 +62,9 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_la
     known = (*Job.__struct_fields__, *Launch.__struct_fields__)
     for key in values:
         if key not in known:
-            raise JobError(f"the job has no key {key!r}{nearest(key, known)}: expected one of {', '.join(known)}")
+            # The whole list only where nothing is near: it is long.
+            advice = nearest(key, known) or f": expected one of {', '.join(known)}"
+            raise JobError(f"the job has no key {key!r}{advice}")
     launch_values = msgspec.to_builtins(default_launch) | {
         key: value for key, value in values.items() if key in Launch.__struct_fields__
     }
@@ -62,14 +77,21 @@ def _convert(values: dict[str, Any], to: type[S]) -> S:
     try:
         return msgspec.convert(values, to)
     except msgspec.ValidationError as error:
-        raise JobError(_one_line(str(error), values)) from error
+        fact, _, place = str(error).partition(" - at `$.")
+        key = place.rstrip("`")
+        raise JobError(f"{key} = {values[key]!r}: {_told(fact, fields()[key])}") from error
 
 
-def _one_line(text: str, values: Mapping[str, Any]) -> str:
-    fact, _, place = text.partition(" - at `$.")
-    key = place.rstrip("`")
-    value = values.get(key)
-    return f"{key} = {value!r}: {fact[:1].lower()}{fact[1:].replace('`', '')}"
+def _told(fact: str, field: Field) -> str:
+    """Return the validator's fact in a person's words: `expected a whole number >= 1`."""
+    if field.choices and fact.startswith("Invalid enum value"):
+        return f"expected one of {', '.join(field.choices)}"
+    words = re.sub(r"`([^`]+)`", lambda kinds: _kinds(kinds[1]), fact)
+    return words[:1].lower() + words[1:]
+
+
+def _kinds(text: str) -> str:
+    return " or ".join(KINDS.get(kind, kind) for kind in text.split(" | "))
 
 
 def to_toml(job: Job, launch: Launch) -> str:

@@ -14,7 +14,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Processes and transport of a run on this machine. Each field's description is its help text."""
 
     workers: Annotated[
-        int, Meta(ge=0, le=1024, description="worker processes; 0 trains in this process alone; default one a core")
+        int, Meta(ge=0, le=1024, description="worker processes; 0 trains in this process alone  [one a core]")
     ] = 1
     servers: Annotated[int, Meta(ge=1, le=64, description="server processes that share the weights")] = 1
     transport: Annotated[Transport, Meta(description="how processes talk: auto takes the fastest that works here")] = (

@@ -20,14 +20,19 @@ from ps.run_folder import WEIGHTS
 from worker.compute import Compute
 
 
-@click.command()
+@click.command(short_help="Evaluate a finished run on a test set.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data", help="test on this data instead: a folder of IDX files, or an .npz")
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
 def evaluate(run: Path, data: str | None, as_json: bool) -> None:
-    """Evaluate the weights in the folder RUN on its test set, or on another."""
-    if not run.is_dir():
-        raise JobError(f"there is no run folder {str(run)!r}: give one that `lockstep train` has written")
+    """Evaluate the weights in the folder RUN on its test set, or on another.
+
+    \b
+      lockstep evaluate runs/20261124-231714-lenet
+      lockstep evaluate runs/20261124-231714-lenet --data my_digits.npz
+    """
+    if not (run / JOB).is_file() or not (run / WEIGHTS).is_file():
+        raise JobError(f"{str(run)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}")
     job, _ = resolve(read_values(run / JOB), {}, default_launch())
     arrays, _ = read(run / WEIGHTS)
     trained_on = load(job.data)

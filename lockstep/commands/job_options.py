@@ -1,49 +1,77 @@
-"""One command-line flag for each value of a job and of its launch, made from their fields."""
+"""One command-line flag for each value of a job and of its launch, made from their fields and shown in groups."""
 
-import types
-import typing
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import click
-import msgspec
 
 from common.job import Job
+from lockstep.fields import Field, fields
+from lockstep.job_file import shipped_values
 from lockstep.launch import Launch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: How the flags stand together in the help; what is in no group comes first.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed"),
+    "Length and pieces": ("epochs", "steps", "global_batch", "micro_batches"),
+    "Optimizer": (
+        *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "beta1", "beta2", "alpha", "eps"),
+        *("clip_norm", "label_smoothing"),
+    ),
+    "Course of the learning rate": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
+    "Processes": ("workers", "servers", "transport"),
+}
 
-def job_options(command: F) -> F:
-    """Add the flags of all values of `Job` and `Launch`; those that are given arrive by their field's name."""
-    for struct in (Launch, Job):
-        hints = typing.get_type_hints(struct, include_extras=True)
-        for field in reversed(msgspec.structs.fields(struct)):
-            command = _option(field.name, hints[field.name])(command)
-    return command
-
-
-def _option(name: str, hint: Any) -> Callable[[F], F]:
-    kind, description = _kind_and_description(hint)
-    flag = "--" + name.replace("_", "-")
-    if kind is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=description)
-    if get_origin(kind) is Literal:
-        choice = click.Choice(list(get_args(kind)))
-        return click.option(flag, name, type=choice, default=None, help=description)
-    return click.option(flag, name, type=kind, default=None, help=description)
+JOB_FIELDS = Job.__struct_fields__
+LAUNCH_FIELDS = Launch.__struct_fields__
 
 
-def _kind_and_description(hint: Any) -> tuple[Any, str]:
-    """Return the plain type of a field and its description."""
-    description = ""
-    while True:
-        if get_origin(hint) is Annotated:
-            described = [meta.description for meta in hint.__metadata__ if getattr(meta, "description", None)]
-            description = description or (described[0] if described else "")
-            hint = get_args(hint)[0]
-        elif get_origin(hint) in (typing.Union, types.UnionType):
-            # The first member is what a flag can say: `str` of a model, the value of what may be left out.
-            hint = get_args(hint)[0]
-        else:
-            return hint, description
+class GroupedCommand(click.Command):
+    """A command whose help shows the flags of a job in groups."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections of flags: click's own place for this."""
+        records = {
+            parameter.name: record
+            for parameter in self.get_params(context)
+            if (record := parameter.get_help_record(context)) is not None
+        }
+        grouped = {name for names in GROUPS.values() for name in names}
+        sections = {"Options": tuple(name for name in records if name not in grouped), **GROUPS}
+        for heading, names in sections.items():
+            rows = [records[name] for name in names if name in records]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+def job_options(names: Iterable[str]) -> Callable[[F], F]:
+    """Add the flags of these values of `Job` and `Launch`; those that are given arrive by their field's name."""
+
+    def decorate(command: F) -> F:
+        for name in reversed(tuple(names)):
+            command = _option(fields()[name])(command)
+        return command
+
+    return decorate
+
+
+def _option(field: Field) -> Callable[[F], F]:
+    flag = "--" + field.name.replace("_", "-")
+    if field.kind is bool:
+        flag = f"{flag}/--no-{flag[2:]}"
+    kind = click.Choice(field.choices) if field.choices else field.kind
+    # A choice stands in the text: in the column of flags it would push all texts to a line of their own.
+    metavar = field.kind.__name__.upper() if field.kind is not bool else None
+    return click.option(flag, field.name, type=kind, default=None, metavar=metavar, help=_help(field))
+
+
+def _help(field: Field) -> str:
+    choices = f" ({', '.join(field.choices)})" if field.choices else ""
+    default = shipped_values("lenet").get(field.name, field.default)
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    shown = f"  [{default}]" if default is not None and field.name != "workers" else ""
+    return f"{field.description}{choices}{shown}"

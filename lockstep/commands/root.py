@@ -11,17 +11,19 @@ from lockstep.commands.train import train
 from lockstep.commands.worker import worker
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(importlib.metadata.version("lockstep"), prog_name="lockstep")
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("lockstep"), prog_name="lockstep", message="%(prog)s %(version)s")
 def cli() -> None:
     """Train neural networks on many processes, in NumPy: the same job gives the same bits.
 
     \b
     On this machine, a server and a worker a core:
-        lockstep train --model lenet
+      lockstep train --model lenet
     On several machines, the server on one and any number of workers anywhere:
-        lockstep server --job job.toml --bind tcp://127.0.0.1:5555
-        lockstep worker tcp://127.0.0.1:5555
+      lockstep server --job job.toml --bind tcp://127.0.0.1:5555
+      lockstep worker tcp://127.0.0.1:5555
+    `lockstep COMMAND --help` tells more. Exit codes: 0 done, 2 wrong usage or
+    job, 1 failed run, 130 interrupted.
     """
 
 

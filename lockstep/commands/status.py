@@ -6,16 +6,23 @@ from rich.console import Console
 
 from common.messages import Status
 from common.transport.zeromq import dial
-from lockstep.display import epoch_line, step_line, workers_table
+from lockstep.commands.param_types import seconds
+from lockstep.display import epoch_line, figures, place, print_plainly, workers_table
 from lockstep.status_client import ask_once
 
 
-@click.command()
+@click.command(short_help="Tell how a run stands.")
 @click.argument("address")
-@click.option("--timeout", type=click.FloatRange(0.1), default=5.0, show_default=True, help="seconds to wait")
+@click.option("--timeout", type=seconds, metavar="SECONDS", default=5.0, help="seconds to wait for an answer  [5]")
 @click.option("--json", "as_json", is_flag=True, help="print the whole status as JSON")
 def status(address: str, timeout: float, as_json: bool) -> None:
-    """Tell how the run of the server at ADDRESS stands, and for whom it waits."""
+    """Tell how the run of the server at ADDRESS stands, and for whom it waits.
+
+    Exit code 1 where nobody answers.
+
+    \b
+      lockstep status tcp://127.0.0.1:5555
+    """
     port = dial(address)
     try:
         answer = ask_once(port, address, timeout)
@@ -29,13 +36,17 @@ def status(address: str, timeout: float, as_json: bool) -> None:
 
 def show(console: Console, answer: Status) -> None:
     """Print a status for a person."""
-    ready = sum(worker.state in ("ready", "computing") for worker in answer.workers)
-    for line in (
-        f"run {answer.run}  model {answer.model}  {answer.phase}",
-        f"{ready} workers ready, {answer.min_workers} needed to begin",
-        *(epoch_line(epoch, answer.epochs) for epoch in answer.history),
-        step_line(answer),
-        *([f"failed: {answer.failure}"] if answer.failure else []),
-    ):
-        console.print(line, markup=False, soft_wrap=True)
+    for line in status_lines(answer):
+        print_plainly(console, line)
     console.print(workers_table(answer.workers))
+
+
+def status_lines(answer: Status) -> list[str]:
+    """Return how a run stands: which it is, its finished epochs, where it is now."""
+    return [
+        f"run {answer.run}  model {answer.model}  {answer.phase}",
+        *(epoch_line(epoch, answer.epochs) for epoch in answer.history),
+        place(answer),
+        figures(answer),
+        *([f"failed: {answer.failure}"] if answer.failure else []),
+    ]

@@ -1,0 +1,27 @@
+"""Flags that the commands which begin a run have in common."""
+
+from pathlib import Path
+
+import click
+
+from lockstep.commands.param_types import seconds
+
+JOB_OPTION = click.option(
+    "--job",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="job file (TOML); without it, the shipped job of the model",
+)
+RUN_DIR_OPTION = click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="new folder for the results  [runs/TIME-MODEL]",
+)
+LEASE_TIMEOUT_OPTION = click.option(
+    "--lease-timeout",
+    type=seconds,
+    metavar="SECONDS",
+    default=60.0,
+    help="seconds until a piece is leased to another worker  [60]",
+)
