@@ -29,7 +29,8 @@ class Child:
         """Start `lockstep` with these arguments; what it prints to standard error goes to `log`."""
         with log.open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lockstep", *arguments],
+                # -P: the working folder is not on the path, where a `common.py` of the user's would take our place.
+                [sys.executable, "-P", "-m", "lockstep", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -76,8 +77,17 @@ class Child:
         code = self.process.returncode
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
+    def last_error(self) -> str:
+        """Return the text of the last error of ours in the log, with all its lines; empty where there is none."""
+        _, mark, words = ("\n" + self._log_text()).rpartition("\n" + ERROR_MARK)
+        return words.strip() if mark else ""
+
     def last_words(self) -> str:
-        """Return the text of the last error in the log, or else its last lines."""
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        _, mark, words = ("\n" + text).rpartition("\n" + ERROR_MARK)
-        return words.strip() if mark else "\n".join(text.splitlines()[-TAIL_LINES:])
+        """Return the last error in the log, or else the traceback, or else the last lines."""
+        text = self._log_text()
+        traceback = text.rfind("Traceback (most recent call last)")
+        tail = text[traceback:] if traceback >= 0 else "\n".join(text.splitlines()[-TAIL_LINES:])
+        return self.last_error() or tail.strip()
+
+    def _log_text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")

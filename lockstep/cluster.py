@@ -43,37 +43,42 @@ class Cluster:
     workers: list[Child] = field(default_factory=list)
     #: Workers whose death has been told.
     mourned: list[Child] = field(default_factory=list)
+    #: All that has to end with us.
+    _children: list[Child] = field(default_factory=list)
 
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
         check_launch(self.launch)
         self.folder = private_folder()
-        children: list[Child] = []
         try:
             self.server = self._start_server()
-            children.append(self.server)
             address = self._announced()
-            for number in range(self.launch.workers):
-                worker = Child.start(
-                    f"worker {number}", ["worker", address, "--supervised"], self.folder / f"worker-{number}.log"
-                )
-                self.workers.append(worker)
-                children.append(worker)
+            self._start_workers(address)
             self._follow(address)
             result = self._result()
             self.watch(final_status(result))
             return result
         finally:
-            end_all(children)
-            self._keep_logs()
+            with uninterrupted():
+                end_all(self._children)
+                self._keep_logs()
 
     def _start_server(self) -> Child:
         job_file = self.folder / "job.toml"
         job_file.write_text(to_toml(self.job, self.launch), encoding="utf-8")
         bind = "tcp://127.0.0.1:0" if self.launch.transport == "tcp" else f"ipc://{self.folder}/server.sock"
-        arguments = ["server", "--supervised", "--job", str(job_file), "--bind", bind]
+        arguments = ["server", "--supervised", str(self.folder), "--job", str(job_file), "--bind", bind]
         arguments += ["--run-dir", str(self.run_dir), "--min-workers", str(self.launch.workers)]
-        return Child.start("the server", arguments, self.folder / "server.log")
+        return self._start("the server", arguments, "server.log")
+
+    def _start_workers(self, address: str) -> None:
+        for number in range(self.launch.workers):
+            self.workers.append(self._start("a worker", ["worker", address, "--supervised"], f"worker-{number}.log"))
+
+    def _start(self, name: str, arguments: list[str], log: str) -> Child:
+        child = Child.start(name, arguments, self.folder / log)
+        self._children.append(child)
+        return child
 
     def _announced(self) -> str:
         """Return the address that the server says it listens on, as its first line."""
@@ -96,14 +101,16 @@ class Cluster:
 
     def _look_after_workers(self) -> None:
         dead = [worker for worker in self.workers if worker.has_ended() and worker.process.returncode != 0]
-        for worker in dead:
-            if worker not in self.mourned and not self.server.has_ended():
-                self.mourned.append(worker)
-                self.say(f"{worker.name} {worker.how_it_ended()}; its pieces go to the others")
-        if len(dead) == len(self.workers) and not self.server.wait(LOOK_S):
-            first = self.mourned[0]
-            error = UsageError if first.process.returncode == 2 else RunError
-            raise error(f"no worker is left; {first.name} {first.how_it_ended()}: {first.last_words()}")
+        new = [worker for worker in dead if worker not in self.mourned]
+        # A run that has failed ends its workers first: then the server's end, a moment later, is what tells why.
+        if any(worker.process.returncode > 0 for worker in new) and self.server.wait(GRACE_S):
+            return
+        if len(dead) == len(self.workers):
+            error = UsageError if dead[0].process.returncode == 2 else RunError
+            raise error(f"no worker is left: {obituary(dead[0])}")
+        for worker in new:
+            self.mourned.append(worker)
+            self.say(f"{obituary(worker)}; its pieces go to the others")
 
     def _result(self) -> RunResult:
         if self.server.process.returncode != 0:
@@ -111,12 +118,9 @@ class Cluster:
         return read_result(self.run_dir)
 
     def _server_failure(self) -> LockstepError:
-        words = self.server.last_words()
-        if self.server.process.returncode == 2:
-            return UsageError(words)
-        if self.server.process.returncode == 1:
-            return RunError(words)
-        return RunError(f"the server {self.server.how_it_ended()}: {words}")
+        server = self.server
+        error = UsageError if server.process.returncode == 2 else RunError
+        return error(server.last_error() or obituary(server))
 
     def _keep_logs(self) -> None:
         """Move the logs into the run's folder, where there is one, and remove our own."""
@@ -176,12 +180,17 @@ def private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))
 
 
+def obituary(child: Child) -> str:
+    """Return how a child that is gone ended, with its last words where it said any."""
+    words = child.last_words() if child.process.returncode > 0 else ""
+    return f"{child.name} (pid {child.process.pid}) {child.how_it_ended()}{words and ': '}{words}"
+
+
 def end_all(children: list[Child]) -> None:
     """End processes: all are asked at once, share the time of grace, and are killed after it."""
     clock = SystemClock()
-    with uninterrupted():
-        for child in children:
-            child.ask_to_end()
-        deadline = clock.now() + GRACE_S
-        for child in children:
-            child.make_end(max(0.0, deadline - clock.now()))
+    for child in children:
+        child.ask_to_end()
+    deadline = clock.now() + GRACE_S
+    for child in children:
+        child.make_end(max(0.0, deadline - clock.now()))

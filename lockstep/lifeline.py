@@ -1,8 +1,12 @@
-"""Ends this process when the one that started it is gone, however it went: nothing is left running."""
+"""Ends this process when the one that started it is gone, however it went: nothing is left running or lying about."""
 
 import os
+import shutil
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 #: Seconds for an orderly end after the parent is gone.
 GRACE_S = 3.0
@@ -11,15 +15,32 @@ GRACE_S = 3.0
 STDIN = 0
 
 
-def hold() -> None:
-    """Watch standard input, a pipe that the parent keeps open: its end means that the parent is gone."""
-    threading.Thread(target=_watch, name="lifeline", daemon=True).start()
+@contextmanager
+def held(folder: Path | None = None) -> Iterator[None]:
+    """Watch standard input, a pipe that the parent keeps open: its end means that the parent is gone.
+
+    Then this process is interrupted, and `folder`, which the parent can no longer remove, is removed at the end.
+    """
+    is_cut = threading.Event()
+    threading.Thread(target=_watch, args=(is_cut, folder), name="lifeline", daemon=True).start()
+    try:
+        yield
+    finally:
+        if is_cut.is_set():
+            _sweep(folder)
 
 
-def _watch() -> None:
+def _watch(is_cut: threading.Event, folder: Path | None) -> None:
     # Not through `sys.stdin`: its lock, held by a daemon thread, would abort the interpreter at its end.
     while os.read(STDIN, 4096):
         pass
+    is_cut.set()
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(GRACE_S)
+    _sweep(folder)
     os._exit(130)
+
+
+def _sweep(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

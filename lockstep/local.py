@@ -1,19 +1,24 @@
 """Trains a job on this machine, alone or with a cluster of processes."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from rich.console import Console
 
 from common.clock import SystemClock, wall_time
 from common.data.source import load
-from common.errors import UsageError
+from common.errors import RunError, UsageError
 from common.job import Job
 from lockstep.cluster import Cluster, check_launch
-from lockstep.display import Display
+from lockstep.display import Display, print_plainly
 from lockstep.job_file import to_toml
 from lockstep.launch import Launch
 from lockstep.serial import SerialRun
 from ps.opening import Admission, open_run
 from ps.recorder import Recorder, Setting
-from ps.run_folder import RunFolder, RunResult
+from ps.run_folder import WEIGHTS, RunFolder, RunResult
 
 #: Where runs go that were given no folder.
 RUNS = Path("runs")
@@ -23,9 +28,15 @@ JOB = "job.toml"
 
 
 def check_run_dir(folder: Path) -> Path:
-    """Return the folder; `UsageError` where it holds something already or is no folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"the run folder {str(folder)!r} is not empty: give a new one, or remove it")
+    """Return the folder; `UsageError` where it holds something already, or could not be made or written to."""
+    named = f"run folder {str(folder)!r}"
+    above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not above.is_dir():
+        raise UsageError(f"{named}: {str(above)!r} is no folder: expected a new or an empty one")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"{named}: {str(above)!r} cannot be written to: expected a folder of your own")
+    if above == folder and any(folder.iterdir()):
+        raise UsageError(f"{named} is not empty: expected a new or an empty one")
     return folder
 
 
@@ -44,6 +55,17 @@ def make_run_dir(folder: Path, job: Job, launch: Launch) -> RunFolder:
     except OSError as error:
         raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
     return RunFolder(folder)
+
+
+@contextmanager
+def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
+    """Say where the weights are that a run which fails, or is interrupted, has come to."""
+    try:
+        yield
+    except (RunError, KeyboardInterrupt):
+        if (folder / WEIGHTS).exists():
+            print_plainly(console, f"the last good weights are kept in {folder}")
+        raise
 
 
 def train_here(job: Job, launch: Launch, folder: Path, display: Display) -> RunResult:

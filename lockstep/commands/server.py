@@ -1,5 +1,8 @@
 """`lockstep server`: the parameter server of one run."""
 
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,13 @@ from common.job import Job
 from common.transport.port import ServerPort
 from common.transport.zeromq import serve
 from lockstep.cluster import check_launch
-from lockstep.commands.job_options import job_options
-from lockstep.display import Display, display_for
+from lockstep.commands.job_options import JOB_FIELDS, GroupedCommand, job_options
+from lockstep.commands.run_options import JOB_OPTION, LEASE_TIMEOUT_OPTION, RUN_DIR_OPTION
+from lockstep.display import Display, PlainDisplay, display_for, print_plainly
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import Launch, default_launch
-from lockstep.lifeline import hold
-from lockstep.local import check_run_dir, make_run_dir, new_run_dir
+from lockstep.lifeline import held
+from lockstep.local import check_run_dir, kept_on_failure, make_run_dir, new_run_dir
 from lockstep.summary import show_summary
 from ps.coordinator import Coordinator
 from ps.opening import Admission, open_run
@@ -26,82 +30,127 @@ from ps.recorder import Recorder, Setting
 from ps.run_folder import RunResult
 from ps.server import Server
 
+#: What the coordinator gives as the failure of a run that was interrupted.
+INTERRUPTED = "interrupted"
 
-@click.command()
+
+@click.command(cls=GroupedCommand, short_help="Serve one run to any number of workers.")
 @click.option(
-    "--job", type=click.Path(path_type=Path), help="job file (TOML); without it, the shipped job of the model"
+    "--bind",
+    required=True,
+    metavar="ADDRESS",
+    help="where to listen: tcp://HOST:PORT (port 0: a free one) or ipc://PATH",
 )
-@click.option("--bind", required=True, help="address to listen on: tcp://HOST:PORT (port 0: a free one) or ipc://PATH")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="new folder for the results; default runs/TIME-MODEL")
+@JOB_OPTION
+@RUN_DIR_OPTION
 @click.option(
-    "--min-workers", type=click.IntRange(1, 4096), default=1, show_default=True, help="ready workers to begin with"
-)
-@click.option(
-    "--lease-timeout",
-    type=click.FloatRange(0.1),
-    default=60.0,
+    "--min-workers",
+    type=click.IntRange(1, 4096),
+    default=1,
     show_default=True,
-    help="seconds until a piece is given to another worker",
+    metavar="N",
+    help="ready workers to begin with; others may come later",
 )
+@LEASE_TIMEOUT_OPTION
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers whose bits may differ")
-@click.option("--insecure", is_flag=True, help="listen on an address that others can reach, without keys")
-@click.option("--supervised", is_flag=True, hidden=True, help="started by `train`: address to stdout, end with stdin")
-@job_options
-def server(job: Path | None, bind: str, run_dir: Path | None, supervised: bool, **values: Any) -> None:
+@click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
+@click.option("--supervised", type=click.Path(path_type=Path), hidden=True, help="started by `train`, in this folder")
+@job_options(JOB_FIELDS)
+def server(
+    job: Path | None, bind: str, run_dir: Path | None, insecure: bool, supervised: Path | None, **values: Any
+) -> None:
     """Serve one run to any number of workers, which may come before or after.
 
+    Each worker is started by `lockstep worker ADDRESS`, on this machine or another. The values of the job are those of
+    `lockstep train`.
+
     \b
-        lockstep server --job examples/lenet.toml --bind tcp://127.0.0.1:5555
-        lockstep server --job examples/mlp.toml --bind ipc:///tmp/lockstep.sock --min-workers 2
+      lockstep server --job examples/lenet.toml --bind tcp://127.0.0.1:5555
+      lockstep server --model mlp --bind ipc:///tmp/lockstep.sock --min-workers 2
     """
     admission = Admission(
         min_workers=values.pop("min_workers"),
         lease_timeout_s=values.pop("lease_timeout"),
         allows_mixed_numerics=values.pop("allow_mixed_numerics"),
     )
-    is_insecure = values.pop("insecure")
     given = {key: value for key, value in values.items() if value is not None}
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
     check_launch(launch)
-    folder = run_dir or new_run_dir(resolved.model_name())
+    folder = check_run_dir(run_dir) if run_dir else new_run_dir(resolved.model_name())
+    service = Service(resolved, launch, admission, folder)
     if supervised:
-        hold()
+        with held(supervised):
+            serve_supervised(service, bind)
     else:
-        check_run_dir(folder)
-    console = Console(highlight=False, stderr=supervised)
+        serve_by_hand(service, bind, is_insecure=insecure)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is served: a job, how it is carried out, whom it takes in, and where its results go."""
+
+    job: Job
+    launch: Launch
+    admission: Admission
+    folder: Path
+
+
+def serve_supervised(service: Service, bind: str) -> None:
+    """Serve the run of a `train` that reads our standard output, and shows the progress itself."""
+    console = Console(highlight=False, stderr=True)
+    port = serve(bind)
+    # Before the data is loaded, so that the workers start at the same time.
+    click.echo(port.address)
+    serve_run(service, port, PlainDisplay(console, SystemClock()))
+
+
+def serve_by_hand(service: Service, bind: str, *, is_insecure: bool) -> None:
+    """Serve a run that a person has started, and show it."""
+    console = Console(highlight=False)
     port = serve(bind, insecure=is_insecure)
-    if supervised:
-        # Before the data is loaded, so that the workers start at the same time.
-        click.echo(port.address)
-    else:
-        console.print(f"listening on {port.address}", soft_wrap=True)
-    with display_for(console, SystemClock()) as display:
-        if is_insecure:
-            display.say("warning: --insecure: whoever reaches this address can take part in the run")
-        result = serve_run(resolved, launch, admission, folder, port, display)
-    if not supervised:
-        show_summary(console, result, folder)
+    if is_insecure:
+        print_plainly(console, "warning: --insecure: whoever reaches this address can take part in the run")
+    print_plainly(console, f"listening on {port.address}; start workers by: lockstep worker {dialled(port.address)}")
+    with kept_on_failure(console, service.folder), display_for(console, SystemClock()) as display:
+        result = serve_run(service, port, display)
+    show_summary(console, result, service.folder)
 
 
-def serve_run(
-    job: Job, launch: Launch, admission: Admission, folder: Path, port: ServerPort, display: Display
-) -> RunResult:
+def dialled(address: str) -> str:
+    """Return how another machine spells an address that stands for all of this one's."""
+    for everywhere in ("//0.0.0.0:", "//[::]:"):
+        address = address.replace(everywhere, f"//{platform.node() or 'HOST'}:")
+    return address
+
+
+def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult:
     """Serve a run to its end; `RunError` where it fails, `KeyboardInterrupt` where it was interrupted."""
     clock = SystemClock()
     started = clock.now()
+    job = service.job
     try:
-        opening = open_run(folder.name, job, load(job.data), admission)
-        setting = Setting(servers=launch.servers, transport=port.address.partition(":")[0], started=started)
-        recorder = Recorder(opening.facts, setting, opening.layout, make_run_dir(folder, job, launch))
+        opening = open_run(service.folder.name, job, load(job.data), service.admission)
+        setting = Setting(servers=service.launch.servers, transport=port.address.partition(":")[0], started=started)
+        folder = make_run_dir(service.folder, job, service.launch)
+        recorder = Recorder(opening.facts, setting, opening.layout, folder)
     except BaseException:
         port.close()
         raise
     coordinator = Coordinator(opening.facts)
-    run = Server(coordinator, opening.shard, recorder, port, clock, display.say)
+    run = Server(coordinator, opening.shard, recorder, port, clock, with_address(display.say, port.address))
     ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))
-    if ended.failure == "interrupted":
+    if ended.failure == INTERRUPTED:
         raise KeyboardInterrupt
     if ended.failure:
         raise RunError(ended.failure)
     assert recorder.result is not None
     return recorder.result
+
+
+def with_address(say: Callable[[str], None], address: str) -> Callable[[str], None]:
+    """Add the address to the reminders of whom a run waits for: the coordinator knows of none."""
+
+    def say_with_address(text: str) -> None:
+        say(f"{text}; start them by: lockstep worker {dialled(address)}" if text.startswith("waiting for") else text)
+
+    return say_with_address

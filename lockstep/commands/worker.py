@@ -11,28 +11,47 @@ from common.clock import SystemClock
 from common.data.source import load
 from common.messages import PROTOCOL_VERSION, Join
 from common.numerics import fingerprint
+from common.transport.port import ClientPort
 from common.transport.zeromq import dial
-from lockstep.lifeline import hold
+from lockstep.child import ERROR_MARK
+from lockstep.commands.param_types import seconds
+from lockstep.lifeline import held
+from worker.effects import Exit
 from worker.runner import Runner
 from worker.state import WorkerFacts, WorkerState
 
 
-@click.command()
+@click.command(short_help="Compute for the server at ADDRESS.")
 @click.argument("address")
-@click.option("--timeout", type=click.FloatRange(0.1), help="seconds to wait for a server; without it, for ever")
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
 @click.option("--supervised", is_flag=True, hidden=True, help="started by `train`: end with stdin")
 @click.pass_context
 def worker(context: click.Context, address: str, timeout: float | None, supervised: bool) -> None:
     """Compute for the server at ADDRESS until its run is over.
 
-    It may be started before the server, on any machine of the same kind; the job comes from the server.
+    It may be started before the server, on any machine of the same kind; the job comes from the server. Exit codes: 0
+    the run is done, 1 it failed or there is no server, 2 the server refused this worker, 130 interrupted.
 
     \b
-        lockstep worker tcp://192.168.1.7:5555
-        lockstep worker ipc:///tmp/lockstep.sock --timeout 60
+      lockstep worker tcp://192.168.1.7:5555
+      lockstep worker ipc:///tmp/lockstep.sock --timeout 60
     """
+    port = dial(address)
     if supervised:
-        hold()
+        with held():
+            ended = work(port, address, timeout)
+    else:
+        say(f"dialling {address}")
+        ended = work(port, address, timeout)
+    if ended.reason:
+        say(f"{ERROR_MARK}{ended.reason}")
+    elif not supervised:
+        say("the run is done")
+    context.exit(ended.code)
+
+
+def work(port: ClientPort, address: str, timeout_s: float | None) -> Exit:
+    """Work for the server until one of us ends."""
     join = Join(
         protocol=PROTOCOL_VERSION,
         incarnation=secrets.token_hex(8),
@@ -40,12 +59,8 @@ def worker(context: click.Context, address: str, timeout: float | None, supervis
         pid=os.getpid(),
         fingerprint=fingerprint(),
     )
-    facts = WorkerFacts(address=address, join=join, timeout_s=timeout)
-    runner = Runner(WorkerState(facts), dial(address), SystemClock(), cache(load), say)
-    ended = runner.run()
-    if ended.reason:
-        click.echo(f"error: {ended.reason}", err=True)
-    context.exit(ended.code)
+    facts = WorkerFacts(address=address, join=join, timeout_s=timeout_s)
+    return Runner(WorkerState(facts), port, SystemClock(), cache(load), say).run()
 
 
 def say(text: str) -> None:
