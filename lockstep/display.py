@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from common.clock import Clock
 from common.messages import EpochStatus, Status, WorkerStatus
@@ -17,6 +18,9 @@ PLAIN_EVERY_S = 10.0
 
 #: Seconds between two pictures in a terminal.
 LIVE_EVERY_S = 0.2
+
+#: Workers that have a line of their own: more would push the bar out of an ordinary terminal.
+MOST_WORKER_LINES = 12
 
 
 class Display(Protocol):
@@ -37,7 +41,9 @@ class Display(Protocol):
 
 def display_for(console: Console, clock: Clock) -> Display:
     """Return what fits the console."""
-    return LiveDisplay(console, clock) if console.is_terminal else PlainDisplay(console, clock)
+    # A terminal that cannot move its cursor (TERM=dumb) is no better than a file.
+    is_live = console.is_terminal and not console.is_dumb_terminal
+    return LiveDisplay(console, clock) if is_live else PlainDisplay(console, clock)
 
 
 def epoch_line(epoch: EpochStatus, epochs: int) -> str:
@@ -48,12 +54,29 @@ def epoch_line(epoch: EpochStatus, epochs: int) -> str:
     )
 
 
-def step_line(status: Status) -> str:
-    """Return the step at hand on one line."""
+def place(status: Status) -> str:
+    """Return how far a run is."""
+    return f"epoch {status.epoch}/{status.epochs}  step {status.step}/{status.steps}"
+
+
+def figures(status: Status) -> str:
+    """Return how a run goes on one line, or for whom it waits."""
+    if not status.elapsed_s:
+        ready = sum(worker.state != "preparing" for worker in status.workers)
+        return f"{status.phase}: {ready} of {status.min_workers} ready"
     return (
-        f"epoch {status.epoch}/{status.epochs}  step {status.step}/{status.steps}  loss {status.loss:.4f}  "
-        f"accuracy {status.accuracy:.2%}  {status.images_per_s:,.0f} images/s  {status.eta_s:.0f} s left"
+        f"loss {status.loss:.4f}  accuracy {status.accuracy:.2%}  "
+        f"{status.images_per_s:,.0f} images/s  {duration(status.eta_s)} left"
     )
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a person: `7 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @dataclass
@@ -81,11 +104,11 @@ class PlainDisplay:
             self.say(epoch_line(epoch, status.epochs))
         self._shown_epochs = max(self._shown_epochs, len(status.history))
         if status.elapsed_s and self.clock.now() - self._shown_at >= PLAIN_EVERY_S:
-            self.say(step_line(status))
+            self.say(f"{place(status)}  {figures(status)}")
 
     def say(self, text: str) -> None:
         self._shown_at = self.clock.now()
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_plainly(self.console, text)
 
 
 @dataclass(frozen=True)
@@ -148,22 +171,30 @@ class LiveDisplay:
             self._live.update(self._picture(status), refresh=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_plainly(self.console, text)
 
     def _picture(self, status: Status) -> Group:
-        described = f"epoch {status.epoch}/{status.epochs}  step {status.step}/{status.steps}"
-        self._bar.update(self._task, description=described, total=status.steps, completed=status.step)
-        figures = (
-            f"{status.phase}  loss {status.loss:.4f}  accuracy {status.accuracy:.2%}  "
-            f"{status.images_per_s:,.0f} images/s  {status.eta_s:.0f} s left"
-        )
-        return Group(self._bar, figures, workers_table(status.workers))
+        self._bar.update(self._task, description=place(status), total=status.steps, completed=status.step)
+        # Cut rather than wrapped: a picture whose height changes leaves traces of itself above.
+        line = Text(f"{status.phase}  {figures(status)}" if status.elapsed_s else figures(status))
+        line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(self._bar, line, workers_table(status.workers))
+
+
+def print_plainly(console: Console, text: str) -> None:
+    """Print text as it is: no markup, no colours, no line breaks of ours."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def workers_table(workers: list[WorkerStatus]) -> Table:
-    """Return a line for each worker."""
+    """Return a line for each worker, as far as they fit."""
     table = Table.grid(padding=(0, 2))
-    for worker in workers:
+    for _ in range(5):
+        table.add_column(no_wrap=True)
+    for worker in workers[:MOST_WORKER_LINES]:
         speed = f"{worker.samples / worker.compute_s:,.0f} images/s" if worker.compute_s else ""
-        table.add_row(f"worker {worker.rank}", worker.state, f"{worker.samples:,} images", speed, f"pid {worker.pid}")
+        where = f"{worker.host}:{worker.pid}"
+        table.add_row(f"worker {worker.rank}", worker.state, f"{worker.samples:,} images", speed, where)
+    if len(workers) > MOST_WORKER_LINES:
+        table.add_row(f"and {len(workers) - MOST_WORKER_LINES} more")
     return table

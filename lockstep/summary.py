@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lockstep.display import print_plainly
 from ps.run_folder import EpochRecord, RunResult
 
 
@@ -12,7 +13,9 @@ def show_summary(console: Console, result: RunResult, folder: Path | None) -> No
     """Print the end of a run."""
     console.print(epochs_table(result.history))
     for line in summary_lines(result, folder):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_plainly(console, line)
+    for note in advice(result):
+        console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def epochs_table(history: list[EpochRecord]) -> Table:
@@ -33,7 +36,7 @@ def epochs_table(history: list[EpochRecord]) -> Table:
 
 
 def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
-    """Return the figures of a run and the advice that follows from them."""
+    """Return the figures of a run, a line each."""
     who = "this process alone" if result.workers == 0 else f"{result.workers} workers over {result.transport}"
     if result.workers == 1:
         who = f"1 worker over {result.transport}"
@@ -46,7 +49,7 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     ]
     if folder is not None:
         lines.append(f"run folder      {folder}")
-    return lines + [f"note: {note}" for note in advice(result)]
+    return lines
 
 
 def advice(result: RunResult) -> list[str]:
@@ -54,7 +57,7 @@ def advice(result: RunResult) -> list[str]:
     if result.workers == 0:
         return []
     notes = []
-    if result.workers >= 2 and result.workers >= result.micro_batches:
+    if result.workers > result.micro_batches:
         notes.append(
             f"{result.micro_batches} micro-batches keep at most {result.micro_batches} workers busy; "
             "a larger --micro-batches takes more, and gives other bits"
