@@ -152,6 +152,11 @@ class Simulation:
             assert self.turn(), "nobody acts, and nobody waits"
         raise AssertionError(f"the run is stuck: {self.said[-3:]}")
 
+    def run_until_quiet(self) -> None:
+        """Let the server act until it waits for a message or for time to pass."""
+        while self.server.step():
+            pass
+
     def run_to(self, step: int) -> None:
         """Act until the run is at that step."""
         self.run(until=lambda: self.server.coordinator.round.step >= step)
