@@ -1,0 +1,244 @@
+"""A piece is a function of weights, job and place: whoever computes it, after whatever, gets the same bits."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common import nn
+from common.autograd import functional as F
+from common.autograd.tensor import Tensor
+from common.data.dataset import TrainTest
+from common.data.evaluation import evaluation_pieces
+from common.job import Job
+from common.layout import gather, layout_of
+from common.model import build_model
+from common.nn.description import describe
+from common.randomness import Purpose, generator
+from common.reduction import Node, Vector
+from common.tally import Tally
+from tests.simulation.small import JOBS, digits, job_of, long_test_set
+from worker.compute import Compute, NotFiniteError
+
+#: Dropout, batch normalisation and random shifts; six pieces.
+NOISY = JOBS["noisy"]
+
+
+def compute_of(job: Job, data: TrainTest | None = None) -> Compute:
+    """Return what computes a job's pieces, with the first weights in place."""
+    model = build_model(job.model).initialize(job.seed)
+    weights = gather(model, layout_of(model))
+    compute = Compute(job, model, data or digits())
+    compute.weights[:] = weights
+    return compute
+
+
+def bits(compute: Compute, step: int, node: Node) -> tuple[bytes, Tally]:
+    sums, tally = compute.train(step, node)
+    return sums.tobytes(), tally
+
+
+def nodes(lo: int, hi: int) -> list[Node]:
+    at, found = [Node(lo, hi)], []
+    while at:
+        node = at.pop()
+        found.append(node)
+        at += node.halves() if len(node) > 1 else ()
+    return found
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_sums_over_a_node_are_the_tree_of_its_pieces(name: str) -> None:
+    job = JOBS[name]
+    compute, other = compute_of(job), compute_of(job)
+
+    def tree(node: Node) -> tuple[Vector, Tally]:
+        if len(node) == 1:
+            sums, tally = other.train(1, node)
+            return sums.copy(), tally
+        (left, left_tally), (right, right_tally) = map(tree, node.halves())
+        return left + right, left_tally + right_tally
+
+    for node in nodes(0, job.micro_batches):
+        sums, tally = tree(node)
+        assert bits(compute, 1, node) == (sums.tobytes(), tally)
+
+
+def test_the_order_of_calls_never_matters() -> None:
+    fresh = {(step, node): bits(compute_of(NOISY), step, node) for step in (0, 2) for node in nodes(0, 6)}
+    compute = compute_of(NOISY)
+    order = list(fresh) * 2
+    for place in generator(1, Purpose.CANARY).permutation(len(order)):
+        step, node = order[place]
+        assert bits(compute, step, node) == fresh[step, node]
+        compute.evaluate(Node(0, 1))
+
+
+def test_computing_changes_neither_weights_nor_statistics() -> None:
+    compute = compute_of(NOISY)
+    before = compute.weights.tobytes()
+    compute.train(0, Node(0, 6))
+    compute.evaluate(Node(0, 1))
+    assert compute.weights.tobytes() == before
+
+
+def test_a_piece_depends_on_the_weights() -> None:
+    compute = compute_of(NOISY)
+    before = bits(compute, 0, Node(0, 1))
+    compute.weights[:] *= np.float32(1.01)
+    assert bits(compute, 0, Node(0, 1)) != before
+
+
+def images_of(compute: Compute, step: int, micro_batch: int) -> bytes:
+    """Return what the model is given for the same samples at some place of the run."""
+    return compute._batch(np.arange(4), step, micro_batch)[0].tobytes()
+
+
+def test_shifts_are_keyed_by_step_and_micro_batch() -> None:
+    compute = compute_of(job_of(max_shift=3))
+    seen = {images_of(compute, step, micro_batch) for step in range(3) for micro_batch in range(3)}
+    assert len(seen) == 9
+    assert images_of(compute, 1, 2) == images_of(compute_of(job_of(max_shift=3)), 1, 2)
+    still = compute_of(job_of())
+    assert images_of(still, 0, 0) == images_of(still, 2, 1)
+
+
+def test_dropout_is_keyed_by_step_and_micro_batch() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
+    # One batch is the whole set, so that every step has the same samples in another order.
+    compute = compute_of(job_of(model=dict(describe(net)), global_batch=40, micro_batches=1))
+    losses = {round(compute.train(step, Node(0, 1))[1].loss_sum, 3) for step in range(4)}
+    assert len(losses) == 4
+
+
+def test_a_piece_is_the_gradient_of_the_sum_of_its_losses() -> None:
+    compute = compute_of(job_of(label_smoothing=0.1))
+    sums, tally = compute.train(0, Node(1, 2))
+    rows = compute.sampler.indices(0, 1)
+    model = build_model("linear").initialize(3)
+    logits = model(Tensor(compute.preparation.images(digits().train.images[rows])))
+    labels = digits().train.labels[rows]
+    loss = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
+    loss.backward()
+    expected = np.concatenate([p.grad.ravel() for p in model.parameters() if p.grad is not None])
+    assert sums.tobytes() == expected.tobytes()
+    correct = int((logits.detach().numpy().argmax(axis=1) == labels).sum())
+    assert tally == Tally(loss.item(), correct, 4)
+
+
+def test_label_smoothing_is_for_training_alone() -> None:
+    plain, smooth = compute_of(job_of()), compute_of(job_of(label_smoothing=0.3))
+    assert plain.train(0, Node(0, 1))[1].loss_sum != smooth.train(0, Node(0, 1))[1].loss_sum
+    assert plain.evaluate(Node(0, 1)) == smooth.evaluate(Node(0, 1))
+
+
+def test_an_empty_micro_batch_is_nothing() -> None:
+    compute = compute_of(JOBS["short"])
+    # The third batch has two samples for five pieces: [m*2//5, (m+1)*2//5).
+    counts = [compute.train(2, Node(piece, piece + 1))[1].count for piece in range(5)]
+    assert counts == [0, 0, 1, 0, 1]
+    compute.train(0, Node(0, 1))
+    sums, tally = compute.train(2, Node(0, 1))
+    assert tally == Tally()
+    assert not sums.any()
+
+
+def test_statistics_travel_as_sums_over_the_samples() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
+    compute = compute_of(job_of(model=dict(describe(net))))
+    sums, tally = compute.train(0, Node(0, 1))
+    images = compute.preparation.images(digits().train.images[compute.sampler.indices(0, 0)]).reshape(-1, 784)
+    mean = sums[compute.layout.parameter_size :][:784] / tally.count
+    np.testing.assert_allclose(mean, images.mean(axis=0), rtol=1e-5, atol=1e-5)
+
+
+def write_file(path: Any, text: str) -> str:
+    path.write_text(f"from common import nn\n\n\n{text}")
+    return f"{path}:build"
+
+
+UNUSED = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used = nn.Linear(784, 10)
+        self.unused = nn.Linear(5, 5)
+        self.sleeping = nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        return self.used(x.flatten(1))
+
+
+def build():
+    return Net()
+"""
+
+
+def test_what_takes_no_part_gets_no_gradient_and_keeps_its_statistics(tmp_path: Any) -> None:
+    compute = compute_of(job_of(model=write_file(tmp_path / "net.py", UNUSED)))
+    compute._sums.fill(np.nan)
+    sums, tally = compute.train(0, Node(0, 1))
+    views = compute.layout.read(sums)
+    assert views["used.weight"].any()
+    assert not views["unused.weight"].any()
+    assert not views["sleeping.bias"].any()
+    assert views["sleeping.running_var"].tolist() == [float(tally.count)] * 5
+
+
+def test_a_loss_that_is_not_finite_names_the_piece_and_the_layer() -> None:
+    compute = compute_of(job_of(model="mlp"))
+    compute.layout.read(compute.weights)["3.bias"][2] = np.inf
+    with pytest.raises(NotFiniteError) as raised:
+        compute.train(0, Node(2, 4))
+    assert (raised.value.piece, raised.value.layer) == (2, "3 (Linear)")
+    with pytest.raises(NotFiniteError) as raised:
+        compute.evaluate(Node(0, 1))
+    assert (raised.value.piece, raised.value.layer) == (0, "3 (Linear)")
+
+
+def test_the_layer_is_looked_for_with_the_masks_of_the_forward() -> None:
+    # Of eight units dropout keeps some: only with the same masks the infinity is met again in the same layer.
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.Dropout(0.9), nn.Linear(8, 10))
+    compute = compute_of(job_of(model=dict(describe(net)), global_batch=16, micro_batches=16))
+    compute.layout.read(compute.weights)["3.weight"][:] = 3e38
+    layers = set()
+    for step in range(2):
+        for piece in range(16):
+            try:
+                compute.train(step, Node(piece, piece + 1))
+            except NotFiniteError as error:
+                layers.add(error.layer)
+    assert layers == {"3 (Linear)"}
+
+
+def test_after_a_failure_the_next_piece_has_its_usual_bits() -> None:
+    compute, fresh = compute_of(NOISY), compute_of(NOISY)
+    good = compute.weights.copy()
+    compute.weights[:] = np.nan
+    with pytest.raises(NotFiniteError):
+        compute.train(0, Node(0, 6))
+    compute.weights[:] = good
+    assert bits(compute, 0, Node(0, 6)) == bits(fresh, 0, Node(0, 6))
+
+
+def test_evaluation_is_added_over_the_tree_of_its_pieces() -> None:
+    compute = compute_of(job_of(model="lenet"), long_test_set())
+    pieces = evaluation_pieces(1100)
+    assert pieces == 3
+    one, two, three = (compute.evaluate(Node(piece, piece + 1)) for piece in range(3))
+    whole = compute.evaluate(Node(0, 3))
+    assert whole == (one + two) + three
+    assert whole.count == 1100
+
+
+def test_without_normalisation_images_are_only_scaled() -> None:
+    compute = compute_of(job_of(normalize=False))
+    images, _ = compute._batch(np.arange(4), 0, 0)
+    np.testing.assert_allclose(images, digits().train.images[:4] / 255.0, rtol=1e-6)
+
+
+def test_sums_are_valid_until_the_next_call_and_memory_does_not_grow() -> None:
+    compute = compute_of(job_of(micro_batches=16))
+    for step in range(3):
+        compute.train(step % 2, Node(0, 16))
+    assert len(compute._tree.pool.free) <= 5

@@ -1,0 +1,261 @@
+"""What a worker does: it joins, prepares, computes what is leased on the weights at hand, and knows when to go."""
+
+from itertools import product
+from typing import get_args
+
+import pytest
+
+from common.errors import ProtocolError
+from common.messages import (
+    NAME_LIMIT,
+    TEXT_LIMIT,
+    Alive,
+    Diverged,
+    Failed,
+    Finished,
+    Leave,
+    Ready,
+    Refused,
+    Standby,
+    Weights,
+)
+from tests.worker.states import JOIN, WELCOME, Drive, exits, lease_of, result_of, said, sent
+from worker import events
+from worker.effects import ComputePiece, Exit, InstallWeights, Prepare, Send, SendResult
+from worker.state import ILLEGAL, RETRY_S, TRANSITIONS, Phase
+
+LEASE = lease_of(3)
+
+#: One event of each kind.
+EVENTS: dict[type[events.Event], events.Event] = {
+    type(event): event
+    for event in (
+        events.Started(),
+        events.Welcomed(welcome=WELCOME),
+        events.TurnedAway(refused=Refused(reason="no")),
+        events.Prepared(),
+        events.PreparationFailed(reason="no data"),
+        events.ToldToStandBy(standby=Standby(reason="enough")),
+        events.WeightsReceived(weights=Weights(step=3)),
+        events.LeaseReceived(lease=LEASE),
+        events.PieceComputed(result=result_of(LEASE)),
+        events.PieceDiverged(lease=LEASE, piece=0, layer="0"),
+        events.PieceRaised(lease=LEASE, traceback=""),
+        events.ServerAnswered(),
+        events.RunFinished(finished=Finished(reason="")),
+        events.ProtocolBroken(fault="a header of 3 bytes"),
+        events.TimePassed(),
+        events.Interrupted(),
+    )
+}
+
+
+def drive_in(phase: Phase) -> Drive:
+    """Return a worker that has come to a phase by the usual way."""
+    drive = Drive()
+    if phase is Phase.JOINING:
+        drive.start()
+    elif phase is Phase.PREPARING:
+        drive.start()
+        drive.happen(events.Welcomed(welcome=WELCOME))
+    else:
+        drive.enter()
+    if phase is Phase.COMPUTING:
+        drive.weights(3)
+        drive.lease(LEASE)
+        drive.happen(events.TimePassed())
+    elif phase is Phase.ENDED:
+        drive.happen(events.Interrupted())
+    assert drive.state.phase is phase
+    return drive
+
+
+def test_every_phase_has_an_entry_for_every_event() -> None:
+    assert set(TRANSITIONS) == set(product(Phase, get_args(events.Event)))
+    assert set(EVENTS) == set(get_args(events.Event))
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("kind", EVENTS)
+def test_every_event_in_every_phase_obeys_the_table(phase: Phase, kind: type[events.Event]) -> None:
+    drive, targets = drive_in(phase), TRANSITIONS[phase, kind]
+    if targets is ILLEGAL:
+        with pytest.raises(ProtocolError, match=f"{kind.__name__} while {phase.value}"):
+            drive.happen(EVENTS[kind])
+        return
+    effects = drive.happen(EVENTS[kind])
+    if targets:
+        assert drive.state.phase in targets
+    else:
+        assert (effects, drive.state.phase) == ([], phase)
+
+
+def test_nothing_happens_after_the_end() -> None:
+    assert not any(TRANSITIONS[Phase.ENDED, kind] for kind in EVENTS if kind is not events.Started)
+    assert drive_in(Phase.ENDED).state.deadline() is None
+
+
+def test_it_joins_prepares_and_is_ready() -> None:
+    drive = Drive()
+    assert drive.start() == [Send(message=JOIN)]
+    effects = drive.happen(events.Welcomed(welcome=WELCOME))
+    assert said(effects) == ["joined run blue as worker 2"]
+    assert effects[-1] == Prepare(welcome=WELCOME)
+    assert drive.state.deadline() is None
+    assert sent(drive.happen(events.Prepared())) == [Ready()]
+
+
+def test_it_asks_again_until_there_is_a_server_and_says_so() -> None:
+    drive = Drive()
+    drive.start()
+    assert drive.pass_time(RETRY_S - 0.1) == []
+    effects = drive.pass_time(20.0)
+    assert sent(effects) == [JOIN] * 4
+    assert said(effects)[-1] == "waiting for a server at tcp://h:1 (20 s)"
+
+
+@pytest.mark.parametrize("timeout_s", [0.5, 7.0, 60.0])
+def test_it_does_not_wait_longer_than_it_may(timeout_s: float) -> None:
+    drive = Drive(timeout_s)
+    drive.start()
+    assert not exits(drive.pass_time(timeout_s - 0.1))
+    (end,) = exits(drive.pass_time(0.1))
+    assert end.code == 1
+    assert end.reason == f"no server answered at tcp://h:1 within {timeout_s:g} s: is it running there?"
+
+
+def test_it_waits_for_ever_where_nothing_else_is_said() -> None:
+    drive = Drive()
+    drive.start()
+    assert not exits(drive.pass_time(24 * 3600.0))
+
+
+def test_one_that_is_turned_away_says_why_and_ends() -> None:
+    drive = Drive()
+    drive.start()
+    (end,) = exits(drive.happen(events.TurnedAway(refused=Refused(reason="other numerics"))))
+    assert (end.code, end.reason) == (2, "the server refused this worker: other numerics")
+
+
+def test_one_that_cannot_prepare_leaves_with_the_reason() -> None:
+    drive = drive_in(Phase.PREPARING)
+    effects = drive.happen(events.PreparationFailed(reason="no data"))
+    assert sent(effects) == [Leave(reason="no data")]
+    assert exits(effects) == [Exit(code=2, reason="no data")]
+
+
+def test_a_server_that_breaks_the_protocol_is_left_with_a_word() -> None:
+    drive = drive_in(Phase.WAITING)
+    effects = drive.happen(events.ProtocolBroken(fault="weights of 3 values"))
+    assert sent(effects) == [Leave(reason="the server broke the protocol: weights of 3 values")]
+    assert [end.code for end in exits(effects)] == [1]
+
+
+def test_leases_are_computed_in_their_order_each_answered() -> None:
+    drive = Drive()
+    drive.enter()
+    assert drive.weights(3) == [InstallWeights()]
+    assert drive.lease(lease_of(3, 0, 2)) == drive.lease(lease_of(3, 4, 5)) == []
+    for lease in (lease_of(3, 0, 2), lease_of(3, 4, 5)):
+        assert drive.state.deadline() == drive.now
+        assert drive.happen(events.TimePassed()) == [ComputePiece(lease=lease)]
+        assert drive.state.deadline() is None
+        result = result_of(lease)
+        assert drive.happen(events.PieceComputed(result=result)) == [SendResult(result=result)]
+    assert drive.state.deadline() == drive.now + RETRY_S
+
+
+def test_leases_of_older_weights_are_dropped() -> None:
+    drive = Drive()
+    drive.enter()
+    drive.weights(3)
+    drive.lease(lease_of(3))
+    drive.weights(4)
+    drive.lease(lease_of(3, 1, 2))
+    drive.lease(lease_of(4))
+    assert list(drive.state.leases) == [lease_of(4)]
+
+
+def test_leases_of_an_evaluation_that_is_over_are_dropped() -> None:
+    drive = Drive()
+    drive.enter()
+    drive.weights(3)
+    drive.lease(lease_of(3, work="evaluate"))
+    drive.lease(lease_of(3, work="train"))
+    assert list(drive.state.leases) == [lease_of(3, work="train")]
+
+
+def test_without_weights_nothing_is_computed() -> None:
+    drive = Drive()
+    drive.enter()
+    drive.lease(lease_of(0))
+    assert not drive.state.leases
+
+
+def test_divergence_and_errors_are_told_with_their_place() -> None:
+    drive = drive_in(Phase.COMPUTING)
+    assert sent(drive.happen(events.PieceDiverged(lease=LEASE, piece=7, layer="2 (Linear)"))) == [
+        Diverged(work="train", step=3, micro_batch=7, layer="2 (Linear)")
+    ]
+    drive = drive_in(Phase.COMPUTING)
+    assert sent(drive.happen(events.PieceRaised(lease=LEASE, traceback="Traceback"))) == [
+        Failed(work="train", step=3, lo=0, hi=1, traceback="Traceback")
+    ]
+    assert drive.state.phase is Phase.WAITING
+
+
+def test_texts_are_short_enough_for_the_server() -> None:
+    (diverged,) = sent(drive_in(Phase.COMPUTING).happen(events.PieceDiverged(lease=LEASE, piece=0, layer="x." * 999)))
+    (failed,) = sent(drive_in(Phase.COMPUTING).happen(events.PieceRaised(lease=LEASE, traceback="x" * 99_999)))
+    assert isinstance(diverged, Diverged)
+    assert isinstance(failed, Failed)
+    assert len(diverged.layer) <= NAME_LIMIT
+    assert len(failed.traceback) <= TEXT_LIMIT
+
+
+def test_without_work_it_asks_whether_the_server_is_there() -> None:
+    drive = drive_in(Phase.WAITING)
+    assert sent(drive.pass_time(2 * RETRY_S)) == [Alive(), Alive()]
+    drive.happen(events.ServerAnswered())
+    assert sent(drive.pass_time(RETRY_S - 0.1)) == []
+
+
+def test_a_server_that_is_silent_counts_as_gone() -> None:
+    drive = drive_in(Phase.WAITING)
+    assert not exits(drive.pass_time(59.9))
+    (end,) = exits(drive.pass_time(0.1))
+    assert (end.code, end.reason) == (1, "the server at tcp://h:1 has been silent for 60 s")
+
+
+def test_a_server_that_answers_never_counts_as_gone() -> None:
+    drive = drive_in(Phase.WAITING)
+    for _ in range(50):
+        assert not exits(drive.pass_time(50.0))
+        drive.happen(events.ServerAnswered())
+
+
+def test_a_long_computation_is_no_silence_of_the_server() -> None:
+    drive = drive_in(Phase.COMPUTING)
+    drive.now += 1000.0
+    drive.happen(events.PieceComputed(result=result_of(LEASE)))
+    assert not exits(drive.pass_time(RETRY_S))
+
+
+def test_one_that_stands_by_says_why_and_goes_on_asking() -> None:
+    drive = drive_in(Phase.WAITING)
+    assert said(drive.happen(events.ToldToStandBy(standby=Standby(reason="enough")))) == ["enough"]
+    assert sent(drive.pass_time(RETRY_S)) == [Alive()]
+
+
+@pytest.mark.parametrize(("reason", "code", "text"), [("", 0, ""), ("diverged", 1, "the run failed: diverged")])
+@pytest.mark.parametrize("phase", [Phase.JOINING, Phase.WAITING])
+def test_the_end_of_the_run_is_the_workers(phase: Phase, reason: str, code: int, text: str) -> None:
+    drive = drive_in(phase)
+    assert drive.happen(events.RunFinished(finished=Finished(reason=reason))) == [Exit(code=code, reason=text)]
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.ENDED])
+def test_an_interrupt_in_any_phase_is_told_and_ends_it(phase: Phase) -> None:
+    effects = drive_in(phase).happen(events.Interrupted())
+    assert sent(effects) == [Leave(reason="interrupted")]
+    assert exits(effects) == [Exit(code=130, reason="interrupted")]
