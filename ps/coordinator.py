@@ -15,7 +15,7 @@ from common.tally import Tally
 from ps import events
 from ps.admission import refusal
 from ps.divergence import diverged_text
-from ps.effects import AddSums, CallForWorkers, Effect, Finish, RecordEpoch, Say, Send, UpdateWeights
+from ps.effects import AddSums, Effect, Finish, RecordEpoch, Say, Send, UpdateWeights
 from ps.facts import RunFacts
 from ps.leasing import WINDOW, Desk
 from ps.phases import TRANSITIONS, Phase
@@ -269,7 +269,7 @@ class Coordinator:
 
     def _remind(self, now: float) -> list[Effect]:
         text = self._waits_for()
-        return [CallForWorkers(text=text)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
+        return [Say(text=text)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
 
     def _waits_for(self) -> str:
         if self.phase is Phase.GATHERING:

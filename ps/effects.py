@@ -53,13 +53,6 @@ class Say:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CallForWorkers:
-    """Tell the person at the server for whom the run waits, and where they are to come."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Finish:
     """The run is over; `failure` says why, and is empty where it went well."""
 
@@ -68,4 +61,4 @@ class Finish:
     is_diverged: bool = False
 
 
-Effect = Send | SendWeights | AddSums | UpdateWeights | RecordEpoch | Say | CallForWorkers | Finish
+Effect = Send | SendWeights | AddSums | UpdateWeights | RecordEpoch | Say | Finish

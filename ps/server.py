@@ -158,8 +158,6 @@ class Server:
                 self.recorder.epoch(effect.epoch, self.shard.digest())
             case effects.Say():
                 self.say(effect.text)
-            case effects.CallForWorkers():
-                self.say(f"{effect.text}; they find this server at {self.port.address}")
             case effects.Finish():
                 self._finish(effect)
             case _:

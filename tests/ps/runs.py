@@ -10,7 +10,7 @@ from common.numerics import Fingerprint, fingerprint
 from common.reduction import Node
 from ps import events
 from ps.coordinator import Coordinator
-from ps.effects import CallForWorkers, Effect, Finish, Say, Send
+from ps.effects import Effect, Finish, Say, Send
 from ps.facts import RunFacts
 from ps.plan import plan_of
 
@@ -181,7 +181,7 @@ def said(effects: list[Effect]) -> str:
 
 
 def called(effects: list[Effect]) -> list[str]:
-    return [effect.text for effect in effects if isinstance(effect, CallForWorkers)]
+    return [effect.text for effect in effects if isinstance(effect, Say) and effect.text.startswith("waiting for")]
 
 
 def finished(effects: list[Effect]) -> list[Finish]:

@@ -113,10 +113,10 @@ def test_whoever_asks_gets_the_status() -> None:
     assert status.phase == "waiting for workers"
 
 
-def test_while_it_waits_it_says_for_whom_and_where() -> None:
+def test_while_it_waits_it_says_for_whom() -> None:
     simulation = Simulation(job_of(), admission=Admission(min_workers=2))
     simulation.server.step()
-    assert simulation.said == ["waiting for workers: 0 of 2 are ready; they find this server at memory://"]
+    assert simulation.said == ["waiting for workers: 0 of 2 are ready"]
 
 
 def test_leases_run_out_although_there_is_always_a_message() -> None:
