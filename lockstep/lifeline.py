@@ -1,12 +1,15 @@
 """Ends this process when the one that started it is gone, however it went: nothing is left running or lying about."""
 
 import os
+import select
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lockstep.signals import uninterrupted
 
 #: Seconds for an orderly end after the parent is gone.
 GRACE_S = 3.0
@@ -21,20 +24,28 @@ def held(folder: Path | None = None) -> Iterator[None]:
 
     Then this process is interrupted, and `folder`, which the parent can no longer remove, is removed at the end.
     """
-    is_cut = threading.Event()
-    threading.Thread(target=_watch, args=(is_cut, folder), name="lifeline", daemon=True).start()
+    lifeline = threading.Thread(target=_watch, args=(folder,), name="lifeline", daemon=True)
     try:
+        # Within the `try`: the parent may be gone already.
+        lifeline.start()
         yield
     finally:
-        if is_cut.is_set():
-            _sweep(folder)
+        with uninterrupted():
+            # Asked anew: what ended us may have been the parent's end too, before the thread saw it.
+            if _is_cut():
+                _sweep(folder)
 
 
-def _watch(is_cut: threading.Event, folder: Path | None) -> None:
+def _is_cut() -> bool:
+    poll = select.poll()
+    poll.register(STDIN, select.POLLHUP)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
+def _watch(folder: Path | None) -> None:
     # Not through `sys.stdin`: its lock, held by a daemon thread, would abort the interpreter at its end.
     while os.read(STDIN, 4096):
         pass
-    is_cut.set()
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(GRACE_S)
     _sweep(folder)

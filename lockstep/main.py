@@ -8,7 +8,7 @@ import click
 from common.errors import LockstepError, UsageError
 from lockstep.child import ERROR_MARK
 from lockstep.commands.root import cli
-from lockstep.signals import interrupt_on_signals
+from lockstep.signals import ignore_signals, interrupt_on_signals
 
 #: Exit codes: wrong usage or job, a run that failed, an interrupt (128 + SIGINT, as shells have it).
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -17,7 +17,10 @@ USAGE, FAILED, INTERRUPTED = 2, 1, 130
 def main() -> None:
     """Run the command line and exit."""
     interrupt_on_signals()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # The interpreter takes our handlers away before it is gone, and an impatient Ctrl-C would have the last word.
+    ignore_signals()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

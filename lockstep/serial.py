@@ -1,10 +1,11 @@
 """Training in the calling process alone, without coordinator or transport: the oracle that every run must match."""
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.clock import Clock
-from common.errors import DivergedError
+from common.errors import DivergedError, LockstepError, PieceError, RunError
 from common.messages import Status
 from common.reduction import Node
 from common.tally import Tally
@@ -30,7 +31,7 @@ class SerialRun:
     watch: Callable[[Status], None]
 
     def train(self) -> RunResult:
-        """Train to the end; `DivergedError` where a loss is not finite, the last good weights being kept."""
+        """Train to the end; `DivergedError` where a loss is not finite, `PieceError` where the model raises."""
         opening, progress = self.opening, Progress()
         compute = Compute(opening.facts.job, opening.model, opening.data)
         compute.weights[:] = opening.shard.weights
@@ -44,12 +45,14 @@ class SerialRun:
                 phase = Phase.FINISHED if following is None else Phase.TRAINING
                 self.watch(status_of(opening.facts, progress, phase, following or at, self.clock.now(), []))
                 at = following
-        except NotFiniteError as error:
-            assert at is not None
-            raise self._diverged(at, error) from error
         except KeyboardInterrupt:
             self.recorder.fail("interrupted", opening.shard.weights, opening.shard.updates)
             raise
+        except (LockstepError, OSError):
+            raise
+        except Exception as error:
+            assert at is not None
+            raise self._failure(at, error) from error
         finally:
             self.recorder.close()
         return self.recorder.finish(
@@ -78,8 +81,13 @@ class SerialRun:
         rate = self.opening.shard.update(step, tally.count)
         self.recorder.step(step, tally, rate, self.clock.now() - began)
 
-    def _diverged(self, at: Round, error: NotFiniteError) -> DivergedError:
-        failure = diverged_text(at.work, at.step, error.piece, error.layer)
+    def _failure(self, at: Round, error: Exception) -> RunError:
+        """Keep the last good weights; return what a person is told, as they would be of a worker's exception."""
         shard = self.opening.shard
-        self.recorder.fail(failure, shard.previous, max(0, shard.updates - 1))
-        return DivergedError(failure)
+        if isinstance(error, NotFiniteError):
+            failure = diverged_text(at.work, at.step, error.piece, error.layer)
+            self.recorder.fail(failure, shard.previous, max(0, shard.updates - 1))
+            return DivergedError(failure)
+        failure = f"step {at.step} raised:\n{traceback.format_exc()}"
+        self.recorder.fail(failure, shard.weights, shard.updates)
+        return PieceError(failure.rstrip())

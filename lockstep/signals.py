@@ -39,6 +39,12 @@ def interrupt_on_signals() -> None:
         signal.signal(signal.SIGHUP, handler)
 
 
+def ignore_signals() -> None:
+    """Let no signal but SIGKILL change how this process ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignore SIGINT and SIGTERM within the context; does nothing outside the main thread, which alone gets them."""

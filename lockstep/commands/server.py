@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,15 @@ def server(
         allows_mixed_numerics=values.pop("allow_mixed_numerics"),
     )
     given = {key: value for key, value in values.items() if value is not None}
-    resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
-    check_launch(launch)
-    folder = check_run_dir(run_dir) if run_dir else new_run_dir(resolved.model_name())
-    service = Service(resolved, launch, admission, folder)
-    if supervised:
-        with held(supervised):
+    with held(supervised) if supervised else nullcontext():
+        resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
+        check_launch(launch)
+        folder = check_run_dir(run_dir) if run_dir else new_run_dir(resolved.model_name())
+        service = Service(resolved, launch, admission, folder)
+        if supervised:
             serve_supervised(service, bind)
-    else:
-        serve_by_hand(service, bind, is_insecure=insecure)
+        else:
+            serve_by_hand(service, bind, is_insecure=insecure)
 
 
 @dataclass(frozen=True)
@@ -98,29 +99,29 @@ class Service:
 def serve_supervised(service: Service, bind: str) -> None:
     """Serve the run of a `train` that reads our standard output, and shows the progress itself."""
     console = Console(highlight=False, stderr=True)
-    port = serve(bind)
-    # Before the data is loaded, so that the workers start at the same time.
-    click.echo(port.address)
-    serve_run(service, port, PlainDisplay(console, SystemClock()))
+    with closing(serve(bind)) as port:
+        # Before the data is loaded, so that the workers start at the same time.
+        click.echo(port.address)
+        serve_run(service, port, PlainDisplay(console, SystemClock()))
 
 
 def serve_by_hand(service: Service, bind: str, *, is_insecure: bool) -> None:
     """Serve a run that a person has started, and show it."""
     console = Console(highlight=False)
-    port = serve(bind, insecure=is_insecure)
-    if is_insecure:
-        print_plainly(console, "warning: --insecure: whoever reaches this address can take part in the run")
-    print_plainly(console, f"listening on {port.address}; start workers by: lockstep worker {dialled(port.address)}")
-    with kept_on_failure(console, service.folder), display_for(console, SystemClock()) as display:
-        result = serve_run(service, port, display)
+    with closing(serve(bind, insecure=is_insecure)) as port:
+        if is_insecure:
+            print_plainly(console, "warning: --insecure: whoever reaches this address can take part in the run")
+        print_plainly(console, f"listening on {port.address}; {invitation(port.address)}")
+        with kept_on_failure(console, service.folder), display_for(console, SystemClock()) as display:
+            result = serve_run(service, port, display)
     show_summary(console, result, service.folder)
 
 
-def dialled(address: str) -> str:
-    """Return how another machine spells an address that stands for all of this one's."""
+def invitation(address: str) -> str:
+    """Return how workers are started, with an address that another machine can dial."""
     for everywhere in ("//0.0.0.0:", "//[::]:"):
         address = address.replace(everywhere, f"//{platform.node() or 'HOST'}:")
-    return address
+    return f"start workers by: lockstep worker {address}"
 
 
 def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult:
@@ -128,14 +129,10 @@ def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult
     clock = SystemClock()
     started = clock.now()
     job = service.job
-    try:
-        opening = open_run(service.folder.name, job, load(job.data), service.admission)
-        setting = Setting(servers=service.launch.servers, transport=port.address.partition(":")[0], started=started)
-        folder = make_run_dir(service.folder, job, service.launch)
-        recorder = Recorder(opening.facts, setting, opening.layout, folder)
-    except BaseException:
-        port.close()
-        raise
+    opening = open_run(service.folder.name, job, load(job.data), service.admission)
+    setting = Setting(servers=service.launch.servers, transport=port.address.partition(":")[0], started=started)
+    folder = make_run_dir(service.folder, job, service.launch)
+    recorder = Recorder(opening.facts, setting, opening.layout, folder)
     coordinator = Coordinator(opening.facts)
     run = Server(coordinator, opening.shard, recorder, port, clock, with_address(display.say, port.address))
     ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))
@@ -151,6 +148,6 @@ def with_address(say: Callable[[str], None], address: str) -> Callable[[str], No
     """Add the address to the reminders of whom a run waits for: the coordinator knows of none."""
 
     def say_with_address(text: str) -> None:
-        say(f"{text}; start them by: lockstep worker {dialled(address)}" if text.startswith("waiting for") else text)
+        say(f"{text}; {invitation(address)}" if text.startswith("waiting for") else text)
 
     return say_with_address
