@@ -183,7 +183,7 @@ class VectorTree:
         return self.tree.held[node].vector
 
     def total(self) -> Vector:
-        """Return the whole sum, to be read until `reset`; it may be overwritten where copies alone were added."""
+        """Return the whole sum, to be read until `reset`."""
         return self.tree.total().vector
 
     def reset(self) -> None:

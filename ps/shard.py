@@ -46,16 +46,19 @@ class Shard:
     sums: VectorTree = field(init=False)
     #: Number of updates made so far.
     updates: int = 0
+    #: Room for the mean gradient.
+    _mean: Vector = field(init=False)
 
     def __post_init__(self) -> None:
         self.previous = self.weights.copy()
         self.state = self.policy.rule.init(self.policy.parameter_size)
         self.sums = VectorTree(self.micro_batches, VectorPool(self.weights.size))
+        self._mean = np.empty_like(self.weights)
 
     def add(self, node: Node, sums: Vector) -> None:
-        """Take the sums of a node; they are copied, so that the caller may use its memory again."""
+        """Take the sums of a node, which must stay unchanged until the update."""
         with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is told with its place
-            self.sums.add_copy(node, sums)
+            self.sums.add(node, sums)
 
     def update(self, step: int, count: int) -> float:
         """Step the optimizer with the whole sum over `count` samples; return the learning rate used.
@@ -66,9 +69,7 @@ class Shard:
         np.copyto(self.previous, self.weights)
         self.is_torn = True
         with np.errstate(all="ignore"):  # as in `add`
-            mean = self.sums.total()
-            mean /= np.float32(count)
-            rate = self._follow(mean, step)
+            rate = self._follow(np.divide(self.sums.total(), np.float32(count), out=self._mean), step)
         self.is_torn = False
         self.updates += 1
         self.sums.reset()

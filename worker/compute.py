@@ -3,7 +3,8 @@
 Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
 """
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import InitVar, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from common.job import Job
 from common.layout import ParameterLayout, bind, layout_of
 from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module
+from common.nn.parameter import Parameter
 from common.randomness import Purpose, generator
 from common.reduction import Node, Vector, VectorPool, VectorTree
 from common.tally import Tally
@@ -43,7 +45,9 @@ class Compute:
     job: Job
     model: Module
     data: TrainTest
-    #: What the model computes with; the owner copies new weights in.
+    #: A vector of the layout's size to compute with, whose owner changes it between pieces; by default a new one.
+    shared: InitVar[Vector | None] = None
+    #: What the model computes with.
     weights: Vector = field(init=False)
     layout: ParameterLayout = field(init=False)
     sampler: Sampler = field(init=False)
@@ -51,13 +55,18 @@ class Compute:
     #: What the last backward wrote: gradients, then observed statistics, both as sums over the piece's samples.
     _sums: Vector = field(init=False)
     _tree: VectorTree = field(init=False)
+    #: The model's parameters beside their places in the vector of sums: a list, since walking the model takes a while.
+    _places: list[tuple[Parameter, Vector]] = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, shared: Vector | None) -> None:
         job = self.job
         self.layout = layout_of(self.model)
-        self.weights = np.zeros(self.layout.size, dtype=np.float32)
+        self.weights = np.zeros(self.layout.size, dtype=np.float32) if shared is None else shared
         self._sums = np.zeros(self.layout.size, dtype=np.float32)
         bind(self.model, self.layout, self.weights, self._sums)
+        self.model.train()  # every part of it, whatever the model's builder left behind: `_turn` looks at the root only
+        views = (entry.view(self._sums) for entry in self.layout.parameters)
+        self._places = list(zip(self.model.parameters(), views, strict=True))
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
         preparation = Preparation.of(self.data.train, job.max_shift)
         self.preparation = preparation if job.normalize else replace(preparation, mean=0.0, std=1.0)
@@ -95,17 +104,15 @@ class Compute:
         size = self.layout.parameter_size
         np.multiply(self.weights[size:], np.float32(count), out=self._sums[size:])
         images, labels = self._batch(indices, step, micro_batch)
-        self.model.train()
+        self._turn(is_training=True)
         self.model.reseed(self.job.seed, step, micro_batch)
         logits = self.model(Tensor(images))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.job.label_smoothing, reduction="sum")
-        if not np.isfinite(loss.data):
+        if not math.isfinite(loss.data):
             # The forward that looks for the layer is to draw the very numbers of this one.
             self.model.reseed(self.job.seed, step, micro_batch)
             raise self._not_finite(micro_batch, images)
-        self.model.zero_grad()
-        loss.backward()
-        self._clear_unused()
+        self._walk_back(loss)
         return tally_of(loss, logits, labels)
 
     def evaluate(self, node: Node) -> Tally:
@@ -120,10 +127,10 @@ class Compute:
         rows = evaluation_rows(piece, len(self.data.test))
         labels = self.data.test.labels[rows]
         images = self.preparation.images(self.data.test.images[rows])
-        self.model.eval()
+        self._turn(is_training=False)
         logits = self.model(Tensor(images))
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        if not np.isfinite(loss.data):
+        if not math.isfinite(loss.data):
             raise self._not_finite(piece, images)
         return tally_of(loss, logits, labels)
 
@@ -137,11 +144,19 @@ class Compute:
     def _not_finite(self, piece: int, images: Vector) -> NotFiniteError:
         return NotFiniteError(piece, first_nonfinite_layer(self.model, Tensor(images)) or "the loss itself")
 
-    def _clear_unused(self) -> None:
-        """Write zeros for the parameters that took no part in the forward."""
-        for entry, parameter in zip(self.layout.parameters, self.model.parameters(), strict=True):
+    def _turn(self, *, is_training: bool) -> None:
+        """Put the whole model into one mode."""
+        if self.model.training != is_training:
+            self.model.train(is_training)
+
+    def _walk_back(self, loss: Tensor) -> None:
+        """Write all gradients into the vector of sums: zeros where a parameter took no part in the forward."""
+        for parameter, _ in self._places:
+            parameter.grad = None
+        loss.backward(retain_graph=False)
+        for parameter, sums in self._places:
             if parameter.grad is None:
-                entry.view(self._sums).fill(0.0)
+                sums.fill(0.0)
 
 
 def tally_of(loss: Tensor, logits: Tensor, labels: Integers) -> Tally:
