@@ -21,7 +21,7 @@ from tests.architecture.source import ROOT
 #: Seconds that no process of these tests comes near.
 PATIENCE_S = 60
 
-LISTENING = re.compile(r"listening on (tcp://\S+)")
+LISTENING = re.compile(r"listening on (tcp://[^\s;]+)")
 
 
 def compose(**variables: str) -> dict[str, Any]:
