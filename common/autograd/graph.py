@@ -1,9 +1,10 @@
 """The record of what was computed, and the walk back over it. Names no primitive and has never heard of `Tensor`."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import count
 from operator import attrgetter
 from typing import Any
@@ -16,6 +17,10 @@ from common.autograd.version import Version
 #: Context variables and not globals: each thread and each asynchronous task has its own.
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 _watching: ContextVar[bool] = ContextVar("watching", default=False)
+
+#: `(primitive's name, "forward" or "backward", function, *arguments, **options) -> the function's result`.
+Observer = Callable[..., Any]
+observing: ContextVar[Observer | None] = ContextVar("observing", default=None)
 
 _serials = count()
 
@@ -166,6 +171,16 @@ def detect_in_place() -> Iterator[None]:
         _watching.reset(token)
 
 
+@contextmanager
+def observe(observer: Observer) -> Iterator[None]:
+    """Let `observer` call every primitive and derivative inside: what it returns is taken for their result."""
+    token = observing.set(observer)
+    try:
+        yield
+    finally:
+        observing.reset(token)
+
+
 def record(primitive: Primitive, parents: list[Parent], options: dict[str, Any], result: Array) -> Node | None:
     """Return the node of a result; None where no argument that has a derivative wants a gradient."""
     derivatives = primitive.derivatives
@@ -211,6 +226,9 @@ def _propagate(node: Node, upstream: Array, pending: dict[Node, Array], owned: s
     arrays = node.check()
     primitive, saved, options = node.primitive, node.saved, node.options
     derivatives = primitive.derivatives
+    observer = observing.get()
+    if observer is not None:
+        derivatives = _observed(primitive, observer)
     for index, parent in enumerate(node.parents):
         if parent is None:
             continue
@@ -228,6 +246,14 @@ def _propagate(node: Node, upstream: Array, pending: dict[Node, Array], owned: s
             parent.accumulate(gradient)
         else:
             _add(gradient, parent, pending, owned)  # type: ignore[arg-type]
+
+
+def _observed(primitive: Primitive, observer: Observer) -> Any:
+    """Return the primitive's derivatives, each called by the observer."""
+    derivatives, name = primitive.derivatives, primitive.name
+    if isinstance(derivatives, tuple):
+        return tuple(derivative and partial(observer, name, "backward", derivative) for derivative in derivatives)
+    return partial(observer, name, "backward", derivatives)
 
 
 def _add(gradient: Array, node: Node, pending: dict[Node, Array], owned: set[Node]) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 
 from common.autograd.arithmetic import Arithmetic
 from common.autograd.conversion import as_array, as_operand, matching, require_floating
-from common.autograd.graph import Leaf, Node, Parent, backward, record, recording
+from common.autograd.graph import Leaf, Node, Parent, backward, observing, record, recording
 from common.autograd.methods import Methods
 from common.autograd.primitives import indexing
 from common.autograd.primitives.primitive import Array, Primitive
@@ -59,7 +59,11 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
                 arrays.append(operand if type(operand) in _PLAIN else as_operand(operand))
                 parents.append(None)
                 versions.append(None)
-        result = primitive.forward(*arrays, **options)
+        observer = observing.get()
+        if observer is None:
+            result = primitive.forward(*arrays, **options)
+        else:
+            result = observer(primitive.name, "forward", primitive.forward, *arrays, **options)
         saved = result
         if primitive.keeps:
             result, saved = result

@@ -4,6 +4,7 @@ import importlib.metadata
 
 import click
 
+from lockstep.commands.bench import bench
 from lockstep.commands.evaluate import evaluate
 from lockstep.commands.server import server
 from lockstep.commands.status import status
@@ -27,5 +28,5 @@ def cli() -> None:
     """
 
 
-for command in (train, server, worker, evaluate, status):
+for command in (train, server, worker, evaluate, status, bench):
     cli.add_command(command)

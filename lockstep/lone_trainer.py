@@ -1,0 +1,43 @@
+"""Makes a run's steps in one process: computes on the very vector that the shard updates, so that nothing is sent."""
+
+from dataclasses import dataclass, field
+
+from common.clock import Clock
+from common.reduction import Node
+from common.tally import Tally
+from ps.opening import Opening
+from worker.compute import Compute
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoneStep:
+    """What one step came to."""
+
+    tally: Tally
+    rate: float
+    #: Seconds in forward and backward, and in the update.
+    compute_s: float
+    update_s: float
+
+
+@dataclass
+class LoneTrainer:
+    """A worker and a shard that share their memory."""
+
+    opening: Opening
+    clock: Clock
+    compute: Compute = field(init=False)
+
+    def __post_init__(self) -> None:
+        opening = self.opening
+        self.compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.weights)
+
+    def step(self, step: int) -> LoneStep:
+        """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""
+        whole, shard = Node(0, self.opening.facts.job.micro_batches), self.opening.shard
+        began = self.clock.now()
+        sums, tally = self.compute.train(step, whole)
+        computed = self.clock.now()
+        shard.add(whole, sums)
+        rate = shard.update(step, tally.count)
+        return LoneStep(tally=tally, rate=rate, compute_s=computed - began, update_s=self.clock.now() - computed)
