@@ -8,7 +8,7 @@ from common.clock import Clock
 from common.errors import DivergedError, LockstepError, PieceError, RunError
 from common.messages import Status
 from common.reduction import Node
-from common.tally import Tally
+from lockstep.lone_trainer import LoneTrainer
 from ps.divergence import diverged_text
 from ps.opening import Opening
 from ps.phases import Phase
@@ -17,7 +17,7 @@ from ps.progress import Progress
 from ps.recorder import Recorder
 from ps.report import status_of
 from ps.run_folder import RunResult
-from worker.compute import Compute, NotFiniteError
+from worker.compute import NotFiniteError
 
 
 @dataclass
@@ -33,20 +33,19 @@ class SerialRun:
     def train(self) -> RunResult:
         """Train to the end; `DivergedError` where a loss is not finite, `PieceError` where the model raises."""
         opening, progress = self.opening, Progress()
-        compute = Compute(opening.facts.job, opening.model, opening.data)
-        compute.weights[:] = opening.shard.weights
+        trainer = LoneTrainer(opening, self.clock)
         at: Round | None = opening.facts.plan.first()
         compute_s = 0.0
         try:
             while at is not None:
                 progress.begin_round(self.clock.now())
-                compute_s += self._round(at, compute, progress)
+                compute_s += self._round(at, trainer, progress)
                 following = opening.facts.plan.after(at)
                 phase = Phase.FINISHED if following is None else Phase.TRAINING
                 self.watch(status_of(opening.facts, progress, phase, following or at, self.clock.now(), []))
                 at = following
         except KeyboardInterrupt:
-            self.recorder.fail("interrupted", opening.shard.weights, opening.shard.updates)
+            self.recorder.fail("interrupted", *opening.shard.whole())
             raise
         except (LockstepError, OSError):
             raise
@@ -59,35 +58,26 @@ class SerialRun:
             progress, workers=0, compute_s=compute_s, weights=opening.shard.weights, now=self.clock.now()
         )
 
-    def _round(self, at: Round, compute: Compute, progress: Progress) -> float:
+    def _round(self, at: Round, trainer: LoneTrainer, progress: Progress) -> float:
         """Carry out one round; return the seconds spent in computing gradients."""
         if at.work == "evaluate":
-            tally = compute.evaluate(Node(0, at.pieces))
+            tally = trainer.compute.evaluate(Node(0, at.pieces))
             number = self.opening.facts.plan.epoch_of(at.step - 1)
             epoch = progress.end_epoch(number, tally, self.clock.now())
             self.recorder.epoch(epoch, self.opening.shard.digest())
             return 0.0
-        began = self.clock.now()
-        sums, tally = compute.train(at.step, Node(0, at.pieces))
-        compute_s = self.clock.now() - began
-        self.opening.shard.add(Node(0, at.pieces), sums)
-        self._update(at.step, tally)
-        compute.weights[:] = self.opening.shard.weights
-        progress.end_step(tally, self.clock.now())
-        return compute_s
-
-    def _update(self, step: int, tally: Tally) -> None:
-        began = self.clock.now()
-        rate = self.opening.shard.update(step, tally.count)
-        self.recorder.step(step, tally, rate, self.clock.now() - began)
+        step = trainer.step(at.step)
+        self.recorder.step(at.step, step.tally, step.rate, step.update_s)
+        progress.end_step(step.tally, self.clock.now())
+        return step.compute_s
 
     def _failure(self, at: Round, error: Exception) -> RunError:
         """Keep the last good weights; return what a person is told, as they would be of a worker's exception."""
         shard = self.opening.shard
         if isinstance(error, NotFiniteError):
             failure = diverged_text(at.work, at.step, error.piece, error.layer)
-            self.recorder.fail(failure, shard.previous, max(0, shard.updates - 1))
+            self.recorder.fail(failure, *shard.before_last())
             return DivergedError(failure)
         failure = f"step {at.step} raised:\n{traceback.format_exc()}"
-        self.recorder.fail(failure, shard.weights, shard.updates)
+        self.recorder.fail(failure, *shard.whole())
         return PieceError(failure.rstrip())
