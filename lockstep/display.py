@@ -38,6 +38,10 @@ class Display(Protocol):
         """Show a line that stays."""
         ...
 
+    def remind(self, text: str) -> None:
+        """Show for whom the run waits; called again and again with the same text."""
+        ...
+
 
 def display_for(console: Console, clock: Clock) -> Display:
     """Return what fits the console."""
@@ -110,6 +114,9 @@ class PlainDisplay:
         self._shown_at = self.clock.now()
         print_plainly(self.console, text)
 
+    def remind(self, text: str) -> None:
+        self.say(text)
+
 
 @dataclass(frozen=True)
 class SilentDisplay:
@@ -129,6 +136,9 @@ class SilentDisplay:
     def say(self, text: str) -> None:
         pass
 
+    def remind(self, text: str) -> None:
+        pass
+
 
 @dataclass
 class LiveDisplay:
@@ -140,6 +150,8 @@ class LiveDisplay:
     _bar: Progress = field(init=False)
     _shown_epochs: int = 0
     _shown_at: float = float("-inf")
+    #: What was last said, where that was a reminder.
+    _reminder: str = ""
 
     def __post_init__(self) -> None:
         self._bar = Progress(
@@ -171,7 +183,14 @@ class LiveDisplay:
             self._live.update(self._picture(status), refresh=True)
 
     def say(self, text: str) -> None:
+        self._reminder = ""
         print_plainly(self.console, text)
+
+    def remind(self, text: str) -> None:
+        # Once: it would push away what stands above, and the picture says it all the time.
+        if text != self._reminder:
+            self.say(text)
+            self._reminder = text
 
     def _picture(self, status: Status) -> Group:
         self._bar.update(self._task, description=place(status), total=status.steps, completed=status.step)

@@ -9,13 +9,18 @@ from lockstep.display import print_plainly
 from ps.run_folder import EpochRecord, RunResult
 
 
+#: Seconds of training below which times say nothing.
+NOTED_S = 0.5
+
+
 def show_summary(console: Console, result: RunResult, folder: Path | None) -> None:
     """Print the end of a run."""
     console.print(epochs_table(result.history))
     for line in summary_lines(result, folder):
         print_plainly(console, line)
     for note in advice(result):
-        console.print(f"note: {note}", markup=False, highlight=False)
+        # Words are kept whole in a terminal; elsewhere a line stays a line.
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def epochs_table(history: list[EpochRecord]) -> Table:
@@ -64,7 +69,7 @@ def advice(result: RunResult) -> list[str]:
         )
     # What one process alone would need: the same computing and updating, without any exchange.
     alone_s = result.compute_s + result.update_s
-    if result.train_s > alone_s:
+    if result.train_s > max(alone_s, NOTED_S):
         notes.append(
             f"training took {result.train_s:.1f} s; one process alone needs about {alone_s:.1f} s for the same bits: "
             "this model is too small for workers to pay (--workers 0)"

@@ -111,17 +111,18 @@ def serve_by_hand(service: Service, bind: str, *, is_insecure: bool) -> None:
     with closing(serve(bind, insecure=is_insecure)) as port:
         if is_insecure:
             print_plainly(console, "warning: --insecure: whoever reaches this address can take part in the run")
-        print_plainly(console, f"listening on {port.address}; {invitation(port.address)}")
+        print_plainly(console, f"listening on {port.address}; start workers by:")
+        print_plainly(console, f"  lockstep worker {dialled(port.address)}")
         with kept_on_failure(console, service.folder), display_for(console, SystemClock()) as display:
             result = serve_run(service, port, display)
     show_summary(console, result, service.folder)
 
 
-def invitation(address: str) -> str:
-    """Return how workers are started, with an address that another machine can dial."""
+def dialled(address: str) -> str:
+    """Return how another machine spells an address that stands for all of this one's."""
     for everywhere in ("//0.0.0.0:", "//[::]:"):
         address = address.replace(everywhere, f"//{platform.node() or 'HOST'}:")
-    return f"start workers by: lockstep worker {address}"
+    return address
 
 
 def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult:
@@ -134,7 +135,7 @@ def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult
     folder = make_run_dir(service.folder, job, service.launch)
     recorder = Recorder(opening.facts, setting, opening.layout, folder)
     coordinator = Coordinator(opening.facts)
-    run = Server(coordinator, opening.shard, recorder, port, clock, with_address(display.say, port.address))
+    run = Server(coordinator, opening.shard, recorder, port, clock, with_address(display, port.address))
     ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))
     if ended.failure == INTERRUPTED:
         raise KeyboardInterrupt
@@ -144,10 +145,13 @@ def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult
     return recorder.result
 
 
-def with_address(say: Callable[[str], None], address: str) -> Callable[[str], None]:
-    """Add the address to the reminders of whom a run waits for: the coordinator knows of none."""
+def with_address(display: Display, address: str) -> Callable[[str], None]:
+    """Return what shows the coordinator's words, with the address in its reminders: it knows of none."""
 
-    def say_with_address(text: str) -> None:
-        say(f"{text}; {invitation(address)}" if text.startswith("waiting for") else text)
+    def say(text: str) -> None:
+        if text.startswith("waiting for"):
+            display.remind(f"{text}, at {address}")
+        else:
+            display.say(text)
 
-    return say_with_address
+    return say
