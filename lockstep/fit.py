@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from numpy.typing import NDArray
 from rich.console import Console
 
 from common.clock import SystemClock
@@ -14,15 +15,13 @@ from common.job import Job
 from common.model import build_model
 from common.nn.description import describe
 from common.nn.module import Module
-from common.safetensors import read, write
+from common.safetensors import read
 from lockstep.display import Display, SilentDisplay, display_for
+from lockstep.handover import Arrays, handed_over, named_arrays
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import default_launch
 from lockstep.local import JOB, check_run_dir, new_run_dir, train_here
 from ps.run_folder import RESULT, WEIGHTS, EpochRecord, RunResult, read_result
-
-#: Where the weights stand that a warm start begins with, in the run's folder.
-INITIAL = "initial.safetensors"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Run:
 
 def fit(
     model: Module | str,
-    data: str = "mnist",
+    data: str | Path | Arrays = "mnist",
     *,
     run_dir: str | Path | None = None,
     warm_start: bool = False,
@@ -71,8 +70,10 @@ def fit(
 ) -> Run:
     """Train a model and return the run; `model` itself stays as it is, the trained one is `run.model`.
 
-    `model` is a Module made of the library's layers, the name of a shipped model, or `FILE.py:FUNCTION`. `values` are
-    those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, …; `workers=0` trains in this process.
+    `model` is a Module made of the library's layers, the name of a shipped model, or `FILE.py:FUNCTION`. `data` is
+    "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`: images uint8 or
+    float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0. `values` are those of a
+    job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, …; `workers=0` trains in this process.
 
     The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
     the model's own. Results go to `run_dir`, a new folder, by default one below `runs`.
@@ -80,12 +81,15 @@ def fit(
     Raises `JobError`, `ModelError` or `DataError` where the call cannot be carried out, and `RunError` where the run
     fails.
     """
-    given = {"model": describe(model) if isinstance(model, Module) else model, "data": data, **values}
+    arrays = None if isinstance(data, str | Path) else named_arrays(data)
+    given = {"model": describe(model) if isinstance(model, Module) else model, **values}
+    if arrays is None:
+        given["data"] = str(data)
     job, launch = resolve({}, given, default_launch())
     folder = check_run_dir(Path(run_dir)) if run_dir is not None else new_run_dir(job.model_name())
-    if warm_start:
-        job = _start_from(model, job, folder)
-    with _display(verbose) as display:
+    weights = _weights(model) if warm_start else None
+    with handed_over(folder, weights, arrays) as paths, _display(verbose) as display:
+        job = msgspec.structs.replace(job, **paths)
         result = train_here(job, launch, folder, display)
     return Run(result, folder, job)
 
@@ -99,14 +103,10 @@ def load_run(folder: str | Path) -> Run:
     return Run(read_result(path), path, job)
 
 
-def _start_from(model: Module | str, job: Job, folder: Path) -> Job:
-    """Keep a model's weights in the run's folder; return the job that starts from them."""
+def _weights(model: Module | str) -> dict[str, NDArray[Any]]:
     if not isinstance(model, Module):
         raise JobError(f"warm_start needs a model with weights, and {model!r} is a name: pass the Module itself")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = (folder / INITIAL).resolve()
-    write(path, model.state_dict(), {})
-    return msgspec.structs.replace(job, initial=str(path))
+    return model.state_dict()
 
 
 def _display(verbose: bool) -> Display:

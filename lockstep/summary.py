@@ -8,7 +8,6 @@ from rich.table import Table
 from lockstep.display import print_plainly
 from ps.run_folder import EpochRecord, RunResult
 
-
 #: Seconds of training below which times say nothing.
 NOTED_S = 0.5
 
