@@ -5,6 +5,7 @@ from typing import Self, overload
 
 from common.autograd.tensor import Tensor
 from common.nn.module import Module
+from common.nn.reordering import cheapest_order
 
 
 class Sequential(Module):
@@ -19,7 +20,7 @@ class Sequential(Module):
             self.add_module(name, _a_module(module))
 
     def forward(self, x: Tensor) -> Tensor:
-        for module in self:
+        for module in cheapest_order(self):
             x = module(x)
         return x
 

@@ -46,7 +46,7 @@ PACKAGE_ORDER = Order(
         ("common.randomness",),
         ("common.safetensors",),
         ("common.atomic", "common.spelling", "common.tally"),
-        ("common.clock", "common.environment", "common.errors"),
+        ("common.clock", "common.environment", "common.errors", "common.memory"),
     ),
 )
 
