@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,12 +41,12 @@ class ParameterLayout:
     parameters: tuple[Entry, ...]
     statistics: tuple[Entry, ...]
 
-    @property
+    @cached_property
     def parameter_size(self) -> int:
         """Number of trained values, which come first."""
         return sum(entry.size for entry in self.parameters)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of values in all."""
         return self.parameter_size + sum(entry.size for entry in self.statistics)

@@ -82,9 +82,10 @@ class Shard:
             gradient *= np.float32(scale_for(squared_norm(gradient), policy.clip_norm))
         rate = policy.schedule.rate(step)
         policy.rule.update(self.weights[:size], gradient, self.state, step, rate)
-        # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
-        statistics = self.weights[size:]
-        statistics += policy.momenta * (mean[size:] - statistics)
+        if policy.momenta.size:
+            # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
+            statistics = self.weights[size:]
+            statistics += policy.momenta * (mean[size:] - statistics)
         return rate
 
     def whole(self) -> Kept:

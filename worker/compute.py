@@ -19,7 +19,7 @@ from common.data.sampler import Sampler
 from common.job import Job
 from common.layout import ParameterLayout, bind, layout_of
 from common.nn.inspection import first_nonfinite_layer
-from common.nn.module import Module
+from common.nn.module import Module, Stochastic
 from common.nn.parameter import Parameter
 from common.randomness import Purpose, generator
 from common.reduction import Node, Vector, VectorPool, VectorTree
@@ -57,6 +57,8 @@ class Compute:
     _tree: VectorTree = field(init=False)
     #: The model's parameters beside their places in the vector of sums: a list, since walking the model takes a while.
     _places: list[tuple[Parameter, Vector]] = field(init=False)
+    #: Whether any module draws random numbers in its forward.
+    _draws: bool = field(init=False)
 
     def __post_init__(self, shared: Vector | None) -> None:
         job = self.job
@@ -65,6 +67,7 @@ class Compute:
         self._sums = np.zeros(self.layout.size, dtype=np.float32)
         bind(self.model, self.layout, self.weights, self._sums)
         self.model.train()  # every part of it, whatever the model's builder left behind: `_turn` looks at the root only
+        self._draws = any(isinstance(module, Stochastic) for module in self.model.modules())
         views = (entry.view(self._sums) for entry in self.layout.parameters)
         self._places = list(zip(self.model.parameters(), views, strict=True))
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
@@ -100,12 +103,14 @@ class Compute:
         if count == 0:
             self._sums.fill(0.0)
             return Tally()
-        # A statistic that this forward does not observe stays what it is: its sum is count times its value.
-        size = self.layout.parameter_size
-        np.multiply(self.weights[size:], np.float32(count), out=self._sums[size:])
+        if self.layout.statistics:
+            # A statistic that this forward does not observe stays what it is: its sum is count times its value.
+            size = self.layout.parameter_size
+            np.multiply(self.weights[size:], np.float32(count), out=self._sums[size:])
         images, labels = self._batch(indices, step, micro_batch)
         self._turn(is_training=True)
-        self.model.reseed(self.job.seed, step, micro_batch)
+        if self._draws:
+            self.model.reseed(self.job.seed, step, micro_batch)
         logits = self.model(Tensor(images))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.job.label_smoothing, reduction="sum")
         if not math.isfinite(loss.data):

@@ -184,7 +184,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
         if gradient is None:
             if self._data.size != 1:
                 raise RuntimeError(f"backward() of a tensor of shape {self.shape} needs a gradient of that shape")
-            seed = np.ones_like(self._data)
+            seed = np.ones(self._data.shape, self._data.dtype)
         else:
             seed = np.asarray(as_array(gradient), self.dtype)
             if seed.shape != self.shape:
