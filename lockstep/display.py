@@ -22,6 +22,9 @@ LIVE_EVERY_S = 0.2
 #: Workers that have a line of their own: more would push the bar out of an ordinary terminal.
 MOST_WORKER_LINES = 12
 
+#: Characters of a host's name: with them and a pid, a line fits 80 columns.
+MOST_HOST = 12
+
 
 class Display(Protocol):
     """What shows a run: a context, told of each new status."""
@@ -212,7 +215,7 @@ def workers_table(workers: list[WorkerStatus]) -> Table:
         table.add_column(no_wrap=True)
     for worker in workers[:MOST_WORKER_LINES]:
         speed = f"{worker.samples / worker.compute_s:,.0f} images/s" if worker.compute_s else ""
-        where = f"{worker.host}:{worker.pid}"
+        where = f"{worker.host[:MOST_HOST]}:{worker.pid}"
         table.add_row(f"worker {worker.rank}", worker.state, f"{worker.samples:,} images", speed, where)
     if len(workers) > MOST_WORKER_LINES:
         table.add_row(f"and {len(workers) - MOST_WORKER_LINES} more")

@@ -116,6 +116,6 @@ def _toml_value(value: Any) -> str:
         case list() | tuple():
             return f"[{', '.join(map(_toml_value, value))}]"
         case dict():
-            return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
+            return "{" + ", ".join(f"{_toml_value(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
         case _:
             raise JobError(f"{value!r} cannot be written to a job file: expected text, a number, a list or a table")

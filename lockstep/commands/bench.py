@@ -27,9 +27,7 @@ def bench() -> None:
 @click.option(
     "--micro-batches", type=click.IntRange(min=1), default=1, metavar="N", help="pieces that they are cut into  [1]"
 )
-@click.option(
-    "--steps", type=click.IntRange(min=30), default=120, metavar="N", help="steps measured, from 30  [120]"
-)
+@click.option("--steps", type=click.IntRange(min=30), default=120, metavar="N", help="steps measured, from 30  [120]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="write the figures to FILE")
 @click.option(
     "--peer-python",

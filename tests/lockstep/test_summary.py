@@ -1,0 +1,61 @@
+"""The end of a run: its figures, and advice where the times give reason for some."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lockstep.summary import advice, show_summary
+from ps.run_folder import RunResult
+from tests.lockstep.statuses import result
+
+TOO_SMALL = (
+    "training took 10.0 s; one process alone needs about 9.0 s for the same bits: "
+    "this model is too small for workers to pay (--workers 0)"
+)
+TOO_MANY = "8 micro-batches keep at most 8 workers busy; a larger --micro-batches takes more, and gives other bits"
+
+ADVICE = {
+    "workers paid": (result(), []),
+    "alone": (result(workers=0, compute_s=1.0), []),
+    "too small a model": (result(compute_s=8.5, update_s=0.5), [TOO_SMALL]),
+    "one worker": (result(workers=1, compute_s=8.5, update_s=0.5), [TOO_SMALL]),
+    "too short to tell": (result(train_s=0.4, compute_s=0.1, update_s=0.0), []),
+    "as many workers as pieces": (result(workers=8), []),
+    "more workers than pieces": (result(workers=9), [TOO_MANY]),
+    "both": (result(workers=9, compute_s=8.5, update_s=0.5), [TOO_MANY, TOO_SMALL]),
+}
+
+
+@pytest.mark.parametrize(("of", "notes"), ADVICE.values(), ids=ADVICE)
+def test_advice(of: RunResult, notes: list[str]) -> None:
+    assert advice(of) == notes
+
+
+@pytest.mark.parametrize(
+    ("workers", "who"),
+    [(0, "this process alone"), (1, "1 worker over ipc"), (3, "3 workers over ipc")],
+)
+def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, record=True)
+    show_summary(console, result(workers=workers, compute_s=8.5, update_s=0.5), Path("runs/mine"))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[:9] == [
+        "epoch  train loss  train accuracy  test loss  test accuracy  seconds",
+        "    1      0.5000          87.50%     0.2500         93.75%     12.3",
+        "",
+        "test accuracy   93.75%",
+        f"throughput      6,000 images/s, {who}",
+        "time            12.3 s, of which training 10.0 s",
+        f"weights sha256  {'ab' * 32}",
+        "run folder      runs/mine",
+        *(["note: training took 10.0 s; one process alone needs about 9.0 s for the same"] if workers else []),
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+def test_without_a_terminal_a_note_is_one_line() -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    show_summary(console, result(compute_s=8.5, update_s=0.5), None)
+    assert console.export_text().splitlines()[-1] == f"note: {TOO_SMALL}"
