@@ -73,7 +73,9 @@ class Cluster:
 
     def _start_workers(self, address: str) -> None:
         for number in range(self.launch.workers):
-            self.workers.append(self._start("a worker", ["worker", address, "--supervised"], f"worker-{number}.log"))
+            self.workers.append(
+                self._start("a worker", ["worker", address, "--supervised", str(self.folder)], f"worker-{number}.log")
+            )
 
     def _start(self, name: str, arguments: list[str], log: str) -> Child:
         child = Child.start(name, arguments, self.folder / log)
@@ -92,22 +94,28 @@ class Cluster:
         client = StatusClient(dial(address))
         try:
             while not self.server.wait(LOOK_S):
+                # Before the question, so that the answer tells what came of it.
+                dead = [worker for worker in self.workers if worker.has_ended() and worker.process.returncode != 0]
                 status = client.ask(LOOK_S)
                 if status is not None:
                     self.watch(status)
-                self._look_after_workers()
+                    self._bury(dead, status)
         finally:
             client.port.close()
 
-    def _look_after_workers(self) -> None:
-        dead = [worker for worker in self.workers if worker.has_ended() and worker.process.returncode != 0]
+    def _bury(self, dead: list[Child], status: Status) -> None:
+        """Tell who has died; raise where the run cannot begin, or not go on, without them."""
+        if not dead:
+            return
         new = [worker for worker in dead if worker not in self.mourned]
         # A run that has failed ends its workers first: then the server's end, a moment later, is what tells why.
         if any(worker.process.returncode > 0 for worker in new) and self.server.wait(GRACE_S):
             return
+        error = UsageError if dead[0].process.returncode == 2 else RunError
         if len(dead) == len(self.workers):
-            error = UsageError if dead[0].process.returncode == 2 else RunError
             raise error(f"no worker is left: {obituary(dead[0])}")
+        if status.phase == Phase.GATHERING.value:
+            raise error(f"the run cannot begin with all its workers: {obituary(dead[0])}")
         for worker in new:
             self.mourned.append(worker)
             self.say(f"{obituary(worker)}; its pieces go to the others")

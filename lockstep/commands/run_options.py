@@ -25,3 +25,9 @@ LEASE_TIMEOUT_OPTION = click.option(
     default=60.0,
     help="seconds until a piece is leased to another worker  [60]",
 )
+SUPERVISED_OPTION = click.option(
+    "--supervised",
+    type=click.Path(path_type=Path),
+    hidden=True,
+    help="started by `train`: end with stdin, and remove this folder where `train` no longer can",
+)

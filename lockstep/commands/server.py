@@ -18,7 +18,7 @@ from common.transport.port import ServerPort
 from common.transport.zeromq import serve
 from lockstep.cluster import check_launch
 from lockstep.commands.job_options import JOB_FIELDS, GroupedCommand, job_options
-from lockstep.commands.run_options import JOB_OPTION, LEASE_TIMEOUT_OPTION, RUN_DIR_OPTION
+from lockstep.commands.run_options import JOB_OPTION, LEASE_TIMEOUT_OPTION, RUN_DIR_OPTION, SUPERVISED_OPTION
 from lockstep.display import Display, PlainDisplay, display_for, print_plainly
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import Launch, default_launch
@@ -55,7 +55,7 @@ INTERRUPTED = "interrupted"
 @LEASE_TIMEOUT_OPTION
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers whose bits may differ")
 @click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
-@click.option("--supervised", type=click.Path(path_type=Path), hidden=True, help="started by `train`, in this folder")
+@SUPERVISED_OPTION
 @job_options(JOB_FIELDS)
 def server(
     job: Path | None, bind: str, run_dir: Path | None, insecure: bool, supervised: Path | None, **values: Any

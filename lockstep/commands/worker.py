@@ -4,6 +4,7 @@ import os
 import platform
 import secrets
 from functools import cache
+from pathlib import Path
 
 import click
 
@@ -15,6 +16,7 @@ from common.transport.port import ClientPort
 from common.transport.zeromq import dial
 from lockstep.child import ERROR_MARK
 from lockstep.commands.param_types import seconds
+from lockstep.commands.run_options import SUPERVISED_OPTION
 from lockstep.lifeline import held
 from worker.effects import Exit
 from worker.runner import Runner
@@ -24,9 +26,9 @@ from worker.state import WorkerFacts, WorkerState
 @click.command(short_help="Compute for the server at ADDRESS.")
 @click.argument("address")
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
-@click.option("--supervised", is_flag=True, hidden=True, help="started by `train`: end with stdin")
+@SUPERVISED_OPTION
 @click.pass_context
-def worker(context: click.Context, address: str, timeout: float | None, supervised: bool) -> None:
+def worker(context: click.Context, address: str, timeout: float | None, supervised: Path | None) -> None:
     """Compute for the server at ADDRESS until its run is over.
 
     It may be started before the server, on any machine of the same kind; the job comes from the server. Exit codes: 0
@@ -38,7 +40,7 @@ def worker(context: click.Context, address: str, timeout: float | None, supervis
     """
     port = dial(address)
     if supervised:
-        with held():
+        with held(supervised):
             ended = work(port, address, timeout)
     else:
         say(f"dialling {address}")
