@@ -1,0 +1,25 @@
+"""What the tests with real processes share."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lockstep.tiny_data import write_tiny
+from tests.system.processes import Place
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """A place for processes, with a small dataset; nothing that ran there outlives the test."""
+    write_tiny(tmp_path)
+    # Not below `tmp_path`, whose length leaves no room for the path of a socket.
+    temporary = Path(tempfile.mkdtemp(prefix="lt-"))
+    place = Place(tmp_path, temporary)
+    try:
+        yield place
+    finally:
+        place.clear()
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,122 @@
+"""Real processes of `lockstep` in a place of their own, and whatever is left of them."""
+
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.environment import child_environment
+
+#: Within these seconds of an interrupt everything is to be gone.
+GONE_S = 5.0
+
+#: Longest that a test waits for a process that should end by itself.
+PATIENCE_S = 60.0
+
+
+@dataclass
+class Place:
+    """A working folder, and a folder for temporary files that is short enough for sockets."""
+
+    folder: Path
+    temporary: Path
+    #: Stands in the environment of all that is started here, and of what that starts.
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    started: list["Process"] = field(default_factory=list)
+
+    def start(self, *arguments: str) -> "Process":
+        """Start `lockstep` with these arguments, as the leader of a group of its own."""
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "lockstep", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env={**child_environment(), "TMPDIR": str(self.temporary), "LOCKSTEP_TEST": self.mark},
+            start_new_session=True,
+        )
+        self.started.append(Process(process))
+        return self.started[-1]
+
+    def address(self) -> str:
+        """Return an address that is nobody's."""
+        return f"ipc://{self.temporary}/{len(self.started)}.sock"
+
+    def pids(self, command: str = "") -> list[int]:
+        """Return the processes started here, and by those, whose command line holds `command`."""
+        return [
+            pid
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if f"LOCKSTEP_TEST={self.mark}".encode() in _read(pid, "environ").split(b"\0")
+            and command.encode() in _read(pid, "cmdline").replace(b"\0", b" ")
+        ]
+
+    def is_empty(self, within_s: float) -> bool:
+        """Tell whether all processes are gone in time, and the folder for temporary files has nothing left in it."""
+        return all(_is_gone(pid, within_s) for pid in self.pids()) and not list(self.temporary.iterdir())
+
+    def clear(self) -> None:
+        """Kill what is left."""
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+        for process in self.started:
+            process.popen.communicate()
+
+
+@dataclass
+class Process:
+    """One process that a test has started."""
+
+    popen: subprocess.Popen[str]
+
+    def lines(self) -> Iterator[str]:
+        """Return what it prints, line by line as it comes, until it ends."""
+        assert self.popen.stdout is not None
+        return (line.rstrip("\n") for line in self.popen.stdout)
+
+    def line_with(self, text: str) -> str:
+        """Wait for a line that holds `text`; return it."""
+        seen = []
+        for line in self.lines():
+            if text in line:
+                return line
+            seen.append(line)
+        raise AssertionError(f"ended without {text!r}: {seen}; {self.end()}")
+
+    def error_with(self, text: str) -> str:
+        """Wait for a line of standard error that holds `text`; return it."""
+        assert self.popen.stderr is not None
+        return next(line.rstrip("\n") for line in self.popen.stderr if text in line)
+
+    def end(self, within_s: float = PATIENCE_S) -> tuple[int, str, str]:
+        """Wait for the end; return the exit code, and what is left of standard output and standard error."""
+        out, error = self.popen.communicate(timeout=within_s)
+        return self.popen.returncode, out, error
+
+    def send(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _is_gone(pid: int, within_s: float) -> bool:
+    """Wait for the end of a process that need not be a child of ours."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], within_s)[0])
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,99 @@
+"""A server and workers that a person starts, in any order."""
+
+import json
+import signal
+
+import pytest
+
+from lockstep.main import run
+from tests.system.jobs import BRIEF, ENDLESS
+from tests.system.processes import GONE_S, Place
+
+
+def test_the_server_first(place: Place) -> None:
+    address = place.address()
+    server = place.start("server", *BRIEF, "--bind", address, "--run-dir", "run")
+    assert server.line_with("listening") == f"listening on {address}; start workers by:"
+    assert server.line_with("lockstep worker") == f"  lockstep worker {address}"
+    assert server.line_with("waiting") == f"waiting for workers: 0 of 1 are ready, at {address}"
+    worker = place.start("worker", address)
+    assert worker.end()[0::2] == (0, f"dialling {address}\njoined run run as worker 0\nthe run is done\n")
+    code, out, error = server.end()
+    assert (code, error) == (0, "")
+    assert "test accuracy" in out
+    assert place.is_empty(0.0)
+
+
+def test_the_worker_first(place: Place) -> None:
+    address = place.address()
+    worker = place.start("worker", address)
+    worker.error_with(f"dialling {address}")
+    server = place.start("server", *BRIEF, "--bind", address, "--run-dir", "run")
+    assert server.end()[0] == 0
+    assert worker.end()[0] == 0
+
+
+def test_over_tcp_with_a_port_of_the_systems_choice(place: Place) -> None:
+    server = place.start("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run", "--min-workers", "2")
+    address = server.line_with("lockstep worker").split()[-1]
+    workers = [place.start("worker", address) for _ in range(2)]
+    assert [worker.end()[0] for worker in workers] == [0, 0]
+    assert server.end()[0] == 0
+    result = json.loads((place.folder / "run" / "result.json").read_text())
+    assert (result["workers"], result["transport"]) == (2, "tcp")
+
+
+def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    address = place.address()
+    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    assert run(["status", address]) == 0
+    assert "waiting for workers: 0 of 1 ready" in capsys.readouterr().out
+    first = place.start("worker", address)
+    server.line_with("epoch 1/")
+    second = place.start("worker", address)
+    assert "worker 1 (host" in server.line_with("joined")
+    assert run(["status", address, "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert [worker["pid"] for worker in status["workers"]] == [first.popen.pid, second.popen.pid]
+    assert (status["phase"] in ("training", "evaluating"), status["run"]) == (True, "run")
+    second.send(signal.SIGINT)
+    assert second.end(GONE_S)[0] == 130
+    server.line_with("worker 1 (host")  # left, interrupted, and perhaps in the middle of a message
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+    assert first.end(GONE_S)[0::2] == (
+        1,
+        f"dialling {address}\njoined run run as worker 0\nerror: the run failed: interrupted\n",
+    )
+    assert place.is_empty(0.0)
+
+
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:0", "ipc"])
+def test_an_address_in_use_is_told_and_leaves_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bind: str
+) -> None:
+    monkeypatch.chdir(place.folder)
+    server = place.start("server", *BRIEF, "--bind", place.address() if bind == "ipc" else bind)
+    address = server.line_with("lockstep worker").split()[-1]
+    server.line_with("waiting for workers")
+    before = sorted(place.folder.rglob("*"))
+    assert run(["server", *BRIEF, "--bind", address]) == 2
+    assert capsys.readouterr().err.startswith(f"error: address '{address}' is in use")
+    assert sorted(place.folder.rglob("*")) == before
+    server.send(signal.SIGTERM)
+    assert server.end(GONE_S)[0] == 130
+    assert place.is_empty(0.0)
+
+
+def test_a_worker_with_other_data_is_sent_away_and_says_why(place: Place) -> None:
+    address = place.address()
+    server = place.start("server", *BRIEF, "--bind", address, "--run-dir", "run")
+    server.line_with("waiting for workers")
+    # The server has loaded it; the worker will find another, or none.
+    (place.folder / "tiny.npz").unlink()
+    code, _, error = place.start("worker", address).end()
+    assert code == 2
+    assert error.splitlines()[-1].startswith("error: tiny.npz: cannot be read")
+    server.line_with("left: tiny.npz: cannot be read")
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130

@@ -1,0 +1,101 @@
+"""The promise, kept by real processes: one digest for any number of workers, over any transport."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lockstep import fit, nn
+from lockstep.main import run
+from tests.system.jobs import BRIEF
+from tests.system.processes import Place
+
+#: A model with all that could depend on who computes: dropout, and running statistics.
+DELICATE = """
+from lockstep import nn
+
+
+def build():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.3), nn.Linear(24, 10)
+    )
+"""
+
+
+def train(place: Place, name: str, *flags: str) -> dict[str, Any]:
+    """Train the delicate model; return the result."""
+    (place.folder / "delicate.py").write_text(DELICATE)
+    process = place.start("train", *BRIEF, "--model", "delicate.py:build", "--run-dir", name, *flags)
+    code, _, error = process.end()
+    assert (code, error) == (0, "")
+    assert place.is_empty(0.0)
+    result: dict[str, Any] = json.loads((place.folder / name / "result.json").read_text())
+    return result
+
+
+@pytest.fixture
+def alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The digest of the weights that one process alone arrives at."""
+    monkeypatch.chdir(place.folder)
+    (place.folder / "delicate.py").write_text(DELICATE)
+    assert run(["train", *BRIEF, "--model", "delicate.py:build", "--workers", "0", "--run-dir", "alone"]) == 0
+    digest: str = json.loads((place.folder / "alone" / "result.json").read_text())["weights_sha256"]
+    return digest
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_one_digest_for_any_number_of_workers(place: Place, alone: str, workers: int, transport: str) -> None:
+    result = train(place, "run", "--workers", str(workers), "--transport", transport)
+    assert result["weights_sha256"] == alone
+    assert (result["workers"], result["transport"], result["servers"], result["steps"]) == (workers, transport, 1, 8)
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "lenet", "cnn"])
+def test_each_model_over_an_epoch_whose_last_batch_is_short(place: Place, model: str) -> None:
+    # 13 does not divide the 160 samples: the last batch has 4 of them, for 8 pieces.
+    flags = ("--model", model, "--data", "tiny.npz", "--global-batch", "13", "--micro-batches", "8", "--epochs", "1")
+    digests = []
+    for workers in ("0", "3"):
+        code, _, error = place.start("train", *flags, "--workers", workers, "--run-dir", workers).end()
+        assert (code, error) == (0, "")
+        digests.append(json.loads((place.folder / workers / "result.json").read_text())["weights_sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_the_run_folder_is_whole_and_can_be_evaluated(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(place, "run", "--workers", "2")
+    assert sorted(path.name for path in (place.folder / "run").iterdir()) == [
+        *("job.toml", "metrics.jsonl", "result.json", "server.log", "weights.safetensors"),
+        *("worker-0.log", "worker-1.log"),
+    ]
+    monkeypatch.chdir(place.folder)
+    assert run(["evaluate", "run", "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    for figure in ("test_accuracy", "test_loss", "weights_sha256"):
+        assert evaluated[figure] == result[figure]
+
+
+def test_the_job_of_a_run_gives_the_same_bits_again(place: Place) -> None:
+    first = train(place, "first", "--workers", "1")
+    code, _, error = place.start("train", "--job", "first/job.toml", "--run-dir", "again").end()
+    assert (code, error) == (0, "")
+    assert json.loads((place.folder / "again" / "result.json").read_text())["weights_sha256"] == first["weights_sha256"]
+
+
+def test_fit_with_workers_arrives_at_the_bits_of_one_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    values: dict[str, Any] = {"steps": 8, "global_batch": 48, "verbose": False}
+    runs = [fit(model, "tiny.npz", workers=workers, run_dir=f"{workers}", **values) for workers in (0, 2)]
+    assert runs[0].weights_sha256 == runs[1].weights_sha256
+    assert runs[1].result.workers == 2
+
+
+def test_more_workers_than_pieces_are_told(place: Place) -> None:
+    flags = ("--steps", "1", "--micro-batches", "1", "--workers", "2", "--run-dir", "run")
+    code, out, _ = place.start("train", *BRIEF, *flags).end()
+    assert code == 0
+    assert "note: 1 micro-batches keep at most 1 workers busy" in out
