@@ -31,8 +31,12 @@ from worker.events import (
     Welcomed,
 )
 
-#: Seconds between two tries to reach a server that has not answered yet.
+#: Seconds between two words on a server that has not answered yet.
 RETRY_S = 5.0
+
+#: Every so many of these the join is sent again, lest the first went down with a server that died. Not each time: those
+#: that find no server wait, and would all arrive at once.
+JOINS_EVERY = 12
 
 
 class Phase(Enum):
@@ -104,6 +108,8 @@ class WorkerState:
     #: When the server last said anything, or was last asked.
     heard: float = 0.0
     asked: float = 0.0
+    #: How often it has said that it waits for a server.
+    retries: int = 0
     #: The step whose weights are installed, None before the first.
     weights_step: int | None = None
     #: Leases to be computed; all of them on the weights at hand.
@@ -207,8 +213,9 @@ class WorkerState:
                 1, f"no server answered at {self.facts.address} within {timeout:g} s: is it running there?"
             )
         self.asked = now
-        text = f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s)"
-        return [Say(text=text), Send(message=self.facts.join)]
+        self.retries += 1
+        word = Say(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s)")
+        return [word] if self.retries % JOINS_EVERY else [word, Send(message=self.facts.join)]
 
     def _wait_on(self, now: float) -> list[Effect]:
         if self.leases:
