@@ -14,6 +14,7 @@ from common.transport.zeromq import dial
 from lockstep.child import Child
 from lockstep.job_file import to_toml
 from lockstep.launch import Launch
+from lockstep.run_dir import has_begun
 from lockstep.signals import uninterrupted
 from lockstep.status_client import StatusClient
 from ps.phases import Phase
@@ -131,8 +132,8 @@ class Cluster:
         return error(server.last_error() or obituary(server))
 
     def _keep_logs(self) -> None:
-        """Move the logs into the run's folder, where there is one, and remove our own."""
-        if self.run_dir.is_dir():
+        """Move the logs into the folder of a run that has begun, and remove our own."""
+        if has_begun(self.run_dir):
             for log in self.folder.glob("*.log"):
                 shutil.move(log, self.run_dir / log.name)
         shutil.rmtree(self.folder, ignore_errors=True)

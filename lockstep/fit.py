@@ -20,7 +20,8 @@ from lockstep.display import Display, SilentDisplay, display_for
 from lockstep.handover import Arrays, handed_over, named_arrays
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import default_launch
-from lockstep.local import JOB, check_run_dir, new_run_dir, train_here
+from lockstep.local import train_here
+from lockstep.run_dir import JOB, claimed_run_dir
 from ps.run_folder import RESULT, WEIGHTS, EpochRecord, RunResult, read_result
 
 
@@ -86,9 +87,13 @@ def fit(
     if arrays is None:
         given["data"] = str(data)
     job, launch = resolve({}, given, default_launch())
-    folder = check_run_dir(Path(run_dir)) if run_dir is not None else new_run_dir(job.model_name())
     weights = _weights(model) if warm_start else None
-    with handed_over(folder, weights, arrays) as paths, _display(verbose) as display:
+    wanted = None if run_dir is None else Path(run_dir)
+    with (
+        claimed_run_dir(wanted, job.model_name()) as folder,
+        handed_over(folder, weights, arrays) as paths,
+        _display(verbose) as display,
+    ):
         job = msgspec.structs.replace(job, **paths)
         result = train_here(job, launch, folder, display)
     return Run(result, folder, job)

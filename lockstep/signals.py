@@ -3,12 +3,18 @@
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 from common.clock import Clock, SystemClock
+
+#: What stands for a signal's handler: a function, a constant of the system, or nothing that Python knows of.
+Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+
+#: The signals that end a process in an orderly way.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: Seconds after an interrupt in which another one changes nothing: longer than tidying up takes.
 TIDY_S = 5.0
@@ -39,19 +45,22 @@ def interrupt_on_signals() -> None:
         signal.signal(signal.SIGHUP, handler)
 
 
-def ignore_signals() -> None:
-    """Let no signal but SIGKILL change how this process ends."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+def ignore_signals() -> dict[signal.Signals, Handler]:
+    """Let no signal but SIGKILL change how this process goes on; return the handlers that were there."""
+    # Blocked first, which also handles what has come: Python complains of a signal whose handler is gone by then.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return before
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM within the context; does nothing outside the main thread, which alone gets them."""
+    """Ignore signals within the context; does nothing outside the main thread, which alone gets them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = ignore_signals()
     try:
         yield
     finally:

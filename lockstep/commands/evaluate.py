@@ -15,7 +15,7 @@ from common.reduction import Node
 from common.safetensors import read
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import default_launch
-from lockstep.local import JOB
+from lockstep.run_dir import JOB
 from ps.run_folder import WEIGHTS
 from worker.compute import Compute
 

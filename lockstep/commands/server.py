@@ -23,7 +23,8 @@ from lockstep.display import Display, PlainDisplay, display_for, print_plainly
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import Launch, default_launch
 from lockstep.lifeline import held
-from lockstep.local import check_run_dir, kept_on_failure, make_run_dir, new_run_dir
+from lockstep.local import kept_on_failure
+from lockstep.run_dir import claimed_run_dir, make_run_dir, unclaim
 from lockstep.summary import show_summary
 from ps.coordinator import Coordinator
 from ps.opening import Admission, open_run
@@ -78,12 +79,15 @@ def server(
     with held(supervised) if supervised else nullcontext():
         resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
         check_launch(launch)
-        folder = check_run_dir(run_dir) if run_dir else new_run_dir(resolved.model_name())
-        service = Service(resolved, launch, admission, folder)
         if supervised:
-            serve_supervised(service, bind)
-        else:
-            serve_by_hand(service, bind, is_insecure=insecure)
+            assert run_dir is not None  # `train` has claimed it, and perhaps written data into it
+            try:
+                serve_supervised(Service(resolved, launch, admission, run_dir), bind)
+            finally:
+                unclaim(run_dir, [run_dir])  # for a `train` that was killed, and cannot
+            return
+        with claimed_run_dir(run_dir, resolved.model_name()) as folder:
+            serve_by_hand(Service(resolved, launch, admission, folder), bind, is_insecure=insecure)
 
 
 @dataclass(frozen=True)

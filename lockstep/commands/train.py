@@ -12,7 +12,8 @@ from lockstep.commands.run_options import JOB_OPTION, RUN_DIR_OPTION
 from lockstep.display import display_for
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import default_launch
-from lockstep.local import check_run_dir, kept_on_failure, new_run_dir, train_here
+from lockstep.local import kept_on_failure, train_here
+from lockstep.run_dir import claimed_run_dir
 from lockstep.summary import show_summary
 
 
@@ -36,8 +37,8 @@ def train(job: Path | None, run_dir: Path | None, **flags: Any) -> None:
     """
     given = {key: value for key, value in flags.items() if value is not None}
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
-    folder = check_run_dir(run_dir) if run_dir else new_run_dir(resolved.model_name())
     console = Console(highlight=False)
-    with kept_on_failure(console, folder), display_for(console, SystemClock()) as display:
-        result = train_here(resolved, launch, folder, display)
-    show_summary(console, result, folder)
+    with claimed_run_dir(run_dir, resolved.model_name()) as folder:
+        with kept_on_failure(console, folder), display_for(console, SystemClock()) as display:
+            result = train_here(resolved, launch, folder, display)
+        show_summary(console, result, folder)
