@@ -16,10 +16,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     workers: Annotated[
         int, Meta(ge=0, le=1024, description="worker processes; 0 trains in this process alone  [one a core]")
     ] = 1
-    servers: Annotated[int, Meta(ge=1, le=64, description="server processes that share the weights")] = 1
-    transport: Annotated[Transport, Meta(description="how processes talk: auto takes the fastest that works here")] = (
-        "auto"
-    )
+    servers: Annotated[
+        int, Meta(ge=1, le=64, description="server processes that share the weights: 1 in this version")
+    ] = 1
+    transport: Annotated[
+        Transport, Meta(description="how processes talk: auto is ipc here, and shm comes in a later version")
+    ] = "auto"
 
 
 def default_launch() -> Launch:

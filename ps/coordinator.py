@@ -146,7 +146,7 @@ class Coordinator:
         if member is None:
             return []
         released = self.pieces.release(member.rank)
-        pieces = f"; {self.round.named(released)} goes to others" if released else ""
+        pieces = f"; {self.round.named(released)} go to others" if released else ""
         told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
         return [told, *self._fill_places(), *self._serve_all(now)]
 

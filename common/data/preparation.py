@@ -36,6 +36,11 @@ class Preparation:
                 f"shifts of {max_shift!r} pixels over samples of shape {train.sample_shape!r}: expected 0, or more "
                 "over images (channels, height, width)"
             )
+        if max_shift and max_shift >= min(train.sample_shape[1:]):
+            raise DataError(
+                f"max_shift = {max_shift!r} moves images of shape {train.sample_shape!r} out of sight: expected less "
+                f"than {min(train.sample_shape[1:])}"
+            )
         mean, variance = (_moments_of_bytes if train.images.dtype == np.uint8 else _moments_of_floats)(train.images)
         # Where all values are equal there is nothing to scale; scikit-learn's StandardScaler leaves them alone as well.
         return cls(mean, math.sqrt(variance) or 1.0, max_shift)

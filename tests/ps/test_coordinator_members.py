@@ -189,7 +189,7 @@ def test_what_a_worker_held_goes_to_others_when_it_leaves() -> None:
     assert drive.leased() == [Node(0, 4)]
     drive.enter(2)
     effects = drive.leave(1, "its connection is gone")
-    assert "left: its connection is gone; micro-batches 0-3 of step 0 goes to others" in said(effects)
+    assert "left: its connection is gone; micro-batches 0-3 of step 0 go to others" in said(effects)
     assert drive.leased() == [Node(0, 4)]
     assert drive.leases[2]
 

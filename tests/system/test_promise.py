@@ -7,6 +7,7 @@ import pytest
 
 from lockstep import fit, nn
 from lockstep.main import run
+from tests.lockstep.tiny_data import tiny_arrays
 from tests.system.jobs import BRIEF
 from tests.system.processes import Place
 
@@ -99,3 +100,15 @@ def test_more_workers_than_pieces_are_told(place: Place) -> None:
     code, out, _ = place.start("train", *BRIEF, *flags).end()
     assert code == 0
     assert "note: 1 micro-batches keep at most 1 workers busy" in out
+
+
+def test_arrays_and_weights_reach_the_workers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    (x_train, y_train), (x_test, y_test) = tiny_arrays()
+    data = ((x_train, y_train), (x_test, y_test))
+    digests = {
+        fit(model, data, workers=workers, steps=4, global_batch=48, warm_start=True, verbose=False).weights_sha256
+        for workers in (0, 2)
+    }
+    assert len(digests) == 1
