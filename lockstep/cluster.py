@@ -69,7 +69,8 @@ class Cluster:
         job_file.write_text(to_toml(self.job, self.launch), encoding="utf-8")
         bind = "tcp://127.0.0.1:0" if self.launch.transport == "tcp" else f"ipc://{self.folder}/server.sock"
         arguments = ["server", "--supervised", str(self.folder), "--job", str(job_file), "--bind", bind]
-        arguments += ["--run-dir", str(self.run_dir), "--min-workers", str(self.launch.workers)]
+        needed = self.launch.min_workers or self.launch.workers
+        arguments += ["--run-dir", str(self.run_dir), "--min-workers", str(needed)]
         return self._start("the server", arguments, "server.log")
 
     def _start_workers(self, address: str) -> None:

@@ -16,6 +16,17 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     workers: Annotated[
         int, Meta(ge=0, le=1024, description="worker processes; 0 trains in this process alone  [one a core]")
     ] = 1
+    min_workers: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=4096,
+                description="ready workers to begin with; others may come later  [train: all, server: 1]",
+            ),
+        ]
+        | None
+    ) = None
     servers: Annotated[
         int, Meta(ge=1, le=64, description="server processes that share the weights: 1 in this version")
     ] = 1

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from common.clock import SystemClock
 from common.data.source import load
-from common.errors import RunError
+from common.errors import JobError, RunError
 from common.job import Job
 from lockstep.cluster import Cluster, check_launch
 from lockstep.display import Display, print_plainly
@@ -36,6 +36,11 @@ def train_here(job: Job, launch: Launch, folder: Path, display: Display) -> RunR
     check_launch(launch)
     if launch.workers == 0:
         return train_alone(job, launch, folder, display)
+    if launch.min_workers is not None and launch.min_workers > launch.workers:
+        raise JobError(
+            f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
+            "begin: expected at most as many"
+        )
     return Cluster(job, launch, folder, say=display.say, watch=display.show).run()
 
 

@@ -21,7 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("clip_norm", "label_smoothing"),
     ),
     "Course of the learning rate": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
-    "Processes": ("workers", "servers", "transport"),
+    "Processes": ("workers", "min_workers", "servers", "transport"),
 }
 
 JOB_FIELDS = Job.__struct_fields__

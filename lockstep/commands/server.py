@@ -45,19 +45,11 @@ INTERRUPTED = "interrupted"
 )
 @JOB_OPTION
 @RUN_DIR_OPTION
-@click.option(
-    "--min-workers",
-    type=click.IntRange(1, 4096),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="ready workers to begin with; others may come later",
-)
 @LEASE_TIMEOUT_OPTION
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers whose bits may differ")
 @click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
 @SUPERVISED_OPTION
-@job_options(JOB_FIELDS)
+@job_options((*JOB_FIELDS, "min_workers"))
 def server(
     job: Path | None, bind: str, run_dir: Path | None, insecure: bool, supervised: Path | None, **values: Any
 ) -> None:
@@ -70,15 +62,16 @@ def server(
       lockstep server --job examples/lenet.toml --bind tcp://127.0.0.1:5555
       lockstep server --model mlp --bind ipc:///tmp/lockstep.sock --min-workers 2
     """
-    admission = Admission(
-        min_workers=values.pop("min_workers"),
-        lease_timeout_s=values.pop("lease_timeout"),
-        allows_mixed_numerics=values.pop("allow_mixed_numerics"),
-    )
+    lease_timeout_s, allows_mixed = values.pop("lease_timeout"), values.pop("allow_mixed_numerics")
     given = {key: value for key, value in values.items() if value is not None}
     with held(supervised) if supervised else nullcontext():
         resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
         check_launch(launch)
+        admission = Admission(
+            min_workers=launch.min_workers or 1,
+            lease_timeout_s=lease_timeout_s,
+            allows_mixed_numerics=allows_mixed,
+        )
         if supervised:
             assert run_dir is not None  # `train` has claimed it, and perhaps written data into it
             try:

@@ -129,3 +129,12 @@ def test_what_toml_cannot_say_is_refused() -> None:
     job = msgspec.structs.replace(Job(), model={"class": "Linear", "args": [None]})
     with pytest.raises(JobError, match="None cannot be written to a job file"):
         to_toml(job, Launch())
+
+
+def test_a_job_file_says_how_many_workers_a_run_begins_with() -> None:
+    job, launch = resolve({"model": "mlp", "min_workers": 2}, {}, Launch(workers=4))
+    assert (launch.min_workers, launch.workers) == (2, 4)
+    assert "min_workers = 2\n" in to_toml(job, launch)
+    assert "min_workers" not in to_toml(job, Launch())
+    with pytest.raises(JobError, match=r"min_workers = 0: expected a whole number >= 1"):
+        resolve({"min_workers": 0}, {}, Launch())

@@ -47,6 +47,7 @@ MISTAKES = {
     "more pieces": ([*HERE, "--micro-batches", "256"], "micro_batches = 256 is more than global_batch = 128"),
     "large batch": ([*HERE, "--global-batch", "9999"], "global_batch = 9999 is more than the 160 training samples"),
     "workers": (["train", "--workers", "-1"], "workers = -1: expected a whole number >= 0"),
+    "min workers": (["train", "--workers", "2", "--min-workers", "3"], "min_workers = 3 is more than workers = 2"),
     "servers": (["train", "--servers", "2"], "servers = 2: this version has one server: expected 1"),
     "transport": ([*HERE, "--transport", "shm"], "transport = 'shm': this version has no shared memory yet"),
     "job gone": ([*HERE, "--job", "gone.toml"], "cannot read the job file 'gone.toml': No such file or directory"),

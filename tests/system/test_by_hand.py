@@ -34,7 +34,9 @@ def test_the_worker_first(place: Place) -> None:
 
 
 def test_over_tcp_with_a_port_of_the_systems_choice(place: Place) -> None:
-    server = place.start("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run", "--min-workers", "2")
+    (place.folder / "two.toml").write_text("min_workers = 2\n")
+    job = ("--job", "two.toml", *BRIEF)
+    server = place.start("server", *job, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
     workers = [place.start("worker", address) for _ in range(2)]
     assert [worker.end()[0] for worker in workers] == [0, 0]
