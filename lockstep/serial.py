@@ -61,14 +61,15 @@ class SerialRun:
     def _round(self, at: Round, trainer: LoneTrainer, progress: Progress) -> float:
         """Carry out one round; return the seconds spent in computing gradients."""
         if at.work == "evaluate":
+            trainer.compute.turn(at.step)
             tally = trainer.compute.evaluate(Node(0, at.pieces))
             number = self.opening.facts.plan.epoch_of(at.step - 1)
             epoch = progress.end_epoch(number, tally, self.clock.now())
             self.recorder.epoch(epoch, self.opening.shard.digest())
             return 0.0
         step = trainer.step(at.step)
-        self.recorder.step(at.step, step.tally, step.rate, step.update_s)
-        progress.end_step(step.tally, self.clock.now())
+        progress.end_step(step.tally, self.clock.now(), (step.compute_s, step.compute_s))
+        self.recorder.step(at.step, step.tally, step.rate, step.update_s, progress.last_step)
         return step.compute_s
 
     def _failure(self, at: Round, error: Exception) -> RunError:

@@ -198,7 +198,7 @@ class Coordinator:
     def _close_round(self, now: float) -> list[Effect]:
         tally, effects = self.tallies.total(), list[Effect]()
         if self.round.work == "train":
-            self.progress.end_step(tally, now)
+            self.progress.end_step(tally, now, self.roster.end_step())
             effects.append(UpdateWeights(step=self.round.step, tally=tally))
         else:
             number = self.facts.plan.epoch_of(self.round.step - 1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from common.messages import EpochStatus
 from common.tally import Tally
+from ps.timing import StepTime
 
 #: Seconds over which the speed is measured.
 WINDOW_S = 5.0
@@ -23,6 +24,8 @@ class Progress:
     samples: int = 0
     #: Seconds spent in training rounds, without evaluations.
     train_s: float = 0.0
+    #: Of the training step that ended last.
+    last_step: StepTime = field(default_factory=lambda: StepTime(round_s=0.0, mean_s=0.0, slowest_s=0.0))
     #: When the round at hand was begun.
     round_started: float = 0.0
     #: `(seconds of training, samples)` at past steps, at most `WINDOW_S` back.
@@ -33,11 +36,13 @@ class Progress:
         self.started = now if self.started is None else self.started
         self.round_started = now
 
-    def end_step(self, tally: Tally, now: float) -> None:
-        """Book a finished training step."""
+    def end_step(self, tally: Tally, now: float, computed: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Book a finished step; `computed` are the seconds that its workers computed: the mean and the most."""
+        mean_s, slowest_s = computed
+        self.last_step = StepTime(round_s=now - self.round_started, mean_s=mean_s, slowest_s=slowest_s)
         self.epoch = self.epoch + tally
         self.samples += tally.count
-        self.train_s += now - self.round_started
+        self.train_s += self.last_step.round_s
         self.recent.append((self.train_s, self.samples))
         while len(self.recent) > 2 and self.train_s - self.recent[0][0] > WINDOW_S:
             self.recent.popleft()

@@ -11,6 +11,7 @@ from common.tally import Tally
 from ps.facts import RunFacts
 from ps.progress import Progress
 from ps.run_folder import EpochRecord, RunFolder, RunResult
+from ps.timing import StepTime, TimeBook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +35,19 @@ class Recorder:
     history: list[EpochRecord] = field(default_factory=list)
     #: Seconds spent in updates so far.
     update_s: float = 0.0
+    #: Where the time of the steps so far went.
+    times: TimeBook = field(default_factory=TimeBook)
     #: Set once the run has ended well.
     result: RunResult | None = None
 
-    def step(self, step: int, tally: Tally, rate: float, update_s: float) -> None:
+    def step(self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime) -> None:
         """Keep the figures of a training step."""
         self.update_s += update_s
+        self.times.add(time, update_s, is_counted=step % self.facts.plan.steps_per_epoch != 0)
         if self.folder is not None:
             figures = {"step": step, "loss": tally.loss, "accuracy": tally.accuracy, "lr": rate, "samples": tally.count}
-            self.folder.record("step", {"epoch": self.facts.plan.epoch_of(step), **figures})
+            times = {"round_s": time.round_s, "mean_s": time.mean_s, "slowest_s": time.slowest_s, "update_s": update_s}
+            self.folder.record("step", {"epoch": self.facts.plan.epoch_of(step), **figures, **times})
 
     def epoch(self, status: EpochStatus, digest: str) -> None:
         """Keep the figures of an epoch."""
@@ -72,6 +77,8 @@ class Recorder:
             images_per_s=progress.samples / progress.train_s if progress.train_s else 0.0,
             compute_s=compute_s,
             update_s=self.update_s,
+            parameters=self.layout.parameter_size,
+            split=self.times.split(),
             train_loss=last.loss,
             test_loss=last.test_loss,
             test_accuracy=last.test_accuracy,

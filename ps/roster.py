@@ -64,6 +64,8 @@ class Roster:
     most_prepared: int = 0
     #: Seconds of computing whose gradients were accepted, of all members that ever were.
     compute_s: float = 0.0
+    #: The same of the step at hand, by rank.
+    step_compute_s: dict[int, float] = field(default_factory=dict)
 
     def admit(self, peer: bytes, join: Join, now: float) -> Member:
         """Give a peer the next rank."""
@@ -108,6 +110,15 @@ class Roster:
         member.samples += samples
         member.compute_s += compute_s
         self.compute_s += compute_s
+        self.step_compute_s[member.rank] = self.step_compute_s.get(member.rank, 0.0) + compute_s
+
+    def end_step(self) -> tuple[float, float]:
+        """Return the seconds that workers computed for the step, the mean over those ready and the most; begin anew."""
+        seconds = self.step_compute_s.values()
+        workers = max(len(self.ready()), len(seconds), 1)
+        computed = sum(seconds) / workers, max(seconds, default=0.0)
+        self.step_compute_s.clear()
+        return computed
 
     def ready(self) -> list[Member]:
         """Return the members that may be given work, by rank."""

@@ -11,6 +11,7 @@ from common.errors import FileFormatError
 from common.layout import ParameterLayout
 from common.reduction import Vector
 from common.safetensors import write
+from ps.timing import Split
 
 METRICS = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
@@ -62,6 +63,10 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     #: What computed it: versions, BLAS kernel, processor features.
     numerics: dict[str, Any]
     history: list[EpochRecord]
+    #: Number of values that are trained; 0 in the folder of an older version.
+    parameters: int = 0
+    #: Where the time of an average step went; None where no step was followed by another in its epoch.
+    split: Split | None = None
 
 
 def read_result(folder: Path) -> RunResult:

@@ -177,7 +177,7 @@ class Server:
         began = self.clock.now()
         rate = self.shard.update(effect.step, effect.tally.count)
         now = self.clock.now()
-        self.recorder.step(effect.step, effect.tally, rate, now - began)
+        self.recorder.step(effect.step, effect.tally, rate, now - began, self.coordinator.progress.last_step)
 
     def _finish(self, finish: effects.Finish) -> None:
         coordinator, shard = self.coordinator, self.shard

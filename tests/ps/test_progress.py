@@ -4,6 +4,7 @@ import pytest
 
 from common.tally import Tally
 from ps.progress import Progress
+from ps.timing import StepTime
 
 
 def test_nothing_is_known_before_the_first_step() -> None:
@@ -20,6 +21,13 @@ def test_speed_is_that_of_training_without_evaluations() -> None:
     assert (progress.train_s, progress.samples, progress.images_per_s()) == (2.0, 200, 100.0)
     assert progress.eta_s(500) == 3.0
     assert progress.elapsed(60.0) == 50.0
+
+
+def test_the_times_of_the_last_step_are_kept() -> None:
+    progress = Progress()
+    progress.begin_round(10.0)
+    progress.end_step(Tally(), 13.0, (1.0, 2.0))
+    assert progress.last_step == StepTime(round_s=3.0, mean_s=1.0, slowest_s=2.0)
 
 
 def test_speed_is_that_of_the_last_seconds_and_the_memory_of_it_is_short() -> None:

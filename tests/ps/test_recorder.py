@@ -18,6 +18,7 @@ from common.tally import Tally
 from ps.progress import Progress
 from ps.recorder import Recorder, Setting
 from ps.run_folder import METRICS, RESULT, WEIGHTS, RunFolder, read_result
+from ps.timing import Split
 from tests.ps.runs import facts_of
 
 #: The issue's names, on which others rely.
@@ -67,8 +68,8 @@ def record(folder: Path | None) -> Recorder:
     recorder, progress = recorder_in(folder), Progress()
     progress.begin_round(10.0)
     for step in range(6):
-        progress.end_step(Tally(16.0, 8, 16), 12.0)
-        recorder.step(step, Tally(16.0, 8, 16), 0.1, update_s=0.25)
+        progress.end_step(Tally(16.0, 8, 16), 12.0, (1.0, 1.5))
+        recorder.step(step, Tally(16.0, 8, 16), 0.1, 0.25, progress.last_step)
         if step % 3 == 2:
             recorder.epoch(EPOCHS[step // 3], weights_digest(weights()))
     recorder.finish(progress, workers=3, compute_s=4.0, weights=weights(), now=20.0)
@@ -93,6 +94,8 @@ def test_the_result_says_what_happened(tmp_path: Path) -> None:
     assert (result.epochs, result.steps, result.global_batch, result.micro_batches) == (2, 6, 16, 4)
     assert (result.wall_s, result.train_s, result.images_per_s) == (15.0, 12.0, 8.0)
     assert (result.compute_s, result.update_s) == (4.0, 1.5)
+    assert result.parameters == 2 * 3 + 3 + 2 * 3
+    assert result.split == Split(steps=4, compute_s=1.0, exchange_s=0.25, update_s=0.25, waiting_s=0.5)
     assert (result.train_loss, result.test_loss, result.test_accuracy) == (0.5, 0.5, 0.75)
     assert result.weights_sha256 == weights_digest(weights())
     assert result.job_sha256 == facts_of().job.digest()
@@ -110,13 +113,17 @@ def test_every_line_of_the_metrics_is_json(tmp_path: Path) -> None:
         "accuracy": 0.5,
         "lr": 0.1,
         "samples": 16,
+        "round_s": 2.0,
+        "mean_s": 1.0,
+        "slowest_s": 1.5,
+        "update_s": 0.25,
     }
     assert lines[3] == {"kind": "epoch", **msgspec.to_builtins(EPOCHS[0]), "weights_sha256": weights_digest(weights())}
 
 
 def test_finished_epochs_are_on_disk_while_the_run_goes_on(tmp_path: Path) -> None:
     recorder = recorder_in(tmp_path)
-    recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0)
+    recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0, Progress().last_step)
     recorder.epoch(EPOCHS[0], "0" * 64)
     assert len((tmp_path / METRICS).read_text().splitlines()) == 2
     recorder.close()
@@ -151,7 +158,7 @@ def test_nothing_half_written_is_left_beside_the_files(tmp_path: Path) -> None:
 
 def test_a_failed_run_keeps_its_weights_and_the_reason_but_no_result(tmp_path: Path) -> None:
     recorder = recorder_in(tmp_path)
-    recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0)
+    recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0, Progress().last_step)
     recorder.fail("the loss is not finite", weights(), 1)
     recorder.close()
     assert {path.name for path in tmp_path.iterdir()} == {METRICS, WEIGHTS}

@@ -38,6 +38,17 @@ def test_two_places_seat_two_and_the_third_stands_by() -> None:
     assert made.most_prepared == 3
 
 
+def test_the_seconds_of_a_step_are_booked_by_worker_and_begin_anew() -> None:
+    made = roster()
+    for worker, seconds in ((0, 1.0), (1, 2.0), (0, 5.0)):
+        made.credit(made.members[peer_of(worker)], 1, seconds)
+    assert made.end_step() == (4.0, 6.0)
+    made.credit(made.members[peer_of(1)], 1, 3.0)
+    assert made.end_step() == (1.5, 3.0)  # one of two that were ready got nothing
+    assert made.end_step() == (0.0, 0.0)
+    assert made.compute_s == 11.0
+
+
 def test_a_free_place_is_filled_in_the_order_of_joining() -> None:
     made = roster()
     make_first_silent(made)
