@@ -6,6 +6,7 @@ node. Whatever whole nodes the pieces arrive in, in whatever order and however o
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -137,6 +138,15 @@ class VectorPool:
     def give(self, vector: Vector) -> None:
         """Take back a vector that nobody uses any more."""
         self.free.append(vector)
+
+    @contextmanager
+    def lent(self) -> Iterator[Vector]:
+        """Lend a vector with unspecified contents, for as long as the context lasts."""
+        vector = self.take()
+        try:
+            yield vector
+        finally:
+            self.give(vector)
 
 
 @dataclass(frozen=True, slots=True)

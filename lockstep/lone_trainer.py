@@ -1,4 +1,4 @@
-"""Makes a run's steps in one process: computes on the very vector that the shard updates, so that nothing is sent."""
+"""Makes a run's steps in one process: computes on the very vectors that the shard updates, so that nothing is sent."""
 
 from dataclasses import dataclass, field
 
@@ -30,12 +30,13 @@ class LoneTrainer:
 
     def __post_init__(self) -> None:
         opening = self.opening
-        self.compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.weights)
+        self.compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.slots)
 
     def step(self, step: int) -> LoneStep:
         """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""
         whole, shard = Node(0, self.opening.facts.job.micro_batches), self.opening.shard
         began = self.clock.now()
+        self.compute.turn(step)
         sums, tally = self.compute.train(step, whole)
         computed = self.clock.now()
         shard.add(whole, sums)

@@ -70,7 +70,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
         allows_mixed_numerics=admission.allows_mixed_numerics,
     )
     weights = first_weights(job, model, layout)
-    shard = Shard(weights, policy_of(job, plan, model, layout), job.micro_batches)
+    shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model, layout), job.micro_batches)
     return Opening(facts=facts, model=model, data=data, layout=layout, shard=shard)
 
 

@@ -6,10 +6,11 @@ Knows nothing of workers, leases or messages. For now one shard holds the whole 
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.layout import weights_digest
-from common.optim.clipping import scale_for, squared_norm
-from common.optim.rules import Rule
+from common.optim.clipping import add_blocks, block_squares, scale_for
+from common.optim.rules import CHUNK, Rule
 from common.optim.schedules import Schedule
 from common.reduction import Node, Vector, VectorPool, VectorTree
 
@@ -30,72 +31,110 @@ class UpdatePolicy:
     momenta: Vector
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What goes through an update together, to stay in cache: views that are made once."""
+
+    part: slice
+    #: Room for the mean gradient.
+    mean: Vector
+    state: dict[str, Vector]
+    #: This part of both slots of weights.
+    slots: tuple[Vector, Vector]
+
+
 @dataclass
 class Shard:
-    """The weights, the optimizer's state, and the tree of the step at hand."""
+    """The weights, the optimizer's state, and the tree of the step at hand.
 
-    #: The flat vector in use; changed by `update` only.
-    weights: Vector
+    The weights after step t are in slot t % 2: an update reads the one slot and writes the other, so that the weights
+    that it began with stay whole, whatever interrupts it and whoever still reads them.
+    """
+
+    slots: tuple[Vector, Vector]
     policy: UpdatePolicy
     micro_batches: int
-    #: The weights one update ago: what is kept when those in use turn out not to give a finite loss.
-    previous: Vector = field(init=False)
-    #: Whether `weights` are half old and half new, as after an interrupt in the middle of an update.
-    is_torn: bool = False
     state: dict[str, Vector] = field(init=False)
     sums: VectorTree = field(init=False)
     #: Number of updates made so far.
     updates: int = 0
-    #: Room for the mean gradient.
-    _mean: Vector = field(init=False)
+    _chunks: list[Chunk] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.previous = self.weights.copy()
-        self.state = self.policy.rule.init(self.policy.parameter_size)
-        self.sums = VectorTree(self.micro_batches, VectorPool(self.weights.size))
-        self._mean = np.empty_like(self.weights)
+        size, trained = self.weights.size, self.policy.parameter_size
+        self.state = self.policy.rule.init(trained)
+        self.sums = VectorTree(self.micro_batches, VectorPool(size))
+        room = np.empty(min(CHUNK, trained), np.float32)
+        parts = (slice(start, min(start + CHUNK, trained)) for start in range(0, trained, CHUNK))
+        self._chunks = [self._chunk(part, room) for part in parts]
+
+    def _chunk(self, part: slice, room: Vector) -> Chunk:
+        first, second = self.slots
+        state = {name: slot[part] for name, slot in self.state.items()}
+        return Chunk(part, room[: part.stop - part.start], state, (first[part], second[part]))
+
+    @property
+    def weights(self) -> Vector:
+        """The vector in use."""
+        return self.slots[self.updates % 2]
 
     def add(self, node: Node, sums: Vector) -> None:
         """Take the sums of a node, which must stay unchanged until the update."""
         with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is told with its place
             self.sums.add(node, sums)
 
-    def update(self, step: int, count: int) -> float:
+    def squares(self, count: int) -> NDArray[np.float64]:
+        """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
+        total = self.sums.total()
+        with np.errstate(all="ignore"):  # as in `add`
+            return np.concatenate([block_squares(_mean(total, chunk, count)) for chunk in self._chunks])
+
+    def update(self, step: int, count: int, scale: float | None = None) -> float:
         """Step the optimizer with the whole sum over `count` samples; return the learning rate used.
 
-        The sum is divided once, here (rule R1). Updates of a slice are element by element, so that any slice of the
-        result is the result of that slice.
+        `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself. The sum is
+        divided once, here (rule R1). Updates of a slice are element by element, so that any slice of the result is the
+        result of that slice.
         """
-        np.copyto(self.previous, self.weights)
-        self.is_torn = True
+        if scale is None and self.policy.clip_norm is not None:
+            scale = scale_for(add_blocks(self.squares(count)), self.policy.clip_norm)
+        rate, total = self.policy.schedule.rate(step), self.sums.total()
         with np.errstate(all="ignore"):  # as in `add`
-            rate = self._follow(np.divide(self.sums.total(), np.float32(count), out=self._mean), step)
-        self.is_torn = False
-        self.updates += 1
+            for chunk in self._chunks:
+                gradient = _mean(total, chunk, count)
+                if scale is not None:
+                    gradient *= np.float32(scale)
+                self._follow(chunk, gradient, step, rate)
+            if self.policy.momenta.size:
+                self._follow_statistics(total, step, count)
+        self.updates = step + 1
         self.sums.reset()
         return rate
 
-    def _follow(self, mean: Vector, step: int) -> float:
-        policy, size = self.policy, self.policy.parameter_size
-        gradient = mean[:size]
-        if policy.clip_norm is not None:
-            gradient *= np.float32(scale_for(squared_norm(gradient), policy.clip_norm))
-        rate = policy.schedule.rate(step)
-        policy.rule.update(self.weights[:size], gradient, self.state, step, rate)
-        if policy.momenta.size:
-            # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
-            statistics = self.weights[size:]
-            statistics += policy.momenta * (mean[size:] - statistics)
-        return rate
+    def _follow(self, chunk: Chunk, gradient: Vector, step: int, rate: float) -> None:
+        old, new = chunk.slots[step % 2], chunk.slots[(step + 1) % 2]
+        self.policy.rule.update(old, gradient, chunk.state, step, rate, new)
+
+    def _follow_statistics(self, total: Vector, step: int, count: int) -> None:
+        # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
+        old, new = (self.slots[at % 2][self.policy.parameter_size :] for at in (step, step + 1))
+        mean = total[self.policy.parameter_size :] / np.float32(count)
+        np.add(old, self.policy.momenta * (mean - old), out=new)
 
     def whole(self) -> Kept:
         """Return the weights after the last update that was made to its end."""
-        return (self.previous if self.is_torn else self.weights), self.updates
+        return self.weights, self.updates
 
     def before_last(self) -> Kept:
         """Return the weights that the last update began with: those now in use give a loss that is not finite."""
-        return self.previous, max(0, self.updates - 1)
+        updates = max(0, self.updates - 1)
+        return self.slots[updates % 2], updates
 
     def digest(self) -> str:
         """Return the SHA-256 of the weights in use, in hex."""
         return weights_digest(self.weights)
+
+
+def _mean(total: Vector, chunk: Chunk, count: int) -> Vector:
+    """Return a chunk's part of the mean gradient, in the chunk's room for it."""
+    return np.divide(total[chunk.part], np.float32(count), out=chunk.mean)

@@ -4,7 +4,7 @@ Array shapes, and so the bits of every matrix product, depend on the job alone (
 """
 
 import math
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,15 @@ from common.data.evaluation import evaluation_rows
 from common.data.preparation import Preparation
 from common.data.sampler import Sampler
 from common.job import Job
-from common.layout import ParameterLayout, bind, layout_of
+from common.layout import Binding, ParameterLayout, layout_of
 from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module, Stochastic
-from common.nn.parameter import Parameter
 from common.randomness import Purpose, generator
-from common.reduction import Node, Vector, VectorPool, VectorTree
+from common.reduction import Node, Vector, VectorPool
 from common.tally import Tally
+
+#: Two vectors of weights, or none.
+Slots = tuple[Vector, Vector] | tuple[()]
 
 #: Classes, or the places of samples in the data.
 Integers = NDArray[np.int64]
@@ -40,75 +42,89 @@ class NotFiniteError(ArithmeticError):
 
 @dataclass
 class Compute:
-    """A model bound to two flat vectors, with the data it learns from."""
+    """A model bound to flat vectors, with the data it learns from."""
 
     job: Job
     model: Module
     data: TrainTest
-    #: A vector of the layout's size to compute with, whose owner changes it between pieces; by default a new one.
-    shared: InitVar[Vector | None] = None
-    #: What the model computes with.
+    #: Two vectors of the layout's size: the weights after step t are in slot t % 2. By default new ones.
+    slots: Slots = ()
+    #: Where sums may be written, each of the layout's size: by default one new vector.
+    sums: tuple[Vector, ...] = ()
+    #: The slot that the model computes with, and the vector of sums that it writes into.
     weights: Vector = field(init=False)
+    into: Vector = field(init=False)
     layout: ParameterLayout = field(init=False)
     sampler: Sampler = field(init=False)
     preparation: Preparation = field(init=False)
-    #: What the last backward wrote: gradients, then observed statistics, both as sums over the piece's samples.
-    _sums: Vector = field(init=False)
-    _tree: VectorTree = field(init=False)
-    #: The model's parameters beside their places in the vector of sums: a list, since walking the model takes a while.
-    _places: list[tuple[Parameter, Vector]] = field(init=False)
+    _binding: Binding = field(init=False)
+    _pool: VectorPool = field(init=False)
     #: Whether any module draws random numbers in its forward.
     _draws: bool = field(init=False)
 
-    def __post_init__(self, shared: Vector | None) -> None:
+    def __post_init__(self) -> None:
         job = self.job
         self.layout = layout_of(self.model)
-        self.weights = np.zeros(self.layout.size, dtype=np.float32) if shared is None else shared
-        self._sums = np.zeros(self.layout.size, dtype=np.float32)
-        bind(self.model, self.layout, self.weights, self._sums)
-        self.model.train()  # every part of it, whatever the model's builder left behind: `_turn` looks at the root only
+        self.slots = self.slots or (self._new_vector(), self._new_vector())
+        self.sums = self.sums or (self._new_vector(),)
+        self.weights, self.into = self.slots[0], self.sums[0]
+        self._binding = Binding(self.model, self.layout, self.slots, self.sums)
+        self.model.train()  # every part of it, whatever the model's builder left behind: `_put` looks at the root only
         self._draws = any(isinstance(module, Stochastic) for module in self.model.modules())
-        views = (entry.view(self._sums) for entry in self.layout.parameters)
-        self._places = list(zip(self.model.parameters(), views, strict=True))
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
         preparation = Preparation.of(self.data.train, job.max_shift)
         self.preparation = preparation if job.normalize else replace(preparation, mean=0.0, std=1.0)
-        self._tree = VectorTree(job.micro_batches, VectorPool(self.layout.size))
+        self._pool = VectorPool(self.layout.size)
+
+    def _new_vector(self) -> Vector:
+        return np.zeros(self.layout.size, dtype=np.float32)
+
+    def turn(self, step: int, *, into: int = 0) -> None:
+        """Compute with the weights after `step` steps from now on, and write sums into `sums[into]`."""
+        slot, sums = self.slots[step % 2], self.sums[into]
+        if slot is not self.weights:
+            self._binding.read_from(step % 2)
+            self.weights = slot
+        if sums is not self.into:
+            self._binding.write_to(into)
+            self.into = sums
 
     def train(self, step: int, node: Node) -> tuple[Vector, Tally]:
         """Return the sums over the pieces of a node, added over the tree, and their tally.
 
-        The vector has the layout's size and is valid until the next call. Raises `NotFiniteError`.
+        The vector is `into`, overwritten by the next call. Raises `NotFiniteError`.
         """
         with np.errstate(all="ignore"):  # what is not finite is found in the loss, and told with its place
-            if len(node) == 1:
-                return self._sums, self._piece(step, node.lo)
-            self._tree.reset()
-            tally = self._fill_tree(step, node)
-            return self._tree.sum_of(node), tally
+            return self.into, self._sum(step, node, self.into)
 
-    def _fill_tree(self, step: int, node: Node) -> Tally:
+    def _sum(self, step: int, node: Node, out: Vector) -> Tally:
+        """Write the sums over a node into `out`; whatever that is, backward writes into the vector `into`."""
         if len(node) == 1:
             tally = self._piece(step, node.lo)
-            self._tree.add_copy(node, self._sums)
+            if out is not self.into:
+                np.copyto(out, self.into)
             return tally
         first, second = node.halves()
-        # The tally is a floating-point sum too, so it is added over the same tree.
-        return self._fill_tree(step, first) + self._fill_tree(step, second)
+        with self._pool.lent() as left:
+            tally = self._sum(step, first, left)
+            # The tally is a floating-point sum too, so it is added over the same tree.
+            tally = tally + self._sum(step, second, self.into)
+            np.add(left, self.into, out=out)
+        return tally
 
     def _piece(self, step: int, micro_batch: int) -> Tally:
         """Compute one micro-batch into the vector of sums."""
         indices = self.sampler.indices(step, micro_batch)
         count = len(indices)
         if count == 0:
-            self._sums.fill(0.0)
+            self.into.fill(0.0)
             return Tally()
         if self.layout.statistics:
             # A statistic that this forward does not observe stays what it is: its sum is count times its value.
             size = self.layout.parameter_size
-            np.multiply(self.weights[size:], np.float32(count), out=self._sums[size:])
+            np.multiply(self.weights[size:], np.float32(count), out=self.into[size:])
         images, labels = self._batch(indices, step, micro_batch)
-        self._turn(is_training=True)
+        self._put(is_training=True)
         if self._draws:
             self.model.reseed(self.job.seed, step, micro_batch)
         logits = self.model(Tensor(images))
@@ -132,7 +148,7 @@ class Compute:
         rows = evaluation_rows(piece, len(self.data.test))
         labels = self.data.test.labels[rows]
         images = self.preparation.images(self.data.test.images[rows])
-        self._turn(is_training=False)
+        self._put(is_training=False)
         logits = self.model(Tensor(images))
         loss = F.cross_entropy(logits, labels, reduction="sum")
         if not math.isfinite(loss.data):
@@ -144,22 +160,22 @@ class Compute:
         if self.job.max_shift:
             rng = generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)
         train = self.data.train
-        return self.preparation.images(train.images[indices], rng), train.labels[indices]
+        return self.preparation.images(train.images.take(indices, axis=0), rng), train.labels.take(indices)
 
     def _not_finite(self, piece: int, images: Vector) -> NotFiniteError:
         return NotFiniteError(piece, first_nonfinite_layer(self.model, Tensor(images)) or "the loss itself")
 
-    def _turn(self, *, is_training: bool) -> None:
+    def _put(self, *, is_training: bool) -> None:
         """Put the whole model into one mode."""
         if self.model.training != is_training:
             self.model.train(is_training)
 
     def _walk_back(self, loss: Tensor) -> None:
         """Write all gradients into the vector of sums: zeros where a parameter took no part in the forward."""
-        for parameter, _ in self._places:
+        for parameter in self._binding.parameters:
             parameter.grad = None
         loss.backward(retain_graph=False)
-        for parameter, sums in self._places:
+        for parameter, sums in zip(self._binding.parameters, self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)
 

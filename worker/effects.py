@@ -27,11 +27,6 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InstallWeights:
-    """Copy the vector that came with the event just handled into the model."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ComputePiece:
     """Compute a lease; answered by `PieceComputed`, `PieceDiverged` or `PieceRaised`."""
 
@@ -53,4 +48,4 @@ class Exit:
     reason: str
 
 
-Effect = Send | SendResult | Prepare | InstallWeights | ComputePiece | Say | Exit
+Effect = Send | SendResult | Prepare | ComputePiece | Say | Exit

@@ -39,6 +39,8 @@ class ToldToStandBy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsReceived:
+    """They are in their slot."""
+
     weights: Weights
 
 

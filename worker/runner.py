@@ -101,7 +101,7 @@ class Runner:
             case Standby():
                 return events.ToldToStandBy(standby=message)
             case Weights():
-                self._check_weights()
+                self._install(message.step)
                 return events.WeightsReceived(weights=message)
             case Lease():
                 return events.LeaseReceived(lease=message)
@@ -114,10 +114,12 @@ class Runner:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a worker")
 
-    def _check_weights(self) -> None:
-        size = self._compute.layout.size if self._compute else 0
-        if len(self._arrays[0]) != size:
-            raise RemoteProtocolError(f"weights of {len(self._arrays[0])} values: expected {size}")
+    def _install(self, step: int) -> None:
+        """Copy the weights that came into their slot: the model goes on computing with those of the other."""
+        weights, size = self._arrays[0], self._compute.layout.size if self._compute else 0
+        if self._compute is None or len(weights) != size:
+            raise RemoteProtocolError(f"weights of {len(weights)} values: expected {size}")
+        self._compute.slots[step % 2][:] = weights
 
     def _happen(self, event: events.Event) -> None:
         """Let the state handle an event, and whatever its effects lead to."""
@@ -138,9 +140,6 @@ class Runner:
                 self.say(effect.text)
             case effects.Exit():
                 self.ended = effect
-            case effects.InstallWeights():
-                assert self._compute is not None  # leases and weights come after the welcome
-                self._compute.weights[:] = self._arrays[0]
             case effects.Prepare():
                 return self._prepare(effect.welcome)
             case effects.ComputePiece():
@@ -167,6 +166,7 @@ class Runner:
         assert self._compute is not None
         began = self.clock.now()
         node = Node(lease.lo, lease.hi)
+        self._compute.turn(lease.step)
         try:
             self._sums = []
             if lease.work == "train":

@@ -10,7 +10,7 @@ from typing import assert_never
 
 from common.errors import ProtocolError
 from common.messages import NAME_LIMIT, Alive, Diverged, Failed, Join, Lease, Leave, Ready, shortened
-from worker.effects import ComputePiece, Effect, Exit, InstallWeights, Prepare, Say, Send, SendResult
+from worker.effects import ComputePiece, Effect, Exit, Prepare, Say, Send, SendResult
 from worker.events import (
     Event,
     Interrupted,
@@ -186,7 +186,7 @@ class WorkerState:
             # The round of the old weights is over: others have computed what is left of it here.
             self.leases.clear()
             self.weights_step = event.weights.step
-            return [InstallWeights()]
+            return []
         lease = event.lease
         if self.leases and self.leases[0].work != lease.work:
             # An evaluation is over as well when the next step begins, on the same weights.

@@ -3,10 +3,13 @@
 Every rule is element-wise, and each of its operations is rounded as IEEE 754 demands: so a slice of the result is the
 result of the slice, bit for bit, however the vector is cut. The formulas are PyTorch's (torch/optim), its option
 `dampening` excepted, which is 0. A rule keeps no state: what it carries from step to step is in slots named as there.
+
+Updates are out of place, so that the weights of the step before stay whole for whoever still reads them; and `out`, of
+no use until the last operation, is the memory that the others compute in.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +21,7 @@ Vector = NDArray[Any]
 #: Slots by name, each as long as the weights.
 State = Mapping[str, Vector]
 
-#: Elements that go through all operations of a rule together: four such arrays stay in the second-level cache.
+#: Elements to be updated in one call: five such arrays stay in the second-level cache. A multiple of clipping's BLOCK.
 CHUNK = 32_768
 
 
@@ -29,8 +32,11 @@ class Rule(Protocol):
         """Return the slots, float32 and zero, for a vector of `size` elements."""
         ...
 
-    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
-        """Change `weights` and `state` in place; `step` counts from 0, `gradient` may be overwritten."""
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
+        """Write the weights after a step into `out`, which must share no memory with any other argument.
+
+        `step` counts from 0; `state` is changed in place, `gradient` may be overwritten.
+        """
         ...
 
 
@@ -54,16 +60,15 @@ class SGDRule:
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["momentum_buffer"] if self.momentum else [])
 
-    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
-        for w, g, spare, slots in _chunks(weights, gradient, state):
-            _add_decay(w, g, spare, self.weight_decay)
-            direction = _add_momentum(g, spare, slots, self.momentum)
-            if self.nesterov:
-                np.multiply(direction, self.momentum, out=spare)
-                g += spare
-                direction = g
-            np.multiply(direction, float(lr), out=spare)
-            w -= spare
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
+        _add_decay(weights, gradient, out, self.weight_decay)
+        direction = _add_momentum(gradient, state, self.momentum)
+        if self.nesterov:
+            np.multiply(direction, self.momentum, out=out)
+            gradient += out
+            direction = gradient
+        np.multiply(direction, float(lr), out=out)
+        np.subtract(weights, out, out=out)
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,11 @@ class AdamRule:
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["exp_avg", "exp_avg_sq"])
 
-    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
         at = _AdamStep(*self.betas, self.eps, step, float(lr))
-        for w, g, spare, slots in _chunks(weights, gradient, state):
-            _add_decay(w, g, spare, self.weight_decay)
-            _follow_moments(w, g, spare, slots, at)
+        _add_decay(weights, gradient, out, self.weight_decay)
+        _follow_moments(gradient, state, at, out)
+        np.subtract(weights, out, out=out)
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,11 @@ class AdamWRule:
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["exp_avg", "exp_avg_sq"])
 
-    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
         at = _AdamStep(*self.betas, self.eps, step, float(lr))
-        kept = 1.0 - at.lr * self.weight_decay
-        for w, g, spare, slots in _chunks(weights, gradient, state):
-            w *= kept
-            _follow_moments(w, g, spare, slots, at)
+        _follow_moments(gradient, state, at, out)
+        decayed = np.multiply(weights, 1.0 - at.lr * self.weight_decay, out=gradient)
+        np.subtract(decayed, out, out=out)
 
 
 @dataclass(frozen=True)
@@ -127,16 +131,15 @@ class RMSPropRule:
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["square_avg", "momentum_buffer"] if self.momentum else ["square_avg"])
 
-    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
-        for w, g, spare, slots in _chunks(weights, gradient, state):
-            _add_decay(w, g, spare, self.weight_decay)
-            square = slots["square_avg"]
-            _follow_square(square, g, spare, self.alpha)
-            np.sqrt(square, out=spare)
-            spare += self.eps
-            g /= spare
-            np.multiply(_add_momentum(g, spare, slots, self.momentum), float(lr), out=spare)
-            w -= spare
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
+        _add_decay(weights, gradient, out, self.weight_decay)
+        square = state["square_avg"]
+        _follow_square(square, gradient, self.alpha, out)
+        np.sqrt(square, out=out)
+        out += self.eps
+        gradient /= out
+        np.multiply(_add_momentum(gradient, state, self.momentum), float(lr), out=out)
+        np.subtract(weights, out, out=out)
 
 
 @dataclass(frozen=True)
@@ -158,51 +161,42 @@ class _AdamStep:
         return math.sqrt(1.0 - self.beta2 ** (self.step + 1))
 
 
-def _follow_moments(w: Vector, g: Vector, spare: Vector, slots: State, at: _AdamStep) -> None:
-    mean, square = slots["exp_avg"], slots["exp_avg_sq"]
-    np.subtract(g, mean, out=spare)
-    spare *= 1.0 - at.beta1
-    mean += spare
-    _follow_square(square, g, spare, at.beta2)
-    np.sqrt(square, out=spare)
-    spare /= at.root
-    spare += at.eps
-    np.divide(mean, spare, out=spare)
-    spare *= at.size
-    w -= spare
+def _follow_moments(gradient: Vector, state: State, at: _AdamStep, out: Vector) -> None:
+    """Follow the gradient with both moments, and write what is to be subtracted from the weights into `out`."""
+    mean, square = state["exp_avg"], state["exp_avg_sq"]
+    np.subtract(gradient, mean, out=out)
+    out *= 1.0 - at.beta1
+    mean += out
+    _follow_square(square, gradient, at.beta2, out)
+    np.sqrt(square, out=out)
+    out /= at.root
+    out += at.eps
+    np.divide(mean, out, out=out)
+    out *= at.size
 
 
-def _follow_square(square: Vector, g: Vector, spare: Vector, kept: float) -> None:
-    """square = kept·square + (1 - kept)·g²"""
+def _follow_square(square: Vector, gradient: Vector, kept: float, spare: Vector) -> None:
+    """square = kept·square + (1 - kept)·gradient²"""
     square *= kept
-    np.multiply(g, g, out=spare)
+    np.multiply(gradient, gradient, out=spare)
     spare *= 1.0 - kept
     square += spare
 
 
-def _add_decay(w: Vector, g: Vector, spare: Vector, weight_decay: float) -> None:
+def _add_decay(weights: Vector, gradient: Vector, spare: Vector, weight_decay: float) -> None:
     if weight_decay:
-        np.multiply(w, weight_decay, out=spare)
-        g += spare
+        np.multiply(weights, weight_decay, out=spare)
+        gradient += spare
 
 
-def _add_momentum(g: Vector, spare: Vector, slots: State, momentum: float) -> Vector:
-    """Return the direction: `g` itself, or the momentum buffer after `g` was added to it."""
+def _add_momentum(gradient: Vector, state: State, momentum: float) -> Vector:
+    """Return the direction: `gradient` itself, or the momentum buffer after it was added to that."""
     if not momentum:
-        return g
-    velocity = slots["momentum_buffer"]
+        return gradient
+    velocity = state["momentum_buffer"]
     velocity *= momentum
-    velocity += g
+    velocity += gradient
     return velocity
-
-
-def _chunks(weights: Vector, gradient: Vector, state: State) -> Iterator[tuple[Vector, Vector, Vector, State]]:
-    """Cut all vectors alike into pieces that stay in cache, with a spare piece to compute in."""
-    spare = np.empty(min(CHUNK, weights.size), dtype=weights.dtype)
-    for start in range(0, weights.size, CHUNK):
-        part = slice(start, start + CHUNK)
-        w = weights[part]
-        yield w, gradient[part], spare[: w.size], {name: slot[part] for name, slot in state.items()}
 
 
 def _zeros(size: int, names: list[str]) -> dict[str, Vector]:

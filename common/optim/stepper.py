@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.optim.rules import AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, Vector
+from common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, Vector
 
 
 class Variable(Protocol):
@@ -57,11 +57,21 @@ class Optimizer:
                 continue
             np.copyto(slots.gradient, parameter.grad.reshape(-1))
             weights = parameter.data.reshape(-1)
-            self.rule.update(weights, slots.gradient, slots.state, slots.step, self.lr)
+            self._update(weights, slots)
             # A view where the array is contiguous, else a copy that has to go back.
             if not np.may_share_memory(weights, parameter.data):
                 parameter.data[...] = weights.reshape(parameter.data.shape)
             slots.step += 1
+
+    def _update(self, weights: Vector, slots: _Slots) -> None:
+        """Update a flat vector in place, in pieces that stay in cache."""
+        spare = np.empty(min(CHUNK, weights.size), weights.dtype)
+        for start in range(0, weights.size, CHUNK):
+            part = slice(start, start + CHUNK)
+            old = weights[part]
+            new, state = spare[: old.size], {name: slot[part] for name, slot in slots.state.items()}
+            self.rule.update(old, slots.gradient[part], state, slots.step, self.lr, new)
+            old[...] = new
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -9,7 +9,7 @@ from common import nn
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.errors import ModelError
-from common.layout import bind, gather, layout_of, statistic_momenta, weights_digest
+from common.layout import Binding, gather, layout_of, statistic_momenta, weights_digest
 from common.nn.module import Module
 
 
@@ -102,7 +102,7 @@ def test_a_bound_model_computes_with_one_vector_and_writes_into_the_other() -> N
     model = net()
     layout = layout_of(model)
     weights, sums = gather(model, layout), np.full(layout.size, np.nan, np.float32)
-    bind(model, layout, weights, sums)
+    Binding(model, layout, [weights], [sums])
     x = Tensor(np.eye(4, dtype=np.float32))
     F.cross_entropy(model(x), np.array([0, 1, 0, 1]), reduction="sum").backward()
     assert np.isfinite(sums).all()
@@ -118,6 +118,34 @@ def test_a_bound_model_computes_with_one_vector_and_writes_into_the_other() -> N
     np.testing.assert_allclose(sums[29:32], 4 * hidden, rtol=1e-5)
     weights[:] = 0.0
     assert not model(x).detach().numpy().any()
+
+
+def test_a_bound_model_turns_from_one_vector_to_another() -> None:
+    model = net()
+    layout = layout_of(model)
+    weights, sums = [gather(model, layout), np.zeros(layout.size, np.float32)], list(np.zeros((2, layout.size), "f4"))
+    binding = Binding(model, layout, weights, sums)
+    x = Tensor(np.eye(4, dtype=np.float32))
+
+    def backward_at(slot: int, place: int) -> tuple[bool, bool]:
+        """Return whether there was anything in the outputs, and whether they told the vectors of sums apart."""
+        binding.read_from(slot)
+        binding.write_to(place)
+        for vector in sums:
+            vector.fill(np.nan)
+        outputs = model(x)
+        F.cross_entropy(outputs, np.array([0, 1, 0, 1]), reduction="sum").backward()
+        return bool(outputs.detach().numpy().any()), bool(
+            np.isfinite(sums[place]).all() and np.isnan(sums[1 - place]).all()
+        )
+
+    assert [backward_at(*at) for at in ((0, 0), (1, 1), (1, 0), (0, 1))] == [
+        (True, True),
+        (False, True),
+        (False, True),
+        (True, True),
+    ]
+    assert weights[1][:29].tolist() == [0.0] * 29
 
 
 def test_momenta_stand_where_their_statistics_do() -> None:

@@ -14,7 +14,7 @@ from common.layout import ParameterLayout, weights_digest
 from common.reduction import Vector
 from ps.effects import Finish
 from ps.run_folder import METRICS, RESULT, WEIGHTS, RunFolder
-from ps.shard import Shard
+from ps.shard import Chunk, Shard
 from tests.simulation.network import Simulation
 from tests.simulation.small import job_of
 
@@ -47,8 +47,8 @@ def digest_in(folder: Path, layout: ParameterLayout) -> str:
 class ExplodingShard(Shard):
     """From the third update on, weights whose loss is not finite."""
 
-    def update(self, step: int, count: int) -> float:
-        rate = super().update(step, count)
+    def update(self, step: int, count: int, scale: float | None = None) -> float:
+        rate = super().update(step, count, scale)
         if step == 2:
             self.weights[:] = np.inf
         return rate
@@ -58,15 +58,14 @@ class ExplodingShard(Shard):
 class InterruptedShard(Shard):
     """Ctrl-C in the middle of the third update."""
 
-    def _follow(self, mean: Vector, step: int) -> float:
+    def _follow(self, chunk: Chunk, gradient: Vector, step: int, rate: float) -> None:
+        super()._follow(chunk, gradient, step, rate)
         if step == 2:
-            self.weights[:5] = 99.0
             raise KeyboardInterrupt
-        return super()._follow(mean, step)
 
 
 def like(kind: type[Shard]) -> Callable[[Shard], Shard]:
-    return lambda shard: kind(weights=shard.weights, policy=shard.policy, micro_batches=shard.micro_batches)
+    return lambda shard: kind(slots=shard.slots, policy=shard.policy, micro_batches=shard.micro_batches)
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_weights(tmp_path: Path) -> None:

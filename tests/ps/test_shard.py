@@ -31,7 +31,7 @@ def vectors(count: int, seed: int = 1) -> list[Vector]:
 
 def shard_of(rule: Rule, clip_norm: float | None = None, micro_batches: int = 4) -> Shard:
     (weights,) = vectors(1, seed=2)
-    return Shard(weights, policy_of(rule, clip_norm), micro_batches=micro_batches)
+    return Shard((weights, np.full_like(weights, np.nan)), policy_of(rule, clip_norm), micro_batches=micro_batches)
 
 
 def add(shard: Shard, sums: list[Vector], order: tuple[int, ...] = (0, 1, 2, 3)) -> None:
@@ -52,7 +52,9 @@ def test_an_update_is_the_optimizers_on_the_mean(rule: Rule, clip_norm: float | 
         gradient: Vector = mean[:TRAINED].astype(np.float32)
         if clip_norm is not None:
             gradient *= np.float32(scale_for(squared_norm(gradient), clip_norm))
-        rule.update(weights[:TRAINED], gradient, state, step, Cosine(0.5, steps=10).rate(step))
+        new = np.empty_like(weights[:TRAINED])
+        rule.update(weights[:TRAINED], gradient, state, step, Cosine(0.5, steps=10).rate(step), new)
+        weights[:TRAINED] = new
         weights[TRAINED:] += np.float32(0.1) * (mean[TRAINED:] - weights[TRAINED:])
         assert rate == Cosine(0.5, steps=10).rate(step)
         assert shard.weights.tobytes() == weights.tobytes()
@@ -147,8 +149,8 @@ def test_the_weights_before_the_last_update_are_kept() -> None:
 class InterruptedRule(SGDRule):
     """Ctrl-C in the middle of an update."""
 
-    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float) -> None:
-        weights[:3] = 99.0
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
+        out[:3] = 99.0
         raise KeyboardInterrupt
 
 

@@ -69,11 +69,11 @@ class SumInArrivalOrder(Shard):
     def add(self, node: Node, sums: Vector) -> None:
         self.running = sums.copy() if self.running is None else self.running + sums
 
-    def update(self, step: int, count: int) -> float:
+    def update(self, step: int, count: int, scale: float | None = None) -> float:
         assert self.running is not None
         super().add(Node(0, self.micro_batches), self.running)
         self.running = None
-        return super().update(step, count)
+        return super().update(step, count, scale)
 
 
 @dataclass
@@ -95,9 +95,9 @@ class HalvesInTheMiddle(Shard):
         assert len(node) == 1
         self.leaves[node.lo] = sums.copy()
 
-    def update(self, step: int, count: int) -> float:
+    def update(self, step: int, count: int, scale: float | None = None) -> float:
         super().add(Node(0, self.micro_batches), self._sum(0, self.micro_batches))
-        return super().update(step, count)
+        return super().update(step, count, scale)
 
     def _sum(self, lo: int, hi: int) -> Vector:
         middle = (lo + hi) // 2
@@ -110,7 +110,7 @@ def digest_of(kind: type[Shard], seed: int, workers: int = 5) -> str:
         JOB,
         seed,
         Admission(min_workers=workers),
-        shard_of=lambda shard: kind(weights=shard.weights, policy=shard.policy, micro_batches=shard.micro_batches),
+        shard_of=lambda shard: kind(slots=shard.slots, policy=shard.policy, micro_batches=shard.micro_batches),
     )
     for _ in range(workers):
         simulation.add_worker()

@@ -176,7 +176,7 @@ def build():
 
 def test_what_takes_no_part_gets_no_gradient_and_keeps_its_statistics(tmp_path: Any) -> None:
     compute = compute_of(job_of(model=write_file(tmp_path / "net.py", UNUSED)))
-    compute._sums.fill(np.nan)
+    compute.into.fill(np.nan)
     sums, tally = compute.train(0, Node(0, 1))
     views = compute.layout.read(sums)
     assert views["used.weight"].any()
@@ -241,4 +241,4 @@ def test_sums_are_valid_until_the_next_call_and_memory_does_not_grow() -> None:
     compute = compute_of(job_of(micro_batches=16))
     for step in range(3):
         compute.train(step % 2, Node(0, 16))
-    assert len(compute._tree.pool.free) <= 5
+    assert len(compute._pool.free) == 4

@@ -21,7 +21,7 @@ from common.messages import (
 )
 from tests.worker.states import JOIN, WELCOME, Drive, exits, lease_of, result_of, said, sent
 from worker import events
-from worker.effects import ComputePiece, Exit, InstallWeights, Prepare, Send, SendResult
+from worker.effects import ComputePiece, Exit, Prepare, Send, SendResult
 from worker.state import ILLEGAL, JOINS_EVERY, RETRY_S, TRANSITIONS, Phase
 
 LEASE = lease_of(3)
@@ -156,7 +156,7 @@ def test_a_server_that_breaks_the_protocol_is_left_with_a_word() -> None:
 def test_leases_are_computed_in_their_order_each_answered() -> None:
     drive = Drive()
     drive.enter()
-    assert drive.weights(3) == [InstallWeights()]
+    assert drive.weights(3) == []
     assert drive.lease(lease_of(3, 0, 2)) == drive.lease(lease_of(3, 4, 5)) == []
     for lease in (lease_of(3, 0, 2), lease_of(3, 4, 5)):
         assert drive.state.deadline() == drive.now

@@ -44,11 +44,12 @@ RULES = [rule for rule, _ in REFERENCE]
 
 
 def run(rule: Rule, weights: NDArray[Any], gradients: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return the weights and slots after a step for each gradient, from copies."""
-    weights = weights.copy()
+    """Return the weights and slots after a step for each gradient."""
     state = rule.init(weights.size)
     for step, gradient in enumerate(gradients):
-        rule.update(weights, gradient.copy(), state, step, lr=0.1)
+        new = np.full_like(weights, np.nan)
+        rule.update(weights, gradient.copy(), state, step, 0.1, new)
+        weights = new
     return {"weights": weights, **state}
 
 
@@ -80,10 +81,17 @@ def test_an_empty_slice_stays_empty(rule: Rule) -> None:
 @pytest.mark.parametrize("lr", [0.1, np.float64(0.1)])
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_everything_stays_float32(rule: Rule, lr: float) -> None:
-    weights = np.ones(5, np.float32)
+    weights, out = np.ones(5, np.float32), np.empty(5, np.float32)
     state = rule.init(5)
-    rule.update(weights, np.ones(5, np.float32), state, 0, lr)
-    assert {array.dtype for array in (weights, *state.values())} == {np.dtype(np.float32)}
+    rule.update(weights, np.ones(5, np.float32), state, 0, lr, out)
+    assert {array.dtype for array in (out, *state.values())} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_weights_before_stay_as_they_were(rule: Rule) -> None:
+    weights = np.array(WEIGHTS, np.float32)
+    rule.update(weights, np.ones(3, np.float32), rule.init(3), 0, 0.1, np.empty(3, np.float32))
+    assert weights.tolist() == WEIGHTS
 
 
 @pytest.mark.parametrize(

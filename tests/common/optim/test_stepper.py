@@ -45,7 +45,9 @@ def test_parameters_get_the_bits_of_one_flat_vector(
             part.grad = np.cos(part.data) + np.float32(step)
         gradient = np.concatenate([np.asarray(part.grad).reshape(-1) for part in leaves])
         optimizer.step()
-        rule.update(flat, gradient, state, step, 0.1)
+        new = np.empty_like(flat)
+        rule.update(flat, gradient, state, step, 0.1, new)
+        flat = new
     assert np.concatenate([part.data.reshape(-1) for part in leaves]).tobytes() == flat.tobytes()
 
 
