@@ -6,7 +6,8 @@
     │   ├── ModelError            a model cannot be imported, described or built
     │   ├── DataError             a dataset is missing, damaged or not what the job says
     │   ├── FileFormatError       a file of weights is not what its format demands
-    │   └── AddressError          an address is malformed, in use, or not allowed
+    │   ├── AddressError          an address is malformed, in use, or not allowed
+    │   └── SharingError          memory cannot be shared between processes: no room, or not the same machine
     ├── RunError                  the run itself failed; exit code 1
     │   ├── DivergedError         a loss or gradient is not finite
     │   ├── PieceError            a piece of work raised, with the worker's traceback
@@ -45,6 +46,10 @@ class FileFormatError(UsageError):
 
 class AddressError(UsageError):
     """An address is malformed, in use, or not allowed without keys."""
+
+
+class SharingError(UsageError):
+    """Memory cannot be shared between processes: there is no room for it, or not both see the same."""
 
 
 class RunError(LockstepError):
