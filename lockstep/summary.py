@@ -5,19 +5,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lockstep.cost_model import Measured, fitted
 from lockstep.display import print_plainly
 from ps.run_folder import EpochRecord, RunResult
+from ps.timing import Split
 
 #: Seconds of training below which times say nothing.
 NOTED_S = 0.5
 
 
-def show_summary(console: Console, result: RunResult, folder: Path | None) -> None:
-    """Print the end of a run."""
+def show_summary(console: Console, result: RunResult, folder: Path | None, cores: int | None = None) -> None:
+    """Print the end of a run, all of whose workers shared so many cores; None where they were on several machines."""
     console.print(epochs_table(result.history))
     for line in summary_lines(result, folder):
         print_plainly(console, line)
-    for note in advice(result):
+    for note in advice(result, cores):
         # Words are kept whole in a terminal; elsewhere a line stays a line.
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
@@ -56,8 +58,8 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     return lines
 
 
-def advice(result: RunResult) -> list[str]:
-    """Return what the measured times say about the number of workers."""
+def advice(result: RunResult, cores: int | None = None) -> list[str]:
+    """Return what the measured times say about the number of workers; `cores` as of `show_summary`."""
     if result.workers == 0:
         return []
     notes = []
@@ -73,4 +75,23 @@ def advice(result: RunResult) -> list[str]:
             f"training took {result.train_s:.1f} s; one process alone needs about {alone_s:.1f} s for the same bits: "
             "this model is too small for workers to pay (--workers 0)"
         )
+    if result.split is not None and result.train_s > NOTED_S:
+        notes.append(one_more(result, result.split, cores))
     return notes
+
+
+def one_more(result: RunResult, split: Split, cores: int | None) -> str:
+    """Return what one more worker would bring: worth it is at least half of what it would bring at best."""
+    measured = Measured(
+        workers=result.workers,
+        servers=result.servers,
+        micro_batches=result.micro_batches,
+        global_batch=result.global_batch,
+        parameters=result.parameters,
+        split=split,
+    )
+    model, more = fitted([measured], cores=cores), result.workers + 1
+    gain = model.step_s(result.workers) / model.step_s(more)
+    where = f" on {cores} cores" if cores is not None and cores < more else ""
+    is_worth_it = gain - 1 >= 0.5 / result.workers
+    return f"{more} workers{where} would give {gain:.2f}x: {'worth it' if is_worth_it else 'not worth it'}"

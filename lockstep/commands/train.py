@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from common.clock import SystemClock
+from common.environment import cores
 from lockstep.commands.job_options import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
 from lockstep.commands.run_options import JOB_OPTION, RUN_DIR_OPTION
 from lockstep.display import display_for
@@ -41,4 +42,4 @@ def train(job: Path | None, run_dir: Path | None, **flags: Any) -> None:
     with claimed_run_dir(run_dir, resolved.model_name()) as folder:
         with kept_on_failure(console, folder), display_for(console, SystemClock()) as display:
             result = train_here(resolved, launch, folder, display)
-        show_summary(console, result, folder)
+        show_summary(console, result, folder, cores())

@@ -3,11 +3,13 @@
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from lockstep.summary import advice, show_summary
 from ps.run_folder import RunResult
+from ps.timing import Split
 from tests.lockstep.statuses import result
 
 TOO_SMALL = (
@@ -31,6 +33,34 @@ ADVICE = {
 @pytest.mark.parametrize(("of", "notes"), ADVICE.values(), ids=ADVICE)
 def test_advice(of: RunResult, notes: list[str]) -> None:
     assert advice(of) == notes
+
+
+def part_of(workers: int, exchange_s: float) -> RunResult:
+    """Return a run whose worker computes 80 ms a step, divided by the workers."""
+    split = Split(steps=9, compute_s=0.08 / workers, exchange_s=exchange_s, update_s=0.0, waiting_s=0.0)
+    return result(workers=workers, split=split)
+
+
+ONE_MORE = {
+    # 80 ms and no exchange to speak of: half of it.
+    "pays": (part_of(1, 0.0), None, "2 workers would give 2.00x: worth it"),
+    # 40 ms and 20 ms: 3 of 8 pieces and 30 ms.
+    "exchange eats it": (part_of(2, 0.020), None, "3 workers would give 1.00x: not worth it"),
+    "no core is left": (part_of(2, 0.0), 2, "3 workers on 2 cores would give 1.00x: not worth it"),
+    "cores are left": (part_of(2, 0.0), 3, "3 workers would give 1.33x: worth it"),
+    # 4 pieces of 10 ms and 12 ms: 3 pieces and 18 ms.
+    "too little": (part_of(2, 0.012), None, "3 workers would give 1.08x: not worth it"),
+    "no piece is left": (part_of(8, 0.0), None, "9 workers would give 1.00x: not worth it"),
+}
+
+
+@pytest.mark.parametrize(("of", "cores", "note"), ONE_MORE.values(), ids=ONE_MORE)
+def test_what_one_more_worker_would_bring(of: RunResult, cores: int | None, note: str) -> None:
+    assert advice(of, cores)[-1] == note
+
+
+def test_nothing_is_predicted_of_a_run_that_was_too_short() -> None:
+    assert advice(msgspec.structs.replace(part_of(1, 0.0), train_s=0.4)) == []
 
 
 @pytest.mark.parametrize(
