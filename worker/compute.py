@@ -23,6 +23,7 @@ from common.nn.module import Module, Stochastic
 from common.randomness import Purpose, generator
 from common.reduction import Node, Vector, VectorPool
 from common.tally import Tally
+from worker.training_pass import TrainingPass
 
 #: Two vectors of weights, or none.
 Slots = tuple[Vector, Vector] | tuple[()]
@@ -59,6 +60,7 @@ class Compute:
     preparation: Preparation = field(init=False)
     _binding: Binding = field(init=False)
     _pool: VectorPool = field(init=False)
+    _pass: TrainingPass = field(init=False)
     #: Whether any module draws random numbers in its forward.
     _draws: bool = field(init=False)
 
@@ -75,6 +77,7 @@ class Compute:
         preparation = Preparation.of(self.data.train, job.max_shift)
         self.preparation = preparation if job.normalize else replace(preparation, mean=0.0, std=1.0)
         self._pool = VectorPool(self.layout.size)
+        self._pass = TrainingPass(self.model, self._binding.parameters, job.label_smoothing)
 
     def _new_vector(self) -> Vector:
         return np.zeros(self.layout.size, dtype=np.float32)
@@ -127,13 +130,12 @@ class Compute:
         self._put(is_training=True)
         if self._draws:
             self.model.reseed(self.job.seed, step, micro_batch)
-        logits = self.model(Tensor(images))
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.job.label_smoothing, reduction="sum")
-        if not math.isfinite(loss.data):
+        loss, logits = self._pass.forward(images, labels)
+        if not math.isfinite(loss):
             # The forward that looks for the layer is to draw the very numbers of this one.
             self.model.reseed(self.job.seed, step, micro_batch)
             raise self._not_finite(micro_batch, images)
-        self._walk_back(loss)
+        self._walk_back()
         return tally_of(loss, logits, labels)
 
     def evaluate(self, node: Node) -> Tally:
@@ -153,7 +155,7 @@ class Compute:
         loss = F.cross_entropy(logits, labels, reduction="sum")
         if not math.isfinite(loss.data):
             raise self._not_finite(piece, images)
-        return tally_of(loss, logits, labels)
+        return tally_of(loss.data, logits.data, labels)
 
     def _batch(self, indices: Integers, step: int, micro_batch: int) -> tuple[Vector, Integers]:
         rng = None
@@ -170,17 +172,17 @@ class Compute:
         if self.model.training != is_training:
             self.model.train(is_training)
 
-    def _walk_back(self, loss: Tensor) -> None:
+    def _walk_back(self) -> None:
         """Write all gradients into the vector of sums: zeros where a parameter took no part in the forward."""
         for parameter in self._binding.parameters:
             parameter.grad = None
-        loss.backward(retain_graph=False)
+        self._pass.backward()
         for parameter, sums in zip(self._binding.parameters, self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)
 
 
-def tally_of(loss: Tensor, logits: Tensor, labels: Integers) -> Tally:
+def tally_of(loss: Vector, logits: Vector, labels: Integers) -> Tally:
     """Return the tally of samples with that sum of losses; `logits` is (n, classes)."""
-    correct = int(np.count_nonzero(logits.data.argmax(axis=1) == labels))
-    return Tally(float(loss.data), correct, len(labels))
+    correct = int(np.count_nonzero(logits.argmax(axis=1) == labels))
+    return Tally(float(loss), correct, len(labels))

@@ -18,7 +18,7 @@ from common.autograd.version import Version
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 _watching: ContextVar[bool] = ContextVar("watching", default=False)
 
-#: `(primitive's name, "forward" or "backward", function, *arguments, **options) -> the function's result`.
+#: `(primitive, "forward" or "backward", function, *arguments, **options) -> the function's result`.
 Observer = Callable[..., Any]
 observing: ContextVar[Observer | None] = ContextVar("observing", default=None)
 
@@ -80,7 +80,7 @@ class Node:
         held: list[Any] = [None] * len(arrays)
         if primitive.keeps:
             self.saved = saved
-        for index in _needed(primitive, self.parents):
+        for index in needed(primitive, self.parents):
             if index != RESULT:
                 held[index] = arrays[index]
                 version = versions[index]
@@ -129,7 +129,7 @@ class Node:
 Parent = Node | Leaf | None
 
 
-def _needed(primitive: Primitive, parents: Sequence[Parent]) -> Iterable[int]:
+def needed(primitive: Primitive, parents: Sequence[Parent]) -> Iterable[int]:
     """Return the indices, perhaps more than once, of what the derivatives that are wanted read."""
     if primitive.reads is None:
         return (*range(len(parents)), RESULT)
@@ -200,16 +200,21 @@ def backward(root: Node | Leaf, gradient: Array, retain_graph: bool = True) -> N
     if isinstance(root, Leaf):
         root.accumulate(gradient)
         return
-    pending: dict[Node, Array] = {root: gradient}
+    backward_over(latest_first(root), gradient, retain_graph)
+
+
+def backward_over(nodes: list[Node], gradient: Array, retain_graph: bool) -> None:
+    """Walk nodes, consumers before what they consumed, given the gradient of the first; as `backward`."""
+    pending: dict[Node, Array] = {nodes[0]: gradient}
     owned: set[Node] = set()
-    for node in _latest_first(root):
+    for node in nodes:
         _propagate(node, pending.pop(node), pending, owned)
         owned.discard(node)
         if not retain_graph:
             node.release()
 
 
-def _latest_first(root: Node) -> list[Node]:
+def latest_first(root: Node) -> list[Node]:
     """Return all nodes under `root`, consumers before what they consumed."""
     found = {root}
     unvisited = [root]
@@ -250,10 +255,10 @@ def _propagate(node: Node, upstream: Array, pending: dict[Node, Array], owned: s
 
 def _observed(primitive: Primitive, observer: Observer) -> Any:
     """Return the primitive's derivatives, each called by the observer."""
-    derivatives, name = primitive.derivatives, primitive.name
+    derivatives = primitive.derivatives
     if isinstance(derivatives, tuple):
-        return tuple(derivative and partial(observer, name, "backward", derivative) for derivative in derivatives)
-    return partial(observer, name, "backward", derivatives)
+        return tuple(derivative and partial(observer, primitive, "backward", derivative) for derivative in derivatives)
+    return partial(observer, primitive, "backward", derivatives)
 
 
 def _add(gradient: Array, node: Node, pending: dict[Node, Array], owned: set[Node]) -> None:

@@ -63,7 +63,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
         if observer is None:
             result = primitive.forward(*arrays, **options)
         else:
-            result = observer(primitive.name, "forward", primitive.forward, *arrays, **options)
+            result = observer(primitive, "forward", primitive.forward, *arrays, **options)
         saved = result
         if primitive.keeps:
             result, saved = result
@@ -88,14 +88,16 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
 
     @data.setter
     def data(self, array: Any) -> None:
-        array = as_array(array)
-        if array is self._data:  # what `tensor.data += ...` does after it has changed the array
+        known = self._data
+        if array is known:  # what `tensor.data += ...` does after it has changed the array
             self._version.count += 1
             return
-        if isinstance(self._node, Leaf):
-            require_floating(array)
-            if array.shape != self._data.shape or array.dtype != self._data.dtype:
-                self._node = Leaf(array.shape, array.dtype)
+        if type(array) is not np.ndarray or array.dtype is not known.dtype or array.shape != known.shape:
+            array = as_array(array)
+            if isinstance(self._node, Leaf):
+                require_floating(array)
+                if array.shape != known.shape or array.dtype != known.dtype:
+                    self._node = Leaf(array.shape, array.dtype)
         self._data = array
         self._version = Version()
 
@@ -124,6 +126,11 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
     def grad_fn(self) -> Node | None:
         """The place in the graph of a computed tensor."""
         return self._node if type(self._node) is Node else None
+
+    @property
+    def leaf(self) -> Leaf | None:
+        """Where a tensor that was made, and requires a gradient, gets it."""
+        return self._node if type(self._node) is Leaf else None
 
     @property
     def requires_grad(self) -> bool:

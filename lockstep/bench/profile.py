@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from common.autograd.primitives.primitive import Primitive
 from common.clock import Clock
 
 
@@ -27,11 +28,13 @@ class Profile:
     clock: Clock
     shares: dict[tuple[str, str], Share] = field(default_factory=dict)
 
-    def __call__(self, name: str, direction: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def __call__(
+        self, primitive: Primitive, direction: str, function: Callable[..., Any], *args: Any, **options: Any
+    ) -> Any:
         """Call the function and book its time and its arrays."""
         began = self.clock.now()
         result = function(*args, **options)
-        share = self.shares.setdefault((name, direction), Share())
+        share = self.shares.setdefault((primitive.name, direction), Share())
         share.seconds += self.clock.now() - began
         share.calls += 1
         share.bytes += sum(each.nbytes for each in (*args, result) if isinstance(each, np.ndarray))

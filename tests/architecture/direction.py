@@ -55,6 +55,7 @@ AUTOGRAD_ORDER = Order(
     scope="common.autograd",
     groups=(
         ("common.autograd.gradient_check",),
+        ("common.autograd.replay",),
         ("common.autograd.functional",),
         ("common.autograd.tensor",),
         (

@@ -4,6 +4,8 @@ Class indices are integers of shape (batch,) beside logits (batch, classes), or 
 ...); a single sample is () beside (classes,), as in PyTorch.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from common.autograd.primitives.primitive import Array, Primitive
@@ -14,7 +16,7 @@ Shape = tuple[int, ...]
 
 def _cross_entropy(
     logits: Array, target: Array, *, label_smoothing: float = 0.0, reduction: str = "mean"
-) -> tuple[Array, tuple[Array, Shape]]:
+) -> tuple[Array, tuple[Array, Array, Shape]]:
     """Return the mean of -log softmax(logits)[target] over the samples; softmax and logarithm fused.
 
     With smoothing ε, the target's distribution is (1 - ε) at the class and ε / classes everywhere (Szegedy et al.
@@ -24,34 +26,36 @@ def _cross_entropy(
         raise ValueError(f"label_smoothing is {label_smoothing!r}, expected a number from 0 to 1")
     index = _classes(logits.shape, target)
     # Classes first: the reductions over a few classes then run along many samples, at a third of the time.
-    scores = shifted(np.ascontiguousarray(_rows(logits).T), axis=0)
-    at_target = scores[index, np.arange(index.size)]
+    scores = shifted(_rows(logits).T.copy(order="C"), axis=0)
+    places = index * index.size  # where in `scores` the target's is
+    places += _counting(index.size)
+    at_target = scores.take(places)
     if label_smoothing:
         everywhere = np.add.reduce(scores, axis=0) * (label_smoothing / scores.shape[0])
         at_target = (1.0 - label_smoothing) * at_target + everywhere
     probabilities = np.exp(scores, out=scores)
     total = np.add.reduce(probabilities, axis=0)
     probabilities /= total
-    return _reduced(np.log(total) - at_target, target.shape, reduction), (probabilities, logits.shape)
+    losses = np.log(total, out=total)
+    losses -= at_target
+    return _reduced(losses, target.shape, reduction), (probabilities, places, logits.shape)
 
 
 def _cross_entropy_logits(
     gradient: Array,
-    saved: tuple[Array, Shape],
-    _: None,
-    target: Array,
-    *,
+    saved: tuple[Array, Array, Shape],
+    *_: None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Array:
-    probabilities, shape = saved
+    probabilities, places, shape = saved
     result = probabilities - label_smoothing / probabilities.shape[0] if label_smoothing else probabilities.copy()
-    result[target.reshape(-1), np.arange(target.size)] -= 1.0 - label_smoothing
-    result *= _spread(gradient, target.size, reduction).reshape(-1)
+    result.reshape(-1)[places] -= 1.0 - label_smoothing
+    result *= _spread(gradient, places.size, reduction).reshape(-1)
     return _unrow(result.T, shape)
 
 
-cross_entropy = Primitive("cross_entropy", _cross_entropy, (_cross_entropy_logits, None), keeps=True, reads=((1,), ()))
+cross_entropy = Primitive("cross_entropy", _cross_entropy, (_cross_entropy_logits, None), keeps=True, reads=((), ()))
 
 
 def _nll(log_probabilities: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Shape]:
@@ -121,6 +125,14 @@ bce_with_logits = Primitive(
 )
 
 
+@lru_cache(maxsize=8)
+def _counting(count: int) -> Array:
+    """Return 0, 1, ..., count - 1, to be read only."""
+    numbers = np.arange(count)
+    numbers.flags.writeable = False
+    return numbers
+
+
 def _rows(x: Array) -> Array:
     """View or copy `x` (batch, classes, ...) as (samples, classes)."""
     return x if x.ndim == 2 else np.moveaxis(np.atleast_2d(x), 1, -1).reshape(-1, _class_count(x.shape))
@@ -142,14 +154,14 @@ def _classes(shape: Shape, target: Array) -> Array:
     if not shape:
         raise ValueError("a loss got a number, expected scores of shape (batch, classes)")
     expected = shape[: len(shape) > 1] + shape[2:]
-    if target.shape != expected or not np.issubdtype(target.dtype, np.integer):
+    if target.shape != expected or target.dtype.kind not in "iu":
         raise ValueError(
             f"a loss got targets of shape {target.shape!r} and type {target.dtype}, expected integers of shape "
             f"{expected!r} for scores of shape {shape!r}: pass class indices, not one-hot rows"
         )
-    flat, classes = target.reshape(-1), _class_count(shape)
+    flat, classes = target.reshape(-1).astype(np.int64, copy=False), _class_count(shape)
     # As an unsigned number a negative index is huge: one pass checks both ends.
-    if flat.size and np.maximum.reduce(flat.astype(np.uint64)) >= classes:
+    if flat.size and np.maximum.reduce(flat.view(np.uint64)) >= classes:
         wrong = int(flat[(flat < 0) | (flat >= classes)][0])
         raise ValueError(f"a loss got target {wrong!r}, expected a class from 0 to {classes - 1} ({classes} classes)")
     return flat

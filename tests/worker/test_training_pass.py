@@ -1,0 +1,71 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.autograd.graph import observe
+from common.autograd.primitives.primitive import Array, Primitive
+from common.nn.activations import ReLU
+from common.nn.containers import Sequential
+from common.nn.flatten import Flatten
+from common.nn.linear import Linear
+from common.nn.module import Module
+from worker.training_pass import TrainingPass
+
+RNG = np.random.default_rng(5)
+
+
+class Own(Linear):
+    """The library's layer under another name: nothing is known of it."""
+
+
+def model(kind: type[Linear]) -> Module:
+    return Sequential(Flatten(), kind(16, 8), ReLU(), Linear(8, 3)).initialize(1)
+
+
+def gradients(made: TrainingPass, images: Array, labels: Array) -> tuple[bytes, ...]:
+    for parameter in made.parameters:
+        parameter.zero_grad()
+    loss, logits = made.forward(images, labels)
+    made.backward()
+    grads = [parameter.grad for parameter in made.parameters]
+    return (loss.tobytes(), logits.tobytes(), *(each.tobytes() for each in grads if each is not None))
+
+
+def batch(size: int) -> tuple[Array, Array]:
+    return RNG.standard_normal((size, 1, 4, 4)).astype(np.float32), RNG.integers(0, 3, size)
+
+
+def passes(smoothing: float = 0.0) -> tuple[TrainingPass, TrainingPass]:
+    known, own = model(Linear), model(Own)
+    return (
+        TrainingPass(known, list(known.parameters()), smoothing),
+        TrainingPass(own, list(own.parameters()), smoothing),
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_replayed_or_not_the_bits_are_equal(smoothing: float) -> None:
+    replayed, plain = passes(smoothing)
+    for size in (6, 6, 5, 6, 5):
+        images, labels = batch(size)
+        assert gradients(replayed, images, labels) == gradients(plain, images, labels)
+
+
+def test_an_observer_sees_the_engine_at_work_and_changes_nothing() -> None:
+    replayed, plain = passes()
+    names: list[str] = []
+
+    def observer(
+        primitive: Primitive, _direction: str, function: Callable[..., Any], *arrays: Any, **options: Any
+    ) -> Any:
+        names.append(primitive.name)
+        return function(*arrays, **options)
+
+    images, labels = batch(4)
+    gradients(replayed, images, labels)
+    with observe(observer):
+        observed = gradients(replayed, images, labels)
+    assert observed == gradients(plain, images, labels)
+    assert names.count("linear") > 2
