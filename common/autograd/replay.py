@@ -46,7 +46,7 @@ class Replay:
         self._inputs = inputs
         self._tensors = tensors
         self._steps = steps
-        self._root: Node | None = None
+        self._seed = np.ones(())
         #: The nodes in the order of the walk back.
         self._nodes: list[Node] = []
         self._outputs: list[Slot] = []
@@ -71,9 +71,7 @@ class Replay:
 
     def backward(self) -> None:
         """Add to the gradient of each leaf that of the first output, which is one number."""
-        root = self._root
-        assert root is not None
-        backward_over(self._nodes, np.ones(root.shape, root.dtype), retain_graph=False)
+        backward_over(self._nodes, self._seed, retain_graph=False)
 
 
 class _Watcher:
@@ -143,7 +141,8 @@ def _rebuild_graph(replay: Replay, tensors: Sequence[Tensor]) -> None:
     root = parents.get(replay._outputs[0])
     if isinstance(root, Leaf) or root is None:
         return
-    replay._root, replay._nodes = root, latest_first(root)
+    replay._nodes, replay._seed = latest_first(root), np.ones(root.shape, root.dtype)
+    replay._seed.flags.writeable = False
     reached = set(replay._nodes)
     variable = {step.result for step in replay._steps} | set(range(start + len(tensors)))
     read_later = set(replay._outputs)
