@@ -12,9 +12,10 @@ from common.clock import Clock
 from common.data.dataset import TrainTest
 from common.job import Job
 from lockstep.bench.flops import gemm_peak, step_flops
-from lockstep.bench.peer import Peer, PeerAnswer, layouts_of
+from lockstep.bench.peer import Peer, layouts_of
 from lockstep.bench.profile import Profile
 from lockstep.bench.result import PeerFigures, StepFigures, median_ms
+from lockstep.bench.stepper import Answer
 from lockstep.lone_trainer import LoneTrainer
 from ps.opening import Admission, open_run
 
@@ -62,14 +63,14 @@ def measure(bench: StepBench, steps: int, peer_python: Path | None) -> StepFigur
     """Return the figures of at least `steps` steps, and of as many of the peer's, taken in turns with ours."""
     model, batch = bench.job.model_name(), bench.job.global_batch
     layouts = layouts_of(model) if peer_python else ()
-    peers = [Peer.start(peer_python, model, batch, layout) for layout in layouts if peer_python]
+    peers = [Peer.start(peer_python, ["step", model, str(batch)], layout) for layout in layouts if peer_python]
     a_turn = FIRST + -(-steps // ROUNDS)
     try:
         bench.times(WARM_UP)
         for peer in peers:
             peer.steps(WARM_UP)
         ours: list[float] = []
-        theirs: dict[str, list[PeerAnswer]] = {peer.layout: [] for peer in peers}
+        theirs: dict[str, list[Answer]] = {peer.layout: [] for peer in peers}
         for _ in range(ROUNDS):
             ours += bench.times(a_turn)[FIRST:]
             for peer in peers:
@@ -93,7 +94,7 @@ def measure(bench: StepBench, steps: int, peer_python: Path | None) -> StepFigur
     )
 
 
-def faster_layout(theirs: dict[str, list[PeerAnswer]], our_ms: float) -> PeerFigures:
+def faster_layout(theirs: dict[str, list[Answer]], our_ms: float) -> PeerFigures:
     """Return the peer's figures in the layout in which it is faster, so that nobody can say that it was held badly."""
     medians = {
         layout: median_ms([second for answer in answers for second in answer.seconds[FIRST:]])

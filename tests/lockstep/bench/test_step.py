@@ -13,9 +13,10 @@ from common.clock import ManualClock, SystemClock
 from common.data.source import load
 from common.errors import RunError, UsageError
 from common.job import Job
-from lockstep.bench.peer import Peer, PeerAnswer, layouts_of
+from lockstep.bench.peer import Peer, layouts_of
 from lockstep.bench.profile import Profile
 from lockstep.bench.step import FIRST, StepBench, faster_layout
+from lockstep.bench.stepper import Answer
 from lockstep.main import run
 from tests.lockstep.tiny_data import write_tiny
 
@@ -69,8 +70,8 @@ def test_the_profile_books_calls_and_bytes_and_changes_nothing() -> None:
 def test_the_faster_layout_counts() -> None:
     first = [9.0] * FIRST
     answers = {
-        "contiguous": [PeerAnswer("2", [*first, 0.004, 0.004], 10)],
-        "channels-last": [PeerAnswer("2", [*first, 0.003], 10), PeerAnswer("2", [*first, 0.001, 0.003], 20)],
+        "contiguous": [Answer("2", [*first, 0.004, 0.004], 10)],
+        "channels-last": [Answer("2", [*first, 0.003], 10), Answer("2", [*first, 0.001, 0.003], 20)],
     }
     figures = faster_layout(answers, our_ms=2.0)
     assert (figures.layout, figures.ms_per_step, figures.ratio) == ("channels-last", 3.0, 1.5)
@@ -83,11 +84,11 @@ def test_layouts() -> None:
 
 def test_a_peer_that_is_not_there_is_told() -> None:
     with pytest.raises(UsageError, match="cannot run --peer-python 'nowhere'"):
-        Peer.start(Path("nowhere"), "linear", 32, "contiguous")
+        Peer.start(Path("nowhere"), ["step", "linear", "32"])
 
 
 def test_a_peer_without_torch_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    peer = Peer.start(Path(sys.executable), "linear", 32, "contiguous")
+    peer = Peer.start(Path(sys.executable), ["step", "linear", "32"])
     with pytest.raises(RunError, match="has its environment torch"):
         peer.steps(1)
     peer.close()
