@@ -22,6 +22,10 @@ TEXT_LIMIT = 20_000
 #: Most epochs that a status tells of: with 4096 workers they stay below the limit of a header.
 HISTORY_LIMIT = 4000
 
+#: Vectors that a worker has for its sums in memory which it shares, of which a lease names one: as many as the leases
+#: that it may hold.
+SLOTS = 2
+
 #: Longest name that a peer may send.
 NAME_LIMIT = 255
 
@@ -62,6 +66,12 @@ class Join(Message, frozen=True, kw_only=True, tag="join"):
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     """The model is built and the data is loaded, both as the welcome demanded."""
 
+    #: What the worker has read in the memory that it was offered, in hex: it stands nowhere else. Empty where it shares
+    #: none.
+    nonce: Annotated[str, Meta(pattern="^([0-9a-f]{32})?$")] = ""
+    #: Why it does not share what it was offered.
+    obstacle: Text = ""
+
 
 class Result(Message, frozen=True, kw_only=True, tag="result"):
     """The sums over the pieces `[lo, hi)`. Training carries one array: the flat vector of sums, float32."""
@@ -74,6 +84,8 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
     correct: Count
     count: Count
     compute_s: Annotated[float, Meta(ge=0.0)]
+    #: The lease's.
+    number: Count = 0
 
     def node(self) -> Node:
         return Node(self.lo, self.hi)
@@ -124,6 +136,8 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     dataset: HexDigest
     #: Of the model's file, empty for a model of the library.
     source: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")]
+    #: The name of a folder of shared memory, empty where none is offered.
+    memory: ShortText = ""
 
 
 class Refused(Message, frozen=True, kw_only=True, tag="refused"):
@@ -144,6 +158,12 @@ class Weights(Message, frozen=True, kw_only=True, tag="weights"):
     step: Count
 
 
+class WeightsShared(Message, frozen=True, kw_only=True, tag="weights_shared"):
+    """The weights at a step are in their slot, for a worker that shares memory."""
+
+    step: Count
+
+
 class Lease(Message, frozen=True, kw_only=True, tag="lease"):
     """The pieces `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights."""
 
@@ -151,6 +171,9 @@ class Lease(Message, frozen=True, kw_only=True, tag="lease"):
     step: Count
     lo: Piece
     hi: Piece
+    #: Tells leases of the same pieces apart, and the vector of sums to write into where memory is shared.
+    number: Count = 0
+    slot: Annotated[int, Meta(ge=0, lt=SLOTS)] = 0
 
 
 class Finished(Message, frozen=True, kw_only=True, tag="finished"):
@@ -215,4 +238,4 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
 
 
 WorkerMessage = Join | Ready | Result | Failed | Diverged | Leave | Alive | StatusAsked
-ServerMessage = Welcome | Refused | Standby | Weights | Lease | Finished | Alive | Status
+ServerMessage = Welcome | Refused | Standby | Weights | WeightsShared | Lease | Finished | Alive | Status

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.errors import ProtocolError
-from common.messages import Alive, Finished, Refused, Standby, Status, shortened
+from common.messages import Alive, Finished, Refused, Result, Standby, Status, shortened
 from common.reduction import TreeSum
 from common.tally import Tally
 from ps import events
 from ps.admission import refusal
 from ps.divergence import diverged_text
-from ps.effects import AddSums, Effect, Finish, RecordEpoch, Say, Send, UpdateWeights
+from ps.effects import AddShared, AddSums, Effect, Finish, ForgetWorker, RecordEpoch, Say, Send, UpdateWeights
 from ps.facts import RunFacts
 from ps.leasing import WINDOW, Desk
 from ps.phases import TRANSITIONS, Phase
@@ -25,6 +25,7 @@ from ps.progress import Progress
 from ps.reminder import Reminder
 from ps.report import status_of
 from ps.roster import Member, Roster, Standing
+from ps.slots import SlotBook
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Coordinator:
     failure: str = ""
     round: Round = field(init=False)
     pieces: Pieces = field(init=False)
+    slots: SlotBook = field(init=False)
     #: The round's counts, over the same tree as its sums.
     tallies: TreeSum[Tally] = field(init=False)
 
@@ -77,7 +79,7 @@ class Coordinator:
             case events.WorkerJoined():
                 return self._join(event, now)
             case events.WorkerPrepared():
-                return self._prepared(event.peer, now)
+                return self._prepared(event, now)
             case events.ResultReceived():
                 return self._result(event, now)
             case events.PieceFailed():
@@ -118,15 +120,28 @@ class Coordinator:
         facts = self.facts
         return refusal(event.join, facts.fingerprint, allows_mixed_numerics=facts.allows_mixed_numerics)
 
-    def _prepared(self, peer: bytes, now: float) -> list[Effect]:
-        member = self.roster.members.get(peer)
+    def _prepared(self, event: events.WorkerPrepared, now: float) -> list[Effect]:
+        member = self.roster.members.get(event.peer)
         if member is None or member.standing is not Standing.PREPARING:
             return []
+        if self.facts.needs_memory and not event.shares:
+            return self._turn_away(member, f"it does not share the server's memory: {event.obstacle}")
+        member.shares = event.shares
+        self.roster.sharing.add(event.shares)
         effects = self._seat(member)
+        if event.obstacle:
+            effects.insert(0, Say(text=f"{member.named()} exchanges vectors over its socket: {event.obstacle}"))
         if self.phase is Phase.GATHERING and len(self.roster.prepared()) >= self.facts.min_workers:
             self.phase = Phase.TRAINING
             self.progress.begin_round(now)
         return effects + self._serve_all(now)
+
+    def _turn_away(self, member: Member, reason: str) -> list[Effect]:
+        """Send away a worker that has not yet been given any work."""
+        del self.roster.members[member.peer]
+        refused = Send(peer=member.peer, message=Refused(reason=shortened(reason)))
+        told = Say(text=f"refused {member.named()}: {reason}")
+        return [refused, told, ForgetWorker(peer=member.peer, rank=member.rank)]
 
     def _seat(self, member: Member) -> list[Effect]:
         """Give a member a place among those that compute, or tell it that there is none."""
@@ -148,7 +163,8 @@ class Coordinator:
         released = self.pieces.release(member.rank)
         pieces = f"; {self.round.named(released)} go to others" if released else ""
         told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
-        return [told, *self._fill_places(), *self._serve_all(now)]
+        gone = ForgetWorker(peer=member.peer, rank=member.rank)
+        return [told, gone, *self._fill_places(), *self._serve_all(now)]
 
     def _hear(self, event: events.Event, now: float) -> list[Effect]:
         """Book a sign of life; a worker that was silent gets work again."""
@@ -171,6 +187,7 @@ class Coordinator:
         desk = Desk(
             round=self.round,
             pieces=self.pieces,
+            slots=self.slots,
             ready=len(self.roster.ready()),
             deadline=now + self.facts.lease_timeout_s,
         )
@@ -182,18 +199,27 @@ class Coordinator:
             return []
         self.pieces.extend(member.rank, now + self.facts.lease_timeout_s)
         node, free = result.node(), self.pieces.free()
-        if (result.work, result.step) != (self.round.work, self.round.step) or not self.pieces.accept(node):
+        add = self._adding(member, result)
+        is_late = (result.work, result.step) != (self.round.work, self.round.step)
+        if is_late or add is None or not self.pieces.accept(node):
             return []
         self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
         effects: list[Effect] = []
         if result.work == "train":
             self.roster.credit(member, result.count, result.compute_s)
-            effects.append(AddSums(node=node))
+            effects.append(add)
         if self.pieces.are_done():
             return effects + self._close_round(now) + self._serve_all(now)
         # Nobody else waits for work, unless a lease ended that shares pieces with this result.
         is_alone_to_serve = self.pieces.free() <= free and member.standing is Standing.READY
         return effects + self._serve([member] if is_alone_to_serve else self.roster.ready(), now)
+
+    def _adding(self, member: Member, result: Result) -> AddSums | AddShared | None:
+        """Return how the sums of a result get into the tree, None where they are not to be had any more."""
+        if not member.shares or result.work == "evaluate":
+            return AddSums(node=result.node())
+        slot = self.slots.slot_of(member.rank, result.number)
+        return None if slot is None else AddShared(node=result.node(), rank=member.rank, slot=slot)
 
     def _close_round(self, now: float) -> list[Effect]:
         tally, effects = self.tallies.total(), list[Effect]()
@@ -214,7 +240,7 @@ class Coordinator:
 
     def _open(self, following: Round) -> None:
         self.round = following
-        self.pieces = Pieces(following.pieces)
+        self.pieces, self.slots = Pieces(following.pieces), SlotBook()
         self.tallies = TreeSum(following.pieces, lambda left, right: left + right)
 
     # What goes wrong

@@ -31,6 +31,23 @@ class AddSums:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AddShared:
+    """Add the vector that is in a worker's slot to the step's tree, at once: the worker may write there after this."""
+
+    node: Node
+    rank: int
+    slot: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForgetWorker:
+    """A worker is gone: give back what was kept for it."""
+
+    peer: bytes
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateWeights:
     """The tree is whole: make one step of the optimizer with the mean over `tally.count` samples."""
 
@@ -61,4 +78,4 @@ class Finish:
     is_diverged: bool = False
 
 
-Effect = Send | SendWeights | AddSums | UpdateWeights | RecordEpoch | Say | Finish
+Effect = Send | SendWeights | AddSums | AddShared | ForgetWorker | UpdateWeights | RecordEpoch | Say | Finish

@@ -13,7 +13,12 @@ class WorkerJoined:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerPrepared:
+    """It has the model and the data."""
+
     peer: bytes
+    #: Whether it sees the server's memory, and why not where that was expected.
+    shares: bool = False
+    obstacle: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,9 +26,19 @@ class RunFacts:
     lease_timeout_s: float = 60.0
     #: Admit workers whose numerics differ, and with them other bits.
     allows_mixed_numerics: bool = False
+    #: The folder of memory that workers on this machine may share, empty where there is none.
+    memory: str = ""
+    #: Turn away workers that do not share it.
+    needs_memory: bool = False
 
     def welcome(self, rank: int) -> Welcome:
         """Return what a worker is told when it gets its place."""
         return Welcome(
-            rank=rank, run=self.run, job=self.job, layout=self.layout, dataset=self.dataset, source=self.source
+            rank=rank,
+            run=self.run,
+            job=self.job,
+            layout=self.layout,
+            dataset=self.dataset,
+            source=self.source,
+            memory=self.memory,
         )

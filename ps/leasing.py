@@ -6,14 +6,15 @@ What is decided here never changes the result: the sums are added over one fixed
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.messages import Lease
+from common.messages import SLOTS, Lease, WeightsShared
 from ps.effects import Effect, Send, SendWeights
 from ps.pieces import Pieces
 from ps.plan import Round
 from ps.roster import Member
+from ps.slots import SlotBook
 
-#: Leases that a worker may hold: the next one is there when it finishes one.
-WINDOW = 2
+#: Leases that a worker may hold: the next one is there when it finishes one. Each needs a slot for its sums.
+WINDOW = SLOTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Desk:
 
     round: Round
     pieces: Pieces
+    slots: SlotBook
     #: Number of workers that share the work.
     ready: int
     #: When what is leased now runs out, in seconds of the coordinator's clock.
@@ -41,12 +43,20 @@ class Desk:
         # leases are large and the last ones small enough for all to finish together.
         is_alone = self.ready == 1
         most = self.round.pieces if is_alone else -(-self.pieces.free() // (WINDOW * self.ready))
+        held = [held.node for held in self.pieces.holding(member.rank)]
         node = self.pieces.take(member.rank, most, self.deadline, is_alone=is_alone)
         if node is None:
             return []
         step = self.round.step
-        lease = Send(peer=member.peer, message=Lease(work=self.round.work, step=step, lo=node.lo, hi=node.hi))
+        slot, number = self.slots.lend(member.rank, node, held)
+        lease = Lease(work=self.round.work, step=step, lo=node.lo, hi=node.hi, number=number, slot=slot)
         if member.weights_step == step:
-            return [lease]
+            return [Send(peer=member.peer, message=lease)]
         member.weights_step = step
-        return [SendWeights(peer=member.peer, step=step), lease]
+        return [self._weights(member), Send(peer=member.peer, message=lease)]
+
+    def _weights(self, member: Member) -> Effect:
+        """Return what lets a worker have the weights of the round."""
+        if member.shares:
+            return Send(peer=member.peer, message=WeightsShared(step=self.round.step))
+        return SendWeights(peer=member.peer, step=self.round.step)

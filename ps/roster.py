@@ -28,6 +28,8 @@ class Member:
     rank: int
     join: Join
     standing: Standing = Standing.PREPARING
+    #: Whether it computes in memory which the server sees: then no vector is sent either way.
+    shares: bool = False
     #: The step whose weights it was last sent, None before the first.
     weights_step: int | None = None
     #: Samples whose gradients were accepted from it, and the seconds that these took it.
@@ -62,6 +64,8 @@ class Roster:
     next_rank: int = 0
     #: Most members that were prepared at one time, those that stood by included.
     most_prepared: int = 0
+    #: Of all that were ever prepared, whether they shared memory.
+    sharing: set[bool] = field(default_factory=set)
     #: Seconds of computing whose gradients were accepted, of all members that ever were.
     compute_s: float = 0.0
     #: The same of the step at hand, by rank.

@@ -32,6 +32,7 @@ from ps import effects, events
 from ps.coordinator import Coordinator
 from ps.recorder import Recorder
 from ps.shard import Shard
+from ps.sharing import Sharing
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
@@ -50,6 +51,8 @@ class Server:
     port: ServerPort
     clock: Clock
     say: Callable[[str], None]
+    #: The memory that workers on this machine share, if there is any.
+    sharing: Sharing | None = None
     #: Set once the run has ended.
     ended: effects.Finish | None = None
     #: The arrays of the message at hand.
@@ -152,6 +155,12 @@ class Server:
                 return self._send(effect.peer, Weights(step=effect.step), self.shard.weights)
             case effects.AddSums():
                 self.shard.add(effect.node, self._arrays[0])
+            case effects.AddShared():
+                assert self.sharing is not None  # a worker shares only what was offered
+                self.shard.add_at_once(effect.node, self.sharing.sums[effect.rank][effect.slot])
+            case effects.ForgetWorker():
+                if self.sharing is not None:
+                    self.sharing.forget(effect.rank)
             case effects.UpdateWeights():
                 self._update(effect)
             case effects.RecordEpoch():

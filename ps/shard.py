@@ -83,6 +83,11 @@ class Shard:
         with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is told with its place
             self.sums.add(node, sums)
 
+    def add_at_once(self, node: Node, sums: Vector) -> None:
+        """Take the sums of a node out of memory that may change after this."""
+        with np.errstate(all="ignore"):  # as in `add`
+            self.sums.add_copy(node, sums)
+
     def squares(self, count: int) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
         total = self.sums.total()

@@ -57,6 +57,7 @@ PURE = (
     "ps.report",
     "ps.roster",
     "ps.shard",
+    "ps.slots",
     "ps.timing",
     "worker.effects",
     "worker.events",

@@ -31,6 +31,7 @@ PACKAGE_ORDER = Order(
     groups=(
         ("lockstep",),
         ("ps", "worker"),
+        ("common.sharing",),
         ("common.transport",),
         ("common.codec",),
         ("common.messages",),

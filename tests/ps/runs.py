@@ -70,6 +70,7 @@ def result_of(lease: Lease) -> Result:
         correct=0,
         count=count,
         compute_s=0.5,
+        number=lease.number,
     )
 
 
@@ -103,12 +104,12 @@ class Drive:
     def join(self, worker: int) -> list[Effect]:
         return self.happen(events.WorkerJoined(peer=peer_of(worker), join=join_of(worker)))
 
-    def prepare(self, worker: int) -> list[Effect]:
-        return self.happen(events.WorkerPrepared(peer=peer_of(worker)))
+    def prepare(self, worker: int, *, shares: bool = False, obstacle: str = "") -> list[Effect]:
+        return self.happen(events.WorkerPrepared(peer=peer_of(worker), shares=shares, obstacle=obstacle))
 
-    def enter(self, *workers: int) -> list[Effect]:
+    def enter(self, *workers: int, shares: bool = False) -> list[Effect]:
         """Let workers join and be ready."""
-        return [effect for worker in workers for effect in self.join(worker) + self.prepare(worker)]
+        return [effect for worker in workers for effect in self.join(worker) + self.prepare(worker, shares=shares)]
 
     def ask(self, worker: int) -> list[Effect]:
         return self.happen(events.WorkerAsked(peer=peer_of(worker)))

@@ -17,7 +17,7 @@ def test_one_worker_gets_the_whole_round() -> None:
     drive = Drive()
     effects = drive.enter(1)
     assert effects[-2] == SendWeights(peer=peer_of(1), step=0)
-    assert messages(effects, 1)[-1] == Lease(work="train", step=0, lo=0, hi=4)
+    assert messages(effects, 1)[-1] == Lease(work="train", step=0, lo=0, hi=4, number=1)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])

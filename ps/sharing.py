@@ -1,0 +1,54 @@
+"""The server's end of the memory that it shares with workers on its machine: a shell, which decides nothing."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from common.errors import RemoteProtocolError, SharingError
+from common.reduction import Vector
+from common.sharing import WEIGHTS, sums_file, sums_shape, weights_shape
+from common.transport.segment import Allocate, reserve
+from common.transport.shared_folder import SharedFolder
+from ps.opening import Opening
+
+
+@dataclass
+class Sharing:
+    """A run's folder of shared memory, and what workers have put there."""
+
+    folder: SharedFolder
+    #: Number of values of a vector.
+    size: int
+    #: By rank, the slots of sums of the workers that share.
+    sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
+
+    def admit(self, rank: int, nonce: str) -> None:
+        """Map the sums of a worker that says to have read the nonce; `RemoteProtocolError` where it has not."""
+        if nonce != self.folder.nonce.hex():
+            raise RemoteProtocolError(f"the nonce {nonce!r} is not that of the shared memory")
+        try:
+            segment = self.folder.attach(sums_file(rank), sums_shape(self.size))
+        except SharingError as error:
+            raise RemoteProtocolError(f"sums that are not there: {error}") from None
+        self.sums[rank] = segment.vectors
+
+    def forget(self, rank: int) -> None:
+        """Give back the memory of a worker that is gone."""
+        self.sums.pop(rank, None)
+        self.folder.drop(sums_file(rank))
+
+    def close(self) -> None:
+        """Remove the folder; vectors that are in use stay mapped."""
+        self.folder.remove()
+
+
+def share(opening: Opening, root: Path, allocate: Allocate = reserve) -> tuple[Opening, Sharing]:
+    """Move a run's weights into memory that workers on this machine may share; `SharingError` where there is none."""
+    folder, size = SharedFolder.create(root), opening.layout.size
+    try:
+        first, second = folder.make(WEIGHTS, weights_shape(size), allocate).vectors
+    except SharingError:
+        folder.remove()
+        raise
+    first[:], second[:] = opening.shard.slots
+    shard, facts = replace(opening.shard, slots=(first, second)), replace(opening.facts, memory=folder.name)
+    return replace(opening, shard=shard, facts=facts), Sharing(folder, size)

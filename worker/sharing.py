@@ -1,0 +1,35 @@
+"""The worker's end of memory that it shares with its server: a shell, which decides nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.messages import Welcome
+from common.reduction import Vector
+from common.sharing import WEIGHTS, sums_file, sums_shape, weights_shape
+from common.transport.segment import Allocate, reserve
+from common.transport.shared_folder import SharedFolder
+
+
+@dataclass(frozen=True)
+class SharedVectors:
+    """What a worker computes with where it shares memory."""
+
+    #: What was read there, by which the server knows that we see its memory.
+    nonce: str
+    #: The weights, read only.
+    slots: tuple[Vector, Vector]
+    #: Where sums are written.
+    sums: tuple[Vector, ...]
+
+
+def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve) -> SharedVectors:
+    """Map the weights that the server offers, and make room for our sums; `SharingError` where that cannot be."""
+    folder = SharedFolder.join(root, welcome.memory)
+    try:
+        weights = folder.attach(WEIGHTS, weights_shape(size))
+        folder.nonce = weights.nonce
+        sums = folder.make(sums_file(welcome.rank), sums_shape(size), allocate)
+    finally:
+        folder.close()
+    first, second = weights.vectors
+    return SharedVectors(weights.nonce.hex(), (first, second), sums.vectors)
