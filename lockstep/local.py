@@ -51,4 +51,5 @@ def train_alone(job: Job, launch: Launch, folder: Path, display: Display) -> Run
     opening = open_run(folder.name, job, load(job.data), Admission())
     setting = Setting(servers=0, transport="none", started=started)
     recorder = Recorder(opening.facts, setting, opening.layout, make_run_dir(folder, job, launch))
+    recorder.begin(opening.shard.digest())
     return SerialRun(opening, recorder, clock, display.show).train()

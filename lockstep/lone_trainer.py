@@ -27,6 +27,8 @@ class LoneTrainer:
     opening: Opening
     clock: Clock
     compute: Compute = field(init=False)
+    #: Whether the optimizer's state may be half old and half new, as after an interrupt in the middle of an update.
+    is_updating: bool = False
 
     def __post_init__(self) -> None:
         opening = self.opening
@@ -39,6 +41,8 @@ class LoneTrainer:
         self.compute.turn(step)
         sums, tally = self.compute.train(step, whole)
         computed = self.clock.now()
+        self.is_updating = True
         shard.add(whole, sums)
         rate = shard.update(step, tally.count)
+        self.is_updating = False
         return LoneStep(tally=tally, rate=rate, compute_s=computed - began, update_s=self.clock.now() - computed)

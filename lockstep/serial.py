@@ -10,6 +10,8 @@ from common.messages import Status
 from common.reduction import Node
 from lockstep.lone_trainer import LoneTrainer
 from ps.divergence import diverged_text
+from ps.ledger import Account, pack_losses
+from ps.mark import mark_after
 from ps.opening import Opening
 from ps.phases import Phase
 from ps.plan import Round
@@ -68,8 +70,11 @@ class SerialRun:
             self.recorder.epoch(epoch, self.opening.shard.digest())
             return 0.0
         step = trainer.step(at.step)
+        account = Account(at.pieces)
+        account.share(Node(0, at.pieces), 0, pack_losses(trainer.compute.losses))
         progress.end_step(step.tally, self.clock.now(), (step.compute_s, step.compute_s))
         self.recorder.step(at.step, step.tally, step.rate, step.update_s, progress.last_step)
+        self.recorder.account(at.step, account, mark_after(at.step, self.opening.shard.weights))
         return step.compute_s
 
     def _failure(self, at: Round, error: Exception) -> RunError:

@@ -17,6 +17,10 @@ class Progress:
 
     #: When the first step was begun, in seconds of the coordinator's clock; None before.
     started: float | None = None
+    #: Seconds before that which count as well: of a run that goes on from a checkpoint.
+    before_s: float = 0.0
+    #: Training steps in all.
+    steps: int = 0
     #: Over the training samples of the epoch so far.
     epoch: Tally = field(default_factory=Tally)
     history: list[EpochStatus] = field(default_factory=list)
@@ -38,6 +42,8 @@ class Progress:
 
     def end_step(self, tally: Tally, now: float, computed: tuple[float, float] = (0.0, 0.0)) -> None:
         """Book a finished step; `computed` are the seconds that its workers computed: the mean and the most."""
+        # First, so that after an interrupt it tells that the rest of this may be missing.
+        self.steps += 1
         mean_s, slowest_s = computed
         self.last_step = StepTime(round_s=now - self.round_started, mean_s=mean_s, slowest_s=slowest_s)
         self.epoch = self.epoch + tally
@@ -62,8 +68,8 @@ class Progress:
         return status
 
     def elapsed(self, now: float) -> float:
-        """Return the seconds since the first step was begun."""
-        return 0.0 if self.started is None else now - self.started
+        """Return the seconds since the first step was begun, without those when nothing ran."""
+        return self.before_s + (0.0 if self.started is None else now - self.started)
 
     def images_per_s(self) -> float:
         """Return the training samples a second over the last steps."""

@@ -9,7 +9,9 @@ from common.messages import EpochStatus
 from common.reduction import Vector
 from common.tally import Tally
 from ps.facts import RunFacts
+from ps.ledger import Account, Begun, Entry, EpochDone
 from ps.progress import Progress
+from ps.receipt import Link, first_link, next_link, receipt_of
 from ps.run_folder import EpochRecord, RunFolder, RunResult
 from ps.timing import StepTime, TimeBook
 
@@ -37,8 +39,18 @@ class Recorder:
     update_s: float = 0.0
     #: Where the time of the steps so far went.
     times: TimeBook = field(default_factory=TimeBook)
+    #: Steps whose entry is in the ledger.
+    steps: int = 0
+    #: The receipt's links, from the one before the first epoch on.
+    chain: list[Link] = field(default_factory=list)
     #: Set once the run has ended well.
     result: RunResult | None = None
+
+    def begin(self, first_weights_sha256: str) -> None:
+        """Open the ledger and the receipt of a run that begins with these weights."""
+        self.chain = [first_link(self.facts, first_weights_sha256)]
+        self.note(Begun(step=0))
+        self.keep_receipt()
 
     def step(self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime) -> None:
         """Keep the figures of a training step."""
@@ -49,13 +61,39 @@ class Recorder:
             times = {"round_s": time.round_s, "mean_s": time.mean_s, "slowest_s": time.slowest_s, "update_s": update_s}
             self.folder.record("step", {"epoch": self.facts.plan.epoch_of(step), **figures, **times})
 
+    def account(self, step: int, account: Account, mark: int) -> None:
+        """Keep who computed a training step, and what was computed in vain."""
+        if self.folder is not None:
+            self.note(*account.others("train", step), account.step_done(step, mark))
+        # Last, so that after an interrupt it tells whether all is there.
+        self.steps = step + 1
+
     def epoch(self, status: EpochStatus, digest: str) -> None:
         """Keep the figures of an epoch."""
         record = EpochRecord(**msgspec.to_builtins(status), weights_sha256=digest)
-        self.history.append(record)
         if self.folder is not None:
             self.folder.record("epoch", msgspec.to_builtins(record))
+            self._link(status.epoch, digest)
             self.folder.flush()
+        # Last, as in `account`.
+        self.history.append(record)
+
+    def _link(self, epoch: int, digest: str) -> None:
+        step = min(epoch * self.facts.plan.steps_per_epoch, self.facts.plan.total_steps)
+        link = next_link(self.chain[-1], epoch=epoch, step=step, weights_sha256=digest)
+        self.note(EpochDone(epoch=epoch, step=step, weights_sha256=digest, link=link.link))
+        self.chain.append(link)
+
+    def note(self, *entries: Entry) -> None:
+        """Add entries to the ledger."""
+        if self.folder is not None:
+            for entry in entries:
+                self.folder.note(entry)
+
+    def keep_receipt(self) -> None:
+        """Write the receipt as it is by now."""
+        if self.folder is not None:
+            self.folder.keep_receipt(receipt_of(self.facts, self.chain))
 
     def finish(self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float) -> RunResult:
         """Keep the weights and the result of a run that went well."""
@@ -90,6 +128,7 @@ class Recorder:
         )
         if self.folder is not None:
             self._keep(weights, facts.plan.total_steps)
+            self.keep_receipt()
             self.folder.keep_result(self.result)
         return self.result
 

@@ -1,8 +1,9 @@
-"""What a run leaves on disk: `metrics.jsonl`, `weights.safetensors`, `result.json`. Knows no worker and no socket."""
+"""What a run leaves on disk: lines of figures and of the ledger, weights, a result, a receipt. Knows no socket."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -11,9 +12,15 @@ from common.errors import FileFormatError
 from common.layout import ParameterLayout
 from common.reduction import Vector
 from common.safetensors import write
+from ps.ledger import Entry
+from ps.line_file import LineFile
+from ps.receipt import Receipt
 from ps.timing import Split
 
 METRICS = "metrics.jsonl"
+LEDGER = "ledger.jsonl"
+RECEIPT = "receipt.json"
+CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
 RESULT = "result.json"
 
@@ -82,27 +89,34 @@ def read_result(folder: Path) -> RunResult:
 
 @dataclass
 class RunFolder:
-    """An existing folder that takes in a run."""
+    """An existing folder that takes in a run; `say` is told of what cannot be written for now."""
 
     path: Path
-    _metrics: IO[bytes] | None = None
+    say: Callable[[str], None] = lambda text: None
+    metrics: LineFile = field(init=False)
+    ledger: LineFile = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = LineFile(self.path / METRICS, self.say)
+        self.ledger = LineFile(self.path / LEDGER, self.say)
 
     def record(self, kind: str, figures: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`; buffered until `flush`."""
-        if self._metrics is None:
-            self._metrics = (self.path / METRICS).open("ab")
-        self._metrics.write(msgspec.json.encode({"kind": kind, **figures}) + b"\n")
+        self.metrics.append(msgspec.json.encode({"kind": kind, **figures}))
+
+    def note(self, entry: Entry) -> None:
+        """Append one line to `ledger.jsonl`; buffered until `flush`."""
+        self.ledger.append(msgspec.json.encode(entry))
 
     def flush(self) -> None:
         """Hand what was recorded to the system."""
-        if self._metrics is not None:
-            self._metrics.flush()
+        self.metrics.flush()
+        self.ledger.flush()
 
     def close(self) -> None:
-        """Flush and close; recording again would reopen the file."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        """Flush and close; recording again would reopen the files."""
+        self.metrics.close()
+        self.ledger.close()
 
     def keep_weights(self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str]) -> None:
         """Write the weights as safetensors, whole or not at all."""
@@ -112,3 +126,8 @@ class RunFolder:
         """Write `result.json`, whole or not at all."""
         text = msgspec.json.format(msgspec.json.encode(result), indent=2)
         write_atomically(self.path / RESULT, [text, b"\n"])
+
+    def keep_receipt(self, receipt: Receipt) -> None:
+        """Write `receipt.json`, whole or not at all."""
+        text = msgspec.json.format(msgspec.json.encode(receipt), indent=2)
+        write_atomically(self.path / RECEIPT, [text, b"\n"])

@@ -61,6 +61,8 @@ class Compute:
     _binding: Binding = field(init=False)
     _pool: VectorPool = field(init=False)
     _pass: TrainingPass = field(init=False)
+    #: The sum of losses of each piece that `train` was last called for, in order; float32 each.
+    losses: list[float] = field(default_factory=list)
     #: Whether any module draws random numbers in its forward.
     _draws: bool = field(init=False)
 
@@ -97,6 +99,7 @@ class Compute:
 
         The vector is `into`, overwritten by the next call. Raises `NotFiniteError`.
         """
+        self.losses.clear()
         with np.errstate(all="ignore"):  # what is not finite is found in the loss, and told with its place
             return self.into, self._sum(step, node, self.into)
 
@@ -120,6 +123,7 @@ class Compute:
         indices = self.sampler.indices(step, micro_batch)
         count = len(indices)
         if count == 0:
+            self.losses.append(0.0)
             self.into.fill(0.0)
             return Tally()
         if self.layout.statistics:
@@ -135,6 +139,7 @@ class Compute:
             # The forward that looks for the layer is to draw the very numbers of this one.
             self.model.reseed(self.job.seed, step, micro_batch)
             raise self._not_finite(micro_batch, images)
+        self.losses.append(float(loss))
         self._walk_back()
         return tally_of(loss, logits, labels)
 

@@ -131,6 +131,7 @@ def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult
     setting = Setting(servers=service.launch.servers, transport=port.address.partition(":")[0], started=started)
     folder = make_run_dir(service.folder, job, service.launch)
     recorder = Recorder(opening.facts, setting, opening.layout, folder)
+    recorder.begin(opening.shard.digest())
     coordinator = Coordinator(opening.facts)
     run = Server(coordinator, opening.shard, recorder, port, clock, with_address(display, port.address))
     ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))

@@ -13,11 +13,13 @@ from common import nn
 from common.errors import FileFormatError
 from common.layout import ParameterLayout, layout_of, weights_digest
 from common.messages import EpochStatus
-from common.reduction import Vector
+from common.reduction import Node, Vector
 from common.tally import Tally
+from ps.ledger import Account, Again, Begun, EpochDone, Share, StepDone, pack_losses, read_lines
 from ps.progress import Progress
+from ps.receipt import Receipt
 from ps.recorder import Recorder, Setting
-from ps.run_folder import METRICS, RESULT, WEIGHTS, RunFolder, read_result
+from ps.run_folder import LEDGER, METRICS, RECEIPT, RESULT, WEIGHTS, RunFolder, read_result
 from ps.timing import Split
 from tests.ps.runs import facts_of
 
@@ -60,7 +62,18 @@ def weights() -> Vector:
 
 def recorder_in(folder: Path | None) -> Recorder:
     setting = Setting(servers=1, transport="ipc", started=5.0)
-    return Recorder(facts_of(), setting, layout(), RunFolder(folder) if folder else None)
+    recorder = Recorder(facts_of(), setting, layout(), RunFolder(folder) if folder else None)
+    recorder.begin(weights_digest(weights()))
+    return recorder
+
+
+def account() -> Account:
+    """Return what a step came to that two workers have shared, a third having left."""
+    made = Account(4)
+    made.again(Again(work="train", step=0, lo=2, hi=4, rank=2, why="it left"))
+    made.share(Node(2, 4), 1, pack_losses([3.0, 4.0]))
+    made.share(Node(0, 2), 0, pack_losses([1.0, 2.0]))
+    return made
 
 
 def record(folder: Path | None) -> Recorder:
@@ -70,6 +83,7 @@ def record(folder: Path | None) -> Recorder:
     for step in range(6):
         progress.end_step(Tally(16.0, 8, 16), 12.0, (1.0, 1.5))
         recorder.step(step, Tally(16.0, 8, 16), 0.1, 0.25, progress.last_step)
+        recorder.account(step, account(), mark=7)
         if step % 3 == 2:
             recorder.epoch(EPOCHS[step // 3], weights_digest(weights()))
     recorder.finish(progress, workers=3, compute_s=4.0, weights=weights(), now=20.0)
@@ -153,7 +167,7 @@ def test_a_scalar_keeps_its_shape(tmp_path: Path) -> None:
 
 def test_nothing_half_written_is_left_beside_the_files(tmp_path: Path) -> None:
     record(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {METRICS, WEIGHTS, RESULT}
+    assert {path.name for path in tmp_path.iterdir()} == {METRICS, LEDGER, WEIGHTS, RESULT, RECEIPT}
 
 
 def test_a_failed_run_keeps_its_weights_and_the_reason_but_no_result(tmp_path: Path) -> None:
@@ -161,7 +175,7 @@ def test_a_failed_run_keeps_its_weights_and_the_reason_but_no_result(tmp_path: P
     recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0, Progress().last_step)
     recorder.fail("the loss is not finite", weights(), 1)
     recorder.close()
-    assert {path.name for path in tmp_path.iterdir()} == {METRICS, WEIGHTS}
+    assert {path.name for path in tmp_path.iterdir()} == {METRICS, LEDGER, WEIGHTS, RECEIPT}
     last = json.loads((tmp_path / METRICS).read_text().splitlines()[-1])
     assert last == {"kind": "failure", "failure": "the loss is not finite", "weights_after_steps": 1}
 
@@ -183,3 +197,23 @@ def test_a_result_that_cannot_be_read_is_told(tmp_path: Path, damage: str) -> No
         path.write_bytes(path.read_bytes()[:100] if damage == "cut" else b'{"model": 3}')
     with pytest.raises(FileFormatError, match="result"):
         read_result(tmp_path)
+
+
+def test_the_ledger_tells_who_computed_what_and_what_was_in_vain(tmp_path: Path) -> None:
+    record(tmp_path)
+    lines = read_lines((tmp_path / LEDGER).read_bytes(), "ledger")
+    again, done = account().entries, account().step_done(0, 7)
+    assert lines[:3] == [Begun(step=0), *again, done]
+    assert done == StepDone(step=0, shares=[Share(2, 4, 1), Share(0, 2, 0)], losses=done.losses, mark=7)
+    assert done.loss_sums().tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert [line.step for line in lines if isinstance(line, StepDone)] == list(range(6))
+
+
+def test_the_receipt_and_the_ledger_have_the_same_chain(tmp_path: Path) -> None:
+    recorder = record(tmp_path)
+    receipt = msgspec.json.decode((tmp_path / RECEIPT).read_bytes(), type=Receipt)
+    assert receipt.chain == recorder.chain
+    assert [(link.epoch, link.step) for link in receipt.chain] == [(0, 0), (1, 3), (2, 6)]
+    assert len({link.link for link in receipt.chain}) == 3
+    lines = read_lines((tmp_path / LEDGER).read_bytes(), "ledger")
+    assert [line.link for line in lines if isinstance(line, EpochDone)] == [link.link for link in receipt.chain[1:]]

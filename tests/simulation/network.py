@@ -94,6 +94,7 @@ class Simulation:
         self.opening = open_run("simulation", self.job, self.data(), self.admission)
         setting = Setting(servers=1, transport="memory", started=self.clock.now())
         self.recorder = Recorder(self.opening.facts, setting, self.opening.layout, self.folder)
+        self.recorder.begin(self.opening.shard.digest())
         self.server = Server(
             Coordinator(self.opening.facts),
             self.shard_of(self.opening.shard),

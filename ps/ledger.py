@@ -1,0 +1,171 @@
+"""The ledger: who computed each micro-batch of each step, what its loss was, and what had to be computed again. Pure.
+
+One JSON line for each entry, in the order in which things happened. With the job's arithmetic of samples it proves that
+an epoch used each sample exactly once; with the losses, which come for free, it names the place where a run that is
+computed again differs.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from common.errors import FileFormatError
+from common.messages import Work
+from common.reduction import Node
+
+#: Most entries on work done again that one round brings: what a peer sends must not fill our memory.
+MOST_AGAIN = 1000
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
+    """The root of all entries."""
+
+
+class Begun(Entry, frozen=True, kw_only=True, tag="begun"):
+    """A process took up the run after `step` steps; ranks count anew from here."""
+
+    step: Count
+    #: Steps that were made before, and are to be made again: they came after the checkpoint that this goes on from.
+    lost_steps: Count = 0
+
+
+class WorkerIn(Entry, frozen=True, kw_only=True, tag="worker"):
+    """Who has a rank."""
+
+    rank: Count
+    host: str
+    pid: Count
+
+    def named(self) -> str:
+        """Return how a person is told of it."""
+        return f"worker {self.rank} (host {self.host}, pid {self.pid})"
+
+
+class Share(msgspec.Struct, frozen=True, array_like=True):
+    """The micro-batches `[lo, hi)`, accepted from a worker."""
+
+    lo: Count
+    hi: Count
+    rank: Count
+
+
+class StepDone(Entry, frozen=True, kw_only=True, tag="step"):
+    """A training step, after its update."""
+
+    step: Count
+    shares: list[Share]
+    #: The sum of losses of each micro-batch: float32, little-endian, in order.
+    losses: bytes
+    #: `mark_of` the step's window of the weights after the update.
+    mark: Annotated[int, Meta(ge=0, lt=2**64)]
+
+    def loss_sums(self) -> NDArray[np.float32]:
+        """Return the losses, (micro-batches,)."""
+        return np.frombuffer(self.losses, dtype="<f4")
+
+
+class Again(Entry, frozen=True, kw_only=True, tag="again"):
+    """Pieces that were computed, or begun, by a worker whose sums of them were not used, and why."""
+
+    work: Work
+    step: Count
+    lo: Count
+    hi: Count
+    rank: Count
+    why: str
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Unlisted(Entry, frozen=True, kw_only=True, tag="unlisted"):
+    """More of `Again` than are listed of one round."""
+
+    work: Work
+    step: Count
+    count: Count
+
+
+class EpochDone(Entry, frozen=True, kw_only=True, tag="epoch"):
+    """An epoch, after its evaluation: one link of the receipt's chain."""
+
+    epoch: Count
+    step: Count
+    weights_sha256: str
+    link: str
+
+
+class Kept(Entry, frozen=True, kw_only=True, tag="checkpoint"):
+    """A checkpoint was written."""
+
+    step: Count
+    weights_sha256: str
+
+
+Line = Begun | WorkerIn | StepDone | Again | Unlisted | EpochDone | Kept
+
+
+@dataclass
+class Account:
+    """What a round's entries are made from."""
+
+    micro_batches: int
+    #: Work given to others or done twice, and workers that came, since the round before.
+    entries: list[Entry] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    unlisted: int = 0
+    _losses: bytearray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._losses = bytearray(4 * self.micro_batches)
+
+    def share(self, node: Node, rank: int, losses: bytes) -> None:
+        """Book micro-batches that were accepted; `losses` as in `StepDone`, of these alone."""
+        self.shares.append(Share(node.lo, node.hi, rank))
+        self._losses[4 * node.lo : 4 * node.hi] = losses
+
+    def again(self, entry: Again) -> None:
+        """Book work that was of no use, or has to be done by another."""
+        if len(self.entries) < MOST_AGAIN:
+            self.entries.append(entry)
+        else:
+            self.unlisted += 1
+
+    def step_done(self, step: int, mark: int) -> StepDone:
+        """Return the entry of a training step that is over."""
+        return StepDone(step=step, shares=self.shares, losses=bytes(self._losses), mark=mark)
+
+    def others(self, work: Work, step: int) -> list[Entry]:
+        """Return the entries beside it, of a round of that kind."""
+        if not self.unlisted:
+            return self.entries
+        return [*self.entries, Unlisted(work=work, step=step, count=self.unlisted)]
+
+
+def pack_losses(losses: Iterable[float]) -> bytes:
+    """Return losses as `StepDone` has them; each is a float32 already."""
+    return np.array(list(losses), dtype="<f4").tobytes()
+
+
+_DECODER = msgspec.json.Decoder(Line)
+
+
+def read_lines(data: bytes, name: str) -> list[Line]:
+    """Return the entries of a ledger; `FileFormatError` with the number of the first line that is none.
+
+    A last line without its end, cut off when the process was killed, is left out.
+    """
+    lines: list[Line] = []
+    for number, text in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            lines.append(_DECODER.decode(text))
+        except msgspec.MsgspecError as error:
+            raise FileFormatError(f"{name}: line {number} is no entry of a ledger: {error}: it was changed") from error
+    return lines
