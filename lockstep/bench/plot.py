@@ -1,0 +1,173 @@
+"""Draws rows as a PNG: a program, since matplotlib is an extra that takes half a second to load.
+
+PYTHON -m lockstep.bench.plot KIND FILE.png < rows.json
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import msgspec
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.container import Container
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+
+from lockstep.bench.rows import CoordinatorRow, ExchangeRow, ScalingRow
+from ps.timing import Split
+
+#: The four parts of a step, in the order in which they are stacked, and their colours (Okabe and Ito's, which those
+#: who see no red or no green tell apart too).
+PARTS = {"compute": "#0072B2", "exchange": "#E69F00", "update": "#009E73", "waiting": "#BBBBBB"}
+CEILING, PEER = "#000000", "#D55E00"
+
+#: Inches: of a bar, of what a panel needs beside its bars, and of the picture.
+BAR, FRAME, WIDTH = 0.34, 1.3, 12.0
+
+
+def scaling(raw: bytes) -> Figure:
+    """Draw a line of two panels for each model: images/s against ceiling and peer, and the parts of a step."""
+    rows = msgspec.json.decode(raw, type=list[ScalingRow])
+    models = list(dict.fromkeys(row.model for row in rows))
+    by_model = [[row for row in rows if row.model == model] for model in models]
+    figure = bars_figure([len(group) for group in by_model])
+    grid = figure.subplots(
+        len(models), 2, squeeze=False, height_ratios=[len(group) * BAR + FRAME for group in by_model]
+    )
+    for model, group, (left, right) in zip(models, by_model, grid, strict=True):
+        names = [f"{row.batch}, {workers(row.workers)}, {way(row)}" for row in group]
+        speeds(left, group)
+        left.set(title=f"{model}, {group[0].scaling} scaling: speed, and its share of the ceiling", xlabel="images/s")
+        parts(right, [row.split for row in group])
+        right.set(title="time of a step", xlabel="ms")
+        name_bars(left, names)
+        name_bars(right, [""] * len(names))
+    legend(figure)
+    return figure
+
+
+def speeds(axes: Axes, rows: Sequence[ScalingRow]) -> None:
+    """Draw our images/s as bars, the ceiling's and the peer's as marks."""
+    places = range(len(rows))
+    axes.barh(places, [row.images_per_s for row in rows], color=PARTS["compute"])
+    marks(axes, [(at, row.ceiling_images_per_s) for at, row in enumerate(rows)], CEILING, "|")
+    marks(axes, [(at, row.peer.images_per_s) for at, row in enumerate(rows) if row.peer], PEER, "D")
+    for at, row in enumerate(rows):
+        end = max(row.images_per_s, row.ceiling_images_per_s, row.peer.images_per_s if row.peer else 0.0)
+        beside(axes, end, at, f"{row.of_ceiling:.0%}" + (f", {row.peer.ratio:.2f}x peer" if row.peer else ""))
+    axes.set_xlim(right=axes.get_xlim()[1] * 1.3)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def exchange(raw: bytes) -> Figure:
+    """Draw the parts of each exchange as a bar, and the peer's time as a mark."""
+    rows = msgspec.json.decode(raw, type=list[ExchangeRow])
+    figure = bars_figure([len(rows)])
+    axes = figure.subplots()
+    parts(axes, [row.split for row in rows])
+    marks(axes, [(at, row.peer.ms_per_exchange) for at, row in enumerate(rows) if row.peer], PEER, "D")
+    name_bars(axes, [f"{row.parameters:,} parameters, {workers(row.workers)}, {way(row)}" for row in rows])
+    for at, row in enumerate(rows):
+        end = max(row.split.step_s * 1e3, row.peer.ms_per_exchange if row.peer else 0.0)
+        told = f"{row.ms_per_exchange:.2f} ms, {row.gb_per_s:.1f} GB/s"
+        beside(axes, end, at, told + (f", {row.peer.ratio:.1f}x peer" if row.peer else ""))
+    axes.set(title="an exchange: push, sum, update, pull", xlabel="ms")
+    axes.set_xlim(right=axes.get_xlim()[1] * 1.35)
+    legend(figure)
+    return figure
+
+
+def coordinator(raw: bytes) -> Figure:
+    """Draw what an event and a step cost by the number of workers."""
+    rows = msgspec.json.decode(raw, type=list[CoordinatorRow])
+    figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts = [row.workers for row in rows]
+    left.plot(counts, [row.us_per_event for row in rows], "o-", color=PARTS["compute"])
+    left.set(title="the coordinator: microseconds of an event", ylabel="µs")
+    left.set_ylim(bottom=0)
+    right.plot(counts, [row.ms_per_step for row in rows], "o-", color=PARTS["exchange"])
+    right.set(title="milliseconds of all decisions of a step", ylabel="ms", yscale="log")
+    for axes in (left, right):
+        axes.set(xlabel="workers", xscale="log")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def bars_figure(counts: Sequence[int]) -> Figure:
+    """Return a figure with room for panels of so many bars, one above the other."""
+    height = sum(count * BAR + FRAME for count in counts) + 0.5
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def parts(axes: Axes, splits: Sequence[Split]) -> None:
+    """Draw stacked bars of milliseconds."""
+    lefts = [0.0] * len(splits)
+    for name, color in PARTS.items():
+        widths = [max(0.0, getattr(split, f"{name}_s")) * 1e3 for split in splits]
+        axes.barh(range(len(splits)), widths, left=lefts, color=color)
+        lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+
+
+def marks(axes: Axes, points: Sequence[tuple[int, float]], color: str, shape: str) -> None:
+    """Draw a mark beside some bars."""
+    if points:
+        places, values = zip(*points, strict=True)
+        size = 260 if shape == "|" else 40
+        axes.scatter(values, places, marker=shape, color=color, s=size, linewidths=2 if shape == "|" else 1, zorder=3)
+
+
+def beside(axes: Axes, end: float, at: int, text: str) -> None:
+    """Write beside a bar what it stands for."""
+    axes.annotate(text, (end, at), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
+
+
+def name_bars(axes: Axes, names: Sequence[str]) -> None:
+    """Name the bars, from top to bottom."""
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def legend(figure: Figure) -> None:
+    """Tell above the panels what colours and marks mean."""
+    key = figure.add_axes((0, 0, 0.001, 0.001))
+    key.set_axis_off()
+    handles: list[Container | Artist] = [key.barh([0], [0], color=color, label=name) for name, color in PARTS.items()]
+    handles += [
+        key.scatter(
+            [], [], marker="|", color=CEILING, s=160, linewidths=2, label="ceiling (processes that do not talk)"
+        ),
+        key.scatter([], [], marker="D", color=PEER, s=40, label="peer (torch over gloo)"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+
+
+def workers(count: int) -> str:
+    """Return a number of workers in words."""
+    return "1 worker" if count == 1 else f"{count} workers"
+
+
+def way(row: ScalingRow | ExchangeRow) -> str:
+    """Return in which way the messages went."""
+    carried = row.transport if row.transport == row.carrier else f"{row.transport} ({row.carrier})"
+    return carried if row.servers == 1 else f"{carried}, {row.servers} servers"
+
+
+PICTURES: dict[str, Callable[[bytes], Figure]] = {
+    "scaling": scaling,
+    "exchange": exchange,
+    "coordinator": coordinator,
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read rows from standard input and draw them."""
+    kind, path = arguments
+    PICTURES[kind](sys.stdin.buffer.read()).savefig(path, dpi=150, format="png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,109 @@
+"""What the benches over several processes measured: one row for each combination, as written to JSON."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from common.atomic import write_atomically
+from ps.timing import Split
+
+
+class PeerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The peer with as many processes, in its faster memory layout, measured in turns with ours."""
+
+    version: str
+    layout: str
+    #: Median over as many steps as ours.
+    ms_per_step: float
+    images_per_s: float
+    #: Our images/s over the peer's: above 1 where we are faster.
+    ratio: float
+
+
+class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A model trained by so many workers in one way."""
+
+    model: str
+    #: Weak: each worker has `batch` samples of a step. Strong: all of them have `batch` together.
+    scaling: Literal["weak", "strong"]
+    batch: int
+    workers: int
+    servers: int
+    #: What was asked for, and what carried the messages.
+    transport: str
+    carrier: str
+    global_batch: int
+    micro_batches: int
+    parameters: int
+    #: Cores of the machine, which workers, servers and whoever measures share.
+    cores: int
+    #: Steady steps measured, and their median.
+    steps: int
+    ms_per_step: float
+    images_per_s: float
+    #: Where the time of a step went, over the middle half of the steps.
+    split: Split
+    #: Images/s for each worker over those of one worker in the same way; None where one worker was not measured.
+    of_one_worker: float | None
+    #: Images/s of as many processes that train alone, at the same time, and share nothing; and our part of that.
+    ceiling_images_per_s: float
+    of_ceiling: float
+    #: Of the weights at the end of each run: equal for equal jobs.
+    weights_sha256: str
+    peer: PeerRow | None
+
+
+class PeerExchange(msgspec.Struct, frozen=True, kw_only=True):
+    """The peer's all-reduce and update among as many processes, measured in turns with ours."""
+
+    version: str
+    ms_per_exchange: float
+    gb_per_s: float
+    #: The peer's time over ours: above 1 where we are faster.
+    ratio: float
+
+
+class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Gradients pushed, summed, the weights updated and pulled: nothing is computed but the filling of a gradient."""
+
+    parameters: int
+    workers: int
+    servers: int
+    transport: str
+    carrier: str
+    cores: int
+    #: Exchanges measured, and their median.
+    steps: int
+    ms_per_exchange: float
+    #: Bytes of all gradients pushed and all weights pulled, 8 for each parameter and worker, by that time.
+    gb_per_s: float
+    #: Where the time of an exchange went, over the middle half of them; `compute_s` is the filling.
+    split: Split
+    peer: PeerExchange | None
+
+
+class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The real coordinator with simulated workers, in virtual time: what its decisions cost."""
+
+    workers: int
+    micro_batches: int
+    #: Steps made and events handled, from the first step on.
+    steps: int
+    events: int
+    #: Seconds that the coordinator took for them, the reading of its deadline before each included.
+    decide_s: float
+    events_per_s: float
+    us_per_event: float
+    ms_per_step: float
+    #: Microseconds of an event over those with the fewest workers: 1 where an event costs the same for any number.
+    growth: float
+
+
+Row = ScalingRow | ExchangeRow | CoordinatorRow
+
+
+def write_rows(path: Path, rows: Sequence[msgspec.Struct]) -> None:
+    """Write rows as one JSON list, whole or not at all."""
+    write_atomically(path, [msgspec.json.format(msgspec.json.encode(rows), indent=2), b"\n"])

@@ -1,0 +1,64 @@
+"""Flags and kinds of values that the benches have in common."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from common.errors import UsageError
+from lockstep.launch import Transport
+
+
+class Several(click.ParamType[tuple[Any, ...]]):
+    """Values with commas between them, each of one kind and once; they arrive as a tuple."""
+
+    name = "list"
+
+    def __init__(self, kind: click.ParamType[Any]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Return the values in the order given; a usage error names the one that is wrong."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in str(value).split(",")]
+        return tuple(dict.fromkeys(self.kind.convert(word, param, ctx) for word in words))
+
+
+NUMBERS = Several(click.IntRange(min=1))
+WORKERS = Several(click.IntRange(1, 1024))
+SERVERS = Several(click.IntRange(1, 64))
+WORDS = Several(click.STRING)
+TRANSPORTS = Several(click.Choice(get_args(Transport)))
+
+#: Fewest steady steps: below, a median and quartiles say nothing.
+FEWEST_STEPS = 8
+
+JSON_OPTION = click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="write the rows to FILE, as one list"
+)
+PLOT_OPTION = click.option(
+    "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="draw them as FILE, a .png"
+)
+PEER_OPTION = click.option(
+    "--peer-python",
+    type=click.Path(path_type=Path),
+    metavar="PYTHON",
+    help="the Python of an environment with torch: measure it in turns with ours",
+)
+ROUNDS_OPTION = click.option(
+    "--rounds", type=click.IntRange(min=1), default=3, metavar="N", help="turns in which all alternate  [3]"
+)
+
+
+def check_plot(plot_file: Path | None) -> None:
+    """Raise `UsageError` where a picture could not be drawn in the end: before minutes are spent on measuring."""
+    if plot_file is None:
+        return
+    if plot_file.suffix.lower() != ".png":
+        raise UsageError(f"--plot {str(plot_file)!r}: only PNG can be drawn: expected a name that ends in .png")
+    try:
+        importlib.metadata.version("matplotlib")
+    except importlib.metadata.PackageNotFoundError:
+        raise UsageError("--plot needs matplotlib, which is not installed: pip install 'lockstep[plot]'") from None

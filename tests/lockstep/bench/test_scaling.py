@@ -1,0 +1,103 @@
+"""The scaling bench trains for real, in turns with lone processes and the peer; its rows say what was measured."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lockstep.bench.rows import ScalingRow
+from lockstep.bench.scaling import Turns, faster_peer
+from lockstep.bench.tables import SCALING_HEAD, scaling_line
+from lockstep.main import run
+from tests.lockstep.bench.peers import write_peer
+
+TINY = ["bench", "scaling", "--models", "linear", "--batches", "32", "--steps", "8", "--rounds", "1"]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def rows_of(path: Path) -> list[ScalingRow]:
+    return msgspec.json.decode(path.read_bytes(), type=list[ScalingRow])
+
+
+def test_weak_scaling_beside_the_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    python, calls = write_peer(tmp_path)
+    json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
+    assert run([*TINY, "--peer-python", str(python), "--json", str(json_file), "--plot", str(plot_file)]) == 0
+    one, two = rows_of(json_file)
+    assert [(row.workers, row.global_batch, row.micro_batches) for row in (one, two)] == [(1, 32, 2), (2, 64, 4)]
+    assert calls.read_text().splitlines() == ["ddp linear 32 1", "ddp linear 32 2"]
+    for row in (one, two):
+        assert (row.model, row.scaling, row.carrier, row.parameters, row.steps) == ("linear", "weak", "ipc", 7850, 8)
+        assert row.images_per_s == pytest.approx(row.global_batch / row.ms_per_step * 1e3)
+        assert row.of_ceiling == pytest.approx(row.images_per_s / row.ceiling_images_per_s)
+        assert row.split.compute_s > 0
+        assert row.split.update_s > 0
+        assert row.peer is not None
+        assert row.peer.images_per_s == pytest.approx(row.global_batch / 0.005)
+        assert row.peer.ratio == pytest.approx(row.images_per_s / row.peer.images_per_s)
+    assert one.of_one_worker == 1.0
+    assert two.of_one_worker == pytest.approx(two.images_per_s / 2 / one.images_per_s)
+    assert plot_file.read_bytes().startswith(PNG)
+    assert capsys.readouterr().out.splitlines()[0] == SCALING_HEAD
+
+
+def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_file = tmp_path / "rows.json"
+    assert run([*TINY, "--strong", "--transports", "ipc,tcp", "--json", str(json_file)]) == 0
+    rows = rows_of(json_file)
+    assert [(row.workers, row.transport) for row in rows] == [(1, "ipc"), (1, "tcp"), (2, "ipc"), (2, "tcp")]
+    assert {(row.global_batch, row.micro_batches) for row in rows} == {(32, 4)}
+    assert len({row.weights_sha256 for row in rows}) == 1
+    assert capsys.readouterr().out.count(rows[0].weights_sha256) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--strong", "--workers", "1,3"], "a batch of 32 is not divided by 3 workers"),
+        (["--models", "mlp.py:build", "--peer-python", "nowhere"], "model file 'mlp.py' cannot be read"),
+        (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
+        (["--transports", "auto,smoke"], "'smoke' is not one of"),
+        (["--workers", "0"], "0 is not in the range"),
+        (["--batches", "32,"], "'' is not a valid integer"),
+        (["--plot", "rows.pdf"], "--plot 'rows.pdf': only PNG can be drawn"),
+        (["--models", "resnet"], "model = 'resnet' is not known"),
+    ],
+)
+def test_mistakes_are_one_line(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*TINY, *flags]) in (1, 2)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ")
+    assert told in error[-1]
+
+
+def test_the_peer_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("from lockstep import nn\n\n\ndef build():\n    return nn.Linear(784, 10)\n")
+    assert run([*TINY, "--models", f"{own}:build", "--peer-python", "nowhere"]) == 2
+    assert "the peer has no model" in capsys.readouterr().err
+
+
+def test_the_faster_layout_of_the_peer_counts() -> None:
+    turns = Turns(peers={"contiguous": [0.004, 0.004], "channels-last": [0.002, 0.002]}, peer_version="2")
+    peer = faster_peer(turns, 64, 64_000)
+    assert peer is not None
+    assert (peer.layout, peer.ms_per_step, peer.images_per_s, peer.ratio) == ("channels-last", 2.0, 32_000, 2.0)
+    assert faster_peer(Turns(), 64, 1.0) is None
+
+
+ROW = json.loads(
+    """{"model": "mlp", "scaling": "weak", "batch": 128, "workers": 2, "servers": 1, "transport": "auto",
+    "carrier": "ipc", "global_batch": 256, "micro_batches": 4, "parameters": 535818, "cores": 2, "steps": 300,
+    "ms_per_step": 5.0, "images_per_s": 51200.0, "of_one_worker": 0.8, "ceiling_images_per_s": 64000.0,
+    "of_ceiling": 0.8, "weights_sha256": "ab", "peer": null,
+    "split": {"steps": 150, "compute_s": 0.003, "exchange_s": 0.001, "update_s": 0.0005, "waiting_s": 0.0005}}"""
+)
+
+
+def test_a_row_is_a_line_below_its_heading() -> None:
+    line = scaling_line(msgspec.convert(ROW, ScalingRow))
+    assert " ".join(line.split()) == "mlp 128 2+1 auto 5.000 51,200 80% 80% - 60% 20% 10% 10%"
+    assert len(line) == len(SCALING_HEAD)
