@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from common.errors import ProtocolError, RemoteProtocolError
-from common.messages import Message, Result, Weights
+from common.messages import Message, Part, Result, Weights
 from common.reduction import Vector
 
 #: A frame: anything that gives its bytes without a copy.
@@ -29,15 +29,17 @@ ARRAYS_LIMIT = 1
 M = TypeVar("M", bound=Message)
 
 
-def arrays_of(message: Message) -> int:
-    """Return how many arrays travel with a message."""
-    return int(isinstance(message, Weights) or (isinstance(message, Result) and message.work == "train"))
+def arrays_of(message: Message) -> range:
+    """Return the numbers of arrays that may travel with a message."""
+    if isinstance(message, Part | Weights):
+        return range(1, 2)
+    return range(2) if isinstance(message, Result) and message.work == "train" else range(1)
 
 
 def encode(message: Message, arrays: Sequence[Vector] = ()) -> list[Buffer]:
     """Return the frames of a message; the array frames are views, valid while the arrays do not change."""
-    if len(arrays) != arrays_of(message):
-        raise ProtocolError(f"a {type(message).__name__} carries {arrays_of(message)} arrays, not {len(arrays)}")
+    if len(arrays) not in arrays_of(message):
+        raise ProtocolError(f"a {type(message).__name__} carries {_told(arrays_of(message))} arrays, not {len(arrays)}")
     header = msgpack.packb(msgspec.to_builtins(message), use_bin_type=True)
     if len(header) > HEADER_LIMIT:
         raise ProtocolError(f"the header of a {type(message).__name__} has {len(header)} bytes, over {HEADER_LIMIT}")
@@ -52,11 +54,15 @@ def decode(frames: Sequence[Buffer], expected: Any) -> tuple[Message, list[Vecto
     if not 1 <= len(frames) <= 1 + ARRAYS_LIMIT:
         raise RemoteProtocolError(f"a message of {len(frames)} frames: expected 1 to {1 + ARRAYS_LIMIT}")
     message = decode_header(frames[0], expected)
-    if len(frames) - 1 != arrays_of(message):
+    if len(frames) - 1 not in arrays_of(message):
         raise RemoteProtocolError(
-            f"a {type(message).__name__} with {len(frames) - 1} arrays: expected {arrays_of(message)}"
+            f"a {type(message).__name__} with {len(frames) - 1} arrays: expected {_told(arrays_of(message))}"
         )
     return message, [array_from(frame) for frame in frames[1:]]
+
+
+def _told(numbers: range) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def decode_header(frame: Buffer, expected: Any) -> Message:

@@ -14,7 +14,7 @@ from common.numerics import Fingerprint
 from common.reduction import Node
 
 #: Changes with every change to a message's meaning; two sides with different numbers do not talk.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -73,8 +73,23 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     obstacle: Text = ""
 
 
+class Part(Message, frozen=True, kw_only=True, tag="part"):
+    """A frame of the sums over the pieces `[lo, hi)`: one float32 array, from element `start` of the vector on.
+
+    Frames come in any order, before the result; where all sums fit into one frame, the result carries it.
+    """
+
+    step: Count
+    lo: Piece
+    hi: Piece
+    start: Count
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
 class Result(Message, frozen=True, kw_only=True, tag="result"):
-    """The sums over the pieces `[lo, hi)`. Training carries one array: the flat vector of sums, float32."""
+    """What the pieces `[lo, hi)` came to. In training it carries the flat vector of sums, if that is one frame long."""
 
     work: Work
     step: Count
@@ -153,9 +168,13 @@ class Standby(Message, frozen=True, kw_only=True, tag="standby"):
 
 
 class Weights(Message, frozen=True, kw_only=True, tag="weights"):
-    """The flat vector at a step: one float32 array. Comes before the first lease of that step."""
+    """A frame of the flat vector at a step: one float32 array, from element `start` on.
+
+    All frames come before the first lease of that step.
+    """
 
     step: Count
+    start: Count
 
 
 class WeightsShared(Message, frozen=True, kw_only=True, tag="weights_shared"):
@@ -237,5 +256,5 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
     failure: Text
 
 
-WorkerMessage = Join | Ready | Result | Failed | Diverged | Leave | Alive | StatusAsked
+WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | Alive | StatusAsked
 ServerMessage = Welcome | Refused | Standby | Weights | WeightsShared | Lease | Finished | Alive | Status

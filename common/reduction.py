@@ -73,11 +73,13 @@ def is_node(lo: int, hi: int, pieces: int) -> bool:
 class TreeSum(Generic[T]):
     """The sum of `pieces` values over the tree, formed as they arrive.
 
-    `merge(left, right)` adds the two halves of a node; it may reuse either, neither is looked at again.
+    `merge(left, right)` adds the two halves of a node; it may reuse either, neither is looked at again. `drop(value)`
+    is told of a value that is not needed any more.
     """
 
     pieces: int
     merge: Callable[[T, T], T]
+    drop: Callable[[T], None] = lambda value: None
     #: Sums of nodes whose sibling has not arrived; no two overlap, no two are siblings.
     held: dict[Node, T] = field(default_factory=dict)
     #: A byte for each piece, 1 where a node of `held` has it: to look through `held` would be quadratic in the pieces.
@@ -87,17 +89,22 @@ class TreeSum(Generic[T]):
         self._known = bytearray(self.pieces)
 
     def covers(self, node: Node) -> bool:
-        """Tell whether any piece of `node` has arrived already."""
-        return 1 in self._known[node.lo : node.hi]
+        """Tell whether all pieces of `node` have arrived already."""
+        return 0 not in self._known[node.lo : node.hi]
 
     def add(self, node: Node, value: T) -> bool:
-        """Take the sum of a whole node; return False, with nothing changed, where a piece of it is known already.
+        """Take the sum of a whole node; return False, with nothing changed, where all its pieces are known already.
 
-        `ValueError` where it is no node.
+        Where some are known, it takes the place of their sums: they are a part of it. Otherwise what a worker sent
+        before it died would be in the way of whoever computes more than that in one go. `ValueError` where it is no
+        node.
         """
         path = list(path_to(node, self.pieces))
         if self.covers(node):
             return False
+        if 1 in self._known[node.lo : node.hi]:
+            for part in [held for held in self.held if node.lo <= held.lo and held.hi <= node.hi]:
+                self.drop(self.held.pop(part))
         self._known[node.lo : node.hi] = b"\1" * len(node)
         for parent in reversed(path[:-1]):
             left, right = parent.halves()
@@ -120,6 +127,8 @@ class TreeSum(Generic[T]):
 
     def clear(self) -> None:
         """Forget all sums."""
+        for value in self.held.values():
+            self.drop(value)
         self.held.clear()
         self._known = bytearray(self.pieces)
 
@@ -166,7 +175,7 @@ class VectorTree:
     tree: TreeSum[Summand] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tree = TreeSum(self.pieces, self._merge)
+        self.tree = TreeSum(self.pieces, self._merge, self._drop)
 
     def _merge(self, left: Summand, right: Summand) -> Summand:
         into = left.vector if left.is_owned else right.vector if right.is_owned else self.pool.take()
@@ -175,18 +184,24 @@ class VectorTree:
             self.pool.give(right.vector)
         return Summand(into, is_owned=True)
 
+    def _drop(self, summand: Summand) -> None:
+        if summand.is_owned:
+            self.pool.give(summand.vector)
+
     def add(self, node: Node, vector: Vector) -> bool:
         """Take the sum of a node, which must stay unchanged until `reset`; as `TreeSum.add`."""
         return self.tree.add(node, Summand(vector, is_owned=False))
 
     def add_copy(self, node: Node, vector: Vector) -> bool:
-        """Take a copy of the sum of a node, so that the caller may use its memory again; as `TreeSum.add`."""
-        own = self.pool.take()
-        np.copyto(own, vector)
-        is_new = self.tree.add(node, Summand(own, is_owned=True))
-        if not is_new:
-            self.pool.give(own)
-        return is_new
+        """Take the sum of a node, and be done with its memory when this returns; as `TreeSum.add`."""
+        summand = Summand(vector, is_owned=False)
+        if not self.tree.add(node, summand):
+            return False
+        if self.tree.held.get(node) is summand:  # otherwise it was added to its sibling, and is not read any more
+            own = self.pool.take()
+            np.copyto(own, vector)
+            self.tree.held[node] = Summand(own, is_owned=True)
+        return True
 
     def sum_of(self, node: Node) -> Vector:
         """Return the sum of a node that is whole and whose sibling is not, to be read until `reset`."""
@@ -198,7 +213,4 @@ class VectorTree:
 
     def reset(self) -> None:
         """Forget all sums, returning what is owned to the pool."""
-        for summand in self.tree.held.values():
-            if summand.is_owned:
-                self.pool.give(summand.vector)
         self.tree.clear()

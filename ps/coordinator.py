@@ -80,6 +80,8 @@ class Coordinator:
                 return self._join(event, now)
             case events.WorkerPrepared():
                 return self._prepared(event, now)
+            case events.WorkerAdvanced():
+                return []
             case events.ResultReceived():
                 return self._result(event, now)
             case events.PieceFailed():
@@ -167,11 +169,12 @@ class Coordinator:
         return [told, gone, *self._fill_places(), *self._serve_all(now)]
 
     def _hear(self, event: events.Event, now: float) -> list[Effect]:
-        """Book a sign of life; a worker that was silent gets work again."""
-        match event:
-            case events.TimePassed() | events.Interrupted() | events.WorkerLeft():
-                return []
+        """Book a sign of life: one of work puts off the end of leases; a worker that was silent gets work again."""
+        if isinstance(event, events.TimePassed | events.Interrupted | events.WorkerLeft):
+            return []
         member = self.roster.hear(event.peer, now)
+        if member is not None and isinstance(event, events.WorkerAdvanced | events.ResultReceived):
+            self.pieces.extend(member.rank, now + self.facts.lease_timeout_s)
         if member is None or member.standing is not Standing.SILENT:
             return []
         return self._seat(member) + self._serve_all(now)
@@ -197,7 +200,6 @@ class Coordinator:
         member, result = self.roster.members.get(event.peer), event.result
         if member is None:
             return []
-        self.pieces.extend(member.rank, now + self.facts.lease_timeout_s)
         node, free = result.node(), self.pieces.free()
         add = self._adding(member, result)
         is_late = (result.work, result.step) != (self.round.work, self.round.step)

@@ -25,7 +25,7 @@ class SendWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AddSums:
-    """Add the vector that came with the event just handled to the step's tree."""
+    """Add the vector that came with the event just handled to the step's tree, unless it came before it in parts."""
 
     node: Node
 

@@ -22,6 +22,13 @@ class WorkerPrepared:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerAdvanced:
+    """The worker is on its way through a lease: some of the sums are there."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ResultReceived:
     peer: bytes
     result: Result
@@ -72,6 +79,7 @@ class Interrupted:
 Event = (
     WorkerJoined
     | WorkerPrepared
+    | WorkerAdvanced
     | ResultReceived
     | PieceFailed
     | LossDiverged

@@ -15,8 +15,10 @@ from common.messages import (
     Diverged,
     Failed,
     Join,
+    Lease,
     Leave,
     Message,
+    Part,
     Ready,
     Refused,
     Result,
@@ -26,10 +28,12 @@ from common.messages import (
     WorkerMessage,
     shortened,
 )
-from common.reduction import Vector
+from common.reduction import Node, Vector, is_node
 from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps import effects, events
 from ps.coordinator import Coordinator
+from ps.frame_book import FrameBook
+from ps.leasing import WINDOW
 from ps.recorder import Recorder
 from ps.shard import Shard
 from ps.sharing import Sharing
@@ -39,6 +43,10 @@ LINGER_S = 1.0
 
 #: Seconds between two looks at the run by whoever shows it.
 LOOK_S = 0.1
+
+#: Messages without arrays that may wait for a worker. Beside them it may have the weights for a window of leases: what
+#: does not read costs no more.
+QUEUE = 64
 
 
 @dataclass
@@ -55,10 +63,16 @@ class Server:
     sharing: Sharing | None = None
     #: Set once the run has ended.
     ended: effects.Finish | None = None
+    book: FrameBook = field(init=False)
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
     #: When the progress was last shown.
     _shown: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self.book = FrameBook(len(self.shard.frames))
+        #: The index of the frame that begins there.
+        self._frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
@@ -102,7 +116,8 @@ class Server:
             event = self._event(peer, message)
         except RemoteProtocolError as error:
             event = self._turn_away(peer, str(error))
-        self._happen(event)
+        if event is not None:
+            self._happen(event)
 
     def _turn_away(self, peer: bytes, fault: str) -> events.Event:
         """Answer what cannot be understood: a worker of another version would wait for ever, not knowing why."""
@@ -111,15 +126,17 @@ class Server:
         self._send(peer, Refused(reason=shortened(reason)))
         return events.WorkerLeft(peer=peer, reason=reason)
 
-    def _event(self, peer: bytes, message: Message) -> events.Event:
+    def _event(self, peer: bytes, message: Message) -> events.Event | None:
         match message:
             case Join():
                 return events.WorkerJoined(peer=peer, join=message)
             case Ready():
+                self.port.allow(QUEUE + WINDOW * len(self.shard.frames))
                 return events.WorkerPrepared(peer=peer)
+            case Part():
+                return events.WorkerAdvanced(peer=peer) if self._take(peer, message) else None
             case Result():
-                self._check_sums(message)
-                return events.ResultReceived(peer=peer, result=message)
+                return events.ResultReceived(peer=peer, result=message) if self._is_whole(peer, message) else None
             case Failed():
                 return events.PieceFailed(peer=peer, failed=message)
             case Diverged():
@@ -133,10 +150,31 @@ class Server:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a server")
 
-    def _check_sums(self, result: Result) -> None:
-        size = self.shard.weights.size
-        if result.work == "train" and len(self._arrays[0]) != size:
-            raise RemoteProtocolError(f"sums of {len(self._arrays[0])} values: expected {size}")
+    def _take(self, peer: bytes, part: Part) -> bool:
+        """Add a frame straight from the memory it was received in, if a lease asks for it; return whether one does."""
+        frame, node = self._frame_at.get(part.start), part.node()
+        if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
+            raise RemoteProtocolError(f"sums over [{part.lo}, {part.hi}) from {part.start} on: no frame of any lease")
+        self._check_length(len(self.shard.frames[frame]))
+        if not self.book.take(peer, part.step, node, frame):
+            return False
+        self.shard.add_frame(frame, node, self._arrays[0])
+        return True
+
+    def _is_whole(self, peer: bytes, result: Result) -> bool:
+        """Tell whether a result came with all that belongs to it: otherwise a part of it came too late to be taken."""
+        self.book.count(peer)
+        member = self.coordinator.roster.members.get(peer)
+        if result.work == "evaluate" or (member is not None and member.shares):
+            return True
+        if self._arrays:
+            self._check_length(self.shard.weights.size)
+            return True
+        return self.book.is_whole(peer, result.step, result.node())
+
+    def _check_length(self, expected: int) -> None:
+        if len(self._arrays[0]) != expected:
+            raise RemoteProtocolError(f"sums of {len(self._arrays[0])} values: expected {expected}")
 
     def _happen(self, event: events.Event) -> None:
         """Let the coordinator handle an event, and whatever its effects lead to."""
@@ -152,13 +190,15 @@ class Server:
             case effects.Send():
                 return self._send(effect.peer, effect.message)
             case effects.SendWeights():
-                return self._send(effect.peer, Weights(step=effect.step), self.shard.weights)
+                return self._send_weights(effect.peer, effect.step)
             case effects.AddSums():
-                self.shard.add(effect.node, self._arrays[0])
+                if self._arrays:
+                    self.shard.add(effect.node, self._arrays[0])
             case effects.AddShared():
                 assert self.sharing is not None  # a worker shares only what was offered
                 self.shard.add_at_once(effect.node, self.sharing.sums[effect.rank][effect.slot])
             case effects.ForgetWorker():
+                self.book.forget(effect.peer)
                 if self.sharing is not None:
                     self.sharing.forget(effect.rank)
             case effects.UpdateWeights():
@@ -173,7 +213,16 @@ class Server:
                 assert_never(effect)
         return None
 
+    def _send_weights(self, peer: bytes, step: int) -> events.Event | None:
+        for frame in self.shard.frames:
+            failed = self._send(peer, Weights(step=step, start=frame.start), frame.of(self.shard.weights))
+            if failed is not None:
+                return failed
+        return None
+
     def _send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> events.Event | None:
+        if isinstance(message, Lease) and message.work == "train":
+            self.book.grant(peer, message.step, Node(message.lo, message.hi))
         try:
             self.port.send(peer, encode(message, arrays))
         except PeerGone:

@@ -1,8 +1,9 @@
 """A shard holds a slice of the weights: it adds sums over the tree and steps the optimizer. Arithmetic only.
 
-Knows nothing of workers, leases or messages. For now one shard holds the whole vector.
+Knows nothing of workers, leases or messages. Sums are added frame by frame, each over a tree of its own, as they come.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from common.optim.clipping import add_blocks, block_squares, scale_for
 from common.optim.rules import CHUNK, Rule
 from common.optim.schedules import Schedule
 from common.reduction import Node, Vector, VectorPool, VectorTree
+from common.slices import Slice
 
 #: Weights with the number of updates that led to them.
 Kept = tuple[Vector, int]
@@ -33,14 +35,19 @@ class UpdatePolicy:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What goes through an update together, to stay in cache: views that are made once."""
+    """What goes through an update together, to stay in cache: views that are made once. It lies within a frame."""
 
+    #: The frame's index, and the part of it.
+    frame: int
     part: slice
-    #: Room for the mean gradient.
+    #: Room for the mean.
     mean: Vector
-    state: dict[str, Vector]
     #: This part of both slots of weights.
     slots: tuple[Vector, Vector]
+    #: Of trained values, the optimizer's slots; empty for a rule without any.
+    state: dict[str, Vector]
+    #: Of running statistics, their momenta; None for trained values.
+    momenta: Vector | None
 
 
 @dataclass
@@ -51,27 +58,52 @@ class Shard:
     that it began with stay whole, whatever interrupts it and whoever still reads them.
     """
 
+    #: Each as long as the slice.
     slots: tuple[Vector, Vector]
     policy: UpdatePolicy
     micro_batches: int
+    #: Where the slice begins in the whole vector: a multiple of clipping's BLOCK.
+    start: int = 0
+    frames: list[Slice] = field(init=False)
+    #: Of the trained values.
     state: dict[str, Vector] = field(init=False)
-    sums: VectorTree = field(init=False)
+    #: One a frame.
+    trees: list[VectorTree] = field(init=False)
     #: Number of updates made so far.
     updates: int = 0
     _chunks: list[Chunk] = field(init=False)
 
     def __post_init__(self) -> None:
-        size, trained = self.weights.size, self.policy.parameter_size
-        self.state = self.policy.rule.init(trained)
-        self.sums = VectorTree(self.micro_batches, VectorPool(size))
-        room = np.empty(min(CHUNK, trained), np.float32)
-        parts = (slice(start, min(start + CHUNK, trained)) for start in range(0, trained, CHUNK))
-        self._chunks = [self._chunk(part, room) for part in parts]
+        owned = Slice(self.start, self.start + self.weights.size)
+        self.frames = owned.frames()
+        self.state = self.policy.rule.init(max(0, min(owned.stop, self.policy.parameter_size) - owned.start))
+        pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
+        self.trees = [VectorTree(self.micro_batches, pools[len(frame)]) for frame in self.frames]
+        room = np.empty(min(CHUNK, len(owned)), np.float32)
+        self._chunks = [chunk for frame in range(len(self.frames)) for chunk in self._chunks_of(frame, room)]
 
-    def _chunk(self, part: slice, room: Vector) -> Chunk:
+    def _chunks_of(self, frame: int, room: Vector) -> Iterator[Chunk]:
+        """Yield the chunks of a frame: none has trained values and statistics both."""
+        whole, trained = self.frames[frame], self.policy.parameter_size
+        if whole.start < trained:
+            for part in Slice(whole.start, min(whole.stop, trained)).cut(CHUNK):
+                yield self._chunk(frame, part, room)
+        if trained < whole.stop:
+            for part in Slice(max(whole.start, trained), whole.stop).cut(CHUNK):
+                yield self._chunk(frame, part, room)
+
+    def _chunk(self, frame: int, part: Slice, room: Vector) -> Chunk:
         first, second = self.slots
-        state = {name: slot[part] for name, slot in self.state.items()}
-        return Chunk(part, room[: part.stop - part.start], state, (first[part], second[part]))
+        trained, in_slice = self.policy.parameter_size, slice(part.start - self.start, part.stop - self.start)
+        is_trained = part.start < trained
+        return Chunk(
+            frame=frame,
+            part=slice(part.start - self.frames[frame].start, part.stop - self.frames[frame].start),
+            mean=room[: len(part)],
+            slots=(first[in_slice], second[in_slice]),
+            state={name: slot[in_slice] for name, slot in self.state.items()} if is_trained else {},
+            momenta=None if is_trained else self.policy.momenta[part.start - trained : part.stop - trained],
+        )
 
     @property
     def weights(self) -> Vector:
@@ -79,20 +111,34 @@ class Shard:
         return self.slots[self.updates % 2]
 
     def add(self, node: Node, sums: Vector) -> None:
-        """Take the sums of a node, which must stay unchanged until the update."""
+        """Take the sums of a node over the whole slice, which must stay unchanged until the update."""
+        for index, frame in enumerate(self.frames):
+            self.add_frame(index, node, sums[frame.start - self.start : frame.stop - self.start])
+
+    def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
+        """Take one frame of the sums of a node, which must stay unchanged until the update.
+
+        A node that is known wholly is left as it is, one that is known partly is taken for the whole of it: the bits
+        are the same.
+        """
         with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is told with its place
-            self.sums.add(node, sums)
+            self.trees[frame].add(node, sums)
 
     def add_at_once(self, node: Node, sums: Vector) -> None:
         """Take the sums of a node out of memory that may change after this."""
-        with np.errstate(all="ignore"):  # as in `add`
-            self.sums.add_copy(node, sums)
+        with np.errstate(all="ignore"):  # as in `add_frame`
+            for tree, frame in zip(self.trees, self.frames, strict=True):
+                tree.add_copy(node, sums[frame.start - self.start : frame.stop - self.start])
 
     def squares(self, count: int) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
-        total = self.sums.total()
-        with np.errstate(all="ignore"):  # as in `add`
-            return np.concatenate([block_squares(_mean(total, chunk, count)) for chunk in self._chunks])
+        totals, trained = self._totals(), (chunk for chunk in self._chunks if chunk.momenta is None)
+        with np.errstate(all="ignore"):  # as in `add_frame`
+            blocks = [block_squares(_mean(totals, chunk, np.float32(count))) for chunk in trained]
+        return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
+
+    def _totals(self) -> list[Vector]:
+        return [tree.total() for tree in self.trees]
 
     def update(self, step: int, count: int, scale: float | None = None) -> float:
         """Step the optimizer with the whole sum over `count` samples; return the learning rate used.
@@ -103,28 +149,28 @@ class Shard:
         """
         if scale is None and self.policy.clip_norm is not None:
             scale = scale_for(add_blocks(self.squares(count)), self.policy.clip_norm)
-        rate, total = self.policy.schedule.rate(step), self.sums.total()
-        with np.errstate(all="ignore"):  # as in `add`
+        rate, totals, samples = self.policy.schedule.rate(step), self._totals(), np.float32(count)
+        with np.errstate(all="ignore"):  # as in `add_frame`
             for chunk in self._chunks:
-                gradient = _mean(total, chunk, count)
-                if scale is not None:
-                    gradient *= np.float32(scale)
-                self._follow(chunk, gradient, step, rate)
-            if self.policy.momenta.size:
-                self._follow_statistics(total, step, count)
+                mean = _mean(totals, chunk, samples)
+                if scale is not None and chunk.momenta is None:
+                    mean *= np.float32(scale)
+                self._follow(chunk, mean, step, rate)
         self.updates = step + 1
-        self.sums.reset()
+        for tree in self.trees:
+            tree.reset()
         return rate
 
-    def _follow(self, chunk: Chunk, gradient: Vector, step: int, rate: float) -> None:
+    def _follow(self, chunk: Chunk, mean: Vector, step: int, rate: float) -> None:
+        """Write a chunk of the new weights."""
         old, new = chunk.slots[step % 2], chunk.slots[(step + 1) % 2]
-        self.policy.rule.update(old, gradient, chunk.state, step, rate, new)
-
-    def _follow_statistics(self, total: Vector, step: int, count: int) -> None:
+        if chunk.momenta is None:
+            self.policy.rule.update(old, mean, chunk.state, step, rate, new)
+            return
         # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
-        old, new = (self.slots[at % 2][self.policy.parameter_size :] for at in (step, step + 1))
-        mean = total[self.policy.parameter_size :] / np.float32(count)
-        np.add(old, self.policy.momenta * (mean - old), out=new)
+        mean -= old
+        mean *= chunk.momenta
+        np.add(old, mean, out=new)
 
     def whole(self) -> Kept:
         """Return the weights after the last update that was made to its end."""
@@ -140,6 +186,6 @@ class Shard:
         return weights_digest(self.weights)
 
 
-def _mean(total: Vector, chunk: Chunk, count: int) -> Vector:
-    """Return a chunk's part of the mean gradient, in the chunk's room for it."""
-    return np.divide(total[chunk.part], np.float32(count), out=chunk.mean)
+def _mean(totals: list[Vector], chunk: Chunk, count: np.float32) -> Vector:
+    """Return a chunk's part of the mean, in the chunk's room for it."""
+    return np.divide(totals[chunk.frame][chunk.part], count, out=chunk.mean)

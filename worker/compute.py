@@ -4,13 +4,14 @@ Array shapes, and so the bits of every matrix product, depend on the job alone (
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.autograd import functional as F
-from common.autograd.graph import no_grad
+from common.autograd.graph import Leaf, no_grad, tell_finished
 from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
 from common.data.evaluation import evaluation_rows
@@ -22,7 +23,9 @@ from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module, Stochastic
 from common.randomness import Purpose, generator
 from common.reduction import Node, Vector, VectorPool
+from common.slices import Slice
 from common.tally import Tally
+from worker.final_frames import FinalFrames, Push
 from worker.training_pass import TrainingPass
 
 #: Two vectors of weights, or none.
@@ -52,6 +55,8 @@ class Compute:
     slots: Slots = ()
     #: Where sums may be written, each of the layout's size: by default one new vector.
     sums: tuple[Vector, ...] = ()
+    #: Frames in which sums are pushed: by default those of one server.
+    frames: Sequence[Slice] = ()
     #: The slot that the model computes with, and the vector of sums that it writes into.
     weights: Vector = field(init=False)
     into: Vector = field(init=False)
@@ -63,6 +68,9 @@ class Compute:
     _pass: TrainingPass = field(init=False)
     #: The sum of losses of each piece that `train` was last called for, in order; float32 each.
     losses: list[float] = field(default_factory=list)
+    _final: FinalFrames = field(init=False)
+    #: The place of each parameter in the layout, by where it gets its gradient.
+    _places: dict[Leaf | None, int] = field(init=False)
     #: Whether any module draws random numbers in its forward.
     _draws: bool = field(init=False)
 
@@ -73,6 +81,9 @@ class Compute:
         self.sums = self.sums or (self._new_vector(),)
         self.weights, self.into = self.slots[0], self.sums[0]
         self._binding = Binding(self.model, self.layout, self.slots, self.sums)
+        self.frames = self.frames or Slice(0, self.layout.size).frames()
+        self._final = FinalFrames(self.layout.parameters, self.frames)
+        self._places = {parameter.leaf: place for place, parameter in enumerate(self._binding.parameters)}
         self.model.train()  # every part of it, whatever the model's builder left behind: `_put` looks at the root only
         self._draws = any(isinstance(module, Stochastic) for module in self.model.modules())
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
@@ -94,19 +105,20 @@ class Compute:
             self._binding.write_to(into)
             self.into = sums
 
-    def train(self, step: int, node: Node) -> tuple[Vector, Tally]:
+    def train(self, step: int, node: Node, push: Push | None = None) -> tuple[Vector, Tally]:
         """Return the sums over the pieces of a node, added over the tree, and their tally.
 
-        The vector is `into`, overwritten by the next call. Raises `NotFiniteError`.
+        The vector is `into`, overwritten by the next call. `push` is told of each of its frames once, as soon as that
+        is final: with one piece, while backward is still on its way. Raises `NotFiniteError`, before any push.
         """
         self.losses.clear()
         with np.errstate(all="ignore"):  # what is not finite is found in the loss, and told with its place
-            return self.into, self._sum(step, node, self.into)
+            return self.into, self._sum(step, node, self.into, push)
 
-    def _sum(self, step: int, node: Node, out: Vector) -> Tally:
+    def _sum(self, step: int, node: Node, out: Vector, push: Push | None = None) -> Tally:
         """Write the sums over a node into `out`; whatever that is, backward writes into the vector `into`."""
         if len(node) == 1:
-            tally = self._piece(step, node.lo)
+            tally = self._piece(step, node.lo, push)
             if out is not self.into:
                 np.copyto(out, self.into)
             return tally
@@ -115,16 +127,28 @@ class Compute:
             tally = self._sum(step, first, left)
             # The tally is a floating-point sum too, so it is added over the same tree.
             tally = tally + self._sum(step, second, self.into)
-            np.add(left, self.into, out=out)
+            self._merge(left, out, push)
         return tally
 
-    def _piece(self, step: int, micro_batch: int) -> Tally:
+    def _merge(self, left: Vector, out: Vector, push: Push | None) -> None:
+        """Add two halves of a node, the second of which is in the vector of sums."""
+        if push is None:
+            np.add(left, self.into, out=out)
+            return
+        for frame in self.frames:
+            np.add(frame.of(left), frame.of(self.into), out=frame.of(out))
+            push(frame)
+
+    def _piece(self, step: int, micro_batch: int, push: Push | None) -> Tally:
         """Compute one micro-batch into the vector of sums."""
         indices = self.sampler.indices(step, micro_batch)
         count = len(indices)
         if count == 0:
             self.losses.append(0.0)
             self.into.fill(0.0)
+            if push is not None:
+                self._final.begin(push)
+                self._final.end()
             return Tally()
         if self.layout.statistics:
             # A statistic that this forward does not observe stays what it is: its sum is count times its value.
@@ -140,7 +164,7 @@ class Compute:
             self.model.reseed(self.job.seed, step, micro_batch)
             raise self._not_finite(micro_batch, images)
         self.losses.append(float(loss))
-        self._walk_back()
+        self._walk_back(push)
         return tally_of(loss, logits, labels)
 
     def evaluate(self, node: Node) -> Tally:
@@ -177,11 +201,21 @@ class Compute:
         if self.model.training != is_training:
             self.model.train(is_training)
 
-    def _walk_back(self) -> None:
+    def _walk_back(self, push: Push | None) -> None:
         """Write all gradients into the vector of sums: zeros where a parameter took no part in the forward."""
         for parameter in self._binding.parameters:
             parameter.grad = None
-        self._pass.backward()
+        if push is None:
+            self._pass.backward()
+            self._fill_gaps()
+            return
+        self._final.begin(push)
+        with tell_finished(lambda leaf: self._final.finish(self._places[leaf])):
+            self._pass.backward()
+        self._fill_gaps()
+        self._final.end()
+
+    def _fill_gaps(self) -> None:
         for parameter, sums in zip(self._binding.parameters, self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)

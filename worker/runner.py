@@ -14,6 +14,7 @@ from common.messages import (
     Finished,
     Lease,
     Message,
+    Part,
     Refused,
     Result,
     ServerMessage,
@@ -23,8 +24,11 @@ from common.messages import (
     Welcome,
 )
 from common.reduction import Node, Vector
+from common.slices import Slice
+from common.tally import Tally
 from common.transport.port import ClientPort, PeerSlow
 from worker import effects, events
+from worker.assembly import Assembly, assembly_of
 from worker.compute import Compute, NotFiniteError
 from worker.preparing import Loader, prepare
 from worker.state import WorkerState
@@ -45,9 +49,11 @@ class Runner:
     #: Set once the worker has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
     _compute: Compute | None = None
+    #: The frames of the weights that are on their way here.
+    _weights: Assembly = field(default_factory=lambda: Assembly({}))
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
-    #: The sums of the lease at hand, valid until the next is computed.
+    #: The sums of the lease at hand that its result is to carry, valid until the next is computed.
     _sums: list[Vector] = field(default_factory=list)
 
     def run(self) -> effects.Exit:
@@ -101,8 +107,7 @@ class Runner:
             case Standby():
                 return events.ToldToStandBy(standby=message)
             case Weights():
-                self._install(message.step)
-                return events.WeightsReceived(weights=message)
+                return events.WeightsReceived(weights=message) if self._install(message) else None
             case Lease():
                 return events.LeaseReceived(lease=message)
             case Finished():
@@ -114,12 +119,18 @@ class Runner:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a worker")
 
-    def _install(self, step: int) -> None:
-        """Copy the weights that came into their slot: the model goes on computing with those of the other."""
-        weights, size = self._arrays[0], self._compute.layout.size if self._compute else 0
-        if self._compute is None or len(weights) != size:
-            raise RemoteProtocolError(f"weights of {len(weights)} values: expected {size}")
-        self._compute.slots[step % 2][:] = weights
+    def _install(self, weights: Weights) -> bool:
+        """Copy a frame that came into its slot, and return whether the weights are whole now.
+
+        Meanwhile the model may compute with the other slot. Where it is even two steps behind, and computes with
+        weights that are torn, what comes of it is as late, and nobody takes it.
+        """
+        values, start = self._arrays[0], weights.start
+        expected = self._weights.lengths.get(start, 0)
+        if self._compute is None or len(values) != expected:
+            raise RemoteProtocolError(f"weights of {len(values)} values from {start} on: expected {expected}")
+        self._compute.slots[weights.step % 2][start : start + expected] = values
+        return self._weights.take(weights.step, start)
 
     def _happen(self, event: events.Event) -> None:
         """Let the state handle an event, and whatever its effects lead to."""
@@ -135,7 +146,7 @@ class Runner:
             case effects.Send():
                 self._send(encode(effect.message))
             case effects.SendResult():
-                self._send(encode(effect.result, self._sums))
+                self._send(encode(effect.result, self._sums), self.state.facts.silence_s)
             case effects.Say():
                 self.say(effect.text)
             case effects.Exit():
@@ -148,9 +159,9 @@ class Runner:
                 assert_never(effect)
         return None
 
-    def _send(self, frames: list[Buffer]) -> None:
+    def _send(self, frames: list[Buffer], patience_s: float = 0.0) -> None:
         try:
-            self.port.send(frames)
+            self.port.send(frames, patience_s)
         except PeerSlow:
             # Nobody reads, perhaps since nobody is there: what is asked is asked again, what is lost is leased again.
             return
@@ -160,6 +171,7 @@ class Runner:
             self._compute = prepare(welcome, self.load)
         except LockstepError as error:
             return events.PreparationFailed(reason=str(error))
+        self._weights = assembly_of(self._compute.frames)
         return events.Prepared()
 
     def _compute_piece(self, lease: Lease) -> events.Event:
@@ -169,11 +181,7 @@ class Runner:
         self._compute.turn(lease.step)
         try:
             self._sums = []
-            if lease.work == "train":
-                sums, tally = self._compute.train(lease.step, node)
-                self._sums = [sums]
-            else:
-                tally = self._compute.evaluate(node)
+            tally = self._train(self._compute, lease) if lease.work == "train" else self._compute.evaluate(node)
         except NotFiniteError as error:
             return events.PieceDiverged(lease=lease, piece=error.piece, layer=error.layer)
         except Exception:  # noqa: BLE001  # whatever a model of one's own raises reaches the person at the server
@@ -189,3 +197,18 @@ class Runner:
             compute_s=self.clock.now() - began,
         )
         return events.PieceComputed(result=result)
+
+    def _train(self, compute: Compute, lease: Lease) -> Tally:
+        """Compute the sums of a lease; those that are longer than one frame are sent frame by frame on the way."""
+        node = Node(lease.lo, lease.hi)
+        if len(compute.frames) == 1:
+            sums, tally = compute.train(lease.step, node)
+            self._sums = [sums]
+            return tally
+
+        def push(frame: Slice) -> None:
+            part = Part(step=lease.step, lo=lease.lo, hi=lease.hi, start=frame.start)
+            # With patience: a frame that is not sent would cost the whole lease.
+            self._send(encode(part, [frame.of(compute.into)]), self.state.facts.silence_s)
+
+        return compute.train(lease.step, node, push)[1]

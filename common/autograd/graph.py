@@ -1,6 +1,7 @@
 """The record of what was computed, and the walk back over it. Names no primitive and has never heard of `Tensor`."""
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,9 @@ _watching: ContextVar[bool] = ContextVar("watching", default=False)
 #: `(primitive, "forward" or "backward", function, *arguments, **options) -> the function's result`.
 Observer = Callable[..., Any]
 observing: ContextVar[Observer | None] = ContextVar("observing", default=None)
+
+#: Told of leaves whose gradients are final while the walk back goes on.
+_finishing: ContextVar[Callable[[Any], None] | None] = ContextVar("finishing", default=None)
 
 _serials = count()
 
@@ -181,6 +185,16 @@ def observe(observer: Observer) -> Iterator[None]:
         observing.reset(token)
 
 
+@contextmanager
+def tell_finished(finished: Callable[[Leaf], None]) -> Iterator[None]:
+    """Within the context, let each walk back call `finished` with each leaf as soon as its gradient is final."""
+    token = _finishing.set(finished)
+    try:
+        yield
+    finally:
+        _finishing.reset(token)
+
+
 def record(primitive: Primitive, parents: list[Parent], options: dict[str, Any], result: Array) -> Node | None:
     """Return the node of a result; None where no argument that has a derivative wants a gradient."""
     derivatives = primitive.derivatives
@@ -207,11 +221,23 @@ def backward_over(nodes: list[Node], gradient: Array, retain_graph: bool) -> Non
     """Walk nodes, consumers before what they consumed, given the gradient of the first; as `backward`."""
     pending: dict[Node, Array] = {nodes[0]: gradient}
     owned: set[Node] = set()
+    finished = _finishing.get()
+    uses = Counter(_leaves(nodes)) if finished is not None else None
     for node in nodes:
         _propagate(node, pending.pop(node), pending, owned)
         owned.discard(node)
         if not retain_graph:
             node.release()
+        if finished is not None and uses is not None:
+            for leaf in _leaves([node]):
+                uses[leaf] -= 1
+                if not uses[leaf]:
+                    finished(leaf)
+
+
+def _leaves(nodes: list[Node]) -> Iterator[Leaf]:
+    """Yield the leaves that nodes hand gradients to, one that is used more than once as often as that."""
+    return (parent for node in nodes for parent in node.parents if type(parent) is Leaf)
 
 
 def latest_first(root: Node) -> list[Node]:

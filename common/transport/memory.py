@@ -30,6 +30,8 @@ class MemoryNetwork:
 
     def __init__(self, seed: int, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
+        #: Messages that may wait for one client: more than `limits` says where the server allowed them.
+        self.queue = self.limits.queue
         # A layer of its own: no permutation of data is drawn from there.
         self._rng = generator(seed, Purpose.SHUFFLE, layer=1)
         self._server: MemoryServer | None = None
@@ -98,7 +100,10 @@ class MemoryServer:
         line = self._network.line_of(peer)
         if line is None:
             raise PeerGone("no connection to this peer: expected one that was heard and has not gone")
-        _put(line.to_client, frames, self._network.limits)
+        _put(line.to_client, frames, self._network.queue)
+
+    def allow(self, queue: int) -> None:
+        self._network.queue = max(self._network.queue, queue)
 
     def close(self, linger_s: float = 0.0) -> None:
         if self._is_open:
@@ -117,18 +122,18 @@ class MemoryClient:
         _demand_open(self._line.is_client_open)
         return self._line.to_client.popleft() if self._line.to_client else None
 
-    def send(self, frames: Frames) -> None:
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         _demand_open(self._line.is_client_open)
         self._limits.check(frames)
-        _put(self._line.to_server, frames, self._limits)
+        _put(self._line.to_server, frames, self._limits.queue)
 
     def close(self, linger_s: float = 0.0) -> None:
         self._line.is_client_open = False
 
 
-def _put(queue: deque[_Message], frames: Frames, limits: Limits) -> None:
-    if len(queue) >= limits.queue:
-        raise PeerSlow(f"too many messages wait for this peer: expected at most {limits.queue}")
+def _put(queue: deque[_Message], frames: Frames, limit: int) -> None:
+    if len(queue) >= limit:
+        raise PeerSlow(f"too many messages wait for this peer: expected at most {limit}")
     # A copy, so that a sender that overwrites its buffer is not seen, as over a socket.
     queue.append([memoryview(bytes(frame)) for frame in frames])
 

@@ -29,12 +29,14 @@ class Limits:
     """What a port takes in, and lets out, before anything is allocated for it."""
 
     #: Longest frame; a connection on which a longer one comes is closed.
-    frame_bytes: int = 2**30
+    frame_bytes: int = 2**20
     #: Most frames of one message; a longer message that comes is dropped.
-    frames: int = 16
-    #: Messages that may wait for one peer, at each end. A peer may count as slow from half of them on, since libzmq
-    #: hears late of those that were read.
+    frames: int = 4
+    #: Messages that may wait for one peer. It may count as slow from half of them on, since libzmq hears late of those
+    #: that were read.
     queue: int = 64
+    #: Messages of one peer that may wait to be received: with the two above what it can cost us, whatever it sends.
+    backlog: int = 16
 
     def check(self, frames: Frames) -> None:
         """Raise ProtocolError, a bug of ours, where a peer with the same limits would not take `frames`."""
@@ -69,6 +71,13 @@ class ServerPort(Protocol):
         """
         ...
 
+    def allow(self, queue: int) -> None:
+        """Let at least `queue` messages wait for each peer that was heard by now.
+
+        A peer that counts as slow already is not helped by it.
+        """
+        ...
+
     def close(self, linger_s: float = 0.0) -> None:
         """Close all connections; what was sent gets at most `linger_s` seconds to leave."""
         ...
@@ -81,8 +90,11 @@ class ClientPort(Protocol):
         """Return the frames of the next message, or None if none came in time; as `ServerPort.receive`."""
         ...
 
-    def send(self, frames: Frames) -> None:
-        """Send a message, or keep it until there is a connection; as `ServerPort.send`. Raises PeerSlow."""
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        """Send a message, or keep it until there is a connection; as `ServerPort.send`.
+
+        Raises PeerSlow where too many are on their way and none arrives within the time.
+        """
         ...
 
     def close(self, linger_s: float = 0.0) -> None:

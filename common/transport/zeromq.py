@@ -84,6 +84,10 @@ class ZeroMqServer:
         self._socket.limits.check(frames)
         self._socket.send([peer, *frames])
 
+    def allow(self, queue: int) -> None:
+        # For connections that are there: a later one gets what was set when the socket was bound.
+        self._socket.raw.set(zmq.SNDHWM, max(queue, self._socket.limits.queue))
+
     def close(self, linger_s: float = 0.0) -> None:
         if self._file is not None:
             # First, while nobody else can have bound to it.
@@ -109,9 +113,15 @@ class ZeroMqClient:
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         return self._socket.receive(timeout_s, extra=0)
 
-    def send(self, frames: Frames) -> None:
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self._socket.limits.check(frames)
-        self._socket.send(frames)
+        try:
+            self._socket.send(frames)
+        except PeerSlow:
+            # Asked only now, since nearly always there is room.
+            if timeout_s <= 0.0 or not self._socket.raw.poll(_milliseconds(timeout_s), zmq.POLLOUT):
+                raise
+            self._socket.send(frames)
 
     def close(self, linger_s: float = 0.0) -> None:
         self._socket.close(linger_s)
@@ -129,9 +139,9 @@ class _Socket:
         for option, value in (
             # The default waits for ever when the socket is closed.
             (zmq.LINGER, 0),
-            # These count messages; what bounds bytes is the few pieces that a worker has outstanding.
+            # These count messages. Frames are short, so that they bound bytes too.
             (zmq.SNDHWM, limits.queue),
-            (zmq.RCVHWM, limits.queue),
+            (zmq.RCVHWM, limits.backlog),
             (zmq.MAXMSGSIZE, limits.frame_bytes),
             (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, _PATIENCE_MS),

@@ -38,6 +38,7 @@ PACKAGE_ORDER = Order(
         ("common.job",),
         ("common.model",),
         ("common.layout",),
+        ("common.slices",),
         ("common.reduction",),
         ("common.numerics",),
         ("common.optim",),

@@ -20,6 +20,7 @@ from common.messages import (
     Lease,
     Leave,
     Message,
+    Part,
     Ready,
     Refused,
     Result,
@@ -39,6 +40,7 @@ DIGEST = "0123456789abcdef" * 4
 EXAMPLES: list[Message] = [
     Join(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint()),
     Ready(),
+    Part(step=3, lo=0, hi=2, start=131072),
     Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, correct=3, count=4, compute_s=0.1),
     Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), correct=3, count=4, compute_s=0.1),
     Failed(work="train", step=3, lo=0, hi=2, traceback="Traceback …"),
@@ -51,7 +53,7 @@ EXAMPLES: list[Message] = [
     ),
     Refused(reason="other numerics"),
     Standby(reason="enough"),
-    Weights(step=4),
+    Weights(step=4, start=0),
     WeightsShared(step=4),
     Lease(work="train", step=4, lo=2, hi=4, number=7, slot=1),
     Finished(reason=""),
@@ -77,7 +79,7 @@ EXAMPLES: list[Message] = [
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    is_carrier = isinstance(message, Weights) or (isinstance(message, Result) and message.work == "train")
+    is_carrier = isinstance(message, Part | Weights) or (isinstance(message, Result) and message.work == "train")
     return [np.arange(5, dtype=np.float32)] if is_carrier else []
 
 
@@ -92,6 +94,11 @@ def test_round_trip(message: Message) -> None:
 
 def test_every_message_is_among_the_examples() -> None:
     assert {type(example) for example in EXAMPLES} == set(Message.__subclasses__())
+
+
+def test_the_sums_of_a_result_may_have_gone_before_it() -> None:
+    (result,) = (each for each in EXAMPLES if isinstance(each, Result) and each.work == "train")
+    assert decode(encode(result), WorkerMessage) == (result, [])
 
 
 def test_an_array_too_many_is_our_own_fault() -> None:
@@ -116,15 +123,17 @@ def header(**fields: object) -> bytes:
         [header(type="lease", work="train", step=-1, lo=0, hi=1)],
         [header(type="lease", work="steal", step=0, lo=0, hi=1)],
         [header(type="ready"), b"1234"],
-        [header(type="weights", step=0)],
-        [header(type="weights", step=0), b"123"],
-        [header(type="weights", step=0), b"1234", b"1234"],
+        [header(type="weights", step=0, start=0)],
+        [header(type="weights", step=0, start=0), b"123"],
+        [header(type="weights", step=0, start=0), b"1234", b"1234"],
+        [header(type="part", step=0, lo=0, hi=1, start=0)],
+        [header(type="part", step=0, lo=0, hi=1, start=-1), b"1234"],
         [b"\x00" * (HEADER_LIMIT + 1)],
         [b"\x91" * 16384 + b"\xc0"],  # sixteen thousand nested lists
         [b"\xdd\x00\xff\xff\xff" + b"\xc0" * 100],  # a list that claims sixteen million elements
         [(b"\xdc\xff\xff" * 4000)[:16384]],  # lists of 65,535 within one another: the allocation bomb
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_nonsense_is_refused(frames: list[bytes]) -> None:
     with pytest.raises(RemoteProtocolError):

@@ -5,7 +5,19 @@ import math
 import pytest
 
 from common.job import Job
-from common.messages import Alive, Finished, Join, Lease, Refused, Result, Standby, Status, Weights, Welcome
+from common.messages import (
+    PROTOCOL_VERSION,
+    Alive,
+    Finished,
+    Join,
+    Lease,
+    Refused,
+    Result,
+    Standby,
+    Status,
+    Weights,
+    Welcome,
+)
 from common.reduction import Node
 from ps import events
 from ps.effects import SendWeights
@@ -41,7 +53,7 @@ def test_a_doubled_join_is_ignored() -> None:
 @pytest.mark.parametrize(
     ("join", "text"),
     [
-        (join_of(2, protocol=99), "the worker speaks protocol 99, the server 1: install the same version"),
+        (join_of(2, protocol=99), f"the worker speaks protocol 99, the server {PROTOCOL_VERSION}: install"),
         (join_of(2, numerics=other_numerics()), "at the server, 'Z80' there"),
         (join_of(1), "incarnation 'life-1' is worker 0 (host host, pid 1) already"),
     ],
@@ -66,7 +78,7 @@ def test_other_numerics_are_admitted_on_demand() -> None:
 
 def test_other_protocols_are_never_admitted() -> None:
     drive = Drive(facts_of(is_mixed=True))
-    assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join_of(1, protocol=2)))) == [Refused]
+    assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join_of(1, protocol=98)))) == [Refused]
 
 
 def test_a_run_begins_when_enough_workers_are_ready() -> None:

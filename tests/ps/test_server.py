@@ -76,7 +76,7 @@ def test_garbage_is_answered_with_the_reason_and_the_run_goes_on(frames: list[by
     simulation.finish()
     (refused,) = heard(stranger)
     assert isinstance(refused, Refused)
-    assert "it broke protocol 1: " in refused.reason
+    assert f"it broke protocol {PROTOCOL_VERSION}: " in refused.reason
     assert "is the same version of lockstep on both sides?" in refused.reason
     assert "\n" not in refused.reason
     assert any("refused a peer" in text for text in simulation.said)
@@ -166,6 +166,9 @@ class WorkingPort:
 
     def send(self, peer: bytes, frames: Frames) -> None:
         self.port.send(peer, frames)
+
+    def allow(self, queue: int) -> None:
+        self.port.allow(queue)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.port.close(linger_s)

@@ -10,7 +10,7 @@ from common.clock import ManualClock
 from common.codec import decode
 from common.data.dataset import TrainTest
 from common.job import Job
-from common.messages import PROTOCOL_VERSION, Join, Result, WorkerMessage
+from common.messages import PROTOCOL_VERSION, Join, Part, Result, WorkerMessage
 from common.numerics import Fingerprint, fingerprint
 from common.randomness import Purpose, generator
 from common.transport.memory import MemoryClient, MemoryNetwork
@@ -33,16 +33,16 @@ TICK_S, LIMIT = 0.01, 20_000
 
 @dataclass
 class DoublingClient:
-    """A connection over which every result arrives twice."""
+    """A connection over which every part and every result arrives twice."""
 
     client: MemoryClient
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         return self.client.receive(timeout_s)
 
-    def send(self, frames: Frames) -> None:
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.client.send(frames)
-        if isinstance(decode(frames, WorkerMessage)[0], Result):
+        if isinstance(decode(frames, WorkerMessage)[0], Part | Result):
             self.client.send(frames)
 
     def close(self, linger_s: float = 0.0) -> None:

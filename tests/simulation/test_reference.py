@@ -64,15 +64,15 @@ def test_the_loop_notices_another_learning_rate() -> None:
 class SumInArrivalOrder(Shard):
     """A planted mistake: gradients are added as they come."""
 
-    running: Vector | None = field(default=None)
+    running: dict[int, Vector] = field(default_factory=dict)
 
-    def add(self, node: Node, sums: Vector) -> None:
-        self.running = sums.copy() if self.running is None else self.running + sums
+    def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
+        self.running[frame] = self.running[frame] + sums if frame in self.running else sums.copy()
 
     def update(self, step: int, count: int, scale: float | None = None) -> float:
-        assert self.running is not None
-        super().add(Node(0, self.micro_batches), self.running)
-        self.running = None
+        for frame, running in self.running.items():
+            super().add_frame(frame, Node(0, self.micro_batches), running)
+        self.running = {}
         return super().update(step, count, scale)
 
 
@@ -80,28 +80,31 @@ class SumInArrivalOrder(Shard):
 class MeanOfMeans(Shard):
     """A planted mistake: each result is divided by its own share of the batch, as if all shares were equal."""
 
-    def add(self, node: Node, sums: Vector) -> None:
+    def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
         low, high = (bound * 17 // self.micro_batches for bound in (node.lo, node.hi))
-        super().add(node, sums / np.float32(high - low) * np.float32(len(node) * 17 / self.micro_batches))
+        super().add_frame(frame, node, sums / np.float32(high - low) * np.float32(len(node) * 17 / self.micro_batches))
 
 
 @dataclass
 class HalvesInTheMiddle(Shard):
     """A planted mistake: the tree splits in the middle and not at a power of two."""
 
-    leaves: dict[int, Vector] = field(default_factory=dict)
+    leaves: dict[tuple[int, int], Vector] = field(default_factory=dict)
 
-    def add(self, node: Node, sums: Vector) -> None:
+    def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
         assert len(node) == 1
-        self.leaves[node.lo] = sums.copy()
+        self.leaves[frame, node.lo] = sums.copy()
 
     def update(self, step: int, count: int, scale: float | None = None) -> float:
-        super().add(Node(0, self.micro_batches), self._sum(0, self.micro_batches))
+        for frame in range(len(self.frames)):
+            super().add_frame(frame, Node(0, self.micro_batches), self._sum(frame, 0, self.micro_batches))
         return super().update(step, count, scale)
 
-    def _sum(self, lo: int, hi: int) -> Vector:
+    def _sum(self, frame: int, lo: int, hi: int) -> Vector:
         middle = (lo + hi) // 2
-        return self.leaves[lo] if hi - lo == 1 else self._sum(lo, middle) + self._sum(middle, hi)
+        if hi - lo == 1:
+            return self.leaves[frame, lo]
+        return self._sum(frame, lo, middle) + self._sum(frame, middle, hi)
 
 
 def digest_of(kind: type[Shard], seed: int, workers: int = 5) -> str:

@@ -46,7 +46,7 @@ class Drive:
         return self.start() + self.happen(events.Welcomed(welcome=WELCOME)) + self.happen(events.Prepared())
 
     def weights(self, step: int) -> list[Effect]:
-        return self.happen(events.WeightsReceived(weights=Weights(step=step)))
+        return self.happen(events.WeightsReceived(weights=Weights(step=step, start=0)))
 
     def lease(self, lease: Lease) -> list[Effect]:
         return self.happen(events.LeaseReceived(lease=lease))

@@ -83,7 +83,7 @@ class Bench:
 def test_it_prepares_and_computes_what_is_leased() -> None:
     bench = Bench(job_of())
     assert bench.enter() == [Ready()]
-    assert bench.send(Weights(step=0), bench.opening.shard.weights) == []
+    assert bench.send(Weights(step=0, start=0), bench.opening.shard.weights) == []
     (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2))
     assert isinstance(result, Result)
     assert (result.lo, result.hi, result.count) == (0, 2, 8)
@@ -154,12 +154,12 @@ def test_weights_of_a_wrong_length_are_a_breach_of_the_protocol(size: int) -> No
         bench.runner.step()
         (leave,) = bench.heard()
     else:
-        (leave,) = bench.send(Weights(step=0), np.zeros(size, np.float32))
+        (leave,) = bench.send(Weights(step=0, start=0), np.zeros(size, np.float32))
     assert isinstance(leave, Leave)
     code, reason = bench.end()
     assert code == 1
     assert reason.startswith("the server broke the protocol: ")
-    assert size == 0 or f"weights of {size} values: expected 7850" in reason
+    assert size == 0 or f"weights of {size} values from 0 on: expected 7850" in reason
 
 
 RAISING = """
@@ -182,7 +182,7 @@ def build():
 def test_an_exception_comes_home_with_its_traceback_and_the_worker_goes_on(tmp_path: Path) -> None:
     bench = Bench(job_of(model=model_file(tmp_path / "net.py", RAISING)))
     bench.enter()
-    bench.send(Weights(step=0), bench.opening.shard.weights)
+    bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
     (failed,) = bench.send(Lease(work="train", step=0, lo=1, hi=2))
     assert isinstance(failed, Failed)
     assert (failed.lo, failed.hi) == (1, 2)
@@ -250,7 +250,7 @@ class Interrupting:
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         raise KeyboardInterrupt
 
-    def send(self, frames: Frames) -> None:
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.sent.append(decode(frames, WorkerMessage)[0])
 
     def close(self, linger_s: float = 0.0) -> None:

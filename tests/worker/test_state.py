@@ -36,7 +36,7 @@ EVENTS: dict[type[events.Event], events.Event] = {
         events.Prepared(),
         events.PreparationFailed(reason="no data"),
         events.ToldToStandBy(standby=Standby(reason="enough")),
-        events.WeightsReceived(weights=Weights(step=3)),
+        events.WeightsReceived(weights=Weights(step=3, start=0)),
         events.LeaseReceived(lease=LEASE),
         events.PieceComputed(result=result_of(LEASE)),
         events.PieceDiverged(lease=LEASE, piece=0, layer="0"),

@@ -1,0 +1,50 @@
+"""Contiguous ranges of the flat vector: what one server owns of it, and the frames that travel. Arithmetic only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from common.errors import JobError
+from common.optim.clipping import BLOCK
+from common.reduction import Vector
+
+#: Elements of a frame, half a MiB of float32: a whole vector in one would be cut off by a slow link's heartbeats, and
+#: would be of no use to its reader before the last byte. A multiple of `BLOCK`.
+FRAME = 131_072
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Slice:
+    """The elements `[start, stop)`, 0 ≤ start < stop."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def of(self, vector: Vector) -> Vector:
+        """Return this part of the whole vector, as a view."""
+        return vector[self.start : self.stop]
+
+    def cut(self, size: int) -> Iterator["Slice"]:
+        """Yield slices of `size` elements from the start on, the last one perhaps shorter."""
+        return (Slice(start, min(start + size, self.stop)) for start in range(self.start, self.stop, size))
+
+    def frames(self) -> list["Slice"]:
+        """Return the frames in which the slice travels."""
+        return list(self.cut(FRAME))
+
+
+def slices_for(size: int, servers: int) -> list[Slice]:
+    """Return what each of `servers` owns of a vector of `size` elements: as equal as possible.
+
+    Cut between blocks, since clipping adds up the squares of whole ones. `JobError` where a server would own nothing.
+    """
+    blocks = -(-size // BLOCK)
+    if not 1 <= servers <= blocks:
+        raise JobError(
+            f"servers = {servers!r} for a model of {size:,} values: expected 1 to {blocks}, one for {BLOCK} of them"
+        )
+    bounds = [min(blocks * place // servers * BLOCK, size) for place in range(servers + 1)]
+    return [Slice(start, stop) for start, stop in pairwise(bounds)]
