@@ -63,8 +63,8 @@ class StepDone(Entry, frozen=True, kw_only=True, tag="step"):
     shares: list[Share]
     #: The sum of losses of each micro-batch: float32, little-endian, in order.
     losses: bytes
-    #: `mark_of` the step's window of the weights after the update.
-    mark: Annotated[int, Meta(ge=0, lt=2**64)]
+    #: Of the weights after the update: see `ps.mark`. Up to 64 bits.
+    mark: Count
 
     def loss_sums(self) -> NDArray[np.float32]:
         """Return the losses, (micro-batches,)."""

@@ -1,4 +1,4 @@
-"""A file of lines that grows as a run goes on. A disk that is full costs no line and no run: the lines wait in memory."""
+"""A file of lines that grows as a run goes on. A full disk costs no line and no run: the lines wait in memory."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ Write = Callable[[int, bytes], int]
 
 @dataclass
 class LineFile:
-    """Appends to the file at `path`, made at the first write; `say` is told when that fails, and when it works again."""
+    """Appends to a file, which is made at the first write; `say` is told when that fails, and when it works again."""
 
     path: Path
     say: Callable[[str], None] = lambda text: None

@@ -28,7 +28,7 @@ def mark_after(step: int, weights: Vector) -> int:
 
 
 def mark_of(part: Vector) -> int:
-    """Return the mark of a window, a C-contiguous float32 vector: below 2**64. Marks of its even pieces add up to it."""
+    """Return the mark of a window, a contiguous vector: below 2**64. Marks of its even pieces add up to it."""
     even = part.size & ~1
     words: NDArray[np.uint64] = part[:even].view(np.uint64)
     odd = int(part[even:].view(np.uint32)[0]) if part.size > even else 0
