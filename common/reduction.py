@@ -203,6 +203,19 @@ class VectorTree:
             self.tree.held[node] = Summand(own, is_owned=True)
         return True
 
+    def add_at_once(self, node: Node, vector: Vector) -> bool:
+        """Take the sum of a node out of memory that changes after this, unless it completes the sum; as `TreeSum.add`.
+
+        It is copied only where its sibling has not arrived, into which it would be added.
+        """
+        borrowed = Summand(vector, is_owned=False)
+        is_new = self.tree.add(node, borrowed)
+        if self.tree.held.get(node) is borrowed and not self.tree.is_whole():
+            own = self.pool.take()
+            np.copyto(own, vector)
+            self.tree.held[node] = Summand(own, is_owned=True)
+        return is_new
+
     def sum_of(self, node: Node) -> Vector:
         """Return the sum of a node that is whole and whose sibling is not, to be read until `reset`."""
         return self.tree.held[node].vector

@@ -10,6 +10,7 @@ from common.clock import SystemClock
 from common.errors import JobError, LockstepError, RunError, UsageError
 from common.job import Job
 from common.messages import EpochStatus, Status
+from common.transport.shared_folder import shared_root, sweep
 from common.transport.zeromq import dial
 from lockstep.child import Child
 from lockstep.job_file import to_toml
@@ -62,6 +63,8 @@ class Cluster:
         finally:
             with uninterrupted():
                 end_all(self._children)
+                # Of a server that was killed; an orderly one leaves nothing.
+                sweep(shared_root())
                 self._keep_logs()
 
     def _start_server(self) -> Child:
@@ -177,8 +180,6 @@ def check_launch(launch: Launch) -> None:
     """Raise `JobError` for what this version cannot do."""
     if launch.servers != 1:
         raise JobError(f"servers = {launch.servers!r}: this version has one server: expected 1")
-    if launch.transport == "shm":
-        raise JobError("transport = 'shm': this version has no shared memory yet: expected auto, ipc or tcp")
 
 
 def private_folder() -> Path:

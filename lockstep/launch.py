@@ -31,7 +31,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(ge=1, le=64, description="server processes that share the weights: 1 in this version")
     ] = 1
     transport: Annotated[
-        Transport, Meta(description="how processes talk: auto is ipc here, and shm comes in a later version")
+        Transport,
+        Meta(
+            description="what carries vectors: auto is shm for workers that see the server's memory, or else sockets; "
+            "shm refuses others; ipc and tcp are sockets only"
+        ),
     ] = "auto"
 
 

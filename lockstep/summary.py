@@ -63,6 +63,8 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
     if result.workers == 0:
         return []
     notes = []
+    if result.obstacle:
+        notes.append(f"vectors went over sockets: {result.obstacle}")
     if result.workers > result.micro_batches:
         notes.append(
             f"{result.micro_batches} micro-batches keep at most {result.micro_batches} workers busy; "

@@ -130,6 +130,7 @@ class Coordinator:
             return self._turn_away(member, f"it does not share the server's memory: {event.obstacle}")
         member.shares = event.shares
         self.roster.sharing.add(event.shares)
+        self.roster.obstacle = self.roster.obstacle or event.obstacle
         effects = self._seat(member)
         if event.obstacle:
             effects.insert(0, Say(text=f"{member.named()} exchanges vectors over its socket: {event.obstacle}"))

@@ -1,6 +1,7 @@
 """Keeps a run's figures as they come, in memory and in its folder where it has one."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -22,8 +23,16 @@ class Setting:
 
     servers: int
     transport: str
+    #: Why vectors did not go through shared memory where they might have.
+    obstacle: str = ""
     #: When the server was started, in seconds of the clock that the run goes by.
     started: float
+
+
+def carried(setting: Setting, sharing: Collection[bool], obstacle: str) -> Setting:
+    """Return the setting with what carried the vectors of workers some of which shared memory, and some perhaps not."""
+    names = [name for shares, name in ((True, "shm"), (False, setting.transport)) if shares in sharing]
+    return replace(setting, transport="+".join(names) or setting.transport, obstacle=setting.obstacle or obstacle)
 
 
 @dataclass
@@ -125,6 +134,7 @@ class Recorder:
             dataset_sha256=facts.dataset,
             numerics=msgspec.to_builtins(facts.fingerprint),
             history=self.history,
+            obstacle=self.setting.obstacle,
         )
         if self.folder is not None:
             self._keep(weights, facts.plan.total_steps)

@@ -66,6 +66,8 @@ class Roster:
     most_prepared: int = 0
     #: Of all that were ever prepared, whether they shared memory.
     sharing: set[bool] = field(default_factory=set)
+    #: Why one of them did not, where memory was offered.
+    obstacle: str = ""
     #: Seconds of computing whose gradients were accepted, of all members that ever were.
     compute_s: float = 0.0
     #: The same of the step at hand, by rank.

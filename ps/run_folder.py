@@ -74,6 +74,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int = 0
     #: Where the time of an average step went; None where no step was followed by another in its epoch.
     split: Split | None = None
+    #: Why vectors did not go through shared memory where they might have; empty where they did.
+    obstacle: str = ""
 
 
 def read_result(folder: Path) -> RunResult:

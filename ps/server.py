@@ -34,7 +34,7 @@ from ps import effects, events
 from ps.coordinator import Coordinator
 from ps.frame_book import FrameBook
 from ps.leasing import WINDOW
-from ps.recorder import Recorder
+from ps.recorder import Recorder, carried
 from ps.shard import Shard
 from ps.sharing import Sharing
 
@@ -131,8 +131,7 @@ class Server:
             case Join():
                 return events.WorkerJoined(peer=peer, join=message)
             case Ready():
-                self.port.allow(QUEUE + WINDOW * len(self.shard.frames))
-                return events.WorkerPrepared(peer=peer)
+                return self._prepared(peer, message)
             case Part():
                 return events.WorkerAdvanced(peer=peer) if self._take(peer, message) else None
             case Result():
@@ -150,6 +149,17 @@ class Server:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a server")
 
+    def _prepared(self, peer: bytes, ready: Ready) -> events.Event:
+        """Map the sums of a worker that shares memory; make room for the messages of one that does not."""
+        member = self.coordinator.roster.members.get(peer)
+        if not ready.nonce:
+            self.port.allow(QUEUE + WINDOW * len(self.shard.frames))
+        elif self.sharing is None:
+            raise RemoteProtocolError("it shares memory that it was not offered")
+        elif member is not None:
+            self.sharing.admit(member.rank, ready.nonce)
+        return events.WorkerPrepared(peer=peer, shares=bool(ready.nonce), obstacle=ready.obstacle)
+
     def _take(self, peer: bytes, part: Part) -> bool:
         """Add a frame straight from the memory it was received in, if a lease asks for it; return whether one does."""
         frame, node = self._frame_at.get(part.start), part.node()
@@ -164,13 +174,17 @@ class Server:
     def _is_whole(self, peer: bytes, result: Result) -> bool:
         """Tell whether a result came with all that belongs to it: otherwise a part of it came too late to be taken."""
         self.book.count(peer)
-        member = self.coordinator.roster.members.get(peer)
-        if result.work == "evaluate" or (member is not None and member.shares):
+        if result.work == "evaluate" or self._shares(peer):
             return True
         if self._arrays:
             self._check_length(self.shard.weights.size)
             return True
         return self.book.is_whole(peer, result.step, result.node())
+
+    def _shares(self, peer: bytes) -> bool:
+        """Tell whether a peer is a worker that sends no frames."""
+        member = self.coordinator.roster.members.get(peer)
+        return member is not None and member.shares
 
     def _check_length(self, expected: int) -> None:
         if len(self._arrays[0]) != expected:
@@ -221,7 +235,7 @@ class Server:
         return None
 
     def _send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> events.Event | None:
-        if isinstance(message, Lease) and message.work == "train":
+        if isinstance(message, Lease) and message.work == "train" and not self._shares(peer):
             self.book.grant(peer, message.step, Node(message.lo, message.hi))
         try:
             self.port.send(peer, encode(message, arrays))
@@ -240,6 +254,8 @@ class Server:
     def _finish(self, finish: effects.Finish) -> None:
         coordinator, shard = self.coordinator, self.shard
         if not finish.failure:
+            roster = coordinator.roster
+            self.recorder.setting = carried(self.recorder.setting, roster.sharing, roster.obstacle)
             self.recorder.finish(
                 coordinator.progress,
                 workers=coordinator.roster.most_prepared,

@@ -128,7 +128,7 @@ class Shard:
         """Take the sums of a node out of memory that may change after this."""
         with np.errstate(all="ignore"):  # as in `add_frame`
             for tree, frame in zip(self.trees, self.frames, strict=True):
-                tree.add_copy(node, sums[frame.start - self.start : frame.stop - self.start])
+                tree.add_at_once(node, sums[frame.start - self.start : frame.stop - self.start])
 
     def squares(self, count: int) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""

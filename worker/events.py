@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.messages import Finished, Lease, Refused, Result, Standby, Weights, Welcome
+from common.messages import Finished, Lease, Refused, Result, Standby, Welcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +24,10 @@ class TurnedAway:
 class Prepared:
     """Model and data are there, both as the welcome demanded."""
 
+    #: What was read in the memory that the server offers, and why nothing was, as in `Ready`.
+    nonce: str = ""
+    obstacle: str = ""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparationFailed:
@@ -41,7 +45,7 @@ class ToldToStandBy:
 class WeightsReceived:
     """They are in their slot."""
 
-    weights: Weights
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import assert_never
 
 from common.clock import Clock
@@ -21,6 +22,7 @@ from common.messages import (
     Standby,
     Status,
     Weights,
+    WeightsShared,
     Welcome,
 )
 from common.reduction import Node, Vector
@@ -46,9 +48,13 @@ class Runner:
     clock: Clock
     load: Loader
     say: Callable[[str], None]
+    #: Where memory that a server offers is looked for, None where none is to be shared.
+    root: Path | None = None
     #: Set once the worker has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
     _compute: Compute | None = None
+    #: Whether that computes in memory which the server sees.
+    _shares: bool = False
     #: The frames of the weights that are on their way here.
     _weights: Assembly = field(default_factory=lambda: Assembly({}))
     #: The arrays of the message at hand.
@@ -107,7 +113,11 @@ class Runner:
             case Standby():
                 return events.ToldToStandBy(standby=message)
             case Weights():
-                return events.WeightsReceived(weights=message) if self._install(message) else None
+                return events.WeightsReceived(step=message.step) if self._install(message) else None
+            case WeightsShared():
+                if not self._shares:
+                    raise RemoteProtocolError("weights in memory that is not shared")
+                return events.WeightsReceived(step=message.step)
             case Lease():
                 return events.LeaseReceived(lease=message)
             case Finished():
@@ -127,7 +137,7 @@ class Runner:
         """
         values, start = self._arrays[0], weights.start
         expected = self._weights.lengths.get(start, 0)
-        if self._compute is None or len(values) != expected:
+        if self._compute is None or self._shares or len(values) != expected:
             raise RemoteProtocolError(f"weights of {len(values)} values from {start} on: expected {expected}")
         self._compute.slots[weights.step % 2][start : start + expected] = values
         return self._weights.take(weights.step, start)
@@ -168,17 +178,18 @@ class Runner:
 
     def _prepare(self, welcome: Welcome) -> events.Event:
         try:
-            self._compute = prepare(welcome, self.load)
+            place = prepare(welcome, self.load, self.root)
         except LockstepError as error:
             return events.PreparationFailed(reason=str(error))
+        self._compute, self._shares = place.compute, bool(place.nonce)
         self._weights = assembly_of(self._compute.frames)
-        return events.Prepared()
+        return events.Prepared(nonce=place.nonce, obstacle=place.obstacle)
 
     def _compute_piece(self, lease: Lease) -> events.Event:
         assert self._compute is not None
         began = self.clock.now()
         node = Node(lease.lo, lease.hi)
-        self._compute.turn(lease.step)
+        self._compute.turn(lease.step, into=lease.slot if self._shares else 0)
         try:
             self._sums = []
             tally = self._train(self._compute, lease) if lease.work == "train" else self._compute.evaluate(node)
@@ -195,12 +206,18 @@ class Runner:
             correct=tally.correct,
             count=tally.count,
             compute_s=self.clock.now() - began,
+            number=lease.number,
         )
         return events.PieceComputed(result=result)
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
-        """Compute the sums of a lease; those that are longer than one frame are sent frame by frame on the way."""
+        """Compute the sums of a lease, where the server sees them or to be sent.
+
+        Those that are longer than one frame are sent frame by frame on the way.
+        """
         node = Node(lease.lo, lease.hi)
+        if self._shares:
+            return compute.train(lease.step, node)[1]
         if len(compute.frames) == 1:
             sums, tally = compute.train(lease.step, node)
             self._sums = [sums]

@@ -152,7 +152,7 @@ class WorkerState:
                 return self._end(2, f"the server refused this worker: {event.refused.reason}")
             case Prepared():
                 self.phase = Phase.WAITING
-                return [Send(message=Ready())]
+                return [Send(message=Ready(nonce=event.nonce, obstacle=shortened(event.obstacle)))]
             case PreparationFailed():
                 return [Send(message=Leave(reason=shortened(event.reason))), *self._end(2, event.reason)]
             case ToldToStandBy():
@@ -185,7 +185,7 @@ class WorkerState:
         if isinstance(event, WeightsReceived):
             # The round of the old weights is over: others have computed what is left of it here.
             self.leases.clear()
-            self.weights_step = event.weights.step
+            self.weights_step = event.step
             return []
         lease = event.lease
         if self.leases and self.leases[0].work != lease.work:

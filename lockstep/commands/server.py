@@ -15,6 +15,7 @@ from common.data.source import load
 from common.errors import RunError
 from common.job import Job
 from common.transport.port import ServerPort
+from common.transport.shared_folder import shared_root
 from common.transport.zeromq import serve
 from lockstep.cluster import check_launch
 from lockstep.commands.job_options import JOB_FIELDS, GroupedCommand, job_options
@@ -24,6 +25,7 @@ from lockstep.job_file import read_values, resolve
 from lockstep.launch import Launch, default_launch
 from lockstep.lifeline import held
 from lockstep.local import kept_on_failure
+from lockstep.memory_offer import offered
 from lockstep.run_dir import claimed_run_dir, make_run_dir, unclaim
 from lockstep.summary import show_summary
 from ps.coordinator import Coordinator
@@ -49,7 +51,7 @@ INTERRUPTED = "interrupted"
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers whose bits may differ")
 @click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
 @SUPERVISED_OPTION
-@job_options((*JOB_FIELDS, "min_workers"))
+@job_options((*JOB_FIELDS, "min_workers", "transport"))
 def server(
     job: Path | None, bind: str, run_dir: Path | None, insecure: bool, supervised: Path | None, **values: Any
 ) -> None:
@@ -127,14 +129,23 @@ def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult
     clock = SystemClock()
     started = clock.now()
     job = service.job
-    opening = open_run(service.folder.name, job, load(job.data), service.admission)
-    setting = Setting(servers=service.launch.servers, transport=port.address.partition(":")[0], started=started)
-    folder = make_run_dir(service.folder, job, service.launch)
-    recorder = Recorder(opening.facts, setting, opening.layout, folder)
-    recorder.begin(opening.shard.digest())
-    coordinator = Coordinator(opening.facts)
-    run = Server(coordinator, opening.shard, recorder, port, clock, with_address(display, port.address))
-    ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))
+    opened = open_run(service.folder.name, job, load(job.data), service.admission)
+    with offered(opened, service.launch.transport, shared_root()) as offer:
+        opening = offer.opening
+        setting = Setting(
+            servers=service.launch.servers,
+            transport=port.address.partition(":")[0],
+            obstacle=offer.obstacle,
+            started=started,
+        )
+        folder = make_run_dir(service.folder, job, service.launch)
+        recorder = Recorder(opening.facts, setting, opening.layout, folder)
+        recorder.begin(opening.shard.digest())
+        coordinator, say = Coordinator(opening.facts), with_address(display, port.address)
+        if offer.obstacle:
+            say(f"vectors go over sockets: {offer.obstacle}")
+        run = Server(coordinator, opening.shard, recorder, port, clock, say, offer.sharing)
+        ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))
     if ended.failure == INTERRUPTED:
         raise KeyboardInterrupt
     if ended.failure:

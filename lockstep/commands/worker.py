@@ -13,6 +13,7 @@ from common.data.source import load
 from common.messages import PROTOCOL_VERSION, Join
 from common.numerics import fingerprint
 from common.transport.port import ClientPort
+from common.transport.shared_folder import shared_root
 from common.transport.zeromq import dial
 from lockstep.child import ERROR_MARK
 from lockstep.commands.param_types import seconds
@@ -62,7 +63,7 @@ def work(port: ClientPort, address: str, timeout_s: float | None) -> Exit:
         fingerprint=fingerprint(),
     )
     facts = WorkerFacts(address=address, join=join, timeout_s=timeout_s)
-    return Runner(WorkerState(facts), port, SystemClock(), cache(load), say).run()
+    return Runner(WorkerState(facts), port, SystemClock(), cache(load), say, shared_root()).run()
 
 
 def say(text: str) -> None:

@@ -49,7 +49,6 @@ MISTAKES = {
     "workers": (["train", "--workers", "-1"], "workers = -1: expected a whole number >= 0"),
     "min workers": (["train", "--workers", "2", "--min-workers", "3"], "min_workers = 3 is more than workers = 2"),
     "servers": (["train", "--servers", "2"], "servers = 2: this version has one server: expected 1"),
-    "transport": ([*HERE, "--transport", "shm"], "transport = 'shm': this version has no shared memory yet"),
     "job gone": ([*HERE, "--job", "gone.toml"], "cannot read the job file 'gone.toml': No such file or directory"),
     "job key": ([*HERE, "--job", "unknown.toml"], "the job has no key 'modle' (did you mean 'model'?)"),
     "job type": ([*HERE, "--job", "mistyped.toml"], "lr = 'fast': expected a number, got text"),

@@ -5,6 +5,7 @@ Who acts next is drawn from the seed. A worker can be killed, hang, or be heard 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from common.clock import ManualClock
 from common.codec import decode
@@ -22,6 +23,7 @@ from ps.recorder import Recorder, Setting
 from ps.run_folder import RunFolder
 from ps.server import Server
 from ps.shard import Shard
+from ps.sharing import Sharing, share
 from tests.simulation.small import digits
 from worker.preparing import Loader
 from worker.runner import Runner
@@ -76,6 +78,8 @@ class Simulation:
     admission: Admission = field(default_factory=Admission)
     data: Callable[[], TrainTest] = digits
     folder: RunFolder | None = None
+    #: Where the memory is that the server offers, None where it offers none.
+    root: Path | None = None
     #: What makes a shard of that which the run opens with: a test double to show that the hash can differ.
     shard_of: Callable[[Shard], Shard] = lambda shard: shard
     workers: list[Worker] = field(default_factory=list)
@@ -87,11 +91,14 @@ class Simulation:
     opening: Opening = field(init=False)
     recorder: Recorder = field(init=False)
     server: Server = field(init=False)
+    sharing: Sharing | None = None
 
     def __post_init__(self) -> None:
         self._rng = generator(self.seed, Purpose.SHUFFLE, layer=2)
         self.network = MemoryNetwork(self.seed)
         self.opening = open_run("simulation", self.job, self.data(), self.admission)
+        if self.root is not None:
+            self.opening, self.sharing = share(self.opening, self.root)
         setting = Setting(servers=1, transport="memory", started=self.clock.now())
         self.recorder = Recorder(self.opening.facts, setting, self.opening.layout, self.folder)
         self.recorder.begin(self.opening.shard.digest())
@@ -102,12 +109,18 @@ class Simulation:
             self.network.server(),
             self.clock,
             self.said.append,
+            self.sharing,
         )
 
     def add_worker(
-        self, *, load: Loader | None = None, numerics: Fingerprint | None = None, doubles: bool = False
+        self,
+        *,
+        load: Loader | None = None,
+        numerics: Fingerprint | None = None,
+        doubles: bool = False,
+        shares: bool = True,
     ) -> Worker:
-        """Start a worker."""
+        """Start a worker; one that `shares` does so where memory is offered."""
         join = Join(
             protocol=PROTOCOL_VERSION,
             incarnation=f"life-{len(self.workers)}",
@@ -118,7 +131,8 @@ class Simulation:
         state = WorkerState(WorkerFacts(address="memory://", join=join))
         client = self.network.client()
         port = DoublingClient(client) if doubles else client
-        runner = Runner(state, port, self.clock, load or (lambda name: self.data()), self.heard.append)
+        root = self.root if shares else None
+        runner = Runner(state, port, self.clock, load or (lambda name: self.data()), self.heard.append, root)
         worker = Worker(runner)
         self.workers.append(worker)
         runner.begin()

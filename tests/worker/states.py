@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from common.job import Job
-from common.messages import PROTOCOL_VERSION, Join, Lease, Message, Result, Weights, Welcome, Work
+from common.messages import PROTOCOL_VERSION, Join, Lease, Message, Result, Welcome, Work
 from common.numerics import fingerprint
 from worker import events
 from worker.effects import Effect, Exit, Say, Send
@@ -46,7 +46,7 @@ class Drive:
         return self.start() + self.happen(events.Welcomed(welcome=WELCOME)) + self.happen(events.Prepared())
 
     def weights(self, step: int) -> list[Effect]:
-        return self.happen(events.WeightsReceived(weights=Weights(step=step, start=0)))
+        return self.happen(events.WeightsReceived(step=step))
 
     def lease(self, lease: Lease) -> list[Effect]:
         return self.happen(events.LeaseReceived(lease=lease))

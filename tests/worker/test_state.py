@@ -17,7 +17,6 @@ from common.messages import (
     Ready,
     Refused,
     Standby,
-    Weights,
 )
 from tests.worker.states import JOIN, WELCOME, Drive, exits, lease_of, result_of, said, sent
 from worker import events
@@ -36,7 +35,7 @@ EVENTS: dict[type[events.Event], events.Event] = {
         events.Prepared(),
         events.PreparationFailed(reason="no data"),
         events.ToldToStandBy(standby=Standby(reason="enough")),
-        events.WeightsReceived(weights=Weights(step=3, start=0)),
+        events.WeightsReceived(step=3),
         events.LeaseReceived(lease=LEASE),
         events.PieceComputed(result=result_of(LEASE)),
         events.PieceDiverged(lease=LEASE, piece=0, layer="0"),
