@@ -61,6 +61,8 @@ class Runner:
     _arrays: list[Vector] = field(default_factory=list)
     #: The sums of the lease at hand that its result is to carry, valid until the next is computed.
     _sums: list[Vector] = field(default_factory=list)
+    #: Seconds in which the lease at hand was not computed, but what there was of its sums was sent.
+    _pushing_s: float = 0.0
 
     def run(self) -> effects.Exit:
         """Work until the run is over, the server is gone, or the process is interrupted."""
@@ -187,7 +189,7 @@ class Runner:
 
     def _compute_piece(self, lease: Lease) -> events.Event:
         assert self._compute is not None
-        began = self.clock.now()
+        began, self._pushing_s = self.clock.now(), 0.0
         node = Node(lease.lo, lease.hi)
         self._compute.turn(lease.step, into=lease.slot if self._shares else 0)
         try:
@@ -205,7 +207,7 @@ class Runner:
             loss_sum=tally.loss_sum,
             correct=tally.correct,
             count=tally.count,
-            compute_s=self.clock.now() - began,
+            compute_s=max(0.0, self.clock.now() - began - self._pushing_s),
             number=lease.number,
         )
         return events.PieceComputed(result=result)
@@ -224,8 +226,10 @@ class Runner:
             return tally
 
         def push(frame: Slice) -> None:
+            began = self.clock.now()
             part = Part(step=lease.step, lo=lease.lo, hi=lease.hi, start=frame.start)
             # With patience: a frame that is not sent would cost the whole lease.
             self._send(encode(part, [frame.of(compute.into)]), self.state.facts.silence_s)
+            self._pushing_s += self.clock.now() - began
 
         return compute.train(lease.step, node, push)[1]

@@ -1,5 +1,6 @@
 """The worker's shell: it answers what it is asked, refuses what is not the server's, and brings its errors home."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,8 @@ from common.messages import (
     WorkerMessage,
 )
 from common.reduction import Vector
-from common.transport.memory import MemoryNetwork, MemoryServer
+from common.slices import Slice
+from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
 from common.transport.port import Frames, PeerGone
 from ps.opening import Admission, open_run
 from tests.simulation.network import Simulation
@@ -92,6 +94,39 @@ def test_it_prepares_and_computes_what_is_leased() -> None:
     assert (result.work, result.count) == ("evaluate", 30)
     bench.send(Finished(reason=""))
     assert bench.end() == (0, "")
+
+
+@dataclass
+class SlowClient:
+    """A connection on which it takes a second to send anything."""
+
+    client: MemoryClient
+    clock: ManualClock
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.clock.advance(1.0)
+        self.client.send(frames, timeout_s)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+def test_what_is_sent_on_the_way_is_no_computing() -> None:
+    bench = Bench(job_of(model="mlp"))
+    bench.runner.port = SlowClient(bench.network.client(), bench.clock)
+    bench.enter()
+    vector = bench.opening.shard.weights
+    for frame in Slice(0, vector.size).frames():
+        bench.send(Weights(step=0, start=frame.start), frame.of(vector))
+    before = bench.clock.now()
+    *parts, result = bench.send(Lease(work="train", step=0, lo=0, hi=1))
+    assert len(parts) == 5
+    assert bench.clock.now() == before + 6
+    assert isinstance(result, Result)
+    assert result.compute_s == 0.0
 
 
 def test_another_dataset_is_refused() -> None:
