@@ -4,7 +4,7 @@ PYTHON -m lockstep.bench.plot KIND FILE.png < rows.json
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from matplotlib.artist import Artist
@@ -30,10 +30,8 @@ def scaling(raw: bytes) -> Figure:
     rows = msgspec.json.decode(raw, type=list[ScalingRow])
     models = list(dict.fromkeys(row.model for row in rows))
     by_model = [[row for row in rows if row.model == model] for model in models]
-    figure = bars_figure([len(group) for group in by_model])
-    grid = figure.subplots(
-        len(models), 2, squeeze=False, height_ratios=[len(group) * BAR + FRAME for group in by_model]
-    )
+    figure, heights = bars_figure([len(group) for group in by_model])
+    grid = figure.subplots(len(models), 2, squeeze=False, height_ratios=heights)
     for model, group, (left, right) in zip(models, by_model, grid, strict=True):
         names = [f"{row.batch}, {workers(row.workers)}, {way(row)}" for row in group]
         speeds(left, group)
@@ -42,7 +40,7 @@ def scaling(raw: bytes) -> Figure:
         right.set(title="time of a step", xlabel="ms")
         name_bars(left, names)
         name_bars(right, [""] * len(names))
-    legend(figure)
+    legend(figure, {CEILING: True, PEER: any(row.peer for row in rows)})
     return figure
 
 
@@ -60,20 +58,25 @@ def speeds(axes: Axes, rows: Sequence[ScalingRow]) -> None:
 
 
 def exchange(raw: bytes) -> Figure:
-    """Draw the parts of each exchange as a bar, and the peer's time as a mark."""
+    """Draw a panel for each size: the parts of each exchange as a bar, and the peer's time as a mark."""
     rows = msgspec.json.decode(raw, type=list[ExchangeRow])
-    figure = bars_figure([len(rows)])
-    axes = figure.subplots()
-    parts(axes, [row.split for row in rows])
-    marks(axes, [(at, row.peer.ms_per_exchange) for at, row in enumerate(rows) if row.peer], PEER, "D")
-    name_bars(axes, [f"{row.parameters:,} parameters, {workers(row.workers)}, {way(row)}" for row in rows])
-    for at, row in enumerate(rows):
-        end = max(row.split.step_s * 1e3, row.peer.ms_per_exchange if row.peer else 0.0)
-        told = f"{row.ms_per_exchange:.2f} ms, {row.gb_per_s:.1f} GB/s"
-        beside(axes, end, at, told + (f", {row.peer.ratio:.1f}x peer" if row.peer else ""))
-    axes.set(title="an exchange: push, sum, update, pull", xlabel="ms")
-    axes.set_xlim(right=axes.get_xlim()[1] * 1.35)
-    legend(figure)
+    by_size = [
+        [row for row in rows if row.parameters == size] for size in dict.fromkeys(row.parameters for row in rows)
+    ]
+    figure, heights = bars_figure([len(group) for group in by_size])
+    for axes, group in zip(
+        figure.subplots(len(by_size), squeeze=False, height_ratios=heights)[:, 0], by_size, strict=True
+    ):
+        parts(axes, [row.split for row in group])
+        marks(axes, [(at, row.peer.ms_per_exchange) for at, row in enumerate(group) if row.peer], PEER, "D")
+        name_bars(axes, [f"{workers(row.workers)}, {way(row)}" for row in group])
+        for at, row in enumerate(group):
+            end = max(row.split.step_s * 1e3, row.peer.ms_per_exchange if row.peer else 0.0)
+            told = f"{row.ms_per_exchange:.2f} ms, {row.gb_per_s:.1f} GB/s"
+            beside(axes, end, at, told + (f", {row.peer.ratio:.1f}x peer" if row.peer else ""))
+        axes.set(title=f"{group[0].parameters:,} parameters: push, sum, update, pull", xlabel="ms")
+        axes.set_xlim(right=axes.get_xlim()[1] * 1.35)
+    legend(figure, {PEER: any(row.peer for row in rows)})
     return figure
 
 
@@ -94,10 +97,10 @@ def coordinator(raw: bytes) -> Figure:
     return figure
 
 
-def bars_figure(counts: Sequence[int]) -> Figure:
-    """Return a figure with room for panels of so many bars, one above the other."""
-    height = sum(count * BAR + FRAME for count in counts) + 0.5
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+def bars_figure(counts: Sequence[int]) -> tuple[Figure, list[float]]:
+    """Return a figure for panels of so many bars, one above the other, and the panels' heights."""
+    heights = [count * BAR + FRAME for count in counts]
+    return Figure(figsize=(WIDTH, sum(heights) + 0.5), layout="constrained"), heights
 
 
 def parts(axes: Axes, splits: Sequence[Split]) -> None:
@@ -131,17 +134,16 @@ def name_bars(axes: Axes, names: Sequence[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def legend(figure: Figure) -> None:
-    """Tell above the panels what colours and marks mean."""
+def legend(figure: Figure, marked: Mapping[str, bool]) -> None:
+    """Tell above the panels what colours mean, and those marks that there are, by their colour."""
     key = figure.add_axes((0, 0, 0.001, 0.001))
     key.set_axis_off()
     handles: list[Container | Artist] = [key.barh([0], [0], color=color, label=name) for name, color in PARTS.items()]
-    handles += [
-        key.scatter(
-            [], [], marker="|", color=CEILING, s=160, linewidths=2, label="ceiling (processes that do not talk)"
-        ),
-        key.scatter([], [], marker="D", color=PEER, s=40, label="peer (torch over gloo)"),
-    ]
+    if marked.get(CEILING):
+        name = "ceiling (processes that do not talk)"
+        handles.append(key.scatter([], [], marker="|", color=CEILING, s=160, linewidths=2, label=name))
+    if marked.get(PEER):
+        handles.append(key.scatter([], [], marker="D", color=PEER, s=40, label="peer (torch over gloo)"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
 
 

@@ -2,6 +2,7 @@
 
 import click
 
+from lockstep.commands.bench_exchange import exchange
 from lockstep.commands.bench_lone import lone
 from lockstep.commands.bench_scaling import scaling
 from lockstep.commands.bench_step import step
@@ -12,5 +13,5 @@ def bench() -> None:
     """Measure how fast it is on this machine."""
 
 
-for command in (step, scaling, lone):
+for command in (step, scaling, exchange, lone):
     bench.add_command(command)

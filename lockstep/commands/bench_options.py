@@ -29,6 +29,7 @@ class Several(click.ParamType[tuple[Any, ...]]):
 NUMBERS = Several(click.IntRange(min=1))
 WORKERS = Several(click.IntRange(1, 1024))
 SERVERS = Several(click.IntRange(1, 64))
+PARAMETERS = Several(click.IntRange(1, 2**30))
 WORDS = Several(click.STRING)
 TRANSPORTS = Several(click.Choice(get_args(Transport)))
 

@@ -1,0 +1,130 @@
+"""Times the exchange alone: real server and worker processes, on a model whose gradient is filled and not computed."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.environment import cores
+from common.job import Job
+from lockstep.bench.filler import CLASSES, source_of
+from lockstep.bench.peer import Peer
+from lockstep.bench.rows import ExchangeRow, PeerExchange
+from lockstep.bench.step import FIRST
+from lockstep.bench.timed_run import WARM_UP, Hashes, TimedRuns, timed_run
+from lockstep.cluster import check_launch
+from lockstep.cost_model import BYTES_PER_PARAMETER
+from lockstep.job_file import resolve
+from lockstep.launch import Launch, Transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What is to be measured: every combination."""
+
+    parameters: tuple[int, ...]
+    workers: tuple[int, ...]
+    transports: tuple[Transport, ...]
+    servers: tuple[int, ...]
+    #: Exchanges of each combination, and the turns that they are measured in.
+    steps: int
+    rounds: int
+    peer_python: Path | None = None
+
+    def turn_steps(self) -> int:
+        """Return the exchanges of one turn."""
+        return -(-self.steps // self.rounds)
+
+    def job(self, folder: Path, parameters: int, workers: int) -> Job:
+        """Return a job whose workers each push one gradient a step; what it needs is written into the folder."""
+        steps = WARM_UP + self.turn_steps()
+        model, data = folder / f"filler-{parameters}.py", folder / f"nothing-{workers}.npz"
+        model.write_text(source_of(parameters), encoding="utf-8")
+        # A sample for each worker and step: one epoch, so that nothing is evaluated in between.
+        labels = np.arange(steps * workers) % CLASSES
+        nothing = np.zeros((labels.size, 1), dtype=np.uint8)
+        np.savez(data, x_train=nothing, y_train=labels, x_test=nothing[:CLASSES], y_test=labels[:CLASSES])
+        values = {"model": f"{model}:build", "data": str(data), "global_batch": workers, "micro_batches": workers}
+        # Momentum would cost the server a pass that the peer does not make; the rate is below what changes a weight.
+        job, _ = resolve({**values, "steps": steps, "optimizer": "sgd", "momentum": 0.0, "lr": 1e-9}, {}, Launch())
+        return job
+
+
+@dataclass
+class ExchangeBench:
+    """A bench under way, in a folder of its own."""
+
+    exchange: Exchange
+    folder: Path
+    say: Callable[[str], None]
+
+    def rows(self) -> Iterator[ExchangeRow]:
+        """Measure; yield each row as soon as it is there."""
+        exchange = self.exchange
+        ways = [(servers, transport) for servers in exchange.servers for transport in exchange.transports]
+        for servers, transport in ways:
+            check_launch(Launch(workers=1, servers=servers, transport=transport))
+        for parameters in exchange.parameters:
+            for workers in exchange.workers:
+                launches = [Launch(workers=workers, servers=servers, transport=way) for servers, way in ways]
+                yield from self._measure(parameters, launches)
+
+    def _measure(self, parameters: int, launches: list[Launch]) -> Iterator[ExchangeRow]:
+        exchange, workers = self.exchange, launches[0].workers
+        job, hashes = exchange.job(self.folder, parameters, workers), Hashes()
+        ours: dict[Launch, TimedRuns] = {launch: TimedRuns() for launch in launches}
+        theirs: list[float] = []
+        version = ""
+        with ExitStack() as stack:
+            peer = self._peer(parameters, workers, stack)
+            for _ in range(exchange.rounds):
+                for launch, runs in ours.items():
+                    result, steps = timed_run(job, launch, self.folder, self.say)
+                    hashes.check(job, result)
+                    runs.results.append(result)
+                    runs.steps.append(steps)
+                if peer is not None:
+                    answer = peer.steps(FIRST + exchange.turn_steps())
+                    theirs += answer.seconds[FIRST:]
+                    version = answer.version
+        for launch, runs in ours.items():
+            yield row_of(parameters, launch, runs, theirs, version)
+
+    def _peer(self, parameters: int, workers: int, stack: ExitStack) -> Peer | None:
+        if self.exchange.peer_python is None:
+            return None
+        peer = Peer.start(self.exchange.peer_python, ["allreduce", str(parameters), str(workers)])
+        stack.callback(peer.close)
+        peer.steps(WARM_UP)
+        return peer
+
+
+def row_of(parameters: int, launch: Launch, runs: TimedRuns, theirs: list[float], version: str) -> ExchangeRow:
+    """Return what was measured of one way."""
+    seconds = statistics.median(runs.steady())
+    volume = BYTES_PER_PARAMETER * parameters * launch.workers
+    peer = None
+    if theirs:
+        peer_s = statistics.median(theirs)
+        peer = PeerExchange(
+            version=version,
+            ms_per_exchange=peer_s * 1e3,
+            gb_per_s=volume / peer_s / 1e9,
+            ratio=peer_s / seconds,
+        )
+    return ExchangeRow(
+        parameters=parameters,
+        workers=launch.workers,
+        servers=launch.servers,
+        transport=launch.transport,
+        carrier=runs.results[-1].transport,
+        cores=cores(),
+        steps=len(runs.steady()),
+        ms_per_exchange=seconds * 1e3,
+        gb_per_s=volume / seconds / 1e9,
+        split=runs.split(),
+        peer=peer,
+    )

@@ -1,0 +1,59 @@
+"""The exchange bench moves real gradients that nobody computed, and compares itself to the peer's all-reduce."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from common.autograd.tensor import Tensor
+from common.layout import Binding, layout_of
+from lockstep.bench.filler import Filler
+from lockstep.bench.rows import ExchangeRow
+from lockstep.bench.tables import EXCHANGE_HEAD, exchange_line
+from lockstep.main import run
+from tests.lockstep.bench.peers import write_peer
+
+TINY = ["bench", "exchange", "--steps", "8", "--rounds", "1"]
+
+
+def test_a_gradient_is_filled_where_it_belongs() -> None:
+    filler = Filler(5)
+    gradient = np.zeros(5, dtype=np.float32)
+    Binding(filler, layout_of(filler), (np.zeros(5, dtype=np.float32),), (gradient,))
+    output = filler(Tensor(np.zeros((3, 1), dtype=np.float32)))
+    assert output.shape == (3, 2)
+    output.sum().backward()
+    assert gradient.tolist() == [0.5] * 5
+
+
+def test_exchanges_are_timed_beside_the_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    python, calls = write_peer(tmp_path)
+    json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
+    flags = ["--params", "1000", "--peer-python", str(python), "--json", str(json_file), "--plot", str(plot_file)]
+    assert run([*TINY, *flags]) == 0
+    (row,) = msgspec.json.decode(json_file.read_bytes(), type=list[ExchangeRow])
+    assert (row.parameters, row.workers, row.servers, row.steps) == (1000, 2, 1, 8)
+    assert row.gb_per_s == pytest.approx(2 * 8 * 1000 / row.ms_per_exchange / 1e6)
+    assert row.split.update_s > 0
+    assert calls.read_text() == "allreduce 1000 2\n"
+    assert row.peer is not None
+    assert (row.peer.version, row.peer.ms_per_exchange) == ("9.9", 5.0)
+    assert row.peer.ratio == pytest.approx(5.0 / row.ms_per_exchange)
+    assert plot_file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    head, line = capsys.readouterr().out.splitlines()
+    assert (head, line) == (EXCHANGE_HEAD, exchange_line(row))
+    assert len(head) == len(line) <= 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--params", "0"], "0 is not in the range"),
+        (["--servers", "65"], "65 is not in the range"),
+        (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
+    ],
+)
+def test_mistakes_are_one_line(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*TINY, *flags]) == 2
+    assert told in capsys.readouterr().err.strip().splitlines()[-1]
