@@ -26,6 +26,7 @@ ADVICE = {
     "too short to tell": (result(train_s=0.4, compute_s=0.1, update_s=0.0), []),
     "as many workers as pieces": (result(workers=8), []),
     "more workers than pieces": (result(workers=9), [TOO_MANY]),
+    "no shared memory": (result(obstacle="/dev/shm is full"), ["vectors went over sockets: /dev/shm is full"]),
     "both": (result(workers=9, compute_s=8.5, update_s=0.5), [TOO_MANY, TOO_SMALL]),
 }
 

@@ -12,23 +12,9 @@ from hypothesis import strategies as st
 from common.messages import SLOTS
 from common.reduction import Node
 from ps.slots import SlotBook
+from tests.ps.careless import Careless
 
 RANK = 3
-
-
-@dataclass
-class Careless(SlotBook):
-    """Reads a slot for any lease that ever named it: the planted bug."""
-
-    named: dict[int, int] = field(default_factory=dict)
-
-    def lend(self, rank: int, node: Node, held: object) -> tuple[int, int]:
-        slot, number = super().lend(rank, node, held)  # type: ignore[arg-type]
-        self.named[number] = slot
-        return slot, number
-
-    def slot_of(self, rank: int, number: int) -> int | None:
-        return self.named.get(number)
 
 
 @dataclass

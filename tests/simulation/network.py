@@ -18,6 +18,7 @@ from common.transport.memory import MemoryClient, MemoryNetwork
 from common.transport.port import Frames
 from ps.coordinator import Coordinator
 from ps.effects import Finish
+from ps.facts import RunFacts
 from ps.opening import Admission, Opening, open_run
 from ps.recorder import Recorder, Setting
 from ps.run_folder import RunFolder
@@ -82,6 +83,8 @@ class Simulation:
     root: Path | None = None
     #: What makes a shard of that which the run opens with: a test double to show that the hash can differ.
     shard_of: Callable[[Shard], Shard] = lambda shard: shard
+    #: Makes the coordinator: a test double to show the same.
+    coordinator_of: Callable[[RunFacts], Coordinator] = Coordinator
     workers: list[Worker] = field(default_factory=list)
     #: What the person at the server, and those at the workers, were told.
     said: list[str] = field(default_factory=list)
@@ -103,7 +106,7 @@ class Simulation:
         self.recorder = Recorder(self.opening.facts, setting, self.opening.layout, self.folder)
         self.recorder.begin(self.opening.shard.digest())
         self.server = Server(
-            Coordinator(self.opening.facts),
+            self.coordinator_of(self.opening.facts),
             self.shard_of(self.opening.shard),
             self.recorder,
             self.network.server(),

@@ -1,0 +1,32 @@
+"""A planted bug: a book of slots that forgets that a worker may be writing into one again."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from common.reduction import Node
+from ps.coordinator import Coordinator
+from ps.plan import Round
+from ps.slots import SlotBook
+
+
+@dataclass
+class Careless(SlotBook):
+    """Lets a slot be read for any lease that ever named it."""
+
+    named: dict[int, int] = field(default_factory=dict)
+
+    def lend(self, rank: int, node: Node, held: Collection[Node]) -> tuple[int, int]:
+        slot, number = super().lend(rank, node, held)
+        self.named[number] = slot
+        return slot, number
+
+    def slot_of(self, rank: int, number: int) -> int | None:
+        return self.named.get(number)
+
+
+class CarelessCoordinator(Coordinator):
+    """Goes by that book."""
+
+    def _open(self, following: Round) -> None:
+        super()._open(following)
+        self.slots = Careless()

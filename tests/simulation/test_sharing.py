@@ -1,0 +1,173 @@
+"""The promise where workers share the server's memory: all of them, or some, and whoever is late tears nothing."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ps.coordinator import Coordinator
+from ps.facts import RunFacts
+from ps.opening import Admission
+from tests.ps.careless import CarelessCoordinator
+from tests.simulation.network import Simulation
+from tests.simulation.small import JOBS
+from tests.simulation.test_promise import ACTIONS, act, alone
+
+
+@contextmanager
+def simulated(
+    root: Path,
+    name: str = "linear",
+    seed: int = 0,
+    *,
+    workers: int = 1,
+    coordinator_of: Callable[[RunFacts], Coordinator] = Coordinator,
+) -> Iterator[Simulation]:
+    """A run that offers memory; at its end nothing is left of that."""
+    admission = Admission(min_workers=workers)
+    simulation = Simulation(JOBS[name], seed, admission, root=root, coordinator_of=coordinator_of)
+    try:
+        yield simulation
+    finally:
+        assert simulation.sharing is not None
+        simulation.sharing.close()
+    assert list(root.iterdir()) == []
+
+
+def transport(simulation: Simulation) -> str:
+    assert simulation.recorder.result is not None
+    return simulation.recorder.result.transport
+
+
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
+def test_any_number_of_workers_that_share_gives_the_bits_of_one_process(
+    tmp_path: Path, name: str, workers: int
+) -> None:
+    with simulated(tmp_path, name, workers, workers=workers) as simulation:
+        for _ in range(workers):
+            simulation.add_worker()
+        assert simulation.finish() == alone(name).weights_sha256
+        assert transport(simulation) == "shm"
+
+
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("seed", range(3))
+def test_some_that_share_and_some_that_do_not_give_the_same_bits(tmp_path: Path, name: str, seed: int) -> None:
+    with simulated(tmp_path, name, seed, workers=3) as simulation:
+        for number in range(3):
+            simulation.add_worker(shares=number % 2 == seed % 2, doubles=number == 1)
+        assert simulation.finish() == alone(name).weights_sha256
+        assert transport(simulation) == "shm+memory"
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("name", ["linear", "noisy", "short"])
+def test_any_order_of_arrival_gives_the_same_bits(tmp_path: Path, name: str, seed: int) -> None:
+    with simulated(tmp_path, name, 100 + seed, workers=3) as simulation:
+        for _ in range(3):
+            simulation.add_worker(doubles=True)
+        assert simulation.finish() == alone(name).weights_sha256
+
+
+@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 60), ACTIONS, st.integers(0, 9)), max_size=12))
+def test_whatever_happens_to_workers_changes_nothing(
+    tmp_path: Path, seed: int, story: list[tuple[int, str, int]]
+) -> None:
+    with simulated(tmp_path, "short", seed) as simulation:
+        simulation.add_worker()
+        for turns, action, number in story:
+            for _ in range(turns):
+                if simulation.server.ended is None:
+                    simulation.turn()
+            act(simulation, action, number)
+        simulation.add_worker(shares=seed % 3 > 0)
+        assert simulation.finish() == alone("short").weights_sha256
+
+
+def late(simulation: Simulation) -> str:
+    """Let a worker answer a lease that has ended, after it has written another one's sums into the same slot."""
+    late, other = simulation.add_worker(), simulation.add_worker()
+    simulation.run(until=lambda: len(simulation.server.coordinator.pieces.held) == 2)
+    # Both hear what they are to do, and none does it.
+    for worker in (late, other):
+        while len(worker.runner.state.leases) < 2:
+            worker.runner.step()
+        worker.is_hanging = True
+    simulation.run(until=lambda: sum("leased again" in text for text in simulation.said) == 2)
+    # Its first answer makes it one that gets work again.
+    while len(late.runner.state.leases) == 2:
+        late.runner.step()
+    simulation.run_until_quiet()
+    # What is left of its old leases, and both new ones, before the server hears of any.
+    while late.runner.step() and late.runner.state.leases:
+        pass
+    late.is_hanging = False
+    simulation.run_until_quiet()
+    return simulation.finish()
+
+
+def test_a_late_worker_that_writes_into_a_slot_again_tears_nothing(tmp_path: Path) -> None:
+    with simulated(tmp_path, workers=2) as simulation:
+        assert late(simulation) == alone("linear").weights_sha256
+
+
+def test_reading_the_slot_of_a_lease_that_has_ended_is_found(tmp_path: Path) -> None:
+    with simulated(tmp_path, workers=2, coordinator_of=CarelessCoordinator) as simulation:
+        assert late(simulation) != alone("linear").weights_sha256
+
+
+def test_a_worker_that_wakes_when_its_weights_are_overwritten_changes_nothing(tmp_path: Path) -> None:
+    with simulated(tmp_path, workers=2) as simulation:
+        sleeper = simulation.add_worker()
+        simulation.add_worker()
+        simulation.run(until=lambda: len(sleeper.runner.state.leases) > 0)
+        sleeper.is_hanging = True
+        # Two steps on, what its lease is to be computed with is not there any more.
+        simulation.run_to(2)
+        sleeper.is_hanging = False
+        assert simulation.finish() == alone("linear").weights_sha256
+
+
+def test_the_memory_of_a_worker_that_is_gone_is_given_back(tmp_path: Path) -> None:
+    with simulated(tmp_path, workers=2) as simulation:
+        first, second = simulation.add_worker(), simulation.add_worker()
+        simulation.run_to(1)
+        assert simulation.sharing is not None
+        folder = simulation.sharing.folder.path
+        assert sorted(path.name for path in folder.iterdir()) == ["sums-0", "sums-1", "weights"]
+        first.die()
+        simulation.run(until=lambda: any("left" in text for text in simulation.said))
+        (left,) = simulation.server.coordinator.roster.members.values()
+        assert sorted(path.name for path in folder.iterdir()) == [f"sums-{left.rank}", "weights"]
+        assert simulation.finish() == alone("linear").weights_sha256
+        second.die()
+
+
+def test_where_memory_is_needed_one_that_does_not_share_is_sent_away(tmp_path: Path) -> None:
+    with simulated(tmp_path) as simulation:
+        coordinator = simulation.server.coordinator
+        coordinator.facts = replace(coordinator.facts, needs_memory=True)
+        odd = simulation.add_worker(shares=False)
+        simulation.run(until=lambda: odd.runner.ended is not None)
+        assert odd.runner.ended is not None
+        assert odd.runner.ended.code == 2
+        simulation.add_worker()
+        assert simulation.finish() == alone("linear").weights_sha256
+
+
+def test_why_a_worker_does_not_share_is_in_the_result(tmp_path: Path) -> None:
+    with simulated(tmp_path) as simulation:
+        elsewhere = simulation.add_worker()
+        elsewhere.runner.root = tmp_path / "elsewhere"
+        assert simulation.finish() == alone("linear").weights_sha256
+        result = simulation.recorder.result
+        assert result is not None
+        assert result.transport == "memory"
+        assert "cannot be opened here: No such file or directory" in result.obstacle
+        assert any(f"exchanges vectors over its socket: {result.obstacle}" in text for text in simulation.said)
