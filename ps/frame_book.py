@@ -34,7 +34,11 @@ class FrameBook:
             self.missing.clear()
         # Where it is leased again what has come stays: the first frames of the first answer may be among it.
         self.missing.setdefault((peer, node), bytearray(b"\1") * self.frames)
-        self.allowance[peer] = self.allowance.get(peer, 0) + PATIENCE * (self.frames + 1)
+        self.expect(peer, self.frames + 1)
+
+    def expect(self, peer: bytes, messages: int) -> None:
+        """Book that a peer was asked for so many frames and results."""
+        self.allowance[peer] = self.allowance.get(peer, 0) + PATIENCE * messages
 
     def take(self, peer: bytes, step: int, node: Node, frame: int) -> bool:
         """Book a frame that came; return whether it is to be added. `RemoteProtocolError` as in `count`."""

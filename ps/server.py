@@ -48,6 +48,9 @@ LOOK_S = 0.1
 #: does not read costs no more.
 QUEUE = 64
 
+#: Peers that were turned away and are remembered.
+REFUSED = 1024
+
 
 @dataclass
 class Server:
@@ -64,6 +67,8 @@ class Server:
     #: Set once the run has ended.
     ended: effects.Finish | None = None
     book: FrameBook = field(init=False)
+    #: Peers that were turned away, the last ones: one that goes on talking is not answered again, nor told of.
+    _refused: dict[bytes, None] = field(default_factory=dict)
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
     #: When the progress was last shown.
@@ -111,6 +116,8 @@ class Server:
         return received is not None
 
     def _hear(self, peer: bytes, frames: list[memoryview]) -> None:
+        if peer in self._refused:
+            return
         try:
             message, self._arrays = decode(frames, WorkerMessage)
             event = self._event(peer, message)
@@ -124,6 +131,9 @@ class Server:
         reason = f"it broke protocol {PROTOCOL_VERSION}: {fault}; is the same version of lockstep on both sides?"
         self.say(f"refused a peer: {reason}")
         self._send(peer, Refused(reason=shortened(reason)))
+        self._refused[peer] = None
+        if len(self._refused) > REFUSED:
+            del self._refused[next(iter(self._refused))]
         return events.WorkerLeft(peer=peer, reason=reason)
 
     def _event(self, peer: bytes, message: Message) -> events.Event | None:
@@ -235,8 +245,8 @@ class Server:
         return None
 
     def _send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> events.Event | None:
-        if isinstance(message, Lease) and message.work == "train" and not self._shares(peer):
-            self.book.grant(peer, message.step, Node(message.lo, message.hi))
+        if isinstance(message, Lease) and not self._shares(peer):
+            self._book(peer, message)
         try:
             self.port.send(peer, encode(message, arrays))
         except PeerGone:
@@ -244,6 +254,12 @@ class Server:
         except PeerSlow:
             return events.WorkerLeft(peer=peer, reason="it does not read what it is sent")
         return None
+
+    def _book(self, peer: bytes, lease: Lease) -> None:
+        if lease.work == "train":
+            self.book.grant(peer, lease.step, Node(lease.lo, lease.hi))
+        else:
+            self.book.expect(peer, 1)
 
     def _update(self, effect: effects.UpdateWeights) -> None:
         began = self.clock.now()

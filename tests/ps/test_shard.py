@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from common.layout import weights_digest
-from common.optim.clipping import scale_for, squared_norm
+from common.optim.clipping import BLOCK, add_blocks, scale_for, squared_norm
 from common.optim.rules import AdamRule, Rule, SGDRule, State
 from common.optim.schedules import Constant, Cosine
 from common.randomness import Purpose, generator
 from common.reduction import Node, Vector
+from common.slices import FRAME, Slice, slices_for
 from ps.shard import Shard, UpdatePolicy
 
 #: Trained values, and statistics behind them.
@@ -173,3 +174,80 @@ def test_what_overflows_is_left_for_the_next_loss_to_show() -> None:
     shard.update(0, 1)
     assert not np.isfinite(shard.weights).all()
     assert np.isfinite(shard.before_last()[0]).all()
+
+
+#: Longer than two frames, with statistics that begin within one and end in the next.
+LONG, LONG_TRAINED = 2 * FRAME + 3 * BLOCK + 77, 2 * FRAME - 1234
+
+
+def long_run(slices: list[Slice], clip_norm: float | None = None) -> bytes:
+    """Return the weights after two steps by shards that own these slices."""
+    rng = generator(5, Purpose.CANARY)
+    first, *sums = rng.standard_normal((9, LONG), dtype=np.float32)
+    policy = UpdatePolicy(
+        rule=AdamRule(weight_decay=0.01),
+        schedule=Constant(0.1),
+        clip_norm=clip_norm,
+        parameter_size=LONG_TRAINED,
+        momenta=rng.random(LONG - LONG_TRAINED, dtype=np.float32),
+    )
+    shards = [Shard((it.of(first).copy(), np.empty(len(it), np.float32)), policy, 4, it.start) for it in slices]
+    for step in range(2):
+        for shard, owned in zip(shards, slices, strict=True):
+            for piece in (2, 0, 3, 1):
+                shard.add(Node(piece, piece + 1), owned.of(sums[4 * step + piece]))
+        scale = None
+        if clip_norm is not None:
+            scale = scale_for(add_blocks(np.concatenate([shard.squares(count=7) for shard in shards])), clip_norm)
+        for shard in shards:
+            shard.update(step, 7, scale)
+    return b"".join(shard.weights.tobytes() for shard in shards)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_any_number_of_shards_comes_to_the_same_bits(clip_norm: float | None) -> None:
+    whole = long_run([Slice(0, LONG)], clip_norm)
+    assert {long_run(slices_for(LONG, servers), clip_norm) for servers in (1, 2, 3, 5, 64)} == {whole}
+
+
+def test_a_shard_alone_clips_by_itself() -> None:
+    (weights, *sums) = vectors(5)
+    for scale in (None, scale_for(squared_norm(sums_of(sums)[:TRAINED] / np.float32(4)), 0.25)):
+        shard = Shard((weights.copy(), weights.copy()), policy_of(SGDRule(), clip_norm=0.25), micro_batches=4)
+        add(shard, sums)
+        shard.update(0, 4, scale)
+        assert shard.digest() == digest_clipped(weights, sums)
+
+
+def sums_of(sums: list[Vector]) -> Vector:
+    return (sums[0] + sums[1]) + (sums[2] + sums[3])
+
+
+def digest_clipped(weights: Vector, sums: list[Vector]) -> str:
+    shard = Shard((weights.copy(), weights.copy()), policy_of(SGDRule(), clip_norm=0.25), micro_batches=4)
+    shard.add(Node(0, 4), sums_of(sums))
+    shard.update(0, 4)
+    return shard.digest()
+
+
+def test_frames_come_in_any_order_and_in_nodes_of_any_shape() -> None:
+    (weights, *sums) = generator(6, Purpose.CANARY).standard_normal((5, LONG), dtype=np.float32)
+    policy = replace(policy_of(SGDRule(momentum=0.9)), parameter_size=LONG, momenta=np.empty(0, np.float32))
+    whole, framed = (Shard((weights.copy(), weights.copy()), policy, micro_batches=4) for _ in range(2))
+    whole.add(Node(0, 4), sums_of(sums))
+    left, right = sums[0] + sums[1], sums[2] + sums[3]
+    # The second frame knows a part of what comes, the third all of it.
+    for frame, node, vector in [
+        (1, Node(1, 2), sums[1]),
+        (2, Node(0, 4), left + right),
+        (2, Node(2, 4), right),
+        (1, Node(0, 2), left),
+        (1, Node(0, 4), left + right),
+        (0, Node(2, 4), right),
+        (2, Node(0, 2), left),
+        (0, Node(0, 2), left),
+    ]:
+        framed.add_frame(frame, node, framed.frames[frame].of(vector))
+    for shard in (whole, framed):
+        shard.update(0, 4)
+    assert framed.digest() == whole.digest()

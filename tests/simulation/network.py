@@ -52,6 +52,31 @@ class DoublingClient:
         self.client.close(linger_s)
 
 
+class Killed(BaseException):  # nothing that a worker would catch
+    """The end of a worker in the middle of what it does."""
+
+
+@dataclass
+class DyingClient:
+    """A connection whose worker is killed once it has sent so many parts; with 0 never."""
+
+    client: MemoryClient
+    parts: int
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.client.send(frames)
+        if isinstance(decode(frames, WorkerMessage)[0], Part):
+            self.parts -= 1
+            if self.parts == 0:
+                raise Killed
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
 @dataclass
 class Worker:
     """A worker and whether it acts at all."""
@@ -62,6 +87,14 @@ class Worker:
 
     def can_act(self) -> bool:
         return not (self.is_hanging or self.is_dead) and self.runner.ended is None
+
+    def act(self) -> bool:
+        """Let it handle a message, or the passing of time; return whether anything happened."""
+        try:
+            return self.runner.step()
+        except Killed:
+            self.die()
+            return True
 
     def die(self) -> None:
         """End as by SIGKILL: the connection breaks, and nothing is said."""
@@ -122,6 +155,7 @@ class Simulation:
         numerics: Fingerprint | None = None,
         doubles: bool = False,
         shares: bool = True,
+        dies_after_parts: int = 0,
     ) -> Worker:
         """Start a worker; one that `shares` does so where memory is offered."""
         join = Join(
@@ -133,7 +167,7 @@ class Simulation:
         )
         state = WorkerState(WorkerFacts(address="memory://", join=join))
         client = self.network.client()
-        port = DoublingClient(client) if doubles else client
+        port = DoublingClient(client) if doubles else DyingClient(client, dies_after_parts)
         root = self.root if shares else None
         runner = Runner(state, port, self.clock, load or (lambda name: self.data()), self.heard.append, root)
         worker = Worker(runner)
@@ -143,7 +177,7 @@ class Simulation:
 
     def turn(self) -> bool:
         """Let the server or a worker act, whichever is drawn; where nobody can, let time pass instead."""
-        actors: list[Callable[[], bool]] = [worker.runner.step for worker in self.workers if worker.can_act()]
+        actors: list[Callable[[], bool]] = [worker.act for worker in self.workers if worker.can_act()]
         actors.append(self.server.step)
         for place in self._rng.permutation(len(actors)):
             if actors[place]():
@@ -181,7 +215,7 @@ class Simulation:
 
     def drain(self) -> None:
         """Let the workers read what was last sent to them."""
-        while any(worker.runner.step() for worker in self.workers if worker.can_act()):
+        while any(worker.act() for worker in self.workers if worker.can_act()):
             pass
 
     def finish(self) -> str:

@@ -16,7 +16,7 @@ from common.transport.zeromq import dial, serve
 
 #: Seconds that no test waits unless it fails.
 PATIENCE_S = 20.0
-LIMITS = Limits(frames=4, queue=16, frame_bytes=16 * 1024**2)
+LIMITS = Limits(frames=4, queue=16, backlog=8, frame_bytes=16 * 1024**2)
 
 
 @dataclass
@@ -239,6 +239,28 @@ def test_a_peer_that_does_not_read_is_slow_and_misses_nothing_that_was_taken(net
 def test_a_server_that_does_not_read_is_slow(net: Net) -> None:
     server, client, _ = connected(net)
     sent = send_until_slow(client.send)
+    assert [int.from_bytes(hear(server)[1][0], "big") for _ in range(sent)] == list(range(sent))
+
+
+def test_more_may_wait_for_peers_that_were_heard_before_that_was_allowed(net: Net) -> None:
+    server, client, peer = connected(net)
+    server.allow(10 * LIMITS.queue)
+    sent = send_until_slow(lambda frames: server.send(peer, frames))
+    assert sent >= 5 * LIMITS.queue
+    assert [int.from_bytes(read(client)[0], "big") for _ in range(sent)] == list(range(sent))
+
+
+def test_no_fewer_may_wait_than_the_limits_say(net: Net) -> None:
+    server, client, peer = connected(net)
+    server.allow(1)
+    for number in range(LIMITS.queue // 2):
+        server.send(peer, [bytes([number])])
+    assert read(client) == [b"\0"]
+
+
+def test_a_client_with_patience_finds_a_server_that_does_not_read_slow_too(net: Net) -> None:
+    server, client, _ = connected(net)
+    sent = send_until_slow(lambda frames: client.send(frames, 0.05))
     assert [int.from_bytes(hear(server)[1][0], "big") for _ in range(sent)] == list(range(sent))
 
 

@@ -2,8 +2,9 @@
 
 import signal
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -11,7 +12,7 @@ import pytest
 import zmq
 
 from common.errors import AddressError
-from common.transport.port import Limits
+from common.transport.port import Limits, PeerSlow
 from common.transport.zeromq import dial, serve
 
 PATIENCE_S = 20.0
@@ -179,3 +180,40 @@ def test_closing_without_a_server_does_not_wait(tmp_path: Path) -> None:
     client = dial(f"ipc://{tmp_path}/s")
     client.send([b"never heard"])
     client.close()
+
+
+def test_a_client_waits_for_a_server_that_reads_in_time() -> None:
+    limits = Limits(queue=4, backlog=4)
+    with (
+        closing(serve("tcp://127.0.0.1:0", limits=limits)) as server,
+        closing(dial(server.address, limits=limits)) as client,
+    ):
+        received: list[int] = []
+
+        def read() -> None:
+            while len(received) < 200:
+                message = server.receive(5.0)
+                assert message is not None
+                received.append(message[1][0][0])
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for number in range(200):
+            client.send([bytes([number]), bytes(256 * 1024)], 5.0)
+        reader.join()
+        assert received == list(range(200))
+
+
+def test_what_a_server_holds_of_one_that_sends_for_ever_is_bounded() -> None:
+    limits = Limits(backlog=4, queue=1000)
+    with (
+        closing(serve("tcp://127.0.0.1:0", limits=limits)) as server,
+        closing(dial(server.address, limits=Limits(queue=4))) as client,
+    ):
+        sent = 0
+        with suppress(PeerSlow):
+            while sent < 1000:
+                client.send([bytes(512 * 1024)], 0.5)
+                sent += 1
+        # Beside the backlogs at both ends: what the sockets' buffers hold, of a few MiB each.
+        assert sent < 100

@@ -1,0 +1,160 @@
+"""Sums of several frames are pushed frame by frame, each as soon as it is final: what is pushed is what is returned."""
+
+import numpy as np
+import pytest
+
+from common import nn
+from common.autograd import functional as F
+from common.autograd.tensor import Tensor
+from common.codec import decode, encode
+from common.messages import Lease, Part, Result, Weights, WorkerMessage
+from common.nn.module import Module
+from common.reduction import Node, Vector
+from common.slices import FRAME, Slice
+from tests.simulation.small import JOBS, digits, job_of
+from tests.worker.test_compute import compute_of
+from tests.worker.test_runner import Bench
+from worker.compute import Compute, NotFiniteError
+
+#: Five frames, of which the first four hold the first layer's weights.
+MLP = job_of(model="mlp", micro_batches=4)
+
+
+def pushed(compute: Compute, node: Node, step: int = 0) -> tuple[list[int], bytes, bytes]:
+    """Return where the frames began in the order of their pushes, what was in them then, and the sums at the end."""
+    frames: dict[int, bytes] = {}
+
+    def push(frame: Slice) -> None:
+        assert frame.start not in frames, "pushed twice"
+        frames[frame.start] = frame.of(compute.into).tobytes()
+
+    sums, _ = compute.train(step, node, push)
+    return list(frames), b"".join(frames[start] for start in sorted(frames)), sums.tobytes()
+
+
+@pytest.mark.parametrize("node", [Node(0, 1), Node(3, 4), Node(0, 2), Node(0, 4)], ids=str)
+def test_what_is_pushed_is_final(node: Node) -> None:
+    compute, plain = compute_of(MLP), compute_of(MLP)
+    _, frames, sums = pushed(compute, node)
+    assert frames == sums == plain.train(0, node)[0].tobytes()
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_models_of_any_kind_push_all_their_frames(name: str) -> None:
+    compute, plain = compute_of(JOBS[name]), compute_of(JOBS[name])
+    for step in (0, 2):
+        for node in (Node(1, 2), Node(0, 2)):
+            _, frames, sums = pushed(compute, node, step)
+            assert frames == sums == plain.train(step, node)[0].tobytes()
+
+
+def test_the_end_of_the_vector_is_pushed_first() -> None:
+    starts, _, _ = pushed(compute_of(MLP), Node(1, 2))
+    assert starts[0] == 4 * FRAME
+    assert sorted(starts) == [0, FRAME, 2 * FRAME, 3 * FRAME, 4 * FRAME]
+
+
+def test_the_first_push_comes_while_backward_is_on_its_way() -> None:
+    compute = compute_of(MLP)
+    first = compute._binding.gradients[0]
+    states: list[bool] = []
+
+    def push(frame: Slice) -> None:
+        states.append(bool(np.isnan(first).any()))
+
+    compute.into.fill(np.nan)
+    compute.train(0, Node(0, 1), push)
+    assert states[0]
+    assert not states[-1]
+
+
+def test_a_loss_that_is_not_finite_pushes_nothing() -> None:
+    compute = compute_of(MLP)
+    compute.weights.fill(np.nan)
+    with pytest.raises(NotFiniteError):
+        compute.train(0, Node(0, 1), lambda frame: pytest.fail("pushed"))
+
+
+class Tied(Module):
+    """A layer that is used twice; its weights are five frames long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(784, 784)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inner(F.relu(self.inner(x.flatten(1))))
+        return hidden[:, :10]
+
+
+def test_a_parameter_that_is_used_twice_is_pushed_after_its_last_use() -> None:
+    def made() -> Compute:
+        compute = Compute(job_of(), Tied(), digits())
+        compute.weights[:] = np.linspace(-0.01, 0.01, compute.layout.size, dtype=np.float32)
+        return compute
+
+    _, frames, sums = pushed(made(), Node(0, 1))
+    assert frames == sums == made().train(0, Node(0, 1))[0].tobytes()
+
+
+# The runner
+
+
+def weights_in_frames(bench: Bench, step: int, vector: Vector) -> None:
+    for frame in bench.runner._compute.frames if bench.runner._compute else ():
+        bench.send(Weights(step=step, start=frame.start), frame.of(vector))
+
+
+def test_a_worker_sends_parts_and_then_a_result_without_sums() -> None:
+    bench = Bench(MLP)
+    bench.enter()
+    weights_in_frames(bench, 0, bench.opening.shard.weights)
+    bench.port.send(bench.peer, encode(Lease(work="train", step=0, lo=2, hi=3)))
+    while bench.runner.step():
+        pass
+    sums = np.full(535_818, np.nan, np.float32)
+    messages = []
+    while (received := bench.port.receive(None)) is not None:
+        message, arrays = decode(received[1], WorkerMessage)
+        messages.append(message)
+        if isinstance(message, Part):
+            assert (message.step, message.lo, message.hi) == (0, 2, 3)
+            sums[message.start : message.start + len(arrays[0])] = arrays[0]
+        else:
+            assert arrays == []
+    assert [type(message) for message in messages] == [Part] * 5 + [Result]
+    assert sums.tobytes() == compute_of(MLP).train(0, Node(2, 3))[0].tobytes()
+
+
+def test_weights_count_once_all_their_frames_are_there() -> None:
+    bench = Bench(MLP)
+    bench.enter()
+    frames = bench.opening.shard.frames
+    for frame in frames[1:]:
+        bench.send(Weights(step=0, start=frame.start), frame.of(bench.opening.shard.weights))
+    assert bench.send(Lease(work="evaluate", step=0, lo=0, hi=1)) == []
+    bench.send(Weights(step=0, start=0), frames[0].of(bench.opening.shard.weights))
+    (result,) = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
+    assert isinstance(result, Result)
+
+
+@pytest.mark.parametrize(("start", "size"), [(1, FRAME), (0, FRAME - 1), (4 * FRAME, FRAME), (5 * FRAME, FRAME)])
+def test_a_frame_that_is_none_is_a_breach_of_the_protocol(start: int, size: int) -> None:
+    bench = Bench(MLP)
+    bench.enter()
+    bench.send(Weights(step=0, start=start), np.zeros(size, np.float32))
+    code, reason = bench.end()
+    assert code == 1
+    assert f"weights of {size} values from {start} on: expected" in reason
+
+
+def test_what_a_server_does_not_read_is_lost_and_the_worker_goes_on() -> None:
+    bench = Bench(MLP)
+    bench.enter()
+    weights_in_frames(bench, 0, bench.opening.shard.weights)
+    for step in range(20):
+        bench.port.send(bench.peer, encode(Lease(work="train", step=0, lo=step % 4, hi=step % 4 + 1)))
+        while bench.runner.step():
+            pass
+    assert len(bench.heard()) < 20 * 6
+    assert isinstance(bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))[0], Result)
