@@ -1,6 +1,7 @@
 """Real processes of `lockstep` in a place of their own, and whatever is left of them."""
 
 import os
+import resource
 import secrets
 import select
 import signal
@@ -29,8 +30,16 @@ class Place:
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     started: list["Process"] = field(default_factory=list)
 
-    def start(self, *arguments: str) -> "Process":
-        """Start `lockstep` with these arguments, as the leader of a group of its own."""
+    def start(self, *arguments: str, file_bytes: int | None = None) -> "Process":
+        """Start `lockstep` with these arguments, as the leader of a group of its own.
+
+        With `file_bytes`, no file that it or its children write can be longer.
+        """
+
+        def limit() -> None:
+            if file_bytes is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "lockstep", *arguments],
             stdin=subprocess.DEVNULL,
@@ -40,6 +49,7 @@ class Place:
             cwd=self.folder,
             env={**child_environment(), "TMPDIR": str(self.temporary), "LOCKSTEP_TEST": self.mark},
             start_new_session=True,
+            preexec_fn=limit,
         )
         self.started.append(Process(process))
         return self.started[-1]

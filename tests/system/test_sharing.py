@@ -1,0 +1,175 @@
+"""Shared memory between real processes: one digest, a way out where there is no room, and nothing left behind."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.transport.shared_folder import shared_root
+from tests.system.jobs import BRIEF, ENDLESS
+from tests.system.processes import GONE_S, Place
+
+#: Some steps of a model whose vectors are several frames long.
+LARGE = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--steps", "6")
+
+#: Less than two slots of the linear model's weights or sums, and more than any file of its run.
+TOO_SHORT = 60_000
+
+
+def folders(pids: list[int]) -> list[Path]:
+    """Return what these processes left, or have, in shared memory."""
+    return [path for pid in pids for path in shared_root().glob(f"lockstep-{os.geteuid()}-{pid}-*")]
+
+
+def result_in(place: Place, name: str = "run") -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((place.folder / name / "result.json").read_text())
+    return result
+
+
+def digest_alone(place: Place, *job: str) -> str:
+    code, _, error = place.start("train", *job, "--workers", "0", "--run-dir", "alone").end()
+    assert (code, error) == (0, "")
+    digest: str = result_in(place, "alone")["weights_sha256"]
+    return digest
+
+
+@pytest.mark.parametrize("transport", ["auto", "shm"])
+@pytest.mark.parametrize("workers", ["1", "2", "4"])
+def test_one_digest_for_any_number_of_workers(place: Place, workers: str, transport: str) -> None:
+    flags = ("--workers", workers, "--transport", transport, "--run-dir", "run")
+    code, out, error = place.start("train", *LARGE, *flags).end()
+    assert (code, error) == (0, "")
+    assert "over shm" in out
+    result = result_in(place)
+    assert (result["transport"], result["obstacle"]) == ("shm", "")
+    assert result["weights_sha256"] == digest_alone(place, *LARGE)
+
+
+@pytest.mark.parametrize("bind", ["ipc", "tcp"])
+def test_workers_started_by_hand_share_whatever_the_address(place: Place, bind: str) -> None:
+    address = place.address() if bind == "ipc" else "tcp://127.0.0.1:0"
+    server = place.start("server", *BRIEF, "--min-workers", "2", "--bind", address, "--run-dir", "run")
+    address = server.line_with("lockstep worker").split()[-1]
+    workers = [place.start("worker", address) for _ in range(2)]
+    assert [worker.end()[0] for worker in workers] == [0, 0]
+    assert server.end()[0] == 0
+    assert result_in(place)["transport"] == "shm"
+    assert folders([server.popen.pid]) == []
+
+
+def test_a_worker_without_room_goes_over_its_socket_beside_one_that_shares(place: Place) -> None:
+    address = place.address()
+    server = place.start("server", *LARGE, "--min-workers", "2", "--bind", address, "--run-dir", "run")
+    server.line_with("waiting for workers")
+    roomy, short = place.start("worker", address), place.start("worker", address, file_bytes=TOO_SHORT)
+    told = server.line_with("exchanges vectors over its socket")
+    assert f"pid {short.popen.pid}" in told
+    assert "has no room for" in told
+    assert [worker.end()[0] for worker in (roomy, short)] == [0, 0]
+    assert server.end()[0] == 0
+    result = result_in(place)
+    assert (result["transport"], result["workers"]) == ("shm+ipc", 2)
+    assert result["weights_sha256"] == digest_alone(place, *LARGE)
+
+
+def test_without_room_for_the_weights_auto_uses_sockets_and_says_why(place: Place) -> None:
+    flags = ("--workers", "2", "--run-dir", "run")
+    code, out, error = place.start("train", *BRIEF, *flags, file_bytes=TOO_SHORT).end()
+    assert (code, error) == (0, "")
+    assert out.count("note: vectors went over sockets: ") == 1
+    assert f"{shared_root()} has no room for 0.1 MiB" in out
+    assert "vectors go over sockets: " in (place.folder / "run" / "server.log").read_text()
+    result = result_in(place)
+    assert result["transport"] == "ipc"
+    assert result["weights_sha256"] == digest_alone(place, *BRIEF)
+
+
+def test_without_room_for_the_weights_shm_is_an_error_of_one_line(place: Place) -> None:
+    before = sorted(place.folder.rglob("*"))
+    flags = ("--workers", "2", "--transport", "shm", "--run-dir", "run")
+    code, out, error = place.start("train", *BRIEF, *flags, file_bytes=TOO_SHORT).end()
+    assert (code, out) == (2, "")
+    assert error.startswith(f"error: {shared_root()} has no room for 0.1 MiB (")
+    assert error.count("\n") == 1
+    assert sorted(place.folder.rglob("*")) == before
+    assert place.is_empty(0.0)
+
+
+def test_a_worker_that_cannot_share_is_refused_where_all_must(place: Place) -> None:
+    address = place.address()
+    server = place.start("server", *BRIEF, "--transport", "shm", "--bind", address, "--run-dir", "run")
+    server.line_with("waiting for workers")
+    code, _, error = place.start("worker", address, file_bytes=TOO_SHORT).end()
+    assert code == 2
+    assert "error: the server refused this worker: it does not share the server's memory: " in error
+    assert place.start("worker", address).end()[0] == 0
+    assert server.end()[0] == 0
+    assert result_in(place)["transport"] == "shm"
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_sockets_leave_the_memory_alone(place: Place, transport: str) -> None:
+    process = place.start("train", *ENDLESS, "--workers", "1", "--transport", transport, "--run-dir", "run")
+    process.line_with("epoch 1/")
+    assert folders(place.pids("lockstep server")) == []
+    process.send(signal.SIGINT)
+    assert process.end(GONE_S)[0] == 130
+
+
+def test_a_worker_that_is_killed_in_the_middle_changes_nothing(place: Place) -> None:
+    job = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "32", "--epochs", "300")
+    process = place.start("train", *job, "--workers", "2", "--transport", "shm", "--run-dir", "run")
+    process.line_with("epoch 2/")
+    (folder,) = folders(place.pids("lockstep server"))
+    assert len(list(folder.iterdir())) == 3
+    os.kill(place.pids("lockstep worker")[0], signal.SIGKILL)
+    process.line_with("was killed by SIGKILL; its pieces go to the others")
+    code, _, error = process.end()
+    assert (code, error) == (0, "")
+    assert not folder.exists()
+    assert result_in(place)["weights_sha256"] == digest_alone(place, *job)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_whatever_ends_the_command_leaves_nothing(place: Place, number: signal.Signals) -> None:
+    process = place.start("train", *ENDLESS, "--workers", "2", "--transport", "shm", "--run-dir", "run")
+    process.line_with("epoch 2/")
+    servers = place.pids("lockstep server")
+    (folder,) = folders(servers)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    process.send(number)
+    process.end(GONE_S)
+    assert place.is_empty(GONE_S)
+    assert folders(servers) == []
+
+
+def test_a_server_that_is_killed_leaves_nothing_once_its_command_has_ended(place: Place) -> None:
+    process = place.start("train", *ENDLESS, "--workers", "2", "--transport", "shm", "--run-dir", "run")
+    process.line_with("epoch 2/")
+    servers = place.pids("lockstep server")
+    os.kill(servers[0], signal.SIGKILL)
+    assert process.end()[0] == 1
+    assert folders(servers) == []
+
+
+@pytest.mark.parametrize("cycles", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_whatever_is_killed_all_at_once_is_swept_at_the_next_start(place: Place, cycles: int) -> None:
+    killed: list[int] = []
+    for cycle in range(cycles):
+        process = place.start("train", *ENDLESS, "--workers", "2", "--transport", "shm", "--run-dir", f"run{cycle}")
+        process.line_with("epoch 1/")
+        assert folders(killed) == []
+        servers, pids = place.pids("lockstep server"), place.pids()
+        assert len(folders(servers)) == 1
+        for pid in pids:
+            # Stopped first, so that none sees another's end and tidies up.
+            os.kill(pid, signal.SIGSTOP)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        process.end(GONE_S)
+        killed += servers
+    assert place.start("train", *BRIEF, "--workers", "1", "--run-dir", "last").end()[0] == 0
+    assert folders(killed) == []
