@@ -101,6 +101,8 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
     compute_s: Annotated[float, Meta(ge=0.0)]
     #: The lease's.
     number: Count = 0
+    #: In training, the sum of losses of each piece: float32, little-endian, in order.
+    losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
 
     def node(self) -> Node:
         return Node(self.lo, self.hi)

@@ -56,10 +56,17 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
-    """Replace the file at `path` by one with these arrays and texts, atomically.
+    """Replace a file by one with these arrays and texts, atomically. Raises as `parts_of` does, and OSError."""
+    write_atomically(path, parts_of(tensors, metadata))
+
+
+def parts_of(
+    tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """Return the bytes of a file with these arrays and texts: the header's length, the header, the arrays one by one.
 
     Wide dtypes come first, so that all arrays are aligned, and otherwise the order is the mapping's. Raises ValueError
-    for a name or dtype that the format does not have, and OSError.
+    for a name or dtype that the format does not have.
     """
     arrays = {name: np.ascontiguousarray(tensors[name], dtype=_stored(name, tensors[name])) for name in tensors}
     ordered = sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)
@@ -75,7 +82,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > MAX_HEADER_BYTES:
         raise ValueError(f"a header of {len(text)} bytes: expected at most {MAX_HEADER_BYTES}; write fewer arrays")
-    write_atomically(path, [_LENGTH.pack(len(text)), text, *(arrays[name].data for name in ordered)])
+    return [_LENGTH.pack(len(text)), text, *(arrays[name].data for name in ordered)]
 
 
 def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:

@@ -1,5 +1,7 @@
 """What is counted beside the gradients of some samples: adds up over the same tree as they do."""
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -24,3 +26,8 @@ class Tally:
     def accuracy(self) -> float:
         """The share of correct answers, 0 over no samples."""
         return self.correct / self.count if self.count else 0.0
+
+
+def pack_losses(losses: Sequence[float]) -> bytes:
+    """Return sums of losses, one a piece, as little-endian float32: the bits that the pieces came to."""
+    return struct.pack(f"<{len(losses)}f", *losses)

@@ -8,9 +8,10 @@ from common.clock import Clock
 from common.errors import DivergedError, LockstepError, PieceError, RunError
 from common.messages import Status
 from common.reduction import Node
+from common.tally import pack_losses
 from lockstep.lone_trainer import LoneTrainer
 from ps.divergence import diverged_text
-from ps.ledger import Account, pack_losses
+from ps.ledger import Account
 from ps.mark import mark_after
 from ps.opening import Opening
 from ps.phases import Phase

@@ -10,7 +10,7 @@ from typing import assert_never
 
 from common.errors import ProtocolError
 from common.messages import Alive, Finished, Refused, Result, Standby, Status, shortened
-from common.reduction import TreeSum
+from common.reduction import Node, TreeSum
 from common.tally import Tally
 from ps import events
 from ps.admission import refusal
@@ -18,7 +18,8 @@ from ps.divergence import diverged_text
 from ps.effects import AddShared, AddSums, Effect, Finish, ForgetWorker, RecordEpoch, Say, Send, UpdateWeights
 from ps.facts import RunFacts
 from ps.leasing import WINDOW, Desk
-from ps.phases import TRANSITIONS, Phase
+from ps.ledger import Account, Again, WorkerIn
+from ps.phases import PHASES, TRANSITIONS, Phase
 from ps.pieces import Pieces
 from ps.plan import Round
 from ps.progress import Progress
@@ -38,14 +39,18 @@ class Coordinator:
     progress: Progress = field(default_factory=Progress)
     reminder: Reminder = field(default_factory=Reminder)
     failure: str = ""
+    #: The round to begin with, where a run goes on; otherwise the plan's first.
+    start: Round | None = None
     round: Round = field(init=False)
     pieces: Pieces = field(init=False)
     slots: SlotBook = field(init=False)
     #: The round's counts, over the same tree as its sums.
     tallies: TreeSum[Tally] = field(init=False)
+    #: What the ledger is to tell of the round.
+    account: Account = field(init=False)
 
     def __post_init__(self) -> None:
-        self._open(self.facts.plan.first())
+        self._open(self.start or self.facts.plan.first())
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
@@ -113,6 +118,7 @@ class Coordinator:
         if event.peer in self.roster.members:
             return []
         member = self.roster.admit(event.peer, event.join, now)
+        self.account.note(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
         return [Send(peer=event.peer, message=self.facts.welcome(member.rank)), Say(text=f"{member.named()} joined")]
 
     def _refusal(self, event: events.WorkerJoined) -> str:
@@ -135,7 +141,7 @@ class Coordinator:
         if event.obstacle:
             effects.insert(0, Say(text=f"{member.named()} exchanges vectors over its socket: {event.obstacle}"))
         if self.phase is Phase.GATHERING and len(self.roster.prepared()) >= self.facts.min_workers:
-            self.phase = Phase.TRAINING
+            self.phase = PHASES[self.round.work]
             self.progress.begin_round(now)
         return effects + self._serve_all(now)
 
@@ -164,6 +170,7 @@ class Coordinator:
         if member is None:
             return []
         released = self.pieces.release(member.rank)
+        self._note_again(released, member.rank, f"it left: {event.reason}")
         pieces = f"; {self.round.named(released)} go to others" if released else ""
         told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
         gone = ForgetWorker(peer=member.peer, rank=member.rank)
@@ -205,12 +212,14 @@ class Coordinator:
         add = self._adding(member, result)
         is_late = (result.work, result.step) != (self.round.work, self.round.step)
         if is_late or add is None or not self.pieces.accept(node):
+            self._note_vain(member, result)
             return []
         self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
         effects: list[Effect] = []
         if result.work == "train":
             self.roster.credit(member, result.count, result.compute_s)
             effects.append(add)
+            self.account.share(node, member.rank, result.losses)
         if self.pieces.are_done():
             return effects + self._close_round(now) + self._serve_all(now)
         # Nobody else waits for work, unless a lease ended that shares pieces with this result.
@@ -228,23 +237,37 @@ class Coordinator:
         tally, effects = self.tallies.total(), list[Effect]()
         if self.round.work == "train":
             self.progress.end_step(tally, now, self.roster.end_step())
-            effects.append(UpdateWeights(step=self.round.step, tally=tally))
+            effects.append(UpdateWeights(step=self.round.step, tally=tally, account=self.account))
         else:
             number = self.facts.plan.epoch_of(self.round.step - 1)
-            effects.append(RecordEpoch(epoch=self.progress.end_epoch(number, tally, now)))
+            effects.append(RecordEpoch(epoch=self.progress.end_epoch(number, tally, now), account=self.account))
         following = self.facts.plan.after(self.round)
         if following is None:
             self.phase = Phase.FINISHED
             return [*effects, *self._dismiss(""), Finish(failure="")]
         self._open(following)
         self.progress.begin_round(now)
-        self.phase = Phase.TRAINING if following.work == "train" else Phase.EVALUATING
+        self.phase = PHASES[following.work]
         return effects
 
     def _open(self, following: Round) -> None:
         self.round = following
         self.pieces, self.slots = Pieces(following.pieces), SlotBook()
         self.tallies = TreeSum(following.pieces, lambda left, right: left + right)
+        self.account = Account(following.pieces)
+
+    def _note_again(self, nodes: Sequence[Node], rank: int, why: str) -> None:
+        """Book pieces that a worker will not bring, so that others compute them."""
+        work, step = self.round.work, self.round.step
+        for node in nodes:
+            self.account.note(Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why))
+
+    def _note_vain(self, member: Member, result: Result) -> None:
+        """Book a result that nobody needs."""
+        if result.step <= self.round.step and result.lo < result.hi:
+            why = "others had done it, or it came twice"
+            vain = Again(work=result.work, step=result.step, lo=result.lo, hi=result.hi, rank=member.rank, why=why)
+            self.account.note(vain)
 
     # What goes wrong
 
@@ -255,6 +278,7 @@ class Coordinator:
         is_second = self.pieces.fail(failed.node(), member.rank)
         if is_second is None:
             return []
+        self._note_again([failed.node()], member.rank, f"it raised: {failed.traceback.strip().rpartition(chr(10))[2]}")
         what = f"{self.round.named([failed.node()])} on {member.named()}"
         if is_second:
             return self._fail(f"{what} raised, as it did before:\n{failed.traceback}")
@@ -293,6 +317,7 @@ class Coordinator:
         released, member = self.pieces.release(rank), self.roster.of_rank(rank)
         assert member is not None  # what a member held was released when it left
         member.standing = Standing.SILENT
+        self._note_again(released, rank, f"it was silent for over {self.facts.lease_timeout_s:g} s")
         held = f"{member.named()} holds {self.round.named(released)} for over {self.facts.lease_timeout_s:g} s"
         return [Say(text=f"{held}: leased again")]
 

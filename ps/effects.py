@@ -1,10 +1,11 @@
 """What the coordinator wants done, as imperatives; the shell does it, in order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.messages import EpochStatus, ServerMessage
 from common.reduction import Node
 from common.tally import Tally
+from ps.ledger import Account
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,7 @@ class UpdateWeights:
 
     step: int
     tally: Tally
+    account: Account = field(default_factory=Account, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,7 @@ class RecordEpoch:
     """Keep an epoch's figures, with the digest of the weights as they are now."""
 
     epoch: EpochStatus
+    account: Account = field(default_factory=Account, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,6 @@ an epoch used each sample exactly once; with the losses, which come for free, it
 computed again differs.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -18,8 +17,8 @@ from common.errors import FileFormatError
 from common.messages import Work
 from common.reduction import Node
 
-#: Most entries on work done again that one round brings: what a peer sends must not fill our memory.
-MOST_AGAIN = 1000
+#: Most entries that one round brings beside its own: what a peer sends must not fill our memory.
+MOST_ENTRIES = 1000
 
 Count = Annotated[int, Meta(ge=0)]
 
@@ -32,6 +31,8 @@ class Begun(Entry, frozen=True, kw_only=True, tag="begun"):
     """A process took up the run after `step` steps; ranks count anew from here."""
 
     step: Count
+    #: Of the weights that it goes on with.
+    weights_sha256: str
     #: Steps that were made before, and are to be made again: they came after the checkpoint that this goes on from.
     lost_steps: Count = 0
 
@@ -86,7 +87,7 @@ class Again(Entry, frozen=True, kw_only=True, tag="again"):
 
 
 class Unlisted(Entry, frozen=True, kw_only=True, tag="unlisted"):
-    """More of `Again` than are listed of one round."""
+    """More entries of one round than are listed."""
 
     work: Work
     step: Count
@@ -102,21 +103,21 @@ class EpochDone(Entry, frozen=True, kw_only=True, tag="epoch"):
     link: str
 
 
-class Kept(Entry, frozen=True, kw_only=True, tag="checkpoint"):
-    """A checkpoint was written."""
+class WeightsAt(Entry, frozen=True, kw_only=True, tag="weights"):
+    """The weights of a checkpoint."""
 
     step: Count
     weights_sha256: str
 
 
-Line = Begun | WorkerIn | StepDone | Again | Unlisted | EpochDone | Kept
+Line = Begun | WorkerIn | StepDone | Again | Unlisted | EpochDone | WeightsAt
 
 
 @dataclass
 class Account:
     """What a round's entries are made from."""
 
-    micro_batches: int
+    pieces: int = 0
     #: Work given to others or done twice, and workers that came, since the round before.
     entries: list[Entry] = field(default_factory=list)
     shares: list[Share] = field(default_factory=list)
@@ -124,16 +125,17 @@ class Account:
     _losses: bytearray = field(init=False)
 
     def __post_init__(self) -> None:
-        self._losses = bytearray(4 * self.micro_batches)
+        self._losses = bytearray(4 * self.pieces)
 
     def share(self, node: Node, rank: int, losses: bytes) -> None:
         """Book micro-batches that were accepted; `losses` as in `StepDone`, of these alone."""
         self.shares.append(Share(node.lo, node.hi, rank))
-        self._losses[4 * node.lo : 4 * node.hi] = losses
+        if len(losses) == 4 * len(node):
+            self._losses[4 * node.lo : 4 * node.hi] = losses
 
-    def again(self, entry: Again) -> None:
-        """Book work that was of no use, or has to be done by another."""
-        if len(self.entries) < MOST_AGAIN:
+    def note(self, entry: Entry) -> None:
+        """Book what else happened."""
+        if len(self.entries) < MOST_ENTRIES:
             self.entries.append(entry)
         else:
             self.unlisted += 1
@@ -147,11 +149,6 @@ class Account:
         if not self.unlisted:
             return self.entries
         return [*self.entries, Unlisted(work=work, step=step, count=self.unlisted)]
-
-
-def pack_losses(losses: Iterable[float]) -> bytes:
-    """Return losses as `StepDone` has them; each is a float32 already."""
-    return np.array(list(losses), dtype="<f4").tobytes()
 
 
 _DECODER = msgspec.json.Decoder(Line)

@@ -62,7 +62,10 @@ class LineFile:
                 self._catch_up()
         except OSError as error:
             if not self._is_failing:
-                self.say(f"cannot write to {str(self.path)!r}: {error.strerror}: the run goes on, and its lines wait")
+                self.say(
+                    f"warning: cannot write to {str(self.path)!r}: {error.strerror}: the run goes on, and its lines "
+                    "wait in memory"
+                )
             self._is_failing = True
             return
         if self._is_failing:
@@ -76,6 +79,10 @@ class LineFile:
         if taken:
             rest = b"".join(self._waiting)[taken:]
             self._waiting, self._written_bytes = [rest] if rest else [], size
+
+    def is_written(self) -> bool:
+        """Tell whether nothing waits."""
+        return not self._waiting
 
     def sync(self) -> None:
         """Make what was flushed outlive a loss of power. Raises OSError."""

@@ -2,6 +2,7 @@
 
 from enum import Enum
 
+from common.messages import Work
 from ps.events import (
     Event,
     Interrupted,
@@ -29,6 +30,9 @@ class Phase(Enum):
     FAILED = "failed"
 
 
+#: What the run does in a round of that work.
+PHASES: dict[Work, Phase] = {"train": Phase.TRAINING, "evaluate": Phase.EVALUATING}
+
 #: Nothing happens: late and doubled messages end here, not in an `if`.
 IGNORED: frozenset[Phase] = frozenset()
 
@@ -39,7 +43,8 @@ _HERE_OR_FAILED = {phase: frozenset({phase, Phase.FAILED}) for phase in Phase}
 #: For each phase and event the phases that may follow; the empty set means that the event is ignored.
 TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
     (Phase.GATHERING, WorkerJoined): frozenset({Phase.GATHERING}),
-    (Phase.GATHERING, WorkerPrepared): frozenset({Phase.GATHERING, Phase.TRAINING}),
+    # A run that goes on from a checkpoint may begin with an evaluation.
+    (Phase.GATHERING, WorkerPrepared): frozenset({Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING}),
     (Phase.GATHERING, WorkerAdvanced): IGNORED,
     (Phase.GATHERING, ResultReceived): IGNORED,
     (Phase.GATHERING, PieceFailed): IGNORED,

@@ -44,6 +44,17 @@ class Plan:
         step = done.step + 1 if done.work == "train" else done.step
         return Round("train", step, self.micro_batches) if step < self.total_steps else None
 
+    def at(self, steps: int, *, is_evaluated: bool) -> Round | None:
+        """Return the round that follows `steps` training steps, None at the end of the run.
+
+        `is_evaluated` tells whether the evaluation is done that follows the last of them, where there is one.
+        """
+        if not steps:
+            return self.first()
+        last = Round("train", steps - 1, self.micro_batches)
+        following = self.after(last)
+        return self.after(following) if is_evaluated and following and following.work == "evaluate" else following
+
     def closes_epoch(self, step: int) -> bool:
         """Tell whether an epoch ends with that step: the last one may end early."""
         return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps

@@ -58,7 +58,7 @@ class Recorder:
     def begin(self, first_weights_sha256: str) -> None:
         """Open the ledger and the receipt of a run that begins with these weights."""
         self.chain = [first_link(self.facts, first_weights_sha256)]
-        self.note(Begun(step=0))
+        self.note(Begun(step=0, weights_sha256=first_weights_sha256))
         self.keep_receipt()
 
     def step(self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime) -> None:
@@ -87,8 +87,12 @@ class Recorder:
         # Last, as in `account`.
         self.history.append(record)
 
+    def ends_at(self, epoch: int) -> int:
+        """Return after how many steps an epoch ends."""
+        return min(epoch * self.facts.plan.steps_per_epoch, self.facts.plan.total_steps)
+
     def _link(self, epoch: int, digest: str) -> None:
-        step = min(epoch * self.facts.plan.steps_per_epoch, self.facts.plan.total_steps)
+        step = self.ends_at(epoch)
         link = next_link(self.chain[-1], epoch=epoch, step=step, weights_sha256=digest)
         self.note(EpochDone(epoch=epoch, step=step, weights_sha256=digest, link=link.link))
         self.chain.append(link)

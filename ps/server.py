@@ -34,6 +34,7 @@ from ps import effects, events
 from ps.coordinator import Coordinator
 from ps.frame_book import FrameBook
 from ps.leasing import WINDOW
+from ps.mark import mark_after
 from ps.recorder import Recorder, carried
 from ps.shard import Shard
 from ps.sharing import Sharing
@@ -184,6 +185,8 @@ class Server:
     def _is_whole(self, peer: bytes, result: Result) -> bool:
         """Tell whether a result came with all that belongs to it: otherwise a part of it came too late to be taken."""
         self.book.count(peer)
+        if result.work == "train" and len(result.losses) != 4 * (result.hi - result.lo):
+            raise RemoteProtocolError(f"losses of {len(result.losses)} bytes: expected 4 for each of its pieces")
         if result.work == "evaluate" or self._shares(peer):
             return True
         if self._arrays:
@@ -228,6 +231,7 @@ class Server:
             case effects.UpdateWeights():
                 self._update(effect)
             case effects.RecordEpoch():
+                self.recorder.note(*effect.account.others("evaluate", self.shard.updates))
                 self.recorder.epoch(effect.epoch, self.shard.digest())
             case effects.Say():
                 self.say(effect.text)
@@ -266,6 +270,7 @@ class Server:
         rate = self.shard.update(effect.step, effect.tally.count)
         now = self.clock.now()
         self.recorder.step(effect.step, effect.tally, rate, now - began, self.coordinator.progress.last_step)
+        self.recorder.account(effect.step, effect.account, mark_after(effect.step, self.shard.weights))
 
     def _finish(self, finish: effects.Finish) -> None:
         coordinator, shard = self.coordinator, self.shard

@@ -27,7 +27,7 @@ from common.messages import (
 )
 from common.reduction import Node, Vector
 from common.slices import Slice
-from common.tally import Tally
+from common.tally import Tally, pack_losses
 from common.transport.port import ClientPort, PeerSlow
 from worker import effects, events
 from worker.assembly import Assembly, assembly_of
@@ -209,6 +209,7 @@ class Runner:
             count=tally.count,
             compute_s=max(0.0, self.clock.now() - began - self._pushing_s),
             number=lease.number,
+            losses=pack_losses(self._compute.losses) if lease.work == "train" else b"",
         )
         return events.PieceComputed(result=result)
 

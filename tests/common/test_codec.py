@@ -41,7 +41,7 @@ EXAMPLES: list[Message] = [
     Join(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint()),
     Ready(),
     Part(step=3, lo=0, hi=2, start=131072),
-    Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, correct=3, count=4, compute_s=0.1),
+    Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, correct=3, count=4, compute_s=0.1, losses=bytes(range(8))),
     Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), correct=3, count=4, compute_s=0.1),
     Failed(work="train", step=3, lo=0, hi=2, traceback="Traceback …"),
     Diverged(work="train", step=3, micro_batch=1, layer="0 (Linear)"),

@@ -1,6 +1,8 @@
 """Tallies add up, and give means."""
 
-from common.tally import Tally
+import numpy as np
+
+from common.tally import Tally, pack_losses
 
 
 def test_tallies_add_field_by_field() -> None:
@@ -18,3 +20,10 @@ def test_means_are_over_the_samples() -> None:
 
 def test_means_over_nothing_are_zero() -> None:
     assert (Tally().loss, Tally().accuracy) == (0.0, 0.0)
+
+
+def test_losses_keep_their_bits() -> None:
+    losses = [np.float32(0.1), np.float32(1e-45), np.float32(3.4e38), np.float32(0.0)]
+    packed = pack_losses([float(loss) for loss in losses])
+    assert packed == np.array(losses, "<f4").tobytes()
+    assert pack_losses([]) == b""

@@ -8,6 +8,7 @@ from common.job import Job
 from common.messages import PROTOCOL_VERSION, Diverged, Failed, Join, Lease, Message, Result, ServerMessage, Work
 from common.numerics import Fingerprint, fingerprint
 from common.reduction import Node
+from common.tally import pack_losses
 from ps import events
 from ps.coordinator import Coordinator
 from ps.effects import Effect, Finish, Say, Send
@@ -71,6 +72,7 @@ def result_of(lease: Lease) -> Result:
         count=count,
         compute_s=0.5,
         number=lease.number,
+        losses=pack_losses([1.0] * count),
     )
 
 

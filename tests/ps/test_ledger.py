@@ -5,16 +5,27 @@ import pytest
 
 from common.errors import FileFormatError
 from common.reduction import Node
-from ps.ledger import MOST_AGAIN, Account, Again, Begun, EpochDone, Kept, Unlisted, WorkerIn, pack_losses, read_lines
+from common.tally import pack_losses
+from ps.ledger import (
+    MOST_ENTRIES,
+    Account,
+    Again,
+    Begun,
+    EpochDone,
+    Unlisted,
+    WeightsAt,
+    WorkerIn,
+    read_lines,
+)
 
 AGAIN = Again(work="train", step=3, lo=0, hi=2, rank=1, why="it left: killed")
 ENTRIES = [
-    Begun(step=4, lost_steps=2),
+    Begun(step=4, lost_steps=2, weights_sha256="2" * 64),
     WorkerIn(rank=0, host="b", pid=812),
     AGAIN,
     Unlisted(work="evaluate", step=3, count=7),
     EpochDone(epoch=1, step=3, weights_sha256="0" * 64, link="1" * 64),
-    Kept(step=3, weights_sha256="0" * 64),
+    WeightsAt(step=3, weights_sha256="0" * 64),
 ]
 
 
@@ -46,6 +57,6 @@ def test_another_line_is_named(line: bytes) -> None:
 
 def test_what_a_round_lists_is_bounded() -> None:
     account = Account(4)
-    for _ in range(MOST_AGAIN + 7):
-        account.again(AGAIN)
-    assert account.others("train", 3) == [AGAIN] * MOST_AGAIN + [Unlisted(work="train", step=3, count=7)]
+    for _ in range(MOST_ENTRIES + 7):
+        account.note(AGAIN)
+    assert account.others("train", 3) == [AGAIN] * MOST_ENTRIES + [Unlisted(work="train", step=3, count=7)]

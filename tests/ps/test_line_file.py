@@ -61,8 +61,8 @@ def test_a_full_disk_costs_no_line_and_is_told_once(tmp_path: Path, room: int) -
     for number in range(3):
         file.append(b"line %d" % number)
         file.flush()
-    told = f"cannot write to '{tmp_path}/lines': No space left on device: the run goes on, and its lines wait"
-    assert disk.said == [told]
+    told = f"warning: cannot write to '{tmp_path}/lines': No space left on device: the run goes on, and its lines wait"
+    assert disk.said == [f"{told} in memory"]
     assert (tmp_path / "lines").read_bytes() == b"line 0\nline 1\nline 2\n"[:room]
     disk.room = 1000
     file.flush()

@@ -14,11 +14,11 @@ from common.errors import FileFormatError
 from common.layout import ParameterLayout, layout_of, weights_digest
 from common.messages import EpochStatus
 from common.reduction import Node, Vector
-from common.tally import Tally
-from ps.ledger import Account, Again, Begun, EpochDone, Share, StepDone, pack_losses, read_lines
+from common.tally import Tally, pack_losses
+from ps.ledger import Account, Again, Begun, EpochDone, Share, StepDone, read_lines
 from ps.progress import Progress
 from ps.receipt import Receipt
-from ps.recorder import Recorder, Setting
+from ps.recorder import Recorder, Setting, carried
 from ps.run_folder import LEDGER, METRICS, RECEIPT, RESULT, WEIGHTS, RunFolder, read_result
 from ps.timing import Split
 from tests.ps.runs import facts_of
@@ -70,7 +70,7 @@ def recorder_in(folder: Path | None) -> Recorder:
 def account() -> Account:
     """Return what a step came to that two workers have shared, a third having left."""
     made = Account(4)
-    made.again(Again(work="train", step=0, lo=2, hi=4, rank=2, why="it left"))
+    made.note(Again(work="train", step=0, lo=2, hi=4, rank=2, why="it left"))
     made.share(Node(2, 4), 1, pack_losses([3.0, 4.0]))
     made.share(Node(0, 2), 0, pack_losses([1.0, 2.0]))
     return made
@@ -113,6 +113,19 @@ def test_the_result_says_what_happened(tmp_path: Path) -> None:
     assert (result.train_loss, result.test_loss, result.test_accuracy) == (0.5, 0.5, 0.75)
     assert result.weights_sha256 == weights_digest(weights())
     assert result.job_sha256 == facts_of().job.digest()
+
+
+@pytest.mark.parametrize(
+    ("sharing", "transport"), [({True}, "shm"), ({False}, "ipc"), ({True, False}, "shm+ipc"), (set(), "ipc")]
+)
+def test_the_transport_is_what_carried_the_vectors(sharing: set[bool], transport: str) -> None:
+    assert carried(Setting(servers=1, transport="ipc", started=0.0), sharing, "").transport == transport
+
+
+def test_the_first_obstacle_to_sharing_is_told() -> None:
+    none = Setting(servers=1, transport="ipc", started=0.0)
+    full = Setting(servers=1, transport="ipc", obstacle="no room", started=0.0)
+    assert [carried(setting, {False}, "elsewhere").obstacle for setting in (none, full)] == ["elsewhere", "no room"]
 
 
 def test_every_line_of_the_metrics_is_json(tmp_path: Path) -> None:
@@ -203,7 +216,7 @@ def test_the_ledger_tells_who_computed_what_and_what_was_in_vain(tmp_path: Path)
     record(tmp_path)
     lines = read_lines((tmp_path / LEDGER).read_bytes(), "ledger")
     again, done = account().entries, account().step_done(0, 7)
-    assert lines[:3] == [Begun(step=0), *again, done]
+    assert lines[:3] == [Begun(step=0, weights_sha256=weights_digest(weights())), *again, done]
     assert done == StepDone(step=0, shares=[Share(2, 4, 1), Share(0, 2, 0)], losses=done.losses, mark=7)
     assert done.loss_sums().tolist() == [1.0, 2.0, 3.0, 4.0]
     assert [line.step for line in lines if isinstance(line, StepDone)] == list(range(6))

@@ -69,8 +69,8 @@ def test_the_run_folder_is_whole_and_can_be_evaluated(
 ) -> None:
     result = train(place, "run", "--workers", "2")
     assert sorted(path.name for path in (place.folder / "run").iterdir()) == [
-        *("job.toml", "metrics.jsonl", "result.json", "server.log", "weights.safetensors"),
-        *("worker-0.log", "worker-1.log"),
+        *("job.toml", "ledger.jsonl", "metrics.jsonl", "receipt.json", "result.json", "server.log"),
+        *("weights.safetensors", "worker-0.log", "worker-1.log"),
     ]
     monkeypatch.chdir(place.folder)
     assert run(["evaluate", "run", "--json"]) == 0

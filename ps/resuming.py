@@ -1,0 +1,134 @@
+"""From a checkpoint to a run that goes on as if it had never stopped."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
+from common.layout import weights_digest
+from common.messages import EpochStatus
+from common.tally import Tally
+from ps.checkpoint import Checkpoint, Identity, Past
+from ps.facts import RunFacts
+from ps.ledger import Begun, EpochDone, StepDone, read_lines
+from ps.opening import Opening
+from ps.plan import Round
+from ps.progress import Progress
+from ps.receipt import Link, first_link, next_link
+from ps.recorder import Recorder
+from ps.run_folder import RunFolder
+from ps.shard import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """Where a run goes on."""
+
+    #: None where nothing is left but to write the result.
+    round: Round | None
+    progress: Progress
+    #: Seconds that workers have computed so far.
+    compute_s: float = 0.0
+
+
+def beginning(opening: Opening) -> Resumption:
+    """Return where a new run begins."""
+    return Resumption(round=opening.facts.plan.first(), progress=Progress())
+
+
+def check_identity(checkpoint: Checkpoint, facts: RunFacts, *, allows_mixed_numerics: bool = False) -> None:
+    """Raise a `UsageError` that names both where the job, the model, the data or the numerics are not the run's."""
+    there, here, path = checkpoint.identity, Identity.of(facts), checkpoint.path
+    values = {name: (getattr(there.job, name), getattr(here.job, name)) for name in there.job.__struct_fields__}
+    odd = "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, (was, is_) in values.items() if was != is_)
+    if odd:
+        raise JobError(f"{path} is of another job: {odd}: expected the same; a new run may begin with --initial {path}")
+    if there.source != here.source:
+        raise ModelError(
+            f"the file of model {here.job.model!r} has changed since {path} was written (SHA-256 {there.source[:12]}… "
+            f"then, {here.source[:12]}… now): expected the same file"
+        )
+    if there.dataset != here.dataset:
+        raise DataError(
+            f"the dataset {here.job.data!r} has changed since {path} was written (SHA-256 {there.dataset[:12]}… then, "
+            f"{here.dataset[:12]}… now): expected the same data"
+        )
+    differences = [] if allows_mixed_numerics else there.numerics.differences(here.numerics)
+    if differences:
+        named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
+        raise UsageError(
+            f"the numerics differ from those that wrote {path}, and so would the bits: {named}: use the machine and "
+            "version of the run"
+        )
+    if there.layout != here.layout:
+        raise ModelError(f"model {here.job.model_name()!r} has other parameters than when {path} was written")
+
+
+def resume(opening: Opening, recorder: Recorder, folder: RunFolder, checkpoint: Checkpoint) -> Resumption:
+    """Bring the shard, the record and the folder's files to where a checkpoint was taken; return what follows.
+
+    `FileFormatError` where the folder's files are not those of the run.
+    """
+    past = checkpoint.past
+    fill(opening.shard, checkpoint, opening)
+    lost = _cut_lines(folder, past)
+    recorder.history = list(past.history)
+    recorder.steps, recorder.update_s = past.steps, past.update_s
+    recorder.chain = read_chain(opening.facts, folder)
+    recorder.note(Begun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost))
+    following = opening.facts.plan.at(past.steps, is_evaluated=past.is_evaluated)
+    return Resumption(round=following, progress=_progress(past), compute_s=past.compute_s)
+
+
+def fill(shard: Shard, checkpoint: Checkpoint, opening: Opening) -> None:
+    """Let a shard of the whole vector hold what the checkpoint has."""
+    held = checkpoint.held(opening.layout, shard.state)
+    # Both: where the weights at hand turn out to be of no use, there are none before them.
+    for slot in shard.slots:
+        slot[...] = held.weights
+    for name, values in held.state.items():
+        shard.state[name][...] = values
+    shard.updates = checkpoint.past.steps
+
+
+def _progress(past: Past) -> Progress:
+    names = EpochStatus.__struct_fields__
+    return Progress(
+        before_s=past.elapsed_s,
+        steps=past.steps,
+        epoch=Tally(past.loss_sum, past.correct, past.count),
+        history=[EpochStatus(**{name: getattr(epoch, name) for name in names}) for epoch in past.history],
+        samples=past.samples,
+        train_s=past.train_s,
+        recent=deque([(past.train_s, past.samples)]),
+    )
+
+
+def _cut_lines(folder: RunFolder, past: Past) -> int:
+    """Cut off the lines of later steps than the checkpoint's; return of how many steps there were any."""
+    for file, size in ((folder.metrics, past.metrics_bytes), (folder.ledger, past.ledger_bytes)):
+        file.open()
+        if file.size() < size:
+            raise FileFormatError(
+                f"{file.path}: {file.size()} bytes: expected at least {size}, as when the checkpoint was written; put "
+                "the run's own file back"
+            )
+    folder.metrics.cut(past.metrics_bytes)
+    behind = folder.ledger.cut(past.ledger_bytes)
+    return sum(isinstance(line, StepDone) for line in read_lines(behind, str(folder.ledger.path)))
+
+
+def read_chain(facts: RunFacts, folder: RunFolder) -> list[Link]:
+    """Return the receipt's links as the ledger has them; `FileFormatError` where it does not hold together."""
+    path = folder.ledger.path
+    lines = read_lines(path.read_bytes(), str(path))
+    begun = next((line for line in lines if isinstance(line, Begun)), None)
+    if begun is None:
+        raise FileFormatError(f"{path}: has no beginning: expected the ledger of this run")
+    chain = [first_link(facts, begun.weights_sha256)]
+    for line in lines:
+        if isinstance(line, EpochDone):
+            link = next_link(chain[-1], epoch=line.epoch, step=line.step, weights_sha256=line.weights_sha256)
+            if link.link != line.link:
+                raise FileFormatError(f"{path}: epoch {line.epoch} does not follow from the one before: it was changed")
+            chain.append(link)
+    return chain
