@@ -154,5 +154,5 @@ def _refusal(path: Path, shape: Shape, error: OSError) -> str:
     free = space.f_bavail * space.f_frsize
     return (
         f"{path.parent.parent} has no room for {shape.total / 2**20:.1f} MiB ({free / 2**20:.1f} MiB are free, "
-        f"{error.strerror!r}): make it larger (for a container, --shm-size), or leave it and use sockets"
+        f"{error.strerror!r}): make it larger (for a container, --shm-size) or use --transport ipc"
     )
