@@ -140,14 +140,14 @@ class Coordinator:
         effects = self._seat(member)
         if event.obstacle:
             effects.insert(0, Say(text=f"{member.named()} exchanges vectors over its socket: {event.obstacle}"))
-        if self.phase is Phase.GATHERING and len(self.roster.prepared()) >= self.facts.min_workers:
+        if self.phase is Phase.GATHERING and self.roster.number_prepared() >= self.facts.min_workers:
             self.phase = PHASES[self.round.work]
             self.progress.begin_round(now)
         return effects + self._serve_all(now)
 
     def _turn_away(self, member: Member, reason: str) -> list[Effect]:
         """Send away a worker that has not yet been given any work."""
-        del self.roster.members[member.peer]
+        self.roster.remove(member.peer)
         refused = Send(peer=member.peer, message=Refused(reason=shortened(reason)))
         told = Say(text=f"refused {member.named()}: {reason}")
         return [refused, told, ForgetWorker(peer=member.peer, rank=member.rank)]
@@ -166,7 +166,7 @@ class Coordinator:
         return [Say(text=f"{member.named()} takes the free place") for member in promoted]
 
     def _left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
-        member = self.roster.members.pop(event.peer, None)
+        member = self.roster.remove(event.peer)
         if member is None:
             return []
         released = self.pieces.release(member.rank)
@@ -190,16 +190,19 @@ class Coordinator:
     # Work is given out and comes back
 
     def _serve_all(self, now: float) -> list[Effect]:
-        return self._serve(self.roster.ready(), now)
+        return self._serve(self.roster.ready(), now) if self._has_work() else []
+
+    def _has_work(self) -> bool:
+        return self.is_running() and self.pieces.free() > 0
 
     def _serve(self, members: Sequence[Member], now: float) -> list[Effect]:
-        if not self.is_running() or not self.pieces.free():
+        if not self._has_work():
             return []
         desk = Desk(
             round=self.round,
             pieces=self.pieces,
             slots=self.slots,
-            ready=len(self.roster.ready()),
+            ready=self.roster.number(Standing.READY),
             deadline=now + self.facts.lease_timeout_s,
         )
         return desk.serve(members)
@@ -316,7 +319,7 @@ class Coordinator:
     def _expire(self, rank: int) -> list[Effect]:
         released, member = self.pieces.release(rank), self.roster.of_rank(rank)
         assert member is not None  # what a member held was released when it left
-        member.standing = Standing.SILENT
+        self.roster.stand(member, Standing.SILENT)
         self._note_again(released, rank, f"it was silent for over {self.facts.lease_timeout_s:g} s")
         held = f"{member.named()} holds {self.round.named(released)} for over {self.facts.lease_timeout_s:g} s"
         return [Say(text=f"{held}: leased again")]
@@ -327,9 +330,9 @@ class Coordinator:
 
     def _waits_for(self) -> str:
         if self.phase is Phase.GATHERING:
-            have, need = len(self.roster.prepared()), self.facts.min_workers
+            have, need = self.roster.number_prepared(), self.facts.min_workers
             return f"waiting for workers: {have} of {need} are ready"
-        return "" if self.roster.has_ready() else "waiting for a worker: none is left"
+        return "" if self.roster.number(Standing.READY) else "waiting for a worker: none is left"
 
     # What is told
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from common.reduction import Node, is_node, largest_node_at
+from ps.alarms import Alarms
 
 #: How a piece stands. Bytes, since a round may have thousands of pieces, and `bytearray` looks through them in C.
 FREE, HELD, DONE = range(3)
@@ -28,12 +29,16 @@ class Pieces:
     failed_on: dict[int, list[int]] = field(default_factory=dict)
     #: For each piece, `HELD` where a lease in `held` has it, `DONE` where its sum was accepted, else `FREE`.
     _standing: bytearray = field(init=False)
+    #: For each piece that is held, the rank that holds it.
+    _holder: list[int] = field(init=False)
+    #: By rank, when the first of its leases runs out.
+    _deadlines: Alarms[int] = field(default_factory=Alarms)
     #: Numbers of pieces that are free, and that are not done.
     _free: int = field(init=False)
     _open: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._standing = bytearray(self.total)
+        self._standing, self._holder = bytearray(self.total), [0] * self.total
         self._free = self._open = self.total
 
     def free(self) -> int:
@@ -59,8 +64,18 @@ class Pieces:
             end += 1
         node = largest_node_at(start, end, self.total, most)
         self._mark(node, HELD)
-        self.held.setdefault(rank, []).append(Held(node, rank, deadline))
+        self._holder[node.lo : node.hi] = [rank] * len(node)
+        self._hold(rank, [*self.holding(rank), Held(node, rank, deadline)])
         return node
+
+    def _hold(self, rank: int, leases: list[Held]) -> None:
+        """Let these be all that a worker holds."""
+        if leases:
+            self.held[rank] = leases
+            self._deadlines.set(rank, min(held.deadline for held in leases))
+        else:
+            self.held.pop(rank, None)
+            self._deadlines.drop(rank)
 
     def _is_free_for(self, rank: int, piece: int, is_alone: bool) -> bool:
         return self._standing[piece] == FREE and (is_alone or rank not in self.failed_on.get(piece, ()))
@@ -82,11 +97,15 @@ class Pieces:
         """
         if not is_node(node.lo, node.hi, self.total) or DONE in self._standing[node.lo : node.hi]:
             return False
-        if HELD in self._standing[node.lo : node.hi]:
-            for rank in list(self.held):
-                self._drop(rank, node)
+        for rank in self._holders(node):
+            self._drop(rank, node)
         self._mark(node, DONE)
         return True
+
+    def _holders(self, node: Node) -> list[int]:
+        """Return who holds a piece of a node. To ask each worker would be quadratic in them, over a round."""
+        held = (self._holder[piece] for piece in range(node.lo, node.hi) if self._standing[piece] == HELD)
+        return list(dict.fromkeys(held))
 
     def release(self, rank: int) -> list[Node]:
         """Make what a worker holds free again, and return it."""
@@ -95,7 +114,7 @@ class Pieces:
     def extend(self, rank: int, deadline: float) -> None:
         """Let what a worker holds run out at `deadline`: it was just heard, and works through its leases in turn."""
         if rank in self.held:
-            self.held[rank] = [Held(held.node, rank, deadline) for held in self.held[rank]]
+            self._hold(rank, [Held(held.node, rank, deadline) for held in self.held[rank]])
 
     def fail(self, node: Node, rank: int) -> bool | None:
         """Book that computing a node raised on `rank`; return whether a piece has now raised twice.
@@ -114,20 +133,16 @@ class Pieces:
         dropped = [held.node for held in self.holding(rank) if overlap(held.node, node)]
         for one in dropped:
             self._mark(one, FREE)
-        kept = [held for held in self.holding(rank) if not overlap(held.node, node)]
-        if kept:
-            self.held[rank] = kept
-        else:
-            self.held.pop(rank, None)
+        self._hold(rank, [held for held in self.holding(rank) if not overlap(held.node, node)])
         return dropped
 
     def expired(self, now: float) -> list[int]:
         """Return the ranks that hold a lease whose deadline has passed."""
-        return [rank for rank, leases in self.held.items() if any(held.deadline <= now for held in leases)]
+        return self._deadlines.due(now)
 
     def next_deadline(self) -> float | None:
         """Return when the next lease runs out."""
-        return min((held.deadline for leases in self.held.values() for held in leases), default=None)
+        return self._deadlines.soonest()
 
     def validate(self) -> None:
         """Raise AssertionError where the books contradict one another: for tests, after each step."""
@@ -140,6 +155,8 @@ class Pieces:
                 assert expected[held.node.lo : held.node.hi] == bytes(len(held.node)), f"{held} is done or held twice"
                 expected[held.node.lo : held.node.hi] = bytes([HELD]) * len(held.node)
         assert self._standing == expected, "a piece is marked as held that no lease has"
+        first = {rank: min(held.deadline for held in leases) for rank, leases in self.held.items()}
+        assert self._deadlines.times == first, "a lease runs out at another time than is booked"
         assert (self._free, self._open) == (expected.count(FREE), self.total - expected.count(DONE))
 
 

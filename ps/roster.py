@@ -1,9 +1,11 @@
 """Who takes part: the workers as the coordinator knows them. Pure."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
 from common.messages import Join, WorkerStatus
+from ps.alarms import Alarms
 
 #: Seconds until a worker that says nothing is probed: sending to a process that is gone fails, and so is it noticed.
 PROBE_S = 1.0
@@ -35,8 +37,7 @@ class Member:
     #: Samples whose gradients were accepted from it, and the seconds that these took it.
     samples: int = 0
     compute_s: float = 0.0
-    #: When it is probed next, and how long after the last word or probe that is.
-    probe_at: float = 0.0
+    #: How long after the last word or probe it is probed next.
     patience_s: float = PROBE_S
 
     def named(self) -> str:
@@ -61,6 +62,8 @@ class Roster:
     """The members by peer; ranks are given in the order of joining, and never again."""
 
     members: dict[bytes, Member] = field(default_factory=dict)
+    #: When each is probed next.
+    probes: Alarms[bytes] = field(default_factory=Alarms)
     next_rank: int = 0
     #: Most members that were prepared at one time, those that stood by included.
     most_prepared: int = 0
@@ -72,13 +75,39 @@ class Roster:
     compute_s: float = 0.0
     #: The same of the step at hand, by rank.
     step_compute_s: dict[int, float] = field(default_factory=dict)
+    #: How many members there are of each standing: to count them anew at each message would be quadratic.
+    _numbers: Counter[Standing] = field(default_factory=Counter)
 
     def admit(self, peer: bytes, join: Join, now: float) -> Member:
         """Give a peer the next rank."""
-        member = Member(peer, self.next_rank, join, probe_at=now + PROBE_S)
+        member = Member(peer, self.next_rank, join)
         self.next_rank += 1
         self.members[peer] = member
+        self.probes.set(peer, now + PROBE_S)
+        self._numbers[member.standing] += 1
         return member
+
+    def remove(self, peer: bytes) -> Member | None:
+        """Take a member out; return it, if it was there."""
+        member = self.members.pop(peer, None)
+        if member is not None:
+            self.probes.drop(peer)
+            self._numbers[member.standing] -= 1
+        return member
+
+    def stand(self, member: Member, standing: Standing) -> None:
+        """Change where a member stands."""
+        self._numbers[member.standing] -= 1
+        self._numbers[standing] += 1
+        member.standing = standing
+
+    def number(self, standing: Standing) -> int:
+        """Return how many members stand so."""
+        return self._numbers[standing]
+
+    def number_prepared(self) -> int:
+        """Return how many members have the model and the data."""
+        return len(self.members) - self.number(Standing.PREPARING)
 
     def of_rank(self, rank: int) -> Member | None:
         """Return the member of that rank, if it is still there."""
@@ -88,7 +117,8 @@ class Roster:
         """Book that a peer said something; return the member that it is, if it is one."""
         member = self.members.get(peer)
         if member is not None:
-            member.probe_at, member.patience_s = now + PROBE_S, PROBE_S
+            member.patience_s = PROBE_S
+            self.probes.set(peer, now + PROBE_S)
         return member
 
     def due_for_probe(self, now: float) -> list[Member]:
@@ -97,15 +127,15 @@ class Roster:
         The wait doubles each time: what a worker that computes for minutes does not read must not fill its queue, and
         the end of one is still noticed within twice the time of its silence.
         """
-        due = [member for member in self.members.values() if member.probe_at <= now]
+        due = [self.members[peer] for peer in self.probes.due(now)]
         for member in due:
             member.patience_s *= 2
-            member.probe_at = now + member.patience_s
-        return due
+            self.probes.set(member.peer, now + member.patience_s)
+        return sorted(due, key=lambda member: member.rank)
 
     def next_probe(self) -> float | None:
         """Return when the next member is to be probed."""
-        return min((member.probe_at for member in self.members.values()), default=None)
+        return self.probes.soonest()
 
     def incarnation_of(self, incarnation: str) -> Member | None:
         """Return the member with that incarnation, if there is one."""
@@ -121,7 +151,7 @@ class Roster:
     def end_step(self) -> tuple[float, float]:
         """Return the seconds that workers computed for the step, the mean over those ready and the most; begin anew."""
         seconds = self.step_compute_s.values()
-        workers = max(len(self.ready()), len(seconds), 1)
+        workers = max(self.number(Standing.READY), len(seconds), 1)
         computed = sum(seconds) / workers, max(seconds, default=0.0)
         self.step_compute_s.clear()
         return computed
@@ -130,28 +160,22 @@ class Roster:
         """Return the members that may be given work, by rank."""
         return [member for member in self.members.values() if member.standing is Standing.READY]
 
-    def has_ready(self) -> bool:
-        """Tell whether anybody may be given work."""
-        return any(member.standing is Standing.READY for member in self.members.values())
-
-    def prepared(self) -> list[Member]:
-        """Return the members that have the model and the data, whether they may be given work or not."""
-        return [member for member in self.members.values() if member.standing is not Standing.PREPARING]
-
     def seat(self, member: Member, places: int) -> bool:
         """Make a prepared member ready, or let it stand by where all `places` are taken; return whether it is ready."""
-        is_seated = len(self.ready()) < places
-        member.standing = Standing.READY if is_seated else Standing.STANDBY
-        self.most_prepared = max(self.most_prepared, len(self.prepared()))
+        is_seated = self.number(Standing.READY) < places
+        self.stand(member, Standing.READY if is_seated else Standing.STANDBY)
+        self.most_prepared = max(self.most_prepared, self.number_prepared())
         return is_seated
 
     def fill(self, places: int) -> list[Member]:
         """Let members that stand by take free places; return them."""
+        free = places - self.number(Standing.READY)
+        if free <= 0 or not self.number(Standing.STANDBY):
+            return []
         waiting = [member for member in self.members.values() if member.standing is Standing.STANDBY]
-        promoted = waiting[: max(0, places - len(self.ready()))]
-        for member in promoted:
-            member.standing = Standing.READY
-        return promoted
+        for member in waiting[:free]:
+            self.stand(member, Standing.READY)
+        return waiting[:free]
 
     def validate(self, places: int) -> None:
         """Raise AssertionError where the books contradict one another: for tests, after each step."""
@@ -163,4 +187,6 @@ class Roster:
         standings = [member.standing for member in self.members.values()]
         assert len(self.ready()) <= places, "more workers are ready than there are places"
         assert Standing.STANDBY not in standings or len(self.ready()) == places, "one stands by a free place"
-        assert len(self.prepared()) <= self.most_prepared
+        assert +self._numbers == Counter(standings), "members are counted wrongly"
+        assert self.number_prepared() <= self.most_prepared
+        assert self.probes.times.keys() == self.members.keys(), "one is probed that is no member, or not probed"

@@ -45,6 +45,7 @@ RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
 #: State machines and the rules that they follow: these decide, and shells act.
 PURE = (
     "ps.admission",
+    "ps.alarms",
     "ps.coordinator",
     "ps.effects",
     "ps.events",

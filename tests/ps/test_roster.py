@@ -51,7 +51,7 @@ def test_the_seconds_of_a_step_are_booked_by_worker_and_begin_anew() -> None:
 
 def test_a_free_place_is_filled_in_the_order_of_joining() -> None:
     made = roster()
-    make_first_silent(made)
+    made.stand(made.members[peer_of(0)], Standing.SILENT)
     assert [member.rank for member in made.fill(2)] == [2]
     made.validate(2)
     assert made.fill(2) == []
