@@ -15,8 +15,9 @@ from common.autograd import functional as F  # noqa: E402
 from common.autograd.graph import no_grad  # noqa: E402
 from common.autograd.tensor import Tensor  # noqa: E402
 from common.numerics import limit_blas_threads  # noqa: E402
+from lockstep.doctor.consultation import doctor  # noqa: E402
 from lockstep.fit import Run, fit, load_run  # noqa: E402
 
 limit_blas_threads()  # rule R4 once more: a notebook may have imported NumPy already
 
-__all__ = ["F", "Run", "Tensor", "fit", "load_run", "nn", "no_grad", "optim"]
+__all__ = ["F", "Run", "Tensor", "doctor", "fit", "load_run", "nn", "no_grad", "optim"]

@@ -36,7 +36,7 @@ class GroupedCommand(click.Command):
         records = {
             parameter.name: record
             for parameter in self.get_params(context)
-            if (record := parameter.get_help_record(context)) is not None
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)) is not None
         }
         grouped = {name for names in GROUPS.values() for name in names}
         sections = {"Options": tuple(name for name in records if name not in grouped), **GROUPS}

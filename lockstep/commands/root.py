@@ -5,6 +5,7 @@ import importlib.metadata
 import click
 
 from lockstep.commands.bench import bench
+from lockstep.commands.doctor import doctor
 from lockstep.commands.evaluate import evaluate
 from lockstep.commands.server import server
 from lockstep.commands.status import status
@@ -28,5 +29,5 @@ def cli() -> None:
     """
 
 
-for command in (train, server, worker, evaluate, status, bench):
+for command in (train, server, worker, evaluate, status, doctor, bench):
     cli.add_command(command)

@@ -1,0 +1,96 @@
+"""Where a patient comes from: a job, or a model and data in a notebook."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.autograd.tensor import Tensor
+from common.clock import SystemClock
+from common.data.npz import read_npz
+from common.data.source import load
+from common.environment import cores
+from common.errors import JobError
+from common.job import Job
+from common.layout import layout_of
+from common.model import build_model
+from common.nn.module import Module
+from lockstep.doctor.examination import Examination, examined
+from lockstep.doctor.finding import Finding
+from lockstep.doctor.labels import check_labels
+from lockstep.doctor.patient import Patient, Walk
+from lockstep.handover import DATA, Arrays, named_arrays
+from lockstep.job_file import resolve
+from lockstep.launch import Launch
+from ps.opening import first_weights
+
+
+def doctor(
+    model: Module | str, data: str | Path | Arrays = "mnist", *, walk: Walk = Tensor.backward, **values: Any
+) -> Examination:
+    """Look for the mistakes that make training fail; return what was found, which a notebook shows.
+
+    `model` is examined as it is, values included, and not changed; a name is built, and drawn from the seed. `data` and
+    `values` are those of `fit`. `walk(loss)`, where it is given, is a backward pass of one's own to be examined with
+    the model: it has to add to the `.grad` of the leaves, and `common.autograd.graph` has the nodes.
+
+    Raises what `fit` raises where the call cannot be carried out.
+    """
+    name = type(model).__name__ if isinstance(model, Module) else model
+    if isinstance(model, Module):
+        job, _ = resolve({"data": "mnist"}, values, Launch())
+    else:
+        job, _ = resolve({}, {**values, "model": model}, Launch())
+        model = model_of(job)
+    subject = f"{name} on {data if isinstance(data, str | Path) else 'arrays'}"
+    workers = values.get("workers")
+    if isinstance(data, str | Path):
+        return _examine(subject, job, model, str(data), workers, walk)
+    with tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder:
+        arrays = named_arrays(data)
+        found = check_labels(arrays["y_train"], arrays["y_test"])
+        if found:
+            return Examination(subject, found, 0.0)
+        path = Path(folder) / DATA
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
+        return _examine(subject, job, model, str(path), workers, walk)
+
+
+def examine_job(job: Job, workers: int | None) -> Examination:
+    """Look for mistakes in a job; `workers` are those that somebody asked for."""
+    return _examine(f"{job.model_name()} on {job.data}", job, model_of(job), job.data, workers, Tensor.backward)
+
+
+def model_of(job: Job) -> Module:
+    """Return a job's model with the values that its training starts from."""
+    model = build_model(job.model).initialize(job.seed)
+    layout = layout_of(model)
+    model.load_state_dict(layout.read(first_weights(job, model, layout)))
+    return model
+
+
+def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:
+    clock = SystemClock()
+    began = clock.now()
+    found: Sequence[Finding] = _labels_of(data)
+    if not found:
+        loaded = load(data)
+        if job.global_batch > len(loaded.train):
+            raise JobError(
+                f"global_batch = {job.global_batch!r} is more than the {len(loaded.train)} training samples of "
+                f"{data!r}: expected at most as many"
+            )
+        found = list(examined(Patient(job, model, loaded, workers, walk), clock, cores()))
+    return Examination(subject, list(found), clock.now() - began)
+
+
+def _labels_of(data: str) -> list[Finding]:
+    """Return what is wrong with the labels of an .npz: as a dataset they would be refused, one at a time."""
+    path = Path(data).expanduser()
+    if path.suffix != ".npz" or not path.is_file():
+        return []
+    arrays: dict[str, NDArray[Any]] = read_npz(path, ("y_train", "y_test"))
+    return check_labels(arrays["y_train"], arrays["y_test"])

@@ -1,0 +1,82 @@
+"""All checks over one patient, in the order in which mistakes cause one another, and what they found."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from common.clock import Clock
+from common.data.dataset import TrainTest
+from common.model import check_fit
+from common.nn.module import Module
+from lockstep.doctor.activations import check_activations
+from lockstep.doctor.finding import Finding
+from lockstep.doctor.first_loss import check_first_loss
+from lockstep.doctor.first_steps import check_rate, first_steps
+from lockstep.doctor.gradients import check_gradients
+from lockstep.doctor.initial_values import check_initial_values
+from lockstep.doctor.labels import check_balance, check_classes
+from lockstep.doctor.norms import check_norms
+from lockstep.doctor.patient import Patient
+from lockstep.doctor.report import findings_lines, wrapped
+from lockstep.doctor.samples import check_samples
+from lockstep.doctor.signals import signals_of
+from lockstep.doctor.walk import check_walk
+from lockstep.doctor.workers import check_workers
+from ps.opening import dry_run, two_samples
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was examined, and what was found."""
+
+    subject: str
+    findings: list[Finding]
+    seconds: float
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self.findings
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of the findings, in order."""
+        return [finding.kind for finding in self.findings]
+
+    def lines(self) -> list[str]:
+        """Return the report, a finding below the other."""
+        many = "1 finding" if len(self.findings) == 1 else f"{len(self.findings) or 'no'} findings"
+        lines = wrapped("", f"{self.subject}: {many} in {self.seconds:.1f} s")
+        return lines + findings_lines(self.findings)
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def outputs_of(model: Module, data: TrainTest) -> int:
+    """Return the number of the model's outputs for a sample; `ModelError` where they are not one row a sample."""
+    shape = dry_run(model, two_samples(data, 0))
+    if len(shape) != 2 or shape[0] != 2:
+        check_fit(model, data.train, shape)
+    return shape[1]
+
+
+def examined(patient: Patient, clock: Clock, cores: int) -> Iterator[Finding]:
+    """Yield the findings, causes before what follows from them; what the findings leave without sense is left out."""
+    train, test = patient.data.train.labels, patient.data.test.labels
+    unfit = check_classes(train, test, outputs_of(patient.probe(), patient.data))
+    yield from unfit
+    yield from check_balance(train, test)
+    yield from check_samples(patient)
+    yield from check_initial_values(patient.model)
+    wrong = check_walk(patient.walk) or check_gradients(patient)
+    yield from wrong
+    if unfit:
+        return
+    signals = signals_of(patient, walks_back=not wrong)
+    yield from check_activations(signals)
+    yield from check_norms(signals)
+    yield from check_first_loss(signals)
+    if wrong or signals.nonfinite:
+        return
+    steps = first_steps(patient, clock)
+    yield from check_rate(patient, steps, clock)
+    yield from check_workers(patient, steps, cores)

@@ -1,0 +1,49 @@
+"""Whether the loss starts where guessing does: at the logarithm of the number of classes."""
+
+import math
+
+import numpy as np
+
+from lockstep.doctor.finding import Finding
+from lockstep.doctor.signals import Signals
+
+#: How far above guessing the first loss may be: a factor, and a number.
+FACTOR, MARGIN = 1.5, 0.5
+
+
+def check_first_loss(signals: Signals) -> list[Finding]:
+    """Return whether the first loss is too high, or the model's output is no longer one of logits."""
+    if not math.isfinite(signals.loss):
+        return []
+    guess = math.log(signals.classes)
+    findings = _probabilities(signals)
+    if signals.loss > FACTOR * guess + MARGIN:
+        findings.append(_too_high(signals, guess))
+    return findings
+
+
+def _too_high(signals: Signals, guess: float) -> Finding:
+    spread = float(np.std(signals.logits))
+    return Finding(
+        kind="first-loss",
+        what=f"the loss starts at {signals.loss:.2f}, and not near log({signals.classes}) = {guess:.2f}",
+        evidence=f"the model's outputs have a deviation of {spread:.3g}, and are sure of wrong classes",
+        cause="the last layer's weights are too large, or the samples: guessing all classes alike costs less",
+        change="start weights as nn.init.kaiming_normal_ does or smaller, and normalise the data",
+    )
+
+
+def _probabilities(signals: Signals) -> list[Finding]:
+    logits = signals.logits
+    if signals.classes < 2 or not ((logits >= 0).all() and np.allclose(logits.sum(axis=1), 1.0, atol=1e-4)):
+        return []
+    return [
+        Finding(
+            kind="softmax-twice",
+            what="the model ends in softmax, which the loss applies once more",
+            evidence="its outputs are at least 0 and add up to 1 for each sample",
+            cause="cross-entropy takes logits: of probabilities, even a perfect model has a loss of "
+            f"{math.log(1 + (signals.classes - 1) / math.e):.2f}, and gradients are small",
+            change="take Softmax off the end of the model",
+        )
+    ]
