@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 #: What the BLAS libraries that NumPy may be linked with read, once, when they are loaded.
 BLAS_THREAD_VARIABLES = (
@@ -29,6 +30,17 @@ def cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def keep_to_core(pid: int, number: int) -> None:
+    """Keep a process, and threads that it starts later, on one of the cores that we may use, counted round.
+
+    Nothing happens where the system has no such thing, or where the process is gone.
+    """
+    if sys.platform == "linux":
+        mine = sorted(os.sched_getaffinity(0))
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(pid, {mine[number % len(mine)]})
 
 
 def child_environment() -> Mapping[str, str]:

@@ -1,6 +1,12 @@
 """What is read of this machine."""
 
-from common.environment import BLAS_THREAD_VARIABLES, child_environment, cores, use_one_blas_thread
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common.environment import BLAS_THREAD_VARIABLES, child_environment, cores, keep_to_core, use_one_blas_thread
 
 
 def test_there_is_a_core_to_run_on() -> None:
@@ -12,3 +18,14 @@ def test_children_inherit_one_blas_thread_and_write_at_once() -> None:
     environment = child_environment()
     assert all(environment[name] == "1" for name in BLAS_THREAD_VARIABLES)
     assert environment["PYTHONUNBUFFERED"] == "1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process be kept to a core")
+def test_a_process_is_kept_to_one_core_counted_round() -> None:
+    mine = sorted(os.sched_getaffinity(0))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        for number in (0, 1, len(mine)):
+            keep_to_core(process.pid, number)
+            assert os.sched_getaffinity(process.pid) == {mine[number % len(mine)]}
+        process.communicate(b"\n")
+    keep_to_core(process.pid, 0)  # it is gone: nothing to be done, and nobody to be told
