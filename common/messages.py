@@ -179,14 +179,11 @@ class Weights(Message, frozen=True, kw_only=True, tag="weights"):
     start: Count
 
 
-class WeightsShared(Message, frozen=True, kw_only=True, tag="weights_shared"):
-    """The weights at a step are in their slot, for a worker that shares memory."""
-
-    step: Count
-
-
 class Lease(Message, frozen=True, kw_only=True, tag="lease"):
-    """The pieces `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights."""
+    """The pieces `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights.
+
+    To a worker that shares memory it says too that these are in their slot.
+    """
 
     work: Work
     step: Count
@@ -259,4 +256,4 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
 
 
 WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | Alive | StatusAsked
-ServerMessage = Welcome | Refused | Standby | Weights | WeightsShared | Lease | Finished | Alive | Status
+ServerMessage = Welcome | Refused | Standby | Weights | Lease | Finished | Alive | Status

@@ -189,7 +189,7 @@ class VectorTree:
             self.pool.give(summand.vector)
 
     def add(self, node: Node, vector: Vector) -> bool:
-        """Take the sum of a node, which must stay unchanged until `reset`; as `TreeSum.add`."""
+        """Take the sum of a node, which must stay unchanged until `reset` or `settle`; as `TreeSum.add`."""
         return self.tree.add(node, Summand(vector, is_owned=False))
 
     def add_copy(self, node: Node, vector: Vector) -> bool:
@@ -203,18 +203,13 @@ class VectorTree:
             self.tree.held[node] = Summand(own, is_owned=True)
         return True
 
-    def add_at_once(self, node: Node, vector: Vector) -> bool:
-        """Take the sum of a node out of memory that changes after this, unless it completes the sum; as `TreeSum.add`.
-
-        It is copied only where its sibling has not arrived, into which it would be added.
-        """
-        borrowed = Summand(vector, is_owned=False)
-        is_new = self.tree.add(node, borrowed)
-        if self.tree.held.get(node) is borrowed and not self.tree.is_whole():
-            own = self.pool.take()
-            np.copyto(own, vector)
-            self.tree.held[node] = Summand(own, is_owned=True)
-        return is_new
+    def settle(self, memory: Vector) -> None:
+        """Copy the sums that were taken by `add` and still stand in `memory`, which will change after this."""
+        for node, summand in self.tree.held.items():
+            if not summand.is_owned and np.may_share_memory(summand.vector, memory):
+                own = self.pool.take()
+                np.copyto(own, summand.vector)
+                self.tree.held[node] = Summand(own, is_owned=True)
 
     def sum_of(self, node: Node) -> Vector:
         """Return the sum of a node that is whole and whose sibling is not, to be read until `reset`."""

@@ -33,7 +33,7 @@ class AddSums:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AddShared:
-    """Add the vector that is in a worker's slot to the step's tree, at once: the worker may write there after this."""
+    """Add the vector that is in a worker's slot to the step's tree: it stays there until a lease names that slot."""
 
     node: Node
     rank: int

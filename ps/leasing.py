@@ -6,7 +6,7 @@ What is decided here never changes the result: the sums are added over one fixed
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.messages import SLOTS, Lease, WeightsShared
+from common.messages import SLOTS, Lease
 from ps.effects import Effect, Send, SendWeights
 from ps.pieces import Pieces
 from ps.plan import Round
@@ -50,13 +50,7 @@ class Desk:
         step = self.round.step
         slot, number = self.slots.lend(member.rank, node, held)
         lease = Lease(work=self.round.work, step=step, lo=node.lo, hi=node.hi, number=number, slot=slot)
-        if member.weights_step == step:
+        if member.shares or member.weights_step == step:
             return [Send(peer=member.peer, message=lease)]
         member.weights_step = step
-        return [self._weights(member), Send(peer=member.peer, message=lease)]
-
-    def _weights(self, member: Member) -> Effect:
-        """Return what lets a worker have the weights of the round."""
-        if member.shares:
-            return Send(peer=member.peer, message=WeightsShared(step=self.round.step))
-        return SendWeights(peer=member.peer, step=self.round.step)
+        return [SendWeights(peer=member.peer, step=step), Send(peer=member.peer, message=lease)]

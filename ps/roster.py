@@ -32,7 +32,7 @@ class Member:
     standing: Standing = Standing.PREPARING
     #: Whether it computes in memory which the server sees: then no vector is sent either way.
     shares: bool = False
-    #: The step whose weights it was last sent, None before the first.
+    #: The step whose weights it was last sent, None before the first and where it shares.
     weights_step: int | None = None
     #: Samples whose gradients were accepted from it, and the seconds that these took it.
     samples: int = 0

@@ -223,7 +223,7 @@ class Server:
                     self.shard.add(effect.node, self._arrays[0])
             case effects.AddShared():
                 assert self.sharing is not None  # a worker shares only what was offered
-                self.shard.add_at_once(effect.node, self.sharing.sums[effect.rank][effect.slot])
+                self.shard.add(effect.node, self.sharing.sums[effect.rank][effect.slot])
             case effects.ForgetWorker():
                 self.book.forget(effect.peer)
                 if self.sharing is not None:
@@ -249,7 +249,7 @@ class Server:
         return None
 
     def _send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> events.Event | None:
-        if isinstance(message, Lease) and not self._shares(peer):
+        if isinstance(message, Lease):
             self._book(peer, message)
         try:
             self.port.send(peer, encode(message, arrays))
@@ -260,7 +260,12 @@ class Server:
         return None
 
     def _book(self, peer: bytes, lease: Lease) -> None:
-        if lease.work == "train":
+        """Get ready for a lease before its worker does: for its frames, or for its sums in the slot that it names."""
+        member = self.coordinator.roster.members.get(peer)
+        if member is not None and member.shares:
+            assert self.sharing is not None  # as for `AddShared`
+            self.shard.settle(self.sharing.sums[member.rank][lease.slot])
+        elif lease.work == "train":
             self.book.grant(peer, lease.step, Node(lease.lo, lease.hi))
         else:
             self.book.expect(peer, 1)

@@ -111,7 +111,7 @@ class Shard:
         return self.slots[self.updates % 2]
 
     def add(self, node: Node, sums: Vector) -> None:
-        """Take the sums of a node over the whole slice, which must stay unchanged until the update."""
+        """Take the sums of a node over the whole slice, which must stay unchanged until the update or `settle`."""
         for index, frame in enumerate(self.frames):
             self.add_frame(index, node, sums[frame.start - self.start : frame.stop - self.start])
 
@@ -124,11 +124,10 @@ class Shard:
         with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is told with its place
             self.trees[frame].add(node, sums)
 
-    def add_at_once(self, node: Node, sums: Vector) -> None:
-        """Take the sums of a node out of memory that may change after this."""
-        with np.errstate(all="ignore"):  # as in `add_frame`
-            for tree, frame in zip(self.trees, self.frames, strict=True):
-                tree.add_at_once(node, sums[frame.start - self.start : frame.stop - self.start])
+    def settle(self, memory: Vector) -> None:
+        """Copy what is still to be read from there, where other sums will be written after this."""
+        for tree in self.trees:
+            tree.settle(memory)
 
     def squares(self, count: int) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""

@@ -22,7 +22,6 @@ from common.messages import (
     Standby,
     Status,
     Weights,
-    WeightsShared,
     Welcome,
 )
 from common.reduction import Node, Vector
@@ -116,10 +115,6 @@ class Runner:
                 return events.ToldToStandBy(standby=message)
             case Weights():
                 return events.WeightsReceived(step=message.step) if self._install(message) else None
-            case WeightsShared():
-                if not self._shares:
-                    raise RemoteProtocolError("weights in memory that is not shared")
-                return events.WeightsReceived(step=message.step)
             case Lease():
                 return events.LeaseReceived(lease=message)
             case Finished():

@@ -152,6 +152,7 @@ class WorkerState:
                 return self._end(2, f"the server refused this worker: {event.refused.reason}")
             case Prepared():
                 self.phase = Phase.WAITING
+                self.shares = bool(event.nonce)
                 return [Send(message=Ready(nonce=event.nonce, obstacle=shortened(event.obstacle)))]
             case PreparationFailed():
                 return [Send(message=Leave(reason=shortened(event.reason))), *self._end(2, event.reason)]
@@ -183,17 +184,23 @@ class WorkerState:
 
     def _take_work(self, event: WeightsReceived | LeaseReceived) -> list[Effect]:
         if isinstance(event, WeightsReceived):
-            # The round of the old weights is over: others have computed what is left of it here.
-            self.leases.clear()
-            self.weights_step = event.step
+            self._begin_step(event.step)
             return []
         lease = event.lease
+        if self.shares and (self.weights_step is None or lease.step > self.weights_step):
+            self._begin_step(lease.step)
         if self.leases and self.leases[0].work != lease.work:
             # An evaluation is over as well when the next step begins, on the same weights.
             self.leases.clear()
         if lease.step == self.weights_step:
             self.leases.append(lease)
         return []
+
+    def _begin_step(self, step: int) -> None:
+        """Book that the weights of a step are there."""
+        # The round of the old ones is over: others have computed what is left of it here.
+        self.leases.clear()
+        self.weights_step = step
 
     def _answer(self, event: PieceComputed | PieceDiverged | PieceRaised) -> Effect:
         match event:

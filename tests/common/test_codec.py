@@ -29,7 +29,6 @@ from common.messages import (
     Status,
     StatusAsked,
     Weights,
-    WeightsShared,
     Welcome,
     WorkerMessage,
     WorkerStatus,
@@ -54,7 +53,6 @@ EXAMPLES: list[Message] = [
     Refused(reason="other numerics"),
     Standby(reason="enough"),
     Weights(step=4, start=0),
-    WeightsShared(step=4),
     Lease(work="train", step=4, lo=2, hi=4, number=7, slot=1),
     Finished(reason=""),
     Status(

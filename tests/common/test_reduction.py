@@ -76,21 +76,21 @@ def arrivals(draw: st.DrawFn) -> tuple[int, list[Node]]:
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
-@given(arrivals(), st.sampled_from(["kept", "copied", "at once"]))
+@given(arrivals(), st.sampled_from(["kept", "copied", "settled"]))
 def test_any_tiling_order_and_duplicates_give_the_same_bits(arriving: tuple[int, list[Node]], how: str) -> None:
     pieces, nodes = arriving
     vectors = pieces_of(pieces)
     tree = VectorTree(pieces, PoisoningPool(SIZE))
-    add = {"kept": tree.add, "copied": tree.add_copy, "at once": tree.add_at_once}[how]
     known: set[int] = set()
     for node in nodes:
         value = reference(vectors, node.lo, node.hi).copy()
         members = set(range(node.lo, node.hi))
-        is_new = add(node, value)
+        is_new = tree.add_copy(node, value) if how == "copied" else tree.add(node, value)
         assert is_new == (not members <= known)
         known |= members if is_new else set()
-        # What completes the sum in one go is read from where it is.
-        if how == "copied" or (how == "at once" and len(node) < pieces):
+        if how == "settled":
+            tree.settle(value)
+        if how != "kept":
             value.fill(np.nan)
     assert tree.tree.is_whole()
     assert tree.total().tobytes() == reference(vectors, 0, pieces).tobytes()
@@ -138,17 +138,21 @@ def test_a_pool_serves_many_rounds_with_the_vectors_of_the_first() -> None:
     assert len(pool.free) == counts[-1] <= 8
 
 
-def test_a_vector_that_is_added_at_once_is_copied_only_where_it_waits_for_its_sibling() -> None:
-    vectors, pool = pieces_of(2), PoisoningPool(SIZE)
-    tree = VectorTree(2, pool)
-    tree.add_at_once(Node(1, 2), vectors[1])
-    assert tree.sum_of(Node(1, 2)) is not vectors[1]
-    tree.add_at_once(Node(0, 1), vectors[0])
+def test_only_what_still_stands_in_a_memory_is_copied_when_that_is_settled() -> None:
+    memory, pool = np.concatenate(pieces_of(4)), PoisoningPool(SIZE)
+    tree = VectorTree(4, pool)
+    parts = [memory[piece * SIZE : (piece + 1) * SIZE] for piece in range(4)]
+    for piece in (0, 2, 3):
+        tree.add(Node(piece, piece + 1), parts[piece])
+    # Of the three, two are merged already.
+    merged = tree.sum_of(Node(2, 4))
+    tree.settle(parts[1])
+    assert tree.sum_of(Node(0, 1)) is parts[0]
+    tree.settle(memory)
+    assert tree.sum_of(Node(0, 1)) is not parts[0]
+    assert tree.sum_of(Node(2, 4)) is merged
     tree.reset()
-    assert len(pool.free) == 1
-    whole = reference(vectors, 0, 2).copy()
-    tree.add_at_once(Node(0, 2), whole)
-    assert tree.total() is whole
+    assert len(pool.free) == 2
 
 
 def test_added_vectors_that_are_not_copied_stay_as_they_are() -> None:

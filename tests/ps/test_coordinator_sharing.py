@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.messages import SLOTS, Lease, Refused, WeightsShared
+from common.messages import SLOTS, Lease, Refused
 from common.reduction import Node
 from ps.effects import AddShared, AddSums, Effect, ForgetWorker, SendWeights
 from tests.ps.runs import Drive, facts_of, kinds, messages, peer_of, result_of, said
@@ -18,15 +18,13 @@ def sent_weights(effects: list[Effect]) -> list[bytes]:
     return [effect.peer for effect in effects if isinstance(effect, SendWeights)]
 
 
-def test_a_worker_that_shares_is_told_of_weights_and_not_sent_them() -> None:
+def test_a_worker_that_shares_is_sent_leases_and_no_weights() -> None:
     drive = Drive(facts_of(min_workers=2))
     effects = drive.enter(1, shares=True) + drive.enter(2)
-    assert kinds(effects, 1)[1:] == [WeightsShared, Lease, Lease]
+    assert kinds(effects, 1)[1:] == [Lease, Lease]
     assert sent_weights(effects) == [peer_of(2)]
     effects = drive.finish_round()
-    assert [message for message in messages(effects, 1) if isinstance(message, WeightsShared)] == [
-        WeightsShared(step=1)
-    ]
+    assert set(kinds(effects, 1)) == {Lease}
     assert sent_weights(effects) == [peer_of(2)]
 
 

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.reduction import Vector
 from ps.coordinator import Coordinator
 from ps.facts import RunFacts
 from ps.opening import Admission
+from ps.shard import Shard
 from tests.ps.careless import CarelessCoordinator
 from tests.simulation.network import Simulation
 from tests.simulation.small import JOBS
@@ -26,10 +28,11 @@ def simulated(
     *,
     workers: int = 1,
     coordinator_of: Callable[[RunFacts], Coordinator] = Coordinator,
+    shard_of: Callable[[Shard], Shard] = lambda shard: shard,
 ) -> Iterator[Simulation]:
     """A run that offers memory; at its end nothing is left of that."""
     admission = Admission(min_workers=workers)
-    simulation = Simulation(JOBS[name], seed, admission, root=root, coordinator_of=coordinator_of)
+    simulation = Simulation(JOBS[name], seed, admission, root=root, coordinator_of=coordinator_of, shard_of=shard_of)
     try:
         yield simulation
     finally:
@@ -120,6 +123,24 @@ def test_a_late_worker_that_writes_into_a_slot_again_tears_nothing(tmp_path: Pat
 def test_reading_the_slot_of_a_lease_that_has_ended_is_found(tmp_path: Path) -> None:
     with simulated(tmp_path, workers=2, coordinator_of=CarelessCoordinator) as simulation:
         assert late(simulation) != alone("linear").weights_sha256
+
+
+class Forgetful(Shard):
+    """A planted bug: leaves sums where a worker will write others."""
+
+    def settle(self, memory: Vector) -> None:
+        pass
+
+
+def forgetful(shard: Shard) -> Shard:
+    return Forgetful(shard.slots, shard.policy, shard.micro_batches)
+
+
+def test_leaving_sums_where_others_will_be_written_is_found(tmp_path: Path) -> None:
+    with simulated(tmp_path, "lenet", workers=2, shard_of=forgetful) as simulation:
+        for _ in range(2):
+            simulation.add_worker()
+        assert simulation.finish() != alone("lenet").weights_sha256
 
 
 def test_a_worker_that_wakes_when_its_weights_are_overwritten_changes_nothing(tmp_path: Path) -> None:

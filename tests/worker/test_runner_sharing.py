@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from common.messages import Lease, Leave, Message, Ready, Result, Weights, WeightsShared
+from common.messages import Lease, Leave, Message, Ready, Result, Weights
 from common.reduction import Node
 from ps.opening import Admission, open_run
 from ps.sharing import Sharing, share
@@ -39,7 +39,6 @@ def test_sums_are_where_the_server_sees_them_and_no_vector_is_sent(tmp_path: Pat
     bench = SharingBench(tmp_path, tmp_path)
     sharing = bench.enter_here()
     other = sharing.sums[0][1 - slot].copy()
-    assert bench.send(WeightsShared(step=0)) == []
     answers = bench.send(Lease(work="train", step=0, lo=node.lo, hi=node.hi, number=9, slot=slot))
     assert [(type(answer), isinstance(answer, Result) and answer.number) for answer in answers] == [(Result, 9)]
     alone = open_run("alone", job_of(model="mlp"), digits(), Admission())
@@ -55,7 +54,6 @@ def test_the_weights_of_a_step_are_those_of_its_slot(tmp_path: Path) -> None:
     second[:] = 0.5 * first
     losses: list[float] = []
     for step in (0, 1):
-        bench.send(WeightsShared(step=step))
         (result,) = bench.send(Lease(work="evaluate", step=step, lo=0, hi=1))
         assert isinstance(result, Result)
         losses.append(result.loss_sum)
@@ -96,15 +94,11 @@ def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path, name: str) 
     bench.sharing.close()
 
 
-@pytest.mark.parametrize("shares", [True, False])
-def test_weights_that_come_the_other_way_are_a_breach_of_the_protocol(tmp_path: Path, shares: bool) -> None:
-    bench = SharingBench(tmp_path, tmp_path if shares else tmp_path / "elsewhere")
+def test_weights_that_are_sent_all_the_same_are_a_breach_of_the_protocol(tmp_path: Path) -> None:
+    bench = SharingBench(tmp_path, tmp_path)
     bench.enter()
     frame = bench.opening.shard.frames[0]
-    if shares:
-        (leave,) = bench.send(Weights(step=0, start=0), frame.of(bench.opening.shard.weights))
-    else:
-        (leave,) = bench.send(WeightsShared(step=0))
+    (leave,) = bench.send(Weights(step=0, start=0), frame.of(bench.opening.shard.weights))
     assert isinstance(leave, Leave)
     assert bench.end()[1].startswith("the server broke the protocol: weights ")
     bench.sharing.close()
