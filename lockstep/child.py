@@ -23,6 +23,8 @@ class Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    #: Bytes of the log that `news` has returned.
+    _told_bytes: int = 0
 
     @classmethod
     def start(cls, name: str, arguments: list[str], log: Path) -> "Child":
@@ -88,6 +90,14 @@ class Child:
         traceback = text.rfind("Traceback (most recent call last)")
         tail = text[traceback:] if traceback >= 0 else "\n".join(text.splitlines()[-TAIL_LINES:])
         return self.last_error() or tail.strip()
+
+    def news(self) -> list[str]:
+        """Return the lines that the log has got since the last call, but for one that has no end yet."""
+        with self.log.open("rb") as file:
+            file.seek(self._told_bytes)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._told_bytes += len(whole) + len(end)
+        return whole.decode(errors="replace").splitlines()
 
     def _log_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")

@@ -12,6 +12,7 @@ from common.job import Job
 from common.messages import EpochStatus, Status
 from common.transport.shared_folder import shared_root, sweep
 from common.transport.zeromq import dial
+from lockstep.books import Destination
 from lockstep.child import Child
 from lockstep.job_file import to_toml
 from lockstep.launch import Launch
@@ -27,6 +28,9 @@ LOOK_S = 0.2
 #: Seconds that processes have for an orderly end: together with the kill after it, well below five.
 GRACE_S = 2.0
 
+#: How those lines of the server begin that a person is to see at once.
+NOTICES = ("warning: ", "goes on after ", "begins anew: ")
+
 #: Longest folder name below which a socket's path stays within the system's 107 bytes.
 FOLDER_LIMIT = 80
 
@@ -36,8 +40,7 @@ class Cluster:
     """One run's processes on this machine; to be used as a context."""
 
     job: Job
-    launch: Launch
-    run_dir: Path
+    destination: Destination
     say: Callable[[str], None]
     watch: Callable[[Status], None]
     folder: Path = field(init=False)
@@ -47,6 +50,16 @@ class Cluster:
     mourned: list[Child] = field(default_factory=list)
     #: All that has to end with us.
     _children: list[Child] = field(default_factory=list)
+
+    @property
+    def launch(self) -> Launch:
+        """How many processes there are, and how they talk."""
+        return self.destination.launch
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.destination.folder
 
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
@@ -73,7 +86,8 @@ class Cluster:
         bind = "tcp://127.0.0.1:0" if self.launch.transport == "tcp" else f"ipc://{self.folder}/server.sock"
         arguments = ["server", "--supervised", str(self.folder), "--job", str(job_file), "--bind", bind]
         needed = self.launch.min_workers or self.launch.workers
-        arguments += ["--run-dir", str(self.run_dir), "--min-workers", str(needed)]
+        arguments += ["--resume" if self.destination.is_resumed else "--run-dir", str(self.run_dir)]
+        arguments += ["--min-workers", str(needed)]
         return self._start("the server", arguments, "server.log")
 
     def _start_workers(self, address: str) -> None:
@@ -102,11 +116,19 @@ class Cluster:
                 # Before the question, so that the answer tells what came of it.
                 dead = [worker for worker in self.workers if worker.has_ended() and worker.process.returncode != 0]
                 status = client.ask(LOOK_S)
+                self._relay()
                 if status is not None:
                     self.watch(status)
                     self._bury(dead, status)
         finally:
             client.port.close()
+            self._relay()
+
+    def _relay(self) -> None:
+        """Tell what the server tells of the run's files: where it goes on from, and what cannot be written."""
+        for line in self.server.news():
+            if line.startswith(NOTICES):
+                self.say(line)
 
     def _bury(self, dead: list[Child], status: Status) -> None:
         """Tell who has died; raise where the run cannot begin, or not go on, without them."""

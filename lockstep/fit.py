@@ -16,6 +16,7 @@ from common.model import build_model
 from common.nn.description import describe
 from common.nn.module import Module
 from common.safetensors import read
+from lockstep.books import Destination
 from lockstep.display import Display, SilentDisplay, display_for
 from lockstep.handover import Arrays, handed_over, named_arrays
 from lockstep.job_file import read_values, resolve
@@ -95,7 +96,7 @@ def fit(
         _display(verbose) as display,
     ):
         job = msgspec.structs.replace(job, **paths)
-        result = train_here(job, launch, folder, display)
+        result = train_here(job, Destination(folder=folder, launch=launch), display)
     return Run(result, folder, job)
 
 

@@ -37,6 +37,17 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "shm refuses others; ipc and tcp are sockets only"
         ),
     ] = "auto"
+    checkpoint_keep: Annotated[
+        int,
+        Meta(ge=0, le=1000, description="newest checkpoints that are kept, beside the best epoch's; 0: none at all"),
+    ] = 2
+    checkpoint_every_steps: (
+        Annotated[int, Meta(ge=1, description="steps between checkpoints, beside those of epochs  [not by steps]")]
+        | None
+    ) = None
+    checkpoint_every_seconds: Annotated[
+        float, Meta(ge=0.1, le=1e9, description="seconds between checkpoints within an epoch")
+    ] = 60.0
 
 
 def default_launch() -> Launch:

@@ -10,14 +10,15 @@ from common.clock import SystemClock
 from common.data.source import load
 from common.errors import JobError, RunError
 from common.job import Job
+from lockstep.books import Destination, open_books
 from lockstep.cluster import Cluster, check_launch
 from lockstep.display import Display, print_plainly
-from lockstep.launch import Launch
-from lockstep.run_dir import make_run_dir
 from lockstep.serial import SerialRun
+from ps.checkpoint_folder import CheckpointFolder
+from ps.divergence import is_divergence
 from ps.opening import Admission, open_run
-from ps.recorder import Recorder, Setting
-from ps.run_folder import WEIGHTS, RunResult
+from ps.recorder import Setting
+from ps.run_folder import CHECKPOINTS, WEIGHTS, RunResult
 
 
 @contextmanager
@@ -25,31 +26,35 @@ def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
     """Say where the weights are that a run which fails, or is interrupted, has come to."""
     try:
         yield
-    except (RunError, KeyboardInterrupt):
+    except (RunError, KeyboardInterrupt) as error:
         if (folder / WEIGHTS).exists():
             print_plainly(console, f"the last good weights are kept in {folder}")
+        steps = CheckpointFolder(folder / CHECKPOINTS, lambda text: None).steps()
+        # A run whose loss is not finite would come to the same again.
+        if steps and not is_divergence(str(error)):
+            print_plainly(console, f"go on after step {steps[-1]} by: lockstep train --resume {folder}")
         raise
 
 
-def train_here(job: Job, launch: Launch, folder: Path, display: Display) -> RunResult:
-    """Train to the end, showing the progress; the result is in `folder` too."""
+def train_here(job: Job, destination: Destination, display: Display) -> RunResult:
+    """Train to the end, showing the progress; the result is in the folder too."""
+    launch = destination.launch
     check_launch(launch)
     if launch.workers == 0:
-        return train_alone(job, launch, folder, display)
+        return train_alone(job, destination, display)
     if launch.min_workers is not None and launch.min_workers > launch.workers:
         raise JobError(
             f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
             "begin: expected at most as many"
         )
-    return Cluster(job, launch, folder, say=display.say, watch=display.show).run()
+    return Cluster(job, destination, say=display.say, watch=display.show).run()
 
 
-def train_alone(job: Job, launch: Launch, folder: Path, display: Display) -> RunResult:
+def train_alone(job: Job, destination: Destination, display: Display) -> RunResult:
     """Train in this process, without any transport."""
     clock = SystemClock()
     started = clock.now()
-    opening = open_run(folder.name, job, load(job.data), Admission())
+    opening = open_run(destination.folder.name, job, load(job.data), Admission())
     setting = Setting(servers=0, transport="none", started=started)
-    recorder = Recorder(opening.facts, setting, opening.layout, make_run_dir(folder, job, launch))
-    recorder.begin(opening.shard.digest())
-    return SerialRun(opening, recorder, clock, display.show).train()
+    books = open_books(opening, setting, destination, clock, display.say)
+    return SerialRun(opening, books.recorder, clock, display.show, books.start, books.keeper).train()

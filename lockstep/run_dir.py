@@ -1,7 +1,7 @@
 """The folder that a run writes to: claimed by one run alone, and gone again where the run could not begin."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,14 +57,14 @@ def has_begun(folder: Path) -> bool:
     return claim.is_file() and claim.stat().st_size > 0
 
 
-def make_run_dir(folder: Path, job: Job, launch: Launch) -> RunFolder:
+def make_run_dir(folder: Path, job: Job, launch: Launch, say: Callable[[str], None] = lambda text: None) -> RunFolder:
     """Write the resolved job into the folder of a run that is known to be good."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / JOB).write_text(to_toml(job, launch), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
-    return RunFolder(folder)
+    return RunFolder(folder, say)
 
 
 def _new_run_dirs(model: str) -> list[Path]:

@@ -11,6 +11,7 @@ from common.reduction import Node
 from common.tally import pack_losses
 from lockstep.lone_trainer import LoneTrainer
 from ps.divergence import diverged_text
+from ps.keeper import Keeper
 from ps.ledger import Account
 from ps.mark import mark_after
 from ps.opening import Opening
@@ -19,6 +20,7 @@ from ps.plan import Round
 from ps.progress import Progress
 from ps.recorder import Recorder
 from ps.report import status_of
+from ps.resuming import Resumption, beginning
 from ps.run_folder import RunResult
 from worker.compute import NotFiniteError
 
@@ -32,33 +34,43 @@ class SerialRun:
     clock: Clock
     #: Is told how the run stands after each round.
     watch: Callable[[Status], None]
+    #: Where it begins: by default at the beginning.
+    start: Resumption | None = None
+    keeper: Keeper | None = None
+    #: Seconds spent in computing gradients.
+    compute_s: float = 0.0
 
     def train(self) -> RunResult:
         """Train to the end; `DivergedError` where a loss is not finite, `PieceError` where the model raises."""
-        opening, progress = self.opening, Progress()
+        opening, start = self.opening, self.start or beginning(self.opening)
+        progress, self.compute_s = start.progress, start.compute_s
+        at: Round | None = start.round
         trainer = LoneTrainer(opening, self.clock)
-        at: Round | None = opening.facts.plan.first()
-        compute_s = 0.0
         try:
             while at is not None:
                 progress.begin_round(self.clock.now())
-                compute_s += self._round(at, trainer, progress)
+                self.compute_s += self._round(at, trainer, progress)
+                if self.keeper is not None:
+                    self.keeper.look(opening.shard, progress, self.compute_s)
                 following = opening.facts.plan.after(at)
                 phase = Phase.FINISHED if following is None else Phase.TRAINING
                 self.watch(status_of(opening.facts, progress, phase, following or at, self.clock.now(), []))
                 at = following
         except KeyboardInterrupt:
+            self._keep(trainer, progress)
             self.recorder.fail("interrupted", *opening.shard.whole())
             raise
         except (LockstepError, OSError):
             raise
         except Exception as error:
             assert at is not None
+            if not isinstance(error, NotFiniteError):
+                self._keep(trainer, progress)
             raise self._failure(at, error) from error
         finally:
             self.recorder.close()
         return self.recorder.finish(
-            progress, workers=0, compute_s=compute_s, weights=opening.shard.weights, now=self.clock.now()
+            progress, workers=0, compute_s=self.compute_s, weights=opening.shard.weights, now=self.clock.now()
         )
 
     def _round(self, at: Round, trainer: LoneTrainer, progress: Progress) -> float:
@@ -77,6 +89,11 @@ class SerialRun:
         self.recorder.step(at.step, step.tally, step.rate, step.update_s, progress.last_step)
         self.recorder.account(at.step, account, mark_after(at.step, self.opening.shard.weights))
         return step.compute_s
+
+    def _keep(self, trainer: LoneTrainer, progress: Progress) -> None:
+        """Keep what the run has come to, unless it ends in the middle of an update."""
+        if self.keeper is not None and not trainer.is_updating:
+            self.keeper.take(self.opening.shard, progress, self.compute_s)
 
     def _failure(self, at: Round, error: Exception) -> RunError:
         """Keep the last good weights; return what a person is told, as they would be of a worker's exception."""

@@ -2,11 +2,19 @@
 
 from common.messages import Work
 
+#: What tells that text from others.
+_MARK = "is not finite; first seen in layer"
+
+
+def is_divergence(text: str) -> bool:
+    """Tell whether a failure is that of a loss which is not finite."""
+    return _MARK in text
+
 
 def diverged_text(work: Work, step: int, piece: int, layer: str) -> str:
     """Return where it was first seen, and what to do."""
     what = "micro-batch" if work == "train" else "evaluation piece"
     return (
-        f"the loss of step {step}, {what} {piece}, is not finite; first seen in layer {layer}: "
+        f"the loss of step {step}, {what} {piece}, {_MARK} {layer}: "
         "lower the learning rate, warm it up or clip the gradient (--lr, --warmup-steps, --clip-norm)"
     )

@@ -38,14 +38,16 @@ class Keeper:
     cadence: Cadence
     clock: Clock
     #: Steps and epochs when it was last asked.
-    _seen: tuple[int, int] = (0, 0)
+    seen: tuple[int, int] = (0, 0)
 
     def look(self, holder: Holder, progress: Progress, compute_s: float) -> None:
         """Take a checkpoint where one is due. To be called after each event, when its effects are done."""
         at = (holder.updates, len(self.recorder.history))
-        if at == self._seen:
+        if at == self.seen:
             return
-        ends_epoch, self._seen = at[1] > self._seen[1], at
+        ends_epoch, self.seen = at[1] > self.seen[1], at
+        if ends_epoch and holder.updates == self.recorder.facts.plan.total_steps:
+            return  # the run's end has files of its own
         if self.cadence.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch):
             self.take(holder, progress, compute_s)
 

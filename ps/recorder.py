@@ -55,10 +55,10 @@ class Recorder:
     #: Set once the run has ended well.
     result: RunResult | None = None
 
-    def begin(self, first_weights_sha256: str) -> None:
-        """Open the ledger and the receipt of a run that begins with these weights."""
+    def begin(self, first_weights_sha256: str, lost_steps: int = 0) -> None:
+        """Open the ledger and the receipt of a run that begins with these weights; see `Begun`."""
         self.chain = [first_link(self.facts, first_weights_sha256)]
-        self.note(Begun(step=0, weights_sha256=first_weights_sha256))
+        self.note(Begun(step=0, weights_sha256=first_weights_sha256, lost_steps=lost_steps))
         self.keep_receipt()
 
     def step(self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime) -> None:

@@ -1,13 +1,14 @@
 """From a checkpoint to a run that goes on as if it had never stopped."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from common.layout import weights_digest
 from common.messages import EpochStatus
 from common.tally import Tally
 from ps.checkpoint import Checkpoint, Identity, Past
+from ps.coordinator import Coordinator
 from ps.facts import RunFacts
 from ps.ledger import Begun, EpochDone, StepDone, read_lines
 from ps.opening import Opening
@@ -15,6 +16,7 @@ from ps.plan import Round
 from ps.progress import Progress
 from ps.receipt import Link, first_link, next_link
 from ps.recorder import Recorder
+from ps.roster import Roster
 from ps.run_folder import RunFolder
 from ps.shard import Shard
 
@@ -23,8 +25,7 @@ from ps.shard import Shard
 class Resumption:
     """Where a run goes on."""
 
-    #: None where nothing is left but to write the result.
-    round: Round | None
+    round: Round
     progress: Progress
     #: Seconds that workers have computed so far.
     compute_s: float = 0.0
@@ -33,6 +34,20 @@ class Resumption:
 def beginning(opening: Opening) -> Resumption:
     """Return where a new run begins."""
     return Resumption(round=opening.facts.plan.first(), progress=Progress())
+
+
+def coordinator_of(facts: RunFacts, start: Resumption) -> Coordinator:
+    """Return the coordinator of a run that begins there."""
+    roster = Roster(compute_s=start.compute_s)
+    return Coordinator(facts, roster=roster, progress=start.progress, start=start.round)
+
+
+def begin_anew(opening: Opening, recorder: Recorder, folder: RunFolder) -> Resumption:
+    """Cut off all lines of a run that came to no checkpoint, and return its beginning."""
+    folder.metrics.cut(0)
+    lost = _steps_in(folder.ledger.cut(0), folder)
+    recorder.begin(opening.shard.digest(), lost_steps=lost)
+    return beginning(opening)
 
 
 def check_identity(checkpoint: Checkpoint, facts: RunFacts, *, allows_mixed_numerics: bool = False) -> None:
@@ -69,13 +84,16 @@ def resume(opening: Opening, recorder: Recorder, folder: RunFolder, checkpoint: 
     `FileFormatError` where the folder's files are not those of the run.
     """
     past = checkpoint.past
+    following = opening.facts.plan.at(past.steps, is_evaluated=past.is_evaluated)
+    if following is None:
+        raise FileFormatError(f"{checkpoint.path}: is of a run's end, after which nothing follows: remove the file")
     fill(opening.shard, checkpoint, opening)
     lost = _cut_lines(folder, past)
     recorder.history = list(past.history)
     recorder.steps, recorder.update_s = past.steps, past.update_s
+    recorder.setting = replace(recorder.setting, started=recorder.setting.started - past.wall_s)
     recorder.chain = read_chain(opening.facts, folder)
     recorder.note(Begun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost))
-    following = opening.facts.plan.at(past.steps, is_evaluated=past.is_evaluated)
     return Resumption(round=following, progress=_progress(past), compute_s=past.compute_s)
 
 
@@ -113,8 +131,11 @@ def _cut_lines(folder: RunFolder, past: Past) -> int:
                 "the run's own file back"
             )
     folder.metrics.cut(past.metrics_bytes)
-    behind = folder.ledger.cut(past.ledger_bytes)
-    return sum(isinstance(line, StepDone) for line in read_lines(behind, str(folder.ledger.path)))
+    return _steps_in(folder.ledger.cut(past.ledger_bytes), folder)
+
+
+def _steps_in(lines: bytes, folder: RunFolder) -> int:
+    return sum(isinstance(line, StepDone) for line in read_lines(lines, str(folder.ledger.path)))
 
 
 def read_chain(facts: RunFacts, folder: RunFolder) -> list[Link]:

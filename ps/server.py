@@ -33,6 +33,7 @@ from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps import effects, events
 from ps.coordinator import Coordinator
 from ps.frame_book import FrameBook
+from ps.keeper import Keeper
 from ps.leasing import WINDOW
 from ps.mark import mark_after
 from ps.recorder import Recorder, carried
@@ -65,6 +66,8 @@ class Server:
     say: Callable[[str], None]
     #: The memory that workers on this machine share, if there is any.
     sharing: Sharing | None = None
+    #: Takes the checkpoints, where there is to be any.
+    keeper: Keeper | None = None
     #: Set once the run has ended.
     ended: effects.Finish | None = None
     book: FrameBook = field(init=False)
@@ -211,6 +214,9 @@ class Server:
                 following = self._perform(effect)
                 if following is not None:
                     pending.append(following)
+        # Afterwards: what workers wait for has been sent.
+        if self.keeper is not None and not (self.ended and self.ended.failure):
+            self.keeper.look(self.shard, self.coordinator.progress, self.coordinator.roster.compute_s)
 
     def _perform(self, effect: effects.Effect) -> events.Event | None:
         match effect:
@@ -292,5 +298,7 @@ class Server:
         elif finish.is_diverged:
             self.recorder.fail(finish.failure, *shard.before_last())
         else:
+            if self.keeper is not None:
+                self.keeper.take(shard, coordinator.progress, coordinator.roster.compute_s)
             self.recorder.fail(finish.failure, *shard.whole())
         self.ended = finish

@@ -12,6 +12,9 @@ from lockstep.launch import Launch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: When checkpoints are taken, and how many stay.
+CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds")
+
 #: How the flags stand together in the help; what is in no group comes first.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed"),
@@ -22,6 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Course of the learning rate": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
     "Processes": ("workers", "min_workers", "servers", "transport"),
+    "Checkpoints": CHECKPOINT_FIELDS,
 }
 
 JOB_FIELDS = Job.__struct_fields__

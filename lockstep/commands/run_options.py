@@ -18,6 +18,12 @@ RUN_DIR_OPTION = click.option(
     metavar="DIR",
     help="new folder for the results  [runs/TIME-MODEL]",
 )
+RESUME_OPTION = click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="go on with the run in DIR, from its last checkpoint, with any number of workers",
+)
 LEASE_TIMEOUT_OPTION = click.option(
     "--lease-timeout",
     type=seconds,

@@ -12,25 +12,33 @@ from rich.console import Console
 
 from common.clock import SystemClock
 from common.data.source import load
-from common.errors import RunError
+from common.errors import RunError, UsageError
 from common.job import Job
 from common.transport.port import ServerPort
 from common.transport.shared_folder import shared_root
 from common.transport.zeromq import serve
+from lockstep.books import Destination, open_books
 from lockstep.cluster import check_launch
-from lockstep.commands.job_options import JOB_FIELDS, GroupedCommand, job_options
-from lockstep.commands.run_options import JOB_OPTION, LEASE_TIMEOUT_OPTION, RUN_DIR_OPTION, SUPERVISED_OPTION
+from lockstep.commands.job_options import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, job_options
+from lockstep.commands.run_options import (
+    JOB_OPTION,
+    LEASE_TIMEOUT_OPTION,
+    RESUME_OPTION,
+    RUN_DIR_OPTION,
+    SUPERVISED_OPTION,
+)
 from lockstep.display import Display, PlainDisplay, display_for, print_plainly
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import Launch, default_launch
 from lockstep.lifeline import held
 from lockstep.local import kept_on_failure
 from lockstep.memory_offer import offered
-from lockstep.run_dir import claimed_run_dir, make_run_dir, unclaim
+from lockstep.resume import check_alone, finished, resumed_job
+from lockstep.run_dir import claimed_run_dir, unclaim
 from lockstep.summary import show_summary
-from ps.coordinator import Coordinator
 from ps.opening import Admission, open_run
-from ps.recorder import Recorder, Setting
+from ps.recorder import Setting
+from ps.resuming import coordinator_of
 from ps.run_folder import RunResult
 from ps.server import Server
 
@@ -47,13 +55,20 @@ INTERRUPTED = "interrupted"
 )
 @JOB_OPTION
 @RUN_DIR_OPTION
+@RESUME_OPTION
 @LEASE_TIMEOUT_OPTION
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers whose bits may differ")
 @click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
 @SUPERVISED_OPTION
-@job_options((*JOB_FIELDS, "min_workers", "transport"))
+@job_options((*JOB_FIELDS, "min_workers", "transport", *CHECKPOINT_FIELDS))
 def server(
-    job: Path | None, bind: str, run_dir: Path | None, insecure: bool, supervised: Path | None, **values: Any
+    job: Path | None,
+    bind: str,
+    run_dir: Path | None,
+    resume: Path | None,
+    insecure: bool,
+    supervised: Path | None,
+    **values: Any,
 ) -> None:
     """Serve one run to any number of workers, which may come before or after.
 
@@ -67,32 +82,53 @@ def server(
     lease_timeout_s, allows_mixed = values.pop("lease_timeout"), values.pop("allow_mixed_numerics")
     given = {key: value for key, value in values.items() if value is not None}
     with held(supervised) if supervised else nullcontext():
-        resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
-        check_launch(launch)
-        admission = Admission(
-            min_workers=launch.min_workers or 1,
-            lease_timeout_s=lease_timeout_s,
-            allows_mixed_numerics=allows_mixed,
-        )
         if supervised:
-            assert run_dir is not None  # `train` has claimed it, and perhaps written data into it
+            resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
+            folder = resume or run_dir
+            assert folder is not None  # `train` has claimed it, and perhaps written data into it
+            admission = admission_of(launch, lease_timeout_s, allows_mixed)
             try:
-                serve_supervised(Service(resolved, launch, admission, run_dir), bind)
+                destination = Destination(folder=folder, launch=launch, is_resumed=resume is not None)
+                serve_supervised(Service(resolved, admission, destination), bind)
             finally:
-                unclaim(run_dir, [run_dir])  # for a `train` that was killed, and cannot
+                unclaim(folder, [folder])  # for a `train` that was killed, and cannot
             return
+        if resume is not None:
+            check_alone(job=job, run_dir=run_dir)
+            resolved, launch = resumed_job(resume, given)
+            if (result := finished(resume)) is not None:
+                raise UsageError(
+                    f"the run in {str(resume)!r} is finished, with a test accuracy of {result.test_accuracy:.2%}: "
+                    "nothing is left to serve"
+                )
+            admission = admission_of(launch, lease_timeout_s, allows_mixed)
+            destination = Destination(folder=resume, launch=launch, is_resumed=True)
+            serve_by_hand(Service(resolved, admission, destination), bind, is_insecure=insecure)
+            return
+        resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
+        admission = admission_of(launch, lease_timeout_s, allows_mixed)
         with claimed_run_dir(run_dir, resolved.model_name()) as folder:
-            serve_by_hand(Service(resolved, launch, admission, folder), bind, is_insecure=insecure)
+            destination = Destination(folder=folder, launch=launch)
+            serve_by_hand(Service(resolved, admission, destination), bind, is_insecure=insecure)
+
+
+def admission_of(launch: Launch, lease_timeout_s: float, allows_mixed_numerics: bool) -> Admission:
+    """Return whom the run takes in; `JobError` for what this version cannot do."""
+    check_launch(launch)
+    return Admission(
+        min_workers=launch.min_workers or 1,
+        lease_timeout_s=lease_timeout_s,
+        allows_mixed_numerics=allows_mixed_numerics,
+    )
 
 
 @dataclass(frozen=True)
 class Service:
-    """What is served: a job, how it is carried out, whom it takes in, and where its results go."""
+    """What is served: a job, whom it takes in, and where its results go."""
 
     job: Job
-    launch: Launch
     admission: Admission
-    folder: Path
+    destination: Destination
 
 
 def serve_supervised(service: Service, bind: str) -> None:
@@ -112,9 +148,9 @@ def serve_by_hand(service: Service, bind: str, *, is_insecure: bool) -> None:
             print_plainly(console, "warning: --insecure: whoever reaches this address can take part in the run")
         print_plainly(console, f"listening on {port.address}; start workers by:")
         print_plainly(console, f"  lockstep worker {dialled(port.address)}")
-        with kept_on_failure(console, service.folder), display_for(console, SystemClock()) as display:
+        with kept_on_failure(console, service.destination.folder), display_for(console, SystemClock()) as display:
             result = serve_run(service, port, display)
-    show_summary(console, result, service.folder)
+    show_summary(console, result, service.destination.folder)
 
 
 def dialled(address: str) -> str:
@@ -128,23 +164,22 @@ def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult
     """Serve a run to its end; `RunError` where it fails, `KeyboardInterrupt` where it was interrupted."""
     clock = SystemClock()
     started = clock.now()
-    job = service.job
-    opened = open_run(service.folder.name, job, load(job.data), service.admission)
-    with offered(opened, service.launch.transport, shared_root()) as offer:
+    job, launch = service.job, service.destination.launch
+    opened = open_run(service.destination.folder.name, job, load(job.data), service.admission)
+    with offered(opened, launch.transport, shared_root()) as offer:
         opening = offer.opening
         setting = Setting(
-            servers=service.launch.servers,
+            servers=launch.servers,
             transport=port.address.partition(":")[0],
             obstacle=offer.obstacle,
             started=started,
         )
-        folder = make_run_dir(service.folder, job, service.launch)
-        recorder = Recorder(opening.facts, setting, opening.layout, folder)
-        recorder.begin(opening.shard.digest())
-        coordinator, say = Coordinator(opening.facts), with_address(display, port.address)
+        say = with_address(display, port.address)
+        books = open_books(opening, setting, service.destination, clock, say)
+        recorder, coordinator = books.recorder, coordinator_of(opening.facts, books.start)
         if offer.obstacle:
             say(f"vectors go over sockets: {offer.obstacle}")
-        run = Server(coordinator, opening.shard, recorder, port, clock, say, offer.sharing)
+        run = Server(coordinator, opening.shard, recorder, port, clock, say, offer.sharing, books.keeper)
         ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))
     if ended.failure == INTERRUPTED:
         raise KeyboardInterrupt

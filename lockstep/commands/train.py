@@ -8,12 +8,15 @@ from rich.console import Console
 
 from common.clock import SystemClock
 from common.environment import cores
+from common.job import Job
+from lockstep.books import Destination
 from lockstep.commands.job_options import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
-from lockstep.commands.run_options import JOB_OPTION, RUN_DIR_OPTION
-from lockstep.display import display_for
+from lockstep.commands.run_options import JOB_OPTION, RESUME_OPTION, RUN_DIR_OPTION
+from lockstep.display import display_for, print_plainly
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import default_launch
 from lockstep.local import kept_on_failure, train_here
+from lockstep.resume import check_alone, finished, resumed_job
 from lockstep.run_dir import claimed_run_dir
 from lockstep.summary import show_summary
 
@@ -21,8 +24,9 @@ from lockstep.summary import show_summary
 @click.command(cls=GroupedCommand, short_help="Train on this machine.")
 @JOB_OPTION
 @RUN_DIR_OPTION
+@RESUME_OPTION
 @job_options((*JOB_FIELDS, *LAUNCH_FIELDS))
-def train(job: Path | None, run_dir: Path | None, **flags: Any) -> None:
+def train(job: Path | None, run_dir: Path | None, resume: Path | None, **flags: Any) -> None:
     """Train on this machine: a parameter server, and a worker a core.
 
     Values come from the job file, or else from the shipped job of the model (linear, mlp, lenet, cnn); flags are laid
@@ -35,11 +39,32 @@ def train(job: Path | None, run_dir: Path | None, **flags: Any) -> None:
       lockstep train --job examples/cnn.toml --run-dir runs/mine
       lockstep train --model examples/my_model.py:build
       lockstep train --workers 0             in this process alone, the same bits
+      lockstep train --resume runs/mine      go on where it stopped, the same bits
     """
     given = {key: value for key, value in flags.items() if value is not None}
-    resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
     console = Console(highlight=False)
+    if resume is not None:
+        check_alone(job=job, run_dir=run_dir)
+        go_on(console, resume, given)
+        return
+    resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
     with claimed_run_dir(run_dir, resolved.model_name()) as folder:
-        with kept_on_failure(console, folder), display_for(console, SystemClock()) as display:
-            result = train_here(resolved, launch, folder, display)
-        show_summary(console, result, folder, cores())
+        carry_out(console, resolved, Destination(folder=folder, launch=launch))
+
+
+def go_on(console: Console, folder: Path, given: dict[str, Any]) -> None:
+    """Go on with a run to its end."""
+    job, launch = resumed_job(folder, given)
+    result = finished(folder)
+    if result is None:
+        carry_out(console, job, Destination(folder=folder, launch=launch, is_resumed=True))
+        return
+    print_plainly(console, f"the run in {folder} is finished: nothing is left to do")
+    show_summary(console, result, folder, cores())
+
+
+def carry_out(console: Console, job: Job, destination: Destination) -> None:
+    """Train to the end and show how it went."""
+    with kept_on_failure(console, destination.folder), display_for(console, SystemClock()) as display:
+        result = train_here(job, destination, display)
+    show_summary(console, result, destination.folder, cores())
