@@ -94,20 +94,27 @@ class CostModel:
         """Return the share of a step for which the busiest link carries bytes."""
         return self.link_s(workers, servers, link) / self.step_s(workers, servers, link)
 
-    def saturation(self, servers: int, link: float) -> int | None:
-        """Return the number of workers from which on links take half of a step or more; None where none does."""
-        numbers = range(1, MOST_WORKERS + 1)
-        place = bisect_left(numbers, True, key=lambda workers: self.link_share(workers, servers, link) >= 0.5)
-        return numbers[place] if place < len(numbers) else None
+    def slowdown(self, workers: int, servers: int, link: float | None = None) -> float:
+        """Return how much longer a step takes than it would with a server for each worker."""
+        return self.step_s(workers, servers, link) / self.step_s(workers, workers, link)
 
-    def shards(self, workers: int, link: float) -> int | None:
-        """Return the fewest servers whose links take less than half of a step with so many workers.
+    def saturation(self, servers: int, link: float | None = None) -> int | None:
+        """Return the number of workers from which on the servers make a step take twice as long as it need, or longer.
 
-        None where a server for each worker is not enough either: then a worker's own link takes that long.
+        None where no number does: neither the servers' links nor what they do for each worker is ever in the way.
         """
-        numbers = range(1, workers + 1)
-        place = bisect_left(numbers, True, key=lambda servers: self.link_share(workers, servers, link) < 0.5)
+        numbers = range(1, MOST_WORKERS + 1)
+        place = bisect_left(numbers, True, key=lambda workers: self.slowdown(workers, servers, link) >= 2.0)
         return numbers[place] if place < len(numbers) else None
+
+    def shards(self, workers: int, link: float | None = None) -> int:
+        """Return the fewest servers with which a step does not take twice as long as with one for each worker."""
+        numbers = range(1, workers + 1)
+        return numbers[bisect_left(numbers, True, key=lambda servers: self.slowdown(workers, servers, link) < 2.0)]
+
+    def is_bound_by_link(self, link: float) -> bool:
+        """Tell whether a server's link and not the server itself is what gets in the way first."""
+        return BYTES_PER_PARAMETER * self.parameters / link > self.per_worker_s
 
 
 def fitted(points: Sequence[Measured], *, is_weak: bool = False, cores: int | None = None) -> CostModel:

@@ -10,7 +10,7 @@ import msgspec
 from common.errors import RunError
 
 
-def draw(kind: str, rows: Sequence[msgspec.Struct], path: Path) -> None:
+def draw(kind: str, rows: msgspec.Struct | Sequence[msgspec.Struct], path: Path) -> None:
     """Draw rows, or what else that kind of picture shows, as a PNG; `RunError` where that fails."""
     command = [sys.executable, "-P", "-m", "lockstep.bench.plot", kind, str(path)]
     done = subprocess.run(command, input=msgspec.json.encode(rows), capture_output=True, check=False)

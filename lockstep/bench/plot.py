@@ -5,6 +5,7 @@ PYTHON -m lockstep.bench.plot KIND FILE.png < rows.json
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 
 import msgspec
 from matplotlib.artist import Artist
@@ -13,7 +14,7 @@ from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from lockstep.bench.rows import CoordinatorRow, ExchangeRow, ScalingRow
+from lockstep.bench.rows import CoordinatorRow, ExchangeRow, Prediction, ScalingRow
 from ps.timing import Split
 
 #: The four parts of a step, in the order in which they are stacked, and their colours (Okabe and Ito's, which those
@@ -23,6 +24,8 @@ CEILING, PEER = "#000000", "#D55E00"
 
 #: Inches: of a bar, of what a panel needs beside its bars, and of the picture.
 BAR, FRAME, WIDTH = 0.34, 1.3, 12.0
+
+PLAIN = StrMethodFormatter("{x:,.0f}")
 
 
 def scaling(raw: bytes) -> Figure:
@@ -54,7 +57,7 @@ def speeds(axes: Axes, rows: Sequence[ScalingRow]) -> None:
         end = max(row.images_per_s, row.ceiling_images_per_s, row.peer.images_per_s if row.peer else 0.0)
         beside(axes, end, at, f"{row.of_ceiling:.0%}" + (f", {row.peer.ratio:.2f}x peer" if row.peer else ""))
     axes.set_xlim(right=axes.get_xlim()[1] * 1.3)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_formatter(PLAIN)
 
 
 def exchange(raw: bytes) -> Figure:
@@ -88,13 +91,56 @@ def coordinator(raw: bytes) -> Figure:
     counts = [row.workers for row in rows]
     left.plot(counts, [row.us_per_event for row in rows], "o-", color=PARTS["compute"])
     left.set(title="the coordinator: microseconds of an event", ylabel="µs")
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.15 * max(row.us_per_event for row in rows))
     right.plot(counts, [row.ms_per_step for row in rows], "o-", color=PARTS["exchange"])
     right.set(title="milliseconds of all decisions of a step", ylabel="ms", yscale="log")
+    right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     for axes in (left, right):
-        axes.set(xlabel="workers", xscale="log")
-        axes.grid(alpha=0.3)
+        by_workers(axes)
     return figure
+
+
+def predict(raw: bytes) -> Figure:
+    """Draw images/s by the number of workers: a curve for each number of servers, and what was measured."""
+    prediction = msgspec.json.decode(raw, type=Prediction)
+    figure = Figure(figsize=(WIDTH, 6.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for color, servers in zip(
+        cycle(PARTS.values()), dict.fromkeys(row.servers for row in prediction.rows), strict=False
+    ):
+        rows = [row for row in prediction.rows if row.servers == servers]
+        counts, name = [row.workers for row in rows], "1 server" if servers == 1 else f"{servers} servers"
+        left.plot(counts, [row.images_per_s for row in rows], "o-", ms=4, color=color, label=name)
+        right.plot(counts, [row.link_share * 100 for row in rows], "o-", ms=4, color=color)
+        if (at := rows[0].saturates_at) is not None and at <= counts[-1]:
+            right.axvline(at, color=color, ls=":", label=f"{name}: saturated at {workers(at)}")
+    here = prediction.here
+    left.plot(
+        [at.workers for at in here], [at.images_per_s for at in here], "--", color="#555555", label=_machine(prediction)
+    )
+    measured = prediction.measured
+    places = [at.workers for at in measured], [at.images_per_s for at in measured]
+    left.scatter(*places, marker="D", color=PEER, zorder=3, label="measured there")
+    left.set(title=f"{prediction.name}: images/s", ylabel="images/s", yscale="log")
+    right.set(
+        title=f"use of the busiest link, {prediction.link_gbit:g} Gbit/s each", ylabel="% of a step", ylim=(0, 100)
+    )
+    for axes in (left, right):
+        by_workers(axes)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    left.yaxis.set_major_formatter(PLAIN)
+    return figure
+
+
+def _machine(prediction: Prediction) -> str:
+    return f"the model of one machine ({prediction.cores} cores)"
+
+
+def by_workers(axes: Axes) -> None:
+    """Let the axis to the right be that of workers."""
+    axes.set(xlabel="workers", xscale="log")
+    axes.xaxis.set_major_formatter(PLAIN)
+    axes.grid(alpha=0.3)
 
 
 def bars_figure(counts: Sequence[int]) -> tuple[Figure, list[float]]:
@@ -162,6 +208,7 @@ PICTURES: dict[str, Callable[[bytes], Figure]] = {
     "scaling": scaling,
     "exchange": exchange,
     "coordinator": coordinator,
+    "predict": predict,
 }
 
 

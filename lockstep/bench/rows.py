@@ -101,7 +101,43 @@ class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
     growth: float
 
 
-Row = ScalingRow | ExchangeRow | CoordinatorRow
+class MeasuredSpeed(msgspec.Struct, frozen=True, kw_only=True):
+    """Images/s with a number of workers."""
+
+    workers: int
+    images_per_s: float
+
+
+class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cost model says of machines with a worker each, and servers with machines of their own."""
+
+    workers: int
+    servers: int
+    ms_per_step: float
+    images_per_s: float
+    #: Images/s over those of one worker with as many servers.
+    speedup: float
+    #: Part of a step in which the busiest link carries vectors.
+    link_share: float
+    #: Number of workers from which on a step takes twice as long as with a server for each; None where no number does.
+    saturates_at: int | None
+    #: Fewest servers with which a step of so many workers does not take twice as long.
+    shards: int
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows for each number of servers and of workers, beside what they are predicted from."""
+
+    name: str
+    scaling: Literal["weak", "strong"]
+    link_gbit: float
+    #: Whether a server's link is what gets in the way first, or else what a server does for each worker.
+    is_bound_by_link: bool
+    #: Cores of the machine that was measured; what was measured there, and what the model says of it.
+    cores: int
+    measured: list[MeasuredSpeed]
+    here: list[MeasuredSpeed]
+    rows: list[PredictionRow]
 
 
 def write_rows(path: Path, rows: Sequence[msgspec.Struct]) -> None:

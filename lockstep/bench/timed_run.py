@@ -12,6 +12,7 @@ import numpy as np
 from common.data.source import load
 from common.errors import RunError
 from common.job import Job
+from lockstep.books import Destination
 from lockstep.cluster import Cluster
 from lockstep.launch import Launch
 from ps.run_folder import METRICS, RunResult
@@ -87,7 +88,10 @@ def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]
     """Run the job once; return its result and its steps. What it leaves in `folder` is removed."""
     run_dir = folder / "run"
     try:
-        result = Cluster(job, launch, run_dir, say=say, watch=lambda status: None).run()
+        # Without checkpoints: they would come at the end of these short epochs only, and tell nothing of a step.
+        launch = msgspec.structs.replace(launch, checkpoint_keep=0)
+        destination = Destination(folder=run_dir, launch=launch)
+        result = Cluster(job, destination, say=say, watch=lambda status: None).run()
         lines = (run_dir / METRICS).read_bytes().splitlines()
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)

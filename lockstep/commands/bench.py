@@ -2,8 +2,10 @@
 
 import click
 
+from lockstep.commands.bench_coordinator import coordinator
 from lockstep.commands.bench_exchange import exchange
 from lockstep.commands.bench_lone import lone
+from lockstep.commands.bench_predict import predict_command
 from lockstep.commands.bench_scaling import scaling
 from lockstep.commands.bench_step import step
 
@@ -13,5 +15,5 @@ def bench() -> None:
     """Measure how fast it is on this machine."""
 
 
-for command in (step, scaling, exchange, lone):
+for command in (step, scaling, exchange, predict_command, coordinator, lone):
     bench.add_command(command)

@@ -1,12 +1,14 @@
 """Flags and kinds of values that the benches have in common."""
 
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from common.errors import UsageError
+from lockstep.cost_model import MOST_WORKERS
 from lockstep.launch import Transport
 
 
@@ -26,9 +28,45 @@ class Several(click.ParamType[tuple[Any, ...]]):
         return tuple(dict.fromkeys(self.kind.convert(word, param, ctx) for word in words))
 
 
+class Range(click.ParamType[tuple[int, ...]]):
+    """Numbers with commas between them, or FROM..TO, which stands for both and the powers of two between."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers, each once."""
+        text = str(value)
+        if ".." not in text:
+            return NUMBERS.convert(value, param, ctx)
+        kind: click.ParamType[int] = click.INT
+        first, last = (kind.convert(word, param, ctx) for word in text.split("..", 1))
+        if not 1 <= first <= last <= MOST_WORKERS:
+            self.fail(f"{text!r} is no range: expected FROM..TO, numbers from 1 to {MOST_WORKERS}", param, ctx)
+        between = (2**power for power in range(1, last.bit_length()))
+        return tuple(dict.fromkeys((first, *(number for number in between if first < number < last), last)))
+
+
+class Link(click.ParamType[float]):
+    """A speed in bits a second, as people name links; it arrives in bytes a second."""
+
+    name = "speed"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the speed; a usage error says how it is written."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMGT])bit(?:/s)?", str(value), re.IGNORECASE)
+        speed = float(found[1]) * 1000 ** (1 + "KMGT".index(found[2].upper())) / 8 if found else 0.0
+        if not speed:
+            self.fail(f"{value!r} is no speed: expected one as 100Mbit, 1Gbit, 2.5Gbit", param, ctx)
+        return speed
+
+
 NUMBERS = Several(click.IntRange(min=1))
 WORKERS = Several(click.IntRange(1, 1024))
+CROWDS = Several(click.IntRange(1, 4096))
 SERVERS = Several(click.IntRange(1, 64))
+RANGE, LINK = Range(), Link()
 PARAMETERS = Several(click.IntRange(1, 2**30))
 WORDS = Several(click.STRING)
 TRANSPORTS = Several(click.Choice(get_args(Transport)))

@@ -103,12 +103,20 @@ def by_hand(**values: float) -> CostModel:
 def test_where_the_link_saturates_and_how_many_shards_that_takes() -> None:
     model = by_hand()  # 100 ms of computing, 10 MB or 80 ms at 1 Gbit for each worker
     assert model.link_share(1, 1, LINK) == pytest.approx(0.08 / 0.18)
-    assert model.saturation(1, LINK) == 2
-    assert model.saturation(4, LINK) == 5  # 80 ms until there are more workers than servers, then 100 ms at 5
+    # 180 ms with a server for each worker, of which a worker's own link takes 80: twice that at 260 / 80 workers.
+    assert model.slowdown(3, 1, LINK) == pytest.approx(340 / 180)
+    assert model.saturation(1, LINK) == 4
+    assert model.saturation(4, LINK) == 13
     assert model.saturation(1, 1e15) is None
-    assert model.shards(1, LINK) == 1
-    assert model.shards(1000, LINK) == 801  # 1000 / 801 * 80 ms is just below 100 ms
-    assert by_hand(piece_s=0.08).shards(1000, LINK) is None
+    assert [model.shards(workers, LINK) for workers in (1, 3, 4, 13, 1000)] == [1, 1, 2, 5, 308]
+    assert model.is_bound_by_link(LINK)
+
+
+def test_servers_saturate_without_any_link_too() -> None:
+    model = by_hand(per_worker_s=0.01)  # 110 ms with a server for each worker, 220 with 12 workers at one
+    assert model.saturation(1) == 12
+    assert model.shards(24) == 3
+    assert not model.is_bound_by_link(1e15)
 
 
 def test_measurements_that_fall_give_a_level_line() -> None:

@@ -1,0 +1,142 @@
+"""From what was measured on one machine to what many machines would do: the cost model, asked for each number."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from common.environment import cores
+from common.errors import FileFormatError, UsageError
+from lockstep.bench.rows import MeasuredSpeed, Prediction, PredictionRow, ScalingRow
+from lockstep.cost_model import CostModel, Measured, fitted
+from ps.run_folder import RunResult
+
+#: Bits of a byte.
+BITS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """What a prediction is made from: one job in one way, at one or more numbers of workers of one machine."""
+
+    name: str
+    is_weak: bool
+    cores: int
+    points: tuple[Measured, ...]
+    speeds: tuple[MeasuredSpeed, ...]
+
+    def model(self) -> CostModel:
+        """Return the costs on the machine that was measured."""
+        return fitted(self.points, is_weak=self.is_weak, cores=self.cores)
+
+
+def read_basis(path: Path, model: str | None = None, batch: int | None = None) -> Basis:
+    """Return what a run's `result.json` says, or those rows of a scaling bench; `UsageError` where it is neither."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=RunResult | list[ScalingRow])
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {str(path)!r}: {error.strerror}: expected a result.json or scaling rows"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(
+            f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --json`: {error}"
+        ) from error
+    return basis_of_rows(chosen(found, model, batch)) if isinstance(found, list) else basis_of_result(found)
+
+
+def basis_of_result(result: RunResult) -> Basis:
+    """Return the basis that a run with workers is, whose machine is taken to be this one."""
+    if result.split is None or not result.workers:
+        raise UsageError(
+            f"run {result.run!r} has no times of an exchange (workers = {result.workers}, steps = {result.steps}): "
+            "expected a run with workers and with two steps in an epoch"
+        )
+    point = Measured(
+        workers=result.workers,
+        servers=result.servers,
+        micro_batches=result.micro_batches,
+        global_batch=result.global_batch,
+        parameters=result.parameters,
+        split=result.split,
+    )
+    speed = MeasuredSpeed(workers=result.workers, images_per_s=result.images_per_s)
+    name = f"{result.model}, {result.global_batch} samples a step, {result.transport}"
+    return Basis(name=name, is_weak=False, cores=cores(), points=(point,), speeds=(speed,))
+
+
+def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
+    """Return the basis that the rows of one model, batch and way are: those of the first row."""
+    first = rows[0]
+    alike = [row for row in rows if _way(row) == _way(first)]
+    points = [
+        Measured(
+            workers=row.workers,
+            servers=row.servers,
+            micro_batches=row.micro_batches,
+            global_batch=row.global_batch,
+            parameters=row.parameters,
+            split=row.split,
+        )
+        for row in alike
+    ]
+    share = "each" if first.scaling == "weak" else "in all"
+    return Basis(
+        name=f"{first.model}, {first.batch} samples {share}, {first.carrier}",
+        is_weak=first.scaling == "weak",
+        cores=first.cores,
+        points=tuple(points),
+        speeds=tuple(MeasuredSpeed(workers=row.workers, images_per_s=row.images_per_s) for row in alike),
+    )
+
+
+def _way(row: ScalingRow) -> tuple[str, str, int, str, int]:
+    return row.model, row.scaling, row.batch, row.transport, row.servers
+
+
+def chosen(rows: Sequence[ScalingRow], model: str | None, batch: int | None) -> list[ScalingRow]:
+    """Return the rows of a model and a batch, None for any; `UsageError` where there is none."""
+    found = [row for row in rows if model in (None, row.model) and batch in (None, row.batch)]
+    if not found:
+        there = ", ".join(dict.fromkeys(f"{row.model} at {row.batch}" for row in rows)) or "none"
+        asked = " at ".join(str(each) for each in (model, batch) if each is not None) or "row"
+        raise UsageError(f"the scaling bench measured no {asked}: expected one of its combinations: {there}")
+    return found
+
+
+def predict(basis: Basis, workers: Sequence[int], servers: Sequence[int], link: float) -> Prediction:
+    """Return what so many machines, each with a link of `link` bytes/s, would do with a worker on each."""
+    here = basis.model()
+    model = replace(here, cores=None)
+    return Prediction(
+        name=basis.name,
+        scaling="weak" if basis.is_weak else "strong",
+        link_gbit=link * BITS / 1e9,
+        is_bound_by_link=model.is_bound_by_link(link),
+        cores=basis.cores,
+        measured=list(basis.speeds),
+        here=[MeasuredSpeed(workers=count, images_per_s=here.samples_per_s(count)) for count in _up_to_crowd(basis)],
+        rows=[row for count in servers for row in _rows(model, workers, count, link)],
+    )
+
+
+def _up_to_crowd(basis: Basis) -> range:
+    """Return the numbers of workers for which a machine that all of them share is of interest."""
+    return range(1, 4 * max(basis.cores, *(point.workers for point in basis.points)) + 1)
+
+
+def _rows(model: CostModel, workers: Sequence[int], servers: int, link: float) -> Iterator[PredictionRow]:
+    one = model.samples_per_s(1, servers, link)
+    for count in workers:
+        speed = model.samples_per_s(count, servers, link)
+        yield PredictionRow(
+            workers=count,
+            servers=servers,
+            ms_per_step=model.step_s(count, servers, link) * 1e3,
+            images_per_s=speed,
+            speedup=speed / one,
+            link_share=model.link_share(count, servers, link),
+            saturates_at=model.saturation(servers, link),
+            shards=model.shards(count, link),
+        )

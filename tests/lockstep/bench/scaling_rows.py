@@ -1,0 +1,35 @@
+"""Rows of the scaling bench, by hand: 80 ms of computing a step, whatever the number of workers."""
+
+from typing import Any
+
+import msgspec
+
+from lockstep.bench.rows import ScalingRow
+from ps.timing import Split
+
+
+def scaling_row(workers: int, exchange_s: float, batch: int = 64, **values: Any) -> ScalingRow:
+    """Return a row of weak scaling, or as `values` say."""
+    made = ScalingRow(
+        model="mlp",
+        scaling="weak",
+        batch=batch,
+        workers=workers,
+        servers=1,
+        transport="auto",
+        carrier="shm",
+        global_batch=batch * workers,
+        micro_batches=4 * workers,
+        parameters=1_000_000,
+        cores=2,
+        steps=300,
+        ms_per_step=100.0,
+        images_per_s=batch * workers / 0.1,
+        split=Split(steps=150, compute_s=0.080, exchange_s=exchange_s, update_s=0.006, waiting_s=0.0),
+        of_one_worker=None,
+        ceiling_images_per_s=1000.0 * workers,
+        of_ceiling=0.8,
+        weights_sha256="ab",
+        peer=None,
+    )
+    return msgspec.structs.replace(made, **values)

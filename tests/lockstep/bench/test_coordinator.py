@@ -1,0 +1,89 @@
+"""The coordinator leads simulated workers to the end of a run, and an event costs the same for any number of them."""
+
+import sys
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import pytest
+
+from common.clock import ManualClock
+from lockstep.bench.coordinator import Crowd, measure
+from lockstep.bench.rows import CoordinatorRow
+from lockstep.main import run
+from ps.phases import Phase
+
+
+@pytest.mark.parametrize("workers", [1, 3, 20])
+def test_a_crowd_finishes_its_run(workers: int) -> None:
+    crowd = Crowd(workers, 4 * workers, 3, ManualClock())
+    while not crowd.coordinator.is_over():
+        crowd.turn()
+        crowd.coordinator.validate()
+    assert crowd.coordinator.phase is Phase.FINISHED
+    assert crowd.coordinator.progress.samples == 3 * 4 * workers
+    assert crowd.coordinator.roster.most_prepared == workers
+
+
+def test_slow_workers_do_less_and_nobody_waits_long() -> None:
+    crowd = Crowd(8, 64, 5, ManualClock())
+    crowd.run()
+    split = crowd.coordinator.progress.last_step
+    assert split.slowest_s < 1.2 * split.mean_s
+    # Eight pieces each at the mean speed, and one piece more at most.
+    assert crowd.now < 1.0 + 5 * (8 * 0.011 + 0.012 + 0.001)
+
+
+class OpcodeCount:
+    """Counts the instructions of all functions that are entered: a measure of work that no other process disturbs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> "OpcodeCount":
+        frame.f_trace_opcodes = True
+        self.count += event == "opcode"
+        return self
+
+
+def opcodes_per_event(workers: int) -> float:
+    crowd = Crowd(workers, 2 * workers, 2, ManualClock())
+    crowd.run_to_first_step()
+    before, opcodes = sys.gettrace(), OpcodeCount()
+    sys.settrace(opcodes)
+    try:
+        crowd.run()
+    finally:
+        sys.settrace(before)
+    return opcodes.count / crowd.handled
+
+
+def test_an_event_costs_the_same_for_any_number_of_workers() -> None:
+    # It was 3.1 times as much while each event looked through all workers.
+    assert opcodes_per_event(64) < 1.3 * opcodes_per_event(8)
+
+
+def test_rows_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
+    flags = ["--workers", "1,4", "--steps", "2", "--json", str(json_file), "--plot", str(plot_file)]
+    assert run(["bench", "coordinator", *flags]) == 0
+    one, four = msgspec.json.decode(json_file.read_bytes(), type=list[CoordinatorRow])
+    assert [(row.workers, row.micro_batches, row.steps) for row in (one, four)] == [(1, 4, 2), (4, 16, 2)]
+    assert one.growth == 1.0
+    assert four.growth == pytest.approx(four.us_per_event / one.us_per_event)
+    assert four.ms_per_step == pytest.approx(four.us_per_event * four.events / 2 / 1e3)
+    assert plot_file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_job_has_no_more_pieces_than_it_may_have() -> None:
+    (row,) = measure([3000], 4, 1, ManualClockThatMoves())
+    assert row.micro_batches == 4096
+
+
+class ManualClockThatMoves(ManualClock):
+    """A clock that is read at another time each time."""
+
+    def now(self) -> float:
+        self.advance(0.001)
+        return super().now()

@@ -1,0 +1,160 @@
+"""Predictions are read off a run's result or a scaling bench's rows; what they say is the cost model's."""
+
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from lockstep.bench.predict import basis_of_result, basis_of_rows, predict, read_basis
+from lockstep.bench.rows import PredictionRow, ScalingRow, write_rows
+from lockstep.bench.tables import PREDICTION_HEAD, prediction_line, prediction_words
+from lockstep.commands.bench_options import Link, Range
+from lockstep.main import run
+from ps.timing import Split
+from tests.lockstep.bench.scaling_rows import scaling_row
+from tests.lockstep.statuses import result
+
+#: A gigabit, in bytes a second.
+LINK = 125e6
+
+#: A run whose worker computed 80 ms a step, of which the exchange took 10 and the update 6.
+RUN = result(
+    workers=1,
+    parameters=1_000_000,
+    split=Split(steps=9, compute_s=0.080, exchange_s=0.010, update_s=0.006, waiting_s=0.0),
+)
+
+#: The same in the rows of the scaling bench: 4 pieces a worker, 20 ms each.
+ROWS = [
+    scaling_row(workers=1, exchange_s=0.010, images_per_s=640.0),
+    scaling_row(workers=2, exchange_s=0.020, images_per_s=1200.0),
+    scaling_row(workers=1, exchange_s=0.5, batch=32),
+    scaling_row(workers=1, exchange_s=0.5, transport="tcp"),
+]
+
+
+def test_a_run_predicts_the_same_step_on_more_machines() -> None:
+    prediction = predict(basis_of_result(RUN), [1, 8], [1, 8], LINK)
+    # 8 MB for each worker take 64 ms; each of eight workers has one piece of 10 ms.
+    assert [(row.servers, row.workers) for row in prediction.rows] == [(1, 1), (1, 8), (8, 1), (8, 8)]
+    steps = [row.ms_per_step for row in prediction.rows]
+    assert steps == pytest.approx([80 + 64 + 6, 10 + 512 + 6, 80 + 64 + 6 / 8, 10 + 64 + 6 / 8])
+    assert prediction.rows[3].speedup == pytest.approx(steps[2] / steps[3])
+    assert prediction.rows[1].link_share == pytest.approx(512 / steps[1])
+    assert (prediction.scaling, prediction.link_gbit, prediction.is_bound_by_link) == ("strong", 1.0, True)
+    assert [speed.images_per_s for speed in prediction.measured] == [RUN.images_per_s]
+
+
+def test_rows_of_one_way_are_taken_together() -> None:
+    basis = basis_of_rows(ROWS)
+    assert [(point.workers, point.split.exchange_s) for point in basis.points] == [(1, 0.010), (2, 0.020)]
+    assert [speed.images_per_s for speed in basis.speeds] == [640.0, 1200.0]
+    assert basis.is_weak
+    assert basis.name == "mlp, 64 samples each, shm"
+    # Weak: 80 ms for any number of workers.
+    (at,) = predict(basis, [16], [16], LINK).rows
+    assert at.ms_per_step == pytest.approx(80 + 64 + 6 / 16)
+
+
+def test_the_machine_that_was_measured_is_predicted_beside() -> None:
+    prediction = predict(basis_of_rows(ROWS), [1], [1], LINK)
+    assert [at.workers for at in prediction.here] == list(range(1, 9))
+    # 80 ms and 10 ms for each worker, until four share two cores.
+    assert prediction.here[1].images_per_s == pytest.approx(128 / 0.106)
+    assert prediction.here[3].images_per_s == pytest.approx(256 / (0.160 + 0.040 + 0.006))
+
+
+def test_it_is_said_where_a_link_saturates_and_what_that_takes() -> None:
+    prediction = predict(basis_of_result(RUN), [1, 100], [1, 4], LINK)
+    one, *_ = (row.saturates_at for row in prediction.rows)
+    shards = prediction.rows[-1].shards
+    words = prediction_words(prediction)
+    assert words[0] == (
+        f"the 1 Gbit/s link of 1 server would saturate at {one} workers: a step twice as long as with a server for each"
+    )
+    assert words[1].startswith("the links of 4 servers would saturate at ")
+    assert words[2] == f"100 workers would take {shards} shards, so as not to be held up that long"
+    fast = predict(basis_of_result(RUN), [2], [1], 1e15)
+    assert not fast.is_bound_by_link
+    assert prediction_words(fast)[0].startswith("1 server would saturate at ")
+
+
+def test_a_line_fits_its_heading() -> None:
+    (row,) = predict(basis_of_result(RUN), [1024], [16], LINK).rows
+    assert len(prediction_line(row)) == len(PREDICTION_HEAD) <= 80
+
+
+def test_the_command_reads_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_file, rows_file, json_file = (tmp_path / name for name in ("result.json", "rows.json", "out.json"))
+    run_file.write_bytes(msgspec.json.encode(RUN))
+    write_rows(rows_file, ROWS)
+    ask = ["bench", "predict", "--workers", "1..8", "--json", str(json_file)]
+    assert run([*ask, "--from", str(run_file), "--servers", "1,2", "--plot", str(tmp_path / "p.png")]) == 0
+    rows = msgspec.json.decode(json_file.read_bytes(), type=list[PredictionRow])
+    assert [(row.servers, row.workers) for row in rows] == [(s, w) for s in (1, 2) for w in (1, 2, 4, 8)]
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert run([*ask, "--from", str(rows_file), "--batch", "32", "--link", "10Gbit"]) == 0
+    told = capsys.readouterr().out
+    assert f"from lenet, 128 samples a step, ipc, measured with 1 worker on {basis_of_result(RUN).cores} cores" in told
+    assert "from mlp, 32 samples each, shm, measured with 1 worker on 2 cores" in told
+
+
+def test_without_a_file_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "predict", "--workers", "4", "--model", "linear", "--batch", "32", "--steps", "8"]) == 0
+    assert capsys.readouterr().out.startswith("from linear, 32 samples each, ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--workers", "8..2"], "'8..2' is no range: expected FROM..TO"),
+        (["--workers", "1..many"], "'many' is not a valid integer"),
+        (["--link", "fast"], "'fast' is no speed: expected one as 100Mbit"),
+        (["--link", "0Gbit"], "'0Gbit' is no speed"),
+        (["--from", "nowhere.json"], "cannot read 'nowhere.json': No such file or directory"),
+    ],
+)
+def test_mistakes_are_one_line(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "predict", *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert told in line
+
+
+def test_files_that_are_of_no_use_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "file.json"
+    for text, told in [
+        (b"{}", "is neither a run's result.json nor a file of `lockstep bench scaling --json`"),
+        (msgspec.json.encode(result(workers=0)), "has no times of an exchange (workers = 0"),
+        (b"[]", "the scaling bench measured no row"),
+    ]:
+        path.write_bytes(text)
+        assert run(["bench", "predict", "--from", str(path)]) == 2
+        assert told in capsys.readouterr().err
+    write_rows(path, ROWS)
+    assert run(["bench", "predict", "--from", str(path), "--model", "cnn"]) == 2
+    assert "measured no cnn: expected one of its combinations: mlp at 64, mlp at 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "speed"), [("1Gbit", 125e6), ("2.5 gbit/s", 312.5e6), ("100Mbit", 12.5e6)])
+def test_links_are_named_in_bits(text: str, speed: float) -> None:
+    assert Link().convert(text, None, None) == speed
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("1..8", (1, 2, 4, 8)), ("3..20", (3, 4, 8, 16, 20)), ("5..5", (5,)), ("1,7,7", (1, 7))],
+)
+def test_a_range_stands_for_powers_of_two(text: str, numbers: tuple[int, ...]) -> None:
+    assert Range().convert(text, None, None) == numbers
+
+
+def test_a_range_does_not_go_on_for_ever() -> None:
+    with pytest.raises(click.BadParameter, match="no range"):
+        Range().convert("1..100000000", None, None)
+
+
+def test_a_file_of_rows_can_be_narrowed(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.json", ROWS)
+    assert [point.global_batch for point in read_basis(tmp_path / "rows.json", None, 32).points] == [32]
+    assert isinstance(ROWS[0], ScalingRow)
