@@ -1,5 +1,7 @@
 """A process that makes steps when it is asked to, and tells what each took: the peer, or one of ours that is alone."""
 
+import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +10,9 @@ import msgspec
 
 from common.environment import child_environment
 from common.errors import RunError
+
+#: Seconds that a process has for the steps at hand and an orderly end.
+GRACE_S = 10.0
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -60,9 +65,13 @@ class Stepper:
         self.ask(count)
         return self.answer()
 
-    def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
+    def close(self, grace_s: float = GRACE_S) -> None:
+        """End the process, with all that it has started; what does not end by itself is killed."""
+        try:
+            self.process.communicate(timeout=grace_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.communicate()
 
     def _death(self) -> RunError:
         return RunError(f"{self.name} died with exit code {self.process.wait()}: its last words are above")
