@@ -26,7 +26,8 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Number of steps that were averaged.
     steps: int
-    #: Seconds that the average worker computes: forward, backward, the sums of its own pieces.
+    #: Seconds that the average worker computes: forward, backward, the sums of its own pieces. By its own clock: what
+    #: other processes take of its core meanwhile is in it, what it sends meanwhile is not.
     compute_s: float
     #: Seconds in which sums and weights are on their way, copied or added. It is what is left of the step: the slowest
     #: worker does not compute and nothing is updated. An exchange that hides behind computing is not in it.
