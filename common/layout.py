@@ -10,6 +10,7 @@ import numpy as np
 from common.errors import ModelError
 from common.nn.module import Module
 from common.nn.running_statistic import RunningStatistic
+from common.nn.state import is_counter
 from common.reduction import Vector
 
 
@@ -65,9 +66,12 @@ class ParameterLayout:
         return {entry.name: entry.view(vector) for entry in (*self.parameters, *self.statistics)}
 
     def write(self, vector: Vector, state: Mapping[str, Vector]) -> None:
-        """Copy a state dict into `vector`; `ModelError` where a name or shape is not this layout's."""
+        """Copy a state dict into `vector`; `ModelError` where a name or shape is not this layout's.
+
+        PyTorch's `num_batches_tracked` is passed over, as `Module.load_state_dict` does.
+        """
         entries = {entry.name: entry for entry in (*self.parameters, *self.statistics)}
-        odd = sorted(entries.keys() ^ state.keys())
+        odd = sorted(entries.keys() ^ {name for name in state if not is_counter(name, entries)})
         if odd:
             raise ModelError(f"weights do not fit the model: {odd[0]!r} is in one and not in the other")
         for name, entry in entries.items():

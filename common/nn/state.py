@@ -26,7 +26,7 @@ def load(
     key that only one side has; TypeError where values are no numbers. PyTorch's `num_batches_tracked` is passed over.
     """
     missing = [key for key in own if key not in given]
-    unexpected = [key for key in given if key not in own and not _is_counter(key, own)]
+    unexpected = [key for key in given if key not in own and not is_counter(key, own)]
     arrays = {
         key: np.asarray(given[key]).astype(own[key].dtype, casting="same_kind", copy=False)
         for key in own
@@ -43,7 +43,8 @@ def load(
     return IncompatibleKeys(missing, unexpected)
 
 
-def _is_counter(key: str, own: Mapping[str, object]) -> bool:
+def is_counter(key: str, own: Mapping[str, object]) -> bool:
+    """Tell whether a key is that of PyTorch's count of batches, beside a running mean of our own."""
     prefix, name = key[: -len(_COUNTER)], key[-len(_COUNTER) :]
     return name == _COUNTER and prefix + "running_mean" in own
 

@@ -7,6 +7,8 @@ import click
 from lockstep.commands.bench import bench
 from lockstep.commands.doctor import doctor
 from lockstep.commands.evaluate import evaluate
+from lockstep.commands.export import export
+from lockstep.commands.predict import predict
 from lockstep.commands.server import server
 from lockstep.commands.status import status
 from lockstep.commands.train import train
@@ -29,5 +31,5 @@ def cli() -> None:
     """
 
 
-for command in (train, server, worker, evaluate, status, doctor, bench):
+for command in (train, server, worker, evaluate, predict, export, status, doctor, bench):
     cli.add_command(command)

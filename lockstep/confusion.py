@@ -1,0 +1,92 @@
+"""Figures of each class, from how often samples of one class are taken for another. Pure."""
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+
+
+class ClassFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How well one class is told from the others; what would divide by 0 is None."""
+
+    label: int
+    #: Test samples of this class.
+    samples: int
+    #: The share of samples taken for this class that are of it, and of its own samples that are taken for it.
+    precision: float | None
+    recall: float | None
+    #: The harmonic mean of both.
+    f1: float | None
+    #: The class that its samples are most often taken for instead, and how many are; None where all are right.
+    mistaken_for: int | None
+    mistakes: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts, (classes, classes): row i, column j are the samples of class i that are taken for class j."""
+
+    counts: Integers
+
+    @classmethod
+    def of(cls, labels: Integers, taken_for: Integers, classes: int) -> "Confusion":
+        """Count samples by their class and the class that they are taken for, both (n,) in [0, classes)."""
+        return cls(np.bincount(labels * classes + taken_for, minlength=classes * classes).reshape(classes, classes))
+
+    def figures(self) -> list[ClassFigures]:
+        """Return the figures of each class, in order."""
+        return [self._figures(label) for label in range(len(self.counts))]
+
+    def _figures(self, label: int) -> ClassFigures:
+        right = int(self.counts[label, label])
+        samples, taken = int(self.counts[label].sum()), int(self.counts[:, label].sum())
+        others = self.counts[label].copy()
+        others[label] = 0
+        worst = int(others.argmax())
+        return ClassFigures(
+            label=label,
+            samples=samples,
+            precision=_share(right, taken),
+            recall=_share(right, samples),
+            f1=_share(2 * right, samples + taken),
+            mistaken_for=worst if others[worst] else None,
+            mistakes=int(others[worst]),
+        )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+#: Most classes whose confusion matrix fits a terminal of 80 columns.
+MOST_SHOWN = 12
+
+
+def figures_lines(figures: list[ClassFigures]) -> list[str]:
+    """Return a line for each class."""
+    head = "class  samples  precision   recall       F1  most often mistaken for"
+    return [head, *map(_line, figures)]
+
+
+def _line(one: ClassFigures) -> str:
+    shares = "  ".join(f"{value:>7.2%}" if value is not None else f"{'-':>7}" for value in (one.recall, one.f1))
+    precision = f"{one.precision:.2%}" if one.precision is not None else "-"
+    mistaken = f"{one.mistaken_for}, {one.mistakes} times" if one.mistaken_for is not None else "-"
+    return f"{one.label:>5}  {one.samples:>7,}  {precision:>9}  {shares}  {mistaken}"
+
+
+def matrix_lines(confusion: Confusion) -> list[str]:
+    """Return the matrix, a row for each class, none where it would not fit."""
+    classes = len(confusion.counts)
+    if classes > MOST_SHOWN:
+        return []
+    width = max(5, len(str(int(confusion.counts.max()))) + 1)
+    head = "taken for" + "".join(f"{label:>{width}}" for label in range(classes))
+    rows = (
+        f"class {label:>3}" + "".join(f"{count or '.':>{width}}" for count in row.tolist())
+        for label, row in enumerate(confusion.counts)
+    )
+    return [head, *rows]

@@ -1,0 +1,73 @@
+"""A trained model in the formats of others."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from common.atomic import write_atomically
+from common.data.preparation import Preparation
+from common.data.source import load
+from common.errors import UsageError
+from common.safetensors import write
+from lockstep.export.onnx_nodes import graph_of
+from lockstep.export.trace import MORE, trace_of
+from lockstep.extras import demand
+from lockstep.trained import Trained
+
+Format = Literal["safetensors", "onnx", "npz"]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """What writes one trained model."""
+
+    trained: Trained
+    path: Path
+
+    def write(self, to: Format) -> None:
+        """Write the file, whole or not at all; a `UsageError` where the model or the folder does not allow it."""
+        if not self.path.parent.is_dir():
+            raise UsageError(
+                f"cannot write {str(self.path)!r}: expected a folder that exists, {str(self.path.parent)!r}"
+            )
+        arrays = self.trained.layout.read(self.trained.weights)
+        match to:
+            case "safetensors":
+                write(self.path, arrays, {"format": "pt", **self._metadata(self._preparation())})
+            case "npz":
+                content = BytesIO()
+                np.savez(content, **arrays)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
+                write_atomically(self.path, [content.getbuffer()])
+            case "onnx":
+                write_atomically(self.path, [self._onnx()])
+
+    def _onnx(self) -> bytes:
+        demand("onnx", "export", "--to onnx")
+        # Here, as the extra may be missing where nobody writes ONNX.
+        from lockstep.export.onnx_file import onnx_bytes
+
+        model = self.trained.model
+        train = load(self.trained.job.data).train
+        preparation = self._preparation()
+        samples = preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape)))
+        trace = trace_of(model, samples)
+        graph = graph_of(trace, self.trained.layout.read(self.trained.weights))
+        return onnx_bytes(graph, train.sample_shape, trace.shape[1:], self._metadata(preparation))
+
+    def _preparation(self) -> Preparation:
+        job = self.trained.job
+        return Preparation.of(load(job.data).train) if job.normalize else Preparation(mean=0.0, std=1.0)
+
+    def _metadata(self, preparation: Preparation) -> dict[str, str]:
+        """Return what somebody needs to know who uses the file: samples go in as (x - mean) / std, bytes / 255."""
+        job = self.trained.job
+        return {
+            "run": self.trained.folder.name,
+            "model": job.model_name(),
+            "data": job.data,
+            "mean": repr(preparation.mean),
+            "std": repr(preparation.std),
+        }

@@ -1,0 +1,159 @@
+"""What a model computes, as a list of primitives, whatever its classes: watched on two samples, and on three."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from common.autograd.graph import no_grad, observe
+from common.autograd.primitives.primitive import Array, Primitive
+from common.autograd.tensor import Tensor
+from common.errors import ModelError
+from common.nn.module import Module
+
+#: Numbers of samples that are watched: what differs between the two depends on the number.
+FEW, MORE = 2, 3
+
+#: Stands in a shape for the number of samples, or for what is left of it.
+ANY = -1
+
+
+@dataclass(frozen=True)
+class Input:
+    """The samples."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of an earlier step."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """An array of the state dict."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """An array or a number that the forward brings along; None where an argument was left out."""
+
+    value: Any
+
+
+Operand = Input | Result | Weight | Constant
+
+
+@dataclass(frozen=True)
+class Step:
+    """One primitive that was applied."""
+
+    primitive: str
+    operands: tuple[Operand, ...]
+    #: Arrays among them are operands, too.
+    options: Mapping[str, Any]
+    #: Of the result, and of the first operand; with the number of samples as it was watched.
+    shape: tuple[int, ...]
+    before: tuple[int, ...]
+
+
+@dataclass
+class _Watch:
+    """What is known of arrays while a model computes."""
+
+    known: dict[int, Operand]
+    steps: list[Step] = field(default_factory=list)
+    #: All arrays that were seen, so that none of their ids is given to another.
+    held: list[Any] = field(default_factory=list)
+
+    def __call__(self, primitive: Primitive, way: str, function: Any, *arrays: Any, **options: Any) -> Any:
+        outcome = function(*arrays, **options)
+        result = np.asarray(outcome[0] if primitive.keeps else outcome)
+        if way == "forward":
+            self.steps.append(
+                Step(
+                    primitive=primitive.name,
+                    operands=tuple(map(self.operand, arrays)),
+                    options={
+                        key: self.operand(it) if isinstance(it, np.ndarray) else it for key, it in options.items()
+                    },
+                    shape=result.shape,
+                    before=np.shape(arrays[0]),
+                )
+            )
+            self.known[id(result)] = Result(len(self.steps) - 1)
+            self.held += [result, *arrays]
+        return (result, *outcome[1:]) if primitive.keeps else result
+
+    def operand(self, value: Any) -> Operand:
+        known = self.known.get(id(value)) if isinstance(value, np.ndarray) else None
+        return known if known is not None else Constant(value)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The steps of a model, and which of them is its output."""
+
+    steps: list[Step]
+    output: Operand
+    #: Of the output, with `ANY` for the number of samples.
+    shape: tuple[int, ...]
+
+
+def trace_of(model: Module, samples: Array) -> Trace:
+    """Return what a model in evaluation mode does with samples, of which at least three are given.
+
+    `ModelError` where its forward leaves the primitives of this library, or depends on the samples by more than these.
+    """
+    few, more = _watched(model, samples[:FEW]), _watched(model, samples[-MORE:])
+    if len(few.steps) != len(more.steps):
+        raise ModelError("the model's forward takes other steps for other samples, and cannot be exported as a graph")
+    steps = [_joined(one, other) for one, other in zip(few.steps, more.steps, strict=True)]
+    if isinstance(few.output, Constant):
+        raise ModelError("the model's output does not come from its primitives: it cannot be exported as a graph")
+    return Trace(steps, few.output, joined_shape(few.shape, more.shape))
+
+
+def _watched(model: Module, samples: Array) -> Trace:
+    x = Tensor(np.array(samples))
+    known: dict[int, Operand] = {id(x.data): Input()}
+    known |= {id(parameter.data): Weight(name) for name, parameter in model.named_parameters()}
+    known |= {id(statistic.value): Weight(name) for name, statistic in model.named_buffers()}
+    watch = _Watch(known, held=[x.data])
+    with no_grad(), observe(watch):
+        output = model(x)
+    return Trace(watch.steps, watch.operand(output.data), output.shape)
+
+
+def _joined(few: Step, more: Step) -> Step:
+    """Return a step that was watched twice, with `ANY` in shapes for what depends on the number of samples."""
+    if few.primitive != more.primitive or not all(map(_is_same, few.operands, more.operands)):
+        raise ModelError(
+            f"the model's forward does {few.primitive!r} with numbers that depend on the samples by more than the "
+            "primitives of this library: it cannot be exported as a graph"
+        )
+    options = {name: _joined_option(few.primitive, value, more.options[name]) for name, value in few.options.items()}
+    return Step(few.primitive, few.operands, options, joined_shape(few.shape, more.shape), few.before)
+
+
+def _joined_option(primitive: str, few: Any, more: Any) -> Any:
+    if isinstance(few, tuple) and few != more and len(few) == len(more):
+        return joined_shape(few, more)
+    if not (_is_same(few, more) if isinstance(few, Constant) else few == more):
+        raise ModelError(f"the model's forward gives {primitive!r} an option that depends on the number of samples")
+    return few
+
+
+def _is_same(few: Any, more: Any) -> bool:
+    if isinstance(few, Constant) and isinstance(more, Constant):
+        return np.array_equal(few.value, more.value)
+    return bool(few == more)
+
+
+def joined_shape(few: Sequence[int], more: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape that was seen with both numbers of samples, with `ANY` where the two differ."""
+    return tuple(one if one == other else ANY for one, other in zip(few, more, strict=True))
