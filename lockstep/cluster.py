@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.clock import SystemClock
+from common.environment import cores, keep_to_core
 from common.errors import JobError, LockstepError, RunError, UsageError
 from common.job import Job
 from common.messages import EpochStatus, Status
@@ -91,10 +92,15 @@ class Cluster:
         return self._start("the server", arguments, "server.log")
 
     def _start_workers(self, address: str) -> None:
+        has_a_core_each = self.launch.workers == cores()
         for number in range(self.launch.workers):
-            self.workers.append(
-                self._start("a worker", ["worker", address, "--supervised", str(self.folder)], f"worker-{number}.log")
+            worker = self._start(
+                "a worker", ["worker", address, "--supervised", str(self.folder)], f"worker-{number}.log"
             )
+            if has_a_core_each:
+                # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
+                keep_to_core(worker.process.pid, number)
+            self.workers.append(worker)
 
     def _start(self, name: str, arguments: list[str], log: str) -> Child:
         child = Child.start(name, arguments, self.folder / log)
