@@ -80,7 +80,10 @@ class Compute:
         self.slots = self.slots or (self._new_vector(), self._new_vector())
         self.sums = self.sums or (self._new_vector(),)
         self.weights, self.into = self.slots[0], self.sums[0]
-        self._binding = Binding(self.model, self.layout, self.slots, self.sums)
+        # Read only, as they are where memory is shared: a model that changes its own weights would get other bits on
+        # another worker.
+        slots = [read_only(slot) for slot in self.slots]
+        self._binding = Binding(self.model, self.layout, slots, self.sums)
         self.frames = self.frames or Slice(0, self.layout.size).frames()
         self._final = FinalFrames(self.layout.parameters, self.frames)
         self._places = {parameter.leaf: place for place, parameter in enumerate(self._binding.parameters)}
@@ -219,6 +222,13 @@ class Compute:
         for parameter, sums in zip(self._binding.parameters, self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)
+
+
+def read_only(vector: Vector) -> Vector:
+    """Return a view of a vector through which it cannot be changed."""
+    view = vector.view()
+    view.flags.writeable = False
+    return view
 
 
 def tally_of(loss: Vector, logits: Vector, labels: Integers) -> Tally:

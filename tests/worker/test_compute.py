@@ -82,6 +82,28 @@ def test_computing_changes_neither_weights_nor_statistics() -> None:
     assert compute.weights.tobytes() == before
 
 
+SELFISH = """
+class Selfish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(784, 10)
+
+    def forward(self, images):
+        self.scores.weight.data *= 0.5
+        return self.scores(images.flatten(1))
+
+
+def build():
+    return Selfish()
+"""
+
+
+def test_a_model_cannot_change_its_own_weights(tmp_path: Any) -> None:
+    compute = compute_of(job_of(model=write_file(tmp_path / "selfish.py", SELFISH)))
+    with pytest.raises(ValueError, match="read-only"):
+        compute.train(0, Node(0, 1))
+
+
 def test_a_piece_depends_on_the_weights() -> None:
     compute = compute_of(NOISY)
     before = bits(compute, 0, Node(0, 1))
