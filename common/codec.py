@@ -13,6 +13,7 @@ import numpy as np
 from common.errors import ProtocolError, RemoteProtocolError
 from common.messages import Message, Part, Result, Weights
 from common.reduction import Vector
+from common.shard_messages import Held, Squares, State
 
 #: A frame: anything that gives its bytes without a copy.
 Buffer = bytes | bytearray | memoryview
@@ -31,7 +32,7 @@ M = TypeVar("M", bound=Message)
 
 def arrays_of(message: Message) -> range:
     """Return the numbers of arrays that may travel with a message."""
-    if isinstance(message, Part | Weights):
+    if isinstance(message, Part | Weights | State | Held | Squares):
         return range(1, 2)
     return range(2) if isinstance(message, Result) and message.work == "train" else range(1)
 

@@ -155,6 +155,8 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     source: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")]
     #: The name of a folder of shared memory, empty where none is offered.
     memory: ShortText = ""
+    #: Where the other servers are reached, in the order of their slices.
+    shards: Annotated[list[ShortText], Meta(max_length=64)] = []
 
 
 class Refused(Message, frozen=True, kw_only=True, tag="refused"):

@@ -5,7 +5,7 @@ decides never changes the result, only who computes it: the sums are added over 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from common.errors import ProtocolError
@@ -14,10 +14,22 @@ from common.reduction import Node, TreeSum
 from common.tally import Tally
 from ps import events
 from ps.admission import refusal
+from ps.awaiting import Awaiting
 from ps.divergence import diverged_text
-from ps.effects import AddShared, AddSums, Effect, Finish, ForgetWorker, RecordEpoch, Say, Send, UpdateWeights
+from ps.effects import (
+    AddShared,
+    AddSums,
+    AwaitShards,
+    Effect,
+    Finish,
+    ForgetWorker,
+    RecordEpoch,
+    Say,
+    Send,
+    UpdateWeights,
+)
 from ps.facts import RunFacts
-from ps.leasing import WINDOW, Desk
+from ps.leasing import WINDOW, Desk, occupied
 from ps.ledger import Account, Again, WorkerIn
 from ps.phases import PHASES, TRANSITIONS, Phase
 from ps.pieces import Pieces
@@ -27,6 +39,13 @@ from ps.reminder import Reminder
 from ps.report import status_of
 from ps.roster import Member, Roster, Standing
 from ps.slots import SlotBook
+
+
+#: What says nothing of whether a worker is alive.
+SILENT = (
+    *(events.TimePassed, events.Interrupted, events.WorkerLeft),
+    *(events.ServersReady, events.SumsStored, events.StepUpdated, events.ServerLost),
+)
 
 
 @dataclass
@@ -39,17 +58,22 @@ class Coordinator:
     progress: Progress = field(default_factory=Progress)
     reminder: Reminder = field(default_factory=Reminder)
     failure: str = ""
+    #: Workers that came before all servers were there.
+    early: list[events.WorkerJoined] = field(default_factory=list)
     #: The round to begin with, where a run goes on; otherwise the plan's first.
     start: Round | None = None
     round: Round = field(init=False)
     pieces: Pieces = field(init=False)
     slots: SlotBook = field(init=False)
+    awaiting: Awaiting = field(init=False)
     #: The round's counts, over the same tree as its sums.
     tallies: TreeSum[Tally] = field(init=False)
     #: What the ledger is to tell of the round.
     account: Account = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.facts.servers > 1:
+            self.phase = Phase.MUSTERING
         self._open(self.start or self.facts.plan.first())
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
@@ -99,6 +123,14 @@ class Coordinator:
                 return self._asked(event.peer)
             case events.StatusRequested():
                 return [Send(peer=event.peer, message=self.status(now))]
+            case events.ServersReady():
+                return self._mustered(event, now)
+            case events.SumsStored():
+                return self._stored(event, now)
+            case events.StepUpdated():
+                return self._go_on() + self._serve_all(now) if event.step == self.round.step else []
+            case events.ServerLost():
+                return self._fail(event.text)
             case events.TimePassed():
                 return self._time_passed(now)
             case events.Interrupted():
@@ -117,9 +149,20 @@ class Coordinator:
             return [Send(peer=event.peer, message=Finished(reason=shortened(self.failure)))]
         if event.peer in self.roster.members:
             return []
+        if self.phase is Phase.MUSTERING:
+            self.early = [early for early in self.early if early.peer != event.peer] + [event]
+            return []
         member = self.roster.admit(event.peer, event.join, now)
         self.account.note(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
         return [Send(peer=event.peer, message=self.facts.welcome(member.rank)), Say(text=f"{member.named()} joined")]
+
+    def _mustered(self, event: events.ServersReady, now: float) -> list[Effect]:
+        memory = self.facts.memory if event.shares else ""
+        self.facts = replace(self.facts, shards=event.addresses, memory=memory)
+        self.roster.obstacle = self.roster.obstacle or event.obstacle
+        self.phase = Phase.GATHERING
+        early, self.early = self.early, []
+        return [effect for joined in early for effect in self._join(joined, now)]
 
     def _refusal(self, event: events.WorkerJoined) -> str:
         twin = self.roster.incarnation_of(event.join.incarnation)
@@ -170,6 +213,7 @@ class Coordinator:
         if member is None:
             return []
         released = self.pieces.release(member.rank)
+        self.awaiting.forget(member.rank)
         self._note_again(released, member.rank, f"it left: {event.reason}")
         pieces = f"; {self.round.named(released)} go to others" if released else ""
         told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
@@ -178,7 +222,7 @@ class Coordinator:
 
     def _hear(self, event: events.Event, now: float) -> list[Effect]:
         """Book a sign of life: one of work puts off the end of leases; a worker that was silent gets work again."""
-        if isinstance(event, events.TimePassed | events.Interrupted | events.WorkerLeft):
+        if isinstance(event, SILENT):
             return []
         member = self.roster.hear(event.peer, now)
         if member is not None and isinstance(event, events.WorkerAdvanced | events.ResultReceived):
@@ -202,6 +246,7 @@ class Coordinator:
             round=self.round,
             pieces=self.pieces,
             slots=self.slots,
+            awaiting=self.awaiting,
             ready=self.roster.number(Standing.READY),
             deadline=now + self.facts.lease_timeout_s,
         )
@@ -211,17 +256,37 @@ class Coordinator:
         member, result = self.roster.members.get(event.peer), event.result
         if member is None:
             return []
-        node, free = result.node(), self.pieces.free()
         add = self._adding(member, result)
         is_late = (result.work, result.step) != (self.round.work, self.round.step)
-        if is_late or add is None or not self.pieces.accept(node):
+        if is_late or add is None or not self.pieces.may_accept(result.node()):
             self._note_vain(member, result)
             return []
+        if result.work == "evaluate":
+            return self._count(member, result, now)
+        if self.facts.servers == 1:
+            return [add, *self._count(member, result, now)]
+        if not self.awaiting.add(member.rank, result):
+            self._note_vain(member, result)
+            return []
+        return [add, AwaitShards(rank=member.rank, node=result.node())]
+
+    def _stored(self, event: events.SumsStored, now: float) -> list[Effect]:
+        """Count a result whose sums all servers have, unless others were quicker."""
+        member, result = self.roster.of_rank(event.rank), self.awaiting.take(event.rank, event.node)
+        if member is None or result is None:
+            return []
+        if not self.pieces.may_accept(event.node):
+            self._note_vain(member, result)
+            return self._serve_all(now)
+        return self._count(member, result, now)
+
+    def _count(self, member: Member, result: Result, now: float) -> list[Effect]:
+        """Book a result whose sums are, or will be at once, where they are to be added."""
+        node, free, effects = result.node(), self.pieces.free(), list[Effect]()
+        self.pieces.accept(node)
         self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
-        effects: list[Effect] = []
         if result.work == "train":
             self.roster.credit(member, result.count, result.compute_s)
-            effects.append(add)
             self.account.share(node, member.rank, result.losses)
         if self.pieces.are_done():
             return effects + self._close_round(now) + self._serve_all(now)
@@ -241,21 +306,29 @@ class Coordinator:
         if self.round.work == "train":
             self.progress.end_step(tally, now, self.roster.end_step())
             effects.append(UpdateWeights(step=self.round.step, tally=tally, account=self.account))
+            if self.facts.servers > 1:
+                self.progress.begin_round(now)
+                self.phase = Phase.UPDATING
+                return effects
         else:
             number = self.facts.plan.epoch_of(self.round.step - 1)
             effects.append(RecordEpoch(epoch=self.progress.end_epoch(number, tally, now), account=self.account))
+        self.progress.begin_round(now)
+        return effects + self._go_on()
+
+    def _go_on(self) -> list[Effect]:
+        """Open the round that follows, if there is one."""
         following = self.facts.plan.after(self.round)
         if following is None:
             self.phase = Phase.FINISHED
-            return [*effects, *self._dismiss(""), Finish(failure="")]
+            return [*self._dismiss(""), Finish(failure="")]
         self._open(following)
-        self.progress.begin_round(now)
         self.phase = PHASES[following.work]
-        return effects
+        return []
 
     def _open(self, following: Round) -> None:
         self.round = following
-        self.pieces, self.slots = Pieces(following.pieces), SlotBook()
+        self.pieces, self.slots, self.awaiting = Pieces(following.pieces), SlotBook(), Awaiting()
         self.tallies = TreeSum(following.pieces, lambda left, right: left + right)
         self.account = Account(following.pieces)
 
@@ -300,7 +373,8 @@ class Coordinator:
         return [*self._dismiss(failure), Finish(failure=failure, is_diverged=is_diverged)]
 
     def _dismiss(self, reason: str) -> list[Effect]:
-        return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in self.roster.members]
+        peers = [*self.roster.members, *(early.peer for early in self.early)]
+        return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in peers]
 
     def _asked(self, peer: bytes) -> list[Effect]:
         if self.is_over():
@@ -329,6 +403,8 @@ class Coordinator:
         return [Say(text=text)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
 
     def _waits_for(self) -> str:
+        if self.phase is Phase.MUSTERING:
+            return ""  # whoever looks after the other servers says so
         if self.phase is Phase.GATHERING:
             have, need = self.roster.number_prepared(), self.facts.min_workers
             return f"waiting for workers: {have} of {need} are ready"
@@ -352,6 +428,6 @@ class Coordinator:
         assert self.is_running() or self.is_over() or not self.pieces.held
         if self.is_running():
             assert not self.pieces.are_done()
-            is_short = [rank for rank in ready if len(self.pieces.holding(rank)) < WINDOW]
+            is_short = [rank for rank in ready if len(occupied(rank, self.pieces, self.awaiting)) < WINDOW]
             assert not (is_short and self.pieces.free() and not self.pieces.failed_on), f"{is_short} wait for nothing"
             assert ready or self.reminder.due is not None, "nobody works, and nobody is called"

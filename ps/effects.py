@@ -41,6 +41,14 @@ class AddShared:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AwaitShards:
+    """Tell when all shards have their part of the sums of a result, which is the worker's with that rank."""
+
+    rank: int
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ForgetWorker:
     """A worker is gone: give back what was kept for it."""
 
@@ -81,4 +89,6 @@ class Finish:
     is_diverged: bool = False
 
 
-Effect = Send | SendWeights | AddSums | AddShared | ForgetWorker | UpdateWeights | RecordEpoch | Say | Finish
+Effect = (
+    Send | SendWeights | AddSums | AddShared | AwaitShards | ForgetWorker | UpdateWeights | RecordEpoch | Say | Finish
+)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from common.messages import Diverged, Failed, Join, Result
+from common.reduction import Node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,39 @@ class StatusRequested:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServersReady:
+    """All shards are there."""
+
+    #: Where workers reach them, in the order of their slices.
+    addresses: tuple[str, ...]
+    #: Whether all see the server's memory, so that workers may share it, and why not.
+    shares: bool
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumsStored:
+    """All shards have the sums of a result that came."""
+
+    rank: int
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepUpdated:
+    """All shards have the new weights of their slices."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerLost:
+    """A shard is gone."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TimePassed:
     """The deadline came before anything else did."""
 
@@ -86,6 +120,10 @@ Event = (
     | WorkerLeft
     | WorkerAsked
     | StatusRequested
+    | ServersReady
+    | SumsStored
+    | StepUpdated
+    | ServerLost
     | TimePassed
     | Interrupted
 )

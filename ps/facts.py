@@ -28,8 +28,12 @@ class RunFacts:
     allows_mixed_numerics: bool = False
     #: The folder of memory that workers on this machine may share, empty where there is none.
     memory: str = ""
-    #: Turn away workers that do not share it.
+    #: Turn away workers, and other servers, that do not share it.
     needs_memory: bool = False
+    #: Servers that share the weights.
+    servers: int = 1
+    #: Where the others are reached, in the order of their slices: known once they are there.
+    shards: tuple[str, ...] = ()
 
     def welcome(self, rank: int) -> Welcome:
         """Return what a worker is told when it gets its place."""
@@ -41,4 +45,5 @@ class RunFacts:
             dataset=self.dataset,
             source=self.source,
             memory=self.memory,
+            shards=list(self.shards),
         )

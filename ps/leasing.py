@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.messages import SLOTS, Lease
+from common.reduction import Node
+from ps.awaiting import Awaiting
 from ps.effects import Effect, Send, SendWeights
 from ps.pieces import Pieces
 from ps.plan import Round
@@ -24,6 +26,8 @@ class Desk:
     round: Round
     pieces: Pieces
     slots: SlotBook
+    #: Results that do not count yet.
+    awaiting: Awaiting
     #: Number of workers that share the work.
     ready: int
     #: When what is leased now runs out, in seconds of the coordinator's clock.
@@ -34,7 +38,7 @@ class Desk:
         effects: list[Effect] = []
         for held in range(WINDOW):
             for member in members:
-                if self.pieces.free() and len(self.pieces.holding(member.rank)) <= held:
+                if self.pieces.free() and len(occupied(member.rank, self.pieces, self.awaiting)) <= held:
                     effects += self._lease(member)
         return effects
 
@@ -43,7 +47,7 @@ class Desk:
         # leases are large and the last ones small enough for all to finish together.
         is_alone = self.ready == 1
         most = self.round.pieces if is_alone else -(-self.pieces.free() // (WINDOW * self.ready))
-        held = [held.node for held in self.pieces.holding(member.rank)]
+        held = occupied(member.rank, self.pieces, self.awaiting)
         node = self.pieces.take(member.rank, most, self.deadline, is_alone=is_alone)
         if node is None:
             return []
@@ -54,3 +58,9 @@ class Desk:
             return [Send(peer=member.peer, message=lease)]
         member.weights_step = step
         return [SendWeights(peer=member.peer, step=step), Send(peer=member.peer, message=lease)]
+
+
+def occupied(rank: int, pieces: Pieces, awaiting: Awaiting) -> list[Node]:
+    """Return what a worker's slots of sums are needed for: what it holds, and what is still being read."""
+    held = [held.node for held in pieces.holding(rank)]
+    return held + awaiting.beside(rank, held) if awaiting.results else held

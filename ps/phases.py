@@ -9,7 +9,11 @@ from ps.events import (
     LossDiverged,
     PieceFailed,
     ResultReceived,
+    ServerLost,
+    ServersReady,
     StatusRequested,
+    StepUpdated,
+    SumsStored,
     TimePassed,
     WorkerAdvanced,
     WorkerAsked,
@@ -22,10 +26,14 @@ from ps.events import (
 class Phase(Enum):
     """What the run is doing."""
 
+    #: Fewer servers than the run is to have: workers that come meanwhile wait.
+    MUSTERING = "waiting for servers"
     #: Fewer workers than the run is to begin with.
     GATHERING = "waiting for workers"
     TRAINING = "training"
     EVALUATING = "evaluating"
+    #: All results of a step are there, and other servers have not made its update yet.
+    UPDATING = "updating"
     FINISHED = "finished"
     FAILED = "failed"
 
@@ -42,6 +50,18 @@ _HERE_OR_FAILED = {phase: frozenset({phase, Phase.FAILED}) for phase in Phase}
 
 #: For each phase and event the phases that may follow; the empty set means that the event is ignored.
 TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
+    (Phase.MUSTERING, WorkerJoined): frozenset({Phase.MUSTERING}),
+    (Phase.MUSTERING, WorkerPrepared): IGNORED,
+    (Phase.MUSTERING, WorkerAdvanced): IGNORED,
+    (Phase.MUSTERING, ResultReceived): IGNORED,
+    (Phase.MUSTERING, PieceFailed): IGNORED,
+    (Phase.MUSTERING, LossDiverged): IGNORED,
+    (Phase.MUSTERING, WorkerLeft): frozenset({Phase.MUSTERING}),
+    (Phase.MUSTERING, WorkerAsked): frozenset({Phase.MUSTERING}),
+    (Phase.MUSTERING, StatusRequested): frozenset({Phase.MUSTERING}),
+    (Phase.MUSTERING, ServersReady): frozenset({Phase.GATHERING}),
+    (Phase.MUSTERING, TimePassed): frozenset({Phase.MUSTERING}),
+    (Phase.MUSTERING, Interrupted): frozenset({Phase.FAILED}),
     (Phase.GATHERING, WorkerJoined): frozenset({Phase.GATHERING}),
     # A run that goes on from a checkpoint may begin with an evaluation.
     (Phase.GATHERING, WorkerPrepared): frozenset({Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING}),
@@ -76,6 +96,27 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
     (Phase.EVALUATING, StatusRequested): frozenset({Phase.EVALUATING}),
     (Phase.EVALUATING, TimePassed): frozenset({Phase.EVALUATING}),
     (Phase.EVALUATING, Interrupted): frozenset({Phase.FAILED}),
+    (Phase.TRAINING, SumsStored): frozenset({Phase.TRAINING, Phase.UPDATING}),
+    # What comes of the step now is late.
+    (Phase.UPDATING, WorkerJoined): frozenset({Phase.UPDATING}),
+    (Phase.UPDATING, WorkerPrepared): frozenset({Phase.UPDATING}),
+    (Phase.UPDATING, WorkerAdvanced): frozenset({Phase.UPDATING}),
+    (Phase.UPDATING, ResultReceived): frozenset({Phase.UPDATING}),
+    (Phase.UPDATING, PieceFailed): IGNORED,
+    (Phase.UPDATING, LossDiverged): IGNORED,
+    (Phase.UPDATING, WorkerLeft): frozenset({Phase.UPDATING}),
+    (Phase.UPDATING, WorkerAsked): frozenset({Phase.UPDATING}),
+    (Phase.UPDATING, StatusRequested): frozenset({Phase.UPDATING}),
+    (Phase.UPDATING, StepUpdated): _ONWARD,
+    (Phase.UPDATING, TimePassed): frozenset({Phase.UPDATING}),
+    (Phase.UPDATING, Interrupted): frozenset({Phase.FAILED}),
+    **{(phase, ServersReady): IGNORED for phase in (Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING, Phase.UPDATING)},
+    **{(phase, SumsStored): IGNORED for phase in (Phase.MUSTERING, Phase.GATHERING, Phase.EVALUATING, Phase.UPDATING)},
+    **{(phase, StepUpdated): IGNORED for phase in (Phase.MUSTERING, Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING)},
+    **{
+        (phase, ServerLost): frozenset({Phase.FAILED})
+        for phase in (Phase.MUSTERING, Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING, Phase.UPDATING)
+    },
     # After the end a worker that comes late is told so; whatever else arrives is of no use any more.
     **{
         (phase, event): frozenset({phase}) if event in (WorkerJoined, WorkerAsked, StatusRequested) else IGNORED
@@ -90,6 +131,10 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
             WorkerLeft,
             WorkerAsked,
             StatusRequested,
+            ServersReady,
+            SumsStored,
+            StepUpdated,
+            ServerLost,
             TimePassed,
             Interrupted,
         )

@@ -90,12 +90,16 @@ class Pieces:
         """Return what a worker holds."""
         return self.held.get(rank, [])
 
+    def may_accept(self, node: Node) -> bool:
+        """Tell whether this is a node of which no piece is done."""
+        return is_node(node.lo, node.hi, self.total) and DONE not in self._standing[node.lo : node.hi]
+
     def accept(self, node: Node) -> bool:
         """Mark a node as done; return False, changing nothing, where it is no node or a piece of it is done.
 
         Leases that share a piece with it end: what they would bring would be refused.
         """
-        if not is_node(node.lo, node.hi, self.total) or DONE in self._standing[node.lo : node.hi]:
+        if not self.may_accept(node):
             return False
         for rank in self._holders(node):
             self._drop(rank, node)

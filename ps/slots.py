@@ -32,7 +32,7 @@ class SlotBook:
     lent: dict[int, list[Lent]] = field(default_factory=dict)
 
     def lend(self, rank: int, node: Node, held: Collection[Node]) -> tuple[int, int]:
-        """Return a slot for the sums of a node, with the lease's number; `held` is what the worker holds besides.
+        """Return a slot for the sums of a node, with the lease's number; `held` is what its slots are needed for.
 
         Of the slots that no lease in `held` names, it is the one that was named longest ago: its lease has ended here,
         and the worker is more likely to be done with it than with the other.
@@ -40,7 +40,7 @@ class SlotBook:
         self.leases += 1
         slots = self.lent.setdefault(rank, [Lent()] * SLOTS)
         for slot, lent in enumerate(slots):
-            if lent.node is not None and overlap(lent.node, node):
+            if lent.node is not None and lent.node not in held and overlap(lent.node, node):
                 slots[slot] = Lent(lent.number)
         free = [slot for slot, lent in enumerate(slots) if lent.node is None or lent.node not in held]
         assert free, f"rank {rank} holds {held}: no slot is free"

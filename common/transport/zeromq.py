@@ -56,6 +56,15 @@ def dial(address: str, *, limits: Limits | None = None) -> "ZeroMqClient":
     return ZeroMqClient(parsed, limits or Limits())
 
 
+def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> None:
+    """Wait until one of these ports of ours may have a message, or for so many seconds; None is for ever."""
+    poller = zmq.Poller()
+    for port in ports:
+        assert isinstance(port, ZeroMqServer | ZeroMqClient)
+        port.register(poller)
+    poller.poll(_milliseconds(timeout_s))
+
+
 class ZeroMqServer:
     """A ROUTER: libzmq gives each connection its identity, since two peers with one of their own lose one another."""
 
@@ -79,6 +88,10 @@ class ZeroMqServer:
     def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
         frames = self._socket.receive(timeout_s, extra=1)
         return None if frames is None else (bytes(frames[0]), frames[1:])
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Let a poller wait for this port among others."""
+        self._socket.register(poller)
 
     def send(self, peer: bytes, frames: Frames) -> None:
         self._socket.limits.check(frames)
@@ -112,6 +125,10 @@ class ZeroMqClient:
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         return self._socket.receive(timeout_s, extra=0)
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Let a poller wait for this port among others."""
+        self._socket.register(poller)
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self._socket.limits.check(frames)
@@ -149,6 +166,10 @@ class _Socket:
             (zmq.IPV6, int(isinstance(address, TcpAddress) and address.is_ipv6)),
         ):
             self.raw.set(option, value)
+
+    def register(self, poller: zmq.Poller) -> None:
+        self._demand_open()
+        poller.register(self.raw, zmq.POLLIN)
 
     def receive(self, timeout_s: float | None, extra: int) -> list[memoryview] | None:
         """Return the frames of a message, of which `extra` do not count; None in time, or where it was too long."""

@@ -34,6 +34,7 @@ PACKAGE_ORDER = Order(
         ("common.sharing",),
         ("common.transport",),
         ("common.codec",),
+        ("common.shard_messages",),
         ("common.messages",),
         ("common.job",),
         ("common.model",),

@@ -34,6 +34,29 @@ from common.messages import (
     WorkerStatus,
 )
 from common.numerics import fingerprint
+from common.shard_messages import (
+    Add,
+    Admit,
+    Begin,
+    Collect,
+    Forget,
+    Held,
+    Hello,
+    Lost,
+    Serve,
+    ShardJoin,
+    ShardMessage,
+    ShardReady,
+    ShardWelcome,
+    Squares,
+    SquaresAsked,
+    State,
+    Stored,
+    ToShardMessage,
+    Update,
+    Updated,
+    VisitorMessage,
+)
 
 DIGEST = "0123456789abcdef" * 4
 EXAMPLES: list[Message] = [
@@ -73,18 +96,51 @@ EXAMPLES: list[Message] = [
         history=[EpochStatus(epoch=1, loss=1.0, accuracy=0.1, test_loss=1.0, test_accuracy=0.2, wall_s=1.0)],
         failure="",
     ),
+    ShardJoin(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint(), address="tcp://127.0.0.1:5556"),
+    ShardReady(obstacle="no room"),
+    Stored(rank=1, step=3, lo=0, hi=2),
+    Squares(step=3),
+    Held(name="weights", steps=4, start=0),
+    Updated(step=3, mark=str(2**64 - 1)),
+    Lost(rank=1, reason="it does not read what it is sent"),
+    ShardWelcome(
+        index=1,
+        servers=2,
+        run="r",
+        job=Job(model="mlp"),
+        training_samples=60_000,
+        test_samples=10_000,
+        size=7850,
+        parameter_size=7850,
+    ),
+    State(name="momenta", start=0),
+    Begin(steps=3),
+    Admit(rank=1, incarnation="a1", shares=True),
+    Forget(rank=1),
+    Serve(rank=1, step=3),
+    Add(rank=1, slot=1, step=3, lo=0, hi=2),
+    SquaresAsked(step=3, count=32),
+    Update(step=3, count=32, scale=0.5, ranks=[0, 1], collected="all"),
+    Update(step=3, count=32, scale=None, ranks=[], collected="nothing"),
+    Collect(steps=3),
+    Hello(rank=1, incarnation="a1"),
 ]
+
+#: Whatever comes any way.
+ANY = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | VisitorMessage
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    is_carrier = isinstance(message, Part | Weights) or (isinstance(message, Result) and message.work == "train")
+    is_carrier = isinstance(message, Part | Weights | State | Held | Squares) or (
+        isinstance(message, Result) and message.work == "train"
+    )
     return [np.arange(5, dtype=np.float32)] if is_carrier else []
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
 def test_round_trip(message: Message) -> None:
     vectors = vectors_for(message)
-    decoded, arrays = decode([bytes(frame) for frame in encode(message, vectors)], WorkerMessage | ServerMessage)
+    decoded, arrays = decode([bytes(frame) for frame in encode(message, vectors)], ANY)
     assert decoded == message
     assert [array.tolist() for array in arrays] == [vector.tolist() for vector in vectors]
     assert all(not array.flags.writeable for array in arrays)

@@ -17,7 +17,7 @@ def test_every_phase_has_an_entry_for_every_event() -> None:
 
 
 def test_every_phase_can_be_reached() -> None:
-    reached, pending = {Phase.GATHERING}, [Phase.GATHERING]
+    reached, pending = {Phase.MUSTERING}, [Phase.MUSTERING]
     while pending:
         here = pending.pop()
         onward = {target for (phase, _), targets in TRANSITIONS.items() if phase is here for target in targets}
