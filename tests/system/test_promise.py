@@ -69,7 +69,7 @@ def test_the_run_folder_is_whole_and_can_be_evaluated(
 ) -> None:
     result = train(place, "run", "--workers", "2")
     assert sorted(path.name for path in (place.folder / "run").iterdir()) == [
-        *("job.toml", "ledger.jsonl", "metrics.jsonl", "receipt.json", "result.json", "server.log"),
+        *("checkpoints", "job.toml", "ledger.jsonl", "metrics.jsonl", "receipt.json", "result.json", "server.log"),
         *("weights.safetensors", "worker-0.log", "worker-1.log"),
     ]
     monkeypatch.chdir(place.folder)
