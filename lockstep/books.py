@@ -47,11 +47,11 @@ def open_books(
     folder.ledger.open()
     recorder = Recorder(opening.facts, setting, opening.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)
-    if destination.is_resumed:
-        start = _resume(opening, recorder, folder, checkpoints)
-    else:
-        start = beginning(opening)
-        recorder.begin(opening.shard.digest())
+    try:
+        start = _start(opening, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
+    except BaseException:
+        folder.close()
+        raise
     cadence = Cadence(
         every_steps=launch.checkpoint_every_steps,
         every_s=launch.checkpoint_every_seconds,
@@ -68,7 +68,12 @@ def _folder(opening: Opening, destination: Destination, say: Callable[[str], Non
     return make_run_dir(destination.folder, opening.facts.job, destination.launch, say)
 
 
-def _resume(opening: Opening, recorder: Recorder, folder: RunFolder, checkpoints: CheckpointFolder) -> Resumption:
+def _start(
+    opening: Opening, recorder: Recorder, folder: RunFolder, checkpoints: CheckpointFolder, *, is_resumed: bool
+) -> Resumption:
+    if not is_resumed:
+        recorder.begin(opening.shard.digest())
+        return beginning(opening)
     checkpoints.sweep()
     checkpoint = next(checkpoints.back_from(sys.maxsize), None)
     if checkpoint is None:
