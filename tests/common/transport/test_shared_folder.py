@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import pytest
 
@@ -19,7 +19,7 @@ SHAPE = Shape(vectors=2, size=100)
 #: Makes a folder with one file, says its name, and stays until its standard input ends.
 MAKER = """if True:
     import sys
-    from pathlib import Path
+    from pathlib import Path, PosixPath
     from common.transport.segment import Shape
     from common.transport.shared_folder import SharedFolder
     folder = SharedFolder.create(Path(sys.argv[1]))
@@ -195,6 +195,34 @@ def test_one_that_cannot_be_emptied_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / name_of(1) / "sub").mkdir(parents=True, mode=0o700)
     (tmp_path / name_of(2)).mkdir(mode=0o700)
     assert sweep(tmp_path) == [tmp_path / name_of(2)]
+
+
+class Swept(PosixPath):
+    """A root in which each new folder is swept before its maker has locked it, so many times."""
+
+    sweeps = 0
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        super().mkdir(mode, parents, exist_ok)
+        if Swept.sweeps > 0:
+            Swept.sweeps -= 1
+            assert sweep(Path(self.parent)) == [Path(self)]
+
+
+@pytest.mark.parametrize("sweeps", [1, 9])
+def test_a_maker_that_a_sweep_has_overtaken_makes_another(tmp_path: Path, sweeps: int) -> None:
+    Swept.sweeps = sweeps
+    folder = SharedFolder.create(Swept(tmp_path))
+    assert [folder.path.name] == [path.name for path in tmp_path.iterdir()]
+    assert sweep(tmp_path) == []
+    folder.remove()
+
+
+def test_a_maker_that_is_overtaken_for_ever_gives_up(tmp_path: Path) -> None:
+    Swept.sweeps = 10
+    with pytest.raises(SharingError, match="has no folder of ours: each of 10 was swept at once"):
+        SharedFolder.create(Swept(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("cycles", [3, pytest.param(200, marks=pytest.mark.slow)])
