@@ -36,7 +36,7 @@ def scaling(raw: bytes) -> Figure:
     figure, heights = bars_figure([len(group) for group in by_model])
     grid = figure.subplots(len(models), 2, squeeze=False, height_ratios=heights)
     for model, group, (left, right) in zip(models, by_model, grid, strict=True):
-        names = [f"{row.batch}, {workers(row.workers)}, {way(row)}" for row in group]
+        names = [f"batch {row.batch}, {workers(row.workers)}, {way(row)}" for row in group]
         speeds(left, group)
         left.set(title=f"{model}, {group[0].scaling} scaling: speed, and its share of the ceiling", xlabel="images/s")
         parts(right, [row.split for row in group])

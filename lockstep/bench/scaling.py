@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.environment import cores
+from common.environment import cores, keep_to_core
 from common.errors import UsageError
 from common.job import Job
 from common.model import build_model
@@ -135,7 +135,7 @@ class ScalingBench:
     def _measure(self, cell: Cell) -> Turns:
         scaling, turns = self.scaling, Turns(alone=[[] for _ in range(cell.workers)])
         with ExitStack() as stack:
-            lone = [self._lone(cell, stack) for _ in range(cell.workers)]
+            lone = [self._lone(cell, number, stack) for number in range(cell.workers)]
             peers = self._peers(cell, stack)
             all_at_once(lone, ALONE_WARM_UP)
             for peer in peers:
@@ -158,12 +158,14 @@ class ScalingBench:
         turns.peers.setdefault(layout, []).extend(answer.seconds[FIRST:])
         turns.peer_version = answer.version
 
-    def _lone(self, cell: Cell, stack: ExitStack) -> Stepper:
+    def _lone(self, cell: Cell, number: int, stack: ExitStack) -> Stepper:
         job_file = self.folder / "lone.toml"
         job_file.write_text(to_toml(cell.lone_job, Launch(workers=0)), encoding="utf-8")
         command = [sys.executable, "-P", "-m", "lockstep", "bench", "lone", str(job_file)]
         stepper = Stepper.start("a process that trains alone", command)
         stack.callback(stepper.close)
+        if cell.workers == cores():
+            keep_to_core(stepper.process.pid, number)  # as a cluster's workers are: the ceiling is not to be lower
         return stepper
 
     def _peers(self, cell: Cell, stack: ExitStack) -> list[Peer]:
