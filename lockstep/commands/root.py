@@ -8,6 +8,7 @@ from lockstep.commands.bench import bench
 from lockstep.commands.doctor import doctor
 from lockstep.commands.evaluate import evaluate
 from lockstep.commands.export import export
+from lockstep.commands.plot import plot
 from lockstep.commands.predict import predict
 from lockstep.commands.server import server
 from lockstep.commands.status import status
@@ -31,5 +32,5 @@ def cli() -> None:
     """
 
 
-for command in (train, server, worker, evaluate, predict, export, status, doctor, bench):
+for command in (train, server, worker, evaluate, predict, plot, export, status, doctor, bench):
     cli.add_command(command)

@@ -7,7 +7,9 @@ from lockstep.trained import Trained, open_trained
 from tests.lockstep.tiny_data import write_tiny
 
 
-def small_run(folder: Path, model: nn.Module | str = "linear", name: str = "run", epochs: int = 3) -> Run:
+def small_run(
+    folder: Path, model: nn.Module | str = "linear", name: str = "run", epochs: int = 3, lr: float = 0.05
+) -> Run:
     """Train for a moment; the data is beside the run."""
     return fit(
         model,
@@ -15,6 +17,7 @@ def small_run(folder: Path, model: nn.Module | str = "linear", name: str = "run"
         run_dir=folder / name,
         workers=0,
         epochs=epochs,
+        lr=lr,
         global_batch=32,
         micro_batches=4,
         verbose=False,

@@ -1,0 +1,69 @@
+"""Draws loss, accuracy and learning rate over the steps, of one run or several."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lockstep.plots.course import Course, Floats, smoothed
+from lockstep.plots.style import colour, new_figure, tidy, whole_numbers
+
+#: Parts that a run's steps are smoothed over, and points of a line that are drawn at most.
+PARTS, POINTS = 100, 2000
+
+
+def learning(courses: Sequence[Course]) -> Figure:
+    """Return three panels; training as a line, tests as marks at the end of each epoch."""
+    figure = new_figure(13.0, 4.2)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    for place, course in enumerate(courses):
+        # Runs of one job coincide to the bit: the wider line below is seen on both sides of the one above.
+        look = Look(colour(place), 1.2 + 1.8 * min(3, len(courses) - 1 - place))
+        _draw(loss, course, look, "loss", "test_loss")
+        _draw(accuracy, course, look, "accuracy", "test_accuracy")
+        rate.plot(*thinned(course.column("step"), course.column("lr")), color=look.colour, linewidth=look.width)
+    tidy(loss, title="loss", x="step", y="cross-entropy")
+    loss.set_yscale("log")
+    tidy(accuracy, title="accuracy", x="step", y="share of samples")
+    _focus(accuracy, courses)
+    tidy(rate, title="learning rate", x="step", y="rate")
+    rate.set_ylim(bottom=0)
+    for axes in (loss, accuracy, rate):
+        whole_numbers(axes)
+    handles, names = loss.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+    return figure
+
+
+class Look(NamedTuple):
+    """How one run's lines look."""
+
+    colour: str
+    #: In points.
+    width: float
+
+
+def _draw(axes: Axes, course: Course, look: Look, of_step: str, of_epoch: str) -> None:
+    steps, values = course.column("step"), course.column(of_step)
+    line = smoothed(values, max(1, len(values) // PARTS))
+    axes.plot(*thinned(steps, line), color=look.colour, linewidth=look.width, label=f"{course.name}: training")
+    ends = [course.ends[epoch.epoch] for epoch in course.epochs if epoch.epoch in course.ends]
+    tests = [getattr(epoch, of_epoch) for epoch in course.epochs if epoch.epoch in course.ends]
+    size = 5 + look.width
+    axes.plot(ends, tests, "o--", color=look.colour, linewidth=0.8, markersize=size, label=f"{course.name}: test")
+
+
+def _focus(axes: Axes, courses: Sequence[Course]) -> None:
+    """Leave out of sight the first steps, which only guess: what matters lies in the last few percent."""
+    later = [smoothed(course.column("accuracy"), max(1, len(course.steps) // PARTS)) for course in courses]
+    tests = [epoch.test_accuracy for course in courses for epoch in course.epochs]
+    lows = [float(np.quantile(values, 0.1)) for values in later] + tests
+    axes.set_ylim(bottom=max(0.0, min(lows) - 0.02), top=1.002)
+
+
+def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return so many points, evenly spaced, that a line looks the same."""
+    every = max(1, len(x) // POINTS)
+    return x[::every], y[::every]

@@ -1,0 +1,129 @@
+"""Draws what a model came to: what it takes for what, what its first layer looks for, its worst mistakes."""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from common.autograd.primitives.primitive import Array
+from common.data.dataset import Dataset
+from common.errors import ModelError
+from common.nn.module import Module
+from lockstep.assessment import Assessment
+from lockstep.confusion import Confusion
+from lockstep.plots.style import new_figure
+
+#: Classes of a confusion matrix whose counts are written into it; filters, and mistakes, that are shown.
+MOST_COUNTED, MOST_FILTERS, MOST_MISTAKES = 20, 64, 30
+
+
+def confusion_matrix(confusion: Confusion) -> Figure:
+    """Return the counts: the colour tells the share of its class, without which the diagonal would hide the rest."""
+    counts = confusion.counts
+    classes = len(counts)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    size = max(4.5, min(14.0, 0.55 * classes + 1.5))
+    figure = new_figure(size + 0.8, size)
+    axes = figure.subplots()
+    off_diagonal = shares * (1 - np.eye(classes))
+    most = max(0.01, float(off_diagonal.max()))
+    image = axes.imshow(100 * off_diagonal, cmap="Reds", vmin=0, vmax=100 * most)
+    right, total = int(np.trace(counts)), int(counts.sum())
+    axes.set(title=f"{right:,} of {total:,} right ({right / max(1, total):.2%})", xlabel="taken for", ylabel="class")
+    axes.set_xticks(range(classes))
+    axes.set_yticks(range(classes))
+    if classes <= MOST_COUNTED:
+        for row, column in np.ndindex(classes, classes):
+            _count(axes, row, column, int(counts[row, column]), float(off_diagonal[row, column]) > 0.6 * most)
+    figure.colorbar(image, ax=axes, label="% of the class, mistakes only", shrink=0.8)
+    return figure
+
+
+def _count(axes: Axes, row: int, column: int, count: int, is_dark: bool) -> None:
+    if count:
+        weight = "bold" if row == column else "normal"
+        colour = "white" if is_dark else "black"
+        axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, fontweight=weight, color=colour)
+
+
+def first_layer(model: Module, sample_shape: tuple[int, ...]) -> Figure:
+    """Return the first layer's weights as pictures; `ModelError` where they are none."""
+    name, pictures = first_pictures(model, sample_shape)
+    # Of many units, those that have become something: others still show what was drawn at the start.
+    largest = np.sort(np.argsort(-np.square(pictures).sum(axis=(1, 2)), kind="stable")[:MOST_FILTERS])
+    shown = pictures[largest]
+    figure, grid = _grid(len(shown), 1.15)
+    most = float(np.abs(shown).max()) or 1.0
+    for axes, picture in zip(grid, shown, strict=False):
+        axes.imshow(picture, cmap="RdBu_r", vmin=-most, vmax=most)
+    which = f"the {len(shown)} largest of {len(pictures)}" if len(shown) < len(pictures) else f"all {len(pictures)}"
+    figure.suptitle(f"{name}, {which} units: red counts for it, blue against it (at most {most:.2g})", fontsize=10)
+    return figure
+
+
+def first_pictures(model: Module, sample_shape: tuple[int, ...]) -> tuple[str, Array]:
+    """Return the name and the pictures (units, height, width) of the first weight with two axes or more."""
+    weights = ((name, parameter.data) for name, parameter in model.named_parameters() if parameter.ndim >= 2)
+    name, weight = next(weights, ("", None))
+    if weight is None:
+        raise ModelError("the model has no weight with units")
+    if weight.ndim == 4 and weight.shape[2] * weight.shape[3] > 1:
+        return name, weight.mean(axis=1)
+    if weight.ndim == 2 and len(sample_shape) == 3 and weight.shape[1] == math.prod(sample_shape):
+        return name, weight.reshape(len(weight), *sample_shape).mean(axis=1)
+    raise ModelError(f"{name!r} of shape {weight.shape} is no picture of samples of shape {sample_shape}")
+
+
+def worst_mistakes(assessment: Assessment) -> Figure:
+    """Return the samples that the model is surest of wrongly; `ModelError` where there are none, or no pictures."""
+    dataset = assessment.dataset
+    if dataset.images.ndim != 4:
+        raise ModelError(f"samples of shape {dataset.sample_shape} are no pictures")
+    wrong = surest_mistakes(assessment)
+    if not wrong.size:
+        raise ModelError("all test samples are right")
+    probabilities = _softmax(assessment.logits)
+    shown = wrong[:MOST_MISTAKES]
+    figure, grid = _grid(len(shown), 1.35)
+    for axes, index in zip(grid, shown.tolist(), strict=False):
+        axes.imshow(_picture(dataset, index), cmap="gray")
+        taken = int(assessment.logits[index].argmax())
+        axes.set_title(f"{dataset.labels[index]}, not {taken} ({probabilities[index, taken]:.0%})", fontsize=8)
+    figure.suptitle(f"the {len(shown)} worst of {len(wrong)} mistakes: what it is, not what it was taken for")
+    return figure
+
+
+def surest_mistakes(assessment: Assessment) -> np.typing.NDArray[np.intp]:
+    """Return the places of samples that are taken for another class, those with the least chance of theirs first."""
+    labels, logits = assessment.dataset.labels, assessment.logits
+    own = _softmax(logits)[np.arange(len(labels)), labels]
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    return wrong[np.argsort(own[wrong], kind="stable")]
+
+
+def _softmax(logits: Array) -> Array:
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+
+
+def _picture(dataset: Dataset, index: int) -> Array:
+    """Return a sample for `imshow`: (height, width), or with three colours (height, width, 3) from 0 to 1."""
+    image = dataset.images[index].astype(np.float64)
+    if len(image) != 3:
+        return np.asarray(image.mean(axis=0))
+    low, high = float(image.min()), float(image.max())
+    return np.asarray(((image - low) / ((high - low) or 1.0)).transpose(1, 2, 0))
+
+
+def _grid(count: int, inches: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many small empty axes, about twice as wide as high."""
+    most = min(count, max(4, math.ceil(2 * math.sqrt(count))))
+    # About twice as wide as high, with as few places left over as can be.
+    columns = min(range((most + 1) // 2, most + 1), key=lambda width: (-count % width, abs(width**2 - 2 * count)))
+    rows = math.ceil(count / columns)
+    figure = new_figure(max(5.0, columns * inches), rows * inches + 0.6)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid:
+        axes.axis("off")
+    return figure, grid

@@ -1,0 +1,46 @@
+"""How pictures look: colours, axes, and how a figure becomes a file. Knows nothing of runs."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+#: Okabe and Ito's colours, which those who see no red or no green tell apart too, without their yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+#: The parts of a step, as the benches have them.
+PARTS = {"compute": "#0072B2", "exchange": "#E69F00", "update": "#009E73", "waiting": "#BBBBBB"}
+
+PLAIN = StrMethodFormatter("{x:,.0f}")
+
+#: Dots an inch.
+RESOLUTION = 120
+
+
+def colour(place: int) -> str:
+    """Return the colour of the run, or worker, at that place."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches; without pyplot, so that nothing is global and nothing is shown."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def tidy(axes: Axes, *, title: str, x: str, y: str) -> None:
+    """Give axes their texts, a faint grid, and no frame where nothing is read off."""
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Show steps as whole numbers, with commas."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_formatter(PLAIN)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG."""
+    figure.savefig(path, dpi=RESOLUTION, format="png")
