@@ -20,7 +20,7 @@ def learning(courses: Sequence[Course]) -> Figure:
     loss, accuracy, rate = figure.subplots(1, 3)
     for place, course in enumerate(courses):
         # Runs of one job coincide to the bit: the wider line below is seen on both sides of the one above.
-        look = Look(colour(place), 1.2 + 1.8 * min(3, len(courses) - 1 - place))
+        look = Look(colour(place), 1.2 + 1.3 * min(3, len(courses) - 1 - place))
         _draw(loss, course, look, "loss", "test_loss")
         _draw(accuracy, course, look, "accuracy", "test_accuracy")
         rate.plot(*thinned(course.column("step"), course.column("lr")), color=look.colour, linewidth=look.width)
