@@ -36,6 +36,11 @@ class Slice:
         return list(self.cut(FRAME))
 
 
+def frames_of(size: int, servers: int) -> list[Slice]:
+    """Return the frames in which a vector of `size` elements travels to and from so many servers."""
+    return [frame for owned in slices_for(size, servers) for frame in owned.frames()]
+
+
 def slices_for(size: int, servers: int) -> list[Slice]:
     """Return what each of `servers` owns of a vector of `size` elements: as equal as possible.
 

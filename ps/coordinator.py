@@ -10,15 +10,13 @@ from typing import assert_never
 
 from common.errors import ProtocolError
 from common.messages import Alive, Finished, Refused, Result, Standby, Status, shortened
-from common.reduction import Node, TreeSum
+from common.reduction import TreeSum
 from common.tally import Tally
 from ps import events
-from ps.admission import refusal
+from ps.admission import why_not
 from ps.awaiting import Awaiting
 from ps.divergence import diverged_text
 from ps.effects import (
-    AddShared,
-    AddSums,
     AwaitShards,
     Effect,
     Finish,
@@ -29,23 +27,16 @@ from ps.effects import (
     UpdateWeights,
 )
 from ps.facts import RunFacts
-from ps.leasing import WINDOW, Desk, occupied
-from ps.ledger import Account, Again, WorkerIn
+from ps.leasing import WINDOW, Desk, adding, occupied
+from ps.ledger import Account, WorkerIn
 from ps.phases import PHASES, TRANSITIONS, Phase
 from ps.pieces import Pieces
 from ps.plan import Round
 from ps.progress import Progress
 from ps.reminder import Reminder
-from ps.report import status_of
+from ps.report import status_of, waits_for
 from ps.roster import Member, Roster, Standing
 from ps.slots import SlotBook
-
-
-#: What says nothing of whether a worker is alive.
-SILENT = (
-    *(events.TimePassed, events.Interrupted, events.WorkerLeft),
-    *(events.ServersReady, events.SumsStored, events.StepUpdated, events.ServerLost),
-)
 
 
 @dataclass
@@ -141,7 +132,7 @@ class Coordinator:
     # Workers come and go
 
     def _join(self, event: events.WorkerJoined, now: float) -> list[Effect]:
-        reason = self._refusal(event)
+        reason = why_not(event.join, event.peer, self.roster, self.facts)
         if reason:
             refused = Refused(reason=shortened(reason))
             return [Send(peer=event.peer, message=refused), Say(text=f"refused a worker: {reason}")]
@@ -163,13 +154,6 @@ class Coordinator:
         self.phase = Phase.GATHERING
         early, self.early = self.early, []
         return [effect for joined in early for effect in self._join(joined, now)]
-
-    def _refusal(self, event: events.WorkerJoined) -> str:
-        twin = self.roster.incarnation_of(event.join.incarnation)
-        if twin is not None and twin.peer != event.peer:
-            return f"incarnation {event.join.incarnation!r} is {twin.named()} already: start a new worker"
-        facts = self.facts
-        return refusal(event.join, facts.fingerprint, allows_mixed_numerics=facts.allows_mixed_numerics)
 
     def _prepared(self, event: events.WorkerPrepared, now: float) -> list[Effect]:
         member = self.roster.members.get(event.peer)
@@ -214,7 +198,7 @@ class Coordinator:
             return []
         released = self.pieces.release(member.rank)
         self.awaiting.forget(member.rank)
-        self._note_again(released, member.rank, f"it left: {event.reason}")
+        self.account.again(self.round.work, self.round.step, released, member.rank, f"it left: {event.reason}")
         pieces = f"; {self.round.named(released)} go to others" if released else ""
         told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
         gone = ForgetWorker(peer=member.peer, rank=member.rank)
@@ -222,7 +206,7 @@ class Coordinator:
 
     def _hear(self, event: events.Event, now: float) -> list[Effect]:
         """Book a sign of life: one of work puts off the end of leases; a worker that was silent gets work again."""
-        if isinstance(event, SILENT):
+        if isinstance(event, events.NO_SIGN):
             return []
         member = self.roster.hear(event.peer, now)
         if member is not None and isinstance(event, events.WorkerAdvanced | events.ResultReceived):
@@ -256,19 +240,23 @@ class Coordinator:
         member, result = self.roster.members.get(event.peer), event.result
         if member is None:
             return []
-        add = self._adding(member, result)
+        add = adding(self.slots, member, result)
         is_late = (result.work, result.step) != (self.round.work, self.round.step)
         if is_late or add is None or not self.pieces.may_accept(result.node()):
-            self._note_vain(member, result)
-            return []
+            return self._refuse(member, result)
         if result.work == "evaluate":
             return self._count(member, result, now)
         if self.facts.servers == 1:
             return [add, *self._count(member, result, now)]
         if not self.awaiting.add(member.rank, result):
-            self._note_vain(member, result)
-            return []
+            return self._refuse(member, result)
         return [add, AwaitShards(rank=member.rank, node=result.node())]
+
+    def _refuse(self, member: Member, result: Result) -> list[Effect]:
+        """Book a result that nobody needs."""
+        if result.step <= self.round.step:
+            self.account.vain(result, member.rank)
+        return []
 
     def _stored(self, event: events.SumsStored, now: float) -> list[Effect]:
         """Count a result whose sums all servers have, unless others were quicker."""
@@ -276,8 +264,7 @@ class Coordinator:
         if member is None or result is None:
             return []
         if not self.pieces.may_accept(event.node):
-            self._note_vain(member, result)
-            return self._serve_all(now)
+            return self._refuse(member, result) + self._serve_all(now)
         return self._count(member, result, now)
 
     def _count(self, member: Member, result: Result, now: float) -> list[Effect]:
@@ -293,13 +280,6 @@ class Coordinator:
         # Nobody else waits for work, unless a lease ended that shares pieces with this result.
         is_alone_to_serve = self.pieces.free() <= free and member.standing is Standing.READY
         return effects + self._serve([member] if is_alone_to_serve else self.roster.ready(), now)
-
-    def _adding(self, member: Member, result: Result) -> AddSums | AddShared | None:
-        """Return how the sums of a result get into the tree, None where they are not to be had any more."""
-        if not member.shares or result.work == "evaluate":
-            return AddSums(node=result.node())
-        slot = self.slots.slot_of(member.rank, result.number)
-        return None if slot is None else AddShared(node=result.node(), rank=member.rank, slot=slot)
 
     def _close_round(self, now: float) -> list[Effect]:
         tally, effects = self.tallies.total(), list[Effect]()
@@ -332,19 +312,6 @@ class Coordinator:
         self.tallies = TreeSum(following.pieces, lambda left, right: left + right)
         self.account = Account(following.pieces)
 
-    def _note_again(self, nodes: Sequence[Node], rank: int, why: str) -> None:
-        """Book pieces that a worker will not bring, so that others compute them."""
-        work, step = self.round.work, self.round.step
-        for node in nodes:
-            self.account.note(Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why))
-
-    def _note_vain(self, member: Member, result: Result) -> None:
-        """Book a result that nobody needs."""
-        if result.step <= self.round.step and result.lo < result.hi:
-            why = "others had done it, or it came twice"
-            vain = Again(work=result.work, step=result.step, lo=result.lo, hi=result.hi, rank=member.rank, why=why)
-            self.account.note(vain)
-
     # What goes wrong
 
     def _piece_failed(self, event: events.PieceFailed, now: float) -> list[Effect]:
@@ -354,7 +321,8 @@ class Coordinator:
         is_second = self.pieces.fail(failed.node(), member.rank)
         if is_second is None:
             return []
-        self._note_again([failed.node()], member.rank, f"it raised: {failed.traceback.strip().rpartition(chr(10))[2]}")
+        why = f"it raised: {failed.traceback.strip().rpartition(chr(10))[2]}"
+        self.account.again(failed.work, failed.step, [failed.node()], member.rank, why)
         what = f"{self.round.named([failed.node()])} on {member.named()}"
         if is_second:
             return self._fail(f"{what} raised, as it did before:\n{failed.traceback}")
@@ -394,21 +362,15 @@ class Coordinator:
         released, member = self.pieces.release(rank), self.roster.of_rank(rank)
         assert member is not None  # what a member held was released when it left
         self.roster.stand(member, Standing.SILENT)
-        self._note_again(released, rank, f"it was silent for over {self.facts.lease_timeout_s:g} s")
+        self.account.again(
+            self.round.work, self.round.step, released, rank, f"it was silent for over {self.facts.lease_timeout_s:g} s"
+        )
         held = f"{member.named()} holds {self.round.named(released)} for over {self.facts.lease_timeout_s:g} s"
         return [Say(text=f"{held}: leased again")]
 
     def _remind(self, now: float) -> list[Effect]:
-        text = self._waits_for()
+        text = waits_for(self.phase, self.roster, self.facts)
         return [Say(text=text)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
-
-    def _waits_for(self) -> str:
-        if self.phase is Phase.MUSTERING:
-            return ""  # whoever looks after the other servers says so
-        if self.phase is Phase.GATHERING:
-            have, need = self.roster.number_prepared(), self.facts.min_workers
-            return f"waiting for workers: {have} of {need} are ready"
-        return "" if self.roster.number(Standing.READY) else "waiting for a worker: none is left"
 
     # What is told
 

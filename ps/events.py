@@ -127,3 +127,6 @@ Event = (
     | TimePassed
     | Interrupted
 )
+
+#: What says nothing of whether a worker is alive.
+NO_SIGN = (TimePassed, Interrupted, WorkerLeft, ServersReady, SumsStored, StepUpdated, ServerLost)

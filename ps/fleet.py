@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.errors import ProtocolError
-from common.messages import PROTOCOL_VERSION, Alive, Finished, Refused, shortened
+from common.messages import Alive, Finished, Refused, shortened
 from common.numerics import Fingerprint
 from common.reduction import Node
 from common.shard_messages import ShardJoin, SquaresAsked, Update
 from ps import fleet_events as events
+from ps.admission import refusal
 from ps.fleet_effects import (
     CompleteStep,
     ConfirmSums,
@@ -84,7 +85,7 @@ class Fleet:
     #: Shards that have answered what was last asked of all.
     answered: set[int] = field(default_factory=set)
     #: The update at hand.
-    _tree: events.TreeCompleted | None = None
+    tree: events.TreeCompleted | None = None
 
     def handle(self, event: events.FleetEvent, now: float) -> list[FleetEffect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
@@ -161,24 +162,11 @@ class Fleet:
     def _refusal(self, join: ShardJoin) -> str:
         """Return why a shard is turned away, empty where it is not."""
         facts = self.facts
-        if join.protocol != PROTOCOL_VERSION:
-            return (
-                f"the shard speaks protocol {join.protocol}, the server {PROTOCOL_VERSION}: "
-                "install the same version of lockstep on both"
-            )
         if self.phase is FleetPhase.ENDED:
             return "the run is over"
         if len(self.seats) == facts.servers - 1:
             return f"all {facts.servers} servers of this run are there: start the server with more --servers"
-        differences = facts.fingerprint.differences(join.fingerprint)
-        if differences and not facts.allows_mixed_numerics:
-            named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
-            return (
-                f"the numerics of the shard on host {join.host!r} differ from the server's, and so would its bits: "
-                f"{named}: use equal machines and versions, or start the server with --allow-mixed-numerics and lose "
-                "the promise"
-            )
-        return ""
+        return refusal(join, facts.fingerprint, allows_mixed_numerics=facts.allows_mixed_numerics)
 
     def _prepared(self, event: events.ShardPrepared, now: float) -> list[FleetEffect]:
         seat = self._hear(event.peer, now)
@@ -237,7 +225,7 @@ class Fleet:
     # Weights are updated
 
     def _close(self, event: events.TreeCompleted) -> list[FleetEffect]:
-        self._tree = event
+        self.tree = event
         if not event.is_clipped:
             return self._update(None)
         self.phase = FleetPhase.MEASURING
@@ -245,7 +233,7 @@ class Fleet:
         return [Send(peer=peer, message=asked) for peer in self.seats]
 
     def _update(self, scale: float | None) -> list[FleetEffect]:
-        tree = self._tree
+        tree = self.tree
         assert tree is not None
         self.phase = FleetPhase.UPDATING
         self.answered.clear()
@@ -257,14 +245,14 @@ class Fleet:
     def _answer(self, peer: bytes, step: int, now: float) -> bool:
         """Book an answer to what was asked of all; return whether it is the last."""
         seat = self._hear(peer, now)
-        if seat is None or self._tree is None or step != self._tree.step or seat.index in self.answered:
+        if seat is None or self.tree is None or step != self.tree.step or seat.index in self.answered:
             return False
         self.answered.add(seat.index)
         return len(self.answered) == self.facts.servers - 1
 
     def _complete(self) -> list[FleetEffect]:
-        assert self._tree is not None
-        done, self._tree = self._tree.step, None
+        assert self.tree is not None
+        done, self.tree = self.tree.step, None
         self.phase, self.step = FleetPhase.ADDING, done + 1
         self.stored.clear()
         self.awaited.clear()
@@ -276,8 +264,9 @@ class Fleet:
     def _gone(self, event: events.ShardGone) -> list[FleetEffect]:
         if event.peer not in self.seats:
             return []
-        seat = self.seats.pop(event.peer)
+        seat = self.seats[event.peer]
         if self.phase is FleetPhase.MUSTERING:
+            del self.seats[event.peer]
             return [Say(text=f"{seat.named()} left: {event.reason}")]
         return self._lose(seat, event.reason)
 
@@ -312,6 +301,6 @@ class Fleet:
         assert all(0 < index < self.facts.servers for index in indices)
         if self.phase not in (FleetPhase.MUSTERING, FleetPhase.ENDED):
             assert len(indices) == self.facts.servers - 1, "a slice is nobody's"
-        assert (self._tree is not None) == (self.phase in (FleetPhase.MEASURING, FleetPhase.UPDATING)) or (
+        assert (self.tree is not None) == (self.phase in (FleetPhase.MEASURING, FleetPhase.UPDATING)) or (
             self.phase is FleetPhase.ENDED
         )

@@ -6,10 +6,10 @@ What is decided here never changes the result: the sums are added over one fixed
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.messages import SLOTS, Lease
+from common.messages import SLOTS, Lease, Result
 from common.reduction import Node
 from ps.awaiting import Awaiting
-from ps.effects import Effect, Send, SendWeights
+from ps.effects import AddShared, AddSums, Effect, Send, SendWeights
 from ps.pieces import Pieces
 from ps.plan import Round
 from ps.roster import Member
@@ -64,3 +64,11 @@ def occupied(rank: int, pieces: Pieces, awaiting: Awaiting) -> list[Node]:
     """Return what a worker's slots of sums are needed for: what it holds, and what is still being read."""
     held = [held.node for held in pieces.holding(rank)]
     return held + awaiting.beside(rank, held) if awaiting.results else held
+
+
+def adding(slots: SlotBook, member: Member, result: Result) -> AddSums | AddShared | None:
+    """Return how the sums of a result get into the tree, None where they are not to be had any more."""
+    if not member.shares or result.work == "evaluate":
+        return AddSums(node=result.node())
+    slot = slots.slot_of(member.rank, result.number)
+    return None if slot is None else AddShared(node=result.node(), rank=member.rank, slot=slot)

@@ -5,6 +5,7 @@ an epoch used each sample exactly once; with the losses, which come for free, it
 computed again differs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from common.errors import FileFormatError
-from common.messages import Work
+from common.messages import Result, Work
 from common.reduction import Node
 
 #: Most entries that one round brings beside its own: what a peer sends must not fill our memory.
@@ -139,6 +140,17 @@ class Account:
             self.entries.append(entry)
         else:
             self.unlisted += 1
+
+    def again(self, work: Work, step: int, nodes: Sequence[Node], rank: int, why: str) -> None:
+        """Book pieces that a worker will not bring, so that others compute them."""
+        for node in nodes:
+            self.note(Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why))
+
+    def vain(self, result: Result, rank: int) -> None:
+        """Book a result that nobody needs."""
+        if result.lo < result.hi:
+            why = "others had done it, or it came twice"
+            self.again(result.work, result.step, [result.node()], rank, why)
 
     def step_done(self, step: int, mark: int) -> StepDone:
         """Return the entry of a training step that is over."""

@@ -13,7 +13,8 @@ from common.reduction import Vector
 #: Values of a window: even, so that any cut between windows is one between words.
 WINDOW = 131_072
 
-_MODULUS = 2**64
+#: Marks are below it, and marks of pieces are added up modulo it.
+MODULUS = 2**64
 
 
 def window_of(step: int, size: int) -> slice:
@@ -32,4 +33,4 @@ def mark_of(part: Vector) -> int:
     even = part.size & ~1
     words: NDArray[np.uint64] = part[:even].view(np.uint64)
     odd = int(part[even:].view(np.uint32)[0]) if part.size > even else 0
-    return (int(np.add.reduce(words)) + odd) % _MODULUS
+    return (int(np.add.reduce(words)) + odd) % MODULUS

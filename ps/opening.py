@@ -17,6 +17,7 @@ from common.nn.module import Module
 from common.numerics import fingerprint
 from common.reduction import Vector
 from common.safetensors import read
+from common.slices import slices_for
 from ps.facts import RunFacts
 from ps.plan import plan_of
 from ps.policy import policy_of
@@ -30,6 +31,8 @@ class Admission:
     min_workers: int = 1
     lease_timeout_s: float = 60.0
     allows_mixed_numerics: bool = False
+    #: Servers that share the weights.
+    servers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
     check_fit(model, data.train, dry_run(model, two_samples(data, job.max_shift)))
+    slices_for(layout.size, admission.servers)  # says where there are too many
     plan = plan_of(job, len(data.train), len(data.test))
     facts = RunFacts(
         run=run,
@@ -68,6 +72,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
         min_workers=admission.min_workers,
         lease_timeout_s=admission.lease_timeout_s,
         allows_mixed_numerics=admission.allows_mixed_numerics,
+        servers=admission.servers,
     )
     weights = first_weights(job, model, layout)
     shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model, layout), job.micro_batches)

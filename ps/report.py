@@ -5,6 +5,7 @@ from ps.facts import RunFacts
 from ps.phases import Phase
 from ps.plan import Round
 from ps.progress import Progress
+from ps.roster import Roster, Standing
 
 
 def status_of(
@@ -38,3 +39,12 @@ def status_of(
         history=progress.history[-HISTORY_LIMIT:],
         failure=shortened(failure),
     )
+
+
+def waits_for(phase: Phase, roster: Roster, facts: RunFacts) -> str:
+    """Return for which workers a run waits, empty where it does not."""
+    if phase is Phase.MUSTERING:
+        return ""  # it waits for other servers: the fleet says so
+    if phase is Phase.GATHERING:
+        return f"waiting for workers: {roster.number_prepared()} of {facts.min_workers} are ready"
+    return "" if roster.number(Standing.READY) else "waiting for a worker: none is left"

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -28,16 +28,20 @@ from common.messages import (
     WorkerMessage,
     shortened,
 )
-from common.reduction import Node, Vector, is_node
+from common.reduction import Vector
+from common.shard_messages import Collected, ShardJoin, ShardMessage
 from common.transport.port import PeerGone, PeerSlow, ServerPort
-from ps import effects, events
+from ps import effects, events, fleet_events
 from ps.coordinator import Coordinator
-from ps.frame_book import FrameBook
+from ps.gathered import Gathered
+from ps.intake import Intake
 from ps.keeper import Keeper
+from ps.last_words import last_weights
 from ps.leasing import WINDOW
 from ps.mark import mark_after
 from ps.recorder import Recorder, carried
 from ps.shard import Shard
+from ps.shards import Shards
 from ps.sharing import Sharing
 
 #: Seconds for which the last messages may still go out.
@@ -70,7 +74,9 @@ class Server:
     keeper: Keeper | None = None
     #: Set once the run has ended.
     ended: effects.Finish | None = None
-    book: FrameBook = field(init=False)
+    #: The other servers, None where this is the only one; `shard` is its own slice then.
+    shards: Shards | None = None
+    intake: Intake = field(init=False)
     #: Peers that were turned away, the last ones: one that goes on talking is not answered again, nor told of.
     _refused: dict[bytes, None] = field(default_factory=dict)
     #: The arrays of the message at hand.
@@ -78,10 +84,11 @@ class Server:
     #: When the progress was last shown.
     _shown: float = -math.inf
 
+    #: The update that all servers are making.
+    _closing: effects.UpdateWeights | None = None
+
     def __post_init__(self) -> None:
-        self.book = FrameBook(len(self.shard.frames))
-        #: The index of the frame that begins there.
-        self._frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
+        self.intake = Intake(self.shard, self.coordinator.roster, self.sharing)
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
@@ -109,28 +116,58 @@ class Server:
 
     def step(self) -> bool:
         """Handle the passing of time, or one message; return whether anything happened."""
-        deadline, now = self.coordinator.deadline(), self.clock.now()
+        deadline, now = self.deadline(), self.clock.now()
         # First, since there may always be a message: leases run out and dead workers are noticed all the same.
         if deadline is not None and now >= deadline:
-            self._happen(events.TimePassed())
+            self._happen(*self._pass_time(now))
             return True
         received = self.port.receive(None if deadline is None else deadline - now)
         if received is not None:
             self._hear(*received)
         return received is not None
 
+    def deadline(self) -> float | None:
+        """Return when something is due although no message comes."""
+        due = [self.coordinator.deadline(), None if self.shards is None else self.shards.fleet.deadline()]
+        return min((at for at in due if at is not None), default=None)
+
+    def _pass_time(self, now: float) -> list[events.Event]:
+        told: list[events.Event] = []
+        if self.shards is not None and (due := self.shards.fleet.deadline()) is not None and now >= due:
+            told += self.shards.happen(fleet_events.TimePassed())
+        at = self.coordinator.deadline()
+        return [*told, events.TimePassed()] if at is not None and now >= at else told
+
     def _hear(self, peer: bytes, frames: list[memoryview]) -> None:
         if peer in self._refused:
             return
         try:
-            message, self._arrays = decode(frames, WorkerMessage)
-            event = self._event(peer, message)
+            message, self._arrays = decode(frames, WorkerMessage | ShardMessage)
+            told = self._told(peer, message)
         except RemoteProtocolError as error:
-            event = self._turn_away(peer, str(error))
-        if event is not None:
-            self._happen(event)
+            told = self._turn_away(peer, str(error))
+        self._happen(*told)
 
-    def _turn_away(self, peer: bytes, fault: str) -> events.Event:
+    def _told(self, peer: bytes, message: Message) -> list[events.Event]:
+        """Return what a message tells the coordinator."""
+        if self.shards is not None and self.shards.hears(peer, message):
+            return self.shards.hear(peer, message, self._arrays)
+        if isinstance(message, ShardJoin):
+            return self._refuse_shard(peer)
+        event = self._event(peer, message)
+        told = [] if event is None else [event]
+        if self.shards is not None and isinstance(event, events.WorkerPrepared):
+            # Before any lease, and so before anything comes of one.
+            return self.shards.admit(peer, shares=event.shares) + told
+        return told
+
+    def _refuse_shard(self, peer: bytes) -> list[events.Event]:
+        reason = "this run has one server: start that with --servers 2 or more"
+        self.say(f"refused a shard: {reason}")
+        self._send(peer, Refused(reason=reason))
+        return []
+
+    def _turn_away(self, peer: bytes, fault: str) -> list[events.Event]:
         """Answer what cannot be understood: a worker of another version would wait for ever, not knowing why."""
         reason = f"it broke protocol {PROTOCOL_VERSION}: {fault}; is the same version of lockstep on both sides?"
         self.say(f"refused a peer: {reason}")
@@ -138,7 +175,9 @@ class Server:
         self._refused[peer] = None
         if len(self._refused) > REFUSED:
             del self._refused[next(iter(self._refused))]
-        return events.WorkerLeft(peer=peer, reason=reason)
+        if self.shards is not None and peer in self.shards.fleet.seats:
+            return self.shards.gone(peer, reason)
+        return [events.WorkerLeft(peer=peer, reason=reason)]
 
     def _event(self, peer: bytes, message: Message) -> events.Event | None:
         match message:
@@ -147,9 +186,10 @@ class Server:
             case Ready():
                 return self._prepared(peer, message)
             case Part():
-                return events.WorkerAdvanced(peer=peer) if self._take(peer, message) else None
+                return events.WorkerAdvanced(peer=peer) if self.intake.take(peer, message, self._arrays[0]) else None
             case Result():
-                return events.ResultReceived(peer=peer, result=message) if self._is_whole(peer, message) else None
+                is_whole = self.intake.is_whole(peer, message, self._arrays)
+                return events.ResultReceived(peer=peer, result=message) if is_whole else None
             case Failed():
                 return events.PieceFailed(peer=peer, failed=message)
             case Diverged():
@@ -174,51 +214,25 @@ class Server:
             self.sharing.admit(member.rank, ready.nonce)
         return events.WorkerPrepared(peer=peer, shares=bool(ready.nonce), obstacle=ready.obstacle)
 
-    def _take(self, peer: bytes, part: Part) -> bool:
-        """Add a frame straight from the memory it was received in, if a lease asks for it; return whether one does."""
-        frame, node = self._frame_at.get(part.start), part.node()
-        if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
-            raise RemoteProtocolError(f"sums over [{part.lo}, {part.hi}) from {part.start} on: no frame of any lease")
-        self._check_length(len(self.shard.frames[frame]))
-        if not self.book.take(peer, part.step, node, frame):
-            return False
-        self.shard.add_frame(frame, node, self._arrays[0])
-        return True
-
-    def _is_whole(self, peer: bytes, result: Result) -> bool:
-        """Tell whether a result came with all that belongs to it: otherwise a part of it came too late to be taken."""
-        self.book.count(peer)
-        if result.work == "train" and len(result.losses) != 4 * (result.hi - result.lo):
-            raise RemoteProtocolError(f"losses of {len(result.losses)} bytes: expected 4 for each of its pieces")
-        if result.work == "evaluate" or self._shares(peer):
-            return True
-        if self._arrays:
-            self._check_length(self.shard.weights.size)
-            return True
-        return self.book.is_whole(peer, result.step, result.node())
-
-    def _shares(self, peer: bytes) -> bool:
-        """Tell whether a peer is a worker that sends no frames."""
-        member = self.coordinator.roster.members.get(peer)
-        return member is not None and member.shares
-
-    def _check_length(self, expected: int) -> None:
-        if len(self._arrays[0]) != expected:
-            raise RemoteProtocolError(f"sums of {len(self._arrays[0])} values: expected {expected}")
-
-    def _happen(self, event: events.Event) -> None:
-        """Let the coordinator handle an event, and whatever its effects lead to."""
-        pending = deque([event])
+    def _happen(self, *told: events.Event) -> None:
+        """Let the coordinator handle events, and whatever its effects lead to."""
+        pending = deque(told)
         while pending:
-            for effect in self.coordinator.handle(pending.popleft(), self.clock.now()):
-                following = self._perform(effect)
-                if following is not None:
-                    pending.append(following)
+            event = pending.popleft()
+            if isinstance(event, events.StepUpdated):
+                self._record_stepped()
+            for effect in self.coordinator.handle(event, self.clock.now()):
+                pending.extend(self._perform(effect))
         # Afterwards: what workers wait for has been sent.
         if self.keeper is not None and not (self.ended and self.ended.failure):
-            self.keeper.look(self.shard, self.coordinator.progress, self.coordinator.roster.compute_s)
+            self.keeper.look(self._holder(), self.coordinator.progress, self.coordinator.roster.compute_s)
 
-    def _perform(self, effect: effects.Effect) -> events.Event | None:
+    def _holder(self) -> Shard | Gathered:
+        """Return who has the whole vector, where that was last had."""
+        return self.shard if self.shards is None else self.shards.gathered
+
+    def _perform(self, effect: effects.Effect) -> Sequence[events.Event]:
+        shards = self.shards
         match effect:
             case effects.Send():
                 return self._send(effect.peer, effect.message)
@@ -228,63 +242,80 @@ class Server:
                 if self._arrays:
                     self.shard.add(effect.node, self._arrays[0])
             case effects.AddShared():
-                assert self.sharing is not None  # a worker shares only what was offered
-                self.shard.add(effect.node, self.sharing.sums[effect.rank][effect.slot])
+                self.intake.add_shared(effect.node, effect.rank, effect.slot)
+                return [] if shards is None else shards.add_shared(effect)
+            case effects.AwaitShards():
+                assert shards is not None  # otherwise nothing is awaited
+                return shards.await_sums(effect)
             case effects.ForgetWorker():
-                self.book.forget(effect.peer)
-                if self.sharing is not None:
-                    self.sharing.forget(effect.rank)
+                self.intake.forget(effect.peer, effect.rank)
+                return [] if shards is None else shards.forget(effect.rank)
             case effects.UpdateWeights():
-                self._update(effect)
+                return self._update(effect)
             case effects.RecordEpoch():
-                self.recorder.note(*effect.account.others("evaluate", self.shard.updates))
-                self.recorder.epoch(effect.epoch, self.shard.digest())
+                holder = self._holder()
+                self.recorder.note(*effect.account.others("evaluate", holder.updates))
+                self.recorder.epoch(effect.epoch, holder.digest())
             case effects.Say():
                 self.say(effect.text)
             case effects.Finish():
                 self._finish(effect)
             case _:
                 assert_never(effect)
-        return None
+        return []
 
-    def _send_weights(self, peer: bytes, step: int) -> events.Event | None:
+    def _send_weights(self, peer: bytes, step: int) -> Sequence[events.Event]:
         for frame in self.shard.frames:
             failed = self._send(peer, Weights(step=step, start=frame.start), frame.of(self.shard.weights))
-            if failed is not None:
+            if failed:
                 return failed
-        return None
+        member = self.coordinator.roster.members.get(peer)
+        return [] if self.shards is None or member is None else self.shards.serve(member.rank, step)
 
-    def _send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> events.Event | None:
+    def _send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> Sequence[events.Event]:
         if isinstance(message, Lease):
-            self._book(peer, message)
+            self.intake.expect(peer, message)
         try:
             self.port.send(peer, encode(message, arrays))
         except PeerGone:
-            return events.WorkerLeft(peer=peer, reason="its connection is gone")
+            return [events.WorkerLeft(peer=peer, reason="its connection is gone")]
         except PeerSlow:
-            return events.WorkerLeft(peer=peer, reason="it does not read what it is sent")
-        return None
+            return [events.WorkerLeft(peer=peer, reason="it does not read what it is sent")]
+        return []
 
-    def _book(self, peer: bytes, lease: Lease) -> None:
-        """Get ready for a lease before its worker does: for its frames, or for its sums in the slot that it names."""
-        member = self.coordinator.roster.members.get(peer)
-        if member is not None and member.shares:
-            assert self.sharing is not None  # as for `AddShared`
-            self.shard.settle(self.sharing.sums[member.rank][lease.slot])
-        elif lease.work == "train":
-            self.book.grant(peer, lease.step, Node(lease.lo, lease.hi))
-        else:
-            self.book.expect(peer, 1)
-
-    def _update(self, effect: effects.UpdateWeights) -> None:
+    def _update(self, effect: effects.UpdateWeights) -> list[events.Event]:
+        """Make the update, or let all servers begin it: they tell by an event when it is done."""
+        if self.shards is not None:
+            self._closing = effect
+            return self.shards.update(effect.step, effect.tally.count, self._collected(effect.step))
         began = self.clock.now()
         rate = self.shard.update(effect.step, effect.tally.count)
-        now = self.clock.now()
-        self.recorder.step(effect.step, effect.tally, rate, now - began, self.coordinator.progress.last_step)
-        self.recorder.account(effect.step, effect.account, mark_after(effect.step, self.shard.weights))
+        self._record(effect, rate, self.clock.now() - began, mark_after(effect.step, self.shard.weights))
+        return []
+
+    def _collected(self, step: int) -> Collected:
+        """Return what is to be gathered from all servers with the update of a step."""
+        ends_epoch, keeper = self.coordinator.facts.plan.closes_epoch(step), self.keeper
+        if keeper is None or not keeper.folder.keep:
+            return "weights" if ends_epoch else "nothing"
+        # Never the weights alone: they and the optimizer's slots are to be of one step.
+        is_due = ends_epoch or keeper.cadence.is_due(step + 1, self.clock.now(), ends_epoch=False)
+        return "all" if is_due else "nothing"
+
+    def _record(self, effect: effects.UpdateWeights, rate: float, seconds: float, mark: int) -> None:
+        self.recorder.step(effect.step, effect.tally, rate, seconds, self.coordinator.progress.last_step)
+        self.recorder.account(effect.step, effect.account, mark)
+
+    def _record_stepped(self) -> None:
+        """Keep the figures of the update that all servers have made."""
+        if self.shards is None or self.shards.stepped is None:
+            return
+        done, self.shards.stepped = self.shards.stepped, None
+        assert self._closing is not None
+        self._record(self._closing, done.rate, done.seconds, done.mark)
 
     def _finish(self, finish: effects.Finish) -> None:
-        coordinator, shard = self.coordinator, self.shard
+        coordinator, shard, shards = self.coordinator, self.shard, self.shards
         if not finish.failure:
             roster = coordinator.roster
             self.recorder.setting = carried(self.recorder.setting, roster.sharing, roster.obstacle)
@@ -292,13 +323,17 @@ class Server:
                 coordinator.progress,
                 workers=coordinator.roster.most_prepared,
                 compute_s=coordinator.roster.compute_s,
-                weights=shard.weights,
+                weights=self._holder().weights,
                 now=self.clock.now(),
             )
-        elif finish.is_diverged:
-            self.recorder.fail(finish.failure, *shard.before_last())
         else:
-            if self.keeper is not None:
-                self.keeper.take(shard, coordinator.progress, coordinator.roster.compute_s)
-            self.recorder.fail(finish.failure, *shard.whole())
+            if self.keeper is not None and not finish.is_diverged:
+                self.keeper.take(self._holder(), coordinator.progress, coordinator.roster.compute_s)
+            if shards is not None:
+                kept = last_weights(shards, self.port, self.clock, is_diverged=finish.is_diverged)
+            else:
+                kept = shard.before_last() if finish.is_diverged else shard.whole()
+            self.recorder.fail(finish.failure, *kept)
+        if shards is not None:
+            shards.end(finish.failure)
         self.ended = finish

@@ -79,6 +79,14 @@ class SumsShared:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SumsMissing:
+    """The sums of a worker that shares memory cannot be mapped."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SquaresWanted:
     asked: SquaresAsked
 
@@ -141,6 +149,7 @@ ShardEvent = (
     | WeightsWanted
     | PartReceived
     | SumsShared
+    | SumsMissing
     | SquaresWanted
     | UpdateWanted
     | PeerFailed

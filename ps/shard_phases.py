@@ -42,6 +42,7 @@ _TABLE: dict[type[events.ShardEvent], tuple[frozenset[ShardPhase] | None, ...]] 
     events.WeightsWanted: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
     events.PartReceived: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
     events.SumsShared: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
+    events.SumsMissing: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
     events.SquaresWanted: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
     events.UpdateWanted: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
     events.PeerFailed: (_JOINING, ILLEGAL, _FILLING, _SERVING, IGNORED),

@@ -172,6 +172,9 @@ class ShardState:
                     return []
                 stored = Stored(rank=add.rank, step=add.step, lo=add.lo, hi=add.hi)
                 return [AddShared(node=add.node(), rank=add.rank, slot=add.slot), Tell(message=stored)]
+            case events.SumsMissing():
+                visitors.forget(event.rank)
+                return [Tell(message=Lost(rank=event.rank, reason=shortened(event.reason)))]
             case events.SquaresWanted(asked=asked):
                 self._demand_current(asked.step)
                 return [SendSquares(step=asked.step, count=asked.count)]
@@ -236,6 +239,7 @@ Service = (
     | events.WeightsWanted
     | events.PartReceived
     | events.SumsShared
+    | events.SumsMissing
     | events.SquaresWanted
     | events.UpdateWanted
     | events.PeerFailed

@@ -61,7 +61,8 @@ class Visitors:
         visitor = self.by_rank.get(hello.rank)
         if visitor is None or not _are_one(hello, visitor.admit):
             return None
-        visitor.peer = peer
+        if visitor.peer != peer:
+            visitor.peer, visitor.served = peer, None
         return visitor
 
     def rank_of(self, peer: bytes) -> int | None:

@@ -9,6 +9,7 @@ from common.errors import DataError, ModelError, SharingError
 from common.layout import layout_of
 from common.messages import Welcome
 from common.model import build_model, model_source
+from common.slices import frames_of
 from worker.compute import Compute
 from worker.sharing import attach
 
@@ -52,10 +53,11 @@ def prepare(welcome: Welcome, load: Loader, root: Path | None = None) -> Workpla
             f"model {job.model_name()!r} has other parameters here than at the server: "
             "install the same version of lockstep on both"
         )
+    frames = frames_of(layout.size, 1 + len(welcome.shards))
     if not welcome.memory or root is None:
-        return Workplace(Compute(job, model, data))
+        return Workplace(Compute(job, model, data, frames=frames))
     try:
         shared = attach(root, welcome, layout.size)
     except SharingError as error:
-        return Workplace(Compute(job, model, data), obstacle=str(error))
+        return Workplace(Compute(job, model, data, frames=frames), obstacle=str(error))
     return Workplace(Compute(job, model, data, shared.slots, shared.sums), nonce=shared.nonce)

@@ -9,7 +9,7 @@ from typing import assert_never
 
 from common.clock import Clock
 from common.codec import Buffer, decode, encode
-from common.errors import LockstepError, RemoteProtocolError
+from common.errors import AddressError, LockstepError, RemoteProtocolError
 from common.messages import (
     Alive,
     Finished,
@@ -25,14 +25,19 @@ from common.messages import (
     Welcome,
 )
 from common.reduction import Node, Vector
-from common.slices import Slice
+from common.shard_messages import Hello
+from common.slices import Slice, slices_for
 from common.tally import Tally, pack_losses
+from common.transport.links import Links, Wait, wait_for_nothing
 from common.transport.port import ClientPort, PeerSlow
 from worker import effects, events
 from worker.assembly import Assembly, assembly_of
 from worker.compute import Compute, NotFiniteError
 from worker.preparing import Loader, prepare
 from worker.state import WorkerState
+
+#: Opens a connection to an address; `AddressError` where there can be none.
+Dial = Callable[[str], ClientPort]
 
 #: Seconds for which last words may still go out.
 LINGER_S = 1.0
@@ -49,9 +54,18 @@ class Runner:
     say: Callable[[str], None]
     #: Where memory that a server offers is looked for, None where none is to be shared.
     root: Path | None = None
+    #: How other servers of a run are reached, None where there can be none.
+    dial: Dial | None = None
+    wait: Wait = wait_for_nothing
     #: Set once the worker has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
     _compute: Compute | None = None
+    #: Connections to the run's other servers, in the order of their slices.
+    _others: list[ClientPort] = field(default_factory=list)
+    #: By where a frame begins, the connection to the server that owns it, where it is one of these.
+    _owners: dict[int, ClientPort] = field(default_factory=dict)
+    #: All connections, where there are several.
+    _links: Links[list[memoryview]] | None = None
     #: Whether that computes in memory which the server sees.
     _shares: bool = False
     #: The frames of the weights that are on their way here.
@@ -72,9 +86,15 @@ class Runner:
         except KeyboardInterrupt:
             self.interrupt()
         finally:
-            self.port.close(LINGER_S)
+            self.close()
         assert self.ended is not None
         return self.ended
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.port.close(LINGER_S)
+        for other in self._others:
+            other.close()
 
     def begin(self) -> None:
         """Ask for a place in the run."""
@@ -87,7 +107,7 @@ class Runner:
     def step(self) -> bool:
         """Handle one message, or the passing of time; return whether anything happened."""
         deadline = self.state.deadline()
-        frames = self.port.receive(None if deadline is None else max(0.0, deadline - self.clock.now()))
+        frames = self._receive(None if deadline is None else max(0.0, deadline - self.clock.now()))
         if frames is not None:
             self._hear(frames)
             return True
@@ -95,6 +115,12 @@ class Runner:
             self._happen(events.TimePassed())
             return True
         return False
+
+    def _receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        if self._links is None:
+            return self.port.receive(timeout_s)
+        received = self._links.receive(timeout_s)
+        return None if received is None else received[1]
 
     def _hear(self, frames: list[memoryview]) -> None:
         try:
@@ -166,9 +192,9 @@ class Runner:
                 assert_never(effect)
         return None
 
-    def _send(self, frames: list[Buffer], patience_s: float = 0.0) -> None:
+    def _send(self, frames: list[Buffer], patience_s: float = 0.0, server: ClientPort | None = None) -> None:
         try:
-            self.port.send(frames, patience_s)
+            (server or self.port).send(frames, patience_s)
         except PeerSlow:
             # Nobody reads, perhaps since nobody is there: what is asked is asked again, what is lost is leased again.
             return
@@ -180,7 +206,26 @@ class Runner:
             return events.PreparationFailed(reason=str(error))
         self._compute, self._shares = place.compute, bool(place.nonce)
         self._weights = assembly_of(self._compute.frames)
+        try:
+            self._meet(welcome, place.compute)
+        except LockstepError as error:
+            return events.PreparationFailed(reason=str(error))
         return events.Prepared(nonce=place.nonce, obstacle=place.obstacle)
+
+    def _meet(self, welcome: Welcome, compute: Compute) -> None:
+        """Dial the other servers, unless the memory that all of them share is all there is to exchange."""
+        if self._shares or not welcome.shards:
+            return
+        hello = Hello(rank=welcome.rank, incarnation=self.state.facts.join.incarnation)
+        _, *slices = slices_for(compute.layout.size, 1 + len(welcome.shards))
+        for address, owned in zip(welcome.shards, slices, strict=True):
+            if self.dial is None:
+                raise AddressError(f"another server at {address!r}: expected a run with one server")
+            other = self.dial(address)
+            self._others.append(other)
+            self._owners.update({frame.start: other for frame in owned.frames()})
+            self._send(encode(hello), self.state.facts.silence_s, other)
+        self._links = Links([self.port, *self._others], self.wait)
 
     def _compute_piece(self, lease: Lease) -> events.Event:
         assert self._compute is not None
@@ -225,7 +270,8 @@ class Runner:
             began = self.clock.now()
             part = Part(step=lease.step, lo=lease.lo, hi=lease.hi, start=frame.start)
             # With patience: a frame that is not sent would cost the whole lease.
-            self._send(encode(part, [frame.of(compute.into)]), self.state.facts.silence_s)
+            owner = self._owners.get(frame.start)
+            self._send(encode(part, [frame.of(compute.into)]), self.state.facts.silence_s, owner)
             self._pushing_s += self.clock.now() - began
 
         return compute.train(lease.step, node, push)[1]

@@ -112,7 +112,8 @@ class WorkerState:
     retries: int = 0
     #: The step whose weights are installed, None before the first.
     weights_step: int | None = None
-    #: Leases to be computed; all of them on the weights at hand.
+    #: Leases to be computed, all of one round: on the weights at hand, or on those that are on their way here. Other
+    #: servers send theirs over connections of their own, so that a lease may be quicker.
     leases: deque[Lease] = field(default_factory=deque)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -136,7 +137,7 @@ class WorkerState:
             timeout = self.facts.timeout_s
             return retry if timeout is None else min(retry, self.started + timeout)
         if self.phase is Phase.WAITING:
-            return self.heard if self.leases else min(retry, self.heard + self.facts.silence_s)
+            return self.heard if self._has_work() else min(retry, self.heard + self.facts.silence_s)
         return None
 
     def _react(self, event: Event, now: float) -> list[Effect]:
@@ -189,18 +190,24 @@ class WorkerState:
         lease = event.lease
         if self.shares and (self.weights_step is None or lease.step > self.weights_step):
             self._begin_step(lease.step)
-        if self.leases and self.leases[0].work != lease.work:
-            # An evaluation is over as well when the next step begins, on the same weights.
+        if self.weights_step is not None and lease.step < self.weights_step:
+            return []
+        if self.leases and (self.leases[0].work, self.leases[0].step) != (lease.work, lease.step):
+            # Leases come in the order of rounds: that of the others is over. An evaluation is so as well when the next
+            # step begins, on the same weights.
             self.leases.clear()
-        if lease.step == self.weights_step:
-            self.leases.append(lease)
+        self.leases.append(lease)
         return []
 
     def _begin_step(self, step: int) -> None:
         """Book that the weights of a step are there."""
-        # The round of the old ones is over: others have computed what is left of it here.
-        self.leases.clear()
+        if self.leases and self.leases[0].step < step:
+            # The round of the old ones is over: others have computed what is left of it here.
+            self.leases.clear()
         self.weights_step = step
+
+    def _has_work(self) -> bool:
+        return bool(self.leases) and self.leases[0].step == self.weights_step
 
     def _answer(self, event: PieceComputed | PieceDiverged | PieceRaised) -> Effect:
         match event:
@@ -225,7 +232,7 @@ class WorkerState:
         return [word] if self.retries % JOINS_EVERY else [word, Send(message=self.facts.join)]
 
     def _wait_on(self, now: float) -> list[Effect]:
-        if self.leases:
+        if self._has_work():
             self.phase = Phase.COMPUTING
             return [ComputePiece(lease=self.leases.popleft())]
         if now >= self.heard + self.facts.silence_s:

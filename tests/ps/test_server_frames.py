@@ -121,7 +121,7 @@ def test_nothing_is_kept_of_what_strangers_send() -> None:
         hand.simulation.run_until_quiet()
     server = hand.simulation.server
     assert not any(tree.tree.held for tree in server.shard.trees)
-    assert len(server.book.allowance) == 1
+    assert len(server.intake.book.allowance) == 1
     stranger.close()
     assert hand.finish() == digest_of(JOB)
 

@@ -190,7 +190,25 @@ def test_without_weights_nothing_is_computed() -> None:
     drive = Drive()
     drive.enter()
     drive.lease(lease_of(0))
-    assert not drive.state.leases
+    deadline = drive.state.deadline()
+    assert deadline is not None
+    assert deadline > drive.now
+    # The weights may come over other connections, and later than a lease.
+    drive.weights(0)
+    assert drive.state.deadline() == drive.now
+
+
+def test_a_lease_that_is_quicker_than_its_weights_waits_for_them() -> None:
+    drive = Drive()
+    drive.enter()
+    drive.weights(3)
+    drive.lease(lease_of(3))
+    drive.lease(lease_of(4))
+    assert list(drive.state.leases) == [lease_of(4)]
+    drive.weights(4)
+    assert list(drive.state.leases) == [lease_of(4)]
+    drive.lease(lease_of(3))
+    assert list(drive.state.leases) == [lease_of(4)]
 
 
 def test_divergence_and_errors_are_told_with_their_place() -> None:

@@ -1,0 +1,85 @@
+"""What of the sums that workers send is taken in, and how it gets into the server's own slice."""
+
+from dataclasses import dataclass, field
+
+from common.errors import RemoteProtocolError
+from common.messages import Lease, Part, Result
+from common.reduction import Node, Vector, is_node
+from ps.frame_book import FrameBook
+from ps.roster import Roster
+from ps.shard import Shard
+from ps.sharing import Sharing
+
+
+@dataclass
+class Intake:
+    """The way of sums from workers to a shard in the coordinator's process."""
+
+    shard: Shard
+    roster: Roster
+    sharing: Sharing | None
+    book: FrameBook = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.book = FrameBook(len(self.shard.frames))
+        #: The index of the frame that begins there.
+        self._frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
+
+    def shares(self, peer: bytes) -> bool:
+        """Tell whether a peer is a worker that sends no frames."""
+        member = self.roster.members.get(peer)
+        return member is not None and member.shares
+
+    def expect(self, peer: bytes, lease: Lease) -> None:
+        """Get ready for a lease before its worker does: for its frames, or for its sums in the slot that it names."""
+        member = self.roster.members.get(peer)
+        if member is not None and member.shares:
+            self.shard.settle(self.slot(member.rank, lease.slot))
+        elif lease.work == "train":
+            self.book.grant(peer, lease.step, Node(lease.lo, lease.hi))
+        else:
+            self.book.expect(peer, 1)
+
+    def slot(self, rank: int, slot: int) -> Vector:
+        """Return the sums in a worker's slot, over the whole vector."""
+        assert self.sharing is not None  # a worker shares only what was offered
+        return self.sharing.sums[rank][slot]
+
+    def take(self, peer: bytes, part: Part, values: Vector) -> bool:
+        """Add a frame straight from the memory it was received in, if a lease asks for it; return whether one does."""
+        frame, node = self._frame_at.get(part.start), part.node()
+        if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
+            raise RemoteProtocolError(f"sums over [{part.lo}, {part.hi}) from {part.start} on: no frame of any lease")
+        _check_length(values, len(self.shard.frames[frame]))
+        if not self.book.take(peer, part.step, node, frame):
+            return False
+        self.shard.add_frame(frame, node, values)
+        return True
+
+    def is_whole(self, peer: bytes, result: Result, arrays: list[Vector]) -> bool:
+        """Tell whether a result came with all that belongs to it: otherwise a part of it came too late to be taken."""
+        self.book.count(peer)
+        if result.work == "train" and len(result.losses) != 4 * (result.hi - result.lo):
+            raise RemoteProtocolError(f"losses of {len(result.losses)} bytes: expected 4 for each of its pieces")
+        if result.work == "evaluate" or self.shares(peer):
+            return True
+        if arrays:
+            _check_length(arrays[0], self.shard.weights.size)
+            return True
+        return self.book.is_whole(peer, result.step, result.node())
+
+    def add_shared(self, node: Node, rank: int, slot: int) -> None:
+        """Add our slice of the sums in a worker's slot, which stay there until a lease names it again."""
+        start, size = self.shard.start, self.shard.weights.size
+        self.shard.add(node, self.slot(rank, slot)[start : start + size])
+
+    def forget(self, peer: bytes, rank: int) -> None:
+        """Give back what was kept for a worker that is gone."""
+        self.book.forget(peer)
+        if self.sharing is not None:
+            self.sharing.forget(rank)
+
+
+def _check_length(values: Vector, expected: int) -> None:
+    if len(values) != expected:
+        raise RemoteProtocolError(f"sums of {len(values)} values: expected {expected}")

@@ -1,0 +1,54 @@
+"""The weights of a run that fails, from servers that may not answer any more: what comes in time, or what was there."""
+
+from contextlib import suppress
+
+from common.clock import Clock
+from common.codec import decode, encode
+from common.errors import RemoteProtocolError
+from common.shard_messages import Collect, Held, ShardMessage
+from common.transport.port import PeerGone, PeerSlow, ServerPort
+from ps.shard import Kept
+from ps.shards import Shards
+
+#: Seconds in which the shards are to bring them.
+PATIENCE_S = 1.0
+
+
+def last_weights(shards: Shards, port: ServerPort, clock: Clock, *, is_diverged: bool) -> Kept:
+    """Return the weights after the last update that was made to its end, or before it where that went wrong.
+
+    Those that were last gathered, where not all shards bring theirs in time. What else arrives meanwhile is dropped.
+    """
+    gathered, updates = shards.gathered, max(0, shards.fleet.step - is_diverged)
+    if updates == gathered.updates:
+        return gathered.weights, updates
+    before = gathered.weights.copy()
+    gathered.begin()
+    shards.gather_near(updates, has_state=False)
+    if _ask(shards, port, updates):
+        deadline = clock.now() + PATIENCE_S
+        while gathered.received < gathered.weights.size and clock.now() < deadline:
+            received = port.receive(deadline - clock.now())
+            if received is None:
+                break
+            _take(shards, updates, *received)
+    if not gathered.end(updates):
+        gathered.weights[:] = before
+    return gathered.weights, gathered.updates
+
+
+def _ask(shards: Shards, port: ServerPort, updates: int) -> bool:
+    """Ask all that do not share memory for their weights; return whether all are there to hear it."""
+    try:
+        for peer in [seat.peer for seat in shards.fleet.seats.values() if not seat.shares]:
+            port.send(peer, encode(Collect(steps=updates)))
+    except (PeerGone, PeerSlow):
+        return False
+    return True
+
+
+def _take(shards: Shards, updates: int, peer: bytes, frames: list[memoryview]) -> None:
+    with suppress(RemoteProtocolError):
+        message, arrays = decode(frames, ShardMessage)
+        if peer in shards.fleet.seats and isinstance(message, Held) and message.steps == updates:
+            shards.put(peer, message, arrays[0])

@@ -1,0 +1,298 @@
+"""A shard's shell: turns frames into events and effects into frames, for workers and the server. Decides nothing."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import assert_never
+
+import numpy as np
+
+from common.clock import Clock
+from common.codec import decode, encode
+from common.errors import LockstepError, RemoteProtocolError, SharingError
+from common.messages import Alive, Finished, Join, Message, Part, Refused, Weights
+from common.reduction import Vector
+from common.shard_messages import (
+    Add,
+    Admit,
+    Begin,
+    Collect,
+    Forget,
+    Held,
+    Hello,
+    Serve,
+    ShardWelcome,
+    Squares,
+    SquaresAsked,
+    State,
+    ToShardMessage,
+    Update,
+    Updated,
+    VisitorMessage,
+)
+from common.transport.links import Wait
+from common.transport.port import ClientPort, PeerGone, PeerSlow, ServerPort
+from ps import shard_effects as effects
+from ps import shard_events as events
+from ps.leasing import WINDOW
+from ps.mark import MODULUS
+from ps.partition import held_frames, mark_in
+from ps.shard_place import ShardPlace, take_place
+from ps.shard_state import ShardState
+
+#: Seconds for which last words may still go out.
+LINGER_S = 1.0
+
+#: Messages without arrays that may wait for a worker.
+QUEUE = 32
+
+
+@dataclass
+class ShardServer:
+    """One shard's process: its state, and the means by which the state's effects happen."""
+
+    state: ShardState
+    #: Where workers dial.
+    port: ServerPort
+    #: To the server.
+    upstream: ClientPort
+    clock: Clock
+    say: Callable[[str], None]
+    wait: Wait
+    #: Where memory that a server offers is looked for, None where none is to be shared.
+    root: Path | None = None
+    #: Set once the shard has ended: the process's exit code and the reason.
+    ended: effects.Exit | None = None
+    place: ShardPlace | None = None
+    #: The index of the frame that begins there.
+    _frame_at: dict[int, int] = field(default_factory=dict)
+    #: By rank, our part of the sums of workers that share memory.
+    _sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
+    #: The arrays of the message at hand.
+    _arrays: list[Vector] = field(default_factory=list)
+
+    def run(self) -> effects.Exit:
+        """Serve until the run is over, the server is gone, or the process is interrupted."""
+        try:
+            self.begin()
+            while self.ended is None:
+                self.step()
+        except KeyboardInterrupt:
+            self.interrupt()
+        finally:
+            self.port.close(LINGER_S)
+            self.upstream.close(LINGER_S)
+            if self.place is not None:
+                self.place.close()
+        assert self.ended is not None
+        return self.ended
+
+    def begin(self) -> None:
+        """Ask for a slice of the run."""
+        self._happen(events.Started())
+
+    def interrupt(self) -> None:
+        """Leave the run now."""
+        self._happen(events.Interrupted())
+
+    def step(self) -> bool:
+        """Handle one message, or the passing of time; return whether anything happened."""
+        deadline = self.state.deadline()
+        if self._hear():
+            return True
+        left = None if deadline is None else deadline - self.clock.now()
+        if left is not None and left <= 0.0:
+            self._happen(events.TimePassed())
+            return True
+        self.wait((self.upstream, self.port), left)
+        return self._hear()
+
+    def _hear(self) -> bool:
+        """Handle one message, if there is any: the server's first, which says who takes part."""
+        frames = self.upstream.receive(0.0)
+        if frames is not None:
+            self._hear_server(frames)
+            return True
+        received = self.port.receive(0.0)
+        if received is not None:
+            self._hear_worker(*received)
+        return received is not None
+
+    def _hear_server(self, frames: list[memoryview]) -> None:
+        try:
+            message, self._arrays = decode(frames, ToShardMessage)
+            event = self._event(message)
+        except RemoteProtocolError as error:
+            event = events.ProtocolBroken(fault=str(error))
+        self._happen(event)
+
+    def _hear_worker(self, peer: bytes, frames: list[memoryview]) -> None:
+        try:
+            message, self._arrays = decode(frames, VisitorMessage | Join)
+            self._happen(self._visit(peer, message))
+        except RemoteProtocolError as error:
+            self._happen(events.PeerFailed(peer=peer, reason=str(error)))
+
+    def _visit(self, peer: bytes, message: Message) -> events.ShardEvent:
+        match message:
+            case Hello():
+                self._make_room()
+                return events.WorkerGreeted(peer=peer, hello=message)
+            case Part():
+                return events.PartReceived(peer=peer, part=message, frame=self._frame_of(message))
+            case _:
+                raise RemoteProtocolError(f"this is a shard: workers dial the server, {self.state.facts.address}")
+
+    def _frame_of(self, part: Part) -> int:
+        frame = self._frame_at.get(part.start)
+        if self.place is None or frame is None or len(self._arrays[0]) != len(self.place.shard.frames[frame]):
+            raise RemoteProtocolError(f"{len(self._arrays[0])} sums from {part.start} on: no frame of this slice")
+        return frame
+
+    def _event(self, message: Message) -> events.ShardEvent:
+        match message:
+            case ShardWelcome():
+                return events.Welcomed(welcome=message)
+            case Refused():
+                return events.TurnedAway(refused=message)
+            case State():
+                self._demand_place().fill(message.name, message.start, self._arrays[0])
+                return events.ServerHeard()
+            case Begin():
+                self._demand_place().shard.updates = message.steps
+                return events.Begun(steps=message.steps)
+            case Admit():
+                return events.WorkerAdmitted(admit=message)
+            case Forget():
+                return events.WorkerForgotten(rank=message.rank)
+            case Serve():
+                return events.WeightsWanted(serve=message)
+            case Add():
+                return events.SumsShared(add=message)
+            case SquaresAsked():
+                return events.SquaresWanted(asked=message)
+            case Update():
+                return events.UpdateWanted(update=message)
+            case Collect():
+                self._send_held(message.steps, has_state=False)
+                return events.ServerHeard()
+            case Finished():
+                return events.RunFinished(finished=message)
+            case Alive():
+                return events.ServerAsked()
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} is no message for a shard")
+
+    def _demand_place(self) -> ShardPlace:
+        if self.place is None:
+            raise RemoteProtocolError("a state before the welcome")
+        return self.place
+
+    def _happen(self, event: events.ShardEvent) -> None:
+        """Let the state handle an event, and whatever its effects lead to."""
+        pending = deque([event])
+        while pending:
+            for effect in self.state.handle(pending.popleft(), self.clock.now()):
+                pending.extend(self._perform(effect))
+
+    def _perform(self, effect: effects.ShardEffect) -> Iterator[events.ShardEvent]:
+        match effect:
+            case effects.Tell():
+                self._tell(effect.message)
+            case effects.Prepare():
+                yield self._prepare(effect.welcome)
+            case effects.SendWeights():
+                yield from self._send_weights(effect.peer)
+            case effects.RefusePeer():
+                for _ in self._send(effect.peer, effect.refused):
+                    break  # it is given up already
+            case effects.MapSums():
+                yield from self._map(effect.rank)
+            case effects.DropSums():
+                self._sums.pop(effect.rank, None)
+            case effects.Say():
+                self.say(effect.text)
+            case effects.Exit():
+                self.ended = effect
+            case effects.AddFrame() | effects.AddShared() | effects.SendSquares() | effects.UpdateSlice():
+                self._compute(effect, self._demand_place())
+            case _:
+                assert_never(effect)
+
+    def _compute(
+        self,
+        effect: effects.AddFrame | effects.AddShared | effects.SendSquares | effects.UpdateSlice,
+        place: ShardPlace,
+    ) -> None:
+        match effect:
+            case effects.AddFrame():
+                place.shard.add_frame(effect.frame, effect.node, self._arrays[0])
+            case effects.AddShared():
+                sums = self._sums[effect.rank][effect.slot]
+                place.shard.add(effect.node, sums)
+                # The server lends the slot again as soon as it hears that this is done.
+                place.shard.settle(sums)
+            case effects.SendSquares():
+                self._tell(Squares(step=effect.step), place.shard.squares(effect.count).view(np.float32))
+            case effects.UpdateSlice(update=update):
+                place.shard.update(update.step, update.count, update.scale)
+                if update.collected != "nothing":
+                    self._send_held(update.step + 1, has_state=update.collected == "all")
+                mark = mark_in(place.shard, update.step, place.size)
+                self._tell(Updated(step=update.step, mark=str(mark % MODULUS)))
+
+    def _tell(self, message: Message, *arrays: Vector) -> None:
+        try:
+            self.upstream.send(encode(message, arrays), self.state.facts.silence_s)
+        except PeerSlow:
+            # Nobody has read for so long: the server's silence ends this.
+            return
+
+    def _send_held(self, updates: int, *, has_state: bool) -> None:
+        place = self._demand_place()
+        pieces = held_frames(place.shard, updates, has_weights=place.folder is None, has_state=has_state)
+        for name, part, values in pieces:
+            self._tell(Held(name=name, steps=updates, start=part.start), values)
+
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[events.ShardEvent]:
+        try:
+            self.port.send(peer, encode(message, arrays))
+        except PeerGone:
+            yield events.PeerFailed(peer=peer, reason="its connection is gone")
+        except PeerSlow:
+            yield events.PeerFailed(peer=peer, reason="it does not read what it is sent")
+
+    def _send_weights(self, peer: bytes) -> Iterator[events.ShardEvent]:
+        place = self._demand_place()
+        for frame in place.shard.frames:
+            values = place.shard.weights[frame.start - place.owned.start : frame.stop - place.owned.start]
+            for failed in self._send(peer, Weights(step=place.shard.updates, start=frame.start), values):
+                yield failed
+                return
+
+    def _prepare(self, welcome: ShardWelcome) -> events.ShardEvent:
+        try:
+            self.place = take_place(welcome, self.root)
+        except LockstepError as error:
+            return events.PreparationFailed(reason=str(error))
+        shard = self.place.shard
+        self._frame_at = {frame.start: index for index, frame in enumerate(shard.frames)}
+        self._make_room()
+        return events.Prepared(
+            frames=len(shard.frames),
+            micro_batches=shard.micro_batches,
+            nonce=self.place.nonce,
+            obstacle=self.place.obstacle,
+        )
+
+    def _make_room(self) -> None:
+        """Let the weights for a window of leases wait for each worker that is there."""
+        if self.place is not None:
+            self.port.allow(QUEUE + WINDOW * len(self.place.shard.frames))
+
+    def _map(self, rank: int) -> Iterator[events.ShardEvent]:
+        try:
+            self._sums[rank] = self._demand_place().sums_of(rank)
+        except SharingError as error:
+            yield events.SumsMissing(rank=rank, reason=str(error))

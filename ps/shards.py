@@ -1,0 +1,327 @@
+"""The server's end of its shards: a shell that carries out what the fleet wants, and gathers what they hold."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.clock import Clock
+from common.codec import encode
+from common.errors import RemoteProtocolError
+from common.messages import Alive, Leave, Message, shortened
+from common.optim.clipping import BLOCK, add_blocks, scale_for
+from common.reduction import Vector
+from common.shard_messages import (
+    WEIGHTS,
+    Add,
+    Admit,
+    Begin,
+    Collected,
+    Forget,
+    Held,
+    Lost,
+    Serve,
+    ShardJoin,
+    ShardMessage,
+    ShardReady,
+    ShardWelcome,
+    Squares,
+    State,
+    Stored,
+    Updated,
+)
+from common.slices import Slice, slices_for
+from common.transport.port import PeerGone, PeerSlow, ServerPort
+from ps import effects, events, fleet_effects, fleet_events
+from ps.facts import RunFacts
+from ps.fleet import Fleet, FleetFacts
+from ps.gathered import Gathered
+from ps.mark import MODULUS
+from ps.partition import beginning_of, held_frames, mark_in, own_part
+from ps.roster import Roster
+from ps.shard import Shard
+from ps.sharing import Sharing
+
+#: Messages without arrays that may wait for a shard.
+QUEUE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What a shell of servers works with."""
+
+    port: ServerPort
+    clock: Clock
+    say: Callable[[str], None]
+    sharing: Sharing | None
+    #: Samples of the dataset, to train and to test.
+    samples: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """An update that all servers have made."""
+
+    step: int
+    rate: float
+    mark: int
+    #: Seconds from the moment when the tree was whole.
+    seconds: float
+
+
+@dataclass
+class Shards:
+    """All servers of a run but the coordinator, and the coordinator's own slice."""
+
+    facts: RunFacts
+    #: Of the whole vector, as the run begins; its memory may be the one that workers share.
+    whole: Shard
+    means: Means
+    roster: Roster
+    own: Shard = field(init=False)
+    fleet: Fleet = field(init=False)
+    gathered: Gathered = field(init=False)
+    slices: list[Slice] = field(init=False)
+    #: The last update that all have made.
+    stepped: Stepped | None = None
+    #: Workers that were sent the weights of the step at hand without being asked for.
+    _pushed: frozenset[int] = frozenset()
+    _squares: dict[bytes, NDArray[np.float64]] = field(default_factory=dict)
+    _began: float = 0.0
+    _rate: float = 0.0
+    _mark: int = 0
+    _collected: Collected = "nothing"
+
+    def __post_init__(self) -> None:
+        facts, whole = self.facts, self.whole
+        self.slices = slices_for(whole.weights.size, facts.servers)
+        self.own = own_part(whole, self.slices[0])
+        self.gathered = Gathered.of(whole)
+        self.fleet = Fleet(
+            FleetFacts(
+                servers=facts.servers,
+                fingerprint=facts.fingerprint,
+                allows_mixed_numerics=facts.allows_mixed_numerics,
+                needs_memory=facts.needs_memory,
+                silence_s=facts.lease_timeout_s,
+            ),
+            step=whole.updates,
+        )
+
+    # What is heard
+
+    def hears(self, peer: bytes, message: Message) -> bool:
+        """Tell whether a message is for us: of a shard, or of one that wants to be one."""
+        return isinstance(message, ShardJoin) or peer in self.fleet.seats
+
+    def hear(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> list[events.Event]:
+        """Take in a message of a shard; return what it leads to."""
+        if not isinstance(message, ShardMessage):
+            raise RemoteProtocolError(f"a {type(message).__name__} is no message of a shard")
+        match message:
+            case ShardJoin():
+                return self.happen(fleet_events.ShardJoined(peer=peer, join=message))
+            case ShardReady():
+                return self.happen(self._prepared(peer, message))
+            case Stored():
+                return self.happen(fleet_events.SumsConfirmed(peer=peer, stored=message))
+            case Squares():
+                self._measure(peer, arrays[0])
+                return self.happen(fleet_events.SquaresReceived(peer=peer, step=message.step))
+            case Held():
+                self.put(peer, message, arrays[0])
+                return []
+            case Updated():
+                self._mark += int(message.mark)
+                return self.happen(fleet_events.SliceUpdated(peer=peer, step=message.step))
+            case Lost():
+                index = self.fleet.seats[peer].index
+                member = self.roster.of_rank(message.rank)
+                reason = f"shard {index} lost it: {message.reason}"
+                return [] if member is None else [events.WorkerLeft(peer=member.peer, reason=reason)]
+            case Leave():
+                return self.gone(peer, message.reason)
+            case Alive():
+                return self.happen(fleet_events.ShardHeard(peer=peer))
+            case _:
+                assert_never(message)
+
+    def _prepared(self, peer: bytes, ready: ShardReady) -> fleet_events.FleetEvent:
+        sharing = self.means.sharing
+        if ready.nonce and (sharing is None or ready.nonce != sharing.folder.nonce.hex()):
+            raise RemoteProtocolError(f"the nonce {ready.nonce!r} is not that of the shared memory")
+        return fleet_events.ShardPrepared(peer=peer, shares=bool(ready.nonce), obstacle=ready.obstacle)
+
+    def _measure(self, peer: bytes, squares: Vector) -> None:
+        """Keep the squares of a shard's blocks, which travel as the bytes that they are."""
+        owned = self.slices[self.fleet.seats[peer].index]
+        trained = max(0, min(owned.stop, self.whole.policy.parameter_size) - owned.start)
+        if len(squares) != 2 * -(-trained // BLOCK):
+            raise RemoteProtocolError(f"squares of {len(squares) / 2:g} blocks: expected one for {BLOCK} values")
+        self._squares[peer] = np.frombuffer(squares.tobytes(), np.float64)
+
+    def put(self, peer: bytes, held: Held, values: Vector) -> None:
+        owned = self.slices[self.fleet.seats[peer].index]
+        part = Slice(held.start, held.start + len(values))
+        if not owned.start <= part.start < part.stop <= owned.stop:
+            raise RemoteProtocolError(f"values {part.start} to {part.stop} of {held.name!r}: not of its slice")
+        self.gathered.put(held.name, part, values)
+
+    def gone(self, peer: bytes, reason: str) -> list[events.Event]:
+        """Take in that a shard is gone."""
+        return self.happen(fleet_events.ShardGone(peer=peer, reason=reason))
+
+    # What is done
+
+    def happen(self, event: fleet_events.FleetEvent) -> list[events.Event]:
+        """Let the fleet handle an event, and whatever its effects lead to; return what the coordinator is to know."""
+        pending, told = deque([event]), list[events.Event]()
+        while pending:
+            for effect in self.fleet.handle(pending.popleft(), self.means.clock.now()):
+                for following in self._perform(effect):
+                    if isinstance(following, fleet_events.FleetEvent):
+                        pending.append(following)
+                    else:
+                        told.append(following)
+        return told
+
+    def _perform(self, effect: fleet_effects.FleetEffect) -> Iterator[fleet_events.FleetEvent | events.Event]:
+        match effect:
+            case fleet_effects.Send():
+                yield from self._send(effect.peer, effect.message)
+            case fleet_effects.WelcomeShard():
+                yield from self._send(effect.peer, self._welcome(effect.index))
+            case fleet_effects.FillShard():
+                yield from self._fill(effect)
+            case fleet_effects.Muster():
+                yield events.ServersReady(addresses=effect.addresses, shares=effect.shares, obstacle=effect.obstacle)
+            case fleet_effects.ConfirmSums():
+                yield events.SumsStored(rank=effect.rank, node=effect.node)
+            case fleet_effects.FindScale():
+                yield fleet_events.ScaleFound(scale=self._scale())
+            case fleet_effects.UpdateOwnSlice():
+                self._rate = self.own.update(effect.step, effect.count, effect.scale)
+                self._mark += mark_in(self.own, effect.step, self.whole.weights.size)
+            case fleet_effects.CompleteStep():
+                self._complete(effect.step)
+                yield events.StepUpdated(step=effect.step)
+            case fleet_effects.LoseShard():
+                yield events.ServerLost(text=effect.text)
+            case fleet_effects.Say():
+                self.means.say(effect.text)
+            case _:
+                assert_never(effect)
+
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[fleet_events.FleetEvent]:
+        try:
+            self.means.port.send(peer, encode(message, arrays))
+        except PeerGone:
+            yield fleet_events.ShardGone(peer=peer, reason="its connection is gone")
+        except PeerSlow:
+            yield fleet_events.ShardGone(peer=peer, reason="it does not read what it is sent")
+
+    def _send_all(self, message: Message) -> list[events.Event]:
+        """Send a message to each shard."""
+        gone = [event for peer in list(self.fleet.seats) for event in self._send(peer, message)]
+        return [told for event in gone for told in self.happen(event)]
+
+    def _welcome(self, index: int) -> ShardWelcome:
+        training, test = self.means.samples
+        return ShardWelcome(
+            index=index,
+            servers=self.facts.servers,
+            run=self.facts.run,
+            job=self.facts.job,
+            training_samples=training,
+            test_samples=test,
+            size=self.whole.weights.size,
+            parameter_size=self.whole.policy.parameter_size,
+            memory=self.facts.memory,
+        )
+
+    def _fill(self, effect: fleet_effects.FillShard) -> Iterator[fleet_events.FleetEvent]:
+        pieces = list(beginning_of(self.whole, self.slices[effect.index], has_weights=effect.shares))
+        self.means.port.allow(QUEUE + len(pieces))
+        for name, part, values in pieces:
+            yield from self._send(effect.peer, State(name=name, start=part.start), values)
+        yield from self._send(effect.peer, Begin(steps=self.whole.updates))
+
+    # Workers come and go, and bring sums
+
+    def admit(self, peer: bytes, *, shares: bool) -> list[events.Event]:
+        """Tell all that a worker takes part."""
+        member = self.roster.members.get(peer)
+        if member is None:
+            return []
+        return self._send_all(Admit(rank=member.rank, incarnation=member.join.incarnation, shares=shares))
+
+    def forget(self, rank: int) -> list[events.Event]:
+        """Tell all that a worker is gone."""
+        return self.happen(fleet_events.WorkerForgotten(rank=rank)) + self._send_all(Forget(rank=rank))
+
+    def serve(self, rank: int, step: int) -> list[events.Event]:
+        """Let all send a worker their weights of a step, unless they have been told before."""
+        return [] if rank in self._pushed else self._send_all(Serve(rank=rank, step=step))
+
+    def add_shared(self, effect: effects.AddShared) -> list[events.Event]:
+        """Let all add the sums in a worker's slot."""
+        node, step = effect.node, self.fleet.step
+        return self._send_all(Add(rank=effect.rank, slot=effect.slot, step=step, lo=node.lo, hi=node.hi))
+
+    def await_sums(self, effect: effects.AwaitShards) -> list[events.Event]:
+        """Return that all have the sums of a result, if they have already."""
+        return self.happen(fleet_events.SumsAwaited(rank=effect.rank, node=effect.node))
+
+    # Updates
+
+    def update(self, step: int, count: int, collected: Collected) -> list[events.Event]:
+        """Let all make an update, and send their new weights to the workers that are ready."""
+        self._began, self._mark, self._collected = self.means.clock.now(), 0, collected
+        self._pushed = frozenset(member.rank for member in self.roster.ready() if not member.shares)
+        self._squares.clear()
+        if collected != "nothing":
+            self.gathered.begin()
+        return self.happen(
+            fleet_events.TreeCompleted(
+                step=step,
+                count=count,
+                is_clipped=self.own.policy.clip_norm is not None,
+                ranks=tuple(sorted(self._pushed)),
+                collected=collected,
+            )
+        )
+
+    def _scale(self) -> float:
+        """Return the factor of clipping by the norm of the whole gradient: of all slices' blocks, in their order."""
+        tree, clip_norm = self.fleet.tree, self.own.policy.clip_norm
+        assert tree is not None  # that is what is measured
+        assert clip_norm is not None
+        others = [self._squares[seat.peer] for seat in self.fleet.in_order()]
+        blocks = np.concatenate([self.own.squares(tree.count), *others])
+        return scale_for(add_blocks(blocks), clip_norm)
+
+    def _complete(self, step: int) -> None:
+        seconds = self.means.clock.now() - self._began
+        self.stepped = Stepped(step=step, rate=self._rate, mark=self._mark % MODULUS, seconds=seconds)
+        if self._collected != "nothing":
+            self.gather_near(step + 1, has_state=self._collected == "all")
+            if not self.gathered.end(step + 1):
+                raise RemoteProtocolError("not all shards have sent their slices")
+
+    def gather_near(self, updates: int, *, has_state: bool) -> None:
+        """Gather what is in our own memory: our slice, and the weights of those that share it."""
+        for name, part, values in held_frames(self.own, updates, has_weights=True, has_state=has_state):
+            self.gathered.put(name, part, values)
+        for seat in self.fleet.seats.values():
+            if seat.shares:
+                owned = self.slices[seat.index]
+                self.gathered.put(WEIGHTS, owned, owned.of(self.whole.slots[updates % 2]))
+
+    # The end
+
+    def end(self, reason: str) -> None:
+        """Tell all that the run is over."""
+        self.happen(fleet_events.RunEnded(reason=shortened(reason)))
