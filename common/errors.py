@@ -12,6 +12,7 @@
     │   ├── DivergedError         a loss or gradient is not finite
     │   ├── PieceError            a piece of work raised, with the worker's traceback
     │   └── UnreachableError      nobody answers at the address
+    ├── DifferenceError           what was recorded of a run is not what its job comes to; exit code 1
     ├── ProtocolError             our side would break the protocol: a bug here
     └── RemoteProtocolError       the peer broke it: bad frames, wrong version, wrong digest
         └── RefusedError          the server turned the worker away, with its reason
@@ -66,6 +67,10 @@ class PieceError(RunError):
 
 class UnreachableError(RunError):
     """Nobody answers at the address within the time allowed."""
+
+
+class DifferenceError(LockstepError):
+    """What was recorded of a run is not what its job comes to: names the first place."""
 
 
 class ProtocolError(LockstepError):

@@ -5,11 +5,14 @@ agreed after every epoch.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from common.errors import FileFormatError
 from ps.facts import RunFacts
+from ps.ledger import Begun, EpochDone, Line
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,3 +68,18 @@ def next_link(before: Link, *, epoch: int, step: int, weights_sha256: str) -> Li
     said = f"{before.link} {epoch} {step} {weights_sha256}"
     digest = hashlib.sha256(said.encode()).hexdigest()
     return Link(epoch=epoch, step=step, weights_sha256=weights_sha256, link=digest)
+
+
+def read_chain(facts: RunFacts, lines: Sequence[Line], name: str) -> list[Link]:
+    """Return the links as a ledger has them; `FileFormatError` where they do not follow from one another."""
+    begun = next((line for line in lines if isinstance(line, Begun)), None)
+    if begun is None:
+        raise FileFormatError(f"{name}: has no beginning: expected the ledger of this run")
+    chain = [first_link(facts, begun.weights_sha256)]
+    for line in lines:
+        if isinstance(line, EpochDone):
+            link = next_link(chain[-1], epoch=line.epoch, step=line.step, weights_sha256=line.weights_sha256)
+            if link.link != line.link:
+                raise FileFormatError(f"{name}: epoch {line.epoch} does not follow from the one before: it was changed")
+            chain.append(link)
+    return chain

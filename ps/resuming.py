@@ -10,11 +10,11 @@ from common.tally import Tally
 from ps.checkpoint import Checkpoint, Identity, Past
 from ps.coordinator import Coordinator
 from ps.facts import RunFacts
-from ps.ledger import Begun, EpochDone, StepDone, read_lines
+from ps.ledger import Begun, StepDone, read_lines
 from ps.opening import Opening
 from ps.plan import Round
 from ps.progress import Progress
-from ps.receipt import Link, first_link, next_link
+from ps.receipt import read_chain
 from ps.recorder import Recorder
 from ps.roster import Roster
 from ps.run_folder import RunFolder
@@ -92,7 +92,8 @@ def resume(opening: Opening, recorder: Recorder, folder: RunFolder, checkpoint: 
     recorder.history = list(past.history)
     recorder.steps, recorder.update_s = past.steps, past.update_s
     recorder.setting = replace(recorder.setting, started=recorder.setting.started - past.wall_s)
-    recorder.chain = read_chain(opening.facts, folder)
+    path = folder.ledger.path
+    recorder.chain = read_chain(opening.facts, read_lines(path.read_bytes(), str(path)), str(path))
     recorder.note(Begun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost))
     return Resumption(round=following, progress=_progress(past), compute_s=past.compute_s)
 
@@ -136,20 +137,3 @@ def _cut_lines(folder: RunFolder, past: Past) -> int:
 
 def _steps_in(lines: bytes, folder: RunFolder) -> int:
     return sum(isinstance(line, StepDone) for line in read_lines(lines, str(folder.ledger.path)))
-
-
-def read_chain(facts: RunFacts, folder: RunFolder) -> list[Link]:
-    """Return the receipt's links as the ledger has them; `FileFormatError` where it does not hold together."""
-    path = folder.ledger.path
-    lines = read_lines(path.read_bytes(), str(path))
-    begun = next((line for line in lines if isinstance(line, Begun)), None)
-    if begun is None:
-        raise FileFormatError(f"{path}: has no beginning: expected the ledger of this run")
-    chain = [first_link(facts, begun.weights_sha256)]
-    for line in lines:
-        if isinstance(line, EpochDone):
-            link = next_link(chain[-1], epoch=line.epoch, step=line.step, weights_sha256=line.weights_sha256)
-            if link.link != line.link:
-                raise FileFormatError(f"{path}: epoch {line.epoch} does not follow from the one before: it was changed")
-            chain.append(link)
-    return chain

@@ -157,7 +157,7 @@ class Compute:
             # A statistic that this forward does not observe stays what it is: its sum is count times its value.
             size = self.layout.parameter_size
             np.multiply(self.weights[size:], np.float32(count), out=self.into[size:])
-        images, labels = self._batch(indices, step, micro_batch)
+        images, labels = self.batch(indices, step, micro_batch)
         self._put(is_training=True)
         if self._draws:
             self.model.reseed(self.job.seed, step, micro_batch)
@@ -189,7 +189,8 @@ class Compute:
             raise self._not_finite(piece, images)
         return tally_of(loss.data, logits.data, labels)
 
-    def _batch(self, indices: Integers, step: int, micro_batch: int) -> tuple[Vector, Integers]:
+    def batch(self, indices: Integers, step: int, micro_batch: int) -> tuple[Vector, Integers]:
+        """Return what the model is given of these samples in a micro-batch, and their labels."""
         rng = None
         if self.job.max_shift:
             rng = generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)

@@ -8,11 +8,14 @@ from lockstep.commands.bench import bench
 from lockstep.commands.doctor import doctor
 from lockstep.commands.evaluate import evaluate
 from lockstep.commands.export import export
+from lockstep.commands.ledger import ledger
 from lockstep.commands.plot import plot
 from lockstep.commands.predict import predict
+from lockstep.commands.replay import replay_command as replay
 from lockstep.commands.server import server
 from lockstep.commands.status import status
 from lockstep.commands.train import train
+from lockstep.commands.verify import verify
 from lockstep.commands.worker import worker
 
 
@@ -32,5 +35,5 @@ def cli() -> None:
     """
 
 
-for command in (train, server, worker, evaluate, predict, plot, export, status, doctor, bench):
+for command in (train, server, worker, evaluate, predict, plot, export, ledger, verify, replay, status, doctor, bench):
     cli.add_command(command)

@@ -113,7 +113,7 @@ def test_a_piece_depends_on_the_weights() -> None:
 
 def images_of(compute: Compute, step: int, micro_batch: int) -> bytes:
     """Return what the model is given for the same samples at some place of the run."""
-    return compute._batch(np.arange(4), step, micro_batch)[0].tobytes()
+    return compute.batch(np.arange(4), step, micro_batch)[0].tobytes()
 
 
 def test_shifts_are_keyed_by_step_and_micro_batch() -> None:
@@ -255,7 +255,7 @@ def test_evaluation_is_added_over_the_tree_of_its_pieces() -> None:
 
 def test_without_normalisation_images_are_only_scaled() -> None:
     compute = compute_of(job_of(normalize=False))
-    images, _ = compute._batch(np.arange(4), 0, 0)
+    images, _ = compute.batch(np.arange(4), 0, 0)
     np.testing.assert_allclose(images, digits().train.images[:4] / 255.0, rtol=1e-6)
 
 

@@ -1,0 +1,99 @@
+"""A run as its folder tells of it, finished or not: to be proven, computed again, or looked into. Writes nothing."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from common.data.source import load
+from common.errors import FileFormatError, JobError, UsageError
+from common.job import Job
+from common.numerics import Fingerprint
+from lockstep.job_file import read_values, resolve
+from lockstep.launch import default_launch
+from lockstep.run_dir import JOB, has_begun
+from ps.checkpoint_folder import CheckpointFolder
+from ps.ledger import Begun, Line, StepDone, WorkerIn, read_lines
+from ps.opening import Admission, Opening, open_run
+from ps.receipt import Receipt, receipt_of
+from ps.resuming import fill
+from ps.run_folder import CHECKPOINTS, LEDGER, RECEIPT
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """What a run's folder tells."""
+
+    folder: Path
+    job: Job
+    receipt: Receipt
+    #: The ledger's.
+    lines: list[Line]
+
+    def steps(self) -> dict[int, StepDone]:
+        """Return the entries of training steps."""
+        return {line.step: line for line in self.lines if isinstance(line, StepDone)}
+
+
+def read_run(folder: Path) -> PastRun:
+    """Return what a folder tells; `JobError` where it is no run's, `FileFormatError` where a file of it is damaged."""
+    if not has_begun(folder):
+        raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
+    job, _ = resolve(read_values(folder / JOB), {}, default_launch())
+    try:
+        receipt = msgspec.json.decode((folder / RECEIPT).read_bytes(), type=Receipt)
+        ledger = (folder / LEDGER).read_bytes()
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot read {error.filename!r}: {error.strerror}: expected it in a run's folder"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{folder / RECEIPT}: is no receipt of a run: {error}") from error
+    return PastRun(folder, job, receipt, read_lines(ledger, str(folder / LEDGER)))
+
+
+def open_again(run: PastRun, *, allows_mixed_numerics: bool) -> Opening:
+    """Build what the run began with; a `UsageError` that names both where something here is not the run's."""
+    opening = open_run(run.folder.name, run.job, load(run.job.data), Admission())
+    here, there = receipt_of(opening.facts, []), run.receipt
+    for what, was, is_ in (
+        ("job", there.job_sha256, here.job_sha256),
+        ("dataset", there.dataset_sha256, here.dataset_sha256),
+        ("model's file", there.model_source_sha256, here.model_source_sha256),
+        ("model", there.layout_sha256, here.layout_sha256),
+    ):
+        if was != is_:
+            raise UsageError(
+                f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
+            )
+    numerics = msgspec.convert(there.numerics, Fingerprint)
+    differences = numerics.differences(opening.facts.fingerprint)
+    if differences and not allows_mixed_numerics:
+        named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
+        raise UsageError(
+            f"the numerics differ from the run's, so that other bits would prove nothing: {named}: use its machine and "
+            "version, or --allow-mixed-numerics"
+        )
+    return opening
+
+
+def bring_near(opening: Opening, folder: Path, step: int, say: Callable[[str], None]) -> None:
+    """Let the opening's shard hold the weights of the last whole checkpoint up to a step, if there is one."""
+    checkpoint = next(CheckpointFolder(folder / CHECKPOINTS, say).back_from(step), None)
+    if checkpoint is not None:
+        fill(opening.shard, checkpoint, opening)
+
+
+def workers_by_step(lines: Iterable[Line]) -> dict[int, dict[int, str]]:
+    """Return how each worker was called, by step and rank: ranks count anew when a run goes on."""
+    named: dict[int, str] = {}
+    found: dict[int, dict[int, str]] = {}
+    for line in lines:
+        if isinstance(line, Begun):
+            named = {}
+        elif isinstance(line, WorkerIn):
+            named = {**named, line.rank: line.named()}
+        elif isinstance(line, StepDone):
+            found[line.step] = named
+    return found

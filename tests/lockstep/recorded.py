@@ -1,0 +1,126 @@
+"""Runs that are recorded in a folder, honestly or with a lie, on data that can be loaded again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from common.clock import ManualClock
+from common.data.source import load
+from common.job import Job
+from common.reduction import Node, Vector
+from common.tally import Tally
+from lockstep.books import Destination, open_books
+from lockstep.launch import Launch
+from lockstep.run_dir import make_run_dir
+from lockstep.serial import SerialRun
+from ps.opening import Admission, Opening, open_run
+from ps.recorder import Setting
+from ps.resuming import coordinator_of
+from ps.server import Server
+from ps.shard import Shard
+from tests.lockstep.tiny_data import write_tiny
+from tests.simulation.network import Simulation
+from worker.compute import Compute
+
+
+def job_in(folder: Path, **values: Any) -> Job:
+    """Write a small dataset and return a job on it: four steps an epoch, seven in all."""
+    path = folder / "tiny.npz"
+    if not path.exists():
+        write_tiny(folder)
+    defaults = {"model": "linear", "data": str(path), "global_batch": 48, "micro_batches": 4, "steps": 7, "seed": 3}
+    return msgspec.convert({**defaults, **values}, Job)
+
+
+@dataclass
+class LyingShard(Shard):
+    """Flips one bit of one weight after the update of step 4."""
+
+    bit: int = 0
+
+    def update(self, step: int, count: int, scale: float | None = None) -> float:
+        rate = super().update(step, count, scale)
+        if step == 4:
+            flip(self.weights, 100, self.bit)
+        return rate
+
+
+def flip(weights: Vector, index: int, bit: int) -> None:
+    """Flip a bit of a weight in place."""
+    weights.view(np.uint32)[index] ^= np.uint32(1 << bit)
+
+
+def lying(bit: int) -> Callable[[Opening], Opening]:
+    """Return what gives an opening a shard that flips that bit."""
+
+    def lie(opening: Opening) -> Opening:
+        shard = opening.shard
+        return replace(opening, shard=LyingShard(shard.slots, shard.policy, shard.micro_batches, bit=bit))
+
+    return lie
+
+
+def record_alone(
+    folder: Path, job: Job, lie: Callable[[Opening], Opening] = lambda opening: opening, *, every_steps: int = 3
+) -> Path:
+    """Train in one process; return the run's folder."""
+    opening = lie(open_run("run", job, load(job.data), Admission()))
+    launch = Launch(workers=0, checkpoint_every_steps=every_steps, checkpoint_keep=9)
+    destination = Destination(folder=folder / "run", launch=launch)
+    setting = Setting(servers=0, transport="none", started=0.0)
+    books = open_books(opening, setting, destination, ManualClock(), lambda text: None)
+    SerialRun(opening, books.recorder, ManualClock(), lambda status: None, books.start, books.keeper).train()
+    return folder / "run"
+
+
+@dataclass
+class LyingCompute:
+    """What one worker computes with: a bit of a weight is wrong while it computes one micro-batch."""
+
+    compute: Compute
+    step: int
+    micro_batch: int
+
+    def train(self, step: int, node: Node, push: Any = None) -> tuple[Vector, Tally]:
+        is_lying = (step, self.micro_batch) == (self.step, node.lo)
+        if is_lying:
+            flip(self.compute.slots[step % 2], 3000, 30)
+        sums, tally = Compute.train(self.compute, step, node, push)
+        if is_lying:
+            flip(self.compute.slots[step % 2], 3000, 30)
+        return sums, tally
+
+
+def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, int] | None = None) -> Path:
+    """Train with as many workers as pieces, one of which lies in that step and micro-batch; return the run's folder."""
+    data = load(job.data)
+    simulation = Simulation(job, admission=Admission(min_workers=workers), data=lambda: data)
+    launch = Launch(workers=workers, checkpoint_keep=9)
+    make_run_dir(folder / "run", job, launch)
+    destination = Destination(folder=folder / "run", launch=launch)
+    setting = Setting(servers=1, transport="memory", started=0.0)
+    opening = simulation.opening
+    books = open_books(opening, setting, destination, simulation.clock, lambda text: None)
+    simulation.server = Server(
+        coordinator_of(opening.facts, books.start),
+        opening.shard,
+        books.recorder,
+        simulation.server.port,
+        simulation.clock,
+        simulation.said.append,
+        keeper=books.keeper,
+    )
+    for _ in range(workers):
+        simulation.add_worker()
+    simulation.run(until=simulation.server.coordinator.is_running)
+    for worker in simulation.workers:
+        compute = worker.runner._compute
+        if lie is not None and compute is not None:
+            compute.train = LyingCompute(compute, *lie).train  # type: ignore[method-assign]
+    simulation.run()
+    books.recorder.close()
+    return folder / "run"
