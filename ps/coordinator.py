@@ -269,7 +269,8 @@ class Coordinator:
 
     def _count(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Book a result whose sums are, or will be at once, where they are to be added."""
-        node, free, effects = result.node(), self.pieces.free(), list[Effect]()
+        node, effects = result.node(), list[Effect]()
+        is_contested = self.pieces.holders(node) not in ([], [member.rank])
         self.pieces.accept(node)
         self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
         if result.work == "train":
@@ -277,8 +278,8 @@ class Coordinator:
             self.account.share(node, member.rank, result.losses)
         if self.pieces.are_done():
             return effects + self._close_round(now) + self._serve_all(now)
-        # Nobody else waits for work, unless a lease ended that shares pieces with this result.
-        is_alone_to_serve = self.pieces.free() <= free and member.standing is Standing.READY
+        # Nobody else waits for work, unless a lease of another's ended since it shares pieces with this result.
+        is_alone_to_serve = not is_contested and member.standing is Standing.READY
         return effects + self._serve([member] if is_alone_to_serve else self.roster.ready(), now)
 
     def _close_round(self, now: float) -> list[Effect]:

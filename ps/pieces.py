@@ -101,12 +101,12 @@ class Pieces:
         """
         if not self.may_accept(node):
             return False
-        for rank in self._holders(node):
+        for rank in self.holders(node):
             self._drop(rank, node)
         self._mark(node, DONE)
         return True
 
-    def _holders(self, node: Node) -> list[int]:
+    def holders(self, node: Node) -> list[int]:
         """Return who holds a piece of a node. To ask each worker would be quadratic in them, over a round."""
         held = (self._holder[piece] for piece in range(node.lo, node.hi) if self._standing[piece] == HELD)
         return list(dict.fromkeys(held))

@@ -52,7 +52,7 @@ LOOK_S = 0.1
 
 #: Messages without arrays that may wait for a worker. Beside them it may have the weights for a window of leases: what
 #: does not read costs no more.
-QUEUE = 32
+QUEUE = 16
 
 #: Peers that were turned away and are remembered.
 REFUSED = 1024

@@ -36,7 +36,7 @@ class Limits:
     #: that were read.
     queue: int = 64
     #: Messages of one peer that may wait to be received: with the two above what it can cost us, whatever it sends.
-    backlog: int = 16
+    backlog: int = 8
 
     def check(self, frames: Frames) -> None:
         """Raise ProtocolError, a bug of ours, where a peer with the same limits would not take `frames`."""

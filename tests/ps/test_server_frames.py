@@ -11,7 +11,7 @@ from tests.ps.test_server import JOIN, digest_of, heard
 from tests.simulation.network import Simulation
 from tests.simulation.small import job_of
 
-#: Five frames.
+#: Three frames.
 JOB = job_of(model="mlp", micro_batches=4, steps=2)
 SIZE = 535_818
 
@@ -52,7 +52,7 @@ def test_weights_are_sent_in_frames_before_the_lease() -> None:
         messages.append(message)
         if isinstance(message, Weights):
             vector[message.start : message.start + len(arrays[0])] = arrays[0]
-    assert [type(message) for message in messages[1:]] == [Weights] * 5 + [Lease]
+    assert [type(message) for message in messages[1:]] == [Weights] * 3 + [Lease]
     assert vector.tobytes() == hand.simulation.server.shard.weights.tobytes()
 
 
@@ -60,11 +60,11 @@ def test_weights_are_sent_in_frames_before_the_lease() -> None:
     ("bad", "size", "text"),
     [
         (part(5), FRAME, "sums over [0, 4) from 5 on: no frame of any lease"),
-        (part(5 * FRAME), FRAME, "no frame of any lease"),
+        (part(3 * FRAME), FRAME, "no frame of any lease"),
         (part(lo=1, hi=3), FRAME, "sums over [1, 3) from 0 on: no frame of any lease"),
         (part(hi=2**31), FRAME, "no frame of any lease"),
         (part(), FRAME - 1, f"sums of {FRAME - 1} values: expected {FRAME}"),
-        (part(4 * FRAME), FRAME, f"sums of {FRAME} values: expected {SIZE - 4 * FRAME}"),
+        (part(2 * FRAME), FRAME, f"sums of {FRAME} values: expected {SIZE - 2 * FRAME}"),
     ],
 )
 def test_what_is_no_frame_costs_the_worker_its_place(bad: Part, size: int, text: str) -> None:
@@ -90,7 +90,7 @@ def test_a_result_before_all_its_frames_does_not_count() -> None:
 def test_frames_put_off_the_end_of_a_lease_and_frames_that_nobody_wants_do_not() -> None:
     hand = Hand()
     clock = hand.simulation.clock
-    for start in (0, FRAME, 2 * FRAME):
+    for start in (0, FRAME):
         clock.advance(40.0)
         hand.send(part(start))
     assert not any("leased again" in text for text in hand.simulation.said)

@@ -16,7 +16,7 @@ from ps.shard import Shard
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 
-#: Five frames; eight pieces, so that leases are of one, two, four or all of them.
+#: Three frames; eight pieces, so that leases are of one, two, four or all of them.
 JOB = job_of(model="mlp", steps=2, global_batch=16, micro_batches=8, momentum=0.9, clip_norm=1.0)
 
 #: Seconds after which a lease runs out.
@@ -32,7 +32,7 @@ def alone() -> str:
 
 
 def test_the_job_takes_several_frames() -> None:
-    assert len(Simulation(JOB).server.shard.frames) == 5
+    assert len(Simulation(JOB).server.shard.frames) == 3
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
@@ -48,10 +48,10 @@ def test_frames_that_arrive_twice_change_nothing(seed: int) -> None:
     assert simulation.finish() == alone()
 
 
-def with_a_death(parts: int, workers: int, kind: type[Shard] = Shard) -> Simulation:
+def with_a_death(parts: int, workers: int, seed: int = 0, kind: type[Shard] = Shard) -> Simulation:
     """Return a run in which one worker dies after so many frames, and with it what it had not sent."""
     simulation = Simulation(
-        JOB, parts, Admission(min_workers=workers), shard_of=lambda it: kind(it.slots, it.policy, it.micro_batches)
+        JOB, seed, Admission(min_workers=workers), shard_of=lambda it: kind(it.slots, it.policy, it.micro_batches)
     )
     simulation.add_worker(dies_after_parts=parts)
     for _ in range(workers - 1):
@@ -60,16 +60,16 @@ def with_a_death(parts: int, workers: int, kind: type[Shard] = Shard) -> Simulat
 
 
 @pytest.mark.parametrize("workers", [2, 3, 8])
-@pytest.mark.parametrize("parts", [1, 2, 4, 5, 7])
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_a_worker_that_dies_in_the_middle_of_a_vector_changes_nothing(parts: int, workers: int) -> None:
     simulation = with_a_death(parts, workers)
     assert simulation.finish() == alone()
     assert [worker.is_dead for worker in simulation.workers] == [True] + [False] * (workers - 1)
 
 
-def abandoned(parts: int, kind: type[Shard] = Shard) -> Simulation:
+def abandoned(parts: int, seed: int, kind: type[Shard] = Shard) -> Simulation:
     """Return a run in which one worker dies as above, the other with it, and a third gets all in one lease."""
-    simulation = with_a_death(parts, 2, kind)
+    simulation = with_a_death(parts, 2, seed, kind)
     simulation.run(until=lambda: simulation.workers[0].is_dead)
     simulation.workers[1].die()
     simulation.run(until=lambda: not simulation.server.coordinator.roster.members)
@@ -77,9 +77,10 @@ def abandoned(parts: int, kind: type[Shard] = Shard) -> Simulation:
     return simulation
 
 
-@pytest.mark.parametrize("parts", [1, 3, 6, 8])
-def test_what_is_half_sent_is_in_nobodys_way(parts: int) -> None:
-    assert abandoned(parts).finish() == alone()
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("parts", [1, 2, 4, 5])
+def test_what_is_half_sent_is_in_nobodys_way(parts: int, seed: int) -> None:
+    assert abandoned(parts, seed).finish() == alone()
 
 
 @dataclass
@@ -92,8 +93,14 @@ class PartlyKnown(Shard):
 
 
 def test_a_tree_in_which_what_is_half_known_is_in_the_way_is_found() -> None:
-    with pytest.raises(KeyError):  # the tree is never whole
-        abandoned(3, PartlyKnown).finish()
+    def is_found(parts: int, seed: int) -> bool:
+        try:
+            abandoned(parts, seed, PartlyKnown).finish()
+        except KeyError:  # the tree is never whole
+            return True
+        return False
+
+    assert any(is_found(parts, seed) for parts in (1, 2, 4, 5) for seed in range(4))
 
 
 def test_a_worker_whose_leases_run_out_half_sent_changes_nothing() -> None:
