@@ -19,7 +19,8 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
     """
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run to go on with: expected a run folder, with its {JOB}")
-    values = read_values(folder / JOB)
+    # Who goes on waits for other workers than the run began with.
+    values = {key: value for key, value in read_values(folder / JOB).items() if key != "min_workers"}
     job, _ = resolve(values, {}, default_launch())
     wanted, launch = resolve(values, given, default_launch())
     odd = [name for name in job.__struct_fields__ if getattr(job, name) != getattr(wanted, name)]

@@ -1,0 +1,130 @@
+"""A run that is killed or interrupted goes on, with any number of workers, to the bits it was on its way to."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.processes import GONE_S, Place
+
+#: Over in some seconds: three steps an epoch, checkpoints within epochs.
+JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4", "--epochs", "24")
+OFTEN = ("--checkpoint-every-steps", "7")
+
+#: What may differ between a run and one that stopped: times, and how it was carried out.
+FREE = ("run", "wall_s", "train_s", "images_per_s", "compute_s", "update_s", "split", "workers", "servers", "transport")
+
+
+def bits(folder: Path) -> dict[str, Any]:
+    """Return the result without times."""
+    result = {key: value for key, value in json.loads((folder / "result.json").read_text()).items() if key not in FREE}
+    for epoch in result["history"]:
+        del epoch["wall_s"]
+    return result
+
+
+@pytest.fixture
+def calm(place: Place) -> dict[str, Any]:
+    """What a run comes to that nothing stops."""
+    code, _, error = place.start("train", *JOB, "--workers", "0", "--run-dir", "calm").end()
+    assert (code, error) == (0, "")
+    return bits(place.folder / "calm")
+
+
+def resumed(place: Place, workers: int) -> dict[str, Any]:
+    """Go on with the run to its end; return its bits."""
+    code, out, error = place.start("train", "--resume", "run", "--workers", str(workers)).end()
+    assert (code, error) == (0, "")
+    assert "goes on after step " in out
+    assert place.is_empty(GONE_S)
+    return bits(place.folder / "run")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])
+def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
+    process = place.start("train", *JOB, *OFTEN, "--workers", str(before), "--run-dir", "run")
+    process.line_with("epoch 5/24")
+    for pid in place.pids():
+        os.kill(pid, signal.SIGKILL)
+    assert process.end()[0] == -signal.SIGKILL
+    for path in place.temporary.iterdir():  # what nobody is left to remove, and a new run would not mind
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    assert not (place.folder / "run" / "result.json").exists()
+    assert resumed(place, after) == calm
+
+
+def test_the_server_alone_is_killed(place: Place, calm: dict[str, Any]) -> None:
+    process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run")
+    process.line_with("epoch 4/24")
+    (server,) = place.pids("lockstep server")
+    os.kill(server, signal.SIGKILL)
+    code, out, error = process.end()
+    assert (code, "was killed by SIGKILL" in error) == (1, True)
+    assert " by: lockstep train --resume run\n" in out
+    assert resumed(place, 1) == calm
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupt_loses_no_step(place: Place, calm: dict[str, Any], workers: int) -> None:
+    process = place.start(
+        "train", *JOB, "--checkpoint-every-seconds", "1e6", "--workers", str(workers), "--run-dir", "run"
+    )
+    process.line_with("epoch 3/24")
+    process.send(signal.SIGINT)
+    code, out, error = process.end(GONE_S)
+    assert (code, error.strip()) == (130, "error: interrupted")
+    step = int(out.partition("go on after step ")[2].split()[0])
+    ledger = (place.folder / "run" / "ledger.jsonl").read_text()
+    assert ledger.count('"kind":"step"') == step
+    assert resumed(place, 2 - workers) == calm
+    assert '"lost_steps":0' in (place.folder / "run" / "ledger.jsonl").read_text().partition('"kind":"weights"')[2]
+
+
+def test_a_server_goes_on_by_hand(place: Place, calm: dict[str, Any]) -> None:
+    process = place.start("train", *JOB, "--workers", "0", "--run-dir", "run")
+    process.line_with("epoch 3/24")
+    process.send(signal.SIGTERM)
+    assert process.end(GONE_S)[0] == 130
+    address = place.address()
+    server = place.start("server", "--resume", "run", "--bind", address)
+    worker = place.start("worker", address)
+    assert (server.end()[0], worker.end()[0]) == (0, 0)
+    assert bits(place.folder / "run") == calm
+
+
+def test_a_finished_run_says_so(place: Place, calm: dict[str, Any]) -> None:
+    code, out, error = place.start("train", "--resume", "calm").end()
+    assert (code, error) == (0, "")
+    assert out.startswith("the run in calm is finished: nothing is left to do\n")
+    code, _, error = place.start("server", "--resume", "calm", "--bind", place.address()).end()
+    assert (code, "the run in 'calm' is finished" in error) == (2, True)
+
+
+def test_what_cannot_go_on_is_told(place: Place, calm: dict[str, Any]) -> None:
+    (place.folder / "calm" / "result.json").unlink()
+    for flags, told in (
+        (("--lr", "0.7"), "'calm' is a run of another job: lr = 0.1 in the run, 0.7 here"),
+        (("--job", "calm/job.toml"), "--job 'calm/job.toml' with --resume: a run goes on"),
+        (("--run-dir", "new"), "--run-dir 'new' with --resume: a run goes on in its own folder"),
+    ):
+        code, _, error = place.start("train", "--resume", "calm", *flags).end()
+        assert code == 2
+        assert told in error
+        assert error.count("\n") == 1
+
+
+def test_verify_follows_a_run_that_was_stopped(place: Place, calm: dict[str, Any]) -> None:
+    process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run")
+    process.line_with("epoch 4/24")
+    process.send(signal.SIGINT)
+    assert process.end(GONE_S)[0] == 130
+    resumed(place, 0)
+    code, out, error = place.start("verify", "run").end()
+    assert (code, error) == (0, "")
+    assert "the same bits: steps 0 to 71, the losses of 288 micro-batches" in out
+    assert out.startswith("gone on with after step ")
