@@ -34,7 +34,7 @@ def test_the_worker_first(place: Place) -> None:
 
 
 def test_over_tcp_with_a_port_of_the_systems_choice(place: Place) -> None:
-    (place.folder / "two.toml").write_text("min_workers = 2\n")
+    (place.folder / "two.toml").write_text('min_workers = 2\ntransport = "tcp"\n')
     job = ("--job", "two.toml", *BRIEF)
     server = place.start("server", *job, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
