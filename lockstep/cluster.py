@@ -47,6 +47,8 @@ class Cluster:
     folder: Path = field(init=False)
     server: Child = field(init=False)
     workers: list[Child] = field(default_factory=list)
+    #: The servers beside the first.
+    shards: list[Child] = field(default_factory=list)
     #: Workers whose death has been told.
     mourned: list[Child] = field(default_factory=list)
     #: All that has to end with us.
@@ -69,6 +71,7 @@ class Cluster:
         try:
             self.server = self._start_server()
             address = self._announced()
+            self._start_shards(address)
             self._start_workers(address)
             self._follow(address)
             result = self._result()
@@ -90,6 +93,12 @@ class Cluster:
         arguments += ["--resume" if self.destination.is_resumed else "--run-dir", str(self.run_dir)]
         arguments += ["--min-workers", str(needed)]
         return self._start("the server", arguments, "server.log")
+
+    def _start_shards(self, address: str) -> None:
+        for number in range(1, self.launch.servers):
+            bind = f"ipc://{self.folder}/shard-{number}.sock" if address.startswith("ipc:") else "tcp://127.0.0.1:0"
+            arguments = ["shard", address, "--supervised", str(self.folder), "--bind", bind]
+            self.shards.append(self._start("a shard", arguments, f"shard-{number}.log"))
 
     def _start_workers(self, address: str) -> None:
         has_a_core_each = self.launch.workers == cores()
@@ -121,6 +130,7 @@ class Cluster:
             while not self.server.wait(LOOK_S):
                 # Before the question, so that the answer tells what came of it.
                 dead = [worker for worker in self.workers if worker.has_ended() and worker.process.returncode != 0]
+                self._miss_shards()
                 status = client.ask(LOOK_S)
                 self._relay()
                 if status is not None:
@@ -129,6 +139,14 @@ class Cluster:
         finally:
             client.port.close()
             self._relay()
+
+    def _miss_shards(self) -> None:
+        """Raise where a shard is gone: the run cannot begin, or not go on, without it."""
+        dead = next((shard for shard in self.shards if shard.has_ended() and shard.process.returncode != 0), None)
+        # A server that misses one ends at once, and one that fails ends its shards: it tells why.
+        if dead is not None and not self.server.wait(GRACE_S):
+            error = UsageError if dead.process.returncode == 2 else RunError
+            raise error(f"the run cannot go on with a server less: {obituary(dead)}")
 
     def _relay(self) -> None:
         """Tell what the server tells of the run's files: where it goes on from, and what cannot be written."""
@@ -147,7 +165,7 @@ class Cluster:
         error = UsageError if dead[0].process.returncode == 2 else RunError
         if len(dead) == len(self.workers):
             raise error(f"no worker is left: {obituary(dead[0])}")
-        if status.phase == Phase.GATHERING.value:
+        if status.phase in (Phase.MUSTERING.value, Phase.GATHERING.value):
             raise error(f"the run cannot begin with all its workers: {obituary(dead[0])}")
         for worker in new:
             self.mourned.append(worker)
@@ -160,6 +178,9 @@ class Cluster:
 
     def _server_failure(self) -> LockstepError:
         server = self.server
+        killed = next((shard for shard in self.shards if shard.has_ended() and shard.process.returncode < 0), None)
+        if killed is not None and server.process.returncode == 1:
+            return RunError(f"{obituary(killed)}, and its slice of the weights is gone with it")
         error = UsageError if server.process.returncode == 2 else RunError
         return error(server.last_error() or obituary(server))
 
@@ -205,9 +226,11 @@ def final_status(result: RunResult) -> Status:
 
 
 def check_launch(launch: Launch) -> None:
-    """Raise `JobError` for what this version cannot do."""
-    if launch.servers != 1:
-        raise JobError(f"servers = {launch.servers!r}: this version has one server: expected 1")
+    """Raise `JobError` for what does not go together."""
+    if launch.servers > 1 and not launch.workers:
+        raise JobError(
+            f"servers = {launch.servers!r} with workers = 0, which trains in one process alone: expected servers = 1"
+        )
 
 
 def private_folder() -> Path:

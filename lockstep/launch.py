@@ -28,7 +28,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         | None
     ) = None
     servers: Annotated[
-        int, Meta(ge=1, le=64, description="server processes that share the weights: 1 in this version")
+        int, Meta(ge=1, le=64, description="server processes that share the weights, each with a slice  [1]")
     ] = 1
     transport: Annotated[
         Transport,

@@ -55,6 +55,10 @@ class MemoryNetwork:
             self.connect(line)
         return MemoryClient(self.limits, line)
 
+    def lines(self) -> list[_Line]:
+        """Return what is between the server and each of its clients, for tests that lose some of it."""
+        return self._lines
+
     def connect(self, line: _Line) -> None:
         self._connections += 1
         line.peer = self._connections.to_bytes(5, "big")

@@ -13,6 +13,7 @@ from lockstep.commands.plot import plot
 from lockstep.commands.predict import predict
 from lockstep.commands.replay import replay_command as replay
 from lockstep.commands.server import server
+from lockstep.commands.shard import shard
 from lockstep.commands.status import status
 from lockstep.commands.train import train
 from lockstep.commands.verify import verify
@@ -35,5 +36,20 @@ def cli() -> None:
     """
 
 
-for command in (train, server, worker, evaluate, predict, plot, export, ledger, verify, replay, status, doctor, bench):
+for command in (
+    train,
+    server,
+    worker,
+    shard,
+    evaluate,
+    predict,
+    plot,
+    export,
+    ledger,
+    verify,
+    replay,
+    status,
+    doctor,
+    bench,
+):
     cli.add_command(command)

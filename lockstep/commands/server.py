@@ -1,6 +1,5 @@
 """`lockstep server`: the parameter server of one run."""
 
-import platform
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from common.job import Job
 from common.transport.port import ServerPort
 from common.transport.shared_folder import shared_root
 from common.transport.zeromq import serve
+from lockstep.addresses import dialled
 from lockstep.books import Destination, open_books
-from lockstep.cluster import check_launch
 from lockstep.commands.job_options import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, job_options
 from lockstep.commands.run_options import (
     JOB_OPTION,
@@ -40,7 +39,7 @@ from ps.opening import Admission, open_run
 from ps.recorder import Setting
 from ps.resuming import coordinator_of
 from ps.run_folder import RunResult
-from ps.server import Server
+from ps.serving import Surroundings, server_of
 
 #: What the coordinator gives as the failure of a run that was interrupted.
 INTERRUPTED = "interrupted"
@@ -60,7 +59,7 @@ INTERRUPTED = "interrupted"
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers whose bits may differ")
 @click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
 @SUPERVISED_OPTION
-@job_options((*JOB_FIELDS, "min_workers", "transport", *CHECKPOINT_FIELDS))
+@job_options((*JOB_FIELDS, "min_workers", "servers", "transport", *CHECKPOINT_FIELDS))
 def server(
     job: Path | None,
     bind: str,
@@ -72,12 +71,13 @@ def server(
 ) -> None:
     """Serve one run to any number of workers, which may come before or after.
 
-    Each worker is started by `lockstep worker ADDRESS`, on this machine or another. The values of the job are those of
-    `lockstep train`.
+    Each worker is started by `lockstep worker ADDRESS`, on this machine or another; with `--servers S`, S - 1 other
+    servers by `lockstep shard ADDRESS`. The values of the job are those of `lockstep train`.
 
     \b
       lockstep server --job examples/lenet.toml --bind tcp://127.0.0.1:5555
       lockstep server --model mlp --bind ipc:///tmp/lockstep.sock --min-workers 2
+      lockstep server --model cnn --bind tcp://127.0.0.1:5555 --servers 2
     """
     lease_timeout_s, allows_mixed = values.pop("lease_timeout"), values.pop("allow_mixed_numerics")
     given = {key: value for key, value in values.items() if value is not None}
@@ -113,12 +113,12 @@ def server(
 
 
 def admission_of(launch: Launch, lease_timeout_s: float, allows_mixed_numerics: bool) -> Admission:
-    """Return whom the run takes in; `JobError` for what this version cannot do."""
-    check_launch(launch)
+    """Return whom the run takes in."""
     return Admission(
         min_workers=launch.min_workers or 1,
         lease_timeout_s=lease_timeout_s,
         allows_mixed_numerics=allows_mixed_numerics,
+        servers=launch.servers,
     )
 
 
@@ -148,16 +148,13 @@ def serve_by_hand(service: Service, bind: str, *, is_insecure: bool) -> None:
             print_plainly(console, "warning: --insecure: whoever reaches this address can take part in the run")
         print_plainly(console, f"listening on {port.address}; start workers by:")
         print_plainly(console, f"  lockstep worker {dialled(port.address)}")
+        shards = service.admission.servers - 1
+        if shards:
+            print_plainly(console, f"and {shards} {'shards' if shards > 1 else 'shard'} by:")
+            print_plainly(console, f"  lockstep shard {dialled(port.address)}")
         with kept_on_failure(console, service.destination.folder), display_for(console, SystemClock()) as display:
             result = serve_run(service, port, display)
     show_summary(console, result, service.destination.folder)
-
-
-def dialled(address: str) -> str:
-    """Return how another machine spells an address that stands for all of this one's."""
-    for everywhere in ("//0.0.0.0:", "//[::]:"):
-        address = address.replace(everywhere, f"//{platform.node() or 'HOST'}:")
-    return address
 
 
 def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult:
@@ -179,7 +176,8 @@ def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult
         recorder, coordinator = books.recorder, coordinator_of(opening.facts, books.start)
         if offer.obstacle:
             say(f"vectors go over sockets: {offer.obstacle}")
-        run = Server(coordinator, opening.shard, recorder, port, clock, say, offer.sharing, books.keeper)
+        around = Surroundings(port=port, clock=clock, say=say, sharing=offer.sharing, keeper=books.keeper)
+        run = server_of(coordinator, opening, recorder, around)
         ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))
     if ended.failure == INTERRUPTED:
         raise KeyboardInterrupt

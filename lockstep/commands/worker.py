@@ -14,7 +14,7 @@ from common.messages import PROTOCOL_VERSION, Join
 from common.numerics import fingerprint
 from common.transport.port import ClientPort
 from common.transport.shared_folder import shared_root
-from common.transport.zeromq import dial
+from common.transport.zeromq import dial, wait_for_any
 from lockstep.child import ERROR_MARK
 from lockstep.commands.param_types import seconds
 from lockstep.commands.run_options import SUPERVISED_OPTION
@@ -63,7 +63,7 @@ def work(port: ClientPort, address: str, timeout_s: float | None) -> Exit:
         fingerprint=fingerprint(),
     )
     facts = WorkerFacts(address=address, join=join, timeout_s=timeout_s)
-    return Runner(WorkerState(facts), port, SystemClock(), cache(load), say, shared_root()).run()
+    return Runner(WorkerState(facts), port, SystemClock(), cache(load), say, shared_root(), dial, wait_for_any).run()
 
 
 def say(text: str) -> None:

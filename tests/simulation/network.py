@@ -4,7 +4,7 @@ Who acts next is drawn from the seed. A worker can be killed, hang, or be heard 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.clock import ManualClock
@@ -14,8 +14,10 @@ from common.job import Job
 from common.messages import PROTOCOL_VERSION, Join, Part, Result, WorkerMessage
 from common.numerics import Fingerprint, fingerprint
 from common.randomness import Purpose, generator
+from common.shard_messages import Hello, ShardJoin
+from common.transport.links import wait_for_nothing
 from common.transport.memory import MemoryClient, MemoryNetwork
-from common.transport.port import Frames
+from common.transport.port import ClientPort, Frames
 from ps.coordinator import Coordinator
 from ps.effects import Finish
 from ps.facts import RunFacts
@@ -23,7 +25,10 @@ from ps.opening import Admission, Opening, open_run
 from ps.recorder import Recorder, Setting
 from ps.run_folder import RunFolder
 from ps.server import Server
+from ps.serving import Surroundings, server_of
 from ps.shard import Shard
+from ps.shard_server import ShardServer
+from ps.shard_state import ShardFacts, ShardState
 from ps.sharing import Sharing, share
 from tests.simulation.small import digits
 from worker.preparing import Loader
@@ -45,7 +50,7 @@ class DoublingClient:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.client.send(frames)
-        if isinstance(decode(frames, WorkerMessage)[0], Part | Result):
+        if isinstance(decode(frames, WorkerMessage | Hello)[0], Part | Result):
             self.client.send(frames)
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -57,20 +62,27 @@ class Killed(BaseException):  # nothing that a worker would catch
 
 
 @dataclass
+class Life:
+    """How many parts a worker sends before it is killed; with 0 it is not."""
+
+    parts: int
+
+
+@dataclass
 class DyingClient:
-    """A connection whose worker is killed once it has sent so many parts; with 0 never."""
+    """A connection whose worker is killed once it has sent so many parts, over this one and others."""
 
     client: MemoryClient
-    parts: int
+    life: Life
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         return self.client.receive(timeout_s)
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.client.send(frames)
-        if isinstance(decode(frames, WorkerMessage)[0], Part):
-            self.parts -= 1
-            if self.parts == 0:
+        if isinstance(decode(frames, WorkerMessage | Hello)[0], Part):
+            self.life.parts -= 1
+            if self.life.parts == 0:
                 raise Killed
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -100,7 +112,27 @@ class Worker:
         """End as by SIGKILL: the connection breaks, and nothing is said."""
         if not self.is_dead:
             self.is_dead = True
-            self.runner.port.close()
+            self.runner.close()
+
+
+@dataclass
+class ShardProcess:
+    """A shard and whether it acts at all."""
+
+    server: ShardServer
+    network: MemoryNetwork
+    is_hanging: bool = False
+    is_dead: bool = False
+
+    def can_act(self) -> bool:
+        return not (self.is_hanging or self.is_dead) and self.server.ended is None
+
+    def die(self) -> None:
+        """End as by SIGKILL."""
+        if not self.is_dead:
+            self.is_dead = True
+            self.server.port.close()
+            self.server.upstream.close()
 
 
 @dataclass
@@ -118,7 +150,10 @@ class Simulation:
     shard_of: Callable[[Shard], Shard] = lambda shard: shard
     #: Makes the coordinator: a test double to show the same.
     coordinator_of: Callable[[RunFacts], Coordinator] = Coordinator
+    #: Whether the shards see the memory that is offered.
+    shards_share: bool = True
     workers: list[Worker] = field(default_factory=list)
+    shards: list[ShardProcess] = field(default_factory=list)
     #: What the person at the server, and those at the workers, were told.
     said: list[str] = field(default_factory=list)
     heard: list[str] = field(default_factory=list)
@@ -135,18 +170,40 @@ class Simulation:
         self.opening = open_run("simulation", self.job, self.data(), self.admission)
         if self.root is not None:
             self.opening, self.sharing = share(self.opening, self.root)
-        setting = Setting(servers=1, transport="memory", started=self.clock.now())
+        self.opening = replace(self.opening, shard=self.shard_of(self.opening.shard))
+        setting = Setting(servers=self.admission.servers, transport="memory", started=self.clock.now())
         self.recorder = Recorder(self.opening.facts, setting, self.opening.layout, self.folder)
         self.recorder.begin(self.opening.shard.digest())
-        self.server = Server(
-            self.coordinator_of(self.opening.facts),
-            self.shard_of(self.opening.shard),
-            self.recorder,
-            self.network.server(),
-            self.clock,
-            self.said.append,
-            self.sharing,
+        around = Surroundings(port=self.network.server(), clock=self.clock, say=self.said.append, sharing=self.sharing)
+        self.server = server_of(self.coordinator_of(self.opening.facts), self.opening, self.recorder, around)
+        for _ in range(self.admission.servers - 1):
+            self.add_shard()
+
+    def add_shard(self, *, numerics: Fingerprint | None = None) -> ShardProcess:
+        """Start a shard."""
+        number = len(self.shards)
+        network = MemoryNetwork(self.seed + 1 + number)
+        join = ShardJoin(
+            protocol=PROTOCOL_VERSION,
+            incarnation=f"shard-{number}",
+            host="host",
+            pid=number,
+            fingerprint=numerics or fingerprint(),
+            address=f"memory://{number}",
         )
+        server = ShardServer(
+            ShardState(ShardFacts(address="memory://", join=join)),
+            network.server(),
+            self.network.client(),
+            self.clock,
+            self.heard.append,
+            wait_for_nothing,
+            self.root if self.shards_share else None,
+        )
+        shard = ShardProcess(server, network)
+        self.shards.append(shard)
+        server.begin()
+        return shard
 
     def add_worker(
         self,
@@ -166,10 +223,17 @@ class Simulation:
             fingerprint=numerics or fingerprint(),
         )
         state = WorkerState(WorkerFacts(address="memory://", join=join))
-        client = self.network.client()
-        port = DoublingClient(client) if doubles else DyingClient(client, dies_after_parts)
+        life = Life(dies_after_parts)
+
+        def connect(network: MemoryNetwork) -> ClientPort:
+            return DoublingClient(network.client()) if doubles else DyingClient(network.client(), life)
+
+        def dial(address: str) -> ClientPort:
+            return connect(self.shards[int(address.removeprefix("memory://"))].network)
+
+        port = connect(self.network)
         root = self.root if shares else None
-        runner = Runner(state, port, self.clock, load or (lambda name: self.data()), self.heard.append, root)
+        runner = Runner(state, port, self.clock, load or (lambda name: self.data()), self.heard.append, root, dial)
         worker = Worker(runner)
         self.workers.append(worker)
         runner.begin()
@@ -178,18 +242,28 @@ class Simulation:
     def turn(self) -> bool:
         """Let the server or a worker act, whichever is drawn; where nobody can, let time pass instead."""
         actors: list[Callable[[], bool]] = [worker.act for worker in self.workers if worker.can_act()]
+        actors += [shard.server.step for shard in self.shards if shard.can_act()]
         actors.append(self.server.step)
         for place in self._rng.permutation(len(actors)):
             if actors[place]():
-                self.server.coordinator.validate()
+                self.validate()
                 self.clock.advance(TICK_S)
                 return True
         return self._let_time_pass()
 
+    def validate(self) -> None:
+        """Check the books of all servers."""
+        self.server.coordinator.validate()
+        if self.server.shards is not None:
+            self.server.shards.fleet.validate()
+        for shard in self.shards:
+            shard.server.state.validate()
+
     def _let_time_pass(self) -> bool:
         """Move time to the next deadline of anybody; return False where there is none."""
         deadlines = [worker.runner.state.deadline() for worker in self.workers if worker.can_act()]
-        deadlines.append(self.server.coordinator.deadline())
+        deadlines += [shard.server.state.deadline() for shard in self.shards if shard.can_act()]
+        deadlines.append(self.server.deadline())
         due = [at for at in deadlines if at is not None]
         if not due:
             return False
@@ -217,6 +291,8 @@ class Simulation:
         """Let the workers read what was last sent to them."""
         while any(worker.act() for worker in self.workers if worker.can_act()):
             pass
+        while any(shard.server.step() for shard in self.shards if shard.can_act()):
+            pass
 
     def finish(self) -> str:
         """Run to the end, which is to be a good one; return the digest of the weights."""
@@ -226,9 +302,9 @@ class Simulation:
         return self.recorder.result.weights_sha256
 
 
-def digest_with(job: Job, workers: int, seed: int) -> str:
-    """Return the digest of the weights after a run with so many workers from the start."""
-    simulation = Simulation(job, seed, Admission(min_workers=workers))
+def digest_with(job: Job, workers: int, seed: int, servers: int = 1) -> str:
+    """Return the digest of the weights after a run with so many workers from the start, and so many servers."""
+    simulation = Simulation(job, seed, Admission(min_workers=workers, servers=servers))
     for _ in range(workers):
         simulation.add_worker()
     return simulation.finish()

@@ -1,0 +1,83 @@
+"""`lockstep shard`: a server process beside the first, which holds a slice of the weights."""
+
+import os
+import platform
+import secrets
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import click
+
+from common.clock import SystemClock
+from common.messages import PROTOCOL_VERSION
+from common.numerics import fingerprint
+from common.shard_messages import ShardJoin
+from common.transport.port import ClientPort, ServerPort
+from common.transport.shared_folder import shared_root
+from common.transport.zeromq import dial, serve, wait_for_any
+from lockstep.addresses import bind_beside, dialled
+from lockstep.child import ERROR_MARK
+from lockstep.commands.param_types import seconds
+from lockstep.commands.run_options import SUPERVISED_OPTION
+from lockstep.commands.worker import say
+from lockstep.lifeline import held
+from ps.shard_effects import Exit
+from ps.shard_server import ShardServer
+from ps.shard_state import ShardFacts, ShardState
+
+
+@click.command(short_help="Hold a slice of the weights for the server at ADDRESS.")
+@click.argument("address")
+@click.option(
+    "--bind",
+    metavar="ADDRESS",
+    help="where workers reach this shard: tcp://HOST:PORT (port 0: a free one) or ipc://PATH  [beside the server, on "
+    "its machine]",
+)
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
+@click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
+@SUPERVISED_OPTION
+@click.pass_context
+def shard(
+    context: click.Context,
+    address: str,
+    bind: str | None,
+    timeout: float | None,
+    insecure: bool,
+    supervised: Path | None,
+) -> None:
+    """Hold a slice of the weights for the server at ADDRESS until its run is over.
+
+    That server was started with `--servers`; its run begins once all shards are there, and cannot go on without one.
+    What they are to do comes from the server: a shard needs neither the data nor the model. Exit codes: 0 the run is
+    done, 1 it failed or there is no server, 2 the server refused this shard, 130 interrupted.
+
+    \b
+      lockstep shard tcp://127.0.0.1:5555
+      lockstep shard tcp://192.168.1.7:5555 --bind tcp://192.168.1.8:5556 --insecure
+    """
+    with held(supervised) if supervised else nullcontext():
+        port = serve(bind or bind_beside(address), insecure=insecure)
+        with closing(port):
+            if not supervised:
+                say(f"dialling {address}, listening on {port.address}")
+            ended = hold_slice(port, dial(address), address, timeout)
+    if ended.reason:
+        say(f"{ERROR_MARK}{ended.reason}")
+    elif not supervised:
+        say("the run is done")
+    context.exit(ended.code)
+
+
+def hold_slice(port: ServerPort, upstream: ClientPort, address: str, timeout_s: float | None) -> Exit:
+    """Hold a slice for the server until one of us ends."""
+    join = ShardJoin(
+        protocol=PROTOCOL_VERSION,
+        incarnation=secrets.token_hex(8),
+        host=platform.node() or "unknown",
+        pid=os.getpid(),
+        fingerprint=fingerprint(),
+        address=dialled(port.address),
+    )
+    state = ShardState(ShardFacts(address=address, join=join, timeout_s=timeout_s))
+    return ShardServer(state, port, upstream, SystemClock(), say, wait_for_any, shared_root()).run()
