@@ -10,6 +10,9 @@ from common.data.sampler import Sampler
 from ps.ledger import Again, Begun, Line, StepDone, Unlisted
 from ps.plan import Plan
 
+#: Faults of one kind that are told of one step or epoch.
+MOST_FAULTS = 3
+
 
 @dataclass
 class EpochProof:
@@ -60,7 +63,9 @@ def prove(lines: list[Line], plan: Plan, sampler: Sampler) -> Proof:
     for number, epoch in epochs.items():
         _count(epoch, [line for line in done if plan.epoch_of(line.step) == number], sampler)
     _check_order(done, plan, epochs)
-    return Proof([epochs[number] for number in sorted(epochs)], [line for line in lines if isinstance(line, Begun)][1:])
+    begun = [line for line in lines if isinstance(line, Begun)]
+    resumed = [line for place, line in enumerate(begun) if place or line.lost_steps]
+    return Proof([epochs[number] for number in sorted(epochs)], resumed)
 
 
 def _count(epoch: EpochProof, steps: list[StepDone], sampler: Sampler) -> None:
@@ -74,18 +79,16 @@ def _count(epoch: EpochProof, steps: list[StepDone], sampler: Sampler) -> None:
                 np.add.at(uses, sampler.indices(line.step, piece), 1)
         epoch.micro_batches += len(pieces)
     epoch.steps, epoch.used = len(steps), int(np.count_nonzero(uses))
-    for sample in np.flatnonzero(uses > 1)[:3]:
+    for sample in np.flatnonzero(uses > 1)[:MOST_FAULTS]:
         epoch.faults.append(f"epoch {epoch.epoch}: sample {sample} was used {uses[sample]} times: expected once")
 
 
 def _untiled(line: StepDone, pieces: list[int], micro_batches: int) -> Iterator[str]:
-    for piece in range(micro_batches):
-        count = pieces.count(piece)
-        if count != 1:
-            yield f"step {line.step}: micro-batch {piece} was added {count} times: expected once"
-    for piece in pieces:
-        if piece >= micro_batches:
-            yield f"step {line.step}: micro-batch {piece} is none of the {micro_batches}"
+    counts = np.bincount(pieces, minlength=micro_batches)
+    for piece in np.flatnonzero(counts[:micro_batches] != 1)[:MOST_FAULTS]:
+        yield f"step {line.step}: micro-batch {piece} was added {counts[piece]} times: expected once"
+    for piece in np.flatnonzero(counts[micro_batches:])[:MOST_FAULTS]:
+        yield f"step {line.step}: micro-batch {piece + micro_batches} is none of the {micro_batches}"
 
 
 def _check_order(done: list[StepDone], plan: Plan, epochs: dict[int, EpochProof]) -> None:

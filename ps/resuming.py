@@ -10,7 +10,7 @@ from common.tally import Tally
 from ps.checkpoint import Checkpoint, Identity, Past
 from ps.coordinator import Coordinator
 from ps.facts import RunFacts
-from ps.ledger import Begun, StepDone, read_lines
+from ps.ledger import Begun, read_lines
 from ps.opening import Opening
 from ps.plan import Round
 from ps.progress import Progress
@@ -45,7 +45,7 @@ def coordinator_of(facts: RunFacts, start: Resumption) -> Coordinator:
 def begin_anew(opening: Opening, recorder: Recorder, folder: RunFolder) -> Resumption:
     """Cut off all lines of a run that came to no checkpoint, and return its beginning."""
     folder.metrics.cut(0)
-    lost = _steps_in(folder.ledger.cut(0), folder)
+    lost = _steps_in(folder.ledger.cut(0))
     recorder.begin(opening.shard.digest(), lost_steps=lost)
     return beginning(opening)
 
@@ -132,8 +132,9 @@ def _cut_lines(folder: RunFolder, past: Past) -> int:
                 "the run's own file back"
             )
     folder.metrics.cut(past.metrics_bytes)
-    return _steps_in(folder.ledger.cut(past.ledger_bytes), folder)
+    return _steps_in(folder.ledger.cut(past.ledger_bytes))
 
 
-def _steps_in(lines: bytes, folder: RunFolder) -> int:
-    return sum(isinstance(line, StepDone) for line in read_lines(lines, str(folder.ledger.path)))
+def _steps_in(lines: bytes) -> int:
+    # Not parsed: what a loss of power left there may be anything.
+    return lines.count(b'"kind":"step"')

@@ -63,3 +63,12 @@ def test_a_folder_of_the_same_name_where_we_stand_is_not_imported(
     (tmp_path / "common" / "__init__.py").write_text("raise RuntimeError('not ours')")
     monkeypatch.chdir(tmp_path)
     assert ended(tmp_path, "", ["--version"]).process.returncode == 0
+
+
+def test_news_are_the_lines_since_the_last_call(good: Child) -> None:
+    good.log.write_text("one\ntwo\nhal")
+    good._told_bytes = 0
+    assert good.news() == ["one", "two"]
+    assert good.news() == []
+    good.log.write_text("one\ntwo\nhalf\n")
+    assert good.news() == ["half"]

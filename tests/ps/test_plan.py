@@ -57,3 +57,12 @@ def test_pieces_are_named_for_people() -> None:
     nodes = [Node(0, 1), Node(4, 8)]
     assert Round("train", 3, 8).named(nodes) == "micro-batches 0, 4-7 of step 3"
     assert Round("evaluate", 3, 8).named(nodes) == "evaluation pieces 0, 4-7 after step 3"
+
+
+def test_a_run_goes_on_where_it_was() -> None:
+    plan = Plan(total_steps=5, steps_per_epoch=2, micro_batches=4, evaluation_pieces=3)
+    rounds, at = [], plan.at(0, is_evaluated=False)
+    while at is not None:
+        rounds.append(at)
+        at = plan.at(at.step + (at.work == "train"), is_evaluated=at.work == "evaluate")
+    assert rounds == rounds_of(plan)
