@@ -80,7 +80,9 @@ class TreeSum(Generic[T]):
     pieces: int
     merge: Callable[[T, T], T]
     drop: Callable[[T], None] = lambda value: None
-    #: Sums of nodes whose sibling has not arrived; no two overlap, no two are siblings.
+    #: Whether the two halves of the whole are added once both are there, and not by whoever asks for their sum.
+    joins_halves: bool = True
+    #: Sums of nodes whose sibling has not arrived, or of the two halves of the whole; no two overlap.
     held: dict[Node, T] = field(default_factory=dict)
     #: A byte for each piece, 1 where a node of `held` has it: to look through `held` would be quadratic in the pieces.
     _known: bytearray = field(init=False)
@@ -109,7 +111,7 @@ class TreeSum(Generic[T]):
         for parent in reversed(path[:-1]):
             left, right = parent.halves()
             sibling = right if node == left else left
-            if sibling not in self.held:
+            if sibling not in self.held or (parent is path[0] and not self.joins_halves):
                 break
             other = self.held.pop(sibling)
             value = self.merge(value, other) if node == left else self.merge(other, value)
@@ -119,11 +121,20 @@ class TreeSum(Generic[T]):
 
     def is_whole(self) -> bool:
         """Tell whether all pieces have arrived."""
-        return Node(0, self.pieces) in self.held
+        return 0 not in self._known
 
     def total(self) -> T:
         """Return the sum over all pieces; `KeyError` before it is whole."""
-        return self.held[Node(0, self.pieces)]
+        whole = Node(0, self.pieces)
+        if whole not in self.held and self.is_whole():
+            left, right = (self.held.pop(half) for half in whole.halves())
+            self.held[whole] = self.merge(left, right)
+        return self.held[whole]
+
+    def terms(self) -> list[T]:
+        """Return what the sum over all pieces is the sum of, in this order: itself, or the two halves of the whole."""
+        whole = Node(0, self.pieces)
+        return [self.held[whole]] if whole in self.held else [self.held[half] for half in whole.halves()]
 
     def clear(self) -> None:
         """Forget all sums."""
@@ -175,7 +186,8 @@ class VectorTree:
     tree: TreeSum[Summand] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tree = TreeSum(self.pieces, self._merge, self._drop)
+        # The last addition is left to whoever goes through the total anyway: a pass over memory less.
+        self.tree = TreeSum(self.pieces, self._merge, self._drop, joins_halves=False)
 
     def _merge(self, left: Summand, right: Summand) -> Summand:
         into = left.vector if left.is_owned else right.vector if right.is_owned else self.pool.take()
@@ -218,6 +230,10 @@ class VectorTree:
     def total(self) -> Vector:
         """Return the whole sum, to be read until `reset`."""
         return self.tree.total().vector
+
+    def terms(self) -> list[Vector]:
+        """Return the one or two vectors whose sum is the whole, in this order, to be read until `reset`."""
+        return [summand.vector for summand in self.tree.terms()]
 
     def reset(self) -> None:
         """Forget all sums, returning what is owned to the pool."""

@@ -131,13 +131,13 @@ class Shard:
 
     def squares(self, count: int) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
-        totals, trained = self._totals(), (chunk for chunk in self._chunks if chunk.momenta is None)
+        terms, trained = self._terms(), (chunk for chunk in self._chunks if chunk.momenta is None)
         with np.errstate(all="ignore"):  # as in `add_frame`
-            blocks = [block_squares(_mean(totals, chunk, np.float32(count))) for chunk in trained]
+            blocks = [block_squares(_mean(terms, chunk, np.float32(count))) for chunk in trained]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
 
-    def _totals(self) -> list[Vector]:
-        return [tree.total() for tree in self.trees]
+    def _terms(self) -> list[list[Vector]]:
+        return [tree.terms() for tree in self.trees]
 
     def update(self, step: int, count: int, scale: float | None = None) -> float:
         """Step the optimizer with the whole sum over `count` samples; return the learning rate used.
@@ -148,10 +148,10 @@ class Shard:
         """
         if scale is None and self.policy.clip_norm is not None:
             scale = scale_for(add_blocks(self.squares(count)), self.policy.clip_norm)
-        rate, totals, samples = self.policy.schedule.rate(step), self._totals(), np.float32(count)
+        rate, terms, samples = self.policy.schedule.rate(step), self._terms(), np.float32(count)
         with np.errstate(all="ignore"):  # as in `add_frame`
             for chunk in self._chunks:
-                mean = _mean(totals, chunk, samples)
+                mean = _mean(terms, chunk, samples)
                 if scale is not None and chunk.momenta is None:
                     mean *= np.float32(scale)
                 self._follow(chunk, mean, step, rate)
@@ -185,6 +185,8 @@ class Shard:
         return weights_digest(self.weights)
 
 
-def _mean(totals: list[Vector], chunk: Chunk, count: np.float32) -> Vector:
+def _mean(terms: list[list[Vector]], chunk: Chunk, count: np.float32) -> Vector:
     """Return a chunk's part of the mean, in the chunk's room for it."""
-    return np.divide(totals[chunk.frame][chunk.part], count, out=chunk.mean)
+    parts = [term[chunk.part] for term in terms[chunk.frame]]
+    total = parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], out=chunk.mean)
+    return np.divide(total, count, out=chunk.mean)

@@ -222,3 +222,15 @@ def test_a_cleared_tree_takes_the_same_pieces_again() -> None:
 
 def test_nodes_are_told_as_the_pieces_that_they_hold() -> None:
     assert [str(Node(3, 4)), str(Node(4, 8))] == ["3", "4-7"]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 8])
+def test_the_terms_add_up_to_the_total(pieces: int) -> None:
+    tree = VectorTree(pieces, VectorPool(4))
+    for piece in range(pieces):
+        tree.add(Node(piece, piece + 1), np.full(4, 0.1 * (piece + 1), np.float32))
+    terms = tree.terms()
+    assert len(terms) == min(2, pieces)
+    added = terms[0] if pieces == 1 else terms[0] + terms[1]
+    assert added.tobytes() == tree.total().tobytes()
+    assert tree.total().tobytes() == tree.terms()[0].tobytes()
