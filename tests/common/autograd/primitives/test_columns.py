@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from common.autograd.primitives import columns
-from common.autograd.primitives.images import BLOCK_BYTES
 from common.autograd.primitives.windows import Window
 
 #: (groups, channels, kh, kw, oh, ow, images): blocks of many rows, of one, of parts of one, of images of one window.
