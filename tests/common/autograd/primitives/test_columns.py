@@ -18,7 +18,7 @@ def test_blocks_cover_every_window_once_and_are_bounded(shape: tuple[int, ...]) 
     for block in columns._blocks(shape, 4):
         counts[block] += 1
         windows = prod(part.stop - part.start for part in block)
-        assert windows == 1 or windows * prod(shape[:4]) * 4 <= BLOCK_BYTES
+        assert windows == 1 or windows * prod(shape[:4]) * 4 <= columns.BLOCK_BYTES
     assert (counts == 1).all()
 
 
