@@ -79,6 +79,8 @@ class Server:
     intake: Intake = field(init=False)
     #: Peers that were turned away, the last ones: one that goes on talking is not answered again, nor told of.
     _refused: dict[bytes, None] = field(default_factory=dict)
+    #: An update that is not recorded yet: the effect, the learning rate, and the seconds that it took.
+    _updated: tuple[effects.UpdateWeights, float, float] | None = None
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
     #: When the progress was last shown.
@@ -124,7 +126,17 @@ class Server:
         received = self.port.receive(None if deadline is None else deadline - now)
         if received is not None:
             self._hear(*received)
-        return received is not None
+            return True
+        lost = self.port.lost()
+        for peer in lost:
+            self._happen(*self._gone(peer, "its connection is gone"))
+        return bool(lost)
+
+    def _gone(self, peer: bytes, reason: str) -> list[events.Event]:
+        """Return what it means to the coordinator that a peer is gone: a worker, a shard, or nobody of ours."""
+        if self.shards is not None and peer in self.shards.fleet.seats:
+            return self.shards.gone(peer, reason)
+        return [events.WorkerLeft(peer=peer, reason=reason)]
 
     def deadline(self) -> float | None:
         """Return when something is due although no message comes."""
@@ -175,9 +187,7 @@ class Server:
         self._refused[peer] = None
         if len(self._refused) > REFUSED:
             del self._refused[next(iter(self._refused))]
-        if self.shards is not None and peer in self.shards.fleet.seats:
-            return self.shards.gone(peer, reason)
-        return [events.WorkerLeft(peer=peer, reason=reason)]
+        return self._gone(peer, reason)
 
     def _event(self, peer: bytes, message: Message) -> events.Event | None:
         match message:
@@ -223,6 +233,7 @@ class Server:
                 self._record_stepped()
             for effect in self.coordinator.handle(event, self.clock.now()):
                 pending.extend(self._perform(effect))
+            self._record_updated()
         # Afterwards: what workers wait for has been sent.
         if self.keeper is not None and not (self.ended and self.ended.failure):
             self.keeper.look(self._holder(), self.coordinator.progress, self.coordinator.roster.compute_s)
@@ -290,7 +301,7 @@ class Server:
             return self.shards.update(effect.step, effect.tally.count, self._collected(effect.step))
         began = self.clock.now()
         rate = self.shard.update(effect.step, effect.tally.count)
-        self._record(effect, rate, self.clock.now() - began, mark_after(effect.step, self.shard.weights))
+        self._updated = (effect, rate, self.clock.now() - began)
         return []
 
     def _collected(self, step: int) -> Collected:
@@ -305,6 +316,12 @@ class Server:
     def _record(self, effect: effects.UpdateWeights, rate: float, seconds: float, mark: int) -> None:
         self.recorder.step(effect.step, effect.tally, rate, seconds, self.coordinator.progress.last_step)
         self.recorder.account(effect.step, effect.account, mark)
+
+    def _record_updated(self) -> None:
+        """Keep the figures of the update just made, once those who waited for it have their leases."""
+        if self._updated is not None:
+            (effect, rate, seconds), self._updated = self._updated, None
+            self._record(effect, rate, seconds, mark_after(effect.step, self.shard.weights))
 
     def _record_stepped(self) -> None:
         """Keep the figures of the update that all servers have made."""
