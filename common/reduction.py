@@ -8,6 +8,7 @@ node. Whatever whole nodes the pieces arrive in, in whatever order and however o
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -50,6 +51,18 @@ def path_to(node: Node, pieces: int) -> Iterator[Node]:
     yield at
 
 
+@lru_cache(maxsize=4096)
+def _climb(node: Node, pieces: int) -> tuple[tuple[Node, Node], ...]:
+    """Return the way from a node up to the root: each parent with the sibling that the sum below it waits for."""
+    path = list(path_to(node, pieces))
+    steps = []
+    for parent, child in zip(reversed(path[:-1]), reversed(path), strict=False):
+        left, right = parent.halves()
+        steps.append((parent, right if child == left else left))
+    return tuple(steps)
+
+
+@lru_cache(maxsize=4096)
 def largest_node_at(lo: int, limit: int, pieces: int, most: int) -> Node:
     """Return the largest node that begins at `lo`, ends by `limit` and has at most `most` ≥ 1 pieces.
 
@@ -101,20 +114,18 @@ class TreeSum(Generic[T]):
         before it died would be in the way of whoever computes more than that in one go. `ValueError` where it is no
         node.
         """
-        path = list(path_to(node, self.pieces))
+        climb = _climb(node, self.pieces)
         if self.covers(node):
             return False
         if 1 in self._known[node.lo : node.hi]:
             for part in [held for held in self.held if node.lo <= held.lo and held.hi <= node.hi]:
                 self.drop(self.held.pop(part))
         self._known[node.lo : node.hi] = b"\1" * len(node)
-        for parent in reversed(path[:-1]):
-            left, right = parent.halves()
-            sibling = right if node == left else left
-            if sibling not in self.held or (parent is path[0] and not self.joins_halves):
+        for parent, sibling in climb if self.joins_halves else climb[:-1]:
+            if sibling not in self.held:
                 break
             other = self.held.pop(sibling)
-            value = self.merge(value, other) if node == left else self.merge(other, value)
+            value = self.merge(value, other) if node.lo < sibling.lo else self.merge(other, value)
             node = parent
         self.held[node] = value
         return True

@@ -112,8 +112,9 @@ class Shard:
 
     def add(self, node: Node, sums: Vector) -> None:
         """Take the sums of a node over the whole slice, which must stay unchanged until the update or `settle`."""
-        for index, frame in enumerate(self.frames):
-            self.add_frame(index, node, sums[frame.start - self.start : frame.stop - self.start])
+        with np.errstate(all="ignore"):  # as in `add_frame`
+            for tree, frame in zip(self.trees, self.frames, strict=True):
+                tree.add(node, sums[frame.start - self.start : frame.stop - self.start])
 
     def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
         """Take one frame of the sums of a node, which must stay unchanged until the update.
