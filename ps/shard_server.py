@@ -157,10 +157,10 @@ class ShardServer:
             case Refused():
                 return events.TurnedAway(refused=message)
             case State():
-                self._demand_place().fill(message.name, message.start, self._arrays[0])
+                self.demand_place().fill(message.name, message.start, self._arrays[0])
                 return events.ServerHeard()
             case Begin():
-                self._demand_place().shard.updates = message.steps
+                self.demand_place().shard.updates = message.steps
                 return events.Begun(steps=message.steps)
             case Admit():
                 return events.WorkerAdmitted(admit=message)
@@ -184,7 +184,8 @@ class ShardServer:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a shard")
 
-    def _demand_place(self) -> ShardPlace:
+    def demand_place(self) -> ShardPlace:
+        """Return the slice; `RemoteProtocolError` before the welcome."""
         if self.place is None:
             raise RemoteProtocolError("a state before the welcome")
         return self.place
@@ -216,7 +217,7 @@ class ShardServer:
             case effects.Exit():
                 self.ended = effect
             case effects.AddFrame() | effects.AddShared() | effects.SendSquares() | effects.UpdateSlice():
-                self._compute(effect, self._demand_place())
+                self._compute(effect, self.demand_place())
             case _:
                 assert_never(effect)
 
@@ -250,7 +251,7 @@ class ShardServer:
             return
 
     def _send_held(self, updates: int, *, has_state: bool) -> None:
-        place = self._demand_place()
+        place = self.demand_place()
         pieces = held_frames(place.shard, updates, has_weights=place.folder is None, has_state=has_state)
         for name, part, values in pieces:
             self._tell(Held(name=name, steps=updates, start=part.start), values)
@@ -264,7 +265,7 @@ class ShardServer:
             yield events.PeerFailed(peer=peer, reason="it does not read what it is sent")
 
     def _send_weights(self, peer: bytes) -> Iterator[events.ShardEvent]:
-        place = self._demand_place()
+        place = self.demand_place()
         for frame in place.shard.frames:
             values = place.shard.weights[frame.start - place.owned.start : frame.stop - place.owned.start]
             for failed in self._send(peer, Weights(step=place.shard.updates, start=frame.start), values):
@@ -293,6 +294,6 @@ class ShardServer:
 
     def _map(self, rank: int) -> Iterator[events.ShardEvent]:
         try:
-            self._sums[rank] = self._demand_place().sums_of(rank)
+            self._sums[rank] = self.demand_place().sums_of(rank)
         except SharingError as error:
             yield events.SumsMissing(rank=rank, reason=str(error))

@@ -194,7 +194,7 @@ class ShardState:
 
     def _take(self, event: events.PartReceived, visitors: Visitors) -> list[ShardEffect]:
         part, node, rank = event.part, event.part.node(), visitors.rank_of(event.peer)
-        if part.step != self.step or rank is None or not visitors.take(event.peer, part.step, node, event.frame):
+        if rank is None or not visitors.take(event.peer, part, event.frame, self.step):
             return []
         effects: list[ShardEffect] = [AddFrame(frame=event.frame, node=node)]
         if visitors.book.is_whole(event.peer, part.step, node):

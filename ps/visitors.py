@@ -6,7 +6,8 @@ The server says who takes part and who is served at a step; a worker says who it
 from dataclasses import dataclass, field
 
 from common.errors import RemoteProtocolError
-from common.reduction import Node, is_node
+from common.messages import Part
+from common.reduction import is_node
 from common.shard_messages import Admit, Hello
 from ps.frame_book import FrameBook
 
@@ -78,15 +79,18 @@ class Visitors:
         visitor.served = step
         return True
 
-    def take(self, peer: bytes, step: int, node: Node, frame: int) -> bool:
-        """Book a frame of the step at hand; return whether it is to be added.
+    def take(self, peer: bytes, part: Part, frame: int, step: int) -> bool:
+        """Book a frame that came in the step at hand; return whether it is to be added.
 
         Of a worker that is served at this step any node of the tree is taken in, each once: what it was leased the
         server knows, and says later than the worker may be done with it. The tree holds each piece once, whoever
         sends what. `RemoteProtocolError` where there is no such node, or it sends for ever.
         """
-        rank = self.rank_of(peer)
-        if rank is None or self.by_rank[rank].served != step:
+        rank, node = self.rank_of(peer), part.node()
+        if rank is None:
+            return False
+        if part.step != step or self.by_rank[rank].served != step:
+            self.book.count(peer)
             return False
         if not is_node(node.lo, node.hi, self.micro_batches):
             raise RemoteProtocolError(f"sums over [{node.lo}, {node.hi}): no node of {self.micro_batches} pieces")

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,14 +12,9 @@ from hypothesis import strategies as st
 from common.clock import ManualClock
 from common.errors import JobError
 from common.job import Job
-from common.numerics import fingerprint
-from common.optim.clipping import BLOCK, add_blocks, scale_for
+from common.optim.clipping import BLOCK
 from common.slices import slices_for
 from lockstep.serial import SerialRun
-from ps.effects import Finish
-from ps.fleet import Fleet
-from ps.fleet_effects import ConfirmSums, FleetEffect
-from ps.fleet_events import FleetEvent, SumsConfirmed
 from ps.opening import Admission, open_run
 from ps.recorder import Recorder, Setting
 from ps.run_folder import RunResult
