@@ -29,9 +29,10 @@ def last_weights(shards: Shards, port: ServerPort, clock: Clock, *, is_diverged:
         deadline = clock.now() + PATIENCE_S
         while gathered.received < gathered.weights.size and clock.now() < deadline:
             received = port.receive(deadline - clock.now())
-            if received is None:
+            if received is not None:
+                _take(shards, updates, *received)
+            elif not port.lost():
                 break
-            _take(shards, updates, *received)
     if not gathered.end(updates):
         gathered.weights[:] = before
     return gathered.weights, gathered.updates

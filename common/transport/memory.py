@@ -74,6 +74,14 @@ class MemoryNetwork:
     def line_of(self, peer: bytes) -> _Line | None:
         return next((line for line in self._lines if line.peer == peer and line.is_client_open), None)
 
+    def closed(self) -> list[bytes]:
+        """Return the names of the connections of which nothing will come any more; each is told once."""
+        ended = [line for line in self._lines if line.peer is not None and not (line.is_client_open or line.to_server)]
+        peers = [line.peer for line in ended if line.peer is not None]
+        for line in ended:
+            line.peer = None
+        return peers
+
     def draw(self) -> _Line | None:
         """Return a line on which something is on its way to the server."""
         waiting = [line for line in self._lines if line.to_server]
@@ -105,6 +113,10 @@ class MemoryServer:
         if line is None:
             raise PeerGone("no connection to this peer: expected one that was heard and has not gone")
         _put(line.to_client, frames, self._network.queue)
+
+    def lost(self) -> list[bytes]:
+        _demand_open(self._is_open)
+        return self._network.closed()
 
     def allow(self, queue: int) -> None:
         self._network.queue = max(self._network.queue, queue)

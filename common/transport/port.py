@@ -71,6 +71,14 @@ class ServerPort(Protocol):
         """
         ...
 
+    def lost(self) -> list[bytes]:
+        """Return the peers whose connections have ended since the last call, of those that were heard.
+
+        `receive` returns None at once where one has, so that it is known in the same moment. None is told while
+        messages wait, its last words perhaps among them. It is a hint, which a network may swallow: `send` tells too.
+        """
+        ...
+
     def allow(self, queue: int) -> None:
         """Let at least `queue` messages wait for each peer that was heard by now.
 

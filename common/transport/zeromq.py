@@ -7,10 +7,12 @@ from contextlib import suppress
 
 import zmq
 
+from common.clock import SystemClock
 from common.errors import AddressError, ProtocolError
 from common.transport.address import IpcAddress, TcpAddress, parse
 from common.transport.ipc_path import SocketFile, make_free
 from common.transport.port import Frame, Frames, Limits, PeerGone, PeerSlow
+from common.transport.zeromq_ends import Ends
 
 # Heartbeats find a host that is gone without a word. They wait behind the frame that is being sent, and with it count
 # as lost: so the patience must exceed the time of the biggest frame. A peer that hangs is for leases to find.
@@ -21,6 +23,8 @@ _PATIENCE_MS = 30_000
 _REDIAL_MS = 20
 _REDIAL_MOST_MS = 1_000
 _CONNECT_MS = 5_000
+
+_CLOCK = SystemClock()
 
 _BIND_ADVICE = {
     errno.EADDRINUSE: "is in use: stop what listens there, or choose another port or port 0 for any that is free",
@@ -78,6 +82,8 @@ class ZeroMqServer:
             self._socket.close(0.0)
             advice = _BIND_ADVICE.get(error.errno or 0, f"cannot be bound to ({error.strerror}): choose another")
             raise AddressError(f"address {str(address)!r} {advice}") from None
+        self._ends = Ends(self._socket.raw)
+        self._socket.watch(self._ends.monitor)
         self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
         self._address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
@@ -86,12 +92,27 @@ class ZeroMqServer:
         return self._address
 
     def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
+        began = _CLOCK.now()
         frames = self._socket.receive(timeout_s, extra=1)
-        return None if frames is None else (bytes(frames[0]), frames[1:])
+        while frames is None:
+            self._ends.look()
+            left_s = None if timeout_s is None else began + timeout_s - _CLOCK.now()
+            if self._ends.has_any() or (left_s is not None and left_s <= 0.0):
+                return None
+            # It was the end of one that was never heard, and concerns nobody.
+            frames = self._socket.receive(left_s, extra=1)
+        peer = bytes(frames[0])
+        self._ends.heard(peer, self._socket.first)
+        return peer, frames[1:]
+
+    def lost(self) -> list[bytes]:
+        self._socket.demand_open()
+        return self._ends.take()
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller wait for this port among others."""
         self._socket.register(poller)
+        poller.register(self._ends.monitor, zmq.POLLIN)
 
     def send(self, peer: bytes, frames: Frames) -> None:
         self._socket.limits.check(frames)
@@ -106,6 +127,7 @@ class ZeroMqServer:
             # First, while nobody else can have bound to it.
             self._file.remove()
             self._file = None
+        self._ends.close()
         self._socket.close(linger_s)
 
 
@@ -153,6 +175,8 @@ class _Socket:
         self.raw = self._context.socket(kind)
         self._poller = zmq.Poller()
         self._poller.register(self.raw, zmq.POLLIN)
+        #: The first frame of the last message.
+        self.first = zmq.Frame()
         for option, value in (
             # The default waits for ever when the socket is closed.
             (zmq.LINGER, 0),
@@ -168,12 +192,16 @@ class _Socket:
             self.raw.set(option, value)
 
     def register(self, poller: zmq.Poller) -> None:
-        self._demand_open()
+        self.demand_open()
         poller.register(self.raw, zmq.POLLIN)
+
+    def watch(self, other: "zmq.Socket[bytes]") -> None:
+        """Let what comes on another socket end the wait for a message."""
+        self._poller.register(other, zmq.POLLIN)
 
     def receive(self, timeout_s: float | None, extra: int) -> list[memoryview] | None:
         """Return the frames of a message, of which `extra` do not count; None in time, or where it was too long."""
-        self._demand_open()
+        self.demand_open()
         if not self._poller.poll(_milliseconds(timeout_s)):
             return None
         frames: list[memoryview] = []
@@ -184,6 +212,8 @@ class _Socket:
             except zmq.Again:
                 return None
             has_more = frame.more
+            if not frames:
+                self.first = frame
             if len(frames) < self.limits.frames + extra:
                 # The view keeps the frame, and with it libzmq's own buffer: nothing is copied.
                 frames.append(memoryview(frame.buffer).toreadonly())
@@ -192,7 +222,7 @@ class _Socket:
         return None if is_too_long else frames
 
     def send(self, frames: Sequence[Frame]) -> None:
-        self._demand_open()
+        self.demand_open()
         try:
             # A copy, since libzmq sends later and the caller overwrites its buffer now.
             self.raw.send_multipart(frames, zmq.DONTWAIT, copy=True)
@@ -216,7 +246,7 @@ class _Socket:
         # Waits until the socket has lingered, so that a process may exit after this.
         self._context.term()
 
-    def _demand_open(self) -> None:
+    def demand_open(self) -> None:
         if self.raw.closed:
             raise ProtocolError("this port is closed: expected no more sends and receives after close()")
 

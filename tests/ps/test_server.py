@@ -190,6 +190,9 @@ class WorkingPort:
     def send(self, peer: bytes, frames: Frames) -> None:
         self.port.send(peer, frames)
 
+    def lost(self) -> list[bytes]:
+        return self.port.lost()
+
     def allow(self, queue: int) -> None:
         self.port.allow(queue)
 

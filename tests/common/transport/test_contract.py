@@ -322,3 +322,62 @@ def test_closing_gives_all_file_descriptors_back(net: Net) -> None:
         return len(os.listdir("/dev/fd"))
 
     assert {open_and_close() for _ in range(4)} == {len(os.listdir("/dev/fd"))}
+
+
+def lost(server: ServerPort) -> list[bytes]:
+    """Wait until a connection has ended."""
+    for _ in range(10_000):
+        assert server.receive(0.01) is None
+        if peers := server.lost():
+            return peers
+    raise AssertionError("none was lost")
+
+
+def test_the_end_of_a_connection_is_told_once_and_to_nobody_elses_cost(net: Net) -> None:
+    server, client, peer = connected(net)
+    other = net.client()
+    other.send([b"hello"])
+    other_peer, _ = hear(server)
+    assert server.lost() == []
+    client.close()
+    assert lost(server) == [peer]
+    assert server.receive(0.01) is None
+    assert server.lost() == []
+    server.send(other_peer, [b"still there"])
+    assert read(other) == [b"still there"]
+
+
+def test_last_words_are_heard_before_the_end_is_told(net: Net) -> None:
+    server, client, peer = connected(net)
+    for number in range(LIMITS.backlog // 2):
+        client.send([bytes([number])])
+    client.close(linger_s=PATIENCE_S)
+    for number in range(LIMITS.backlog // 2):
+        assert server.lost() == []
+        assert hear(server) == (peer, [bytes([number])])
+    assert lost(server) == [peer]
+
+
+def test_who_comes_after_one_that_ended_is_not_taken_for_it(net: Net) -> None:
+    server, client, peer = connected(net)
+    for _ in range(20):
+        client.close()
+        client = net.client()  # over a socket it has the descriptor of the one before
+        client.send([b"hello"])
+        ended, heard = list[bytes](), list[bytes]()
+        while not (ended and heard):
+            if received := server.receive(PATIENCE_S):
+                heard.append(received[0])
+            ended += server.lost()
+        (following,) = heard
+        assert ended == [peer]
+        server.send(following, [b"welcome"])
+        assert read(client) == [b"welcome"]
+        peer = following
+
+
+def test_a_closed_server_loses_nobody(net: Net) -> None:
+    server, _, _ = connected(net)
+    server.close()
+    with pytest.raises(ProtocolError, match="this port is closed"):
+        server.lost()

@@ -159,7 +159,6 @@ def test_a_message_of_too_many_frames_is_dropped_and_the_next_is_heard(raw: zmq.
         raw.connect(server.address)
         raw.send_multipart([b"x"] * 4)
         raw.send_multipart([b"y"] * 3)
-        assert server.receive(PATIENCE_S) is None
         received = server.receive(PATIENCE_S)
         assert received is not None
         assert received[1] == [b"y"] * 3
