@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     AUGMENT = 3
     DROPOUT = 4
     CANARY = 5
+    SIMULATE = 6
 
 
 def generator(seed: int, purpose: Purpose, *, at: int = 0, micro_batch: int = 0, layer: int = 0) -> np.random.Generator:

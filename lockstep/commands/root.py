@@ -14,6 +14,7 @@ from lockstep.commands.predict import predict
 from lockstep.commands.replay import replay_command as replay
 from lockstep.commands.server import server
 from lockstep.commands.shard import shard
+from lockstep.commands.simulate import simulate_command as simulate
 from lockstep.commands.status import status
 from lockstep.commands.train import train
 from lockstep.commands.verify import verify
@@ -48,6 +49,7 @@ for command in (
     ledger,
     verify,
     replay,
+    simulate,
     status,
     doctor,
     bench,

@@ -1,0 +1,244 @@
+"""The real shells as processes of the world: the server with its books, a shard, a worker."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.clock import Clock
+from common.job import Job
+from common.messages import PROTOCOL_VERSION, Join
+from common.numerics import fingerprint
+from common.shard_messages import ShardJoin
+from lockstep.books import Books, Destination, open_books
+from lockstep.launch import Launch
+from lockstep.run_dir import has_begun
+from lockstep.simulation.disk import Writing
+from lockstep.simulation.small import data, load
+from lockstep.simulation.wires import Network, wait_in_the_world
+from lockstep.simulation.world import Process
+from ps.coordinator import Coordinator
+from ps.facts import RunFacts
+from ps.opening import Admission, Opening, open_run
+from ps.recorder import Setting
+from ps.resuming import Resumption, coordinator_of
+from ps.server import Server
+from ps.serving import Surroundings, server_of
+from ps.shard import Shard
+from ps.shard_server import ShardServer
+from ps.shard_state import ShardFacts, ShardState
+from ps.sharing import Sharing, share
+from worker.runner import Runner
+from worker.state import Phase, WorkerFacts, WorkerState
+
+SERVER = "memory://server"
+
+#: Seconds until a piece is leased again, and after which a server that is silent counts as gone.
+LEASE_S, SILENCE_S = 2.0, 4.0
+
+#: Seconds that a fast worker takes for a piece.
+PIECE_S = 0.004
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a server is made of; a test puts one with a bug in its place, to show that it is found."""
+
+    coordinator: Callable[[RunFacts, Resumption], Coordinator] = coordinator_of
+    shard: Callable[[Shard], Shard] = lambda shard: shard
+    server: Callable[[Server], Server] = lambda server: server
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What all processes of a run are started with."""
+
+    job: Job
+    folder: Path
+    #: Where memory is shared.
+    root: Path
+    network: Network
+    parts: Parts
+    workers: int
+    servers: int
+    checkpoint_every: int
+    keep: int
+
+    def open_books(self, opening: Opening, clock: Clock, say: Say) -> Books:
+        """Open the run's books, new or gone on with, as `lockstep server` does."""
+        launch = Launch(
+            workers=self.workers,
+            servers=self.servers,
+            checkpoint_keep=self.keep,
+            checkpoint_every_steps=self.checkpoint_every,
+        )
+        destination = Destination(folder=self.folder, launch=launch, is_resumed=has_begun(self.folder))
+        setting = Setting(servers=self.servers, transport="memory", started=clock.now())
+        return open_books(opening, setting, destination, clock, say)
+
+
+@dataclass
+class ServerShell:
+    """The server and the run's books."""
+
+    server: Server
+    books: Books
+    writing: Writing
+    sharing: Sharing | None
+
+    @classmethod
+    def open(cls, run: Run, process: Process, writing: Writing, say: Say, *, offers: bool) -> "ServerShell":
+        """Open the run, new or gone on with, as `lockstep server` does."""
+        admission = Admission(min_workers=1, lease_timeout_s=LEASE_S, servers=run.servers)
+        opening, sharing = open_run("simulated", run.job, data(), admission), None
+        with ExitStack() as stack:
+            if offers:
+                opening, sharing = share(opening, run.root)
+                stack.callback(sharing.close)
+            books = run.open_books(opening, process.clock, say)
+            stack.callback(books.recorder.close)
+            writing.take_over(books)
+            # Killed from here on, it writes nothing more.
+            stack.callback(writing.end)
+            port = run.network.serve(SERVER, process)
+            stack.callback(port.close)
+            around = Surroundings(port=port, clock=process.clock, say=say, sharing=sharing, keeper=books.keeper)
+            opening = replace(opening, shard=run.parts.shard(opening.shard))
+            coordinator = run.parts.coordinator(opening.facts, books.start)
+            server = run.parts.server(server_of(coordinator, opening, books.recorder, around))
+            stack.pop_all()
+        return cls(server, books, writing, sharing)
+
+    def step(self) -> bool:
+        happened = self.server.step()
+        self.server.coordinator.validate()
+        if self.server.shards is not None:
+            self.server.shards.fleet.validate()
+        return happened
+
+    def deadline(self) -> float | None:
+        return self.server.deadline()
+
+    def is_over(self) -> bool:
+        return self.server.ended is not None
+
+    def cost_s(self) -> float:
+        return 0.0
+
+    def interrupt(self) -> None:
+        self.server.interrupt()
+
+    def close(self) -> None:
+        """End: what has not been written is lost where it was killed, and else has room at last."""
+        self.writing.disk.empty()
+        if not self.is_over():
+            self.writing.end()
+        self.server.port.close(1.0)
+        self.books.recorder.close()
+        if self.sharing is not None:
+            self.sharing.close()
+
+
+@dataclass
+class ShardShell:
+    """A shard."""
+
+    server: ShardServer
+
+    @classmethod
+    def open(cls, run: Run, process: Process, number: int, say: Say, *, shares: bool) -> "ShardShell":
+        address = f"memory://{process.name}"
+        join = ShardJoin(
+            protocol=PROTOCOL_VERSION,
+            incarnation=process.name,
+            host="host",
+            pid=number,
+            fingerprint=fingerprint(),
+            address=address,
+        )
+        server = ShardServer(
+            ShardState(ShardFacts(address=SERVER, join=join, silence_s=SILENCE_S)),
+            run.network.serve(address, process),
+            run.network.dial(SERVER, process),
+            process.clock,
+            say,
+            wait_in_the_world,
+            run.root if shares else None,
+        )
+        server.begin()
+        return cls(server)
+
+    def step(self) -> bool:
+        happened = self.server.step()
+        self.server.state.validate()
+        return happened
+
+    def deadline(self) -> float | None:
+        return self.server.state.deadline()
+
+    def is_over(self) -> bool:
+        return self.server.ended is not None
+
+    def cost_s(self) -> float:
+        return 0.0
+
+    def interrupt(self) -> None:
+        self.server.interrupt()
+
+    def close(self) -> None:
+        self.server.port.close(1.0)
+        self.server.upstream.close(1.0)
+        if self.server.place is not None:
+            self.server.place.close()
+
+
+@dataclass
+class WorkerShell:
+    """A worker."""
+
+    runner: Runner
+
+    @classmethod
+    def open(cls, run: Run, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerShell":
+        join = Join(
+            protocol=PROTOCOL_VERSION,
+            incarnation=process.name,
+            host="host",
+            pid=number,
+            fingerprint=fingerprint(),
+        )
+        runner = Runner(
+            WorkerState(WorkerFacts(address=SERVER, join=join, silence_s=SILENCE_S)),
+            run.network.dial(SERVER, process),
+            process.clock,
+            load,
+            say,
+            run.root if shares else None,
+            lambda address: run.network.dial(address, process),
+            wait_in_the_world,
+        )
+        runner.begin()
+        return cls(runner)
+
+    def step(self) -> bool:
+        return self.runner.step()
+
+    def deadline(self) -> float | None:
+        return self.runner.state.deadline()
+
+    def is_over(self) -> bool:
+        return self.runner.ended is not None
+
+    def cost_s(self) -> float:
+        """Return what a piece takes, if one is about to be computed."""
+        state = self.runner.state
+        has_work = state.phase is Phase.WAITING and state.leases and state.leases[0].step == state.weights_step
+        return PIECE_S if has_work else 0.0
+
+    def interrupt(self) -> None:
+        self.runner.interrupt()
+
+    def close(self) -> None:
+        self.runner.close()

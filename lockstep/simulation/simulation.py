@@ -1,0 +1,225 @@
+"""Carries out a story: all processes of a run, those who start them again, and what happens to them meanwhile."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from common.codec import decode_header
+from common.messages import Part, Result, ServerMessage, WorkerMessage
+from common.randomness import Purpose, generator
+from common.shard_messages import ShardMessage, ToShardMessage, VisitorMessage
+from lockstep.simulation.disk import Disk, Writing
+from lockstep.simulation.shells import Parts, Run, ServerShell, ShardShell, WorkerShell
+from lockstep.simulation.small import job_named
+from lockstep.simulation.story import Happening, Story
+from lockstep.simulation.trouble import happen
+from lockstep.simulation.wires import Network, Quality
+from lockstep.simulation.world import Process, Shell, World
+from ps.run_folder import RunResult
+
+#: Seconds of the world after the last thing that happened within which a run has to end, and events after which it
+#: counts as stuck.
+BOUND_S, LIMIT = 120.0, 20_000
+
+#: Seconds until a process that is gone is started again, at least and at most.
+BACK_S = (0.05, 0.5)
+
+#: All that is said in a run.
+AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | VisitorMessage
+
+#: Longest value that the trace shows of a message.
+LONGEST_VALUE = 40
+
+#: Names of shared memory, which are never the same.
+_MEMORY = re.compile(r"lockstep-\d+-\d+-[0-9a-f]{16}")
+
+
+@dataclass
+class Simulation:
+    """One run of a story, in a folder of its own."""
+
+    story: Story
+    root: Path
+    parts: Parts = field(default_factory=Parts)
+    world: World = field(default_factory=World)
+    disk: Disk = field(default_factory=Disk)
+    #: Who is there by now, in the order of their starts.
+    server: Process | None = None
+    shards: list[Process] = field(default_factory=list)
+    workers: list[Process] = field(default_factory=list)
+    #: Of a run that has ended well.
+    result: RunResult | None = None
+    #: Until when something is not as it should be.
+    troubled_until: float = 0.0
+    network: Network = field(init=False)
+    run: Run = field(init=False)
+    #: What has happened, and how often.
+    happened: Counter[str] = field(default_factory=Counter)
+    #: What has not happened yet.
+    _ahead: list[Happening] = field(default_factory=list)
+    #: By name, the life of the server in which weights were last seen, and of which step these were.
+    _seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _started: int = 0
+    _lives: int = 0
+
+    def __post_init__(self) -> None:
+        story = self.story
+        self._rng = generator(story.seed, Purpose.SIMULATE, layer=2)
+        quality = Quality(delay_s=story.delay_s, doubling=story.doubling, may_double=_brings_sums)
+        self.network = Network(self.world, generator(story.seed, Purpose.SIMULATE, layer=3), quality)
+        (self.root / "run").mkdir()
+        (self.root / "memory").mkdir()
+        self.run = Run(
+            job=job_named(story.job, story.steps),
+            folder=self.root / "run",
+            root=self.root / "memory",
+            network=self.network,
+            parts=self.parts,
+            workers=story.workers,
+            servers=story.servers,
+            checkpoint_every=story.checkpoint_every,
+            keep=story.keep,
+        )
+        self.world.describe = describe
+        self._ahead = list(reversed(story.happenings))
+
+    def play(self) -> str:
+        """Carry the story out; return why that did not come to an end, empty where it did."""
+        self._start_servers()
+        for _ in range(self.story.workers):
+            self.start_worker()
+        while self.result is None:
+            while self._ahead and self._ahead[-1].event <= self.world.events:
+                it = self._ahead.pop()
+                self.happened[it.fault.value] += 1
+                happen(self, it)
+            if not self.world.turn():
+                return "nobody acts, and nothing is to happen"
+            self._check_versions()
+            if self.world.events > LIMIT:
+                return f"the run is stuck: {LIMIT} events came to no end"
+            if not self._ahead and self.world.now > self.troubled_until + BOUND_S:
+                return f"the run has not ended within {BOUND_S:g} s of the last thing that happened to it"
+        return ""
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in list(self.world.processes):
+            process.on_end = _ignore
+            process.end(is_killed=True)
+
+    def _check_versions(self) -> None:
+        """Demand that the weights only ever get newer: at a server and at each worker, while that server lives."""
+        shell = None if self.server is None else self.server.shell
+        if isinstance(shell, ServerShell):
+            self._see("the server", shell.server.shard.updates)
+        for worker in self.workers:
+            if isinstance(worker.shell, WorkerShell):
+                self._see(worker.name, worker.shell.runner.state.weights_step)
+
+    def _see(self, name: str, step: int | None) -> None:
+        life, before = self._seen.get(name, (0, -1))
+        if step is not None:
+            assert life != self._lives or step >= before, (
+                f"{name} went back from the weights of step {before} to {step}"
+            )
+            self._seen[name] = self._lives, step
+
+    # Processes start, and start again
+
+    def _start(self, name: str, open_shell: Callable[[Process], Shell], on_end: Callable[[], None]) -> Process:
+        process = Process(f"{name}-{self._started}", self.world)
+        self._started += 1
+        process.on_end = lambda ended, is_killed: self._ended(ended, on_end, is_killed=is_killed)
+        self.world.note(process.name, "starts")
+        process.start(lambda: open_shell(process))
+        return process
+
+    def _ended(self, process: Process, on_end: Callable[[], None], *, is_killed: bool) -> None:
+        self.world.note(process.name, "is killed" if is_killed else "ends")
+        on_end()
+
+    def _start_servers(self) -> None:
+        """Start the server and its shards: none of them goes on without the others."""
+        self._lives += 1
+        life = self._lives
+        again = partial(self._restart_servers, life)
+
+        def open_server(process: Process) -> Shell:
+            writing = Writing(self.disk, process)
+            say = partial(self._say, process)
+            return ServerShell.open(self.run, process, writing, say, offers=self.story.sharing > 0.0)
+
+        self.server = self._start("server", open_server, again)
+        for _ in range(1, self.story.servers):
+            self.shards.append(self._start("shard", self._open_shard, again))
+
+    def _restart_servers(self, life: int) -> None:
+        if life != self._lives or self._is_finished():
+            return
+        self._lives += 1
+        for process in (self.server, *self.shards):
+            if process is not None:
+                process.end(is_killed=True)
+        self.server, self.shards = None, []
+        self._later(self._start_servers)
+
+    def _is_finished(self) -> bool:
+        """Find out whether the run has ended well; without a server it cannot have."""
+        shell = None if self.server is None else self.server.shell
+        if isinstance(shell, ServerShell) and shell.server.ended is not None and not shell.server.ended.failure:
+            self.result = shell.books.recorder.result
+        return self.result is not None
+
+    def start_worker(self) -> None:
+        """Start a worker, unless the run has ended."""
+        if self.result is None:
+            self.workers = [worker for worker in self.workers if not worker.is_dead]
+            self.workers.append(self._start("worker", self._open_worker, lambda: self._later(self.start_worker)))
+
+    def _later(self, start: Callable[[], None]) -> None:
+        low, high = BACK_S
+        self.world.after(low + (high - low) * self._rng.random(), start)
+
+    def _open_shard(self, process: Process) -> Shell:
+        shares = self._rng.random() < self.story.sharing
+        return ShardShell.open(self.run, process, self._started, partial(self._say, process), shares=shares)
+
+    def _open_worker(self, process: Process) -> Shell:
+        shares = self._rng.random() < self.story.sharing
+        return WorkerShell.open(self.run, process, self._started, partial(self._say, process), shares=shares)
+
+    def _say(self, process: Process, text: str) -> None:
+        process.tick()
+        told = _MEMORY.sub("MEMORY", text.replace(str(self.root), "ROOT"))
+        self.world.note(process.name, f"says {told.splitlines()[0]}")
+
+    def one_of(self, whom: str, target: int) -> Process | None:
+        """Return the server, a shard or a worker, if there is one."""
+        if whom == "server":
+            return self.server
+        group = self.shards if whom == "shard" else self.workers
+        return group[target % len(group)] if group else None
+
+    def trouble(self, seconds: float) -> None:
+        """Book that something is not as it should be for so long."""
+        self.troubled_until = max(self.troubled_until, self.world.now + seconds)
+
+
+def _brings_sums(message: Sequence[memoryview]) -> bool:
+    return isinstance(decode_header(message[0], AnyMessage), Part | Result)
+
+
+def describe(message: Sequence[memoryview]) -> str:
+    """Return a message in one line, without what is long."""
+    header = decode_header(message[0], AnyMessage)
+    values = {name: getattr(header, name) for name in header.__struct_fields__}
+    told = ", ".join(f"{name}={value!r}" for name, value in values.items() if len(repr(value)) <= LONGEST_VALUE)
+    return f"{type(header).__name__}({told})"
+
+
+def _ignore(process: Process, is_killed: bool) -> None:
+    pass

@@ -1,0 +1,89 @@
+"""Small jobs on small data, so that a run takes milliseconds; among them all that could depend on who computes."""
+
+from functools import cache
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from common import nn
+from common.data.dataset import Dataset, TrainTest
+from common.job import Job
+from common.nn.description import describe
+from common.randomness import Purpose, generator
+
+#: The name of the data in a job.
+DATA = "simulated"
+
+#: Training and test samples: an epoch ends with a short batch.
+TRAIN, TEST = 20, 9
+
+CLASSES = 3
+
+
+@cache
+def data() -> TrainTest:
+    """Return some images of noise."""
+    return TrainTest(DATA, _noise(TRAIN, 0), _noise(TEST, 1))
+
+
+def _noise(count: int, part: int) -> Dataset:
+    rng = generator(0, Purpose.SIMULATE, at=part)
+    images = rng.integers(0, 256, (count, 1, 4, 4)).astype(np.uint8)
+    return Dataset(images, rng.integers(0, CLASSES, count).astype(np.int64), CLASSES)
+
+
+def load(name: str) -> TrainTest:
+    """Load the data of a job."""
+    return data()
+
+
+def _job(net: nn.Module, **values: Any) -> Job:
+    fixed = {"model": dict(describe(net)), "data": DATA, "seed": 5, "steps": 6, "lr": 0.05}
+    return msgspec.convert({**fixed, **values}, Job)
+
+
+def _wide(width: int) -> nn.Module:
+    """Return a net whose vector is long enough to be cut into slices."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, CLASSES))
+
+
+@cache
+def jobs() -> dict[str, Job]:
+    """Return the jobs by their names."""
+    noisy = nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, CLASSES)
+    )
+    return {
+        "plain": _job(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), global_batch=8, micro_batches=4),
+        "noisy": _job(
+            noisy,
+            global_batch=9,
+            micro_batches=3,
+            optimizer="adam",
+            clip_norm=0.5,
+            max_shift=1,
+            schedule="one-cycle",
+        ),
+        # The short batch of an epoch has two samples for five micro-batches.
+        "short": _job(
+            nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)),
+            global_batch=6,
+            micro_batches=5,
+            steps=8,
+            schedule="cosine",
+            warmup_steps=2,
+        ),
+        "wide": _job(_wide(520), global_batch=8, micro_batches=4, steps=5),
+        "clipped": _job(_wide(520), global_batch=8, micro_batches=4, steps=5, optimizer="adamw", clip_norm=0.1),
+    }
+
+
+def job_named(name: str, steps: int | None) -> Job:
+    """Return a job, with another number of steps where one is given."""
+    job = jobs()[name]
+    return job if steps is None else msgspec.structs.replace(job, steps=steps)
+
+
+#: The jobs whose vectors can be cut into three slices.
+SHARDED = ("wide", "clipped")

@@ -1,0 +1,50 @@
+"""Simulated runs in which all goes wrong that can come to the bits of one process; planted bugs are found."""
+
+import pytest
+
+from lockstep.simulation.outcome import simulate
+from lockstep.simulation.story import Fault, story_of
+from tests.lockstep.simulation.planted import PLANTED
+
+#: Seeds that are tried, and how many of them in one test: tests are spread over the cores.
+SEEDS, EACH = 500, 25
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, EACH))
+def test_every_seed_keeps_the_promise(first: int) -> None:
+    for seed in range(first, first + EACH):
+        assert simulate(story_of(seed)).objections == (), f"replay: lockstep simulate --seeds {seed} --trace"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(SEEDS, 5000, 100))
+def test_many_more_seeds_keep_the_promise(first: int) -> None:
+    for seed in range(first, first + 100):
+        assert simulate(story_of(seed)).objections == (), f"replay: lockstep simulate --seeds {seed} --trace"
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    assert any(simulate(story_of(seed), PLANTED[bug]).objections for seed in range(SEEDS))
+
+
+@pytest.mark.parametrize("seed", [3, 60, 145])
+def test_a_seed_replays_identically(seed: int) -> None:
+    traces = [simulate(story_of(seed), is_traced=number == 1).digest for number in range(3)]
+    assert len(set(traces)) == 1
+
+
+def test_the_seeds_tell_different_stories() -> None:
+    assert len({simulate(story_of(seed)).digest for seed in range(5)}) == 5
+
+
+def test_all_that_can_happen_does() -> None:
+    told = {it.fault for seed in range(SEEDS) for it in story_of(seed).happenings}
+    assert told == set(Fault)
+
+
+def test_a_trace_tells_who_heard_what() -> None:
+    outcome = simulate(story_of(2), is_traced=True)
+    assert any("server-0: hears Join(" in line for line in outcome.trace)
+    assert any(": hears Lease(" in line for line in outcome.trace)
+    assert simulate(story_of(2)).trace == ()
