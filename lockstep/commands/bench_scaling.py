@@ -42,9 +42,9 @@ from lockstep.display import print_plainly
 @click.option(
     "--pieces",
     type=click.IntRange(1, 1024),
-    default=2,
+    default=1,
     metavar="N",
-    help="micro-batches for each worker; of the most workers, where strong  [2]",
+    help="micro-batches for each worker; of the most workers, where strong  [1]",
 )
 @click.option(
     "--steps", type=click.IntRange(min=FEWEST_STEPS), default=300, metavar="N", help="steps measured, from 8  [300]"
