@@ -34,9 +34,10 @@ def calm(place: Place) -> dict[str, Any]:
     return bits(place.folder / "calm")
 
 
-def resumed(place: Place, workers: int) -> dict[str, Any]:
+def resumed(place: Place, workers: int, servers: int = 1) -> dict[str, Any]:
     """Go on with the run to its end; return its bits."""
-    code, out, error = place.start("train", "--resume", "run", "--workers", str(workers)).end()
+    flags = ("--workers", str(workers), "--servers", str(servers))
+    code, out, error = place.start("train", "--resume", "run", *flags).end()
     assert (code, error) == (0, "")
     assert "goes on after step " in out
     assert place.is_empty(GONE_S)
@@ -67,6 +68,16 @@ def test_the_server_alone_is_killed(place: Place, calm: dict[str, Any]) -> None:
     assert (code, "was killed by SIGKILL" in error) == (1, True)
     assert " by: lockstep train --resume run\n" in out
     assert resumed(place, 1) == calm
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_servers_goes_on(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
+    flags = ("--workers", "2", "--servers", str(before), "--run-dir", "run")
+    process = place.start("train", *JOB, *OFTEN, *flags)
+    process.line_with("epoch 4/24")
+    process.send(signal.SIGINT)
+    assert process.end(GONE_S)[0] == 130
+    assert resumed(place, 2, after) == calm
 
 
 @pytest.mark.parametrize("workers", [0, 2])
