@@ -117,7 +117,11 @@ class ShardServer:
         received = self.port.receive(0.0)
         if received is not None:
             self._hear_worker(*received)
-        return received is not None
+            return True
+        lost = self.port.lost()
+        for peer in lost:
+            self._happen(events.PeerFailed(peer=peer, reason="its connection is gone"))
+        return bool(lost)
 
     def _hear_server(self, frames: list[memoryview]) -> None:
         try:

@@ -55,9 +55,9 @@ def arguments_of(stage: list[tuple[str, str]], instruction: str) -> list[str]:
 
 def test_there_is_a_server_and_workers_of_one_image() -> None:
     services = compose()["services"]
-    assert set(services) == {"server", "worker"}
-    assert services["server"]["image"] == services["worker"]["image"]
-    assert services["server"]["build"] == services["worker"]["build"] == "."
+    assert set(services) == {"server", "worker", "shard"}
+    assert len({service["image"] for service in services.values()}) == 1
+    assert {service["build"] for service in services.values()} == {"."}
 
 
 def test_workers_can_be_scaled() -> None:
@@ -67,7 +67,16 @@ def test_workers_can_be_scaled() -> None:
 
 
 def test_any_start_order_is_right() -> None:
-    assert compose()["services"]["worker"]["depends_on"] == {"server": {"condition": "service_started"}}
+    for service in ("worker", "shard"):
+        assert compose()["services"][service]["depends_on"] == {"server": {"condition": "service_started"}}
+
+
+def test_there_is_one_server_unless_more_are_asked_for() -> None:
+    services = compose()["services"]
+    assert services["shard"]["scale"] == 0
+    assert services["server"]["command"][-2:] == ["--servers", "1"]
+    assert compose(SERVERS="3")["services"]["server"]["command"][-2:] == ["--servers", "3"]
+    assert services["shard"]["networks"] == services["server"]["networks"]
 
 
 def test_the_server_is_asked_for_its_health_at_the_port_it_listens_on() -> None:
@@ -95,7 +104,7 @@ def test_processes_get_signals_and_time_to_end() -> None:
 
 def test_a_run_that_ended_is_not_begun_again() -> None:
     services = compose()["services"]
-    assert services["server"]["restart"] == "no"
+    assert services["server"]["restart"] == services["shard"]["restart"] == "no"
     assert services["worker"]["restart"].startswith("on-failure:")
 
 
@@ -225,6 +234,20 @@ def test_a_server_and_two_workers_train_and_leave_a_result(containers: Container
     (result,) = (containers.root / "runs").glob("*/result.json")
     figures = json.loads(result.read_text(encoding="utf-8"))
     assert [figures[name] for name in ("model", "workers", "steps", "transport")] == ["linear", 2, 5, "tcp"]
+
+
+def test_a_server_with_a_shard_trains(containers: Containers) -> None:
+    services = containers.services
+    *command, _ = services["server"]["command"]
+    server = containers.start([*command, "2", "--steps", "5"], bind="tcp://127.0.0.1:0")
+    address = listening(server)
+    shard = containers.start(services["shard"]["command"], bind="tcp://127.0.0.1:0", server=address)
+    worker = containers.start(services["worker"]["command"], server=address)
+    for process in (server, shard, worker):
+        process.communicate(timeout=PATIENCE_S)
+    assert [process.returncode for process in (server, shard, worker)] == [0, 0, 0]
+    (result,) = (containers.root / "runs").glob("*/result.json")
+    assert json.loads(result.read_text(encoding="utf-8"))["servers"] == 2
 
 
 def test_without_insecure_the_server_refuses_that_address(containers: Containers) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 
-COMMANDS = ("train", "server", "worker", "test", "check")
+COMMANDS = ("train", "server", "worker", "shard", "test", "check")
 
 #: What is asked of Python itself goes to the real one; `-m venv` and `-m pip` are written down and imitated.
 STUB = """#!/bin/sh
@@ -97,7 +97,7 @@ def test_a_script_can_be_executed_and_stops_at_errors(script: str) -> None:
     assert "\nset -euo pipefail\n" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", ["train", "server", "worker"])
+@pytest.mark.parametrize("command", ["train", "server", "worker", "shard"])
 def test_arguments_and_exit_code_pass_through_from_any_folder(checkout: Checkout, command: str, tmp_path: Path) -> None:
     done = checkout.run(command, "--help", "b c", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (7, f"{tmp_path} {command} --help b c\n")

@@ -39,13 +39,17 @@ def test_it_looks_again_after_waiting() -> None:
 
 
 def test_sockets_are_waited_for_together() -> None:
-    with closing(serve("tcp://127.0.0.1:0")) as quiet, closing(serve("tcp://127.0.0.1:0")) as loud:
-        with closing(dial(quiet.address)) as first, closing(dial(loud.address)) as second:
-            second.send([b"hello"])
-            received = loud.receive(30.0)
-            assert received is not None
-            links = Links[list[memoryview]]([first, second], wait_for_any)
-            assert links.receive(0.01) is None
-            loud.send(received[0], [b"hello back"])
-            place, frames = links.receive(30.0) or (None, [])
-            assert (place, [bytes(frame) for frame in frames]) == (1, [b"hello back"])
+    with (
+        closing(serve("tcp://127.0.0.1:0")) as quiet,
+        closing(serve("tcp://127.0.0.1:0")) as loud,
+        closing(dial(quiet.address)) as first,
+        closing(dial(loud.address)) as second,
+    ):
+        second.send([b"hello"])
+        received = loud.receive(30.0)
+        assert received is not None
+        links = Links[list[memoryview]]([first, second], wait_for_any)
+        assert links.receive(0.01) is None
+        loud.send(received[0], [b"hello back"])
+        place, frames = links.receive(30.0) or (None, [])
+        assert (place, [bytes(frame) for frame in frames]) == (1, [b"hello back"])
