@@ -26,7 +26,7 @@ def test_weak_scaling_beside_the_peer(tmp_path: Path, capsys: pytest.CaptureFixt
     json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
     assert run([*TINY, "--peer-python", str(python), "--json", str(json_file), "--plot", str(plot_file)]) == 0
     one, two = rows_of(json_file)
-    assert [(row.workers, row.global_batch, row.micro_batches) for row in (one, two)] == [(1, 32, 2), (2, 64, 4)]
+    assert [(row.workers, row.global_batch, row.micro_batches) for row in (one, two)] == [(1, 32, 1), (2, 64, 2)]
     assert calls.read_text().splitlines() == ["ddp linear 32 1", "ddp linear 32 2"]
     for row in (one, two):
         assert (row.model, row.scaling, row.parameters, row.steps) == ("linear", "weak", 7850, 8)
@@ -45,7 +45,7 @@ def test_weak_scaling_beside_the_peer(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file = tmp_path / "rows.json"
-    assert run([*TINY, "--strong", "--transports", "tcp", "--json", str(json_file)]) == 0
+    assert run([*TINY, "--strong", "--pieces", "2", "--transports", "tcp", "--json", str(json_file)]) == 0
     rows = rows_of(json_file)
     assert [(row.workers, row.transport) for row in rows] == [(1, "tcp"), (2, "tcp")]
     assert [row.carrier for row in rows] == [row.transport for row in rows]
