@@ -14,6 +14,7 @@ from common.messages import EpochStatus, Status
 from common.transport.shared_folder import shared_root, sweep
 from common.transport.zeromq import dial
 from lockstep.books import Destination
+from lockstep.chaos import Chaos
 from lockstep.child import Child
 from lockstep.job_file import to_toml
 from lockstep.launch import Launch
@@ -23,8 +24,8 @@ from lockstep.status_client import StatusClient
 from ps.phases import Phase
 from ps.run_folder import RunResult, read_result
 
-#: Seconds between two looks at the run.
-LOOK_S = 0.2
+#: Seconds between two looks at the run, and where something is done to it.
+LOOK_S, CHAOS_LOOK_S = 0.2, 0.02
 
 #: Seconds that processes have for an orderly end: together with the kill after it, well below five.
 GRACE_S = 2.0
@@ -44,6 +45,8 @@ class Cluster:
     destination: Destination
     say: Callable[[str], None]
     watch: Callable[[Status], None]
+    #: What is done to the processes on purpose.
+    chaos: Chaos | None = None
     folder: Path = field(init=False)
     server: Child = field(init=False)
     workers: list[Child] = field(default_factory=list)
@@ -127,7 +130,7 @@ class Cluster:
     def _follow(self, address: str) -> None:
         client = StatusClient(dial(address))
         try:
-            while not self.server.wait(LOOK_S):
+            while not self.server.wait(LOOK_S if self.chaos is None else CHAOS_LOOK_S):
                 # Before the question, so that the answer tells what came of it.
                 dead = [worker for worker in self.workers if worker.has_ended() and worker.process.returncode != 0]
                 self._miss_shards()
@@ -136,7 +139,11 @@ class Cluster:
                 if status is not None:
                     self.watch(status)
                     self._bury(dead, status)
+                if self.chaos is not None:
+                    self.chaos.look(status, self)
         finally:
+            if self.chaos is not None:
+                self.chaos.end()
             client.port.close()
             self._relay()
 

@@ -11,6 +11,7 @@ from common.data.source import load
 from common.errors import JobError, RunError
 from common.job import Job
 from lockstep.books import Destination, open_books
+from lockstep.chaos import Chaos
 from lockstep.cluster import Cluster, check_launch
 from lockstep.display import Display, print_plainly
 from lockstep.serial import SerialRun
@@ -36,7 +37,7 @@ def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
         raise
 
 
-def train_here(job: Job, destination: Destination, display: Display) -> RunResult:
+def train_here(job: Job, destination: Destination, display: Display, chaos: Chaos | None = None) -> RunResult:
     """Train to the end, showing the progress; the result is in the folder too."""
     launch = destination.launch
     check_launch(launch)
@@ -47,7 +48,7 @@ def train_here(job: Job, destination: Destination, display: Display) -> RunResul
             f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
             "begin: expected at most as many"
         )
-    return Cluster(job, destination, say=display.say, watch=display.show).run()
+    return Cluster(job, destination, say=display.say, watch=display.show, chaos=chaos).run()
 
 
 def train_alone(job: Job, destination: Destination, display: Display) -> RunResult:

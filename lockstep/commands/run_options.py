@@ -37,3 +37,15 @@ SUPERVISED_OPTION = click.option(
     hidden=True,
     help="started by `train`: end with stdin, and remove this folder where `train` no longer can",
 )
+CHAOS_OPTION = click.option(
+    "--chaos",
+    metavar="DEEDS",
+    help="do this to the run's own processes, as 'kill-worker=1 stop-worker=2 slow-worker=1'",
+)
+CHAOS_SEED_OPTION = click.option(
+    "--chaos-seed",
+    type=click.IntRange(min=0, max=2**63 - 1),
+    default=0,
+    metavar="INT",
+    help="what the moments of --chaos are drawn from  [0]",
+)

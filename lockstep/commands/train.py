@@ -10,8 +10,15 @@ from common.clock import SystemClock
 from common.environment import cores
 from common.job import Job
 from lockstep.books import Destination
+from lockstep.chaos import Asked, chaos_of, check_chaos, parse_chaos
 from lockstep.commands.job_options import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
-from lockstep.commands.run_options import JOB_OPTION, RESUME_OPTION, RUN_DIR_OPTION
+from lockstep.commands.run_options import (
+    CHAOS_OPTION,
+    CHAOS_SEED_OPTION,
+    JOB_OPTION,
+    RESUME_OPTION,
+    RUN_DIR_OPTION,
+)
 from lockstep.display import display_for, print_plainly
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import default_launch
@@ -25,8 +32,12 @@ from lockstep.summary import show_summary
 @JOB_OPTION
 @RUN_DIR_OPTION
 @RESUME_OPTION
+@CHAOS_OPTION
+@CHAOS_SEED_OPTION
 @job_options((*JOB_FIELDS, *LAUNCH_FIELDS))
-def train(job: Path | None, run_dir: Path | None, resume: Path | None, **flags: Any) -> None:
+def train(
+    job: Path | None, run_dir: Path | None, resume: Path | None, chaos: str | None, chaos_seed: int, **flags: Any
+) -> None:
     """Train on this machine: a parameter server, and a worker a core.
 
     Values come from the job file, or else from the shipped job of the model (linear, mlp, lenet, cnn); flags are laid
@@ -40,31 +51,35 @@ def train(job: Path | None, run_dir: Path | None, resume: Path | None, **flags: 
       lockstep train --model examples/my_model.py:build
       lockstep train --workers 0             in this process alone, the same bits
       lockstep train --resume runs/mine      go on where it stopped, the same bits
+      lockstep train --chaos stop-worker=2   do that to itself, the same bits
     """
     given = {key: value for key, value in flags.items() if value is not None}
-    console = Console(highlight=False)
+    console, asked = Console(highlight=False), None if chaos is None else Asked(parse_chaos(chaos), chaos_seed)
     if resume is not None:
         check_alone(job=job, run_dir=run_dir)
-        go_on(console, resume, given)
+        go_on(console, resume, given, asked)
         return
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
     with claimed_run_dir(run_dir, resolved.model_name()) as folder:
-        carry_out(console, resolved, Destination(folder=folder, launch=launch))
+        carry_out(console, resolved, Destination(folder=folder, launch=launch), asked)
 
 
-def go_on(console: Console, folder: Path, given: dict[str, Any]) -> None:
+def go_on(console: Console, folder: Path, given: dict[str, Any], asked: Asked | None) -> None:
     """Go on with a run to its end."""
     job, launch = resumed_job(folder, given)
     result = finished(folder)
     if result is None:
-        carry_out(console, job, Destination(folder=folder, launch=launch, is_resumed=True))
+        carry_out(console, job, Destination(folder=folder, launch=launch, is_resumed=True), asked)
         return
     print_plainly(console, f"the run in {folder} is finished: nothing is left to do")
     show_summary(console, result, folder, cores())
 
 
-def carry_out(console: Console, job: Job, destination: Destination) -> None:
+def carry_out(console: Console, job: Job, destination: Destination, asked: Asked | None) -> None:
     """Train to the end and show how it went."""
+    if asked is not None:
+        check_chaos(asked.wanted, destination.launch)
     with kept_on_failure(console, destination.folder), display_for(console, SystemClock()) as display:
-        result = train_here(job, destination, display)
+        chaos = None if asked is None else chaos_of(asked, SystemClock(), display.say)
+        result = train_here(job, destination, display, chaos)
     show_summary(console, result, destination.folder, cores())

@@ -34,7 +34,7 @@ from worker.state import Phase, WorkerFacts, WorkerState
 SERVER = "memory://server"
 
 #: Seconds until a piece is leased again, and after which a server that is silent counts as gone.
-LEASE_S, SILENCE_S = 2.0, 4.0
+LEASE_S, SILENCE_S = 2.0, 30.0
 
 #: Seconds that a fast worker takes for a piece.
 PIECE_S = 0.004

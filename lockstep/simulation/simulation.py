@@ -60,8 +60,8 @@ class Simulation:
     happened: Counter[str] = field(default_factory=Counter)
     #: What has not happened yet.
     _ahead: list[Happening] = field(default_factory=list)
-    #: By name, the life of the server in which weights were last seen, and of which step these were.
-    _seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: By name, of which step the weights were that were last seen.
+    _seen: dict[str, int | None] = field(default_factory=dict)
     _started: int = 0
     _lives: int = 0
 
@@ -112,21 +112,17 @@ class Simulation:
             process.end(is_killed=True)
 
     def _check_versions(self) -> None:
-        """Demand that the weights only ever get newer: at a server and at each worker, while that server lives."""
-        shell = None if self.server is None else self.server.shell
-        if isinstance(shell, ServerShell):
-            self._see("the server", shell.server.shard.updates)
+        """Demand that the weights only ever get newer: at a server, and at a worker between two joins."""
+        if self.server is not None and isinstance(self.server.shell, ServerShell):
+            self._see(self.server.name, self.server.shell.server.shard.updates)
         for worker in self.workers:
             if isinstance(worker.shell, WorkerShell):
                 self._see(worker.name, worker.shell.runner.state.weights_step)
 
     def _see(self, name: str, step: int | None) -> None:
-        life, before = self._seen.get(name, (0, -1))
-        if step is not None:
-            assert life != self._lives or step >= before, (
-                f"{name} went back from the weights of step {before} to {step}"
-            )
-            self._seen[name] = self._lives, step
+        before = self._seen.get(name)
+        assert before is None or step is None or step >= before, f"{name} went back from weights {before} to {step}"
+        self._seen[name] = step
 
     # Processes start, and start again
 
@@ -193,6 +189,8 @@ class Simulation:
         return WorkerShell.open(self.run, process, self._started, partial(self._say, process), shares=shares)
 
     def _say(self, process: Process, text: str) -> None:
+        if process.is_dead:
+            return  # what it would have said that was killed
         process.tick()
         told = _MEMORY.sub("MEMORY", text.replace(str(self.root), "ROOT"))
         self.world.note(process.name, f"says {told.splitlines()[0]}")

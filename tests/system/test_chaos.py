@@ -1,0 +1,44 @@
+"""A run that does things to its own processes comes to the bits of a calm one, and says what it did."""
+
+import json
+
+import pytest
+
+from tests.system.processes import GONE_S, Place
+
+#: Long enough for things to happen to it.
+LASTING = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--steps", "1500")
+
+
+def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
+    """Train; return the digest of the weights, and what was done to the run."""
+    code, out, error = place.start("train", *LASTING, "--run-dir", name, *flags).end()
+    assert (code, error) == (0, "")
+    assert place.is_empty(GONE_S)
+    digest: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
+    return digest, [line for line in out.splitlines() if line.startswith("chaos: ")]
+
+
+def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> None:
+    calm, _ = train(place, "calm", "--workers", "0")
+    wanted = "kill-worker=1 stop-worker=1 slow-worker=1 stop-server=1"
+    digest, done = train(place, "wild", "--workers", "3", "--chaos", wanted, "--chaos-seed", "7")
+    assert digest == calm
+    for text in ("killed a worker (pid ", "stopped a worker (pid ", "slowed down a worker (pid ", "stopped the server"):
+        assert len([line for line in done if text in line]) == 1
+    assert done[-1] == "chaos: 4 things were done to the run"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--workers", "0", "--chaos", "stop-worker=1"), "--workers 0 has none"),
+        (("--workers", "2", "--chaos", "kill=1"), "nothing is called 'kill'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_begins(place: Place, flags: tuple[str, ...], told: str) -> None:
+    code, _, error = place.start("train", *LASTING, "--run-dir", "run", *flags).end()
+    assert code == 2
+    assert error.count("\n") == 1
+    assert told in error
+    assert not (place.folder / "run").exists()
