@@ -62,6 +62,7 @@ class Run:
     network: Network
     parts: Parts
     workers: int
+    min_workers: int
     servers: int
     checkpoint_every: int
     keep: int
@@ -91,7 +92,7 @@ class ServerShell:
     @classmethod
     def open(cls, run: Run, process: Process, writing: Writing, say: Say, *, offers: bool) -> "ServerShell":
         """Open the run, new or gone on with, as `lockstep server` does."""
-        admission = Admission(min_workers=1, lease_timeout_s=LEASE_S, servers=run.servers)
+        admission = Admission(min_workers=run.min_workers, lease_timeout_s=LEASE_S, servers=run.servers)
         opening, sharing = open_run("simulated", run.job, data(), admission), None
         with ExitStack() as stack:
             if offers:

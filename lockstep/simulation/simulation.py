@@ -63,7 +63,9 @@ class Simulation:
     #: By name, of which step the weights were that were last seen.
     _seen: dict[str, int | None] = field(default_factory=dict)
     _started: int = 0
+    #: How often the servers were started, and whether they are gone by now.
     _lives: int = 0
+    _is_down: bool = False
 
     def __post_init__(self) -> None:
         story = self.story
@@ -79,6 +81,7 @@ class Simulation:
             network=self.network,
             parts=self.parts,
             workers=story.workers,
+            min_workers=story.min_workers,
             servers=story.servers,
             checkpoint_every=story.checkpoint_every,
             keep=story.keep,
@@ -126,8 +129,10 @@ class Simulation:
 
     # Processes start, and start again
 
-    def _start(self, name: str, open_shell: Callable[[Process], Shell], on_end: Callable[[], None]) -> Process:
-        process = Process(f"{name}-{self._started}", self.world)
+    def _start(
+        self, name: str, open_shell: Callable[[Process], Shell], on_end: Callable[[], None], fuse: int = 0
+    ) -> Process:
+        process = Process(f"{name}-{self._started}", self.world, fuse=fuse or None)
         self._started += 1
         process.on_end = lambda ended, is_killed: self._ended(ended, on_end, is_killed=is_killed)
         self.world.note(process.name, "starts")
@@ -140,23 +145,27 @@ class Simulation:
 
     def _start_servers(self) -> None:
         """Start the server and its shards: none of them goes on without the others."""
-        self._lives += 1
-        life = self._lives
-        again = partial(self._restart_servers, life)
+        self._lives, self._is_down = self._lives + 1, False
+        again = partial(self._restart_servers, self._lives)
 
         def open_server(process: Process) -> Shell:
             writing = Writing(self.disk, process)
             say = partial(self._say, process)
             return ServerShell.open(self.run, process, writing, say, offers=self.story.sharing > 0.0)
 
-        self.server = self._start("server", open_server, again)
+        doomed = dict(enumerate(self.story.doomed, 1)).get(self._lives, 0)
+        server = self._start("server", open_server, again, doomed)
+        if self._is_down:
+            return
+        self.server = server
         for _ in range(1, self.story.servers):
             self.shards.append(self._start("shard", self._open_shard, again))
 
     def _restart_servers(self, life: int) -> None:
-        if life != self._lives or self._is_finished():
+        """Take in that a server or a shard has ended: all of them begin again, unless that was the run's end."""
+        if life != self._lives or self._is_down or self._is_finished():
             return
-        self._lives += 1
+        self._is_down = True
         for process in (self.server, *self.shards):
             if process is not None:
                 process.end(is_killed=True)

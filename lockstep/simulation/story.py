@@ -11,6 +11,9 @@ from lockstep.simulation.small import SHARDED, jobs
 #: Most things that happen in a run, and the event of the world at which the last one may.
 MOST_FAULTS, LAST_EVENT = 10, 250
 
+#: How often a server that is started is killed while it opens the run, or soon after.
+DOOM = 0.1
+
 
 class Fault(Enum):
     """What can happen."""
@@ -89,6 +92,10 @@ class Story:
     #: Steps between checkpoints, and how many are kept.
     checkpoint_every: int
     keep: int
+    #: With how many workers the run begins.
+    min_workers: int
+    #: After how many moments of its life each server that is started is killed, the first ones; 0 where it is not.
+    doomed: tuple[int, ...]
     happenings: tuple[Happening, ...]
 
     def named(self) -> str:
@@ -103,10 +110,14 @@ def story_of(seed: int, *, workers: int | None = None, servers: int | None = Non
     drawn = int(rng.choice([1, 1, 1, 2, 3]))
     count = drawn if servers is None else servers
     names = list(SHARDED) if count > 1 else list(jobs())
+    working = int(rng.integers(1, 5)) if workers is None else workers
     story = Story(
         seed=seed,
         job=str(rng.choice(names)),
-        workers=int(rng.integers(1, 5)),
+        workers=working,
+        min_workers=int(rng.choice([1, working])),
+        # The first one begins the run, the others go on with what they find.
+        doomed=tuple(int(rng.integers(1, 120)) if rng.random() < DOOM else 0 for _ in range(4)),
         servers=count,
         sharing=float(rng.choice([0.0, 0.0, 0.5, 1.0])),
         delay_s=float(rng.choice([0.0003, 0.002, 0.02])),
@@ -115,7 +126,7 @@ def story_of(seed: int, *, workers: int | None = None, servers: int | None = Non
         keep=int(rng.integers(1, 3)),
         happenings=_happenings(rng),
     )
-    return replace(story, workers=workers or story.workers, steps=steps)
+    return replace(story, steps=steps)
 
 
 def _happenings(rng: np.random.Generator) -> tuple[Happening, ...]:
