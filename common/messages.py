@@ -14,7 +14,7 @@ from common.numerics import Fingerprint
 from common.reduction import Node
 
 #: Changes with every change to a message's meaning; two sides with different numbers do not talk.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -165,6 +165,12 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     reason: Text
 
 
+class Fenced(Message, frozen=True, kw_only=True, tag="fenced"):
+    """The server does not know the worker, or no more: nothing that it sends is applied, until it joins anew."""
+
+    reason: Text
+
+
 class Standby(Message, frozen=True, kw_only=True, tag="standby"):
     """There are more workers than micro-batches: wait to stand in for one that goes."""
 
@@ -258,4 +264,4 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
 
 
 WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | Alive | StatusAsked
-ServerMessage = Welcome | Refused | Standby | Weights | Lease | Finished | Alive | Status
+ServerMessage = Welcome | Refused | Fenced | Standby | Weights | Lease | Finished | Alive | Status

@@ -30,6 +30,10 @@ class Awaiting:
         for key in [key for key in self.results if key[0] == rank]:
             del self.results[key]
 
+    def has(self, rank: int) -> bool:
+        """Tell whether a result of a worker's is awaited."""
+        return any(owner == rank for owner, _ in self.results)
+
     def beside(self, rank: int, held: Collection[Node]) -> list[Node]:
         """Return the nodes of a worker's results whose leases, which are not in `held`, have ended meanwhile.
 

@@ -9,26 +9,19 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from common.errors import ProtocolError
-from common.messages import Alive, Finished, Refused, Result, Standby, Status, shortened
+from common.messages import Alive, Fenced, Finished, Refused, Result, Standby, Status, shortened
 from common.reduction import TreeSum
 from common.tally import Tally
 from ps import events
 from ps.admission import why_not
 from ps.awaiting import Awaiting
 from ps.divergence import diverged_text
-from ps.effects import (
-    AwaitShards,
-    Effect,
-    Finish,
-    ForgetWorker,
-    RecordEpoch,
-    Say,
-    Send,
-    UpdateWeights,
-)
+from ps.effects import AwaitShards, Effect, Finish, ForgetWorker, RecordEpoch, Say, Send, UpdateWeights
 from ps.facts import RunFacts
 from ps.leasing import WINDOW, Desk, adding, occupied
 from ps.ledger import Account, WorkerIn
+from ps.overdue import Overdue
+from ps.pace import Pace
 from ps.phases import PHASES, TRANSITIONS, Phase
 from ps.pieces import Pieces
 from ps.plan import Round
@@ -37,6 +30,10 @@ from ps.reminder import Reminder
 from ps.report import status_of, waits_for
 from ps.roster import Member, Roster, Standing
 from ps.slots import SlotBook
+from ps.vigil import Vigil
+
+#: What a peer is told that says what only a member says.
+STRANGER = "the server does not know this worker: it was silent for too long, or the server was started again"
 
 
 @dataclass
@@ -61,14 +58,20 @@ class Coordinator:
     tallies: TreeSum[Tally] = field(init=False)
     #: What the ledger is to tell of the round.
     account: Account = field(init=False)
+    vigil: Vigil = field(init=False)
 
     def __post_init__(self) -> None:
         if self.facts.servers > 1:
             self.phase = Phase.MUSTERING
+        self.vigil = Vigil(Pace(self.facts.lease_timeout_s))
         self._open(self.start or self.facts.plan.first())
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
+        self.vigil.look(now, self.pieces)
+        if isinstance(event, events.FROM_MEMBERS) and event.peer not in self.roster.members and not self.is_over():
+            # Before the table, since it is of the run's phases, and whoever this is takes no part in the run.
+            return [Send(peer=event.peer, message=Fenced(reason=STRANGER))]
         targets = TRANSITIONS[self.phase, type(event)]
         if not targets:
             return []
@@ -83,7 +86,7 @@ class Coordinator:
         """Return when `TimePassed` is due, None where only a message can move the run."""
         if self.is_over():
             return None
-        due = [self.reminder.due, self.roster.next_probe(), self.pieces.next_deadline()]
+        due = [self.reminder.due, self.roster.next_probe(), self.vigil.due(self.pieces)]
         return min((at for at in due if at is not None), default=None)
 
     def is_running(self) -> bool:
@@ -198,6 +201,7 @@ class Coordinator:
             return []
         released = self.pieces.release(member.rank)
         self.awaiting.forget(member.rank)
+        self.vigil.forget(member.rank)
         self.account.again(self.round.work, self.round.step, released, member.rank, f"it left: {event.reason}")
         pieces = f"; {self.round.named(released)} go to others" if released else ""
         told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
@@ -209,11 +213,20 @@ class Coordinator:
         if isinstance(event, events.NO_SIGN):
             return []
         member = self.roster.hear(event.peer, now)
-        if member is not None and isinstance(event, events.WorkerAdvanced | events.ResultReceived):
-            self.pieces.extend(member.rank, now + self.facts.lease_timeout_s)
-        if member is None or member.standing is not Standing.SILENT:
+        if member is None:
+            return []
+        self.vigil.hear(member.rank)
+        if isinstance(event, events.WorkerAdvanced | events.ResultReceived):
+            self.pieces.extend(member.rank, now + self._patience_s(member.rank))
+        if member.standing is not Standing.SILENT:
             return []
         return self._seat(member) + self._serve_all(now)
+
+    def _patience_s(self, rank: int) -> float:
+        """Return how many seconds a worker may take for what it holds from now on."""
+        if self.awaiting.has(rank):
+            return self.facts.lease_timeout_s  # it is done, and other servers are not: they are looked after elsewhere
+        return self.vigil.patience_s(rank, self.round.work, [held.node for held in self.pieces.holding(rank)])
 
     # Work is given out and comes back
 
@@ -232,7 +245,8 @@ class Coordinator:
             slots=self.slots,
             awaiting=self.awaiting,
             ready=self.roster.number(Standing.READY),
-            deadline=now + self.facts.lease_timeout_s,
+            now=now,
+            pace=self.vigil.pace,
         )
         return desk.serve(members)
 
@@ -240,6 +254,7 @@ class Coordinator:
         member, result = self.roster.members.get(event.peer), event.result
         if member is None:
             return []
+        self.vigil.pace.came(member.rank, result, self.pieces.holding(member.rank), now)
         add = adding(self.slots, member, result)
         is_late = (result.work, result.step) != (self.round.work, self.round.step)
         if is_late or add is None or not self.pieces.may_accept(result.node()):
@@ -269,18 +284,18 @@ class Coordinator:
 
     def _count(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Book a result whose sums are, or will be at once, where they are to be added."""
-        node, effects = result.node(), list[Effect]()
-        is_contested = self.pieces.holders(node) not in ([], [member.rank])
+        node = result.node()
+        is_contested, free = self.pieces.holders(node) not in ([], [member.rank]), self.pieces.free()
         self.pieces.accept(node)
         self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
         if result.work == "train":
             self.roster.credit(member, result.count, result.compute_s)
             self.account.share(node, member.rank, result.losses)
         if self.pieces.are_done():
-            return effects + self._close_round(now) + self._serve_all(now)
-        # Nobody else waits for work, unless a lease of another's ended since it shares pieces with this result.
-        is_alone_to_serve = not is_contested and member.standing is Standing.READY
-        return effects + self._serve([member] if is_alone_to_serve else self.roster.ready(), now)
+            return self._close_round(now) + self._serve_all(now)
+        # Nobody else waits for work, unless a lease ended that shares pieces with it: another's, or a larger one.
+        is_alone_to_serve = not is_contested and self.pieces.free() <= free and member.standing is Standing.READY
+        return self._serve([member] if is_alone_to_serve else self.roster.ready(), now)
 
     def _close_round(self, now: float) -> list[Effect]:
         tally, effects = self.tallies.total(), list[Effect]()
@@ -348,26 +363,16 @@ class Coordinator:
     def _asked(self, peer: bytes) -> list[Effect]:
         if self.is_over():
             return [Send(peer=peer, message=Finished(reason=shortened(self.failure)))]
-        if peer not in self.roster.members:
-            return [Send(peer=peer, message=Refused(reason="this server does not know the worker: start it again"))]
         return [Send(peer=peer, message=Alive())]
 
     # Time passes
 
     def _time_passed(self, now: float) -> list[Effect]:
-        expired = [effect for rank in self.pieces.expired(now) for effect in self._expire(rank)]
+        overdue = Overdue(self.round, self.roster, self.pieces, self.awaiting, self.account, self.vigil)
+        late, fenced = overdue.expire(now), overdue.fence(now)
         probes = [Send(peer=member.peer, message=Alive()) for member in self.roster.due_for_probe(now)]
-        return [*expired, *self._fill_places(), *probes, *self._serve_all(now)]
-
-    def _expire(self, rank: int) -> list[Effect]:
-        released, member = self.pieces.release(rank), self.roster.of_rank(rank)
-        assert member is not None  # what a member held was released when it left
-        self.roster.stand(member, Standing.SILENT)
-        self.account.again(
-            self.round.work, self.round.step, released, rank, f"it was silent for over {self.facts.lease_timeout_s:g} s"
-        )
-        held = f"{member.named()} holds {self.round.named(released)} for over {self.facts.lease_timeout_s:g} s"
-        return [Say(text=f"{held}: leased again")]
+        served = [*self._fill_places(), *self._serve_all(now)]
+        return [*map(overdue.told, late), *fenced, *probes, *served]
 
     def _remind(self, now: float) -> list[Effect]:
         text = waits_for(self.phase, self.roster, self.facts)
@@ -377,9 +382,8 @@ class Coordinator:
 
     def status(self, now: float) -> Status:
         """Return how the run stands."""
-        workers = [
-            member.status(is_busy=bool(self.pieces.holding(member.rank))) for member in self.roster.members.values()
-        ]
+        members = self.roster.members.values()
+        workers = [member.status(is_busy=member.rank in self.pieces.held) for member in members]
         return status_of(self.facts, self.progress, self.phase, self.round, now, workers, self.failure)
 
     def validate(self) -> None:

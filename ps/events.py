@@ -130,3 +130,6 @@ Event = (
 
 #: What says nothing of whether a worker is alive.
 NO_SIGN = (TimePassed, Interrupted, WorkerLeft, ServersReady, SumsStored, StepUpdated, ServerLost)
+
+#: What only a member of the run says.
+FROM_MEMBERS = WorkerPrepared | ResultReceived | PieceFailed | LossDiverged | WorkerAsked

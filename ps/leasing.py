@@ -10,6 +10,7 @@ from common.messages import SLOTS, Lease, Result
 from common.reduction import Node
 from ps.awaiting import Awaiting
 from ps.effects import AddShared, AddSums, Effect, Send, SendWeights
+from ps.pace import Pace
 from ps.pieces import Pieces
 from ps.plan import Round
 from ps.roster import Member
@@ -30,8 +31,9 @@ class Desk:
     awaiting: Awaiting
     #: Number of workers that share the work.
     ready: int
-    #: When what is leased now runs out, in seconds of the coordinator's clock.
-    deadline: float
+    #: In seconds of the coordinator's clock, and what tells when a lease runs out.
+    now: float
+    pace: Pace
 
     def serve(self, members: Sequence[Member]) -> list[Effect]:
         """Lease free pieces, one to each member in turn, until all hold a full window or nothing is free for them."""
@@ -48,9 +50,13 @@ class Desk:
         is_alone = self.ready == 1
         most = self.round.pieces if is_alone else -(-self.pieces.free() // (WINDOW * self.ready))
         held = occupied(member.rank, self.pieces, self.awaiting)
-        node = self.pieces.take(member.rank, most, self.deadline, is_alone=is_alone)
+        leased = [lease.node for lease in self.pieces.holding(member.rank)]
+        patience_s = self.pace.patience_s(member.rank, self.round.work, most + sum(map(len, leased)))
+        node = self.pieces.take(member.rank, most, self.now + patience_s, is_alone=is_alone)
         if node is None:
             return []
+        if not leased:
+            self.pace.begin(member.rank, self.now)
         step = self.round.step
         slot, number = self.slots.lend(member.rank, node, held)
         lease = Lease(work=self.round.work, step=step, lo=node.lo, hi=node.hi, number=number, slot=slot)

@@ -120,6 +120,11 @@ class Pieces:
         if rank in self.held:
             self._hold(rank, [Held(held.node, rank, deadline) for held in self.held[rank]])
 
+    def put_off(self, by_s: float) -> None:
+        """Let all that is held run out later."""
+        for rank, leases in list(self.held.items()):
+            self._hold(rank, [Held(held.node, rank, held.deadline + by_s) for held in leases])
+
     def fail(self, node: Node, rank: int) -> bool | None:
         """Book that computing a node raised on `rank`; return whether a piece has now raised twice.
 

@@ -41,6 +41,14 @@ def status_of(
     )
 
 
+def late_text(who: str, what: str, held_s: float, median_s: float | None, takers: list[int]) -> str:
+    """Return how a person is told of a worker that is late, and of the ranks to whom its pieces were leased again."""
+    usual = "" if median_s is None else f" (median {median_s:.2g} s a piece)"
+    workers = f"worker{'s' * (len(takers) > 1)} {', '.join(map(str, takers))}"
+    again = f"leased again to {workers}" if takers else "to be leased again as soon as a worker is free"
+    return f"{who} holds {what} for {held_s:.1f} s{usual}: {again}"
+
+
 def waits_for(phase: Phase, roster: Roster, facts: RunFacts) -> str:
     """Return for which workers a run waits, empty where it does not."""
     if phase is Phase.MUSTERING:

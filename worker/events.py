@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.messages import Finished, Lease, Refused, Result, Standby, Welcome
+from common.messages import Fenced, Finished, Lease, Refused, Result, Standby, Welcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +18,13 @@ class Welcomed:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnedAway:
     refused: Refused
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LetGo:
+    """The server does not know this worker, or no more."""
+
+    fenced: Fenced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +111,7 @@ Event = (
     Started
     | Welcomed
     | TurnedAway
+    | LetGo
     | Prepared
     | PreparationFailed
     | ToldToStandBy

@@ -12,6 +12,7 @@ from common.codec import Buffer, decode, encode
 from common.errors import AddressError, LockstepError, RemoteProtocolError
 from common.messages import (
     Alive,
+    Fenced,
     Finished,
     Lease,
     Message,
@@ -41,6 +42,9 @@ Dial = Callable[[str], ClientPort]
 
 #: Seconds for which last words may still go out.
 LINGER_S = 1.0
+
+#: Seconds that a server which does not read is waited for, before what was to be sent to it is given up.
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -137,6 +141,8 @@ class Runner:
                 return events.Welcomed(welcome=message)
             case Refused():
                 return events.TurnedAway(refused=message)
+            case Fenced():
+                return events.LetGo(fenced=message)
             case Standby():
                 return events.ToldToStandBy(standby=message)
             case Weights():
@@ -179,7 +185,7 @@ class Runner:
             case effects.Send():
                 self._send(encode(effect.message))
             case effects.SendResult():
-                self._send(encode(effect.result, self._sums), self.state.facts.silence_s)
+                self._send(encode(effect.result, self._sums), PATIENCE_S)
             case effects.Say():
                 self.say(effect.text)
             case effects.Exit():
@@ -212,11 +218,20 @@ class Runner:
             return events.PreparationFailed(reason=str(error))
         return events.Prepared(nonce=place.nonce, obstacle=place.obstacle)
 
+    def _part(self) -> None:
+        """Leave the other servers of a run that let this worker go."""
+        for other in self._others:
+            other.close()
+        self._others.clear()
+        self._owners.clear()
+        self._links = None
+
     def _meet(self, welcome: Welcome, compute: Compute) -> None:
         """Dial the other servers, unless the memory that all of them share is all there is to exchange."""
+        self._part()
         if self._shares or not welcome.shards:
             return
-        hello = Hello(rank=welcome.rank, incarnation=self.state.facts.join.incarnation)
+        hello = Hello(rank=welcome.rank, incarnation=self.state.join().incarnation)
         _, *slices = slices_for(compute.layout.size, 1 + len(welcome.shards))
         for address, owned in zip(welcome.shards, slices, strict=True):
             if self.dial is None:
@@ -224,7 +239,7 @@ class Runner:
             other = self.dial(address)
             self._others.append(other)
             self._owners.update({frame.start: other for frame in owned.frames()})
-            self._send(encode(hello), self.state.facts.silence_s, other)
+            self._send(encode(hello), PATIENCE_S, other)
         self._links = Links([self.port, *self._others], self.wait)
 
     def _compute_piece(self, lease: Lease) -> events.Event:
@@ -271,7 +286,7 @@ class Runner:
             part = Part(step=lease.step, lo=lease.lo, hi=lease.hi, start=frame.start)
             # With patience: a frame that is not sent would cost the whole lease.
             owner = self._owners.get(frame.start)
-            self._send(encode(part, [frame.of(compute.into)]), self.state.facts.silence_s, owner)
+            self._send(encode(part, [frame.of(compute.into)]), PATIENCE_S, owner)
             self._pushing_s += self.clock.now() - began
 
         return compute.train(lease.step, node, push)[1]

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
+import msgspec
+
+from common.backoff import Backoff
 from common.errors import ProtocolError
 from common.messages import NAME_LIMIT, Alive, Diverged, Failed, Join, Lease, Leave, Ready, shortened
 from worker.effects import ComputePiece, Effect, Exit, Prepare, Say, Send, SendResult
@@ -15,6 +18,7 @@ from worker.events import (
     Event,
     Interrupted,
     LeaseReceived,
+    LetGo,
     PieceComputed,
     PieceDiverged,
     PieceRaised,
@@ -31,12 +35,16 @@ from worker.events import (
     Welcomed,
 )
 
-#: Seconds between two words on a server that has not answered yet.
-RETRY_S = 5.0
+#: Seconds until a server is asked again that does not answer: at first, and at most. Of one that was there it is known
+#: that it may be back at any moment.
+ASK_S = 2.0
+ASK_MOST_S = 5.0
 
-#: Every so many of these the join is sent again, lest the first went down with a server that died. Not each time: those
-#: that find no server wait, and would all arrive at once.
-JOINS_EVERY = 12
+#: The same at most of a server that was never there: questions that find none wait, and will all arrive at once.
+CALL_MOST_S = 60.0
+
+#: Seconds of a server's silence after which a person is told of it: then at twice the time, and so on.
+SILENT_S = 10.0
 
 
 class Phase(Enum):
@@ -64,6 +72,7 @@ _TABLE: dict[type[Event], tuple[frozenset[Phase] | None, ...]] = {
     Started: (_JOINING, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
     Welcomed: (_PREPARING, ILLEGAL, IGNORED, ILLEGAL, IGNORED),
     TurnedAway: (_ENDED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
+    LetGo: (IGNORED, ILLEGAL, _JOINING, ILLEGAL, IGNORED),
     Prepared: (ILLEGAL, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
     PreparationFailed: (ILLEGAL, _ENDED, ILLEGAL, ILLEGAL, IGNORED),
     ToldToStandBy: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
@@ -93,8 +102,8 @@ class WorkerFacts:
     join: Join
     #: Seconds to wait for a server that is not there, None for ever.
     timeout_s: float | None = None
-    #: Seconds after which a server that went silent counts as gone.
-    silence_s: float = 60.0
+    #: Seconds for which a server that was there and went silent is asked whether it is back.
+    silence_s: float = 600.0
 
 
 @dataclass
@@ -108,8 +117,12 @@ class WorkerState:
     #: When the server last said anything, or was last asked.
     heard: float = 0.0
     asked: float = 0.0
-    #: How often it has said that it waits for a server.
-    retries: int = 0
+    #: How often it has asked since the server last said anything.
+    tries: int = 0
+    #: Seconds of the server's silence after which a person is told of it next.
+    silent_s: float = SILENT_S
+    #: How often it has joined a run, or tried to, that let it go.
+    lives: int = 0
     #: The step whose weights are installed, None before the first.
     weights_step: int | None = None
     #: Leases to be computed, all of one round: on the weights at hand, or on those that are on their way here. Other
@@ -125,6 +138,7 @@ class WorkerState:
             return []
         if not isinstance(event, TimePassed):
             self.heard = self.asked = now
+            self.tries, self.silent_s = 0, SILENT_S
         effects = self._react(event, now)
         if self.phase not in targets:
             raise ProtocolError(f"{type(event).__name__} led to {self.phase.value}: not a transition of the table")
@@ -132,25 +146,43 @@ class WorkerState:
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due: at once where there is work, None where the phase reads no messages."""
-        retry = self.asked + RETRY_S
         if self.phase is Phase.JOINING:
-            timeout = self.facts.timeout_s
+            timeout = self._timeout_s()
+            retry = self._next_try(CALL_MOST_S if timeout is None else ASK_MOST_S)
             return retry if timeout is None else min(retry, self.started + timeout)
         if self.phase is Phase.WAITING:
-            return self.heard if self._has_work() else min(retry, self.heard + self.facts.silence_s)
+            return self.heard if self._has_work() else self._next_try(ASK_MOST_S)
         return None
+
+    def _next_try(self, most_s: float) -> float:
+        backoff = Backoff(first_s=ASK_S, most_s=most_s, seed=self.facts.join.incarnation)
+        return self.asked + backoff.delay_s(self.tries + 1)
+
+    def _timeout_s(self) -> float | None:
+        """Return the seconds to wait for a server that is not there, None for ever."""
+        given = self.facts.timeout_s
+        return self.facts.silence_s if given is None and self.lives else given
+
+    def join(self) -> Join:
+        """Return what to ask for a place with: each time that a server let it go, the worker is a new incarnation."""
+        join = self.facts.join
+        if not self.lives:
+            return join
+        return msgspec.structs.replace(join, incarnation=f"{join.incarnation}.{self.lives}")
 
     def _react(self, event: Event, now: float) -> list[Effect]:
         match event:
             case Started():
                 self.started = now
-                return [Send(message=self.facts.join)]
+                return [Send(message=self.join())]
             case Welcomed():
                 self.phase = Phase.PREPARING
                 text = f"joined run {event.welcome.run} as worker {event.welcome.rank}"
                 return [Say(text=text), Prepare(welcome=event.welcome)]
             case TurnedAway():
                 return self._end(2, f"the server refused this worker: {event.refused.reason}")
+            case LetGo():
+                return self._begin_anew(event.fenced.reason, now)
             case Prepared():
                 self.phase = Phase.WAITING
                 self.shares = bool(event.nonce)
@@ -220,22 +252,39 @@ class WorkerState:
                 told = shortened(event.traceback)
                 return Send(message=Failed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=told))
 
+    def _begin_anew(self, reason: str, now: float) -> list[Effect]:
+        """Forget the run, and ask for a place in it as one who was never there."""
+        self.phase, self.started = Phase.JOINING, now
+        self.lives += 1
+        self.leases.clear()
+        self.weights_step = None
+        return [Say(text=f"joins anew: {reason}"), Send(message=self.join())]
+
     def _join_again(self, now: float) -> list[Effect]:
-        timeout = self.facts.timeout_s
+        timeout = self._timeout_s()
         if timeout is not None and now >= self.started + timeout:
             return self._end(
                 1, f"no server answered at {self.facts.address} within {timeout:g} s: is it running there?"
             )
         self.asked = now
-        self.retries += 1
+        self.tries += 1
         word = Say(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s)")
-        return [word] if self.retries % JOINS_EVERY else [word, Send(message=self.facts.join)]
+        # Again, lest the first went down with a server that died.
+        return [word, Send(message=self.join())]
 
     def _wait_on(self, now: float) -> list[Effect]:
         if self._has_work():
             self.phase = Phase.COMPUTING
             return [ComputePiece(lease=self.leases.popleft())]
-        if now >= self.heard + self.facts.silence_s:
-            return self._end(1, f"the server at {self.facts.address} has been silent for {now - self.heard:.0f} s")
+        silent_s = now - self.heard
+        limit_s = self.facts.silence_s if self.facts.timeout_s is None else self.facts.timeout_s
+        # Twice at least: one that was stopped for an hour has not been listening.
+        if silent_s >= limit_s and self.tries >= 2:
+            return self._end(1, f"the server at {self.facts.address} has been silent for {silent_s:.0f} s: is it gone?")
         self.asked = now
-        return [Send(message=Alive())]
+        self.tries += 1
+        if silent_s < self.silent_s:
+            return [Send(message=Alive())]
+        self.silent_s *= 2
+        told = f"the server at {self.facts.address} has been silent for {silent_s:.0f} s: trying for {limit_s:g} s"
+        return [Say(text=told), Send(message=Alive())]

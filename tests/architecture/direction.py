@@ -48,7 +48,7 @@ PACKAGE_ORDER = Order(
         ("common.autograd",),
         ("common.randomness",),
         ("common.safetensors",),
-        ("common.atomic", "common.spelling", "common.tally"),
+        ("common.atomic", "common.backoff", "common.spelling", "common.tally"),
         ("common.clock", "common.environment", "common.errors", "common.memory"),
     ),
 )

@@ -15,6 +15,7 @@ from common.messages import (
     Diverged,
     EpochStatus,
     Failed,
+    Fenced,
     Finished,
     Join,
     Lease,
@@ -74,6 +75,7 @@ EXAMPLES: list[Message] = [
         rank=2, run="r", job=Job(model={"class": "Linear", "args": [2, 3]}), layout=DIGEST, dataset=DIGEST, source=""
     ),
     Refused(reason="other numerics"),
+    Fenced(reason="silent for 9 s"),
     Standby(reason="enough"),
     Weights(step=4, start=0),
     Lease(work="train", step=4, lo=2, hi=4, number=7, slot=1),

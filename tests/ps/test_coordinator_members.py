@@ -8,6 +8,7 @@ from common.job import Job
 from common.messages import (
     PROTOCOL_VERSION,
     Alive,
+    Fenced,
     Finished,
     Join,
     Lease,
@@ -102,7 +103,7 @@ def test_ready_said_twice_or_by_a_stranger_changes_nothing() -> None:
     drive = Drive()
     drive.enter(1)
     assert drive.prepare(1) == []
-    assert drive.prepare(9) == []
+    assert kinds(drive.prepare(9)) == [Fenced]
 
 
 def test_while_the_run_waits_it_calls_every_few_seconds() -> None:
@@ -213,11 +214,11 @@ def test_one_that_leaves_without_work_is_told_without_pieces() -> None:
     assert drive.leave(1) == []
 
 
-def test_a_member_that_asks_is_answered_and_a_stranger_is_sent_away() -> None:
+def test_a_member_that_asks_is_answered_and_a_stranger_is_told_to_join() -> None:
     drive = Drive()
     drive.enter(1)
     assert messages(drive.ask(1)) == [Alive()]
-    assert kinds(drive.ask(9)) == [Refused]
+    assert kinds(drive.ask(9)) == [Fenced]
 
 
 def test_whoever_asks_is_told_the_status() -> None:

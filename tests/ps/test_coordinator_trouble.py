@@ -1,6 +1,6 @@
 """What raises, diverges or is interrupted ends the run with a clear word."""
 
-from common.messages import TEXT_LIMIT, Failed, Finished, Lease
+from common.messages import TEXT_LIMIT, Failed, Fenced, Finished, Lease
 from common.reduction import Node
 from ps import events
 from ps.effects import Finish
@@ -59,7 +59,7 @@ def test_a_failure_of_what_is_not_held_is_ignored() -> None:
         failed = Failed(work="train", step=step, lo=lo, hi=hi, traceback="")
         assert drive.happen(events.PieceFailed(peer=peer_of(1), failed=failed)) == []
     failed = Failed(work="train", step=0, lo=0, hi=4, traceback="")
-    assert drive.happen(events.PieceFailed(peer=peer_of(9), failed=failed)) == []
+    assert kinds(drive.happen(events.PieceFailed(peer=peer_of(9), failed=failed))) == [Fenced]
 
 
 def test_the_failure_that_workers_are_told_is_short_enough_for_them() -> None:
@@ -99,7 +99,7 @@ def test_divergence_of_another_step_or_a_strangers_is_ignored() -> None:
     drive = Drive()
     drive.enter(1)
     assert drive.diverge(1, "evaluate") == []
-    assert drive.diverge(9) == []
+    assert kinds(drive.diverge(9)) == [Fenced]
 
 
 def test_an_interrupt_ends_the_run_and_everybody_is_told() -> None:

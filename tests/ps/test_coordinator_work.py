@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from common.job import Job
-from common.messages import Lease, Result
+from common.messages import Fenced, Lease, Result
 from common.reduction import Node, TreeSum
 from common.tally import Tally
 from ps.effects import AddSums, Finish, RecordEpoch, SendWeights, UpdateWeights
@@ -143,10 +143,12 @@ def test_a_result_of_another_step_is_ignored(step: int) -> None:
     assert drive.send(1, odd) == []
 
 
-def test_a_strangers_result_is_ignored() -> None:
+def test_a_strangers_result_is_not_applied_and_it_is_told_to_join_anew() -> None:
     drive = Drive()
     drive.enter(1)
-    assert drive.send(9, result_of(drive.leases[1][0])) == []
+    effects = drive.send(9, result_of(drive.leases[1][0]))
+    assert kinds(effects, 9) == [Fenced]
+    assert len(effects) == 1
 
 
 def test_a_lease_runs_out_and_its_pieces_go_to_another() -> None:
@@ -158,8 +160,9 @@ def test_a_lease_runs_out_and_its_pieces_go_to_another() -> None:
         drive.answer(2)
     assert drive.coordinator.deadline() is not None
     effects = drive.pass_time(30.0)
-    assert f"worker 0 (host host, pid 1) holds micro-batches {held[0]}, {held[1]} of step 0 for over 60 s" in said(
-        effects
+    assert (
+        f"worker 0 (host host, pid 1) holds micro-batches {held[0]}, {held[1]} of step 0 for 60.0 s: leased again to "
+        "worker 1" in said(effects)
     )
     assert sorted(Node(lease.lo, lease.hi) for lease in drive.leases[2]) == held
     states = {worker.pid: worker.state for worker in drive.coordinator.status(drive.now).workers}

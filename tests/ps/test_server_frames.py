@@ -89,14 +89,13 @@ def test_a_result_before_all_its_frames_does_not_count() -> None:
 
 def test_frames_put_off_the_end_of_a_lease_and_frames_that_nobody_wants_do_not() -> None:
     hand = Hand()
-    clock = hand.simulation.clock
     for start in (0, FRAME):
-        clock.advance(40.0)
+        hand.simulation.wait(40.0)
         hand.send(part(start))
     assert not any("leased again" in text for text in hand.simulation.said)
-    clock.advance(40.0)
+    hand.simulation.wait(40.0)
     hand.send(part(0), part(FRAME))
-    clock.advance(30.0)
+    hand.simulation.wait(30.0)
     hand.simulation.run_until_quiet()
     assert any("leased again" in text for text in hand.simulation.said)
 

@@ -270,6 +270,12 @@ class Simulation:
         self.clock.advance(max(0.0, min(due) - self.clock.now()))
         return True
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass; the server looks at it each second, and reads nothing meanwhile."""
+        for _ in range(round(seconds)):
+            self.clock.advance(1.0)
+            self.server.step()
+
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Act until the run has ended, or `until` holds."""
         for _ in range(LIMIT):

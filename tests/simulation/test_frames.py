@@ -112,8 +112,7 @@ def test_a_worker_whose_leases_run_out_half_sent_changes_nothing() -> None:
     # All is on its way, of which the server takes two frames before the lease runs out.
     for _ in range(2):
         assert simulation.server.step()
-    simulation.clock.advance(TIMEOUT_S)
-    assert simulation.server.step()
+    simulation.wait(TIMEOUT_S)
     assert any("leased again" in text for text in simulation.said)
     assert simulation.finish() == alone()
 
@@ -148,4 +147,4 @@ def act(simulation: Simulation, action: str, number: int) -> None:
         case "hang" | "wake":
             worker.is_hanging = action == "hang"
         case "wait":
-            simulation.clock.advance(TIMEOUT_S)
+            simulation.wait(TIMEOUT_S)

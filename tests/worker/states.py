@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from common.job import Job
 from common.messages import PROTOCOL_VERSION, Join, Lease, Message, Result, Welcome, Work
 from common.numerics import fingerprint
@@ -29,11 +31,13 @@ class Drive:
     """A worker's state, and the time."""
 
     timeout_s: float | None = None
+    incarnation: str = JOIN.incarnation
     now: float = 100.0
     state: WorkerState = field(init=False)
 
     def __post_init__(self) -> None:
-        self.state = WorkerState(WorkerFacts(address="tcp://h:1", join=JOIN, timeout_s=self.timeout_s))
+        join = msgspec.structs.replace(JOIN, incarnation=self.incarnation)
+        self.state = WorkerState(WorkerFacts(address="tcp://h:1", join=join, timeout_s=self.timeout_s))
 
     def happen(self, event: events.Event) -> list[Effect]:
         return self.state.handle(event, self.now)

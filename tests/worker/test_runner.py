@@ -262,7 +262,7 @@ def test_nobody_reads_while_there_is_no_server() -> None:
         clock.advance(5.0)
         runner.step()
     assert runner.ended is None
-    assert len(said) == 100
+    assert 10 <= len(said) <= 20
     assert all(text.startswith("waiting for a server at memory://") for text in said)
 
 

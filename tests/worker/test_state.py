@@ -12,7 +12,9 @@ from common.messages import (
     Alive,
     Diverged,
     Failed,
+    Fenced,
     Finished,
+    Join,
     Leave,
     Ready,
     Refused,
@@ -21,7 +23,7 @@ from common.messages import (
 from tests.worker.states import JOIN, WELCOME, Drive, exits, lease_of, result_of, said, sent
 from worker import events
 from worker.effects import ComputePiece, Exit, Prepare, Send, SendResult
-from worker.state import ILLEGAL, JOINS_EVERY, RETRY_S, TRANSITIONS, Phase
+from worker.state import ASK_MOST_S, ASK_S, CALL_MOST_S, ILLEGAL, SILENT_S, TRANSITIONS, Phase
 
 LEASE = lease_of(3)
 
@@ -32,6 +34,7 @@ EVENTS: dict[type[events.Event], events.Event] = {
         events.Started(),
         events.Welcomed(welcome=WELCOME),
         events.TurnedAway(refused=Refused(reason="no")),
+        events.LetGo(fenced=Fenced(reason="silent for 9 s")),
         events.Prepared(),
         events.PreparationFailed(reason="no data"),
         events.ToldToStandBy(standby=Standby(reason="enough")),
@@ -107,12 +110,14 @@ def test_it_joins_prepares_and_is_ready() -> None:
 def test_it_asks_again_until_there_is_a_server_and_says_so() -> None:
     drive = Drive()
     drive.start()
-    assert drive.pass_time(RETRY_S - 0.1) == []
-    effects = drive.pass_time(20.0)
-    assert len(said(effects)) == 4
-    assert sent(effects) == []  # the first join still waits for the server: more would all arrive at once
-    assert sent(drive.pass_time(JOINS_EVERY * RETRY_S)) == [JOIN]
-    assert said(effects)[-1] == "waiting for a server at tcp://h:1 (20 s)"
+    assert drive.pass_time(ASK_S / 2 - 0.1) == []
+    effects = drive.pass_time(ASK_S / 2 + 0.1)
+    assert sent(effects) == [JOIN]
+    (word,) = said(effects)
+    assert word.startswith("waiting for a server at tcp://h:1 (")
+    # Less and less often: what finds no server waits, and all arrives at once.
+    assert len(sent(drive.pass_time(3600.0))) <= 10 + 2 * 3600 / CALL_MOST_S
+    assert sent(drive.pass_time(CALL_MOST_S)) == [JOIN]
 
 
 @pytest.mark.parametrize("timeout_s", [0.5, 7.0, 60.0])
@@ -163,7 +168,9 @@ def test_leases_are_computed_in_their_order_each_answered() -> None:
         assert drive.state.deadline() is None
         result = result_of(lease)
         assert drive.happen(events.PieceComputed(result=result)) == [SendResult(result=result)]
-    assert drive.state.deadline() == drive.now + RETRY_S
+    due = drive.state.deadline()
+    assert due is not None
+    assert ASK_S / 2 <= due - drive.now <= ASK_S
 
 
 def test_leases_of_older_weights_are_dropped() -> None:
@@ -234,16 +241,78 @@ def test_texts_are_short_enough_for_the_server() -> None:
 
 def test_without_work_it_asks_whether_the_server_is_there() -> None:
     drive = drive_in(Phase.WAITING)
-    assert sent(drive.pass_time(2 * RETRY_S)) == [Alive(), Alive()]
+    assert set(map(type, sent(drive.pass_time(2 * ASK_S)))) == {Alive}
     drive.happen(events.ServerAnswered())
-    assert sent(drive.pass_time(RETRY_S - 0.1)) == []
+    assert sent(drive.pass_time(ASK_S / 2 - 0.1)) == []
 
 
-def test_a_server_that_is_silent_counts_as_gone() -> None:
+def test_a_server_that_does_not_answer_is_asked_less_often_and_a_person_is_told() -> None:
     drive = drive_in(Phase.WAITING)
-    assert not exits(drive.pass_time(59.9))
-    (end,) = exits(drive.pass_time(0.1))
-    assert (end.code, end.reason) == (1, "the server at tcp://h:1 has been silent for 60 s")
+    effects = drive.pass_time(300.0)
+    assert 300.0 / ASK_MOST_S <= len(sent(effects)) <= 2 + 2 * 300.0 / ASK_MOST_S
+    words = said(effects)
+    assert len(words) == 5  # after 10, 20, 40, 80 and 160 seconds
+    assert words[0].startswith("the server at tcp://h:1 has been silent for 1")
+    assert words[0].endswith(" s: trying for 600 s")
+    drive.happen(events.ServerAnswered())
+    assert said(drive.pass_time(SILENT_S - 0.1)) == []
+
+
+def test_workers_do_not_all_ask_at_the_same_time() -> None:
+    dues = set()
+    for number in range(50):
+        drive = Drive(incarnation=f"life {number}")
+        drive.enter()
+        dues.add(drive.state.deadline())
+    assert len(dues) == 50
+
+
+@pytest.mark.parametrize(("timeout_s", "limit_s"), [(None, 600.0), (30.0, 30.0), (3.0, 3.0)])
+def test_a_server_that_is_silent_for_too_long_counts_as_gone(timeout_s: float | None, limit_s: float) -> None:
+    drive = Drive(timeout_s)
+    drive.enter()
+    assert not exits(drive.pass_time(limit_s - 0.1))
+    (end,) = exits(drive.pass_time(2 * ASK_MOST_S))
+    assert end.code == 1
+    assert end.reason.startswith("the server at tcp://h:1 has been silent for ")
+
+
+def test_one_that_was_stopped_for_an_hour_asks_before_it_gives_up() -> None:
+    drive = drive_in(Phase.WAITING)
+    drive.now += 3600.0
+    assert sent(drive.happen(events.TimePassed())) == [Alive()]
+    drive.happen(events.ServerAnswered())
+    assert not exits(drive.pass_time(60.0))
+
+
+def test_one_that_the_server_let_go_joins_anew_and_forgets_the_run() -> None:
+    drive = drive_in(Phase.WAITING)
+    drive.weights(3)
+    drive.lease(lease_of(3))
+    effects = drive.happen(events.LetGo(fenced=Fenced(reason="silent for 9 s")))
+    assert said(effects) == ["joins anew: silent for 9 s"]
+    (join,) = sent(effects)
+    assert isinstance(join, Join)
+    assert join.incarnation == f"{JOIN.incarnation}.1"
+    # What still comes of the life before is nothing to this one.
+    assert drive.happen(events.LetGo(fenced=Fenced(reason="again"))) == []
+    assert drive.weights(3) == drive.lease(lease_of(3)) == []
+    drive.happen(events.Welcomed(welcome=WELCOME))
+    drive.happen(events.Prepared())
+    assert not [effect for effect in drive.pass_time(1.0) if isinstance(effect, ComputePiece)]
+    (join,) = sent(drive.happen(events.LetGo(fenced=Fenced(reason="again"))))
+    assert isinstance(join, Join)
+    assert join.incarnation == f"{JOIN.incarnation}.2"
+
+
+def test_one_that_was_let_go_asks_often_and_not_for_ever() -> None:
+    drive = drive_in(Phase.WAITING)
+    drive.happen(events.LetGo(fenced=Fenced(reason="a restart")))
+    effects = drive.pass_time(599.0)
+    assert len(sent(effects)) >= 599.0 / ASK_MOST_S
+    assert not exits(effects)
+    (end,) = exits(drive.pass_time(1.0))
+    assert end.reason == "no server answered at tcp://h:1 within 600 s: is it running there?"
 
 
 def test_a_server_that_answers_never_counts_as_gone() -> None:
@@ -257,13 +326,13 @@ def test_a_long_computation_is_no_silence_of_the_server() -> None:
     drive = drive_in(Phase.COMPUTING)
     drive.now += 1000.0
     drive.happen(events.PieceComputed(result=result_of(LEASE)))
-    assert not exits(drive.pass_time(RETRY_S))
+    assert not exits(drive.pass_time(ASK_S))
 
 
 def test_one_that_stands_by_says_why_and_goes_on_asking() -> None:
     drive = drive_in(Phase.WAITING)
     assert said(drive.happen(events.ToldToStandBy(standby=Standby(reason="enough")))) == ["enough"]
-    assert sent(drive.pass_time(RETRY_S)) == [Alive()]
+    assert sent(drive.pass_time(ASK_S))[0] == Alive()
 
 
 @pytest.mark.parametrize(("reason", "code", "text"), [("", 0, ""), ("diverged", 1, "the run failed: diverged")])

@@ -1,0 +1,72 @@
+"""Who is late, and who has been silent for too long: what of time the coordinator goes by. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from common.messages import Work
+from common.reduction import Node
+from ps.alarms import Alarms
+from ps.lookout import Lookout
+from ps.pace import Pace
+from ps.pieces import Pieces
+
+#: Seconds for which a worker that is late keeps its place, at least: its answer counts if it is the first.
+FENCE_S = 3.0
+
+
+@dataclass
+class Vigil:
+    """The times of all workers of a run."""
+
+    pace: Pace
+    lookout: Lookout = field(default_factory=Lookout)
+    #: When a worker that is late, and says nothing, loses its place, by rank.
+    fences: Alarms[int] = field(default_factory=Alarms)
+
+    def look(self, now: float, pieces: Pieces) -> None:
+        """Book that somebody looks; what passed while nobody did is held against no worker."""
+        missed_s = self.lookout.look(now)
+        if missed_s:
+            pieces.put_off(missed_s)
+            self.pace.put_off(missed_s)
+            for rank, at in list(self.fences.times.items()):
+                self.fences.set(rank, at + missed_s)
+
+    def due(self, pieces: Pieces) -> float | None:
+        """Return when to look again."""
+        if not pieces.held and not self.fences.times:
+            return None
+        due = (self.lookout.due(), pieces.next_deadline(), self.fences.soonest())
+        return min(at for at in due if at is not None)
+
+    def patience_s(self, rank: int, work: Work, held: Sequence[Node]) -> float:
+        """Return how many seconds a worker may take for what it holds."""
+        return self.pace.patience_s(rank, work, sum(map(len, held)))
+
+    def be_late(self, rank: int, now: float) -> float:
+        """Book that a worker is late; return for how many seconds it has brought nothing."""
+        held_s = self.pace.held_s(rank, now)
+        self.fences.set(rank, now + max(FENCE_S, 2.0 * held_s))
+        return held_s
+
+    def hear(self, rank: int) -> None:
+        """Book that a worker said something."""
+        self.fences.drop(rank)
+
+    def forget(self, rank: int) -> None:
+        """Book that a worker is gone."""
+        self.fences.drop(rank)
+        self.pace.forget(rank)
+
+    def fenced(self, now: float, *, has_others: bool) -> list[int]:
+        """Return the ranks that lose their places now.
+
+        None does while nobody else works: who is slow beyond all bounds is then still the one who gets on.
+        """
+        due = self.fences.due(now)
+        for rank in due:
+            if has_others:
+                self.fences.drop(rank)
+            else:
+                self.fences.set(rank, now + FENCE_S)
+        return due if has_others else []

@@ -1,0 +1,119 @@
+"""Who is late and silent loses its place, unless nobody else works, or the server itself did not look."""
+
+import pytest
+
+from common.messages import Alive, Fenced, Lease, Welcome
+from ps import events
+from ps.effects import AddSums, ForgetWorker
+from ps.lookout import LOOK_S, MISSED_S, Lookout
+from ps.pace import FLOOR_S
+from tests.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.5, LOOK_S, MISSED_S])
+def test_looks_that_are_near_one_another_miss_nothing(gap: float) -> None:
+    lookout = Lookout()
+    assert lookout.look(100.0) == 0.0
+    assert lookout.look(100.0 + gap) == 0.0
+
+
+def test_a_gap_is_missed_whole_and_once() -> None:
+    lookout = Lookout()
+    lookout.look(100.0)
+    assert lookout.look(130.0) == 30.0
+    assert lookout.look(130.5) == 0.0
+    assert lookout.due() == 130.5 + LOOK_S
+
+
+def practised(workers: int = 2) -> Drive:
+    """Return a run whose workers have taken a tenth of a second for each lease of two steps."""
+    drive = Drive(facts_of(min_workers=workers))
+    drive.enter(*range(1, workers + 1))
+    while drive.coordinator.round.step < 2 or drive.coordinator.round.work != "train":
+        for worker in range(1, workers + 1):
+            if drive.leases.get(worker):
+                drive.now += 0.1
+                drive.answer(worker)
+    return drive
+
+
+def keep_busy(drive: Drive, worker: int, seconds: float) -> str:
+    """Let time pass in which one worker asks now and then; return what was said."""
+    told = []
+    for _ in range(round(2 * seconds)):
+        told.append(said(drive.pass_time(0.5)))
+        drive.ask(worker)
+    return "\n".join(filter(None, told))
+
+
+def test_a_worker_that_hangs_is_told_of_within_seconds_and_its_pieces_go_on() -> None:
+    drive = practised()
+    while drive.leases[2]:
+        drive.answer(2)
+    told = said(drive.pass_time(FLOOR_S + 0.1))
+    assert told.startswith("worker 0 (host host, pid 1) holds micro-batches ")
+    assert " of step 2 for 2.0 s (median 0." in told
+    assert told.endswith(" s a piece): leased again to worker 1")
+
+
+def test_one_that_stays_silent_loses_its_place_and_what_it_brings_later_is_not_applied() -> None:
+    drive = practised()
+    late = result_of(drive.leases[1][0])
+    drive.leases[1].clear()
+    while drive.leases[2]:
+        drive.answer(2)
+    told = keep_busy(drive, 2, 10.0)
+    assert "worker 0 (host host, pid 1) lost its place: it has brought nothing for 6" in told
+    assert ForgetWorker(peer=peer_of(1), rank=0) in drive.effects
+    effects = drive.send(1, late)
+    assert kinds(effects, 1) == [Fenced]
+    assert not [effect for effect in effects if isinstance(effect, AddSums)]
+    assert kinds(drive.ask(1), 1) == [Fenced]
+    # It joins anew over the same connection, as another.
+    join = events.WorkerJoined(peer=peer_of(1), join=join_of(31))
+    (welcome,) = messages(drive.happen(join), 1)
+    assert isinstance(welcome, Welcome)
+    assert welcome.rank == 2
+    drive.prepare(1)
+    drive.finish()
+    assert Lease in kinds(drive.effects, 1)
+
+
+def test_one_that_says_anything_keeps_its_place() -> None:
+    drive = practised()
+    drive.leases[1].clear()
+    while drive.leases[2]:
+        drive.answer(2)
+    drive.pass_time(FLOOR_S + 0.5)
+    assert kinds(drive.ask(1), 1)[0] is Alive
+    assert "lost its place" not in keep_busy(drive, 1, 4.0)
+
+
+def test_while_nobody_else_works_nobody_loses_a_place() -> None:
+    drive = practised()
+    assert "lost its place" not in said(drive.pass_time(600.0))
+    late = result_of(drive.leases[1][0])
+    assert AddSums(node=late.node()) in drive.answer(1)
+
+
+@pytest.mark.parametrize("missed_s", [5.0, 3600.0])
+def test_time_in_which_the_server_did_not_run_is_held_against_nobody(missed_s: float) -> None:
+    drive = practised()
+    drive.pass_time(1.5)
+    drive.now += missed_s
+    assert "leased again" not in said(drive.happen(events.TimePassed()))
+    assert "leased again" not in said(drive.pass_time(0.4))
+    # What is left of the time runs on.
+    assert "leased again" in said(drive.pass_time(2.0))
+
+
+def test_a_worker_that_is_late_does_not_lose_its_place_while_the_server_does_not_run() -> None:
+    drive = practised()
+    while drive.leases[2]:
+        drive.answer(2)
+    drive.pass_time(FLOOR_S + 0.5)
+    drive.ask(2)
+    drive.now += 3600.0
+    assert "lost its place" not in said(drive.happen(events.TimePassed()))
+    drive.answer(1)
+    drive.finish()
