@@ -34,8 +34,8 @@ class Way:
     jitter_s: float = 0.0
     #: Bytes in a second, 0 for no limit.
     bandwidth: float = 0.0
-    #: Nothing comes through, and nothing is lost.
-    is_silent: bool = False
+    #: Until then nothing comes through, and nothing is lost; in seconds of the clock.
+    silent_until: float = 0.0
     #: Bytes that came through.
     carried: int = 0
 
@@ -82,6 +82,13 @@ class Relay:
     def cut(self) -> None:
         """Break all connections, with what is on its way; new ones may be made."""
         self._is_cut.set()
+
+    def silence(self, seconds: float, *, up: bool = True, down: bool = True) -> None:
+        """Let nothing through for so long, one way or both."""
+        until = self._clock.now() + seconds
+        for way, is_meant in ((self.up, up), (self.down, down)):
+            if is_meant:
+                way.silent_until = until
 
     def close(self) -> None:
         self._is_over.set()
@@ -166,7 +173,8 @@ class Relay:
         stream.size += len(data)
 
     def _let_out(self, stream: _Stream) -> None:
-        while stream.flying and not stream.way.is_silent and stream.flying[0][0] <= self._clock.now():
+        now = self._clock.now()
+        while stream.flying and max(stream.flying[0][0], stream.way.silent_until) <= now:
             arrival, data = stream.flying.popleft()
             try:
                 count = stream.target.send(data)
