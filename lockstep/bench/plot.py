@@ -14,6 +14,7 @@ from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from lockstep.bench.result import StepFigures
 from lockstep.bench.rows import CoordinatorRow, ExchangeRow, Prediction, ScalingRow
 from ps.timing import Split
 
@@ -58,6 +59,38 @@ def speeds(axes: Axes, rows: Sequence[ScalingRow]) -> None:
         beside(axes, end, at, f"{row.of_ceiling:.0%}" + (f", {row.peer.ratio:.2f}x peer" if row.peer else ""))
     axes.set_xlim(right=axes.get_xlim()[1] * 1.3)
     axes.xaxis.set_major_formatter(PLAIN)
+
+
+def step(raw: bytes) -> Figure:
+    """Draw a pair of bars for each model and batch: how long a step takes us, and the peer, whose time is 1."""
+    rows = msgspec.json.decode(raw, type=list[StepFigures])
+    figure = Figure(figsize=(WIDTH, len(rows) * 2 * BAR + FRAME + 0.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [f"{row.model}, {row.batch}" for row in rows]
+    pair(left, [row.ms_per_step for row in rows], [row.peer.ms_per_step if row.peer else 0.0 for row in rows])
+    left.set(title="a training step of one process, one thread", xlabel="ms", xscale="log")
+    for at, row in enumerate(rows):
+        end = max(row.ms_per_step, row.peer.ms_per_step if row.peer else 0.0)
+        told = f"{row.images_per_s:,.0f}/s" + (f", {row.peer.ratio:.2f}x peer" if row.peer else "")
+        beside(left, end, at, told)
+    left.set_xlim(left=min(row.ms_per_step for row in rows) / 2, right=left.get_xlim()[1] * 12)
+    pair(right, [row.peak_rss_mb for row in rows], [row.peer.peak_rss_mb if row.peer else 0.0 for row in rows])
+    right.set(title="most memory that the process had", xlabel="MB")
+    for axes, labels in ((left, names), (right, [""] * len(names))):
+        axes.set_yticks(range(len(rows)), labels)
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    handles = left.containers[: 2 if any(row.peer for row in rows) else 1]
+    names = ["Lockstep", "peer (torch, in its faster layout)"]
+    figure.legend(handles, names[: len(handles)], loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def pair(axes: Axes, ours: Sequence[float], theirs: Sequence[float]) -> None:
+    """Draw two bars at each place, ours above."""
+    axes.barh([at - 0.2 for at in range(len(ours))], ours, height=0.4, color=PARTS["compute"])
+    axes.barh([at + 0.2 for at in range(len(theirs))], theirs, height=0.4, color=PEER)
 
 
 def exchange(raw: bytes) -> Figure:
@@ -205,6 +238,7 @@ def way(row: ScalingRow | ExchangeRow) -> str:
 
 
 PICTURES: dict[str, Callable[[bytes], Figure]] = {
+    "step": step,
     "scaling": scaling,
     "exchange": exchange,
     "coordinator": coordinator,

@@ -39,6 +39,11 @@ def median_ms(seconds: Sequence[float]) -> float:
     return statistics.median(seconds) * 1e3
 
 
+def mean_ratio(rows: Sequence[StepFigures]) -> float:
+    """Return the geometric mean of the peer's times over ours."""
+    return statistics.geometric_mean(row.peer.ratio for row in rows if row.peer is not None)
+
+
 def lines_of(figures: StepFigures) -> list[str]:
     """Return the figures for a person, a line each."""
     lines = [

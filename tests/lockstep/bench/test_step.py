@@ -41,6 +41,29 @@ def test_figures_are_written_as_json(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "images/s" in capsys.readouterr().out
 
 
+def test_several_are_measured_each_in_its_own_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, picture = tmp_path / "steps.json", tmp_path / "steps.png"
+    flags = ["--batch", "8,16", "--steps", "30", "--json", str(path), "--plot", str(picture)]
+    assert run(["bench", "step", "--model", "linear", *flags]) == 0
+    rows = json.loads(path.read_text())
+    assert [(row["model"], row["batch"]) for row in rows] == [("linear", 8), ("linear", 16)]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("peak memory") == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--model", "linear,mlp", "--profile"], "--profile shows one model at one batch"),
+        (["--model", "linear,nosuch", "--steps", "30"], "model = 'nosuch' is not known"),
+        (["--plot", "figures.pdf"], "only PNG can be drawn"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "step", "--batch", "8", *flags]) != 0
+    assert told in capsys.readouterr().err
+
+
 def test_a_profile_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "step", "--model", "linear", "--batch", "32", "--steps", "30", "--profile"]) == 0
     shown = capsys.readouterr().out
