@@ -130,8 +130,8 @@ def send_frames_of_no_lease(bad: Bad) -> None:
 
 
 def send_results(bad: Bad) -> None:
-    node = {"lo": bad.lease.lo, "hi": bad.lease.hi}
-    bad.say(Result(work="train", step=bad.lease.step, **node, loss_sum=1.0, correct=1, count=1, compute_s=1.0))
+    step, lo, hi = bad.lease.step, bad.lease.lo, bad.lease.hi
+    bad.say(Result(work="train", step=step, lo=lo, hi=hi, loss_sum=1.0, correct=1, count=1, compute_s=1.0))
 
 
 def send_long_frames(bad: Bad) -> None:
