@@ -23,13 +23,16 @@ class Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
-    #: Bytes of the log that `news` has returned.
+    #: Where its part of the log begins: before it are the words of those whose place it took.
+    _begin: int = 0
+    #: Bytes of the log that `news` has returned, or that were there before.
     _told_bytes: int = 0
 
     @classmethod
     def start(cls, name: str, arguments: list[str], log: Path) -> "Child":
-        """Start `lockstep` with these arguments; what it prints to standard error goes to `log`."""
-        with log.open("wb") as errors:
+        """Start `lockstep` with these arguments; what it prints to standard error is added to `log`."""
+        with log.open("ab") as errors:
+            begin = errors.tell()
             process = subprocess.Popen(
                 # -P: the working folder is not on the path, where a `common.py` of the user's would take our place.
                 [sys.executable, "-P", "-m", "lockstep", *arguments],
@@ -40,7 +43,7 @@ class Child:
                 # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
                 start_new_session=True,
             )
-        return cls(name, process, log)
+        return cls(name, process, log, begin, begin)
 
     @property
     def output(self) -> IO[bytes]:
@@ -100,4 +103,4 @@ class Child:
         return whole.decode(errors="replace").splitlines()
 
     def _log_text(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
+        return self.log.read_bytes()[self._begin :].decode("utf-8", "replace")

@@ -2,27 +2,31 @@
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.environment import cores, keep_to_core
 from common.errors import JobError, LockstepError, RunError, UsageError
 from common.job import Job
-from common.messages import EpochStatus, Status
+from common.messages import Status
 from common.transport.shared_folder import shared_root, sweep
 from common.transport.zeromq import dial
 from lockstep.books import Destination
 from lockstep.chaos import Chaos
 from lockstep.child import Child
+from lockstep.final_status import final_status
 from lockstep.job_file import to_toml
 from lockstep.launch import Launch
+from lockstep.posts import Posts
+from lockstep.restarts import Restarts
 from lockstep.run_dir import has_begun
 from lockstep.signals import uninterrupted
 from lockstep.status_client import StatusClient
 from ps.phases import Phase
-from ps.run_folder import RunResult, read_result
+from ps.run_folder import RESULT, RunResult, read_result
 
 #: Seconds between two looks at the run, and where something is done to it.
 LOOK_S, CHAOS_LOOK_S = 0.2, 0.02
@@ -32,6 +36,9 @@ GRACE_S = 2.0
 
 #: How those lines of the server begin that a person is to see at once.
 NOTICES = ("warning: ", "goes on after ", "begins anew: ")
+
+#: The phases of a run that has not begun.
+BEFORE = (Phase.MUSTERING.value, Phase.GATHERING.value)
 
 #: Longest folder name below which a socket's path stays within the system's 107 bytes.
 FOLDER_LIMIT = 80
@@ -52,8 +59,13 @@ class Cluster:
     workers: list[Child] = field(default_factory=list)
     #: The servers beside the first.
     shards: list[Child] = field(default_factory=list)
-    #: Workers whose death has been told.
-    mourned: list[Child] = field(default_factory=list)
+    #: The places of the workers, and the deaths of servers.
+    posts: Posts = field(init=False)
+    _restarts: Restarts = field(init=False)
+    #: When the server was last started, and whether it was so again.
+    _born_s: float = 0.0
+    _is_second: bool = False
+    clock: Clock = field(default_factory=SystemClock)
     #: All that has to end with us.
     _children: list[Child] = field(default_factory=list)
 
@@ -71,12 +83,15 @@ class Cluster:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
         check_launch(self.launch)
         self.folder = private_folder()
+        self._restarts = Restarts(self.launch.max_restarts, seed="server")
         try:
-            self.server = self._start_server()
-            address = self._announced()
-            self._start_shards(address)
+            address = self._start_servers("")
+            if not address:
+                raise self._server_failure()
             self._start_workers(address)
             self._follow(address)
+            while address and self._revive(address):
+                self._follow(address)
             result = self._result()
             self.watch(final_status(result))
             return result
@@ -87,13 +102,27 @@ class Cluster:
                 sweep(shared_root())
                 self._keep_logs()
 
-    def _start_server(self) -> Child:
+    def _start_servers(self, address: str) -> str:
+        """Start all servers, at an address or where there is room; return it, empty where the first ended at once."""
+        self._born_s = self.clock.now()
+        self.server = self._start_server(address)
+        address = self.server.output.readline().decode().strip()
+        if address:
+            self._start_shards(address)
+        else:
+            self.server.make_end(GRACE_S)
+        return address
+
+    def _start_server(self, address: str) -> Child:
         job_file = self.folder / "job.toml"
         job_file.write_text(to_toml(self.job, self.launch), encoding="utf-8")
         bind = "tcp://127.0.0.1:0" if self.launch.transport == "tcp" else f"ipc://{self.folder}/server.sock"
-        arguments = ["server", "--supervised", str(self.folder), "--job", str(job_file), "--bind", bind]
-        needed = self.launch.min_workers or self.launch.workers
-        arguments += ["--resume" if self.destination.is_resumed else "--run-dir", str(self.run_dir)]
+        arguments = ["server", "--supervised", str(self.folder), "--job", str(job_file), "--bind", address or bind]
+        # One that was killed before it had begun the run begins it.
+        is_resumed = self.destination.is_resumed or has_begun(self.run_dir)
+        arguments += ["--resume" if is_resumed else "--run-dir", str(self.run_dir)]
+        # The others join a run that goes on when they are back: not all may be.
+        needed = 1 if self._is_second else self.launch.min_workers or self.launch.workers
         arguments += ["--min-workers", str(needed)]
         return self._start("the server", arguments, "server.log")
 
@@ -105,40 +134,36 @@ class Cluster:
 
     def _start_workers(self, address: str) -> None:
         has_a_core_each = self.launch.workers == cores()
-        for number in range(self.launch.workers):
-            worker = self._start(
-                "a worker", ["worker", address, "--supervised", str(self.folder)], f"worker-{number}.log"
-            )
+
+        def start(number: int) -> Child:
+            arguments = ["worker", address, "--supervised", str(self.folder)]
+            worker = self._start("a worker", arguments, f"worker-{number}.log")
             if has_a_core_each:
                 # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
                 keep_to_core(worker.process.pid, number)
-            self.workers.append(worker)
+            return worker
+
+        self.posts = Posts(start, self.workers, self.clock, self.launch.max_restarts)
+        self.posts.fill(self.launch.workers)
 
     def _start(self, name: str, arguments: list[str], log: str) -> Child:
         child = Child.start(name, arguments, self.folder / log)
         self._children.append(child)
         return child
 
-    def _announced(self) -> str:
-        """Return the address that the server says it listens on, as its first line."""
-        line = self.server.output.readline().decode().strip()
-        if not line:
-            self.server.make_end(GRACE_S)
-            raise self._server_failure()
-        return line
-
     def _follow(self, address: str) -> None:
         client = StatusClient(dial(address))
         try:
             while not self.server.wait(LOOK_S if self.chaos is None else CHAOS_LOOK_S):
                 # Before the question, so that the answer tells what came of it.
-                dead = [worker for worker in self.workers if worker.has_ended() and worker.process.returncode != 0]
+                dead = self.posts.dead()
                 self._miss_shards()
                 status = client.ask(LOOK_S)
                 self._relay()
+                self._bury(dead, status)
+                self.posts.follow()
                 if status is not None:
                     self.watch(status)
-                    self._bury(dead, status)
                 if self.chaos is not None:
                     self.chaos.look(status, self)
         finally:
@@ -148,12 +173,39 @@ class Cluster:
             self._relay()
 
     def _miss_shards(self) -> None:
-        """Raise where a shard is gone: the run cannot begin, or not go on, without it."""
+        """Raise where a shard is gone and the server does not say so: the run cannot begin without it."""
         dead = next((shard for shard in self.shards if shard.has_ended() and shard.process.returncode != 0), None)
         # A server that misses one ends at once, and one that fails ends its shards: it tells why.
         if dead is not None and not self.server.wait(GRACE_S):
-            error = UsageError if dead.process.returncode == 2 else RunError
-            raise error(f"the run cannot go on with a server less: {obituary(dead)}")
+            if dead.process.returncode > 0:
+                error = UsageError if dead.process.returncode == 2 else RunError
+                raise error(f"the run cannot go on with a server less: {obituary(dead)}")
+            self.server.make_end(0.0)
+
+    def _revive(self, address: str) -> bool:
+        """Start servers again that died where the run can go on from what it has kept; return whether it does."""
+        while (dead := self._victim()) is not None:
+            delay_s = self._restarts.delay_s(self.clock.now() - self._born_s, dead.process.returncode)
+            if delay_s is None:
+                return False
+            self.say(f"{obituary(dead)}; started again in {delay_s:.1f} s, to go on from the last checkpoint")
+            for shard in self.shards:
+                shard.make_end(0.0)
+            self.shards.clear()
+            threading.Event().wait(delay_s)
+            self._is_second = True
+            if self._start_servers(address):
+                return True
+        return False
+
+    def _victim(self) -> Child | None:
+        """Return the server or shard that died, None where the run ended, well or not: it would do so again."""
+        code = self.server.process.returncode
+        if code == 0 or (self.run_dir / RESULT).exists():
+            return None
+        killed = next((shard for shard in self.shards if shard.has_ended() and shard.process.returncode < 0), None)
+        has_crashed = code < 0 or (code == 1 and not self.server.last_error())
+        return self.server if has_crashed else killed if code == 1 else None
 
     def _relay(self) -> None:
         """Tell what the server tells of the run's files: where it goes on from, and what cannot be written."""
@@ -161,25 +213,27 @@ class Cluster:
             if line.startswith(NOTICES):
                 self.say(line)
 
-    def _bury(self, dead: list[Child], status: Status) -> None:
+    def _bury(self, dead: list[int], status: Status | None) -> None:
         """Tell who has died; raise where the run cannot begin, or not go on, without them."""
         if not dead:
             return
-        new = [worker for worker in dead if worker not in self.mourned]
         # A run that has failed ends its workers first: then the server's end, a moment later, is what tells why.
-        if any(worker.process.returncode > 0 for worker in new) and self.server.wait(GRACE_S):
+        if any(self.workers[number].process.returncode > 0 for number in dead) and self.server.wait(GRACE_S):
             return
-        error = UsageError if dead[0].process.returncode == 2 else RunError
-        if len(dead) == len(self.workers):
-            raise error(f"no worker is left: {obituary(dead[0])}")
-        if status.phase in (Phase.MUSTERING.value, Phase.GATHERING.value):
-            raise error(f"the run cannot begin with all its workers: {obituary(dead[0])}")
-        for worker in new:
-            self.mourned.append(worker)
-            self.say(f"{obituary(worker)}; its pieces go to the others")
+        first = self.workers[dead[0]]
+        error = UsageError if first.process.returncode == 2 else RunError
+        if self.posts.are_given_up():
+            raise error(f"no worker is left: {obituary(first)}")
+        is_under_way = self._is_second or status is None or status.phase not in BEFORE
+        if not is_under_way and any(map(self.posts.is_given_up, dead)):
+            raise error(f"the run cannot begin with all its workers: {obituary(first)}")
+        for number in dead:
+            follows = "nobody takes its place" if self.posts.is_given_up(number) else "it is started again"
+            self.say(f"{obituary(self.workers[number])}; its pieces go to the others, and {follows}")
 
     def _result(self) -> RunResult:
-        if self.server.process.returncode != 0:
+        # One that was killed after the run's end has left all that is to be left.
+        if self.server.process.returncode != 0 and not (self.run_dir / RESULT).exists():
             raise self._server_failure()
         return read_result(self.run_dir)
 
@@ -197,39 +251,6 @@ class Cluster:
             for log in self.folder.glob("*.log"):
                 shutil.move(log, self.run_dir / log.name)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def final_status(result: RunResult) -> Status:
-    """Return how a finished run stands: the last look at it came before its end."""
-    history = [
-        EpochStatus(
-            epoch=epoch.epoch,
-            loss=epoch.loss,
-            accuracy=epoch.accuracy,
-            test_loss=epoch.test_loss,
-            test_accuracy=epoch.test_accuracy,
-            wall_s=epoch.wall_s,
-        )
-        for epoch in result.history
-    ]
-    return Status(
-        run=result.run,
-        model=result.model,
-        phase=Phase.FINISHED.value,
-        epoch=result.epochs,
-        epochs=result.epochs,
-        step=result.steps,
-        steps=result.steps,
-        loss=result.train_loss,
-        accuracy=history[-1].accuracy,
-        images_per_s=result.images_per_s,
-        elapsed_s=history[-1].wall_s,
-        eta_s=0.0,
-        min_workers=result.workers,
-        workers=[],
-        history=history,
-        failure="",
-    )
 
 
 def check_launch(launch: Launch) -> None:

@@ -37,6 +37,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "shm refuses others; ipc and tcp are sockets only"
         ),
     ] = "auto"
+    max_restarts: Annotated[
+        int,
+        Meta(ge=0, le=10000, description="times in a row that a process which died is started again, with back-off"),
+    ] = 3
     checkpoint_keep: Annotated[
         int,
         Meta(ge=0, le=1000, description="newest checkpoints that are kept, beside the best epoch's; 0: none at all"),

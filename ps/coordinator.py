@@ -124,7 +124,7 @@ class Coordinator:
             case events.StepUpdated():
                 return self._go_on() + self._serve_all(now) if event.step == self.round.step else []
             case events.ServerLost():
-                return self._fail(event.text)
+                return self._fail(event.text, may_go_on=True)
             case events.TimePassed():
                 return self._time_passed(now)
             case events.Interrupted():
@@ -178,8 +178,8 @@ class Coordinator:
     def _turn_away(self, member: Member, reason: str) -> list[Effect]:
         """Send away a worker that has not yet been given any work."""
         self.roster.remove(member.peer)
-        refused = Send(peer=member.peer, message=Refused(reason=shortened(reason)))
         told = Say(text=f"refused {member.named()}: {reason}")
+        refused = Send(peer=member.peer, message=Refused(reason=shortened(reason)))
         return [refused, told, ForgetWorker(peer=member.peer, rank=member.rank)]
 
     def _seat(self, member: Member) -> list[Effect]:
@@ -192,8 +192,8 @@ class Coordinator:
         return [Send(peer=member.peer, message=standby), Say(text=f"{member.named()} stands by: {reason}")]
 
     def _fill_places(self) -> list[Effect]:
-        promoted = self.roster.fill(self.facts.job.micro_batches)
-        return [Say(text=f"{member.named()} takes the free place") for member in promoted]
+        filled = self.roster.fill(self.facts.job.micro_batches)
+        return [Say(text=f"{member.named()} takes the free place") for member in filled]
 
     def _left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
         member = self.roster.remove(event.peer)
@@ -205,8 +205,8 @@ class Coordinator:
         self.account.again(self.round.work, self.round.step, released, member.rank, f"it left: {event.reason}")
         pieces = f"; {self.round.named(released)} go to others" if released else ""
         told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
-        gone = ForgetWorker(peer=member.peer, rank=member.rank)
-        return [told, gone, *self._fill_places(), *self._serve_all(now)]
+        forget = ForgetWorker(peer=member.peer, rank=member.rank)
+        return [told, forget, *self._fill_places(), *self._serve_all(now)]
 
     def _hear(self, event: events.Event, now: float) -> list[Effect]:
         """Book a sign of life: one of work puts off the end of leases; a worker that was silent gets work again."""
@@ -226,7 +226,7 @@ class Coordinator:
         """Return how many seconds a worker may take for what it holds from now on."""
         if self.awaiting.has(rank):
             return self.facts.lease_timeout_s  # it is done, and other servers are not: they are looked after elsewhere
-        return self.vigil.patience_s(rank, self.round.work, [held.node for held in self.pieces.holding(rank)])
+        return self.vigil.patience_s(rank, self.round.work, self.pieces.holding(rank))
 
     # Work is given out and comes back
 
@@ -237,8 +237,6 @@ class Coordinator:
         return self.is_running() and self.pieces.free() > 0
 
     def _serve(self, members: Sequence[Member], now: float) -> list[Effect]:
-        if not self._has_work():
-            return []
         desk = Desk(
             round=self.round,
             pieces=self.pieces,
@@ -248,7 +246,7 @@ class Coordinator:
             now=now,
             pace=self.vigil.pace,
         )
-        return desk.serve(members)
+        return desk.serve(members) if self._has_work() else []
 
     def _result(self, event: events.ResultReceived, now: float) -> list[Effect]:
         member, result = self.roster.members.get(event.peer), event.result
@@ -337,8 +335,8 @@ class Coordinator:
         is_second = self.pieces.fail(failed.node(), member.rank)
         if is_second is None:
             return []
-        why = f"it raised: {failed.traceback.strip().rpartition(chr(10))[2]}"
-        self.account.again(failed.work, failed.step, [failed.node()], member.rank, why)
+        raised = failed.traceback.strip().rpartition(chr(10))[2]
+        self.account.again(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
         what = f"{self.round.named([failed.node()])} on {member.named()}"
         if is_second:
             return self._fail(f"{what} raised, as it did before:\n{failed.traceback}")
@@ -352,9 +350,11 @@ class Coordinator:
         text = diverged_text(diverged.work, diverged.step, diverged.micro_batch, diverged.layer)
         return self._fail(text, is_diverged=True)
 
-    def _fail(self, failure: str, *, is_diverged: bool = False) -> list[Effect]:
+    def _fail(self, failure: str, *, is_diverged: bool = False, may_go_on: bool = False) -> list[Effect]:
+        """End the run, or this process alone: workers look for one that goes on from a checkpoint."""
         self.phase, self.failure = Phase.FAILED, failure
-        return [*self._dismiss(failure), Finish(failure=failure, is_diverged=is_diverged)]
+        finish = Finish(failure=failure, is_diverged=is_diverged)
+        return [finish] if may_go_on else [*self._dismiss(failure), finish]
 
     def _dismiss(self, reason: str) -> list[Effect]:
         peers = [*self.roster.members, *(early.peer for early in self.early)]

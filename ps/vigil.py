@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.messages import Work
-from common.reduction import Node
 from ps.alarms import Alarms
 from ps.lookout import Lookout
 from ps.pace import Pace
-from ps.pieces import Pieces
+from ps.pieces import Held, Pieces
 
 #: Seconds for which a worker that is late keeps its place, at least: its answer counts if it is the first.
 FENCE_S = 3.0
@@ -39,9 +38,9 @@ class Vigil:
         due = (self.lookout.due(), pieces.next_deadline(), self.fences.soonest())
         return min(at for at in due if at is not None)
 
-    def patience_s(self, rank: int, work: Work, held: Sequence[Node]) -> float:
+    def patience_s(self, rank: int, work: Work, held: Sequence[Held]) -> float:
         """Return how many seconds a worker may take for what it holds."""
-        return self.pace.patience_s(rank, work, sum(map(len, held)))
+        return self.pace.patience_s(rank, work, sum(len(lease.node) for lease in held))
 
     def be_late(self, rank: int, now: float) -> float:
         """Book that a worker is late; return for how many seconds it has brought nothing."""

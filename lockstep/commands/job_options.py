@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("clip_norm", "label_smoothing"),
     ),
     "Course of the learning rate": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
-    "Processes": ("workers", "min_workers", "servers", "transport"),
+    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts"),
     "Checkpoints": CHECKPOINT_FIELDS,
 }
 

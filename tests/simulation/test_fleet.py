@@ -101,8 +101,8 @@ def test_a_shard_that_dies_fails_the_run_with_its_cause(phase: Phase) -> None:
         )
         worker.is_hanging = False
         simulation.drain()
-        assert worker.runner.ended is not None
-        assert worker.runner.ended.reason == f"the run failed: {ended.failure}"
+        # The run may go on from a checkpoint: a worker looks for it.
+        assert worker.runner.ended is None
         assert simulation.shards[0].server.ended == Exit(code=1, reason=f"the run failed: {ended.failure}")
 
 
