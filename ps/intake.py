@@ -51,6 +51,10 @@ class Intake:
         if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
             raise RemoteProtocolError(f"sums over [{part.lo}, {part.hi}) from {part.start} on: no frame of any lease")
         _check_length(values, len(self.shard.frames[frame]))
+        if part.step != self.shard.updates:
+            # Late, while the books are still of that step: other servers are not done with it, and we are.
+            self.book.count(peer)
+            return False
         if not self.book.take(peer, part.step, node, frame):
             return False
         self.shard.add_frame(frame, node, values)
