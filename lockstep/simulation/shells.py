@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.clock import Clock
+from common.clock import Clock, ManualClock
 from common.job import Job
 from common.messages import PROTOCOL_VERSION, Join
 from common.numerics import fingerprint
@@ -68,7 +68,10 @@ class Run:
     keep: int
 
     def open_books(self, opening: Opening, clock: Clock, say: Say) -> Books:
-        """Open the run's books, new or gone on with, as `lockstep server` does."""
+        """Open the run's books, new or gone on with, as `lockstep server` does.
+
+        A kill may come whenever something is said: what has been opened until then is closed again.
+        """
         launch = Launch(
             workers=self.workers,
             servers=self.servers,
@@ -76,8 +79,11 @@ class Run:
             checkpoint_every_steps=self.checkpoint_every,
         )
         destination = Destination(folder=self.folder, launch=launch, is_resumed=has_begun(self.folder))
-        setting = Setting(servers=self.servers, transport="memory", started=clock.now())
-        return open_books(opening, setting, destination, clock, say)
+        now = clock.now()
+        setting = Setting(servers=self.servers, transport="memory", started=now)
+        books = open_books(opening, setting, destination, ManualClock(now), say)
+        books.keeper.clock = clock
+        return books
 
 
 @dataclass

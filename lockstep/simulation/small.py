@@ -74,6 +74,7 @@ def jobs() -> dict[str, Job]:
             schedule="cosine",
             warmup_steps=2,
         ),
+        "long": _job(_wide(14_000), global_batch=8, micro_batches=4, steps=4, momentum=0.0),
         "wide": _job(_wide(520), global_batch=8, micro_batches=4, steps=5),
         "clipped": _job(_wide(520), global_batch=8, micro_batches=4, steps=5, optimizer="adamw", clip_norm=0.1),
     }
@@ -85,5 +86,6 @@ def job_named(name: str, steps: int | None) -> Job:
     return job if steps is None else msgspec.structs.replace(job, steps=steps)
 
 
-#: The jobs whose vectors can be cut into three slices.
-SHARDED = ("wide", "clipped")
+#: The jobs whose vectors can be cut into three slices, and the one whose vector travels in several frames: it takes
+#: longer.
+SHARDED, LONG = ("wide", "clipped"), "long"

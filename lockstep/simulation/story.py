@@ -6,13 +6,16 @@ from enum import Enum
 import numpy as np
 
 from common.randomness import Purpose, generator
-from lockstep.simulation.small import SHARDED, jobs
+from lockstep.simulation.small import LONG, SHARDED, jobs
 
 #: Most things that happen in a run, and the event of the world at which the last one may.
 MOST_FAULTS, LAST_EVENT = 10, 250
 
 #: How often a server that is started is killed while it opens the run, or soon after.
 DOOM = 0.1
+
+#: How often a run is of a job that takes longer.
+LONGER = 0.1
 
 
 class Fault(Enum):
@@ -109,11 +112,12 @@ def story_of(seed: int, *, workers: int | None = None, servers: int | None = Non
     rng = generator(seed, Purpose.SIMULATE, layer=1)
     drawn = int(rng.choice([1, 1, 1, 2, 3]))
     count = drawn if servers is None else servers
-    names = list(SHARDED) if count > 1 else list(jobs())
+    names = [name for name in jobs() if name in SHARDED or (count == 1 and name != LONG)]
+    job = str(rng.choice(names)) if rng.random() >= LONGER else LONG
     working = int(rng.integers(1, 5)) if workers is None else workers
     story = Story(
         seed=seed,
-        job=str(rng.choice(names)),
+        job=job,
         workers=working,
         min_workers=int(rng.choice([1, working])),
         # The first one begins the run, the others go on with what they find.

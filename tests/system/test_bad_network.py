@@ -117,6 +117,10 @@ def through_trouble(place: Place, trouble: str, seconds: float) -> None:
         assert relay.accepted >= (4 if trouble == "cut" else 2)
 
 
+def test_a_cut_is_survived(place: Place) -> None:
+    through_trouble(place, "cut", 0.0)
+
+
 @pytest.mark.parametrize("ways", ["up", "down", "both"])
 def test_a_short_silence_is_survived(place: Place, ways: str) -> None:
     through_trouble(place, ways, 1.0)
