@@ -3,20 +3,26 @@
 from dataclasses import dataclass, field
 
 from common.clock import Clock
-from common.reduction import Node
+from common.reduction import Node, Vector
 from common.tally import Tally
 from ps.opening import Opening
 from worker.compute import Compute
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoneStep:
-    """What one step came to."""
+class LoneSums:
+    """The sums of a step: where they are, what they came to, and the seconds of forward and backward."""
 
+    sums: Vector
     tally: Tally
-    rate: float
-    #: Seconds in forward and backward, and in the update.
     compute_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoneUpdate:
+    """The learning rate of an update, and the seconds that it took."""
+
+    rate: float
     update_s: float
 
 
@@ -27,22 +33,29 @@ class LoneTrainer:
     opening: Opening
     clock: Clock
     compute: Compute = field(init=False)
-    #: Whether the optimizer's state may be half old and half new, as after an interrupt in the middle of an update.
-    is_updating: bool = False
 
     def __post_init__(self) -> None:
         opening = self.opening
         self.compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.slots)
 
-    def step(self, step: int) -> LoneStep:
+    def step(self, step: int) -> None:
         """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""
-        whole, shard = Node(0, self.opening.facts.job.micro_batches), self.opening.shard
+        self.update(step, self.sums(step))
+
+    def sums(self, step: int) -> LoneSums:
+        """Compute the sums of a step; raises as `step`."""
         began = self.clock.now()
         self.compute.turn(step)
-        sums, tally = self.compute.train(step, whole)
-        computed = self.clock.now()
-        self.is_updating = True
-        shard.add(whole, sums)
-        rate = shard.update(step, tally.count)
-        self.is_updating = False
-        return LoneStep(tally=tally, rate=rate, compute_s=computed - began, update_s=self.clock.now() - computed)
+        sums, tally = self.compute.train(step, self._whole)
+        return LoneSums(sums=sums, tally=tally, compute_s=self.clock.now() - began)
+
+    def update(self, step: int, done: LoneSums) -> LoneUpdate:
+        """Change the weights by the sums of a step."""
+        shard, began = self.opening.shard, self.clock.now()
+        shard.add(self._whole, done.sums)
+        rate = shard.update(step, done.tally.count)
+        return LoneUpdate(rate=rate, update_s=self.clock.now() - began)
+
+    @property
+    def _whole(self) -> Node:
+        return Node(0, self.opening.facts.job.micro_batches)

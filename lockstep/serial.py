@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from common.clock import Clock
 from common.errors import DivergedError, LockstepError, PieceError, RunError
+from common.interrupts import held_back
 from common.messages import Status
 from common.reduction import Node
 from common.tally import pack_losses
@@ -49,7 +50,7 @@ class SerialRun:
         try:
             while at is not None:
                 progress.begin_round(self.clock.now())
-                self.compute_s += self._round(at, trainer, progress)
+                self._round(at, trainer, progress)
                 if self.keeper is not None:
                     self.keeper.look(opening.shard, progress, self.compute_s)
                 following = opening.facts.plan.after(at)
@@ -57,7 +58,7 @@ class SerialRun:
                 self.watch(status_of(opening.facts, progress, phase, following or at, self.clock.now(), []))
                 at = following
         except KeyboardInterrupt:
-            self._keep(trainer, progress)
+            self._keep(progress)
             self.recorder.fail("interrupted", *opening.shard.whole())
             raise
         except (LockstepError, OSError):
@@ -65,7 +66,7 @@ class SerialRun:
         except Exception as error:
             assert at is not None
             if not isinstance(error, NotFiniteError):
-                self._keep(trainer, progress)
+                self._keep(progress)
             raise self._failure(at, error) from error
         finally:
             self.recorder.close()
@@ -73,26 +74,29 @@ class SerialRun:
             progress, workers=0, compute_s=self.compute_s, weights=opening.shard.weights, now=self.clock.now()
         )
 
-    def _round(self, at: Round, trainer: LoneTrainer, progress: Progress) -> float:
-        """Carry out one round; return the seconds spent in computing gradients."""
+    def _round(self, at: Round, trainer: LoneTrainer, progress: Progress) -> None:
+        """Carry out one round: an interrupt finds it done, with all that is booked of it, or not done at all."""
         if at.work == "evaluate":
             trainer.compute.turn(at.step)
             tally = trainer.compute.evaluate(Node(0, at.pieces))
             number = self.opening.facts.plan.epoch_of(at.step - 1)
-            epoch = progress.end_epoch(number, tally, self.clock.now())
-            self.recorder.epoch(epoch, self.opening.shard.digest())
-            return 0.0
-        step = trainer.step(at.step)
+            with held_back():
+                epoch = progress.end_epoch(number, tally, self.clock.now())
+                self.recorder.epoch(epoch, self.opening.shard.digest())
+            return
+        done = trainer.sums(at.step)
         account = Account(at.pieces)
         account.share(Node(0, at.pieces), 0, pack_losses(trainer.compute.losses))
-        progress.end_step(step.tally, self.clock.now(), (step.compute_s, step.compute_s))
-        self.recorder.step(at.step, step.tally, step.rate, step.update_s, progress.last_step)
-        self.recorder.account(at.step, account, mark_after(at.step, self.opening.shard.weights))
-        return step.compute_s
+        with held_back():
+            update = trainer.update(at.step, done)
+            progress.end_step(done.tally, self.clock.now(), (done.compute_s, done.compute_s))
+            self.recorder.step(at.step, done.tally, update.rate, update.update_s, progress.last_step)
+            self.recorder.account(at.step, account, mark_after(at.step, self.opening.shard.weights))
+            self.compute_s += done.compute_s
 
-    def _keep(self, trainer: LoneTrainer, progress: Progress) -> None:
-        """Keep what the run has come to, unless it ends in the middle of an update."""
-        if self.keeper is not None and not trainer.is_updating:
+    def _keep(self, progress: Progress) -> None:
+        """Keep what the run has come to."""
+        if self.keeper is not None:
             self.keeper.take(self.opening.shard, progress, self.compute_s)
 
     def _failure(self, at: Round, error: Exception) -> RunError:

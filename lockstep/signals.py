@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from types import FrameType
 
 from common.clock import Clock, SystemClock
+from common.interrupts import ENDING
 
 #: What stands for a signal's handler: a function, a constant of the system, or nothing that Python knows of.
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
-
-#: The signals that end a process in an orderly way.
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: Seconds after an interrupt in which another one changes nothing: longer than tidying up takes.
 TIDY_S = 5.0

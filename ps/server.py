@@ -9,6 +9,7 @@ from typing import assert_never
 from common.clock import Clock
 from common.codec import decode, encode
 from common.errors import RemoteProtocolError
+from common.interrupts import held_back
 from common.messages import (
     PROTOCOL_VERSION,
     Alive,
@@ -121,16 +122,19 @@ class Server:
         deadline, now = self.deadline(), self.clock.now()
         # First, since there may always be a message: leases run out and dead workers are noticed all the same.
         if deadline is not None and now >= deadline:
-            self._happen(*self._pass_time(now))
+            with held_back():
+                self._happen(*self._pass_time(now))
             return True
         received = self.port.receive(None if deadline is None else deadline - now)
-        if received is not None:
-            self._hear(*received)
-            return True
-        lost = self.port.lost()
-        for peer in lost:
-            self._happen(*self._gone(peer, "its connection is gone"))
-        return bool(lost)
+        # An interrupt finds an event handled, with all that is booked of it, or not handled at all.
+        with held_back():
+            if received is not None:
+                self._hear(*received)
+                return True
+            lost = self.port.lost()
+            for peer in lost:
+                self._happen(*self._gone(peer, "its connection is gone"))
+            return bool(lost)
 
     def _gone(self, peer: bytes, reason: str) -> list[events.Event]:
         """Return what it means to the coordinator that a peer is gone: a worker, a shard, or nobody of ours."""

@@ -49,7 +49,7 @@ PACKAGE_ORDER = Order(
         ("common.randomness",),
         ("common.safetensors",),
         ("common.atomic", "common.backoff", "common.spelling", "common.tally"),
-        ("common.clock", "common.environment", "common.errors", "common.memory"),
+        ("common.clock", "common.environment", "common.errors", "common.interrupts", "common.memory"),
     ),
 )
 
