@@ -44,6 +44,10 @@ class Deed(Enum):
     STOP_SERVER = "stop-server"
 
 
+#: Those after which somebody has to be started again.
+KILLS = frozenset({Deed.KILL_WORKER, Deed.KILL_SERVER, Deed.KILL_SHARD})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Appointment:
     """One deed, and when it is due."""
@@ -76,20 +80,15 @@ def parse_chaos(text: str) -> dict[Deed, int]:
 
 
 def check_chaos(wanted: dict[Deed, int], launch: Launch) -> None:
-    """Raise `UsageError` where a run would not survive what is asked for, or nobody is there for it to happen to."""
+    """Raise `UsageError` where nobody is there for it to happen to."""
     if not launch.workers:
         raise UsageError("--chaos does things to a run's processes, and --workers 0 has none: expected 1 or more")
-    for deed in (Deed.KILL_SERVER, Deed.KILL_SHARD):
-        if deed in wanted:
-            raise UsageError(
-                f"--chaos {deed.value}={wanted[deed]}: this version does not start a server again: leave it out"
-            )
-    kills = wanted.get(Deed.KILL_WORKER, 0)
-    if kills >= launch.workers:
+    if Deed.KILL_SHARD in wanted and launch.servers == 1:
         raise UsageError(
-            f"--chaos kill-worker={kills} with --workers {launch.workers}: this version does not start a worker again: "
-            "expected fewer than there are"
+            f"--chaos kill-shard={wanted[Deed.KILL_SHARD]} with --servers 1, which has no shards: expected 2 or more"
         )
+    if not launch.max_restarts and wanted.keys() & KILLS:
+        raise UsageError("--chaos kills processes, and with --max-restarts 0 none is started again: expected 1 or more")
 
 
 def appointments(wanted: dict[Deed, int], seed: int) -> list[Appointment]:
@@ -172,9 +171,9 @@ class Chaos:
 
     def _do(self, deed: Deed, child: Child, status: Status) -> None:
         told = f"{child.name} (pid {child.process.pid}) at step {status.step}"
-        if deed in (Deed.KILL_WORKER, Deed.KILL_SERVER, Deed.KILL_SHARD):
+        if deed in KILLS:
             self.say(f"chaos: killed {told}")
-            child.process.kill()
+            child.kill_on_purpose()
             return
         is_slow = deed is Deed.SLOW_WORKER
         until_step = status.step + max(2, round(SPELL * status.steps))

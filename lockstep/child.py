@@ -1,5 +1,6 @@
 """A process that we start: its log, its end, its last words."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ class Child:
     _begin: int = 0
     #: Bytes of the log that `news` has returned, or that were there before.
     _told_bytes: int = 0
+    #: Whether we killed it, so that its death says nothing about it.
+    is_killed_on_purpose: bool = False
 
     @classmethod
     def start(cls, name: str, arguments: list[str], log: Path) -> "Child":
@@ -67,6 +70,15 @@ class Child:
         """Send SIGTERM to a process that still runs."""
         if not self.has_ended():
             self.process.terminate()
+
+    def kill_on_purpose(self) -> None:
+        """Send SIGKILL to a process that has done nothing to deserve it."""
+        self.is_killed_on_purpose = True
+        self.process.kill()
+
+    def lived_s(self, born_s: float, now: float) -> float:
+        """Return for how many seconds it lived, if it were not for us."""
+        return math.inf if self.is_killed_on_purpose else now - born_s
 
     def make_end(self, grace_s: float) -> None:
         """Wait for the end, and after `grace_s` seconds kill; free what is held of the process."""

@@ -97,6 +97,8 @@ class Cluster:
             return result
         finally:
             with uninterrupted():
+                if self.chaos is not None:
+                    self.chaos.end()
                 end_all(self._children)
                 # Of a server that was killed; an orderly one leaves nothing.
                 sweep(shared_root())
@@ -167,8 +169,6 @@ class Cluster:
                 if self.chaos is not None:
                     self.chaos.look(status, self)
         finally:
-            if self.chaos is not None:
-                self.chaos.end()
             client.port.close()
             self._relay()
 
@@ -185,7 +185,7 @@ class Cluster:
     def _revive(self, address: str) -> bool:
         """Start servers again that died where the run can go on from what it has kept; return whether it does."""
         while (dead := self._victim()) is not None:
-            delay_s = self._restarts.delay_s(self.clock.now() - self._born_s, dead.process.returncode)
+            delay_s = self._restarts.delay_s(dead.lived_s(self._born_s, self.clock.now()), dead.process.returncode)
             if delay_s is None:
                 return False
             self.say(f"{obituary(dead)}; started again in {delay_s:.1f} s, to go on from the last checkpoint")

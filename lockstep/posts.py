@@ -46,7 +46,7 @@ class Posts:
             if not worker.has_ended() or worker.process.returncode == 0 or worker is post.mourned:
                 continue
             post.mourned, now = worker, self.clock.now()
-            delay_s = post.restarts.delay_s(now - post.born_s, worker.process.returncode)
+            delay_s = post.restarts.delay_s(worker.lived_s(post.born_s, now), worker.process.returncode)
             post.due_s = None if delay_s is None else now + delay_s
             found.append(number)
         return found

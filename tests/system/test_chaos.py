@@ -12,7 +12,7 @@ LASTING = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "-
 
 def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
     """Train; return the digest of the weights, and what was done to the run."""
-    code, out, error = place.start("train", *LASTING, "--run-dir", name, *flags).end()
+    code, out, error = place.start("train", *LASTING, "--run-dir", name, *flags).end(within_s=180.0)
     assert (code, error) == (0, "")
     assert place.is_empty(GONE_S)
     digest: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
@@ -21,12 +21,32 @@ def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
 
 def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> None:
     calm, _ = train(place, "calm", "--workers", "0")
-    wanted = "kill-worker=1 stop-worker=1 slow-worker=1 stop-server=1"
+    wanted = "kill-worker=2 stop-worker=1 slow-worker=1 stop-server=1 kill-server=1"
     digest, done = train(place, "wild", "--workers", "3", "--chaos", wanted, "--chaos-seed", "7")
     assert digest == calm
-    for text in ("killed a worker (pid ", "stopped a worker (pid ", "slowed down a worker (pid ", "stopped the server"):
+    for text, count in (("killed a worker", 2), ("stopped a worker", 1), ("slowed down a worker", 1)):
+        assert len([line for line in done if text in line]) == count
+    for text in ("stopped the server (pid ", "killed the server (pid "):
         assert len([line for line in done if text in line]) == 1
-    assert done[-1] == "chaos: 4 things were done to the run"
+    assert done[-1] == "chaos: 6 things were done to the run"
+
+
+def test_a_shard_may_be_killed_too(place: Place) -> None:
+    model = ("--model", "mlp")
+    calm, _ = train(place, "calm", *model, "--workers", "0", "--steps", "200")
+    flags = ("--workers", "2", "--servers", "2", "--steps", "200", "--chaos", "kill-shard=1", "--chaos-seed", "1")
+    digest, done = train(place, "wild", *model, *flags)
+    assert digest == calm
+    assert done[0].startswith("chaos: killed a shard (pid ")
+
+
+@pytest.mark.slow
+def test_fifty_killed_workers_change_nothing(place: Place) -> None:
+    calm, _ = train(place, "calm", "--workers", "0", "--steps", "12000")
+    flags = ("--workers", "3", "--steps", "12000", "--chaos", "kill-worker=50", "--chaos-seed", "3")
+    digest, done = train(place, "wild", *flags)
+    assert digest == calm
+    assert len([line for line in done if "killed a worker" in line]) == 50
 
 
 @pytest.mark.parametrize(
@@ -34,6 +54,8 @@ def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> N
     [
         (("--workers", "0", "--chaos", "stop-worker=1"), "--workers 0 has none"),
         (("--workers", "2", "--chaos", "kill=1"), "nothing is called 'kill'"),
+        (("--workers", "2", "--chaos", "kill-shard=1"), "--servers 1, which has no shards"),
+        (("--workers", "2", "--chaos", "kill-server=1", "--max-restarts", "0"), "none is started again"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_begins(place: Place, flags: tuple[str, ...], told: str) -> None:
