@@ -1,6 +1,5 @@
 """Results that have come and do not count yet: not all servers have their part of the sums. Pure."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from common.messages import Result
@@ -34,9 +33,6 @@ class Awaiting:
         """Tell whether a result of a worker's is awaited."""
         return any(owner == rank for owner, _ in self.results)
 
-    def beside(self, rank: int, held: Collection[Node]) -> list[Node]:
-        """Return the nodes of a worker's results whose leases, which are not in `held`, have ended meanwhile.
-
-        Where memory is shared, their sums are still being read.
-        """
-        return [node for owner, node in self.results if owner == rank and node not in held]
+    def numbers(self, rank: int) -> list[int]:
+        """Return the numbers of the leases whose results of a worker have come: their sums are still being read."""
+        return [result.number for (owner, _), result in self.results.items() if owner == rank]

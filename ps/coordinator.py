@@ -395,6 +395,6 @@ class Coordinator:
         assert self.is_running() or self.is_over() or not self.pieces.held
         if self.is_running():
             assert not self.pieces.are_done()
-            is_short = [rank for rank in ready if len(occupied(rank, self.pieces, self.awaiting)) < WINDOW]
+            is_short = [rank for rank in ready if len(occupied(rank, self.pieces, self.slots, self.awaiting)) < WINDOW]
             assert not (is_short and self.pieces.free() and not self.pieces.failed_on), f"{is_short} wait for nothing"
             assert ready or self.reminder.due is not None, "nobody works, and nobody is called"

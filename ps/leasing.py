@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.messages import SLOTS, Lease, Result
-from common.reduction import Node
 from ps.awaiting import Awaiting
 from ps.effects import AddShared, AddSums, Effect, Send, SendWeights
 from ps.pace import Pace
@@ -40,7 +39,7 @@ class Desk:
         effects: list[Effect] = []
         for held in range(WINDOW):
             for member in members:
-                if self.pieces.free() and len(occupied(member.rank, self.pieces, self.awaiting)) <= held:
+                if self.pieces.free() and len(occupied(member.rank, self.pieces, self.slots, self.awaiting)) <= held:
                     effects += self._lease(member)
         return effects
 
@@ -49,7 +48,6 @@ class Desk:
         # leases are large and the last ones small enough for all to finish together.
         is_alone = self.ready == 1
         most = self.round.pieces if is_alone else -(-self.pieces.free() // (WINDOW * self.ready))
-        held = occupied(member.rank, self.pieces, self.awaiting)
         leased = [lease.node for lease in self.pieces.holding(member.rank)]
         patience_s = self.pace.patience_s(member.rank, self.round.work, most + sum(map(len, leased)))
         node = self.pieces.take(member.rank, most, self.now + patience_s, is_alone=is_alone)
@@ -58,7 +56,7 @@ class Desk:
         if not leased:
             self.pace.begin(member.rank, self.now)
         step = self.round.step
-        slot, number = self.slots.lend(member.rank, node, held)
+        slot, number = self.slots.lend(member.rank, node, leased, self.awaiting.numbers(member.rank))
         lease = Lease(work=self.round.work, step=step, lo=node.lo, hi=node.hi, number=number, slot=slot)
         if member.shares or member.weights_step == step:
             return [Send(peer=member.peer, message=lease)]
@@ -66,10 +64,9 @@ class Desk:
         return [SendWeights(peer=member.peer, step=step), Send(peer=member.peer, message=lease)]
 
 
-def occupied(rank: int, pieces: Pieces, awaiting: Awaiting) -> list[Node]:
-    """Return what a worker's slots of sums are needed for: what it holds, and what is still being read."""
-    held = [held.node for held in pieces.holding(rank)]
-    return held + awaiting.beside(rank, held) if awaiting.results else held
+def occupied(rank: int, pieces: Pieces, slots: SlotBook, awaiting: Awaiting) -> list[int]:
+    """Return the slots of sums that a worker needs: for what it holds, and for what is still being read."""
+    return slots.needed(rank, [held.node for held in pieces.holding(rank)], awaiting.numbers(rank))
 
 
 def adding(slots: SlotBook, member: Member, result: Result) -> AddSums | AddShared | None:

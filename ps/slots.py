@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from common.messages import SLOTS
 from common.reduction import Node
-from ps.pieces import overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,7 @@ class Lent:
 
     #: From 1 in the order of lending, 0 where there was none.
     number: int = 0
-    #: Its pieces, None where they were leased again since: no piece is held twice.
+    #: Its pieces.
     node: Node | None = None
 
 
@@ -31,22 +30,34 @@ class SlotBook:
     #: By rank, for each slot.
     lent: dict[int, list[Lent]] = field(default_factory=dict)
 
-    def lend(self, rank: int, node: Node, held: Collection[Node]) -> tuple[int, int]:
-        """Return a slot for the sums of a node, with the lease's number; `held` is what its slots are needed for.
+    def lend(self, rank: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> tuple[int, int]:
+        """Return a slot for the sums of a node, with the lease's number; `held` and `read` as in `needed`.
 
-        Of the slots that no lease in `held` names, it is the one that was named longest ago: its lease has ended here,
-        and the worker is more likely to be done with it than with the other.
+        Of the slots that are not needed, it is the one that was named longest ago: its lease has ended here, and the
+        worker is more likely to be done with it than with the other.
         """
         self.leases += 1
+        needed = self.needed(rank, held, read)
         slots = self.lent.setdefault(rank, [Lent()] * SLOTS)
-        for slot, lent in enumerate(slots):
-            if lent.node is not None and lent.node not in held and overlap(lent.node, node):
-                slots[slot] = Lent(lent.number)
-        free = [slot for slot, lent in enumerate(slots) if lent.node is None or lent.node not in held]
-        assert free, f"rank {rank} holds {held}: no slot is free"
+        free = [slot for slot in range(SLOTS) if slot not in needed]
+        assert free, f"rank {rank} holds {held}, and {read} are read: no slot is free"
         slot = min(free, key=lambda slot: slots[slot].number)
         slots[slot] = Lent(self.leases, node)
         return slot, self.leases
+
+    def needed(self, rank: int, held: Collection[Node], read: Collection[int]) -> list[int]:
+        """Return the slots of a worker that cannot be named now.
+
+        They are those of the nodes that it holds, where of two that were named for one node it is the later one, and
+        those of leases with the numbers in `read`, whose results have come and whose sums are still being read.
+        """
+        slots = self.lent.get(rank, ())
+        return [
+            slot
+            for slot, lent in enumerate(slots)
+            if lent.number in read
+            or (lent.node in held and lent.number == max(one.number for one in slots if one.node == lent.node))
+        ]
 
     def slot_of(self, rank: int, number: int) -> int | None:
         """Return the slot that holds the sums of a lease whose result has come, None where it may not any more."""

@@ -15,8 +15,8 @@ class Careless(SlotBook):
 
     named: dict[int, int] = field(default_factory=dict)
 
-    def lend(self, rank: int, node: Node, held: Collection[Node]) -> tuple[int, int]:
-        slot, number = super().lend(rank, node, held)
+    def lend(self, rank: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> tuple[int, int]:
+        slot, number = super().lend(rank, node, held, read)
         self.named[number] = slot
         return slot, number
 

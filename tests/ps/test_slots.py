@@ -136,3 +136,17 @@ def test_a_lease_that_never_was_has_no_slot(rank: int, number: int) -> None:
     book = SlotBook()
     book.lend(RANK, Node(0, 1), [])
     assert book.slot_of(rank, number) is None
+
+
+def test_one_node_may_stand_in_both_slots() -> None:
+    book, node = SlotBook(), Node(0, 4)
+    first, number = book.lend(RANK, node, [])
+    # Its lease ran out, and its result has come: other servers are still to read it.
+    second, _ = book.lend(RANK, node, [], [number])
+    assert first != second
+    assert book.needed(RANK, [node], [number]) == [0, 1]
+    # So did the second one's, and nothing has come of it.
+    assert book.needed(RANK, [], [number]) == [first]
+    third, _ = book.lend(RANK, node, [], [number])
+    assert third == second
+    assert book.needed(RANK, [node], []) == [second]
