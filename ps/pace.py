@@ -22,6 +22,9 @@ GRACE_S = 10.0
 #: more patience, since other programs on a worker's machine come and go.
 MEDIANS, DEVIATIONS = 4.0, 8.0
 
+#: So many times the pieces of one kind of work may take as long as those of the other, which is all that is known.
+OTHER_KIND = 100.0
+
 #: Leases after which a worker is known, and those that are remembered.
 ENOUGH, REMEMBERED = 3, 32
 
@@ -95,7 +98,10 @@ class Pace:
             return min(self.timeout_s, max(FLOOR_S, own.bound_s(pieces)))
         if everybody is not None and everybody.is_known():
             return min(self.timeout_s, max(GRACE_S, everybody.bound_s(pieces)))
-        return self.timeout_s
+        known = [habit for kind, habit in self._all.items() if kind != work and habit.is_known()]
+        # A piece of the other kind may have many more samples, and its bound is no more than a guess.
+        guess_s = max((OTHER_KIND * habit.bound_s(pieces) for habit in known), default=self.timeout_s)
+        return min(self.timeout_s, max(GRACE_S, guess_s))
 
     def held_s(self, rank: int, now: float) -> float:
         """Return for how long a worker has brought nothing of what it holds."""

@@ -45,7 +45,7 @@ class Vigil:
     def be_late(self, rank: int, now: float) -> float:
         """Book that a worker is late; return for how many seconds it has brought nothing."""
         held_s = self.pace.held_s(rank, now)
-        self.fences.set(rank, now + max(FENCE_S, 2.0 * held_s))
+        self.fences.set(rank, now + max(FENCE_S, held_s))
         return held_s
 
     def hear(self, rank: int) -> None:

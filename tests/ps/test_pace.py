@@ -62,8 +62,11 @@ def test_a_new_worker_goes_by_the_others_with_a_grace() -> None:
     assert made([4.0] * 10).median_s(7, "train") == pytest.approx(4.0)
 
 
-def test_each_kind_of_work_has_its_own_pace() -> None:
+def test_each_kind_of_work_has_its_own_pace_and_the_other_is_a_weak_hint() -> None:
     assert made([1.0] * 10, work="evaluate").patience_s(0, "train", 1) == TIMEOUT_S
+    assert made([0.001] * 10).patience_s(0, "evaluate", 1) == GRACE_S
+    assert made([0.05] * 10).patience_s(0, "evaluate", 1) == pytest.approx(20.0)
+    assert made([1.0] * 10, work="evaluate").median_s(0, "train") is None
 
 
 def test_leases_of_several_pieces_count_by_the_piece() -> None:

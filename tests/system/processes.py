@@ -69,7 +69,7 @@ class Place:
 
     def is_empty(self, within_s: float) -> bool:
         """Tell whether all processes are gone in time, and the folder for temporary files has nothing left in it."""
-        return all(_is_gone(pid, within_s) for pid in self.pids()) and not list(self.temporary.iterdir())
+        return all(is_gone(pid, within_s) for pid in self.pids()) and not list(self.temporary.iterdir())
 
     def clear(self) -> None:
         """Kill what is left."""
@@ -120,7 +120,7 @@ def _read(pid: int, name: str) -> bytes:
         return b""
 
 
-def _is_gone(pid: int, within_s: float) -> bool:
+def is_gone(pid: int, within_s: float) -> bool:
     """Wait for the end of a process that need not be a child of ours."""
     try:
         descriptor = os.pidfd_open(pid)

@@ -8,6 +8,9 @@ import pytest
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, Process
 
+#: Flags by which nobody who died is started again.
+ONCE = ("--max-restarts", "0")
+
 RAISES = """
 from lockstep import nn
 
@@ -69,7 +72,7 @@ def test_a_worker_that_dies_before_the_run_begins_ends_it(place: Place) -> None:
     gate = place.folder / "gate"
     os.mkfifo(gate)
     (place.folder / "gated.py").write_text(GATED_BUILD)
-    process = place.start("train", *BRIEF, "--model", "gated.py:build", "--workers", "2", "--run-dir", "run")
+    process = place.start("train", *BRIEF, "--model", "gated.py:build", "--workers", "2", "--run-dir", "run", *ONCE)
     # While the server stands at the gate, the workers are there or on their way, and cannot have begun.
     with gate.open("w"):
         gate.unlink()
@@ -83,7 +86,7 @@ def test_a_worker_that_dies_before_the_run_begins_ends_it(place: Place) -> None:
 
 
 def test_a_run_without_workers_ends(place: Place) -> None:
-    process = endless(place, "--workers", "2")
+    process = endless(place, "--workers", "2", *ONCE)
     kill(place.pids("lockstep worker"))
     code, _, error = process.end()
     assert code == 1
@@ -93,7 +96,7 @@ def test_a_run_without_workers_ends(place: Place) -> None:
 
 
 def test_a_run_without_its_server_ends(place: Place) -> None:
-    process = endless(place, "--workers", "2")
+    process = endless(place, "--workers", "2", *ONCE)
     (server,) = place.pids("lockstep server")
     kill([server])
     assert process.end()[0::2] == (1, f"error: the server (pid {server}) was killed by SIGKILL\n")

@@ -60,7 +60,7 @@ def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: in
 
 
 def test_the_server_alone_is_killed(place: Place, calm: dict[str, Any]) -> None:
-    process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run")
+    process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run", "--max-restarts", "0")
     process.line_with("epoch 4/24")
     (server,) = place.pids("lockstep server")
     os.kill(server, signal.SIGKILL)

@@ -60,7 +60,7 @@ def test_shards_started_by_hand(place: Place) -> None:
 
 @pytest.mark.parametrize("transport", ["ipc", "shm"])
 def test_a_shard_that_is_killed_fails_the_run_with_one_line(place: Place, transport: str) -> None:
-    flags = ("--workers", "2", "--servers", "2", "--transport", transport, "--run-dir", "run")
+    flags = ("--workers", "2", "--servers", "2", "--transport", transport, "--run-dir", "run", "--max-restarts", "0")
     process = place.start("train", *ENDLESS, *flags)
     process.line_with("epoch 2/")
     (pid,) = place.pids("lockstep shard")

@@ -1,0 +1,256 @@
+"""Any process of a run may be killed or stopped at any moment: it ends with the bits of a run that nothing befell."""
+
+import json
+import os
+import random
+import re
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from common.clock import SystemClock
+from tests.system.jobs import gated_model
+from tests.system.processes import GONE_S, Place, Process, is_gone
+
+#: 240 steps, with momentum, dropout and running statistics; a step takes some milliseconds.
+MODEL = """
+from lockstep import nn
+
+
+def build():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 200), nn.BatchNorm1d(200), nn.ReLU(), nn.Dropout(0.3), nn.Linear(200, 10)
+    )
+"""
+
+#: A model that ends every worker that builds it.
+BROKEN = """
+import os
+import sys
+
+from lockstep import nn
+
+
+def build():
+    if "worker" in sys.argv:
+        os.abort()
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+"""
+
+DATA = ("--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "4", "--momentum", "0.9")
+OFTEN = ("--checkpoint-every-steps", "10")
+
+#: Seconds within which workers are to be back after the server's death.
+BACK_S = 10.0
+
+
+def job(place: Place, steps: int) -> tuple[str, ...]:
+    (place.folder / "model.py").write_text(MODEL)
+    return ("--model", "model.py:build", *DATA, "--steps", str(steps))
+
+
+def digest(place: Place, name: str = "run") -> str:
+    found: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
+    return found
+
+
+def calm(place: Place, flags: tuple[str, ...]) -> str:
+    """Return the digest of a run that nothing befalls."""
+    process = place.start("train", *flags, "--workers", "0", "--run-dir", "calm")
+    assert process.end()[0::2] == (0, "")
+    return digest(place, "calm")
+
+
+def steps_done(place: Place) -> int:
+    """Return how many steps are in the run's log of figures; it may lag behind."""
+    try:
+        lines = (place.folder / "run" / "metrics.jsonl").read_bytes()
+    except OSError:
+        return 0
+    return lines.count(b'"kind":"step"')
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    assert is_gone(pid, GONE_S)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_workers_that_are_killed_again_and_again_change_nothing(place: Place, kills: int) -> None:
+    flags, draw, done = job(place, 300 * kills), random.Random(kills), 0
+    expected = calm(place, flags)
+    process = place.start("train", *flags, "--workers", "2", "--run-dir", "run", "--max-restarts", "1000")
+    for line in process.lines():
+        workers = place.pids("lockstep worker")
+        if line.startswith("epoch ") and done < kills and workers:
+            kill(draw.choice(workers))
+            done += 1
+    code, _, error = process.end()
+    assert (code, error, done) == (0, "", kills)
+    assert digest(place) == expected
+    lost = [json.loads(line) for line in (place.folder / "run" / "ledger.jsonl").read_text().splitlines()]
+    again = [line for line in lost if line["kind"] == "again"]
+    # No more than a worker may hold when it dies, and what was under way when a late one answered.
+    assert len(again) <= 2 * 2 * kills
+    assert place.is_empty(GONE_S)
+
+
+def test_the_death_of_a_worker_is_noticed_within_a_second_whatever_it_does(place: Place) -> None:
+    gate = place.folder / "gate"
+    os.mkfifo(gate)
+    server = place.start(
+        "server", "--model", gated_model(place.folder, gate, is_training=True), *DATA, "--steps", "2",
+        "--bind", "tcp://127.0.0.1:0", "--run-dir", "run",
+    )  # fmt: skip
+    worker = place.start("worker", server.line_with("lockstep worker").split()[-1])
+    with gate.open("wb"):
+        # It computes, and for as long as this stands open it will not say a word.
+        began = SystemClock().now()
+        kill(worker.popen.pid)
+        assert "left: its connection is gone; micro-batches 0-3 of step 0 go to others" in server.line_with("left")
+        assert SystemClock().now() - began < 1.0
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+
+
+@pytest.mark.parametrize("steps", [10**6, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(place: Place, steps: int) -> None:
+    flags = job(place, steps)
+    server = place.start("server", *flags, "--bind", place.address(), "--min-workers", "2", "--run-dir", "run")
+    address = server.line_with("lockstep worker").split()[-1]
+    first, second = (place.start("worker", address) for _ in range(2))
+    server.line_with("epoch 8/")
+    first.send(signal.SIGSTOP)
+    late = re.compile(r"worker \d \(host .*, pid \d+\) holds micro-batches .* of step \d+ for [2-9]\.\d s \(median ")
+    told = server.line_with(" holds ")
+    assert late.match(told), told
+    assert f"pid {first.popen.pid}" in told
+    server.line_with("lost its place")
+    first.send(signal.SIGCONT)
+    assert "joins anew" in first.error_with("joins anew")
+    assert f"worker 2 (host {os.uname().nodename}, pid {first.popen.pid}) joined" in server.line_with(" joined")
+    server.line_with("epoch ")
+    if steps == 10**6:
+        server.send(signal.SIGINT)
+        assert server.end(GONE_S)[0] == 130
+        return
+    assert server.end(300.0)[0] == 0
+    assert (first.end()[0], second.end()[0]) == (0, 0)
+    assert digest(place) == calm(place, flags)
+
+
+def test_a_server_that_is_stopped_holds_it_against_nobody(place: Place) -> None:
+    flags = job(place, 600)
+    expected = calm(place, flags)
+    process = place.start("train", *flags, "--workers", "2", "--run-dir", "run")
+    process.line_with("epoch 2/")
+    (server,) = place.pids("lockstep server")
+    os.kill(server, signal.SIGSTOP)
+    clock = SystemClock()
+    until = clock.now() + 5.0
+    while clock.now() < until:
+        pass
+    os.kill(server, signal.SIGCONT)
+    assert process.end()[0] == 0
+    assert digest(place) == expected
+    assert "leased again" not in (place.folder / "run" / "server.log").read_text()
+
+
+#: Where the server is killed: what the test waits for before it.
+POINTS: dict[str, Callable[[Place], bool]] = {
+    "before the run's folder": lambda place: bool(place.pids("lockstep server")),
+    "before the first step": lambda place: (place.folder / "run" / "ledger.jsonl").exists(),
+    "in the first steps": lambda place: steps_done(place) >= 1,
+    "in a step": lambda place: steps_done(place) >= 100,
+    "at a checkpoint": lambda place: any((place.folder / "run" / "checkpoints").glob(".*.partial")),
+    "after a checkpoint": lambda place: any((place.folder / "run" / "checkpoints").glob("*.safetensors")),
+    "after an evaluation": lambda place: b'"kind":"epoch"' in _metrics(place),
+    "late in the run": lambda place: steps_done(place) >= 250,
+}
+
+
+def _metrics(place: Place) -> bytes:
+    path = place.folder / "run" / "metrics.jsonl"
+    return path.read_bytes() if path.exists() else b""
+
+
+def wait_for(place: Place, process: Process, point: str) -> None:
+    """Wait until a run is at that point, or past it."""
+    clock = SystemClock()
+    until = clock.now() + 10.0
+    while not POINTS[point](place) and process.popen.poll() is None and clock.now() < until:
+        pass
+
+
+@pytest.mark.parametrize("point", [
+    "before the first step",
+    "in a step",
+    pytest.param("in the first steps", marks=pytest.mark.slow),
+    "at a checkpoint",
+    pytest.param("before the run's folder", marks=pytest.mark.slow),
+    pytest.param("after a checkpoint", marks=pytest.mark.slow),
+    "after an evaluation",
+    pytest.param("late in the run", marks=pytest.mark.slow),
+])  # fmt: skip
+@pytest.mark.parametrize("times", [1, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, point: str, times: int) -> None:
+    flags = (*job(place, 400), *OFTEN)
+    expected = calm(place, flags)
+    for _ in range(times):
+        process = place.start("train", *flags, "--workers", "2", "--run-dir", "run")
+        wait_for(place, process, point)
+        for server in place.pids("lockstep server"):
+            os.kill(server, signal.SIGKILL)
+        code, out, error = process.end()
+        assert (code, error) == (0, ""), (out, error)
+        assert "was killed by SIGKILL; started again in " in out
+        assert digest(place) == expected
+        assert place.is_empty(GONE_S)
+        (place.folder / "run").rename(place.folder / f"run-{len(place.started)}")
+
+
+def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(place: Place) -> None:
+    flags = (*job(place, 1500), *OFTEN)
+    expected = calm(place, flags)
+    server = place.start("server", *flags, "--bind", "tcp://127.0.0.1:0", "--min-workers", "2", "--run-dir", "run")
+    address = server.line_with("lockstep worker").split()[-1]
+    workers = [place.start("worker", address) for _ in range(2)]
+    server.line_with("epoch 2/")
+    kill(server.popen.pid)
+    following = place.start("server", "--resume", "run", "--bind", address, "--min-workers", "2")
+    following.line_with("listening")
+    began = SystemClock().now()
+    for _ in workers:
+        following.line_with(" joined")
+    following.line_with("epoch ")
+    assert SystemClock().now() - began < BACK_S
+    assert following.end()[0] == 0
+    assert [worker.end()[0] for worker in workers] == [0, 0]
+    assert digest(place) == expected
+
+
+def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Place) -> None:
+    flags = (*job(place, 400), *OFTEN)
+    expected = calm(place, flags)
+    process = place.start("train", *flags, "--workers", "2", "--servers", "2", "--run-dir", "run")
+    process.line_with("epoch 2/")
+    (shard,) = place.pids("lockstep shard")
+    os.kill(shard, signal.SIGKILL)
+    process.line_with(f"a shard (pid {shard}) was killed by SIGKILL; started again in ")
+    assert process.end()[0::2] == (0, "")
+    assert digest(place) == expected
+    assert place.is_empty(GONE_S)
+
+
+def test_a_run_that_is_hopeless_ends_with_the_root_cause(place: Place) -> None:
+    (place.folder / "broken.py").write_text(BROKEN)
+    flags = ("--model", "broken.py:build", *DATA, "--steps", "5", "--workers", "1", "--run-dir", "run")
+    process = place.start("train", *flags, "--max-restarts", "2")
+    code, out, error = process.end()
+    assert code == 1
+    assert error.count("\n") == 1
+    assert error.startswith("error: no worker is left: a worker (pid ")
+    assert error.endswith("was killed by SIGABRT\n")
+    assert out.count("and it is started again") == 2
+    assert place.is_empty(GONE_S)
