@@ -1,0 +1,129 @@
+"""The server dies at any event, and another one goes on at its place: workers find it, and the bits are the same."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.codec import encode
+from common.messages import StatusAsked
+from lockstep.books import open_books
+from ps import events
+from ps.coordinator import Coordinator
+from ps.effects import Effect, Finish
+from ps.opening import Admission
+from ps.recorder import Setting
+from ps.resuming import Resumption
+from ps.server import Server
+from tests.simulation.network import Simulation
+from tests.simulation.test_resuming import JOB, bits, calm, destination_in, opening_of
+
+#: Seconds within which a worker is back.
+BACK_S = 10.0
+
+
+class CrashError(BaseException):
+    """The end of a server, as by SIGKILL."""
+
+
+@dataclass
+class Crashing(Coordinator):
+    """Dies with the so-many-th event of a kind: before it is handled, or when nothing of it has been done yet."""
+
+    kind: type[events.Event] = events.TimePassed
+    left: int = field(default=0, kw_only=True)
+    is_after: bool = field(default=False, kw_only=True)
+
+    def handle(self, event: events.Event, now: float) -> list[Effect]:
+        if type(event) is not self.kind:
+            return super().handle(event, now)
+        self.left -= 1
+        if self.left == 0 and self.is_after:
+            super().handle(event, now)
+        if self.left == 0:
+            raise CrashError
+        return super().handle(event, now)
+
+
+def take_place(simulation: Simulation, folder: Path, crash: tuple[type[events.Event], int, bool] | None) -> None:
+    """Put a server at the simulation's address, which begins the run or goes on with it."""
+    opening = opening_of()
+    is_resumed = (folder / "ledger.jsonl").exists()
+    setting = Setting(servers=1, transport="memory", started=simulation.clock.now())
+    destination = destination_in(folder, is_resumed=is_resumed, every_steps=2)
+    books = open_books(opening, setting, destination, simulation.clock, simulation.said.append)
+    simulation.server.port.close()
+    simulation.server = Server(
+        coordinator_at(books.start, replace(opening.facts, min_workers=1 if is_resumed else 2), crash),
+        opening.shard,
+        books.recorder,
+        simulation.network.server(),
+        simulation.clock,
+        simulation.said.append,
+        keeper=books.keeper,
+    )
+
+
+def coordinator_at(start: Resumption, facts: Any, crash: tuple[type[events.Event], int, bool] | None) -> Coordinator:
+    if crash is None:
+        return Coordinator(facts, progress=start.progress, start=start.round)
+    kind, left, is_after = crash
+    return Crashing(facts, progress=start.progress, start=start.round, kind=kind, left=left, is_after=is_after)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return calm(tmp_path_factory.mktemp("calm"))
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        (events.WorkerJoined, 1),
+        (events.WorkerJoined, 2),
+        (events.WorkerPrepared, 1),
+        (events.WorkerPrepared, 2),
+        *((events.ResultReceived, count) for count in range(1, 18, 2)),
+        (events.WorkerAsked, 1),
+        (events.StatusRequested, 1),
+        (events.StatusRequested, 4),
+        (events.TimePassed, 1),
+        (events.WorkerLeft, 1),
+    ],
+)
+def test_a_server_that_dies_at_an_event_changes_nothing(
+    tmp_path: Path, expected: dict[str, Any], kind: type[events.Event], count: int, is_after: bool
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    simulation = Simulation(JOB, seed=count, admission=Admission(min_workers=2))
+    take_place(simulation, folder, (kind, count, is_after))
+    workers = [simulation.add_worker(), simulation.add_worker()]
+    observer = simulation.network.client()
+    try:
+        for turn in range(2000):
+            if turn % 10 == 0:
+                observer.send(encode(StatusAsked()))
+                while observer.receive(0.0) is not None:
+                    pass
+            if kind is events.WorkerLeft and turn == 30:
+                workers[1].die()
+                workers.append(simulation.add_worker())
+            if kind is events.WorkerAsked and turn == 30:
+                simulation.clock.advance(3.0)
+            simulation.turn()
+            if simulation.server.ended is not None:
+                break
+        raise AssertionError(f"{kind.__name__} did not happen {count} times")
+    except CrashError:
+        simulation.server.recorder.close()
+    died = simulation.clock.now()
+    take_place(simulation, folder, None)
+    simulation.run(until=simulation.server.coordinator.is_running)
+    assert simulation.clock.now() - died <= BACK_S
+    simulation.run()
+    assert simulation.server.ended == Finish(failure="")
+    simulation.server.recorder.close()
+    assert bits(folder) == expected
