@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from types import FrameType
 
 from common.clock import Clock, SystemClock
-from common.interrupts import ENDING
+from common.interrupts import interrupt
 
 #: What stands for a signal's handler: a function, a constant of the system, or nothing that Python knows of.
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+
+#: The signals that end a process in an orderly way.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: Seconds after an interrupt in which another one changes nothing: longer than tidying up takes.
 TIDY_S = 5.0
@@ -30,7 +33,7 @@ class InterruptOnce:
         now = self.clock.now()
         if now - self._raised >= TIDY_S:
             self._raised = now
-            raise KeyboardInterrupt
+            interrupt()
 
 
 def interrupt_on_signals() -> None:

@@ -1,24 +1,11 @@
-import os
-import signal
-
 import pytest
 
-from common.interrupts import held_back
+from common.interrupts import held_back, interrupt
 
 
-def raise_interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.fixture(autouse=True)
-def interrupting() -> object:
-    before = signal.signal(signal.SIGTERM, raise_interrupt)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def end_this_process() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def test_an_interrupt_is_raised_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
 
 
 def test_an_interrupt_waits_for_the_end_of_the_context() -> None:
@@ -26,14 +13,13 @@ def test_an_interrupt_waits_for_the_end_of_the_context() -> None:
 
     def work() -> None:
         with held_back():
-            end_this_process()
+            interrupt()
             done.append("all of it")
         done.append("nothing after it")
 
     with pytest.raises(KeyboardInterrupt):
         work()
     assert done == ["all of it"]
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM}
 
 
 def test_contexts_nest() -> None:
@@ -42,7 +28,7 @@ def test_contexts_nest() -> None:
     def work() -> None:
         with held_back():
             with held_back():
-                end_this_process()
+                interrupt()
             done.append("still held")
 
     with pytest.raises(KeyboardInterrupt):
@@ -50,8 +36,8 @@ def test_contexts_nest() -> None:
     assert done == ["still held"]
 
 
-def test_exceptions_pass_and_signals_are_let_through_again() -> None:
+def test_exceptions_pass_and_interrupts_are_let_through_again() -> None:
     with pytest.raises(ValueError, match="ours"), held_back():
         raise ValueError("ours")
     with pytest.raises(KeyboardInterrupt):
-        end_this_process()
+        interrupt()
