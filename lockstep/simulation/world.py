@@ -8,6 +8,7 @@ is such a moment.
 import hashlib
 import heapq
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +19,9 @@ PACE_S = 1e-4
 
 #: Bytes of a message's header that tell what it is.
 HEAD_BYTES = 16
+
+#: What every run draws anew, in the texts of messages: the name of shared memory and its nonce.
+DRAWN_ANEW = re.compile(r"lockstep-[0-9]+-[0-9]+-[0-9a-f]+|\b[0-9a-f]{32}\b")
 
 
 class Killed(BaseException):  # nothing that a process would catch
@@ -90,7 +94,8 @@ class World:
         head, arrays = bytes(frames[0][:HEAD_BYTES]), [frame.nbytes for frame in frames[1:]]
         self._digest.update(f"{self.now:.6f} {who} {head!r} {arrays}\n".encode())
         if self.trace is not None:
-            self.trace.append(f"{self.now:11.6f} {who}: hears {self.describe(frames)}")
+            told = DRAWN_ANEW.sub("…", self.describe(frames))
+            self.trace.append(f"{self.now:11.6f} {who}: hears {told}")
 
     def digest(self) -> str:
         """Return the digest of all that happened so far."""
