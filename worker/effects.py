@@ -34,6 +34,11 @@ class ComputePiece:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Greet:
+    """Tell the run's other servers, where there are any, who is behind the connections to them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Say:
     """Tell the person at the worker."""
 
@@ -48,4 +53,4 @@ class Exit:
     reason: str
 
 
-Effect = Send | SendResult | Prepare | ComputePiece | Say | Exit
+Effect = Send | SendResult | Prepare | Greet | ComputePiece | Say | Exit

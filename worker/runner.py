@@ -66,6 +66,8 @@ class Runner:
     _compute: Compute | None = None
     #: Connections to the run's other servers, in the order of their slices.
     _others: list[ClientPort] = field(default_factory=list)
+    #: What tells them who dials.
+    _hello: list[Buffer] = field(default_factory=list)
     #: By where a frame begins, the connection to the server that owns it, where it is one of these.
     _owners: dict[int, ClientPort] = field(default_factory=dict)
     #: All connections, where there are several.
@@ -192,6 +194,8 @@ class Runner:
                 self.ended = effect
             case effects.Prepare():
                 return self._prepare(effect.welcome)
+            case effects.Greet():
+                self._greet(0.0)
             case effects.ComputePiece():
                 return self._compute_piece(effect.lease)
             case _:
@@ -231,7 +235,7 @@ class Runner:
         self._part()
         if self._shares or not welcome.shards:
             return
-        hello = Hello(rank=welcome.rank, incarnation=self.state.join().incarnation)
+        self._hello = encode(Hello(rank=welcome.rank, incarnation=self.state.join().incarnation))
         _, *slices = slices_for(compute.layout.size, 1 + len(welcome.shards))
         for address, owned in zip(welcome.shards, slices, strict=True):
             if self.dial is None:
@@ -239,8 +243,12 @@ class Runner:
             other = self.dial(address)
             self._others.append(other)
             self._owners.update({frame.start: other for frame in owned.frames()})
-            self._send(encode(hello), PATIENCE_S, other)
+        self._greet(PATIENCE_S)
         self._links = Links([self.port, *self._others], self.wait)
+
+    def _greet(self, patience_s: float) -> None:
+        for other in self._others:
+            self._send(self._hello, patience_s, other)
 
     def _compute_piece(self, lease: Lease) -> events.Event:
         assert self._compute is not None

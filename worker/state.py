@@ -13,7 +13,7 @@ import msgspec
 from common.backoff import Backoff
 from common.errors import ProtocolError
 from common.messages import NAME_LIMIT, Alive, Diverged, Failed, Join, Lease, Leave, Ready, shortened
-from worker.effects import ComputePiece, Effect, Exit, Prepare, Say, Send, SendResult
+from worker.effects import ComputePiece, Effect, Exit, Greet, Prepare, Say, Send, SendResult
 from worker.events import (
     Event,
     Interrupted,
@@ -200,7 +200,9 @@ class WorkerState:
             case Interrupted():
                 return [Send(message=Leave(reason="interrupted")), *self._end(130, "interrupted")]
             case ServerAnswered():
-                return []
+                # It asks those that are silent for a while. One may be waiting for a server whose connection broke:
+                # that knows the new one only by our word, and the first may be lost.
+                return [Greet()]
             case TimePassed():
                 return self._join_again(now) if self.phase is Phase.JOINING else self._wait_on(now)
             case WeightsReceived() | LeaseReceived():

@@ -22,7 +22,7 @@ from common.messages import (
 )
 from tests.worker.states import JOIN, WELCOME, Drive, exits, lease_of, result_of, said, sent
 from worker import events
-from worker.effects import ComputePiece, Exit, Prepare, Send, SendResult
+from worker.effects import ComputePiece, Exit, Greet, Prepare, Send, SendResult
 from worker.state import ASK_MOST_S, ASK_S, CALL_MOST_S, ILLEGAL, SILENT_S, TRANSITIONS, Phase
 
 LEASE = lease_of(3)
@@ -244,6 +244,12 @@ def test_without_work_it_asks_whether_the_server_is_there() -> None:
     assert set(map(type, sent(drive.pass_time(2 * ASK_S)))) == {Alive}
     drive.happen(events.ServerAnswered())
     assert sent(drive.pass_time(ASK_S / 2 - 0.1)) == []
+
+
+def test_when_the_server_asks_all_others_hear_again_who_this_is() -> None:
+    drive = drive_in(Phase.WAITING)
+    drive.lease(lease_of(3))
+    assert drive.happen(events.ServerAnswered()) == [Greet()]
 
 
 def test_a_server_that_does_not_answer_is_asked_less_often_and_a_person_is_told() -> None:

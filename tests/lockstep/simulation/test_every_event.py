@@ -1,0 +1,43 @@
+"""One thing happens to a small run, at each of its events in turn: wherever it falls, the bits are the same."""
+
+from dataclasses import replace
+
+import pytest
+
+from lockstep.simulation.outcome import simulate
+from lockstep.simulation.story import Fault, Happening, Story, story_of
+
+#: More than there are slots of weights: what is left over from one step would come up again in a later one.
+STEPS = 3
+
+#: What happens, in a run with so many servers and workers, and to whom: wires are counted in the order of their making.
+CASES = [
+    (2, 1, Fault.BREAK_WIRE, 0),
+    (2, 1, Fault.BREAK_WIRE, 1),
+    (2, 1, Fault.BREAK_WIRE, 2),
+    (2, 1, Fault.CUT_WIRE, 2),
+    (2, 1, Fault.KILL_WORKER, 0),
+    (2, 1, Fault.KILL_SERVER, 0),
+    (2, 1, Fault.KILL_SHARD, 0),
+    (1, 2, Fault.BREAK_WIRE, 0),
+    (1, 2, Fault.KILL_WORKER, 0),
+    (1, 2, Fault.KILL_SERVER, 0),
+]
+
+
+def calm(servers: int, workers: int) -> Story:
+    story = story_of(1, workers=workers, servers=servers, steps=STEPS)
+    return replace(story, job="clipped", happenings=(), doomed=(), doubling=0.0, sharing=0.0, delay_s=0.002)
+
+
+def with_fault(story: Story, fault: Fault, event: int, target: int) -> Story:
+    happening = Happening(fault=fault, event=event, target=target, seconds=0.5, fuse=1 + event % 5, ways="both")
+    return replace(story, happenings=(happening,))
+
+
+@pytest.mark.parametrize(("servers", "workers", "fault", "target"), CASES)
+def test_it_changes_nothing_at_any_event(servers: int, workers: int, fault: Fault, target: int) -> None:
+    story = calm(servers, workers)
+    for event in range(simulate(story).events):
+        found = simulate(with_fault(story, fault, event, target)).objections
+        assert found == (), f"{fault.value} of {target} at event {event}"
