@@ -85,13 +85,12 @@ class Cluster:
         self.folder = private_folder()
         self._restarts = Restarts(self.launch.max_restarts, seed="server")
         try:
-            address = self._start_servers("")
-            if not address:
-                raise self._server_failure()
-            self._start_workers(address)
-            self._follow(address)
-            while address and self._revive(address):
+            address = self._start_servers("") or self._revive("")
+            if address:
+                self._start_workers(address)
+            while address:
                 self._follow(address)
+                address = self._revive(address)
             result = self._result()
             self.watch(final_status(result))
             return result
@@ -182,21 +181,21 @@ class Cluster:
                 raise error(f"the run cannot go on with a server less: {obituary(dead)}")
             self.server.make_end(0.0)
 
-    def _revive(self, address: str) -> bool:
-        """Start servers again that died where the run can go on from what it has kept; return whether it does."""
+    def _revive(self, address: str) -> str:
+        """Start servers again that died where the run can go on from what it has kept; as `_start_servers`."""
         while (dead := self._victim()) is not None:
             delay_s = self._restarts.delay_s(dead.lived_s(self._born_s, self.clock.now()), dead.process.returncode)
             if delay_s is None:
-                return False
+                return ""
             self.say(f"{obituary(dead)}; started again in {delay_s:.1f} s, to go on from the last checkpoint")
             for shard in self.shards:
                 shard.make_end(0.0)
             self.shards.clear()
             threading.Event().wait(delay_s)
-            self._is_second = True
-            if self._start_servers(address):
-                return True
-        return False
+            self._is_second = bool(address)  # otherwise there were no workers yet
+            if started := self._start_servers(address):
+                return started
+        return ""
 
     def _victim(self) -> Child | None:
         """Return the server or shard that died, None where the run ended, well or not: it would do so again."""

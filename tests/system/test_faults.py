@@ -197,16 +197,22 @@ def wait_for(place: Place, process: Process, point: str) -> None:
 def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, point: str, times: int) -> None:
     flags = (*job(place, 400), *OFTEN)
     expected = calm(place, flags)
-    for _ in range(times):
+    killed = 0
+    while killed < times:
         process = place.start("train", *flags, "--workers", "2", "--run-dir", "run")
         wait_for(place, process, point)
-        for server in place.pids("lockstep server"):
+        servers = place.pids("lockstep server")
+        # It may have been over first.
+        is_in_time = bool(servers) and not (place.folder / "run" / "result.json").exists()
+        for server in servers:
             os.kill(server, signal.SIGKILL)
         code, out, error = process.end()
         assert (code, error) == (0, ""), (out, error)
-        assert "was killed by SIGKILL; started again in " in out
         assert digest(place) == expected
         assert place.is_empty(GONE_S)
+        if is_in_time and "was killed by SIGKILL; started again in " in out:
+            killed += 1
+        assert len(place.started) < 4 + 3 * times, f"the server was killed {killed} times of {times}"
         (place.folder / "run").rename(place.folder / f"run-{len(place.started)}")
 
 
