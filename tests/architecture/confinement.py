@@ -1,4 +1,4 @@
-"""What belongs in one file only, or in none: sockets, clocks, the environment, randomness, code out of data."""
+"""What belongs in one file only, or in none: sockets, clocks, the environment, randomness."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -22,9 +22,6 @@ CONFINED = {
 #: Scripts that run alone under a Python which has the peer and not us: they cannot import what confines a module.
 ALONE = "lockstep.peers.*"
 
-#: Modules that make code or objects out of data.
-BANNED = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
-
 #: The same for what is used rather than imported: attributes and builtins.
 CONFINED_USES = {
     "os.environ": "common.environment",
@@ -33,10 +30,6 @@ CONFINED_USES = {
     "os.getenvb": "common.environment",
     "os.putenv": "common.environment",
     "os.unsetenv": "common.environment",
-    "exec": "common.nn.model_file",
-    "eval": "",
-    "__import__": "",
-    "importlib.import_module": "common.nn.model_file",
 }
 
 #: Of numpy.random, what a type annotation may name anywhere.
@@ -92,7 +85,7 @@ LONGEST = 400
 
 
 def check_imports(sources: Mapping[str, Source]) -> Iterator[Violation]:
-    """Find imports of what is confined to another file, or banned."""
+    """Find imports of what is confined to another file."""
     for source in sources.values():
         for found in source.imports:
             names = (found.module, f"{found.module}.{found.name}")
@@ -100,24 +93,17 @@ def check_imports(sources: Mapping[str, Source]) -> Iterator[Violation]:
                 is_home = fnmatch(source.module, home) or fnmatch(source.module, ALONE)
                 if any(is_within(name, confined) for name in names) and not is_home:
                     yield Violation(source.module, found.line, f"imports {confined}, which only {home} may")
-            for banned in BANNED:
-                if is_within(found.module, banned):
-                    yield Violation(source.module, found.line, f"imports {banned}, which nothing may")
 
 
 def check_uses(sources: Mapping[str, Source]) -> Iterator[Violation]:
-    """Find uses of the environment, of code out of data, and of NumPy's randomness and unpickling."""
+    """Find uses of the environment and of NumPy's randomness."""
     for source in sources.values():
         for node in ast.walk(source.tree):
             name = source.dotted(node)
             if name in CONFINED_USES and source.module != CONFINED_USES[name]:
-                yield Violation(
-                    source.module, _line(node), f"uses {name}, which only {CONFINED_USES[name] or 'none'} may"
-                )
+                yield Violation(source.module, _line(node), f"uses {name}, which only {CONFINED_USES[name]} may")
             if _is_random(source, node) and source.module != "common.randomness":
                 yield Violation(source.module, _line(node), "uses numpy.random, which only common.randomness may")
-            if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and not _is_false(node.value):
-                yield Violation(source.module, _line(node), "lets NumPy unpickle, which nothing may")
 
 
 def _is_random(source: Source, node: ast.AST) -> bool:
@@ -126,10 +112,6 @@ def _is_random(source: Source, node: ast.AST) -> bool:
         return source.dotted(node.func) in RANDOM_TYPES
     name = source.dotted(node)
     return name.startswith("numpy.random.") and name not in RANDOM_TYPES
-
-
-def _is_false(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is False
 
 
 def _line(node: ast.AST) -> int:

@@ -36,6 +36,7 @@ PACKAGE_ORDER = Order(
         ("common.codec",),
         ("common.shard_messages",),
         ("common.messages",),
+        ("common.objective",),
         ("common.job",),
         ("common.model",),
         ("common.layout",),
@@ -48,8 +49,9 @@ PACKAGE_ORDER = Order(
         ("common.autograd",),
         ("common.randomness",),
         ("common.safetensors",),
+        ("common.score",),
         ("common.atomic", "common.backoff", "common.spelling", "common.tally"),
-        ("common.clock", "common.environment", "common.errors", "common.interrupts", "common.memory"),
+        ("common.blas", "common.clock", "common.environment", "common.errors", "common.interrupts", "common.memory"),
     ),
 )
 

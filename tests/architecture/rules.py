@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
+from tests.architecture.code_from_data import check_code_from_data
 from tests.architecture.confinement import check_imports, check_length, check_purity, check_uses
 from tests.architecture.direction import check_cycles, check_directions, check_form
 from tests.architecture.source import Source, Violation, sources_of
@@ -14,6 +15,7 @@ RULES: tuple[Rule, ...] = (
     check_form,
     check_imports,
     check_uses,
+    check_code_from_data,
     check_purity,
     check_length,
 )
