@@ -14,7 +14,7 @@ from common import nn, optim  # noqa: E402
 from common.autograd import functional as F  # noqa: E402
 from common.autograd.graph import no_grad  # noqa: E402
 from common.autograd.tensor import Tensor  # noqa: E402
-from common.numerics import limit_blas_threads  # noqa: E402
+from common.blas import limit_blas_threads  # noqa: E402
 from lockstep.doctor.consultation import doctor  # noqa: E402
 from lockstep.fit import Run, fit, load_run  # noqa: E402
 

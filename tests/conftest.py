@@ -4,6 +4,6 @@ from common.environment import use_one_blas_thread
 
 use_one_blas_thread()
 
-from common.numerics import limit_blas_threads  # noqa: E402
+from common.blas import limit_blas_threads  # noqa: E402
 
 limit_blas_threads()

@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from common.numerics import Fingerprint, blas_threads, canary_digest, code_digest, fingerprint, limit_blas_threads
+from common.blas import blas_threads, limit_blas_threads
+from common.numerics import Fingerprint, canary_digest, code_digest, fingerprint
 
 
 def test_the_blas_has_one_thread() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from common.autograd.primitives.primitive import Array
+from common.autograd.primitives.products import multiply
 from common.autograd.primitives.windows import Window
 
 #: The columns of one block. More than the second-level cache holds: a product of fewer columns costs more than what is
@@ -51,7 +52,7 @@ def correlate(windows: Array, kernels: Array, bias: Array | None = None) -> Arra
     addend = None if bias is None else bias.reshape(groups, outputs, 1)
     for block, columns in _gathered(windows):
         target = _flat(result, block)
-        np.matmul(kernels, columns, out=target)
+        _multiply_groups(kernels, columns, target)
         if addend is not None:
             np.add(target, addend, out=target)
     return result.reshape(groups * outputs, *positions)
@@ -61,7 +62,7 @@ def kernel_gradient(gradient: Array, windows: Array, total: Array) -> None:
     """Fill `total` (G, O, K) with the gradient of the kernels, from that of the result (G, O, oh, ow, N)."""
     part = total
     for block, columns in _gathered(windows):
-        np.matmul(_flat(gradient, block), columns.transpose(0, 2, 1), out=part)
+        _multiply_groups(_flat(gradient, block), columns.transpose(0, 2, 1), part)
         if part is total:
             part = np.empty_like(total)
         else:
@@ -79,12 +80,18 @@ def scatter(gradient: Array, kernels: Array, windows: Array) -> None:
     for block in blocks:
         target = windows[(..., *block)]
         columns = buffer[: target.size].reshape(target.shape)
-        np.matmul(transposed, _flat(gradient, block), out=columns.reshape(groups, depth * height * width, -1))
+        _multiply_groups(transposed, _flat(gradient, block), columns.reshape(groups, depth * height * width, -1))
         # At one offset no two windows meet, so each of these additions writes an element once. Gathering the padded
         # gradient and correlating it with the flipped kernels took as long for 3×3 and twice as long for 5×5.
         for y in range(height):
             for x in range(width):
                 target[:, :, y, x] += columns[:, :, y, x]
+
+
+def _multiply_groups(left: Array, right: Array, out: Array) -> None:
+    """Multiply group by group: (G, m, k) by (G, k, n) to (G, m, n)."""
+    for group in range(len(left)):
+        multiply(left[group], right[group], out[group])
 
 
 def _gathered(windows: Array) -> Iterator[tuple[Block, Array]]:

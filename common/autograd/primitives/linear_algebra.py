@@ -5,11 +5,7 @@ import math
 import numpy as np
 
 from common.autograd.primitives.primitive import Array, Primitive
-
-#: Multiply-adds up to which OpenBLAS multiplies without packing (its `small matrix` kernels): twice as fast there.
-_SMALL = 1_000_000
-#: Outputs so few that packing costs as much as multiplying.
-_FEW = 16
+from common.autograd.primitives.products import multiply
 
 
 def _as_rows(x: Array) -> Array:
@@ -41,27 +37,12 @@ def _is_batch_innermost(x: Array) -> bool:
     return x.ndim == 2 and not x.flags.c_contiguous and x.T.flags.c_contiguous
 
 
-def _row_block(rows: int, features: int, out: int) -> int:
-    """Return how many rows a product with few outputs takes at a time: all, or as many as stay below `_SMALL`."""
-    if out > _FEW or rows * features * out <= _SMALL:
-        return max(1, rows)
-    return max(1, _SMALL // (features * out) // _FEW * _FEW)
-
-
-def _times_transposed(x: Array, weight: Array) -> Array:
-    """Return `x @ weight.T`, where `x` has two axes and few outputs in blocks of rows."""
-    if x.ndim != 2 or (block := _row_block(len(x), *weight.shape[::-1])) >= len(x):
-        product: Array = np.matmul(x, weight.T)
-        return product
-    product = np.empty((len(x), len(weight)), np.result_type(x, weight))
-    for start in range(0, len(x), block):
-        np.matmul(x[start : start + block], weight.T, out=product[start : start + block])
-    return product
-
-
 def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """Return `x @ weight.T + bias`: (..., features) by (out, features) to (..., out), in the layout of `x`."""
-    product: Array = np.matmul(weight, x.T).T if _is_batch_innermost(x) else _times_transposed(x, weight)
+    if x.ndim > 2:
+        # One product of all rows, where NumPy would make one for each sample.
+        return _linear(_rows(x), weight, bias).reshape(*x.shape[:-1], len(weight))
+    product = multiply(weight, x.T).T if _is_batch_innermost(x) else multiply(x, weight.T)
     if bias is None:
         return product
     if product.dtype != bias.dtype:
@@ -76,17 +57,13 @@ def _rows(x: Array) -> Array:
 
 
 def _linear_by_input(gradient: Array, _: None, x: Array, weight: Array, bias: None) -> Array:
-    product: Array = np.matmul(weight.T, gradient.T).T if _is_batch_innermost(x) else np.matmul(gradient, weight)
-    return product
+    if gradient.ndim > 2:
+        return multiply(_rows(gradient), weight).reshape(x.shape)
+    return multiply(weight.T, gradient.T).T if _is_batch_innermost(x) else multiply(gradient, weight)
 
 
 def _linear_by_weight(gradient: Array, _: None, x: Array, *__: Array | None, out: Array | None = None) -> Array:
-    gradient, x = _rows(gradient), _rows(x)
-    block = _row_block(len(x), x.shape[1], gradient.shape[1])
-    product: Array = np.matmul(gradient[:block].T, x[:block], out=out)
-    for start in range(block, len(x), block):
-        product += np.matmul(gradient[start : start + block].T, x[start : start + block])
-    return product
+    return multiply(_rows(gradient).T, _rows(x), out)
 
 
 def _linear_by_bias(gradient: Array, *_: Array | None, out: Array | None = None) -> Array:

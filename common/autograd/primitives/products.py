@@ -1,0 +1,94 @@
+"""Products of two matrices in the pieces that the BLAS multiplies fastest.
+
+OpenBLAS copies both operands into an order of its own before it multiplies, and for a thin product (a batch of 32, the
+6 maps of a convolution) that costs as much as multiplying. Where it has kernels that read the operands in place, they
+take small products only: the pieces here are the largest that they take. Which pieces follows from the shapes and from
+the kernel, which is a part of the numerics fingerprint, so the bits do too.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from common.autograd.primitives.primitive import Array
+from common.blas import blas_kernel
+
+#: The kernels of OpenBLAS that multiply small matrices in place.
+_IN_PLACE = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
+#: Multiply-adds up to which they do.
+_SMALL = 1_000_000
+#: Elements of the result up to which they do where the right operand is read along its columns.
+_SMALL_ACROSS = 1_152
+#: Products no side of which is this short gain nothing: 64 columns took 8 % longer in pieces.
+_THIN = 32
+#: The same where the right operand is read along its columns, which is what copying it costs most for.
+_THIN_ACROSS = 128
+#: Pieces narrower than this would be slower than the whole.
+_NARROWEST = 16
+
+#: Ranges of rows, columns, and of the axis that is summed over.
+Piece = tuple[slice, slice, tuple[slice, ...]]
+
+
+def multiply(left: Array, right: Array, out: Array | None = None) -> Array:
+    """Return `left` (m, k) times `right` (k, n), written to `out` (m, n) where given.
+
+    Vectors, stacks of matrices, and what is not float32 on both sides go to NumPy as they are.
+    """
+    pieces = _pieces_for(left, right) if left.ndim == right.ndim == 2 and blas_kernel() in _IN_PLACE else ()
+    if not pieces:
+        whole: Array = np.matmul(left, right, out=out)
+        return whole
+    result = np.empty((left.shape[0], right.shape[1]), np.float32) if out is None else out
+    for rows, columns, (first, *others) in pieces:
+        target = result[rows, columns]
+        np.matmul(left[rows, first], right[first, columns], out=target)
+        for inner in others:
+            target += np.matmul(left[rows, inner], right[inner, columns])
+    return result
+
+
+def _pieces_for(left: Array, right: Array) -> tuple[Piece, ...]:
+    if left.dtype != np.float32 or right.dtype != np.float32:
+        return ()
+    is_across = right.strides[0] < right.strides[1]
+    return (pieces_across if is_across else pieces_along)(left.shape[0], left.shape[1], right.shape[1])
+
+
+@lru_cache(maxsize=4096)
+def pieces_along(rows: int, inner: int, columns: int) -> tuple[Piece, ...]:
+    """Cut a product (rows, inner) by (inner, columns) whose right operand is read along its rows; () for no cuts."""
+    if rows * inner * columns <= _SMALL or min(rows, inner, columns) > _THIN:
+        return ()
+    whole = (slice(None),)
+    height = _SMALL // (inner * columns)
+    if height >= _NARROWEST:
+        return tuple((part, slice(None), whole) for part in _parts(rows, height))
+    width = _SMALL // (rows * inner)
+    if width >= _NARROWEST:
+        return tuple((slice(None), part, whole) for part in _parts(columns, width))
+    return ()
+
+
+@lru_cache(maxsize=4096)
+def pieces_across(rows: int, inner: int, columns: int) -> tuple[Piece, ...]:
+    """Cut a product (rows, inner) by (inner, columns) whose right operand is read along its columns; () for no cuts."""
+    is_small = rows * columns <= _SMALL_ACROSS and rows * inner * columns <= _SMALL
+    if is_small or min(rows, columns) > _THIN_ACROSS:
+        return ()
+    # A smaller piece of the result is better than several sums for each of its elements, but not a tiny one.
+    area = min(_SMALL_ACROSS, max(_SMALL_ACROSS // 4, _SMALL // max(1, inner)))
+    sums = (slice(None),) if area * inner <= _SMALL else tuple(_parts(inner, _SMALL // _SMALL_ACROSS))
+    area = area if len(sums) == 1 else _SMALL_ACROSS
+    height = area // columns if columns <= _THIN else min(rows, _THIN)
+    width = columns if columns <= _THIN else area // height
+    return tuple((r, c, sums) for r in _parts(rows, height) for c in _parts(columns, width))
+
+
+def _parts(size: int, limit: int) -> list[slice]:
+    """Cut [0, size) into the fewest parts of at most `limit`, near equal, by whole vectors of eight where they fit."""
+    length = limit // 8 * 8 or limit
+    parts = -(-size // length)
+    even = -(-size // parts)
+    step = min(length, -(-even // 8) * 8)
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
