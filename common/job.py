@@ -49,6 +49,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw", "rmsprop"], Meta(description="rule that turns gradients into updates")
     ] = "sgd"
+    wire: Annotated[
+        Literal["float32", "float16", "bfloat16", "int8"],
+        Meta(description="type that sums of gradients are rounded to and travel in: a part of the bits"),
+    ] = "float32"
+    wire_weights: Annotated[
+        Literal["float32", "bfloat16"],
+        Meta(description="the same of weights: workers compute with the rounded ones, servers keep float32"),
+    ] = "float32"
     lr: Annotated[Positive, Meta(description="learning rate; the peak, where a schedule varies it")] = 0.05
     momentum: Annotated[Probability, Meta(description="of sgd and rmsprop")] = 0.9
     nesterov: Annotated[bool, Meta(description="Nesterov's form of momentum, of sgd")] = False

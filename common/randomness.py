@@ -18,14 +18,19 @@ class Purpose(IntEnum):
     DROPOUT = 4
     CANARY = 5
     SIMULATE = 6
+    ROUND = 8
+    VALIDATE = 7
 
 
-def generator(seed: int, purpose: Purpose, *, at: int = 0, micro_batch: int = 0, layer: int = 0) -> np.random.Generator:
-    """Return the generator of one place in a run; each place has 2**64 draws of its own.
+def generator(
+    seed: int, purpose: Purpose, *, at: int = 0, micro_batch: int = 0, layer: int = 0, first: int = 0
+) -> np.random.Generator:
+    """Return the generator of one place in a run; each place has 2**64 counts, of 256 bits each, of its own.
 
-    `at` is the step, or the epoch for what belongs to an epoch. All arguments are in [0, 2**64).
+    `at` is the step, or the epoch for what belongs to an epoch; `first` is the count at which to begin. All arguments
+    are in [0, 2**64).
     """
     # Philox counts up from the lowest word, so what tells places apart goes into the higher ones.
-    counter = np.array([0, layer, micro_batch, at], dtype=np.uint64)
+    counter = np.array([first, layer, micro_batch, at], dtype=np.uint64)
     key = np.array([seed, int(purpose)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))

@@ -19,6 +19,9 @@ T = TypeVar("T")
 #: A flat vector of weights or of sums.
 Vector = NDArray[np.float32]
 
+#: Writes the value of a node, given those of its two halves, into the last vector, which may be either of them.
+Addition = Callable[["Node", Vector, Vector, Vector], None]
+
 
 @dataclass(frozen=True, order=True, slots=True)
 class Node:
@@ -182,8 +185,9 @@ class VectorPool:
 
 @dataclass(frozen=True, slots=True)
 class Summand:
-    """A vector in a tree; `is_owned` where it came from the pool, so that it may be overwritten."""
+    """The value of a node in a tree; `is_owned` where it came from the pool, so that it may be overwritten."""
 
+    node: Node
     vector: Vector
     is_owned: bool
 
@@ -194,18 +198,24 @@ class VectorTree:
 
     pieces: int
     pool: VectorPool
+    #: How two halves come to a node's value where that is more than adding them, as where sums are rounded (rule R7).
+    addition: Addition | None = None
     tree: TreeSum[Summand] = field(init=False)
 
     def __post_init__(self) -> None:
-        # The last addition is left to whoever goes through the total anyway: a pass over memory less.
-        self.tree = TreeSum(self.pieces, self._merge, self._drop, joins_halves=False)
+        # A plain last addition is left to whoever goes through the total anyway: a pass over memory less.
+        self.tree = TreeSum(self.pieces, self._merge, self._drop, joins_halves=self.addition is not None)
 
     def _merge(self, left: Summand, right: Summand) -> Summand:
+        node = Node(left.node.lo, right.node.hi)
         into = left.vector if left.is_owned else right.vector if right.is_owned else self.pool.take()
-        np.add(left.vector, right.vector, out=into)
+        if self.addition is None:
+            np.add(left.vector, right.vector, out=into)
+        else:
+            self.addition(node, left.vector, right.vector, into)
         if left.is_owned and right.is_owned:
             self.pool.give(right.vector)
-        return Summand(into, is_owned=True)
+        return Summand(node, into, is_owned=True)
 
     def _drop(self, summand: Summand) -> None:
         if summand.is_owned:
@@ -213,17 +223,24 @@ class VectorTree:
 
     def add(self, node: Node, vector: Vector) -> bool:
         """Take the sum of a node, which must stay unchanged until `reset` or `settle`; as `TreeSum.add`."""
-        return self.tree.add(node, Summand(vector, is_owned=False))
+        return self.tree.add(node, Summand(node, vector, is_owned=False))
+
+    def add_own(self, node: Node, vector: Vector) -> bool:
+        """Take the sum of a node in a vector of the pool, which is no longer the caller's; as `TreeSum.add`."""
+        is_new = self.tree.add(node, Summand(node, vector, is_owned=True))
+        if not is_new:
+            self.pool.give(vector)
+        return is_new
 
     def add_copy(self, node: Node, vector: Vector) -> bool:
         """Take the sum of a node, and be done with its memory when this returns; as `TreeSum.add`."""
-        summand = Summand(vector, is_owned=False)
+        summand = Summand(node, vector, is_owned=False)
         if not self.tree.add(node, summand):
             return False
         if self.tree.held.get(node) is summand:  # otherwise it was added to its sibling, and is not read any more
             own = self.pool.take()
             np.copyto(own, vector)
-            self.tree.held[node] = Summand(own, is_owned=True)
+            self.tree.held[node] = Summand(node, own, is_owned=True)
         return True
 
     def settle(self, memory: Vector) -> None:
@@ -232,7 +249,7 @@ class VectorTree:
             if not summand.is_owned and np.may_share_memory(summand.vector, memory):
                 own = self.pool.take()
                 np.copyto(own, summand.vector)
-                self.tree.held[node] = Summand(own, is_owned=True)
+                self.tree.held[node] = Summand(node, own, is_owned=True)
 
     def sum_of(self, node: Node) -> Vector:
         """Return the sum of a node that is whole and whose sibling is not, to be read until `reset`."""

@@ -36,7 +36,7 @@ class LoneTrainer:
 
     def __post_init__(self) -> None:
         opening = self.opening
-        self.compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.slots)
+        self.compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.served)
 
     def step(self, step: int) -> None:
         """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""

@@ -50,14 +50,14 @@ class Intake:
         frame, node = self._frame_at.get(part.start), part.node()
         if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
             raise RemoteProtocolError(f"sums over [{part.lo}, {part.hi}) from {part.start} on: no frame of any lease")
-        _check_length(values, len(self.shard.frames[frame]))
+        _check_length(values, self.shard.policy.wire.words(self.shard.frames[frame]))
         if part.step != self.shard.updates:
             # Late, while the books are still of that step: other servers are not done with it, and we are.
             self.book.count(peer)
             return False
         if not self.book.take(peer, part.step, node, frame):
             return False
-        self.shard.add_frame(frame, node, values)
+        self.shard.receive(frame, node, values)
         return True
 
     def is_whole(self, peer: bytes, result: Result, arrays: list[Vector]) -> bool:
@@ -68,7 +68,9 @@ class Intake:
         if result.work == "evaluate" or self.shares(peer):
             return True
         if arrays:
-            _check_length(arrays[0], self.shard.weights.size)
+            if len(self.shard.frames) > 1:
+                raise RemoteProtocolError(f"a result with {len(arrays[0])} sums: expected them in frames of their own")
+            _check_length(arrays[0], self.shard.policy.wire.words(self.shard.frames[0]))
             return True
         return self.book.is_whole(peer, result.step, result.node())
 

@@ -39,9 +39,9 @@ def last_weights(shards: Shards, port: ServerPort, clock: Clock, *, is_diverged:
 
 
 def _ask(shards: Shards, port: ServerPort, updates: int) -> bool:
-    """Ask all that do not share memory for their weights; return whether all are there to hear it."""
+    """Ask all whose weights we do not see for them; return whether all are there to hear it."""
     try:
-        for peer in [seat.peer for seat in shards.fleet.seats.values() if not seat.shares]:
+        for peer in [seat.peer for seat in shards.fleet.seats.values() if not shards.sees(seat)]:
             port.send(peer, encode(Collect(steps=updates)))
     except (PeerGone, PeerSlow):
         return False

@@ -15,7 +15,10 @@ Piece = tuple[str, Slice, Vector]
 def own_part(whole: Shard, owned: Slice) -> Shard:
     """Return a shard of one slice that works on the memory of a shard of the whole."""
     first, second = (owned.of(slot) for slot in whole.slots)
-    part = Shard((first, second), whole.policy, whole.micro_batches, owned.start, updates=whole.updates)
+    served = [owned.of(slot) for slot in whole.served]
+    part = Shard(
+        (first, second), whole.policy, whole.micro_batches, owned.start, (served[0], served[1]), updates=whole.updates
+    )
     for name, slot in part.state.items():
         slot[:] = whole.state[name][owned.start : owned.start + slot.size]
     return part

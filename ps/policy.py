@@ -6,6 +6,8 @@ from common.layout import ParameterLayout, statistic_momenta
 from common.nn.module import Module
 from common.optim.rules import AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
 from common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
+from common.reduction import Vector
+from common.wire.wire import wire_of
 from ps.plan import Plan
 from ps.shard import UpdatePolicy
 
@@ -45,10 +47,17 @@ def schedule_of(job: Job, plan: Plan) -> Schedule:
 
 def policy_of(job: Job, plan: Plan, model: Module, layout: ParameterLayout) -> UpdatePolicy:
     """Return how a shard is to turn this job's sums into weights."""
+    return policy_for(job, plan, layout.parameter_size, statistic_momenta(model, layout))
+
+
+def policy_for(job: Job, plan: Plan, parameter_size: int, momenta: Vector) -> UpdatePolicy:
+    """Return the same where the model is not at hand: with so many trained values, and its statistics' momenta."""
     return UpdatePolicy(
         rule=rule_of(job),
         schedule=schedule_of(job, plan),
         clip_norm=job.clip_norm,
-        parameter_size=layout.parameter_size,
-        momenta=statistic_momenta(model, layout),
+        parameter_size=parameter_size,
+        momenta=momenta,
+        wire=wire_of(job.wire, job.seed, parameter_size),
+        wire_weights=wire_of(job.wire_weights, job.seed, parameter_size),
     )

@@ -135,6 +135,7 @@ def _cut_lines(folder: RunFolder, past: Past) -> int:
     return _steps_in(folder.ledger.cut(past.ledger_bytes))
 
 
+    shard.serve()
 def _steps_in(lines: bytes) -> int:
     # Not parsed: what a loss of power left there may be anything.
     return lines.count(b'"kind":"step"')

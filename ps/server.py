@@ -255,7 +255,7 @@ class Server:
                 return self._send_weights(effect.peer, effect.step)
             case effects.AddSums():
                 if self._arrays:
-                    self.shard.add(effect.node, self._arrays[0])
+                    self.shard.receive(0, effect.node, self._arrays[0])
             case effects.AddShared():
                 self.intake.add_shared(effect.node, effect.rank, effect.slot)
                 return [] if shards is None else shards.add_shared(effect)
@@ -281,8 +281,10 @@ class Server:
 
     def _send_weights(self, peer: bytes, step: int) -> Sequence[events.Event]:
         for frame in self.shard.frames:
-            failed = self._send(peer, Weights(step=step, start=frame.start), frame.of(self.shard.weights))
+            words = wire.pack(frame.of(self.shard.served_weights), frame.start)
+            failed = self._send(peer, Weights(step=step, start=frame.start), words)
             if failed:
+        wire = self.shard.policy.wire_weights
                 return failed
         member = self.coordinator.roster.members.get(peer)
         return [] if self.shards is None or member is None else self.shards.serve(member.rank, step)

@@ -13,8 +13,9 @@ from common.layout import weights_digest
 from common.optim.clipping import add_blocks, block_squares, scale_for
 from common.optim.rules import CHUNK, Rule
 from common.optim.schedules import Schedule
-from common.reduction import Node, Vector, VectorPool, VectorTree
+from common.reduction import Addition, Node, Vector, VectorPool, VectorTree
 from common.slices import Slice
+from common.wire.wire import EXACT, Place, Wire
 
 #: Weights with the number of updates that led to them.
 Kept = tuple[Vector, int]
@@ -31,6 +32,9 @@ class UpdatePolicy:
     parameter_size: int
     #: Momentum of each running statistic, shape (size - parameter_size,).
     momenta: Vector
+    #: How sums are rounded over the tree, and how the weights are that workers compute with.
+    wire: Wire = EXACT
+    wire_weights: Wire = EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Chunk:
     mean: Vector
     #: This part of both slots of weights.
     slots: tuple[Vector, Vector]
+    #: The same of what workers are served, None where that is the weights themselves.
+    served: tuple[Vector, Vector] | None
     #: Of trained values, the optimizer's slots; empty for a rule without any.
     state: dict[str, Vector]
     #: Of running statistics, their momenta; None for trained values.
@@ -64,6 +70,8 @@ class Shard:
     micro_batches: int
     #: Where the slice begins in the whole vector: a multiple of clipping's BLOCK.
     start: int = 0
+    #: What workers compute with, slot by slot: the weights as the policy rounds them, or the weights themselves.
+    served: tuple[Vector, Vector] | tuple[()] = ()
     frames: list[Slice] = field(init=False)
     #: Of the trained values.
     state: dict[str, Vector] = field(init=False)
@@ -77,8 +85,13 @@ class Shard:
         owned = Slice(self.start, self.start + self.weights.size)
         self.frames = owned.frames()
         self.state = self.policy.rule.init(max(0, min(owned.stop, self.policy.parameter_size) - owned.start))
+        if self.policy.wire_weights.is_exact:
+            self.served = self.slots
+        elif not self.served:
+            self.served = (np.zeros_like(self.weights), np.zeros_like(self.weights))
+        self.serve()
         pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
-        self.trees = [VectorTree(self.micro_batches, pools[len(frame)]) for frame in self.frames]
+        self.trees = [VectorTree(self.micro_batches, pools[len(frame)], self._addition(frame)) for frame in self.frames]
         room = np.empty(min(CHUNK, len(owned)), np.float32)
         self._chunks = [chunk for frame in range(len(self.frames)) for chunk in self._chunks_of(frame, room)]
 
@@ -93,7 +106,7 @@ class Shard:
                 yield self._chunk(frame, part, room)
 
     def _chunk(self, frame: int, part: Slice, room: Vector) -> Chunk:
-        first, second = self.slots
+        (first, second), served = self.slots, self.served
         trained, in_slice = self.policy.parameter_size, slice(part.start - self.start, part.stop - self.start)
         is_trained = part.start < trained
         return Chunk(
@@ -101,6 +114,7 @@ class Shard:
             part=slice(part.start - self.frames[frame].start, part.stop - self.frames[frame].start),
             mean=room[: len(part)],
             slots=(first[in_slice], second[in_slice]),
+            served=None if served is self.slots else (served[0][in_slice], served[1][in_slice]),
             state={name: slot[in_slice] for name, slot in self.state.items()} if is_trained else {},
             momenta=None if is_trained else self.policy.momenta[part.start - trained : part.stop - trained],
         )
@@ -109,6 +123,29 @@ class Shard:
     def weights(self) -> Vector:
         """The vector in use."""
         return self.slots[self.updates % 2]
+
+    @property
+    def served_weights(self) -> Vector:
+        """What workers compute with at the step at hand."""
+        return self.served[self.updates % 2]
+
+    def serve(self) -> None:
+        """Round what the slots hold anew: they were written by somebody else."""
+        if self.served is self.slots:
+            return
+        with np.errstate(all="ignore"):  # the slot that is not in use may hold anything
+            for slot, served in zip(self.slots, self.served, strict=True):
+                served[:] = slot
+                self.policy.wire_weights.round(served, Place(self.updates, Node(0, 1), self.start))
+
+    def _addition(self, frame: Slice) -> Addition | None:
+        """Return how two halves of a node come to its value in this frame: None where they are only added."""
+        wire = self.policy.wire
+
+        def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
+            wire.add(left, right, out, Place(self.updates, node, frame.start))
+
+        return None if wire.is_exact else add
 
     def add(self, node: Node, sums: Vector) -> None:
         """Take the sums of a node over the whole slice, which must stay unchanged until the update or `settle`."""
@@ -124,6 +161,16 @@ class Shard:
         """
         with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is told with its place
             self.trees[frame].add(node, sums)
+
+    def receive(self, frame: int, node: Node, words: Vector) -> None:
+        """Take one frame of the sums of a node as it travelled; as `add_frame`."""
+        if self.policy.wire.is_exact:
+            self.add_frame(frame, node, words)
+            return
+        sums = self.trees[frame].pool.take()
+        with np.errstate(all="ignore"):  # as in `add_frame`
+            self.policy.wire.unpack(words, self.frames[frame].start, sums)
+            self.trees[frame].add_own(node, sums)
 
     def settle(self, memory: Vector) -> None:
         """Copy what is still to be read from there, where other sums will be written after this."""
@@ -166,11 +213,15 @@ class Shard:
         old, new = chunk.slots[step % 2], chunk.slots[(step + 1) % 2]
         if chunk.momenta is None:
             self.policy.rule.update(old, mean, chunk.state, step, rate, new)
-            return
-        # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
-        mean -= old
-        mean *= chunk.momenta
-        np.add(old, mean, out=new)
+        else:
+            # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
+            mean -= old
+            mean *= chunk.momenta
+            np.add(old, mean, out=new)
+        if chunk.served is not None:
+            served, start = chunk.served[(step + 1) % 2], self.frames[chunk.frame].start + chunk.part.start
+            served[:] = new
+            self.policy.wire_weights.round(served, Place(step + 1, Node(0, 1), start))
 
     def whole(self) -> Kept:
         """Return the weights after the last update that was made to its end."""

@@ -13,8 +13,8 @@ from common.sharing import sums_file, sums_shape, weights_shape
 from common.slices import Slice, slices_for
 from common.transport.shared_folder import SharedFolder
 from ps.plan import plan_of
-from ps.policy import rule_of, schedule_of
-from ps.shard import Shard, UpdatePolicy
+from ps.policy import policy_for
+from ps.shard import Shard
 
 
 @dataclass
@@ -30,6 +30,16 @@ class ShardPlace:
     #: What was read there, in hex, and why nothing was where that was expected.
     nonce: str = ""
     obstacle: str = ""
+
+    @property
+    def shows_weights(self) -> bool:
+        """Whether the server sees our weights where they are: what workers share is rounded, or it is the weights."""
+        return self.folder is not None and self.shard.policy.wire_weights.is_exact
+
+    def begin(self, steps: int) -> None:
+        """Take in that the slice has been filled with what it was after so many steps."""
+        self.shard.updates = steps
+        self.shard.serve()
 
     def fill(self, name: str, start: int, values: Vector) -> None:
         """Take a frame of a vector that the slice begins with; `RemoteProtocolError` where there is no such place."""
@@ -71,16 +81,14 @@ def take_place(welcome: ShardWelcome, root: Path | None) -> ShardPlace:
     job, size = welcome.job, welcome.size
     owned = slices_for(size, welcome.servers)[welcome.index]
     plan = plan_of(job, welcome.training_samples, welcome.test_samples)
-    policy = UpdatePolicy(
-        rule=rule_of(job),
-        schedule=schedule_of(job, plan),
-        clip_norm=job.clip_norm,
-        parameter_size=welcome.parameter_size,
-        momenta=np.zeros(size - welcome.parameter_size, np.float32),
-    )
+    momenta = np.zeros(size - welcome.parameter_size, np.float32)
+    policy = policy_for(job, plan, welcome.parameter_size, momenta)
 
-    def place(slots: tuple[Vector, Vector], folder: SharedFolder | None, nonce: str, obstacle: str) -> ShardPlace:
-        shard = Shard(slots, policy, job.micro_batches, owned.start)
+    def place(served: tuple[Vector, Vector], folder: SharedFolder | None, nonce: str, obstacle: str) -> ShardPlace:
+        slots = served
+        if not policy.wire_weights.is_exact:
+            slots = np.zeros(len(owned), np.float32), np.zeros(len(owned), np.float32)
+        shard = Shard(slots, policy, job.micro_batches, owned.start, served)
         return ShardPlace(shard, owned, size, folder, nonce, obstacle)
 
     obstacle = ""

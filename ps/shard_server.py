@@ -150,9 +150,11 @@ class ShardServer:
 
     def _frame_of(self, part: Part) -> int:
         frame = self._frame_at.get(part.start)
-        if self.place is None or frame is None or len(self._arrays[0]) != len(self.place.shard.frames[frame]):
-            raise RemoteProtocolError(f"{len(self._arrays[0])} sums from {part.start} on: no frame of this slice")
-        return frame
+        if self.place is not None and frame is not None:
+            shard = self.place.shard
+            if len(self._arrays[0]) == shard.policy.wire.words(shard.frames[frame]):
+                return frame
+        raise RemoteProtocolError(f"{len(self._arrays[0])} sums from {part.start} on: no frame of this slice")
 
     def _event(self, message: Message) -> events.ShardEvent:
         match message:
@@ -164,7 +166,7 @@ class ShardServer:
                 self.demand_place().fill(message.name, message.start, self._arrays[0])
                 return events.ServerHeard()
             case Begin():
-                self.demand_place().shard.updates = message.steps
+                self.demand_place().begin(message.steps)
                 return events.Begun(steps=message.steps)
             case Admit():
                 return events.WorkerAdmitted(admit=message)
@@ -232,7 +234,7 @@ class ShardServer:
     ) -> None:
         match effect:
             case effects.AddFrame():
-                place.shard.add_frame(effect.frame, effect.node, self._arrays[0])
+                place.shard.receive(effect.frame, effect.node, self._arrays[0])
             case effects.AddShared():
                 sums = self._sums[effect.rank][effect.slot]
                 place.shard.add(effect.node, sums)
@@ -256,7 +258,7 @@ class ShardServer:
 
     def _send_held(self, updates: int, *, has_state: bool) -> None:
         place = self.demand_place()
-        pieces = held_frames(place.shard, updates, has_weights=place.folder is None, has_state=has_state)
+        pieces = held_frames(place.shard, updates, has_weights=not place.shows_weights, has_state=has_state)
         for name, part, values in pieces:
             self._tell(Held(name=name, steps=updates, start=part.start), values)
 
@@ -270,9 +272,11 @@ class ShardServer:
 
     def _send_weights(self, peer: bytes) -> Iterator[events.ShardEvent]:
         place = self.demand_place()
-        for frame in place.shard.frames:
-            values = place.shard.weights[frame.start - place.owned.start : frame.stop - place.owned.start]
-            for failed in self._send(peer, Weights(step=place.shard.updates, start=frame.start), values):
+        shard, wire = place.shard, place.shard.policy.wire_weights
+        for frame in shard.frames:
+            values = shard.served_weights[frame.start - place.owned.start : frame.stop - place.owned.start]
+            words = wire.pack(values, frame.start)
+            for failed in self._send(peer, Weights(step=shard.updates, start=frame.start), words):
                 yield failed
                 return
 

@@ -37,7 +37,7 @@ from common.slices import Slice, slices_for
 from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps import effects, events, fleet_effects, fleet_events
 from ps.facts import RunFacts
-from ps.fleet import Fleet, FleetFacts
+from ps.fleet import Fleet, FleetFacts, Seat
 from ps.gathered import Gathered
 from ps.mark import MODULUS
 from ps.partition import beginning_of, held_frames, mark_in, own_part
@@ -243,7 +243,8 @@ class Shards:
         )
 
     def _fill(self, effect: fleet_effects.FillShard) -> Iterator[fleet_events.FleetEvent]:
-        pieces = list(beginning_of(self.whole, self.slices[effect.index], has_weights=effect.shares))
+        has_weights = effect.shares and self.whole.policy.wire_weights.is_exact
+        pieces = list(beginning_of(self.whole, self.slices[effect.index], has_weights=has_weights))
         self.means.port.allow(QUEUE + len(pieces))
         for name, part, values in pieces:
             yield from self._send(effect.peer, State(name=name, start=part.start), values)
@@ -316,9 +317,13 @@ class Shards:
         for name, part, values in held_frames(self.own, updates, has_weights=True, has_state=has_state):
             self.gathered.put(name, part, values)
         for seat in self.fleet.seats.values():
-            if seat.shares:
+            if self.sees(seat):
                 owned = self.slices[seat.index]
                 self.gathered.put(WEIGHTS, owned, owned.of(self.whole.slots[updates % 2]))
+
+    def sees(self, seat: Seat) -> bool:
+        """Tell whether a shard's weights stand in our memory: what workers share may be a rounded copy of them."""
+        return seat.shares and self.whole.policy.wire_weights.is_exact
 
     # The end
 

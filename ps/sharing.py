@@ -42,13 +42,16 @@ class Sharing:
 
 
 def share(opening: Opening, root: Path, allocate: Allocate = reserve) -> tuple[Opening, Sharing]:
-    """Move a run's weights into memory that workers on this machine may share; `SharingError` where there is none."""
+    """Move what workers compute with into memory that they may share here; `SharingError` where there is none."""
     folder, size = SharedFolder.create(root), opening.layout.size
     try:
         first, second = folder.make(WEIGHTS, weights_shape(size), allocate).vectors
     except SharingError:
         folder.remove()
         raise
-    first[:], second[:] = opening.shard.slots
-    shard, facts = replace(opening.shard, slots=(first, second)), replace(opening.facts, memory=folder.name)
-    return replace(opening, shard=shard, facts=facts), Sharing(folder, size)
+    first[:], second[:] = opening.shard.served
+    if opening.shard.policy.wire_weights.is_exact:
+        shard = replace(opening.shard, slots=(first, second))
+    else:
+        shard = replace(opening.shard, served=(first, second))
+    return replace(opening, shard=shard, facts=replace(opening.facts, memory=folder.name)), Sharing(folder, size)

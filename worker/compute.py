@@ -26,6 +26,7 @@ from common.reduction import Node, Vector, VectorPool
 from common.slices import Slice
 from common.tally import Tally
 from worker.final_frames import FinalFrames, Push
+from common.wire.wire import Place, Wire, wire_of
 from worker.training_pass import TrainingPass
 
 #: Two vectors of weights, or none.
@@ -62,6 +63,10 @@ class Compute:
     into: Vector = field(init=False)
     layout: ParameterLayout = field(init=False)
     sampler: Sampler = field(init=False)
+    objective: Objective = field(init=False)
+    #: How sums, and weights, are rounded and travel.
+    wire: Wire = field(init=False)
+    wire_weights: Wire = field(init=False)
     preparation: Preparation = field(init=False)
     _binding: Binding = field(init=False)
     _pool: VectorPool = field(init=False)
@@ -78,6 +83,8 @@ class Compute:
         job = self.job
         self.layout = layout_of(self.model)
         self.slots = self.slots or (self._new_vector(), self._new_vector())
+        self.wire = wire_of(job.wire, job.seed, self.layout.parameter_size)
+        self.wire_weights = wire_of(job.wire_weights, job.seed, self.layout.parameter_size)
         self.sums = self.sums or (self._new_vector(),)
         self.weights, self.into = self.slots[0], self.sums[0]
         # Read only, as they are where memory is shared: a model that changes its own weights would get other bits on
@@ -109,7 +116,7 @@ class Compute:
             self.into = sums
 
     def train(self, step: int, node: Node, push: Push | None = None) -> tuple[Vector, Tally]:
-        """Return the sums over the pieces of a node, added over the tree, and their tally.
+        """Return the sums over the pieces of a node, added and rounded over the tree, and their tally.
 
         The vector is `into`, overwritten by the next call. `push` is told of each of its frames once, as soon as that
         is final: with one piece, while backward is still on its way. Raises `NotFiniteError`, before any push.
@@ -121,7 +128,9 @@ class Compute:
     def _sum(self, step: int, node: Node, out: Vector, push: Push | None = None) -> Tally:
         """Write the sums over a node into `out`; whatever that is, backward writes into the vector `into`."""
         if len(node) == 1:
-            tally = self._piece(step, node.lo, push)
+            tally = self._piece(step, node.lo, push and self._rounding(step, node, push))
+            if push is None:
+                self.wire.round(self.into, Place(step, node))
             if out is not self.into:
                 np.copyto(out, self.into)
             return tally
@@ -130,20 +139,29 @@ class Compute:
             tally = self._sum(step, first, left)
             # The tally is a floating-point sum too, so it is added over the same tree.
             tally = tally + self._sum(step, second, self.into)
-            self._merge(left, out, push)
+            self._merge(left, out, push, Place(step, node))
         return tally
 
-    def _merge(self, left: Vector, out: Vector, push: Push | None) -> None:
+    def _merge(self, left: Vector, out: Vector, push: Push | None, at: Place) -> None:
         """Add two halves of a node, the second of which is in the vector of sums."""
         if push is None:
-            np.add(left, self.into, out=out)
+            self.wire.add(left, self.into, out, at)
             return
         for frame in self.frames:
-            np.add(frame.of(left), frame.of(self.into), out=frame.of(out))
+            self.wire.add(frame.of(left), frame.of(self.into), frame.of(out), replace(at, start=frame.start))
             push(frame)
 
     def _piece(self, step: int, micro_batch: int, push: Push | None) -> Tally:
         """Compute one micro-batch into the vector of sums."""
+    def _rounding(self, step: int, node: Node, push: Push) -> Push:
+        """Return what rounds a piece's frame, and then pushes it."""
+
+        def round_and_push(frame: Slice) -> None:
+            self.wire.round(frame.of(self.into), Place(step, node, frame.start))
+            push(frame)
+
+        return push if self.wire.is_exact else round_and_push
+
         indices = self.sampler.indices(step, micro_batch)
         count = len(indices)
         if count == 0:

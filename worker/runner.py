@@ -166,11 +166,12 @@ class Runner:
         Meanwhile the model may compute with the other slot. Where it is even two steps behind, and computes with
         weights that are torn, what comes of it is as late, and nobody takes it.
         """
-        values, start = self._arrays[0], weights.start
-        expected = self._weights.lengths.get(start, 0)
-        if self._compute is None or self._shares or len(values) != expected:
-            raise RemoteProtocolError(f"weights of {len(values)} values from {start} on: expected {expected}")
-        self._compute.slots[weights.step % 2][start : start + expected] = values
+        words, start, compute = self._arrays[0], weights.start, self._compute
+        part = Slice(start, start + self._weights.lengths.get(start, 0))
+        expected = 0 if compute is None else compute.wire_weights.words(part)
+        if compute is None or self._shares or len(words) != expected:
+            raise RemoteProtocolError(f"weights of {len(words)} values from {start} on: expected {expected}")
+        compute.wire_weights.unpack(words, start, part.of(compute.slots[weights.step % 2]))
         return self._weights.take(weights.step, start)
 
     def _happen(self, event: events.Event) -> None:
@@ -257,7 +258,9 @@ class Runner:
         self._compute.turn(lease.step, into=lease.slot if self._shares else 0)
         try:
             self._sums = []
-            tally = self._train(self._compute, lease) if lease.work == "train" else self._compute.evaluate(node)
+            tally = (
+                self._train(self._compute, lease) if lease.work == "train" else self._compute.evaluate(node, lease.work)
+            )
         except NotFiniteError as error:
             return events.PieceDiverged(lease=lease, piece=error.piece, layer=error.layer)
         except Exception:  # noqa: BLE001  # whatever a model of one's own raises reaches the person at the server
@@ -286,7 +289,7 @@ class Runner:
             return compute.train(lease.step, node)[1]
         if len(compute.frames) == 1:
             sums, tally = compute.train(lease.step, node)
-            self._sums = [sums]
+            self._sums = [compute.wire.pack(sums, 0)]
             return tally
 
         def push(frame: Slice) -> None:
@@ -294,7 +297,8 @@ class Runner:
             part = Part(step=lease.step, lo=lease.lo, hi=lease.hi, start=frame.start)
             # With patience: a frame that is not sent would cost the whole lease.
             owner = self._owners.get(frame.start)
-            self._send(encode(part, [frame.of(compute.into)]), PATIENCE_S, owner)
+            words = compute.wire.pack(frame.of(compute.into), frame.start)
+            self._send(encode(part, [words]), PATIENCE_S, owner)
             self._pushing_s += self.clock.now() - began
 
         return compute.train(lease.step, node, push)[1]

@@ -19,6 +19,7 @@ CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_ev
 GROUPS: dict[str, tuple[str, ...]] = {
     "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed"),
     "Length and pieces": ("epochs", "steps", "global_batch", "micro_batches"),
+    "Fewer bytes": ("wire", "wire_weights"),
     "Optimizer": (
         *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "beta1", "beta2", "alpha", "eps"),
         *("clip_norm", "label_smoothing"),

@@ -40,6 +40,7 @@ PACKAGE_ORDER = Order(
         ("common.job",),
         ("common.model",),
         ("common.layout",),
+        ("common.wire",),
         ("common.slices",),
         ("common.reduction",),
         ("common.numerics",),

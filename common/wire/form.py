@@ -1,0 +1,40 @@
+"""What a type of the wire has to do: round values, and put rounded ones into bytes and back. Knows no job, no node."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.reduction import Vector
+from common.wire.dither import Dither
+
+Bytes = NDArray[np.uint8]
+
+#: Values that are rounded together, so that what is needed on the way stays in cache: a multiple of any block.
+CHUNK = 32_768
+
+
+class Form(Protocol):
+    """One type. Values are float32, and begin in the flat vector at a multiple of 4096: what is cut there agrees."""
+
+    def round(self, values: Vector, dither: Dither) -> None:
+        """Round at most `CHUNK` values in place; what is rounded already stays as it is."""
+        ...
+
+    def size(self, count: int) -> int:
+        """Return the bytes that so many values take."""
+        ...
+
+    def encode(self, values: Vector, into: Bytes) -> None:
+        """Put rounded values into `size` bytes, exactly."""
+        ...
+
+    def decode(self, data: Bytes, into: Vector) -> None:
+        """Put the values in `size` bytes into a vector, exactly."""
+        ...
+
+
+def chunks(count: int) -> Iterator[slice]:
+    """Yield the chunks of so many values."""
+    return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
