@@ -9,27 +9,22 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from common.errors import ProtocolError
-from common.messages import Alive, Fenced, Finished, Refused, Result, Standby, Status, shortened
-from common.reduction import TreeSum
-from common.tally import Tally
+from common.messages import Alive, Fenced, Finished, Result, Status, shortened
 from ps import events
-from ps.admission import why_not
-from ps.awaiting import Awaiting
 from ps.divergence import diverged_text
 from ps.effects import AwaitShards, Effect, Finish, ForgetWorker, RecordEpoch, Say, Send, UpdateWeights
 from ps.facts import RunFacts
-from ps.leasing import WINDOW, Desk, adding, occupied
-from ps.ledger import Account, WorkerIn
 from ps.overdue import Overdue
 from ps.pace import Pace
 from ps.phases import PHASES, TRANSITIONS, Phase
 from ps.pieces import Pieces
 from ps.plan import Round
 from ps.progress import Progress
+from ps.reception import Reception
 from ps.reminder import Reminder
 from ps.report import status_of, waits_for
 from ps.roster import Member, Roster, Standing
-from ps.slots import SlotBook
+from ps.round_books import RoundBooks
 from ps.vigil import Vigil
 
 #: What a peer is told that says what only a member says.
@@ -50,14 +45,7 @@ class Coordinator:
     early: list[events.WorkerJoined] = field(default_factory=list)
     #: The round to begin with, where a run goes on; otherwise the plan's first.
     start: Round | None = None
-    round: Round = field(init=False)
-    pieces: Pieces = field(init=False)
-    slots: SlotBook = field(init=False)
-    awaiting: Awaiting = field(init=False)
-    #: The round's counts, over the same tree as its sums.
-    tallies: TreeSum[Tally] = field(init=False)
-    #: What the ledger is to tell of the round.
-    account: Account = field(init=False)
+    books: RoundBooks = field(init=False)
     vigil: Vigil = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +53,16 @@ class Coordinator:
             self.phase = Phase.MUSTERING
         self.vigil = Vigil(Pace(self.facts.lease_timeout_s))
         self._open(self.start or self.facts.plan.first())
+
+    @property
+    def round(self) -> Round:
+        """The round at hand, or the last one."""
+        return self.books.round
+
+    @property
+    def pieces(self) -> Pieces:
+        """Its pieces."""
+        return self.books.pieces
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
@@ -135,10 +133,9 @@ class Coordinator:
     # Workers come and go
 
     def _join(self, event: events.WorkerJoined, now: float) -> list[Effect]:
-        reason = why_not(event.join, event.peer, self.roster, self.facts)
-        if reason:
-            refused = Refused(reason=shortened(reason))
-            return [Send(peer=event.peer, message=refused), Say(text=f"refused a worker: {reason}")]
+        reception = self._reception()
+        if refused := reception.refusal(event):
+            return refused
         if self.is_over():
             return [Send(peer=event.peer, message=Finished(reason=shortened(self.failure)))]
         if event.peer in self.roster.members:
@@ -146,9 +143,10 @@ class Coordinator:
         if self.phase is Phase.MUSTERING:
             self.early = [early for early in self.early if early.peer != event.peer] + [event]
             return []
-        member = self.roster.admit(event.peer, event.join, now)
-        self.account.note(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
-        return [Send(peer=event.peer, message=self.facts.welcome(member.rank)), Say(text=f"{member.named()} joined")]
+        return reception.admit(event, now)
+
+    def _reception(self) -> Reception:
+        return Reception(self.facts, self.roster, self.books.account)
 
     def _mustered(self, event: events.ServersReady, now: float) -> list[Effect]:
         memory = self.facts.memory if event.shares else ""
@@ -162,51 +160,22 @@ class Coordinator:
         member = self.roster.members.get(event.peer)
         if member is None or member.standing is not Standing.PREPARING:
             return []
-        if self.facts.needs_memory and not event.shares:
-            return self._turn_away(member, f"it does not share the server's memory: {event.obstacle}")
-        member.shares = event.shares
-        self.roster.sharing.add(event.shares)
-        self.roster.obstacle = self.roster.obstacle or event.obstacle
-        effects = self._seat(member)
-        if event.obstacle:
-            effects.insert(0, Say(text=f"{member.named()} exchanges vectors over its socket: {event.obstacle}"))
+        effects = self._reception().prepared(member, event)
         if self.phase is Phase.GATHERING and self.roster.number_prepared() >= self.facts.min_workers:
             self.phase = PHASES[self.round.work]
             self.progress.begin_round(now)
         return effects + self._serve_all(now)
 
-    def _turn_away(self, member: Member, reason: str) -> list[Effect]:
-        """Send away a worker that has not yet been given any work."""
-        self.roster.remove(member.peer)
-        told = Say(text=f"refused {member.named()}: {reason}")
-        refused = Send(peer=member.peer, message=Refused(reason=shortened(reason)))
-        return [refused, told, ForgetWorker(peer=member.peer, rank=member.rank)]
-
-    def _seat(self, member: Member) -> list[Effect]:
-        """Give a member a place among those that compute, or tell it that there is none."""
-        places = self.facts.job.micro_batches
-        if self.roster.seat(member, places):
-            return []
-        reason = f"{places} micro-batches keep {places} workers busy: waiting to stand in for one that goes"
-        standby = Standby(reason=reason)
-        return [Send(peer=member.peer, message=standby), Say(text=f"{member.named()} stands by: {reason}")]
-
-    def _fill_places(self) -> list[Effect]:
-        filled = self.roster.fill(self.facts.job.micro_batches)
-        return [Say(text=f"{member.named()} takes the free place") for member in filled]
-
     def _left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
         member = self.roster.remove(event.peer)
         if member is None:
             return []
-        released = self.pieces.release(member.rank)
-        self.awaiting.forget(member.rank)
+        released = self.books.release(member.rank, f"it left: {event.reason}")
         self.vigil.forget(member.rank)
-        self.account.again(self.round.work, self.round.step, released, member.rank, f"it left: {event.reason}")
         pieces = f"; {self.round.named(released)} go to others" if released else ""
         told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
         forget = ForgetWorker(peer=member.peer, rank=member.rank)
-        return [told, forget, *self._fill_places(), *self._serve_all(now)]
+        return [told, forget, *self._reception().fill_places(), *self._serve_all(now)]
 
     def _hear(self, event: events.Event, now: float) -> list[Effect]:
         """Book a sign of life: one of work puts off the end of leases; a worker that was silent gets work again."""
@@ -220,11 +189,11 @@ class Coordinator:
             self.pieces.extend(member.rank, now + self._patience_s(member.rank))
         if member.standing is not Standing.SILENT:
             return []
-        return self._seat(member) + self._serve_all(now)
+        return self._reception().seat(member) + self._serve_all(now)
 
     def _patience_s(self, rank: int) -> float:
         """Return how many seconds a worker may take for what it holds from now on."""
-        if self.awaiting.has(rank):
+        if self.books.awaiting.has(rank):
             return self.facts.lease_timeout_s  # it is done, and other servers are not: they are looked after elsewhere
         return self.vigil.patience_s(rank, self.round.work, self.pieces.holding(rank))
 
@@ -237,76 +206,56 @@ class Coordinator:
         return self.is_running() and self.pieces.free() > 0
 
     def _serve(self, members: Sequence[Member], now: float) -> list[Effect]:
-        desk = Desk(
-            round=self.round,
-            pieces=self.pieces,
-            slots=self.slots,
-            awaiting=self.awaiting,
-            ready=self.roster.number(Standing.READY),
-            now=now,
-            pace=self.vigil.pace,
-        )
-        return desk.serve(members) if self._has_work() else []
+        ready = self.roster.number(Standing.READY)
+        return self.books.serve(members, ready, now, self.vigil.pace) if self._has_work() else []
 
     def _result(self, event: events.ResultReceived, now: float) -> list[Effect]:
         member, result = self.roster.members.get(event.peer), event.result
         if member is None:
             return []
         self.vigil.pace.came(member.rank, result, self.pieces.holding(member.rank), now)
-        add = adding(self.slots, member, result)
-        is_late = (result.work, result.step) != (self.round.work, self.round.step)
-        if is_late or add is None or not self.pieces.may_accept(result.node()):
-            return self._refuse(member, result)
+        add = self.books.adding(member, result)
+        if add is None:
+            return self.books.refuse(member, result)
         if result.work == "evaluate":
             return self._count(member, result, now)
         if self.facts.servers == 1:
             return [add, *self._count(member, result, now)]
-        if not self.awaiting.add(member.rank, result):
-            return self._refuse(member, result)
+        if not self.books.awaiting.add(member.rank, result):
+            return self.books.refuse(member, result)
         return [add, AwaitShards(rank=member.rank, node=result.node())]
-
-    def _refuse(self, member: Member, result: Result) -> list[Effect]:
-        """Book a result that nobody needs."""
-        if result.step <= self.round.step:
-            self.account.vain(result, member.rank)
-        return []
 
     def _stored(self, event: events.SumsStored, now: float) -> list[Effect]:
         """Count a result whose sums all servers have, unless others were quicker."""
-        member, result = self.roster.of_rank(event.rank), self.awaiting.take(event.rank, event.node)
+        member, result = self.roster.of_rank(event.rank), self.books.awaiting.take(event.rank, event.node)
         if member is None or result is None:
             return []
         if not self.pieces.may_accept(event.node):
-            return self._refuse(member, result) + self._serve_all(now)
+            return self.books.refuse(member, result) + self._serve_all(now)
         return self._count(member, result, now)
 
     def _count(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Book a result whose sums are, or will be at once, where they are to be added."""
-        node = result.node()
-        is_contested, free = self.pieces.holders(node) not in ([], [member.rank]), self.pieces.free()
-        self.pieces.accept(node)
-        self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
+        frees_others = self.books.accept(member, result)
         if result.work == "train":
             self.roster.credit(member, result.count, result.compute_s)
-            self.account.share(node, member.rank, result.losses)
         if self.pieces.are_done():
             return self._close_round(now) + self._serve_all(now)
-        # Nobody else waits for work, unless a lease ended that shares pieces with it: another's, or a larger one.
-        is_alone_to_serve = not is_contested and self.pieces.free() <= free and member.standing is Standing.READY
+        is_alone_to_serve = not frees_others and member.standing is Standing.READY
         return self._serve([member] if is_alone_to_serve else self.roster.ready(), now)
 
     def _close_round(self, now: float) -> list[Effect]:
-        tally, effects = self.tallies.total(), list[Effect]()
+        tally, account, effects = self.books.tallies.total(), self.books.account, list[Effect]()
         if self.round.work == "train":
             self.progress.end_step(tally, now, self.roster.end_step())
-            effects.append(UpdateWeights(step=self.round.step, tally=tally, account=self.account))
+            effects.append(UpdateWeights(step=self.round.step, tally=tally, account=account))
             if self.facts.servers > 1:
                 self.progress.begin_round(now)
                 self.phase = Phase.UPDATING
                 return effects
         else:
             number = self.facts.plan.epoch_of(self.round.step - 1)
-            effects.append(RecordEpoch(epoch=self.progress.end_epoch(number, tally, now), account=self.account))
+            effects.append(RecordEpoch(epoch=self.progress.end_epoch(number, tally, now), account=account))
         self.progress.begin_round(now)
         return effects + self._go_on()
 
@@ -321,10 +270,7 @@ class Coordinator:
         return []
 
     def _open(self, following: Round) -> None:
-        self.round = following
-        self.pieces, self.slots, self.awaiting = Pieces(following.pieces), SlotBook(), Awaiting()
-        self.tallies = TreeSum(following.pieces, lambda left, right: left + right)
-        self.account = Account(following.pieces)
+        self.books = RoundBooks(following)
 
     # What goes wrong
 
@@ -336,7 +282,7 @@ class Coordinator:
         if is_second is None:
             return []
         raised = failed.traceback.strip().rpartition(chr(10))[2]
-        self.account.again(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
+        self.books.account.again(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
         what = f"{self.round.named([failed.node()])} on {member.named()}"
         if is_second:
             return self._fail(f"{what} raised, as it did before:\n{failed.traceback}")
@@ -368,10 +314,10 @@ class Coordinator:
     # Time passes
 
     def _time_passed(self, now: float) -> list[Effect]:
-        overdue = Overdue(self.round, self.roster, self.pieces, self.awaiting, self.account, self.vigil)
+        overdue = Overdue(self.books, self.roster, self.vigil)
         late, fenced = overdue.expire(now), overdue.fence(now)
         probes = [Send(peer=member.peer, message=Alive()) for member in self.roster.due_for_probe(now)]
-        served = [*self._fill_places(), *self._serve_all(now)]
+        served = [*self._reception().fill_places(), *self._serve_all(now)]
         return [*map(overdue.told, late), *fenced, *probes, *served]
 
     def _remind(self, now: float) -> list[Effect]:
@@ -395,6 +341,5 @@ class Coordinator:
         assert self.is_running() or self.is_over() or not self.pieces.held
         if self.is_running():
             assert not self.pieces.are_done()
-            is_short = [rank for rank in ready if len(occupied(rank, self.pieces, self.slots, self.awaiting)) < WINDOW]
-            assert not (is_short and self.pieces.free() and not self.pieces.failed_on), f"{is_short} wait for nothing"
+            self.books.validate(sorted(ready))
             assert ready or self.reminder.due is not None, "nobody works, and nobody is called"

@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 
 from common.reduction import Node
-from ps.awaiting import Awaiting
 from ps.effects import Effect, ForgetWorker, Say
-from ps.ledger import Account
-from ps.pieces import Pieces
-from ps.plan import Round
 from ps.report import late_text
 from ps.roster import Member, Roster, Standing
+from ps.round_books import RoundBooks
 from ps.vigil import Vigil
 
 
@@ -26,31 +23,28 @@ class Late:
 class Overdue:
     """The books in which that is looked up and changed, for the moment of one event."""
 
-    round: Round
+    books: RoundBooks
     roster: Roster
-    pieces: Pieces
-    awaiting: Awaiting
-    account: Account
     vigil: Vigil
 
     def expire(self, now: float) -> list[Late]:
         """Take back what is held by workers that are late: dead, hung or slow. Their answers may still be the first."""
-        return [self._expire(rank, now) for rank in self.pieces.expired(now)]
+        return [self._expire(rank, now) for rank in self.books.pieces.expired(now)]
 
     def _expire(self, rank: int, now: float) -> Late:
-        released, member = self.pieces.release(rank), self.roster.of_rank(rank)
+        released, member = self.books.pieces.release(rank), self.roster.of_rank(rank)
         assert member is not None  # what a member held was released when it left
         self.roster.stand(member, Standing.SILENT)
         held_s = self.vigil.be_late(rank, now)
         why = f"it had brought nothing for {held_s:.1f} s"
-        self.account.again(self.round.work, self.round.step, released, rank, why)
+        self.books.account.again(self.books.round.work, self.books.round.step, released, rank, why)
         return Late(member, released, held_s)
 
     def told(self, late: Late) -> Say:
         """Return what a person is told, once the pieces are leased again."""
-        takers = sorted({rank for node in late.released for rank in self.pieces.holders(node)})
-        median_s = self.vigil.pace.median_s(late.member.rank, self.round.work)
-        what = self.round.named(late.released)
+        takers = sorted({rank for node in late.released for rank in self.books.pieces.holders(node)})
+        median_s = self.vigil.pace.median_s(late.member.rank, self.books.round.work)
+        what = self.books.round.named(late.released)
         return Say(text=late_text(late.member.named(), what, late.held_s, median_s, takers))
 
     def fence(self, now: float) -> list[Effect]:
@@ -62,7 +56,7 @@ class Overdue:
         member, silent_s = self.roster.of_rank(rank), self.vigil.pace.held_s(rank, now)
         assert member is not None
         self.roster.remove(member.peer)
-        self.awaiting.forget(rank)
+        self.books.awaiting.forget(rank)
         self.vigil.forget(rank)
         told = Say(text=f"{member.named()} lost its place: it has brought nothing for {silent_s:.1f} s")
         return [told, ForgetWorker(peer=member.peer, rank=rank)]

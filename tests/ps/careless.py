@@ -29,4 +29,4 @@ class CarelessCoordinator(Coordinator):
 
     def _open(self, following: Round) -> None:
         super()._open(following)
-        self.slots = Careless()
+        self.books.slots = Careless()

@@ -45,7 +45,7 @@ class CredulousCoordinator(Coordinator):
 
     def _open(self, following: Round) -> None:
         super()._open(following)
-        self.pieces = Credulous(following.pieces)
+        self.books.pieces = Credulous(following.pieces)
 
 
 class Heap(VectorTree):
