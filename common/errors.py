@@ -7,10 +7,12 @@
     │   ├── DataError             a dataset is missing, damaged or not what the job says
     │   ├── FileFormatError       a file of weights is not what its format demands
     │   ├── AddressError          an address is malformed, in use, or not allowed
+    │   ├── KeyFileError          a key or a file of keys is missing, malformed, or open to others
     │   └── SharingError          memory cannot be shared between processes: no room, or not the same machine
     ├── RunError                  the run itself failed; exit code 1
     │   ├── DivergedError         a loss or gradient is not finite
     │   ├── PieceError            a piece of work raised, with the worker's traceback
+    │   ├── CallbackError         a callback raised
     │   └── UnreachableError      nobody answers at the address
     ├── DifferenceError           what was recorded of a run is not what its job comes to; exit code 1
     ├── ProtocolError             our side would break the protocol: a bug here
@@ -49,6 +51,10 @@ class AddressError(UsageError):
     """An address is malformed, in use, or not allowed without keys."""
 
 
+class KeyFileError(UsageError):
+    """A key, or a file of keys, is missing, malformed, open to other users, or of no use here."""
+
+
 class SharingError(UsageError):
     """Memory cannot be shared between processes: there is no room for it, or not both see the same."""
 
@@ -63,6 +69,10 @@ class DivergedError(RunError):
 
 class PieceError(RunError):
     """A piece of work raised on a worker: carries its traceback."""
+
+
+class CallbackError(RunError):
+    """A callback of a person's own raised; that is the cause of this."""
 
 
 class UnreachableError(RunError):

@@ -34,7 +34,8 @@ ShortText = Annotated[str, Meta(max_length=NAME_LIMIT)]
 HexDigest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Piece = Annotated[int, Meta(ge=0, le=2**31)]
-Work = Literal["train", "evaluate"]
+#: What is computed: gradients, or figures of the validation set, or of the test set.
+Work = Literal["train", "validate", "evaluate"]
 
 
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
@@ -215,6 +216,13 @@ class StatusAsked(Message, frozen=True, kw_only=True, tag="status_asked"):
     """Ask how the run stands."""
 
 
+class Verdict(Message, frozen=True, kw_only=True, tag="verdict"):
+    """What callbacks say after an epoch, where the run pauses for them: it goes on, or ends there."""
+
+    epoch: Count
+    stops: bool
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One worker as the server sees it."""
 
@@ -227,16 +235,22 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     compute_s: float
 
 
-class EpochStatus(msgspec.Struct, frozen=True, kw_only=True):
+class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One finished epoch: means over its samples, and over the test set after it."""
 
     epoch: Count
     loss: float
-    accuracy: float
+    #: None in a regression, where R² is told instead.
+    accuracy: float | None = None
     test_loss: float
-    test_accuracy: float
+    test_accuracy: float | None = None
+    r2: float | None = None
+    test_r2: float | None = None
     #: Seconds from the first step to the end of the epoch's evaluation.
     wall_s: float
+    #: Over the validation set, None in a run without one.
+    val_loss: float | None = None
+    val_accuracy: float | None = None
 
 
 class Status(Message, frozen=True, kw_only=True, tag="status"):
@@ -251,7 +265,8 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
     steps: Count
     #: Means over the epoch so far.
     loss: float
-    accuracy: float
+    accuracy: float | None = None
+    r2: float | None = None
     images_per_s: float
     elapsed_s: float
     eta_s: float
@@ -263,5 +278,5 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
     failure: Text
 
 
-WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | Alive | StatusAsked
+WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | Alive | StatusAsked | Verdict
 ServerMessage = Welcome | Refused | Fenced | Standby | Weights | Lease | Finished | Alive | Status

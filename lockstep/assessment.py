@@ -1,6 +1,6 @@
-"""A trained model on a test set: its loss, and what it takes each sample for."""
+"""A trained model on a test set: its loss, and what it answers for each sample."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -8,11 +8,14 @@ from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
 from common.data.evaluation import evaluation_pieces
 from common.data.source import load
-from common.errors import DataError
+from common.errors import DataError, ModelError
 from common.nn.module import Module
+from common.objective import Objective
 from common.reduction import Node, Vector
 from common.tally import Tally
 from lockstep.confusion import Confusion
+from lockstep.dataset import dataset_of
+from lockstep.regression import TargetFigures, figures_of
 from lockstep.trained import Trained
 from worker.compute import Compute
 
@@ -24,17 +27,33 @@ class Assessment:
     dataset: Dataset
     #: Summed as a run's own evaluation sums it, so that the bits are the same.
     tally: Tally
-    #: The model's outputs, (n, classes).
-    logits: Vector
+    #: The model's outputs: (n, classes), of sequences (n·t, classes), or of a regression (n, targets).
+    outputs: Vector
+    objective: Objective = field(default_factory=Objective)
+
+    @property
+    def targets(self) -> Vector:
+        """What the outputs are compared with: a class for each row, or as many numbers as a row has."""
+        return self.objective.targets(self.dataset.labels)
 
     @property
     def confusion(self) -> Confusion:
-        return Confusion.of(self.dataset.labels, self.logits.argmax(axis=1), self.logits.shape[1])
+        """What is taken for what; `ModelError` for a regression."""
+        if self.objective.is_regression:
+            raise ModelError("a regression has no classes")
+        return Confusion.of(self.targets, self.outputs.argmax(axis=1), self.outputs.shape[1])
+
+    @property
+    def fit(self) -> list[TargetFigures]:
+        """How near the answers are, target by target; `ModelError` where there are classes."""
+        if not self.objective.is_regression:
+            raise ModelError("a run with classes is no regression")
+        return figures_of(self.outputs, self.targets)
 
 
 def assess(trained: Trained, data: str | None = None) -> Assessment:
     """Test a trained model on its own test set, or on that of another dataset, prepared by its own constants."""
-    trained_on = load(trained.job.data)
+    trained_on = dataset_of(trained.job)
     compute = Compute(trained.job, trained.model, trained_on)
     compute.weights[...] = trained.weights
     if data is not None:
@@ -48,13 +67,23 @@ def assess(trained: Trained, data: str | None = None) -> Assessment:
 
     with trained.model.observe_outputs(keep):
         tally = compute.evaluate(Node(0, evaluation_pieces(len(test))))
-    return Assessment(test, tally, np.concatenate(pieces))
+    return Assessment(
+        test, tally, np.concatenate([compute.objective.rows(piece) for piece in pieces]), compute.objective
+    )
 
 
 def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str) -> TrainTest:
     shape, classes = trained_on.test.sample_shape, trained_on.test.classes
     if other.test.sample_shape != shape:
         raise DataError(f"{data}: samples of shape {other.test.sample_shape}: expected {shape}, as it was trained on")
+    if trained_on.test.targets != other.test.targets:
+        raise DataError(
+            f"{data}: {other.test.targets} targets a sample: expected {trained_on.test.targets}, as it was trained on"
+        )
+    if not classes or not other.test.classes:
+        if other.test.classes != classes:
+            raise DataError(f"{data}: labels of another kind: expected classes in both, or real numbers in both")
+        return replace(trained_on, test=other.test)
     highest = int(other.test.labels.max())
     if highest >= classes:
         raise DataError(f"{data}: has the label {highest}: expected those of {classes} classes, as it was trained on")

@@ -13,7 +13,7 @@ from ps.checkpoint_folder import CheckpointFolder
 from ps.keeper import Keeper
 from ps.opening import Opening
 from ps.recorder import Recorder, Setting
-from ps.resuming import Resumption, begin_anew, beginning, check_identity, resume
+from ps.resuming import Resumption, begin_anew, beginning, best_of, check_identity, has_best, resume
 from ps.run_folder import CHECKPOINTS, RunFolder
 
 
@@ -75,12 +75,14 @@ def _start(
         recorder.begin(opening.shard.digest())
         return beginning(opening)
     checkpoints.sweep()
-    checkpoint = next(checkpoints.back_from(sys.maxsize), None)
+    checkpoint = next((found for found in checkpoints.back_from(sys.maxsize) if has_best(found, checkpoints)), None)
     if checkpoint is None:
         checkpoints.say(f"begins anew: {str(folder.path)!r} has no checkpoint to go on from")
         return begin_anew(opening, recorder, folder)
     check_identity(checkpoint, opening.facts, allows_mixed_numerics=opening.facts.allows_mixed_numerics)
     start = resume(opening, recorder, folder, checkpoint)
+    if opening.facts.job.keep_best:
+        recorder.best = best_of(checkpoint, checkpoints, opening)
     checkpoints.set_aside(checkpoint.past.steps)
     plan = opening.facts.plan
     checkpoints.say(f"goes on after step {checkpoint.past.steps} of {plan.total_steps}, from {checkpoint.path}")

@@ -12,9 +12,13 @@ def final_status(result: RunResult) -> Status:
             epoch=epoch.epoch,
             loss=epoch.loss,
             accuracy=epoch.accuracy,
+            r2=epoch.r2,
             test_loss=epoch.test_loss,
             test_accuracy=epoch.test_accuracy,
+            test_r2=epoch.test_r2,
             wall_s=epoch.wall_s,
+            val_loss=epoch.val_loss,
+            val_accuracy=epoch.val_accuracy,
         )
         for epoch in result.history
     ]
@@ -28,6 +32,7 @@ def final_status(result: RunResult) -> Status:
         steps=result.steps,
         loss=result.train_loss,
         accuracy=history[-1].accuracy,
+        r2=history[-1].r2,
         images_per_s=result.images_per_s,
         elapsed_s=history[-1].wall_s,
         eta_s=0.0,

@@ -53,7 +53,7 @@ def prove(lines: list[Line], plan: Plan, sampler: Sampler) -> Proof:
     epochs: dict[int, EpochProof] = {}
     for line in lines:
         if isinstance(line, StepDone | Again | Unlisted):
-            number = plan.epoch_of(line.step - (line.work == "evaluate" if not isinstance(line, StepDone) else 0))
+            number = plan.epoch_of(line.step - (line.work != "train" if not isinstance(line, StepDone) else 0))
             epoch = epochs.setdefault(number, EpochProof(number, sampler.size))
             if isinstance(line, Again):
                 epoch.again.append(line)

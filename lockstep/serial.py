@@ -1,13 +1,13 @@
 """Training in the calling process alone, without coordinator or transport: the oracle that every run must match."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.clock import Clock
 from common.errors import DivergedError, LockstepError, PieceError, RunError
 from common.interrupts import held_back
-from common.messages import Status
+from common.messages import EpochStatus, Status
 from common.reduction import Node
 from common.tally import pack_losses
 from lockstep.lone_trainer import LoneTrainer
@@ -15,6 +15,7 @@ from ps.divergence import diverged_text
 from ps.keeper import Keeper
 from ps.ledger import Account
 from ps.mark import mark_after
+from ps.onward import following, phase_in
 from ps.opening import Opening
 from ps.phases import Phase
 from ps.plan import Round
@@ -38,6 +39,8 @@ class SerialRun:
     #: Where it begins: by default at the beginning.
     start: Resumption | None = None
     keeper: Keeper | None = None
+    #: Asked between two epochs, where the run pauses for callbacks: whether it ends with the one that is over.
+    is_to_stop: Callable[[Sequence[EpochStatus]], bool] = lambda history: False
     #: Seconds spent in computing gradients.
     compute_s: float = 0.0
 
@@ -51,12 +54,12 @@ class SerialRun:
             while at is not None:
                 progress.begin_round(self.clock.now())
                 self._round(at, trainer, progress)
-                if self.keeper is not None:
+                then = following(opening.facts, at, progress.history)
+                if self.keeper is not None and then is not None:
                     self.keeper.look(opening.shard, progress, self.compute_s)
-                following = opening.facts.plan.after(at)
-                phase = Phase.FINISHED if following is None else Phase.TRAINING
-                self.watch(status_of(opening.facts, progress, phase, following or at, self.clock.now(), []))
-                at = following
+                phase = Phase.FINISHED if then is None else Phase.TRAINING
+                self.watch(status_of(opening.facts, progress, phase, then or at, self.clock.now(), []))
+                at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:
             self._keep(progress)
             self.recorder.fail("interrupted", *opening.shard.whole())
@@ -74,15 +77,22 @@ class SerialRun:
             progress, workers=0, compute_s=self.compute_s, weights=opening.shard.weights, now=self.clock.now()
         )
 
+    def _stops_before(self, then: Round, progress: Progress) -> bool:
+        is_paused = phase_in(self.opening.facts, then) is Phase.PAUSED
+        return is_paused and self.is_to_stop(progress.history)
+
     def _round(self, at: Round, trainer: LoneTrainer, progress: Progress) -> None:
         """Carry out one round: an interrupt finds it done, with all that is booked of it, or not done at all."""
-        if at.work == "evaluate":
+        if at.work != "train":
             trainer.compute.turn(at.step)
-            tally = trainer.compute.evaluate(Node(0, at.pieces))
+            tally = trainer.compute.evaluate(Node(0, at.pieces), at.work)
+            if at.work == "validate":
+                progress.end_validation(tally)
+                return
             number = self.opening.facts.plan.epoch_of(at.step - 1)
             with held_back():
                 epoch = progress.end_epoch(number, tally, self.clock.now())
-                self.recorder.epoch(epoch, self.opening.shard.digest())
+                self.recorder.epoch(epoch, self.opening.shard.weights)
             return
         done = trainer.sums(at.step)
         account = Account(at.pieces)

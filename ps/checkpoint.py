@@ -98,6 +98,12 @@ class Checkpoint:
     #: All arrays of the file but the past, by name.
     arrays: dict[str, NDArray[Any]]
 
+    def is_of(self, epoch: EpochRecord) -> bool:
+        """Tell whether it was taken at the end of that epoch."""
+        history = self.past.history
+        last = history[-1] if history and self.past.is_evaluated else None
+        return last is not None and (last.epoch, last.weights_sha256) == (epoch.epoch, epoch.weights_sha256)
+
     def held(self, layout: ParameterLayout, slots: Iterable[str]) -> Held:
         """Return the vectors for a layout and an optimizer's slots; `FileFormatError` where they are not the file's."""
         weights = np.empty(layout.size, np.float32)

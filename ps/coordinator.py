@@ -14,6 +14,7 @@ from ps import events
 from ps.divergence import diverged_text
 from ps.effects import AwaitShards, Effect, Finish, ForgetWorker, RecordEpoch, Say, Send, UpdateWeights
 from ps.facts import RunFacts
+from ps.onward import following, phase_in
 from ps.overdue import Overdue
 from ps.pace import Pace
 from ps.phases import PHASES, TRANSITIONS, Phase
@@ -115,6 +116,8 @@ class Coordinator:
                 return self._asked(event.peer)
             case events.StatusRequested():
                 return [Send(peer=event.peer, message=self.status(now))]
+            case events.VerdictGiven():
+                return self._heed(event, now)
             case events.ServersReady():
                 return self._mustered(event, now)
             case events.SumsStored():
@@ -162,7 +165,7 @@ class Coordinator:
             return []
         effects = self._reception().prepared(member, event)
         if self.phase is Phase.GATHERING and self.roster.number_prepared() >= self.facts.min_workers:
-            self.phase = PHASES[self.round.work]
+            self.phase = phase_in(self.facts, self.round)
             self.progress.begin_round(now)
         return effects + self._serve_all(now)
 
@@ -238,7 +241,7 @@ class Coordinator:
         """Book a result whose sums are, or will be at once, where they are to be added."""
         frees_others = self.books.accept(member, result)
         if result.work == "train":
-            self.roster.credit(member, result.count, result.compute_s)
+            self.roster.credit(member, result.count // self.facts.targets, result.compute_s)
         if self.pieces.are_done():
             return self._close_round(now) + self._serve_all(now)
         is_alone_to_serve = not frees_others and member.standing is Standing.READY
@@ -253,6 +256,8 @@ class Coordinator:
                 self.progress.begin_round(now)
                 self.phase = Phase.UPDATING
                 return effects
+        elif self.round.work == "validate":
+            self.progress.end_validation(tally)
         else:
             number = self.facts.plan.epoch_of(self.round.step - 1)
             effects.append(RecordEpoch(epoch=self.progress.end_epoch(number, tally, now), account=account))
@@ -261,13 +266,29 @@ class Coordinator:
 
     def _go_on(self) -> list[Effect]:
         """Open the round that follows, if there is one."""
-        following = self.facts.plan.after(self.round)
-        if following is None:
-            self.phase = Phase.FINISHED
-            return [*self._dismiss(""), Finish(failure="")]
-        self._open(following)
-        self.phase = PHASES[following.work]
+        then = following(self.facts, self.round, self.progress.history)
+        if then is None:
+            return self._end()
+        done, before = self.round, self.books.account
+        self._open(then)
+        if done.work == "validate":
+            self.books.account.take_over(before)
+        self.phase = phase_in(self.facts, then)
         return []
+
+    def _end(self) -> list[Effect]:
+        self.phase = Phase.FINISHED
+        return [*self._dismiss(""), Finish(failure="")]
+
+    def _heed(self, event: events.VerdictGiven, now: float) -> list[Effect]:
+        """Begin the epoch for which callbacks were waited for, or end the run."""
+        if event.epoch != self.progress.history[-1].epoch:
+            return []
+        if event.stops:
+            return self._end()
+        self.phase = PHASES[self.round.work]
+        self.progress.begin_round(now)
+        return self._serve_all(now)
 
     def _open(self, following: Round) -> None:
         self.books = RoundBooks(following)

@@ -68,6 +68,15 @@ class StatusRequested:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VerdictGiven:
+    """Callbacks have been told of an epoch."""
+
+    epoch: int
+    #: Whether the run ends with it.
+    stops: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServersReady:
     """All shards are there."""
 
@@ -120,6 +129,7 @@ Event = (
     | WorkerLeft
     | WorkerAsked
     | StatusRequested
+    | VerdictGiven
     | ServersReady
     | SumsStored
     | StepUpdated
@@ -129,7 +139,7 @@ Event = (
 )
 
 #: What says nothing of whether a worker is alive.
-NO_SIGN = (TimePassed, Interrupted, WorkerLeft, ServersReady, SumsStored, StepUpdated, ServerLost)
+NO_SIGN = (TimePassed, Interrupted, WorkerLeft, VerdictGiven, ServersReady, SumsStored, StepUpdated, ServerLost)
 
 #: What only a member of the run says.
 FROM_MEMBERS = WorkerPrepared | ResultReceived | PieceFailed | LossDiverged | WorkerAsked

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from common.job import Job
 from common.messages import Welcome
 from common.numerics import Fingerprint
+from common.score import Guess
 from ps.plan import Plan
 
 
@@ -20,6 +21,10 @@ class RunFacts:
     dataset: str
     source: str
     fingerprint: Fingerprint
+    #: Classes, or numbers, of one sample: they are what tallies count.
+    targets: int = 1
+    #: What a regression's R² is measured by; None where there are classes.
+    guess: Guess | None = None
     #: Ready workers to begin with.
     min_workers: int = 1
     #: Seconds after which a piece is given to another worker.
@@ -30,6 +35,8 @@ class RunFacts:
     memory: str = ""
     #: Turn away workers, and other servers, that do not share it.
     needs_memory: bool = False
+    #: Before each epoch but the first, wait for the word to go on: callbacks have a say.
+    pauses: bool = False
     #: Servers that share the weights.
     servers: int = 1
     #: Where the others are reached, in the order of their slices: known once they are there.

@@ -65,7 +65,7 @@ class Intake:
         self.book.count(peer)
         if result.work == "train" and len(result.losses) != 4 * (result.hi - result.lo):
             raise RemoteProtocolError(f"losses of {len(result.losses)} bytes: expected 4 for each of its pieces")
-        if result.work == "evaluate" or self.shares(peer):
+        if result.work != "train" or self.shares(peer):
             return True
         if arrays:
             if len(self.shard.frames) > 1:

@@ -13,7 +13,7 @@ from ps.checkpoint_folder import CheckpointFolder
 from ps.ledger import WeightsAt
 from ps.progress import Progress
 from ps.recorder import Recorder
-from ps.run_folder import EpochRecord, RunFolder
+from ps.run_folder import RunFolder
 
 
 class Holder(Protocol):
@@ -46,9 +46,9 @@ class Keeper:
         if at == self.seen:
             return
         ends_epoch, self.seen = at[1] > self.seen[1], at
-        if ends_epoch and holder.updates == self.recorder.facts.plan.total_steps:
-            return  # the run's end has files of its own
-        if self.cadence.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch):
+        # Without the best epoch's, a run that is to end with it could not go on from a later one.
+        is_needed = ends_epoch and self.recorder.facts.job.keep_best and self.best() == holder.updates
+        if is_needed or self.cadence.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch):
             self.take(holder, progress, compute_s)
 
     def take(self, holder: Holder, progress: Progress, compute_s: float) -> bool:
@@ -112,9 +112,5 @@ class Keeper:
 
     def best(self) -> int | None:
         """Return after how many steps the best epoch ended, None before the first."""
-        history = self.recorder.history
-        return self.recorder.ends_at(max(history, key=_merit).epoch) if history else None
-
-
-def _merit(epoch: EpochRecord) -> tuple[float, float]:
-    return epoch.test_accuracy, -epoch.test_loss
+        epoch = self.recorder.best_epoch()
+        return None if epoch is None else self.recorder.ends_at(epoch)

@@ -71,7 +71,7 @@ def occupied(rank: int, pieces: Pieces, slots: SlotBook, awaiting: Awaiting) -> 
 
 def adding(slots: SlotBook, member: Member, result: Result) -> AddSums | AddShared | None:
     """Return how the sums of a result get into the tree, None where they are not to be had any more."""
-    if not member.shares or result.work == "evaluate":
+    if not member.shares or result.work != "train":
         return AddSums(node=result.node())
     slot = slots.slot_of(member.rank, result.number)
     return None if slot is None else AddShared(node=result.node(), rank=member.rank, slot=slot)

@@ -146,6 +146,12 @@ class Account:
         for node in nodes:
             self.note(Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why))
 
+    def take_over(self, before: "Account") -> None:
+        """Book what was booked of a round that has no line of its own, and after which this one comes."""
+        for entry in before.entries:
+            self.note(entry)
+        self.unlisted += before.unlisted
+
     def vain(self, result: Result, rank: int) -> None:
         """Book a result that nobody needs."""
         if result.lo < result.hi:

@@ -9,14 +9,17 @@ from common.autograd.graph import no_grad
 from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
 from common.data.preparation import Preparation
+from common.data.split import with_validation
 from common.errors import JobError, LockstepError, ModelError
 from common.job import Job
 from common.layout import ParameterLayout, gather, layout_of
-from common.model import build_model, check_fit, model_source
+from common.model import build_model, model_source
 from common.nn.module import Module
 from common.numerics import fingerprint
+from common.objective import Objective
 from common.reduction import Vector
 from common.safetensors import read
+from common.score import Guess
 from common.slices import slices_for
 from ps.facts import RunFacts
 from ps.plan import plan_of
@@ -33,6 +36,8 @@ class Admission:
     allows_mixed_numerics: bool = False
     #: Servers that share the weights.
     servers: int = 1
+    #: As in `RunFacts`.
+    pauses: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,36 +52,51 @@ class Opening:
 
 
 def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Opening:
-    """Build what a run begins with; a `UsageError` where the job, the model or the data do not go together."""
+    """Build what a run begins with; a `UsageError` where the job, the model or the data do not go together.
+
+    `data` is as it was loaded: the validation set is taken from it here.
+    """
+    dataset, data = data.digest, with_validation(data, job.validation_split, job.seed)
     if job.global_batch > len(data.train):
         raise JobError(
             f"global_batch = {job.global_batch!r} is more than the {len(data.train)} training samples of "
             f"{job.data!r}: expected at most as many"
         )
+    objective = Objective.of(job)
+    objective.check_labels(data.train)
     model = build_model(job.model).initialize(job.seed)
     layout = layout_of(model)
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
-    check_fit(model, data.train, dry_run(model, two_samples(data, job.max_shift)))
+    objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # says where there are too many
-    plan = plan_of(job, len(data.train), len(data.test))
+    plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     facts = RunFacts(
         run=run,
         job=job,
         plan=plan,
         training_samples=len(data.train),
         layout=layout.digest(),
-        dataset=data.digest,
+        dataset=dataset,
         source=model_source(job.model),
         fingerprint=fingerprint(),
+        targets=data.train.targets,
+        guess=guess_of(objective, data),
         min_workers=admission.min_workers,
         lease_timeout_s=admission.lease_timeout_s,
         allows_mixed_numerics=admission.allows_mixed_numerics,
         servers=admission.servers,
+        pauses=admission.pauses,
     )
     weights = first_weights(job, model, layout)
     shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model, layout), job.micro_batches)
     return Opening(facts=facts, model=model, data=data, layout=layout, shard=shard)
+
+
+def guess_of(objective: Objective, data: TrainTest) -> Guess | None:
+    """Return what R² is measured by over both sets; None where there are classes."""
+    train, test = objective.guess(data.train), objective.guess(data.test)
+    return None if train is None or test is None else Guess(train, test)
 
 
 def first_weights(job: Job, model: Module, layout: ParameterLayout) -> Vector:
@@ -90,7 +110,8 @@ def first_weights(job: Job, model: Module, layout: ParameterLayout) -> Vector:
 
 def two_samples(data: TrainTest, max_shift: int) -> Vector:
     """Return two prepared samples; `DataError` where what they are cannot be shifted."""
-    pair = Dataset(np.repeat(data.train.images[:1], 2, axis=0), data.train.labels[:1].repeat(2), data.train.classes)
+    first = (data.train.images[:1], data.train.labels[:1])
+    pair = Dataset(*(np.repeat(array, 2, axis=0) for array in first), data.train.classes)
     return Preparation.of(pair, max_shift).images(pair.images)
 
 

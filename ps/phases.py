@@ -15,6 +15,7 @@ from ps.events import (
     StepUpdated,
     SumsStored,
     TimePassed,
+    VerdictGiven,
     WorkerAdvanced,
     WorkerAsked,
     WorkerJoined,
@@ -34,12 +35,14 @@ class Phase(Enum):
     EVALUATING = "evaluating"
     #: All results of a step are there, and other servers have not made its update yet.
     UPDATING = "updating"
+    #: Between two epochs, until callbacks say that the run goes on.
+    PAUSED = "waiting for callbacks"
     FINISHED = "finished"
     FAILED = "failed"
 
 
 #: What the run does in a round of that work.
-PHASES: dict[Work, Phase] = {"train": Phase.TRAINING, "evaluate": Phase.EVALUATING}
+PHASES: dict[Work, Phase] = {"train": Phase.TRAINING, "validate": Phase.EVALUATING, "evaluate": Phase.EVALUATING}
 
 #: Nothing happens: late and doubled messages end here, not in an `if`.
 IGNORED: frozenset[Phase] = frozenset()
@@ -64,7 +67,7 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
     (Phase.MUSTERING, Interrupted): frozenset({Phase.FAILED}),
     (Phase.GATHERING, WorkerJoined): frozenset({Phase.GATHERING}),
     # A run that goes on from a checkpoint may begin with an evaluation.
-    (Phase.GATHERING, WorkerPrepared): frozenset({Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING}),
+    (Phase.GATHERING, WorkerPrepared): frozenset({Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING, Phase.PAUSED}),
     (Phase.GATHERING, WorkerAdvanced): IGNORED,
     (Phase.GATHERING, ResultReceived): IGNORED,
     (Phase.GATHERING, PieceFailed): IGNORED,
@@ -88,7 +91,7 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
     (Phase.EVALUATING, WorkerJoined): frozenset({Phase.EVALUATING}),
     (Phase.EVALUATING, WorkerPrepared): frozenset({Phase.EVALUATING}),
     (Phase.EVALUATING, WorkerAdvanced): frozenset({Phase.EVALUATING}),
-    (Phase.EVALUATING, ResultReceived): _ONWARD,
+    (Phase.EVALUATING, ResultReceived): _ONWARD | {Phase.PAUSED},
     (Phase.EVALUATING, PieceFailed): _HERE_OR_FAILED[Phase.EVALUATING],
     (Phase.EVALUATING, LossDiverged): _HERE_OR_FAILED[Phase.EVALUATING],
     (Phase.EVALUATING, WorkerLeft): frozenset({Phase.EVALUATING}),
@@ -110,12 +113,35 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
     (Phase.UPDATING, StepUpdated): _ONWARD,
     (Phase.UPDATING, TimePassed): frozenset({Phase.UPDATING}),
     (Phase.UPDATING, Interrupted): frozenset({Phase.FAILED}),
-    **{(phase, ServersReady): IGNORED for phase in (Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING, Phase.UPDATING)},
+    # What comes of the evaluation now is late.
+    (Phase.PAUSED, WorkerJoined): frozenset({Phase.PAUSED}),
+    (Phase.PAUSED, WorkerPrepared): frozenset({Phase.PAUSED}),
+    (Phase.PAUSED, WorkerAdvanced): frozenset({Phase.PAUSED}),
+    (Phase.PAUSED, ResultReceived): frozenset({Phase.PAUSED}),
+    (Phase.PAUSED, PieceFailed): IGNORED,
+    (Phase.PAUSED, LossDiverged): IGNORED,
+    (Phase.PAUSED, WorkerLeft): frozenset({Phase.PAUSED}),
+    (Phase.PAUSED, WorkerAsked): frozenset({Phase.PAUSED}),
+    (Phase.PAUSED, StatusRequested): frozenset({Phase.PAUSED}),
+    (Phase.PAUSED, VerdictGiven): frozenset({Phase.PAUSED, Phase.TRAINING, Phase.FINISHED}),
+    (Phase.PAUSED, SumsStored): IGNORED,
+    (Phase.PAUSED, StepUpdated): IGNORED,
+    (Phase.PAUSED, TimePassed): frozenset({Phase.PAUSED}),
+    (Phase.PAUSED, Interrupted): frozenset({Phase.FAILED}),
+    **{(phase, ServersReady): IGNORED for phase in Phase if phase is not Phase.MUSTERING},
+    **{(phase, VerdictGiven): IGNORED for phase in Phase if phase is not Phase.PAUSED},
     **{(phase, SumsStored): IGNORED for phase in (Phase.MUSTERING, Phase.GATHERING, Phase.EVALUATING, Phase.UPDATING)},
     **{(phase, StepUpdated): IGNORED for phase in (Phase.MUSTERING, Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING)},
     **{
         (phase, ServerLost): frozenset({Phase.FAILED})
-        for phase in (Phase.MUSTERING, Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING, Phase.UPDATING)
+        for phase in (
+            Phase.MUSTERING,
+            Phase.GATHERING,
+            Phase.TRAINING,
+            Phase.EVALUATING,
+            Phase.UPDATING,
+            Phase.PAUSED,
+        )
     },
     # After the end a worker that comes late is told so; whatever else arrives is of no use any more.
     **{
@@ -131,6 +157,7 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
             WorkerLeft,
             WorkerAsked,
             StatusRequested,
+            VerdictGiven,
             ServersReady,
             SumsStored,
             StepUpdated,

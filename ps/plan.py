@@ -1,4 +1,4 @@
-"""Which rounds a run consists of: each epoch's steps, then an evaluation. Pure arithmetic on the job."""
+"""Which rounds a run consists of: each epoch's steps, then its evaluations. Pure arithmetic on the job."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,9 @@ from common.data.evaluation import evaluation_pieces
 from common.job import Job
 from common.messages import Work
 from common.reduction import Node
+
+#: How a person is told of what is evaluated.
+EVALUATIONS: dict[Work, str] = {"validate": "validation", "evaluate": "evaluation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,8 @@ class Round:
     def named(self, nodes: Sequence[Node]) -> str:
         """Return how a person is told of some of its pieces."""
         pieces = ", ".join(map(str, nodes))
-        if self.work == "evaluate":
-            return f"evaluation pieces {pieces} after step {self.step}"
+        if self.work != "train":
+            return f"{EVALUATIONS[self.work]} pieces {pieces} after step {self.step}"
         return f"micro-batches {pieces} of step {self.step}"
 
 
@@ -33,27 +36,33 @@ class Plan:
     steps_per_epoch: int
     micro_batches: int
     evaluation_pieces: int
+    #: 0 where there is no validation set.
+    validation_pieces: int = 0
 
     def first(self) -> Round:
         return Round("train", 0, self.micro_batches)
 
     def after(self, done: Round) -> Round | None:
         """Return the round that follows, None after the last."""
-        if done.work == "train" and self.closes_epoch(done.step):
-            return Round("evaluate", done.step + 1, self.evaluation_pieces)
         step = done.step + 1 if done.work == "train" else done.step
+        if done.work == "train" and self.closes_epoch(done.step) and self.validation_pieces:
+            return Round("validate", step, self.validation_pieces)
+        if done.work == "validate" or (done.work == "train" and self.closes_epoch(done.step)):
+            # The test set comes last: with it the epoch's figures are complete.
+            return Round("evaluate", step, self.evaluation_pieces)
         return Round("train", step, self.micro_batches) if step < self.total_steps else None
 
     def at(self, steps: int, *, is_evaluated: bool) -> Round | None:
         """Return the round that follows `steps` training steps, None at the end of the run.
 
-        `is_evaluated` tells whether the evaluation is done that follows the last of them, where there is one.
+        `is_evaluated` tells whether the evaluations are done that follow the last of them, where there are any.
         """
         if not steps:
             return self.first()
-        last = Round("train", steps - 1, self.micro_batches)
-        following = self.after(last)
-        return self.after(following) if is_evaluated and following and following.work == "evaluate" else following
+        following = self.after(Round("train", steps - 1, self.micro_batches))
+        while is_evaluated and following is not None and following.work != "train":
+            following = self.after(following)
+        return following
 
     def closes_epoch(self, step: int) -> bool:
         """Tell whether an epoch ends with that step: the last one may end early."""
@@ -74,11 +83,12 @@ class Plan:
         return self.epoch_of(self.total_steps - 1)
 
 
-def plan_of(job: Job, training_samples: int, test_samples: int) -> Plan:
-    """Return the plan of a job on datasets of these sizes."""
+def plan_of(job: Job, training_samples: int, test_samples: int, validation_samples: int = 0) -> Plan:
+    """Return the plan of a job on datasets of these sizes; the training set is what the validation set leaves."""
     return Plan(
         total_steps=job.total_steps(training_samples),
         steps_per_epoch=-(-training_samples // job.global_batch),
         micro_batches=job.micro_batches,
         evaluation_pieces=evaluation_pieces(test_samples),
+        validation_pieces=evaluation_pieces(validation_samples) if validation_samples else 0,
     )

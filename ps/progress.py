@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from common.messages import EpochStatus
+from common.score import Guess, Score, score_of
 from common.tally import Tally
 from ps.timing import StepTime
 
@@ -15,6 +16,9 @@ WINDOW_S = 5.0
 class Progress:
     """The figures of a run so far."""
 
+    #: The run's: see `RunFacts`.
+    targets: int = 1
+    guess: Guess | None = None
     #: When the first step was begun, in seconds of the coordinator's clock; None before.
     started: float | None = None
     #: Seconds before that which count as well: of a run that goes on from a checkpoint.
@@ -24,6 +28,8 @@ class Progress:
     #: Over the training samples of the epoch so far.
     epoch: Tally = field(default_factory=Tally)
     history: list[EpochStatus] = field(default_factory=list)
+    #: Of the epoch at hand, once that is done; a run that goes on from before does it again.
+    validation: Tally | None = None
     #: Training samples in all.
     samples: int = 0
     #: Seconds spent in training rounds, without evaluations.
@@ -47,25 +53,39 @@ class Progress:
         mean_s, slowest_s = computed
         self.last_step = StepTime(round_s=now - self.round_started, mean_s=mean_s, slowest_s=slowest_s)
         self.epoch = self.epoch + tally
-        self.samples += tally.count
+        self.samples += tally.count // self.targets
         self.train_s += self.last_step.round_s
         self.recent.append((self.train_s, self.samples))
         while len(self.recent) > 2 and self.train_s - self.recent[0][0] > WINDOW_S:
             self.recent.popleft()
 
+    def end_validation(self, validation: Tally) -> None:
+        """Book a finished evaluation of the validation set."""
+        self.validation = validation
+
     def end_epoch(self, number: int, evaluation: Tally, now: float) -> EpochStatus:
-        """Book a finished evaluation, and begin the next epoch."""
+        """Book a finished evaluation of the test set, and begin the next epoch."""
+        validation, self.validation = self.validation, None
+        score, test = self.score(self.epoch), score_of(evaluation, self.guess and self.guess.test)
         status = EpochStatus(
             epoch=number,
             loss=self.epoch.loss,
-            accuracy=self.epoch.accuracy,
+            accuracy=score.accuracy,
+            r2=score.r2,
             test_loss=evaluation.loss,
-            test_accuracy=evaluation.accuracy,
+            test_accuracy=test.accuracy,
+            test_r2=test.r2,
             wall_s=self.elapsed(now),
+            val_loss=None if validation is None else validation.loss,
+            val_accuracy=None if validation is None or self.guess is not None else validation.accuracy,
         )
         self.history.append(status)
         self.epoch = Tally()
         return status
+
+    def score(self, tally: Tally) -> Score:
+        """Return how good training samples came out."""
+        return score_of(tally, self.guess and self.guess.train)
 
     def elapsed(self, now: float) -> float:
         """Return the seconds since the first step was begun, without those when nothing ran."""

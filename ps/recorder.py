@@ -8,8 +8,10 @@ import msgspec
 from common.layout import ParameterLayout, weights_digest
 from common.messages import EpochStatus
 from common.reduction import Vector
+from common.score import score_of
 from common.tally import Tally
 from ps.facts import RunFacts
+from ps.judgement import is_stopped, judged
 from ps.ledger import Account, Begun, Entry, EpochDone
 from ps.progress import Progress
 from ps.receipt import Link, first_link, next_link, receipt_of
@@ -52,6 +54,8 @@ class Recorder:
     steps: int = 0
     #: The receipt's links, from the one before the first epoch on.
     chain: list[Link] = field(default_factory=list)
+    #: A copy of the weights after the best epoch, where the run is to end with those.
+    best: Vector | None = None
     #: Set once the run has ended well.
     result: RunResult | None = None
 
@@ -66,7 +70,9 @@ class Recorder:
         self.update_s += update_s
         self.times.add(time, update_s, is_counted=step % self.facts.plan.steps_per_epoch != 0)
         if self.folder is not None:
-            figures = {"step": step, "loss": tally.loss, "accuracy": tally.accuracy, "lr": rate, "samples": tally.count}
+            guess, samples = self.facts.guess, tally.count // self.facts.targets
+            score = {"accuracy": tally.accuracy} if guess is None else {"r2": score_of(tally, guess.train).r2}
+            figures = {"step": step, "loss": tally.loss, **score, "lr": rate, "samples": samples}
             times = {"round_s": time.round_s, "mean_s": time.mean_s, "slowest_s": time.slowest_s, "update_s": update_s}
             self.folder.record("step", {"epoch": self.facts.plan.epoch_of(step), **figures, **times})
 
@@ -77,15 +83,25 @@ class Recorder:
         # Last, so that after an interrupt it tells whether all is there.
         self.steps = step + 1
 
-    def epoch(self, status: EpochStatus, digest: str) -> None:
-        """Keep the figures of an epoch."""
+    def epoch(self, status: EpochStatus, weights: Vector) -> None:
+        """Keep the figures of an epoch, and of the weights after it what is asked for."""
+        digest = weights_digest(weights)
         record = EpochRecord(**msgspec.to_builtins(status), weights_sha256=digest)
         if self.folder is not None:
             self.folder.record("epoch", msgspec.to_builtins(record))
             self._link(status.epoch, digest)
+            if self.facts.pauses:
+                self.folder.keep_epoch(self.layout, weights, status.epoch)
             self.folder.flush()
         # Last, as in `account`.
         self.history.append(record)
+        if self.facts.job.keep_best and self.best_epoch() == record.epoch:
+            self.best = weights.copy()
+
+    def best_epoch(self) -> int | None:
+        """Return the number of the best epoch so far, None before the first."""
+        judgement = judged(self.facts.job, self.history)
+        return None if judgement is None else judgement.best
 
     def ends_at(self, epoch: int) -> int:
         """Return after how many steps an epoch ends."""
@@ -110,7 +126,9 @@ class Recorder:
 
     def finish(self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float) -> RunResult:
         """Keep the weights and the result of a run that went well."""
-        facts, job, last = self.facts, self.facts.job, self.history[-1]
+        facts, job, kept = self.facts, self.facts.job, self.history[-1]
+        if self.best is not None:
+            weights, kept = self.best, self.history[(self.best_epoch() or 0) - 1]
         self.result = RunResult(
             run=facts.run,
             model=job.model_name(),
@@ -120,7 +138,7 @@ class Recorder:
             servers=self.setting.servers,
             transport=self.setting.transport,
             epochs=facts.plan.epochs,
-            steps=facts.plan.total_steps,
+            steps=progress.steps,
             global_batch=job.global_batch,
             micro_batches=job.micro_batches,
             wall_s=now - self.setting.started,
@@ -130,21 +148,32 @@ class Recorder:
             update_s=self.update_s,
             parameters=self.layout.parameter_size,
             split=self.times.split(),
-            train_loss=last.loss,
-            test_loss=last.test_loss,
-            test_accuracy=last.test_accuracy,
+            train_loss=kept.loss,
+            test_loss=kept.test_loss,
+            test_accuracy=kept.test_accuracy,
+            test_r2=kept.test_r2,
             weights_sha256=weights_digest(weights),
             job_sha256=job.digest(),
             dataset_sha256=facts.dataset,
             numerics=msgspec.to_builtins(facts.fingerprint),
             history=self.history,
             obstacle=self.setting.obstacle,
+            weights_epoch=kept.epoch,
+            stopped=self._why_stopped(),
         )
         if self.folder is not None:
-            self._keep(weights, facts.plan.total_steps)
+            self._keep(weights, self.ends_at(kept.epoch))
             self.keep_receipt()
             self.folder.keep_result(self.result)
         return self.result
+
+    def _why_stopped(self) -> str:
+        job, epochs = self.facts.job, len(self.history)
+        if epochs == self.facts.plan.epochs:
+            return ""
+        if is_stopped(job, self.history):
+            return f"{job.patience} epochs in a row had no better {job.monitored()}"
+        return f"a callback stopped it after epoch {epochs}"
 
     def fail(self, failure: str, weights: Vector, steps: int) -> None:
         """Keep the weights of a run that failed, as they were after `steps` updates."""

@@ -19,18 +19,19 @@ def status_of(
 ) -> Status:
     """Return how a run stands at `now` seconds, in the round `at`."""
     plan = facts.plan
-    is_finished = phase is Phase.FINISHED
-    step = plan.total_steps if is_finished else at.step
+    step, is_between = at.step, at.work != "train" or phase is Phase.FINISHED
+    score = progress.score(progress.epoch)
     return Status(
         run=facts.run,
         model=shortened(facts.job.model_name(), NAME_LIMIT),
         phase=phase.value,
-        epoch=plan.epoch_of(step - 1 if at.work == "evaluate" else step),
+        epoch=plan.epoch_of(step - 1 if is_between else step),
         epochs=plan.epochs,
         step=step,
         steps=plan.total_steps,
         loss=progress.epoch.loss,
-        accuracy=progress.epoch.accuracy,
+        accuracy=score.accuracy,
+        r2=score.r2,
         images_per_s=progress.images_per_s(),
         elapsed_s=progress.elapsed(now),
         eta_s=progress.eta_s(plan.samples(facts.training_samples, facts.job.global_batch)),

@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from common.layout import weights_digest
 from common.messages import EpochStatus
+from common.reduction import Vector
 from common.tally import Tally
 from ps.checkpoint import Checkpoint, Identity, Past
+from ps.checkpoint_folder import CheckpointFolder
 from ps.coordinator import Coordinator
 from ps.facts import RunFacts
+from ps.judgement import judged
 from ps.ledger import Begun, read_lines
 from ps.opening import Opening
 from ps.plan import Round
@@ -33,7 +36,7 @@ class Resumption:
 
 def beginning(opening: Opening) -> Resumption:
     """Return where a new run begins."""
-    return Resumption(round=opening.facts.plan.first(), progress=Progress())
+    return Resumption(round=opening.facts.plan.first(), progress=Progress(opening.facts.targets, opening.facts.guess))
 
 
 def coordinator_of(facts: RunFacts, start: Resumption) -> Coordinator:
@@ -95,7 +98,32 @@ def resume(opening: Opening, recorder: Recorder, folder: RunFolder, checkpoint: 
     path = folder.ledger.path
     recorder.chain = read_chain(opening.facts, read_lines(path.read_bytes(), str(path)), str(path))
     recorder.note(Begun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost))
-    return Resumption(round=following, progress=_progress(past), compute_s=past.compute_s)
+    return Resumption(round=following, progress=_progress(past, opening.facts), compute_s=past.compute_s)
+
+
+def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:
+    """Return the checkpoint of the best epoch that another one tells of, None before the first or where it is gone."""
+    past, judgement = checkpoint.past, judged(checkpoint.identity.job, checkpoint.past.history)
+    if judgement is None:
+        return None
+    record = past.history[judgement.best - 1]
+    return next((found for found in checkpoints.back_from(past.steps) if found.is_of(record)), None)
+
+
+def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
+    """Tell whether a run can go on from a checkpoint: one that ends with the best weights needs those so far."""
+    if not checkpoint.identity.job.keep_best or not checkpoint.past.history:
+        return True
+    if _best(checkpoint, checkpoints) is not None:
+        return True
+    checkpoints.say(f"warning: {checkpoint.path}: the best epoch's weights are gone: the one before it is used")
+    return False
+
+
+def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, opening: Opening) -> Vector | None:
+    """Return the weights of the best epoch before a checkpoint, None before the first."""
+    best = _best(checkpoint, checkpoints)
+    return None if best is None else best.held(opening.layout, opening.shard.state).weights
 
 
 def fill(shard: Shard, checkpoint: Checkpoint, opening: Opening) -> None:
@@ -107,11 +135,14 @@ def fill(shard: Shard, checkpoint: Checkpoint, opening: Opening) -> None:
     for name, values in held.state.items():
         shard.state[name][...] = values
     shard.updates = checkpoint.past.steps
+    shard.serve()
 
 
-def _progress(past: Past) -> Progress:
+def _progress(past: Past, facts: RunFacts) -> Progress:
     names = EpochStatus.__struct_fields__
     return Progress(
+        targets=facts.targets,
+        guess=facts.guess,
         before_s=past.elapsed_s,
         steps=past.steps,
         epoch=Tally(past.loss_sum, past.correct, past.count),
@@ -135,7 +166,6 @@ def _cut_lines(folder: RunFolder, past: Past) -> int:
     return _steps_in(folder.ledger.cut(past.ledger_bytes))
 
 
-    shard.serve()
 def _steps_in(lines: bytes) -> int:
     # Not parsed: what a loss of power left there may be anything.
     return lines.count(b'"kind":"step"')

@@ -22,20 +22,28 @@ LEDGER = "ledger.jsonl"
 RECEIPT = "receipt.json"
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
+#: The weights after the last epoch, while callbacks may ask for them.
+EPOCH_WEIGHTS = "epoch.safetensors"
 RESULT = "result.json"
 
 
-class EpochRecord(msgspec.Struct, frozen=True, kw_only=True):
+class EpochRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One epoch in the history: means over its training samples, over the test set after it, and the weights then."""
 
     epoch: int
     loss: float
-    accuracy: float
+    #: None in a regression, which has R² instead.
+    accuracy: float | None = None
     test_loss: float
-    test_accuracy: float
+    test_accuracy: float | None = None
+    r2: float | None = None
+    test_r2: float | None = None
     #: Seconds from the first step to the end of the epoch's evaluation.
     wall_s: float
     weights_sha256: str
+    #: Over the validation set, None in a run without one.
+    val_loss: float | None = None
+    val_accuracy: float | None = None
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,22 +68,28 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     #: Seconds that the workers spent in computing, added up, and those that the server spent in updates.
     compute_s: float
     update_s: float
-    #: Mean training loss of the last epoch; test figures after it.
+    #: Mean training loss of the epoch whose weights these are, and the test figures after it.
     train_loss: float
     test_loss: float
-    test_accuracy: float
+    test_accuracy: float | None
     weights_sha256: str
     job_sha256: str
     dataset_sha256: str
     #: What computed it: versions, BLAS kernel, processor features.
     numerics: dict[str, Any]
     history: list[EpochRecord]
+    #: Of a regression, whose `test_accuracy` is None.
+    test_r2: float | None = None
     #: Number of values that are trained; 0 in the folder of an older version.
     parameters: int = 0
     #: Where the time of an average step went; None where no step was followed by another in its epoch.
     split: Split | None = None
     #: Why vectors did not go through shared memory where they might have; empty where they did.
     obstacle: str = ""
+    #: After which epoch the weights are; 0 in the folder of an older version.
+    weights_epoch: int = 0
+    #: Why there are fewer epochs than the job has; empty where there are not.
+    stopped: str = ""
 
 
 def read_result(folder: Path) -> RunResult:
@@ -123,6 +137,13 @@ class RunFolder:
     def keep_weights(self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str]) -> None:
         """Write the weights as safetensors, whole or not at all."""
         write(self.path / WEIGHTS, layout.read(vector), metadata)
+
+    def keep_epoch(self, layout: ParameterLayout, vector: Vector, epoch: int) -> None:
+        """Write the weights after an epoch for callbacks; where that fails, the run does not."""
+        try:
+            write(self.path / EPOCH_WEIGHTS, layout.read(vector), {"epoch": str(epoch)})
+        except OSError as error:
+            self.say(f"warning: cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run goes on")
 
     def keep_result(self, result: RunResult) -> None:
         """Write `result.json`, whole or not at all."""

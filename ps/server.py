@@ -25,6 +25,7 @@ from common.messages import (
     Result,
     ServerMessage,
     StatusAsked,
+    Verdict,
     Weights,
     WorkerMessage,
     shortened,
@@ -214,6 +215,8 @@ class Server:
                 return events.WorkerAsked(peer=peer)
             case StatusAsked():
                 return events.StatusRequested(peer=peer)
+            case Verdict():
+                return events.VerdictGiven(epoch=message.epoch, stops=message.stops)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a server")
 
@@ -239,7 +242,7 @@ class Server:
                 pending.extend(self._perform(effect))
             self._record_updated()
         # Afterwards: what workers wait for has been sent.
-        if self.keeper is not None and not (self.ended and self.ended.failure):
+        if self.keeper is not None and self.ended is None:
             self.keeper.look(self._holder(), self.coordinator.progress, self.coordinator.roster.compute_s)
 
     def _holder(self) -> Shard | Gathered:
@@ -270,7 +273,7 @@ class Server:
             case effects.RecordEpoch():
                 holder = self._holder()
                 self.recorder.note(*effect.account.others("evaluate", holder.updates))
-                self.recorder.epoch(effect.epoch, holder.digest())
+                self.recorder.epoch(effect.epoch, holder.weights)
             case effects.Say():
                 self.say(effect.text)
             case effects.Finish():
@@ -280,11 +283,11 @@ class Server:
         return []
 
     def _send_weights(self, peer: bytes, step: int) -> Sequence[events.Event]:
+        wire = self.shard.policy.wire_weights
         for frame in self.shard.frames:
             words = wire.pack(frame.of(self.shard.served_weights), frame.start)
             failed = self._send(peer, Weights(step=step, start=frame.start), words)
             if failed:
-        wire = self.shard.policy.wire_weights
                 return failed
         member = self.coordinator.roster.members.get(peer)
         return [] if self.shards is None or member is None else self.shards.serve(member.rank, step)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from common.autograd import functional as F
 from common.autograd.graph import Leaf, no_grad, tell_finished
 from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
@@ -19,20 +18,22 @@ from common.data.preparation import Preparation
 from common.data.sampler import Sampler
 from common.job import Job
 from common.layout import Binding, ParameterLayout, layout_of
+from common.messages import Work
 from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module, Stochastic
+from common.objective import Objective
 from common.randomness import Purpose, generator
 from common.reduction import Node, Vector, VectorPool
 from common.slices import Slice
 from common.tally import Tally
-from worker.final_frames import FinalFrames, Push
 from common.wire.wire import Place, Wire, wire_of
+from worker.final_frames import FinalFrames, Push
 from worker.training_pass import TrainingPass
 
 #: Two vectors of weights, or none.
 Slots = tuple[Vector, Vector] | tuple[()]
 
-#: Classes, or the places of samples in the data.
+#: The places of samples in the data.
 Integers = NDArray[np.int64]
 
 
@@ -62,11 +63,11 @@ class Compute:
     weights: Vector = field(init=False)
     into: Vector = field(init=False)
     layout: ParameterLayout = field(init=False)
-    sampler: Sampler = field(init=False)
     objective: Objective = field(init=False)
     #: How sums, and weights, are rounded and travel.
     wire: Wire = field(init=False)
     wire_weights: Wire = field(init=False)
+    sampler: Sampler = field(init=False)
     preparation: Preparation = field(init=False)
     _binding: Binding = field(init=False)
     _pool: VectorPool = field(init=False)
@@ -82,9 +83,9 @@ class Compute:
     def __post_init__(self) -> None:
         job = self.job
         self.layout = layout_of(self.model)
-        self.slots = self.slots or (self._new_vector(), self._new_vector())
         self.wire = wire_of(job.wire, job.seed, self.layout.parameter_size)
         self.wire_weights = wire_of(job.wire_weights, job.seed, self.layout.parameter_size)
+        self.slots = self.slots or (self._new_vector(), self._new_vector())
         self.sums = self.sums or (self._new_vector(),)
         self.weights, self.into = self.slots[0], self.sums[0]
         # Read only, as they are where memory is shared: a model that changes its own weights would get other bits on
@@ -100,7 +101,8 @@ class Compute:
         preparation = Preparation.of(self.data.train, job.max_shift)
         self.preparation = preparation if job.normalize else replace(preparation, mean=0.0, std=1.0)
         self._pool = VectorPool(self.layout.size)
-        self._pass = TrainingPass(self.model, self._binding.parameters, job.label_smoothing)
+        self.objective = Objective.of(job)
+        self._pass = TrainingPass(self.model, self._binding.parameters, self.objective)
 
     def _new_vector(self) -> Vector:
         return np.zeros(self.layout.size, dtype=np.float32)
@@ -151,8 +153,6 @@ class Compute:
             self.wire.add(frame.of(left), frame.of(self.into), frame.of(out), replace(at, start=frame.start))
             push(frame)
 
-    def _piece(self, step: int, micro_batch: int, push: Push | None) -> Tally:
-        """Compute one micro-batch into the vector of sums."""
     def _rounding(self, step: int, node: Node, push: Push) -> Push:
         """Return what rounds a piece's frame, and then pushes it."""
 
@@ -162,6 +162,8 @@ class Compute:
 
         return push if self.wire.is_exact else round_and_push
 
+    def _piece(self, step: int, micro_batch: int, push: Push | None) -> Tally:
+        """Compute one micro-batch into the vector of sums."""
         indices = self.sampler.indices(step, micro_batch)
         count = len(indices)
         if count == 0:
@@ -175,45 +177,54 @@ class Compute:
             # A statistic that this forward does not observe stays what it is: its sum is count times its value.
             size = self.layout.parameter_size
             np.multiply(self.weights[size:], np.float32(count), out=self.into[size:])
-        images, labels = self.batch(indices, step, micro_batch)
+        images, targets = self.batch(indices, step, micro_batch)
         self._put(is_training=True)
         if self._draws:
             self.model.reseed(self.job.seed, step, micro_batch)
-        loss, logits = self._pass.forward(images, labels)
+        loss, outputs = self._pass.forward(images, targets)
         if not math.isfinite(loss):
             # The forward that looks for the layer is to draw the very numbers of this one.
             self.model.reseed(self.job.seed, step, micro_batch)
             raise self._not_finite(micro_batch, images)
         self.losses.append(float(loss))
+        if self.layout.statistics and self.data.train.targets != 1:
+            # They are weighted by samples, and all sums are divided by the number of targets.
+            self.into[self.layout.parameter_size :] *= np.float32(self.data.train.targets)
         self._walk_back(push)
-        return tally_of(loss, logits, labels)
+        return self.objective.tally(loss, outputs, targets)
 
-    def evaluate(self, node: Node) -> Tally:
-        """Return the tally of a node of the test set's pieces, added over their tree. Raises `NotFiniteError`."""
+    def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:
+        """Return the tally of a node of pieces, added over their tree: of the test set, or to "validate" of that set.
+
+        Raises `NotFiniteError`.
+        """
         if len(node) == 1:
             with no_grad(), np.errstate(all="ignore"):  # as in `train`
-                return self._evaluate_piece(node.lo)
+                return self._evaluate_piece(node.lo, work)
         first, second = node.halves()
-        return self.evaluate(first) + self.evaluate(second)
+        return self.evaluate(first, work) + self.evaluate(second, work)
 
-    def _evaluate_piece(self, piece: int) -> Tally:
-        rows = evaluation_rows(piece, len(self.data.test))
-        labels = self.data.test.labels[rows]
-        images = self.preparation.images(self.data.test.images[rows])
+    def _evaluate_piece(self, piece: int, work: Work) -> Tally:
+        held_out = self.data.test if work == "evaluate" else self.data.validation
+        assert held_out is not None, "a validation set is validated that this job does not have"
+        rows = evaluation_rows(piece, len(held_out))
+        targets = self.objective.targets(held_out.labels[rows])
+        images = self.preparation.images(held_out.images[rows])
         self._put(is_training=False)
-        logits = self.model(Tensor(images))
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        outputs = self.model(Tensor(images))
+        loss = self.objective.test_loss(outputs, targets)
         if not math.isfinite(loss.data):
             raise self._not_finite(piece, images)
-        return tally_of(loss.data, logits.data, labels)
+        return self.objective.tally(loss.data, outputs.data, targets)
 
-    def batch(self, indices: Integers, step: int, micro_batch: int) -> tuple[Vector, Integers]:
-        """Return what the model is given of these samples in a micro-batch, and their labels."""
+    def batch(self, indices: Integers, step: int, micro_batch: int) -> tuple[Vector, Vector]:
+        """Return what the model is given of these samples in a micro-batch, and what its outputs are compared with."""
         rng = None
         if self.job.max_shift:
             rng = generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)
         train = self.data.train
-        return self.preparation.images(train.images.take(indices, axis=0), rng), train.labels.take(indices)
+        images = self.preparation.images(train.images.take(indices, axis=0), rng)
+        return images, self.objective.targets(train.labels.take(indices, axis=0))
 
     def _not_finite(self, piece: int, images: Vector) -> NotFiniteError:
         return NotFiniteError(piece, first_nonfinite_layer(self.model, Tensor(images)) or "the loss itself")
@@ -248,9 +259,3 @@ def read_only(vector: Vector) -> Vector:
     view = vector.view()
     view.flags.writeable = False
     return view
-
-
-def tally_of(loss: Vector, logits: Vector, labels: Integers) -> Tally:
-    """Return the tally of samples with that sum of losses; `logits` is (n, classes)."""
-    correct = int(np.count_nonzero(logits.argmax(axis=1) == labels))
-    return Tally(float(loss), correct, len(labels))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.data.dataset import TrainTest
+from common.data.split import with_validation
 from common.errors import DataError, ModelError, SharingError
 from common.layout import layout_of
 from common.messages import Welcome
@@ -46,6 +47,7 @@ def prepare(welcome: Welcome, load: Loader, root: Path | None = None) -> Workpla
             f"the dataset {job.data!r} is not the server's (SHA-256 {data.digest[:12]}… here, "
             f"{welcome.dataset[:12]}… there): copy the server's data to this machine"
         )
+    data = with_validation(data, job.validation_split, job.seed)
     model = build_model(job.model)
     layout = layout_of(model)
     if layout.digest() != welcome.layout:

@@ -1,6 +1,7 @@
 """What a dataset is: samples with their labels, checked once; it knows nothing of files, order or normalisation."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,19 +14,30 @@ from common.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples and their classes. Raises DataError where the fields do not fit together."""
+    """Samples and what is to be told of them. Raises DataError where the fields do not fit together."""
 
-    #: uint8 or float32, (n, channels, height, width) or (n, features); n ≥ 1, all finite.
+    #: uint8 or float32, (n, channels, height, width) or (n, features); or tokens, which stand for something, int32
+    #: (n, t) from 0. n ≥ 1, all finite.
     images: NDArray[Any]
-    #: int64, (n,), each in [0, classes).
-    labels: NDArray[np.int64]
+    #: Classes, int64 in [0, classes): one a sample, (n,), or one a token, (n, t). Or numbers, float32 (n, targets).
+    labels: NDArray[Any]
+    #: 0 where labels are real numbers.
     classes: int
 
     def __post_init__(self) -> None:
         _check_images(self.images)
-        _check_labels(self.labels, self.classes)
+        if self.classes:
+            _check_classes(self.labels, self.classes)
+        else:
+            _check_targets(self.labels)
         if len(self.images) != len(self.labels):
             raise DataError(f"{len(self.images)} images and {len(self.labels)} labels: expected one label an image")
+        if self.classes and self.labels.ndim == 2 and (not self.is_tokens or self.labels.shape != self.images.shape):
+            raise DataError(
+                f"labels of shape {self.labels.shape!r} for samples of shape {self.sample_shape!r}: expected (n,), a "
+                "class each, as of .argmax(axis=1) where rows are one-hot; one for each place has only a sequence of "
+                "tokens, integers (n, t)"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,6 +47,16 @@ class Dataset:
         """The shape of one sample: (channels, height, width) or (features,)."""
         return self.images.shape[1:]
 
+    @property
+    def is_tokens(self) -> bool:
+        """Whether samples are sequences of integers that stand for something, and are not to be scaled."""
+        return self.images.dtype == np.int32
+
+    @property
+    def targets(self) -> int:
+        """How many classes, or numbers, are to be told of one sample."""
+        return math.prod(self.labels.shape[1:])
+
 
 @dataclass(frozen=True, eq=False)
 class TrainTest:
@@ -43,18 +65,27 @@ class TrainTest:
     name: str
     train: Dataset
     test: Dataset
+    #: What was taken out of the training set, to choose by; None where nothing was.
+    validation: Dataset | None = None
 
     def __post_init__(self) -> None:
         if self.train.sample_shape != self.test.sample_shape:
             raise DataError(
                 f"test images of shape {self.test.sample_shape!r}: expected {self.train.sample_shape!r}, as in training"
             )
+        if self.train.is_tokens != self.test.is_tokens:
+            raise DataError(f"test samples of dtype {str(self.test.images.dtype)!r}: expected tokens in both sets")
         if self.train.classes != self.test.classes:
             raise DataError(f"{self.test.classes!r} classes in the test set: expected {self.train.classes!r}")
+        if self.train.targets != self.test.targets:
+            raise DataError(f"{self.test.targets!r} targets in the test set: expected {self.train.targets!r}")
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, over shapes, dtypes and bytes: equal wherever a run would be."""
+        """SHA-256, in hexadecimal, over shapes, dtypes and bytes: equal wherever a run would be.
+
+        It is taken before a validation set is: how that is drawn, the job says.
+        """
         digest = hashlib.sha256()
         for part in (self.train, self.test):
             for array in (part.images, part.labels):
@@ -64,6 +95,9 @@ class TrainTest:
 
 
 def _check_images(images: NDArray[Any]) -> None:
+    if images.dtype == np.int32 and images.ndim == 2:
+        _check_tokens(images)
+        return
     if images.dtype not in (np.uint8, np.float32):
         raise DataError(f"images of dtype {str(images.dtype)!r}: expected uint8 or float32")
     if images.ndim not in (2, 4) or 0 in images.shape:
@@ -74,13 +108,30 @@ def _check_images(images: NDArray[Any]) -> None:
         raise DataError(f"image {_first(~np.isfinite(images))} holds an infinity or NaN: expected finite numbers")
 
 
-def _check_labels(labels: NDArray[np.int64], classes: int) -> None:
-    if labels.dtype != np.int64 or labels.ndim != 1:
+def _check_tokens(tokens: NDArray[np.int32]) -> None:
+    if 0 in tokens.shape:
+        raise DataError(f"tokens of shape {tokens.shape!r}: expected (n, t), neither of them 0")
+    if int(tokens.min()) < 0:
+        raise DataError(f"token {int(tokens.min())!r} in sample {_first(tokens < 0)}: expected integers from 0")
+
+
+def _check_targets(targets: NDArray[Any]) -> None:
+    if targets.dtype != np.float32 or targets.ndim != 2 or not targets.shape[1]:
+        raise DataError(
+            f"labels of dtype {str(targets.dtype)!r} and shape {targets.shape!r}: expected float32 and (n, targets)"
+        )
+    if not np.isfinite(targets).all():
+        raise DataError(f"label {_first(~np.isfinite(targets))} holds an infinity or NaN: expected finite numbers")
+
+
+def _check_classes(labels: NDArray[np.int64], classes: int) -> None:
+    if labels.dtype != np.int64 or labels.ndim not in (1, 2):
         raise DataError(f"labels of dtype {str(labels.dtype)!r} and shape {labels.shape!r}: expected int64 and (n,)")
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         index = _first(outside)
-        raise DataError(f"label {int(labels[index])!r} at index {index}: expected an integer in [0, {classes})")
+        value = int(labels[outside][0])
+        raise DataError(f"label {value!r} at index {index}: expected an integer in [0, {classes})")
 
 
 def _first(marked: NDArray[np.bool_]) -> int:

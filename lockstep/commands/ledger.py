@@ -6,8 +6,8 @@ import click
 import msgspec
 
 from common.data.sampler import Sampler
-from common.data.source import load
 from common.errors import DifferenceError
+from lockstep.dataset import dataset_of
 from lockstep.past_run import PastRun, read_run, workers_by_step
 from lockstep.proof import EpochProof, Proof, prove
 from ps.ledger import Again
@@ -38,7 +38,7 @@ def ledger(run: Path, as_json: bool) -> None:
 
 def proof_of(past: PastRun) -> Proof:
     """Return what a run's ledger proves."""
-    data, job = load(past.job.data), past.job
+    data, job = dataset_of(past.job), past.job
     sampler = Sampler(len(data.train), job.global_batch, job.micro_batches, job.seed)
     return prove(past.lines, plan_of(job, len(data.train), len(data.test)), sampler)
 

@@ -15,6 +15,7 @@ from lockstep.commands.ledger import check_proof, proof_lines, proof_of
 from lockstep.display import PLAIN_EVERY_S, print_plainly
 from lockstep.past_run import PastRun, bring_near, open_again, read_run
 from lockstep.verify import Difference, Verifier, steps_between
+from ps.ledger import EpochDone
 from ps.opening import Opening
 from ps.receipt import read_chain
 from ps.run_folder import LEDGER, RESULT, WEIGHTS, read_result
@@ -51,7 +52,7 @@ def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_num
     verifier = Verifier(past, opening, SystemClock())
     first = opening.shard.updates
     found = verifier.verify(high, Watch(console, high))
-    if found is None and high == past.receipt.total_steps and (run / RESULT).exists():
+    if found is None and (run / RESULT).exists():
         found = end_difference(past, opening, high)
     if as_json:
         figures = {"run": run.name, "steps": [first, high], "micro_batches": verifier.micro_batches}
@@ -105,12 +106,19 @@ def check_chain(past: PastRun, opening: Opening) -> None:
 
 
 def end_difference(past: PastRun, opening: Opening, steps: int) -> Difference | None:
-    """Return where the files of a finished run are not what it came to."""
+    """Return where the files of a finished run are not what it came to, as far as `steps` steps tell."""
+    result = read_result(past.folder)
+    if steps != result.steps:
+        return None
     arrays, _ = read(past.folder / WEIGHTS)
     kept: Vector = opening.shard.weights.copy()
     opening.layout.write(kept, arrays)
     here = weights_digest(opening.shard.weights)
-    for name, digest in ((WEIGHTS, weights_digest(kept)), (RESULT, read_result(past.folder).weights_sha256)):
+    if 0 < result.weights_epoch < len(result.history):
+        # They were compared with what this came to then.
+        ends = (line for line in past.lines if isinstance(line, EpochDone) and line.epoch == result.weights_epoch)
+        here = next((line.weights_sha256 for line in ends), "")
+    for name, digest in ((WEIGHTS, weights_digest(kept)), (RESULT, result.weights_sha256)):
         if digest != here:
             text = f"{past.folder / name} tells of weights {digest[:12]}…, and the run came to {here[:12]}…"
             return Difference(step=steps, micro_batch=None, text=text)

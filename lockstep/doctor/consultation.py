@@ -12,12 +12,14 @@ from common.autograd.tensor import Tensor
 from common.clock import SystemClock
 from common.data.npz import read_npz
 from common.data.source import load
+from common.data.split import with_validation
 from common.environment import cores
 from common.errors import JobError
 from common.job import Job
 from common.layout import layout_of
 from common.model import build_model
 from common.nn.module import Module
+from common.objective import Objective
 from lockstep.doctor.examination import Examination, examined
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.labels import check_labels
@@ -51,7 +53,7 @@ def doctor(
         return _examine(subject, job, model, str(data), workers, walk)
     with tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder:
         arrays = named_arrays(data)
-        found = check_labels(arrays["y_train"], arrays["y_test"])
+        found = _labels_of(job, arrays)
         if found:
             return Examination(subject, found, 0.0)
         path = Path(folder) / DATA
@@ -75,9 +77,9 @@ def model_of(job: Job) -> Module:
 def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:
     clock = SystemClock()
     began = clock.now()
-    found: Sequence[Finding] = _labels_of(data)
+    found: Sequence[Finding] = _labels_in(job, data)
     if not found:
-        loaded = load(data)
+        loaded = with_validation(load(data), job.validation_split, job.seed)
         if job.global_batch > len(loaded.train):
             raise JobError(
                 f"global_batch = {job.global_batch!r} is more than the {len(loaded.train)} training samples of "
@@ -87,10 +89,18 @@ def _examine(subject: str, job: Job, model: Module, data: str, workers: int | No
     return Examination(subject, list(found), clock.now() - began)
 
 
-def _labels_of(data: str) -> list[Finding]:
+def _labels_of(job: Job, arrays: dict[str, NDArray[Any]]) -> list[Finding]:
+    """Return what is wrong with labels that are to be classes."""
+    if Objective.of(job).is_regression:
+        return []
+    train, test = arrays["y_train"], arrays["y_test"]
+    is_sequence = train.ndim == 2 and arrays["x_train"].dtype.kind in "iu" and arrays["x_train"].shape == train.shape
+    return check_labels(train, test, is_sequence=is_sequence)
+
+
+def _labels_in(job: Job, data: str) -> list[Finding]:
     """Return what is wrong with the labels of an .npz: as a dataset they would be refused, one at a time."""
     path = Path(data).expanduser()
     if path.suffix != ".npz" or not path.is_file():
         return []
-    arrays: dict[str, NDArray[Any]] = read_npz(path, ("y_train", "y_test"))
-    return check_labels(arrays["y_train"], arrays["y_test"])
+    return _labels_of(job, read_npz(path, ("x_train", "y_train", "y_test")))

@@ -9,9 +9,9 @@ import numpy as np
 
 from common.atomic import write_atomically
 from common.data.preparation import Preparation
-from common.data.source import load
 from common.errors import UsageError
 from common.safetensors import write
+from lockstep.dataset import dataset_of
 from lockstep.export.onnx_nodes import graph_of
 from lockstep.export.trace import MORE, trace_of
 from lockstep.extras import demand
@@ -50,7 +50,7 @@ class Exporter:
         from lockstep.export.onnx_file import onnx_bytes
 
         model = self.trained.model
-        train = load(self.trained.job.data).train
+        train = dataset_of(self.trained.job).train
         preparation = self._preparation()
         samples = preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape)))
         trace = trace_of(model, samples)
@@ -59,7 +59,7 @@ class Exporter:
 
     def _preparation(self) -> Preparation:
         job = self.trained.job
-        return Preparation.of(load(job.data).train) if job.normalize else Preparation(mean=0.0, std=1.0)
+        return Preparation.of(dataset_of(job).train) if job.normalize else Preparation(mean=0.0, std=1.0)
 
     def _metadata(self, preparation: Preparation) -> dict[str, str]:
         """Return what somebody needs to know who uses the file: samples go in as (x - mean) / std, bytes / 255."""

@@ -9,8 +9,8 @@ from common.autograd.graph import no_grad
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.data.preparation import Preparation
-from common.data.source import load
 from common.errors import DataError
+from lockstep.dataset import dataset_of
 from lockstep.recognition.digit import FIELD, as_digit
 from lockstep.recognition.resampling import resized
 from lockstep.trained import Trained
@@ -36,7 +36,11 @@ class Recognizer:
     @classmethod
     def of(cls, trained: Trained, *, centres: bool) -> "Recognizer":
         """Return one; `DataError` where the model was not trained on images of one or three channels."""
-        train = load(trained.job.data).train
+        if trained.job.loss == "mse":
+            raise DataError(
+                "the model is a regression: expected one of classes; `lockstep evaluate` tells how near it is"
+            )
+        train = dataset_of(trained.job).train
         shape = train.sample_shape
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise DataError(
