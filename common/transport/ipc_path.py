@@ -4,6 +4,8 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import AddressError
@@ -28,6 +30,16 @@ def make_free(path: Path) -> None:
     if _is_live(path):
         raise AddressError(f"address 'ipc://{path}' is in use by another server: stop that one or choose another path")
     path.unlink(missing_ok=True)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Let files that are made within be open to this user only: who may write to a socket's file may connect to it."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 class SocketFile:

@@ -37,6 +37,8 @@ class MemoryNetwork:
         self._server: MemoryServer | None = None
         self._lines: list[_Line] = []
         self._connections = 0
+        #: Connections that the server ended, and was not told of yet.
+        self._cut: list[bytes] = []
 
     def server(self) -> "MemoryServer":
         """Return the server; raises AddressError while there is another."""
@@ -74,13 +76,23 @@ class MemoryNetwork:
     def line_of(self, peer: bytes) -> _Line | None:
         return next((line for line in self._lines if line.peer == peer and line.is_client_open), None)
 
+    def cut(self, peer: bytes) -> None:
+        """End a connection; its client dials again, as over a socket."""
+        line = self.line_of(peer)
+        if line is not None:
+            self._cut.append(peer)
+            line.to_server.clear()
+            line.to_client.clear()
+            self.connect(line)
+
     def closed(self) -> list[bytes]:
         """Return the names of the connections of which nothing will come any more; each is told once."""
         ended = [line for line in self._lines if line.peer is not None and not (line.is_client_open or line.to_server)]
         peers = [line.peer for line in ended if line.peer is not None]
         for line in ended:
             line.peer = None
-        return peers
+        cut, self._cut = self._cut, []
+        return cut + peers
 
     def draw(self) -> _Line | None:
         """Return a line on which something is on its way to the server."""
@@ -117,6 +129,10 @@ class MemoryServer:
     def lost(self) -> list[bytes]:
         _demand_open(self._is_open)
         return self._network.closed()
+
+    def cut(self, peer: bytes) -> None:
+        _demand_open(self._is_open)
+        self._network.cut(peer)
 
     def allow(self, queue: int) -> None:
         self._network.queue = max(self._network.queue, queue)

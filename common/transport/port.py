@@ -30,7 +30,7 @@ class Limits:
 
     #: Longest frame; a connection on which a longer one comes is closed.
     frame_bytes: int = 2**20
-    #: Most frames of one message; a longer message that comes is dropped.
+    #: Most frames of one message; a connection on which a longer one comes is closed.
     frames: int = 4
     #: Messages that may wait for one peer. It may count as slow from half of them on, since libzmq hears late of those
     #: that were read.
@@ -77,6 +77,10 @@ class ServerPort(Protocol):
         `receive` returns None at once where one has, so that it is known in the same moment. None is told while
         messages wait, its last words perhaps among them. It is a hint, which a network may swallow: `send` tells too.
         """
+        ...
+
+    def cut(self, peer: bytes) -> None:
+        """End the connection of a peer; what waits of it may still be heard, and it may dial again as another."""
         ...
 
     def allow(self, queue: int) -> None:

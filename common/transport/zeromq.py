@@ -1,28 +1,32 @@
 """The ports over ZeroMQ, by tcp or ipc: ROUTER and DEALER with their traps closed. Sees frames and never a message."""
 
 import errno
-import math
 from collections.abc import Sequence
-from contextlib import suppress
 
 import zmq
 
 from common.clock import SystemClock
-from common.errors import AddressError, ProtocolError
+from common.errors import AddressError
 from common.transport.address import IpcAddress, TcpAddress, parse
-from common.transport.ipc_path import SocketFile, make_free
-from common.transport.port import Frame, Frames, Limits, PeerGone, PeerSlow
+from common.transport.bindable import bindable
+from common.transport.credentials import Credential, Lock
+from common.transport.denials import Denials
+from common.transport.ipc_path import SocketFile, make_free, private_files
+from common.transport.port import Frames, Limits, PeerSlow
+from common.transport.ration import Rations
+from common.transport.zeromq_armour import arm_client, arm_server
 from common.transport.zeromq_ends import Ends
-
-# Heartbeats find a host that is gone without a word. They wait behind the frame that is being sent, and with it count
-# as lost: so the patience must exceed the time of the biggest frame. A peer that hangs is for leases to find.
-_HEARTBEAT_MS = 5_000
-_PATIENCE_MS = 30_000
+from common.transport.zeromq_porter import Porter
+from common.transport.zeromq_socket import LimitedSocket, milliseconds
+from common.transport.zeromq_trouble import Handshakes
 
 # A worker that starts first dials at once when its server comes, and does not storm one that stays away.
 _REDIAL_MS = 20
 _REDIAL_MOST_MS = 1_000
 _CONNECT_MS = 5_000
+
+#: Seconds between two looks at what connections send that nothing comes of.
+LOOK_S = 0.1
 
 _CLOCK = SystemClock()
 
@@ -36,28 +40,43 @@ _BIND_ADVICE = {
 }
 
 
-def serve(address: str, *, insecure: bool = False, limits: Limits | None = None) -> "ZeroMqServer":
+def serve(
+    address: str,
+    *,
+    lock: Lock = None,
+    insecure: bool = False,
+    limits: Limits | None = None,
+    denials: Denials | None = None,
+) -> "ZeroMqServer":
     """Return a server that listens at `address`; its folder must exist, and port 0 or `*` is any that is free.
 
-    Raises AddressError where the address is malformed, in use, or open to other machines without `insecure`.
+    `lock` says whom it lets in; who was not is noted in `denials`. Raises AddressError where the address is malformed,
+    in use, or open to other machines without keys and without `insecure`; KeyFileError where keys are of no use here.
     """
     parsed = parse(address)
     if isinstance(parsed, IpcAddress):
         make_free(parsed.path)
-    elif not (parsed.is_loopback or insecure):
-        raise AddressError(
-            f"address {address!r} is open to other machines, whoever they are: expected 127.0.0.1, ::1, localhost or "
-            "ipc; bind to it with --insecure only on a network that you trust"
-        )
-    return ZeroMqServer(parsed, limits or Limits())
+    else:
+        # What is judged is what is bound to: a name is looked up once.
+        parsed = bindable(parsed)
+        if not (parsed.is_loopback or lock is not None or insecure):
+            raise AddressError(
+                f"address {address!r} is open to other machines, whoever they are: expected 127.0.0.1, ::1, localhost "
+                "or ipc, or keys: make them by `lockstep keys create DIR` and add --keys DIR (or --insecure, only on a "
+                "network that you trust)"
+            )
+    return ZeroMqServer(parsed, lock, limits or Limits(), denials)
 
 
-def dial(address: str, *, limits: Limits | None = None) -> "ZeroMqClient":
-    """Return a client of the server at `address`, whether that is there yet or not; raises AddressError."""
+def dial(address: str, *, credential: Credential = None, limits: Limits | None = None) -> "ZeroMqClient":
+    """Return a client of the server at `address`, whether that is there yet or not; raises AddressError.
+
+    `credential` is what it shows; with keys, it speaks with no other server than theirs.
+    """
     parsed = parse(address)
     if isinstance(parsed, TcpAddress) and (parsed.port == 0 or parsed.host == "*"):
         raise AddressError(f"address {address!r} names no one server: expected its host and port, as the server shows")
-    return ZeroMqClient(parsed, limits or Limits())
+    return ZeroMqClient(parsed, credential, limits or Limits())
 
 
 def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> None:
@@ -66,48 +85,102 @@ def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> None:
     for port in ports:
         assert isinstance(port, ZeroMqServer | ZeroMqClient)
         port.register(poller)
-    poller.poll(_milliseconds(timeout_s))
+        if isinstance(port, ZeroMqServer) and port.has_connections():
+            # Or less: what comes of it is looked at by `receive`.
+            timeout_s = LOOK_S if timeout_s is None else min(timeout_s, LOOK_S)
+    poller.poll(milliseconds(timeout_s))
 
 
 class ZeroMqServer:
     """A ROUTER: libzmq gives each connection its identity, since two peers with one of their own lose one another."""
 
-    def __init__(self, address: TcpAddress | IpcAddress, limits: Limits) -> None:
-        self._socket = _Socket(zmq.ROUTER, address, limits)
+    def __init__(self, address: TcpAddress | IpcAddress, lock: Lock, limits: Limits, denials: Denials | None) -> None:
+        self._socket = LimitedSocket(zmq.ROUTER, address, limits)
         # Without it, ROUTER drops silently what it cannot route or queue.
         self._socket.raw.set(zmq.ROUTER_MANDATORY, 1)
+        #: Where nobody is to tell of them, they end no wait.
+        self._tells_denials, self._denials = denials is not None, denials or Denials()
         try:
-            self._socket.raw.bind(_bindable(address))
-        except zmq.ZMQError as error:
+            arm_server(self._socket.raw, lock)
+            # First, so that there is someone to ask when the first connection comes.
+            self.porter = None if lock is None else Porter(self._socket.context, lock, self._denials)
+            self._bind(address)
+        except BaseException:
             self._socket.close(0.0)
-            advice = _BIND_ADVICE.get(error.errno or 0, f"cannot be bound to ({error.strerror}): choose another")
-            raise AddressError(f"address {str(address)!r} {advice}") from None
-        self._ends = Ends(self._socket.raw)
+            raise
+        self._ends = Ends(self._socket.raw, self._denials)
         self._socket.watch(self._ends.monitor)
         self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
         self._address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self._rations = Rations(limits)
+        self._looked = _CLOCK.now()
+
+    def _bind(self, address: TcpAddress | IpcAddress) -> None:
+        try:
+            with private_files():
+                self._socket.raw.bind(str(address))
+        except zmq.ZMQError as error:
+            advice = _BIND_ADVICE.get(error.errno or 0, f"cannot be bound to ({error.strerror}): choose another")
+            raise AddressError(f"address {str(address)!r} {advice}") from None
 
     @property
     def address(self) -> str:
         return self._address
 
     def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
-        began = _CLOCK.now()
-        frames = self._socket.receive(timeout_s, extra=1)
-        while frames is None:
+        now = _CLOCK.now()
+        end = None if timeout_s is None else now + timeout_s
+        while True:
+            self._look(now)
+            frames = self._socket.receive(self._wait_s(now, end), extra=1)
+            if frames is not None:
+                peer = bytes(frames[0])
+                if len(frames) - 1 <= self._socket.limits.frames:
+                    break
+                self._denials.note(f"cut off a peer: its message has more than {self._socket.limits.frames} frames")
+                self.cut(peer)
             self._ends.look()
-            left_s = None if timeout_s is None else began + timeout_s - _CLOCK.now()
-            if self._ends.has_any() or (left_s is not None and left_s <= 0.0):
+            now = _CLOCK.now()
+            if self._ends.has_any() or self._has_denials(now) or (end is not None and now >= end):
                 return None
-            # It was the end of one that was never heard, and concerns nobody.
-            frames = self._socket.receive(left_s, extra=1)
-        peer = bytes(frames[0])
+            # Otherwise it was the end of one that was never heard, and concerns nobody.
         self._ends.heard(peer, self._socket.first)
+        self._rations.heard[peer] += 1
         return peer, frames[1:]
+
+    def _has_denials(self, now: float) -> bool:
+        return self._tells_denials and self._denials.has_news(now)
+
+    def _wait_s(self, now: float, end: float | None) -> float | None:
+        left = None if end is None else end - now
+        if not self.has_connections():
+            return left
+        return LOOK_S if left is None else min(left, LOOK_S)
+
+    def has_connections(self) -> bool:
+        """Tell whether anybody is connected."""
+        return self._ends.has_open()
+
+    def _look(self, now: float) -> None:
+        """Cut off who sends and sends, and of whom no message ever is whole."""
+        if now < self._looked + LOOK_S:
+            return
+        self._looked = now
+        self._ends.look()
+        for descriptor in self._rations.gluttons(self._ends.flows()):
+            self._denials.note(f"cut off a peer: its message of more than {self._rations.allowance} bytes has no end")
+            self._ends.cut_off(descriptor)
+
+    def cut(self, peer: bytes) -> None:
+        self._socket.demand_open()
+        self._ends.cut(peer)
 
     def lost(self) -> list[bytes]:
         self._socket.demand_open()
-        return self._ends.take()
+        lost = self._ends.take()
+        for peer in lost:
+            del self._rations.heard[peer]
+        return lost
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller wait for this port among others."""
@@ -134,19 +207,28 @@ class ZeroMqServer:
 class ZeroMqClient:
     """A DEALER; what it sends before it is connected waits in its queue."""
 
-    def __init__(self, address: TcpAddress | IpcAddress, limits: Limits) -> None:
-        self._socket = _Socket(zmq.DEALER, address, limits)
+    def __init__(self, address: TcpAddress | IpcAddress, credential: Credential, limits: Limits) -> None:
+        self._socket = LimitedSocket(zmq.DEALER, address, limits)
         self._socket.raw.set(zmq.RECONNECT_IVL, _REDIAL_MS)
         self._socket.raw.set(zmq.RECONNECT_IVL_MAX, _REDIAL_MOST_MS)
         self._socket.raw.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
         try:
+            arm_client(self._socket.raw, credential)
+            self.handshakes = Handshakes(self._socket.raw)
             self._socket.raw.connect(str(address))
         except zmq.ZMQError as error:
-            self._socket.close(0.0)
+            self.close()
             raise AddressError(f"address {str(address)!r} cannot be dialled ({error.strerror}): correct it") from None
+        except BaseException:
+            self._socket.close(0.0)
+            raise
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        return self._socket.receive(timeout_s, extra=0)
+        frames = self._socket.receive(timeout_s, extra=0)
+        if frames is None:
+            # Now and then it has to be read: ZeroMQ would wait for ever to tell us more.
+            self.handshakes.look()
+        return frames if frames is None or len(frames) <= self._socket.limits.frames else None
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller wait for this port among others."""
@@ -158,106 +240,10 @@ class ZeroMqClient:
             self._socket.send(frames)
         except PeerSlow:
             # Asked only now, since nearly always there is room.
-            if timeout_s <= 0.0 or not self._socket.raw.poll(_milliseconds(timeout_s), zmq.POLLOUT):
+            if timeout_s <= 0.0 or not self._socket.raw.poll(milliseconds(timeout_s), zmq.POLLOUT):
                 raise
             self._socket.send(frames)
 
     def close(self, linger_s: float = 0.0) -> None:
+        self.handshakes.close()
         self._socket.close(linger_s)
-
-
-class _Socket:
-    """One ZeroMQ socket with its own context, limited at both ends, that never blocks for longer than it is told."""
-
-    def __init__(self, kind: int, address: TcpAddress | IpcAddress, limits: Limits) -> None:
-        self.limits = limits
-        self._context = zmq.Context()
-        self.raw = self._context.socket(kind)
-        self._poller = zmq.Poller()
-        self._poller.register(self.raw, zmq.POLLIN)
-        #: The first frame of the last message.
-        self.first = zmq.Frame()
-        for option, value in (
-            # The default waits for ever when the socket is closed.
-            (zmq.LINGER, 0),
-            # These count messages. Frames are short, so that they bound bytes too.
-            (zmq.SNDHWM, limits.queue),
-            (zmq.RCVHWM, limits.backlog),
-            (zmq.MAXMSGSIZE, limits.frame_bytes),
-            (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
-            (zmq.HEARTBEAT_TIMEOUT, _PATIENCE_MS),
-            (zmq.HEARTBEAT_TTL, _PATIENCE_MS),
-            (zmq.IPV6, int(isinstance(address, TcpAddress) and address.is_ipv6)),
-        ):
-            self.raw.set(option, value)
-
-    def register(self, poller: zmq.Poller) -> None:
-        self.demand_open()
-        poller.register(self.raw, zmq.POLLIN)
-
-    def watch(self, other: "zmq.Socket[bytes]") -> None:
-        """Let what comes on another socket end the wait for a message."""
-        self._poller.register(other, zmq.POLLIN)
-
-    def receive(self, timeout_s: float | None, extra: int) -> list[memoryview] | None:
-        """Return the frames of a message, of which `extra` do not count; None in time, or where it was too long."""
-        self.demand_open()
-        if not self._poller.poll(_milliseconds(timeout_s)):
-            return None
-        frames: list[memoryview] = []
-        has_more, is_too_long = True, False
-        while has_more:
-            try:
-                frame = self.raw.recv(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return None
-            has_more = frame.more
-            if not frames:
-                self.first = frame
-            if len(frames) < self.limits.frames + extra:
-                # The view keeps the frame, and with it libzmq's own buffer: nothing is copied.
-                frames.append(memoryview(frame.buffer).toreadonly())
-            else:
-                is_too_long = True
-        return None if is_too_long else frames
-
-    def send(self, frames: Sequence[Frame]) -> None:
-        self.demand_open()
-        try:
-            # A copy, since libzmq sends later and the caller overwrites its buffer now.
-            self.raw.send_multipart(frames, zmq.DONTWAIT, copy=True)
-        except zmq.Again:
-            raise PeerSlow(f"too many messages wait for this peer: expected at most {self.limits.queue}") from None
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            raise PeerGone("no connection to this peer: expected one that was heard and has not gone") from None
-        except BaseException:
-            # A signal handler raised. Half a message would swallow the next one: end it, and let its peer refuse it.
-            with suppress(zmq.ZMQError):
-                self.raw.send(b"", zmq.DONTWAIT)
-            raise
-
-    def close(self, linger_s: float) -> None:
-        if self.raw.closed:
-            return
-        self._poller.unregister(self.raw)
-        self.raw.close(_milliseconds(linger_s))
-        # Waits until the socket has lingered, so that a process may exit after this.
-        self._context.term()
-
-    def demand_open(self) -> None:
-        if self.raw.closed:
-            raise ProtocolError("this port is closed: expected no more sends and receives after close()")
-
-
-def _milliseconds(seconds: float | None) -> int | None:
-    """Return whole milliseconds, rounded up so that a deadline has passed when the wait is over."""
-    return None if seconds is None else min(math.ceil(max(seconds, 0.0) * 1000.0), 2**31 - 1)
-
-
-def _bindable(address: TcpAddress | IpcAddress) -> str:
-    # libzmq binds to addresses and interfaces, and takes "localhost" for the name of one.
-    if isinstance(address, TcpAddress) and address.host == "localhost":
-        return str(TcpAddress("127.0.0.1", address.port))
-    return str(address)

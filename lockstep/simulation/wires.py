@@ -300,6 +300,11 @@ class SimulatedServer:
             raise PeerGone("no connection to this peer: expected one that was heard and has not gone")
         wire.send_down(_copy(frames), self._queue, self.owner.time())
 
+    def cut(self, peer: bytes) -> None:
+        wire = self.wires.get(peer)
+        if wire is not None:
+            wire.break_off()
+
     def allow(self, queue: int) -> None:
         self._queue = max(self._queue, queue)
 

@@ -193,6 +193,9 @@ class WorkingPort:
     def lost(self) -> list[bytes]:
         return self.port.lost()
 
+    def cut(self, peer: bytes) -> None:
+        self.port.cut(peer)
+
     def allow(self, queue: int) -> None:
         self.port.allow(queue)
 

@@ -347,6 +347,24 @@ def test_the_end_of_a_connection_is_told_once_and_to_nobody_elses_cost(net: Net)
     assert read(other) == [b"still there"]
 
 
+def test_who_is_cut_off_is_lost_and_may_dial_again_as_another(net: Net) -> None:
+    server, client, peer = connected(net)
+    other = net.client()
+    other.send([b"hello"])
+    other_peer, _ = hear(server)
+    server.cut(peer)
+    server.cut(b"nobody")
+    assert lost(server) == [peer]
+    server.send(other_peer, [b"still there"])
+    assert read(other) == [b"still there"]
+    for _ in range(10_000):
+        client.send([b"again"])
+        if received := server.receive(0.01):
+            break
+    assert received is not None
+    assert received[0] not in (peer, other_peer)
+
+
 def test_last_words_are_heard_before_the_end_is_told(net: Net) -> None:
     server, client, peer = connected(net)
     for number in range(LIMITS.backlog // 2):

@@ -1,0 +1,67 @@
+"""What makes a ZeroMQ socket demand or show keys, and new keys; sees neither a file nor a message."""
+
+import zmq
+
+from common.errors import KeyFileError
+from common.transport.credentials import ClientKeys, Credential, KeyPair, Lock, Token
+from common.transport.zap import DOMAIN
+
+#: Milliseconds that a handshake may take. Honest ones take a few round trips.
+HANDSHAKE_MS = 4_000
+
+
+def new_pair() -> KeyPair:
+    """Return a new key."""
+    demand_curve()
+    public, secret = zmq.curve_keypair()
+    return KeyPair(public.decode(), secret.decode())
+
+
+def public_of(secret: str) -> str:
+    """Return the public half of a key."""
+    demand_curve()
+    return zmq.curve_public(secret.encode()).decode()
+
+
+def demand_curve() -> None:
+    """Raise KeyFileError where the installed ZeroMQ cannot use keys."""
+    if not zmq.has("curve"):
+        raise KeyFileError(
+            f"this ZeroMQ ({zmq.zmq_version()}) was built without CURVE and cannot use keys: expected one with "
+            "libsodium, as in the wheels of pyzmq (pip install --force-reinstall --only-binary pyzmq pyzmq)"
+        )
+
+
+def arm_server(socket: "zmq.Socket[bytes]", lock: Lock) -> None:
+    """Let a socket demand what the lock says, of an authenticator in its context; without one nobody gets in."""
+    socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    if lock is None:
+        return
+    socket.set(zmq.ZAP_DOMAIN, DOMAIN)
+    # Otherwise ZeroMQ lets everybody in that knows the server's public key, where no authenticator answers.
+    socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    if isinstance(lock, Token):
+        socket.set(zmq.PLAIN_SERVER, 1)
+        return
+    demand_curve()
+    socket.set(zmq.CURVE_SERVER, 1)
+    _show(socket, lock.pair)
+
+
+def arm_client(socket: "zmq.Socket[bytes]", credential: Credential) -> None:
+    """Let a socket show who it is; with keys, it speaks only with the server whose key it was told."""
+    match credential:
+        case ClientKeys():
+            demand_curve()
+            socket.set(zmq.CURVE_SERVERKEY, credential.server.encode())
+            _show(socket, credential.pair)
+        case Token():
+            socket.set(zmq.PLAIN_USERNAME, DOMAIN)
+            socket.set(zmq.PLAIN_PASSWORD, credential.text.encode())
+        case None:
+            pass
+
+
+def _show(socket: "zmq.Socket[bytes]", pair: KeyPair) -> None:
+    socket.set(zmq.CURVE_PUBLICKEY, pair.public.encode())
+    socket.set(zmq.CURVE_SECRETKEY, pair.secret.encode())

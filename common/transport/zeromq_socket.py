@@ -1,0 +1,107 @@
+"""One ZeroMQ socket in a context of its own, limited at both ends, that never blocks for longer than it is told."""
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+
+import zmq
+
+from common.errors import ProtocolError
+from common.transport.address import IpcAddress, TcpAddress
+from common.transport.port import Frame, Limits, PeerGone, PeerSlow
+
+# Heartbeats find a host that is gone without a word. They wait behind the frame that is being sent, and with it count
+# as lost: so the patience must exceed the time of the biggest frame. A peer that hangs is for leases to find.
+_HEARTBEAT_MS = 5_000
+_PATIENCE_MS = 30_000
+
+
+class LimitedSocket:
+    """A ROUTER or DEALER."""
+
+    def __init__(self, kind: int, address: TcpAddress | IpcAddress, limits: Limits) -> None:
+        self.limits = limits
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.raw = self.context.socket(kind)
+        self._poller = zmq.Poller()
+        self._poller.register(self.raw, zmq.POLLIN)
+        #: The first frame of the last message.
+        self.first = zmq.Frame()
+        for option, value in (
+            # The default waits for ever when the socket is closed.
+            (zmq.LINGER, 0),
+            # These count messages. Frames are short, so that they bound bytes too.
+            (zmq.SNDHWM, limits.queue),
+            (zmq.RCVHWM, limits.backlog),
+            (zmq.MAXMSGSIZE, limits.frame_bytes),
+            (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, _PATIENCE_MS),
+            (zmq.HEARTBEAT_TTL, _PATIENCE_MS),
+            (zmq.IPV6, int(isinstance(address, TcpAddress) and address.is_ipv6)),
+        ):
+            self.raw.set(option, value)
+
+    def register(self, poller: zmq.Poller) -> None:
+        self.demand_open()
+        poller.register(self.raw, zmq.POLLIN)
+
+    def watch(self, other: "zmq.Socket[bytes]") -> None:
+        """Let what comes on another socket end the wait for a message."""
+        self._poller.register(other, zmq.POLLIN)
+
+    def receive(self, timeout_s: float | None, extra: int) -> list[memoryview] | None:
+        """Return the frames of a message, None if none came in time; of one that is too long, one more than may be.
+
+        `extra` frames do not count.
+        """
+        self.demand_open()
+        if not self._poller.poll(milliseconds(timeout_s)):
+            return None
+        frames: list[memoryview] = []
+        has_more = True
+        while has_more:
+            try:
+                frame = self.raw.recv(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return None
+            has_more = frame.more
+            if not frames:
+                self.first = frame
+            if len(frames) <= self.limits.frames + extra:
+                # The view keeps the frame, and with it libzmq's own buffer: nothing is copied.
+                frames.append(memoryview(frame.buffer).toreadonly())
+        return frames
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        self.demand_open()
+        try:
+            # A copy, since libzmq sends later and the caller overwrites its buffer now.
+            self.raw.send_multipart(frames, zmq.DONTWAIT, copy=True)
+        except zmq.Again:
+            raise PeerSlow(f"too many messages wait for this peer: expected at most {self.limits.queue}") from None
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            raise PeerGone("no connection to this peer: expected one that was heard and has not gone") from None
+        except BaseException:
+            # A signal handler raised. Half a message would swallow the next one: end it, and let its peer refuse it.
+            with suppress(zmq.ZMQError):
+                self.raw.send(b"", zmq.DONTWAIT)
+            raise
+
+    def close(self, linger_s: float) -> None:
+        if self.raw.closed:
+            return
+        self._poller.unregister(self.raw)
+        self.raw.close(milliseconds(linger_s))
+        # Waits until the socket has lingered, so that a process may exit after this.
+        self.context.term()
+
+    def demand_open(self) -> None:
+        if self.raw.closed:
+            raise ProtocolError("this port is closed: expected no more sends and receives after close()")
+
+
+def milliseconds(seconds: float | None) -> int | None:
+    """Return whole milliseconds, rounded up so that a deadline has passed when the wait is over."""
+    return None if seconds is None else min(math.ceil(max(seconds, 0.0) * 1000.0), 2**31 - 1)
