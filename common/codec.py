@@ -12,6 +12,7 @@ import numpy as np
 
 from common.errors import ProtocolError, RemoteProtocolError
 from common.messages import Message, Part, Result, Weights
+from common.plain import one_line
 from common.reduction import Vector
 from common.shard_messages import Held, Squares, State
 
@@ -85,7 +86,8 @@ def decode_header(frame: Buffer, expected: Any) -> Message:
         message: Message = msgspec.convert(fields, expected)
     except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
         # msgspec's ValidationError and msgpack's format errors are ValueErrors.
-        raise RemoteProtocolError(f"a header that is no message of this protocol: {error}") from error
+        # What is wrong is told in the peer's own words, a key of the header perhaps.
+        raise RemoteProtocolError(f"a header that is no message of this protocol: {one_line(str(error))}") from error
     return message
 
 
