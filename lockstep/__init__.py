@@ -15,9 +15,28 @@ from common.autograd import functional as F  # noqa: E402
 from common.autograd.graph import no_grad  # noqa: E402
 from common.autograd.tensor import Tensor  # noqa: E402
 from common.blas import limit_blas_threads  # noqa: E402
+from lockstep.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint  # noqa: E402
 from lockstep.doctor.consultation import doctor  # noqa: E402
-from lockstep.fit import Run, fit, load_run  # noqa: E402
+from lockstep.fit import fit, resume  # noqa: E402
+from lockstep.learning_rates import find_lr  # noqa: E402
+from lockstep.run import Run, load_run  # noqa: E402
 
 limit_blas_threads()  # rule R4 once more: a notebook may have imported NumPy already
 
-__all__ = ["F", "Run", "Tensor", "doctor", "fit", "load_run", "nn", "no_grad", "optim"]
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "F",
+    "LambdaCallback",
+    "ModelCheckpoint",
+    "Run",
+    "Tensor",
+    "doctor",
+    "find_lr",
+    "fit",
+    "load_run",
+    "nn",
+    "no_grad",
+    "optim",
+    "resume",
+]

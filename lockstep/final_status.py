@@ -7,26 +7,12 @@ from ps.run_folder import RunResult
 
 def final_status(result: RunResult) -> Status:
     """Return how a finished run stands: the last look at it came before its end."""
-    history = [
-        EpochStatus(
-            epoch=epoch.epoch,
-            loss=epoch.loss,
-            accuracy=epoch.accuracy,
-            r2=epoch.r2,
-            test_loss=epoch.test_loss,
-            test_accuracy=epoch.test_accuracy,
-            test_r2=epoch.test_r2,
-            wall_s=epoch.wall_s,
-            val_loss=epoch.val_loss,
-            val_accuracy=epoch.val_accuracy,
-        )
-        for epoch in result.history
-    ]
+    history = epoch_statuses(result)
     return Status(
         run=result.run,
         model=result.model,
         phase=Phase.FINISHED.value,
-        epoch=result.epochs,
+        epoch=history[-1].epoch,
         epochs=result.epochs,
         step=result.steps,
         steps=result.steps,
@@ -41,3 +27,9 @@ def final_status(result: RunResult) -> Status:
         history=history,
         failure="",
     )
+
+
+def epoch_statuses(result: RunResult) -> list[EpochStatus]:
+    """Return the epochs of a finished run as they were told of while it went on."""
+    names = EpochStatus.__struct_fields__
+    return [EpochStatus(**{name: getattr(epoch, name) for name in names}) for epoch in result.history]

@@ -1,4 +1,4 @@
-"""Arrays of the calling process, written into the run's folder: what workers cannot be told by a name."""
+"""What the calling process has, written into the run's folder: what workers cannot be told by a name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,12 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.errors import DataError, UsageError
 from common.safetensors import write
+from lockstep.cells.model_text import ModelText
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
 Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]
 
-#: Where the weights stand that a warm start begins with, and the data, in the run's folder.
-INITIAL, DATA = "initial.safetensors", "data.npz"
+#: Where the weights stand that a warm start begins with, the data, and a model's source, in the run's folder.
+INITIAL, DATA, MODEL = "initial.safetensors", "data.npz", "model.py"
 
 
 def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
@@ -39,16 +40,19 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
 
 @contextmanager
 def handed_over(
-    folder: Path, weights: dict[str, NDArray[Any]] | None, data: dict[str, NDArray[Any]] | None
+    folder: Path,
+    weights: dict[str, NDArray[Any]] | None,
+    data: dict[str, NDArray[Any]] | None,
+    model: ModelText | None = None,
 ) -> Iterator[dict[str, str]]:
-    """Write weights and data into the run's folder; give the job's values that name them.
+    """Write weights, data and a model's source into the run's folder; give the job's values that name them.
 
     Where the run cannot begin, they are taken away again, and so are the folders made for them.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     paths: dict[str, Path] = {}
     try:
-        if weights is not None or data is not None:
+        if weights is not None or data is not None or model is not None:
             folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
             paths["initial"] = (folder / INITIAL).resolve()
@@ -56,7 +60,11 @@ def handed_over(
         if data is not None:
             paths["data"] = (folder / DATA).resolve()
             np.savez(paths["data"], **data)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
-        yield {key: str(path) for key, path in paths.items()}
+        if model is not None:
+            paths["model"] = (folder / MODEL).resolve()
+            paths["model"].write_text(model.text, encoding="utf-8")
+        named = {key: str(path) for key, path in paths.items()}
+        yield named if model is None else {**named, "model": f"{paths['model']}:{model.function}"}
     except UsageError:
         for path in paths.values():
             path.unlink(missing_ok=True)

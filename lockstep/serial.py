@@ -40,7 +40,7 @@ class SerialRun:
     start: Resumption | None = None
     keeper: Keeper | None = None
     #: Asked between two epochs, where the run pauses for callbacks: whether it ends with the one that is over.
-    is_to_stop: Callable[[Sequence[EpochStatus]], bool] = lambda history: False
+    is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     #: Seconds spent in computing gradients.
     compute_s: float = 0.0
 
@@ -78,8 +78,9 @@ class SerialRun:
         )
 
     def _stops_before(self, then: Round, progress: Progress) -> bool:
+        """Ask callbacks whether the run ends before a round."""
         is_paused = phase_in(self.opening.facts, then) is Phase.PAUSED
-        return is_paused and self.is_to_stop(progress.history)
+        return is_paused and self.is_to_stop is not None and self.is_to_stop(progress.history)
 
     def _round(self, at: Round, trainer: LoneTrainer, progress: Progress) -> None:
         """Carry out one round: an interrupt finds it done, with all that is booked of it, or not done at all."""

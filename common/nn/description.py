@@ -26,10 +26,11 @@ from common.nn.activations import (
     Softplus,
     Tanh,
 )
+from common.nn.attention import MultiheadAttention, TransformerEncoderLayer
 from common.nn.containers import ModuleList, Sequential
 from common.nn.convolution import Conv1d, Conv2d
 from common.nn.dropout import Dropout
-from common.nn.embedding import Embedding
+from common.nn.embedding import Embedding, PositionalEmbedding
 from common.nn.flatten import Flatten
 from common.nn.linear import Linear
 from common.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
@@ -53,7 +54,8 @@ Description = TypedDict("Description", {"class": str, "args": list[Any], "kwargs
 _CLASSES: dict[str, type[Module]] = {
     kind.__name__: kind
     for kind in (
-        *(Linear, Conv1d, Conv2d, Embedding, Flatten, Dropout),
+        *(Linear, Conv1d, Conv2d, Embedding, PositionalEmbedding, Flatten, Dropout),
+        *(MultiheadAttention, TransformerEncoderLayer),
         *(MaxPool1d, MaxPool2d, AvgPool1d, AvgPool2d, AdaptiveAvgPool1d, AdaptiveAvgPool2d),
         *(BatchNorm1d, BatchNorm2d, LayerNorm),
         *(ReLU, LeakyReLU, GELU, Softplus, Tanh, Sigmoid, Softmax, LogSoftmax, Identity),
@@ -61,6 +63,11 @@ _CLASSES: dict[str, type[Module]] = {
         *(CrossEntropyLoss, NLLLoss, MSELoss, BCEWithLogitsLoss),
     )
 }
+
+
+def is_describable(kind: type[Module]) -> bool:
+    """Tell whether a class is the library's own, so that its modules can be described."""
+    return _CLASSES.get(kind.__name__) is kind
 
 
 def describe(module: Module) -> Description:

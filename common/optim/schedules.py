@@ -95,6 +95,28 @@ class OneCycle:
 
 
 @dataclass(frozen=True)
+class Exponential:
+    """A rate that grows by one factor from step to step, from `first` to `last` in `steps` (PyTorch's ExponentialLR).
+
+    It is for range tests: a schedule of a job it is not.
+    """
+
+    first: float
+    last: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        for name, rate in (("first", self.first), ("last", self.last)):
+            if not 0.0 < rate < math.inf:
+                raise ValueError(f"{name} is {rate!r}: expected a finite number above 0")
+        if self.steps < 2:
+            raise ValueError(f"steps is {self.steps!r}: expected at least 2")
+
+    def rate(self, step: int) -> float:
+        return float(self.first * (self.last / self.first) ** (min(step, self.steps - 1) / (self.steps - 1)))
+
+
+@dataclass(frozen=True)
 class LinearWarmup:
     """Another schedule times a factor that grows from `start_factor` to 1 over `steps` (PyTorch's LinearLR)."""
 

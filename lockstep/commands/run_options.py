@@ -37,6 +37,9 @@ SUPERVISED_OPTION = click.option(
     hidden=True,
     help="started by `train`: end with stdin, and remove this folder where `train` no longer can",
 )
+PAUSE_OPTION = click.option(
+    "--pause", is_flag=True, hidden=True, help="started by `fit`: wait for what its callbacks say between two epochs"
+)
 CHAOS_OPTION = click.option(
     "--chaos",
     metavar="DEEDS",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lockstep.commands.job_options import CHECKPOINT_FIELDS, JOB_FIELDS, Grouped
 from lockstep.commands.run_options import (
     JOB_OPTION,
     LEASE_TIMEOUT_OPTION,
+    PAUSE_OPTION,
     RESUME_OPTION,
     RUN_DIR_OPTION,
     SUPERVISED_OPTION,
@@ -59,6 +60,7 @@ INTERRUPTED = "interrupted"
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers whose bits may differ")
 @click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
 @SUPERVISED_OPTION
+@PAUSE_OPTION
 @job_options((*JOB_FIELDS, "min_workers", "servers", "transport", *CHECKPOINT_FIELDS))
 def server(
     job: Path | None,
@@ -67,6 +69,7 @@ def server(
     resume: Path | None,
     insecure: bool,
     supervised: Path | None,
+    pause: bool,
     **values: Any,
 ) -> None:
     """Serve one run to any number of workers, which may come before or after.
@@ -86,7 +89,7 @@ def server(
             resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
             folder = resume or run_dir
             assert folder is not None  # `train` has claimed it, and perhaps written data into it
-            admission = admission_of(launch, lease_timeout_s, allows_mixed)
+            admission = replace(admission_of(launch, lease_timeout_s, allows_mixed), pauses=pause)
             try:
                 destination = Destination(folder=folder, launch=launch, is_resumed=resume is not None)
                 serve_supervised(Service(resolved, admission, destination), bind)
