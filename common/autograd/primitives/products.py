@@ -6,6 +6,7 @@ take small products only: the pieces here are the largest that they take. Which 
 the kernel, which is a part of the numerics fingerprint, so the bits do too.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -40,12 +41,17 @@ def multiply(left: Array, right: Array, out: Array | None = None) -> Array:
         whole: Array = np.matmul(left, right, out=out)
         return whole
     result = np.empty((left.shape[0], right.shape[1]), np.float32) if out is None else out
+    multiply_in_pieces(left, right, pieces, result)
+    return result
+
+
+def multiply_in_pieces(left: Array, right: Array, pieces: Sequence[Piece], out: Array) -> None:
+    """Fill `out` (m, n) with `left` (m, k) times `right` (k, n), a piece at a time, sums over k in order."""
     for rows, columns, (first, *others) in pieces:
-        target = result[rows, columns]
+        target = out[rows, columns]
         np.matmul(left[rows, first], right[first, columns], out=target)
         for inner in others:
             target += np.matmul(left[rows, inner], right[inner, columns])
-    return result
 
 
 def _pieces_for(left: Array, right: Array) -> tuple[Piece, ...]:

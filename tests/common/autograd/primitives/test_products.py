@@ -1,0 +1,88 @@
+"""Thin products in pieces: each element once, within what the kernels take, and the product that NumPy gives."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.autograd.primitives.primitive import Array
+from common.autograd.primitives.products import Piece, multiply, multiply_in_pieces, pieces_across, pieces_along
+from common.randomness import Purpose, generator
+
+#: A batch of 32 through mlp's first layer, lenet's second convolution in a block of columns, and their derivatives.
+SHAPES = (
+    (32, 784, 512),
+    (128, 784, 10),
+    (512, 32, 784),
+    (16, 150, 3495),
+    (16, 3495, 150),
+    (150, 16, 3495),
+    (8, 3136, 40),
+)
+SIZES = st.integers(1, 5000)
+CUTS = pytest.mark.parametrize("cut", [pieces_along, pieces_across])
+
+
+def normal(rows: int, columns: int) -> Array:
+    return generator(rows * 10_000 + columns, Purpose.CANARY).standard_normal((rows, columns), dtype=np.float32)
+
+
+def length(part: slice, size: int) -> int:
+    return len(range(*part.indices(size)))
+
+
+@CUTS
+@given(rows=SIZES, inner=SIZES, columns=SIZES)
+def test_pieces_cover_each_element_once_and_are_small(
+    cut: Callable[[int, int, int], tuple[Piece, ...]], rows: int, inner: int, columns: int
+) -> None:
+    pieces = cut(rows, inner, columns)
+    assert pieces == cut(rows, inner, columns)
+    areas = [length(r, rows) * length(c, columns) for r, c, _ in pieces]
+    assert sum(areas) == (rows * columns if pieces else 0)
+    assert len({(r.start, c.start) for r, c, _ in pieces}) == len(pieces)
+    for area, (_, _, sums) in zip(areas, pieces, strict=True):
+        lengths = [length(part, inner) for part in sums]
+        assert sum(lengths) == inner
+        assert area * max(lengths) <= 1_000_000
+        if cut is pieces_across:
+            assert area <= 1_152
+
+
+@CUTS
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_product_in_pieces_is_the_product(
+    cut: Callable[[int, int, int], tuple[Piece, ...]], shape: tuple[int, int, int]
+) -> None:
+    rows, inner, columns = shape
+    left, right = normal(rows, inner), normal(inner, columns)
+    pieces = cut(*shape)
+    out = np.full((rows, columns), np.nan, np.float32)
+    if pieces:
+        multiply_in_pieces(left, right, pieces, out)
+        exact = left.astype(np.float64) @ right.astype(np.float64)
+        assert np.abs(out - exact).max() < 1e-5 * np.abs(left).sum(axis=1).max()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_layout_of_the_operands_gives_the_product(shape: tuple[int, int, int]) -> None:
+    rows, inner, columns = shape
+    left, right = normal(rows, inner), normal(inner, columns)
+    expected = left.astype(np.float64) @ right.astype(np.float64)
+    tolerance = 1e-5 * np.abs(left).sum(axis=1).max()
+    for a in (left, np.asfortranarray(left)):
+        for b in (right, np.asfortranarray(right)):
+            out = np.full((rows, columns), np.nan, np.float32)
+            assert multiply(a, b, out) is out
+            assert np.abs(out - expected).max() < tolerance
+            assert multiply(a, b).tobytes() == out.tobytes()
+
+
+def test_other_types_vectors_and_stacks_are_left_to_numpy() -> None:
+    left, right = normal(32, 784).astype(np.float64), normal(784, 512)
+    assert multiply(left, right).dtype == np.float64
+    assert multiply(left[0], right).shape == (512,)
+    assert multiply(np.stack([right.T] * 2), left.T).shape == (2, 512, 32)
+    assert multiply(normal(3, 4)[:0], normal(4, 5)).shape == (0, 5)
