@@ -19,9 +19,13 @@ from numpy.typing import NDArray
 
 from common.atomic import write_atomically
 from common.errors import FileFormatError
+from common.plain import one_line
+from common.reading import open_regular
 
-#: The format allows 100 MB; a hundred thousand arrays need a tenth of that.
-MAX_HEADER_BYTES = 16 * 1024**2
+#: Bytes of a file: as much as a vector of weights, and the optimizer's beside it, may have.
+MAX_FILE_BYTES = 2**36
+#: The format allows 100 MB; ten thousand arrays need one. What a parser makes of a header may take fifty times as much.
+MAX_HEADER_BYTES = 2**20
 MAX_NAME_CHARACTERS = 1024
 MAX_DIMENSIONS = 32
 
@@ -91,7 +95,7 @@ def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     Raises FileFormatError where the file cannot be read or is not one that `write` or another strict writer made.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, MAX_FILE_BYTES) as file:
             size = os.fstat(file.fileno()).st_size
             entries, metadata = _read_header(path, file, size)
             data = np.empty(size - file.tell(), dtype=np.uint8)
@@ -133,10 +137,11 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} appears twice")
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise ValueError(f"key {name[:80]!r} appears twice")
+        unique[name] = value
     return unique
 
 
@@ -147,7 +152,10 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
     except ValueError as error:
         raise FileFormatError(f"{path}: header of {name[:80]!r}: {_lowered(error)}") from None
     if entry.dtype not in _DTYPES:
-        raise FileFormatError(f"{path}: {name!r} has dtype {entry.dtype!r}: expected one of {', '.join(_DTYPES)}")
+        raise FileFormatError(f"{path}: {name!r} has dtype {entry.dtype[:80]!r}: expected one of {', '.join(_DTYPES)}")
+    # NumPy has no array of such sizes, even where one of them is 0 and so nothing is stored.
+    if 0 in entry.shape and math.prod(filter(None, entry.shape)) > MAX_FILE_BYTES:
+        raise FileFormatError(f"{path}: {name!r} has shape {list(entry.shape)}: expected one that an array may have")
     begin, end = entry.data_offsets
     needed = math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
     if end - begin != needed:
@@ -198,5 +206,5 @@ def _check_name(name: str) -> None:
 
 
 def _lowered(error: Exception) -> str:
-    text = str(error)
+    text = one_line(str(error))
     return text[:1].lower() + text[1:]

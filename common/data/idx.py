@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.reading import read_regular
 
 #: No file may unpack to more: forty times MNIST's training images.
 MAX_BYTES = 2 * 1024**3
@@ -95,10 +96,7 @@ class _Gzip:
 
 def _contents(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{path}: {size} bytes: expected an IDX file of at most {MAX_BYTES}")
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): expected an IDX file") from None
 

@@ -52,7 +52,7 @@ PACKAGE_ORDER = Order(
         ("common.safetensors",),
         ("common.score",),
         ("common.atomic", "common.backoff", "common.spelling", "common.tally"),
-        ("common.blas", "common.clock", "common.environment", "common.errors", "common.interrupts", "common.memory"),
+        ("common.blas", "common.clock", "common.environment", "common.errors", "common.interrupts", "common.memory", "common.plain", "common.reading"),
     ),
 )
 

@@ -52,7 +52,7 @@ def test_a_missing_array_is_named_with_those_there(file: Path) -> None:
 
 def test_objects_are_refused_and_not_unpickled(file: Path) -> None:
     np.savez(file, a=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(DataError, match="'a' is of dtype 'object'"):
+    with pytest.raises(DataError, match=r"'a' has the header .*'\|O'.*: expected plain numbers"):
         read_npz(file, ["a"])
 
 
