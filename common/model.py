@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from common.data.dataset import Dataset
 from common.errors import ModelError
 from common.nn.description import build
 from common.nn.model_file import load_model, read_model_file
@@ -33,13 +32,3 @@ def model_source(model: str | dict[str, Any]) -> str:
 def names_file(model: str) -> bool:
     """Tell whether a name is that of a function in a file, and not of a model of the library."""
     return ":" in model or model.endswith(".py")
-
-
-def check_fit(model: Module, data: Dataset, output_shape: tuple[int, ...]) -> None:
-    """Raise `ModelError` where the model's output for two samples of `data` is not one number a class."""
-    expected = (2, data.classes)
-    if output_shape != expected:
-        raise ModelError(
-            f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
-            f"expected {expected}, one number for each of {data.classes} classes; change the last layer"
-        )

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from common.clock import Clock
 from common.messages import EpochStatus, Status, WorkerStatus
+from common.score import Score
 
 #: Seconds between two plain lines within an epoch.
 PLAIN_EVERY_S = 10.0
@@ -55,10 +56,19 @@ def display_for(console: Console, clock: Clock) -> Display:
 
 def epoch_line(epoch: EpochStatus, epochs: int) -> str:
     """Return a finished epoch on one line."""
+    score, test = Score(epoch.accuracy, epoch.r2), Score(epoch.test_accuracy, epoch.test_r2)
     return (
-        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.2%}  "
-        f"test {epoch.test_accuracy:.2%}  {epoch.wall_s:.1f} s"
+        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {score.name} {score.told()}  {_validation(epoch)}"
+        f"test {test.told()}  {epoch.wall_s:.1f} s"
     )
+
+
+def _validation(epoch: EpochStatus) -> str:
+    """Return what is told of the validation set, empty where there is none: with a blank behind it."""
+    if epoch.val_loss is None:
+        return ""
+    told = f"{epoch.val_loss:.4f}" if epoch.val_accuracy is None else f"{epoch.val_accuracy:.2%}"
+    return f"val {told}  "
 
 
 def place(status: Status) -> str:
@@ -71,9 +81,10 @@ def figures(status: Status) -> str:
     if not status.elapsed_s:
         ready = sum(worker.state != "preparing" for worker in status.workers)
         return f"{status.phase}: {ready} of {status.min_workers} ready"
+    score = Score(status.accuracy, status.r2)
     return (
-        f"loss {status.loss:.4f}  accuracy {status.accuracy:.2%}  "
-        f"{status.images_per_s:,.0f} images/s  {duration(status.eta_s)} left"
+        f"loss {status.loss:.4f}  {score.name} {score.told()}  "
+        f"{status.images_per_s:,.0f} samples/s  {duration(status.eta_s)} left"
     )
 
 
@@ -214,9 +225,9 @@ def workers_table(workers: list[WorkerStatus]) -> Table:
     for _ in range(5):
         table.add_column(no_wrap=True)
     for worker in workers[:MOST_WORKER_LINES]:
-        speed = f"{worker.samples / worker.compute_s:,.0f} images/s" if worker.compute_s else ""
+        speed = f"{worker.samples / worker.compute_s:,.0f} samples/s" if worker.compute_s else ""
         where = f"{worker.host[:MOST_HOST]}:{worker.pid}"
-        table.add_row(f"worker {worker.rank}", worker.state, f"{worker.samples:,} images", speed, where)
+        table.add_row(f"worker {worker.rank}", worker.state, f"{worker.samples:,} samples", speed, where)
     if len(workers) > MOST_WORKER_LINES:
         table.add_row(f"and {len(workers) - MOST_WORKER_LINES} more")
     return table

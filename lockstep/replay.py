@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from common.autograd import functional as F
 from common.autograd.graph import observe
 from common.autograd.primitives.primitive import Primitive
 from common.autograd.tensor import Tensor
@@ -50,9 +49,9 @@ class PieceReplay(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     step: int
     micro_batch: int
-    #: The places of the samples in the training set, and their classes, in order.
+    #: The places of the samples in the training set, and what is to be told of them, in order.
     samples: list[int]
-    labels: list[int]
+    labels: list[Any]
     #: What the model was given, after normalisation and shifts: in numbers, and its SHA-256.
     inputs: Figures
     inputs_sha256: str
@@ -60,6 +59,8 @@ class PieceReplay(msgspec.Struct, frozen=True, kw_only=True):
     loss_sum: float | str
     recorded_loss_sum: float | None
     correct: int
+    #: Classes, or numbers, that were to be told.
+    targets: int
     layers: list[LayerReplay]
     #: Where the first number arose that is not finite; None where all are finite.
     first_nonfinite: str | None
@@ -119,14 +120,14 @@ def replay(run: PastRun, opening: Opening, clock: Clock, step: int, micro_batch:
 def look_into(run: PastRun, compute: Compute, step: int, micro_batch: int) -> PieceReplay:
     """Compute a micro-batch on the weights at hand, by the engine, which can be watched."""
     indices = compute.sampler.indices(step, micro_batch)
-    images, labels = compute.batch(indices, step, micro_batch)
+    images, targets = compute.batch(indices, step, micro_batch)
     watcher, model = Watcher(), compute.model
     model.train()
     model.zero_grad()
     model.reseed(compute.job.seed, step, micro_batch)
     with observe(watcher.operation_done), model.observe_outputs(watcher.layer_done):
-        logits = model(Tensor(images))
-        loss = F.cross_entropy(logits, labels, label_smoothing=compute.job.label_smoothing, reduction="sum")
+        outputs = model(Tensor(images))
+        loss = compute.objective.training_loss(outputs, targets)
         loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     recorded = run.steps().get(step)
@@ -135,12 +136,13 @@ def look_into(run: PastRun, compute: Compute, step: int, micro_batch: int) -> Pi
         step=step,
         micro_batch=micro_batch,
         samples=indices.tolist(),
-        labels=labels.tolist(),
+        labels=compute.data.train.labels[indices].tolist(),
         inputs=figures_of(images),
         inputs_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
         loss_sum=float(loss.data) if np.isfinite(loss.data) else str(loss.data),
         recorded_loss_sum=float(recorded.loss_sums()[micro_batch]) if recorded else None,
-        correct=int(np.count_nonzero(logits.data.argmax(axis=1) == labels)),
+        correct=compute.objective.correct(outputs.data, targets),
+        targets=targets.size,
         layers=[layer_of(*output, gradients) for output in watcher.outputs],
         first_nonfinite=watcher.first_nonfinite(gradients),
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from common.score import Score
 from lockstep.cost_model import Measured, fitted
 from lockstep.display import print_plainly
 from ps.run_folder import EpochRecord, RunResult
@@ -27,15 +28,16 @@ def show_summary(console: Console, result: RunResult, folder: Path | None, cores
 def epochs_table(history: list[EpochRecord]) -> Table:
     """Return a line for each epoch."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "seconds"):
+    name = Score(history[0].accuracy, history[0].r2).name if history else "accuracy"
+    for heading in ("epoch", "train loss", f"train {name}", "test loss", f"test {name}", "seconds"):
         table.add_column(heading, justify="right")
     for epoch in history:
         table.add_row(
             str(epoch.epoch),
             f"{epoch.loss:.4f}",
-            f"{epoch.accuracy:.2%}",
+            Score(epoch.accuracy, epoch.r2).told(),
             f"{epoch.test_loss:.4f}",
-            f"{epoch.test_accuracy:.2%}",
+            Score(epoch.test_accuracy, epoch.test_r2).told(),
             f"{epoch.wall_s:.1f}",
         )
     return table
@@ -46,10 +48,11 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     who = "this process alone" if result.workers == 0 else f"{result.workers} workers over {result.transport}"
     if result.workers == 1:
         who = f"1 worker over {result.transport}"
+    score = Score(result.test_accuracy, result.test_r2)
     lines = [
         "",
-        f"test accuracy   {result.test_accuracy:.2%}",
-        f"throughput      {result.images_per_s:,.0f} images/s, {who}",
+        f"{'test ' + score.name:<15} {score.told()}",
+        f"throughput      {result.images_per_s:,.0f} samples/s, {who}",
         f"time            {result.wall_s:.1f} s, of which training {result.train_s:.1f} s",
         f"weights sha256  {result.weights_sha256}",
     ]

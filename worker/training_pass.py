@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from common.autograd import functional as F
 from common.autograd.graph import observing
 from common.autograd.primitives.primitive import Array
 from common.autograd.replay import Replay, replay_of
@@ -10,6 +9,7 @@ from common.autograd.tensor import Tensor
 from common.nn.module import Module
 from common.nn.parameter import Parameter
 from common.nn.repeatable import is_repeatable
+from common.objective import Objective
 
 
 @dataclass
@@ -18,7 +18,7 @@ class TrainingPass:
 
     model: Module
     parameters: list[Parameter]
-    label_smoothing: float
+    objective: Objective
     #: Whether the model is known to do the same with every batch of one shape.
     _is_repeatable: bool = field(init=False)
     #: By the shape of the images: what follows from it is the same for all batches of a job.
@@ -29,30 +29,30 @@ class TrainingPass:
     def __post_init__(self) -> None:
         self._is_repeatable = is_repeatable(self.model)
 
-    def forward(self, images: Array, labels: Array) -> tuple[Array, Array]:
-        """Return the sum of the losses, a number, and the logits (n, classes)."""
+    def forward(self, images: Array, targets: Array) -> tuple[Array, Array]:
+        """Return the sum of the losses, a number, and the model's outputs; `targets` are as the objective has them."""
         # Who observes the engine wants to see it at work.
         replay = self._replays.get(images.shape) if observing.get() is None else None
         if replay is not None:
-            loss, logits = replay.forward(images, labels)
+            loss, outputs = replay.forward(images, targets)
             self._ahead = replay
-            return loss, logits
-        return self._forward_by_engine(images, labels)
+            return loss, outputs
+        return self._forward_by_engine(images, targets)
 
-    def _forward_by_engine(self, images: Array, labels: Array) -> tuple[Array, Array]:
+    def _forward_by_engine(self, images: Array, targets: Array) -> tuple[Array, Array]:
         if self._is_repeatable:
-            results, replay = replay_of(self._compute, (images, labels), self.parameters)
+            results, replay = replay_of(self._compute, (images, targets), self.parameters)
             if replay is not None:
                 self._replays[images.shape] = replay
         else:
-            results = self._compute(images, labels)
-        loss, logits = results
+            results = self._compute(images, targets)
+        loss, outputs = results
         self._ahead = loss
-        return loss.data, logits.data
+        return loss.data, outputs.data
 
-    def _compute(self, images: Array, labels: Array) -> tuple[Tensor, Tensor]:
-        logits = self.model(Tensor(images))
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum"), logits
+    def _compute(self, images: Array, targets: Array) -> tuple[Tensor, Tensor]:
+        outputs = self.model(Tensor(images))
+        return self.objective.training_loss(outputs, targets), outputs
 
     def backward(self) -> None:
         """Add to the parameters' gradients those of the last forward; once after each."""

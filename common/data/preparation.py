@@ -41,17 +41,22 @@ class Preparation:
                 f"max_shift = {max_shift!r} moves images of shape {train.sample_shape!r} out of sight: expected less "
                 f"than {min(train.sample_shape[1:])}"
             )
+        if train.is_tokens:
+            return cls(0.0, 1.0)
         mean, variance = (_moments_of_bytes if train.images.dtype == np.uint8 else _moments_of_floats)(train.images)
         # Where all values are equal there is nothing to scale; scikit-learn's StandardScaler leaves them alone as well.
         return cls(mean, math.sqrt(variance) or 1.0, max_shift)
 
-    def images(self, raw: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[np.float32]:
+    def images(self, raw: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:
         """Return the samples `raw`, uint8 or float32 (n, …), as a new float32 array of the same shape.
 
-        With `rng`, each image (channels, height, width) moves by its own (dy, dx); what moves in is 0 in `raw`.
+        Tokens stay as they are. With `rng`, each image (channels, height, width) moves by its own (dy, dx); what moves
+        in is 0 in `raw`.
         """
         if rng is not None and self.max_shift:
             raw = _shifted(raw, self.max_shift, rng)
+        if raw.dtype == np.int32:
+            return raw
         unit = 255.0 if raw.dtype == np.uint8 else 1.0
         prepared: NDArray[np.float32] = np.multiply(raw, np.float32(1.0 / (unit * self.std)), dtype=np.float32)
         prepared -= np.float32(self.mean / self.std)

@@ -24,8 +24,9 @@ def load(spec: str) -> TrainTest:
     """Return the dataset called `spec`.
 
     That is `"mnist"` (in the package), a folder with MNIST's four IDX files, gzipped or not, or an .npz file with
-    x_train, y_train, x_test and y_test: uint8 or float images (n, h, w), (n, c, h, w) or features (n, k), and integer
-    labels (n,) from 0. Raises DataError with the file, the value and what was expected.
+    x_train, y_train, x_test and y_test: uint8 or float images (n, h, w), (n, c, h, w) or features (n, k), or tokens
+    (n, t) of a wider integer type; and integer labels (n,) from 0, of tokens also (n, t), or, for a regression, floats
+    (n,) or (n, k). Raises DataError with the file, the value and what was expected.
     """
     if spec == "mnist":
         with as_file(files("common.data") / "mnist") as folder:
@@ -68,12 +69,29 @@ def _find(folder: Path, name: str) -> Path:
 def _from_npz(path: Path) -> TrainTest:
     arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test"))
     labels = {name: _as_labels(f"{path}: {name!r}", arrays[name]) for name in ("y_train", "y_test")}
-    classes = 1 + max(int(part.max(initial=0)) for part in labels.values())
+    if labels["y_train"].dtype != labels["y_test"].dtype:
+        of = {name: "real numbers" if part.dtype == np.float32 else "integers" for name, part in labels.items()}
+        raise DataError(f"{path}: 'y_train' has {of['y_train']} and 'y_test' {of['y_test']}: expected one kind in both")
+    is_real = labels["y_train"].dtype == np.float32
+    classes = 0 if is_real else 1 + max(int(part.max(initial=0)) for part in labels.values())
     train, test = (
-        _dataset(f"{path}: {part}", _as_images(arrays[f"x_{part}"]), labels[f"y_{part}"], classes)
+        _dataset(
+            f"{path}: {part}", _as_samples(f"{path}: 'x_{part}'", arrays[f"x_{part}"]), labels[f"y_{part}"], classes
+        )
         for part in ("train", "test")
     )
     return _together(path, path.stem, train, test)
+
+
+def _as_samples(named: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return integers in rows, but for bytes, which are images that were flattened, as tokens; others as images."""
+    if array.ndim != 2 or array.dtype.kind not in "iu" or array.dtype == np.uint8:
+        return _as_images(array)
+    # Before the cast, which would wrap.
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) <= np.iinfo(np.int32).max:
+        ends = f"{int(array.min())!r} to {int(array.max())!r}"
+        raise DataError(f"{named} has tokens from {ends}: expected integers from 0")
+    return np.ascontiguousarray(array, dtype=np.int32)
 
 
 def _as_images(array: NDArray[Any]) -> NDArray[Any]:
@@ -86,16 +104,23 @@ def _as_images(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(images)
 
 
-def _as_labels(named: str, array: NDArray[Any]) -> NDArray[np.int64]:
+def _as_labels(named: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return classes as int64, of any shape, and real numbers as float32, one row a sample."""
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # as in `_as_images`
+            targets = array.astype(np.float32)
+        return targets[:, np.newaxis] if targets.ndim == 1 else targets
     if array.dtype.kind not in "iu":
-        raise DataError(f"{named} is of dtype {str(array.dtype)!r}: expected integers, as of .astype(numpy.int64)")
+        raise DataError(
+            f"{named} is of dtype {str(array.dtype)!r}: expected integers, as of .astype(numpy.int64), or floats"
+        )
     # Before the cast, which would wrap: the largest uint64 becomes -1.
     if array.size and int(array.max()) > np.iinfo(np.int32).max:
         raise DataError(f"{named} has the label {int(array.max())!r}: expected the classes, counted from 0")
     return array.astype(np.int64)
 
 
-def _dataset(named: str, images: NDArray[Any], labels: NDArray[np.int64], classes: int) -> Dataset:
+def _dataset(named: str, images: NDArray[Any], labels: NDArray[Any], classes: int) -> Dataset:
     try:
         return Dataset(images, labels, classes)
     except DataError as error:

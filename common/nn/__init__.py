@@ -14,10 +14,11 @@ from common.nn.activations import (
     Softplus,
     Tanh,
 )
+from common.nn.attention import MultiheadAttention, TransformerEncoderLayer
 from common.nn.containers import ModuleList, Sequential
 from common.nn.convolution import Conv1d, Conv2d
 from common.nn.dropout import Dropout
-from common.nn.embedding import Embedding
+from common.nn.embedding import Embedding, PositionalEmbedding
 from common.nn.flatten import Flatten
 from common.nn.linear import Linear
 from common.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
@@ -59,8 +60,10 @@ __all__ = [
     "MaxPool2d",
     "Module",
     "ModuleList",
+    "MultiheadAttention",
     "NLLLoss",
     "Parameter",
+    "PositionalEmbedding",
     "ReLU",
     "Sequential",
     "Sigmoid",
@@ -68,6 +71,7 @@ __all__ = [
     "Softplus",
     "Stochastic",
     "Tanh",
+    "TransformerEncoderLayer",
     "description",
     "functional",
     "init",

@@ -22,7 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Fewer bytes": ("wire", "wire_weights"),
     "Optimizer": (
         *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "beta1", "beta2", "alpha", "eps"),
-        *("clip_norm", "label_smoothing"),
+        *("clip_norm", "loss", "label_smoothing"),
     ),
     "Course of the learning rate": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
     "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts"),

@@ -24,12 +24,13 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_events: bool) -> None:
     """Draw PNGs of the run in the folder RUN, or of several runs together.
 
     \b
-    learning     loss, accuracy, learning rate
+    learning     loss, accuracy or R², learning rate
     throughput   samples a second, and where the time of a step goes
     timeline     who computed what, and when
     confusion    what is taken for what
     first_layer  the weights that see the samples
     mistakes     the samples that it is surest of, wrongly
+    answers      of a regression instead: what it says over what is right
 
     Several runs share the first two. A run that is not finished is drawn as far as it has come. Pictures need the extra
     plot; event files need the extra tensorboard.

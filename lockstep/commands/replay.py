@@ -72,7 +72,7 @@ def piece_lines(piece: PieceReplay) -> list[str]:
         f"samples   {listed}{more}",
         f"inputs    {piece.inputs.shape}, norm {piece.inputs.norm:.6g}, SHA-256 {piece.inputs_sha256[:12]}…",
         f"loss sum  {piece.loss_sum!r}, {recorded}",
-        f"correct   {piece.correct} of {len(piece.samples)}",
+        f"correct   {piece.correct} of {piece.targets}",
     ]
 
 

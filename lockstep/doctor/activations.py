@@ -23,7 +23,7 @@ def check_activations(signals: Signals) -> list[Finding]:
         finding
         for call in signals.calls
         for primitive, result in call.applied
-        if (finding := _examine(call, primitive, result, len(signals.logits))) is not None
+        if (finding := _examine(call, primitive, result, len(signals.outputs))) is not None
     ]
 
 

@@ -4,9 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common.clock import Clock
-from common.data.dataset import TrainTest
-from common.model import check_fit
-from common.nn.module import Module
 from lockstep.doctor.activations import check_activations
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.first_loss import check_first_loss
@@ -51,20 +48,28 @@ class Examination:
         return "\n".join(self.lines())
 
 
-def outputs_of(model: Module, data: TrainTest) -> int:
-    """Return the number of the model's outputs for a sample; `ModelError` where they are not one row a sample."""
-    shape = dry_run(model, two_samples(data, 0))
-    if len(shape) != 2 or shape[0] != 2:
-        check_fit(model, data.train, shape)
-    return shape[1]
+def outputs_of(patient: Patient) -> int:
+    """Return the number of the model's outputs for a sample, or a token; `ModelError` where they are of another form.
+
+    Of classes their number is left to be looked at; that of a regression's targets has to fit.
+    """
+    train, objective = patient.data.train, patient.objective
+    shape = dry_run(patient.probe(), two_samples(patient.data, 0))
+    if objective.is_regression or shape[:-1] != (2, *train.labels.shape[1:]):
+        objective.check_fit(train, shape)
+    return shape[-1]
 
 
 def examined(patient: Patient, clock: Clock, cores: int) -> Iterator[Finding]:
     """Yield the findings, causes before what follows from them; what the findings leave without sense is left out."""
-    train, test = patient.data.train.labels, patient.data.test.labels
-    unfit = check_classes(train, test, outputs_of(patient.probe(), patient.data))
-    yield from unfit
-    yield from check_balance(train, test)
+    patient.objective.check_labels(patient.data.train)
+    outputs = outputs_of(patient)
+    unfit: list[Finding] = []
+    if not patient.objective.is_regression:
+        train, test = (patient.objective.targets(part.labels) for part in (patient.data.train, patient.data.test))
+        unfit = check_classes(train, test, outputs)
+        yield from unfit
+        yield from check_balance(train, test)
     yield from check_samples(patient)
     yield from check_initial_values(patient.model)
     wrong = check_walk(patient.walk) or check_gradients(patient)

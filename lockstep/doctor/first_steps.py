@@ -7,7 +7,6 @@ from statistics import median
 
 import numpy as np
 
-from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.clock import Clock
 from common.nn.parameter import Parameter
@@ -57,11 +56,11 @@ def first_steps(patient: Patient, clock: Clock, scale: float = 1.0) -> FirstStep
     losses, times = list[float](), list[float]()
     with np.errstate(all="ignore"):
         for step, rate in enumerate(rates):
-            images, labels = patient.batch(step, SAMPLES)
+            images, targets = patient.batch(step, SAMPLES)
             probe.reseed(patient.job.seed, step, 0)
             began = clock.now()
             optimizer.zero_grad()
-            loss = F.cross_entropy(probe(Tensor(images)), labels, label_smoothing=patient.job.label_smoothing)
+            loss = patient.objective.training_loss(probe(Tensor(images)), targets, "mean")
             losses.append(float(loss.data))
             if not math.isfinite(losses[-1]):
                 break

@@ -11,10 +11,10 @@ from lockstep.doctor.finding import Finding
 MOST_OF_ONE = 0.9
 
 
-def check_labels(train: NDArray[Any], test: NDArray[Any]) -> list[Finding]:
-    """Return what makes these arrays no labels: nothing else can be examined then."""
+def check_labels(train: NDArray[Any], test: NDArray[Any], *, is_sequence: bool = False) -> list[Finding]:
+    """Return what makes these arrays no classes: nothing else can be examined then. A sequence has a row of them."""
     for name, labels in (("training", train), ("test", test)):
-        finding = _not_classes(name, labels)
+        finding = _not_classes(name, labels, is_sequence)
         if finding is not None:
             return [finding]
     return []
@@ -58,8 +58,8 @@ def check_balance(train: NDArray[Any], test: NDArray[Any]) -> list[Finding]:
     return findings
 
 
-def _not_classes(name: str, labels: NDArray[Any]) -> Finding | None:
-    if labels.ndim == 2:
+def _not_classes(name: str, labels: NDArray[Any], is_sequence: bool) -> Finding | None:
+    if labels.ndim == 2 and not is_sequence:
         return _finding(
             f"the {name} labels are rows and not numbers",
             f"their shape is {labels.shape}",
@@ -70,8 +70,8 @@ def _not_classes(name: str, labels: NDArray[Any]) -> Finding | None:
         return _finding(
             f"the {name} labels are not whole numbers",
             f"their dtype is {str(labels.dtype)!r}",
-            "they were read, or computed, as real numbers",
-            "pass labels.astype(numpy.int64)",
+            "they were read, or computed, as real numbers; or they are no classes, and this is a regression",
+            "pass labels.astype(numpy.int64), or set loss = 'mse'",
         )
     if labels.size and int(labels.min()) < 0:
         return _finding(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
@@ -14,12 +13,11 @@ from common.data.preparation import Preparation
 from common.data.sampler import Sampler
 from common.job import Job
 from common.nn.module import Module
+from common.objective import Objective
 from common.reduction import Vector
 
 #: What walks back from a loss, a single number, and leaves gradients in the leaves: `Tensor.backward`, or one's own.
 Walk = Callable[[Tensor], None]
-
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,18 @@ class Patient:
         probe.zero_grad()
         return probe
 
-    def batch(self, step: int, most: int) -> tuple[Vector, Labels]:
-        """Return the prepared samples and labels of a step of the job, at most so many."""
+    @property
+    def objective(self) -> Objective:
+        """What the job's loss is."""
+        return Objective.of(self.job)
+
+    def batch(self, step: int, most: int) -> tuple[Vector, Vector]:
+        """Return the prepared samples of a step of the job, at most so many, and what the loss compares."""
         sampler = self._sampler
         whole = np.concatenate([sampler.indices(step, m) for m in range(sampler.micro_batches)])[:most]
         train = self.data.train
-        return self._preparation.images(train.images.take(whole, axis=0)), train.labels.take(whole)
+        targets = self.objective.targets(train.labels.take(whole, axis=0))
+        return self._preparation.images(train.images.take(whole, axis=0)), targets
 
     @cached_property
     def _sampler(self) -> Sampler:

@@ -17,6 +17,8 @@ MOST_OF_A_FEATURE = 100.0
 def check_samples(patient: Patient) -> list[Finding]:
     """Return whether the samples, as the model is given them, are not normalised."""
     images, _ = patient.batch(0, SAMPLES)
+    if patient.data.train.is_tokens:
+        return []
     mean, deviation = float(np.mean(images, dtype=np.float64)), float(np.std(images, dtype=np.float64))
     if deviation == 0:
         return [_constant(mean)]

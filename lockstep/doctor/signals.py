@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.autograd import functional as F
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.nn.inspection import first_nonfinite_layer
@@ -21,10 +20,12 @@ class Signals:
 
     #: Inner modules before outer ones.
     calls: list[Call]
-    #: Mean loss over the batch, and the model's output (n, classes).
+    #: Mean loss over the batch, and the model's output: (targets, classes), or of a regression (n, targets).
     loss: float
-    logits: Array
+    outputs: Array
+    #: 0 in a regression; then the loss of who always answers with the mean of the batch's targets.
     classes: int
+    guess: float
     #: Root of the mean square of the prepared samples.
     input_size: float
     #: Of each weight with two axes or more, in order: its name, and the same of its gradient; None without one.
@@ -36,13 +37,13 @@ class Signals:
 def signals_of(patient: Patient, *, walks_back: bool) -> Signals:
     """Return what a pass over the job's first samples looks like; only forward where gradients are known wrong."""
     probe = patient.probe()
-    images, labels = patient.batch(0, SAMPLES)
+    images, targets = patient.batch(0, SAMPLES)
     x = Tensor(images)
     with np.errstate(all="ignore"):
         nonfinite = first_nonfinite_layer(probe, x)
         with watched(probe) as calls:
-            logits = probe(x)
-            loss = F.cross_entropy(logits, labels, label_smoothing=patient.job.label_smoothing)
+            outputs = probe(x)
+            loss = patient.objective.training_loss(outputs, targets, "mean")
         if walks_back and loss.requires_grad:
             loss.backward()
     gradients = [
@@ -50,11 +51,13 @@ def signals_of(patient: Patient, *, walks_back: bool) -> Signals:
         for name, parameter in probe.named_parameters()
         if parameter.ndim >= 2
     ]
+    is_regression = patient.objective.is_regression
     return Signals(
         calls=calls,
         loss=float(loss.data),
-        logits=logits.data,
-        classes=patient.data.train.classes,
+        outputs=patient.objective.rows(outputs.data),
+        classes=0 if is_regression else patient.data.train.classes,
+        guess=float(np.var(targets, axis=0, dtype=np.float64).mean()) if is_regression else 0.0,
         input_size=root_mean_square(images),
         gradients=gradients,
         nonfinite=nonfinite,

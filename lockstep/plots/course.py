@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import FileFormatError
-from ps.run_folder import METRICS
+from common.json_file import convert, decode
+from common.reading import read_regular
+from ps.run_folder import METRICS, MOST_LINES_BYTES
 
 Floats = NDArray[np.float64]
 
@@ -21,7 +23,9 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     step: int
     loss: float
-    accuracy: float
+    #: Of a regression None; then there is R².
+    accuracy: float | None = None
+    r2: float | None = None
     lr: float
     samples: int
     round_s: float = 0.0
@@ -35,7 +39,8 @@ class EpochRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     epoch: int
     test_loss: float
-    test_accuracy: float
+    test_accuracy: float | None = None
+    test_r2: float | None = None
     wall_s: float
 
 
@@ -52,6 +57,10 @@ class Course:
         """Return one figure of all steps, (steps,)."""
         return np.array([getattr(step, field) for step in self.steps], dtype=np.float64)
 
+    @property
+    def is_regression(self) -> bool:
+        return self.steps[0].accuracy is None
+
     @cached_property
     def seconds(self) -> Floats:
         """The seconds of training before each step ended, (steps,): evaluations are not counted."""
@@ -67,7 +76,9 @@ def read_course(folder: Path) -> Course:
     """Return a run's course; `FileFormatError` where there is none, or a line is damaged."""
     path = folder / METRICS
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # a last line without its end is still being written
+        lines = read_regular(path, MOST_LINES_BYTES).split(b"\n")[
+            :-1
+        ]  # a last line without its end is still being written
     except OSError as error:
         raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected the folder of a run") from None
     steps, epochs = dict[int, StepRecord](), dict[int, EpochRecord]()
@@ -88,10 +99,10 @@ def _in_order(records: dict[int, Any]) -> list[Any]:
 
 def _record(path: Path, number: int, line: bytes) -> StepRecord | EpochRecord | None:
     try:
-        raw = msgspec.json.decode(line, type=dict[str, Any])
+        raw = decode(line, dict[str, Any])
         kinds: dict[str, type[StepRecord] | type[EpochRecord]] = {"step": StepRecord, "epoch": EpochRecord}
-        kind = kinds.get(raw.get("kind", ""))
-        return None if kind is None else msgspec.convert(raw, kind)
+        kind = kinds.get(str(raw.get("kind", "")))
+        return None if kind is None else convert(raw, kind)
     except msgspec.MsgspecError as error:
         raise FileFormatError(f"{str(path)!r}: line {number} is no record of a run: {error}") from None
 

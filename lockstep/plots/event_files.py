@@ -19,7 +19,7 @@ def write_events(course: Course, folder: Path, began: float) -> None:
             at = began + float(course.seconds[place])
             figures = {
                 "loss/train": step.loss,
-                "accuracy/train": step.accuracy,
+                **_score("train", step.accuracy, step.r2),
                 "learning_rate": step.lr,
                 "throughput/samples_per_s": step.samples / step.round_s if step.round_s else 0.0,
                 **{f"step_ms/{name}": 1e3 * float(values[place]) for name, values in parts.items()},
@@ -29,4 +29,9 @@ def write_events(course: Course, folder: Path, began: float) -> None:
         for epoch in course.epochs:
             at, after = began + epoch.wall_s, course.ends.get(epoch.epoch, 0)
             writer.add_scalar("loss/test", epoch.test_loss, after, walltime=at)
-            writer.add_scalar("accuracy/test", epoch.test_accuracy, after, walltime=at)
+            for tag, value in _score("test", epoch.test_accuracy, epoch.test_r2).items():
+                writer.add_scalar(tag, value, after, walltime=at)
+
+
+def _score(part: str, accuracy: float | None, r2: float | None) -> dict[str, float]:
+    return {f"{name}/{part}": value for name, value in (("accuracy", accuracy), ("r2", r2)) if value is not None}

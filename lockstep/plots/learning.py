@@ -1,4 +1,4 @@
-"""Draws loss, accuracy and learning rate over the steps, of one run or several."""
+"""Draws loss, accuracy or R², and learning rate over the steps, of one run or several."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,20 +17,23 @@ PARTS, POINTS = 100, 2000
 def learning(courses: Sequence[Course]) -> Figure:
     """Return three panels; training as a line, tests as marks at the end of each epoch."""
     figure = new_figure(13.0, 4.2)
-    loss, accuracy, rate = figure.subplots(1, 3)
+    loss, score, rate = figure.subplots(1, 3)
+    is_regression = all(course.is_regression for course in courses)
     for place, course in enumerate(courses):
         # Runs of one job coincide to the bit: the wider line below is seen on both sides of the one above.
         look = Look(colour(place), 1.2 + 1.3 * min(3, len(courses) - 1 - place))
         _draw(loss, course, look, "loss", "test_loss")
-        _draw(accuracy, course, look, "accuracy", "test_accuracy")
+        if course.is_regression == is_regression:
+            _draw(score, course, look, *(("r2", "test_r2") if is_regression else ("accuracy", "test_accuracy")))
         rate.plot(*thinned(course.column("step"), course.column("lr")), color=look.colour, linewidth=look.width)
-    tidy(loss, title="loss", x="step", y="cross-entropy")
+    tidy(loss, title="loss", x="step", y="mean squared error" if is_regression else "cross-entropy")
     loss.set_yscale("log")
-    tidy(accuracy, title="accuracy", x="step", y="share of samples")
-    _focus(accuracy, courses)
+    name, unit = ("R²", "share of the variance") if is_regression else ("accuracy", "share of samples")
+    tidy(score, title=name, x="step", y=unit)
+    _focus(score, ("r2", "test_r2") if is_regression else ("accuracy", "test_accuracy"), courses)
     tidy(rate, title="learning rate", x="step", y="rate")
     rate.set_ylim(bottom=0)
-    for axes in (loss, accuracy, rate):
+    for axes in (loss, score, rate):
         whole_numbers(axes)
     handles, names = loss.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
@@ -55,10 +58,12 @@ def _draw(axes: Axes, course: Course, look: Look, of_step: str, of_epoch: str) -
     axes.plot(ends, tests, "o--", color=look.colour, linewidth=0.8, markersize=size, label=f"{course.name}: test")
 
 
-def _focus(axes: Axes, courses: Sequence[Course]) -> None:
+def _focus(axes: Axes, names: tuple[str, str], courses: Sequence[Course]) -> None:
     """Leave out of sight the first steps, which only guess: what matters lies in the last few percent."""
-    later = [smoothed(course.column("accuracy"), max(1, len(course.steps) // PARTS)) for course in courses]
-    tests = [epoch.test_accuracy for course in courses for epoch in course.epochs]
+    of_step, of_epoch = names
+    shown = [course for course in courses if getattr(course.steps[0], of_step) is not None]
+    later = [smoothed(course.column(of_step), max(1, len(course.steps) // PARTS)) for course in shown]
+    tests: list[float] = [getattr(epoch, of_epoch) for course in shown for epoch in course.epochs]
     lows = [float(np.quantile(values, 0.1)) for values in later] + tests
     axes.set_ylim(bottom=max(0.0, min(lows) - 0.02), top=1.002)
 

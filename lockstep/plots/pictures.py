@@ -12,7 +12,7 @@ from lockstep.assessment import Assessment, assess
 from lockstep.plots.attendance import read_attendance
 from lockstep.plots.course import Course
 from lockstep.plots.learning import learning
-from lockstep.plots.results import confusion_matrix, first_layer, worst_mistakes
+from lockstep.plots.results import answers, confusion_matrix, first_layer, worst_mistakes
 from lockstep.plots.style import save
 from lockstep.plots.throughput import throughput
 from lockstep.plots.timeline import timeline
@@ -36,12 +36,15 @@ class Subject:
 
     def pictures(self) -> dict[str, Callable[[], Figure]]:
         """Return what can be drawn of one run, by the file's name."""
-        return {
+        makers = {
             "timeline": lambda: timeline(self.course, read_attendance(self.folder)),
             "confusion": lambda: confusion_matrix(self.assessment.confusion),
             "first_layer": lambda: first_layer(self.trained.model, self.assessment.dataset.sample_shape),
             "mistakes": lambda: worst_mistakes(self.assessment),
         }
+        if self.course.is_regression:
+            return {"timeline": makers["timeline"], "answers": lambda: answers(self.assessment)}
+        return makers
 
 
 def draw(subjects: Sequence[Subject], folder: Path) -> Iterator[str]:

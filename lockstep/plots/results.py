@@ -1,4 +1,4 @@
-"""Draws what a model came to: what it takes for what, what its first layer looks for, its worst mistakes."""
+"""Draws what a model came to: what it takes for what, its first layer, its worst mistakes, a regression's answers."""
 
 import math
 
@@ -12,10 +12,10 @@ from common.errors import ModelError
 from common.nn.module import Module
 from lockstep.assessment import Assessment
 from lockstep.confusion import Confusion
-from lockstep.plots.style import new_figure
+from lockstep.plots.style import colour, new_figure, tidy
 
-#: Classes of a confusion matrix whose counts are written into it; filters, and mistakes, that are shown.
-MOST_COUNTED, MOST_FILTERS, MOST_MISTAKES = 20, 64, 30
+#: Classes of a confusion matrix whose counts are written into it; filters, mistakes, and targets, that are shown.
+MOST_COUNTED, MOST_FILTERS, MOST_MISTAKES, MOST_TARGETS = 20, 64, 30, 6
 
 
 def confusion_matrix(confusion: Confusion) -> Figure:
@@ -83,20 +83,34 @@ def worst_mistakes(assessment: Assessment) -> Figure:
     wrong = surest_mistakes(assessment)
     if not wrong.size:
         raise ModelError("all test samples are right")
-    probabilities = _softmax(assessment.logits)
+    probabilities = _softmax(assessment.outputs)
     shown = wrong[:MOST_MISTAKES]
     figure, grid = _grid(len(shown), 1.35)
     for axes, index in zip(grid, shown.tolist(), strict=False):
         axes.imshow(_picture(dataset, index), cmap="gray")
-        taken = int(assessment.logits[index].argmax())
+        taken = int(assessment.outputs[index].argmax())
         axes.set_title(f"{dataset.labels[index]}, not {taken} ({probabilities[index, taken]:.0%})", fontsize=8)
     figure.suptitle(f"the {len(shown)} worst of {len(wrong)} mistakes: what it is, not what it was taken for")
     return figure
 
 
+def answers(assessment: Assessment) -> Figure:
+    """Return a regression's answers over the targets, a panel for each target: on the line, they would be right."""
+    figures, outputs, targets = assessment.fit[:MOST_TARGETS], assessment.outputs, assessment.targets
+    figure = new_figure(4.8 * len(figures), 4.6)
+    for axes, told in zip(figure.subplots(1, len(figures), squeeze=False).flat, figures, strict=True):
+        x, y = targets[:, told.target], outputs[:, told.target]
+        ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
+        axes.plot(ends, ends, color="#555555", linewidth=0.8)
+        axes.plot(x, y, ".", color=colour(0), markersize=3, alpha=max(0.15, min(1.0, 500 / len(x))))
+        r2 = "" if told.r2 is None else f", R² {told.r2:.4f}"
+        tidy(axes, title=f"root of the mean squared error {told.mse**0.5:.3g}{r2}", x="target", y="answer")
+    return figure
+
+
 def surest_mistakes(assessment: Assessment) -> np.typing.NDArray[np.intp]:
     """Return the places of samples that are taken for another class, those with the least chance of theirs first."""
-    labels, logits = assessment.dataset.labels, assessment.logits
+    labels, logits = assessment.targets, assessment.outputs
     own = _softmax(logits)[np.arange(len(labels)), labels]
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     return wrong[np.argsort(own[wrong], kind="stable")]

@@ -51,6 +51,7 @@ PACKAGE_ORDER = Order(
         ("common.randomness",),
         ("common.safetensors",),
         ("common.score",),
+        ("common.json_file",),
         ("common.atomic", "common.backoff", "common.spelling", "common.tally"),
         ("common.blas", "common.clock", "common.environment", "common.errors", "common.interrupts", "common.memory", "common.plain", "common.reading"),
     ),

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from common import nn
-from common.data.dataset import Dataset
 from common.errors import ModelError
-from common.model import build_model, check_fit, model_source
+from common.model import build_model, model_source
 from common.nn.description import describe
 from common.nn.models import MODELS
 
@@ -50,10 +48,3 @@ def test_a_file_of_ones_own_is_built_and_its_source_is_digested(tmp_path: Path) 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         build_model(f"{tmp_path}/none.py:build")
-
-
-def test_the_output_must_have_one_number_a_class() -> None:
-    data = Dataset(np.zeros((2, 4), np.float32), np.zeros(2, np.int64), 3)
-    check_fit(nn.Linear(4, 3), data, (2, 3))
-    with pytest.raises(ModelError, match=r"shape \(2, 5\): expected \(2, 3\)"):
-        check_fit(nn.Linear(4, 5), data, (2, 5))

@@ -55,7 +55,7 @@ def test_an_epoch_on_one_line() -> None:
 
 
 def test_figures_of_a_run_that_has_begun() -> None:
-    assert figures(status()) == "loss 0.1235  accuracy 96.12%  12,346 images/s  3 min 20 s left"
+    assert figures(status()) == "loss 0.1235  accuracy 96.12%  12,346 samples/s  3 min 20 s left"
 
 
 def test_figures_of_a_run_that_waits_say_for_whom() -> None:
@@ -68,9 +68,9 @@ def test_the_live_picture() -> None:
     assert bar.startswith("epoch 2/8  step 700/3752 ━━━")
     assert bar.endswith("19%")
     assert len(bar) == 80
-    assert line == "training  loss 0.1235  accuracy 96.12%  12,346 images/s  3 min 20 s left"
+    assert line == "training  loss 0.1235  accuracy 96.12%  12,346 samples/s  3 min 20 s left"
     assert workers == [
-        "worker 0  computing  24,000 images  12,000 images/s  alpha:4000",
+        "worker 0  computing  24,000 samples  12,000 samples/s  alpha:4000",
         "worker 1  preparing  0 images                        alpha:4001",
     ]
 

@@ -77,7 +77,7 @@ def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
         "    1      0.5000          87.50%     0.2500         93.75%     12.3",
         "",
         "test accuracy   93.75%",
-        f"throughput      6,000 images/s, {who}",
+        f"throughput      6,000 samples/s, {who}",
         "time            12.3 s, of which training 10.0 s",
         f"weights sha256  {'ab' * 32}",
         "run folder      runs/mine",

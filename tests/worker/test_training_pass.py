@@ -11,6 +11,7 @@ from common.nn.containers import Sequential
 from common.nn.flatten import Flatten
 from common.nn.linear import Linear
 from common.nn.module import Module
+from common.objective import Objective
 from worker.training_pass import TrainingPass
 
 RNG = np.random.default_rng(5)
@@ -40,8 +41,8 @@ def batch(size: int) -> tuple[Array, Array]:
 def passes(smoothing: float = 0.0) -> tuple[TrainingPass, TrainingPass]:
     known, own = model(Linear), model(Own)
     return (
-        TrainingPass(known, list(known.parameters()), smoothing),
-        TrainingPass(own, list(own.parameters()), smoothing),
+        TrainingPass(known, list(known.parameters()), Objective(label_smoothing=smoothing)),
+        TrainingPass(own, list(own.parameters()), Objective(label_smoothing=smoothing)),
     )
 
 

@@ -45,9 +45,11 @@ from common.autograd.functional.layers import (
     dropout,
     embedding,
     layer_norm,
+    scaled_dot_product_attention,
 )
 from common.autograd.functional.losses import (
     binary_cross_entropy_with_logits,
+    causal_softmax,
     cross_entropy,
     log_softmax,
     mse_loss,
@@ -80,6 +82,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "broadcast_to",
     "cat",
+    "causal_softmax",
     "clamp",
     "clip",
     "concatenate",
@@ -114,6 +117,7 @@ __all__ = [
     "power",
     "relu",
     "reshape",
+    "scaled_dot_product_attention",
     "sigmoid",
     "softmax",
     "softplus",

@@ -1,10 +1,12 @@
-"""Normalisation, dropout and embedding as functions, with PyTorch's arguments."""
+"""Normalisation, dropout, embedding and attention as functions, with PyTorch's arguments."""
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
+from common.autograd.functional.losses import causal_softmax, softmax
 from common.autograd.primitives import dropout as dropout_primitive
 from common.autograd.primitives import embedding as embedding_primitive
 from common.autograd.primitives import normalization
@@ -60,3 +62,12 @@ def embedding(indices: Any, weight: Any) -> Tensor:
     """Return the rows of `weight` (entries, features) at integer `indices` of any shape."""
     chosen = indices if isinstance(indices, Tensor) else np.asarray(indices)
     return apply(embedding_primitive.embedding, chosen, weight)
+
+
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
+    """Return `softmax(query keyᵀ / √d) value`: (..., t, d), (..., s, d) and (..., s, e) to (..., t, e).
+
+    Vaswani et al., "Attention is all you need", NeurIPS 2017, eq. 1. With `is_causal`, a place sees none that is later.
+    """
+    scores = (query * (1 / sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
+    return (causal_softmax(scores) if is_causal else softmax(scores)) @ value

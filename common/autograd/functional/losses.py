@@ -18,6 +18,11 @@ def softmax(x: Any, dim: int = -1) -> Tensor:
     return apply(softmax_primitives.softmax, x, axis=dim)
 
 
+def causal_softmax(x: Any) -> Tensor:
+    """Return the softmax of each row of (..., t, s) over the columns up to its own; 0 in later ones."""
+    return apply(softmax_primitives.causal_softmax, x)
+
+
 def log_softmax(x: Any, dim: int = -1) -> Tensor:
     """Return `x - log sum exp(x)` along an axis."""
     return apply(softmax_primitives.log_softmax, x, axis=dim)

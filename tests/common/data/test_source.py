@@ -115,7 +115,13 @@ def test_idx_files_that_do_not_fit_together_are_named(
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"y_train": np.zeros(6)}, "'y_train' is of dtype 'float64': expected integers"),
+        ({"y_train": np.zeros(6)}, "'y_train' has real numbers and 'y_test' integers: expected one kind in both"),
+        ({"y_train": np.array([0.0, 1, 2, 3, np.nan, 0]), "y_test": np.zeros(2)}, "train: label 4 holds an infinity"),
+        ({"y_train": np.zeros((6, 2, 2)), "y_test": np.zeros(2)}, r"shape \(6, 2, 2\): expected float32 and"),
+        ({"y_train": np.zeros((6, 2)), "y_test": np.zeros(2)}, "1 targets in the test set: expected 2"),
+        ({"y_train": np.eye(6, dtype=np.int64)}, r"labels of shape \(6, 6\) .*expected \(n,\).*argmax\(axis=1\)"),
+        ({"x_train": np.full((6, 2), -1)}, "'x_train' has tokens from -1 to -1: expected integers from 0"),
+        ({"x_train": np.zeros((6, 4), int)}, r"test images of shape \(1, 2, 2\): expected \(4,\)"),
         ({"y_train": np.zeros(6, bool)}, "'y_train' is of dtype 'bool': expected integers"),
         ({"y_train": np.array([0, 1, -3, 0, 0, 0])}, "train: label -3 at index 2"),
         ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "'y_test' has the label 18446744073709551615"),
