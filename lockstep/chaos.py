@@ -4,7 +4,6 @@ Moments are parts of the run, counted in steps, so that they do not depend on ho
 or slowed down is let go after some steps, or after some seconds where there are no steps without it.
 """
 
-import os
 import re
 import signal
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from common.errors import UsageError
 from common.messages import Status
 from common.randomness import Purpose, generator
 from common.spelling import nearest
-from lockstep.child import Child
+from lockstep.ground import Attended
 from lockstep.launch import Launch
 
 #: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
@@ -111,18 +110,21 @@ class Asked:
 
 
 class Victims(Protocol):
-    """The processes of a run on this machine."""
+    """The processes of a run."""
 
-    server: Child
-    workers: list[Child]
-    shards: list[Child]
+    @property
+    def server(self) -> Attended: ...
+    @property
+    def workers(self) -> Sequence[Attended]: ...
+    @property
+    def shards(self) -> Sequence[Attended]: ...
 
 
 @dataclass
 class Spell:
     """A process that stands still, or is slow, for a while."""
 
-    child: Child
+    child: Attended
     is_slow: bool
     #: Let go at that step, or at that time.
     until_step: int
@@ -156,12 +158,12 @@ class Chaos:
             self.done += 1
             self._do(due.deed, child, status)
 
-    def _victim(self, due: Appointment, victims: Victims) -> Child | None:
+    def _victim(self, due: Appointment, victims: Victims) -> Attended | None:
         """Return whose turn it is, None where all of them are gone or stand still: then it is later."""
         afflicted = [spell.child for spell in self.spells]
         match due.deed:
             case Deed.KILL_SERVER | Deed.STOP_SERVER:
-                group: Sequence[Child] = [victims.server]
+                group: Sequence[Attended] = [victims.server]
             case Deed.KILL_SHARD:
                 group = victims.shards
             case _:
@@ -169,8 +171,8 @@ class Chaos:
         able = [child for child in group if child not in afflicted and not child.has_ended()]
         return able[due.victim % len(able)] if able else None
 
-    def _do(self, deed: Deed, child: Child, status: Status) -> None:
-        told = f"{child.name} (pid {child.process.pid}) at step {status.step}"
+    def _do(self, deed: Deed, child: Attended, status: Status) -> None:
+        told = f"{child.named()} at step {status.step}"
         if deed in KILLS:
             self.say(f"chaos: killed {told}")
             child.kill_on_purpose()
@@ -180,7 +182,7 @@ class Chaos:
         self.spells.append(Spell(child, is_slow, until_step, self.clock.now() + SPELL_S))
         self.say(f"chaos: {'slowed down' if is_slow else 'stopped'} {told}, until step {until_step}")
         if not is_slow:
-            _signal(child, signal.SIGSTOP)
+            child.send(signal.SIGSTOP)
 
     def _go_on(self, status: Status | None) -> None:
         """Let go those whose time has come; let the slow ones stand still for most of the time."""
@@ -188,16 +190,16 @@ class Chaos:
             is_over = self.clock.now() >= spell.until_s or (status is not None and status.step >= spell.until_step)
             if is_over:
                 self.spells.remove(spell)
-                _signal(spell.child, signal.SIGCONT)
+                spell.child.send(signal.SIGCONT)
             elif spell.is_slow:
                 still, every = SLOW_LOOKS
-                _signal(spell.child, signal.SIGSTOP if spell.looks % every < still else signal.SIGCONT)
+                spell.child.send(signal.SIGSTOP if spell.looks % every < still else signal.SIGCONT)
                 spell.looks += 1
 
     def end(self) -> None:
         """Let everybody go: the run is over."""
         for spell in self.spells:
-            _signal(spell.child, signal.SIGCONT)
+            spell.child.send(signal.SIGCONT)
         self.spells.clear()
         left = f"; {len(self.ahead)} things were still to come when the run was over" if self.ahead else ""
         self.say(f"chaos: {self.done} things were done to the run{left}")
@@ -206,8 +208,3 @@ class Chaos:
 def chaos_of(asked: Asked, clock: Clock, say: Callable[[str], None]) -> Chaos:
     """Return what does to a run what is asked for."""
     return Chaos(appointments(asked.wanted, asked.seed), clock, say)
-
-
-def _signal(child: Child, number: signal.Signals) -> None:
-    if not child.has_ended():
-        os.kill(child.process.pid, number)

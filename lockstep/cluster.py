@@ -1,34 +1,32 @@
-"""A server and workers on this machine: starts them, watches them, shows the progress, leaves nothing behind."""
+"""A run's server and workers, on whatever ground: starts them, watches them, shows the progress, leaves nothing."""
 
 import shutil
+import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.clock import Clock, SystemClock
-from common.environment import cores, keep_to_core
 from common.errors import JobError, LockstepError, RunError, UsageError
 from common.job import Job
-from common.messages import Status
+from common.messages import EpochStatus, Status, Verdict
 from common.transport.shared_folder import shared_root, sweep
-from common.transport.zeromq import dial
 from lockstep.books import Destination
 from lockstep.chaos import Chaos
-from lockstep.child import Child
 from lockstep.final_status import final_status
+from lockstep.ground import HERE, JOB_FILE, Attended, Ground, Observer
 from lockstep.job_file import to_toml
 from lockstep.launch import Launch
 from lockstep.posts import Posts
 from lockstep.restarts import Restarts
 from lockstep.run_dir import has_begun
 from lockstep.signals import uninterrupted
-from lockstep.status_client import StatusClient
 from ps.phases import Phase
 from ps.run_folder import RESULT, RunResult, read_result
 
-#: Seconds between two looks at the run, and where something is done to it.
+#: Seconds between two looks at the run, and where something is done to it, or it waits for us.
 LOOK_S, CHAOS_LOOK_S = 0.2, 0.02
 
 #: Seconds that processes have for an orderly end: together with the kill after it, well below five.
@@ -46,19 +44,23 @@ FOLDER_LIMIT = 80
 
 @dataclass
 class Cluster:
-    """One run's processes on this machine; to be used as a context."""
+    """One run's processes."""
 
     job: Job
     destination: Destination
     say: Callable[[str], None]
     watch: Callable[[Status], None]
+    #: Where the processes are.
+    ground: Ground
     #: What is done to the processes on purpose.
     chaos: Chaos | None = None
+    #: Asked between two epochs, which wait for it: whether the run ends with the one that is over. None: nobody asks.
+    is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     folder: Path = field(init=False)
-    server: Child = field(init=False)
-    workers: list[Child] = field(default_factory=list)
+    server: Attended = field(init=False)
+    workers: list[Attended] = field(default_factory=list)
     #: The servers beside the first.
-    shards: list[Child] = field(default_factory=list)
+    shards: list[Attended] = field(default_factory=list)
     #: The places of the workers, and the deaths of servers.
     posts: Posts = field(init=False)
     _restarts: Restarts = field(init=False)
@@ -67,7 +69,7 @@ class Cluster:
     _is_second: bool = False
     clock: Clock = field(default_factory=SystemClock)
     #: All that has to end with us.
-    _children: list[Child] = field(default_factory=list)
+    _children: list[Attended] = field(default_factory=list)
 
     @property
     def launch(self) -> Launch:
@@ -90,7 +92,9 @@ class Cluster:
                 self._start_workers(address)
             while address:
                 self._follow(address)
-                address = self._revive(address)
+                before, address = address, self._revive(address)
+                if address not in (before, ""):
+                    self._start_workers(address)
             result = self._result()
             self.watch(final_status(result))
             return result
@@ -107,55 +111,49 @@ class Cluster:
         """Start all servers, at an address or where there is room; return it, empty where the first ended at once."""
         self._born_s = self.clock.now()
         self.server = self._start_server(address)
-        address = self.server.output.readline().decode().strip()
+        address = self.server.first_line()
         if address:
             self._start_shards(address)
         else:
             self.server.make_end(GRACE_S)
         return address
 
-    def _start_server(self, address: str) -> Child:
-        job_file = self.folder / "job.toml"
-        job_file.write_text(to_toml(self.job, self.launch), encoding="utf-8")
-        bind = "tcp://127.0.0.1:0" if self.launch.transport == "tcp" else f"ipc://{self.folder}/server.sock"
-        arguments = ["server", "--supervised", str(self.folder), "--job", str(job_file), "--bind", address or bind]
+    def _start_server(self, address: str) -> Attended:
+        (self.folder / JOB_FILE).write_text(to_toml(self.job, self.launch), encoding="utf-8")
+        arguments = ["server", "--supervised", HERE, "--job", f"{HERE}/{JOB_FILE}"]
         # One that was killed before it had begun the run begins it.
         is_resumed = self.destination.is_resumed or has_begun(self.run_dir)
         arguments += ["--resume" if is_resumed else "--run-dir", str(self.run_dir)]
         # The others join a run that goes on when they are back: not all may be.
         needed = 1 if self._is_second else self.launch.min_workers or self.launch.workers
         arguments += ["--min-workers", str(needed)]
-        return self._start("the server", arguments, "server.log")
+        arguments += ["--pause"] if self.is_to_stop is not None else []
+        return self._booked(self.ground.start_server(arguments, address, self.folder))
 
     def _start_shards(self, address: str) -> None:
         for number in range(1, self.launch.servers):
-            bind = f"ipc://{self.folder}/shard-{number}.sock" if address.startswith("ipc:") else "tcp://127.0.0.1:0"
-            arguments = ["shard", address, "--supervised", str(self.folder), "--bind", bind]
-            self.shards.append(self._start("a shard", arguments, f"shard-{number}.log"))
+            self.shards.append(self._booked(self.ground.start_shard(number, address, self.folder)))
 
     def _start_workers(self, address: str) -> None:
-        has_a_core_each = self.launch.workers == cores()
+        """Fill all places; where servers were started again elsewhere, with workers that know the new address."""
 
-        def start(number: int) -> Child:
-            arguments = ["worker", address, "--supervised", str(self.folder)]
-            worker = self._start("a worker", arguments, f"worker-{number}.log")
-            if has_a_core_each:
-                # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
-                keep_to_core(worker.process.pid, number)
-            return worker
+        def start(number: int) -> Attended:
+            return self._booked(self.ground.start_worker(number, address, self.folder))
 
+        for worker in self.workers:
+            worker.make_end(0.0)
+        self.workers.clear()
         self.posts = Posts(start, self.workers, self.clock, self.launch.max_restarts)
-        self.posts.fill(self.launch.workers)
+        self.posts.fill(self.ground.places(self.launch))
 
-    def _start(self, name: str, arguments: list[str], log: str) -> Child:
-        child = Child.start(name, arguments, self.folder / log)
+    def _booked(self, child: Attended) -> Attended:
         self._children.append(child)
         return child
 
     def _follow(self, address: str) -> None:
-        client = StatusClient(dial(address))
+        client = self.ground.observer(address, self.server)
         try:
-            while not self.server.wait(LOOK_S if self.chaos is None else CHAOS_LOOK_S):
+            while not self.server.wait(LOOK_S if self.chaos is None and self.is_to_stop is None else CHAOS_LOOK_S):
                 # Before the question, so that the answer tells what came of it.
                 dead = self.posts.dead()
                 self._miss_shards()
@@ -165,26 +163,33 @@ class Cluster:
                 self.posts.follow()
                 if status is not None:
                     self.watch(status)
+                    self._decide(status, client)
                 if self.chaos is not None:
                     self.chaos.look(status, self)
         finally:
-            client.port.close()
+            client.close()
             self._relay()
+
+    def _decide(self, status: Status, client: Observer) -> None:
+        """Let callbacks say whether a run that waits for them goes on: again, where it still does not know."""
+        if self.is_to_stop is not None and status.phase == Phase.PAUSED.value:
+            stops = self.is_to_stop(status.history)
+            client.tell(Verdict(epoch=status.history[-1].epoch, stops=stops))
 
     def _miss_shards(self) -> None:
         """Raise where a shard is gone and the server does not say so: the run cannot begin without it."""
-        dead = next((shard for shard in self.shards if shard.has_ended() and shard.process.returncode != 0), None)
+        dead = next((shard for shard in self.shards if shard.has_ended() and shard.code != 0), None)
         # A server that misses one ends at once, and one that fails ends its shards: it tells why.
         if dead is not None and not self.server.wait(GRACE_S):
-            if dead.process.returncode > 0:
-                error = UsageError if dead.process.returncode == 2 else RunError
+            if dead.code > 0:
+                error = UsageError if dead.code == 2 else RunError
                 raise error(f"the run cannot go on with a server less: {obituary(dead)}")
             self.server.make_end(0.0)
 
     def _revive(self, address: str) -> str:
         """Start servers again that died where the run can go on from what it has kept; as `_start_servers`."""
         while (dead := self._victim()) is not None:
-            delay_s = self._restarts.delay_s(dead.lived_s(self._born_s, self.clock.now()), dead.process.returncode)
+            delay_s = self._restarts.delay_s(dead.lived_s(self._born_s, self.clock.now()), dead.code)
             if delay_s is None:
                 return ""
             self.say(f"{obituary(dead)}; started again in {delay_s:.1f} s, to go on from the last checkpoint")
@@ -197,18 +202,18 @@ class Cluster:
                 return started
         return ""
 
-    def _victim(self) -> Child | None:
+    def _victim(self) -> Attended | None:
         """Return the server or shard that died, None where the run ended, well or not: it would do so again."""
-        code = self.server.process.returncode
+        code = self.server.code
         if code == 0 or (self.run_dir / RESULT).exists():
             return None
-        killed = next((shard for shard in self.shards if shard.has_ended() and shard.process.returncode < 0), None)
-        has_crashed = code < 0 or (code == 1 and not self.server.last_error())
+        killed = next((shard for shard in self.shards if shard.has_ended() and shard.code < 0), None)
+        has_crashed = code < 0 or (code == 1 and not self.server.log.last_error())
         return self.server if has_crashed else killed if code == 1 else None
 
     def _relay(self) -> None:
         """Tell what the server tells of the run's files: where it goes on from, and what cannot be written."""
-        for line in self.server.news():
+        for line in self.server.log.news():
             if line.startswith(NOTICES):
                 self.say(line)
 
@@ -217,11 +222,11 @@ class Cluster:
         if not dead:
             return
         # A run that has failed ends its workers first: then the server's end, a moment later, is what tells why.
-        if any(self.workers[number].process.returncode > 0 for number in dead) and self.server.wait(GRACE_S):
+        if any(self.workers[number].code > 0 for number in dead) and self.server.wait(GRACE_S):
             return
         first = self.workers[dead[0]]
-        error = UsageError if first.process.returncode == 2 else RunError
-        if self.posts.are_given_up():
+        error = UsageError if first.code == 2 else RunError
+        if self.posts.are_given_up() and not self.ground.has_guests:
             raise error(f"no worker is left: {obituary(first)}")
         is_under_way = self._is_second or status is None or status.phase not in BEFORE
         if not is_under_way and any(map(self.posts.is_given_up, dead)):
@@ -232,17 +237,17 @@ class Cluster:
 
     def _result(self) -> RunResult:
         # One that was killed after the run's end has left all that is to be left.
-        if self.server.process.returncode != 0 and not (self.run_dir / RESULT).exists():
+        if self.server.code != 0 and not (self.run_dir / RESULT).exists():
             raise self._server_failure()
         return read_result(self.run_dir)
 
     def _server_failure(self) -> LockstepError:
         server = self.server
-        killed = next((shard for shard in self.shards if shard.has_ended() and shard.process.returncode < 0), None)
-        if killed is not None and server.process.returncode == 1:
+        killed = next((shard for shard in self.shards if shard.has_ended() and shard.code < 0), None)
+        if killed is not None and server.code == 1:
             return RunError(f"{obituary(killed)}, and its slice of the weights is gone with it")
-        error = UsageError if server.process.returncode == 2 else RunError
-        return error(server.last_error() or obituary(server))
+        error = UsageError if server.code == 2 else RunError
+        return error(server.log.last_error() or obituary(server))
 
     def _keep_logs(self) -> None:
         """Move the logs into the folder of a run that has begun, and remove our own."""
@@ -269,17 +274,17 @@ def private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))
 
 
-def obituary(child: Child) -> str:
+def obituary(child: Attended) -> str:
     """Return how a child that is gone ended, with its last words where it said any."""
-    words = child.last_words() if child.process.returncode > 0 else ""
-    return f"{child.name} (pid {child.process.pid}) {child.how_it_ended()}{words and ': '}{words}"
+    words = child.log.last_words() if child.code > 0 else ""
+    return f"{child.named()} {child.how_it_ended()}{words and ': '}{words}"
 
 
-def end_all(children: list[Child]) -> None:
+def end_all(children: list[Attended]) -> None:
     """End processes: all are asked at once, share the time of grace, and are killed after it."""
     clock = SystemClock()
     for child in children:
-        child.ask_to_end()
+        child.send(signal.SIGTERM)
     deadline = clock.now() + GRACE_S
     for child in children:
         child.make_end(max(0.0, deadline - clock.now()))

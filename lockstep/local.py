@@ -1,6 +1,6 @@
 """Trains a job on this machine, alone or with a cluster of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from common.clock import SystemClock
 from common.data.source import load
 from common.errors import JobError, RunError
 from common.job import Job
+from common.messages import EpochStatus
 from lockstep.books import Destination, open_books
 from lockstep.chaos import Chaos
 from lockstep.cluster import Cluster, check_launch
 from lockstep.display import Display, print_plainly
+from lockstep.ground import Ground, LocalGround
 from lockstep.serial import SerialRun
 from ps.checkpoint_folder import CheckpointFolder
 from ps.divergence import is_divergence
@@ -37,25 +39,50 @@ def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
         raise
 
 
-def train_here(job: Job, destination: Destination, display: Display, chaos: Chaos | None = None) -> RunResult:
-    """Train to the end, showing the progress; the result is in the folder too."""
+#: Told of the epochs so far, between two of them: whether the run ends with the last.
+Verdicts = Callable[[Sequence[EpochStatus]], bool]
+
+
+def train_here(
+    job: Job,
+    destination: Destination,
+    display: Display,
+    chaos: Chaos | None = None,
+    is_to_stop: Verdicts | None = None,
+) -> RunResult:
+    """Train to the end on this machine, showing the progress; the result is in the folder too."""
     launch = destination.launch
     check_launch(launch)
     if launch.workers == 0:
-        return train_alone(job, destination, display)
+        return train_alone(job, destination, display, is_to_stop)
+    return train_on(LocalGround(launch), job, destination, display, chaos, is_to_stop)
+
+
+def train_on(
+    ground: Ground,
+    job: Job,
+    destination: Destination,
+    display: Display,
+    chaos: Chaos | None = None,
+    is_to_stop: Verdicts | None = None,
+) -> RunResult:
+    """Train to the end with the processes of that ground."""
+    launch = destination.launch
     if launch.min_workers is not None and launch.min_workers > launch.workers:
         raise JobError(
             f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
             "begin: expected at most as many"
         )
-    return Cluster(job, destination, say=display.say, watch=display.show, chaos=chaos).run()
+    say, watch = display.say, display.show
+    return Cluster(job, destination, say=say, watch=watch, ground=ground, chaos=chaos, is_to_stop=is_to_stop).run()
 
 
-def train_alone(job: Job, destination: Destination, display: Display) -> RunResult:
+def train_alone(job: Job, destination: Destination, display: Display, is_to_stop: Verdicts | None = None) -> RunResult:
     """Train in this process, without any transport."""
     clock = SystemClock()
     started = clock.now()
-    opening = open_run(destination.folder.name, job, load(job.data), Admission())
+    opening = open_run(destination.folder.name, job, load(job.data), Admission(pauses=is_to_stop is not None))
     setting = Setting(servers=0, transport="none", started=started)
     books = open_books(opening, setting, destination, clock, display.say)
-    return SerialRun(opening, books.recorder, clock, display.show, books.start, books.keeper).train()
+    run = SerialRun(opening, books.recorder, clock, display.show, books.start, books.keeper, is_to_stop)
+    return run.train()

@@ -6,8 +6,8 @@ import sys
 import click
 
 from common.errors import LockstepError, UsageError
-from lockstep.child import ERROR_MARK
 from lockstep.commands.root import cli
+from lockstep.process_log import ERROR_MARK
 from lockstep.signals import ignore_signals, interrupt_on_signals
 
 #: Exit codes: wrong usage or job, a run that failed, an interrupt (128 + SIGINT, as shells have it).

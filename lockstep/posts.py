@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from common.clock import Clock
-from lockstep.child import Child
+from lockstep.ground import Attended
 from lockstep.restarts import Restarts
 
 #: Starts a worker for the place of that number.
-Start = Callable[[int], Child]
+Start = Callable[[int], Attended]
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Post:
     restarts: Restarts
     born_s: float
     #: Who was last seen dead there: each death is told once.
-    mourned: Child | None = None
+    mourned: Attended | None = None
     #: When the next one starts, None where nobody will.
     due_s: float | None = None
 
@@ -28,7 +28,7 @@ class Posts:
     """All places; `workers` are those who hold them, or held them last, and are the caller's to look at."""
 
     start: Start
-    workers: list[Child]
+    workers: list[Attended]
     clock: Clock
     most: int
     posts: list[Post] = field(default_factory=list)
@@ -43,10 +43,10 @@ class Posts:
         """Return the places whose workers have died since the last call, as numbers; book who follows and when."""
         found = []
         for number, (post, worker) in enumerate(zip(self.posts, self.workers, strict=True)):
-            if not worker.has_ended() or worker.process.returncode == 0 or worker is post.mourned:
+            if not worker.has_ended() or worker.code == 0 or worker is post.mourned:
                 continue
             post.mourned, now = worker, self.clock.now()
-            delay_s = post.restarts.delay_s(worker.lived_s(post.born_s, now), worker.process.returncode)
+            delay_s = post.restarts.delay_s(worker.lived_s(post.born_s, now), worker.code)
             post.due_s = None if delay_s is None else now + delay_s
             found.append(number)
         return found

@@ -1,10 +1,10 @@
-"""Asks a server how its run stands."""
+"""Asks a server how its run stands, and tells it what callbacks say."""
 
 from dataclasses import dataclass
 
 from common.codec import decode, encode
 from common.errors import UnreachableError
-from common.messages import ServerMessage, Status, StatusAsked
+from common.messages import ServerMessage, Status, StatusAsked, Verdict
 from common.transport.port import ClientPort
 
 
@@ -27,6 +27,14 @@ class StatusClient:
         self.is_waiting = False
         message, _ = decode(frames, ServerMessage)
         return message if isinstance(message, Status) else None
+
+    def tell(self, verdict: Verdict) -> None:
+        """Tell the server what callbacks say; where that is lost, the run is seen to pause still."""
+        self.port.send(encode(verdict))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.port.close()
 
 
 def ask_once(port: ClientPort, address: str, timeout_s: float) -> Status:

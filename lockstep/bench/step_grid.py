@@ -12,7 +12,7 @@ import msgspec
 from common.environment import child_environment
 from common.errors import RunError
 from lockstep.bench.result import StepFigures
-from lockstep.child import ERROR_MARK
+from lockstep.process_log import ERROR_MARK
 
 
 def figures_of(models: Sequence[str], batches: Sequence[int], flags: Sequence[str]) -> Iterator[StepFigures]:

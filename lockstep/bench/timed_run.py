@@ -14,6 +14,7 @@ from common.errors import RunError
 from common.job import Job
 from lockstep.books import Destination
 from lockstep.cluster import Cluster
+from lockstep.ground import LocalGround
 from lockstep.launch import Launch
 from ps.run_folder import METRICS, RunResult
 from ps.timing import Split, StepTime, TimeBook
@@ -91,7 +92,7 @@ def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]
         # Without checkpoints: they would come at the end of these short epochs only, and tell nothing of a step.
         launch = msgspec.structs.replace(launch, checkpoint_keep=0)
         destination = Destination(folder=run_dir, launch=launch)
-        result = Cluster(job, destination, say=say, watch=lambda status: None).run()
+        result = Cluster(job, destination, say=say, watch=lambda status: None, ground=LocalGround(launch)).run()
         lines = (run_dir / METRICS).read_bytes().splitlines()
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)

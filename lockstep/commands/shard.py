@@ -16,11 +16,11 @@ from common.transport.port import ClientPort, ServerPort
 from common.transport.shared_folder import shared_root
 from common.transport.zeromq import dial, serve, wait_for_any
 from lockstep.addresses import bind_beside, dialled
-from lockstep.child import ERROR_MARK
 from lockstep.commands.param_types import seconds
 from lockstep.commands.run_options import SUPERVISED_OPTION
 from lockstep.commands.worker import say
 from lockstep.lifeline import held
+from lockstep.process_log import ERROR_MARK
 from ps.shard_effects import Exit
 from ps.shard_server import ShardServer
 from ps.shard_state import ShardFacts, ShardState

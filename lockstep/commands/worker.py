@@ -15,10 +15,10 @@ from common.numerics import fingerprint
 from common.transport.port import ClientPort
 from common.transport.shared_folder import shared_root
 from common.transport.zeromq import dial, wait_for_any
-from lockstep.child import ERROR_MARK
 from lockstep.commands.param_types import seconds
 from lockstep.commands.run_options import SUPERVISED_OPTION
 from lockstep.lifeline import held
+from lockstep.process_log import ERROR_MARK
 from worker.effects import Exit
 from worker.runner import Runner
 from worker.state import WorkerFacts, WorkerState

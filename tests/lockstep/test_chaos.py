@@ -1,6 +1,7 @@
 """What a run does to itself: what can be asked for, when it is due, and that everybody is let go again."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from common.messages import Status
 from lockstep.chaos import SPELL_S, Appointment, Chaos, Deed, appointments, check_chaos, parse_chaos
 from lockstep.child import Child
 from lockstep.launch import Launch
+from lockstep.process_log import ProcessLog
 from tests.lockstep.statuses import status
 
 
@@ -69,7 +71,7 @@ def sleepers(tmp_path: Path) -> Iterator[Sleepers]:
         process = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        children.append(Child(name, process, tmp_path / "log"))
+        children.append(Child(name, process, ProcessLog(tmp_path / "log")))
     yield Sleepers(children[0], children[1:])
     for child in children:
         child.process.kill()
@@ -144,7 +146,7 @@ def test_one_thing_is_done_at_a_time_and_to_those_that_can_act(sleepers: Sleeper
     for _ in range(4):
         chaos.look(at(50), sleepers)
     assert [text.partition(" (")[0] for text in said] == ["chaos: stopped a worker"] * 2
-    assert {spell.child.process.pid for spell in chaos.spells} == {it.process.pid for it in sleepers.workers}
+    assert {spell.child.pid for spell in chaos.spells} == {it.pid for it in sleepers.workers}
     chaos.look(at(60), sleepers)
     assert "killed a worker" in said[2]
 
@@ -154,5 +156,5 @@ def test_at_the_end_everybody_is_let_go(sleepers: Sleepers) -> None:
     chaos.look(at(50), sleepers)
     chaos.end()
     assert said[-1] == "chaos: 1 things were done to the run; 1 things were still to come when the run was over"
-    sleepers.workers[1].ask_to_end()
+    sleepers.workers[1].send(signal.SIGTERM)
     assert sleepers.workers[1].wait(5.0)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.child import TAIL_LINES, Child
+from lockstep.child import Child
 from lockstep.cluster import obituary
+from lockstep.process_log import TAIL_LINES
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
 
@@ -36,14 +37,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Child:
 
 @pytest.mark.parametrize(("log", "words"), LAST_WORDS.values(), ids=LAST_WORDS)
 def test_last_words(good: Child, log: str, words: str) -> None:
-    good.log.write_text(log, encoding="utf-8", errors="surrogateescape")
-    assert good.last_words() == words
+    good.log.path.write_text(log, encoding="utf-8", errors="surrogateescape")
+    assert good.log.last_words() == words
 
 
 def test_a_long_log_without_an_error_is_cut(good: Child) -> None:
-    good.log.write_text("\n".join(map(str, range(100))), encoding="utf-8")
-    assert good.last_words().splitlines() == [str(number) for number in range(100 - TAIL_LINES, 100)]
-    assert good.last_error() == ""
+    good.log.path.write_text("\n".join(map(str, range(100))), encoding="utf-8")
+    assert good.log.last_words().splitlines() == [str(number) for number in range(100 - TAIL_LINES, 100)]
+    assert good.log.last_error() == ""
 
 
 def test_how_it_ended_well(good: Child) -> None:
@@ -53,7 +54,7 @@ def test_how_it_ended_well(good: Child) -> None:
 
 def test_an_obituary_has_the_last_words(tmp_path: Path) -> None:
     child = ended(tmp_path, "error: why\n", ["worker"])
-    assert obituary(child) == f"a worker (pid {child.process.pid}) ended with exit code 2: why"
+    assert obituary(child) == f"a worker (pid {child.pid}) ended with exit code 2: why"
 
 
 def test_a_folder_of_the_same_name_where_we_stand_is_not_imported(
@@ -62,13 +63,13 @@ def test_a_folder_of_the_same_name_where_we_stand_is_not_imported(
     (tmp_path / "common").mkdir()
     (tmp_path / "common" / "__init__.py").write_text("raise RuntimeError('not ours')")
     monkeypatch.chdir(tmp_path)
-    assert ended(tmp_path, "", ["--version"]).process.returncode == 0
+    assert ended(tmp_path, "", ["--version"]).code == 0
 
 
 def test_news_are_the_lines_since_the_last_call(good: Child) -> None:
-    good.log.write_text("one\ntwo\nhal")
-    good._told_bytes = 0
-    assert good.news() == ["one", "two"]
-    assert good.news() == []
-    good.log.write_text("one\ntwo\nhalf\n")
-    assert good.news() == ["half"]
+    good.log.path.write_text("one\ntwo\nhal")
+    good.log.told_bytes = 0
+    assert good.log.news() == ["one", "two"]
+    assert good.log.news() == []
+    good.log.path.write_text("one\ntwo\nhalf\n")
+    assert good.log.news() == ["half"]

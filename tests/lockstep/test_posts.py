@@ -7,6 +7,7 @@ import pytest
 from common.clock import ManualClock
 from lockstep.child import Child
 from lockstep.posts import Posts
+from lockstep.process_log import ProcessLog
 from lockstep.restarts import FIRST_S
 
 
@@ -25,7 +26,7 @@ def posts_of(codes: list[list[int]], most: int) -> tuple[Posts, ManualClock]:
     clock, left = ManualClock(), [list(row) for row in codes]
 
     def start(number: int) -> Child:
-        return Child("a worker", Ended(left[number].pop(0)), Path())  # type: ignore[arg-type]
+        return Child("a worker", Ended(left[number].pop(0)), ProcessLog(Path()))  # type: ignore[arg-type]
 
     posts = Posts(start, [], clock, most)
     posts.fill(len(codes))
@@ -46,7 +47,7 @@ def test_each_death_is_told_once_and_the_next_one_comes_in_its_time() -> None:
     clock.advance(2 * FIRST_S)
     posts.follow()
     assert posts.dead() == []
-    assert posts.workers[0].process.returncode == 0
+    assert posts.workers[0].code == 0
 
 
 def test_a_place_is_given_up_after_so_many_deaths() -> None:
