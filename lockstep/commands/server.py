@@ -13,6 +13,7 @@ from common.clock import SystemClock
 from common.data.source import load
 from common.errors import RunError, UsageError
 from common.job import Job
+from common.score import Score
 from common.transport.port import ServerPort
 from common.transport.shared_folder import shared_root
 from common.transport.zeromq import serve
@@ -100,9 +101,10 @@ def server(
             check_alone(job=job, run_dir=run_dir)
             resolved, launch = resumed_job(resume, given)
             if (result := finished(resume)) is not None:
+                score = Score(result.test_accuracy, result.test_r2)
                 raise UsageError(
-                    f"the run in {str(resume)!r} is finished, with a test accuracy of {result.test_accuracy:.2%}: "
-                    "nothing is left to serve"
+                    f"the run in {str(resume)!r} is finished, with a test {score.name} of {score.told()}: nothing is "
+                    "left to serve"
                 )
             admission = admission_of(launch, lease_timeout_s, allows_mixed)
             destination = Destination(folder=resume, launch=launch, is_resumed=True)

@@ -71,7 +71,7 @@ def test_the_live_picture() -> None:
     assert line == "training  loss 0.1235  accuracy 96.12%  12,346 samples/s  3 min 20 s left"
     assert workers == [
         "worker 0  computing  24,000 samples  12,000 samples/s  alpha:4000",
-        "worker 1  preparing  0 images                        alpha:4001",
+        "worker 1  preparing  0 samples                         alpha:4001",
     ]
 
 
