@@ -13,12 +13,14 @@ from common.transport.credentials import Credential, Lock
 from common.transport.denials import Denials
 from common.transport.ipc_path import SocketFile, make_free, private_files
 from common.transport.port import Frames, Limits, PeerSlow
+from common.transport.probe import look_at
 from common.transport.ration import Rations
+from common.transport.trouble import Found, Trouble, explained
 from common.transport.zeromq_armour import arm_client, arm_server
 from common.transport.zeromq_ends import Ends
+from common.transport.zeromq_handshakes import Handshakes
 from common.transport.zeromq_porter import Porter
 from common.transport.zeromq_socket import LimitedSocket, milliseconds
-from common.transport.zeromq_trouble import Handshakes
 
 # A worker that starts first dials at once when its server comes, and does not storm one that stays away.
 _REDIAL_MS = 20
@@ -208,27 +210,34 @@ class ZeroMqClient:
     """A DEALER; what it sends before it is connected waits in its queue."""
 
     def __init__(self, address: TcpAddress | IpcAddress, credential: Credential, limits: Limits) -> None:
+        self._address, self._credential = str(address), credential
         self._socket = LimitedSocket(zmq.DEALER, address, limits)
         self._socket.raw.set(zmq.RECONNECT_IVL, _REDIAL_MS)
         self._socket.raw.set(zmq.RECONNECT_IVL_MAX, _REDIAL_MOST_MS)
         self._socket.raw.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
+        self._handshakes = Handshakes(self._socket.raw)
         try:
             arm_client(self._socket.raw, credential)
-            self.handshakes = Handshakes(self._socket.raw)
-            self._socket.raw.connect(str(address))
+            self._socket.raw.connect(self._address)
         except zmq.ZMQError as error:
             self.close()
-            raise AddressError(f"address {str(address)!r} cannot be dialled ({error.strerror}): correct it") from None
+            raise AddressError(f"address {self._address!r} cannot be dialled ({error.strerror}): correct it") from None
         except BaseException:
-            self._socket.close(0.0)
+            self.close()
             raise
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         frames = self._socket.receive(timeout_s, extra=0)
         if frames is None:
             # Now and then it has to be read: ZeroMQ would wait for ever to tell us more.
-            self.handshakes.look()
+            self._handshakes.look()
         return frames if frames is None or len(frames) <= self._socket.limits.frames else None
+
+    def trouble(self) -> Trouble | None:
+        """Return what is in the way of a connection, None where nothing is known to be; may take some seconds."""
+        heard = self._handshakes.look()
+        is_told = heard.is_through or heard.is_refused
+        return explained(self._address, self._credential, heard, Found() if is_told else look_at(self._address))
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller wait for this port among others."""
@@ -245,5 +254,5 @@ class ZeroMqClient:
             self._socket.send(frames)
 
     def close(self, linger_s: float = 0.0) -> None:
-        self.handshakes.close()
+        self._handshakes.close()
         self._socket.close(linger_s)

@@ -23,6 +23,13 @@ _REASONS = {
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it takes this server for another one, with another key",
 }
 
+#: In the place of a host and port where the connection had ended before we could look.
+_GONE = ("one that hung up at once", 0)
+
+
+def _no_end(code: int) -> str:
+    return f"its handshake came to no end ({os.strerror(code)}): has it the right key?"
+
 
 class Ends:
     """The ends of one socket's connections. To be closed before the socket: else its context would never end."""
@@ -68,14 +75,16 @@ class Ends:
                     code = event["value"]
                     self._failure = _REASONS.get(code, f"it broke the handshake (0x{code:x})")
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                    self._failure = self._failure or f"its handshake came to no end ({os.strerror(event['value'])})"
+                    self._failure = self._failure or _no_end(event["value"])
 
     def _begin(self, descriptor: int) -> None:
-        with suppress(OSError):
+        try:
             self._hosts[descriptor] = other_end(descriptor)
+        except OSError:
+            self._hosts[descriptor] = _GONE
 
     def _end(self, descriptor: int) -> None:
-        host, _ = self._hosts.pop(descriptor, ("", 0))
+        host, _ = self._hosts.pop(descriptor, _GONE)
         peer = self._peers.pop(descriptor, None)
         if peer is not None:
             self._ended.append(peer)
