@@ -70,9 +70,11 @@ class Shard:
     micro_batches: int
     #: Where the slice begins in the whole vector: a multiple of clipping's BLOCK.
     start: int = 0
-    #: What workers compute with, slot by slot: the weights as the policy rounds them, or the weights themselves.
-    served: tuple[Vector, Vector] | tuple[()] = ()
+    #: Where the weights are as the policy rounds them for workers, slot by slot: by default new vectors, if it does.
+    rounded: tuple[Vector, Vector] | None = None
     frames: list[Slice] = field(init=False)
+    #: What workers compute with, slot by slot: the weights rounded, or the weights themselves.
+    served: tuple[Vector, Vector] = field(init=False)
     #: Of the trained values.
     state: dict[str, Vector] = field(init=False)
     #: One a frame.
@@ -85,10 +87,9 @@ class Shard:
         owned = Slice(self.start, self.start + self.weights.size)
         self.frames = owned.frames()
         self.state = self.policy.rule.init(max(0, min(owned.stop, self.policy.parameter_size) - owned.start))
-        if self.policy.wire_weights.is_exact:
-            self.served = self.slots
-        elif not self.served:
-            self.served = (np.zeros_like(self.weights), np.zeros_like(self.weights))
+        self.served = self.slots
+        if not self.policy.wire_weights.is_exact:
+            self.served = self.rounded or (np.zeros_like(self.weights), np.zeros_like(self.weights))
         self.serve()
         pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
         self.trees = [VectorTree(self.micro_batches, pools[len(frame)], self._addition(frame)) for frame in self.frames]

@@ -53,5 +53,5 @@ def share(opening: Opening, root: Path, allocate: Allocate = reserve) -> tuple[O
     if opening.shard.policy.wire_weights.is_exact:
         shard = replace(opening.shard, slots=(first, second))
     else:
-        shard = replace(opening.shard, served=(first, second))
+        shard = replace(opening.shard, rounded=(first, second))
     return replace(opening, shard=shard, facts=replace(opening.facts, memory=folder.name)), Sharing(folder, size)

@@ -20,6 +20,9 @@ BLOCK = 32
 #: The largest number of scales: 127, of which 1.984375 is the part after the exponent.
 MOST = 127
 
+#: Of a float32.
+_MANTISSA_BITS = np.uint32(23)
+
 #: What carries into the exponent of a float32 whose mantissa is beyond that of `MOST`.
 _CARRY = np.uint32(0x1FFFF)
 
@@ -98,7 +101,7 @@ class Int8:
         bits[values.size :] = 0
         # Half the time of `max(axis=1)`, whose inner loop is too short.
         top: Exponents = np.maximum.reduceat(bits, self._starts[: whole // BLOCK])
-        exponents = (top + _CARRY) >> 23
+        exponents: Exponents = (top + _CARRY) >> _MANTISSA_BITS
         np.clip(exponents, _SMALLEST + _SHIFT, _LARGEST + _SHIFT, out=exponents)
         exponents -= _SHIFT
         if top.max() >= _INFINITE:
@@ -116,12 +119,13 @@ def _of_blocks(part: slice) -> slice:
 
 
 def _scale(exponents: Exponents) -> Vector:
-    return (exponents << 23).view(np.float32)
+    """Return the scales; of a block that is not finite, anything that is."""
+    return (np.minimum(exponents, _LARGEST) << _MANTISSA_BITS).view(np.float32)
 
 
 def _inverse(exponents: Exponents) -> Vector:
-    """Return one over the scales; of a block that is not finite, anything finite."""
-    return ((_BOTH - np.minimum(exponents, _LARGEST)) << 23).view(np.float32)
+    """Return one over each scale."""
+    return ((_BOTH - np.minimum(exponents, _LARGEST)) << _MANTISSA_BITS).view(np.float32)
 
 
 def _multiply(values: Vector, factors: Vector, out: Vector) -> None:

@@ -1,5 +1,6 @@
 """A loop in one process, of the library's plain calls alone, arrives at the same bits; two planted mistakes do not."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,31 +24,45 @@ from tests.simulation.small import digits, job_of
 JOB = job_of(model="mlp", steps=5, global_batch=17, micro_batches=5, lr=0.1, momentum=0.9, weight_decay=0.001)
 
 
-def reference(job: Job) -> str:
-    """Return the digest of the weights after momentum SGD on micro-batches, added over halves."""
+#: Makes the value of a node of a step of its sum.
+Rounding = Callable[[Vector, int, Node], Vector]
+
+
+def keep(sums: Vector, step: int, node: Node) -> Vector:
+    return sums
+
+
+def reference(job: Job, rounded: Rounding = keep, served: Callable[[Vector], Vector] = np.copy) -> str:
+    """Return the digest of the weights after momentum SGD on micro-batches, added over halves.
+
+    `rounded` makes a node's value of a sum, `served` what is computed with of the weights.
+    """
     assert isinstance(job.model, str)
     train, model = digits().train, MODELS[job.model]().initialize(job.seed)
     sampler, preparation = Sampler(len(train), job.global_batch, job.micro_batches, job.seed), Preparation.of(train)
     parameters = list(model.parameters())
-    velocity = [np.zeros_like(parameter.data) for parameter in parameters]
+    weights = np.concatenate([parameter.data.ravel() for parameter in parameters])
+    velocity, ends = np.zeros_like(weights), np.cumsum([parameter.data.size for parameter in parameters])
 
-    def gradients(step: int, lo: int, hi: int) -> list[Vector]:
+    def gradients(step: int, lo: int, hi: int) -> Vector:
         if hi - lo > 1:
             middle = lo + max(2**k for k in range(9) if 2**k < hi - lo)
-            halves = zip(gradients(step, lo, middle), gradients(step, middle, hi), strict=True)
-            return [left + right for left, right in halves]
+            return rounded(gradients(step, lo, middle) + gradients(step, middle, hi), step, Node(lo, hi))
         rows = sampler.indices(step, lo)
         model.zero_grad()
         logits = model(Tensor(preparation.images(train.images[rows])))
         F.cross_entropy(logits, train.labels[rows], reduction="sum").backward()
-        return [parameter.grad.copy() for parameter in parameters if parameter.grad is not None]
+        found = [parameter.grad.ravel() for parameter in parameters if parameter.grad is not None]
+        return rounded(np.concatenate(found), step, Node(lo, hi))
 
     for step in range(job.steps or 0):
-        for parameter, sum_, v in zip(parameters, gradients(step, 0, job.micro_batches), velocity, strict=True):
-            g = sum_ / np.float32(sampler.batch_size(step)) + np.float32(job.weight_decay) * parameter.data
-            v[...] = np.float32(job.momentum) * v + g
-            parameter.data -= np.float32(job.lr) * v
-    return weights_digest(np.concatenate([parameter.data.ravel() for parameter in parameters]))
+        for parameter, values in zip(parameters, np.split(served(weights), ends[:-1]), strict=True):
+            parameter.data[...] = values.reshape(parameter.shape)
+        sums = gradients(step, 0, job.micro_batches)
+        g = sums / np.float32(sampler.batch_size(step)) + np.float32(job.weight_decay) * weights
+        velocity = np.float32(job.momentum) * velocity + g
+        weights = weights - np.float32(job.lr) * velocity
+    return weights_digest(weights)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -1,0 +1,258 @@
+"""Whatever type the wire has: any number of workers and servers, any transport, the bits of a loop in one process.
+
+The loop rounds by definitions of its own, in the plainest way; planted mistakes are told from what is right.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.clock import ManualClock
+from common.job import Job
+from common.randomness import Purpose, generator
+from common.reduction import Addition, Node, Vector
+from common.slices import Slice
+from common.wire.wire import EXACT, Place
+from lockstep.serial import SerialRun
+from ps.opening import Admission, open_run
+from ps.recorder import Recorder, Setting
+from ps.shard import Chunk, Shard
+from tests.simulation.network import Simulation, digest_with
+from tests.simulation.small import digits, job_of, noisy_net
+from tests.simulation.test_frames import ACTIONS, TIMEOUT_S, act
+from tests.simulation.test_reference import Rounding, keep, reference
+from worker.compute import Compute
+
+NAMES = ("float16", "bfloat16", "int8")
+
+
+def job_with(wire: str, wire_weights: str = "float32", **values: object) -> Job:
+    """Return a job of several frames whose pieces differ in size."""
+    fixed = {"model": "mlp", "steps": 3, "global_batch": 17, "micro_batches": 5, "lr": 0.1, "momentum": 0.9}
+    return job_of(**fixed | values, wire=wire, wire_weights=wire_weights)
+
+
+# The loop's own definitions
+
+
+def to_float16(sums: Vector, step: int, node: Node) -> Vector:
+    return sums.astype(np.float16).astype(np.float32)
+
+
+def to_bfloat16(weights: Vector) -> Vector:
+    """Round by the nearest of two neighbours, found in float64: the even one of two that are as near."""
+    below = (weights.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    above = ((weights.view(np.uint32) & np.uint32(0xFFFF0000)) + np.uint32(0x10000)).view(np.float32)
+    left, right = (np.abs(weights.astype(np.float64) - edge) for edge in (below, above))
+    is_even = weights.view(np.uint32) >> np.uint32(16) & np.uint32(1) == 0
+    return np.where((left < right) | ((left == right) & is_even), below, above).astype(np.float32)
+
+
+def to_int8(sums: Vector, step: int, node: Node) -> Vector:
+    """Round up where what is left of a value is more than its random number lacks to one, block by block."""
+    rng = generator(3, Purpose.ROUND, at=step, micro_batch=node.lo, layer=node.hi)
+    words = rng.bit_generator.random_raw(-(-sums.size // 4))
+    dither = ((words.view(np.uint16)[: sums.size] | 1) / 65536).astype(np.float32)
+    found = np.zeros_like(sums)
+    for start in range(0, sums.size, 32):
+        block = sums[start : start + 32]
+        most = float(np.abs(block).max())
+        if most:
+            scale = np.float32(2.0 ** max(-126, math.ceil(math.log2(most / 127))))
+            found[start : start + 32] = np.floor(block / scale + dither[start : start + 32]) * scale
+    return found
+
+
+ROUNDINGS: dict[str, Rounding] = {
+    "float32": keep,
+    "float16": to_float16,
+    "bfloat16": lambda sums, step, node: to_bfloat16(sums),
+    "int8": to_int8,
+}
+
+
+@pytest.mark.parametrize("wire", [*NAMES])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_loop_of_plain_calls_arrives_at_the_same_bits(wire: str, workers: int) -> None:
+    job = job_with(wire)
+    assert digest_with(job, workers, seed=7) == reference(job, ROUNDINGS[wire])
+
+
+def test_weights_that_are_rounded_for_workers_stay_float32_at_the_server() -> None:
+    job = job_with("int8", "bfloat16")
+    assert digest_with(job, 2, seed=3) == reference(job, to_int8, to_bfloat16)
+    assert reference(job, to_int8, to_bfloat16) != reference(job, to_int8)
+
+
+def test_the_types_have_bits_of_their_own() -> None:
+    assert len({alone(job_with(wire)) for wire in ROUNDINGS}) == len(ROUNDINGS)
+
+
+# All ways to carry a job out
+
+#: All types, of sums and of weights; with statistics, clipping and dropout.
+JOBS = {
+    **{f"{wire}": job_with(wire) for wire in NAMES},
+    "both": job_with("int8", "bfloat16", clip_norm=0.5, optimizer="adam", lr=0.001),
+    "noisy": job_with("int8", "bfloat16", model=noisy_net(), steps=4, global_batch=18, clip_norm=0.5, max_shift=2),
+}
+
+
+@cache
+def alone_named(name: str) -> str:
+    return alone(JOBS[name])
+
+
+def alone(job: Job) -> str:
+    """Return the digest of one process without any transport."""
+    opening = open_run("alone", job, digits(), Admission())
+    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    return SerialRun(opening, recorder, ManualClock(), lambda status: None).train().weights_sha256
+
+
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_any_number_of_workers_gives_the_bits_of_one_process(name: str, workers: int) -> None:
+    assert digest_with(JOBS[name], workers, seed=workers) == alone_named(name)
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "noisy"])
+@pytest.mark.parametrize("servers", [2, 3])
+def test_any_number_of_servers_gives_the_bits_of_one_process(name: str, servers: int) -> None:
+    assert digest_with(JOBS[name], 2, seed=servers, servers=servers) == alone_named(name)
+
+
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("servers", [1, 3])
+@pytest.mark.parametrize("shards_share", [True, False])
+def test_memory_that_is_shared_holds_what_would_have_travelled(
+    name: str, servers: int, shards_share: bool, tmp_path: Path
+) -> None:
+    if name == "noisy" and servers > 1:
+        pytest.skip("a vector too short to be cut")
+    simulation = Simulation(
+        JOBS[name], 4, Admission(min_workers=2, servers=servers), root=tmp_path, shards_share=shards_share
+    )
+    simulation.add_worker()
+    simulation.add_worker(shares=False)
+    assert simulation.finish() == alone_named(name)
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(
+    st.sampled_from(["int8", "both"]),
+    st.integers(0, 2**32),
+    st.lists(st.tuples(st.integers(1, 40), ACTIONS, st.integers(1, 16)), max_size=8),
+)
+def test_whatever_happens_to_workers_changes_nothing(name: str, seed: int, story: list[tuple[int, str, int]]) -> None:
+    simulation = Simulation(JOBS[name], seed, Admission(lease_timeout_s=TIMEOUT_S))
+    simulation.add_worker()
+    for turns, action, number in story:
+        for _ in range(turns):
+            if simulation.server.ended is None:
+                simulation.turn()
+        if simulation.server.ended is None:
+            act(simulation, action, number)
+    simulation.add_worker()
+    assert simulation.finish() == alone_named(name)
+
+
+@pytest.mark.parametrize(("wire", "share"), [("float16", 0.5), ("bfloat16", 0.5), ("int8", 0.26)])
+def test_sums_take_so_much_of_float32s_bytes(wire: str, share: float) -> None:
+    opening = open_run("alone", job_with(wire), digits(), Admission())
+    compute = Compute(opening.facts.job, opening.model, opening.data)
+    sent = sum(compute.wire.pack(frame.of(compute.into), frame.start).nbytes for frame in compute.frames)
+    assert sent <= share * compute.into.nbytes
+
+
+# Planted mistakes
+
+
+@dataclass
+class RoundsTheWholeAlone(Shard):
+    """The mistake of rounding nothing but the sum: what the server adds is not rounded until all is there."""
+
+    def _addition(self, frame: Slice) -> Addition | None:
+        wire = self.policy.wire
+
+        def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
+            is_whole = node == Node(0, self.micro_batches)
+            (wire if is_whole else EXACT).add(left, right, out, Place(self.updates, node, frame.start))
+
+        return add
+
+
+@dataclass
+class RoundsNothing(Shard):
+    """The mistake of a server that leaves rounding to its workers."""
+
+    def _addition(self, frame: Slice) -> Addition | None:
+        return None
+
+
+@dataclass
+class CountsFromTheFrame(Shard):
+    """The mistake of random numbers that are counted by the place in a frame: another cut, other bits."""
+
+    def _addition(self, frame: Slice) -> Addition | None:
+        wire = self.policy.wire
+
+        def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
+            wire.add(left, right, out, Place(self.updates, node, 0))
+
+        return add
+
+
+@pytest.mark.parametrize("mistake", [RoundsTheWholeAlone, RoundsNothing, CountsFromTheFrame])
+def test_a_planted_mistake_has_other_bits(mistake: type[Shard]) -> None:
+    assert digest_of(mistake, workers=5) != alone_named("int8")
+
+
+@pytest.mark.parametrize("mistake", [RoundsTheWholeAlone, RoundsNothing])
+def test_with_a_planted_mistake_the_bits_depend_on_the_workers(mistake: type[Shard]) -> None:
+    assert digest_of(mistake, workers=5) != digest_of(mistake, workers=1)
+
+
+def test_the_double_is_faithful_but_for_its_mistake() -> None:
+    assert digest_of(Shard, workers=5) == alone_named("int8")
+
+
+def digest_of(kind: Callable[..., Shard], workers: int) -> str:
+    simulation = Simulation(
+        JOBS["int8"],
+        1,
+        Admission(min_workers=workers),
+        shard_of=lambda shard: kind(shard.slots, shard.policy, shard.micro_batches),
+    )
+    for _ in range(workers):
+        simulation.add_worker()
+    return simulation.finish()
+
+
+@dataclass
+class ServesTheWeightsThemselves(Shard):
+    """The mistake of rounding weights only where they are sent, and not where they are shared."""
+
+    def serve(self) -> None:
+        for slot, served in zip(self.slots, self.served, strict=True):
+            served[:] = slot
+
+    def _follow(self, chunk: Chunk, mean: Vector, step: int, rate: float) -> None:
+        super()._follow(chunk, mean, step, rate)
+        self.serve()
+
+
+def test_weights_that_are_rounded_for_some_workers_alone_are_noticed(tmp_path: Path) -> None:
+    def careless(shard: Shard) -> Shard:
+        return ServesTheWeightsThemselves(shard.slots, shard.policy, shard.micro_batches, rounded=shard.rounded)
+
+    simulation = Simulation(JOBS["both"], 1, root=tmp_path, shard_of=careless)
+    simulation.add_worker()
+    assert simulation.finish() != alone_named("both")
