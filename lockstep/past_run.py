@@ -9,7 +9,9 @@ import msgspec
 from common.data.source import load
 from common.errors import FileFormatError, JobError, UsageError
 from common.job import Job
+from common.json_file import convert, decode
 from common.numerics import Fingerprint
+from common.reading import read_regular
 from lockstep.job_file import read_values, resolve
 from lockstep.launch import default_launch
 from lockstep.run_dir import JOB, has_begun
@@ -18,7 +20,7 @@ from ps.ledger import Begun, Line, StepDone, WorkerIn, read_lines
 from ps.opening import Admission, Opening, open_run
 from ps.receipt import Receipt, receipt_of
 from ps.resuming import fill
-from ps.run_folder import CHECKPOINTS, LEDGER, RECEIPT
+from ps.run_folder import CHECKPOINTS, LEDGER, MOST_BYTES, MOST_LINES_BYTES, RECEIPT
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ def read_run(folder: Path) -> PastRun:
         raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
     job, _ = resolve(read_values(folder / JOB), {}, default_launch())
     try:
-        receipt = msgspec.json.decode((folder / RECEIPT).read_bytes(), type=Receipt)
-        ledger = (folder / LEDGER).read_bytes()
+        receipt = decode(read_regular(folder / RECEIPT, MOST_BYTES), Receipt)
+        ledger = read_regular(folder / LEDGER, MOST_LINES_BYTES)
     except OSError as error:
         raise FileFormatError(
             f"cannot read {error.filename!r}: {error.strerror}: expected it in a run's folder"
@@ -67,7 +69,7 @@ def open_again(run: PastRun, *, allows_mixed_numerics: bool) -> Opening:
             raise UsageError(
                 f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
             )
-    numerics = msgspec.convert(there.numerics, Fingerprint)
+    numerics = _numerics_of(run)
     differences = numerics.differences(opening.facts.fingerprint)
     if differences and not allows_mixed_numerics:
         named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
@@ -76,6 +78,13 @@ def open_again(run: PastRun, *, allows_mixed_numerics: bool) -> Opening:
             "version, or --allow-mixed-numerics"
         )
     return opening
+
+
+def _numerics_of(run: PastRun) -> Fingerprint:
+    try:
+        return convert(run.receipt.numerics, Fingerprint)
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{run.folder / RECEIPT}: tells no numerics of this version: {error}") from error
 
 
 def bring_near(opening: Opening, folder: Path, step: int, say: Callable[[str], None]) -> None:

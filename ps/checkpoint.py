@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from common.errors import FileFormatError
 from common.job import Job
+from common.json_file import decode
 from common.layout import ParameterLayout
 from common.numerics import Fingerprint
+from common.reading import read_regular
 from common.reduction import Vector
-from common.safetensors import parts_of, read
+from common.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
 from ps.facts import RunFacts
 from ps.run_folder import EpochRecord
 
@@ -158,13 +160,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     _check_seal(path)
     arrays, metadata = read(path)
     try:
-        past = msgspec.json.decode(arrays.pop(PAST).data, type=Past)
+        past = decode(arrays.pop(PAST).data, Past)
         identity = Identity(
-            job=msgspec.json.decode(metadata["job"], type=Job),
+            job=decode(metadata["job"], Job),
             source=metadata["source"],
             dataset=metadata["dataset"],
             layout=metadata["layout"],
-            numerics=msgspec.json.decode(metadata["numerics"], type=Fingerprint),
+            numerics=decode(metadata["numerics"], Fingerprint),
         )
     except (KeyError, msgspec.MsgspecError) as error:
         raise FileFormatError(
@@ -176,10 +178,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _check_seal(path: Path) -> None:
     try:
-        data = memoryview(path.read_bytes())
+        data = memoryview(read_regular(path, MAX_FILE_BYTES))
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read ({error.strerror}): expected a checkpoint") from error
-    header = bytes(data[: 8 + int.from_bytes(data[:8], "little")]) if len(data) >= 8 else b""
+    # No more than a header may have, whatever it claims.
+    header = bytes(data[: 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER_BYTES)])
     start = header.find(_KEY) + len(_KEY)
     seal = header[start : start + len(_BLANK)]
     if start < len(_KEY) or len(seal) < len(_BLANK):

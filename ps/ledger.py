@@ -15,13 +15,17 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from common.errors import FileFormatError
+from common.json_file import decode
 from common.messages import Result, Work
 from common.reduction import Node
 
 #: Most entries that one round brings beside its own: what a peer sends must not fill our memory.
 MOST_ENTRIES = 1000
 
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+
+#: A micro-batch, or the end of some: a job has at most so many.
+Piece = Annotated[int, Meta(ge=0, le=4096)]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
@@ -53,9 +57,13 @@ class WorkerIn(Entry, frozen=True, kw_only=True, tag="worker"):
 class Share(msgspec.Struct, frozen=True, array_like=True):
     """The micro-batches `[lo, hi)`, accepted from a worker."""
 
-    lo: Count
-    hi: Count
+    lo: Piece
+    hi: Piece
     rank: Count
+
+    def __post_init__(self) -> None:
+        if self.lo >= self.hi:
+            raise ValueError(f"no micro-batches from {self.lo} to {self.hi}")
 
 
 class StepDone(Entry, frozen=True, kw_only=True, tag="step"):
@@ -66,7 +74,13 @@ class StepDone(Entry, frozen=True, kw_only=True, tag="step"):
     #: The sum of losses of each micro-batch: float32, little-endian, in order.
     losses: bytes
     #: Of the weights after the update: see `ps.mark`. Up to 64 bits.
-    mark: Count
+    mark: Annotated[int, Meta(ge=0)]
+
+    def __post_init__(self) -> None:
+        if self.mark >= 2**64:  # more than the validator can compare with
+            raise ValueError(f"a mark of {self.mark.bit_length()} bits: expected at most 64")
+        if len(self.losses) % 4:
+            raise ValueError(f"losses of {len(self.losses)} bytes: expected 4 for each micro-batch")
 
     def loss_sums(self) -> NDArray[np.float32]:
         """Return the losses, (micro-batches,)."""
@@ -169,9 +183,6 @@ class Account:
         return [*self.entries, Unlisted(work=work, step=step, count=self.unlisted)]
 
 
-_DECODER = msgspec.json.Decoder(Line)
-
-
 def read_lines(data: bytes, name: str) -> list[Line]:
     """Return the entries of a ledger; `FileFormatError` with the number of the first line that is none.
 
@@ -180,7 +191,7 @@ def read_lines(data: bytes, name: str) -> list[Line]:
     lines: list[Line] = []
     for number, text in enumerate(data.split(b"\n")[:-1], 1):
         try:
-            lines.append(_DECODER.decode(text))
+            lines.append(decode(text, Line))
         except msgspec.MsgspecError as error:
             raise FileFormatError(f"{name}: line {number} is no entry of a ledger: {error}: it was changed") from error
     return lines

@@ -9,7 +9,9 @@ import msgspec
 
 from common.atomic import write_atomically
 from common.errors import FileFormatError
+from common.json_file import decode
 from common.layout import ParameterLayout
+from common.reading import read_regular
 from common.reduction import Vector
 from common.safetensors import write
 from ps.ledger import Entry
@@ -25,6 +27,12 @@ WEIGHTS = "weights.safetensors"
 #: The weights after the last epoch, while callbacks may ask for them.
 EPOCH_WEIGHTS = "epoch.safetensors"
 RESULT = "result.json"
+
+#: Bytes of a result or a receipt: an epoch takes a quarter of a KiB.
+MOST_BYTES = 2**26
+
+#: Bytes of a file of lines: a step takes some hundred.
+MOST_LINES_BYTES = 2**33
 
 
 class EpochRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -96,7 +104,7 @@ def read_result(folder: Path) -> RunResult:
     """Return the result in a finished run's folder; `FileFormatError` where it is damaged or missing."""
     path = folder / RESULT
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunResult)
+        return decode(read_regular(path, MOST_BYTES), RunResult)
     except OSError as error:
         raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected a finished run") from error
     except msgspec.MsgspecError as error:

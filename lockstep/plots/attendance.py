@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import FileFormatError
+from common.reading import read_regular
 from ps.ledger import Again, Begun, Line, Share, StepDone, WorkerIn, read_lines
-from ps.run_folder import LEDGER
+from ps.run_folder import LEDGER, MOST_LINES_BYTES
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def read_attendance(folder: Path) -> Attendance:
     """Return who computed what in a run; `FileFormatError` where the folder has no ledger, or a damaged one."""
     path = folder / LEDGER
     try:
-        lines = read_lines(path.read_bytes(), str(path))
+        lines = read_lines(read_regular(path, MOST_LINES_BYTES), str(path))
     except OSError as error:
         raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}") from None
     reader = _Reader()
