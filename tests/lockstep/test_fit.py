@@ -103,7 +103,16 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "change the last layer",
     ),
     "data": ({"data": "gone.npz"}, DataError, "gone.npz: cannot be read"),
-    "labels": ({"data": ((np.ones((40, 4)), np.ones(40)), (np.ones((2, 4)), [0, 1]))}, DataError, "'y_train'.*float64"),
+    "labels": (
+        {"data": ((np.ones((40, 4)), np.ones(40)), (np.ones((2, 4)), [0, 1]))},
+        DataError,
+        "'y_train' has real numbers and 'y_test' integers",
+    ),
+    "real labels": (
+        {"data": ((np.ones((40, 4)), np.ones(40)), (np.ones((2, 4)), np.ones(2)))},
+        DataError,
+        "the labels are real numbers, and loss = 'cross-entropy' needs classes: .* loss = 'mse' for a regression",
+    ),
 }
 
 

@@ -35,6 +35,12 @@ LAYERS: list[tuple[Module, tuple[int, ...]]] = [
     (nn.BatchNorm2d(3), (4, 3, 2, 5)),
     (nn.LayerNorm(4), (5, 4)),
     (nn.LayerNorm([3, 4], eps=1e-3, elementwise_affine=False), (5, 3, 4)),
+    (nn.PositionalEmbedding(5, 4), (3, 5, 4)),
+    (nn.PositionalEmbedding(7, 4), (2, 5, 4)),
+    (nn.MultiheadAttention(6, 3, is_causal=True), (2, 4, 6)),
+    (nn.MultiheadAttention(4, 1, bias=False), (3, 5, 4)),
+    (nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, activation="gelu", norm_first=True, is_causal=True), (2, 3, 4)),
+    (nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, activation="gelu"), (2, 3, 4)),
     (nn.Dropout(0.25), (5, 4)),
     (nn.Flatten(), (2, 3, 4)),
     (nn.Flatten(0, 1), (2, 3, 4)),
@@ -56,6 +62,7 @@ LAYERS: list[tuple[Module, tuple[int, ...]]] = [
 #: Modules that are not called with one float tensor.
 OTHERS: list[Module] = [
     nn.Embedding(5, 3),
+    nn.TransformerEncoderLayer(8, 2, 16, dropout=0.25),
     nn.ModuleList([nn.Linear(4, 3), nn.ReLU()]),
     nn.CrossEntropyLoss(),
     nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum"),
