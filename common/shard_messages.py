@@ -84,6 +84,9 @@ class Updated(Message, frozen=True, kw_only=True, tag="updated"):
     step: Count
     #: Of the shard's part of the window that is marked, see `ps.mark`: the digits of a number below 2**64.
     mark: Annotated[str, Meta(pattern="^[0-9]{1,20}$")]
+    #: Bytes of messages with sums that came from workers, and with weights that went to them, since the last update.
+    sums_bytes: Count = 0
+    weights_bytes: Count = 0
 
 
 class Lost(Message, frozen=True, kw_only=True, tag="lost"):

@@ -8,10 +8,11 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from common.wire.wire import bytes_a_value
 from ps.timing import Split
 
 #: Bytes that cross the server's link for one worker and one parameter: a float32 of sums in, one of weights out.
-BYTES_PER_PARAMETER = 8
+BYTES_PER_PARAMETER = 8.0
 
 #: Most workers that are looked through for the point at which a link saturates.
 MOST_WORKERS = 65_536
@@ -28,6 +29,8 @@ class Measured:
     #: Values in a gradient.
     parameters: int
     split: Split
+    #: As `bytes_per_parameter` says it of the types on the wire.
+    bytes_per_parameter: float = BYTES_PER_PARAMETER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class CostModel:
     jitter_s: float
     #: Cores that all workers share; None where each worker has one.
     cores: int | None = None
+    #: What crosses a link for one worker, in and out.
+    bytes_per_parameter: float = BYTES_PER_PARAMETER
 
     def samples(self, workers: int) -> float:
         """Return the samples of a step."""
@@ -74,7 +79,7 @@ class CostModel:
         Pushing comes before pulling, so that both directions count although a link has both at once.
         """
         # A worker's own link carries the whole vector, whatever the number of servers.
-        return BYTES_PER_PARAMETER * self.parameters * max(1.0, workers / servers) / link
+        return self.bytes_per_parameter * self.parameters * max(1.0, workers / servers) / link
 
     def exchange_s(self, workers: int, servers: int = 1, link: float | None = None) -> float:
         """Return the seconds of an exchange; `link` None stands for what was measured on one machine."""
@@ -114,7 +119,12 @@ class CostModel:
 
     def is_bound_by_link(self, link: float) -> bool:
         """Tell whether a server's link and not the server itself is what gets in the way first."""
-        return BYTES_PER_PARAMETER * self.parameters / link > self.per_worker_s
+        return self.bytes_per_parameter * self.parameters / link > self.per_worker_s
+
+
+def bytes_per_parameter(wire: str, wire_weights: str) -> float:
+    """Return the bytes that cross the server's link for one worker and one parameter: sums in, weights out."""
+    return bytes_a_value(wire) + bytes_a_value(wire_weights)
 
 
 def fitted(points: Sequence[Measured], *, is_weak: bool = False, cores: int | None = None) -> CostModel:
@@ -140,6 +150,7 @@ def fitted(points: Sequence[Measured], *, is_weak: bool = False, cores: int | No
         update_s=most.split.update_s * most.servers,
         jitter_s=0.0,
         cores=cores,
+        bytes_per_parameter=most.bytes_per_parameter,
     )
     slowest_s = most.split.compute_s + most.split.waiting_s
     jitter_s = max(0.0, slowest_s - model.compute_s(most.workers)) if most.workers > 1 else 0.0

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.score import Score
-from lockstep.cost_model import Measured, fitted
+from lockstep.cost_model import Measured, bytes_per_parameter, fitted
 from lockstep.display import print_plainly
 from ps.run_folder import EpochRecord, RunResult
 from ps.timing import Split
@@ -56,9 +56,17 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
         f"time            {result.wall_s:.1f} s, of which training {result.train_s:.1f} s",
         f"weights sha256  {result.weights_sha256}",
     ]
+    if result.moved.sums:
+        lines.insert(-1, f"a step sends    {moved_line(result)}")
     if folder is not None:
         lines.append(f"run folder      {folder}")
     return lines
+
+
+def moved_line(result: RunResult) -> str:
+    """Return what crossed sockets in an average step."""
+    sums, weights = result.moved.sums / 1e3, result.moved.weights / 1e3
+    return f"{sums:,.1f} kB of sums ({result.wire}), {weights:,.1f} kB of weights ({result.wire_weights})"
 
 
 def advice(result: RunResult, cores: int | None = None) -> list[str]:
@@ -94,6 +102,7 @@ def one_more(result: RunResult, split: Split, cores: int | None) -> str:
         global_batch=result.global_batch,
         parameters=result.parameters,
         split=split,
+        bytes_per_parameter=bytes_per_parameter(result.wire, result.wire_weights),
     )
     model, more = fitted([measured], cores=cores), result.workers + 1
     gain = model.step_s(result.workers) / model.step_s(more)

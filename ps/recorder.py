@@ -17,6 +17,7 @@ from ps.progress import Progress
 from ps.receipt import Link, first_link, next_link, receipt_of
 from ps.run_folder import EpochRecord, RunFolder, RunResult
 from ps.timing import StepTime, TimeBook
+from ps.traffic import NOTHING, Moved, TrafficBook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Recorder:
     update_s: float = 0.0
     #: Where the time of the steps so far went.
     times: TimeBook = field(default_factory=TimeBook)
+    traffic: TrafficBook = field(default_factory=TrafficBook)
     #: Steps whose entry is in the ledger.
     steps: int = 0
     #: The receipt's links, from the one before the first epoch on.
@@ -65,16 +67,20 @@ class Recorder:
         self.note(Begun(step=0, weights_sha256=first_weights_sha256, lost_steps=lost_steps))
         self.keep_receipt()
 
-    def step(self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime) -> None:
-        """Keep the figures of a training step."""
+    def step(
+        self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime, moved: Moved = NOTHING
+    ) -> None:
+        """Keep the figures of a training step; `moved` is what crossed sockets since the one before."""
         self.update_s += update_s
+        self.traffic.add(moved)
         self.times.add(time, update_s, is_counted=step % self.facts.plan.steps_per_epoch != 0)
         if self.folder is not None:
             guess, samples = self.facts.guess, tally.count // self.facts.targets
             score = {"accuracy": tally.accuracy} if guess is None else {"r2": score_of(tally, guess.train).r2}
             figures = {"step": step, "loss": tally.loss, **score, "lr": rate, "samples": samples}
             times = {"round_s": time.round_s, "mean_s": time.mean_s, "slowest_s": time.slowest_s, "update_s": update_s}
-            self.folder.record("step", {"epoch": self.facts.plan.epoch_of(step), **figures, **times})
+            sizes = {"sums_bytes": moved.sums, "weights_bytes": moved.weights}
+            self.folder.record("step", {"epoch": self.facts.plan.epoch_of(step), **figures, **times, **sizes})
 
     def account(self, step: int, account: Account, mark: int) -> None:
         """Keep who computed a training step, and what was computed in vain."""
@@ -158,6 +164,9 @@ class Recorder:
             numerics=msgspec.to_builtins(facts.fingerprint),
             history=self.history,
             obstacle=self.setting.obstacle,
+            wire=job.wire,
+            wire_weights=job.wire_weights,
+            moved=self.traffic.mean(),
             weights_epoch=kept.epoch,
             stopped=self._why_stopped(),
         )

@@ -18,6 +18,7 @@ from ps.ledger import Entry
 from ps.line_file import LineFile
 from ps.receipt import Receipt
 from ps.timing import Split
+from ps.traffic import NOTHING, Moved
 
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.jsonl"
@@ -98,6 +99,10 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     weights_epoch: int = 0
     #: Why there are fewer epochs than the job has; empty where there are not.
     stopped: str = ""
+    #: The types of sums and of weights on the wire, and the bytes that crossed sockets in an average step.
+    wire: str = "float32"
+    wire_weights: str = "float32"
+    moved: Moved = NOTHING
 
 
 def read_result(folder: Path) -> RunResult:

@@ -44,6 +44,7 @@ from ps.partition import beginning_of, held_frames, mark_in, own_part
 from ps.roster import Roster
 from ps.shard import Shard
 from ps.sharing import Sharing
+from ps.traffic import Moved, Traffic
 
 #: Messages without arrays that may wait for a shard.
 QUEUE = 1024
@@ -68,6 +69,8 @@ class Stepped:
     step: int
     rate: float
     mark: int
+    #: Bytes that crossed the sockets of the others since their last update.
+    moved: Moved
     #: Seconds from the moment when the tree was whole.
     seconds: float
 
@@ -93,6 +96,7 @@ class Shards:
     _began: float = 0.0
     _rate: float = 0.0
     _mark: int = 0
+    _traffic: Traffic = field(default_factory=Traffic)
     _collected: Collected = "nothing"
 
     def __post_init__(self) -> None:
@@ -136,6 +140,7 @@ class Shards:
                 return []
             case Updated():
                 self._mark += int(message.mark)
+                self._traffic.add(Moved(sums=message.sums_bytes, weights=message.weights_bytes))
                 return self.happen(fleet_events.SliceUpdated(peer=peer, step=message.step))
             case Lost():
                 index = self.fleet.seats[peer].index
@@ -306,7 +311,8 @@ class Shards:
 
     def _complete(self, step: int) -> None:
         seconds = self.means.clock.now() - self._began
-        self.stepped = Stepped(step=step, rate=self._rate, mark=self._mark % MODULUS, seconds=seconds)
+        moved = self._traffic.take()
+        self.stepped = Stepped(step=step, rate=self._rate, mark=self._mark % MODULUS, moved=moved, seconds=seconds)
         if self._collected != "nothing":
             self.gather_near(step + 1, has_state=self._collected == "all")
             if not self.gathered.end(step + 1):

@@ -112,6 +112,12 @@ class Wire:
 EXACT = Wire()
 
 
+def bytes_a_value(name: str) -> float:
+    """Return the bytes that a value of a long vector takes in the type of that name."""
+    many = 4096
+    return _WORD if name == "float32" else FORMS[name]().size(many) / many
+
+
 def wire_of(name: str, seed: int, parameter_size: int) -> Wire:
     """Return the type of that name, for vectors with so many trained values."""
     return EXACT if name == "float32" else Wire(FORMS[name](), seed, parameter_size)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,16 +30,19 @@ class Exchange:
     workers: tuple[int, ...]
     transports: tuple[Transport, ...]
     servers: tuple[int, ...]
+    #: Types of sums, and the one of weights.
+    wires: tuple[str, ...] = ("float32",)
+    wire_weights: str = "float32"
     #: Exchanges of each combination, and the turns that they are measured in.
-    steps: int
-    rounds: int
+    steps: int = 300
+    rounds: int = 3
     peer_python: Path | None = None
 
     def turn_steps(self) -> int:
         """Return the exchanges of one turn."""
         return -(-self.steps // self.rounds)
 
-    def job(self, folder: Path, parameters: int, workers: int) -> Job:
+    def job(self, folder: Path, parameters: int, workers: int, wire: str) -> Job:
         """Return a job whose workers each push one gradient a step; what it needs is written into the folder."""
         steps = WARM_UP + self.turn_steps()
         model, data = folder / f"filler-{parameters}.py", folder / f"nothing-{workers}.npz"
@@ -47,9 +51,15 @@ class Exchange:
         labels = np.arange(steps * workers) % CLASSES
         nothing = np.zeros((labels.size, 1), dtype=np.uint8)
         np.savez(data, x_train=nothing, y_train=labels, x_test=nothing[:CLASSES], y_test=labels[:CLASSES])
-        values = {"model": f"{model}:build", "data": str(data), "global_batch": workers, "micro_batches": workers}
+        values: dict[str, Any] = {
+            "model": f"{model}:build",
+            "data": str(data),
+            "global_batch": workers,
+            "micro_batches": workers,
+        }
         # Momentum would cost the server a pass that the peer does not make; the rate is below what changes a weight.
-        job, _ = resolve({**values, "steps": steps, "optimizer": "sgd", "momentum": 0.0, "lr": 1e-9}, {}, Launch())
+        values |= {"steps": steps, "wire": wire, "wire_weights": self.wire_weights}
+        job, _ = resolve({**values, "optimizer": "sgd", "momentum": 0.0, "lr": 1e-9}, {}, Launch())
         return job
 
 
@@ -70,11 +80,12 @@ class ExchangeBench:
         for parameters in exchange.parameters:
             for workers in exchange.workers:
                 launches = [Launch(workers=workers, servers=servers, transport=way) for servers, way in ways]
-                yield from self._measure(parameters, launches)
+                for wire in exchange.wires:
+                    yield from self._measure(parameters, launches, wire)
 
-    def _measure(self, parameters: int, launches: list[Launch]) -> Iterator[ExchangeRow]:
+    def _measure(self, parameters: int, launches: list[Launch], wire: str) -> Iterator[ExchangeRow]:
         exchange, workers = self.exchange, launches[0].workers
-        job, hashes = exchange.job(self.folder, parameters, workers), Hashes()
+        job, hashes = exchange.job(self.folder, parameters, workers, wire), Hashes()
         ours: dict[Launch, TimedRuns] = {launch: TimedRuns() for launch in launches}
         theirs: list[float] = []
         version = ""
@@ -121,6 +132,10 @@ def row_of(parameters: int, launch: Launch, runs: TimedRuns, theirs: list[float]
         servers=launch.servers,
         transport=launch.transport,
         carrier=runs.results[-1].transport,
+        wire=runs.results[-1].wire,
+        wire_weights=runs.results[-1].wire_weights,
+        sums_bytes=runs.results[-1].moved.sums,
+        weights_bytes=runs.results[-1].moved.weights,
         cores=cores(),
         steps=len(runs.steady()),
         ms_per_exchange=seconds * 1e3,

@@ -9,7 +9,7 @@ import msgspec
 from common.environment import cores
 from common.errors import FileFormatError, UsageError
 from lockstep.bench.rows import MeasuredSpeed, Prediction, PredictionRow, ScalingRow
-from lockstep.cost_model import CostModel, Measured, fitted
+from lockstep.cost_model import CostModel, Measured, bytes_per_parameter, fitted
 from ps.run_folder import RunResult
 
 #: Bits of a byte.
@@ -60,6 +60,7 @@ def basis_of_result(result: RunResult) -> Basis:
         global_batch=result.global_batch,
         parameters=result.parameters,
         split=result.split,
+        bytes_per_parameter=bytes_per_parameter(result.wire, result.wire_weights),
     )
     speed = MeasuredSpeed(workers=result.workers, images_per_s=result.images_per_s)
     name = f"{result.model}, {result.global_batch} samples a step, {result.transport}"
@@ -105,10 +106,17 @@ def chosen(rows: Sequence[ScalingRow], model: str | None, batch: int | None) -> 
     return found
 
 
-def predict(basis: Basis, workers: Sequence[int], servers: Sequence[int], link: float) -> Prediction:
-    """Return what so many machines, each with a link of `link` bytes/s, would do with a worker on each."""
+def predict(
+    basis: Basis, workers: Sequence[int], servers: Sequence[int], link: float, types: tuple[str, str] | None = None
+) -> Prediction:
+    """Return what so many machines, each with a link of `link` bytes/s, would do with a worker on each.
+
+    `types` are those of sums and of weights on the wire, where they are to be others than those of the basis.
+    """
     here = basis.model()
     model = replace(here, cores=None)
+    if types is not None:
+        model = replace(model, bytes_per_parameter=bytes_per_parameter(*types))
     return Prediction(
         name=basis.name,
         scaling="weak" if basis.is_weak else "strong",

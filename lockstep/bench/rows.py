@@ -74,10 +74,15 @@ class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
     transport: str
     carrier: str
     cores: int
+    #: Types of sums and of weights, and bytes of messages with either that crossed sockets in an exchange.
+    wire: str
+    wire_weights: str
+    sums_bytes: int
+    weights_bytes: int
     #: Exchanges measured, and their median.
     steps: int
     ms_per_exchange: float
-    #: Bytes of all gradients pushed and all weights pulled, 8 for each parameter and worker, by that time.
+    #: Gradients pushed and weights pulled, 8 bytes for each parameter and worker whatever the types, by that time.
     gb_per_s: float
     #: Where the time of an exchange went, over the middle half of them; `compute_s` is the filling.
     split: Split

@@ -20,7 +20,10 @@ from lockstep.commands.bench_options import (
     ROUNDS_OPTION,
     SERVERS,
     TRANSPORTS,
+    WIRES,
+    WIRES_OF_WEIGHTS,
     WORKERS,
+    Several,
     check_plot,
 )
 from lockstep.display import print_plainly
@@ -38,6 +41,12 @@ from lockstep.display import print_plainly
 @click.option(
     "--steps", type=click.IntRange(min=FEWEST_STEPS), default=300, metavar="N", help="exchanges timed, from 8  [300]"
 )
+@click.option(
+    "--wire", "wires", type=Several(WIRES), default="float32", metavar="LIST", help="types of sums  [float32]"
+)
+@click.option(
+    "--wire-weights", type=WIRES_OF_WEIGHTS, default="float32", metavar="TYPE", help="type of weights  [float32]"
+)
 @ROUNDS_OPTION
 @PEER_OPTION
 @JSON_OPTION
@@ -50,6 +59,7 @@ def exchange(json_file: Path | None, plot_file: Path | None, **asked: Any) -> No
 
     \b
       lockstep bench exchange --params 535818,25000000 --transports auto,tcp
+      lockstep bench exchange --transport tcp --wire float32,float16,bfloat16,int8
       lockstep bench exchange --workers 2,4 --peer-python ~/torch/bin/python --plot exchange.png
     """
     check_plot(plot_file)

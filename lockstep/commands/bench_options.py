@@ -9,6 +9,7 @@ import click
 
 from common.errors import UsageError
 from lockstep.cost_model import MOST_WORKERS
+from lockstep.fields import fields
 from lockstep.launch import Transport
 
 
@@ -70,6 +71,7 @@ RANGE, LINK = Range(), Link()
 PARAMETERS = Several(click.IntRange(1, 2**30))
 WORDS = Several(click.STRING)
 TRANSPORTS = Several(click.Choice(get_args(Transport)))
+WIRES, WIRES_OF_WEIGHTS = click.Choice(fields()["wire"].choices), click.Choice(fields()["wire_weights"].choices)
 
 #: Fewest steady steps: below, a median and quartiles say nothing.
 FEWEST_STEPS = 8
@@ -79,6 +81,10 @@ JSON_OPTION = click.option(
 )
 PLOT_OPTION = click.option(
     "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="draw them as FILE, a .png"
+)
+WIRE_OPTION = click.option("--wire", type=WIRES, metavar="TYPE", help="of sums on the link  [that of the basis]")
+WIRE_WEIGHTS_OPTION = click.option(
+    "--wire-weights", type=WIRES_OF_WEIGHTS, metavar="TYPE", help="of weights on the link  [that of the basis]"
 )
 PEER_OPTION = click.option(
     "--peer-python",

@@ -13,7 +13,17 @@ from lockstep.bench.predict import Basis, basis_of_rows, predict, read_basis
 from lockstep.bench.rows import write_rows
 from lockstep.bench.scaling import Scaling, ScalingBench
 from lockstep.bench.tables import PREDICTION_HEAD, prediction_line, prediction_words
-from lockstep.commands.bench_options import FEWEST_STEPS, JSON_OPTION, LINK, PLOT_OPTION, RANGE, SERVERS, check_plot
+from lockstep.commands.bench_options import (
+    FEWEST_STEPS,
+    JSON_OPTION,
+    LINK,
+    PLOT_OPTION,
+    RANGE,
+    SERVERS,
+    WIRE_OPTION,
+    WIRE_WEIGHTS_OPTION,
+    check_plot,
+)
 from lockstep.display import print_plainly
 
 
@@ -33,12 +43,16 @@ from lockstep.display import print_plainly
 @click.option(
     "--steps", type=click.IntRange(min=FEWEST_STEPS), default=100, metavar="N", help="steps measured, from 8  [100]"
 )
+@WIRE_OPTION
+@WIRE_WEIGHTS_OPTION
 @JSON_OPTION
 @PLOT_OPTION
 def predict_command(
     workers: tuple[int, ...],
     servers: tuple[int, ...],
     link: float,
+    wire: str | None,
+    wire_weights: str | None,
     json_file: Path | None,
     plot_file: Path | None,
     **asked: Any,
@@ -46,7 +60,8 @@ def predict_command(
     """Predict the speed with a worker on each of many machines, from what was measured on one.
 
     A step is what the slowest worker computes, the exchange, and the update. In an exchange each worker's vector of
-    sums goes to the servers and the weights come back: 8 bytes a parameter, over links of the given speed.
+    sums goes to the servers and the weights come back: 8 bytes a parameter, or less with --wire, over links of the
+    given speed. What rounding costs is in the prediction where it is in what was measured.
 
     \b
       lockstep bench predict --model mlp
@@ -56,7 +71,8 @@ def predict_command(
     check_plot(plot_file)
     console = Console(highlight=False)
     basis = basis_for(**asked)
-    prediction = predict(basis, workers, servers, link)
+    types = None if wire is None and wire_weights is None else (wire or "float32", wire_weights or "float32")
+    prediction = predict(basis, workers, servers, link, types)
     print_plainly(console, f"from {prediction.name}, measured with {of_workers(basis)} on {basis.cores} cores")
     print_plainly(console, PREDICTION_HEAD)
     for row in prediction.rows:

@@ -18,6 +18,8 @@ OTHER: dict[str, Any] = {
     "global_batch": 64,
     "micro_batches": 4,
     "initial": "w.safetensors",
+    "wire": "int8",
+    "wire_weights": "bfloat16",
     "loss": "mse",
     "label_smoothing": 0.1,
     "normalize": False,

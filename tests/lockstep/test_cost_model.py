@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lockstep.cost_model import CostModel, Measured, fitted
+from lockstep.cost_model import CostModel, Measured, bytes_per_parameter, fitted
 from ps.timing import Split
 
 #: One worker computes 8 pieces for 80 ms; the exchange takes 10 ms, of which 2 ms are there for any number of workers.
@@ -129,3 +129,11 @@ def test_measurements_that_rise_faster_than_the_workers_give_a_line_through_noth
     rising = replace(TWO, split=Split(steps=9, compute_s=0.04, exchange_s=0.030, update_s=0.0, waiting_s=0.0))
     model = fitted([ONE, rising])
     assert (model.latency_s, model.per_worker_s) == pytest.approx((0.0, 0.014))
+
+
+def test_fewer_bytes_take_a_link_for_less_time() -> None:
+    assert bytes_per_parameter("float32", "float32") == 8.0
+    assert bytes_per_parameter("bfloat16", "bfloat16") == 4.0
+    assert bytes_per_parameter("int8", "float32") == 5.03125
+    fewer = fitted([replace(ONE, bytes_per_parameter=4.0)])
+    assert fewer.link_s(4, 1, LINK) == fitted([ONE]).link_s(4, 1, LINK) / 2

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from lockstep.summary import advice, show_summary
+from lockstep.summary import advice, show_summary, summary_lines
 from ps.run_folder import RunResult
 from ps.timing import Split
+from ps.traffic import Moved
 from tests.lockstep.statuses import result
 
 TOO_SMALL = (
@@ -90,3 +91,9 @@ def test_without_a_terminal_a_note_is_one_line() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
     show_summary(console, result(compute_s=8.5, update_s=0.5), None)
     assert console.export_text().splitlines()[-1] == f"note: {TOO_SMALL}"
+
+
+def test_what_a_step_sends_is_told_where_anything_was_sent() -> None:
+    sent = result(wire="int8", moved=Moved(sums=63_870, weights=247_100))
+    assert "a step sends    63.9 kB of sums (int8), 247.1 kB of weights (float32)" in summary_lines(sent, None)
+    assert not any("sends" in line for line in summary_lines(result(), None))

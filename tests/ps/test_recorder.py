@@ -21,6 +21,7 @@ from ps.receipt import Receipt
 from ps.recorder import Recorder, Setting, carried
 from ps.run_folder import LEDGER, METRICS, RECEIPT, RESULT, WEIGHTS, RunFolder, read_result
 from ps.timing import Split
+from ps.traffic import Moved
 from tests.ps.runs import facts_of
 
 #: The issue's names, on which others rely.
@@ -82,7 +83,8 @@ def record(folder: Path | None) -> Recorder:
     progress.begin_round(10.0)
     for step in range(6):
         progress.end_step(Tally(16.0, 8, 16), 12.0, (1.0, 1.5))
-        recorder.step(step, Tally(16.0, 8, 16), 0.1, 0.25, progress.last_step)
+        moved = Moved(sums=1000 * step, weights=300 * step)
+        recorder.step(step, Tally(16.0, 8, 16), 0.1, 0.25, progress.last_step, moved)
         recorder.account(step, account(), mark=7)
         if step % 3 == 2:
             recorder.epoch(EPOCHS[step // 3], weights())
@@ -108,6 +110,7 @@ def test_the_result_says_what_happened(tmp_path: Path) -> None:
     assert (result.epochs, result.steps, result.global_batch, result.micro_batches) == (2, 6, 16, 4)
     assert (result.wall_s, result.train_s, result.images_per_s) == (15.0, 12.0, 8.0)
     assert (result.compute_s, result.update_s) == (4.0, 1.5)
+    assert result.moved == Moved(sums=2500, weights=750)
     assert result.parameters == 2 * 3 + 3 + 2 * 3
     assert result.split == Split(steps=4, compute_s=1.0, exchange_s=0.25, update_s=0.25, waiting_s=0.5)
     assert (result.train_loss, result.test_loss, result.test_accuracy) == (0.5, 0.5, 0.75)
@@ -144,6 +147,8 @@ def test_every_line_of_the_metrics_is_json(tmp_path: Path) -> None:
         "mean_s": 1.0,
         "slowest_s": 1.5,
         "update_s": 0.25,
+        "sums_bytes": 3000,
+        "weights_bytes": 900,
     }
     assert lines[3] == {"kind": "epoch", **msgspec.to_builtins(EPOCHS[0]), "weights_sha256": weights_digest(weights())}
 

@@ -46,9 +46,22 @@ def test_exchanges_are_timed_beside_the_peer(tmp_path: Path, capsys: pytest.Capt
     assert len(head) == len(line) <= 80
 
 
+def test_the_bytes_of_each_type_are_counted(tmp_path: Path) -> None:
+    json_file = tmp_path / "rows.json"
+    flags = ["--params", "61706", "--transport", "ipc", "--wire", "float32,int8", "--json", str(json_file)]
+    assert run([*TINY, *flags]) == 0
+    exact, short = msgspec.json.decode(json_file.read_bytes(), type=list[ExchangeRow])
+    assert [row.wire for row in (exact, short)] == ["float32", "int8"]
+    assert 2 * 4 * 61_706 <= exact.sums_bytes <= 2 * 4 * 61_706 * 1.01
+    assert short.sums_bytes <= 0.27 * exact.sums_bytes
+    # The weights of the last step go nowhere.
+    assert short.weights_bytes == exact.weights_bytes >= 0.9 * exact.sums_bytes
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
+        (["--wire", "float8"], "float8"),
         (["--params", "0"], "0 is not in the range"),
         (["--servers", "65"], "65 is not in the range"),
         (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
