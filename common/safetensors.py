@@ -118,22 +118,33 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, _Entr
             f"{path}: claims a header of {length} bytes in a file of {size}: expected at most {MAX_HEADER_BYTES} and "
             "within the file; it is truncated or of another format"
         )
-    header = _parse(path, file.read(length))
+    text = file.read(length)
+    header = _parse(path, text)
     try:
-        metadata = msgspec.convert(header.pop(_METADATA, {}), dict[str, str])
-    except msgspec.ValidationError as error:
+        metadata = msgspec.json.decode(header.pop(_METADATA, b"{}"), type=dict[str, str])
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: {_METADATA!r} of the header: {_lowered(error)}") from None
-    return {name: _entry(path, name, value) for name, value in header.items()}, metadata
+    entries = {name: _entry(path, name, value) for name, value in header.items()}
+    _demand_each_once(path, text)
+    return entries, metadata
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _parse(path: Path, text: bytes) -> dict[str, msgspec.Raw]:
+    """Return the values of the header's keys as they are written: nothing is made of them that is not asked for."""
     try:
         if not text.startswith(b"{"):
             raise ValueError(f"starts with {text[:1]!r}")
-        parsed: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
+        return msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: header: {_lowered(error)}: expected one JSON object, each key once") from None
-    return parsed
+
+
+def _demand_each_once(path: Path, text: bytes) -> None:
+    """Demand that no key of a header, or of what is in it, stands there twice; it is one, and so is not deep."""
+    try:
+        json.loads(text, object_pairs_hook=_without_duplicates)
+    except ValueError as error:
+        raise FileFormatError(f"{path}: header: {_lowered(error)}: expected one JSON object, each key once") from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -145,11 +156,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _entry(path: Path, name: str, value: Any) -> _Entry:
+def _entry(path: Path, name: str, value: msgspec.Raw) -> _Entry:
     try:
         _check_name(name)
-        entry = msgspec.convert(value, _Entry)
-    except ValueError as error:
+        entry = msgspec.json.decode(value, type=_Entry)
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: header of {name[:80]!r}: {_lowered(error)}") from None
     if entry.dtype not in _DTYPES:
         raise FileFormatError(f"{path}: {name!r} has dtype {entry.dtype[:80]!r}: expected one of {', '.join(_DTYPES)}")
@@ -206,5 +217,5 @@ def _check_name(name: str) -> None:
 
 
 def _lowered(error: Exception) -> str:
-    text = one_line(str(error))
+    text = one_line(str(error)).removeprefix("JSON is malformed: ")
     return text[:1].lower() + text[1:]

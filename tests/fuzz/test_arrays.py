@@ -29,8 +29,8 @@ PEAK_BYTES = 4 * 2**20
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "file.npz"
+def file(folder: Path) -> Path:
+    return folder / "file.npz"
 
 
 def safetensors_of(header: Any, data: bytes = b"") -> bytes:

@@ -45,8 +45,8 @@ KEY = b'"sha256":"'
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "step-00000003.safetensors"
+def file(folder: Path) -> Path:
+    return folder / "step-00000003.safetensors"
 
 
 def sealed(header: bytes, data: bytes) -> bytes:

@@ -123,12 +123,12 @@ METRICS_LINES = (
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    (tmp_path / JOB).write_text(to_toml(SMALL, Launch()))
-    (tmp_path / RECEIPT).write_bytes(RUN_RECEIPT)
-    (tmp_path / LEDGER).write_bytes(WHOLE_LEDGER)
-    (tmp_path / METRICS).write_bytes(METRICS_LINES)
-    return tmp_path
+def run(folder: Path) -> Path:
+    (folder / JOB).write_text(to_toml(SMALL, Launch()))
+    (folder / RECEIPT).write_bytes(RUN_RECEIPT)
+    (folder / LEDGER).write_bytes(WHOLE_LEDGER)
+    (folder / METRICS).write_bytes(METRICS_LINES)
+    return folder
 
 
 def result_json() -> bytes:
