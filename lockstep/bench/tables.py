@@ -17,7 +17,7 @@ def scaling_line(row: ScalingRow) -> str:
     )
 
 
-EXCHANGE_HEAD = "parameters  workers over  sums            ms     GB/s   /peer  fill exch updt wait"
+EXCHANGE_HEAD = "parameters  workers over sums           ms    GB/s   /peer  fill exch updt wait"
 
 
 def exchange_line(row: ExchangeRow) -> str:
@@ -25,7 +25,7 @@ def exchange_line(row: ExchangeRow) -> str:
     ratio = f"{row.peer.ratio:.2f}x" if row.peer is not None else "-"
     where = f"{row.workers}+{row.servers} {row.transport}"
     return (
-        f"{row.parameters:>10}  {where:<12} {row.wire:<8} {row.ms_per_exchange:>9.3f} {row.gb_per_s:>8.2f}  "
+        f"{row.parameters:>10}  {where:<12} {row.wire:<8} {row.ms_per_exchange:>8.3f} {row.gb_per_s:>7.2f}  "
         f"{ratio:>6}  {shares(row.split)}"
     )
 
