@@ -55,7 +55,8 @@ class Exporter:
         samples = preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape)))
         trace = trace_of(model, samples)
         graph = graph_of(trace, self.trained.layout.read(self.trained.weights))
-        return onnx_bytes(graph, train.sample_shape, trace.shape[1:], self._metadata(preparation))
+        metadata = self._metadata(preparation)
+        return onnx_bytes(graph, train.sample_shape, trace.shape[1:], metadata, of_tokens=train.is_tokens)
 
     def _preparation(self) -> Preparation:
         job = self.trained.job

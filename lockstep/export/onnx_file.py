@@ -12,19 +12,28 @@ FORMAT_VERSION = 9
 
 
 def onnx_bytes(
-    graph: OnnxGraph, sample_shape: Sequence[int], output_shape: Sequence[int], metadata: Mapping[str, str]
+    graph: OnnxGraph,
+    sample_shape: Sequence[int],
+    output_shape: Sequence[int],
+    metadata: Mapping[str, str],
+    *,
+    of_tokens: bool = False,
 ) -> bytes:
-    """Return the file's content, for any number of samples, checked by the package's own checker."""
+    """Return the file's content, for any number of samples, checked by the package's own checker.
+
+    Samples are float32, or tokens as int64.
+    """
+    kind = TensorProto.INT64 if of_tokens else TensorProto.FLOAT
     nodes = [
         helper.make_node(node.operator, node.inputs, [node.output], name=f"node.{number}", **node.attributes)
         for number, node in enumerate(graph.nodes)
     ]
-    arrays = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in graph.arrays.items()]
+    arrays = [numpy_helper.from_array(np.array(array, order="C"), name) for name, array in graph.arrays.items()]
     model = helper.make_model(
         helper.make_graph(
             nodes,
             "lockstep",
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["samples", *sample_shape])],
+            [helper.make_tensor_value_info(INPUT, kind, ["samples", *sample_shape])],
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["samples", *output_shape])],
             arrays,
         ),

@@ -218,6 +218,31 @@ def _along_axis(operator: str) -> Writer:
     return lambda graph, step, names, out: graph.add(operator, names, out, axis=step.options["axis"])
 
 
+def _causal_softmax(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+    rows, columns = step.before[-2:]
+    # The standard has no mask for it: what is added leaves nothing of later places.
+    later = np.where(np.tri(rows, columns, columns - rows, dtype=np.bool_), 0, -np.inf).astype(np.float32)
+    graph.add("Softmax", [graph.add("Add", [names[0], graph.constant(later)])], out, axis=-1)
+
+
+def _index(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+    index = step.options["index"]
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(type(part) is int or (isinstance(part, slice) and part.step in (None, 1)) for part in parts):
+        raise ModelError(f"an index of {index!r} is not exported to ONNX: expected integers, and slices without a step")
+    name, ends = names[0], np.iinfo(np.int64).max
+    cuts = [(axis, part) for axis, part in enumerate(parts) if isinstance(part, slice)]
+    if cuts:
+        starts, stops = zip(
+            *((part.start or 0, ends if part.stop is None else part.stop) for _, part in cuts), strict=True
+        )
+        name = graph.add("Slice", [name, *map(graph.integers, (starts, stops, [axis for axis, _ in cuts]))])
+    # From the last, so that the axes before keep their places.
+    for axis, part in reversed([(axis, part) for axis, part in enumerate(parts) if type(part) is int]):
+        name = graph.add("Gather", [name, graph.constant(np.int64(part))], axis=axis)
+    graph.add("Identity", [name], out)
+
+
 def _unsqueeze(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
     graph.add("Unsqueeze", [names[0], graph.integers(step.options["axis"])], out)
 
@@ -287,7 +312,9 @@ _WRITERS: dict[str, Writer] = {
     "adaptive_avg_pool2d": _adaptive_average(2),
     "batch_norm_inference": _batch_norm,
     "layer_norm": _layer_norm,
+    "causal_softmax": _causal_softmax,
     "embedding": _embedding,
+    "index": _index,
     "reshape": _reshape,
     "squeeze": _reshape,
     "unsqueeze": _unsqueeze,

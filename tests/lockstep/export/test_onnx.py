@@ -34,7 +34,8 @@ class Functions(nn.Module):
         mixed = (both @ both.transpose(1, 2)).max(dim=1)
         stacked = F.stack([mixed, mixed.clip(-0.5, 0.5), F.softplus(mixed, beta=2.0)], dim=1)
         least = stacked.unsqueeze(1).squeeze(1).min(dim=2)
-        return F.maximum(least, 0.1) * F.minimum(stacked.sum(dim=2), 3.0) + 1 / (1 + least**2)
+        parts = F.maximum(least, 0.1) * F.minimum(stacked.sum(dim=2), 3.0) + 1 / (1 + least**2)
+        return parts[:, 1:] * parts[:, :-1] + stacked[:, 0, -2:]
 
 
 IMAGES = (1, 8, 8)
@@ -119,11 +120,35 @@ def test_a_table_of_vectors_takes_integers_as_numbers() -> None:
 def test_what_has_no_counterpart_is_named() -> None:
     class First(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x[:, 0]
+            return x.var(dim=1)
 
     trace = trace_of(First(), np.ones((3, 4), np.float32))
-    with pytest.raises(ModelError, match="the model applies 'index', which is not exported to ONNX"):
+    with pytest.raises(ModelError, match="the model applies 'var', which is not exported to ONNX"):
         graph_of(trace, {})
+
+
+def test_an_index_of_other_kinds_is_named() -> None:
+    class Chosen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, ::2]
+
+    trace = trace_of(Chosen(), np.ones((3, 4), np.float32))
+    with pytest.raises(ModelError, match="expected integers, and slices without a step"):
+        graph_of(trace, {})
+
+
+def test_a_transformer_over_tokens_is_exported() -> None:
+    layers = (nn.TransformerEncoderLayer(12, 3, 20, norm_first=first, is_causal=first) for first in (True, False))
+    model = nn.Sequential(nn.Embedding(9, 12), nn.PositionalEmbedding(6, 12), *layers, nn.Linear(12, 9)).initialize(1)
+    tokens = generator(0, Purpose.CANARY).integers(0, 9, (17, 6), dtype=np.int32)
+    trace = trace_of(model.eval(), tokens[:3])
+    content = onnx_bytes(graph_of(trace, model.state_dict()), (6,), trace.shape[1:], {}, of_tokens=True)
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for count in (1, 2, 17):
+        with no_grad():
+            expected = model(Tensor(tokens[:count])).data
+        (found,) = session.run(None, {"images": tokens[:count].astype(np.int64)})
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_uneven_adaptive_pooling_is_named() -> None:
