@@ -34,8 +34,11 @@ ShortText = Annotated[str, Meta(max_length=NAME_LIMIT)]
 HexDigest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Piece = Annotated[int, Meta(ge=0, le=2**31)]
-#: What is computed: gradients, or figures of the validation set, or of the test set.
-Work = Literal["train", "validate", "evaluate"]
+#: What is computed: gradients, or these again, or figures of the validation set, or of the test set.
+Work = Literal["train", "audit", "validate", "evaluate"]
+
+#: What is of a training step, on the weights before it; the rest is on those after an epoch's last one.
+OF_A_STEP: frozenset[Work] = frozenset({"train", "audit"})
 
 
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
@@ -102,8 +105,10 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
     compute_s: Annotated[float, Meta(ge=0.0)]
     #: The lease's.
     number: Count = 0
-    #: In training, the sum of losses of each piece: float32, little-endian, in order.
+    #: In training and audits, the sum of losses of each piece: float32, little-endian, in order.
     losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
+    #: Of the sums and all that is told here of the pieces, where the lease asks for it; otherwise empty.
+    digest: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
 
     def node(self) -> Node:
         return Node(self.lo, self.hi)
@@ -201,6 +206,8 @@ class Lease(Message, frozen=True, kw_only=True, tag="lease"):
     #: Tells leases of the same pieces apart, and the vector of sums to write into where memory is shared.
     number: Count = 0
     slot: Annotated[int, Meta(ge=0, lt=SLOTS)] = 0
+    #: Whether the result is to have a digest.
+    is_digested: bool = False
 
 
 class Finished(Message, frozen=True, kw_only=True, tag="finished"):

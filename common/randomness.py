@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     DROPOUT = 4
     CANARY = 5
     SIMULATE = 6
+    AUDIT = 8
     ROUND = 8
     VALIDATE = 7
 

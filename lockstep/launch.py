@@ -41,6 +41,14 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         Meta(ge=0, le=10000, description="times in a row that a process which died is started again, with back-off"),
     ] = 3
+    audit: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="share of the micro-batches that another worker computes again, to compare the bits: 1% or 0.01",
+        ),
+    ] = 0.0
     checkpoint_keep: Annotated[
         int,
         Meta(ge=0, le=1000, description="newest checkpoints that are kept, beside the best epoch's; 0: none at all"),

@@ -84,5 +84,7 @@ def train_alone(job: Job, destination: Destination, display: Display, is_to_stop
     opening = open_run(destination.folder.name, job, load(job.data), Admission(pauses=is_to_stop is not None))
     setting = Setting(servers=0, transport="none", started=started)
     books = open_books(opening, setting, destination, clock, display.say)
+    if destination.launch.audit:
+        display.say("nothing is audited: this process computes alone")
     run = SerialRun(opening, books.recorder, clock, display.show, books.start, books.keeper, is_to_stop)
     return run.train()

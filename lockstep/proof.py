@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.sampler import Sampler
+from common.messages import OF_A_STEP
 from ps.ledger import Again, Begun, Line, StepDone, Unlisted
 from ps.plan import Plan
 
@@ -53,7 +54,7 @@ def prove(lines: list[Line], plan: Plan, sampler: Sampler) -> Proof:
     epochs: dict[int, EpochProof] = {}
     for line in lines:
         if isinstance(line, StepDone | Again | Unlisted):
-            number = plan.epoch_of(line.step - (line.work != "train" if not isinstance(line, StepDone) else 0))
+            number = plan.epoch_of(line.step - (line.work not in OF_A_STEP if not isinstance(line, StepDone) else 0))
             epoch = epochs.setdefault(number, EpochProof(number, sampler.size))
             if isinstance(line, Again):
                 epoch.again.append(line)

@@ -58,6 +58,8 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     ]
     if result.moved.sums:
         lines.insert(-1, f"a step sends    {moved_line(result)}")
+    if result.audited or result.unaudited:
+        lines.append(f"audit           {audit_told(result)}")
     if folder is not None:
         lines.append(f"run folder      {folder}")
     return lines
@@ -67,6 +69,15 @@ def moved_line(result: RunResult) -> str:
     """Return what crossed sockets in an average step."""
     sums, weights = result.moved.sums / 1e3, result.moved.weights / 1e3
     return f"{sums:,.1f} kB of sums ({result.wire}), {weights:,.1f} kB of weights ({result.wire_weights})"
+
+
+def audit_told(result: RunResult) -> str:
+    """Return how many micro-batches were computed again, and how many were to be."""
+    missed = f"{result.unaudited:,} {'more ' if result.audited else ''}were to be, while no other worker was ready"
+    if not result.audited:
+        return f"no micro-batch was computed again: {missed}"
+    told = f"{result.audited:,} micro-batches computed again by another worker: the same bits"
+    return f"{told}; {missed}" if result.unaudited else told
 
 
 def advice(result: RunResult, cores: int | None = None) -> list[str]:

@@ -79,6 +79,9 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     #: Lengths of the files of lines, in bytes: what stands behind these comes from later steps.
     metrics_bytes: Count
     ledger_bytes: Count
+    #: Micro-batches, as in `Progress`.
+    audited: Count = 0
+    unaudited: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)

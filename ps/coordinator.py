@@ -11,8 +11,8 @@ from typing import assert_never
 from common.errors import ProtocolError
 from common.messages import Alive, Fenced, Finished, Result, Status, shortened
 from ps import events
-from ps.divergence import diverged_text
-from ps.effects import AwaitShards, Effect, Finish, ForgetWorker, RecordEpoch, Say, Send, UpdateWeights
+from ps.audit import Audit
+from ps.effects import Effect, Finish, ForgetWorker, RecordEpoch, Say, Send, UpdateWeights
 from ps.facts import RunFacts
 from ps.onward import following, phase_in
 from ps.overdue import Overdue
@@ -26,6 +26,7 @@ from ps.reminder import Reminder
 from ps.report import status_of, waits_for
 from ps.roster import Member, Roster, Standing
 from ps.round_books import RoundBooks
+from ps.trouble import Failure, Trouble
 from ps.vigil import Vigil
 
 #: What a peer is told that says what only a member says.
@@ -76,7 +77,7 @@ class Coordinator:
             return []
         effects = self._react(event, now)
         if not self.is_over():
-            effects += self._hear(event, now) + self._remind(now)
+            effects += self._hear(event, now) + self._end_audit(now) + self._remind(now)
         if self.phase not in targets:
             raise ProtocolError(f"{type(event).__name__} led to {self.phase.name}: not a transition of the table")
         return effects
@@ -90,7 +91,7 @@ class Coordinator:
 
     def is_running(self) -> bool:
         """Tell whether pieces are being computed."""
-        return self.phase in (Phase.TRAINING, Phase.EVALUATING)
+        return self.phase in PHASES.values()
 
     def is_over(self) -> bool:
         """Tell whether the run has ended, well or not."""
@@ -217,25 +218,20 @@ class Coordinator:
         if member is None:
             return []
         self.vigil.pace.came(member.rank, result, self.pieces.holding(member.rank), now)
-        add = self.books.adding(member, result)
-        if add is None:
-            return self.books.refuse(member, result)
-        if result.work == "evaluate":
-            return self._count(member, result, now)
-        if self.facts.servers == 1:
-            return [add, *self._count(member, result, now)]
-        if not self.books.awaiting.add(member.rank, result):
-            return self.books.refuse(member, result)
-        return [add, AwaitShards(rank=member.rank, node=result.node())]
+        effects, counts = self.books.take(member, result, has_shards=self.facts.servers > 1)
+        if not counts:
+            return effects
+        return effects + (self._audited if result.work == "audit" else self._count)(member, result, now)
 
     def _stored(self, event: events.SumsStored, now: float) -> list[Effect]:
         """Count a result whose sums all servers have, unless others were quicker."""
         member, result = self.roster.of_rank(event.rank), self.books.awaiting.take(event.rank, event.node)
         if member is None or result is None:
             return []
-        if not self.pieces.may_accept(event.node):
-            return self.books.refuse(member, result) + self._serve_all(now)
-        return self._count(member, result, now)
+        if self.books.needs(result):
+            return self._count(member, result, now)
+        self.books.refuse(member, result)
+        return self._serve_all(now)
 
     def _count(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Book a result whose sums are, or will be at once, where they are to be added."""
@@ -248,6 +244,10 @@ class Coordinator:
         return self._serve([member] if is_alone_to_serve else self.roster.ready(), now)
 
     def _close_round(self, now: float) -> list[Effect]:
+        if self.round.work == "train" and self.books.audit.is_due():
+            self.books.begin_audit()
+            self.phase = Phase.AUDITING
+            return []
         tally, account, effects = self.books.tallies.total(), self.books.account, list[Effect]()
         if self.round.work == "train":
             self.progress.end_step(tally, now, self.roster.end_step())
@@ -291,31 +291,43 @@ class Coordinator:
         return self._serve_all(now)
 
     def _open(self, following: Round) -> None:
-        self.books = RoundBooks(following)
+        self.books = RoundBooks(following, Audit.of(following, self.facts.audit, self.facts.job.seed))
+
+    # Some of a step is computed again
+
+    def _audited(self, member: Member, result: Result, now: float) -> list[Effect]:
+        difference = self.books.audit.difference(member, result)
+        if difference:
+            return self._fail(difference)
+        self.books.accept_again(member, result)
+        self.progress.audited += 1
+        self.roster.credit_audit(member, result.compute_s)
+        return self._serve_all(now)
+
+    def _end_audit(self, now: float) -> list[Effect]:
+        """Go on once all is audited for which there is somebody: it waits for nobody."""
+        if self.phase is not Phase.AUDITING:
+            return []
+        missed = self.books.forgo([member.rank for member in self.roster.ready()])
+        is_first, self.progress.unaudited = not self.progress.unaudited, self.progress.unaudited + len(missed)
+        text = f"no audit of {self.round.named(missed)}, nor of others now: no other worker is ready; the run goes on"
+        told: list[Effect] = [Say(text=text)] if missed and is_first else []
+        if not self.pieces.are_done():
+            return told
+        self.books.end_audit()
+        return [*told, *self._close_round(now), *self._serve_all(now)]
 
     # What goes wrong
 
     def _piece_failed(self, event: events.PieceFailed, now: float) -> list[Effect]:
-        member, failed = self.roster.members.get(event.peer), event.failed
-        if member is None or (failed.work, failed.step) != (self.round.work, self.round.step):
-            return []
-        is_second = self.pieces.fail(failed.node(), member.rank)
-        if is_second is None:
-            return []
-        raised = failed.traceback.strip().rpartition(chr(10))[2]
-        self.books.account.again(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
-        what = f"{self.round.named([failed.node()])} on {member.named()}"
-        if is_second:
-            return self._fail(f"{what} raised, as it did before:\n{failed.traceback}")
-        return [Say(text=f"{what} raised, and is tried once more:\n{failed.traceback}"), *self._serve_all(now)]
+        found = Trouble(self.books, self.roster).raised(event)
+        if isinstance(found, Failure):
+            return self._fail(found.text)
+        return [Say(text=found), *self._serve_all(now)] if found else []
 
     def _diverged(self, event: events.LossDiverged) -> list[Effect]:
-        diverged = event.diverged
-        is_current = (diverged.work, diverged.step) == (self.round.work, self.round.step)
-        if not is_current or event.peer not in self.roster.members:
-            return []
-        text = diverged_text(diverged.work, diverged.step, diverged.micro_batch, diverged.layer)
-        return self._fail(text, is_diverged=True)
+        found = Trouble(self.books, self.roster).diverged(event)
+        return [] if found is None else self._fail(found.text, is_diverged=found.is_diverged)
 
     def _fail(self, failure: str, *, is_diverged: bool = False, may_go_on: bool = False) -> list[Effect]:
         """End the run, or this process alone: workers look for one that goes on from a checkpoint."""
@@ -355,7 +367,6 @@ class Coordinator:
 
     def validate(self) -> None:
         """Raise AssertionError where the state contradicts itself: for tests, after each event."""
-        self.pieces.validate()
         self.roster.validate(self.facts.job.micro_batches)
         ready = {member.rank for member in self.roster.ready()}
         assert self.pieces.held.keys() <= ready, "one holds pieces that is not ready"

@@ -41,6 +41,8 @@ class RunFacts:
     servers: int = 1
     #: Where the others are reached, in the order of their slices: known once they are there.
     shards: tuple[str, ...] = ()
+    #: The share of micro-batches that another worker computes again.
+    audit: float = 0.0
 
     def welcome(self, rank: int) -> Welcome:
         """Return what a worker is told when it gets its place."""

@@ -87,6 +87,8 @@ class Keeper:
             update_s=recorder.update_s,
             metrics_bytes=self.run.metrics.size(),
             ledger_bytes=self.run.ledger.size(),
+            audited=progress.audited,
+            unaudited=progress.unaudited,
         )
         held = Held(weights=holder.weights, state=holder.state)
         return self.folder.save(

@@ -57,7 +57,15 @@ class Desk:
             self.pace.begin(member.rank, self.now)
         step = self.round.step
         slot, number = self.slots.lend(member.rank, node, leased, self.awaiting.numbers(member.rank))
-        lease = Lease(work=self.round.work, step=step, lo=node.lo, hi=node.hi, number=number, slot=slot)
+        lease = Lease(
+            work=self.round.work,
+            step=step,
+            lo=node.lo,
+            hi=node.hi,
+            number=number,
+            slot=slot,
+            is_digested=node.lo in self.pieces.alone,
+        )
         if member.shares or member.weights_step == step:
             return [Send(peer=member.peer, message=lease)]
         member.weights_step = step

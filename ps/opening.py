@@ -38,6 +38,8 @@ class Admission:
     servers: int = 1
     #: As in `RunFacts`.
     pauses: bool = False
+    #: The share of micro-batches that another worker computes again.
+    audit: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
         allows_mixed_numerics=admission.allows_mixed_numerics,
         servers=admission.servers,
         pauses=admission.pauses,
+        audit=admission.audit,
     )
     weights = first_weights(job, model, layout)
     shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model, layout), job.micro_batches)

@@ -74,7 +74,7 @@ class Pace:
 
         One of anything else tells nothing: it came twice, or too late.
         """
-        since, work, node = self._since.get(rank), result.work, result.node()
+        since, work, node = self._since.get(rank), _kind(result.work), result.node()
         if since is None or all(lease.node != node for lease in held):
             return
         for habit in (self._own.setdefault((rank, work), Habit()), self._all.setdefault(work, Habit())):
@@ -93,6 +93,7 @@ class Pace:
 
     def patience_s(self, rank: int, work: Work, pieces: int) -> float:
         """Return how many seconds a worker may take for so many pieces."""
+        work = _kind(work)
         own, everybody = self._own.get((rank, work)), self._all.get(work)
         if own is not None and own.is_known():
             return min(self.timeout_s, max(FLOOR_S, own.bound_s(pieces)))
@@ -109,7 +110,13 @@ class Pace:
 
     def median_s(self, rank: int, work: Work) -> float | None:
         """Return the seconds that a piece takes a worker, or else everybody; None where nothing is known."""
+        work = _kind(work)
         for habit in (self._own.get((rank, work)), self._all.get(work)):
             if habit is not None and habit.is_known():
                 return habit.median_s
         return None
+
+
+def _kind(work: Work) -> Work:
+    """Return as what work counts: an audit computes what training does, and takes as long."""
+    return "train" if work == "audit" else work

@@ -33,6 +33,8 @@ class Phase(Enum):
     GATHERING = "waiting for workers"
     TRAINING = "training"
     EVALUATING = "evaluating"
+    #: All results of a step are there, and some of its pieces are computed again.
+    AUDITING = "auditing"
     #: All results of a step are there, and other servers have not made its update yet.
     UPDATING = "updating"
     #: Between two epochs, until callbacks say that the run goes on.
@@ -42,13 +44,21 @@ class Phase(Enum):
 
 
 #: What the run does in a round of that work.
-PHASES: dict[Work, Phase] = {"train": Phase.TRAINING, "validate": Phase.EVALUATING, "evaluate": Phase.EVALUATING}
+PHASES: dict[Work, Phase] = {
+    "train": Phase.TRAINING,
+    "audit": Phase.AUDITING,
+    "validate": Phase.EVALUATING,
+    "evaluate": Phase.EVALUATING,
+}
 
 #: Nothing happens: late and doubled messages end here, not in an `if`.
 IGNORED: frozenset[Phase] = frozenset()
 
 #: A round may end by a result, and the next one may be training, evaluating, or none.
 _ONWARD = frozenset({Phase.TRAINING, Phase.EVALUATING, Phase.FINISHED})
+
+#: What ends the audit of a step ends the step.
+_STEP_OVER = _ONWARD | {Phase.AUDITING, Phase.UPDATING}
 _HERE_OR_FAILED = {phase: frozenset({phase, Phase.FAILED}) for phase in Phase}
 
 #: For each phase and event the phases that may follow; the empty set means that the event is ignored.
@@ -80,7 +90,7 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
     (Phase.TRAINING, WorkerJoined): frozenset({Phase.TRAINING}),
     (Phase.TRAINING, WorkerPrepared): frozenset({Phase.TRAINING}),
     (Phase.TRAINING, WorkerAdvanced): frozenset({Phase.TRAINING}),
-    (Phase.TRAINING, ResultReceived): _ONWARD,
+    (Phase.TRAINING, ResultReceived): _STEP_OVER,
     (Phase.TRAINING, PieceFailed): _HERE_OR_FAILED[Phase.TRAINING],
     (Phase.TRAINING, LossDiverged): _HERE_OR_FAILED[Phase.TRAINING],
     (Phase.TRAINING, WorkerLeft): frozenset({Phase.TRAINING}),
@@ -99,7 +109,23 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
     (Phase.EVALUATING, StatusRequested): frozenset({Phase.EVALUATING}),
     (Phase.EVALUATING, TimePassed): frozenset({Phase.EVALUATING}),
     (Phase.EVALUATING, Interrupted): frozenset({Phase.FAILED}),
-    (Phase.TRAINING, SumsStored): frozenset({Phase.TRAINING, Phase.UPDATING}),
+    (Phase.TRAINING, SumsStored): frozenset({Phase.TRAINING, Phase.AUDITING, Phase.UPDATING}),
+    # The audit waits for nobody: it is over, too, where those are gone who could go on with it.
+    (Phase.AUDITING, WorkerJoined): frozenset({Phase.AUDITING}),
+    (Phase.AUDITING, WorkerPrepared): _STEP_OVER,
+    (Phase.AUDITING, WorkerAdvanced): _STEP_OVER,
+    (Phase.AUDITING, ResultReceived): _STEP_OVER | {Phase.FAILED},
+    (Phase.AUDITING, PieceFailed): _STEP_OVER | {Phase.FAILED},
+    (Phase.AUDITING, LossDiverged): frozenset({Phase.AUDITING, Phase.FAILED}),
+    (Phase.AUDITING, WorkerLeft): _STEP_OVER,
+    (Phase.AUDITING, WorkerAsked): _STEP_OVER,
+    (Phase.AUDITING, StatusRequested): frozenset({Phase.AUDITING}),
+    (Phase.AUDITING, SumsStored): frozenset({Phase.AUDITING}),
+    (Phase.AUDITING, ServersReady): IGNORED,
+    (Phase.AUDITING, StepUpdated): IGNORED,
+    (Phase.AUDITING, ServerLost): frozenset({Phase.FAILED}),
+    (Phase.AUDITING, TimePassed): _STEP_OVER,
+    (Phase.AUDITING, Interrupted): frozenset({Phase.FAILED}),
     # What comes of the step now is late.
     (Phase.UPDATING, WorkerJoined): frozenset({Phase.UPDATING}),
     (Phase.UPDATING, WorkerPrepared): frozenset({Phase.UPDATING}),

@@ -1,5 +1,6 @@
 """The pieces of one round: which are free, who holds which until when, which are done. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.reduction import Node, is_node, largest_node_at
@@ -27,6 +28,10 @@ class Pieces:
     held: dict[int, list[Held]] = field(default_factory=dict)
     #: Ranks on which a piece raised, in order.
     failed_on: dict[int, list[int]] = field(default_factory=dict)
+    #: Pieces that are leased, and accepted, by themselves only.
+    alone: frozenset[int] = frozenset()
+    #: By piece, a rank that never gets it.
+    barred: dict[int, int] = field(default_factory=dict)
     #: For each piece, `HELD` where a lease in `held` has it, `DONE` where its sum was accepted, else `FREE`.
     _standing: bytearray = field(init=False)
     #: For each piece that is held, the rank that holds it.
@@ -40,6 +45,14 @@ class Pieces:
     def __post_init__(self) -> None:
         self._standing, self._holder = bytearray(self.total), [0] * self.total
         self._free = self._open = self.total
+
+    @classmethod
+    def once_more(cls, total: int, barred: dict[int, int]) -> "Pieces":
+        """Return the books over the pieces in `barred` alone, none of which goes to the rank that it is barred for."""
+        pieces = cls(total, alone=frozenset(barred), barred=barred)
+        for piece in set(range(total)) - pieces.alone:
+            pieces.drop(piece)
+        return pieces
 
     def free(self) -> int:
         """Return the number of pieces that are neither done nor held."""
@@ -60,8 +73,11 @@ class Pieces:
         if start < 0:
             return None
         end = start + 1
-        while end - start < most and end < self.total and self._is_free_for(rank, end, is_alone):
-            end += 1
+        if start not in self.alone:
+            while end - start < most and end < self.total and self._is_free_for(rank, end, is_alone):
+                if end in self.alone:
+                    break
+                end += 1
         node = largest_node_at(start, end, self.total, most)
         self._mark(node, HELD)
         self._holder[node.lo : node.hi] = [rank] * len(node)
@@ -78,7 +94,19 @@ class Pieces:
             self._deadlines.drop(rank)
 
     def _is_free_for(self, rank: int, piece: int, is_alone: bool) -> bool:
-        return self._standing[piece] == FREE and (is_alone or rank not in self.failed_on.get(piece, ()))
+        if self._standing[piece] != FREE or self.barred.get(piece) == rank:
+            return False
+        return is_alone or rank not in self.failed_on.get(piece, ())
+
+    def hopeless(self, ranks: Sequence[int]) -> list[int]:
+        """Return the free pieces that none of `ranks` can be given."""
+        free = [piece for piece in range(self.total) if self._standing[piece] == FREE]
+        is_alone = len(ranks) == 1
+        return [piece for piece in free if not any(self._is_free_for(rank, piece, is_alone) for rank in ranks)]
+
+    def drop(self, piece: int) -> None:
+        """Mark a free piece as done, which nobody is to compute."""
+        self._mark(Node(piece, piece + 1), DONE)
 
     def _mark(self, node: Node, standing: int) -> None:
         before = self._standing[node.lo : node.hi]
@@ -92,7 +120,9 @@ class Pieces:
 
     def may_accept(self, node: Node) -> bool:
         """Tell whether this is a node of which no piece is done."""
-        return is_node(node.lo, node.hi, self.total) and DONE not in self._standing[node.lo : node.hi]
+        if not is_node(node.lo, node.hi, self.total) or DONE in self._standing[node.lo : node.hi]:
+            return False
+        return len(node) == 1 or self.alone.isdisjoint(range(node.lo, node.hi))
 
     def accept(self, node: Node) -> bool:
         """Mark a node as done; return False, changing nothing, where it is no node or a piece of it is done.

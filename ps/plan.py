@@ -23,7 +23,7 @@ class Round:
     def named(self, nodes: Sequence[Node]) -> str:
         """Return how a person is told of some of its pieces."""
         pieces = ", ".join(map(str, nodes))
-        if self.work != "train":
+        if self.work in EVALUATIONS:
             return f"{EVALUATIONS[self.work]} pieces {pieces} after step {self.step}"
         return f"micro-batches {pieces} of step {self.step}"
 

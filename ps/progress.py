@@ -32,6 +32,9 @@ class Progress:
     validation: Tally | None = None
     #: Training samples in all.
     samples: int = 0
+    #: Micro-batches that another worker has computed again, and those that were to be while nobody was there for it.
+    audited: int = 0
+    unaudited: int = 0
     #: Seconds spent in training rounds, without evaluations.
     train_s: float = 0.0
     #: Of the training step that ended last.

@@ -169,6 +169,8 @@ class Recorder:
             moved=self.traffic.mean(),
             weights_epoch=kept.epoch,
             stopped=self._why_stopped(),
+            audited=progress.audited,
+            unaudited=progress.unaudited,
         )
         if self.folder is not None:
             self._keep(weights, self.ends_at(kept.epoch))

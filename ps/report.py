@@ -1,6 +1,6 @@
 """From the books to a `Status`: what a person is told of a run under way. Pure."""
 
-from common.messages import HISTORY_LIMIT, NAME_LIMIT, Status, WorkerStatus, shortened
+from common.messages import HISTORY_LIMIT, NAME_LIMIT, OF_A_STEP, Status, WorkerStatus, shortened
 from ps.facts import RunFacts
 from ps.phases import Phase
 from ps.plan import Round
@@ -19,7 +19,7 @@ def status_of(
 ) -> Status:
     """Return how a run stands at `now` seconds, in the round `at`."""
     plan = facts.plan
-    step, is_between = at.step, at.work != "train" or phase is Phase.FINISHED
+    step, is_between = at.step, at.work not in OF_A_STEP or phase is Phase.FINISHED
     score = progress.score(progress.epoch)
     return Status(
         run=facts.run,

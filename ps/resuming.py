@@ -148,6 +148,8 @@ def _progress(past: Past, facts: RunFacts) -> Progress:
         epoch=Tally(past.loss_sum, past.correct, past.count),
         history=[EpochStatus(**{name: getattr(epoch, name) for name in names}) for epoch in past.history],
         samples=past.samples,
+        audited=past.audited,
+        unaudited=past.unaudited,
         train_s=past.train_s,
         recent=deque([(past.train_s, past.samples)]),
     )

@@ -148,6 +148,10 @@ class Roster:
         self.compute_s += compute_s
         self.step_compute_s[member.rank] = self.step_compute_s.get(member.rank, 0.0) + compute_s
 
+    def credit_audit(self, member: Member, compute_s: float) -> None:
+        """Book computing of a member's that the step waited for, and of which no gradient is used."""
+        self.step_compute_s[member.rank] = self.step_compute_s.get(member.rank, 0.0) + compute_s
+
     def end_step(self) -> tuple[float, float]:
         """Return the seconds that workers computed for the step, the mean over those ready and the most; begin anew."""
         seconds = self.step_compute_s.values()

@@ -103,6 +103,10 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     wire: str = "float32"
     wire_weights: str = "float32"
     moved: Moved = NOTHING
+    #: Micro-batches that another worker computed again, to the same bits, and those that were to be while nobody was
+    #: there for it.
+    audited: int = 0
+    unaudited: int = 0
 
 
 def read_result(folder: Path) -> RunResult:

@@ -11,6 +11,7 @@ from common.clock import Clock
 from common.codec import Buffer, decode, encode
 from common.errors import AddressError, LockstepError, RemoteProtocolError
 from common.messages import (
+    OF_A_STEP,
     Alive,
     Fenced,
     Finished,
@@ -34,6 +35,7 @@ from common.transport.port import ClientPort, PeerSlow
 from worker import effects, events
 from worker.assembly import Assembly, assembly_of
 from worker.compute import Compute, NotFiniteError
+from worker.evidence import evidence
 from worker.preparing import Loader, prepare
 from worker.state import WorkerState
 
@@ -254,13 +256,11 @@ class Runner:
     def _compute_piece(self, lease: Lease) -> events.Event:
         assert self._compute is not None
         began, self._pushing_s = self.clock.now(), 0.0
-        node = Node(lease.lo, lease.hi)
+        node, is_training = Node(lease.lo, lease.hi), lease.work in OF_A_STEP
         self._compute.turn(lease.step, into=lease.slot if self._shares else 0)
         try:
             self._sums = []
-            tally = (
-                self._train(self._compute, lease) if lease.work == "train" else self._compute.evaluate(node, lease.work)
-            )
+            tally = self._train(self._compute, lease) if is_training else self._compute.evaluate(node, lease.work)
         except NotFiniteError as error:
             return events.PieceDiverged(lease=lease, piece=error.piece, layer=error.layer)
         except Exception:  # noqa: BLE001  # whatever a model of one's own raises reaches the person at the server
@@ -275,17 +275,18 @@ class Runner:
             count=tally.count,
             compute_s=max(0.0, self.clock.now() - began - self._pushing_s),
             number=lease.number,
-            losses=pack_losses(self._compute.losses) if lease.work == "train" else b"",
+            losses=pack_losses(self._compute.losses) if is_training else b"",
+            digest=evidence(self._compute.into, self._compute.losses, tally) if lease.is_digested else "",
         )
         return events.PieceComputed(result=result)
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
-        """Compute the sums of a lease, where the server sees them or to be sent.
+        """Compute the sums of a lease, where the server sees them or to be sent; those of an audit are not.
 
         Those that are longer than one frame are sent frame by frame on the way.
         """
         node = Node(lease.lo, lease.hi)
-        if self._shares:
+        if self._shares or lease.work == "audit":
             return compute.train(lease.step, node)[1]
         if len(compute.frames) == 1:
             sums, tally = compute.train(lease.step, node)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from common.job import Job
+from lockstep.commands.param_types import share
 from lockstep.fields import Field, fields
 from lockstep.job_file import shipped_values
 from lockstep.launch import Launch
@@ -25,9 +26,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("clip_norm", "loss", "label_smoothing"),
     ),
     "Course of the learning rate": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
-    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts"),
+    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit"),
     "Checkpoints": CHECKPOINT_FIELDS,
 }
+
+#: Values that may be told in per cent.
+SHARES = ("audit",)
 
 JOB_FIELDS = Job.__struct_fields__
 LAUNCH_FIELDS = Launch.__struct_fields__
@@ -67,7 +71,7 @@ def _option(field: Field) -> Callable[[F], F]:
     flag = "--" + field.name.replace("_", "-")
     if field.kind is bool:
         flag = f"{flag}/--no-{flag[2:]}"
-    kind = click.Choice(field.choices) if field.choices else field.kind
+    kind = click.Choice(field.choices) if field.choices else share if field.name in SHARES else field.kind
     # A choice stands in the text: in the column of flags it would push all texts to a line of their own.
     metavar = field.kind.__name__.upper() if field.kind is not bool else None
     return click.option(flag, field.name, type=kind, default=None, metavar=metavar, help=_help(field))

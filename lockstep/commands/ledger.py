@@ -7,6 +7,7 @@ import msgspec
 
 from common.data.sampler import Sampler
 from common.errors import DifferenceError
+from common.messages import OF_A_STEP
 from lockstep.dataset import dataset_of
 from lockstep.past_run import PastRun, read_run, workers_by_step
 from lockstep.proof import EpochProof, Proof, prove
@@ -75,6 +76,6 @@ def _epoch_line(epoch: EpochProof) -> str:
 
 
 def _again_line(again: Again, names: dict[int, str]) -> str:
-    what = "micro-batches" if again.work == "train" else "evaluation pieces"
+    what = "micro-batches" if again.work in OF_A_STEP else "evaluation pieces"
     who = names.get(again.rank, f"worker {again.rank}")
     return f"step {again.step}, {what} {again.node()}, {who}: {again.why}"

@@ -17,6 +17,18 @@ def seconds(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    """Return a part of a whole, told as `1%` or `0.01`. Raises BadParameter."""
+    number, sign, rest = text.strip().partition("%")
+    try:
+        part = float(number) / (100.0 if sign else 1.0)
+    except ValueError:
+        part = math.nan
+    if rest or not 0.0 <= part <= 1.0:
+        raise click.BadParameter(f"{text!r} is no share: expected 0% to 100%, or a number from 0 to 1")
+    return part
+
+
 def number_range(text: str) -> range:
     """Return the numbers that `A:B` names, from A to before B, or the one of `A`. Raises BadParameter."""
     found = re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", text)

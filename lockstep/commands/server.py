@@ -62,7 +62,7 @@ INTERRUPTED = "interrupted"
 @click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
 @SUPERVISED_OPTION
 @PAUSE_OPTION
-@job_options((*JOB_FIELDS, "min_workers", "servers", "transport", *CHECKPOINT_FIELDS))
+@job_options((*JOB_FIELDS, "min_workers", "servers", "transport", "audit", *CHECKPOINT_FIELDS))
 def server(
     job: Path | None,
     bind: str,
@@ -124,6 +124,7 @@ def admission_of(launch: Launch, lease_timeout_s: float, allows_mixed_numerics: 
         lease_timeout_s=lease_timeout_s,
         allows_mixed_numerics=allows_mixed_numerics,
         servers=launch.servers,
+        audit=launch.audit,
     )
 
 

@@ -64,7 +64,7 @@ class _Reader:
                 self._row(rank, f"{rank}: {line.host}, pid {line.pid}")
             case StepDone(step=step, shares=shares):
                 self.used[step] = [self._given(step, share) for share in shares]
-            case Again(work="train", step=step):
+            case Again(work="train" | "audit", step=step):
                 self.vain.append(Given(step, line.lo, line.hi, self._row(line.rank, str(line.rank))))
             case _:
                 pass

@@ -39,6 +39,7 @@ RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
 PURE = (
     "ps.admission",
     "ps.alarms",
+    "ps.audit",
     "ps.coordinator",
     "ps.effects",
     "ps.events",
@@ -58,6 +59,7 @@ PURE = (
     "ps.shard",
     "ps.slots",
     "ps.timing",
+    "ps.trouble",
     "worker.effects",
     "worker.events",
     "worker.state",

@@ -45,7 +45,7 @@ class CredulousCoordinator(Coordinator):
 
     def _open(self, following: Round) -> None:
         super()._open(following)
-        self.books.pieces = Credulous(following.pieces)
+        self.books.pieces = Credulous(following.pieces, alone=self.books.audit.chosen)
 
 
 class Heap(VectorTree):

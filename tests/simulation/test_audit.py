@@ -1,0 +1,82 @@
+"""Audited runs over the real workers and servers: the same bits, and who computes wrongly is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.dataset import Dataset, TrainTest
+from ps.audit import is_difference
+from ps.opening import Admission
+from tests.simulation.network import Simulation, digest_with
+from tests.simulation.small import JOBS, digits, job_of
+
+
+def faulty(name: str) -> TrainTest:
+    """Load the data as one does whose memory loses a bit after it was checked."""
+    whole = digits()
+    train = whole.train
+    data = TrainTest(whole.name, Dataset(train.images.copy(), train.labels, train.classes), whole.test)
+    assert data.digest == whole.digest
+    data.train.images.reshape(-1)[:] ^= np.uint8(4)
+    return data
+
+
+def simulation_of(job_name: str, servers: int, root: Path | None, seed: int = 1, workers: int = 3) -> Simulation:
+    admission = Admission(min_workers=workers, servers=servers, audit=1.0, lease_timeout_s=30.0)
+    return Simulation(JOBS[job_name], seed, admission, root=root)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("servers", [1, 2])
+def test_an_audited_run_comes_to_the_same_bits(tmp_path: Path, servers: int, shares: bool) -> None:
+    name = "mlp"
+    simulation = simulation_of(name, servers, tmp_path if shares else None)
+    for _ in range(3):
+        simulation.add_worker(doubles=not shares)
+    assert simulation.finish() == digest_with(JOBS[name], 1, 0)
+    assert simulation.recorder.result is not None
+    steps = simulation.opening.facts.plan.total_steps
+    assert simulation.recorder.result.audited == steps * JOBS[name].micro_batches
+    assert simulation.recorder.result.unaudited == 0
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_worker_that_computes_wrongly_is_named_before_its_step_is_applied(
+    tmp_path: Path, servers: int, shares: bool
+) -> None:
+    simulation = simulation_of("mlp", servers, tmp_path if shares else None)
+    simulation.add_worker()
+    simulation.add_worker(load=faulty)
+    simulation.add_worker()
+    simulation.run()
+    ended = simulation.server.ended
+    assert ended is not None
+    assert is_difference(ended.failure), ended
+    assert "(host host, pid 1)" in ended.failure
+    assert "of step 0" in ended.failure
+    assert simulation.server.shard.updates == 0
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_worker_that_dies_in_the_audit_costs_nothing(servers: int, seed: int) -> None:
+    simulation = simulation_of("mlp", servers, None, seed)
+    for _ in range(3):
+        simulation.add_worker()
+    simulation.run(until=lambda: simulation.server.coordinator.round.work == "audit")
+    held = simulation.server.coordinator.pieces.held
+    victim = next(iter(held)) if held else 0
+    simulation.workers[victim].die()
+    assert simulation.finish() == digest_with(JOBS["mlp"], 1, 0)
+
+
+def test_one_worker_alone_is_audited_by_nobody() -> None:
+    job = job_of(steps=3)
+    simulation = Simulation(job, admission=Admission(audit=0.5))
+    simulation.add_worker()
+    assert simulation.finish() == digest_with(job, 1, 0)
+    assert simulation.recorder.result is not None
+    assert simulation.recorder.result.audited == 0
+    assert len([text for text in simulation.said if "no audit of" in text]) == 1
