@@ -14,6 +14,9 @@ BLAS_THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
 )
 
+#: What the flags `--keys` and `--key` may be given by.
+KEY_VARIABLES = ("LOCKSTEP_KEYS", "LOCKSTEP_KEY")
+
 
 def use_one_blas_thread() -> None:
     """Make every BLAS that is loaded from now on, here and in child processes, use one thread (rule R4).
@@ -44,5 +47,14 @@ def keep_to_core(pid: int, number: int) -> None:
 
 
 def child_environment() -> Mapping[str, str]:
-    """Return the environment for processes that we start: ours, with output written as it comes."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+    """Return the environment for processes that we start: ours, with output written as it comes.
+
+    Without the keys of a person: in a run of this machine nobody is asked for any, and others are told by flags.
+    """
+    ours = {name: value for name, value in os.environ.items() if name not in KEY_VARIABLES}
+    return {**ours, "PYTHONUNBUFFERED": "1"}
+
+
+def own_environment() -> Mapping[str, str]:
+    """Return what whoever started this process has put into its environment."""
+    return os.environ

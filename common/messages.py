@@ -283,6 +283,9 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
     history: Annotated[list[EpochStatus], Meta(max_length=HISTORY_LIMIT)]
     #: Why the run failed; empty where it did not.
     failure: Text
+    #: Connections that were not let in, and peers that were and broke the protocol.
+    refused: Count = 0
+    broken: Count = 0
 
 
 WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | Alive | StatusAsked | Verdict

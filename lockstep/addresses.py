@@ -22,6 +22,6 @@ def bind_beside(address: str) -> str:
     if not parsed.is_loopback:
         raise AddressError(
             f"the server at {address!r} is on another machine, and its workers may be on others: expected the address "
-            "at which they reach this shard, as --bind tcp://0.0.0.0:0 --insecure"
+            "at which they reach this shard, as --bind tcp://0.0.0.0:0 --keys DIR"
         )
     return f"tcp://{'[::1]' if parsed.is_ipv6 else '127.0.0.1'}:0"

@@ -7,7 +7,9 @@ from typing import Protocol
 
 from common.environment import cores, keep_to_core
 from common.messages import Status, Verdict
+from common.transport.credentials import Token
 from common.transport.zeromq import dial
+from lockstep.access import make_token
 from lockstep.child import Child
 from lockstep.launch import Launch
 from lockstep.process_log import ProcessLog
@@ -115,12 +117,14 @@ class Ground(Protocol):
 JOB_FILE = "job.toml"
 
 
-@dataclass(frozen=True)
+@dataclass
 class LocalGround:
     """This machine alone."""
 
     launch: Launch
     has_guests: bool = field(default=False, init=False)
+    #: What our processes show one another, where others can reach them.
+    _token: Token | None = field(default=None, init=False)
 
     def places(self, launch: Launch) -> int:
         return launch.workers
@@ -142,10 +146,14 @@ class LocalGround:
         return worker
 
     def observer(self, address: str, server: Attended) -> Observer:
-        return StatusClient(dial(address))
+        return StatusClient(dial(address, credential=self._token))
 
     def _bind(self, name: str, folder: Path) -> str:
-        return "tcp://127.0.0.1:0" if self.launch.transport == "tcp" else f"ipc://{folder}/{name}.sock"
+        if self.launch.transport != "tcp":
+            return f"ipc://{folder}/{name}.sock"
+        # Other users of this machine can reach the port, and not the folder, where our own processes find the token.
+        self._token = make_token(folder)
+        return "tcp://127.0.0.1:0"
 
 
 def start_here(name: str, arguments: list[str], folder: Path, log: str) -> Child:

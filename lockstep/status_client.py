@@ -41,7 +41,5 @@ def ask_once(port: ClientPort, address: str, timeout_s: float) -> Status:
     """Return how the run at `address` stands; `UnreachableError` where nobody answers in time."""
     status = StatusClient(port).ask(timeout_s)
     if status is None:
-        raise UnreachableError(
-            f"no server answered at {address} within {timeout_s:g} s: is it running, and is this its address?"
-        )
+        raise UnreachableError(f"no server answered at {address} within {timeout_s:g} s")
     return status

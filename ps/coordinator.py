@@ -23,7 +23,7 @@ from ps.plan import Round
 from ps.progress import Progress
 from ps.reception import Reception
 from ps.reminder import Reminder
-from ps.report import status_of, waits_for
+from ps.report import status_of, waits_for, with_denials
 from ps.roster import Member, Roster, Standing
 from ps.round_books import RoundBooks
 from ps.trouble import Failure, Trouble
@@ -116,7 +116,7 @@ class Coordinator:
             case events.WorkerAsked():
                 return self._asked(event.peer)
             case events.StatusRequested():
-                return [Send(peer=event.peer, message=self.status(now))]
+                return [Send(peer=event.peer, message=with_denials(self.status(now), event.refused, event.broken))]
             case events.VerdictGiven():
                 return self._heed(event, now)
             case events.ServersReady():

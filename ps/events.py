@@ -65,6 +65,9 @@ class WorkerAsked:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatusRequested:
     peer: bytes
+    #: Connections that were not let in, and peers that broke the protocol, by now.
+    refused: int = 0
+    broken: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

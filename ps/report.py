@@ -1,5 +1,7 @@
 """From the books to a `Status`: what a person is told of a run under way. Pure."""
 
+import msgspec
+
 from common.messages import HISTORY_LIMIT, NAME_LIMIT, OF_A_STEP, Status, WorkerStatus, shortened
 from ps.facts import RunFacts
 from ps.phases import Phase
@@ -40,6 +42,11 @@ def status_of(
         history=progress.history[-HISTORY_LIMIT:],
         failure=shortened(failure),
     )
+
+
+def with_denials(status: Status, refused: int, broken: int) -> Status:
+    """Return a status that also tells of connections that were not let in, and of peers that broke the protocol."""
+    return msgspec.structs.replace(status, refused=refused, broken=broken)
 
 
 def late_text(who: str, what: str, held_s: float, median_s: float | None, takers: list[int]) -> str:

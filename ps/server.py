@@ -32,6 +32,7 @@ from common.messages import (
 )
 from common.reduction import Vector
 from common.shard_messages import Collected, ShardJoin, ShardMessage
+from common.transport.denials import Denials
 from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps import effects, events, fleet_events
 from ps.coordinator import Coordinator
@@ -45,6 +46,8 @@ from ps.recorder import Recorder, carried
 from ps.shard import Shard
 from ps.shards import Shards
 from ps.sharing import Sharing
+from ps.traffic import Traffic
+from ps.turned_away import TurnedAway
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
@@ -55,9 +58,6 @@ LOOK_S = 0.1
 #: Messages without arrays that may wait for a worker. Beside them it may have the weights for a window of leases: what
 #: does not read costs no more.
 QUEUE = 16
-
-#: Peers that were turned away and are remembered.
-REFUSED = 1024
 
 
 @dataclass
@@ -78,9 +78,12 @@ class Server:
     ended: effects.Finish | None = None
     #: The other servers, None where this is the only one; `shard` is its own slice then.
     shards: Shards | None = None
+    #: Connections that were not let in.
+    denials: Denials = field(default_factory=Denials)
     intake: Intake = field(init=False)
-    #: Peers that were turned away, the last ones: one that goes on talking is not answered again, nor told of.
-    _refused: dict[bytes, None] = field(default_factory=dict)
+    #: What crossed the sockets of all servers since the last step was recorded.
+    traffic: Traffic = field(default_factory=Traffic)
+    turned_away: TurnedAway = field(init=False)
     #: An update that is not recorded yet: the effect, the learning rate, and the seconds that it took.
     _updated: tuple[effects.UpdateWeights, float, float] | None = None
     #: The arrays of the message at hand.
@@ -93,6 +96,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.intake = Intake(self.shard, self.coordinator.roster, self.sharing)
+        self.turned_away = TurnedAway(self.port, self.clock, self.say, self.denials)
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
@@ -127,6 +131,7 @@ class Server:
                 self._happen(*self._pass_time(now))
             return True
         received = self.port.receive(None if deadline is None else deadline - now)
+        self.turned_away.tell()
         # An interrupt finds an event handled, with all that is booked of it, or not handled at all.
         with held_back():
             if received is not None:
@@ -156,10 +161,11 @@ class Server:
         return [*told, events.TimePassed()] if at is not None and now >= at else told
 
     def _hear(self, peer: bytes, frames: list[memoryview]) -> None:
-        if peer in self._refused:
+        if self.turned_away.has(peer):
             return
         try:
             message, self._arrays = decode(frames, WorkerMessage | ShardMessage)
+            self.traffic.came(message, frames)
             told = self._told(peer, message)
         except RemoteProtocolError as error:
             told = self._turn_away(peer, str(error))
@@ -187,11 +193,8 @@ class Server:
     def _turn_away(self, peer: bytes, fault: str) -> list[events.Event]:
         """Answer what cannot be understood: a worker of another version would wait for ever, not knowing why."""
         reason = f"it broke protocol {PROTOCOL_VERSION}: {fault}; is the same version of lockstep on both sides?"
-        self.say(f"refused a peer: {reason}")
         self._send(peer, Refused(reason=shortened(reason)))
-        self._refused[peer] = None
-        if len(self._refused) > REFUSED:
-            del self._refused[next(iter(self._refused))]
+        self.turned_away.add(peer, reason)
         return self._gone(peer, reason)
 
     def _event(self, peer: bytes, message: Message) -> events.Event | None:
@@ -214,7 +217,8 @@ class Server:
             case Alive():
                 return events.WorkerAsked(peer=peer)
             case StatusAsked():
-                return events.StatusRequested(peer=peer)
+                broken = self.turned_away.broken.count
+                return events.StatusRequested(peer=peer, refused=self.denials.count, broken=broken)
             case Verdict():
                 return events.VerdictGiven(epoch=message.epoch, stops=message.stops)
             case _:
@@ -295,8 +299,10 @@ class Server:
     def _send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> Sequence[events.Event]:
         if isinstance(message, Lease):
             self.intake.expect(peer, message)
+        frames = encode(message, arrays)
         try:
-            self.port.send(peer, encode(message, arrays))
+            self.port.send(peer, frames)
+            self.traffic.went(message, frames)
         except PeerGone:
             return [events.WorkerLeft(peer=peer, reason="its connection is gone")]
         except PeerSlow:
@@ -323,7 +329,8 @@ class Server:
         return "all" if is_due else "nothing"
 
     def _record(self, effect: effects.UpdateWeights, rate: float, seconds: float, mark: int) -> None:
-        self.recorder.step(effect.step, effect.tally, rate, seconds, self.coordinator.progress.last_step)
+        time, moved = self.coordinator.progress.last_step, self.traffic.take()
+        self.recorder.step(effect.step, effect.tally, rate, seconds, time, moved)
         self.recorder.account(effect.step, effect.account, mark)
 
     def _record_updated(self) -> None:
@@ -337,6 +344,7 @@ class Server:
         if self.shards is None or self.shards.stepped is None:
             return
         done, self.shards.stepped = self.shards.stepped, None
+        self.traffic.add(done.moved)
         assert self._closing is not None
         self._record(self._closing, done.rate, done.seconds, done.mark)
 

@@ -1,9 +1,10 @@
 """From what a run begins with to the server that serves it, alone or with shards."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.clock import Clock
+from common.transport.denials import Denials
 from common.transport.port import ServerPort
 from ps.coordinator import Coordinator
 from ps.keeper import Keeper
@@ -25,6 +26,8 @@ class Surroundings:
     sharing: Sharing | None = None
     #: Takes the checkpoints, where there is to be any.
     keeper: Keeper | None = None
+    #: Connections that were not let in.
+    denials: Denials = field(default_factory=Denials)
 
 
 def server_of(coordinator: Coordinator, opening: Opening, recorder: Recorder, around: Surroundings) -> Server:
@@ -45,4 +48,5 @@ def server_of(coordinator: Coordinator, opening: Opening, recorder: Recorder, ar
         around.sharing,
         around.keeper,
         shards=shards,
+        denials=around.denials,
     )

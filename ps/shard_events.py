@@ -128,7 +128,11 @@ class ProtocolBroken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimePassed:
-    """The deadline came before any message did."""
+    """The deadline came before anything else did."""
+
+    #: What is in the way of a connection to the server, as far as that is known, and whether it will stay there.
+    obstacle: str = ""
+    is_hopeless: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

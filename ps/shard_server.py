@@ -31,15 +31,19 @@ from common.shard_messages import (
     Updated,
     VisitorMessage,
 )
+from common.transport.denials import Denials
 from common.transport.links import Wait
 from common.transport.port import ClientPort, PeerGone, PeerSlow, ServerPort
+from common.transport.trouble import Trouble
 from ps import shard_effects as effects
 from ps import shard_events as events
 from ps.leasing import WINDOW
 from ps.mark import MODULUS
 from ps.partition import held_frames, mark_in
+from ps.shard_phases import ShardPhase
 from ps.shard_place import ShardPlace, take_place
 from ps.shard_state import ShardState
+from ps.traffic import Traffic
 
 #: Seconds for which last words may still go out.
 LINGER_S = 1.0
@@ -62,9 +66,15 @@ class ShardServer:
     wait: Wait
     #: Where memory that a server offers is looked for, None where none is to be shared.
     root: Path | None = None
+    #: Finds out what is in the way of a connection to the server, None where nothing can be.
+    trouble: Callable[[], Trouble | None] | None = None
+    #: Connections that were not let in.
+    denials: Denials = field(default_factory=Denials)
     #: Set once the shard has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
     place: ShardPlace | None = None
+    #: What crossed the workers' sockets since the last update.
+    traffic: Traffic = field(default_factory=Traffic)
     #: The index of the frame that begins there.
     _frame_at: dict[int, int] = field(default_factory=dict)
     #: By rank, our part of the sums of workers that share memory.
@@ -103,10 +113,19 @@ class ShardServer:
             return True
         left = None if deadline is None else deadline - self.clock.now()
         if left is not None and left <= 0.0:
-            self._happen(events.TimePassed())
+            self._happen(self._time_passed())
             return True
         self.wait((self.upstream, self.port), left)
+        for text in self.denials.told(self.clock.now()):
+            self.say(text)
         return self._hear()
+
+    def _time_passed(self) -> events.TimePassed:
+        """Return that time passed, and where no server has answered yet, what is in the way."""
+        trouble = self.trouble() if self.state.phase is ShardPhase.JOINING and self.trouble is not None else None
+        if trouble is None:
+            return events.TimePassed()
+        return events.TimePassed(obstacle=trouble.text, is_hopeless=trouble.is_final)
 
     def _hear(self) -> bool:
         """Handle one message, if there is any: the server's first, which says who takes part."""
@@ -134,6 +153,7 @@ class ShardServer:
     def _hear_worker(self, peer: bytes, frames: list[memoryview]) -> None:
         try:
             message, self._arrays = decode(frames, VisitorMessage | Join)
+            self.traffic.came(message, frames)
             self._happen(self._visit(peer, message))
         except RemoteProtocolError as error:
             self._happen(events.PeerFailed(peer=peer, reason=str(error)))
@@ -247,7 +267,15 @@ class ShardServer:
                 if update.collected != "nothing":
                     self._send_held(update.step + 1, has_state=update.collected == "all")
                 mark = mark_in(place.shard, update.step, place.size)
-                self._tell(Updated(step=update.step, mark=str(mark % MODULUS)))
+                moved = self.traffic.take()
+                self._tell(
+                    Updated(
+                        step=update.step,
+                        mark=str(mark % MODULUS),
+                        sums_bytes=moved.sums,
+                        weights_bytes=moved.weights,
+                    )
+                )
 
     def _tell(self, message: Message, *arrays: Vector) -> None:
         try:
@@ -263,8 +291,10 @@ class ShardServer:
             self._tell(Held(name=name, steps=updates, start=part.start), values)
 
     def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[events.ShardEvent]:
+        frames = encode(message, arrays)
         try:
-            self.port.send(peer, encode(message, arrays))
+            self.port.send(peer, frames)
+            self.traffic.went(message, frames)
         except PeerGone:
             yield events.PeerFailed(peer=peer, reason="its connection is gone")
         except PeerSlow:

@@ -122,7 +122,7 @@ class ShardState:
             case events.Interrupted():
                 return [Tell(message=Leave(reason="interrupted")), *self._end(130, "interrupted")]
             case events.TimePassed():
-                return self._join_again(now) if self.phase is ShardPhase.JOINING else self._miss(now)
+                return self._join_again(event, now) if self.phase is ShardPhase.JOINING else self._miss(now)
             case _:
                 # Before the welcome nobody was told where we are.
                 return [] if self.visitors is None else self._serve(event, self.visitors)
@@ -131,15 +131,17 @@ class ShardState:
         self.phase = ShardPhase.ENDED
         return [Exit(code=code, reason=reason)]
 
-    def _join_again(self, now: float) -> list[ShardEffect]:
+    def _join_again(self, event: events.TimePassed, now: float) -> list[ShardEffect]:
+        if event.is_hopeless:
+            return self._end(2, event.obstacle)
         timeout = self.facts.timeout_s
         if timeout is not None and now >= self.started + timeout:
-            return self._end(
-                1, f"no server answered at {self.facts.address} within {timeout:g} s: is it running there?"
-            )
+            why = event.obstacle or "is it running there?"
+            return self._end(1, f"no server answered at {self.facts.address} within {timeout:g} s: {why}")
         self.asked = now
         self.retries += 1
-        word = Say(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s)")
+        why = f": {event.obstacle}" if event.obstacle else ""
+        word = Say(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s){why}")
         return [word] if self.retries % JOINS_EVERY else [word, Tell(message=self.facts.join)]
 
     def _miss(self, now: float) -> list[ShardEffect]:

@@ -32,12 +32,13 @@ from common.slices import Slice, slices_for
 from common.tally import Tally, pack_losses
 from common.transport.links import Links, Wait, wait_for_nothing
 from common.transport.port import ClientPort, PeerSlow
+from common.transport.trouble import Trouble
 from worker import effects, events
 from worker.assembly import Assembly, assembly_of
 from worker.compute import Compute, NotFiniteError
 from worker.evidence import evidence
 from worker.preparing import Loader, prepare
-from worker.state import WorkerState
+from worker.state import Phase, WorkerState
 
 #: Opens a connection to an address; `AddressError` where there can be none.
 Dial = Callable[[str], ClientPort]
@@ -63,6 +64,8 @@ class Runner:
     #: How other servers of a run are reached, None where there can be none.
     dial: Dial | None = None
     wait: Wait = wait_for_nothing
+    #: Finds out what is in the way of a connection, None where nothing can be.
+    trouble: Callable[[], Trouble | None] | None = None
     #: Set once the worker has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
     _compute: Compute | None = None
@@ -120,9 +123,16 @@ class Runner:
             self._hear(frames)
             return True
         if deadline is not None and self.clock.now() >= deadline:
-            self._happen(events.TimePassed())
+            self._happen(self._time_passed())
             return True
         return False
+
+    def _time_passed(self) -> events.TimePassed:
+        """Return that time passed, and where no server has answered yet, what is in the way."""
+        trouble = self.trouble() if self.state.phase is Phase.JOINING and self.trouble is not None else None
+        if trouble is None:
+            return events.TimePassed()
+        return events.TimePassed(obstacle=trouble.text, is_hopeless=trouble.is_final)
 
     def _receive(self, timeout_s: float | None) -> list[memoryview] | None:
         if self._links is None:

@@ -204,7 +204,7 @@ class WorkerState:
                 # that knows the new one only by our word, and the first may be lost.
                 return [Greet()]
             case TimePassed():
-                return self._join_again(now) if self.phase is Phase.JOINING else self._wait_on(now)
+                return self._join_again(event, now) if self.phase is Phase.JOINING else self._wait_on(now)
             case WeightsReceived() | LeaseReceived():
                 return self._take_work(event)
             case PieceComputed() | PieceDiverged() | PieceRaised():
@@ -262,15 +262,17 @@ class WorkerState:
         self.weights_step = None
         return [Say(text=f"joins anew: {reason}"), Send(message=self.join())]
 
-    def _join_again(self, now: float) -> list[Effect]:
+    def _join_again(self, event: TimePassed, now: float) -> list[Effect]:
+        if event.is_hopeless:
+            return self._end(2, event.obstacle)
         timeout = self._timeout_s()
         if timeout is not None and now >= self.started + timeout:
-            return self._end(
-                1, f"no server answered at {self.facts.address} within {timeout:g} s: is it running there?"
-            )
+            why = event.obstacle or "is it running there?"
+            return self._end(1, f"no server answered at {self.facts.address} within {timeout:g} s: {why}")
         self.asked = now
         self.tries += 1
-        word = Say(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s)")
+        why = f": {event.obstacle}" if event.obstacle else ""
+        word = Say(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s){why}")
         # Again, lest the first went down with a server that died.
         return [word, Send(message=self.join())]
 

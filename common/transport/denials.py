@@ -17,7 +17,8 @@ class Denials:
     count: int = 0
     #: Of those not told yet, the first ones.
     _news: deque[str] = field(default_factory=deque)
-    _untold: int = 0
+    #: Of all, those that no line has told of yet.
+    untold: int = 0
     _began_s: float = -math.inf
     _lines: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
@@ -26,13 +27,13 @@ class Denials:
         """Count a connection that was not let in, and why."""
         with self._lock:
             self.count += 1
-            self._untold += 1
+            self.untold += 1
             if len(self._news) < LINES:
                 self._news.append(text)
 
     def has_news(self, now: float) -> bool:
         """Tell whether there is a line to be told at `now` seconds."""
-        return self._untold > 0 and (self._lines < LINES or now >= self._began_s + WINDOW_S)
+        return self.untold > 0 and (self._lines < LINES or now >= self._began_s + WINDOW_S)
 
     def told(self, now: float) -> list[str]:
         """Return the lines that are due at `now` seconds: a few at once, and of the rest how many they were."""
@@ -41,8 +42,8 @@ class Denials:
                 self._began_s, self._lines = now, 0
             lines = [self._news.popleft() for _ in range(min(LINES - self._lines, len(self._news)))]
             self._lines += len(lines)
-            self._untold -= len(lines)
-            if lines and self._untold and not self._news:
-                lines.append(f"{self._untold} more connections were refused")
-                self._untold = 0
+            self.untold -= len(lines)
+            if lines and self.untold and not self._news:
+                lines.append(f"{self.untold} more connections were refused")
+                self.untold = 0
             return lines

@@ -82,7 +82,6 @@ class MemoryNetwork:
         if line is not None:
             self._cut.append(peer)
             line.to_server.clear()
-            line.to_client.clear()
             self.connect(line)
 
     def closed(self) -> list[bytes]:

@@ -8,7 +8,9 @@ from lockstep.commands.bench import bench
 from lockstep.commands.doctor import doctor
 from lockstep.commands.evaluate import evaluate
 from lockstep.commands.export import export
+from lockstep.commands.keys import keys
 from lockstep.commands.ledger import ledger
+from lockstep.commands.node import node
 from lockstep.commands.plot import plot
 from lockstep.commands.predict import predict
 from lockstep.commands.replay import replay_command as replay
@@ -42,6 +44,8 @@ for command in (
     server,
     worker,
     shard,
+    node,
+    keys,
     evaluate,
     predict,
     plot,

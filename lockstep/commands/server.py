@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from common.data.source import load
 from common.errors import RunError, UsageError
 from common.job import Job
 from common.score import Score
+from common.transport.credentials import Lock, ServerKeys
+from common.transport.denials import Denials
 from common.transport.port import ServerPort
 from common.transport.shared_folder import shared_root
-from common.transport.zeromq import serve
+from common.transport.zeromq import ZeroMqServer, serve
+from lockstep.access import WARNING, lock_of
 from lockstep.addresses import dialled
 from lockstep.books import Destination, open_books
 from lockstep.commands.job_options import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, job_options
+from lockstep.commands.key_options import INSECURE_OPTION, KEYS_OPTION
 from lockstep.commands.run_options import (
     JOB_OPTION,
     LEASE_TIMEOUT_OPTION,
@@ -59,7 +63,8 @@ INTERRUPTED = "interrupted"
 @RESUME_OPTION
 @LEASE_TIMEOUT_OPTION
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers whose bits may differ")
-@click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
+@KEYS_OPTION
+@INSECURE_OPTION
 @SUPERVISED_OPTION
 @PAUSE_OPTION
 @job_options((*JOB_FIELDS, "min_workers", "servers", "transport", "audit", *CHECKPOINT_FIELDS))
@@ -68,6 +73,7 @@ def server(
     bind: str,
     run_dir: Path | None,
     resume: Path | None,
+    keys: Path | None,
     insecure: bool,
     supervised: Path | None,
     pause: bool,
@@ -82,9 +88,11 @@ def server(
       lockstep server --job examples/lenet.toml --bind tcp://127.0.0.1:5555
       lockstep server --model mlp --bind ipc:///tmp/lockstep.sock --min-workers 2
       lockstep server --model cnn --bind tcp://127.0.0.1:5555 --servers 2
+      lockstep server --model cnn --bind tcp://0.0.0.0:5555 --keys keys
     """
     lease_timeout_s, allows_mixed = values.pop("lease_timeout"), values.pop("allow_mixed_numerics")
     given = {key: value for key, value in values.items() if value is not None}
+    listening = Listening(bind, lock_of(keys, supervised, is_insecure=insecure), insecure)
     with held(supervised) if supervised else nullcontext():
         if supervised:
             resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
@@ -93,7 +101,7 @@ def server(
             admission = replace(admission_of(launch, lease_timeout_s, allows_mixed), pauses=pause)
             try:
                 destination = Destination(folder=folder, launch=launch, is_resumed=resume is not None)
-                serve_supervised(Service(resolved, admission, destination), bind)
+                serve_supervised(Service(resolved, admission, destination), listening)
             finally:
                 unclaim(folder, [folder])  # for a `train` that was killed, and cannot
             return
@@ -108,13 +116,13 @@ def server(
                 )
             admission = admission_of(launch, lease_timeout_s, allows_mixed)
             destination = Destination(folder=resume, launch=launch, is_resumed=True)
-            serve_by_hand(Service(resolved, admission, destination), bind, is_insecure=insecure)
+            serve_by_hand(Service(resolved, admission, destination), listening)
             return
         resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
         admission = admission_of(launch, lease_timeout_s, allows_mixed)
         with claimed_run_dir(run_dir, resolved.model_name()) as folder:
             destination = Destination(folder=folder, launch=launch)
-            serve_by_hand(Service(resolved, admission, destination), bind, is_insecure=insecure)
+            serve_by_hand(Service(resolved, admission, destination), listening)
 
 
 def admission_of(launch: Launch, lease_timeout_s: float, allows_mixed_numerics: bool) -> Admission:
@@ -137,33 +145,48 @@ class Service:
     destination: Destination
 
 
-def serve_supervised(service: Service, bind: str) -> None:
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens, whom it lets in, and whom it did not."""
+
+    bind: str
+    lock: Lock
+    is_insecure: bool
+    denials: Denials = field(default_factory=Denials)
+
+    def serve(self) -> ZeroMqServer:
+        """Listen."""
+        return serve(self.bind, lock=self.lock, insecure=self.is_insecure, denials=self.denials)
+
+
+def serve_supervised(service: Service, listening: Listening) -> None:
     """Serve the run of a `train` that reads our standard output, and shows the progress itself."""
     console = Console(highlight=False, stderr=True)
-    with closing(serve(bind)) as port:
+    with closing(listening.serve()) as port:
         # Before the data is loaded, so that the workers start at the same time.
         click.echo(port.address)
-        serve_run(service, port, PlainDisplay(console, SystemClock()))
+        serve_run(service, port, PlainDisplay(console, SystemClock()), listening.denials)
 
 
-def serve_by_hand(service: Service, bind: str, *, is_insecure: bool) -> None:
+def serve_by_hand(service: Service, listening: Listening) -> None:
     """Serve a run that a person has started, and show it."""
     console = Console(highlight=False)
-    with closing(serve(bind, insecure=is_insecure)) as port:
-        if is_insecure:
-            print_plainly(console, "warning: --insecure: whoever reaches this address can take part in the run")
+    has_keys = isinstance(listening.lock, ServerKeys)
+    with closing(listening.serve()) as port:
+        if listening.is_insecure:
+            print_plainly(console, WARNING)
         print_plainly(console, f"listening on {port.address}; start workers by:")
-        print_plainly(console, f"  lockstep worker {dialled(port.address)}")
+        print_plainly(console, f"  lockstep worker {dialled(port.address)}{' --key FILE' if has_keys else ''}")
         shards = service.admission.servers - 1
         if shards:
             print_plainly(console, f"and {shards} {'shards' if shards > 1 else 'shard'} by:")
-            print_plainly(console, f"  lockstep shard {dialled(port.address)}")
+            print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
         with kept_on_failure(console, service.destination.folder), display_for(console, SystemClock()) as display:
-            result = serve_run(service, port, display)
+            result = serve_run(service, port, display, listening.denials)
     show_summary(console, result, service.destination.folder)
 
 
-def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult:
+def serve_run(service: Service, port: ServerPort, display: Display, denials: Denials) -> RunResult:
     """Serve a run to its end; `RunError` where it fails, `KeyboardInterrupt` where it was interrupted."""
     clock = SystemClock()
     started = clock.now()
@@ -182,7 +205,9 @@ def serve_run(service: Service, port: ServerPort, display: Display) -> RunResult
         recorder, coordinator = books.recorder, coordinator_of(opening.facts, books.start)
         if offer.obstacle:
             say(f"vectors go over sockets: {offer.obstacle}")
-        around = Surroundings(port=port, clock=clock, say=say, sharing=offer.sharing, keeper=books.keeper)
+        around = Surroundings(
+            port=port, clock=clock, say=say, sharing=offer.sharing, keeper=books.keeper, denials=denials
+        )
         run = server_of(coordinator, opening, recorder, around)
         ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))
     if ended.failure == INTERRUPTED:

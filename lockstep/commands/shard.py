@@ -12,10 +12,12 @@ from common.clock import SystemClock
 from common.messages import PROTOCOL_VERSION
 from common.numerics import fingerprint
 from common.shard_messages import ShardJoin
-from common.transport.port import ClientPort, ServerPort
+from common.transport.denials import Denials
 from common.transport.shared_folder import shared_root
-from common.transport.zeromq import dial, serve, wait_for_any
+from common.transport.zeromq import ZeroMqClient, ZeroMqServer, dial, serve, wait_for_any
+from lockstep.access import WARNING, lock_of, server_credential
 from lockstep.addresses import bind_beside, dialled
+from lockstep.commands.key_options import INSECURE_OPTION, KEYS_OPTION
 from lockstep.commands.param_types import seconds
 from lockstep.commands.run_options import SUPERVISED_OPTION
 from lockstep.commands.worker import say
@@ -35,7 +37,8 @@ from ps.shard_state import ShardFacts, ShardState
     "its machine]",
 )
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
-@click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
+@KEYS_OPTION
+@INSECURE_OPTION
 @SUPERVISED_OPTION
 @click.pass_context
 def shard(
@@ -43,25 +46,31 @@ def shard(
     address: str,
     bind: str | None,
     timeout: float | None,
+    keys: Path | None,
     insecure: bool,
     supervised: Path | None,
 ) -> None:
     """Hold a slice of the weights for the server at ADDRESS until its run is over.
 
     That server was started with `--servers`; its run begins once all shards are there, and cannot go on without one.
-    What they are to do comes from the server: a shard needs neither the data nor the model. Exit codes: 0 the run is
+    What they are to do comes from the server: a shard needs neither the data nor the model. With keys, all servers of
+    a run have copies of one folder: they are one server to the workers, and to one another. Exit codes: 0 the run is
     done, 1 it failed or there is no server, 2 the server refused this shard, 130 interrupted.
 
     \b
       lockstep shard tcp://127.0.0.1:5555
-      lockstep shard tcp://192.168.1.7:5555 --bind tcp://192.168.1.8:5556 --insecure
+      lockstep shard tcp://192.168.1.7:5555 --bind tcp://192.168.1.8:5556 --keys keys
     """
     with held(supervised) if supervised else nullcontext():
-        port = serve(bind or bind_beside(address), insecure=insecure)
+        lock, denials = lock_of(keys, supervised, is_insecure=insecure), Denials()
+        port = serve(bind or bind_beside(address), lock=lock, insecure=insecure, denials=denials)
         with closing(port):
+            if insecure:
+                say(WARNING)
             if not supervised:
                 say(f"dialling {address}, listening on {port.address}")
-            ended = hold_slice(port, dial(address), address, timeout)
+            upstream = dial(address, credential=server_credential(keys, supervised))
+            ended = hold_slice(port, upstream, address, timeout, denials)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
     elif not supervised:
@@ -69,7 +78,9 @@ def shard(
     context.exit(ended.code)
 
 
-def hold_slice(port: ServerPort, upstream: ClientPort, address: str, timeout_s: float | None) -> Exit:
+def hold_slice(
+    port: ZeroMqServer, upstream: ZeroMqClient, address: str, timeout_s: float | None, denials: Denials
+) -> Exit:
     """Hold a slice for the server until one of us ends."""
     join = ShardJoin(
         protocol=PROTOCOL_VERSION,
@@ -80,4 +91,5 @@ def hold_slice(port: ServerPort, upstream: ClientPort, address: str, timeout_s: 
         address=dialled(port.address),
     )
     state = ShardState(ShardFacts(address=address, join=join, timeout_s=timeout_s))
-    return ShardServer(state, port, upstream, SystemClock(), say, wait_for_any, shared_root()).run()
+    clock, root = SystemClock(), shared_root()
+    return ShardServer(state, port, upstream, clock, say, wait_for_any, root, upstream.trouble, denials).run()

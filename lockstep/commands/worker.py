@@ -3,7 +3,7 @@
 import os
 import platform
 import secrets
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import click
@@ -12,9 +12,11 @@ from common.clock import SystemClock
 from common.data.source import load
 from common.messages import PROTOCOL_VERSION, Join
 from common.numerics import fingerprint
-from common.transport.port import ClientPort
+from common.transport.credentials import Credential
 from common.transport.shared_folder import shared_root
-from common.transport.zeromq import dial, wait_for_any
+from common.transport.zeromq import ZeroMqClient, dial, wait_for_any
+from lockstep.access import credential_of
+from lockstep.commands.key_options import KEY_OPTION
 from lockstep.commands.param_types import seconds
 from lockstep.commands.run_options import SUPERVISED_OPTION
 from lockstep.lifeline import held
@@ -27,25 +29,29 @@ from worker.state import WorkerFacts, WorkerState
 @click.command(short_help="Compute for the server at ADDRESS.")
 @click.argument("address")
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
+@KEY_OPTION
 @SUPERVISED_OPTION
 @click.pass_context
-def worker(context: click.Context, address: str, timeout: float | None, supervised: Path | None) -> None:
+def worker(
+    context: click.Context, address: str, timeout: float | None, key: Path | None, supervised: Path | None
+) -> None:
     """Compute for the server at ADDRESS until its run is over.
 
     It may be started before the server, on any machine of the same kind; the job comes from the server. Exit codes: 0
     the run is done, 1 it failed or there is no server, 2 the server refused this worker, 130 interrupted.
 
     \b
-      lockstep worker tcp://192.168.1.7:5555
+      lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
       lockstep worker ipc:///tmp/lockstep.sock --timeout 60
     """
-    port = dial(address)
+    credential = credential_of(key, supervised)
+    port = dial(address, credential=credential)
     if supervised:
         with held(supervised):
-            ended = work(port, address, timeout)
+            ended = work(port, address, timeout, credential)
     else:
         say(f"dialling {address}")
-        ended = work(port, address, timeout)
+        ended = work(port, address, timeout, credential)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
     elif not supervised:
@@ -53,8 +59,8 @@ def worker(context: click.Context, address: str, timeout: float | None, supervis
     context.exit(ended.code)
 
 
-def work(port: ClientPort, address: str, timeout_s: float | None) -> Exit:
-    """Work for the server until one of us ends."""
+def work(port: ZeroMqClient, address: str, timeout_s: float | None, credential: Credential = None) -> Exit:
+    """Work for the server until one of us ends; all servers of a run are shown the same."""
     join = Join(
         protocol=PROTOCOL_VERSION,
         incarnation=secrets.token_hex(8),
@@ -63,7 +69,10 @@ def work(port: ClientPort, address: str, timeout_s: float | None) -> Exit:
         fingerprint=fingerprint(),
     )
     facts = WorkerFacts(address=address, join=join, timeout_s=timeout_s)
-    return Runner(WorkerState(facts), port, SystemClock(), cache(load), say, shared_root(), dial, wait_for_any).run()
+    dial_others = partial(dial, credential=credential)
+    state, load_once = WorkerState(facts), cache(load)
+    clock, root = SystemClock(), shared_root()
+    return Runner(state, port, clock, load_once, say, root, dial_others, wait_for_any, port.trouble).run()
 
 
 def say(text: str) -> None:

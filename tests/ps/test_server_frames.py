@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.codec import decode, encode
-from common.messages import Lease, Part, Ready, Refused, Result, ServerMessage, StatusAsked, Weights
+from common.messages import Lease, Part, Ready, Refused, Result, ServerMessage, Status, StatusAsked, Weights
 from common.slices import FRAME, slices_for
 from common.transport.memory import MemoryClient
 from tests.ps.test_server import JOIN, digest_of, heard
@@ -100,13 +100,26 @@ def test_frames_put_off_the_end_of_a_lease_and_frames_that_nobody_wants_do_not()
     assert any("leased again" in text for text in hand.simulation.said)
 
 
-def test_a_worker_that_sends_for_ever_loses_its_place_and_is_heard_no_more() -> None:
+def test_a_worker_that_sends_for_ever_loses_its_place_and_its_connection() -> None:
     hand = Hand()
     for _ in range(100):
         hand.send(part(0))
     (reason,) = hand.refusals()
     assert "it sends more than its leases ask for" in reason
     assert len([text for text in hand.simulation.said if "refused a peer" in text]) == 1
+    hand.client.send(encode(StatusAsked()))
+    hand.simulation.run_until_quiet()
+    # Over another connection it is one that may ask, and who has no place.
+    (status,) = heard(hand.client)
+    assert isinstance(status, Status)
+    assert (status.broken, status.workers) == (1, [])
+
+
+def test_one_that_was_sent_away_is_not_answered() -> None:
+    hand = Hand()
+    hand.client.send([b"garbage"])
+    hand.simulation.run_until_quiet()
+    assert len(hand.refusals()) == 1
     hand.client.send(encode(StatusAsked()))
     hand.simulation.run_until_quiet()
     assert heard(hand.client) == []
