@@ -59,10 +59,22 @@ def test_pieces_are_named_for_people() -> None:
     assert Round("evaluate", 3, 8).named(nodes) == "evaluation pieces 0, 4-7 after step 3"
 
 
-def test_a_run_goes_on_where_it_was() -> None:
-    plan = Plan(total_steps=5, steps_per_epoch=2, micro_batches=4, evaluation_pieces=3)
+def test_a_validation_set_comes_before_the_test_set() -> None:
+    plan = plan_of(Job(global_batch=16, steps=3), 32, 10, 1200)
+    assert told(plan) == "t0 t1 v2 e2 t2 v3 e3"
+    assert rounds_of(plan)[2] == Round("validate", 2, 3)
+    assert Round("validate", 2, 3).named([Node(0, 2)]) == "validation pieces 0-1 after step 2"
+
+
+@pytest.mark.parametrize("validation_pieces", [0, 2])
+def test_a_run_goes_on_where_it_was(validation_pieces: int) -> None:
+    plan = Plan(5, 2, micro_batches=4, evaluation_pieces=3, validation_pieces=validation_pieces)
     rounds, at = [], plan.at(0, is_evaluated=False)
     while at is not None:
         rounds.append(at)
-        at = plan.at(at.step + (at.work == "train"), is_evaluated=at.work == "evaluate")
+        # Nothing tells of a validation alone: a run that stopped after one does it again.
+        done = plan.after(at) if at.work == "validate" else at
+        assert done is not None
+        rounds += [done] if done is not at else []
+        at = plan.at(done.step + (done.work == "train"), is_evaluated=done.work == "evaluate")
     assert rounds == rounds_of(plan)

@@ -88,4 +88,8 @@ JOBS = {
     ),
     # The last batch of an epoch has 40 - 38 = 2 samples for five micro-batches: three are empty.
     "short": job_of(model="linear", global_batch=19, micro_batches=5, steps=7, schedule="cosine", warmup_steps=2),
+    # Stops after six epochs of two steps, and ends with the weights of the fourth.
+    "stopped": job_of(
+        model="linear", steps=None, epochs=12, lr=0.002, validation_split=0.25, patience=2, keep_best=True
+    ),
 }

@@ -36,7 +36,18 @@ JOB = job_of(
 )
 
 #: What may differ: times, and how many computed.
-FREE = ("wall_s", "train_s", "images_per_s", "compute_s", "update_s", "split", "workers", "servers", "transport")
+FREE = (
+    "wall_s",
+    "train_s",
+    "images_per_s",
+    "compute_s",
+    "update_s",
+    "split",
+    "workers",
+    "servers",
+    "transport",
+    "moved",
+)
 
 
 def opening_of(job: Job = JOB) -> Opening:
@@ -97,7 +108,7 @@ def bits(folder: Path) -> dict[str, Any]:
     result = {key: value for key, value in json.loads((folder / RESULT).read_text()).items() if key not in FREE}
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     for record in (*result["history"], *lines):
-        for key in [key for key in record if key.endswith("_s")]:
+        for key in [key for key in record if key.endswith(("_s", "_bytes"))]:
             del record[key]
     return {"result": result, "lines": lines}
 

@@ -1,0 +1,192 @@
+"""A run that stops early, of itself or because callbacks say so: at the same step and bits, whoever computes."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.clock import ManualClock
+from common.codec import encode
+from common.job import Job
+from common.messages import EpochStatus, Verdict
+from lockstep.serial import SerialRun
+from ps.opening import Admission, open_run
+from ps.phases import Phase
+from ps.recorder import Recorder, Setting
+from ps.run_folder import CHECKPOINTS, RESULT, RunResult
+from tests.simulation.network import Simulation
+from tests.simulation.small import JOBS, digits, job_of
+from tests.simulation.test_resuming import bits, run
+
+JOB = JOBS["stopped"]
+
+
+def alone(job: Job, **values: Any) -> RunResult:
+    """Return what one process without any transport comes to."""
+    opening = open_run("alone", job, digits(), Admission(pauses="is_to_stop" in values))
+    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    return SerialRun(opening, recorder, ManualClock(), lambda status: None, **values).train()
+
+
+@cache
+def expected() -> RunResult:
+    return alone(JOB)
+
+
+def timeless(result: RunResult) -> list[EpochStatus]:
+    """Return the history without times."""
+    names = EpochStatus.__struct_fields__
+    figures = ({name: getattr(epoch, name) for name in names} for epoch in result.history)
+    return [EpochStatus(**{**epoch, "wall_s": 0.0}) for epoch in figures]
+
+
+def test_what_the_job_comes_to() -> None:
+    result = expected()
+    losses = [epoch.val_loss for epoch in result.history if epoch.val_loss is not None]
+    assert (len(losses), result.steps, result.weights_epoch) == (6, 12, 4)
+    assert min(losses) == losses[3]
+    assert result.weights_sha256 == result.history[3].weights_sha256 != result.history[5].weights_sha256
+    assert (result.test_loss, result.train_loss) == (result.history[3].test_loss, result.history[3].loss)
+    assert result.stopped == "2 epochs in a row had no better val_loss"
+
+
+def test_without_patience_it_goes_on_and_without_keeping_ends_with_the_last() -> None:
+    patient = alone(job_of(model="linear", steps=None, epochs=7, lr=0.002, validation_split=0.25))
+    assert (len(patient.history), patient.weights_epoch, patient.stopped) == (7, 7, "")
+    assert timeless(patient)[:6] == timeless(expected())
+
+
+@pytest.mark.parametrize(("workers", "servers"), [(1, 1), (2, 1), (3, 1), (2, 2)])
+def test_any_number_of_workers_stops_at_the_same_step(workers: int, servers: int) -> None:
+    simulation = Simulation(JOB, workers, Admission(min_workers=workers, servers=servers))
+    for _ in range(workers):
+        simulation.add_worker()
+    assert simulation.finish() == expected().weights_sha256
+    result = simulation.recorder.result
+    assert result is not None
+    assert timeless(result) == timeless(expected())
+    assert (result.steps, result.weights_epoch, result.stopped) == (12, 4, expected().stopped)
+
+
+def test_a_worker_that_dies_in_a_validation_costs_nothing() -> None:
+    simulation = Simulation(JOB, 4, Admission(min_workers=2))
+    for _ in range(2):
+        simulation.add_worker()
+    simulation.run(until=lambda: simulation.server.coordinator.round.work == "validate")
+    simulation.workers[0].die()
+    assert simulation.finish() == expected().weights_sha256
+
+
+# Gone on with
+
+
+def opening_of(job: Job = JOB) -> Any:
+    return open_run("run", job, digits(), Admission())
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("calm") / "run"
+    folder.mkdir()
+    run(folder, 0, is_resumed=False, opening=opening_of())
+    return bits(folder)
+
+
+@pytest.mark.parametrize("stop_at", range(1, 12))
+def test_a_run_that_goes_on_ends_with_the_best_of_both_parts(
+    tmp_path: Path, calm: dict[str, Any], stop_at: int
+) -> None:
+    run(tmp_path, stop_at % 3, is_resumed=False, stop_at=stop_at, opening=opening_of())
+    assert not (tmp_path / RESULT).exists()
+    run(tmp_path, (stop_at + 1) % 3, is_resumed=True, opening=opening_of())
+    assert bits(tmp_path) == calm
+
+
+def test_without_the_best_weights_it_goes_on_from_before_them(tmp_path: Path, calm: dict[str, Any]) -> None:
+    run(tmp_path, 0, is_resumed=False, stop_at=11, opening=opening_of())
+    (tmp_path / CHECKPOINTS / "step-00000008.safetensors").unlink()
+    said = run(tmp_path, 1, is_resumed=True, opening=opening_of())
+    assert sum("the best epoch's weights are gone: the one before it is used" in text for text in said) == 3
+    assert any(text.startswith("begins anew") for text in said)
+    assert bits(tmp_path) == calm
+
+
+# Callbacks
+
+PLAIN = job_of(model="linear", steps=None, epochs=4)
+
+
+def paused(workers: int, servers: int = 1, folder: Path | None = None) -> Simulation:
+    """Return a run that waits for callbacks after its first epoch."""
+    simulation = Simulation(PLAIN, workers, Admission(min_workers=workers, servers=servers, pauses=True))
+    for _ in range(workers):
+        simulation.add_worker()
+    wait_for_pause(simulation)
+    return simulation
+
+
+def wait_for_pause(simulation: Simulation) -> None:
+    simulation.run(until=lambda: simulation.server.coordinator.phase is Phase.PAUSED)
+
+
+def tell(simulation: Simulation, epoch: int, *, stops: bool) -> None:
+    """Let an observer say what callbacks say."""
+    simulation.network.client().send(encode(Verdict(epoch=epoch, stops=stops)))
+    simulation.run_until_quiet()
+
+
+def test_in_a_pause_nothing_is_computed_and_everybody_is_answered() -> None:
+    simulation = paused(2)
+    steps = simulation.opening.shard.updates
+    simulation.add_worker()
+    simulation.wait(300.0)
+    simulation.run_until_quiet()
+    assert simulation.opening.shard.updates == steps == 3
+    assert simulation.server.coordinator.phase is Phase.PAUSED
+    assert simulation.server.coordinator.status(simulation.clock.now()).phase == "waiting for callbacks"
+
+
+@pytest.mark.parametrize(("workers", "servers"), [(1, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize("stop_after", [1, 2, 3, None])
+def test_a_run_ends_after_the_epoch_that_callbacks_name(workers: int, servers: int, stop_after: int | None) -> None:
+    simulation, epoch = paused(workers, servers), 1
+    while not simulation.server.ended and epoch < PLAIN.epochs:
+        tell(simulation, epoch, stops=epoch == stop_after)
+        epoch += 1
+        wait_for_pause(simulation)
+    simulation.finish()
+    result, truth = simulation.recorder.result, alone(replace_epochs(stop_after or PLAIN.epochs))
+    assert result is not None
+    assert timeless(result) == timeless(truth)
+    assert result.weights_sha256 == truth.weights_sha256
+    assert result.steps == 3 * (stop_after or PLAIN.epochs)
+    assert result.stopped == ("" if stop_after is None else f"a callback stopped it after epoch {stop_after}")
+
+
+def replace_epochs(epochs: int) -> Job:
+    return job_of(model="linear", steps=None, epochs=epochs)
+
+
+def test_one_process_stops_there_too() -> None:
+    result = alone(PLAIN, is_to_stop=lambda history: len(history) == 2)
+    assert result.weights_sha256 == alone(replace_epochs(2)).weights_sha256
+    assert result.stopped == "a callback stopped it after epoch 2"
+
+
+def test_a_verdict_on_another_epoch_is_not_heard() -> None:
+    simulation = paused(1)
+    tell(simulation, 7, stops=True)
+    assert simulation.server.coordinator.phase is Phase.PAUSED
+    tell(simulation, 1, stops=False)
+    tell(simulation, 1, stops=True)  # twice, and late: the second epoch is on its way
+    wait_for_pause(simulation)
+    assert len(simulation.recorder.history) == 2
+
+
+def test_a_verdict_where_nobody_waits_for_one_is_not_heard() -> None:
+    simulation = Simulation(PLAIN)
+    simulation.add_worker()
+    simulation.run_to(3)
+    tell(simulation, 1, stops=True)
+    assert simulation.finish() == alone(PLAIN).weights_sha256
