@@ -30,10 +30,10 @@ class Place:
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     started: list["Process"] = field(default_factory=list)
 
-    def start(self, *arguments: str, file_bytes: int | None = None) -> "Process":
+    def start(self, *arguments: str, file_bytes: int | None = None, **environ: str) -> "Process":
         """Start `lockstep` with these arguments, as the leader of a group of its own.
 
-        With `file_bytes`, no file that it or its children write can be longer.
+        With `file_bytes`, no file that it or its children write can be longer. `environ` is added to its environment.
         """
 
         def limit() -> None:
@@ -47,7 +47,7 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
-            env={**child_environment(), "TMPDIR": str(self.temporary), "LOCKSTEP_TEST": self.mark},
+            env={**child_environment(), "TMPDIR": str(self.temporary), "LOCKSTEP_TEST": self.mark, **environ},
             start_new_session=True,
             preexec_fn=limit,
         )
