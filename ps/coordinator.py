@@ -54,6 +54,7 @@ class Coordinator:
         if self.facts.servers > 1:
             self.phase = Phase.MUSTERING
         self.vigil = Vigil(Pace(self.facts.lease_timeout_s))
+        self.progress.targets, self.progress.guess = self.facts.targets, self.facts.guess
         self._open(self.start or self.facts.plan.first())
 
     @property

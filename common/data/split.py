@@ -38,4 +38,4 @@ def with_validation(data: TrainTest, share: float, seed: int) -> TrainTest:
 
 
 def _taken(data: Dataset, places: NDArray[np.int64]) -> Dataset:
-    return Dataset(data.images.take(places, axis=0), data.labels.take(places), data.classes)
+    return Dataset(data.images.take(places, axis=0), data.labels.take(places, axis=0), data.classes)

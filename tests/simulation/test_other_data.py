@@ -1,0 +1,126 @@
+"""The promise for what is no picture of a class: numbers to be told of a table, and characters of a text."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common import nn
+from common.autograd import functional as F
+from common.autograd.tensor import Tensor
+from common.clock import ManualClock
+from common.data.dataset import Dataset, TrainTest
+from common.job import Job
+from common.model import build_model
+from common.nn.description import describe
+from common.optim import SGD
+from common.randomness import Purpose, generator
+from lockstep.serial import SerialRun
+from ps.opening import Admission, open_run
+from ps.recorder import Recorder, Setting
+from ps.run_folder import RunResult
+from tests.simulation.network import Simulation
+from tests.simulation.small import job_of
+
+
+@cache
+def table() -> TrainTest:
+    """Two numbers to be told of five."""
+    rng = generator(0, Purpose.CANARY)
+    x = rng.standard_normal((70, 5)).astype(np.float32)
+    y = np.stack([x[:, 0] * x[:, 1], x[:, 2] - 3 * x[:, 3]], axis=1).astype(np.float32)
+    return TrainTest("table", Dataset(x[:40], y[:40], 0), Dataset(x[40:], y[40:], 0))
+
+
+@cache
+def text() -> TrainTest:
+    """Sequences of seven tokens of nine kinds; each is told by the one before it."""
+    rng = generator(1, Purpose.CANARY)
+    x = rng.integers(0, 9, (70, 7), dtype=np.int32)
+    y = (x.astype(np.int64) * 2 + 1) % 9
+    return TrainTest("text", Dataset(x[:40], y[:40], 9), Dataset(x[40:], y[40:], 9))
+
+
+def transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, norm_first=True, is_causal=True)
+    return nn.Sequential(nn.Embedding(9, 8), nn.PositionalEmbedding(7, 8), layer, nn.LayerNorm(8), nn.Linear(8, 9))
+
+
+def normalised() -> nn.Module:
+    """A net whose running statistics are weighted by samples, where two targets of each are counted."""
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def job(model: nn.Module, **values: Any) -> Job:
+    # Three steps an epoch, the last of them short.
+    return job_of(model=dict(describe(model)), global_batch=18, micro_batches=5, steps=6, lr=0.05, **values)
+
+
+JOBS = {
+    "table": (job(normalised(), loss="mse", clip_norm=2.0), table),
+    "text": (job(transformer(), optimizer="adamw"), text),
+}
+
+
+@cache
+def alone(name: str) -> RunResult:
+    chosen, data = JOBS[name]
+    opening = open_run("alone", chosen, data(), Admission())
+    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    return SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 7])
+@pytest.mark.parametrize("name", JOBS)
+def test_any_number_of_workers_gives_the_bits_and_figures_of_one_process(name: str, workers: int) -> None:
+    chosen, data = JOBS[name]
+    simulation = Simulation(chosen, workers, Admission(min_workers=workers), data=data)
+    for _ in range(workers):
+        simulation.add_worker()
+    assert simulation.finish() == alone(name).weights_sha256
+    result = simulation.recorder.result
+    assert result is not None
+    assert [timeless(epoch) for epoch in result.history] == [timeless(epoch) for epoch in alone(name).history]
+
+
+def timeless(epoch: Any) -> tuple[Any, ...]:
+    return epoch.loss, epoch.accuracy, epoch.r2, epoch.test_loss, epoch.test_accuracy, epoch.test_r2
+
+
+def test_a_regression_is_told_by_r2_and_classes_by_accuracy() -> None:
+    of_table, of_text = alone("table"), alone("text")
+    assert (of_table.test_accuracy, of_text.test_r2) == (None, None)
+    assert all(epoch.accuracy is None and epoch.test_accuracy is None for epoch in of_table.history)
+    variance = float(np.var(table().test.labels, axis=0).mean())
+    assert of_table.test_r2 == pytest.approx(1 - of_table.test_loss / variance, rel=1e-6)
+    # Over places, and not over sequences: at the start it guesses one of nine.
+    assert of_text.history[0].loss == pytest.approx(np.log(9), rel=0.2)
+    assert of_text.test_accuracy is not None
+    assert of_text.test_accuracy * 30 * 7 == pytest.approx(round(of_text.test_accuracy * 30 * 7))
+
+
+def test_the_bits_are_those_of_a_loop_written_by_hand() -> None:
+    plain = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))
+    chosen = job_of(
+        model=dict(describe(plain)),
+        loss="mse",
+        normalize=False,
+        global_batch=20,
+        micro_batches=1,
+        steps=2,
+        momentum=0.0,
+    )
+    opening = open_run("alone", chosen, table(), Admission())
+    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
+    model = build_model(chosen.model).initialize(chosen.seed)
+    optimizer = SGD(model.parameters(), lr=chosen.lr)
+    order = generator(chosen.seed, Purpose.SHUFFLE, at=0).permutation(40)
+    for rows in (order[:20], order[20:]):
+        optimizer.zero_grad()
+        x, y = table().train.images[rows], table().train.labels[rows]
+        F.mse_loss(model(Tensor(x)), y).backward()
+        optimizer.step()
+    expected = np.concatenate([parameter.data.ravel() for parameter in model.parameters()])
+    np.testing.assert_allclose(opening.shard.weights, expected, rtol=2e-6)
