@@ -28,6 +28,8 @@ No step is made meanwhile, so that where the run ends does not depend on how lon
 on answering; each epoch costs a tenth of a second of waiting. The alternative, a word that reaches the server at some
 later step, would end the run at a step that differs from machine to machine.
 
+Schedules count to the end of all epochs of the job, whether the run comes to it or not.
+
 There is nothing to be called after each step: steps are made by other processes, faster than this one could follow;
 `metrics.jsonl` in the run's folder has a line for each.
 """
