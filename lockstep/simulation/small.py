@@ -64,6 +64,8 @@ def jobs() -> dict[str, Job]:
             clip_norm=0.5,
             max_shift=1,
             schedule="one-cycle",
+            wire="float16",
+            wire_weights="bfloat16",
         ),
         # The short batch of an epoch has two samples for five micro-batches.
         "short": _job(
@@ -74,9 +76,18 @@ def jobs() -> dict[str, Job]:
             schedule="cosine",
             warmup_steps=2,
         ),
-        "long": _job(_wide(14_000), global_batch=8, micro_batches=4, steps=4, momentum=0.0),
+        "long": _job(_wide(14_000), global_batch=8, micro_batches=4, steps=4, momentum=0.0, wire="bfloat16"),
         "wide": _job(_wide(520), global_batch=8, micro_batches=4, steps=5),
-        "clipped": _job(_wide(520), global_batch=8, micro_batches=4, steps=5, optimizer="adamw", clip_norm=0.1),
+        "clipped": _job(
+            _wide(520),
+            global_batch=8,
+            micro_batches=4,
+            steps=5,
+            optimizer="adamw",
+            clip_norm=0.1,
+            wire="int8",
+            wire_weights="bfloat16",
+        ),
     }
 
 
