@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from common.clock import ManualClock
+from common.errors import UsageError
 from lockstep.main import run
 from lockstep.past_run import bring_near, open_again, read_run
 from lockstep.verify import Difference, Verifier, steps_between
@@ -24,16 +25,29 @@ def found_in(folder: Path, first: int = 0) -> Difference | None:
     return Verifier(past, opening, ManualClock()).verify(7, lambda step: None)
 
 
+#: Sums and weights that are rounded.
+ROUNDED = {"wire": "int8", "wire_weights": "bfloat16"}
+
+
 @pytest.mark.parametrize(
-    "values", [{}, {"model": noisy_net(), "micro_batches": 3, "optimizer": "adam", "max_shift": 1}]
+    "values", [{}, ROUNDED, {"model": noisy_net(), "micro_batches": 3, "optimizer": "adam", "max_shift": 1}]
 )
 def test_an_honest_run_is_the_same_from_anywhere(tmp_path: Path, values: dict[str, Any]) -> None:
     folder = record_alone(tmp_path, job_in(tmp_path, **values))
     assert [found_in(folder, first) for first in range(7)] == [None] * 7
 
 
-def test_a_run_with_workers_is_the_same(tmp_path: Path) -> None:
-    assert found_in(record_with_workers(tmp_path, job_in(tmp_path), 3)) is None
+@pytest.mark.parametrize("values", [{}, ROUNDED])
+def test_a_run_with_workers_is_the_same(tmp_path: Path, values: dict[str, Any]) -> None:
+    assert found_in(record_with_workers(tmp_path, job_in(tmp_path, **values), 3)) is None
+
+
+def test_a_run_that_is_computed_again_with_another_type_is_refused(tmp_path: Path) -> None:
+    folder = record_alone(tmp_path, job_in(tmp_path, **ROUNDED))
+    job = (folder / "job.toml").read_text()
+    (folder / "job.toml").write_text(job.replace('wire = "int8"', 'wire = "float16"'))
+    with pytest.raises(UsageError, match="the job is not the run's"):
+        found_in(folder)
 
 
 @pytest.mark.parametrize("bit", [0, 12, 22, 31])
