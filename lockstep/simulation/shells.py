@@ -28,6 +28,7 @@ from ps.shard import Shard
 from ps.shard_server import ShardServer
 from ps.shard_state import ShardFacts, ShardState
 from ps.sharing import Sharing, share
+from worker.preparing import Loader
 from worker.runner import Runner
 from worker.state import Phase, WorkerFacts, WorkerState
 
@@ -49,6 +50,8 @@ class Parts:
     coordinator: Callable[[RunFacts, Resumption], Coordinator] = coordinator_of
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
+    #: How a worker, by its number among all processes, gets its data.
+    load: Callable[[int], Loader] = lambda number: load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class Run:
     servers: int
     checkpoint_every: int
     keep: int
+    audit: float
 
     def open_books(self, opening: Opening, clock: Clock, say: Say) -> Books:
         """Open the run's books, new or gone on with, as `lockstep server` does.
@@ -98,7 +102,9 @@ class ServerShell:
     @classmethod
     def open(cls, run: Run, process: Process, writing: Writing, say: Say, *, offers: bool) -> "ServerShell":
         """Open the run, new or gone on with, as `lockstep server` does."""
-        admission = Admission(min_workers=run.min_workers, lease_timeout_s=LEASE_S, servers=run.servers)
+        admission = Admission(
+            min_workers=run.min_workers, lease_timeout_s=LEASE_S, servers=run.servers, audit=run.audit
+        )
         opening, sharing = open_run("simulated", run.job, data(), admission), None
         with ExitStack() as stack:
             if offers:
@@ -220,7 +226,7 @@ class WorkerShell:
             WorkerState(WorkerFacts(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.dial(SERVER, process),
             process.clock,
-            load,
+            run.parts.load(number),
             say,
             run.root if shares else None,
             lambda address: run.network.dial(address, process),

@@ -18,6 +18,7 @@ from lockstep.simulation.story import Happening, Story
 from lockstep.simulation.trouble import happen
 from lockstep.simulation.wires import Network, Quality
 from lockstep.simulation.world import Process, Shell, World
+from ps.audit import is_difference
 from ps.run_folder import RunResult
 
 #: Seconds of the world after the last thing that happened within which a run has to end, and events after which it
@@ -52,6 +53,8 @@ class Simulation:
     workers: list[Process] = field(default_factory=list)
     #: Of a run that has ended well.
     result: RunResult | None = None
+    #: Of one that has ended since two workers disagreed: that is not gone on with.
+    failure: str = ""
     #: Until when something is not as it should be.
     troubled_until: float = 0.0
     network: Network = field(init=False)
@@ -85,6 +88,7 @@ class Simulation:
             servers=story.servers,
             checkpoint_every=story.checkpoint_every,
             keep=story.keep,
+            audit=story.audit,
         )
         self.world.describe = describe
         self._ahead = list(reversed(story.happenings))
@@ -94,7 +98,7 @@ class Simulation:
         self._start_servers()
         for _ in range(self.story.workers):
             self.start_worker()
-        while self.result is None:
+        while self.result is None and not self.failure:
             while self._ahead and self._ahead[-1].event <= self.world.events:
                 it = self._ahead.pop()
                 self.happened[it.fault.value] += 1
@@ -106,7 +110,7 @@ class Simulation:
                 return f"the run is stuck: {LIMIT} events came to no end"
             if not self._ahead and self.world.now > self.troubled_until + BOUND_S:
                 return f"the run has not ended within {BOUND_S:g} s of the last thing that happened to it"
-        return ""
+        return self.failure
 
     def close(self) -> None:
         """End all processes."""
@@ -173,15 +177,18 @@ class Simulation:
         self._later(self._start_servers)
 
     def _is_finished(self) -> bool:
-        """Find out whether the run has ended well; without a server it cannot have."""
+        """Find out whether the run has ended, well or for good; without a server it cannot have."""
         shell = None if self.server is None else self.server.shell
-        if isinstance(shell, ServerShell) and shell.server.ended is not None and not shell.server.ended.failure:
+        ended = shell.server.ended if isinstance(shell, ServerShell) else None
+        if isinstance(shell, ServerShell) and ended is not None and not ended.failure:
             self.result = shell.books.recorder.result
-        return self.result is not None
+        if ended is not None and is_difference(ended.failure):
+            self.failure = ended.failure
+        return self.result is not None or bool(self.failure)
 
     def start_worker(self) -> None:
         """Start a worker, unless the run has ended."""
-        if self.result is None:
+        if self.result is None and not self.failure:
             self.workers = [worker for worker in self.workers if not worker.is_dead]
             self.workers.append(self._start("worker", self._open_worker, lambda: self._later(self.start_worker)))
 

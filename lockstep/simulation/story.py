@@ -14,6 +14,9 @@ MOST_FAULTS, LAST_EVENT = 10, 250
 #: How often a server that is started is killed while it opens the run, or soon after.
 DOOM = 0.1
 
+#: Shares of micro-batches that are audited: in half of the runs none is.
+AUDITS = (0.0, 0.0, 0.3, 1.0)
+
 #: How often a run is of a job that takes longer.
 LONGER = 0.1
 
@@ -92,6 +95,8 @@ class Story:
     #: Mean seconds that a message takes, and how often one of a client is heard twice.
     delay_s: float
     doubling: float
+    #: Which share of the micro-batches another worker computes again.
+    audit: float
     #: Steps between checkpoints, and how many are kept.
     checkpoint_every: int
     keep: int
@@ -126,6 +131,8 @@ def story_of(seed: int, *, workers: int | None = None, servers: int | None = Non
         sharing=float(rng.choice([0.0, 0.0, 0.5, 1.0])),
         delay_s=float(rng.choice([0.0003, 0.002, 0.02])),
         doubling=float(rng.choice([0.0, 0.0, 0.2])),
+        # Drawn apart: the stories without it stay as they were.
+        audit=float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
         checkpoint_every=int(rng.integers(1, 4)),
         keep=int(rng.integers(1, 3)),
         happenings=_happenings(rng),

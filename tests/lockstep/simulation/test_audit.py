@@ -1,0 +1,71 @@
+"""A planted worker whose memory is faulty: the audit finds it, names it, and applies nothing of the step."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.data.dataset import Dataset, TrainTest
+from lockstep.simulation.outcome import simulate
+from lockstep.simulation.shells import Parts
+from lockstep.simulation.small import data, load
+from lockstep.simulation.story import Story, story_of
+from ps.audit import is_difference
+from worker.preparing import Loader
+
+#: Seeds that are tried.
+SEEDS = range(40)
+
+
+def faulty(name: str) -> TrainTest:
+    """Load the data as one does whose memory loses bits once it has been checked."""
+    whole = data()
+    train = whole.train
+    found = TrainTest(whole.name, Dataset(train.images.copy(), train.labels, train.classes), whole.test)
+    assert found.digest == whole.digest
+    found.train.images.reshape(-1)[:] ^= np.uint8(64)
+    return found
+
+
+def every_third(number: int) -> Loader:
+    """Give one of three processes a faulty memory."""
+    return faulty if number % 3 == 2 else load
+
+
+LYING = Parts(load=every_third)
+
+
+def audited(seed: int, share: float = 1.0) -> Story:
+    return replace(story_of(seed, workers=3), audit=share)
+
+
+def calm(seed: int, share: float = 1.0) -> Story:
+    return replace(audited(seed, share), happenings=(), doomed=(0,) * 4, min_workers=3)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_worker_that_computes_wrongly_is_named(seed: int) -> None:
+    outcome = simulate(calm(seed), LYING)
+    (told,) = outcome.objections
+    assert is_difference(told), told
+    # Of the two that are named it is one.
+    named = {int(part.partition(")")[0]) for part in told.split("pid ")[1:]}
+    assert len(named) == 2
+    assert any(number % 3 == 2 for number in named)
+
+
+def test_a_part_of_the_pieces_is_enough_when_there_are_many_steps() -> None:
+    found = [simulate(calm(seed, 0.2), LYING).objections for seed in range(12)]
+    assert sum(is_difference(told[0]) for told in found if told) > 6
+
+
+def test_it_is_found_among_faults_of_all_kinds() -> None:
+    found = [simulate(audited(seed), LYING).objections for seed in SEEDS]
+    assert sum(is_difference(told[0]) for told in found if told) > len(SEEDS) / 2
+    # Where nobody was there to audit, the bits are wrong: that is what would have come of all of them.
+    assert all(not told or is_difference(told[0]) or "weights" in told[0] or "loss" in told[0] for told in found)
+
+
+def test_without_a_fault_the_audit_objects_to_nothing() -> None:
+    for seed in SEEDS:
+        assert simulate(audited(seed)).objections == (), f"seed {seed}"
