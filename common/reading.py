@@ -12,6 +12,8 @@ from pathlib import Path
 
 def open_regular(path: Path, most_bytes: int) -> io.BufferedReader:
     """Return a regular file, open for reading; OSError where it is none, or is longer than that."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "its name has a null in it", str(path))
     # Not blocking, since to open a pipe waits for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

@@ -12,6 +12,8 @@ import msgspec
 
 from common.errors import JobError
 from common.job import Job, check
+from common.plain import cut, one_line
+from common.reading import read_regular
 from common.spelling import nearest
 from lockstep.fields import Field, fields
 from lockstep.launch import Launch
@@ -29,6 +31,17 @@ KINDS = {
     "object": "a table",
 }
 
+#: Bytes of a job file.
+MOST_BYTES = 2**16
+
+#: Characters of a value, or a key, in an error's text.
+MOST_TOLD = 200
+
+#: Parts of a dotted key: what `tomllib` does with one is quadratic in them.
+MOST_PARTS = 16
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_PART}){{{MOST_PARTS}}}", re.ASCII)
+
 #: The names of the shipped jobs, which are those of the models.
 SHIPPED = ("linear", "mlp", "lenet", "cnn")
 
@@ -36,11 +49,15 @@ SHIPPED = ("linear", "mlp", "lenet", "cnn")
 def read_values(path: Path) -> dict[str, Any]:
     """Return the values of a job file; `JobError` where it cannot be read or is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_regular(path, MOST_BYTES).decode()
+        if _DEEP_KEY.search(text):
+            raise ValueError(f"a key of more than {MOST_PARTS} parts")
+        return tomllib.loads(text)
     except OSError as error:
         raise JobError(f"cannot read the job file {str(path)!r}: {error.strerror}: give the path of a .toml") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JobError(f"the job file {str(path)!r} is no TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # Of which TOML's own error is one; Python has others for bytes that are no text, and for very long numbers.
+        raise JobError(f"the job file {str(path)!r} is no TOML: {one_line(str(error))}") from error
 
 
 def shipped_values(model: str) -> dict[str, Any]:
@@ -63,8 +80,8 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_la
     for key in values:
         if key not in known:
             # The whole list only where nothing is near: it is long.
-            advice = nearest(key, known) or f": expected one of {', '.join(known)}"
-            raise JobError(f"the job has no key {key!r}{advice}")
+            advice = nearest(key[:MOST_TOLD], known) or f": expected one of {', '.join(known)}"
+            raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
     launch_values = msgspec.to_builtins(default_launch) | {
         key: value for key, value in values.items() if key in Launch.__struct_fields__
     }
@@ -79,7 +96,7 @@ def _convert(values: dict[str, Any], to: type[S]) -> S:
     except msgspec.ValidationError as error:
         fact, _, place = str(error).partition(" - at `$.")
         key = place.rstrip("`")
-        raise JobError(f"{key} = {values[key]!r}: {_told(fact, fields()[key])}") from error
+        raise JobError(f"{key} = {one_line(repr(values[key]), MOST_TOLD)}: {_told(fact, fields()[key])}") from error
 
 
 def _told(fact: str, field: Field) -> str:

@@ -112,7 +112,8 @@ def _shape(path: Path, header: bytes | memoryview, dimensions: int) -> tuple[int
     if len(header) < 4 + 4 * dimensions:
         raise DataError(f"{path}: ends within its header: expected {dimensions} dimensions of 4 bytes each")
     shape = struct.unpack(f">{dimensions}I", header[4:])
-    if math.prod(shape) > MAX_BYTES:
+    # Sizes beside a 0 count as well: NumPy has no array of them.
+    if math.prod(size or 1 for size in shape) > MAX_BYTES:
         raise DataError(f"{path}: its header claims {_times(shape)} values: expected at most {MAX_BYTES}")
     return shape
 

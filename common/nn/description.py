@@ -29,6 +29,7 @@ from common.nn.activations import (
 from common.nn.attention import MultiheadAttention, TransformerEncoderLayer
 from common.nn.containers import ModuleList, Sequential
 from common.nn.convolution import Conv1d, Conv2d
+from common.nn.described_size import MAX_VALUES, values_of
 from common.nn.dropout import Dropout
 from common.nn.embedding import Embedding, PositionalEmbedding
 from common.nn.flatten import Flatten
@@ -45,6 +46,10 @@ from common.nn.pooling import (
     MaxPool1d,
     MaxPool2d,
 )
+from common.plain import one_line
+
+#: Characters of a described value in an error's text.
+MOST_TOLD = 200
 
 #: Nested descriptions allowed in one that came from elsewhere.
 MAX_DEPTH = 32
@@ -87,8 +92,14 @@ def describe(module: Module) -> Description:
     return _describe(module, "")
 
 
-def build(description: Mapping[str, Any]) -> Module:
-    """Return a new module, with parameters from the default generator; ModelError says what is wrong with the data."""
+def build(description: Mapping[str, Any], *, most_values: int = MAX_VALUES) -> Module:
+    """Return a new module, with parameters from the default generator; ModelError says what is wrong with the data.
+
+    Nothing is built of a description that comes to more than `most_values` values.
+    """
+    values = _values_of(description, depth=0)
+    if values > most_values:
+        raise ModelError(f"the description of a model comes to {values:,} values: expected at most {most_values:,}")
     return _build(description, depth=0)
 
 
@@ -138,9 +149,29 @@ def _is_default(value: Any, default: Any) -> bool:
     return bool(plain == default) or (isinstance(plain, list) and all(size == default for size in plain))
 
 
-def _build(description: object, depth: int) -> Module:
+def _values_of(description: object, depth: int) -> int:
+    """Return about how many values a described module will hold; errors as of `build`."""
     if depth > MAX_DEPTH:
         raise ModelError(f"the description of a model is nested more than {MAX_DEPTH} deep: expected a flatter one")
+    kind, args, kwargs = _checked(description)
+    if issubclass(kind, Sequential | ModuleList):
+        return sum(_values_of(child, depth + 1) for _, child in _named(args))
+    try:
+        return values_of(kind, args, kwargs)
+    except (TypeError, ValueError, KeyError) as error:
+        raise _not_built(kind, args, kwargs, error) from error
+
+
+def _not_built(kind: type[Module], args: list[Any], kwargs: dict[str, Any], error: Exception) -> ModelError:
+    return ModelError(f"cannot build {kind.__name__} from {_told(args)} and {_told(kwargs)}: {one_line(str(error))}")
+
+
+def _told(value: object) -> str:
+    """Return a value as a part of an error's text: it may be as long as a header."""
+    return one_line(repr(value), MOST_TOLD)
+
+
+def _build(description: object, depth: int) -> Module:
     kind, args, kwargs = _checked(description)
     try:
         if issubclass(kind, Sequential):
@@ -148,36 +179,45 @@ def _build(description: object, depth: int) -> Module:
         if issubclass(kind, ModuleList):
             return ModuleList(_named_children(args, depth).values(), **kwargs)
         return kind(*map(_argument, args), **{name: _argument(value) for name, value in kwargs.items()})
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot build {kind.__name__} from {args!r} and {kwargs!r}: {error}") from error
+    except (ArithmeticError, TypeError, ValueError, KeyError, MemoryError) as error:
+        raise _not_built(kind, args, kwargs, error) from error
+
+
+def _named(args: list[Any]) -> list[Any]:
+    """Return the names and the descriptions of what a container holds; see `_children`."""
+    return [arg if isinstance(arg, list) and len(arg) == 2 else (str(i), arg) for i, arg in enumerate(args)]
 
 
 def _named_children(args: list[Any], depth: int) -> dict[str, Module]:
-    """Build what a container holds; see `_children`."""
-    pairs = [arg if isinstance(arg, list) and len(arg) == 2 else (str(i), arg) for i, arg in enumerate(args)]
+    """Build what a container holds."""
+    pairs = _named(args)
     names = [name for name, _ in pairs]
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"its modules are named {names!r}: expected texts, each different")
+        raise ValueError(f"its modules are named {_told(names)}: expected texts, each different")
     return {name: _build(description, depth + 1) for name, description in pairs}
 
 
 def _argument(value: object) -> object:
     if isinstance(value, Mapping):
-        raise TypeError(f"{value!r} is no argument of a layer: expected a number, a text, a truth value or a list")
+        raise TypeError(f"{_told(value)} is no argument of a layer: expected a number, a text, a truth value or a list")
     return tuple(value) if isinstance(value, list) else value
 
 
 def _checked(description: object) -> tuple[type[Module], list[Any], dict[str, Any]]:
     """Return the class, its positional arguments and those by name."""
     if not isinstance(description, Mapping):
-        raise ModelError(f"a module is described by {description!r}: expected a table with class, args and kwargs")
+        raise ModelError(f"a module is described by {_told(description)}: expected a table with class, args and kwargs")
     for key in description:
         if key not in ("class", "args", "kwargs"):
-            raise ModelError(f"the description of a module has key {key!r}: expected class, args and kwargs only")
+            raise ModelError(f"the description of a module has key {_told(key)}: expected class, args and kwargs only")
     name, args, kwargs = description.get("class"), description.get("args", []), description.get("kwargs", {})
     if not isinstance(args, list) or not isinstance(kwargs, dict) or "rng" in kwargs:
-        raise ModelError(f"{name!r} has args {args!r} and kwargs {kwargs!r}: expected a list, and a table without rng")
+        raise ModelError(
+            f"{_told(name)} has args {_told(args)} and kwargs {_told(kwargs)}: expected a list, and a table without rng"
+        )
     if not isinstance(name, str) or name not in _CLASSES:
-        nearest = difflib.get_close_matches(str(name), _CLASSES, n=1, cutoff=0.0)[0]
-        raise ModelError(f"unknown module class {name!r}: expected a class of lockstep.nn; did you mean {nearest!r}?")
+        nearest = difflib.get_close_matches(_told(name), _CLASSES, n=1, cutoff=0.0)[0]
+        raise ModelError(
+            f"unknown module class {_told(name)}: expected a class of lockstep.nn; did you mean {nearest!r}?"
+        )
     return _CLASSES[name], args, kwargs

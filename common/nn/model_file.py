@@ -14,6 +14,10 @@ from types import ModuleType
 
 from common.errors import ModelError
 from common.nn.module import Module
+from common.reading import read_regular
+
+#: Bytes of a model's file.
+MOST_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def source_digest(path: str | Path) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MOST_BYTES)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelError(f"model file {str(path)!r} cannot be read: {reason}; expected a file of Python") from error

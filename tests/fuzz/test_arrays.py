@@ -152,6 +152,7 @@ def test_idx(cases: int, file: Path) -> None:
 IDX_BOMBS = {
     "a product that overflows": idx_of(2**32 - 1, 2**32 - 1, 2**32 - 1),
     "a product that overflows to zero": idx_of(2**31, 2**31, 4),
+    "nothing, of great sizes": idx_of(0, 2**32 - 1, 2**32 - 1),
     "more than there is": idx_of(2**10, 2**10, 2**10, data=bytes(100)),
     "a bomb that claims little": gzip.compress(idx_of(1, 1, 1) + bytes(32 * 2**20), mtime=0),
     "a bomb that claims much": gzip.compress(idx_of(2**31 - 1, 1, 1) + bytes(2**20), mtime=0),

@@ -1,0 +1,216 @@
+"""Job files and descriptions of models, damaged or made up: a job or a model comes of them, or a typed error."""
+
+import contextlib
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import nn
+from common.errors import JobError, ModelError, UsageError
+from common.job import Job
+from common.nn.described_size import values_of
+from common.nn.description import build, describe
+from common.nn.model_file import load_model, source_digest
+from lockstep.job_file import read_values, resolve, to_toml
+from lockstep.launch import Launch
+from tests.fuzz.bar import amounts, examine, timed
+from tests.fuzz.mutation import damaged, tokens_of
+from tests.fuzz.tape import Tape
+from tests.fuzz.wire import ODD
+
+
+@pytest.fixture
+def file(folder: Path) -> Path:
+    return folder / "job.toml"
+
+
+TOMLS = [
+    to_toml(Job(), Launch()),
+    to_toml(Job(model={"class": "Linear", "args": [2, 3]}, clip_norm=0.5, steps=7), Launch(workers=3)),
+    'model = "mlp"\nlr = 0.1\nepochs = 2 # a comment\n[table]\nx = 1979-05-27T07:32:00Z\n',
+]
+
+#: Values of TOML that belong nowhere, or almost nowhere.
+ODD_TOML = (
+    "inf",
+    "-nan",
+    "1e999",
+    "-0.0",
+    "0x" + "f" * 40,
+    "9" * 25,
+    "9" * 5000,
+    "2" * 400,
+    "true",
+    '""',
+    '"\\u0000\\u001b[2J"',
+    '"' + "x" * 3000 + '"',
+    "'''\n'''",
+    "[]",
+    "[[],[[]]]",
+    "{}",
+    '{ class = "Linear", args = [1099511627776, 1099511627776] }',
+    "1979-05-27",
+    "[" * 2000,
+    "{a=" * 2000,
+)
+
+
+def odd_toml(tape: Tape) -> bytes:
+    text = tape.choose(TOMLS)
+    if tape.happens(3):
+        return damaged(tape, text.encode(), [other.encode() for other in TOMLS])
+    lines = text.split("\n")
+    for _ in range(1 + tape.below(3)):
+        at = tape.below(len(lines))
+        key, equals, value = lines[at].partition("=")
+        match tape.below(5):
+            case 0:
+                lines[at] = f"{tape.choose(lines).partition('=')[0]}={value}"
+            case 1:
+                tokens = tokens_of(key or "x")
+                tokens[tape.below(len(tokens))] = tape.choose(("", ".", '"\\u0000"', "__class__", "x" * 3000, "é"))
+                lines[at] = "".join(tokens) + equals + value
+            case _:
+                lines[at] = f"{key or 'more'} = {tape.choose(ODD_TOML)}"
+    return "\n".join(lines).encode()
+
+
+@amounts("job files")
+def test_job_files(cases: int, file: Path) -> None:
+    def check(contents: bytes) -> None:
+        file.write_bytes(contents)
+        try:
+            job, launch = resolve(read_values(file), {}, Launch())
+        except JobError as error:
+            told = str(error)
+        else:
+            assert resolve(tomllib.loads(to_toml(job, launch)), {}, Launch()) == (job, launch)
+            return
+        assert len(told) < 2500
+        assert told.isprintable()
+
+    examine(cases, odd_toml, check)
+
+
+JOB_BOMBS = {
+    "lists in lists": b"model = " + b"[" * 30_000,
+    "tables in tables": b"model = " + b"{a=" * 15_000,
+    "keys in keys": b"a." * 15_000 + b"b = 1",
+    "a number of very many digits": b"seed = " + b"9" * 60_000,
+    "no text": b"\xff\xfe",
+    "a file of a megabyte": b"# " + b"x" * 2**20,
+    "a text of very many quotes": b'model = """' + b'""' * 30_000,
+}
+
+
+@pytest.mark.parametrize("contents", JOB_BOMBS.values(), ids=list(JOB_BOMBS))
+def test_a_job_file_that_is_none_is_refused(contents: bytes, file: Path) -> None:
+    file.write_bytes(contents)
+
+    def explode() -> None:
+        with pytest.raises(JobError):
+            resolve(read_values(file), {}, Launch())
+
+    timed(explode)
+
+
+# Descriptions
+
+NETS = [
+    nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, 3)),
+    nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.MaxPool2d(2), nn.LayerNorm((2, 2, 2))),
+    nn.ModuleList([nn.Embedding(5, 2), nn.GELU(), nn.AvgPool2d((2, 2))]),
+]
+DESCRIPTIONS = [dict(describe(net)) for net in NETS]
+WORDS = ("Linear", "Conv2d", "Sequential", "Embedding", "LayerNorm", "Dropout", "Parameter", "eval", "", "__class__")
+
+
+def odd_description(tape: Tape) -> Any:
+    """Return a description in which some values are others."""
+
+    def copied(value: Any, depth: int = 0) -> Any:
+        if tape.happens(9):
+            return tape.choose(
+                (*ODD, *WORDS, 2**40, 10**8, math.nan, -1, {"class": tape.choose(WORDS), "args": [3, 3]})
+            )
+        if isinstance(value, dict):
+            pairs = {key: copied(inner, depth + 1) for key, inner in value.items()}
+            if tape.happens(12):
+                pairs[tape.choose(("rng", "class", "more", "in_features", "p"))] = tape.choose(ODD)
+            return pairs
+        if isinstance(value, list):
+            items = [copied(inner, depth + 1) for inner in value]
+            return items * tape.choose((1, 1, 1, 2, 40)) if tape.happens(12) else items
+        return value
+
+    return copied(tape.choose(DESCRIPTIONS))
+
+
+@amounts("descriptions")
+def test_descriptions(cases: int) -> None:
+    def check(description: Any) -> None:
+        with contextlib.suppress(ModelError):
+            build(description, most_values=2**16)
+
+    examine(cases, odd_description, check)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    description: dict[str, Any] = {"class": "Flatten", "args": []}
+    for _ in range(depth):
+        description = {"class": "Sequential", "args": [description]}
+    return description
+
+
+DESCRIPTION_BOMBS: dict[str, Any] = {
+    "very many weights": {"class": "Linear", "args": [2**20, 2**20]},
+    "very many weights in very many layers": {
+        "class": "Sequential",
+        "args": [{"class": "Linear", "args": [2**13, 2**13]}] * 64,
+    },
+    "a kernel without an end": {"class": "Conv2d", "args": [1, 1, [2**20, 2**20]]},
+    "a table without an end": {"class": "Embedding", "args": [2**31, 2**10]},
+    "a norm over all there is": {"class": "LayerNorm", "args": [[2**20, 2**20]]},
+    "modules in modules": nested(1000),
+    "a name without an end": {"class": "x" * 100_000, "args": []},
+    "an argument without an end": {"class": "Linear", "args": ["x" * 100_000]},
+    "a module as a number": {"class": "Linear", "args": [{"class": "Linear", "args": [1, 1]}, 3]},
+    "code": {"class": "Linear", "args": ["__import__('os').system('ls')", 3]},
+    "another class of ours": {"class": "ModelFile", "args": ["/etc/passwd", "f", ""]},
+}
+
+
+@pytest.mark.parametrize("description", DESCRIPTION_BOMBS.values(), ids=list(DESCRIPTION_BOMBS))
+def test_a_description_that_asks_for_too_much_is_refused(description: Any) -> None:
+    def explode() -> None:
+        with pytest.raises(ModelError) as caught:
+            build(description)
+        assert len(str(caught.value)) < 2500
+
+    timed(explode)
+
+
+def test_what_a_layer_holds_is_known_before_it_is_built() -> None:
+    nets = (
+        *NETS,
+        nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm2d(3), nn.PositionalEmbedding(7, 3)),
+        nn.Sequential(nn.MultiheadAttention(8, 2), nn.TransformerEncoderLayer(8, 2, 16)),
+    )
+    for module in (module for net in nets for module in net):
+        description = describe(module)
+        counted = values_of(type(module), description["args"], description["kwargs"])
+        held = sum(values.size for values in module.state_dict().values())
+        assert abs(held - counted) <= 0.25 * counted + 64, f"{module} holds {held}, not {counted}"
+
+
+@pytest.mark.parametrize(
+    "name", ["/dev/zero:build", "/dev/stdin:build", "/:build", "/etc/\0:f", "x" * 5000 + ":f", ":f"]
+)
+def test_a_models_file_is_a_file(name: str) -> None:
+    with pytest.raises(UsageError):
+        load_model(name)
+    with pytest.raises(UsageError):
+        source_digest(name.rpartition(":")[0])
