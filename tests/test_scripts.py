@@ -12,7 +12,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 
-COMMANDS = ("train", "server", "worker", "shard", "test", "check")
+COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks")
 
 #: What is asked of Python itself goes to the real one; `-m venv` and `-m pip` are written down and imitated.
 STUB = """#!/bin/sh
@@ -25,7 +25,7 @@ case "$1 $2" in
     if [ -n "$PIP_TRAP" ]; then trap 'exit 1' INT; kill -INT 0; fi
     if [ -n "$PIP_EXIT" ]; then exit "$PIP_EXIT"; fi
     printf '#!/bin/sh\\necho "$PWD $*"\\nexit 7\\n' >"${0%python}lockstep" && chmod +x "${0%python}lockstep" ;;
-"-m pytest" | "-m ruff" | "-m mypy")
+"-m pytest" | "-m ruff" | "-m mypy" | "-m tests.notebooks")
     echo "$PWD: $*"
     if [ "$2" = "$FAILING" ]; then exit 3; fi ;;
 *)
@@ -226,6 +226,12 @@ def test_all_checks_run_and_one_that_fails_counts(checkout: Checkout, tmp_path: 
     assert clean.stdout.splitlines() == [f"{checkout.root}: -m {tool}" for tool in tools]
     assert clean.stdout == failed.stdout
     assert (clean.returncode, failed.returncode) == (0, 1)
+
+
+def test_notebooks_get_the_tools_and_the_arguments(checkout: Checkout, tmp_path: Path) -> None:
+    done = checkout.run("notebooks", "notebooks/a b.ipynb", cwd=tmp_path)
+    assert done.stdout == f"{checkout.root}: -m tests.notebooks notebooks/a b.ipynb\n"
+    assert "dev" in (checkout.log.read_text(encoding="utf-8").splitlines()[-1])
 
 
 @pytest.mark.slow

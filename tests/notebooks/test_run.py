@@ -1,0 +1,40 @@
+"""Every notebook runs whole, from a clean kernel, its solutions too: what it asserts holds, and no warning is shown."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.notebooks.folder import NOTEBOOKS, Notebook, read
+from tests.notebooks.inspection import complaints
+from tests.notebooks.solutions import with_solutions
+
+pytest.importorskip("nbclient", reason="notebooks are run by nbclient: pip install 'lockstep[notebook]'")
+pytest.importorskip("ipykernel", reason="notebooks run in ipykernel: pip install 'lockstep[notebook]'")
+pytest.importorskip("matplotlib", reason="notebooks draw with matplotlib: pip install 'lockstep[notebook]'")
+
+from nbclient.exceptions import CellExecutionError
+
+from tests.notebooks.execution import executed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_whole(path: Path) -> None:
+    assert complaints(executed(with_solutions(read(path)))) == []
+
+
+def notebook_of(*sources: str) -> Notebook:
+    blank = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
+    cells = [{**blank, "id": f"cell-{number}", "source": text} for number, text in enumerate(sources)]
+    return {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def test_assertion_that_fails_stops_the_run() -> None:
+    with pytest.raises(CellExecutionError, match="accuracy = 0"):
+        executed(notebook_of("accuracy = 0.5", "assert accuracy > 0.9, f'{accuracy = }'"))
+
+
+def test_warning_is_complained_about() -> None:
+    assert [
+        "cell 1 of code: wrote to standard error" in complaint or "shows a warning" in complaint
+        for complaint in complaints(executed(notebook_of("import numpy as np\nnp.log(np.zeros(1))")))
+    ] == [True, True, True]
