@@ -1,0 +1,110 @@
+"""deploy/slurm.sbatch: the script itself, under stand-ins for `srun` and `scontrol` that do what it relies on."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lockstep.main import run
+from tests.architecture.source import ROOT
+from tests.deploy.stand_in import Machine, digest
+from tests.system.processes import PATIENCE_S
+
+SCRIPT = ROOT / "deploy" / "slurm.sbatch"
+
+#: Starts the tasks of a step as Slurm does: each by its variables; signals are passed on, the worst code is returned.
+SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys
+words = [word for word in sys.argv[1:] if not word.startswith("--kill-on-bad-exit")]
+assert len(words) == len(sys.argv) - 2
+tasks = [
+    subprocess.Popen(words, env={{**os.environ, "SLURM_PROCID": str(rank), "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": os.environ["SLURM_NTASKS"], "SLURM_STEP_NODELIST": os.environ["SLURM_JOB_NODELIST"]}})
+    for rank in range(int(os.environ["SLURM_NTASKS"]))
+]
+signal.signal(signal.SIGTERM, lambda number, frame: [task.send_signal(number) for task in tasks])
+sys.exit(max(task.wait() % 256 for task in tasks))
+"""
+
+SCONTROL = '#!/bin/sh\necho "$@" >> scontrol.txt\n'
+
+JOB = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--epochs", "1500")
+
+
+def directives() -> dict[str, str]:
+    """Return what the script asks of Slurm."""
+    found = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+    return dict(found)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    machine = Machine(tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    assert run(["keys", "create", "keys"]) == 0
+    with machine.exits:
+        yield machine
+
+
+def slurm(machine: Machine) -> dict[str, str]:
+    """Return what Slurm sets for a batch script of two tasks on one node, which is this one."""
+    # A job's number makes its port: another one for each test.
+    job = {"SLURM_JOB_ID": machine.free_port(), "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost"}
+    return {**job, "SLURM_SUBMIT_DIR": str(machine.folder)}
+
+
+def wait_for(machine: Machine, text: str, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until the script has printed a text."""
+    while text not in machine.said(process):
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        raise AssertionError(f"ended without {text!r}: {machine.said(process)}")
+
+
+def test_it_asks_for_what_it_relies_on() -> None:
+    asked = directives()
+    assert "requeue" in asked
+    to, _, before_s = asked["signal"].partition("@")
+    assert to == "B:USR1"  # to the script alone: the tasks get their signal from it
+    assert int(before_s) >= 30
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", asked["time"])
+
+
+def test_it_trains_with_keys(machine: Machine) -> None:
+    environ = slurm(machine)
+    script = machine.start(["bash", str(SCRIPT), *JOB[:-2], "--steps", "8"], environ)
+    assert script.wait(PATIENCE_S) == 0, machine.said(script)
+    assert run(["train", *JOB[:-2], "--steps", "8", "--workers", "0", "--run-dir", "alone"]) == 0
+    assert digest(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest(Path("alone"))
+    assert not Path("scontrol.txt").exists()
+
+
+def test_out_of_time_it_takes_a_checkpoint_and_goes_on_after_a_requeue(machine: Machine) -> None:
+    environ = slurm(machine)
+    first = machine.start(["bash", str(SCRIPT), *JOB], environ)
+    wait_for(machine, "epoch 2/", first)
+    first.send_signal(signal.SIGUSR1)
+    assert first.wait(PATIENCE_S) == 0, machine.said(first)
+    assert Path("scontrol.txt").read_text() == f"requeue {environ['SLURM_JOB_ID']}\n"
+    second = machine.start(["bash", str(SCRIPT), *JOB], environ)
+    assert second.wait(PATIENCE_S) == 0, machine.said(second)
+    assert "goes on after step " in machine.said(second)
+    assert run(["train", *JOB, "--workers", "0", "--run-dir", "alone"]) == 0
+    assert digest(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest(Path("alone"))
+
+
+def test_a_wrong_job_ends_with_its_code_and_is_not_requeued(machine: Machine) -> None:
+    script = machine.start(["bash", str(SCRIPT), "--model", "mlpp"], {**slurm(machine), "SLURM_NTASKS": "1"})
+    assert script.wait(PATIENCE_S) == 2
+    assert "model = 'mlpp' is not known" in machine.said(script)
+    assert not Path("scontrol.txt").exists()
