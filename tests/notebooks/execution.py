@@ -23,10 +23,10 @@ def executed(notebook: Notebook) -> Notebook:
     """
     # The first use on a machine makes a cache of fonts, and would say so among the outputs.
     font_manager.get_font_names()
-    run = nbformat.reads(json.dumps(notebook), as_version=4)
+    run = nbformat.reads(json.dumps(notebook), as_version=4)  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory(prefix="lab-") as folder:
         _execute(run, Path(folder))
-    result: Notebook = json.loads(nbformat.writes(run))
+    result: Notebook = json.loads(nbformat.writes(run))  # type: ignore[no-untyped-call]
     return result
 
 

@@ -1,6 +1,7 @@
 """Every notebook runs whole, from a clean kernel, its solutions too: what it asserts holds, and no warning is shown."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_runs_whole(path: Path) -> None:
 
 
 def notebook_of(*sources: str) -> Notebook:
-    blank = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
+    blank: dict[str, Any] = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     cells = [{**blank, "id": f"cell-{number}", "source": text} for number, text in enumerate(sources)]
     return {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
