@@ -20,6 +20,7 @@ from lockstep.ground import HERE, JOB_FILE, Attended, Ground, Observer
 from lockstep.job_file import to_toml
 from lockstep.launch import Launch
 from lockstep.posts import Posts
+from lockstep.process_log import keep_logs
 from lockstep.restarts import Restarts
 from lockstep.run_dir import has_begun
 from lockstep.signals import uninterrupted
@@ -252,8 +253,7 @@ class Cluster:
     def _keep_logs(self) -> None:
         """Move the logs into the folder of a run that has begun, and remove our own."""
         if has_begun(self.run_dir):
-            for log in self.folder.glob("*.log"):
-                shutil.move(log, self.run_dir / log.name)
+            keep_logs(self.folder, self.run_dir)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

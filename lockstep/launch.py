@@ -46,7 +46,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(
             ge=0.0,
             le=1.0,
-            description="share of the micro-batches that another worker computes again, to compare the bits: 1% or 0.01",
+            description="share of the micro-batches that another worker computes again, to compare bits: 1% or 0.01",
         ),
     ] = 0.0
     checkpoint_keep: Annotated[

@@ -1,7 +1,13 @@
 """What a process that we started has said, as a file that grows: its news, and its last words."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.clock import wall_time
+
+#: How the names of logs end.
+LOG = ".log"
 
 #: What `lockstep` prints before the text of an error, at the start of a line.
 ERROR_MARK = "error: "
@@ -54,3 +60,15 @@ class ProcessLog:
 
     def _text(self) -> str:
         return self.path.read_bytes()[self.begin :].decode("utf-8", "replace")
+
+
+def keep_logs(folder: Path, run: Path) -> None:
+    """Move the logs in a folder into a run's, where they are added to those of the run's earlier parts."""
+    for log in sorted(folder.glob(f"*{LOG}")):
+        target = run / log.name
+        has_earlier = target.exists() and target.stat().st_size > 0
+        with target.open("ab") as file, log.open("rb") as words:
+            if has_earlier:
+                file.write(f"--- the run was gone on with, until {wall_time()} ---\n".encode())
+            shutil.copyfileobj(words, file)
+        log.unlink()

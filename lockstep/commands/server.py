@@ -93,7 +93,7 @@ def server(
     lease_timeout_s, allows_mixed = values.pop("lease_timeout"), values.pop("allow_mixed_numerics")
     given = {key: value for key, value in values.items() if value is not None}
     listening = Listening(bind, lock_of(keys, supervised, is_insecure=insecure), insecure)
-    with held(supervised) if supervised else nullcontext():
+    with held(supervised, resume or run_dir) if supervised else nullcontext():
         if supervised:
             resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
             folder = resume or run_dir

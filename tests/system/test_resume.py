@@ -139,3 +139,31 @@ def test_verify_follows_a_run_that_was_stopped(place: Place, calm: dict[str, Any
     assert (code, error) == (0, "")
     assert "the same bits: steps 0 to 71, the losses of 288 micro-batches" in out
     assert out.startswith("gone on with after step ")
+
+
+def steps_in(place: Place) -> list[int]:
+    """Return the steps of which there are figures, in order."""
+    lines = map(json.loads, (place.folder / "run" / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if line["kind"] == "step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_logs_and_figures_of_all_parts_are_kept(place: Place, number: signal.Signals) -> None:
+    process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run")
+    process.line_with("epoch 3/24")
+    process.send(number)
+    assert process.end(GONE_S)[0] == (130 if number is signal.SIGINT else -number)
+    assert place.is_empty(GONE_S)
+    before = {path.name: path.read_text() for path in (place.folder / "run").glob("*.log")}
+    assert before.keys() == {"server.log", "worker-0.log", "worker-1.log"}
+    figures = (place.folder / "run" / "metrics.jsonl").read_text()
+    resumed(place, 2)
+    for name, words in before.items():
+        both = (place.folder / "run" / name).read_text()
+        assert both.startswith(words)
+        assert "--- the run was gone on with, until " in both
+        assert both.count("joined run run as worker" if "worker" in name else " joined\n") >= 2
+    assert steps_in(place) == list(range(72))
+    # What was there stays as it was, but for the end and what came after the checkpoint.
+    kept = (place.folder / "run" / "metrics.jsonl").read_text()
+    assert kept[: len(figures) // 2] == figures[: len(figures) // 2]
