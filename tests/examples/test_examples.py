@@ -1,0 +1,151 @@
+"""The examples, each in a short form: their data can be made, their jobs are sound, and they learn."""
+
+import runpy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.data.source import load
+from common.nn.description import build
+from lockstep import Run, fit
+from lockstep.doctor.consultation import examine_job
+from lockstep.job_file import read_values, resolve
+from lockstep.launch import Launch
+from tests.architecture.source import ROOT
+
+EXAMPLES = ROOT / "examples"
+JOBS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.toml"))
+
+#: What language/data.py says of its text: the nats of a character of which only its share is known.
+UNIGRAM = 3.1509
+
+
+@cache
+def script(name: str) -> dict[str, Any]:
+    """Return what a script of the examples defines, without running it as a program."""
+    return runpy.run_path(str(EXAMPLES / name))
+
+
+@pytest.fixture(scope="module")
+def characters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The arrays that language/data.py writes."""
+    path = tmp_path_factory.mktemp("text") / "characters.npz"
+    script("language/data.py")["main"](path)
+    return path
+
+
+@pytest.fixture
+def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in a job are those of the folder in which it is started."""
+    monkeypatch.chdir(ROOT)
+
+
+def values_of(name: str, characters: Path) -> dict[str, Any]:
+    values = read_values(EXAMPLES / name)
+    return values | {"data": str(characters)} if name.startswith("language") else values
+
+
+def train(name: str, characters: Path, folder: Path, **changed: Any) -> Run:
+    values = values_of(name, characters) | {"workers": 0} | changed
+    model = values.pop("model")
+    return fit(model if isinstance(model, str) else build(model), run_dir=folder / "run", verbose=False, **values)
+
+
+@pytest.mark.usefixtures("in_root")
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_gives_no_alarm(name: str, characters: Path) -> None:
+    job, _ = resolve(values_of(name, characters), {}, Launch())
+    found = examine_job(job, 2)
+    # Two workers are too many for the smallest, on some machines.
+    assert [finding for finding in found.findings if finding.kind != "workers"] == [], found
+
+
+def test_every_example_is_told_of() -> None:
+    told = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    files = [*JOBS, *(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py"))]
+    assert [name for name in files if name not in told] == []
+
+
+def test_the_shipped_jobs_are_those_of_the_examples() -> None:
+    shipped = ROOT / "lockstep" / "jobs"
+    for path in shipped.glob("*.toml"):
+        assert path.read_text(encoding="utf-8") == (EXAMPLES / path.name).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("in_root")
+def test_the_regression_explains_nearly_what_can_be(characters: Path, tmp_path: Path) -> None:
+    run = train("regression/job.toml", characters, tmp_path, epochs=4)
+    with np.load(EXAMPLES / "regression" / "friedman.npz") as arrays:
+        noise = float(arrays["target_deviation"]) ** -2
+    assert 0.9 < run.test_r2 < 1 - noise
+    assert run.history[-1].test_loss == run.result.test_loss > noise
+
+
+def test_the_regressions_file_is_what_its_script_draws(tmp_path: Path) -> None:
+    script("regression/data.py")["main"](tmp_path / "again.npz")
+    assert load(str(tmp_path / "again.npz")).digest == load(str(EXAMPLES / "regression" / "friedman.npz")).digest
+
+
+@pytest.mark.usefixtures("in_root")
+def test_the_language_model_knows_more_than_how_often_characters_occur(characters: Path, tmp_path: Path) -> None:
+    run = train("language/job.toml", characters, tmp_path, steps=40)
+    assert run.result.test_loss < UNIGRAM - 0.15
+    with np.load(characters) as arrays:
+        alphabet = arrays["alphabet"]
+    write_on = script("language/sample.py")["write_on"]
+    tokens = np.array([5, 6, 7])
+    written = [write_on(run.model, tokens, 80, 64, 1.0, seed) for seed in (0, 0, 1)]
+    assert all(len(each) == 83 and each.max() < len(alphabet) for each in written)
+    assert written[0].tolist() == written[1].tolist() != written[2].tolist()
+
+
+def test_the_text_is_cut_into_what_follows_each_character(
+    characters: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = load(str(characters))
+    assert data.train.is_tokens
+    assert data.train.classes == 64
+    samples, labels = data.train.images, data.train.labels
+    assert (samples[:, 1:] == labels[:, :-1]).all()
+    assert (samples[1:, 0] == labels[:-1, -1]).all()
+    with np.load(characters) as arrays:
+        start = arrays["alphabet"][samples[0]].tobytes().decode()
+    assert (EXAMPLES / "language" / "devils_dictionary.txt").read_text(encoding="ascii").startswith(start)
+    script("language/data.py")["main"](tmp_path / "again.npz")
+    assert f"costs {UNIGRAM} nats a character" in capsys.readouterr().out
+
+
+def test_a_folder_of_idx_and_an_npz_of_ones_own_give_the_same_weights(tmp_path: Path) -> None:
+    script("own_data.py")["main"](tmp_path / "segments")
+    brief: dict[str, Any] = {"epochs": 4, "lr": 0.05, "workers": 0, "verbose": False}
+    runs = [
+        fit("mlp", tmp_path / name, run_dir=tmp_path / f"run-{name}", **brief) for name in ("segments", "segments.npz")
+    ]
+    assert runs[0].weights_sha256 == runs[1].weights_sha256
+    assert runs[0].test_accuracy > 0.9
+
+
+@pytest.mark.usefixtures("in_root")
+def test_the_net_with_batchnorm_learns(characters: Path, tmp_path: Path) -> None:
+    mnist = load("mnist").train
+    x, y = mnist.images[:, 0], mnist.labels
+    data = tmp_path / "some.npz"
+    np.savez(data, x_train=x[:1200], y_train=y[:1200], x_test=x[-300:], y_test=y[-300:])
+    run = train("batchnorm_cnn.toml", characters, tmp_path, data=str(data), epochs=2, global_batch=60)
+    assert run.test_accuracy > 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_root")
+def test_the_net_with_batchnorm_passes_993(characters: Path, tmp_path: Path) -> None:
+    assert train("batchnorm_cnn.toml", characters, tmp_path, workers=2).test_accuracy >= 0.993
+
+
+@pytest.mark.slow
+def test_the_script_trains(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script("fit_mnist.py")["main"]()
+    assert "test accuracy 9" in capsys.readouterr().out
