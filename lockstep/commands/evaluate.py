@@ -10,8 +10,10 @@ from rich.console import Console
 from common.layout import weights_digest
 from common.score import score_of
 from lockstep.assessment import Assessment, assess
+from lockstep.commands.run_options import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.confusion import figures_lines, matrix_lines
 from lockstep.display import print_plainly
+from lockstep.kept_weights import Moment
 from lockstep.regression import figures_lines as target_lines
 from lockstep.trained import open_trained
 
@@ -19,8 +21,10 @@ from lockstep.trained import open_trained
 @click.command(short_help="Evaluate a finished run on a test set.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data", help="test on this data instead: a folder of IDX files, or an .npz")
+@CHECKPOINT_OPTION
+@BEST_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
-def evaluate(run: Path, data: str | None, as_json: bool) -> None:
+def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None:
     """Evaluate the weights in the folder RUN on its test set, or on another: in all, and class by class.
 
     Precision is the share of samples taken for a class that are of it; recall the share of its own samples that are
@@ -29,8 +33,9 @@ def evaluate(run: Path, data: str | None, as_json: bool) -> None:
     \b
       lockstep evaluate runs/20261124-231714-lenet
       lockstep evaluate runs/20261124-231714-lenet --data my_digits.npz
+      lockstep evaluate runs/20261124-231714-lenet --best
     """
-    trained = open_trained(run)
+    trained = open_trained(run, moment)
     tested = assess(trained, data)
     dataset = data or trained.job.data
     if as_json:

@@ -5,7 +5,9 @@ from typing import get_args
 
 import click
 
+from lockstep.commands.run_options import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.export.formats import Exporter, Format
+from lockstep.kept_weights import Moment
 from lockstep.trained import open_trained
 
 FORMATS = get_args(Format)
@@ -14,8 +16,10 @@ FORMATS = get_args(Format)
 @click.command(short_help="Write a trained model for others.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(path_type=Path))
+@CHECKPOINT_OPTION
+@BEST_OPTION
 @click.option("--to", "to", type=click.Choice(FORMATS), help="the format  [as the file's name ends]")
-def export(run: Path, file: Path, to: Format | None) -> None:
+def export(run: Path, file: Path, moment: Moment, to: Format | None) -> None:
     """Write the weights in the folder RUN to FILE.
 
     \b
@@ -36,5 +40,5 @@ def export(run: Path, file: Path, to: Format | None) -> None:
         raise click.UsageError(
             f"{str(file)!r} ends in none of {', '.join(FORMATS)}: say which by --to", click.get_current_context()
         )
-    Exporter(open_trained(run), file).write(chosen)
+    Exporter(open_trained(run, moment), file).write(chosen)
     click.echo(f"wrote {file}, {file.stat().st_size:,} bytes")

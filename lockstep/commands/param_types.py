@@ -5,6 +5,8 @@ import re
 
 import click
 
+from lockstep.kept_weights import Moment
+
 
 def seconds(text: str) -> float:
     """Return a time, finite and at least a tenth: click's own range lets `nan` through. Raises BadParameter."""
@@ -27,6 +29,15 @@ def share(text: str) -> float:
     if rest or not 0.0 <= part <= 1.0:
         raise click.BadParameter(f"{text!r} is no share: expected 0% to 100%, or a number from 0 to 1")
     return part
+
+
+def moment(text: str) -> Moment:
+    """Return which of a run's weights `last`, `best` or a number of steps names. Raises BadParameter."""
+    if text == "last" or text == "best":
+        return text
+    if re.fullmatch(r"[0-9]{1,18}", text):
+        return int(text)
+    raise click.BadParameter(f"{text!r} names no weights: expected last, best, or a number of steps, as 400")
 
 
 def number_range(text: str) -> range:

@@ -9,8 +9,10 @@ from rich.console import Console
 
 from common.autograd.primitives.primitive import Array
 from common.errors import DataError
+from lockstep.commands.run_options import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.display import print_plainly
 from lockstep.extras import demand
+from lockstep.kept_weights import Moment
 from lockstep.recognition.recognizer import Recognizer
 from lockstep.trained import open_trained
 
@@ -24,9 +26,11 @@ WIDTH, MOST_NAME = 80, 36
 @click.command(short_help="Tell what pictures show.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@CHECKPOINT_OPTION
+@BEST_OPTION
 @click.option("--no-center", is_flag=True, help="only bring pictures to the size of the samples, as they are")
 @click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, a line for each picture")
-def predict(run: Path, pictures: tuple[Path, ...], no_center: bool, as_json: bool) -> None:
+def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool) -> None:
     """Tell what the model in the folder RUN takes PICTURES for, with its probabilities.
 
     Pictures may be of any size and of any format that Pillow reads. For a model of images of 28 by 28, as MNIST's, a
@@ -41,7 +45,7 @@ def predict(run: Path, pictures: tuple[Path, ...], no_center: bool, as_json: boo
     # Here, as the extra may be missing where nobody predicts.
     from lockstep.recognition.picture_file import read_picture
 
-    recognizer = Recognizer.of(open_trained(run), centres=not no_center)
+    recognizer = Recognizer.of(open_trained(run, moment), centres=not no_center)
     console = Console(highlight=False)
     for path in pictures:
         picture = read_picture(path)

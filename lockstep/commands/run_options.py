@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.commands.param_types import seconds
+from lockstep.commands.param_types import moment, seconds
 
 JOB_OPTION = click.option(
     "--job",
@@ -52,3 +52,12 @@ CHAOS_SEED_OPTION = click.option(
     metavar="INT",
     help="what the moments of --chaos are drawn from  [0]",
 )
+CHECKPOINT_OPTION = click.option(
+    "--checkpoint",
+    "moment",
+    type=moment,
+    metavar="WHICH",
+    default="last",
+    help="which weights: last, best (of all epochs), or those after so many steps  [last]",
+)
+BEST_OPTION = click.option("--best", "moment", flag_value="best", type=moment, help="the same as --checkpoint best")
