@@ -74,8 +74,11 @@ class RateTest:
 
     @property
     def suggestion(self) -> float:
-        """A rate to train with: a tenth of `at_minimum`, as fastai's `minimum`, which leaves a margin."""
-        return self.at_minimum / 10
+        """A rate to train with, which leaves a margin: a tenth of `at_minimum`, or `steepest` where that is less.
+
+        fastai has both. A model that learns its few samples by heart within the test has no minimum that tells anything.
+        """
+        return min(self.at_minimum / 10, self.steepest)
 
     @property
     def _lowest(self) -> int:

@@ -1,0 +1,129 @@
+"""Callbacks, early stopping and a model of one's own, over real processes: the bits of one process."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import CallbackError
+from common.messages import EpochStatus
+from lockstep import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, fit, resume
+from lockstep.callbacks import Training
+from ps.ledger import WorkerIn, read_lines
+from ps.run_folder import LEDGER
+from tests.lockstep.cells import zoo
+from tests.lockstep.tiny_data import tiny_arrays
+
+BRIEF: dict[str, Any] = {
+    "epochs": 4,
+    "global_batch": 32,
+    "micro_batches": 4,
+    "lr": 0.02,
+    "schedule": "constant",
+    "verbose": False,
+}
+
+
+class Stopper(Callback):
+    """Stops after an epoch, and keeps what it was told."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.told = after, list[tuple[int, float]]()
+
+    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+        self.told.append((epoch.epoch, epoch.test_loss))
+        if epoch.epoch == self.after:
+            training.stop()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_callback_stops_any_number_of_workers_at_the_same_step(tmp_path: Path, workers: int) -> None:
+    runs, stoppers = [], []
+    for count in (0, workers):
+        stopper, files = Stopper(after=3), ModelCheckpoint(tmp_path / str(count) / "{epoch}.safetensors")
+        run = fit(
+            "linear",
+            tiny_arrays(),
+            run_dir=tmp_path / f"run-{count}",
+            workers=count,
+            callbacks=[stopper, files],
+            **BRIEF,
+        )
+        runs.append(run)
+        stoppers.append(stopper.told)
+    assert runs[0].weights_sha256 == runs[1].weights_sha256
+    assert stoppers[0] == stoppers[1] == [(epoch.epoch, epoch.test_loss) for epoch in runs[0].history]
+    assert (runs[1].result.steps, runs[1].result.stopped) == (15, "a callback stopped it after epoch 3")
+    for name in ("1", "2", "3"):
+        alone, shared = (tmp_path / str(count) / f"{name}.safetensors" for count in (0, workers))
+        assert alone.read_bytes() == shared.read_bytes()
+
+
+def test_two_servers_and_two_workers_pause_too(tmp_path: Path) -> None:
+    runs = [
+        fit(
+            "mlp",
+            tiny_arrays(),
+            run_dir=tmp_path / str(workers),
+            callbacks=[Stopper(after=2)],
+            workers=workers,
+            servers=servers,
+            **BRIEF,
+        )
+        for workers, servers in ((0, 1), (2, 2))
+    ]
+    assert runs[0].weights_sha256 == runs[1].weights_sha256
+    assert len(runs[1].history) == 2
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_class_of_ones_own_stops_early_with_the_bits_of_one_process(tmp_path: Path, workers: int) -> None:
+    stopping = EarlyStopping(patience=1, min_delta=0.2, restore_best=True)
+    runs = [
+        fit(
+            zoo.Net(),
+            tiny_arrays(),
+            run_dir=tmp_path / str(count),
+            workers=count,
+            validation_split=0.2,
+            callbacks=[stopping],
+            **{**BRIEF, "epochs": 30},
+        )
+        for count in (0, workers)
+    ]
+    assert runs[0].weights_sha256 == runs[1].weights_sha256
+    assert len(runs[1].history) == len(runs[0].history) < 30
+    assert runs[1].result.weights_epoch == len(runs[1].history) - 1
+
+
+def test_what_a_callback_raises_ends_all_processes(tmp_path: Path) -> None:
+    def fail(training: Training, epoch: EpochStatus) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(CallbackError):
+        fit(
+            "linear", tiny_arrays(), run_dir=tmp_path, workers=2, callbacks=[LambdaCallback(on_epoch_end=fail)], **BRIEF
+        )
+    lines = read_lines((tmp_path / LEDGER).read_bytes(), LEDGER)
+    pids = [line.pid for line in lines if isinstance(line, WorkerIn)]
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    calm = fit("linear", tiny_arrays(), run_dir=tmp_path / "calm", workers=0, **BRIEF)
+    assert resume(tmp_path, workers=1, verbose=False).weights_sha256 == calm.weights_sha256
+
+
+def test_a_worker_killed_in_a_pause_costs_nothing(tmp_path: Path) -> None:
+    def kill(training: Training, epoch: EpochStatus) -> None:
+        if epoch.epoch == 2:
+            lines = read_lines((training.folder / LEDGER).read_bytes(), LEDGER)
+            os.kill(next(line.pid for line in lines if isinstance(line, WorkerIn)), signal.SIGKILL)
+
+    run = fit(
+        "linear", tiny_arrays(), run_dir=tmp_path, workers=2, callbacks=[LambdaCallback(on_epoch_end=kill)], **BRIEF
+    )
+    calm = fit("linear", tiny_arrays(), run_dir=tmp_path / "calm", workers=0, **BRIEF)
+    assert run.weights_sha256 == calm.weights_sha256
