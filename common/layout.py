@@ -52,6 +52,11 @@ class ParameterLayout:
         """Number of values in all."""
         return self.parameter_size + sum(entry.size for entry in self.statistics)
 
+    def name_at(self, place: int) -> str:
+        """Return whose value stands at a place of the vector."""
+        entries = (*self.parameters, *self.statistics)
+        return next(entry.name for entry in entries if place < entry.offset + entry.size)
+
     def digest(self) -> str:
         """Return the SHA-256 over names, shapes and offsets, in hex."""
         text = "\n".join(

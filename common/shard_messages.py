@@ -87,6 +87,8 @@ class Updated(Message, frozen=True, kw_only=True, tag="updated"):
     #: Bytes of messages with sums that came from workers, and with weights that went to them, since the last update.
     sums_bytes: Count = 0
     weights_bytes: Count = 0
+    #: Whether they all are numbers.
+    is_finite: bool = True
 
 
 class Lost(Message, frozen=True, kw_only=True, tag="lost"):

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.clock import Clock
 from common.errors import DivergedError, LockstepError, PieceError, RunError
@@ -12,6 +12,7 @@ from common.reduction import Node
 from common.tally import pack_losses
 from lockstep.lone_trainer import LoneTrainer
 from ps.divergence import diverged_text
+from ps.effects import UpdateWeights
 from ps.keeper import Keeper
 from ps.ledger import Account
 from ps.mark import mark_after
@@ -23,7 +24,9 @@ from ps.progress import Progress
 from ps.recorder import Recorder
 from ps.report import status_of
 from ps.resuming import Resumption, beginning
+from ps.roster import Roster
 from ps.run_folder import RunResult
+from ps.spoilt import Spoilt, SpoiltError
 from worker.compute import NotFiniteError
 
 
@@ -43,6 +46,10 @@ class SerialRun:
     is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     #: Seconds spent in computing gradients.
     compute_s: float = 0.0
+    spoilt: Spoilt = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spoilt = Spoilt(self.opening.layout)
 
     def train(self) -> RunResult:
         """Train to the end; `DivergedError` where a loss is not finite, `PieceError` where the model raises."""
@@ -55,7 +62,9 @@ class SerialRun:
                 progress.begin_round(self.clock.now())
                 self._round(at, trainer, progress)
                 then = following(opening.facts, at, progress.history)
-                if self.keeper is not None and then is not None:
+                if self.spoilt.text and then is None:
+                    raise SpoiltError(self.spoilt.text)
+                if self.keeper is not None and then is not None and not self.spoilt.text:
                     self.keeper.look(opening.shard, progress, self.compute_s)
                 phase = Phase.FINISHED if then is None else Phase.TRAINING
                 self.watch(status_of(opening.facts, progress, phase, then or at, self.clock.now(), []))
@@ -68,7 +77,7 @@ class SerialRun:
             raise
         except Exception as error:
             assert at is not None
-            if not isinstance(error, NotFiniteError):
+            if not isinstance(error, NotFiniteError | SpoiltError):
                 self._keep(progress)
             raise self._failure(at, error) from error
         finally:
@@ -96,6 +105,8 @@ class SerialRun:
                 self.recorder.epoch(epoch, self.opening.shard.weights)
             return
         done = trainer.sums(at.step)
+        if self.spoilt.text:
+            raise SpoiltError(self.spoilt.text)
         account = Account(at.pieces)
         account.share(Node(0, at.pieces), 0, pack_losses(trainer.compute.losses))
         with held_back():
@@ -104,6 +115,8 @@ class SerialRun:
             self.recorder.step(at.step, done.tally, update.rate, update.update_s, progress.last_step)
             self.recorder.account(at.step, account, mark_after(at.step, self.opening.shard.weights))
             self.compute_s += done.compute_s
+        made = UpdateWeights(step=at.step, tally=done.tally, account=account)
+        self.spoilt.look(made, self.opening.shard, Roster())
 
     def _keep(self, progress: Progress) -> None:
         """Keep what the run has come to."""
@@ -113,8 +126,10 @@ class SerialRun:
     def _failure(self, at: Round, error: Exception) -> RunError:
         """Keep the last good weights; return what a person is told, as they would be of a worker's exception."""
         shard = self.opening.shard
-        if isinstance(error, NotFiniteError):
-            failure = diverged_text(at.work, at.step, error.piece, error.layer)
+        if isinstance(error, NotFiniteError | SpoiltError):
+            failure = str(error)
+            if isinstance(error, NotFiniteError):
+                failure = diverged_text(at.work, at.step, error.piece, error.layer)
             self.recorder.fail(failure, *shard.before_last())
             return DivergedError(failure)
         failure = f"step {at.step} raised:\n{traceback.format_exc()}"

@@ -128,6 +128,8 @@ class Coordinator:
                 return self._go_on() + self._serve_all(now) if event.step == self.round.step else []
             case events.ServerLost():
                 return self._fail(event.text, may_go_on=True)
+            case events.WeightsSpoilt():
+                return self._fail(event.text, is_diverged=True)
             case events.TimePassed():
                 return self._time_passed(now)
             case events.Interrupted():

@@ -1,15 +1,21 @@
 """What a person is told when a loss is not finite. Pure."""
 
+from collections.abc import Sequence
+
 from common.messages import Work
+from common.reduction import Node
 from ps.plan import EVALUATIONS
 
-#: What tells that text from others.
-_MARK = "is not finite; first seen in layer"
+#: What tells those texts from others.
+_MARK, _SPOILT = "is not finite; first seen in layer", "are not finite, and no loss tells of it"
+
+#: Shares of a step that are listed.
+MOST_SHARES = 16
 
 
 def is_divergence(text: str) -> bool:
-    """Tell whether a failure is that of a loss which is not finite."""
-    return _MARK in text
+    """Tell whether a failure is that of a loss, or of weights, which are not finite."""
+    return _MARK in text or _SPOILT in text
 
 
 def diverged_text(work: Work, step: int, piece: int, layer: str) -> str:
@@ -18,4 +24,19 @@ def diverged_text(work: Work, step: int, piece: int, layer: str) -> str:
     return (
         f"the loss of step {step}, {what} {piece}, {_MARK} {layer}: "
         "lower the learning rate, warm it up or clip the gradient (--lr, --warmup-steps, --clip-norm)"
+    )
+
+
+def spoilt_text(step: int, parameter: str, shares: Sequence[tuple[int, int, str]]) -> str:
+    """Return which weights it is, whose sums led to them, and how to tell which of these; `shares` as `(lo, hi, who)`.
+
+    The sums are added up by then: what a piece came to is told by computing it again.
+    """
+    listed = ", ".join(f"{Node(lo, hi)} by {who}" for lo, hi, who in shares[:MOST_SHARES])
+    more = f" and {len(shares) - MOST_SHARES} more" if len(shares) > MOST_SHARES else ""
+    where = f", first of {parameter!r}," if parameter else ""
+    return (
+        f"the weights{where} after step {step} {_SPOILT}: they came of micro-batches {listed}{more}: "
+        f"`lockstep replay RUN --step {step} --micro-batch M` computes one again: where that finds such a gradient, "
+        "lower the learning rate or clip (--lr, --clip-norm); where it finds none, its worker sent something else"
     )

@@ -113,6 +113,13 @@ class ServerLost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsSpoilt:
+    """The weights are not finite, although all losses are."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TimePassed:
     """The deadline came before anything else did."""
 
@@ -137,12 +144,23 @@ Event = (
     | SumsStored
     | StepUpdated
     | ServerLost
+    | WeightsSpoilt
     | TimePassed
     | Interrupted
 )
 
 #: What says nothing of whether a worker is alive.
-NO_SIGN = (TimePassed, Interrupted, WorkerLeft, VerdictGiven, ServersReady, SumsStored, StepUpdated, ServerLost)
+NO_SIGN = (
+    TimePassed,
+    Interrupted,
+    WorkerLeft,
+    VerdictGiven,
+    ServersReady,
+    SumsStored,
+    StepUpdated,
+    ServerLost,
+    WeightsSpoilt,
+)
 
 #: What only a member of the run says.
 FROM_MEMBERS = WorkerPrepared | ResultReceived | PieceFailed | LossDiverged | WorkerAsked

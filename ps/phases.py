@@ -16,6 +16,7 @@ from ps.events import (
     SumsStored,
     TimePassed,
     VerdictGiven,
+    WeightsSpoilt,
     WorkerAdvanced,
     WorkerAsked,
     WorkerJoined,
@@ -169,6 +170,11 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
             Phase.PAUSED,
         )
     },
+    **{(phase, WeightsSpoilt): IGNORED for phase in (Phase.MUSTERING, Phase.GATHERING)},
+    **{
+        (phase, WeightsSpoilt): frozenset({Phase.FAILED})
+        for phase in (Phase.TRAINING, Phase.AUDITING, Phase.UPDATING, Phase.EVALUATING, Phase.PAUSED)
+    },
     # After the end a worker that comes late is told so; whatever else arrives is of no use any more.
     **{
         (phase, event): frozenset({phase}) if event in (WorkerJoined, WorkerAsked, StatusRequested) else IGNORED
@@ -188,6 +194,7 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
             SumsStored,
             StepUpdated,
             ServerLost,
+            WeightsSpoilt,
             TimePassed,
             Interrupted,
         )

@@ -23,6 +23,7 @@ from common.messages import (
     Ready,
     Refused,
     Result,
+    SamplesAsked,
     ServerMessage,
     StatusAsked,
     Verdict,
@@ -46,6 +47,8 @@ from ps.recorder import Recorder, carried
 from ps.shard import Shard
 from ps.shards import Shards
 from ps.sharing import Sharing
+from ps.shipping import Shipping
+from ps.spoilt import Spoilt
 from ps.traffic import Traffic
 from ps.turned_away import TurnedAway
 
@@ -80,10 +83,13 @@ class Server:
     shards: Shards | None = None
     #: Connections that were not let in.
     denials: Denials = field(default_factory=Denials)
+    #: Where workers that lack the data are sent samples of it.
+    shipping: Shipping | None = None
     intake: Intake = field(init=False)
     #: What crossed the sockets of all servers since the last step was recorded.
     traffic: Traffic = field(default_factory=Traffic)
     turned_away: TurnedAway = field(init=False)
+    spoilt: Spoilt = field(init=False)
     #: An update that is not recorded yet: the effect, the learning rate, and the seconds that it took.
     _updated: tuple[effects.UpdateWeights, float, float] | None = None
     #: The arrays of the message at hand.
@@ -96,6 +102,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.intake = Intake(self.shard, self.coordinator.roster, self.sharing)
+        self.spoilt = Spoilt(self.recorder.layout)
         self.turned_away = TurnedAway(self.port, self.clock, self.say, self.denials)
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
@@ -214,6 +221,8 @@ class Server:
                 return events.LossDiverged(peer=peer, diverged=message)
             case Leave():
                 return events.WorkerLeft(peer=peer, reason=message.reason)
+            case SamplesAsked():
+                return self._ship(peer, message)
             case Alive():
                 return events.WorkerAsked(peer=peer)
             case StatusAsked():
@@ -223,6 +232,15 @@ class Server:
                 return events.VerdictGiven(epoch=message.epoch, stops=message.stops)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a server")
+
+    def _ship(self, peer: bytes, asked: SamplesAsked) -> events.Event | None:
+        """Send samples to a worker, whose leases do not run out while they are on their way."""
+        if self.shipping is None:
+            raise RemoteProtocolError("samples are asked for, which this run does not send: it lacks --ship-data")
+        if peer not in self.coordinator.roster.members:
+            return None
+        failed = self._send(peer, *self.shipping.answer(asked))
+        return failed[0] if failed else events.WorkerAdvanced(peer=peer)
 
     def _prepared(self, peer: bytes, ready: Ready) -> events.Event:
         """Map the sums of a worker that shares memory; make room for the messages of one that does not."""
@@ -246,7 +264,7 @@ class Server:
                 pending.extend(self._perform(effect))
             self._record_updated()
         # Afterwards: what workers wait for has been sent.
-        if self.keeper is not None and self.ended is None:
+        if self.keeper is not None and self.ended is None and not self.spoilt.text:
             self.keeper.look(self._holder(), self.coordinator.progress, self.coordinator.roster.compute_s)
 
     def _holder(self) -> Shard | Gathered:
@@ -309,8 +327,10 @@ class Server:
             return [events.WorkerLeft(peer=peer, reason="it does not read what it is sent")]
         return []
 
-    def _update(self, effect: effects.UpdateWeights) -> list[events.Event]:
+    def _update(self, effect: effects.UpdateWeights) -> Sequence[events.Event]:
         """Make the update, or let all servers begin it: they tell by an event when it is done."""
+        if self.spoilt.text:
+            return [events.WeightsSpoilt(text=self.spoilt.text)]
         if self.shards is not None:
             self._closing = effect
             return self.shards.update(effect.step, effect.tally.count, self._collected(effect.step))
@@ -338,6 +358,7 @@ class Server:
         if self._updated is not None:
             (effect, rate, seconds), self._updated = self._updated, None
             self._record(effect, rate, seconds, mark_after(effect.step, self.shard.weights))
+            self.spoilt.look(effect, self.shard, self.coordinator.roster)
 
     def _record_stepped(self) -> None:
         """Keep the figures of the update that all servers have made."""
@@ -347,9 +368,12 @@ class Server:
         self.traffic.add(done.moved)
         assert self._closing is not None
         self._record(self._closing, done.rate, done.seconds, done.mark)
+        self.spoilt.look(self._closing, self.shard, self.coordinator.roster, others_are_finite=done.are_finite)
 
     def _finish(self, finish: effects.Finish) -> None:
         coordinator, shard, shards = self.coordinator, self.shard, self.shards
+        if self.spoilt.text and not finish.failure:
+            finish = effects.Finish(failure=self.spoilt.text, is_diverged=True)
         if not finish.failure:
             roster = coordinator.roster
             self.recorder.setting = carried(self.recorder.setting, roster.sharing, roster.obstacle)

@@ -274,6 +274,7 @@ class ShardServer:
                         mark=str(mark % MODULUS),
                         sums_bytes=moved.sums,
                         weights_bytes=moved.weights,
+                        is_finite=place.shard.first_not_finite() is None,
                     )
                 )
 

@@ -68,6 +68,8 @@ class Stepped:
 
     step: int
     rate: float
+    #: Whether the weights in the slices of others are.
+    are_finite: bool
     mark: int
     #: Bytes that crossed the sockets of the others since their last update.
     moved: Moved
@@ -96,6 +98,8 @@ class Shards:
     _began: float = 0.0
     _rate: float = 0.0
     _mark: int = 0
+    #: Whether all slices but our own are so after the update at hand.
+    _are_finite: bool = True
     _traffic: Traffic = field(default_factory=Traffic)
     _collected: Collected = "nothing"
 
@@ -140,6 +144,7 @@ class Shards:
                 return []
             case Updated():
                 self._mark += int(message.mark)
+                self._are_finite = self._are_finite and message.is_finite
                 self._traffic.add(Moved(sums=message.sums_bytes, weights=message.weights_bytes))
                 return self.happen(fleet_events.SliceUpdated(peer=peer, step=message.step))
             case Lost():
@@ -286,6 +291,7 @@ class Shards:
     def update(self, step: int, count: int, collected: Collected) -> list[events.Event]:
         """Let all make an update, and send their new weights to the workers that are ready."""
         self._began, self._mark, self._collected = self.means.clock.now(), 0, collected
+        self._are_finite = True
         self._pushed = frozenset(member.rank for member in self.roster.ready() if not member.shares)
         self._squares.clear()
         if collected != "nothing":
@@ -312,7 +318,14 @@ class Shards:
     def _complete(self, step: int) -> None:
         seconds = self.means.clock.now() - self._began
         moved = self._traffic.take()
-        self.stepped = Stepped(step=step, rate=self._rate, mark=self._mark % MODULUS, moved=moved, seconds=seconds)
+        self.stepped = Stepped(
+            step=step,
+            rate=self._rate,
+            are_finite=self._are_finite,
+            mark=self._mark % MODULUS,
+            moved=moved,
+            seconds=seconds,
+        )
         if self._collected != "nothing":
             self.gather_near(step + 1, has_state=self._collected == "all")
             if not self.gathered.end(step + 1):
