@@ -17,7 +17,7 @@ from common.nn.description import describe
 from common.optim import SGD
 from common.randomness import Purpose, generator
 from lockstep.serial import SerialRun
-from ps.opening import Admission, open_run
+from ps.opening import Admission, Opening, open_run
 from ps.recorder import Recorder, Setting
 from ps.run_folder import RunResult
 from tests.simulation.network import Simulation
@@ -71,6 +71,14 @@ def alone(name: str) -> RunResult:
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
 
 
+def train_alone(chosen: Job, data: TrainTest) -> Opening:
+    """Train in one process; return what it began with, whose shard has the last weights."""
+    opening = open_run("alone", chosen, data, Admission())
+    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
+    return opening
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5, 7])
 @pytest.mark.parametrize("name", JOBS)
 def test_any_number_of_workers_gives_the_bits_and_figures_of_one_process(name: str, workers: int) -> None:
@@ -100,6 +108,17 @@ def test_a_regression_is_told_by_r2_and_classes_by_accuracy() -> None:
     assert of_text.test_accuracy * 30 * 7 == pytest.approx(round(of_text.test_accuracy * 30 * 7))
 
 
+def test_running_statistics_are_weighted_by_samples_and_not_by_targets() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 2))
+    chosen = job_of(
+        model=dict(describe(net)), loss="mse", normalize=False, global_batch=20, micro_batches=1, steps=1, lr=1e-9
+    )
+    opening = train_alone(chosen, table())
+    rows = generator(chosen.seed, Purpose.SHUFFLE, at=0).permutation(40)[:20]
+    found = opening.layout.read(opening.shard.weights)
+    np.testing.assert_allclose(found["0.running_mean"], 0.1 * table().train.images[rows].mean(axis=0), rtol=1e-4)
+
+
 def test_the_bits_are_those_of_a_loop_written_by_hand() -> None:
     plain = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))
     chosen = job_of(
@@ -111,9 +130,7 @@ def test_the_bits_are_those_of_a_loop_written_by_hand() -> None:
         steps=2,
         momentum=0.0,
     )
-    opening = open_run("alone", chosen, table(), Admission())
-    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
-    SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
+    opening = train_alone(chosen, table())
     model = build_model(chosen.model).initialize(chosen.seed)
     optimizer = SGD(model.parameters(), lr=chosen.lr)
     order = generator(chosen.seed, Purpose.SHUFFLE, at=0).permutation(40)
