@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from common.errors import ProtocolError, RemoteProtocolError
-from common.messages import Message, Part, Result, Weights
+from common.messages import Message, Part, Result, Samples, Weights
 from common.plain import one_line
 from common.reduction import Vector
 from common.shard_messages import Held, Squares, State
@@ -33,7 +33,7 @@ M = TypeVar("M", bound=Message)
 
 def arrays_of(message: Message) -> range:
     """Return the numbers of arrays that may travel with a message."""
-    if isinstance(message, Part | Weights | State | Held | Squares):
+    if isinstance(message, Part | Samples | Weights | State | Held | Squares):
         return range(1, 2)
     return range(2) if isinstance(message, Result) and message.work == "train" else range(1)
 

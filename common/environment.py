@@ -55,6 +55,11 @@ def child_environment() -> Mapping[str, str]:
     return {**ours, "PYTHONUNBUFFERED": "1"}
 
 
+def cache_home() -> str:
+    """Return the folder for what can be had again, as the XDG Base Directory Specification says."""
+    return os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+
+
 def own_environment() -> Mapping[str, str]:
     """Return what whoever started this process has put into its environment."""
     return os.environ

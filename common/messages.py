@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
 from common.job import Job
 from common.numerics import Fingerprint
 from common.reduction import Node
@@ -25,6 +26,9 @@ HISTORY_LIMIT = 4000
 #: Vectors that a worker has for its sums in memory which it shares, of which a lease names one: as many as the leases
 #: that it may hold.
 SLOTS = 2
+
+#: Bytes of the places of samples at most.
+PLACES_BYTES = 4 * SAMPLES_AT_ONCE
 
 #: Longest name that a peer may send.
 NAME_LIMIT = 255
@@ -142,6 +146,14 @@ class Leave(Message, frozen=True, kw_only=True, tag="leave"):
     reason: Text
 
 
+class SamplesAsked(Message, frozen=True, kw_only=True, tag="samples_asked"):
+    """The worker lacks samples of a lease: answered by `Samples`, by the coordinator alone; asked again where lost."""
+
+    part: PartName
+    #: Places in that set, unsigned 32-bit, little-endian: as many as `PartFacts.in_a_message` says, at most.
+    places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
+
+
 class Alive(Message, frozen=True, kw_only=True, tag="alive"):
     """A worker without work asks whether the server is still there; answered by the same."""
 
@@ -163,6 +175,8 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     memory: ShortText = ""
     #: Where the other servers are reached, in the order of their slices.
     shards: Annotated[list[ShortText], Meta(max_length=64)] = []
+    #: Of the data, where samples are sent to a worker that does not have it.
+    manifest: Manifest | None = None
 
 
 class Refused(Message, frozen=True, kw_only=True, tag="refused"):
@@ -175,6 +189,13 @@ class Fenced(Message, frozen=True, kw_only=True, tag="fenced"):
     """The server does not know the worker, or no more: nothing that it sends is applied, until it joins anew."""
 
     reason: Text
+
+
+class Samples(Message, frozen=True, kw_only=True, tag="samples"):
+    """Samples that were asked for: one array, whose bytes are those of the images and then of the labels."""
+
+    part: PartName
+    places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 
 class Standby(Message, frozen=True, kw_only=True, tag="standby"):
@@ -288,5 +309,5 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
     broken: Count = 0
 
 
-WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | Alive | StatusAsked | Verdict
-ServerMessage = Welcome | Refused | Fenced | Standby | Weights | Lease | Finished | Alive | Status
+WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | SamplesAsked | Alive | StatusAsked | Verdict
+ServerMessage = Welcome | Refused | Fenced | Standby | Samples | Weights | Lease | Finished | Alive | Status

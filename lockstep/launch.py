@@ -49,6 +49,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="share of the micro-batches that another worker computes again, to compare bits: 1% or 0.01",
         ),
     ] = 0.0
+    ship_data: Annotated[
+        bool, Meta(description="send workers that lack the data, or have other data, the samples of their leases")
+    ] = False
     checkpoint_keep: Annotated[
         int,
         Meta(ge=0, le=1000, description="newest checkpoints that are kept, beside the best epoch's; 0: none at all"),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.data.manifest import Manifest
 from common.job import Job
 from common.messages import Welcome
 from common.numerics import Fingerprint
@@ -43,6 +44,8 @@ class RunFacts:
     shards: tuple[str, ...] = ()
     #: The share of micro-batches that another worker computes again.
     audit: float = 0.0
+    #: Of the data, where its samples are sent to workers that do not have it.
+    manifest: Manifest | None = None
 
     def welcome(self, rank: int) -> Welcome:
         """Return what a worker is told when it gets its place."""
@@ -55,4 +58,5 @@ class RunFacts:
             source=self.source,
             memory=self.memory,
             shards=list(self.shards),
+            manifest=self.manifest,
         )

@@ -8,6 +8,7 @@ import numpy as np
 from common.autograd.graph import no_grad
 from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
+from common.data.manifest import manifest_of
 from common.data.preparation import Preparation
 from common.data.split import with_validation
 from common.errors import JobError, LockstepError, ModelError
@@ -40,6 +41,8 @@ class Admission:
     pauses: bool = False
     #: The share of micro-batches that another worker computes again.
     audit: float = 0.0
+    #: Whether workers that lack the data are sent the samples of their leases.
+    ships_data: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
         servers=admission.servers,
         pauses=admission.pauses,
         audit=admission.audit,
+        manifest=manifest_of(data) if admission.ships_data else None,
     )
     weights = first_weights(job, model, layout)
     shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model, layout), job.micro_batches)
@@ -113,8 +117,8 @@ def first_weights(job: Job, model: Module, layout: ParameterLayout) -> Vector:
 
 def two_samples(data: TrainTest, max_shift: int) -> Vector:
     """Return two prepared samples; `DataError` where what they are cannot be shifted."""
-    first = (data.train.images[:1], data.train.labels[:1])
-    pair = Dataset(*(np.repeat(array, 2, axis=0) for array in first), data.train.classes)
+    image, label = (np.repeat(array[:1], 2, axis=0) for array in (data.train.images, data.train.labels))
+    pair = Dataset(image, label, data.train.classes)
     return Preparation.of(pair, max_shift).images(pair.images)
 
 

@@ -13,6 +13,7 @@ from ps.recorder import Recorder
 from ps.server import Server
 from ps.shards import Means, Shards
 from ps.sharing import Sharing
+from ps.shipping import Shipping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Surroundings:
 
 def server_of(coordinator: Coordinator, opening: Opening, recorder: Recorder, around: Surroundings) -> Server:
     """Return the server of a run, with a slice of the weights or all of them."""
-    shards, shard = None, opening.shard
+    shards, shard, facts = None, opening.shard, coordinator.facts
     if coordinator.facts.servers > 1:
         samples = len(opening.data.train), len(opening.data.test)
         means = Means(port=around.port, clock=around.clock, say=around.say, sharing=around.sharing, samples=samples)
@@ -49,4 +50,5 @@ def server_of(coordinator: Coordinator, opening: Opening, recorder: Recorder, ar
         around.keeper,
         shards=shards,
         denials=around.denials,
+        shipping=None if facts.manifest is None else Shipping(opening.data, facts.manifest),
     )

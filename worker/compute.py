@@ -18,7 +18,7 @@ from common.data.preparation import Preparation
 from common.data.sampler import Sampler
 from common.job import Job
 from common.layout import Binding, ParameterLayout, layout_of
-from common.messages import Work
+from common.messages import OF_A_STEP, Work
 from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module, Stochastic
 from common.objective import Objective
@@ -59,6 +59,8 @@ class Compute:
     sums: tuple[Vector, ...] = ()
     #: Frames in which sums are pushed: by default those of one server.
     frames: Sequence[Slice] = ()
+    #: Mean and deviation of the training set where not all of it is here; by default they are computed.
+    moments: tuple[float, float] | None = None
     #: The slot that the model computes with, and the vector of sums that it writes into.
     weights: Vector = field(init=False)
     into: Vector = field(init=False)
@@ -98,11 +100,17 @@ class Compute:
         self.model.train()  # every part of it, whatever the model's builder left behind: `_put` looks at the root only
         self._draws = any(isinstance(module, Stochastic) for module in self.model.modules())
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
-        preparation = Preparation.of(self.data.train, job.max_shift)
-        self.preparation = preparation if job.normalize else replace(preparation, mean=0.0, std=1.0)
+        self.preparation = self._prepared()
         self._pool = VectorPool(self.layout.size)
         self.objective = Objective.of(job)
         self._pass = TrainingPass(self.model, self._binding.parameters, self.objective)
+
+    def _prepared(self) -> Preparation:
+        if not self.job.normalize:
+            return Preparation(0.0, 1.0, self.job.max_shift)
+        if self.moments is None:
+            return Preparation.of(self.data.train, self.job.max_shift)
+        return Preparation(*self.moments, self.job.max_shift)
 
     def _new_vector(self) -> Vector:
         return np.zeros(self.layout.size, dtype=np.float32)
@@ -192,6 +200,14 @@ class Compute:
             self.into[self.layout.parameter_size :] *= np.float32(self.data.train.targets)
         self._walk_back(push)
         return self.objective.tally(loss, outputs, targets)
+
+    def samples_of(self, work: Work, step: int, node: Node) -> Integers:
+        """Return the places, in the set that the work is about, of all samples that a node needs."""
+        if work in OF_A_STEP:
+            return np.concatenate([self.sampler.indices(step, piece) for piece in range(node.lo, node.hi)])
+        held_out = self.data.test if work == "evaluate" else self.data.validation
+        rows = [evaluation_rows(piece, len(held_out or ())) for piece in range(node.lo, node.hi)]
+        return np.arange(rows[0].start, rows[-1].stop)
 
     def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:
         """Return the tally of a node of pieces, added over their tree: of the test set, or to "validate" of that set.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.messages import Fenced, Finished, Lease, Refused, Result, Standby, Welcome
+from common.messages import Fenced, Finished, Lease, Refused, Result, SamplesAsked, Standby, Welcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +68,26 @@ class PieceComputed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SamplesLacked:
+    """A lease cannot be computed before samples are here: the next of them to be asked for."""
+
+    lease: Lease
+    asked: SamplesAsked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplesReceived:
+    """Some samples are here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplesUnkept:
+    """Samples came that cannot be kept."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PieceDiverged:
     lease: Lease
     piece: int
@@ -121,6 +141,9 @@ Event = (
     | ToldToStandBy
     | WeightsReceived
     | LeaseReceived
+    | SamplesLacked
+    | SamplesReceived
+    | SamplesUnkept
     | PieceComputed
     | PieceDiverged
     | PieceRaised

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
+import numpy as np
+
 from common.clock import Clock
 from common.codec import Buffer, decode, encode
-from common.errors import AddressError, LockstepError, RemoteProtocolError
+from common.data.manifest import PartName
+from common.errors import AddressError, DataError, LockstepError, RemoteProtocolError
 from common.messages import (
     OF_A_STEP,
     Alive,
@@ -20,11 +23,14 @@ from common.messages import (
     Part,
     Refused,
     Result,
+    Samples,
+    SamplesAsked,
     ServerMessage,
     Standby,
     Status,
     Weights,
     Welcome,
+    Work,
 )
 from common.reduction import Node, Vector
 from common.shard_messages import Hello
@@ -37,11 +43,15 @@ from worker import effects, events
 from worker.assembly import Assembly, assembly_of
 from worker.compute import Compute, NotFiniteError
 from worker.evidence import evidence
-from worker.preparing import Loader, prepare
+from worker.preparing import Loader, Places, prepare
+from worker.sample_store import SampleStore
 from worker.state import Phase, WorkerState
 
 #: Opens a connection to an address; `AddressError` where there can be none.
 Dial = Callable[[str], ClientPort]
+
+#: The set that each kind of work is about.
+PARTS: dict[Work, PartName] = {"train": "train", "audit": "train", "validate": "validation", "evaluate": "test"}
 
 #: Seconds for which last words may still go out.
 LINGER_S = 1.0
@@ -66,6 +76,8 @@ class Runner:
     wait: Wait = wait_for_nothing
     #: Finds out what is in the way of a connection, None where nothing can be.
     trouble: Callable[[], Trouble | None] | None = None
+    #: Where samples are kept that a server sends to who lacks the data, None where none are taken.
+    cache: Path | None = None
     #: Set once the worker has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
     _compute: Compute | None = None
@@ -77,6 +89,8 @@ class Runner:
     _owners: dict[int, ClientPort] = field(default_factory=dict)
     #: All connections, where there are several.
     _links: Links[list[memoryview]] | None = None
+    #: Where samples are kept that the server sends; None where the data is here.
+    _store: SampleStore | None = None
     #: Whether that computes in memory which the server sees.
     _shares: bool = False
     #: The frames of the weights that are on their way here.
@@ -159,6 +173,8 @@ class Runner:
                 return events.LetGo(fenced=message)
             case Standby():
                 return events.ToldToStandBy(standby=message)
+            case Samples():
+                return self._keep(message)
             case Weights():
                 return events.WeightsReceived(step=message.step) if self._install(message) else None
             case Lease():
@@ -171,6 +187,17 @@ class Runner:
                 return None
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a worker")
+
+    def _keep(self, samples: Samples) -> events.Event:
+        """Keep samples that were asked for."""
+        if self._store is None:
+            raise RemoteProtocolError("samples that nobody asked for")
+        places = np.frombuffer(samples.places, "<u4").astype(np.int64)
+        try:
+            self._store.put(samples.part, places, self._arrays[0])
+        except DataError as error:
+            return events.SamplesUnkept(reason=str(error))
+        return events.SamplesReceived()
 
     def _install(self, weights: Weights) -> bool:
         """Copy a frame that came into its slot, and return whether the weights are whole now.
@@ -224,10 +251,10 @@ class Runner:
 
     def _prepare(self, welcome: Welcome) -> events.Event:
         try:
-            place = prepare(welcome, self.load, self.root)
+            place = prepare(welcome, self.load, Places(self.root, self.cache))
         except LockstepError as error:
             return events.PreparationFailed(reason=str(error))
-        self._compute, self._shares = place.compute, bool(place.nonce)
+        self._compute, self._shares, self._store = place.compute, bool(place.nonce), place.store
         self._weights = assembly_of(self._compute.frames)
         try:
             self._meet(welcome, place.compute)
@@ -267,6 +294,9 @@ class Runner:
         assert self._compute is not None
         began, self._pushing_s = self.clock.now(), 0.0
         node, is_training = Node(lease.lo, lease.hi), lease.work in OF_A_STEP
+        asked = self._lacked(self._compute, lease)
+        if asked is not None:
+            return events.SamplesLacked(lease=lease, asked=asked)
         self._compute.turn(lease.step, into=lease.slot if self._shares else 0)
         try:
             self._sums = []
@@ -289,6 +319,13 @@ class Runner:
             digest=evidence(self._compute.into, self._compute.losses, tally) if lease.is_digested else "",
         )
         return events.PieceComputed(result=result)
+
+    def _lacked(self, compute: Compute, lease: Lease) -> SamplesAsked | None:
+        """Return what is to be asked for before a lease can be computed."""
+        if self._store is None:
+            return None
+        part = PARTS[lease.work]
+        return self._store.wanted(part, compute.samples_of(lease.work, lease.step, Node(lease.lo, lease.hi)))
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
         """Compute the sums of a lease, where the server sees them or to be sent; those of an audit are not.

@@ -12,7 +12,7 @@ import msgspec
 
 from common.backoff import Backoff
 from common.errors import ProtocolError
-from common.messages import NAME_LIMIT, Alive, Diverged, Failed, Join, Lease, Leave, Ready, shortened
+from common.messages import NAME_LIMIT, Alive, Diverged, Failed, Join, Lease, Leave, Ready, SamplesAsked, shortened
 from worker.effects import ComputePiece, Effect, Exit, Greet, Prepare, Say, Send, SendResult
 from worker.events import (
     Event,
@@ -26,6 +26,9 @@ from worker.events import (
     Prepared,
     ProtocolBroken,
     RunFinished,
+    SamplesLacked,
+    SamplesReceived,
+    SamplesUnkept,
     ServerAnswered,
     Started,
     TimePassed,
@@ -78,6 +81,9 @@ _TABLE: dict[type[Event], tuple[frozenset[Phase] | None, ...]] = {
     ToldToStandBy: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
     WeightsReceived: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
     LeaseReceived: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
+    SamplesLacked: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
+    SamplesReceived: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
+    SamplesUnkept: (IGNORED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
     PieceComputed: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
     PieceDiverged: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
     PieceRaised: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
@@ -128,6 +134,8 @@ class WorkerState:
     #: Leases to be computed, all of one round: on the weights at hand, or on those that are on their way here. Other
     #: servers send theirs over connections of their own, so that a lease may be quicker.
     leases: deque[Lease] = field(default_factory=deque)
+    #: What has been asked for, and has not come, of the samples of the first lease.
+    lacking: SamplesAsked | None = None
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
@@ -136,7 +144,7 @@ class WorkerState:
             raise ProtocolError(f"{type(event).__name__} while {self.phase.value}: not a transition of the table")
         if not targets:
             return []
-        if not isinstance(event, TimePassed):
+        if not isinstance(event, TimePassed | SamplesLacked):
             self.heard = self.asked = now
             self.tries, self.silent_s = 0, SILENT_S
         effects = self._react(event, now)
@@ -207,6 +215,15 @@ class WorkerState:
                 return self._join_again(event, now) if self.phase is Phase.JOINING else self._wait_on(now)
             case WeightsReceived() | LeaseReceived():
                 return self._take_work(event)
+            case SamplesLacked(lease=lease, asked=asked):
+                self.phase, self.lacking, self.asked = Phase.WAITING, asked, now
+                self.leases.appendleft(lease)
+                return [Send(message=asked)]
+            case SamplesReceived():
+                self.lacking = None
+                return []
+            case SamplesUnkept():
+                return [Send(message=Leave(reason=shortened(event.reason))), *self._end(1, event.reason)]
             case PieceComputed() | PieceDiverged() | PieceRaised():
                 self.phase = Phase.WAITING
                 return [self._answer(event)]
@@ -229,7 +246,7 @@ class WorkerState:
         if self.leases and (self.leases[0].work, self.leases[0].step) != (lease.work, lease.step):
             # Leases come in the order of rounds: that of the others is over. An evaluation is so as well when the next
             # step begins, on the same weights.
-            self.leases.clear()
+            self._drop_leases()
         self.leases.append(lease)
         return []
 
@@ -237,11 +254,12 @@ class WorkerState:
         """Book that the weights of a step are there."""
         if self.leases and self.leases[0].step < step:
             # The round of the old ones is over: others have computed what is left of it here.
-            self.leases.clear()
+            self._drop_leases()
         self.weights_step = step
 
     def _has_work(self) -> bool:
-        return bool(self.leases) and self.leases[0].step == self.weights_step
+        is_there = bool(self.leases) and self.leases[0].step == self.weights_step
+        return is_there and self.lacking is None
 
     def _answer(self, event: PieceComputed | PieceDiverged | PieceRaised) -> Effect:
         match event:
@@ -258,7 +276,7 @@ class WorkerState:
         """Forget the run, and ask for a place in it as one who was never there."""
         self.phase, self.started = Phase.JOINING, now
         self.lives += 1
-        self.leases.clear()
+        self._drop_leases()
         self.weights_step = None
         return [Say(text=f"joins anew: {reason}"), Send(message=self.join())]
 
@@ -276,6 +294,11 @@ class WorkerState:
         # Again, lest the first went down with a server that died.
         return [word, Send(message=self.join())]
 
+    def _drop_leases(self) -> None:
+        """Forget what is not to be computed any more."""
+        self.leases.clear()
+        self.lacking = None
+
     def _wait_on(self, now: float) -> list[Effect]:
         if self._has_work():
             self.phase = Phase.COMPUTING
@@ -287,8 +310,11 @@ class WorkerState:
             return self._end(1, f"the server at {self.facts.address} has been silent for {silent_s:.0f} s: is it gone?")
         self.asked = now
         self.tries += 1
+        questions: list[Effect] = [Send(message=Alive())]
+        if self.lacking is not None:
+            questions.append(Send(message=self.lacking))
         if silent_s < self.silent_s:
-            return [Send(message=Alive())]
+            return questions
         self.silent_s *= 2
         told = f"the server at {self.facts.address} has been silent for {silent_s:.0f} s: trying for {limit_s:g} s"
-        return [Say(text=told), Send(message=Alive())]
+        return [Say(text=told), *questions]

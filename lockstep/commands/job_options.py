@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("clip_norm", "loss", "label_smoothing"),
     ),
     "Course of the learning rate": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
-    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit"),
+    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),
     "Checkpoints": CHECKPOINT_FIELDS,
 }
 

@@ -67,7 +67,7 @@ INTERRUPTED = "interrupted"
 @INSECURE_OPTION
 @SUPERVISED_OPTION
 @PAUSE_OPTION
-@job_options((*JOB_FIELDS, "min_workers", "servers", "transport", "audit", *CHECKPOINT_FIELDS))
+@job_options((*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "ship_data", *CHECKPOINT_FIELDS))
 def server(
     job: Path | None,
     bind: str,
@@ -133,6 +133,7 @@ def admission_of(launch: Launch, lease_timeout_s: float, allows_mixed_numerics: 
         allows_mixed_numerics=allows_mixed_numerics,
         servers=launch.servers,
         audit=launch.audit,
+        ships_data=launch.ship_data,
     )
 
 

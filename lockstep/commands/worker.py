@@ -1,15 +1,17 @@
 """`lockstep worker`: one worker, which needs nothing but the server's address."""
 
+import functools
 import os
 import platform
 import secrets
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import click
 
 from common.clock import SystemClock
 from common.data.source import load
+from common.environment import cache_home
 from common.messages import PROTOCOL_VERSION, Join
 from common.numerics import fingerprint
 from common.transport.credentials import Credential
@@ -29,11 +31,22 @@ from worker.state import WorkerFacts, WorkerState
 @click.command(short_help="Compute for the server at ADDRESS.")
 @click.argument("address")
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="where samples are kept that a server sends with --ship-data  [~/.cache/lockstep]",
+)
 @KEY_OPTION
 @SUPERVISED_OPTION
 @click.pass_context
 def worker(
-    context: click.Context, address: str, timeout: float | None, key: Path | None, supervised: Path | None
+    context: click.Context,
+    address: str,
+    timeout: float | None,
+    cache: Path | None,
+    key: Path | None,
+    supervised: Path | None,
 ) -> None:
     """Compute for the server at ADDRESS until its run is over.
 
@@ -48,10 +61,10 @@ def worker(
     port = dial(address, credential=credential)
     if supervised:
         with held(supervised):
-            ended = work(port, address, timeout, credential)
+            ended = work(port, address, timeout, credential, cache)
     else:
         say(f"dialling {address}")
-        ended = work(port, address, timeout, credential)
+        ended = work(port, address, timeout, credential, cache)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
     elif not supervised:
@@ -59,7 +72,13 @@ def worker(
     context.exit(ended.code)
 
 
-def work(port: ZeroMqClient, address: str, timeout_s: float | None, credential: Credential = None) -> Exit:
+def work(
+    port: ZeroMqClient,
+    address: str,
+    timeout_s: float | None,
+    credential: Credential = None,
+    cache: Path | None = None,
+) -> Exit:
     """Work for the server until one of us ends; all servers of a run are shown the same."""
     join = Join(
         protocol=PROTOCOL_VERSION,
@@ -70,9 +89,9 @@ def work(port: ZeroMqClient, address: str, timeout_s: float | None, credential: 
     )
     facts = WorkerFacts(address=address, join=join, timeout_s=timeout_s)
     dial_others = partial(dial, credential=credential)
-    state, load_once = WorkerState(facts), cache(load)
-    clock, root = SystemClock(), shared_root()
-    return Runner(state, port, clock, load_once, say, root, dial_others, wait_for_any, port.trouble).run()
+    state, load_once = WorkerState(facts), functools.cache(load)
+    clock, root, kept = SystemClock(), shared_root(), cache or Path(cache_home()) / "lockstep"
+    return Runner(state, port, clock, load_once, say, root, dial_others, wait_for_any, port.trouble, kept).run()
 
 
 def say(text: str) -> None:

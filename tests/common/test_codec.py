@@ -25,6 +25,8 @@ from common.messages import (
     Ready,
     Refused,
     Result,
+    Samples,
+    SamplesAsked,
     ServerMessage,
     Standby,
     Status,
@@ -77,6 +79,8 @@ EXAMPLES: list[Message] = [
     Refused(reason="other numerics"),
     Fenced(reason="silent for 9 s"),
     Standby(reason="enough"),
+    Samples(part="test", places=b"\1\0\0\0"),
+    SamplesAsked(part="train", places=b"\1\0\0\0\2\0\0\0"),
     Weights(step=4, start=0),
     Lease(work="train", step=4, lo=2, hi=4, number=7, slot=1),
     Finished(reason=""),
@@ -133,7 +137,7 @@ ANY = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | VisitorMes
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    is_carrier = isinstance(message, Part | Weights | State | Held | Squares) or (
+    is_carrier = isinstance(message, Part | Samples | Weights | State | Held | Squares) or (
         isinstance(message, Result) and message.work == "train"
     )
     return [np.arange(5, dtype=np.float32)] if is_carrier else []

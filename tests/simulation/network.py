@@ -213,6 +213,7 @@ class Simulation:
         doubles: bool = False,
         shares: bool = True,
         dies_after_parts: int = 0,
+        cache: Path | None = None,
     ) -> Worker:
         """Start a worker; one that `shares` does so where memory is offered."""
         join = Join(
@@ -233,7 +234,8 @@ class Simulation:
 
         port = connect(self.network)
         root = self.root if shares else None
-        runner = Runner(state, port, self.clock, load or (lambda name: self.data()), self.heard.append, root, dial)
+        load = load or (lambda name: self.data())
+        runner = Runner(state, port, self.clock, load, self.heard.append, root, dial, cache=cache)
         worker = Worker(runner)
         self.workers.append(worker)
         runner.begin()

@@ -99,3 +99,23 @@ def test_a_worker_with_other_data_is_sent_away_and_says_why(place: Place) -> Non
     server.line_with("left: tiny.npz: cannot be read")
     server.send(signal.SIGINT)
     assert server.end(GONE_S)[0] == 130
+
+
+def test_a_worker_without_the_data_is_sent_its_samples_and_keeps_them(place: Place) -> None:
+    keys = ("--bind", place.address(), "--run-dir")
+    there = place.start("server", *BRIEF, *keys, "with")
+    there.line_with("waiting for workers")
+    assert place.start("worker", keys[1]).end()[0] == there.end()[0] == 0
+    for number in range(2):
+        keys = ("--bind", place.address(), "--run-dir")
+        server = place.start("server", *BRIEF, "--ship-data", *keys, f"without-{number}")
+        server.line_with("waiting for workers")
+        data = (place.folder / "tiny.npz").rename(place.folder / "elsewhere.npz")
+        worker = place.start("worker", keys[1], "--cache", "cache").end()
+        assert worker[0] == 0, worker
+        assert server.end()[0] == 0
+        data.rename(place.folder / "tiny.npz")
+    runs = [json.loads((place.folder / run / "result.json").read_text()) for run in ("with", "without-0", "without-1")]
+    assert len({run["weights_sha256"] for run in runs}) == 1
+    (kept,) = (place.folder / "cache").iterdir()
+    assert {path.name for path in kept.iterdir()} >= {"train.images", "train.labels", "train.marks", "test.images"}

@@ -18,6 +18,7 @@ from common.messages import (
     Leave,
     Ready,
     Refused,
+    SamplesAsked,
     Standby,
 )
 from tests.worker.states import JOIN, WELCOME, Drive, exits, lease_of, result_of, said, sent
@@ -26,6 +27,8 @@ from worker.effects import ComputePiece, Exit, Greet, Prepare, Send, SendResult
 from worker.state import ASK_MOST_S, ASK_S, CALL_MOST_S, ILLEGAL, SILENT_S, TRANSITIONS, Phase
 
 LEASE = lease_of(3)
+
+ASKED = SamplesAsked(part="train", places=b"\7\0\0\0")
 
 #: One event of each kind.
 EVENTS: dict[type[events.Event], events.Event] = {
@@ -40,6 +43,9 @@ EVENTS: dict[type[events.Event], events.Event] = {
         events.ToldToStandBy(standby=Standby(reason="enough")),
         events.WeightsReceived(step=3),
         events.LeaseReceived(lease=LEASE),
+        events.SamplesLacked(lease=LEASE, asked=ASKED),
+        events.SamplesReceived(),
+        events.SamplesUnkept(reason="no room"),
         events.PieceComputed(result=result_of(LEASE)),
         events.PieceDiverged(lease=LEASE, piece=0, layer="0"),
         events.PieceRaised(lease=LEASE, traceback=""),
@@ -353,3 +359,46 @@ def test_an_interrupt_in_any_phase_is_told_and_ends_it(phase: Phase) -> None:
     effects = drive_in(phase).happen(events.Interrupted())
     assert sent(effects) == [Leave(reason="interrupted")]
     assert exits(effects) == [Exit(code=130, reason="interrupted")]
+
+
+def lacking() -> Drive:
+    """Return a worker that has asked for samples of its first lease."""
+    drive = drive_in(Phase.COMPUTING)
+    assert drive.happen(events.SamplesLacked(lease=LEASE, asked=ASKED)) == [Send(message=ASKED)]
+    return drive
+
+
+def test_a_lease_whose_samples_are_lacking_is_computed_once_they_are_here() -> None:
+    drive = lacking()
+    assert drive.state.deadline() != drive.now
+    assert drive.happen(events.SamplesReceived()) == []
+    assert drive.happen(events.TimePassed()) == [ComputePiece(lease=LEASE)]
+
+
+def test_samples_that_do_not_come_are_asked_for_again() -> None:
+    drive = lacking()
+    assert [effect for effect in drive.pass_time(ASK_S * 2) if effect == Send(message=ASKED)]
+    # An answer to something else says nothing of them.
+    drive.happen(events.ServerAnswered())
+    assert [effect for effect in drive.pass_time(ASK_S * 2) if effect == Send(message=ASKED)]
+
+
+def test_to_lack_samples_is_no_sign_of_a_server() -> None:
+    drive = drive_in(Phase.COMPUTING)
+    heard = drive.state.heard
+    drive.now += 5.0
+    drive.happen(events.SamplesLacked(lease=LEASE, asked=ASKED))
+    assert drive.state.heard == heard
+
+
+def test_a_lease_of_the_next_step_ends_the_wait_for_samples() -> None:
+    drive = lacking()
+    drive.weights(4)
+    drive.lease(lease_of(4))
+    assert drive.happen(events.TimePassed()) == [ComputePiece(lease=lease_of(4))]
+
+
+def test_samples_that_cannot_be_kept_end_the_worker() -> None:
+    drive = lacking()
+    *_, last = drive.happen(events.SamplesUnkept(reason="no room"))
+    assert last == Exit(code=1, reason="no room")

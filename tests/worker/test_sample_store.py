@@ -1,0 +1,106 @@
+"""Samples that were sent are kept on the disk, found again there, and never trusted where they are damaged."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.manifest import manifest_of, packed, part_of
+from common.errors import DataError, RemoteProtocolError
+from tests.simulation.small import digits
+from worker.sample_store import Places, SampleStore
+
+PLACES = np.array([7, 3, 39])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "kept"
+
+
+def opened(folder: Path) -> SampleStore:
+    return SampleStore.open(folder, manifest_of(digits()))
+
+
+def put(store: SampleStore, places: Places = PLACES) -> None:
+    store.put("train", places, packed(digits().train, places))
+
+
+def asked(store: SampleStore, places: Places) -> list[int]:
+    wanted = store.wanted("train", places)
+    return [] if wanted is None else [int(place) for place in np.frombuffer(wanted.places, "<u4")]
+
+
+def test_what_is_not_here_is_wanted_in_order(folder: Path) -> None:
+    store = opened(folder)
+    assert asked(store, PLACES) == [7, 3, 39]
+    put(store, PLACES[:1])
+    assert asked(store, PLACES) == [3, 39]
+
+
+def test_what_was_put_is_the_data(folder: Path) -> None:
+    store = opened(folder)
+    data = store.data("digits")
+    put(store)
+    assert np.array_equal(data.train.images[PLACES], digits().train.images[PLACES])
+    assert np.array_equal(data.train.labels[PLACES], digits().train.labels[PLACES])
+    assert not data.train.images[0].any()
+    assert (len(data.train), len(data.test), data.train.classes) == (40, 30, 10)
+
+
+def test_another_process_finds_it(folder: Path) -> None:
+    put(opened(folder))
+    assert asked(opened(folder), np.arange(5)) == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("end", ["images", "labels", "marks"])
+def test_what_was_damaged_is_wanted_again(folder: Path, end: str) -> None:
+    put(opened(folder))
+    path = folder / f"train.{end}"
+    size = path.stat().st_size // 40
+    with path.open("r+b") as file:
+        file.seek(3 * size)
+        byte = file.read(1)
+        file.seek(3 * size)
+        file.write(bytes([byte[0] ^ 1]))
+    again = opened(folder)
+    assert asked(again, PLACES) == [3]
+    put(again, PLACES[1:2])
+    assert asked(opened(folder), PLACES) == []
+
+
+def test_files_of_another_length_are_as_good_as_empty(folder: Path) -> None:
+    put(opened(folder))
+    os.truncate(folder / "train.images", 10)
+    assert asked(opened(folder), PLACES) == [7, 3, 39]
+
+
+@pytest.mark.parametrize(
+    ("name", "places", "words"),
+    [
+        ("validation", PLACES, packed(digits().train, PLACES)),
+        ("train", np.array([40]), packed(digits().train, PLACES[:1])),
+        ("train", PLACES, packed(digits().train, PLACES[:2])),
+    ],
+)
+def test_what_is_not_what_it_says_is_a_breach_of_the_protocol(
+    folder: Path, name: str, places: Places, words: np.ndarray
+) -> None:
+    with pytest.raises(RemoteProtocolError):
+        opened(folder).put(name, places, words)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_is_named_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be kept in .*file.*--cache"):
+        opened(tmp_path / "file" / "kept")
+
+
+def test_the_test_set_is_a_set_of_its_own(folder: Path) -> None:
+    store = opened(folder)
+    test = part_of(digits(), "test")
+    assert test is not None
+    store.put("test", PLACES[:2], packed(test, PLACES[:2]))
+    assert asked(store, PLACES[:2]) == [7, 3]
+    assert store.wanted("test", PLACES[:2]) is None
