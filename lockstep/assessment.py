@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
 from common.data.evaluation import evaluation_pieces
@@ -32,7 +33,7 @@ class Assessment:
     objective: Objective = field(default_factory=Objective)
 
     @property
-    def targets(self) -> Vector:
+    def targets(self) -> Array:
         """What the outputs are compared with: a class for each row, or as many numbers as a row has."""
         return self.objective.targets(self.dataset.labels)
 

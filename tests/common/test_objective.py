@@ -62,7 +62,8 @@ def test_numbers_are_counted_one_by_one_and_none_is_right() -> None:
 
 def test_integers_are_numbers_too() -> None:
     targets = REGRESSION.targets(np.array([3, 1]))
-    assert (targets.dtype, targets.tolist()) == (np.float32, [[3.0], [1.0]])
+    assert targets.dtype == np.float32
+    assert targets.tolist() == [[3.0], [1.0]]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.common.nn.examples import rng
 
 def waves(shape: tuple[int, ...]) -> Array:
     """Return numbers that are easy to make anywhere."""
-    return np.sin(np.arange(1, np.prod(shape) + 1) * 0.7).reshape(shape).astype(np.float32)
+    return np.asarray(np.sin(np.arange(1, np.prod(shape) + 1) * 0.7).reshape(shape), np.float32)
 
 
 def test_attention_of_worked_numbers() -> None:
