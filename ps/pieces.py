@@ -26,6 +26,8 @@ class Pieces:
     total: int
     #: By rank, what a worker holds, in the order it was leased: none is empty, and no two leases overlap.
     held: dict[int, list[Held]] = field(default_factory=dict)
+    #: All that was ever leased, and to which rank: what comes of other pieces was not asked for.
+    given: set[tuple[int, Node]] = field(default_factory=set)
     #: Ranks on which a piece raised, in order.
     failed_on: dict[int, list[int]] = field(default_factory=dict)
     #: Pieces that are leased, and accepted, by themselves only.
@@ -79,6 +81,7 @@ class Pieces:
                     break
                 end += 1
         node = largest_node_at(start, end, self.total, most)
+        self.given.add((rank, node))
         self._mark(node, HELD)
         self._holder[node.lo : node.hi] = [rank] * len(node)
         self._hold(rank, [*self.holding(rank), Held(node, rank, deadline)])
@@ -117,6 +120,12 @@ class Pieces:
     def holding(self, rank: int) -> list[Held]:
         """Return what a worker holds."""
         return self.held.get(rank, [])
+
+    def were_given(self, rank: int, node: Node) -> bool:
+        """Tell whether a worker was ever asked for these pieces, perhaps among others."""
+        if (rank, node) in self.given:
+            return True
+        return any(who == rank and one.lo <= node.lo and node.hi <= one.hi for who, one in self.given)
 
     def may_accept(self, node: Node) -> bool:
         """Tell whether this is a node of which no piece is done."""

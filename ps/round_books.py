@@ -57,7 +57,7 @@ class RoundBooks:
         Where there are shards it does not before all of them have their part.
         """
         add = adding(self.slots, member, result)
-        if add is None or not self.needs(result):
+        if add is None or not self.needs(result) or not self.pieces.were_given(member.rank, result.node()):
             self.refuse(member, result)
             return [], False
         if result.work != "train":

@@ -43,6 +43,7 @@ from ps.keeper import Keeper
 from ps.last_words import last_weights
 from ps.leasing import WINDOW
 from ps.mark import mark_after
+from ps.plausible import objection
 from ps.recorder import Recorder, carried
 from ps.shard import Shard
 from ps.shards import Shards
@@ -213,6 +214,8 @@ class Server:
             case Part():
                 return events.WorkerAdvanced(peer=peer) if self.intake.take(peer, message, self._arrays[0]) else None
             case Result():
+                if fault := objection(message, self.coordinator.facts):
+                    raise RemoteProtocolError(fault)
                 is_whole = self.intake.is_whole(peer, message, self._arrays)
                 return events.ResultReceived(peer=peer, result=message) if is_whole else None
             case Failed():

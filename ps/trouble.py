@@ -43,6 +43,9 @@ class Trouble:
         member, diverged, at = self.roster.members.get(event.peer), event.diverged, self.books.round
         if member is None or (diverged.work, diverged.step) != (at.work, at.step):
             return None
+        held = self.books.pieces.holding(member.rank)
+        if not any(one.node.lo <= diverged.micro_batch < one.node.hi for one in held):
+            return None  # it was not asked: others have computed it, or will
         if diverged.work == "audit":
             # The first one found it finite: this is no fault of the model's.
             text = self.books.audit.divergence(member, diverged)

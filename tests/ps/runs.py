@@ -134,7 +134,8 @@ class Drive:
         return self.happen(events.PieceFailed(peer=peer_of(worker), failed=failed))
 
     def diverge(self, worker: int, work: Work = "train") -> list[Effect]:
-        diverged = Diverged(work=work, step=self.coordinator.round.step, micro_batch=2, layer="3 (Linear)")
+        piece = 2 if work == "train" else 0
+        diverged = Diverged(work=work, step=self.coordinator.round.step, micro_batch=piece, layer="3 (Linear)")
         return self.happen(events.LossDiverged(peer=peer_of(worker), diverged=diverged))
 
     def pass_time(self, seconds: float) -> list[Effect]:

@@ -92,7 +92,16 @@ def test_divergence_in_an_evaluation_is_told_as_such() -> None:
     for _ in range(3):
         drive.finish_round()
     (finish,) = finished(drive.diverge(1, "evaluate"))
-    assert "the loss of step 3, evaluation piece 2, is not finite" in finish.failure
+    assert "the loss of step 3, evaluation piece 0, is not finite" in finish.failure
+
+
+def test_divergence_is_believed_of_one_who_was_asked() -> None:
+    drive = Drive(facts_of(min_workers=2))
+    drive.enter(1, 2)
+    (holder,) = {worker for worker, leases in drive.leases.items() if any(one.lo <= 2 < one.hi for one in leases)}
+    (other,) = {1, 2} - {holder}
+    assert drive.diverge(other) == []
+    assert finished(drive.diverge(holder))
 
 
 def test_divergence_of_another_step_or_a_strangers_is_ignored() -> None:

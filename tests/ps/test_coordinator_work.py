@@ -126,6 +126,14 @@ def test_a_doubled_result_is_ignored() -> None:
     assert drive.coordinator.roster.members[peer_of(1)].samples == result.count
 
 
+def test_sums_that_nobody_asked_for_are_not_added() -> None:
+    drive = Drive(facts_of(min_workers=2))
+    drive.enter(1, 2)
+    asked = drive.leases[2][0]
+    assert drive.send(1, result_of(asked)) == []
+    assert AddSums(node=result_of(asked).node()) in drive.answer(2)
+
+
 @pytest.mark.parametrize(("lo", "hi"), [(0, 3), (1, 3), (0, 5), (3, 3), (4, 2), (0, 2**31)])
 def test_a_result_that_is_no_node_is_ignored(lo: int, hi: int) -> None:
     drive = Drive()
