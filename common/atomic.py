@@ -1,15 +1,20 @@
 """Writes a file so that its name always leads to a whole one, the old or the new; knows nothing of what is in it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+#: Makes what was written to a descriptor outlive a loss of power, as `os.fsync`: an argument so that a disk that fails
+#: in this can be tried.
+Sync = Callable[[int], None]
 
-def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+
+def write_atomically(path: Path, parts: Iterable[bytes | memoryview], sync: Sync = os.fsync) -> None:
     """Replace the file at `path` by the bytes of `parts`, which are C-contiguous, one after the other.
 
     When this returns, the file outlives a loss of power. A failure leaves the old file, and nothing beside it; raises
-    OSError where the folder cannot be written to or is full.
+    OSError where the folder cannot be written to or is full. Only where the last act fails, which makes the new name
+    outlive a loss of power as well, the new file is there, whole.
     """
     # Beside the file: a rename is atomic within one file system only. The process id keeps two writers apart.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -18,18 +23,18 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
             for part in parts:
                 file.write(part)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync_folder(path.parent, sync)
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path, sync: Sync) -> None:
     """Make the new name itself durable: a rename lives in the folder, which is written back on its own."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.atomic import Sync
 from common.errors import UsageError
 
 #: Lines that wait for the next write.
@@ -22,6 +23,8 @@ class LineFile:
     path: Path
     say: Callable[[str], None] = lambda text: None
     write: Write = os.write
+    #: Makes what was written outlive a loss of power: an argument so that a disk that fails in this can be tried.
+    fsync: Sync = os.fsync
     _waiting: list[bytes] = field(default_factory=list)
     _written_bytes: int = 0
     _descriptor: int = -1
@@ -87,7 +90,7 @@ class LineFile:
     def sync(self) -> None:
         """Make what was flushed outlive a loss of power. Raises OSError."""
         if self._descriptor >= 0:
-            os.fsync(self._descriptor)
+            self.fsync(self._descriptor)
 
     def cut(self, size: int) -> bytes:
         """Forget what lies behind the first `size` bytes, and return it; nothing may wait to be written."""

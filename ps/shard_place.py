@@ -87,7 +87,8 @@ def take_place(welcome: ShardWelcome, root: Path | None) -> ShardPlace:
     def place(served: tuple[Vector, Vector], folder: SharedFolder | None, nonce: str, obstacle: str) -> ShardPlace:
         slots = served
         if not policy.wire_weights.is_exact:
-            slots = np.zeros(len(owned), np.float32), np.zeros(len(owned), np.float32)
+            # Of what is served already: workers may read it before we are sent the weights, and a shard rounds at once.
+            slots = served[0].copy(), served[1].copy()
         shard = Shard(slots, policy, job.micro_batches, owned.start, served)
         return ShardPlace(shard, owned, size, folder, nonce, obstacle)
 

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from common.atomic import write_atomically
 from ps.checkpoint import Identity, sealed_parts
 from ps.checkpoint_folder import CheckpointFolder
+from tests.common.test_atomic import failing_at
 from tests.ps.runs import facts_of
 from tests.ps.test_checkpoint import LAYOUT, PAST, held
 
@@ -69,6 +71,22 @@ def test_what_cannot_be_written_is_told_and_the_old_file_stays(tmp_path: Path, r
     assert len(said) == 2
     assert said[-1].startswith(f"warning: cannot write checkpoint '{folder.file_of(3)}': ")
     assert said[-1].endswith("and that of step 2 stays")
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_disk_that_fails_to_keep_what_it_took_is_told_and_nothing_wrong_is_ever_read(
+    tmp_path: Path, call: int
+) -> None:
+    folder, said = folder_in(tmp_path)
+    folder.save(1, PARTS, None)
+    before = folder.file_of(1).read_bytes()
+    folder.write = partial(write_atomically, sync=failing_at(call))
+    assert not folder.save(2, PARTS, None)
+    assert said.pop().startswith(f"warning: cannot write checkpoint '{folder.file_of(2)}': {os.strerror(errno.EIO)}: ")
+    assert folder.file_of(1).read_bytes() == before
+    # Where only its name is in doubt, the file is whole.
+    assert [checkpoint.past for checkpoint in folder.back_from(9)] == [PAST] * call
+    assert not list(folder.path.glob(".*"))
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from common.clock import ManualClock
 from lockstep.books import Books, Destination, open_books
 from lockstep.launch import Launch
 from lockstep.serial import SerialRun
+from ps.line_file import LineFile
 from ps.opening import Admission, Opening, open_run
 from ps.progress import Progress
 from ps.recorder import Setting
 from ps.run_folder import METRICS, RESULT
+from tests.common.test_atomic import failing_at
 from tests.simulation.small import digits, job_of
 
 #: Seven steps, three an epoch.
@@ -105,6 +107,23 @@ def test_lines_that_wait_cost_checkpoints_and_no_line(tmp_path: Path) -> None:
     assert len(books.keeper.folder.steps()) == 3
     lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(7))
+
+
+@pytest.mark.parametrize("name", ["metrics", "ledger"])
+def test_lines_that_the_disk_fails_to_keep_cost_a_checkpoint_that_would_refer_to_them(
+    tmp_path: Path, name: str
+) -> None:
+    said: list[str] = []
+    opening, books = books_in(tmp_path, said)
+    file: LineFile = getattr(books.keeper.run, name)
+    file.fsync = failing_at(2)
+    train(opening, books)
+    (told,) = said
+    assert told.startswith(
+        f"warning: cannot write to '{tmp_path}/run': {os.strerror(errno.EIO)}: the run goes on without"
+    )
+    assert books.keeper.folder.steps()[-1] == 7
+    assert (tmp_path / "run" / RESULT).exists()
 
 
 @pytest.mark.parametrize("odd", ["steps", "history"])

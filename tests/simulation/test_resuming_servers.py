@@ -1,0 +1,103 @@
+"""A run that stops at any step and goes on with other numbers of servers and workers is the run that never stopped."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from common import nn
+from common.clock import ManualClock
+from common.nn.description import describe
+from lockstep.books import Destination, open_books
+from lockstep.launch import Launch
+from lockstep.serial import SerialRun
+from ps.opening import Admission, open_run
+from ps.recorder import Setting
+from ps.resuming import coordinator_of
+from ps.run_folder import RESULT, read_result
+from ps.serving import Surroundings, server_of
+from tests.simulation.network import Simulation
+from tests.simulation.small import digits, job_of
+
+#: Six steps, three an epoch, of a vector that can be cut into three slices, with slots of the optimizer and clipping.
+STEPS = 6
+JOB = job_of(
+    model=dict(describe(nn.Sequential(nn.Flatten(), nn.Linear(784, 14), nn.ReLU(), nn.Linear(14, 10)))),
+    steps=STEPS,
+    global_batch=18,
+    micro_batches=3,
+    optimizer="adamw",
+    lr=0.01,
+    clip_norm=0.5,
+)
+
+SETTING = Setting(servers=1, transport="memory", started=0.0)
+
+
+def destination_in(folder: Path, *, is_resumed: bool) -> Destination:
+    launch = Launch(checkpoint_keep=2, checkpoint_every_steps=1)
+    return Destination(folder=folder, launch=launch, is_resumed=is_resumed)
+
+
+def part(folder: Path, workers: int, servers: int, *, is_resumed: bool, stop_at: int | None = None) -> None:
+    """Carry out a part of a run, up to a number of steps or to its end."""
+    admission = Admission(min_workers=workers, servers=servers)
+    simulation = Simulation(JOB, seed=servers + 10 * workers, admission=admission)
+    opening = open_run("run", JOB, digits(), admission)
+    books = open_books(
+        opening, SETTING, destination_in(folder, is_resumed=is_resumed), simulation.clock, simulation.said.append
+    )
+    around = Surroundings(
+        port=simulation.server.port, clock=simulation.clock, say=simulation.said.append, keeper=books.keeper
+    )
+    simulation.server = server_of(coordinator_of(opening.facts, books.start), opening, books.recorder, around)
+    for _ in range(workers):
+        simulation.add_worker()
+    simulation.run(until=lambda: stop_at is not None and stop_at in books.keeper.folder.steps())
+    books.recorder.close()
+
+
+@cache
+def calm(folder: Path) -> str:
+    """Return the digest of what one process comes to."""
+    opening = open_run("run", JOB, digits(), Admission())
+    (folder / "run").mkdir()
+    books = open_books(
+        opening, SETTING, destination_in(folder / "run", is_resumed=False), ManualClock(), lambda text: None
+    )
+    run = SerialRun(opening, books.recorder, ManualClock(), lambda status: None, books.start, books.keeper)
+    return run.train().weights_sha256
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return calm(tmp_path_factory.mktemp("calm"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("stop_at", range(1, STEPS))
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, 1), (1, 2)), ((1, 2), (3, 1)), ((2, 3), (1, 2))],
+    ids=lambda who: "{} workers {} servers".format(*who),
+)
+def test_stopping_at_any_step(
+    folder: Path, expected: str, stop_at: int, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    part(folder, *before, is_resumed=False, stop_at=stop_at)
+    assert not (folder / RESULT).exists()
+    part(folder, *after, is_resumed=True)
+    assert read_result(folder).weights_sha256 == expected
+
+
+def test_stopping_at_every_step_with_others_each_time(folder: Path, expected: str) -> None:
+    for stop_at in range(1, STEPS):
+        part(folder, 1 + stop_at % 3, 1 + stop_at % 3, is_resumed=stop_at > 1, stop_at=stop_at)
+    part(folder, 2, 1, is_resumed=True)
+    assert read_result(folder).weights_sha256 == expected
