@@ -34,10 +34,17 @@ PLACES_BYTES = 4 * SAMPLES_AT_ONCE
 NAME_LIMIT = 255
 
 Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
-ShortText = Annotated[str, Meta(max_length=NAME_LIMIT)]
-HexDigest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+#: What cannot be printed in a line: control characters, ANSI's escapes among them, line ends, and what turns the
+#: direction of writing.
+UNPRINTABLE = r"\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb"
+
+#: A name, shown as it is in lines of ours.
+ShortText = Annotated[str, Meta(max_length=NAME_LIMIT, pattern=rf"^[^{UNPRINTABLE}]*\Z")]
+HexDigest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 Piece = Annotated[int, Meta(ge=0, le=2**31)]
+#: Thirty years: what is added up of these stays a number, which JSON can tell.
+Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 #: What is computed: gradients, or these again, or figures of the validation set, or of the test set.
 Work = Literal["train", "audit", "validate", "evaluate"]
 
@@ -76,7 +83,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
 
     #: What the worker has read in the memory that it was offered, in hex: it stands nowhere else. Empty where it shares
     #: none.
-    nonce: Annotated[str, Meta(pattern="^([0-9a-f]{32})?$")] = ""
+    nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     #: Why it does not share what it was offered.
     obstacle: Text = ""
 
@@ -106,13 +113,13 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
     loss_sum: float
     correct: Count
     count: Count
-    compute_s: Annotated[float, Meta(ge=0.0)]
+    compute_s: Seconds
     #: The lease's.
     number: Count = 0
     #: In training and audits, the sum of losses of each piece: float32, little-endian, in order.
     losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
     #: Of the sums and all that is told here of the pieces, where the lease asks for it; otherwise empty.
-    digest: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    digest: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
     def node(self) -> Node:
         return Node(self.lo, self.hi)
@@ -170,7 +177,7 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     layout: HexDigest
     dataset: HexDigest
     #: Of the model's file, empty for a model of the library.
-    source: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")]
+    source: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
     #: The name of a folder of shared memory, empty where none is offered.
     memory: ShortText = ""
     #: Where the other servers are reached, in the order of their slices.

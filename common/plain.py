@@ -27,6 +27,14 @@ def indented(text: str) -> str:
     return "\n".join(f"  {one_line(line.expandtabs())}".rstrip() for line in text.split("\n"))
 
 
+def printable(text: str) -> str:
+    """Return a text of several lines as it is shown: each as `one_line` has it, as long as it is."""
+    if text.isprintable():
+        return text
+    # The longest escape has ten characters.
+    return "\n".join(one_line(line, 10 * len(line) + 3) for line in text.expandtabs().split("\n"))
+
+
 def cut(text: str, limit: int) -> str:
     """Return a text of at most `limit` characters: a longer one loses its middle."""
     half = (limit - 1) // 2

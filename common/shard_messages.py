@@ -48,7 +48,7 @@ class ShardJoin(Message, frozen=True, kw_only=True, tag="shard_join"):
 class ShardReady(Message, frozen=True, kw_only=True, tag="shard_ready"):
     """There is room for the slice; as `Ready`."""
 
-    nonce: Annotated[str, Meta(pattern="^([0-9a-f]{32})?$")] = ""
+    nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     obstacle: Text = ""
 
 
@@ -83,7 +83,7 @@ class Updated(Message, frozen=True, kw_only=True, tag="updated"):
 
     step: Count
     #: Of the shard's part of the window that is marked, see `ps.mark`: the digits of a number below 2**64.
-    mark: Annotated[str, Meta(pattern="^[0-9]{1,20}$")]
+    mark: Annotated[str, Meta(pattern=r"^[0-9]{1,20}\Z")]
     #: Bytes of messages with sums that came from workers, and with weights that went to them, since the last update.
     sums_bytes: Count = 0
     weights_bytes: Count = 0

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from common.clock import Clock
 from common.messages import EpochStatus, Status, WorkerStatus
+from common.plain import cut, one_line, printable
 from common.score import Score
 
 #: Seconds between two plain lines within an epoch.
@@ -215,8 +216,8 @@ class LiveDisplay:
 
 
 def print_plainly(console: Console, text: str) -> None:
-    """Print text as it is: no markup, no colours, no line breaks of ours."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print text as text, whoever it comes from: no markup, no colours, no escapes, no line breaks of ours."""
+    console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def workers_table(workers: list[WorkerStatus]) -> Table:
@@ -226,8 +227,10 @@ def workers_table(workers: list[WorkerStatus]) -> Table:
         table.add_column(no_wrap=True)
     for worker in workers[:MOST_WORKER_LINES]:
         speed = f"{worker.samples / worker.compute_s:,.0f} samples/s" if worker.compute_s else ""
-        where = f"{worker.host[:MOST_HOST]}:{worker.pid}"
-        table.add_row(f"worker {worker.rank}", worker.state, f"{worker.samples:,} samples", speed, where)
+        where = f"{cut(worker.host, MOST_HOST)}:{worker.pid}"
+        cells = (f"worker {worker.rank}", worker.state, f"{worker.samples:,} samples", speed, where)
+        # As texts: what a worker is called must not be taken for markup.
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
     if len(workers) > MOST_WORKER_LINES:
         table.add_row(f"and {len(workers) - MOST_WORKER_LINES} more")
     return table

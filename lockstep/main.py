@@ -6,6 +6,7 @@ import sys
 import click
 
 from common.errors import LockstepError, UsageError
+from common.plain import printable
 from lockstep.commands.root import cli
 from lockstep.process_log import ERROR_MARK
 from lockstep.signals import ignore_signals, interrupt_on_signals
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _end(text: str, code: int) -> int:
-    click.echo(f"{ERROR_MARK}{text}", err=True)
+    click.echo(f"{ERROR_MARK}{printable(text)}", err=True)
     return code
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from common.data.manifest import Manifest
 from common.job import Job
-from common.messages import Welcome
+from common.messages import NAME_LIMIT, Welcome
 from common.numerics import Fingerprint
+from common.plain import one_line
 from common.score import Guess
 from ps.plan import Plan
 
@@ -51,7 +52,7 @@ class RunFacts:
         """Return what a worker is told when it gets its place."""
         return Welcome(
             rank=rank,
-            run=self.run,
+            run=one_line(self.run, NAME_LIMIT),
             job=self.job,
             layout=self.layout,
             dataset=self.dataset,

@@ -3,6 +3,7 @@
 import msgspec
 
 from common.messages import HISTORY_LIMIT, NAME_LIMIT, OF_A_STEP, Status, WorkerStatus, shortened
+from common.plain import one_line
 from ps.facts import RunFacts
 from ps.phases import Phase
 from ps.plan import Round
@@ -24,8 +25,8 @@ def status_of(
     step, is_between = at.step, at.work not in OF_A_STEP or phase is Phase.FINISHED
     score = progress.score(progress.epoch)
     return Status(
-        run=facts.run,
-        model=shortened(facts.job.model_name(), NAME_LIMIT),
+        run=one_line(facts.run, NAME_LIMIT),
+        model=one_line(facts.job.model_name(), NAME_LIMIT),
         phase=phase.value,
         epoch=plan.epoch_of(step - 1 if is_between else step),
         epochs=plan.epochs,

@@ -31,6 +31,7 @@ from common.messages import (
     WorkerMessage,
     shortened,
 )
+from common.plain import one_line
 from common.reduction import Vector
 from common.shard_messages import Collected, ShardJoin, ShardMessage
 from common.transport.denials import Denials
@@ -223,7 +224,7 @@ class Server:
             case Diverged():
                 return events.LossDiverged(peer=peer, diverged=message)
             case Leave():
-                return events.WorkerLeft(peer=peer, reason=message.reason)
+                return events.WorkerLeft(peer=peer, reason=one_line(message.reason))
             case SamplesAsked():
                 return self._ship(peer, message)
             case Alive():
@@ -254,7 +255,7 @@ class Server:
             raise RemoteProtocolError("it shares memory that it was not offered")
         elif member is not None:
             self.sharing.admit(member.rank, ready.nonce)
-        return events.WorkerPrepared(peer=peer, shares=bool(ready.nonce), obstacle=ready.obstacle)
+        return events.WorkerPrepared(peer=peer, shares=bool(ready.nonce), obstacle=one_line(ready.obstacle))
 
     def _happen(self, *told: events.Event) -> None:
         """Let the coordinator handle events, and whatever its effects lead to."""

@@ -13,6 +13,7 @@ from common.codec import encode
 from common.errors import RemoteProtocolError
 from common.messages import Alive, Leave, Message, shortened
 from common.optim.clipping import BLOCK, add_blocks, scale_for
+from common.plain import one_line
 from common.reduction import Vector
 from common.shard_messages import (
     WEIGHTS,
@@ -150,10 +151,10 @@ class Shards:
             case Lost():
                 index = self.fleet.seats[peer].index
                 member = self.roster.of_rank(message.rank)
-                reason = f"shard {index} lost it: {message.reason}"
+                reason = f"shard {index} lost it: {one_line(message.reason)}"
                 return [] if member is None else [events.WorkerLeft(peer=member.peer, reason=reason)]
             case Leave():
-                return self.gone(peer, message.reason)
+                return self.gone(peer, one_line(message.reason))
             case Alive():
                 return self.happen(fleet_events.ShardHeard(peer=peer))
             case _:
@@ -163,7 +164,7 @@ class Shards:
         sharing = self.means.sharing
         if ready.nonce and (sharing is None or ready.nonce != sharing.folder.nonce.hex()):
             raise RemoteProtocolError(f"the nonce {ready.nonce!r} is not that of the shared memory")
-        return fleet_events.ShardPrepared(peer=peer, shares=bool(ready.nonce), obstacle=ready.obstacle)
+        return fleet_events.ShardPrepared(peer=peer, shares=bool(ready.nonce), obstacle=one_line(ready.obstacle))
 
     def _measure(self, peer: bytes, squares: Vector) -> None:
         """Keep the squares of a shard's blocks, which travel as the bytes that they are."""

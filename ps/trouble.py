@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.plain import indented, one_line
 from ps import events
 from ps.divergence import diverged_text
 from ps.roster import Roster
@@ -31,12 +32,12 @@ class Trouble:
         is_second = self.books.pieces.fail(failed.node(), member.rank)
         if is_second is None:
             return ""
-        raised = failed.traceback.strip().rpartition("\n")[2]
+        raised = one_line(failed.traceback.strip().rpartition("\n")[2])
         self.books.account.again(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
         what = f"{at.named([failed.node()])} on {member.named()}"
         if is_second:
-            return Failure(text=f"{what} raised, as it did before:\n{failed.traceback}")
-        return f"{what} raised, and is tried once more:\n{failed.traceback}"
+            return Failure(text=f"{what} raised, as it did before:\n{indented(failed.traceback)}")
+        return f"{what} raised, and is tried once more:\n{indented(failed.traceback)}"
 
     def diverged(self, event: events.LossDiverged) -> Failure | None:
         """Return the run's failure where a loss is not finite, None where that is not of the round at hand."""

@@ -13,6 +13,7 @@ import msgspec
 from common.backoff import Backoff
 from common.errors import ProtocolError
 from common.messages import NAME_LIMIT, Alive, Diverged, Failed, Join, Lease, Leave, Ready, SamplesAsked, shortened
+from common.plain import one_line
 from worker.effects import ComputePiece, Effect, Exit, Greet, Prepare, Say, Send, SendResult
 from worker.events import (
     Event,
@@ -266,7 +267,7 @@ class WorkerState:
             case PieceComputed():
                 return SendResult(result=event.result)
             case PieceDiverged(lease=lease):
-                layer = shortened(event.layer, NAME_LIMIT)
+                layer = one_line(event.layer, NAME_LIMIT)
                 return Send(message=Diverged(work=lease.work, step=lease.step, micro_batch=event.piece, layer=layer))
             case PieceRaised(lease=lease):
                 told = shortened(event.traceback)

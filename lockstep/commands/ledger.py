@@ -8,6 +8,7 @@ import msgspec
 from common.data.sampler import Sampler
 from common.errors import DifferenceError
 from common.messages import OF_A_STEP
+from common.plain import printable
 from lockstep.dataset import dataset_of
 from lockstep.past_run import PastRun, read_run, workers_by_step
 from lockstep.proof import EpochProof, Proof, prove
@@ -33,7 +34,7 @@ def ledger(run: Path, as_json: bool) -> None:
         click.echo(msgspec.json.encode(proof).decode())
     else:
         for line in proof_lines(past, proof):
-            click.echo(line)
+            click.echo(printable(line))
     check_proof(proof)
 
 

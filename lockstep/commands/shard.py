@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from common.clock import SystemClock
-from common.messages import PROTOCOL_VERSION
+from common.messages import NAME_LIMIT, PROTOCOL_VERSION
 from common.numerics import fingerprint
+from common.plain import one_line
 from common.shard_messages import ShardJoin
 from common.transport.denials import Denials
 from common.transport.shared_folder import shared_root
@@ -85,7 +86,7 @@ def hold_slice(
     join = ShardJoin(
         protocol=PROTOCOL_VERSION,
         incarnation=secrets.token_hex(8),
-        host=platform.node() or "unknown",
+        host=one_line(platform.node() or "unknown", NAME_LIMIT),
         pid=os.getpid(),
         fingerprint=fingerprint(),
         address=dialled(port.address),

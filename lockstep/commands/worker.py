@@ -12,8 +12,9 @@ import click
 from common.clock import SystemClock
 from common.data.source import load
 from common.environment import cache_home
-from common.messages import PROTOCOL_VERSION, Join
+from common.messages import NAME_LIMIT, PROTOCOL_VERSION, Join
 from common.numerics import fingerprint
+from common.plain import one_line, printable
 from common.transport.credentials import Credential
 from common.transport.shared_folder import shared_root
 from common.transport.zeromq import ZeroMqClient, dial, wait_for_any
@@ -83,7 +84,7 @@ def work(
     join = Join(
         protocol=PROTOCOL_VERSION,
         incarnation=secrets.token_hex(8),
-        host=platform.node() or "unknown",
+        host=one_line(platform.node() or "unknown", NAME_LIMIT),
         pid=os.getpid(),
         fingerprint=fingerprint(),
     )
@@ -96,4 +97,4 @@ def work(
 
 def say(text: str) -> None:
     """Print a line to standard error: standard output is for results."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)

@@ -7,9 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import FileFormatError
+from common.plain import one_line
 from common.reading import read_regular
 from ps.ledger import Again, Begun, Line, Share, StepDone, WorkerIn, read_lines
 from ps.run_folder import LEDGER, MOST_LINES_BYTES
+
+#: Characters of a worker's name in a picture.
+MOST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class _Reader:
                 self.rows = {}
                 self.begun += 1
             case WorkerIn(rank=rank):
-                self._row(rank, f"{rank}: {line.host}, pid {line.pid}")
+                self._row(rank, one_line(f"{rank}: {line.host}, pid {line.pid}", MOST_NAME))
             case StepDone(step=step, shares=shares):
                 self.used[step] = [self._given(step, share) for share in shares]
             case Again(work="train" | "audit", step=step):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 #: Okabe and Ito's colours, which those who see no red or no green tell apart too, without their yellow.
@@ -42,5 +43,8 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG."""
+    """Write a figure as a PNG. What stands in it is text: a run, or a host, may be called `$x_{`."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
     figure.savefig(path, dpi=RESOLUTION, format="png")

@@ -31,6 +31,7 @@ from common.messages import (
     Standby,
     Status,
     StatusAsked,
+    Verdict,
     Weights,
     Welcome,
     WorkerMessage,
@@ -73,6 +74,7 @@ EXAMPLES: list[Message] = [
     Leave(reason="interrupted"),
     Alive(),
     StatusAsked(),
+    Verdict(epoch=1, stops=True),
     Welcome(
         rank=2, run="r", job=Job(model={"class": "Linear", "args": [2, 3]}), layout=DIGEST, dataset=DIGEST, source=""
     ),

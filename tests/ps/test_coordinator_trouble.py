@@ -30,7 +30,7 @@ def test_a_piece_that_raises_on_two_workers_stops_the_run_with_the_traceback() -
         drive.answer(2)
     effects = drive.fail(2, "Traceback: ValueError: odd image")
     (finish,) = finished(effects)
-    assert "raised, as it did before:\nTraceback: ValueError: odd image" in finish.failure
+    assert "raised, as it did before:\n  Traceback: ValueError: odd image" in finish.failure
     assert "worker 1 (host host, pid 2)" in finish.failure
     assert not finish.is_diverged
     assert kinds(effects) == [Finished, Finished]
@@ -66,7 +66,7 @@ def test_the_failure_that_workers_are_told_is_short_enough_for_them() -> None:
     drive = Drive()
     drive.enter(1)
     drive.fail(1)
-    effects = drive.fail(1, "x" * TEXT_LIMIT)
+    effects = drive.fail(1, "\n".join(["x" * 400] * (TEXT_LIMIT // 400)))
     (told,) = messages(effects)
     assert isinstance(told, Finished)
     assert len(told.reason) <= TEXT_LIMIT
