@@ -18,7 +18,7 @@ REMEMBERED = 8192
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 #: What became of a handshake, by ZeroMQ's code.
-_REASONS = {
+_REASONS: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it came without a key, or with one where none is asked for",
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it takes this server for another one, with another key",
 }

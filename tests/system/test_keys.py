@@ -1,0 +1,171 @@
+"""Servers that other machines can reach, with real processes: who takes part, who does not, and what each is told."""
+
+import json
+import os
+import signal
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from common.clock import SystemClock
+from common.transport.key_folder import KeyFolder, read_key
+from common.transport.zeromq import dial
+from lockstep.main import run
+from tests.system.jobs import BRIEF, ENDLESS
+from tests.system.processes import GONE_S, Place, Process
+
+#: A worker with the wrong key says so within these seconds of its start.
+SAID_S = 10.0
+
+
+@pytest.fixture
+def keys(place: Place) -> Path:
+    """A folder of keys for two workers."""
+    return KeyFolder.create(place.folder / "keys", ["one", "two"]).path
+
+
+def started(place: Place, *flags: str) -> tuple[Process, str]:
+    """Return a server with keys that all machines can reach, and where this one does."""
+    server = place.start("server", *flags, "--bind", "tcp://0.0.0.0:0", "--keys", "keys", "--run-dir", "run")
+    port = server.line_with("listening").partition(";")[0].rpartition(":")[2]
+    assert server.line_with("lockstep worker").endswith(f":{port} --key FILE")
+    return server, f"tcp://127.0.0.1:{port}"
+
+
+def test_workers_with_keys_train(place: Place, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server, address = started(place, *BRIEF, "--min-workers", "2")
+    assert run(["status", address, "--key", str(keys / "server.key")]) == 0
+    assert "waiting for workers: 0 of 2 ready" in capsys.readouterr().out
+    workers = [place.start("worker", address, "--key", f"keys/{name}.key") for name in ("one", "two")]
+    assert [worker.end()[0] for worker in workers] == [0, 0]
+    assert server.end()[0] == 0
+    result = json.loads((place.folder / "run" / "result.json").read_text())
+    assert result["workers"] == 2
+
+
+def test_servers_with_keys_share_the_weights(place: Place, keys: Path) -> None:
+    server, address = started(place, *BRIEF, "--servers", "2", "--transport", "tcp")
+    shard = place.start("shard", address, "--bind", "tcp://0.0.0.0:0", "--keys", "keys")
+    worker = place.start("worker", address, "--key", "keys/one.key")
+    assert [process.end()[0] for process in (server, shard, worker)] == [0, 0, 0]
+
+
+def make_wrong(keys: Path, wrong: str) -> list[str]:
+    """Return the flags of a worker that is not to get in."""
+    if wrong == "no key":
+        return []
+    other = KeyFolder.create(keys.parent / "others", ["three"]).path / "three.key"
+    if wrong == "unknown key":
+        key = read_key(other)
+        text = other.read_text().replace(key.server, read_key(keys / "server.key").pair.public)
+        other.write_text(text)
+    return ["--key", str(other)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told_there", "told_here"),
+    [
+        ("no key", "demands a key: expected --key FILE", "refused "),
+        ("unknown key", "does not let the key", "its key '"),
+        ("wrong server key", "breaks off the handshake: its key is not", "it takes this server for another one"),
+    ],
+)
+def test_a_worker_with_the_wrong_key_says_so_and_the_run_goes_on(
+    place: Place, keys: Path, wrong: str, told_there: str, told_here: str
+) -> None:
+    server, address = started(place, *ENDLESS)
+    place.start("worker", address, "--key", "keys/one.key")
+    server.line_with("epoch 1/")
+    clock = SystemClock()
+    began = clock.now()
+    code, _, error = place.start("worker", address, *make_wrong(keys, wrong)).end()
+    assert clock.now() - began < SAID_S
+    assert code == 2
+    assert told_there in error.splitlines()[-1]
+    server.line_with(told_here)
+    server.line_with("epoch ")
+    with closing(dial(address, credential=read_key(keys / "two.key").client())):
+        assert run(["status", address, "--key", str(keys / "two.key")]) == 0
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+
+
+def test_a_status_tells_how_many_were_not_let_in(place: Place, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server, address = started(place, *ENDLESS)
+    assert run(["status", address, "--timeout", "0.5"]) == 1
+    assert "demands a key" in capsys.readouterr().err
+    assert run(["status", address, "--json", "--key", str(keys / "one.key")]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"] > 0
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+
+
+def test_one_that_waits_for_nobody_says_why(place: Place) -> None:
+    with socket.socket() as bound:
+        # Bound and not listening: the port is ours, and connections are refused.
+        bound.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
+        worker = place.start("worker", address, "--timeout", "4")
+        assert f"nothing listens at {address}" in worker.error_with("waiting for a server")
+        assert worker.end()[0] == 1
+    worker = place.start("worker", "tcp://no-such-host.invalid:5555", "--timeout", "4")
+    assert "the host of tcp://no-such-host.invalid:5555 is not known" in worker.error_with("waiting for a server")
+
+
+@pytest.mark.parametrize("name", ["server.key", "one.key", "allowed"])
+def test_a_secret_that_others_could_read_is_refused(
+    place: Place, keys: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (keys / name).chmod(0o666)
+    if name == "one.key":
+        assert run(["worker", "tcp://127.0.0.1:1", "--key", str(keys / name)]) == 2
+    else:
+        data = ("--data", str(place.folder / "tiny.npz"))
+        flags = ("--bind", "tcp://0.0.0.0:0", "--run-dir", str(place.folder / "run"))
+        assert run(["server", *BRIEF, *data, *flags, "--keys", str(keys)]) == 2
+    error = capsys.readouterr().err
+    cure = "chmod 644" if name == "allowed" else "chmod 600"
+    assert error == f"error: '{keys / name}' has mode 0666 and is open to others: {cure} '{keys / name}'\n"
+    assert not (place.folder / "run").exists()
+
+
+@pytest.mark.parametrize("bind", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://[::]:0"])
+def test_without_keys_nothing_is_served_to_others(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bind: str
+) -> None:
+    monkeypatch.chdir(place.folder)
+    assert run(["server", *BRIEF, "--bind", bind, "--run-dir", "run"]) == 2
+    assert "is open to other machines, whoever they are" in capsys.readouterr().err
+    assert run(["server", *BRIEF, "--bind", bind, "--insecure", "--keys", "keys"]) == 2
+    assert "--keys and --insecure contradict one another" in capsys.readouterr().err
+    assert not (place.folder / "run").exists()
+
+
+def test_insecure_is_warned_of(place: Place) -> None:
+    server = place.start("server", *BRIEF, "--bind", "tcp://0.0.0.0:0", "--insecure")
+    assert server.line_with("warning").endswith("whoever reaches this address can take part in the run")
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+
+
+def test_trains_own_tcp_is_for_its_own_processes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    train = place.start("train", *ENDLESS, "--workers", "1", "--transport", "tcp")
+    train.line_with("epoch 1/")
+    (pid,) = place.pids("lockstep worker tcp")
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    address = command[command.index("worker") + 1]
+    assert address.startswith("tcp://127.0.0.1:")
+    assert run(["status", address, "--timeout", "0.5"]) == 1
+    assert "is one of `lockstep train`: it lets in nobody but the workers of that" in capsys.readouterr().err
+    train.send(signal.SIGINT)
+    assert train.end(GONE_S)[0] == 130
+    assert place.is_empty(0.0)
+
+
+def test_a_key_of_a_person_is_none_of_trains_own_workers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCKSTEP_KEY", "absent.key")
+    monkeypatch.setenv("LOCKSTEP_KEYS", "absent")
+    assert "LOCKSTEP_KEY" in os.environ
+    assert place.start("train", *BRIEF, "--workers", "1").end()[0] == 0
