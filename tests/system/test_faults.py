@@ -197,9 +197,11 @@ def wait_for(place: Place, process: Process, point: str) -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("times", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, point: str, times: int) -> None:
-    flags = (*job(place, 400), *OFTEN)
+    flags, clock = (*job(place, 400), *OFTEN), SystemClock()
     expected = calm(place, flags)
-    killed = 0
+    began, killed = clock.now(), 0
+    assert place.start("train", *flags, "--workers", "2", "--run-dir", "whole").end()[0] == 0
+    whole_s = clock.now() - began
     while killed < times:
         process = place.start("train", *flags, "--workers", "2", "--run-dir", "run")
         wait_for(place, process, point)
@@ -208,8 +210,11 @@ def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, poi
         is_in_time = bool(servers) and not (place.folder / "run" / "result.json").exists()
         for server in servers:
             os.kill(server, signal.SIGKILL)
+        began = clock.now()
         code, out, error = process.end()
         assert (code, error) == (0, ""), (out, error)
+        # All that is left of it was done in that time: so the workers were back before.
+        assert clock.now() - began < BACK_S + 2.0 * whole_s
         assert digest(place) == expected
         assert place.is_empty(GONE_S)
         if is_in_time and "was killed by SIGKILL; started again in " in out:
@@ -245,7 +250,11 @@ def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Plac
     process.line_with("epoch 2/")
     (shard,) = place.pids("lockstep shard")
     os.kill(shard, signal.SIGKILL)
+    began = SystemClock().now()
     process.line_with(f"a shard (pid {shard}) was killed by SIGKILL; started again in ")
+    process.line_with("goes on after step ")
+    process.line_with("epoch ")
+    assert SystemClock().now() - began < BACK_S
     assert process.end()[0::2] == (0, "")
     assert digest(place) == expected
     assert place.is_empty(GONE_S)

@@ -1,10 +1,13 @@
 """Interrupts at any time: everything is gone within five seconds, and nothing is left on disk but the run's folder."""
 
 import os
+import random
 import signal
+import subprocess
 
 import pytest
 
+from common.clock import SystemClock
 from tests.system.jobs import BRIEF, ENDLESS, gated_model
 from tests.system.processes import GONE_S, Place, Process
 
@@ -72,4 +75,81 @@ def test_a_reader_that_goes_away_ends_the_run(place: Place) -> None:
     assert process.popen.stdout is not None
     process.popen.stdout.close()
     assert process.popen.wait(GONE_S) == 1
+    assert place.is_empty(GONE_S)
+
+
+#: A run of some seconds that does all that a run does: it loads, begins, trains, evaluates, writes checkpoints, ends.
+WHOLE = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4", "--epochs", "16",
+         "--checkpoint-every-steps", "3", "--workers", "2")  # fmt: skip
+
+
+def has_ended(process: Process, within_s: float) -> bool:
+    """Wait for the end of a process; tell whether it came in time."""
+    try:
+        process.popen.wait(within_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("times", [6, pytest.param(100, marks=pytest.mark.slow)])
+def test_an_interrupt_at_any_moment_of_a_whole_run(place: Place, times: int) -> None:
+    """Moments are spread over a run's whole life, from the start of its first process to the end of its last."""
+    clock, draw = SystemClock(), random.Random(times)
+    began = clock.now()
+    assert place.start("train", *WHOLE, "--run-dir", "calm").end()[0] == 0
+    whole_s, hit, tried = clock.now() - began, 0, 0
+    while hit < times:
+        tried += 1
+        assert tried < 10 + 2 * times, f"{hit} of {tried} interrupts came before the end"
+        # One in each part of it, so that none is left out.
+        moment = (hit + draw.random()) / times
+        process = place.start("train", *WHOLE, "--run-dir", f"run-{tried}")
+        if has_ended(process, moment * whole_s):
+            continue
+        number = (signal.SIGINT, signal.SIGTERM)[tried % 2]
+        process.send(number)
+        code, out, error = process.end(GONE_S)
+        assert place.is_empty(GONE_S)
+        if code == 0:
+            continue  # it came when all was done
+        hit += 1
+        # Before our first line is run, Python ends as any process does: a shell sees the same code of it.
+        assert code in (130, -number), (moment, out, error)
+        assert code == -number or error.endswith("error: interrupted\n"), (moment, error)
+
+
+#: A model that raises where a worker is to build it, or in one kind of pass.
+RAISING = """
+import sys
+
+from lockstep import nn
+
+
+class Raising(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(784, 10)
+
+    def forward(self, images):
+        if {phase!r} == ("training" if self.training else "evaluating") and images.shape[0] > 2:
+            raise ValueError("as it was asked to")
+        return self.scores(images.reshape(images.shape[0], 784))
+
+
+def build():
+    if {phase!r} == "building" and "worker" in sys.argv:
+        raise ValueError("as it was asked to")
+    return Raising()
+"""
+
+
+@pytest.mark.parametrize("phase", ["building", "training", "evaluating"])
+def test_an_exception_leaves_nothing_either(place: Place, phase: str) -> None:
+    (place.folder / "raising.py").write_text(RAISING.format(phase=phase))
+    process = place.start("train", *BRIEF, "--model", "raising.py:build", "--workers", "2", "--run-dir", "run")
+    code, out, error = process.end()
+    assert code == (2 if phase == "building" else 1)
+    assert "as it was asked to" in out + error
+    assert "error: " in error
     assert place.is_empty(GONE_S)
