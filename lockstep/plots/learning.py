@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lockstep.plots.course import Course, Floats, smoothed
-from lockstep.plots.style import colour, new_figure, tidy, whole_numbers
+from lockstep.plots.style import colour, logarithmic, new_figure, tidy, whole_numbers
 
 #: Parts that a run's steps are smoothed over, and points of a line that are drawn at most.
 PARTS, POINTS = 100, 2000
@@ -26,9 +26,10 @@ def learning(courses: Sequence[Course]) -> Figure:
         if course.is_regression == is_regression:
             _draw(score, course, look, *(("r2", "test_r2") if is_regression else ("accuracy", "test_accuracy")))
         rate.plot(*thinned(course.column("step"), course.column("lr")), color=look.colour, linewidth=look.width)
-    tidy(loss, title="loss", x="step", y="mean squared error" if is_regression else "cross-entropy")
-    loss.set_yscale("log")
-    name, unit = ("R²", "share of the variance") if is_regression else ("accuracy", "share of samples")
+    kinds = {"mean squared error" if course.is_regression else "cross-entropy" for course in courses}
+    tidy(loss, title="loss", x="step", y=" or ".join(sorted(kinds)))
+    logarithmic(loss)
+    name, unit = ("R²", "share of the variance") if is_regression else ("accuracy", "share that is right")
     tidy(score, title=name, x="step", y=unit)
     _focus(score, ("r2", "test_r2") if is_regression else ("accuracy", "test_accuracy"), courses)
     tidy(rate, title="learning rate", x="step", y="rate")
@@ -65,7 +66,10 @@ def _focus(axes: Axes, names: tuple[str, str], courses: Sequence[Course]) -> Non
     later = [smoothed(course.column(of_step), max(1, len(course.steps) // PARTS)) for course in shown]
     tests: list[float] = [getattr(epoch, of_epoch) for course in shown for epoch in course.epochs]
     lows = [float(np.quantile(values, 0.1)) for values in later] + tests
-    axes.set_ylim(bottom=max(0.0, min(lows) - 0.02), top=1.002)
+    highest = max(tests + [float(values.max()) for values in later])
+    bottom = max(0.0, min(lows) - 0.02)
+    # Neither ever exceeds 1, and is often so near that an even margin would be all one sees.
+    axes.set_ylim(bottom=bottom, top=min(1.002, highest + 0.05 * (highest - bottom)) if highest > bottom else 1.002)
 
 
 def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:

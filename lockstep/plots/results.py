@@ -17,6 +17,9 @@ from lockstep.plots.style import colour, new_figure, tidy
 #: Classes of a confusion matrix whose counts are written into it; filters, mistakes, and targets, that are shown.
 MOST_COUNTED, MOST_FILTERS, MOST_MISTAKES, MOST_TARGETS = 20, 64, 30, 6
 
+#: Classes that are named at an axis: more would run into one another.
+MOST_TICKS = 32
+
 
 def confusion_matrix(confusion: Confusion) -> Figure:
     """Return the counts: the colour tells the share of its class, without which the diagonal would hide the rest."""
@@ -31,8 +34,9 @@ def confusion_matrix(confusion: Confusion) -> Figure:
     image = axes.imshow(100 * off_diagonal, cmap="Reds", vmin=0, vmax=100 * most)
     right, total = int(np.trace(counts)), int(counts.sum())
     axes.set(title=f"{right:,} of {total:,} right ({right / max(1, total):.2%})", xlabel="taken for", ylabel="class")
-    axes.set_xticks(range(classes))
-    axes.set_yticks(range(classes))
+    ticks = range(0, classes, math.ceil(classes / MOST_TICKS))
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
     if classes <= MOST_COUNTED:
         for row, column in np.ndindex(classes, classes):
             _count(axes, row, column, int(counts[row, column]), float(off_diagonal[row, column]) > 0.6 * most)

@@ -174,3 +174,20 @@ def test_the_worst_mistakes_come_first() -> None:
 def test_mistakes_that_cannot_be_shown_are_told(found: Assessment, text: str) -> None:
     with pytest.raises(ModelError, match=text):
         worst_mistakes(found)
+
+
+def test_numbers_at_a_logarithmic_axis_are_no_formulas(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), loss=8.0)
+    figure = learning([read_course(tmp_path / "a")])
+    figure.canvas.draw()
+    axis = figure.axes[0].yaxis
+    shown = [label.get_text() for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))]
+    assert any(shown)
+    assert not any("$" in text for text in shown)
+
+
+def test_accuracy_fills_its_panel(tmp_path: Path) -> None:
+    low, high = learning(courses(tmp_path, "a")).axes[1].get_ylim()
+    # Between the training's 0.5 and the tests' 0.75.
+    assert 0.4 < low < 0.5
+    assert 0.75 < high < 0.8
