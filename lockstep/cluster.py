@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from lockstep.ground import HERE, JOB_FILE, Attended, Ground, Observer
 from lockstep.job_file import to_toml
 from lockstep.launch import Launch
 from lockstep.posts import Posts
+from lockstep.private_folder import private_folder
 from lockstep.process_log import keep_logs
 from lockstep.restarts import Restarts
 from lockstep.run_dir import has_begun
@@ -38,9 +38,6 @@ NOTICES = ("warning: ", "goes on after ", "begins anew: ")
 
 #: The phases of a run that has not begun.
 BEFORE = (Phase.MUSTERING.value, Phase.GATHERING.value)
-
-#: Longest folder name below which a socket's path stays within the system's 107 bytes.
-FOLDER_LIMIT = 80
 
 
 @dataclass
@@ -263,15 +260,6 @@ def check_launch(launch: Launch) -> None:
         raise JobError(
             f"servers = {launch.servers!r} with workers = 0, which trains in one process alone: expected servers = 1"
         )
-
-
-def private_folder() -> Path:
-    """Return a new folder, open to this user only, for the socket and the logs of a run."""
-    folder = Path(tempfile.mkdtemp(prefix="lockstep-"))
-    if len(str(folder).encode()) <= FOLDER_LIMIT:
-        return folder
-    folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))
 
 
 def obituary(child: Attended) -> str:

@@ -47,3 +47,13 @@ def number_range(text: str) -> range:
     if not numbers:
         raise click.BadParameter(f"{text!r} names no numbers: expected A:B with A < B, or one number")
     return numbers
+
+
+def crowd(text: str) -> int | tuple[int, int]:
+    """Return a number of workers, or the fewest and the most that `A..B` names. Raises BadParameter."""
+    if re.fullmatch(r"[+-]?[0-9]{1,9}", text):
+        return int(text)
+    found = re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise click.BadParameter(f"{text!r} is no number of workers: expected one as 4, or FEWEST..MOST as 2..16")
+    return int(found[1]), int(found[2])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.commands.param_types import moment, seconds
+from lockstep.commands.param_types import crowd, moment, seconds
 
 JOB_OPTION = click.option(
     "--job",
@@ -61,3 +61,14 @@ CHECKPOINT_OPTION = click.option(
     help="which weights: last, best (of all epochs), or those after so many steps  [last]",
 )
 BEST_OPTION = click.option("--best", "moment", flag_value="best", type=moment, help="the same as --checkpoint best")
+ON_OPTION = click.option(
+    "--on",
+    metavar="CLUSTER",
+    help="place the processes on the nodes of a Ray cluster: ray, or ray://HOST:10001  [this machine]",
+)
+WORKERS_OPTION = click.option(
+    "--workers",
+    type=crowd,
+    metavar="INT",
+    help="worker processes; 0 trains in this process alone; 2..16 begins with 2 and takes up to 16  [one a core]",
+)

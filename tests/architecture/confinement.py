@@ -10,6 +10,7 @@ from tests.architecture.source import Source, Violation, is_within
 CONFINED = {
     "zmq": "common.transport.zeromq*",
     "msgpack": "common.codec",
+    "ray": "lockstep.clusters.ray_*",
     "time": "common.clock",
     "datetime": "common.clock",
     "random": "common.randomness",
