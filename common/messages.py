@@ -15,7 +15,7 @@ from common.numerics import Fingerprint
 from common.reduction import Node
 
 #: Changes with every change to a message's meaning; two sides with different numbers do not talk.
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
