@@ -7,7 +7,9 @@ import pytest
 from common.autograd.graph import observe
 from common.autograd.primitives.primitive import Array, Primitive
 from common.nn.activations import ReLU
+from common.nn.attention import TransformerEncoderLayer
 from common.nn.containers import Sequential
+from common.nn.embedding import Embedding, PositionalEmbedding
 from common.nn.flatten import Flatten
 from common.nn.linear import Linear
 from common.nn.module import Module
@@ -70,3 +72,32 @@ def test_an_observer_sees_the_engine_at_work_and_changes_nothing() -> None:
         observed = gradients(replayed, images, labels)
     assert observed == gradients(plain, images, labels)
     assert names.count("linear") > 2
+
+
+def over_tokens(kind: type[Linear]) -> Module:
+    layer = TransformerEncoderLayer(8, 2, 12, dropout=0.0, norm_first=True, is_causal=True)
+    return Sequential(Embedding(9, 8), PositionalEmbedding(6, 8), layer, kind(8, 9)).initialize(1)
+
+
+def test_attention_is_replayed_with_the_same_bits() -> None:
+    known, own = over_tokens(Linear), over_tokens(Own)
+    objective = Objective(label_smoothing=0.1)
+    replayed = TrainingPass(known, list(known.parameters()), objective)
+    plain = TrainingPass(own, list(own.parameters()), objective)
+    for size in (5, 5, 3, 5):
+        tokens = RNG.integers(0, 9, (size, 6), dtype=np.int32)
+        targets = objective.targets(RNG.integers(0, 9, (size, 6)))
+        assert gradients(replayed, tokens, targets) == gradients(plain, tokens, targets)
+    assert len(replayed._replays) == 2
+    assert not plain._replays
+
+
+def test_a_regression_is_replayed_with_the_same_bits() -> None:
+    known, own = model(Linear), model(Own)
+    replayed = TrainingPass(known, list(known.parameters()), Objective("mse"))
+    plain = TrainingPass(own, list(own.parameters()), Objective("mse"))
+    for size in (6, 6, 5):
+        images, _ = batch(size)
+        targets = RNG.standard_normal((size, 3)).astype(np.float32)
+        assert gradients(replayed, images, targets) == gradients(plain, images, targets)
+    assert len(replayed._replays) == 2
