@@ -42,6 +42,7 @@ PURE = (
     "ps.alarms",
     "ps.audit",
     "ps.coordinator",
+    "ps.course",
     "ps.effects",
     "ps.events",
     "ps.leasing",
