@@ -26,6 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("clip_norm", "loss", "label_smoothing"),
     ),
     "Course of the learning rate": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
+    "Choosing by figures": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
     "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),
     "Checkpoints": CHECKPOINT_FIELDS,
 }

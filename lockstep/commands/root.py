@@ -8,6 +8,7 @@ from lockstep.commands.bench import bench
 from lockstep.commands.doctor import doctor
 from lockstep.commands.evaluate import evaluate
 from lockstep.commands.export import export
+from lockstep.commands.find_lr import find_lr
 from lockstep.commands.keys import keys
 from lockstep.commands.ledger import ledger
 from lockstep.commands.node import node
@@ -56,6 +57,7 @@ for command in (
     simulate,
     status,
     doctor,
+    find_lr,
     bench,
 ):
     cli.add_command(command)

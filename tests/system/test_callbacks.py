@@ -106,14 +106,33 @@ def test_what_a_callback_raises_ends_all_processes(tmp_path: Path) -> None:
         fit(
             "linear", tiny_arrays(), run_dir=tmp_path, workers=2, callbacks=[LambdaCallback(on_epoch_end=fail)], **BRIEF
         )
-    lines = read_lines((tmp_path / LEDGER).read_bytes(), LEDGER)
-    pids = [line.pid for line in lines if isinstance(line, WorkerIn)]
-    assert len(pids) == 2
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    assert pids_in(tmp_path) == [None, None]
     calm = fit("linear", tiny_arrays(), run_dir=tmp_path / "calm", workers=0, **BRIEF)
     assert resume(tmp_path, workers=1, verbose=False).weights_sha256 == calm.weights_sha256
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupt_ends_all_processes_and_the_run_is_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    def interrupt(training: Training, epoch: EpochStatus) -> None:
+        if epoch.epoch == 2:
+            signal.raise_signal(signal.SIGINT)  # as the button above a notebook does
+
+    values, interrupting = {**BRIEF, "verbose": True, "workers": workers}, LambdaCallback(on_epoch_end=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit("linear", tiny_arrays(), run_dir=tmp_path, callbacks=[interrupting], **values)
+    told = f"interrupted: what was reached is kept; go on by lockstep.resume({str(tmp_path)!r})"
+    assert told in capsys.readouterr().out.splitlines()
+    assert pids_in(tmp_path) == workers * [None]
+    calm = fit("linear", tiny_arrays(), run_dir=tmp_path / "calm", **{**BRIEF, "workers": 0})
+    assert resume(tmp_path, verbose=False).weights_sha256 == calm.weights_sha256
+
+
+def pids_in(folder: Path) -> list[int | None]:
+    """Return the processes of a run's workers, None for each that is gone."""
+    lines = read_lines((folder / LEDGER).read_bytes(), LEDGER)
+    return [line.pid if Path(f"/proc/{line.pid}").exists() else None for line in lines if isinstance(line, WorkerIn)]
 
 
 def test_a_worker_killed_in_a_pause_costs_nothing(tmp_path: Path) -> None:
