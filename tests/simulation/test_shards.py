@@ -38,6 +38,9 @@ SHARDED = {
     "clipped": job_of(model="mlp", steps=2, global_batch=16, micro_batches=8, momentum=0.9, clip_norm=1.0),
     "plain": job_of(model="mlp", steps=3, optimizer="adam", lr=0.001),
     "statistics": job_of(model=STATISTICS, steps=4, global_batch=18, micro_batches=6, clip_norm=0.5, momentum=0.9),
+    "rounded": job_of(
+        model=STATISTICS, steps=4, global_batch=18, micro_batches=6, clip_norm=0.5, wire="int8", wire_weights="bfloat16"
+    ),
     "small": job_of(model="linear", global_batch=19, micro_batches=5, steps=7, schedule="cosine", warmup_steps=2),
 }
 
@@ -81,13 +84,13 @@ def simulated(
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("servers", [2, 3, 5])
-@pytest.mark.parametrize("name", ["clipped", "plain", "statistics"])
+@pytest.mark.parametrize("name", ["clipped", "plain", "statistics", "rounded"])
 def test_any_number_of_servers_gives_the_bits_of_one_process(name: str, servers: int, workers: int) -> None:
     if servers <= most(SHARDED[name]):
         assert digest_with(SHARDED[name], workers, servers + workers, servers) == alone(name).weights_sha256
 
 
-@pytest.mark.parametrize("name", ["statistics", "small"])
+@pytest.mark.parametrize("name", ["statistics", "rounded", "small"])
 def test_as_many_servers_as_there_are_blocks(name: str) -> None:
     assert digest_with(SHARDED[name], 2, 1, most(SHARDED[name])) == alone(name).weights_sha256
 
@@ -107,7 +110,7 @@ def test_the_statistics_lie_across_slices() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("servers", [2, 3])
-@pytest.mark.parametrize("name", ["clipped", "statistics"])
+@pytest.mark.parametrize("name", ["clipped", "statistics", "rounded"])
 def test_workers_and_shards_that_share_memory_give_the_same_bits(
     tmp_path: Path, name: str, servers: int, workers: int
 ) -> None:
