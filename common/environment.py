@@ -55,9 +55,11 @@ def child_environment() -> Mapping[str, str]:
     return {**ours, "PYTHONUNBUFFERED": "1"}
 
 
-def cache_home() -> str:
+def cache_home(environ: Mapping[str, str] = os.environ) -> str:
     """Return the folder for what can be had again, as the XDG Base Directory Specification says."""
-    return os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    given = environ.get("XDG_CACHE_HOME", "")
+    # A path that is not absolute is to be ignored, says the specification.
+    return given if os.path.isabs(given) else os.path.expanduser("~/.cache")
 
 
 def own_environment() -> Mapping[str, str]:

@@ -6,7 +6,14 @@ import sys
 
 import pytest
 
-from common.environment import BLAS_THREAD_VARIABLES, child_environment, cores, keep_to_core, use_one_blas_thread
+from common.environment import (
+    BLAS_THREAD_VARIABLES,
+    cache_home,
+    child_environment,
+    cores,
+    keep_to_core,
+    use_one_blas_thread,
+)
 
 
 def test_there_is_a_core_to_run_on() -> None:
@@ -18,6 +25,12 @@ def test_children_inherit_one_blas_thread_and_write_at_once() -> None:
     environment = child_environment()
     assert all(environment[name] == "1" for name in BLAS_THREAD_VARIABLES)
     assert environment["PYTHONUNBUFFERED"] == "1"
+
+
+@pytest.mark.parametrize(("given", "expected"), [("/var/cache", "/var/cache"), ("here", "~/.cache"), ("", "~/.cache")])
+def test_the_cache_is_where_the_specification_says(given: str, expected: str) -> None:
+    assert cache_home({"XDG_CACHE_HOME": given}) == os.path.expanduser(expected)
+    assert cache_home({}) == os.path.expanduser("~/.cache")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process be kept to a core")
