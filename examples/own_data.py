@@ -1,8 +1,8 @@
 """Images of one's own, as a folder of IDX files and as an .npz: the digits of a pocket calculator, askew and in noise.
 
     python examples/own_data.py
-    lockstep train --model mlp --data runs/segments --epochs 3
-    lockstep train --model mlp --data runs/segments.npz --epochs 3
+    lockstep train --model lenet --data runs/segments --epochs 6
+    lockstep train --model lenet --data runs/segments.npz --epochs 6
 
 Both hold the same images, so that both runs end with the same weights.
 """
