@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.clock import ManualClock
 from common.data.sampler import Sampler
+from common.data.split import with_validation
 from lockstep.proof import prove
 from lockstep.serial import SerialRun
 from lockstep.simulation.small import data, job_named
@@ -18,7 +19,7 @@ from ps.recorder import Recorder, Setting
 from ps.run_folder import LEDGER, RunFolder, RunResult
 
 #: Of an epoch, what has to be the same whoever computed it.
-FIGURES = ("epoch", "loss", "accuracy", "test_loss", "test_accuracy", "weights_sha256")
+FIGURES = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "weights_sha256")
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,16 @@ def objections(job: str, steps: int | None, result: RunResult, folder: Path) -> 
 
 def _unproven(job: str, steps: int | None, lines: list[Line]) -> Iterator[str]:
     """Yield what the ledger does not prove: each sample once an epoch, each step once."""
-    the_job, samples = job_named(job, steps), len(data().train)
-    plan = plan_of(the_job, samples, len(data().test))
+    the_job = job_named(job, steps)
+    parts = with_validation(data(), the_job.validation_split, the_job.seed)
+    samples = len(parts.train)
+    plan = plan_of(the_job, samples, len(parts.test), len(parts.validation or ()))
     proof = prove(lines, plan, Sampler(samples, the_job.global_batch, the_job.micro_batches, the_job.seed))
     yield from proof.faults()
-    done = sorted(_steps(lines))
-    if done != list(range(plan.total_steps)):
-        yield f"the ledger tells of the steps {done}: expected all {plan.total_steps}"
-    short = [epoch.epoch for epoch in proof.epochs[: plan.total_steps // plan.steps_per_epoch] if not epoch.is_whole()]
+    done, total = sorted(_steps(lines)), expected(job, steps).result.steps
+    if done != list(range(total)):
+        yield f"the ledger tells of the steps {done}: expected all {total}"
+    short = [epoch.epoch for epoch in proof.epochs[: total // plan.steps_per_epoch] if not epoch.is_whole()]
     if short:
         yield f"not all samples were used in the epochs {short}"
 

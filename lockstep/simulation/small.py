@@ -76,6 +76,17 @@ def jobs() -> dict[str, Job]:
             schedule="cosine",
             warmup_steps=2,
         ),
+        # Stops early, and ends with the weights of an epoch that is not the last.
+        "stopped": _job(
+            nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)),
+            global_batch=8,
+            micro_batches=4,
+            steps=16,
+            lr=0.02,
+            validation_split=0.3,
+            patience=2,
+            keep_best=True,
+        ),
         "long": _job(_wide(14_000), global_batch=8, micro_batches=4, steps=4, momentum=0.0, wire="bfloat16"),
         "wide": _job(_wide(520), global_batch=8, micro_batches=4, steps=5),
         "clipped": _job(
