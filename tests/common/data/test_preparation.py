@@ -110,3 +110,12 @@ def test_an_empty_micro_batch_stays_empty() -> None:
 def test_shifts_need_images_and_a_bound(shape: tuple[int, ...], shift: int) -> None:
     with pytest.raises(DataError, match=f"(shifts of|max_shift =) {shift} "):
         Preparation.of(dataset(np.zeros(shape, np.uint8)), max_shift=shift)
+
+
+def test_tokens_stay_as_they_are() -> None:
+    tokens = np.array([[0, 300], [7, 2]], np.int32)
+    preparation = Preparation.of(Dataset(tokens, np.zeros((2, 2), np.int64), 3))
+    assert preparation == Preparation(0.0, 1.0)
+    assert preparation.images(tokens) is tokens
+    with pytest.raises(DataError, match=r"shifts of 1 pixels over samples of shape \(2,\)"):
+        Preparation.of(Dataset(tokens, np.zeros((2, 2), np.int64), 3), max_shift=1)

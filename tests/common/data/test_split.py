@@ -52,3 +52,15 @@ def test_the_test_set_stays_and_with_a_share_of_nothing_all() -> None:
 def test_one_that_would_be_empty_is_refused(share: float, count: int) -> None:
     with pytest.raises(DataError, match=f"validation_split = {share} of 10 training samples is {count}: expected"):
         with_validation(numbered(10), share, 0)
+
+
+def test_sequences_and_numbers_keep_their_rows_of_labels() -> None:
+    tokens = np.arange(40, dtype=np.int32).reshape(10, 4)
+    places = Dataset(tokens, tokens.astype(np.int64) + 1, 41)
+    table = Dataset(tokens.astype(np.float32), np.stack([tokens[:, 0], -tokens[:, 1]], axis=1).astype(np.float32), 0)
+    for data in (TrainTest("places", places, places), TrainTest("table", table, table)):
+        split = with_validation(data, 0.3, 1)
+        for part in (split.train, split.validation):
+            assert part is not None
+            rows = [int(row[0]) // 4 for row in part.images]
+            np.testing.assert_array_equal(part.labels, data.train.labels[rows])
