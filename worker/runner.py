@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-import numpy as np
-
 from common.clock import Clock
 from common.codec import Buffer, decode, encode
-from common.data.manifest import PartName
 from common.errors import AddressError, DataError, LockstepError, RemoteProtocolError
 from common.messages import (
     OF_A_STEP,
@@ -24,15 +21,13 @@ from common.messages import (
     Refused,
     Result,
     Samples,
-    SamplesAsked,
     ServerMessage,
     Standby,
     Status,
     Weights,
     Welcome,
-    Work,
 )
-from common.reduction import Node, Vector
+from common.reduction import Node, Vector, is_node
 from common.shard_messages import Hello
 from common.slices import Slice, slices_for
 from common.tally import Tally, pack_losses
@@ -44,14 +39,11 @@ from worker.assembly import Assembly, assembly_of
 from worker.compute import Compute, NotFiniteError
 from worker.evidence import evidence
 from worker.preparing import Loader, Places, prepare
-from worker.sample_store import SampleStore
 from worker.state import Phase, WorkerState
+from worker.supply import Supply
 
 #: Opens a connection to an address; `AddressError` where there can be none.
 Dial = Callable[[str], ClientPort]
-
-#: The set that each kind of work is about.
-PARTS: dict[Work, PartName] = {"train": "train", "audit": "train", "validate": "validation", "evaluate": "test"}
 
 #: Seconds for which last words may still go out.
 LINGER_S = 1.0
@@ -89,8 +81,8 @@ class Runner:
     _owners: dict[int, ClientPort] = field(default_factory=dict)
     #: All connections, where there are several.
     _links: Links[list[memoryview]] | None = None
-    #: Where samples are kept that the server sends; None where the data is here.
-    _store: SampleStore | None = None
+    #: What sees to samples that the server sends; None where the data is here.
+    _supply: Supply | None = None
     #: Whether that computes in memory which the server sees.
     _shares: bool = False
     #: The frames of the weights that are on their way here.
@@ -178,7 +170,7 @@ class Runner:
             case Weights():
                 return events.WeightsReceived(step=message.step) if self._install(message) else None
             case Lease():
-                return events.LeaseReceived(lease=message)
+                return self._leased(message)
             case Finished():
                 return events.RunFinished(finished=message)
             case Alive():
@@ -188,13 +180,19 @@ class Runner:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a worker")
 
+    def _leased(self, lease: Lease) -> events.Event:
+        """Take a lease that is one: of pieces which are none it would take years to see that they are empty."""
+        pieces = 0 if self._compute is None else self._compute.pieces_of(lease.work)
+        if self._compute is not None and not is_node(lease.lo, lease.hi, pieces):
+            raise RemoteProtocolError(f"a lease of [{lease.lo}, {lease.hi}): no node of {pieces} pieces")
+        return events.LeaseReceived(lease=lease)
+
     def _keep(self, samples: Samples) -> events.Event:
         """Keep samples that were asked for."""
-        if self._store is None:
+        if self._supply is None:
             raise RemoteProtocolError("samples that nobody asked for")
-        places = np.frombuffer(samples.places, "<u4").astype(np.int64)
         try:
-            self._store.put(samples.part, places, self._arrays[0])
+            self._supply.take(samples, self._arrays[0])
         except DataError as error:
             return events.SamplesUnkept(reason=str(error))
         return events.SamplesReceived()
@@ -254,7 +252,8 @@ class Runner:
             place = prepare(welcome, self.load, Places(self.root, self.cache))
         except LockstepError as error:
             return events.PreparationFailed(reason=str(error))
-        self._compute, self._shares, self._store = place.compute, bool(place.nonce), place.store
+        self._compute, self._shares = place.compute, bool(place.nonce)
+        self._supply = None if place.store is None else Supply(place.store, place.compute)
         self._weights = assembly_of(self._compute.frames)
         try:
             self._meet(welcome, place.compute)
@@ -294,7 +293,7 @@ class Runner:
         assert self._compute is not None
         began, self._pushing_s = self.clock.now(), 0.0
         node, is_training = Node(lease.lo, lease.hi), lease.work in OF_A_STEP
-        asked = self._lacked(self._compute, lease)
+        asked = None if self._supply is None else self._supply.lacked(lease, self.state.leases)
         if asked is not None:
             return events.SamplesLacked(lease=lease, asked=asked)
         self._compute.turn(lease.step, into=lease.slot if self._shares else 0)
@@ -319,13 +318,6 @@ class Runner:
             digest=evidence(self._compute.into, self._compute.losses, tally) if lease.is_digested else "",
         )
         return events.PieceComputed(result=result)
-
-    def _lacked(self, compute: Compute, lease: Lease) -> SamplesAsked | None:
-        """Return what is to be asked for before a lease can be computed."""
-        if self._store is None:
-            return None
-        part = PARTS[lease.work]
-        return self._store.wanted(part, compute.samples_of(lease.work, lease.step, Node(lease.lo, lease.hi)))
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
         """Compute the sums of a lease, where the server sees them or to be sent; those of an audit are not.

@@ -44,9 +44,9 @@ def run(job: Job, cache_dir: Path, workers: int = 1, seed: int = 1) -> Simulatio
 
 def here(worker: Worker) -> int:
     """Return how many training samples a worker has."""
-    store = worker.runner._store
-    assert store is not None
-    part = store.parts["train"]
+    supply = worker.runner._supply
+    assert supply is not None
+    part = supply.store.parts["train"]
     return part.facts.samples - len(part.missing(np.arange(part.facts.samples)))
 
 
@@ -66,7 +66,7 @@ def test_a_worker_with_the_data_asks_for_nothing(tmp_path: Path) -> None:
     simulation = Simulation(JOBS["plain"], 1, SHIPPING)
     worker = simulation.add_worker(cache=tmp_path)
     assert simulation.finish() == expected("plain")
-    assert worker.runner._store is None
+    assert worker.runner._supply is None
     assert list(tmp_path.iterdir()) == []
 
 
