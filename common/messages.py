@@ -76,6 +76,8 @@ class Join(Message, frozen=True, kw_only=True, tag="join"):
     host: ShortText
     pid: Count
     fingerprint: Fingerprint
+    #: The run that it was in and was let go of; empty for one that was in none.
+    run: ShortText = ""
 
 
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
@@ -190,6 +192,8 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     """No place in the run, and why."""
 
     reason: Text
+    #: The worker asked for another run: it may ask anew, as one that was in none.
+    is_of_another_run: bool = False
 
 
 class Fenced(Message, frozen=True, kw_only=True, tag="fenced"):

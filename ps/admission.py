@@ -1,10 +1,15 @@
 """Why a worker or a shard is turned away. Pure."""
 
+from typing import Literal
+
 from common.messages import PROTOCOL_VERSION, Join
 from common.numerics import Fingerprint
 from common.shard_messages import ShardJoin
 from ps.facts import RunFacts
 from ps.roster import Roster
+
+#: Fields of a fingerprint that are the same wherever the same versions are installed.
+VERSIONS = ("lockstep", "code", "numpy", "blas")
 
 
 def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics: bool) -> str:
@@ -25,8 +30,28 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     return ""
 
 
+def refused_for(reason: str) -> Literal["version", "numerics", ""]:
+    """Return what a reason to refuse is about: other code, other arithmetic, or something else.
+
+    For who is told the reason alone; it stands here since it has to know the words of `refusal`.
+    """
+    if "protocol" in reason.partition(":")[0]:
+        return "version"
+    if not reason.startswith("the numerics of host "):
+        return ""
+    # Other versions may compute alike, and are refused since nobody knows it.
+    return "version" if any(f" {name} '" in reason for name in VERSIONS) else "numerics"
+
+
+def is_of_another_run(join: Join, facts: RunFacts) -> bool:
+    """Tell whether a worker asks to be taken back into a run that is not this one, as an old word said again does."""
+    return join.run not in ("", facts.run)
+
+
 def why_not(join: Join, peer: bytes, roster: Roster, facts: RunFacts) -> str:
     """Return the reason to refuse a worker of a run, empty where there is none."""
+    if is_of_another_run(join, facts):
+        return f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {facts.run!r}"
     twin = roster.incarnation_of(join.incarnation)
     if twin is not None and twin.peer != peer:
         return f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"

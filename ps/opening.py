@@ -14,7 +14,7 @@ from common.data.split import with_validation
 from common.errors import JobError, LockstepError, ModelError
 from common.job import Job
 from common.layout import ParameterLayout, gather, layout_of
-from common.model import build_model, model_source
+from common.model import blueprint_of
 from common.nn.module import Module
 from common.numerics import fingerprint
 from common.objective import Objective
@@ -69,7 +69,8 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
         )
     objective = Objective.of(job)
     objective.check_labels(data.train)
-    model = build_model(job.model).initialize(job.seed)
+    blueprint = blueprint_of(job.model)
+    model = blueprint.build().initialize(job.seed)
     layout = layout_of(model)
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
@@ -83,7 +84,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
         training_samples=len(data.train),
         layout=layout.digest(),
         dataset=dataset,
-        source=model_source(job.model),
+        source=blueprint.source,
         fingerprint=fingerprint(),
         targets=data.train.targets,
         guess=guess_of(objective, data),

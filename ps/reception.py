@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from common.messages import Refused, Standby, shortened
 from ps import events
-from ps.admission import why_not
+from ps.admission import is_of_another_run, why_not
 from ps.effects import Effect, ForgetWorker, Say, Send
 from ps.facts import RunFacts
 from ps.ledger import Account, WorkerIn
@@ -24,7 +24,7 @@ class Reception:
         reason = why_not(event.join, event.peer, self.roster, self.facts)
         if not reason:
             return []
-        refused = Refused(reason=shortened(reason))
+        refused = Refused(reason=shortened(reason), is_of_another_run=is_of_another_run(event.join, self.facts))
         return [Send(peer=event.peer, message=refused), Say(text=f"refused a worker: {reason}")]
 
     def admit(self, event: events.WorkerJoined, now: float) -> list[Effect]:

@@ -10,7 +10,7 @@ from common.data.split import with_validation
 from common.errors import DataError, ModelError, SharingError
 from common.layout import layout_of
 from common.messages import Welcome
-from common.model import build_model, model_source
+from common.model import blueprint_of
 from common.slices import frames_of
 from worker.compute import Compute
 from worker.sample_store import SampleStore
@@ -45,7 +45,8 @@ class Places:
 def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
     """Return what computes this run's pieces; `ModelError` or `DataError` where it is not the server's."""
     job = welcome.job
-    source = model_source(job.model)
+    blueprint = blueprint_of(job.model)
+    source = blueprint.source
     if source != welcome.source:
         raise ModelError(
             f"the file of model {job.model!r} is not the server's (SHA-256 {source[:12]}… here, "
@@ -53,7 +54,7 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
         )
     data, store = _data_of(welcome, load, places.cache)
     moments = None if store is None else (store.manifest.mean, store.manifest.std)
-    model = build_model(job.model)
+    model = blueprint.build()
     layout = layout_of(model)
     if layout.digest() != welcome.layout:
         raise ModelError(

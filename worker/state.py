@@ -12,7 +12,19 @@ import msgspec
 
 from common.backoff import Backoff
 from common.errors import ProtocolError
-from common.messages import NAME_LIMIT, Alive, Diverged, Failed, Join, Lease, Leave, Ready, SamplesAsked, shortened
+from common.messages import (
+    NAME_LIMIT,
+    Alive,
+    Diverged,
+    Failed,
+    Join,
+    Lease,
+    Leave,
+    Ready,
+    Refused,
+    SamplesAsked,
+    shortened,
+)
 from common.plain import one_line
 from worker.effects import ComputePiece, Effect, Exit, Greet, Prepare, Say, Send, SendResult
 from worker.events import (
@@ -75,7 +87,7 @@ _WAITING, _COMPUTING, _ENDED = frozenset({Phase.WAITING}), frozenset({Phase.COMP
 _TABLE: dict[type[Event], tuple[frozenset[Phase] | None, ...]] = {
     Started: (_JOINING, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
     Welcomed: (_PREPARING, ILLEGAL, IGNORED, ILLEGAL, IGNORED),
-    TurnedAway: (_ENDED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
+    TurnedAway: (_JOINING | _ENDED, ILLEGAL, _WAITING | _ENDED, ILLEGAL, IGNORED),
     LetGo: (IGNORED, ILLEGAL, _JOINING, ILLEGAL, IGNORED),
     Prepared: (ILLEGAL, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
     PreparationFailed: (ILLEGAL, _ENDED, ILLEGAL, ILLEGAL, IGNORED),
@@ -130,6 +142,8 @@ class WorkerState:
     silent_s: float = SILENT_S
     #: How often it has joined a run, or tried to, that let it go.
     lives: int = 0
+    #: The run that it is in, or was let go of and asks for again.
+    run: str = ""
     #: The step whose weights are installed, None before the first.
     weights_step: int | None = None
     #: Leases to be computed, all of one round: on the weights at hand, or on those that are on their way here. Other
@@ -177,7 +191,7 @@ class WorkerState:
         join = self.facts.join
         if not self.lives:
             return join
-        return msgspec.structs.replace(join, incarnation=f"{join.incarnation}.{self.lives}")
+        return msgspec.structs.replace(join, incarnation=f"{join.incarnation}.{self.lives}", run=self.run)
 
     def _react(self, event: Event, now: float) -> list[Effect]:
         match event:
@@ -186,10 +200,11 @@ class WorkerState:
                 return [Send(message=self.join())]
             case Welcomed():
                 self.phase = Phase.PREPARING
+                self.run = event.welcome.run
                 text = f"joined run {event.welcome.run} as worker {event.welcome.rank}"
                 return [Say(text=text), Prepare(welcome=event.welcome)]
             case TurnedAway():
-                return self._end(2, f"the server refused this worker: {event.refused.reason}")
+                return self._turned_away(event.refused, now)
             case LetGo():
                 return self._begin_anew(event.fenced.reason, now)
             case Prepared():
@@ -272,6 +287,15 @@ class WorkerState:
             case PieceRaised(lease=lease):
                 told = shortened(event.traceback)
                 return Send(message=Failed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=told))
+
+    def _turned_away(self, refused: Refused, now: float) -> list[Effect]:
+        if not refused.is_of_another_run:
+            return self._end(2, f"the server refused this worker: {refused.reason}")
+        if self.phase is not Phase.JOINING or not self.run:
+            # The word of a life before: this one does not ask for that run.
+            return []
+        self.run = ""
+        return self._begin_anew(refused.reason, now)
 
     def _begin_anew(self, reason: str, now: float) -> list[Effect]:
         """Forget the run, and ask for a place in it as one who was never there."""

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 
 from common.job import Job
@@ -26,6 +27,21 @@ from ps.phases import Phase
 from ps.reminder import REMINDER_S
 from ps.roster import PROBE_S
 from tests.ps.runs import DIGEST, Drive, called, facts_of, join_of, kinds, messages, other_numerics, peer_of, said
+
+
+def test_a_join_of_another_run_is_refused_and_told_of() -> None:
+    """Be it an old word said again, or a worker whose server was replaced: that may ask anew, as one of no run."""
+    drive = Drive()
+    replayed = msgspec.structs.replace(join_of(1), run="another")
+    effects = drive.happen(events.WorkerJoined(peer=peer_of(1), join=replayed))
+    (refused,) = messages(effects)
+    assert isinstance(refused, Refused)
+    assert refused.is_of_another_run
+    assert f"asks for run 'another': this is run {drive.facts.run!r}" in refused.reason
+    assert f"refused a worker: {refused.reason}" in said(effects)
+    assert drive.coordinator.roster.members == {}
+    ours = msgspec.structs.replace(join_of(1), run=drive.facts.run)
+    assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=ours)), 1) == [Welcome]
 
 
 def test_a_worker_is_welcomed_with_all_that_it_must_know() -> None:

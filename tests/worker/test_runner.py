@@ -34,7 +34,7 @@ from ps.opening import Admission, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 from tests.worker.states import JOIN
-from worker.preparing import Loader
+from worker.preparing import Loader, Places, prepare
 from worker.runner import Runner
 from worker.state import WorkerFacts, WorkerState
 
@@ -163,6 +163,27 @@ def test_another_source_of_the_model_is_refused(tmp_path: Path) -> None:
     assert isinstance(leave, Leave)
     assert "is not the server's (SHA-256" in leave.reason
     assert "copy the server's file to this machine" in leave.reason
+
+
+def test_a_file_that_is_not_the_servers_is_not_run(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    model_file(tmp_path / "net.py", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    (leave,) = bench.enter()
+    assert isinstance(leave, Leave)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_changes_after_it_was_looked_at_is_not_run(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    welcome = bench.welcome()
+
+    def load_slowly(name: str) -> TrainTest:
+        model_file(tmp_path / "net.py", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+        return load_digits(name)
+
+    prepare(welcome, load_slowly, Places())
+    assert not (tmp_path / "ran").exists()
+    assert "open(" in (tmp_path / "net.py").read_text()
 
 
 def test_a_model_file_that_is_not_here_is_told(tmp_path: Path) -> None:

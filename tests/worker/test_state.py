@@ -317,6 +317,33 @@ def test_one_that_the_server_let_go_joins_anew_and_forgets_the_run() -> None:
     assert join.incarnation == f"{JOIN.incarnation}.2"
 
 
+def test_one_that_was_let_go_asks_for_its_run_and_of_another_one_for_a_place_like_anybody() -> None:
+    drive = drive_in(Phase.WAITING)
+    (join,) = sent(drive.happen(events.LetGo(fenced=Fenced(reason="a restart"))))
+    assert isinstance(join, Join)
+    assert join.run == WELCOME.run
+    other = events.TurnedAway(refused=Refused(reason="this is run 'green'", is_of_another_run=True))
+    (join,) = sent(drive.happen(other))
+    assert isinstance(join, Join)
+    assert (join.run, join.incarnation) == ("", f"{JOIN.incarnation}.2")
+    # Said twice, it is the word of the life before.
+    assert drive.happen(other) == []
+    drive.happen(events.Welcomed(welcome=WELCOME))
+    drive.happen(events.Prepared())
+    assert drive.happen(other) == []
+    assert drive.state.phase is Phase.WAITING
+
+
+def test_one_that_hears_what_is_in_the_way_says_it_and_ends_where_it_stays() -> None:
+    drive = Drive()
+    drive.start()
+    drive.now = drive.state.deadline() or 0.0
+    told = said(drive.happen(events.TimePassed(obstacle="nothing listens there")))
+    assert told[0].endswith("s): nothing listens there")
+    (end,) = exits(drive.happen(events.TimePassed(obstacle="it demands a key", is_hopeless=True)))
+    assert (end.code, end.reason) == (2, "it demands a key")
+
+
 def test_one_that_was_let_go_asks_often_and_not_for_ever() -> None:
     drive = drive_in(Phase.WAITING)
     drive.happen(events.LetGo(fenced=Fenced(reason="a restart")))
