@@ -58,7 +58,7 @@ def assess(trained: Trained, data: str | None = None) -> Assessment:
     compute = Compute(trained.job, trained.model, trained_on)
     compute.weights[...] = trained.weights
     if data is not None:
-        compute.data = _with_test_of(trained_on, load(data), data)
+        compute.data = _with_test_of(trained_on, load(data), data, compute.objective)
     test, pieces = compute.data.test, list[Vector]()
 
     def keep(name: str, module: Module, output: object) -> None:
@@ -73,7 +73,8 @@ def assess(trained: Trained, data: str | None = None) -> Assessment:
     )
 
 
-def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str) -> TrainTest:
+def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective: Objective) -> TrainTest:
+    """Return the data with another test set; its labels become those that the objective compares."""
     shape, classes = trained_on.test.sample_shape, trained_on.test.classes
     if other.test.sample_shape != shape:
         raise DataError(f"{data}: samples of shape {other.test.sample_shape}: expected {shape}, as it was trained on")
@@ -81,11 +82,18 @@ def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str) -> TrainTe
         raise DataError(
             f"{data}: {other.test.targets} targets a sample: expected {trained_on.test.targets}, as it was trained on"
         )
-    if not classes or not other.test.classes:
-        if other.test.classes != classes:
-            raise DataError(f"{data}: labels of another kind: expected classes in both, or real numbers in both")
-        return replace(trained_on, test=other.test)
+    if trained_on.test.is_tokens != other.test.is_tokens:
+        raise DataError(f"{data}: samples of dtype {str(other.test.images.dtype)!r}: expected tokens in both sets")
+    if objective.is_regression:
+        # Whole numbers are numbers too: one set may have been written with them, and the other without.
+        parts = [_as_numbers(part, objective) for part in (trained_on.train, other.test)]
+        return replace(trained_on, train=parts[0], test=parts[1], validation=None)
+    objective.check_labels(other.test)
     highest = int(other.test.labels.max())
     if highest >= classes:
         raise DataError(f"{data}: has the label {highest}: expected those of {classes} classes, as it was trained on")
     return replace(trained_on, test=replace(other.test, classes=classes))
+
+
+def _as_numbers(data: Dataset, objective: Objective) -> Dataset:
+    return replace(data, labels=objective.targets(data.labels), classes=0)

@@ -74,7 +74,11 @@ def test_a_regression_is_evaluated_target_by_target(tmp_path: Path, capsys: pyte
     out = told(capsys, "evaluate", str(trained.folder))
     assert out.startswith(f"test R²        {trained.test_r2:.4f} over 40 samples of ")
     assert "mean absolute error" in out
-    # Other data is told from the run's by its kind.
+    # Whole numbers are numbers too.
+    x, whole = np.ones((3, 4)), np.array([[1, 2], [3, 400], [5, 6]])
+    np.savez(tmp_path / "whole.npz", x_train=x, y_train=whole.astype(float), x_test=x, y_test=whole.astype(float))
+    found = json.loads(told(capsys, "evaluate", str(trained.folder), "--data", str(tmp_path / "whole.npz"), "--json"))
+    assert found["targets"][1]["mse"] > 10_000
     labels = np.zeros(4, np.int64)
     np.savez(tmp_path / "classes.npz", x_train=np.ones((4, 4)), y_train=labels, x_test=np.ones((4, 4)), y_test=labels)
     assert run(["evaluate", str(trained.folder), "--data", str(tmp_path / "classes.npz")]) == 2
@@ -163,3 +167,29 @@ def test_a_text_is_exported_with_tokens_as_its_input(tmp_path: Path, capsys: pyt
     session = runtime.InferenceSession(tmp_path / "text.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": np.arange(12, dtype=np.int64).reshape(2, 6) % 5})
     assert found.shape == (2, 6, 5)
+
+
+def test_whole_numbers_are_trained_on_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = generator(0, Purpose.CANARY).standard_normal((200, 4))
+    y = np.rint(3 + x[:, 0]).astype(np.int64)
+    data = (x[:160], y[:160].clip(0)), (x[160:], y[160:].clip(0))
+    run_of = fit(nn.Sequential(nn.Linear(4, 1)), data, run_dir=tmp_path / "whole", loss="mse", lr=0.05, **BRIEF)
+    larger = 90 * y.clip(0)
+    np.savez(tmp_path / "larger.npz", x_train=x, y_train=larger, x_test=x, y_test=larger)
+    found = json.loads(told(capsys, "evaluate", str(run_of.folder), "--data", str(tmp_path / "larger.npz"), "--json"))
+    assert found["samples"] == 200
+    assert found["test_loss"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.zeros((4, 6)), "the labels are real numbers, and loss = 'cross-entropy' needs classes"),
+        (np.full((4, 6), 7), "has the label 7: expected those of 5 classes"),
+    ],
+)
+def test_other_texts_have_to_fit(labels: Any, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained, x = of_text(tmp_path), np.ones((4, 6), np.int64)
+    np.savez(tmp_path / "other.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
+    assert run(["evaluate", str(trained.folder), "--data", str(tmp_path / "other.npz")]) == 2
+    assert text in capsys.readouterr().err
