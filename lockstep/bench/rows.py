@@ -106,6 +106,18 @@ class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
     growth: float
 
 
+class WireRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A type of the wire: nanoseconds a value, each the least of its turns."""
+
+    wire: str
+    values: int
+    bytes_a_value: float
+    #: To add two halves and round, to pack rounded values, and to unpack them.
+    add_ns: float
+    pack_ns: float
+    unpack_ns: float
+
+
 class MeasuredSpeed(msgspec.Struct, frozen=True, kw_only=True):
     """Images/s with a number of workers."""
 

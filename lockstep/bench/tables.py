@@ -1,6 +1,6 @@
 """The rows of a bench for a person, a line each; below 80 columns."""
 
-from lockstep.bench.rows import CoordinatorRow, ExchangeRow, Prediction, PredictionRow, ScalingRow
+from lockstep.bench.rows import CoordinatorRow, ExchangeRow, Prediction, PredictionRow, ScalingRow, WireRow
 from ps.timing import Split
 
 SCALING_HEAD = "model   batch  workers over        ms  images/s   /one  /ceil  /peer  comp exch updt wait"
@@ -39,6 +39,14 @@ def coordinator_line(row: CoordinatorRow) -> str:
         f"{row.workers:>7}  {row.micro_batches:>13}  {row.events:>8,}  {row.events_per_s:>9,.0f}  "
         f"{row.us_per_event:>8.1f}  {row.growth:>5.2f}x  {row.ms_per_step:>7.2f}"
     )
+
+
+WIRE_HEAD = "sums       bytes/value  add+round ns   pack ns  unpack ns"
+
+
+def wire_line(row: WireRow) -> str:
+    """Return a row on one line."""
+    return f"{row.wire:<8}  {row.bytes_a_value:>12.3f}  {row.add_ns:>12.2f}  {row.pack_ns:>8.2f}  {row.unpack_ns:>9.2f}"
 
 
 PREDICTION_HEAD = "workers  servers    ms/step      images/s  speedup  link  shards needed"

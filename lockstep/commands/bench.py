@@ -8,6 +8,7 @@ from lockstep.commands.bench_lone import lone
 from lockstep.commands.bench_predict import predict_command
 from lockstep.commands.bench_scaling import scaling
 from lockstep.commands.bench_step import step
+from lockstep.commands.bench_wire import wire
 
 
 @click.group(short_help="Measure how fast it is.")
@@ -15,5 +16,5 @@ def bench() -> None:
     """Measure how fast it is on this machine."""
 
 
-for command in (step, scaling, exchange, predict_command, coordinator, lone):
+for command in (step, scaling, exchange, predict_command, coordinator, wire, lone):
     bench.add_command(command)

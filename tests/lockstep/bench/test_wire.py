@@ -1,0 +1,42 @@
+"""The cost of the wire's types, a row for each."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from common.clock import ManualClock
+from lockstep.bench.rows import WireRow
+from lockstep.bench.tables import WIRE_HEAD, wire_line
+from lockstep.bench.wire import measure
+from lockstep.main import run
+
+
+class Reading(ManualClock):
+    """A clock that moves by ever less with each second time that it is read: the last turn is the least."""
+
+    step: float = 1.0
+
+    def now(self) -> float:
+        self.step *= 0.5
+        self.advance(self.step)
+        return super().now()
+
+
+def test_the_least_turn_counts() -> None:
+    few, many = (next(measure(1000, repeats, Reading())).add_ns for repeats in (1, 4))
+    assert many < few / 10
+
+
+def test_rows_for_all_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_file = tmp_path / "rows.json"
+    assert run(["bench", "wire", "--values", "4096", "--repeats", "2", "--json", str(json_file)]) == 0
+    rows = msgspec.json.decode(json_file.read_bytes(), type=list[WireRow])
+    assert [(row.wire, row.bytes_a_value) for row in rows] == [
+        ("float32", 4.0),
+        ("float16", 2.0),
+        ("bfloat16", 2.0),
+        ("int8", 1.03125),
+    ]
+    assert capsys.readouterr().out.splitlines() == [WIRE_HEAD, *map(wire_line, rows)]
+    assert {len(WIRE_HEAD)} == {len(wire_line(row)) for row in rows}
