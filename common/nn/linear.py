@@ -37,6 +37,9 @@ class Linear(Module):
             default_bias_(self.bias, self.weight, rng)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype.kind != "f":
+            # NumPy would turn them into float64, and what stands for something into a size.
+            raise TypeError(f"Linear got {x.dtype} of shape {x.shape}: expected floats; put an Embedding before it")
         return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:

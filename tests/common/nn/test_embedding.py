@@ -18,3 +18,8 @@ def test_rows_are_looked_up(indices: Tensor) -> None:
 def test_gradients_of_a_row_used_twice_add_up() -> None:
     layer = nn.Embedding(5, 3, rng=rng())
     assert_gradients(layer, lambda: (layer(INDICES) ** 2).sum(), each=15)
+
+
+def test_tokens_do_not_go_into_a_linear_layer() -> None:
+    with pytest.raises(TypeError, match=r"Linear got int32 of shape \(2, 2\): expected floats; put an Embedding before"):
+        nn.Linear(2, 3)(Tensor(INDICES.astype(np.int32)))
