@@ -9,7 +9,6 @@ from typing import assert_never
 
 from common.errors import ProtocolError
 from common.messages import Alive, Finished, Refused, shortened
-from common.numerics import Fingerprint
 from common.reduction import Node
 from common.shard_messages import ShardJoin, SquaresAsked, Update
 from ps import fleet_events as events
@@ -29,42 +28,10 @@ from ps.fleet_effects import (
 )
 from ps.fleet_phases import ILLEGAL, TRANSITIONS, FleetPhase
 from ps.reminder import Reminder
+from ps.seat import FleetFacts, Seat
 
 #: Seconds between two words to a shard: sending to a process that is gone fails, and so is its death noticed.
 PROBE_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class FleetFacts:
-    """What is known of the shards from the start."""
-
-    #: Servers in all, with the coordinator's own slice.
-    servers: int
-    fingerprint: Fingerprint
-    allows_mixed_numerics: bool = False
-    #: Turn away shards that do not share the server's memory.
-    needs_memory: bool = False
-    #: Seconds after which a shard that says nothing counts as gone.
-    silence_s: float = 60.0
-
-
-@dataclass
-class Seat:
-    """One shard's place."""
-
-    peer: bytes
-    #: Of its slice, from 1 on.
-    index: int
-    join: ShardJoin
-    #: When it last said anything.
-    heard: float
-    is_ready: bool = False
-    shares: bool = False
-    obstacle: str = ""
-
-    def named(self) -> str:
-        """Return how a person is told of it."""
-        return f"shard {self.index} (host {self.join.host}, pid {self.join.pid})"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.clock import Clock
-from common.codec import decode, encode
+from common.codec import decode
 from common.errors import RemoteProtocolError
 from common.interrupts import held_back
 from common.messages import (
@@ -16,7 +16,6 @@ from common.messages import (
     Diverged,
     Failed,
     Join,
-    Lease,
     Leave,
     Message,
     Part,
@@ -24,33 +23,29 @@ from common.messages import (
     Refused,
     Result,
     SamplesAsked,
-    ServerMessage,
     StatusAsked,
     Verdict,
-    Weights,
     WorkerMessage,
     shortened,
 )
 from common.plain import one_line
 from common.reduction import Vector
-from common.shard_messages import Collected, ShardJoin, ShardMessage
+from common.shard_messages import ShardJoin, ShardMessage
 from common.transport.denials import Denials
-from common.transport.port import PeerGone, PeerSlow, ServerPort
+from common.transport.port import ServerPort
 from ps import effects, events, fleet_events
+from ps.chronicle import Chronicle
 from ps.coordinator import Coordinator
-from ps.gathered import Gathered
 from ps.intake import Intake
 from ps.keeper import Keeper
-from ps.last_words import last_weights
 from ps.leasing import WINDOW
-from ps.mark import mark_after
 from ps.plausible import objection
-from ps.recorder import Recorder, carried
+from ps.post import Post
+from ps.recorder import Recorder
 from ps.shard import Shard
 from ps.shards import Shards
 from ps.sharing import Sharing
 from ps.shipping import Shipping
-from ps.spoilt import Spoilt
 from ps.traffic import Traffic
 from ps.turned_away import TurnedAway
 
@@ -91,20 +86,19 @@ class Server:
     #: What crossed the sockets of all servers since the last step was recorded.
     traffic: Traffic = field(default_factory=Traffic)
     turned_away: TurnedAway = field(init=False)
-    spoilt: Spoilt = field(init=False)
-    #: An update that is not recorded yet: the effect, the learning rate, and the seconds that it took.
-    _updated: tuple[effects.UpdateWeights, float, float] | None = None
+    post: Post = field(init=False)
+    chronicle: Chronicle = field(init=False)
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
     #: When the progress was last shown.
     _shown: float = -math.inf
 
-    #: The update that all servers are making.
-    _closing: effects.UpdateWeights | None = None
-
     def __post_init__(self) -> None:
         self.intake = Intake(self.shard, self.coordinator.roster, self.sharing)
-        self.spoilt = Spoilt(self.recorder.layout)
+        self.post = Post(self.port, self.traffic, self.intake, self.shard, self.coordinator.roster, self.shards)
+        self.chronicle = Chronicle(
+            self.coordinator, self.shard, self.recorder, self.port, self.clock, self.keeper, self.shards, self.traffic
+        )
         self.turned_away = TurnedAway(self.port, self.clock, self.say, self.denials)
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
@@ -196,13 +190,13 @@ class Server:
     def _refuse_shard(self, peer: bytes) -> list[events.Event]:
         reason = "this run has one server: start that with --servers 2 or more"
         self.say(f"refused a shard: {reason}")
-        self._send(peer, Refused(reason=reason))
+        self.post.send(peer, Refused(reason=reason))
         return []
 
     def _turn_away(self, peer: bytes, fault: str) -> list[events.Event]:
         """Answer what cannot be understood: a worker of another version would wait for ever, not knowing why."""
         reason = f"it broke protocol {PROTOCOL_VERSION}: {fault}; is the same version of lockstep on both sides?"
-        self._send(peer, Refused(reason=shortened(reason)))
+        self.post.send(peer, Refused(reason=shortened(reason)))
         self.turned_away.add(peer, reason)
         return self._gone(peer, reason)
 
@@ -243,7 +237,7 @@ class Server:
             raise RemoteProtocolError("samples are asked for, which this run does not send: it lacks --ship-data")
         if peer not in self.coordinator.roster.members:
             return None
-        failed = self._send(peer, *self.shipping.answer(asked))
+        failed = self.post.send(peer, *self.shipping.answer(asked))
         return failed[0] if failed else events.WorkerAdvanced(peer=peer)
 
     def _prepared(self, peer: bytes, ready: Ready) -> events.Event:
@@ -263,25 +257,21 @@ class Server:
         while pending:
             event = pending.popleft()
             if isinstance(event, events.StepUpdated):
-                self._record_stepped()
+                self.chronicle.record_stepped()
             for effect in self.coordinator.handle(event, self.clock.now()):
                 pending.extend(self._perform(effect))
-            self._record_updated()
+            self.chronicle.record_updated()
         # Afterwards: what workers wait for has been sent.
-        if self.keeper is not None and self.ended is None and not self.spoilt.text:
-            self.keeper.look(self._holder(), self.coordinator.progress, self.coordinator.roster.compute_s)
-
-    def _holder(self) -> Shard | Gathered:
-        """Return who has the whole vector, where that was last had."""
-        return self.shard if self.shards is None else self.shards.gathered
+        if self.ended is None:
+            self.chronicle.look()
 
     def _perform(self, effect: effects.Effect) -> Sequence[events.Event]:
         shards = self.shards
         match effect:
             case effects.Send():
-                return self._send(effect.peer, effect.message)
+                return self.post.send(effect.peer, effect.message)
             case effects.SendWeights():
-                return self._send_weights(effect.peer, effect.step)
+                return self.post.send_weights(effect.peer, effect.step)
             case effects.AddSums():
                 if self._arrays:
                     self.shard.receive(0, effect.node, self._arrays[0])
@@ -295,107 +285,13 @@ class Server:
                 self.intake.forget(effect.peer, effect.rank)
                 return [] if shards is None else shards.forget(effect.rank)
             case effects.UpdateWeights():
-                return self._update(effect)
+                return self.chronicle.update(effect)
             case effects.RecordEpoch():
-                holder = self._holder()
-                self.recorder.note(*effect.account.others("evaluate", holder.updates))
-                self.recorder.epoch(effect.epoch, holder.weights)
+                self.chronicle.record_epoch(effect)
             case effects.Say():
                 self.say(effect.text)
             case effects.Finish():
-                self._finish(effect)
+                self.ended = self.chronicle.finish(effect)
             case _:
                 assert_never(effect)
         return []
-
-    def _send_weights(self, peer: bytes, step: int) -> Sequence[events.Event]:
-        wire = self.shard.policy.wire_weights
-        for frame in self.shard.frames:
-            words = wire.pack(frame.of(self.shard.served_weights), frame.start)
-            failed = self._send(peer, Weights(step=step, start=frame.start), words)
-            if failed:
-                return failed
-        member = self.coordinator.roster.members.get(peer)
-        return [] if self.shards is None or member is None else self.shards.serve(member.rank, step)
-
-    def _send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> Sequence[events.Event]:
-        if isinstance(message, Lease):
-            self.intake.expect(peer, message)
-        frames = encode(message, arrays)
-        try:
-            self.port.send(peer, frames)
-            self.traffic.went(message, frames)
-        except PeerGone:
-            return [events.WorkerLeft(peer=peer, reason="its connection is gone")]
-        except PeerSlow:
-            return [events.WorkerLeft(peer=peer, reason="it does not read what it is sent")]
-        return []
-
-    def _update(self, effect: effects.UpdateWeights) -> Sequence[events.Event]:
-        """Make the update, or let all servers begin it: they tell by an event when it is done."""
-        if self.spoilt.text:
-            return [events.WeightsSpoilt(text=self.spoilt.text)]
-        if self.shards is not None:
-            self._closing = effect
-            return self.shards.update(effect.step, effect.tally.count, self._collected(effect.step))
-        began = self.clock.now()
-        rate = self.shard.update(effect.step, effect.tally.count)
-        self._updated = (effect, rate, self.clock.now() - began)
-        return []
-
-    def _collected(self, step: int) -> Collected:
-        """Return what is to be gathered from all servers with the update of a step."""
-        ends_epoch, keeper = self.coordinator.facts.plan.closes_epoch(step), self.keeper
-        if keeper is None or not keeper.folder.keep:
-            return "weights" if ends_epoch else "nothing"
-        # Never the weights alone: they and the optimizer's slots are to be of one step.
-        is_due = ends_epoch or keeper.cadence.is_due(step + 1, self.clock.now(), ends_epoch=False)
-        return "all" if is_due else "nothing"
-
-    def _record(self, effect: effects.UpdateWeights, rate: float, seconds: float, mark: int) -> None:
-        time, moved = self.coordinator.progress.last_step, self.traffic.take()
-        self.recorder.step(effect.step, effect.tally, rate, seconds, time, moved)
-        self.recorder.account(effect.step, effect.account, mark)
-
-    def _record_updated(self) -> None:
-        """Keep the figures of the update just made, once those who waited for it have their leases."""
-        if self._updated is not None:
-            (effect, rate, seconds), self._updated = self._updated, None
-            self._record(effect, rate, seconds, mark_after(effect.step, self.shard.weights))
-            self.spoilt.look(effect, self.shard, self.coordinator.roster)
-
-    def _record_stepped(self) -> None:
-        """Keep the figures of the update that all servers have made."""
-        if self.shards is None or self.shards.stepped is None:
-            return
-        done, self.shards.stepped = self.shards.stepped, None
-        self.traffic.add(done.moved)
-        assert self._closing is not None
-        self._record(self._closing, done.rate, done.seconds, done.mark)
-        self.spoilt.look(self._closing, self.shard, self.coordinator.roster, others_are_finite=done.are_finite)
-
-    def _finish(self, finish: effects.Finish) -> None:
-        coordinator, shard, shards = self.coordinator, self.shard, self.shards
-        if self.spoilt.text and not finish.failure:
-            finish = effects.Finish(failure=self.spoilt.text, is_diverged=True)
-        if not finish.failure:
-            roster = coordinator.roster
-            self.recorder.setting = carried(self.recorder.setting, roster.sharing, roster.obstacle)
-            self.recorder.finish(
-                coordinator.progress,
-                workers=coordinator.roster.most_prepared,
-                compute_s=coordinator.roster.compute_s,
-                weights=self._holder().weights,
-                now=self.clock.now(),
-            )
-        else:
-            if self.keeper is not None and not finish.is_diverged:
-                self.keeper.take(self._holder(), coordinator.progress, coordinator.roster.compute_s)
-            if shards is not None:
-                kept = last_weights(shards, self.port, self.clock, is_diverged=finish.is_diverged)
-            else:
-                kept = shard.before_last() if finish.is_diverged else shard.whole()
-            self.recorder.fail(finish.failure, *kept)
-        if shards is not None:
-            shards.end(finish.failure)
-        self.ended = finish

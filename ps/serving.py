@@ -8,10 +8,11 @@ from common.transport.denials import Denials
 from common.transport.port import ServerPort
 from ps.coordinator import Coordinator
 from ps.keeper import Keeper
+from ps.means import Means
 from ps.opening import Opening
 from ps.recorder import Recorder
 from ps.server import Server
-from ps.shards import Means, Shards
+from ps.shards import Shards
 from ps.sharing import Sharing
 from ps.shipping import Shipping
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-import numpy as np
-
 from common.clock import Clock
 from common.codec import decode, encode
-from common.errors import LockstepError, RemoteProtocolError, SharingError
+from common.errors import LockstepError, RemoteProtocolError
 from common.messages import Alive, Finished, Join, Message, Part, Refused, Weights
 from common.reduction import Vector
 from common.shard_messages import (
@@ -19,16 +17,13 @@ from common.shard_messages import (
     Begin,
     Collect,
     Forget,
-    Held,
     Hello,
     Serve,
     ShardWelcome,
-    Squares,
     SquaresAsked,
     State,
     ToShardMessage,
     Update,
-    Updated,
     VisitorMessage,
 )
 from common.transport.denials import Denials
@@ -38,11 +33,10 @@ from common.transport.trouble import Trouble
 from ps import shard_effects as effects
 from ps import shard_events as events
 from ps.leasing import WINDOW
-from ps.mark import MODULUS
-from ps.partition import held_frames, mark_in
 from ps.shard_phases import ShardPhase
-from ps.shard_place import ShardPlace, take_place
+from ps.shard_place import take_place
 from ps.shard_state import ShardState
+from ps.shard_work import ShardWork
 from ps.traffic import Traffic
 
 #: Seconds for which last words may still go out.
@@ -72,13 +66,11 @@ class ShardServer:
     denials: Denials = field(default_factory=Denials)
     #: Set once the shard has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
-    place: ShardPlace | None = None
+    work: ShardWork | None = None
     #: What crossed the workers' sockets since the last update.
     traffic: Traffic = field(default_factory=Traffic)
     #: The index of the frame that begins there.
     _frame_at: dict[int, int] = field(default_factory=dict)
-    #: By rank, our part of the sums of workers that share memory.
-    _sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
 
@@ -91,12 +83,16 @@ class ShardServer:
         except KeyboardInterrupt:
             self.interrupt()
         finally:
-            self.port.close(LINGER_S)
-            self.upstream.close(LINGER_S)
-            if self.place is not None:
-                self.place.close()
+            self.close()
         assert self.ended is not None
         return self.ended
+
+    def close(self) -> None:
+        """Give back what the process holds."""
+        self.port.close(LINGER_S)
+        self.upstream.close(LINGER_S)
+        if self.work is not None:
+            self.work.place.close()
 
     def begin(self) -> None:
         """Ask for a slice of the run."""
@@ -170,8 +166,8 @@ class ShardServer:
 
     def _frame_of(self, part: Part) -> int:
         frame = self._frame_at.get(part.start)
-        if self.place is not None and frame is not None:
-            shard = self.place.shard
+        if self.work is not None and frame is not None:
+            shard = self.work.place.shard
             if len(self._arrays[0]) == shard.policy.wire.words(shard.frames[frame]):
                 return frame
         raise RemoteProtocolError(f"{len(self._arrays[0])} sums from {part.start} on: no frame of this slice")
@@ -183,10 +179,10 @@ class ShardServer:
             case Refused():
                 return events.TurnedAway(refused=message)
             case State():
-                self.demand_place().fill(message.name, message.start, self._arrays[0])
+                self._demand_work().place.fill(message.name, message.start, self._arrays[0])
                 return events.ServerHeard()
             case Begin():
-                self.demand_place().begin(message.steps)
+                self._demand_work().place.begin(message.steps)
                 return events.Begun(steps=message.steps)
             case Admit():
                 return events.WorkerAdmitted(admit=message)
@@ -201,7 +197,7 @@ class ShardServer:
             case Update():
                 return events.UpdateWanted(update=message)
             case Collect():
-                self._send_held(message.steps, has_state=False)
+                self._demand_work().tell_held(message.steps, has_state=False)
                 return events.ServerHeard()
             case Finished():
                 return events.RunFinished(finished=message)
@@ -210,11 +206,11 @@ class ShardServer:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a shard")
 
-    def demand_place(self) -> ShardPlace:
-        """Return the slice; `RemoteProtocolError` before the welcome."""
-        if self.place is None:
+    def _demand_work(self) -> ShardWork:
+        """Return what works on the slice; `RemoteProtocolError` before the welcome."""
+        if self.work is None:
             raise RemoteProtocolError("a state before the welcome")
-        return self.place
+        return self.work
 
     def _happen(self, event: events.ShardEvent) -> None:
         """Let the state handle an event, and whatever its effects lead to."""
@@ -235,48 +231,17 @@ class ShardServer:
                 for _ in self._send(effect.peer, effect.refused):
                     break  # it is given up already
             case effects.MapSums():
-                yield from self._map(effect.rank)
+                yield from self._demand_work().map(effect.rank)
             case effects.DropSums():
-                self._sums.pop(effect.rank, None)
+                self._demand_work().drop(effect.rank)
             case effects.Say():
                 self.say(effect.text)
             case effects.Exit():
                 self.ended = effect
             case effects.AddFrame() | effects.AddShared() | effects.SendSquares() | effects.UpdateSlice():
-                self._compute(effect, self.demand_place())
+                self._demand_work().do(effect, self._arrays)
             case _:
                 assert_never(effect)
-
-    def _compute(
-        self,
-        effect: effects.AddFrame | effects.AddShared | effects.SendSquares | effects.UpdateSlice,
-        place: ShardPlace,
-    ) -> None:
-        match effect:
-            case effects.AddFrame():
-                place.shard.receive(effect.frame, effect.node, self._arrays[0])
-            case effects.AddShared():
-                sums = self._sums[effect.rank][effect.slot]
-                place.shard.add(effect.node, sums)
-                # The server lends the slot again as soon as it hears that this is done.
-                place.shard.settle(sums)
-            case effects.SendSquares():
-                self._tell(Squares(step=effect.step), place.shard.squares(effect.count).view(np.float32))
-            case effects.UpdateSlice(update=update):
-                place.shard.update(update.step, update.count, update.scale)
-                if update.collected != "nothing":
-                    self._send_held(update.step + 1, has_state=update.collected == "all")
-                mark = mark_in(place.shard, update.step, place.size)
-                moved = self.traffic.take()
-                self._tell(
-                    Updated(
-                        step=update.step,
-                        mark=str(mark % MODULUS),
-                        sums_bytes=moved.sums,
-                        weights_bytes=moved.weights,
-                        is_finite=place.shard.first_not_finite() is None,
-                    )
-                )
 
     def _tell(self, message: Message, *arrays: Vector) -> None:
         try:
@@ -284,12 +249,6 @@ class ShardServer:
         except PeerSlow:
             # Nobody has read for so long: the server's silence ends this.
             return
-
-    def _send_held(self, updates: int, *, has_state: bool) -> None:
-        place = self.demand_place()
-        pieces = held_frames(place.shard, updates, has_weights=not place.shows_weights, has_state=has_state)
-        for name, part, values in pieces:
-            self._tell(Held(name=name, steps=updates, start=part.start), values)
 
     def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[events.ShardEvent]:
         frames = encode(message, arrays)
@@ -302,7 +261,7 @@ class ShardServer:
             yield events.PeerFailed(peer=peer, reason="it does not read what it is sent")
 
     def _send_weights(self, peer: bytes) -> Iterator[events.ShardEvent]:
-        place = self.demand_place()
+        place = self._demand_work().place
         shard, wire = place.shard, place.shard.policy.wire_weights
         for frame in shard.frames:
             values = shard.served_weights[frame.start - place.owned.start : frame.stop - place.owned.start]
@@ -313,26 +272,20 @@ class ShardServer:
 
     def _prepare(self, welcome: ShardWelcome) -> events.ShardEvent:
         try:
-            self.place = take_place(welcome, self.root)
+            place = take_place(welcome, self.root)
         except LockstepError as error:
             return events.PreparationFailed(reason=str(error))
-        shard = self.place.shard
+        self.work, shard = ShardWork(place, self._tell, self.traffic), place.shard
         self._frame_at = {frame.start: index for index, frame in enumerate(shard.frames)}
         self._make_room()
         return events.Prepared(
             frames=len(shard.frames),
             micro_batches=shard.micro_batches,
-            nonce=self.place.nonce,
-            obstacle=self.place.obstacle,
+            nonce=place.nonce,
+            obstacle=place.obstacle,
         )
 
     def _make_room(self) -> None:
         """Let the weights for a window of leases wait for each worker that is there."""
-        if self.place is not None:
-            self.port.allow(QUEUE + WINDOW * len(self.place.shard.frames))
-
-    def _map(self, rank: int) -> Iterator[events.ShardEvent]:
-        try:
-            self._sums[rank] = self.demand_place().sums_of(rank)
-        except SharingError as error:
-            yield events.SumsMissing(rank=rank, reason=str(error))
+        if self.work is not None:
+            self.port.allow(QUEUE + WINDOW * len(self.work.place.shard.frames))

@@ -1,18 +1,13 @@
 """The server's end of its shards: a shell that carries out what the fleet wants, and gathers what they hold."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
-import numpy as np
-from numpy.typing import NDArray
-
-from common.clock import Clock
 from common.codec import encode
 from common.errors import RemoteProtocolError
 from common.messages import Alive, Leave, Message, shortened
-from common.optim.clipping import BLOCK, add_blocks, scale_for
 from common.plain import one_line
 from common.reduction import Vector
 from common.shard_messages import (
@@ -35,47 +30,21 @@ from common.shard_messages import (
     Updated,
 )
 from common.slices import Slice, slices_for
-from common.transport.port import PeerGone, PeerSlow, ServerPort
+from common.transport.port import PeerGone, PeerSlow
 from ps import effects, events, fleet_effects, fleet_events
 from ps.facts import RunFacts
-from ps.fleet import Fleet, FleetFacts, Seat
+from ps.fleet import Fleet
 from ps.gathered import Gathered
-from ps.mark import MODULUS
+from ps.joint_update import JointUpdate, Stepped
+from ps.means import Means
 from ps.partition import beginning_of, held_frames, mark_in, own_part
 from ps.roster import Roster
+from ps.seat import FleetFacts, Seat
 from ps.shard import Shard
-from ps.sharing import Sharing
 from ps.traffic import Moved, Traffic
 
 #: Messages without arrays that may wait for a shard.
 QUEUE = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Means:
-    """What a shell of servers works with."""
-
-    port: ServerPort
-    clock: Clock
-    say: Callable[[str], None]
-    sharing: Sharing | None
-    #: Samples of the dataset, to train and to test.
-    samples: tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stepped:
-    """An update that all servers have made."""
-
-    step: int
-    rate: float
-    #: Whether the weights in the slices of others are.
-    are_finite: bool
-    mark: int
-    #: Bytes that crossed the sockets of the others since their last update.
-    moved: Moved
-    #: Seconds from the moment when the tree was whole.
-    seconds: float
 
 
 @dataclass
@@ -93,16 +62,9 @@ class Shards:
     slices: list[Slice] = field(init=False)
     #: The last update that all have made.
     stepped: Stepped | None = None
-    #: Workers that were sent the weights of the step at hand without being asked for.
-    _pushed: frozenset[int] = frozenset()
-    _squares: dict[bytes, NDArray[np.float64]] = field(default_factory=dict)
-    _began: float = 0.0
-    _rate: float = 0.0
-    _mark: int = 0
-    #: Whether all slices but our own are so after the update at hand.
-    _are_finite: bool = True
+    #: The update that all make, or made last.
+    _joint: JointUpdate = field(default_factory=JointUpdate)
     _traffic: Traffic = field(default_factory=Traffic)
-    _collected: Collected = "nothing"
 
     def __post_init__(self) -> None:
         facts, whole = self.facts, self.whole
@@ -138,14 +100,13 @@ class Shards:
             case Stored():
                 return self.happen(fleet_events.SumsConfirmed(peer=peer, stored=message))
             case Squares():
-                self._measure(peer, arrays[0])
+                self._joint.measure(peer, self._trained(peer), arrays[0])
                 return self.happen(fleet_events.SquaresReceived(peer=peer, step=message.step))
             case Held():
                 self.put(peer, message, arrays[0])
                 return []
             case Updated():
-                self._mark += int(message.mark)
-                self._are_finite = self._are_finite and message.is_finite
+                self._joint.take(message)
                 self._traffic.add(Moved(sums=message.sums_bytes, weights=message.weights_bytes))
                 return self.happen(fleet_events.SliceUpdated(peer=peer, step=message.step))
             case Lost():
@@ -166,13 +127,10 @@ class Shards:
             raise RemoteProtocolError(f"the nonce {ready.nonce!r} is not that of the shared memory")
         return fleet_events.ShardPrepared(peer=peer, shares=bool(ready.nonce), obstacle=one_line(ready.obstacle))
 
-    def _measure(self, peer: bytes, squares: Vector) -> None:
-        """Keep the squares of a shard's blocks, which travel as the bytes that they are."""
+    def _trained(self, peer: bytes) -> int:
+        """Return how many of the values in a shard's slice are trained."""
         owned = self.slices[self.fleet.seats[peer].index]
-        trained = max(0, min(owned.stop, self.whole.policy.parameter_size) - owned.start)
-        if len(squares) != 2 * -(-trained // BLOCK):
-            raise RemoteProtocolError(f"squares of {len(squares) / 2:g} blocks: expected one for {BLOCK} values")
-        self._squares[peer] = np.frombuffer(squares.tobytes(), np.float64)
+        return max(0, min(owned.stop, self.whole.policy.parameter_size) - owned.start)
 
     def put(self, peer: bytes, held: Held, values: Vector) -> None:
         owned = self.slices[self.fleet.seats[peer].index]
@@ -212,10 +170,12 @@ class Shards:
             case fleet_effects.ConfirmSums():
                 yield events.SumsStored(rank=effect.rank, node=effect.node)
             case fleet_effects.FindScale():
-                yield fleet_events.ScaleFound(scale=self._scale())
+                assert self.fleet.tree is not None  # that is what is measured
+                order = [seat.peer for seat in self.fleet.in_order()]
+                yield fleet_events.ScaleFound(scale=self._joint.scale(self.own, self.fleet.tree.count, order))
             case fleet_effects.UpdateOwnSlice():
-                self._rate = self.own.update(effect.step, effect.count, effect.scale)
-                self._mark += mark_in(self.own, effect.step, self.whole.weights.size)
+                rate = self.own.update(effect.step, effect.count, effect.scale)
+                self._joint.take_own(rate, mark_in(self.own, effect.step, self.whole.weights.size))
             case fleet_effects.CompleteStep():
                 self._complete(effect.step)
                 yield events.StepUpdated(step=effect.step)
@@ -276,7 +236,7 @@ class Shards:
 
     def serve(self, rank: int, step: int) -> list[events.Event]:
         """Let all send a worker their weights of a step, unless they have been told before."""
-        return [] if rank in self._pushed else self._send_all(Serve(rank=rank, step=step))
+        return [] if rank in self._joint.pushed else self._send_all(Serve(rank=rank, step=step))
 
     def add_shared(self, effect: effects.AddShared) -> list[events.Event]:
         """Let all add the sums in a worker's slot."""
@@ -291,10 +251,8 @@ class Shards:
 
     def update(self, step: int, count: int, collected: Collected) -> list[events.Event]:
         """Let all make an update, and send their new weights to the workers that are ready."""
-        self._began, self._mark, self._collected = self.means.clock.now(), 0, collected
-        self._are_finite = True
-        self._pushed = frozenset(member.rank for member in self.roster.ready() if not member.shares)
-        self._squares.clear()
+        pushed = frozenset(member.rank for member in self.roster.ready() if not member.shares)
+        self._joint = JointUpdate(began=self.means.clock.now(), collected=collected, pushed=pushed)
         if collected != "nothing":
             self.gathered.begin()
         return self.happen(
@@ -302,33 +260,15 @@ class Shards:
                 step=step,
                 count=count,
                 is_clipped=self.own.policy.clip_norm is not None,
-                ranks=tuple(sorted(self._pushed)),
+                ranks=tuple(sorted(pushed)),
                 collected=collected,
             )
         )
 
-    def _scale(self) -> float:
-        """Return the factor of clipping by the norm of the whole gradient: of all slices' blocks, in their order."""
-        tree, clip_norm = self.fleet.tree, self.own.policy.clip_norm
-        assert tree is not None  # that is what is measured
-        assert clip_norm is not None
-        others = [self._squares[seat.peer] for seat in self.fleet.in_order()]
-        blocks = np.concatenate([self.own.squares(tree.count), *others])
-        return scale_for(add_blocks(blocks), clip_norm)
-
     def _complete(self, step: int) -> None:
-        seconds = self.means.clock.now() - self._began
-        moved = self._traffic.take()
-        self.stepped = Stepped(
-            step=step,
-            rate=self._rate,
-            are_finite=self._are_finite,
-            mark=self._mark % MODULUS,
-            moved=moved,
-            seconds=seconds,
-        )
-        if self._collected != "nothing":
-            self.gather_near(step + 1, has_state=self._collected == "all")
+        self.stepped = self._joint.stepped(step, self._traffic.take(), self.means.clock.now())
+        if self._joint.collected != "nothing":
+            self.gather_near(step + 1, has_state=self._joint.collected == "all")
             if not self.gathered.end(step + 1):
                 raise RemoteProtocolError("not all shards have sent their slices")
 

@@ -10,7 +10,7 @@ from common.tally import Tally, pack_losses
 
 def evidence(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
     """Return the SHA-256, in hex, of the sums as they are sent, the sum of losses of each piece, and their tally."""
-    digest = hashlib.sha256(sums)
+    digest = hashlib.sha256(sums.data)
     digest.update(pack_losses(losses))
     digest.update(struct.pack("<dqq", tally.loss_sum, tally.correct, tally.count))
     return digest.hexdigest()

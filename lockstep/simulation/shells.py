@@ -201,10 +201,7 @@ class ShardShell:
         self.server.interrupt()
 
     def close(self) -> None:
-        self.server.port.close(1.0)
-        self.server.upstream.close(1.0)
-        if self.server.place is not None:
-            self.server.place.close()
+        self.server.close()
 
 
 @dataclass

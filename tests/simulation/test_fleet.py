@@ -135,7 +135,8 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         members = simulation.server.coordinator.roster.members.values()
         (rank,) = [member.rank for member in members if member.join.pid == 0]
         (line,) = [line for line in shard.network.lines() if line.peer == peer_at(simulation, rank)]
-        (frame, *_) = shard.server.demand_place().shard.frames
+        assert shard.server.work is not None
+        (frame, *_) = shard.server.work.place.shard.frames
         part = Part(step=7, lo=0, hi=8, start=frame.start)
         flooding.is_hanging = True
         line.to_server.extend([sent(part, len(frame)) for _ in range(200)])
