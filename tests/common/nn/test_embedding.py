@@ -21,5 +21,5 @@ def test_gradients_of_a_row_used_twice_add_up() -> None:
 
 
 def test_tokens_do_not_go_into_a_linear_layer() -> None:
-    with pytest.raises(TypeError, match=r"Linear got int32 of shape \(2, 2\): expected floats; put an Embedding before"):
+    with pytest.raises(TypeError, match=r"Linear got int32 of shape \(2, 2\): expected floats; put an Embedding"):
         nn.Linear(2, 3)(Tensor(INDICES.astype(np.int32)))
