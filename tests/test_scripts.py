@@ -243,3 +243,12 @@ def test_a_fresh_clone_trains_in_an_environment_of_its_own(tmp_path: Path) -> No
     command = [str(clone / "scripts" / "train"), "--model", "linear", "--steps", "5", "--run-dir", str(run)]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     assert json.loads((run / "result.json").read_text(encoding="utf-8"))["steps"] == 5
+
+
+def test_advisories_that_cannot_be_asked_for_are_one_line(checkout: Checkout) -> None:
+    done = checkout.run("check", "--advisories")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: no advisory could be asked for: pip-audit needs the internet"
+    )
