@@ -1,5 +1,8 @@
 """A folder for the sockets, keys and logs of a run's processes, open to this user only."""
 
+import os
+import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -7,10 +10,29 @@ from pathlib import Path
 FOLDER_LIMIT = 80
 
 
+#: How the folder of a process begins that may be killed at any time: with its number, so that others can tell.
+_OWNED = re.compile(r"lockstep-of-([0-9]+)-")
+
+
 def private_folder() -> Path:
     """Return a new folder."""
-    folder = Path(tempfile.mkdtemp(prefix="lockstep-"))
+    return _made("lockstep-")
+
+
+def own_folder() -> Path:
+    """Return a new folder of this process, and remove those of processes that were killed."""
+    folder = _made(f"lockstep-of-{os.getpid()}-")
+    for path in folder.parent.glob("lockstep-of-*"):
+        found = _OWNED.match(path.name)
+        if found is not None and not Path(f"/proc/{found[1]}").exists():
+            # Another user's stays: we may not.
+            shutil.rmtree(path, ignore_errors=True)
+    return folder
+
+
+def _made(prefix: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     if len(str(folder).encode()) <= FOLDER_LIMIT:
         return folder
     folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))

@@ -5,7 +5,7 @@ from contextlib import closing
 
 from common.clock import SystemClock
 from common.transport.address import IpcAddress, TcpAddress, parse
-from common.transport.trouble import Found
+from common.transport.trouble import Found, Stage
 
 #: Seconds that a look may take; a name that nobody answers for may take longer.
 PATIENCE_S = 2.0
@@ -23,15 +23,18 @@ def look_at(address: str, patience_s: float = PATIENCE_S) -> Found:
         with closing(_connected(parse(address), patience_s)) as connection:
             return Found(mechanism=_mechanism(_greeting(connection, patience_s)))
     except socket.gaierror as error:
-        return Found(obstacle=f"the host of {address} is not known here ({error.strerror}): is its name right?")
+        told = f"the host of {address} is not known here ({error.strerror}): is its name right?"
+        return Found(obstacle=told, stage=Stage.NAME)
     except ConnectionRefusedError:
-        return Found(obstacle=f"nothing listens at {address}: is the server running, and is this its port?")
+        told = f"nothing listens at {address}: is the server running, and is this its port?"
+        return Found(obstacle=told, stage=Stage.PORT)
     except FileNotFoundError:
-        return Found(obstacle=f"nothing listens at {address}: there is no such socket")
+        return Found(obstacle=f"nothing listens at {address}: there is no such socket", stage=Stage.PORT)
     except TimeoutError:
-        return Found(obstacle=f"nothing answers at {address} within {patience_s:g} s: is a firewall in between?")
+        told = f"nothing answers at {address} within {patience_s:g} s: is a firewall in between?"
+        return Found(obstacle=told, stage=Stage.FIREWALL)
     except OSError as error:
-        return Found(obstacle=f"{address} cannot be reached: {error.strerror or error}")
+        return Found(obstacle=f"{address} cannot be reached: {error.strerror or error}", stage=Stage.ROUTE)
 
 
 def _connected(address: TcpAddress | IpcAddress, patience_s: float) -> socket.socket:

@@ -1,6 +1,7 @@
 """Why a client has no connection, in words that say what to do. Pure: is told what was found and what was heard."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from common.transport.credentials import ClientKeys, Credential, Token
 
@@ -8,11 +9,24 @@ from common.transport.credentials import ClientKeys, Credential, Token
 ENOUGH = 2
 
 
+class Stage(Enum):
+    """How far a connection came, in this order."""
+
+    NAME = "name"
+    ROUTE = "route"
+    FIREWALL = "firewall"
+    PORT = "port"
+    SERVICE = "service"
+    KEY = "key"
+    VERSION = "version"
+
+
 @dataclass(frozen=True)
 class Trouble:
     """What is in the way."""
 
     text: str
+    stage: Stage
     #: Whether it stays so however long one waits.
     is_final: bool = False
 
@@ -23,6 +37,8 @@ class Found:
 
     #: Why there is no connection, in the system's words; empty where there is one.
     obstacle: str = ""
+    #: How far it came, where there is none.
+    stage: Stage = Stage.ROUTE
     #: How a ZeroMQ server wants its clients to show who they are; empty where it is no such server.
     mechanism: str = ""
 
@@ -49,15 +65,16 @@ def explained(address: str, credential: Credential, heard: Heard, found: Found) 
     if heard.is_through:
         return None
     if heard.is_refused:
-        return Trouble(_refused(address, credential), is_final=True)
+        return Trouble(_refused(address, credential), Stage.KEY, is_final=True)
     if found.obstacle:
-        return Trouble(found.obstacle)
+        return Trouble(found.obstacle, found.stage)
     if not found.mechanism:
-        return Trouble(f"what listens at {address} is no server of ours: is this its port?")
+        return Trouble(f"what listens at {address} is no server of ours: is this its port?", Stage.SERVICE)
     if found.mechanism != mechanism_of(credential):
-        return Trouble(_mismatch(address, credential, found.mechanism), is_final=True)
+        return Trouble(_mismatch(address, credential, found.mechanism), Stage.KEY, is_final=True)
     if heard.failed >= ENOUGH:
-        return Trouble(_broken_off(address, credential), is_final=isinstance(credential, ClientKeys))
+        has_keys = isinstance(credential, ClientKeys)
+        return Trouble(_broken_off(address, credential), Stage.KEY if has_keys else Stage.VERSION, is_final=has_keys)
     return None
 
 

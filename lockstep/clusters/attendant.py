@@ -21,7 +21,7 @@ from common.transport.zeromq import dial
 from lockstep.child import Child
 from lockstep.clusters.interface import address_towards
 from lockstep.ground import HERE
-from lockstep.private_folder import private_folder
+from lockstep.private_folder import own_folder
 from lockstep.process_log import ERROR_MARK
 from lockstep.status_client import StatusClient
 
@@ -36,7 +36,8 @@ class Attendant:
     """One process, and the folder that it has to itself."""
 
     def __init__(self) -> None:
-        self._folder = private_folder()
+        # An engine may kill this process, and with it the child, which would have removed the folder.
+        self._folder = own_folder()
         self._child: Child | None = None
         self._observer: StatusClient | None = None
         #: Why there is no child, and how much of the log was told.

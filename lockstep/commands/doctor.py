@@ -7,8 +7,11 @@ import click
 import msgspec
 from rich.console import Console
 
+from lockstep.access import credential_of
 from lockstep.commands.job_options import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
+from lockstep.commands.key_options import KEY_OPTION
 from lockstep.display import print_plainly
+from lockstep.doctor.connection import Examiner
 from lockstep.doctor.consultation import examine_job
 from lockstep.doctor.machine import examine_machine, machine_lines
 from lockstep.job_file import read_values, resolve
@@ -18,9 +21,13 @@ from lockstep.launch import default_launch
 @click.command(cls=GroupedCommand, short_help="Look for what makes training fail.")
 @click.argument("job_file", metavar="[JOB]", required=False, type=click.Path(path_type=Path))
 @click.option("--machine", "is_machine", is_flag=True, help="examine this machine instead of a job")
+@click.option("--connect", metavar="ADDRESS", help="examine the way to the server at ADDRESS instead")
+@KEY_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 @job_options((*JOB_FIELDS, *LAUNCH_FIELDS))
-def doctor(job_file: Path | None, is_machine: bool, as_json: bool, **flags: Any) -> int:
+def doctor(
+    job_file: Path | None, is_machine: bool, connect: str | None, key: Path | None, as_json: bool, **flags: Any
+) -> int:
     """Look for the mistakes that make training fail: in the job file JOB, or in the job that train's flags give.
 
     It checks the gradients of each layer, the walk back over the graph, first weights, dead and saturated units, sizes
@@ -31,12 +38,17 @@ def doctor(job_file: Path | None, is_machine: bool, as_json: bool, **flags: Any)
       lockstep doctor job.toml
       lockstep doctor --model examples/my_model.py:build --lr 0.5
       lockstep doctor --machine              cores, BLAS, shared memory, ports
+      lockstep doctor --connect tcp://192.168.1.7:5555 --key worker-1.key
     """
     given = {key: value for key, value in flags.items() if value is not None}
     console = Console(highlight=False)
-    if is_machine:
-        if given or job_file is not None:
-            raise click.UsageError("--machine examines no job: give one or the other", click.get_current_context())
+    if (is_machine or connect is not None) and (given or job_file is not None or (is_machine and connect is not None)):
+        asked = "--machine" if is_machine else "--connect"
+        raise click.UsageError(f"{asked} examines no job: give one or the other", click.get_current_context())
+    if connect is not None:
+        connection = Examiner(connect, credential_of(key, None)).examine()
+        lines, findings, figures = connection.lines(), connection.findings, msgspec.to_builtins(connection)
+    elif is_machine:
         machine = examine_machine()
         lines, findings, figures = machine_lines(machine), machine.findings, msgspec.to_builtins(machine)
     else:

@@ -30,10 +30,13 @@ class Place:
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     started: list["Process"] = field(default_factory=list)
 
-    def start(self, *arguments: str, file_bytes: int | None = None, **environ: str) -> "Process":
+    def start(
+        self, *arguments: str, file_bytes: int | None = None, within: tuple[str, ...] = (), **environ: str
+    ) -> "Process":
         """Start `lockstep` with these arguments, as the leader of a group of its own.
 
-        With `file_bytes`, no file that it or its children write can be longer. `environ` is added to its environment.
+        With `file_bytes`, no file that it or its children write can be longer. `within` comes before the command, and
+        `environ` is added to its environment.
         """
 
         def limit() -> None:
@@ -41,7 +44,7 @@ class Place:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lockstep", *arguments],
+            [*within, sys.executable, "-P", "-m", "lockstep", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import ray
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
@@ -22,21 +23,24 @@ class Nodes:
     def __init__(self, count: int) -> None:
         head = {"num_cpus": 0, "object_store_memory": _MEMORY, "ray_client_server_port": int(sys.argv[2])}
         self.cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
-        self.nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=_MEMORY) for _ in range(count)]
+        self.nodes = {number: self.add() for number in range(count)}
+
+    def add(self) -> Node:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
 
     def obey(self, verb: str, rest: str) -> str:
         """Do what a line says; return the answer."""
         match verb:
             case "add":
-                self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=_MEMORY))
+                self.nodes[1 + max(self.nodes)] = self.add()
             case "remove":
-                self.cluster.remove_node(self.nodes[int(rest)])
+                self.cluster.remove_node(self.nodes.pop(int(rest)))
             case "holder":
-                raylets = [node.all_processes["raylet"][0].process.pid for node in self.nodes]
+                raylets = {node.all_processes["raylet"][0].process.pid: number for number, node in self.nodes.items()}
                 pid = int(rest)
-                while pid not in raylets:
+                while pid and pid not in raylets:
                     pid = parent_of(pid)
-                return str(raylets.index(pid))
+                return str(raylets.get(pid, "nowhere"))
             case "held":
                 used = ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0)
                 groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]

@@ -1,0 +1,162 @@
+"""What is in the way of a connection is told apart, within ten seconds, by the doctor and by a worker's own words."""
+
+import json
+import platform
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from common.clock import SystemClock
+from common.messages import PROTOCOL_VERSION
+from common.numerics import blas_kernel
+from lockstep.main import run
+from tests.architecture.source import ROOT
+from tests.system.jobs import BRIEF
+from tests.system.processes import Place, Process
+
+#: Seconds within which it is told, by the issue; with what a busy machine adds to the start of a process.
+TOLD_S = 10.0
+START_S = 10.0
+
+
+class Scene:
+    """A server that can, or cannot, be reached in one way."""
+
+    def __init__(self, place: Place, exits: ExitStack) -> None:
+        self.place, self.exits = place, exits
+
+    def serve(self, *flags: str, **environ: str) -> str:
+        server = self.place.start(
+            *("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run", "--min-workers", "9", *flags),
+            **environ,
+        )
+        return server.line_with("lockstep worker").split()[2]
+
+    def good(self) -> tuple[str, ...]:
+        return (self.serve(),)
+
+    def good_with_key(self) -> tuple[str, ...]:
+        assert run(["keys", "create", "keys"]) == 0
+        return (self.serve("--keys", "keys"), "--key", "keys/worker-1.key")
+
+    def name(self) -> tuple[str, ...]:
+        return ("tcp://no-such-host.invalid:5555",)
+
+    def port(self) -> tuple[str, ...]:
+        # Bound and not listening: the port is ours, and connections are refused.
+        bound = self.exits.enter_context(socket.socket())
+        bound.bind(("127.0.0.1", 0))
+        return (f"tcp://127.0.0.1:{bound.getsockname()[1]}",)
+
+    def firewall(self) -> tuple[str, ...]:
+        # A queue that is full drops what would come next, as a firewall does.
+        listening = self.exits.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(3):
+            filling = self.exits.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(listening.getsockname())
+        return (f"tcp://127.0.0.1:{listening.getsockname()[1]}",)
+
+    def service(self) -> tuple[str, ...]:
+        # It takes connections and says nothing.
+        listening = self.exits.enter_context(socket.create_server(("127.0.0.1", 0)))
+        return (f"tcp://127.0.0.1:{listening.getsockname()[1]}",)
+
+    def key(self) -> tuple[str, ...]:
+        assert run(["keys", "create", "keys"]) == run(["keys", "create", "others"]) == 0
+        return (self.serve("--keys", "keys"), "--key", "others/worker-1.key")
+
+    def no_key(self) -> tuple[str, ...]:
+        assert run(["keys", "create", "keys"]) == 0
+        return (self.serve("--keys", "keys"),)
+
+    def version(self) -> tuple[str, ...]:
+        copied = self.place.folder / "other"
+        for package in ("common", "ps", "worker", "lockstep"):
+            shutil.copytree(ROOT / package, copied / package, ignore=shutil.ignore_patterns("mnist", "__pycache__"))
+        messages = copied / "common" / "messages.py"
+        ours = f"PROTOCOL_VERSION = {PROTOCOL_VERSION}"
+        text = messages.read_text()
+        assert ours in text
+        messages.write_text(text.replace(ours, "PROTOCOL_VERSION = 9999"))
+        return (self.serve(PYTHONPATH=str(copied)),)
+
+    def numerics(self) -> tuple[str, ...]:
+        if platform.machine() != "x86_64" or blas_kernel() in ("unknown", "Prescott"):
+            pytest.skip("the BLAS here has no other kernel to choose")
+        return (self.serve(OPENBLAS_CORETYPE="Prescott"),)
+
+
+@pytest.fixture
+def scene(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    monkeypatch.chdir(place.folder)
+    with ExitStack() as exits:
+        yield Scene(place, exits)
+
+
+#: Scene -> what kind of finding it is, and words of it that a worker says as well.
+KINDS = {
+    "name": ("name", "is not known here"),
+    "port": ("port", "nothing listens at"),
+    "firewall": ("firewall", "is a firewall in between?"),
+    "service": ("service", "is no server of ours"),
+    "key": ("key", "breaks off the handshake"),
+    "no_key": ("key", "demands a key"),
+    "version": ("version", f"speaks protocol {PROTOCOL_VERSION}, the server 9999"),
+    "numerics": ("numerics", "the numerics of host"),
+}
+
+
+def told(process: Process, words: str) -> bool:
+    """Wait for a line with these words."""
+    assert process.popen.stderr is not None
+    return any(words in line for line in process.popen.stderr)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_obstacle_is_told_apart_in_time(scene: Scene, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    kind, words = KINDS[name]
+    asked = getattr(scene, name)()
+    capsys.readouterr()
+    began = SystemClock().now()
+    assert run(["doctor", "--connect", *asked, "--json"]) == 1
+    assert SystemClock().now() - began < TOLD_S
+    found = json.loads(capsys.readouterr().out)
+    assert [finding["kind"] for finding in found["findings"]] == [kind]
+    assert words in found["findings"][0]["evidence"]
+    began = SystemClock().now()
+    worker = scene.place.start("worker", *asked)
+    assert told(worker, words)
+    assert SystemClock().now() - began < TOLD_S + START_S
+
+
+@pytest.mark.parametrize("name", ["good", "good_with_key"])
+def test_a_good_way_is_told_step_by_step_and_the_run_is_left_alone(
+    scene: Scene, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    asked = getattr(scene, name)()
+    capsys.readouterr()
+    assert run(["doctor", "--connect", *asked]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    headings = [line.split()[0] for line in lines]
+    key = ["key"] if name == "good_with_key" else []
+    assert headings == ["address", "name", "route", "port", *key, "version", "numerics", "run"]
+    assert "would be let in" in lines[-1]
+    assert scene.place.pids("lockstep server")
+    flags = asked[1:]
+    assert run(["status", asked[0], *flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["workers"] == []
+
+
+def test_the_doctor_looks_at_one_thing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--connect", "tcp://127.0.0.1:1", "--machine"]) == 2
+    assert capsys.readouterr().err.startswith("error: --machine examines no job")
+    assert run(["doctor", "--connect", "tcp://127.0.0.1:1", "--lr", "1"]) == 2
+    assert capsys.readouterr().err.startswith("error: --connect examines no job")
+    assert run(["doctor", "--connect", "here"]) == 2
+    assert capsys.readouterr().err.startswith("error: address 'here' is malformed")

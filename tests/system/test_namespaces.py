@@ -1,0 +1,120 @@
+"""Runs on several hosts with a network between them: the same bits, with keys, over IPv4 and IPv6, whatever it does."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from lockstep.bench.predict import basis_of_result, predict
+from lockstep.main import run
+from ps.run_folder import RunResult, read_result
+from tests.system.hosts import Hosts, hosts, seconds_pass, speed, why_not
+from tests.system.jobs import BRIEF
+from tests.system.processes import Place, Process
+
+OBSTACLE = why_not()
+
+pytestmark = pytest.mark.skipif(bool(OBSTACLE), reason=f"network namespaces may not be made here: {OBSTACLE}")
+
+#: Longest that a run may take over these networks.
+DEADLINE_S = 180.0
+
+#: Without it vectors would go through memory, which these hosts share though they are not to.
+OVER_SOCKETS = ("--transport", "tcp")
+
+LONG = (*BRIEF[:-2], "--epochs", "120")
+
+#: A model of half a million values, whose vectors take most of a step at 100 Mbit/s.
+HEAVY = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "64", "--micro-batches", "2", "--epochs", "6")
+
+
+@dataclass
+class Lab:
+    """The first host has the server, the others a worker each."""
+
+    place: Place
+    net: Hosts
+
+    def begin(self, *job: str, is_ipv6: bool = False) -> tuple[Process, list[Process]]:
+        """Start a run with keys."""
+        assert run(["keys", "create", "keys"]) == 0
+        here = self.net.address(0, is_ipv6=is_ipv6)
+        needed = ("--min-workers", str(self.net.count - 1), "--run-dir", "run")
+        server = self.place.start(
+            *("server", *job, *OVER_SOCKETS, *needed, "--bind", f"tcp://{here}:5555", "--keys", "keys"),
+            within=self.net.within(0),
+        )
+        workers = [
+            self.place.start(
+                "worker", f"tcp://{here}:5555", "--key", "keys/worker-1.key", within=self.net.within(number)
+            )
+            for number in range(1, self.net.count)
+        ]
+        return server, workers
+
+    def result(self, server: Process, workers: list[Process]) -> RunResult:
+        """Wait for the end, which is to be a good one for all."""
+        code, out, error = server.end(DEADLINE_S)
+        assert (code, error) == (0, ""), (out, error)
+        ends = [worker.end(DEADLINE_S) for worker in workers]
+        assert [code for code, _, _ in ends] == [0] * len(ends), ends
+        return read_result(self.place.folder / "run")
+
+    def alone(self, *job: str) -> str:
+        """Return the digest that one process comes to."""
+        assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
+        digest: str = json.loads((self.place.folder / "alone" / "result.json").read_text())["weights_sha256"]
+        return digest
+
+
+@pytest.fixture(autouse=True)
+def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
+
+
+@pytest.fixture
+def lab(place: Place, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with hosts(3, getattr(request, "param", "1gbit")) as net:
+        yield Lab(place, net)
+        place.clear()
+
+
+@pytest.mark.parametrize("is_ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_three_hosts_with_keys_come_to_the_bits_of_one_process(lab: Lab, is_ipv6: bool) -> None:
+    result = lab.result(*lab.begin(*BRIEF, is_ipv6=is_ipv6))
+    assert result.weights_sha256 == lab.alone(*BRIEF)
+    assert (result.workers, result.transport) == (2, "tcp")
+
+
+def test_a_cable_that_is_pulled_for_a_moment_is_no_matter(lab: Lab) -> None:
+    server, workers = lab.begin(*LONG)
+    server.line_with("epoch 2/")
+    lab.net.pull(1)
+    seconds_pass([workers[0].popen], 1.0)
+    lab.net.put_back(1)
+    assert lab.result(server, workers).weights_sha256 == lab.alone(*LONG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1], ids=["the server's", "a worker's"])
+def test_a_cable_that_is_pulled_for_ten_seconds_and_put_back_is_survived(lab: Lab, number: int) -> None:
+    server, workers = lab.begin(*LONG)
+    server.line_with("epoch 2/")
+    lab.net.pull(number)
+    seconds_pass([workers[0].popen], 10.0)
+    lab.net.put_back(number)
+    assert lab.result(server, workers).weights_sha256 == lab.alone(*LONG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lab", ["100mbit", "1gbit"], indirect=True)
+def test_a_step_takes_what_the_cost_model_predicts_within_a_fifth(lab: Lab) -> None:
+    """Predicted by `bench predict --from` of a run on this machine alone."""
+    flags = ("--workers", "2", "--transport", "tcp", "--run-dir", "here")
+    assert run(["train", *HEAVY, *flags]) == 0
+    basis = basis_of_result(read_result(lab.place.folder / "here"))
+    (row,) = predict(basis, [2], [1], speed(lab.net.rate)).rows
+    result = lab.result(*lab.begin(*HEAVY))
+    assert result.weights_sha256 == read_result(lab.place.folder / "here").weights_sha256
+    assert 1e3 * result.train_s / result.steps == pytest.approx(row.ms_per_step, rel=0.2)
