@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def arguments_of(stage: list[tuple[str, str]], instruction: str) -> list[str]:
 
 def test_there_is_a_server_and_workers_of_one_image() -> None:
     services = compose()["services"]
-    assert set(services) == {"server", "worker", "shard"}
+    assert set(services) == {"server", "worker", "shard", "keys"}
     assert len({service["image"] for service in services.values()}) == 1
     assert {service["build"] for service in services.values()} == {"."}
 
@@ -82,15 +83,26 @@ def test_there_is_one_server_unless_more_are_asked_for() -> None:
 def test_the_server_is_asked_for_its_health_at_the_port_it_listens_on() -> None:
     services = compose()["services"]
     server, worker = services["server"], services["worker"]
-    assert server["healthcheck"]["test"] == ["CMD", "lockstep", "status", "tcp://127.0.0.1:5555"]
+    assert server["healthcheck"]["test"][:4] == ["CMD", "lockstep", "status", "tcp://127.0.0.1:5555"]
     assert "tcp://0.0.0.0:5555" in server["command"]
     assert "tcp://server:5555" in worker["command"]
 
 
-def test_an_open_server_is_reached_by_its_workers_only() -> None:
+def test_each_has_the_keys_that_it_needs_and_no_more() -> None:
+    loaded = compose()
+    given = {
+        name: {secret["source"]: f"/run/secrets/{secret['target']}" for secret in service.get("secrets", [])}
+        for name, service in loaded["services"].items()
+    }
+    servers = {"server": "/run/secrets/server.key", "allowed": "/run/secrets/allowed"}
+    assert given == {"server": servers, "shard": servers, "worker": {"worker": "/run/secrets/worker.key"}, "keys": {}}
+    assert set(loaded["secrets"]) == {"server", "allowed", "worker"}
+    assert not [word for service in loaded["services"].values() for word in service["command"] if "insecure" in word]
+
+
+def test_the_server_is_reached_by_its_workers_only() -> None:
     loaded = compose()
     server, worker = loaded["services"]["server"], loaded["services"]["worker"]
-    assert "--insecure" in server["command"]
     assert "ports" not in server
     assert server["networks"] == worker["networks"]
     assert [loaded["networks"][name] for name in server["networks"]] == [{"internal": True}]
@@ -114,7 +126,7 @@ def test_results_go_to_a_volume_that_the_image_gives_to_its_user() -> None:
     assert [(mount["source"], mount["target"]) for mount in volumes] == [("runs", "/lockstep/runs")]
     assert "runs" in loaded["volumes"]
     (made,) = (run for run in arguments_of(dockerfile()[-1], "RUN") if "/lockstep/runs" in run)
-    assert "install -d -o lockstep" in made
+    assert "install -d -o lockstep -g lockstep -m 1777 /lockstep/runs" in made
 
 
 @pytest.mark.parametrize("job", [None, "examples/mlp.toml"])
@@ -169,8 +181,25 @@ class Containers:
     """Stands for the engine: starts what the image and a service say in a folder that stands for `/lockstep`."""
 
     root: Path
-    services: dict[str, Any]
+    loaded: dict[str, Any]
     exits: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def services(self) -> dict[str, Any]:
+        services = self.loaded["services"]
+        assert isinstance(services, dict)
+        return services
+
+    def make_keys(self) -> None:
+        """Make the keys as its service does, and hand each service its secrets."""
+        (self.root / "host").mkdir()
+        assert self.start(self.services["keys"]["command"]).wait(PATIENCE_S) == 0
+        for name, service in self.services.items():
+            folder = self.root / f"secrets-{name}"
+            folder.mkdir()
+            for secret in service.get("secrets", []):
+                source = self.root / "host" / self.loaded["secrets"][secret["source"]]["file"]
+                shutil.copy2(source, folder / secret["target"])
 
     def mount(self) -> None:
         """Put the server's mounts into the folder, under the names that they have in the container."""
@@ -184,6 +213,9 @@ class Containers:
     def start(self, command: list[str], **addresses: str) -> "subprocess.Popen[str]":
         """Start the image's entry point with the command, one address in it replaced."""
         (entry,) = (json.loads(text) for text in arguments_of(dockerfile()[-1], "ENTRYPOINT"))
+        # Each process has folders of its own in a container; here, one for the secrets of its service.
+        secrets = f"secrets-{'server' if command[0] == 'status' else command[0]}"
+        command = [word.replace("/run/secrets", secrets) for word in command]
         words = [str(Path(sys.executable).parent / entry[0]), *(addresses.get(_key(word), word) for word in command)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(words, cwd=self.root, env=environment, stdout=subprocess.PIPE, text=True)
@@ -203,9 +235,10 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 @pytest.fixture
 def containers(tmp_path: Path) -> Iterator[Containers]:
-    engine = Containers(tmp_path, compose(JOB="examples/linear.toml")["services"])
+    engine = Containers(tmp_path, compose(JOB="examples/linear.toml"))
     engine.mount()
     with engine.exits:
+        engine.make_keys()
         yield engine
 
 
@@ -250,8 +283,8 @@ def test_a_server_with_a_shard_trains(containers: Containers) -> None:
     assert json.loads(result.read_text(encoding="utf-8"))["servers"] == 2
 
 
-def test_without_insecure_the_server_refuses_that_address(containers: Containers) -> None:
-    command = [word for word in containers.services["server"]["command"] if word != "--insecure"]
+def test_without_keys_the_server_refuses_that_address(containers: Containers) -> None:
+    command = [word for word in containers.services["server"]["command"] if word not in ("--keys", "/run/secrets")]
     server = containers.start(command, bind="tcp://0.0.0.0:0")
     assert server.wait(PATIENCE_S) == 2
     assert not list((containers.root / "runs").iterdir())
