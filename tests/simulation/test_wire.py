@@ -172,6 +172,20 @@ def test_sums_take_so_much_of_float32s_bytes(wire: str, share: float) -> None:
     assert sent <= share * compute.into.nbytes
 
 
+def gradient(wire: str) -> Vector:
+    """Return the sum of LeNet's gradients over a step of eight pieces."""
+    opening = open_run("alone", job_of(model="lenet", micro_batches=8, wire=wire), digits(), Admission())
+    compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.served)
+    return compute.train(0, Node(0, 8))[0].copy()
+
+
+@pytest.mark.parametrize(("wire", "most"), [("float16", 0.001), ("bfloat16", 0.005), ("int8", 0.03)])
+def test_what_rounding_adds_to_a_gradient_is_a_small_part_of_it(wire: str, most: float) -> None:
+    # Beside the batches that a gradient is drawn from it is nothing: from one to the next it differs by its own length.
+    exact = gradient("float32")
+    assert 0.0 < float(np.linalg.norm(gradient(wire) - exact)) < most * float(np.linalg.norm(exact))
+
+
 # Planted mistakes
 
 
