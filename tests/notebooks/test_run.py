@@ -35,7 +35,6 @@ def test_assertion_that_fails_stops_the_run() -> None:
 
 
 def test_warning_is_complained_about() -> None:
-    assert [
-        "cell 1 of code: wrote to standard error" in complaint or "shows a warning" in complaint
-        for complaint in complaints(executed(notebook_of("import numpy as np\nnp.log(np.zeros(1))")))
-    ] == [True, True, True]
+    found = complaints(executed(notebook_of("import numpy as np\nnp.log(np.zeros(1))")))
+    assert any(complaint.startswith("cell 1 of code: wrote to standard error") for complaint in found)
+    assert any("shows a warning: 'RuntimeWarning'" in complaint for complaint in found)
