@@ -16,7 +16,7 @@ from lockstep.access import WARNING
 from lockstep.books import Destination
 from lockstep.clusters.head import HeadGround
 from lockstep.clusters.place import Place, detect
-from lockstep.commands.job_options import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, job_options
+from lockstep.commands.job_options import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
 from lockstep.commands.key_options import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
 from lockstep.commands.param_types import seconds
 from lockstep.commands.run_options import JOB_OPTION
@@ -42,7 +42,7 @@ from lockstep.summary import show_summary
 @KEYS_OPTION
 @KEY_OPTION
 @INSECURE_OPTION
-@job_options((*JOB_FIELDS, "min_workers", "transport", "max_restarts", *CHECKPOINT_FIELDS))
+@job_options((*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name not in ("workers", "servers"))))
 @click.pass_context
 def node(
     context: click.Context,
