@@ -85,8 +85,10 @@ class Observer(Protocol):
 class Ground(Protocol):
     """The machines on which a run's processes are started."""
 
-    #: Whether workers that we did not start take part as well.
-    has_guests: bool
+    @property
+    def has_guests(self) -> bool:
+        """Whether workers that we did not start take part as well."""
+        ...
 
     def places(self, launch: Launch) -> int:
         """Return how many workers are to be started here."""

@@ -46,6 +46,7 @@ from lockstep.summary import show_summary
 @click.pass_context
 def node(
     context: click.Context,
+    /,
     job: Path | None,
     run_dir: Path | None,
     timeout: float | None,

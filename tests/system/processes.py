@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,11 @@ class Place:
     started: list["Process"] = field(default_factory=list)
 
     def start(
-        self, *arguments: str, file_bytes: int | None = None, within: tuple[str, ...] = (), **environ: str
+        self,
+        *arguments: str,
+        file_bytes: int | None = None,
+        within: tuple[str, ...] = (),
+        environ: Mapping[str, str] | None = None,
     ) -> "Process":
         """Start `lockstep` with these arguments, as the leader of a group of its own.
 
@@ -50,7 +54,7 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
-            env={**child_environment(), "TMPDIR": str(self.temporary), "LOCKSTEP_TEST": self.mark, **environ},
+            env={**child_environment(), "TMPDIR": str(self.temporary), "LOCKSTEP_TEST": self.mark, **(environ or {})},
             start_new_session=True,
             preexec_fn=limit,
         )

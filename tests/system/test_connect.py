@@ -9,9 +9,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from common.blas import blas_kernel
 from common.clock import SystemClock
 from common.messages import PROTOCOL_VERSION
-from common.numerics import blas_kernel
 from lockstep.main import run
 from tests.architecture.source import ROOT
 from tests.system.jobs import BRIEF
@@ -28,10 +28,10 @@ class Scene:
     def __init__(self, place: Place, exits: ExitStack) -> None:
         self.place, self.exits = place, exits
 
-    def serve(self, *flags: str, **environ: str) -> str:
+    def serve(self, *flags: str, environ: dict[str, str] | None = None) -> str:
         server = self.place.start(
             *("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run", "--min-workers", "9", *flags),
-            **environ,
+            environ=environ,
         )
         return server.line_with("lockstep worker").split()[2]
 
@@ -84,12 +84,12 @@ class Scene:
         text = messages.read_text()
         assert ours in text
         messages.write_text(text.replace(ours, "PROTOCOL_VERSION = 9999"))
-        return (self.serve(PYTHONPATH=str(copied)),)
+        return (self.serve(environ={"PYTHONPATH": str(copied)}),)
 
     def numerics(self) -> tuple[str, ...]:
         if platform.machine() != "x86_64" or blas_kernel() in ("unknown", "Prescott"):
             pytest.skip("the BLAS here has no other kernel to choose")
-        return (self.serve(OPENBLAS_CORETYPE="Prescott"),)
+        return (self.serve(environ={"OPENBLAS_CORETYPE": "Prescott"}),)
 
 
 @pytest.fixture

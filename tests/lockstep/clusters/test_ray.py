@@ -126,7 +126,9 @@ def alone(place: Place, *job: str) -> str:
 
 
 def test_three_nodes_come_to_the_bits_of_one_process_and_are_left_as_they_were(place: Place, three: Ray) -> None:
-    train = place.start("train", "--on", "ray", "--workers", "3", *BRIEF, "--run-dir", "run", RAY_ADDRESS=three.address)
+    train = place.start(
+        "train", "--on", "ray", "--workers", "3", *BRIEF, "--run-dir", "run", environ={"RAY_ADDRESS": three.address}
+    )
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
     assert digest(place, "run") == alone(place, *BRIEF)
@@ -137,7 +139,7 @@ def test_three_nodes_come_to_the_bits_of_one_process_and_are_left_as_they_were(p
 
 def test_an_interrupt_leaves_nothing_running(place: Place, three: Ray) -> None:
     train = place.start(
-        "train", "--on", "ray", "--workers", "2", *ENDLESS, "--run-dir", "run", RAY_ADDRESS=three.address
+        "train", "--on", "ray", "--workers", "2", *ENDLESS, "--run-dir", "run", environ={"RAY_ADDRESS": three.address}
     )
     train.line_with("epoch 2/")
     assert len(three.ours("worker")) == 2
@@ -152,7 +154,7 @@ def test_an_interrupt_leaves_nothing_running(place: Place, three: Ray) -> None:
 @pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_nothing_running(place: Place, three: Ray) -> None:
     train = place.start(
-        "train", "--on", "ray", "--workers", "2", *ENDLESS, "--run-dir", "run", RAY_ADDRESS=three.address
+        "train", "--on", "ray", "--workers", "2", *ENDLESS, "--run-dir", "run", environ={"RAY_ADDRESS": three.address}
     )
     train.line_with("epoch 2/")
     train.send(signal.SIGKILL)
@@ -160,7 +162,7 @@ def test_a_driver_that_is_killed_leaves_nothing_running(place: Place, three: Ray
     assert three.left(but_folders=True) == []
     # Of processes that Ray killed; the next run removes them.
     again = place.start(
-        "train", "--on", "ray", "--workers", "3", *BRIEF, "--run-dir", "again", RAY_ADDRESS=three.address
+        "train", "--on", "ray", "--workers", "3", *BRIEF, "--run-dir", "again", environ={"RAY_ADDRESS": three.address}
     )
     assert again.end(RAY_S)[0] == 0
     assert three.left() == []
@@ -168,7 +170,7 @@ def test_a_driver_that_is_killed_leaves_nothing_running(place: Place, three: Ray
 
 def test_a_wrong_job_is_told_as_on_one_machine(place: Place, three: Ray) -> None:
     flags = ("--on", "ray", "--workers", "1", "--model", "gone.py:build")
-    code, _, error = place.start("train", *flags, "--run-dir", "run", RAY_ADDRESS=three.address).end(RAY_S)
+    code, _, error = place.start("train", *flags, "--run-dir", "run", environ={"RAY_ADDRESS": three.address}).end(RAY_S)
     assert (code, error.count("\n")) == (2, 1)
     assert "model file 'gone.py' cannot be read" in error
     assert three.left() == []
@@ -177,7 +179,7 @@ def test_a_wrong_job_is_told_as_on_one_machine(place: Place, three: Ray) -> None
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_started_again(place: Place, three: Ray) -> None:
     flags = ("--on", "ray", "--workers", "2", "--chaos", "kill-worker=1")
-    train = place.start("train", *flags, *LONG, "--run-dir", "run", RAY_ADDRESS=three.address)
+    train = place.start("train", *flags, *LONG, "--run-dir", "run", environ={"RAY_ADDRESS": three.address})
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
     assert "chaos: killed a worker" in out
@@ -187,7 +189,7 @@ def test_a_worker_that_is_killed_is_started_again(place: Place, three: Ray) -> N
 @pytest.mark.slow
 def test_a_node_that_goes_and_one_that_comes_change_nothing(place: Place, three: Ray) -> None:
     flags = ("--on", "ray", "--workers", "2..4")
-    train = place.start("train", *flags, *LENET, "--run-dir", "run", RAY_ADDRESS=three.address)
+    train = place.start("train", *flags, *LENET, "--run-dir", "run", environ={"RAY_ADDRESS": three.address})
     train.line_with("epoch 1/")
     (server,) = three.ours("server")
     holder = int(three.ask(f"holder {server}"))
@@ -206,7 +208,7 @@ def test_a_node_that_goes_and_one_that_comes_change_nothing(place: Place, three:
 @pytest.mark.slow
 def test_a_server_whose_node_goes_is_back_elsewhere_from_the_checkpoint(place: Place, three: Ray) -> None:
     flags = ("--on", "ray", "--workers", "2", "--checkpoint-every-steps", "100")
-    train = place.start("train", *flags, *LENET, "--run-dir", "run", RAY_ADDRESS=three.address)
+    train = place.start("train", *flags, *LENET, "--run-dir", "run", environ={"RAY_ADDRESS": three.address})
     train.line_with("epoch 1/")
     (server,) = three.ours("server")
     assert three.ask(f"remove {three.ask(f'holder {server}')}") == "done"
@@ -257,7 +259,7 @@ def test_no_cluster_is_told_in_a_line(place: Place, on: str) -> None:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         flags = ("--on", on.format(port=port), *BRIEF, "--run-dir", "run")
-        code, _, error = place.start("train", *flags, RAY_ADDRESS=f"127.0.0.1:{port}").end(RAY_S)
+        code, _, error = place.start("train", *flags, environ={"RAY_ADDRESS": f"127.0.0.1:{port}"}).end(RAY_S)
     assert (code, error.count("\n")) == (2, 1), error
     assert error.startswith("error: no Ray cluster at 'ray")
     assert f"127.0.0.1:{port} cannot be reached" in error
