@@ -1,6 +1,7 @@
 """An audited run of real processes: the same bits over every transport, and the ledger and the summary tell of it."""
 
 import json
+import os
 
 import pytest
 
@@ -52,3 +53,49 @@ def test_a_share_that_is_none_is_refused(place: Place) -> None:
     code, _, error = place.start("train", *JOB, "--audit", "101%", "--run-dir", "run").end()
     assert code == 2
     assert "'101%' is no share: expected 0% to 100%, or a number from 0 to 1" in error
+
+
+#: A model with which the first worker that builds it computes wrongly.
+LYING = """
+import os
+import sys
+
+from lockstep import nn
+
+
+class Lying(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(784, 10)
+        self.lies = False
+        if "worker" in sys.argv:
+            try:
+                os.close(os.open("liar", os.O_CREAT | os.O_EXCL))
+                self.lies = True
+            except FileExistsError:
+                pass
+
+    def forward(self, images):
+        images = images.reshape(images.shape[0], 784)
+        return self.scores(images * 1.001 if self.lies and self.training else images)
+
+
+def build():
+    return Lying()
+"""
+
+
+@pytest.mark.parametrize("transport", ["shm", pytest.param("tcp", marks=pytest.mark.slow)])
+def test_a_worker_that_computes_wrongly_ends_the_run_with_both_named(place: Place, transport: str) -> None:
+    (place.folder / "lying.py").write_text(LYING)
+    flags = ("--workers", "2", "--audit", "100%", "--transport", transport, "--run-dir", "run")
+    process = place.start("train", *JOB, "--model", "lying.py:build", *flags)
+    code, _, error = process.end()
+    assert code == 1
+    assert error.count("\n") == 1
+    assert error.startswith("error: the audit found a difference in micro-batches ")
+    assert error.count(f"(host {os.uname().nodename}, pid ") == 2
+    assert " of step 0: " in error
+    assert '"kind":"step"' not in (place.folder / "run" / "ledger.jsonl").read_text()
+    assert not (place.folder / "run" / "result.json").exists()
+    assert place.is_empty(GONE_S)
