@@ -8,8 +8,15 @@ import math
 
 import numpy as np
 
+from common.errors import RemoteProtocolError
 from common.messages import OF_A_STEP, Result
 from ps.facts import RunFacts
+
+
+def demand_plausible(result: Result, facts: RunFacts) -> None:
+    """Raise RemoteProtocolError where something cannot be so."""
+    if fault := objection(result, facts):
+        raise RemoteProtocolError(fault)
 
 
 def objection(result: Result, facts: RunFacts) -> str:

@@ -39,7 +39,7 @@ from ps.coordinator import Coordinator
 from ps.intake import Intake
 from ps.keeper import Keeper
 from ps.leasing import WINDOW
-from ps.plausible import objection
+from ps.plausible import demand_plausible
 from ps.post import Post
 from ps.recorder import Recorder
 from ps.shard import Shard
@@ -209,8 +209,7 @@ class Server:
             case Part():
                 return events.WorkerAdvanced(peer=peer) if self.intake.take(peer, message, self._arrays[0]) else None
             case Result():
-                if fault := objection(message, self.coordinator.facts):
-                    raise RemoteProtocolError(fault)
+                demand_plausible(message, self.coordinator.facts)
                 is_whole = self.intake.is_whole(peer, message, self._arrays)
                 return events.ResultReceived(peer=peer, result=message) if is_whole else None
             case Failed():

@@ -185,6 +185,10 @@ class Shard:
             blocks = [block_squares(_mean(terms, chunk, np.float32(count))) for chunk in trained]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
 
+    def is_whole(self) -> bool:
+        """Tell whether all sums of the step at hand have come."""
+        return all(tree.tree.is_whole() for tree in self.trees)
+
     def _terms(self) -> list[list[Vector]]:
         return [tree.terms() for tree in self.trees]
 

@@ -193,8 +193,10 @@ class ShardServer:
             case Add():
                 return events.SumsShared(add=message)
             case SquaresAsked():
+                self._demand_sums(message.step, message.count)
                 return events.SquaresWanted(asked=message)
             case Update():
+                self._demand_sums(message.step, message.count)
                 return events.UpdateWanted(update=message)
             case Collect():
                 self._demand_work().tell_held(message.steps, has_state=False)
@@ -205,6 +207,12 @@ class ShardServer:
                 return events.ServerAsked()
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a shard")
+
+    def _demand_sums(self, step: int, count: int) -> None:
+        """Raise `RemoteProtocolError` where the sums of the step at hand are not all there, or over no samples."""
+        shard = self._demand_work().place.shard
+        if step == shard.updates and (count < 1 or not shard.is_whole()):
+            raise RemoteProtocolError(f"step {step} over {count} samples, whose sums are not all there")
 
     def _demand_work(self) -> ShardWork:
         """Return what works on the slice; `RemoteProtocolError` before the welcome."""

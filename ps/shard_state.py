@@ -117,8 +117,7 @@ class ShardState:
                 reason = event.finished.reason
                 return self._end(1, f"the run failed: {reason}") if reason else self._end(0, "")
             case events.ProtocolBroken():
-                fault = f"the server broke the protocol: {event.fault}"
-                return [Tell(message=Leave(reason=shortened(fault))), *self._end(1, fault)]
+                return self._break(event.fault)
             case events.Interrupted():
                 return [Tell(message=Leave(reason="interrupted")), *self._end(130, "interrupted")]
             case events.TimePassed():
@@ -130,6 +129,11 @@ class ShardState:
     def _end(self, code: int, reason: str) -> list[ShardEffect]:
         self.phase = ShardPhase.ENDED
         return [Exit(code=code, reason=reason)]
+
+    def _break(self, fault: str) -> list[ShardEffect]:
+        """End, since the server said what it must not."""
+        told = f"the server broke the protocol: {fault}"
+        return [Tell(message=Leave(reason=shortened(told))), *self._end(1, told)]
 
     def _join_again(self, event: events.TimePassed, now: float) -> list[ShardEffect]:
         if event.is_hopeless:
@@ -170,7 +174,8 @@ class ShardState:
             case events.PartReceived():
                 return self._take(event, visitors)
             case events.SumsShared(add=add):
-                if add.step != self.step or add.rank not in visitors.by_rank:
+                visitor = visitors.by_rank.get(add.rank)
+                if add.step != self.step or visitor is None or not visitor.admit.shares:
                     return []
                 stored = Stored(rank=add.rank, step=add.step, lo=add.lo, hi=add.hi)
                 return [AddShared(node=add.node(), rank=add.rank, slot=add.slot), Tell(message=stored)]
@@ -178,7 +183,8 @@ class ShardState:
                 visitors.forget(event.rank)
                 return [Tell(message=Lost(rank=event.rank, reason=shortened(event.reason)))]
             case events.SquaresWanted(asked=asked):
-                self._demand_current(asked.step)
+                if asked.step != self.step:
+                    return self._break(self._other_step(asked.step))
                 return [SendSquares(step=asked.step, count=asked.count)]
             case events.UpdateWanted():
                 return self._update(event.update, visitors)
@@ -204,7 +210,8 @@ class ShardState:
         return effects
 
     def _update(self, update: Update, visitors: Visitors) -> list[ShardEffect]:
-        self._demand_current(update.step)
+        if update.step != self.step:
+            return self._break(self._other_step(update.step))
         self.step += 1
         served: list[ShardEffect] = []
         for rank in update.ranks:
@@ -214,9 +221,8 @@ class ShardState:
                 served += self._weights(visitor)
         return [UpdateSlice(update=update), *served]
 
-    def _demand_current(self, step: int) -> None:
-        if step != self.step:
-            raise ProtocolError(f"the server is at step {step}, this shard at {self.step}: expected the same")
+    def _other_step(self, step: int) -> str:
+        return f"the server is at step {step}, this shard at {self.step}: expected the same"
 
     def _drop(self, event: events.PeerFailed, visitors: Visitors) -> list[ShardEffect]:
         rank = visitors.rank_of(event.peer)

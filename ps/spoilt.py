@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from common.layout import ParameterLayout
 from ps.divergence import spoilt_text
-from ps.effects import UpdateWeights
+from ps.effects import Finish, UpdateWeights
 from ps.roster import Roster
 from ps.shard import Shard
 
@@ -24,6 +24,10 @@ class Spoilt:
     layout: ParameterLayout
     #: What a person is told, empty while all weights are finite.
     text: str = ""
+
+    def judged(self, finish: Finish) -> Finish:
+        """Return how a run ends: not well with such weights."""
+        return Finish(failure=self.text, is_diverged=True) if self.text and not finish.failure else finish
 
     def look(self, done: UpdateWeights, shard: Shard, roster: Roster, *, others_are_finite: bool = True) -> None:
         """Look at the weights after an update, once those who waited for them have them."""

@@ -55,6 +55,9 @@ class Visitors:
 
     def greet(self, peer: bytes, hello: Hello) -> Visitor | None:
         """Book who is behind a connection; return the worker, if it takes part already."""
+        before = self.by_rank.get(self.hellos.get(peer, hello).rank)
+        if before is not None and before.peer == peer and not _are_one(hello, before.admit):
+            before.peer = before.served = None  # who it was before is nobody's any more
         self.hellos[peer] = hello
         if len(self.hellos) > STRANGERS + len(self.by_rank):
             known = {visitor.peer for visitor in self.by_rank.values()}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common.autograd.graph import Leaf, no_grad, tell_finished
 from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
-from common.data.evaluation import evaluation_rows
+from common.data.evaluation import evaluation_pieces, evaluation_rows
 from common.data.preparation import Preparation
 from common.data.sampler import Sampler
 from common.job import Job
@@ -208,6 +208,13 @@ class Compute:
         held_out = self.data.test if work == "evaluate" else self.data.validation
         rows = [evaluation_rows(piece, len(held_out or ())) for piece in range(node.lo, node.hi)]
         return np.arange(rows[0].start, rows[-1].stop)
+
+    def pieces_of(self, work: Work) -> int:
+        """Return into how many pieces a round of that kind is cut."""
+        if work in OF_A_STEP:
+            return self.job.micro_batches
+        held_out = self.data.test if work == "evaluate" else self.data.validation
+        return 0 if held_out is None else evaluation_pieces(len(held_out))
 
     def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:
         """Return the tally of a node of pieces, added over their tree: of the test set, or to "validate" of that set.

@@ -97,3 +97,12 @@ def test_frames_of_another_step_are_not_taken_and_count() -> None:
 def test_what_is_no_node_breaks_the_protocol() -> None:
     with pytest.raises(RemoteProtocolError, match=r"sums over \[1, 3\): no node of 4 pieces"):
         served().take(PEER, part_of(1, 3), 0, 5)
+
+
+def test_one_that_says_to_be_another_later_is_not_the_first_any_more() -> None:
+    book = served()
+    assert book.greet(PEER, Hello(rank=7, incarnation="life-7")) is None
+    book.validate()
+    assert book.by_rank[3].peer is None
+    assert not book.take(PEER, part_of(0, 1), 0, 5)
+    assert book.greet(b"other", HELLO) is book.by_rank[3]

@@ -1,0 +1,64 @@
+"""The bar itself holds: it finds what is too slow, too large, or not ours, in as many cases as are promised."""
+
+import time
+
+import numpy as np
+import pytest
+
+from tests.fuzz.bar import BATCH, CASE_S, CASES, IN_ALL, bounded, examine, timed
+from tests.fuzz.mutation import damaged
+from tests.fuzz.tape import Tape
+
+
+def test_there_are_as_many_cases_as_are_promised() -> None:
+    assert sum(CASES.values()) >= IN_ALL
+
+
+def test_so_many_cases_are_looked_at_and_the_same_ones_each_time() -> None:
+    runs: list[list[bytes]] = [[], []]
+    for seen in runs:
+        examine(4 * BATCH, lambda tape: tape.raw(12), seen.append)
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 4 * BATCH
+    assert len(set(runs[0])) > 2 * BATCH
+
+
+def test_an_error_that_is_not_expected_is_told_with_its_case() -> None:
+    def check(number: int) -> None:
+        if number == 7:
+            raise KeyError(number)
+
+    with pytest.raises(KeyError) as caught:
+        examine(2000, lambda tape: tape.below(50), check)
+    assert any("the case of Tape(" in note and note.endswith(": 7") for note in caught.value.__notes__)
+
+
+def test_what_takes_too_long_is_found() -> None:
+    def spin() -> None:
+        end = time.process_time() + 1.2 * CASE_S
+        while time.process_time() < end:
+            pass
+
+    with pytest.raises(AssertionError, match="a case took"):
+        timed(spin)
+    timed(lambda: None)
+
+
+def test_what_takes_too_much_memory_is_found() -> None:
+    with bounded(64 * 2**20), pytest.raises(MemoryError):
+        np.empty(2**30, np.uint8)
+    with bounded(64 * 2**20):
+        np.empty(2**20, np.uint8)
+
+
+def test_damage_is_damage_most_of_the_time() -> None:
+    whole = bytes(range(100))
+    seen: list[bytes] = []
+    examine(2000, lambda tape: damaged(tape, whole), seen.append)
+    assert sum(contents != whole for contents in seen) > 1500
+    assert {len(contents) for contents in seen} >= {99, 100, 101}
+
+
+def test_a_tape_that_is_used_up_is_the_simplest() -> None:
+    tape = Tape(b"\x03")
+    assert (tape.below(5), tape.below(5), tape.raw(2), tape.choose("ab")) == (3, 0, b"\0\0", "a")

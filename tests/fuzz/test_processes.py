@@ -1,0 +1,221 @@
+"""Whatever a peer says that the codec lets through: nobody raises, nobody else is dropped, and the run has its bits."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from common.clock import ManualClock
+from common.codec import Buffer, encode
+from common.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
+from common.numerics import fingerprint
+from common.shard_messages import Admit, Begin, Hello, ShardJoin, ShardWelcome
+from common.transport.links import wait_for_nothing
+from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
+from lockstep.simulation.small import data, jobs, load
+from ps.opening import Admission, Opening, open_run
+from ps.shard_server import ShardServer
+from ps.shard_state import ShardFacts, ShardState
+from tests.common.test_codec import EXAMPLES
+from tests.fuzz.bar import amounts, examine
+from tests.fuzz.strangers import Stage
+from tests.fuzz.tape import Tape
+from tests.fuzz.wire import frames_of, made_up
+from worker.runner import Runner
+from worker.state import WorkerFacts, WorkerState
+
+#: Lies that are told to one run.
+TOLD = 40
+
+
+@amounts("server")
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_server_with_somebody_who_lies(cases: int, servers: int) -> None:
+    told = 0
+    stage = Stage(servers)
+
+    def check(tape: Tape) -> None:
+        nonlocal stage, told
+        if told == TOLD or stage.is_over():
+            stage.end()
+            stage, told = Stage(servers), 0
+        told += 1
+        stage.lie(stage.anything(tape))
+
+    examine(cases // 2, lambda tape: tape, check)
+    stage.end()
+
+
+OPENING: Opening = open_run("fuzz", jobs()["plain"], data(), Admission())
+FRAME = OPENING.layout.size
+
+
+@dataclass
+class Employer:
+    """A server that lies to a worker."""
+
+    network: MemoryNetwork = field(default_factory=lambda: MemoryNetwork(0))
+    clock: ManualClock = field(default_factory=ManualClock)
+    port: MemoryServer = field(init=False)
+    runner: Runner = field(init=False)
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.port = self.network.server()
+        join = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
+        state = WorkerState(WorkerFacts(address="memory://", join=join))
+        self.runner = Runner(state, self.network.client(), self.clock, load, self.said.append)
+        self.runner.begin()
+
+    def tell(self, *messages: list[Buffer]) -> None:
+        """Send the worker messages, and let it act until it waits."""
+        (line,) = self.network.lines()
+        for frames in messages:
+            if line.peer is not None:
+                self.port.send(line.peer, frames)
+        for _ in range(50):
+            if self.runner.ended is not None or not self.runner.step():
+                break
+        while self.port.receive(0.0) is not None:
+            pass
+
+    def welcome(self) -> Welcome:
+        return OPENING.facts.welcome(0)
+
+
+def employ(tape: Tape) -> Employer:
+    """Return a worker that has come some way."""
+    employer = Employer()
+    if tape.happens():
+        employer.tell(encode(employer.welcome()))
+        if tape.happens():
+            employer.tell(encode(Weights(step=0, start=0), [OPENING.shard.weights]))
+    return employer
+
+
+def order(tape: Tape) -> list[Buffer]:
+    """Return what a server might say to a worker."""
+    lo = tape.below(5)
+    lease = Lease(
+        work=tape.choose(("train", "evaluate", "audit", "validate")),
+        step=tape.choose((0, 0, 1, 2, 7, 2**31, 2**62)),
+        lo=lo,
+        hi=lo + tape.choose((1, 1, 2, 4, 0, 2**31 - 8)),
+        number=tape.below(3),
+        slot=tape.below(2),
+    )
+    match tape.below(6):
+        case 0 | 1:
+            return encode(lease)
+        case 2:
+            values = OPENING.shard.weights[: tape.choose((FRAME, FRAME, FRAME - 1, 1, 0))]
+            step, start = tape.choose((0, 0, 1, 2, 2**62)), tape.choose((0, 0, 1, 4096))
+            return encode(Weights(step=step, start=start), [values])
+        case 3:
+            facts = OPENING.facts
+            odd = {
+                "source": "f" * 64,
+                "dataset": "0" * 64,
+                "layout": "0" * 64,
+                "memory": "lockstep-0-1-0123456789abcdef",
+                "shards": ["tcp://127.0.0.1:1"],
+                "rank": 2**62,
+            }
+            name = tape.choose(tuple(odd))
+            return encode(msgspec.structs.replace(facts.welcome(0), **{name: odd[name]}))
+        case _:
+            return [made_up(tape), *([tape.raw(4 * tape.below(9))] if tape.happens() else [])]
+
+
+@amounts("worker")
+def test_a_worker_whose_server_lies(cases: int) -> None:
+    def make(tape: Tape) -> tuple[Employer, list[list[Buffer]]]:
+        return employ(tape), [order(tape) for _ in range(3)]
+
+    def check(case: tuple[Employer, list[list[Buffer]]]) -> None:
+        employer, orders = case
+        for frames in orders:
+            employer.tell(frames)
+
+    examine(cases, make, check)
+
+
+@dataclass
+class Employed:
+    """A shard, its server, and somebody who calls on it: both lie."""
+
+    network: MemoryNetwork = field(default_factory=lambda: MemoryNetwork(0))
+    visited: MemoryNetwork = field(default_factory=lambda: MemoryNetwork(1))
+    clock: ManualClock = field(default_factory=ManualClock)
+    port: MemoryServer = field(init=False)
+    shard: ShardServer = field(init=False)
+    visitor: MemoryClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.port = self.network.server()
+        address = "memory://1"
+        join = ShardJoin(
+            protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint(), address=address
+        )
+        state = ShardState(ShardFacts(address="memory://", join=join))
+        upstream, port = self.network.client(), self.visited.server()
+        self.shard = ShardServer(state, port, upstream, self.clock, lambda text: None, wait_for_nothing)
+        self.shard.begin()
+        self.visitor = self.visited.client()
+
+    def tell(self, *messages: list[Buffer]) -> None:
+        """Let the server say something."""
+        (line,) = self.network.lines()
+        for frames in messages:
+            if line.peer is not None:
+                self.port.send(line.peer, frames)
+        self.act()
+
+    def visit(self, frames: list[Buffer]) -> None:
+        """Let somebody call."""
+        self.visitor.send(frames)
+        self.act()
+
+    def act(self) -> None:
+        for _ in range(50):
+            if self.shard.ended is not None or not self.shard.step():
+                break
+        self.shard.state.validate()
+        while self.port.receive(0.0) is not None:
+            pass
+        while self.visitor.receive(0.0) is not None:
+            pass
+
+
+WIDE = jobs()["wide"]
+SHARD_WELCOME = ShardWelcome(
+    index=1,
+    servers=2,
+    run="r",
+    job=WIDE,
+    training_samples=20,
+    test_samples=9,
+    size=10_403,
+    parameter_size=10_403,
+)
+
+
+@amounts("shard")
+def test_a_shard_whose_server_and_visitors_lie(cases: int) -> None:
+    def make(tape: Tape) -> tuple[Employed, list[tuple[bool, list[Buffer]]]]:
+        employed = Employed()
+        if tape.happens():
+            employed.tell(encode(SHARD_WELCOME))
+            if tape.happens():
+                employed.tell(encode(Begin(steps=3)), encode(Admit(rank=0, incarnation="w", shares=False)))
+                employed.visit(encode(Hello(rank=0, incarnation="w")))
+        said = [(tape.happens(), [made_up(tape), *([tape.raw(4 * tape.below(9))] if tape.happens() else [])])]
+        said += [(tape.happens(), list(frames_of(tape.choose(EXAMPLES)))) for _ in range(2)]
+        return employed, said
+
+    def check(case: tuple[Employed, list[tuple[bool, list[Buffer]]]]) -> None:
+        employed, said = case
+        for is_server, frames in said:
+            (employed.tell if is_server else employed.visit)(frames)
+
+    examine(cases, make, check)
