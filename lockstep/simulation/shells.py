@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.clock import Clock, ManualClock
+from common.data.dataset import TrainTest
+from common.errors import DataError
 from common.job import Job
 from common.messages import PROTOCOL_VERSION, Join
 from common.numerics import fingerprint
@@ -70,6 +72,8 @@ class Run:
     checkpoint_every: int
     keep: int
     audit: float
+    #: Where workers keep the samples that they are sent, none of which has the data; None where all have it.
+    cache: Path | None = None
 
     def open_books(self, opening: Opening, clock: Clock, say: Say) -> Books:
         """Open the run's books, new or gone on with, as `lockstep server` does.
@@ -103,7 +107,11 @@ class ServerShell:
     def open(cls, run: Run, process: Process, writing: Writing, say: Say, *, offers: bool) -> "ServerShell":
         """Open the run, new or gone on with, as `lockstep server` does."""
         admission = Admission(
-            min_workers=run.min_workers, lease_timeout_s=LEASE_S, servers=run.servers, audit=run.audit
+            min_workers=run.min_workers,
+            lease_timeout_s=LEASE_S,
+            servers=run.servers,
+            audit=run.audit,
+            ships_data=run.cache is not None,
         )
         opening, sharing = open_run("simulated", run.job, data(), admission), None
         with ExitStack() as stack:
@@ -223,11 +231,12 @@ class WorkerShell:
             WorkerState(WorkerFacts(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.dial(SERVER, process),
             process.clock,
-            run.parts.load(number),
+            run.parts.load(number) if run.cache is None else _load_nothing,
             say,
             run.root if shares else None,
             lambda address: run.network.dial(address, process),
             wait_in_the_world,
+            cache=run.cache,
         )
         runner.begin()
         return cls(runner)
@@ -252,3 +261,7 @@ class WorkerShell:
 
     def close(self) -> None:
         self.runner.close()
+
+
+def _load_nothing(name: str) -> TrainTest:
+    raise DataError(f"no dataset {name!r} here")

@@ -13,7 +13,7 @@ from common.randomness import Purpose, generator
 from common.shard_messages import ShardMessage, ToShardMessage, VisitorMessage
 from lockstep.simulation.disk import Disk, Writing
 from lockstep.simulation.shells import Parts, Run, ServerShell, ShardShell, WorkerShell
-from lockstep.simulation.small import job_named
+from lockstep.simulation.small import SHIPPED, job_named
 from lockstep.simulation.story import Happening, Story
 from lockstep.simulation.trouble import happen
 from lockstep.simulation.wires import Network, Quality
@@ -89,6 +89,7 @@ class Simulation:
             checkpoint_every=story.checkpoint_every,
             keep=story.keep,
             audit=story.audit,
+            cache=self.root / "cache" if story.job in SHIPPED else None,
         )
         self.world.describe = describe
         self._ahead = list(reversed(story.happenings))
