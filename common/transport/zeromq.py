@@ -140,7 +140,8 @@ class ZeroMqServer:
                 if len(frames) - 1 <= self._socket.limits.frames:
                     break
                 self._denials.note(f"cut off a peer: its message has more than {self._socket.limits.frames} frames")
-                self.cut(peer)
+                self._ends.heard(peer, self._socket.first)
+                self._ends.cut(peer)
             self._ends.look()
             now = _CLOCK.now()
             if self._ends.has_any() or self._has_denials(now) or (end is not None and now >= end):

@@ -35,9 +35,11 @@ def demand_curve() -> None:
 def arm_server(socket: "zmq.Socket[bytes]", lock: Lock) -> None:
     """Let a socket demand what the lock says, of an authenticator in its context; without one nobody gets in."""
     socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    # A socket with a domain takes no connections by ZeroMQ's protocols 1 and 2, which know no keys. In the first,
+    # whatever a stranger sends, be it HTTP, is a message, and one of which not even the connection is known.
+    socket.set(zmq.ZAP_DOMAIN, DOMAIN)
     if lock is None:
         return
-    socket.set(zmq.ZAP_DOMAIN, DOMAIN)
     # Otherwise ZeroMQ lets everybody in that knows the server's public key, where no authenticator answers.
     socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
     if isinstance(lock, Token):
