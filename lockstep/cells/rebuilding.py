@@ -50,7 +50,7 @@ def _is_alike(here: Any, there: Any) -> bool:
     if isinstance(here, Module):
         return True  # its own attributes are looked at
     if isinstance(here, Parameter):
-        return here.shape == there.shape
+        return bool(here.shape == there.shape)
     if isinstance(here, RunningStatistic):
         return bool(here.value.shape == there.value.shape)
     if isinstance(here, np.ndarray):

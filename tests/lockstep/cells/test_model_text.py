@@ -14,7 +14,7 @@ from common.nn.model_file import load_model
 from common.nn.module import Module
 from lockstep import fit, nn
 from lockstep.cells.excerpt import excerpt_of
-from lockstep.cells.model_text import ModelText, model_text, told
+from lockstep.cells.model_text import Model, ModelText, model_text, told
 from lockstep.cells.names import borrowed_names
 from tests.lockstep.cells import zoo
 from tests.lockstep.tiny_data import tiny_arrays
@@ -169,10 +169,8 @@ def test_two_things_of_one_name_are_told(notebook: dict[str, Any]) -> None:
 
 def test_it_is_trained_and_loaded_again(tmp_path: Path) -> None:
     brief: dict[str, Any] = {"workers": 0, "epochs": 2, "global_batch": 32, "micro_batches": 4, "verbose": False}
-    runs = [
-        fit(model, tiny_arrays(), run_dir=tmp_path / str(place), **brief)
-        for place, model in enumerate((zoo.Net(), zoo.Net))
-    ]
+    models: tuple[Model, ...] = (zoo.Net(), zoo.Net)
+    runs = [fit(model, tiny_arrays(), run_dir=tmp_path / str(place), **brief) for place, model in enumerate(models)]
     assert runs[0].weights_sha256 == runs[1].weights_sha256
     assert runs[0].model.eval().state_dict().keys() == zoo.Net().state_dict().keys()
     warm = fit(zoo.Net(), tiny_arrays(), run_dir=tmp_path / "warm", warm_start=True, **brief)
