@@ -115,7 +115,10 @@ def test_a_value_out_of_range_or_of_another_kind_is_refused(field: str, value: o
         (Job(nesterov=True, optimizer="adam"), "nesterov = true with optimizer = 'adam'"),
         (Job(nesterov=True, momentum=0.0), "momentum = 0.0"),
         (Job(monitor="val_accuracy"), "monitor = 'val_accuracy' without a validation set"),
-        (Job(monitor="test_accuracy", loss="mse"), "monitor = 'test_accuracy' with loss = 'mse', which has no accuracy"),
+        (
+            Job(monitor="test_accuracy", loss="mse"),
+            "monitor = 'test_accuracy' with loss = 'mse', which has no accuracy",
+        ),
         (Job(micro_batches=129), "micro_batches = 129 is more than global_batch = 128"),
     ],
 )

@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from lockstep.commands.param_types import number_range, seconds, share
+from lockstep.commands.param_types import seconds, share
 
 
 @pytest.mark.parametrize(("text", "number"), [("0.1", 0.1), ("60", 60.0), ("1e3", 1000.0)])
