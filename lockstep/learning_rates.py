@@ -76,7 +76,7 @@ class RateTest:
     def suggestion(self) -> float:
         """A rate to train with, which leaves a margin: a tenth of `at_minimum`, or `steepest` where that is less.
 
-        fastai has both. A model that learns its few samples by heart within the test has no minimum that tells anything.
+        fastai has both. A model that learns its few samples by heart within the test has no minimum to tell anything.
         """
         return min(self.at_minimum / 10, self.steepest)
 

@@ -33,8 +33,10 @@ def share(text: str) -> float:
 
 def moment(text: str) -> Moment:
     """Return which of a run's weights `last`, `best` or a number of steps names. Raises BadParameter."""
-    if text == "last" or text == "best":
-        return text
+    if text == "last":
+        return "last"
+    if text == "best":
+        return "best"
     if re.fullmatch(r"[0-9]{1,18}", text):
         return int(text)
     raise click.BadParameter(f"{text!r} names no weights: expected last, best, or a number of steps, as 400")

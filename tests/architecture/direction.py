@@ -53,7 +53,16 @@ PACKAGE_ORDER = Order(
         ("common.score",),
         ("common.json_file",),
         ("common.atomic", "common.backoff", "common.spelling", "common.tally"),
-        ("common.blas", "common.clock", "common.environment", "common.errors", "common.interrupts", "common.memory", "common.plain", "common.reading"),
+        (
+            "common.blas",
+            "common.clock",
+            "common.environment",
+            "common.errors",
+            "common.interrupts",
+            "common.memory",
+            "common.plain",
+            "common.reading",
+        ),
     ),
 )
 

@@ -194,7 +194,7 @@ def test_a_description_that_asks_for_too_much_is_refused(description: Any) -> No
 
 
 def test_what_a_layer_holds_is_known_before_it_is_built() -> None:
-    nets = (
+    nets: tuple[nn.Sequential, ...] = (
         *NETS,
         nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm2d(3), nn.PositionalEmbedding(7, 3)),
         nn.Sequential(nn.MultiheadAttention(8, 2), nn.TransformerEncoderLayer(8, 2, 16)),

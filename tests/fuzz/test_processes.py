@@ -209,7 +209,9 @@ def test_a_shard_whose_server_and_visitors_lie(cases: int) -> None:
             if tape.happens():
                 employed.tell(encode(Begin(steps=3)), encode(Admit(rank=0, incarnation="w", shares=False)))
                 employed.visit(encode(Hello(rank=0, incarnation="w")))
-        said = [(tape.happens(), [made_up(tape), *([tape.raw(4 * tape.below(9))] if tape.happens() else [])])]
+        said: list[tuple[bool, list[Buffer]]] = [
+            (tape.happens(), [made_up(tape), *([tape.raw(4 * tape.below(9))] if tape.happens() else [])])
+        ]
         said += [(tape.happens(), list(frames_of(tape.choose(EXAMPLES)))) for _ in range(2)]
         return employed, said
 

@@ -19,7 +19,14 @@ from tests.lockstep.tiny_data import write_tiny
 
 def trained(folder: Path, **values: Any) -> Run:
     """Train with a rate so large that the last epoch is not the best."""
-    given: dict[str, Any] = {"epochs": 5, "lr": 1.5, "workers": 0, "global_batch": 32, "micro_batches": 4, "checkpoint_keep": 9}
+    given: dict[str, Any] = {
+        "epochs": 5,
+        "lr": 1.5,
+        "workers": 0,
+        "global_batch": 32,
+        "micro_batches": 4,
+        "checkpoint_keep": 9,
+    }
     data = write_tiny(folder)
     return fit("linear", data, run_dir=folder / "run", verbose=False, **{**given, **values})
 

@@ -107,8 +107,10 @@ def test_what_a_step_sends_is_told_where_anything_was_sent() -> None:
         (
             3,
             2,
-            "3 micro-batches computed again by another worker: the same bits; 2 more were to be, while no other "
-            "worker was ready",
+            (
+                "3 micro-batches computed again by another worker: the same bits; 2 more were to be, while no other "
+                "worker was ready"
+            ),
         ),
         (0, 5, "no micro-batch was computed again: 5 were to be, while no other worker was ready"),
     ],

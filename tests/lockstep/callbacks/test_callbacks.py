@@ -128,9 +128,7 @@ def test_without_restoring_the_best_model_is_there_beside_the_last(tmp_path: Pat
 
 def test_a_best_model_that_was_not_kept_is_told(tmp_path: Path) -> None:
     run = overfitting(tmp_path, patience=2, checkpoint_keep=0)
-    with pytest.raises(
-        JobError, match=r"the weights after epoch \d+ are not in .*: expected a run with keep_"
-    ):
+    with pytest.raises(JobError, match=r"the weights after epoch \d+ are not in .*: expected a run with keep_"):
         _ = run.best_model
 
 

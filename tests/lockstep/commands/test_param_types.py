@@ -17,7 +17,9 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         seconds(text)
 
 
-@pytest.mark.parametrize(("text", "part"), [("1%", 0.01), ("0.01", 0.01), ("100%", 1.0), ("1", 1.0), (" 2.5 % ", 0.025)])
+@pytest.mark.parametrize(
+    ("text", "part"), [("1%", 0.01), ("0.01", 0.01), ("100%", 1.0), ("1", 1.0), (" 2.5 % ", 0.025)]
+)
 def test_a_share_is_told_in_per_cent_or_not(text: str, part: float) -> None:
     assert share(text) == pytest.approx(part)
 
