@@ -119,7 +119,7 @@ def test_a_job_file_that_is_none_is_refused(contents: bytes, file: Path) -> None
 
 # Descriptions
 
-NETS = [
+NETS: list[nn.Sequential] = [
     nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, 3)),
     nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.MaxPool2d(2), nn.LayerNorm((2, 2, 2))),
     nn.ModuleList([nn.Embedding(5, 2), nn.GELU(), nn.AvgPool2d((2, 2))]),
@@ -194,7 +194,7 @@ def test_a_description_that_asks_for_too_much_is_refused(description: Any) -> No
 
 
 def test_what_a_layer_holds_is_known_before_it_is_built() -> None:
-    nets: tuple[nn.Sequential, ...] = (
+    nets = (
         *NETS,
         nn.Sequential(nn.Conv1d(2, 3, 5), nn.BatchNorm2d(3), nn.PositionalEmbedding(7, 3)),
         nn.Sequential(nn.MultiheadAttention(8, 2), nn.TransformerEncoderLayer(8, 2, 16)),
