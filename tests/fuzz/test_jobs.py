@@ -119,7 +119,7 @@ def test_a_job_file_that_is_none_is_refused(contents: bytes, file: Path) -> None
 
 # Descriptions
 
-NETS: list[nn.Sequential] = [
+NETS: list[nn.Sequential | nn.ModuleList] = [
     nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, 3)),
     nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.MaxPool2d(2), nn.LayerNorm((2, 2, 2))),
     nn.ModuleList([nn.Embedding(5, 2), nn.GELU(), nn.AvgPool2d((2, 2))]),
