@@ -115,7 +115,7 @@ class SampleStore:
     def open(cls, folder: Path, manifest: Manifest) -> "SampleStore":
         """Open what is kept of a dataset in a folder, which is made; `DataError` where it cannot be."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             parts = {name: PartStore(facts, folder / name) for name, facts in manifest.parts().items()}
         except (OSError, ValueError) as error:
             raise DataError(

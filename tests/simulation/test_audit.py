@@ -1,7 +1,9 @@
 """Audited runs over the real workers and servers: the same bits, and who computes wrongly is named."""
 
+from functools import cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -22,22 +24,34 @@ def faulty(name: str) -> TrainTest:
     return data
 
 
-def simulation_of(job_name: str, servers: int, root: Path | None, seed: int = 1, workers: int = 3) -> Simulation:
-    admission = Admission(min_workers=workers, servers=servers, audit=1.0, lease_timeout_s=30.0)
-    return Simulation(JOBS[job_name], seed, admission, root=root)
+#: One job, its sums and weights in float32 or rounded.
+WIRES = {
+    "float32": JOBS["mlp"],
+    "rounded": msgspec.structs.replace(JOBS["mlp"], wire="int8", wire_weights="bfloat16"),
+}
 
 
+@cache
+def unaudited(wire: str) -> str:
+    return digest_with(WIRES[wire], 1, 0)
+
+
+def simulation_of(servers: int, root: Path | None, seed: int = 1, wire: str = "float32") -> Simulation:
+    admission = Admission(min_workers=3, servers=servers, audit=1.0, lease_timeout_s=30.0)
+    return Simulation(WIRES[wire], seed, admission, root=root)
+
+
+@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("servers", [1, 2])
-def test_an_audited_run_comes_to_the_same_bits(tmp_path: Path, servers: int, shares: bool) -> None:
-    name = "mlp"
-    simulation = simulation_of(name, servers, tmp_path if shares else None)
+def test_an_audited_run_comes_to_the_same_bits(tmp_path: Path, servers: int, shares: bool, wire: str) -> None:
+    simulation = simulation_of(servers, tmp_path if shares else None, wire=wire)
     for _ in range(3):
         simulation.add_worker(doubles=not shares)
-    assert simulation.finish() == digest_with(JOBS[name], 1, 0)
+    assert simulation.finish() == unaudited(wire)
     assert simulation.recorder.result is not None
     steps = simulation.opening.facts.plan.total_steps
-    assert simulation.recorder.result.audited == steps * JOBS[name].micro_batches
+    assert simulation.recorder.result.audited == steps * WIRES[wire].micro_batches
     assert simulation.recorder.result.unaudited == 0
 
 
@@ -46,7 +60,7 @@ def test_an_audited_run_comes_to_the_same_bits(tmp_path: Path, servers: int, sha
 def test_a_worker_that_computes_wrongly_is_named_before_its_step_is_applied(
     tmp_path: Path, servers: int, shares: bool
 ) -> None:
-    simulation = simulation_of("mlp", servers, tmp_path if shares else None)
+    simulation = simulation_of(servers, tmp_path if shares else None)
     simulation.add_worker()
     simulation.add_worker(load=faulty)
     simulation.add_worker()
@@ -62,14 +76,14 @@ def test_a_worker_that_computes_wrongly_is_named_before_its_step_is_applied(
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_worker_that_dies_in_the_audit_costs_nothing(servers: int, seed: int) -> None:
-    simulation = simulation_of("mlp", servers, None, seed)
+    simulation = simulation_of(servers, None, seed)
     for _ in range(3):
         simulation.add_worker()
     simulation.run(until=lambda: simulation.server.coordinator.round.work == "audit")
     held = simulation.server.coordinator.pieces.held
     victim = next(iter(held)) if held else 0
     simulation.workers[victim].die()
-    assert simulation.finish() == digest_with(JOBS["mlp"], 1, 0)
+    assert simulation.finish() == unaudited("float32")
 
 
 def test_one_worker_alone_is_audited_by_nobody() -> None:

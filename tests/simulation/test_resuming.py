@@ -22,7 +22,8 @@ from ps.server import Server
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of, noisy_net, other_digits
 
-#: Six steps, three an epoch, with all that could depend on where it stopped: momenta, statistics, dropout, a schedule.
+#: Seven steps, three an epoch; all that could depend on where it stopped: momenta, statistics, dropout, a schedule,
+#: rounding at random, and the difference between the weights that are kept and those that are sent.
 JOB = job_of(
     model=noisy_net(),
     steps=7,
@@ -33,6 +34,8 @@ JOB = job_of(
     clip_norm=0.5,
     max_shift=1,
     schedule="one-cycle",
+    wire="int8",
+    wire_weights="bfloat16",
 )
 
 #: What may differ: times, and how many computed.

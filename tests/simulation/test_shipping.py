@@ -10,12 +10,14 @@ from common.codec import decode
 from common.data.dataset import TrainTest
 from common.errors import DataError
 from common.job import Job
-from common.messages import Samples, SamplesAsked, ServerMessage, WorkerMessage
+from common.messages import Lease, Samples, SamplesAsked, ServerMessage, WorkerMessage
+from common.reduction import Node
 from common.transport.memory import MemoryClient
 from common.transport.port import Frames
 from ps.opening import Admission
 from tests.simulation.network import Simulation, Worker, digest_with
 from tests.simulation.small import job_of, noisy_net, other_digits
+from worker.supply import PARTS
 
 SHIPPING = Admission(ships_data=True)
 
@@ -70,41 +72,73 @@ def test_a_worker_with_the_data_asks_for_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_samples_of_its_leases_are_sent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", JOBS)
+def test_only_the_samples_of_its_leases_are_sent(name: str, tmp_path: Path) -> None:
+    simulation = run(JOBS[name], tmp_path, workers=2)
+    ports = [count(worker) for worker in simulation.workers]
+    assert simulation.finish() == expected(name)
+    for worker, port in zip(simulation.workers, ports, strict=True):
+        compute = worker.runner._compute
+        assert compute is not None
+        leased = {
+            (PARTS[lease.work], int(place))
+            for lease in port.leases
+            for place in compute.samples_of(lease.work, lease.step, Node(lease.lo, lease.hi))
+        }
+        assert port.places
+        assert set(port.places) <= leased
+        assert len(port.places) == len(set(port.places))
+
+
+def test_a_worker_that_computes_half_of_a_step_has_half_of_its_samples(tmp_path: Path) -> None:
     simulation = run(JOBS["plain"], tmp_path, workers=2)
     simulation.run_to(1)
-    # One step of 16 of the 40 samples, half of it each; the next leases may be under way.
+    # One step of 16 of the 40 samples; the next leases may be under way.
     assert all(0 < here(worker) <= 16 for worker in simulation.workers)
 
 
 class Counting:
-    """A connection that counts what is asked for, and loses the first answers, or hears them twice."""
+    """A connection that counts what is leased and asked for, and loses the first answers."""
 
     def __init__(self, client: MemoryClient, lost: int = 0) -> None:
         self.client, self.lost, self.asked = client, lost, 0
+        self.leases: list[Lease] = []
+        #: Each set and place that was asked for.
+        self.places: list[tuple[str, int]] = []
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         frames = self.client.receive(timeout_s)
-        if frames is not None and self.lost and isinstance(decode(frames, ServerMessage)[0], Samples):
+        message = None if frames is None else decode(frames, ServerMessage)[0]
+        if isinstance(message, Lease):
+            self.leases.append(message)
+        if self.lost and isinstance(message, Samples):
             self.lost -= 1
             return self.client.receive(timeout_s)
         return frames
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        self.asked += isinstance(decode(frames, WorkerMessage)[0], SamplesAsked)
+        message = decode(frames, WorkerMessage)[0]
+        if isinstance(message, SamplesAsked):
+            self.asked += 1
+            self.places += [(message.part, int(place)) for place in np.frombuffer(message.places, "<u4")]
         self.client.send(frames)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)
 
 
-def counted(job: Job, cache_dir: Path, lost: int = 0) -> tuple[str, Counting]:
-    simulation = Simulation(job, 1, SHIPPING)
-    worker = simulation.add_worker(load=nothing, cache=cache_dir)
+def count(worker: Worker, lost: int = 0) -> Counting:
+    """Count from now on what a worker hears and says."""
     inner = worker.runner.port
     assert hasattr(inner, "client")
     port = Counting(inner.client, lost)
     worker.runner.port = port
+    return port
+
+
+def counted(job: Job, cache_dir: Path, lost: int = 0) -> tuple[str, Counting]:
+    simulation = Simulation(job, 1, SHIPPING)
+    port = count(simulation.add_worker(load=nothing, cache=cache_dir), lost)
     return simulation.finish(), port
 
 
@@ -119,6 +153,21 @@ def test_an_answer_that_is_lost_is_asked_for_again(tmp_path: Path) -> None:
     digest, port = counted(JOBS["plain"], tmp_path, lost=3)
     assert digest == expected("plain")
     assert port.lost == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_a_worker_whose_disk_is_full_says_so_and_costs_the_run_nothing(tmp_path: Path) -> None:
+    simulation = run(JOBS["plain"], tmp_path, workers=2)
+    simulation.run(until=lambda: all(worker.runner._supply is not None for worker in simulation.workers))
+    (images,) = (tmp_path / "0").glob("*/train.images")
+    images.unlink()
+    images.symlink_to("/dev/full")
+    assert simulation.finish() == expected("plain")
+    simulation.drain()
+    ended = simulation.workers[0].runner.ended
+    assert ended is not None
+    assert ended.code == 1
+    assert "No space left on device: make room, or give another folder with --cache" in ended.reason
 
 
 def test_a_server_that_sends_no_samples_names_the_way_out(tmp_path: Path) -> None:

@@ -97,6 +97,26 @@ def test_a_folder_that_cannot_be_is_named_with_the_way_out(tmp_path: Path) -> No
         opened(tmp_path / "file" / "kept")
 
 
+def test_what_is_kept_is_this_users_alone(folder: Path) -> None:
+    put(opened(folder))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+@pytest.mark.parametrize("end", ["images", "labels", "marks"])
+def test_a_full_disk_is_named_with_the_way_out_and_what_did_not_fit_is_wanted_again(folder: Path, end: str) -> None:
+    store, path = opened(folder), folder / f"train.{end}"
+    put(store, PLACES[:1])
+    path.rename(folder / "aside")
+    path.symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"cannot be kept in .*No space left.*make room, .* --cache"):
+        put(store, PLACES[1:])
+    assert asked(store, PLACES) == [3, 39]
+    (folder / "aside").replace(path)
+    assert asked(opened(folder), PLACES) == [3, 39]
+
+
 def test_the_test_set_is_a_set_of_its_own(folder: Path) -> None:
     store = opened(folder)
     test = part_of(digits(), "test")
