@@ -53,6 +53,8 @@ class Heard:
     is_refused: bool = False
     #: Handshakes that broke off one after the other.
     failed: int = 0
+    #: Whether it has stopped trying: after a fault in what the other end said, ZeroMQ dials no more.
+    is_over: bool = False
 
 
 def mechanism_of(credential: Credential) -> str:

@@ -135,21 +135,29 @@ class ZeroMqServer:
         while True:
             self._look(now)
             frames = self._socket.receive(self._wait_s(now, end), extra=1)
-            if frames is not None:
-                peer = bytes(frames[0])
-                if len(frames) - 1 <= self._socket.limits.frames:
-                    break
-                self._denials.note(f"cut off a peer: its message has more than {self._socket.limits.frames} frames")
-                self._ends.heard(peer, self._socket.first)
-                self._ends.cut(peer)
-            self._ends.look()
             now = _CLOCK.now()
-            if self._ends.has_any() or self._has_denials(now) or (end is not None and now >= end):
+            if frames is None:
+                self._ends.look()
+                if self._ends.has_any() or self._has_denials(now):
+                    return None
+                # Otherwise it was the end of one that was never heard, and concerns nobody.
+            elif len(frames) - 1 <= self._socket.limits.frames:
+                break
+            else:
+                # On to what waits behind it: nobody's end is told before his last words.
+                self._cut_long(bytes(frames[0]))
+            if end is not None and now >= end:
                 return None
-            # Otherwise it was the end of one that was never heard, and concerns nobody.
+        peer = bytes(frames[0])
         self._ends.heard(peer, self._socket.first)
         self._rations.heard[peer] += 1
         return peer, frames[1:]
+
+    def _cut_long(self, peer: bytes) -> None:
+        """Cut off a peer whose message, just read, has too many frames."""
+        self._denials.note(f"cut off a peer: its message has more than {self._socket.limits.frames} frames")
+        self._ends.heard(peer, self._socket.first)
+        self._ends.cut(peer)
 
     def _has_denials(self, now: float) -> bool:
         return self._tells_denials and self._denials.has_news(now)
@@ -250,9 +258,17 @@ class ZeroMqClient:
             self._socket.send(frames)
         except PeerSlow:
             # Asked only now, since nearly always there is room.
-            if timeout_s <= 0.0 or not self._socket.raw.poll(milliseconds(timeout_s), zmq.POLLOUT):
+            if self._handshakes.look().is_over:
+                self._redial()
+            elif timeout_s <= 0.0 or not self._socket.raw.poll(milliseconds(timeout_s), zmq.POLLOUT):
                 raise
             self._socket.send(frames)
+
+    def _redial(self) -> None:
+        """Dial anew where ZeroMQ has given up for good, and taken the queue along: another may listen there by now."""
+        # Otherwise it counts as dialled still, and nothing happens.
+        self._socket.raw.disconnect(self._address)
+        self._socket.raw.connect(self._address)
 
     def close(self, linger_s: float = 0.0) -> None:
         self._handshakes.close()

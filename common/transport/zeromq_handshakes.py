@@ -8,7 +8,10 @@ from zmq.utils.monitor import parse_monitor_message
 from common.transport.trouble import Heard
 
 _EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_DELAYED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -34,8 +37,11 @@ class Handshakes:
         match event:
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._heard = Heard(is_through=True)
+            case zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED:
+                self._heard = replace(self._heard, is_over=False)
             case zmq.EVENT_DISCONNECTED:
-                self._heard = replace(self._heard, is_through=False)
+                # Unless it is told next that it will be tried again.
+                self._heard = replace(self._heard, is_through=False, is_over=True)
             case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._heard = replace(self._heard, is_refused=True, failed=self._heard.failed + 1)
             case _:

@@ -11,9 +11,11 @@ from types import FrameType
 import pytest
 import zmq
 
+from common.clock import SystemClock
 from common.errors import AddressError
 from common.transport.port import Limits, PeerSlow
 from common.transport.zeromq import dial, serve
+from tests.common.transport import zmtp
 
 PATIENCE_S = 20.0
 
@@ -173,6 +175,25 @@ def test_a_frame_that_is_too_long_is_not_taken_in(raw: zmq.Socket[bytes]) -> Non
             received = server.receive(PATIENCE_S)
             assert received is not None
             assert len(received[1][0]) == 1000
+
+
+def test_a_client_that_found_another_program_finds_the_server_that_takes_its_place() -> None:
+    """After a fault in what it hears, ZeroMQ dials no more, and has no queue in which anything could wait."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        client = dial(address)
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(zmtp.greeting(b"CURVE"))
+            assert zmtp.is_closed(connection)
+    with closing(client), closing(serve(address)) as server:
+        clock = SystemClock()
+        end = clock.now() + PATIENCE_S
+        # Again and again: what went into the old queue on the way is lost with it.
+        while (received := server.receive(0.05)) is None and clock.now() < end:
+            client.send([b"hello"])
+        assert received is not None
+        assert received[1] == [b"hello"]
 
 
 def test_closing_without_a_server_does_not_wait(tmp_path: Path) -> None:
