@@ -120,7 +120,7 @@ def test_a_worker_whose_leases_run_out_half_sent_changes_nothing() -> None:
 ACTIONS = st.sampled_from(["add", "add", "double", "die", "die", "kill", "hang", "wake", "wait"])
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=30)
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 40), ACTIONS, st.integers(1, 16)), max_size=10))
 def test_whatever_happens_to_workers_changes_nothing(seed: int, story: list[tuple[int, str, int]]) -> None:
     simulation = Simulation(JOB, seed, Admission(lease_timeout_s=TIMEOUT_S))
