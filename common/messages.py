@@ -15,7 +15,7 @@ from common.numerics import Fingerprint
 from common.reduction import Node
 
 #: Changes with every change to a message's meaning; two sides with different numbers do not talk.
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -47,6 +47,9 @@ Piece = Annotated[int, Meta(ge=0, le=2**31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 #: What is computed: gradients, or these again, or figures of the validation set, or of the test set.
 Work = Literal["train", "audit", "validate", "evaluate"]
+
+#: What may be no number of a piece.
+Quantity = Literal["loss", "gradient"]
 
 #: What is of a training step, on the weights before it; the rest is on those after an epoch's last one.
 OF_A_STEP: frozenset[Work] = frozenset({"train", "audit"})
@@ -141,12 +144,14 @@ class Failed(Message, frozen=True, kw_only=True, tag="failed"):
 
 
 class Diverged(Message, frozen=True, kw_only=True, tag="diverged"):
-    """The loss of a piece is not finite; `layer` is the first whose output is not."""
+    """The loss of a piece is not finite, or its gradient, which is not sent then."""
 
     work: Work
     step: Count
     micro_batch: Piece
+    #: The first layer whose output is not finite; of a gradient, the first parameter.
     layer: ShortText
+    quantity: Quantity = "loss"
 
 
 class Leave(Message, frozen=True, kw_only=True, tag="leave"):

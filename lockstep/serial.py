@@ -129,7 +129,7 @@ class SerialRun:
         if isinstance(error, NotFiniteError | SpoiltError):
             failure = str(error)
             if isinstance(error, NotFiniteError):
-                failure = diverged_text(at.work, at.step, error.piece, error.layer)
+                failure = diverged_text(at.work, at.step, error.piece, error.layer, error.quantity)
             self.recorder.fail(failure, *shard.before_last())
             return DivergedError(failure)
         failure = f"step {at.step} raised:\n{traceback.format_exc()}"

@@ -74,7 +74,8 @@ class Verifier:
         try:
             trainer.step(step)
         except NotFiniteError as error:
-            text = f"{diverged_text('train', step, error.piece, error.layer)}; in the run it was finite"
+            diverged = diverged_text("train", step, error.piece, error.layer, error.quantity)
+            text = f"{diverged}; in the run it was finite"
             return Difference(step=step, micro_batch=error.piece, text=text)
         here = np.array(trainer.compute.losses, "<f4")
         if here.tobytes() != recorded.losses:

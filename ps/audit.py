@@ -76,11 +76,12 @@ class Audit:
         return self._told(result.lo, first, f"found {first.digest[:12]}…, {member.named()} {result.digest[:12]}…")
 
     def divergence(self, member: Member, diverged: Diverged) -> str:
-        """Return what a person is told where another worker found no finite loss; empty where nobody audits that."""
+        """Return what a person is told where another worker found none that is finite, if that is audited."""
         first = self.findings.get(diverged.micro_batch)
         if first is None:
             return ""
-        what = f"found a finite loss, {member.named()} one that is not, from layer {diverged.layer} on"
+        where = f"from layer {diverged.layer} on" if diverged.quantity == "loss" else f"first of {diverged.layer!r}"
+        what = f"found a finite {diverged.quantity}, {member.named()} one that is not, {where}"
         return self._told(diverged.micro_batch, first, what)
 
     def _told(self, piece: int, first: Finding, what: str) -> str:

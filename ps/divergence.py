@@ -1,28 +1,30 @@
-"""What a person is told when a loss is not finite. Pure."""
+"""What a person is told when a loss is not finite, or a gradient. Pure."""
 
 from collections.abc import Sequence
 
-from common.messages import Work
+from common.messages import Quantity, Work
 from common.reduction import Node
 from ps.plan import EVALUATIONS
 
 #: What tells those texts from others.
-_MARK, _SPOILT = "is not finite; first seen in layer", "are not finite, and no loss tells of it"
+_MARK, _SPOILT = "is not finite; first seen in", "are not finite, and no loss tells of it"
 
 #: Shares of a step that are listed.
 MOST_SHARES = 16
 
 
 def is_divergence(text: str) -> bool:
-    """Tell whether a failure is that of a loss, or of weights, which are not finite."""
+    """Tell whether a failure is that of a loss, a gradient or weights which are not finite."""
     return _MARK in text or _SPOILT in text
 
 
-def diverged_text(work: Work, step: int, piece: int, layer: str) -> str:
-    """Return where it was first seen, and what to do."""
+def diverged_text(work: Work, step: int, piece: int, layer: str, quantity: Quantity = "loss", who: str = "") -> str:
+    """Return where it was first seen, and what to do; `who` computed it, where that is not this process."""
     what = "micro-batch" if work == "train" else f"{EVALUATIONS[work]} piece"
+    where = f"layer {layer}" if quantity == "loss" else f"that of {layer!r}"
+    by = f" by {who}," if who else ""
     return (
-        f"the loss of step {step}, {what} {piece}, {_MARK} {layer}: "
+        f"the {quantity} of step {step}, {what} {piece},{by} {_MARK} {where}: "
         "lower the learning rate, warm it up or clip the gradient (--lr, --warmup-steps, --clip-norm)"
     )
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 
 from common.errors import RemoteProtocolError
+from common.finite import first_not_finite
 from common.messages import Lease, Part, Result
 from common.reduction import Node, Vector, is_node
 from ps.frame_book import FrameBook
+from ps.plausible import not_finite
 from ps.roster import Roster
 from ps.shard import Shard
 from ps.sharing import Sharing
@@ -57,25 +59,41 @@ class Intake:
             return False
         if not self.book.take(peer, part.step, node, frame):
             return False
+        if not self.shard.is_finite(frame, values):
+            raise not_finite(part.step, node)
         self.shard.receive(frame, node, values)
         return True
 
-    def is_whole(self, peer: bytes, result: Result, arrays: list[Vector]) -> bool:
-        """Tell whether a result came with all that belongs to it: otherwise a part of it came too late to be taken."""
+    def is_whole(self, peer: bytes, result: Result, arrays: list[Vector], slot: int | None) -> bool:
+        """Tell whether a result came with all that belongs to it: otherwise a part of it came too late to be taken.
+
+        `slot` is that of its sums where these are in memory, None where something else may be there by now.
+        """
         self.book.count(peer)
-        if result.work != "train" or self.shares(peer):
+        if result.work != "train":
+            return True
+        if self.shares(peer):
+            rank = self.roster.members[peer].rank
+            if slot is not None and first_not_finite(self._own(rank, slot)) is not None:
+                raise not_finite(result.step, result.node())
             return True
         if arrays:
             if len(self.shard.frames) > 1:
                 raise RemoteProtocolError(f"a result with {len(arrays[0])} sums: expected them in frames of their own")
             _check_length(arrays[0], self.shard.policy.wire.words(self.shard.frames[0]))
+            if not self.shard.is_finite(0, arrays[0]):
+                raise not_finite(result.step, result.node())
             return True
         return self.book.is_whole(peer, result.step, result.node())
 
     def add_shared(self, node: Node, rank: int, slot: int) -> None:
         """Add our slice of the sums in a worker's slot, which stay there until a lease names it again."""
+        self.shard.add(node, self._own(rank, slot))
+
+    def _own(self, rank: int, slot: int) -> Vector:
+        """Return our slice of the sums in a worker's slot."""
         start, size = self.shard.start, self.shard.weights.size
-        self.shard.add(node, self.slot(rank, slot)[start : start + size])
+        return self.slot(rank, slot)[start : start + size]
 
     def forget(self, peer: bytes, rank: int) -> None:
         """Give back what was kept for a worker that is gone."""

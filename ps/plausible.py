@@ -10,6 +10,7 @@ import numpy as np
 
 from common.errors import RemoteProtocolError
 from common.messages import OF_A_STEP, Result
+from common.reduction import Node
 from ps.facts import RunFacts
 
 
@@ -17,6 +18,15 @@ def demand_plausible(result: Result, facts: RunFacts) -> None:
     """Raise RemoteProtocolError where something cannot be so."""
     if fault := objection(result, facts):
         raise RemoteProtocolError(fault)
+
+
+def not_finite(step: int, node: Node) -> RemoteProtocolError:
+    """Return what is to be said of sums that would make all others infinite, or no numbers.
+
+    A worker that finds a gradient which is not finite tells of it instead of sending it, and the run ends: so whoever
+    sends one computes wrongly, or lies, and its pieces are for others.
+    """
+    return RemoteProtocolError(f"a gradient that is not finite, of micro-batches {node} of step {step}")
 
 
 def objection(result: Result, facts: RunFacts) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from common.finite import first_not_finite
 from common.layout import weights_digest
 from common.optim.clipping import add_blocks, block_squares, scale_for
 from common.optim.rules import CHUNK, Rule
@@ -173,6 +174,11 @@ class Shard:
             self.policy.wire.unpack(words, self.frames[frame].start, sums)
             self.trees[frame].add_own(node, sums)
 
+    def is_finite(self, frame: int, words: Vector) -> bool:
+        """Tell whether one frame of sums, as it travelled, holds numbers alone."""
+        part = self.frames[frame]
+        return self.policy.wire.is_finite(words, part.start, len(part))
+
     def settle(self, memory: Vector) -> None:
         """Copy what is still to be read from there, where other sums will be written after this."""
         for tree in self.trees:
@@ -229,15 +235,9 @@ class Shard:
             self.policy.wire_weights.round(served, Place(step + 1, Node(0, 1), start))
 
     def first_not_finite(self) -> int | None:
-        """Return the place in the whole vector of the first weight in use that is not finite, None where all are.
-
-        One product tells of all, at 40 GB/s; where that has overflowed, each is looked at.
-        """
-        with np.errstate(all="ignore"):
-            if np.isfinite(np.dot(self.weights, self.weights)):
-                return None
-        odd = np.flatnonzero(~np.isfinite(self.weights))
-        return self.start + int(odd[0]) if odd.size else None
+        """Return the place in the whole vector of the first weight in use that is not finite, None where all are."""
+        place = first_not_finite(self.weights)
+        return None if place is None else self.start + place
 
     def whole(self) -> Kept:
         """Return the weights after the last update that was made to its end."""

@@ -33,6 +33,7 @@ from common.transport.trouble import Trouble
 from ps import shard_effects as effects
 from ps import shard_events as events
 from ps.leasing import WINDOW
+from ps.plausible import not_finite
 from ps.shard_phases import ShardPhase
 from ps.shard_place import take_place
 from ps.shard_state import ShardState
@@ -169,7 +170,9 @@ class ShardServer:
         if self.work is not None and frame is not None:
             shard = self.work.place.shard
             if len(self._arrays[0]) == shard.policy.wire.words(shard.frames[frame]):
-                return frame
+                if shard.is_finite(frame, self._arrays[0]):
+                    return frame
+                raise not_finite(part.step, part.node())
         raise RemoteProtocolError(f"{len(self._arrays[0])} sums from {part.start} on: no frame of this slice")
 
     def _event(self, message: Message) -> events.ShardEvent:
@@ -191,7 +194,7 @@ class ShardServer:
             case Serve():
                 return events.WeightsWanted(serve=message)
             case Add():
-                return events.SumsShared(add=message)
+                return self._demand_work().shared(message)
             case SquaresAsked():
                 self._demand_sums(message.step, message.count)
                 return events.SquaresWanted(asked=message)

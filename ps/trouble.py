@@ -1,4 +1,4 @@
-"""What becomes of a piece that raised, or whose loss is not finite: for the moment of one event. Pure."""
+"""What becomes of a piece that raised, or whose loss or gradient is not finite: for the moment of one event. Pure."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ class Trouble:
         return f"{what} raised, and is tried once more:\n{indented(failed.traceback)}"
 
     def diverged(self, event: events.LossDiverged) -> Failure | None:
-        """Return the run's failure where a loss is not finite, None where that is not of the round at hand."""
+        """Return the run's failure where a loss or gradient is not finite, None where it is not of this round."""
         member, diverged, at = self.roster.members.get(event.peer), event.diverged, self.books.round
         if member is None or (diverged.work, diverged.step) != (at.work, at.step):
             return None
@@ -51,5 +51,6 @@ class Trouble:
             # The first one found it finite: this is no fault of the model's.
             text = self.books.audit.divergence(member, diverged)
             return Failure(text=text) if text else None
-        text = diverged_text(diverged.work, diverged.step, diverged.micro_batch, diverged.layer)
+        who = member.named() if diverged.quantity == "gradient" else ""
+        text = diverged_text(diverged.work, diverged.step, diverged.micro_batch, diverged.layer, diverged.quantity, who)
         return Failure(text=text, is_diverged=True)

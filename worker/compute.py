@@ -16,9 +16,10 @@ from common.data.dataset import TrainTest
 from common.data.evaluation import evaluation_pieces, evaluation_rows
 from common.data.preparation import Preparation
 from common.data.sampler import Sampler
+from common.finite import first_not_finite
 from common.job import Job
 from common.layout import Binding, ParameterLayout, layout_of
-from common.messages import OF_A_STEP, Work
+from common.messages import OF_A_STEP, Quantity, Work
 from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module, Stochastic
 from common.objective import Objective
@@ -38,12 +39,13 @@ Integers = NDArray[np.int64]
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss of a piece is not finite: the piece, and the first layer whose output is not."""
+    """The loss of a piece is not finite, or its gradient: the piece, and the first layer, or parameter, that is not."""
 
-    def __init__(self, piece: int, layer: str) -> None:
-        super().__init__(f"piece {piece}, layer {layer}")
+    def __init__(self, piece: int, layer: str, quantity: Quantity = "loss") -> None:
+        super().__init__(f"the {quantity} of piece {piece}, {layer}")
         self.piece = piece
         self.layer = layer
+        self.quantity: Quantity = quantity
 
 
 @dataclass
@@ -129,7 +131,8 @@ class Compute:
         """Return the sums over the pieces of a node, added and rounded over the tree, and their tally.
 
         The vector is `into`, overwritten by the next call. `push` is told of each of its frames once, as soon as that
-        is final: with one piece, while backward is still on its way. Raises `NotFiniteError`, before any push.
+        is final: with one piece, while backward is still on its way. Raises `NotFiniteError`: for a loss before any
+        push, for a gradient before that of the frame.
         """
         self.losses.clear()
         with np.errstate(all="ignore"):  # what is not finite is found in the loss, and told with its place
@@ -141,6 +144,7 @@ class Compute:
             tally = self._piece(step, node.lo, push and self._rounding(step, node, push))
             if push is None:
                 self.wire.round(self.into, Place(step, node))
+                self._demand_finite(node, self.into)
             if out is not self.into:
                 np.copyto(out, self.into)
             return tally
@@ -156,9 +160,11 @@ class Compute:
         """Add two halves of a node, the second of which is in the vector of sums."""
         if push is None:
             self.wire.add(left, self.into, out, at)
+            self._demand_finite(at.node, out)
             return
         for frame in self.frames:
             self.wire.add(frame.of(left), frame.of(self.into), frame.of(out), replace(at, start=frame.start))
+            self._demand_finite(at.node, frame.of(out), frame.start)
             push(frame)
 
     def _rounding(self, step: int, node: Node, push: Push) -> Push:
@@ -166,9 +172,16 @@ class Compute:
 
         def round_and_push(frame: Slice) -> None:
             self.wire.round(frame.of(self.into), Place(step, node, frame.start))
+            self._demand_finite(node, frame.of(self.into), frame.start)
             push(frame)
 
-        return push if self.wire.is_exact else round_and_push
+        return round_and_push
+
+    def _demand_finite(self, node: Node, sums: Vector, start: int = 0) -> None:
+        """Raise `NotFiniteError` where the sums from `start` on would make all others infinite, or no numbers."""
+        place = first_not_finite(sums)
+        if place is not None:
+            raise NotFiniteError(node.lo, self.layout.name_at(start + place), "gradient")
 
     def _piece(self, step: int, micro_batch: int, push: Push | None) -> Tally:
         """Compute one micro-batch into the vector of sums."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.messages import Fenced, Finished, Lease, Refused, Result, SamplesAsked, Standby, Welcome
+from common.messages import Fenced, Finished, Lease, Quantity, Refused, Result, SamplesAsked, Standby, Welcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +92,7 @@ class PieceDiverged:
     lease: Lease
     piece: int
     layer: str
+    quantity: Quantity = "loss"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -301,7 +301,7 @@ class Runner:
             self._sums = []
             tally = self._train(self._compute, lease) if is_training else self._compute.evaluate(node, lease.work)
         except NotFiniteError as error:
-            return events.PieceDiverged(lease=lease, piece=error.piece, layer=error.layer)
+            return events.PieceDiverged(lease=lease, piece=error.piece, layer=error.layer, quantity=error.quantity)
         except Exception:  # noqa: BLE001  # whatever a model of one's own raises reaches the person at the server
             return events.PieceRaised(lease=lease, traceback=traceback.format_exc())
         result = Result(

@@ -282,8 +282,14 @@ class WorkerState:
             case PieceComputed():
                 return SendResult(result=event.result)
             case PieceDiverged(lease=lease):
-                layer = one_line(event.layer, NAME_LIMIT)
-                return Send(message=Diverged(work=lease.work, step=lease.step, micro_batch=event.piece, layer=layer))
+                diverged = Diverged(
+                    work=lease.work,
+                    step=lease.step,
+                    micro_batch=event.piece,
+                    layer=one_line(event.layer, NAME_LIMIT),
+                    quantity=event.quantity,
+                )
+                return Send(message=diverged)
             case PieceRaised(lease=lease):
                 told = shortened(event.traceback)
                 return Send(message=Failed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=told))

@@ -7,10 +7,13 @@ from numpy.typing import NDArray
 
 from common.reduction import Vector
 from common.wire.dither import Dither
-from common.wire.form import CHUNK, Bytes, chunks
+from common.wire.form import CHUNK, Bytes, chunks, is_below
 
 #: Half of the last bit that is kept, less one; and the bits that are.
 _HALF, _KEPT = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
+
+#: Exponent bits that no number has.
+_ODD = np.uint16(0x7F80)
 
 #: What every NaN becomes: the payload of another might round to an infinity, or be gone.
 _NAN = np.uint32(0x7FC00000)
@@ -51,3 +54,6 @@ class BFloat16:
         bits = into.view(np.uint32)
         np.copyto(bits, data.view(np.uint16))
         np.left_shift(bits, 16, out=bits)
+
+    def is_finite(self, data: Bytes, count: int) -> bool:
+        return is_below(data, _ODD)

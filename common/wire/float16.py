@@ -7,13 +7,16 @@ from numpy.typing import NDArray
 
 from common.reduction import Vector
 from common.wire.dither import Dither
-from common.wire.form import CHUNK, Bytes
+from common.wire.form import CHUNK, Bytes, is_below
 
 #: The largest finite value.
 LARGEST = np.float32(65_504)
 
 #: The exponent bits of a float32; those of float16's smallest normal number, 2**-14, and of 2**15.
 _EXPONENT, _NORMAL, _LARGE = np.uint32(0x7F800000), np.uint32(113 << 23), np.uint32(142 << 23)
+
+#: Exponent bits that no number has.
+_ODD = np.uint16(0x7C00)
 
 #: What makes 1.5 * 2**(e + 13) of the bits of 2**e: float32 has 13 bits of mantissa more than float16.
 _AWAY = np.uint32((13 << 23) | 0x00400000)
@@ -52,6 +55,9 @@ class Float16:
 
     def decode(self, data: Bytes, into: Vector) -> None:
         np.copyto(into, data.view(np.float16))
+
+    def is_finite(self, data: Bytes, count: int) -> bool:
+        return is_below(data, _ODD)
 
 
 def _saturate(values: Vector) -> None:

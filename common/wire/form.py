@@ -15,6 +15,10 @@ Bytes = NDArray[np.uint8]
 CHUNK = 32_768
 
 
+#: All bits of a value of two bytes but its sign.
+_MAGNITUDE = np.uint16(0x7FFF)
+
+
 class Form(Protocol):
     """One type. Values are float32, and begin in the flat vector at a multiple of 4096: what is cut there agrees."""
 
@@ -33,6 +37,16 @@ class Form(Protocol):
     def decode(self, data: Bytes, into: Vector) -> None:
         """Put the values in `size` bytes into a vector, exactly."""
         ...
+
+    def is_finite(self, data: Bytes, count: int) -> bool:
+        """Tell whether the values in `size(count)` bytes, whoever wrote these, are all numbers."""
+        ...
+
+
+def is_below(data: Bytes, odd: np.uint16) -> bool:
+    """Tell whether no value of two bytes has all the exponent bits of `odd`: as magnitudes they are in order."""
+    halves = data.view(np.uint16)
+    return not any((halves[part] & _MAGNITUDE).max() >= odd for part in chunks(halves.size))
 
 
 def chunks(count: int) -> Iterator[slice]:

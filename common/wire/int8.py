@@ -93,6 +93,14 @@ class Int8:
             _multiply(into[part], _scale(exponents), into[part])
             _spoil(into[part], exponents)
 
+    def is_finite(self, data: Bytes, count: int) -> bool:
+        codes, steps = data[: _blocks(count)], data[_blocks(count) :].view(np.int8)
+        if not count or codes.max() < _LARGEST:
+            return True
+        # The largest scale takes 127 to a number, and -128, which `encode` never writes, to an infinity.
+        largest = np.repeat(codes >= _LARGEST, BLOCK)[:count]
+        return bool(codes.max() < _NOT_FINITE and not (steps[largest] < -MOST).any())
+
     def _exponents(self, values: Vector) -> Exponents:
         """Return the exponent bytes of the blocks' scales: the smallest with which no value is more than `MOST`."""
         whole = _blocks(values.size) * BLOCK

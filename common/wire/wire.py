@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.finite import first_not_finite
 from common.reduction import Node, Vector
 from common.slices import Slice
 from common.wire.bfloat16 import BFloat16
@@ -95,6 +96,15 @@ class Wire:
         split = self._packed(trained)
         self.form.decode(words[:split].view(np.uint8)[: self.form.size(trained)], into[:trained])
         into[trained:] = words[split:]
+
+    def is_finite(self, words: Vector, start: int, size: int) -> bool:
+        """Tell whether so many values that came as words, those from `start` on, are all numbers; unpacks none."""
+        if self.form is None:
+            return first_not_finite(words) is None
+        trained = self._trained(start, size)
+        split = self._packed(trained)
+        packed = words[:split].view(np.uint8)[: self.form.size(trained)]
+        return self.form.is_finite(packed, trained) and first_not_finite(words[split:]) is None
 
     def _dither(self, at: Place) -> Dither:
         return Dither(self.seed, at.step, at.node, at.start)

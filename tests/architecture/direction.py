@@ -42,6 +42,7 @@ PACKAGE_ORDER = Order(
         ("common.layout",),
         ("common.wire",),
         ("common.slices",),
+        ("common.finite",),
         ("common.reduction",),
         ("common.numerics",),
         ("common.optim",),

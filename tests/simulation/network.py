@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from common.clock import ManualClock
-from common.codec import decode
+from common.codec import decode, encode
 from common.data.dataset import TrainTest
 from common.job import Job
 from common.messages import PROTOCOL_VERSION, Join, Part, Result, WorkerMessage
 from common.numerics import Fingerprint, fingerprint
 from common.randomness import Purpose, generator
+from common.reduction import Vector
 from common.shard_messages import Hello, ShardJoin
 from common.transport.links import wait_for_nothing
 from common.transport.memory import MemoryClient, MemoryNetwork
@@ -87,6 +90,48 @@ class DyingClient:
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)
+
+
+@dataclass
+class SpoilingClient:
+    """A connection of a worker whose sums of some step are not finite at one place, wherever it leaves them."""
+
+    client: MemoryClient
+    spoils: "Spoils"
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        message, arrays = decode(frames, WorkerMessage | Hello)
+        if isinstance(message, Part | Result) and message.step == self.spoils.step:
+            frames = encode(message, [self.spoils.words(array) for array in arrays])
+            self.spoils.shared()
+        self.client.send(frames)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+@dataclass
+class Spoils:
+    """At which step, and of which of its values; `runner` is set once there is one."""
+
+    step: int
+    place: int
+    runner: Runner | None = None
+
+    def words(self, sums: Vector) -> Vector:
+        """Return sums, or what they travel as, that hold no number."""
+        words = sums.copy()
+        words.view(np.uint32)[self.place] = 0xFFFFFFFF  # in float32, and in each type of the wire
+        return words
+
+    def shared(self) -> None:
+        """Spoil sums in memory, where they are the server's as well."""
+        compute = None if self.runner is None else self.runner._compute
+        if compute is not None:
+            compute.into[self.place] = np.nan
 
 
 @dataclass
@@ -213,6 +258,7 @@ class Simulation:
         doubles: bool = False,
         shares: bool = True,
         dies_after_parts: int = 0,
+        spoils: Spoils | None = None,
         cache: Path | None = None,
     ) -> Worker:
         """Start a worker; one that `shares` does so where memory is offered."""
@@ -227,6 +273,8 @@ class Simulation:
         life = Life(dies_after_parts)
 
         def connect(network: MemoryNetwork) -> ClientPort:
+            if spoils is not None:
+                return SpoilingClient(network.client(), spoils)
             return DoublingClient(network.client()) if doubles else DyingClient(network.client(), life)
 
         def dial(address: str) -> ClientPort:
@@ -237,6 +285,8 @@ class Simulation:
         load = load or (lambda name: self.data())
         runner = Runner(state, port, self.clock, load, self.heard.append, root, dial, cache=cache)
         worker = Worker(runner)
+        if spoils is not None:
+            spoils.runner = runner
         self.workers.append(worker)
         runner.begin()
         return worker

@@ -9,6 +9,7 @@ from common.autograd.tensor import Tensor
 from common.codec import decode, encode
 from common.messages import Lease, Part, Result, Weights, WorkerMessage
 from common.nn.module import Module
+from common.nn.parameter import Parameter
 from common.reduction import Node, Vector
 from common.slices import FRAME, Slice
 from tests.simulation.small import JOBS, digits, job_of
@@ -73,6 +74,38 @@ def test_a_loss_that_is_not_finite_pushes_nothing() -> None:
     compute.weights.fill(np.nan)
     with pytest.raises(NotFiniteError):
         compute.train(0, Node(0, 1), lambda frame: pytest.fail("pushed"))
+
+
+class Rooted(Module):
+    """Three frames of weights, behind them a parameter whose gradient is not finite as long as it is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(784, 784)
+        self.scale = Parameter(np.zeros(10, np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.flatten(1))[:, :10] + (self.scale * self.scale) ** 0.5
+
+
+@pytest.mark.parametrize("node", [Node(1, 2), Node(0, 2)], ids=str)
+@pytest.mark.parametrize("is_pushing", [False, True])
+@pytest.mark.parametrize("wire", ["float32", "float16", "int8"])
+def test_a_gradient_that_is_not_finite_is_not_pushed_and_the_next_one_has_its_bits(
+    node: Node, is_pushing: bool, wire: str
+) -> None:
+    def made() -> Compute:
+        return Compute(job_of(wire=wire), Rooted(), digits())
+
+    compute, fresh, starts = made(), made(), list[int]()
+    push = (lambda frame: starts.append(frame.start)) if is_pushing else None
+    with pytest.raises(NotFiniteError) as raised:
+        compute.train(0, node, push)
+    assert (raised.value.piece, raised.value.layer, raised.value.quantity) == (node.lo, "scale", "gradient")
+    assert 2 * FRAME not in starts
+    for good in (compute, fresh):
+        good.weights[:] = 0.01
+    assert pushed(compute, node)[1:] == pushed(fresh, node)[1:]
 
 
 class Tied(Module):

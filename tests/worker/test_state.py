@@ -230,6 +230,11 @@ def test_divergence_and_errors_are_told_with_their_place() -> None:
         Diverged(work="train", step=3, micro_batch=7, layer="2 (Linear)")
     ]
     drive = drive_in(Phase.COMPUTING)
+    spoilt = events.PieceDiverged(lease=LEASE, piece=7, layer="0.weight", quantity="gradient")
+    assert sent(drive.happen(spoilt)) == [
+        Diverged(work="train", step=3, micro_batch=7, layer="0.weight", quantity="gradient")
+    ]
+    drive = drive_in(Phase.COMPUTING)
     assert sent(drive.happen(events.PieceRaised(lease=LEASE, traceback="Traceback"))) == [
         Failed(work="train", step=3, lo=0, hi=1, traceback="Traceback")
     ]

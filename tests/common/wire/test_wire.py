@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.optim.clipping import BLOCK
+from common.randomness import Purpose, generator
 from common.reduction import Node, Vector, VectorTree
 from common.slices import FRAME, Slice, slices_for
 from common.wire.wire import EXACT, Place, Wire, wire_of
@@ -49,6 +50,34 @@ def test_rounded_values_travel_exactly(name: str) -> None:
         assert len(words) == it.words(part)
         it.unpack(words, part.start, received)
         assert received.tobytes() == part.of(values).tobytes()
+
+
+@pytest.mark.parametrize("name", ["float32", *NAMES])
+@pytest.mark.parametrize("place", [0, BLOCK + 3, TRAINED - 1, TRAINED, SIZE - 1])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_seen_in_the_words(name: str, place: int, value: float) -> None:
+    it = wire(name)
+    values = rounded(it, spread(SIZE))
+    assert it.is_finite(it.pack(values, 0), 0, SIZE)
+    values[place] = value
+    assert not it.is_finite(it.pack(values, 0), 0, SIZE)
+
+
+@pytest.mark.parametrize("name", ["float32", *NAMES])
+@pytest.mark.parametrize("part", [Slice(0, 1), Slice(0, 3), Slice(0, 100), Slice(2 * BLOCK, SIZE)], ids=str)
+def test_words_that_anybody_made_up_are_judged_by_what_they_stand_for(name: str, part: Slice) -> None:
+    it, verdicts = wire(name), set()
+    for seed in range(200):
+        rng = generator(seed, Purpose.CANARY, at=0)
+        words = np.zeros(it.words(part), np.float32)
+        some = words.view(np.uint8)[: 4 * len(words) - 4 * (seed % 2)]
+        some[...] = rng.choice(np.array([0, 1, 63, 124, 127, 128, 247, 248, 249, 255], np.uint8), some.size)
+        values = np.zeros(len(part), np.float32)
+        with np.errstate(all="ignore"):
+            it.unpack(words, part.start, values)
+        verdicts.add(it.is_finite(words, part.start, len(part)))
+        assert it.is_finite(words, part.start, len(part)) == np.isfinite(values).all()
+    assert False in verdicts
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,109 @@
+"""Gradients that are not finite: who finds one ends the run, by name; who sends one is refused, and the run goes on."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from ps.effects import Finish
+from ps.opening import Admission
+from tests.simulation.network import Simulation, Spoils
+from tests.simulation.small import JOBS
+from tests.simulation.test_promise import alone
+
+SPOILT = re.compile(
+    r"worker [01] \(host host, pid 1\) left: .*a gradient that is not finite, of micro-batches [0-9-]+ of step 1\b"
+)
+
+
+def spoilt(
+    name: str,
+    place: int,
+    *,
+    wire: str = "float32",
+    servers: int = 1,
+    root: Path | None = None,
+    shards_share: bool = True,
+) -> Simulation:
+    """Run a job to its good end with one worker that is right, and one that sends no numbers at the second step."""
+    job = msgspec.structs.replace(JOBS[name], wire=wire)
+    admission = Admission(min_workers=2, servers=servers)
+    simulation = Simulation(job, admission=admission, root=root)
+    simulation.add_worker()
+    simulation.add_worker(spoils=Spoils(1, place))
+    digest = simulation.finish()
+    if wire == "float32":
+        assert digest == alone(name).weights_sha256
+    if simulation.sharing is not None:
+        simulation.sharing.close()
+    return simulation
+
+
+def told(simulation: Simulation) -> list[str]:
+    return [text for text in simulation.said if SPOILT.search(text)]
+
+
+@pytest.mark.parametrize("wire", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["linear", "mlp"])
+def test_who_sends_no_numbers_is_refused_by_name_and_the_run_has_its_bits(name: str, wire: str) -> None:
+    simulation = spoilt(name, 0, wire=wire)
+    assert len(told(simulation)) == 1
+    assert simulation.server.turned_away.broken.count == 1
+    simulation.drain()
+    ended = simulation.workers[1].runner.ended
+    assert ended is not None
+    assert "a gradient that is not finite" in ended.reason
+
+
+def test_in_shared_memory_it_is_refused_as_well(tmp_path: Path) -> None:
+    assert told(spoilt("linear", -1, root=tmp_path))
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_so_it_is_by_any_of_several_servers(place: int) -> None:
+    assert told(spoilt("mlp", place, servers=2))
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_so_it_is_by_any_of_several_servers_that_share_memory(place: int, tmp_path: Path) -> None:
+    assert told(spoilt("mlp", place, servers=2, root=tmp_path))
+
+
+#: A loss that is finite and a gradient that is not: the derivative of a root at 0.
+ROOT = """
+import numpy as np
+from common import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(784, 10)
+        self.scale = nn.Parameter(np.zeros(10, np.float32))
+
+    def forward(self, x):
+        return self.hidden(x.flatten(1)) + (self.scale * self.scale) ** 0.5
+
+
+def build():
+    return Net()
+"""
+
+
+def test_a_gradient_that_a_worker_finds_not_finite_ends_the_run_with_worker_piece_and_parameter(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(ROOT)
+    job = msgspec.structs.replace(JOBS["linear"], model=f"{tmp_path / 'net.py'}:build")
+    simulation = Simulation(job, admission=Admission(min_workers=2))
+    simulation.add_worker()
+    simulation.add_worker()
+    with np.errstate(all="ignore"):
+        simulation.run()
+    assert isinstance(simulation.server.ended, Finish)
+    assert simulation.server.ended.is_diverged
+    assert re.match(
+        r"the gradient of step 0, micro-batch \d, by worker [01] \(host host, pid [01]\), is not finite; "
+        r"first seen in that of 'scale': lower the learning rate",
+        simulation.server.ended.failure,
+    )
