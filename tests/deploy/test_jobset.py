@@ -125,6 +125,10 @@ def test_the_servers_secret_stays_with_the_server() -> None:
     assert secret["defaultMode"] & 0o007 == 0
 
 
+#: What the server's pod is told besides: data that is trained on in a moment.
+JOB = ("--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--epochs", "2")
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     machine = Machine(tmp_path)
@@ -166,18 +170,20 @@ def test_its_commands_train_with_keys(machine: Machine) -> None:
     assert run(["keys", "create", "made"]) == 0
     kubelet = Kubelet(machine, machine.free_port())
     workers = [kubelet.start("worker", index) for index in (0, 1)]
-    server = kubelet.start("server", 0, "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4")
-    assert [process.wait(PATIENCE_S) for process in (server, *workers)] == [0, 0, 0]
+    # With all of them, and its own: one that came when the run is over would wait for another.
+    server = kubelet.start("server", 0, *JOB, "--min-workers", "3")
+    for process in (server, *workers):
+        assert process.wait(PATIENCE_S) == 0, machine.said(process)
     assert stat.S_IMODE((machine.folder / "server-0" / "keys" / "own" / "server.key").stat().st_mode) == 0o600
-    job = ["--model", "lenet", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4"]
-    assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
+    assert run(["train", "--model", "lenet", *JOB, "--workers", "0", "--run-dir", "alone"]) == 0
     assert digest(machine.folder / "lenet") == digest(machine.folder / "alone")
 
 
 def test_without_its_key_a_worker_is_told_why(machine: Machine) -> None:
     assert run(["keys", "create", "made"]) == 0
     kubelet = Kubelet(machine, machine.free_port())
-    kubelet.start("server", 0, "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4")
-    stranger = machine.start(["lockstep", "worker", f"tcp://127.0.0.1:{kubelet.port}", "--timeout", "60"], {})
-    assert stranger.wait(PATIENCE_S) != 0
+    # It waits for a second worker, which never gets in.
+    kubelet.start("server", 0, *JOB, "--min-workers", "2")
+    stranger = machine.start(["lockstep", "worker", f"tcp://127.0.0.1:{kubelet.port}"], {})
+    assert stranger.wait(PATIENCE_S) == 2
     assert "demands a key" in machine.said(stranger)

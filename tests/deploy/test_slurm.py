@@ -1,5 +1,6 @@
 """deploy/slurm.sbatch: the script itself, under stand-ins for `srun` and `scontrol` that do what it relies on."""
 
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from lockstep.main import run
 from tests.architecture.source import ROOT
 from tests.deploy.stand_in import Machine, digest
+from tests.system.jobs import gated_model
 from tests.system.processes import PATIENCE_S
 
 SCRIPT = ROOT / "deploy" / "slurm.sbatch"
@@ -32,7 +34,7 @@ sys.exit(max(task.wait() % 256 for task in tasks))
 
 SCONTROL = '#!/bin/sh\necho "$@" >> scontrol.txt\n'
 
-JOB = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--epochs", "1500")
+JOB = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--steps", "8")
 
 
 def directives() -> dict[str, str]:
@@ -61,16 +63,6 @@ def slurm(machine: Machine) -> dict[str, str]:
     return {**job, "SLURM_SUBMIT_DIR": str(machine.folder)}
 
 
-def wait_for(machine: Machine, text: str, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until the script has printed a text."""
-    while text not in machine.said(process):
-        try:
-            process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        raise AssertionError(f"ended without {text!r}: {machine.said(process)}")
-
-
 def test_it_asks_for_what_it_relies_on() -> None:
     asked = directives()
     assert "requeue" in asked
@@ -82,24 +74,30 @@ def test_it_asks_for_what_it_relies_on() -> None:
 
 def test_it_trains_with_keys(machine: Machine) -> None:
     environ = slurm(machine)
-    script = machine.start(["bash", str(SCRIPT), *JOB[:-2], "--steps", "8"], environ)
+    script = machine.start(["bash", str(SCRIPT), *JOB], environ)
     assert script.wait(PATIENCE_S) == 0, machine.said(script)
-    assert run(["train", *JOB[:-2], "--steps", "8", "--workers", "0", "--run-dir", "alone"]) == 0
+    assert run(["train", *JOB, "--workers", "0", "--run-dir", "alone"]) == 0
     assert digest(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest(Path("alone"))
     assert not Path("scontrol.txt").exists()
 
 
 def test_out_of_time_it_takes_a_checkpoint_and_goes_on_after_a_requeue(machine: Machine) -> None:
-    environ = slurm(machine)
-    first = machine.start(["bash", str(SCRIPT), *JOB], environ)
-    wait_for(machine, "epoch 2/", first)
+    environ, gate = slurm(machine), machine.folder / "gate"
+    os.mkfifo(gate)
+    job = [*JOB, "--model", gated_model(machine.folder, gate, is_training=False)]
+    first = machine.start(["bash", str(SCRIPT), *job], environ)
+    # Opening waits for a reader: the first epoch's steps are made, and it is being evaluated.
+    held = os.open(gate, os.O_WRONLY)
     first.send_signal(signal.SIGUSR1)
     assert first.wait(PATIENCE_S) == 0, machine.said(first)
     assert Path("scontrol.txt").read_text() == f"requeue {environ['SLURM_JOB_ID']}\n"
-    second = machine.start(["bash", str(SCRIPT), *JOB], environ)
+    os.close(held)
+    gate.unlink()
+    gate.touch()
+    second = machine.start(["bash", str(SCRIPT), *job], environ)
     assert second.wait(PATIENCE_S) == 0, machine.said(second)
-    assert "goes on after step " in machine.said(second)
-    assert run(["train", *JOB, "--workers", "0", "--run-dir", "alone"]) == 0
+    assert "goes on after step 4" in machine.said(second)
+    assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
     assert digest(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest(Path("alone"))
 
 

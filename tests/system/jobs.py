@@ -20,7 +20,8 @@ class Gated(nn.Module):
 
     def forward(self, images):
         if self.training == {is_training} and images.shape[0] > 2:
-            open({gate!r}, "rb").read()
+            with open({gate!r}, "rb") as gate:
+                gate.read()
         return self.scores(images.reshape(images.shape[0], 784))
 
 
