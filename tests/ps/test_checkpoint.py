@@ -86,15 +86,15 @@ def damaged(file: Path, data: bytes) -> bool:
 def test_a_file_cut_off_anywhere_is_refused(file: Path) -> None:
     data = file.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
-    # All places there are: every byte of the header, and more than a thousand others.
+    # Every byte of the header, and more than a hundred others: at the begin, within and at the end of a value.
     assert len(data) > header + 1000
-    assert all(damaged(file, data[:size]) for size in range(len(data)))
+    assert all(damaged(file, data[:size]) for size in (*range(header), *range(header, len(data), 7), len(data) - 1))
     assert damaged(file, data + b"\0")
 
 
 def test_any_flipped_bit_is_found(file: Path) -> None:
     data = file.read_bytes()
-    places = generator(1, Purpose.CANARY).integers(0, 8 * len(data), size=1000).tolist()
+    places = generator(1, Purpose.CANARY).integers(0, 8 * len(data), size=400).tolist()
     # All of the length and of the seal, too: they are what is looked at first.
     seal = data.index(b'"sha256":"') * 8
     for place in (*range(64), *range(seal, seal + 8 * 76), *places):
