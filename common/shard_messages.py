@@ -12,6 +12,7 @@ from common.messages import (
     SLOTS,
     Alive,
     Count,
+    Fenced,
     Finished,
     Leave,
     Message,
@@ -200,10 +201,13 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     incarnation: ShortText
 
 
-ShardMessage = ShardJoin | ShardReady | Stored | Squares | Held | Updated | Lost | Leave | Alive
+#: What only a shard says that has a slice of the run.
+SliceMessage = ShardReady | Stored | Squares | Held | Updated | Lost
+ShardMessage = ShardJoin | SliceMessage | Leave | Alive
 ToShardMessage = (
     ShardWelcome
     | Refused
+    | Fenced
     | State
     | Begin
     | Admit

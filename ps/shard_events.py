@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.messages import Finished, Part, Refused
+from common.messages import Fenced, Finished, Part, Refused
 from common.shard_messages import Add, Admit, Hello, Serve, ShardWelcome, SquaresAsked, Update
 
 
@@ -19,6 +19,13 @@ class Welcomed:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnedAway:
     refused: Refused
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LetGo:
+    """The server does not know this shard, or no more."""
+
+    fenced: Fenced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +151,7 @@ ShardEvent = (
     Started
     | Welcomed
     | TurnedAway
+    | LetGo
     | Prepared
     | PreparationFailed
     | Begun

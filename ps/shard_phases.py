@@ -32,6 +32,8 @@ _TABLE: dict[type[events.ShardEvent], tuple[frozenset[ShardPhase] | None, ...]] 
     events.Started: (_JOINING, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
     events.Welcomed: (_PREPARING, ILLEGAL, IGNORED, IGNORED, IGNORED),
     events.TurnedAway: (_ENDED, ILLEGAL, _ENDED, _ENDED, IGNORED),
+    # While it joins, it is not yet known.
+    events.LetGo: (IGNORED, ILLEGAL, _ENDED, _ENDED, IGNORED),
     events.Prepared: (ILLEGAL, _FILLING, ILLEGAL, ILLEGAL, IGNORED),
     events.PreparationFailed: (ILLEGAL, _ENDED, ILLEGAL, ILLEGAL, IGNORED),
     events.Begun: (IGNORED, ILLEGAL, _SERVING, IGNORED, IGNORED),

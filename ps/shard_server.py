@@ -9,7 +9,7 @@ from typing import assert_never
 from common.clock import Clock
 from common.codec import decode, encode
 from common.errors import LockstepError, RemoteProtocolError
-from common.messages import Alive, Finished, Join, Message, Part, Refused, Weights
+from common.messages import Alive, Fenced, Finished, Join, Message, Part, Refused, Weights
 from common.reduction import Vector
 from common.shard_messages import (
     Add,
@@ -181,6 +181,8 @@ class ShardServer:
                 return events.Welcomed(welcome=message)
             case Refused():
                 return events.TurnedAway(refused=message)
+            case Fenced():
+                return events.LetGo(fenced=message)
             case State():
                 self._demand_work().place.fill(message.name, message.start, self._arrays[0])
                 return events.ServerHeard()

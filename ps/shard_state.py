@@ -100,6 +100,8 @@ class ShardState:
                 return [Say(text=text), Prepare(welcome=welcome)]
             case events.TurnedAway():
                 return self._end(2, f"the server refused this shard: {event.refused.reason}")
+            case events.LetGo():
+                return self._end(1, f"the server let this shard go: {event.fenced.reason}")
             case events.Prepared():
                 self.phase = ShardPhase.FILLING
                 self.visitors = Visitors(event.micro_batches, FrameBook(event.frames))

@@ -7,7 +7,7 @@ from typing import assert_never
 
 from common.codec import encode
 from common.errors import RemoteProtocolError
-from common.messages import Alive, Leave, Message, shortened
+from common.messages import Alive, Fenced, Leave, Message, shortened
 from common.plain import one_line
 from common.reduction import Vector
 from common.shard_messages import (
@@ -24,6 +24,7 @@ from common.shard_messages import (
     ShardMessage,
     ShardReady,
     ShardWelcome,
+    SliceMessage,
     Squares,
     State,
     Stored,
@@ -42,6 +43,9 @@ from ps.roster import Roster
 from ps.seat import FleetFacts, Seat
 from ps.shard import Shard
 from ps.traffic import Moved, Traffic
+
+#: What one is told that says what only a shard says.
+STRANGER = "its connection broke, or the server was started again, and its slice is lost"
 
 #: Messages without arrays that may wait for a shard.
 QUEUE = 1024
@@ -85,13 +89,15 @@ class Shards:
     # What is heard
 
     def hears(self, peer: bytes, message: Message) -> bool:
-        """Tell whether a message is for us: of a shard, or of one that wants to be one."""
-        return isinstance(message, ShardJoin) or peer in self.fleet.seats
+        """Tell whether a message is for us: of a shard, of one that wants to be one, or that no longer is."""
+        return isinstance(message, ShardJoin | SliceMessage) or peer in self.fleet.seats
 
     def hear(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> list[events.Event]:
         """Take in a message of a shard; return what it leads to."""
         if not isinstance(message, ShardMessage):
             raise RemoteProtocolError(f"a {type(message).__name__} is no message of a shard")
+        if not isinstance(message, ShardJoin) and peer not in self.fleet.seats:
+            return self._tell([peer], Fenced(reason=STRANGER))
         match message:
             case ShardJoin():
                 return self.happen(fleet_events.ShardJoined(peer=peer, join=message))
@@ -196,7 +202,10 @@ class Shards:
 
     def _send_all(self, message: Message) -> list[events.Event]:
         """Send a message to each shard."""
-        gone = [event for peer in list(self.fleet.seats) for event in self._send(peer, message)]
+        return self._tell(list(self.fleet.seats), message)
+
+    def _tell(self, peers: Sequence[bytes], message: Message) -> list[events.Event]:
+        gone = [event for peer in peers for event in self._send(peer, message)]
         return [told for event in gone for told in self.happen(event)]
 
     def _welcome(self, index: int) -> ShardWelcome:

@@ -145,6 +145,9 @@ class ServerShell:
     def is_over(self) -> bool:
         return self.server.ended is not None
 
+    def last_words(self) -> str:
+        return "" if self.server.ended is None else self.server.ended.failure
+
     def cost_s(self) -> float:
         return 0.0
 
@@ -202,6 +205,9 @@ class ShardShell:
     def is_over(self) -> bool:
         return self.server.ended is not None
 
+    def last_words(self) -> str:
+        return "" if self.server.ended is None else self.server.ended.reason
+
     def cost_s(self) -> float:
         return 0.0
 
@@ -249,6 +255,9 @@ class WorkerShell:
 
     def is_over(self) -> bool:
         return self.runner.ended is not None
+
+    def last_words(self) -> str:
+        return "" if self.runner.ended is None else self.runner.ended.reason
 
     def cost_s(self) -> float:
         """Return what a piece takes, if one is about to be computed."""

@@ -13,7 +13,7 @@ from common.randomness import Purpose, generator
 from common.shard_messages import ShardMessage, ToShardMessage, VisitorMessage
 from lockstep.simulation.disk import Disk, Writing
 from lockstep.simulation.shells import Parts, Run, ServerShell, ShardShell, WorkerShell
-from lockstep.simulation.small import SHIPPED, job_named
+from lockstep.simulation.small import job_named
 from lockstep.simulation.story import Happening, Story
 from lockstep.simulation.trouble import happen
 from lockstep.simulation.wires import Network, Quality
@@ -34,6 +34,9 @@ AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | Vis
 #: Longest value that the trace shows of a message.
 LONGEST_VALUE = 40
 
+#: What a process says of another that broke the protocol: none of these would.
+_BREACH = re.compile(r"broke (the )?protocol")
+
 #: Names of shared memory, which are never the same.
 _MEMORY = re.compile(r"lockstep-\d+-\d+-[0-9a-f]{16}")
 
@@ -53,7 +56,7 @@ class Simulation:
     workers: list[Process] = field(default_factory=list)
     #: Of a run that has ended well.
     result: RunResult | None = None
-    #: Of one that has ended since two workers disagreed: that is not gone on with.
+    #: Why a run is not gone on with: two workers disagreed, or one process found another to break the protocol.
     failure: str = ""
     #: Until when something is not as it should be.
     troubled_until: float = 0.0
@@ -89,7 +92,7 @@ class Simulation:
             checkpoint_every=story.checkpoint_every,
             keep=story.keep,
             audit=story.audit,
-            cache=self.root / "cache" if story.job in SHIPPED else None,
+            cache=self.root / "cache" if story.ships else None,
         )
         self.world.describe = describe
         self._ahead = list(reversed(story.happenings))
@@ -145,7 +148,9 @@ class Simulation:
         return process
 
     def _ended(self, process: Process, on_end: Callable[[], None], *, is_killed: bool) -> None:
-        self.world.note(process.name, "is killed" if is_killed else "ends")
+        words = "" if process.shell is None or is_killed else process.shell.last_words()
+        self._heed(process, words)
+        self.world.note(process.name, "is killed" if is_killed else f"ends{': ' * bool(words)}{self._plain(words)}")
         on_end()
 
     def _start_servers(self) -> None:
@@ -209,8 +214,17 @@ class Simulation:
         if process.is_dead:
             return  # what it would have said that was killed
         process.tick()
-        told = _MEMORY.sub("MEMORY", text.replace(str(self.root), "ROOT"))
-        self.world.note(process.name, f"says {told.splitlines()[0]}")
+        self._heed(process, text)
+        self.world.note(process.name, f"says {self._plain(text)}")
+
+    def _heed(self, process: Process, text: str) -> None:
+        """Take in what a process says: nobody here breaks the protocol, so that whoever is found to do so has a bug."""
+        if _BREACH.search(text) and not self.failure:
+            self.failure = f"{process.name} says {self._plain(text)}"
+
+    def _plain(self, text: str) -> str:
+        """Return the first line of a text, without what every run draws anew."""
+        return _MEMORY.sub("MEMORY", text.replace(str(self.root), "ROOT")).partition("\n")[0]
 
     def one_of(self, whom: str, target: int) -> Process | None:
         """Return the server, a shard or a worker, if there is one."""

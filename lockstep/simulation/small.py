@@ -111,6 +111,3 @@ def job_named(name: str, steps: int | None) -> Job:
 #: The jobs whose vectors can be cut into three slices, and the one whose vector travels in several frames: it takes
 #: longer.
 SHARDED, LONG = ("wide", "clipped"), "long"
-
-#: The jobs whose workers have no data, and are sent the samples of their leases.
-SHIPPED = ("short", "clipped")

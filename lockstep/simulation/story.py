@@ -20,6 +20,9 @@ AUDITS = (0.0, 0.0, 0.3, 1.0)
 #: How often a run is of a job that takes longer.
 LONGER = 0.1
 
+#: How often workers have no data, and are sent the samples of their leases.
+SHIPPING = 0.3
+
 
 class Fault(Enum):
     """What can happen."""
@@ -97,6 +100,8 @@ class Story:
     doubling: float
     #: Which share of the micro-batches another worker computes again.
     audit: float
+    #: Whether workers have no data, and are sent the samples of their leases.
+    ships: bool
     #: Steps between checkpoints, and how many are kept.
     checkpoint_every: int
     keep: int
@@ -133,6 +138,7 @@ def story_of(seed: int, *, workers: int | None = None, servers: int | None = Non
         doubling=float(rng.choice([0.0, 0.0, 0.2])),
         # Drawn apart: the stories without it stay as they were.
         audit=float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
+        ships=bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
         checkpoint_every=int(rng.integers(1, 4)),
         keep=int(rng.integers(1, 3)),
         happenings=_happenings(rng),

@@ -43,6 +43,10 @@ class Shell(Protocol):
         """Tell whether it has come to its end."""
         ...
 
+    def last_words(self) -> str:
+        """Return why it has ended, empty where all was well."""
+        ...
+
     def cost_s(self) -> float:
         """Return the seconds that its next act takes, beside a moment."""
         ...

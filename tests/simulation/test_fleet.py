@@ -189,7 +189,8 @@ def test_a_step_waits_for_the_last_shard() -> None:
 
 
 def test_an_update_before_all_shards_have_all_sums_is_found() -> None:
-    with pytest.raises(KeyError):  # the tree of the one that lags is not whole
+    # The one that lags is asked for an update that its sums do not suffice for: it ends, and the run with it.
+    with pytest.raises(AssertionError, match="whose sums are not all there"):
         lagging(Hasty)
 
 

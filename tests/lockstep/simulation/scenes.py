@@ -46,6 +46,9 @@ class Listener:
     def is_over(self) -> bool:
         return self.is_done
 
+    def last_words(self) -> str:
+        return ""
+
     def cost_s(self) -> float:
         return 0.0
 

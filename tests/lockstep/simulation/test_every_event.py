@@ -27,7 +27,7 @@ CASES = [
 
 def calm(servers: int, workers: int) -> Story:
     story = story_of(1, workers=workers, servers=servers, steps=STEPS)
-    return replace(story, job="clipped", happenings=(), doomed=(), doubling=0.0, sharing=0.0, delay_s=0.002)
+    return replace(story, job="clipped", happenings=(), doomed=(), doubling=0.0, sharing=0.0, delay_s=0.002, ships=True)
 
 
 def with_fault(story: Story, fault: Fault, event: int, target: int) -> Story:

@@ -28,6 +28,12 @@ def test_a_planted_bug_is_found(bug: str) -> None:
     assert any(simulate(story_of(seed), PLANTED[bug]).objections for seed in range(SEEDS))
 
 
+def test_whoever_is_found_to_break_the_protocol_speaks_against_a_run_that_would_recover() -> None:
+    hasty = PLANTED["updates do not wait for all shards"]
+    found = (simulate(story_of(seed), hasty).objections for seed in range(SEEDS))
+    assert any("says the server broke the protocol: step " in told for objections in found for told in objections)
+
+
 @pytest.mark.parametrize("seed", [3, 60, 145])
 def test_a_seed_replays_identically(seed: int) -> None:
     traces = [simulate(story_of(seed), is_traced=number == 1).digest for number in range(3)]
