@@ -41,6 +41,9 @@ class EpochRecord(msgspec.Struct, frozen=True, kw_only=True):
     test_loss: float
     test_accuracy: float | None = None
     test_r2: float | None = None
+    #: In a run with a validation set.
+    val_loss: float | None = None
+    val_accuracy: float | None = None
     wall_s: float
 
 

@@ -7,13 +7,19 @@ from tensorboardX import SummaryWriter
 from lockstep.plots.course import Course
 from lockstep.plots.throughput import parts_of
 
+#: How the names of our files end.
+SUFFIX = ".lockstep"
+
 
 def write_events(course: Course, folder: Path, began: float) -> None:
     """Write one run's figures into a folder of its own; `began` is when it did, in seconds since 1970.
 
-    Training is by step. A test stands at the number of steps after which it was made.
+    Training is by step. A test stands at the number of steps after which it was made. What an earlier call wrote there
+    is replaced: TensorBoard would draw both as one line, to and fro.
     """
-    with SummaryWriter(str(folder), max_queue=1000) as writer:
+    for earlier in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+        earlier.unlink()
+    with SummaryWriter(str(folder), max_queue=1000, filename_suffix=SUFFIX) as writer:
         parts = parts_of(course)
         for place, step in enumerate(course.steps):
             at = began + float(course.seconds[place])
@@ -28,8 +34,10 @@ def write_events(course: Course, folder: Path, began: float) -> None:
                 writer.add_scalar(tag, value, step.step, walltime=at)
         for epoch in course.epochs:
             at, after = began + epoch.wall_s, course.ends.get(epoch.epoch, 0)
-            writer.add_scalar("loss/test", epoch.test_loss, after, walltime=at)
-            for tag, value in _score("test", epoch.test_accuracy, epoch.test_r2).items():
+            figures = {"loss/test": epoch.test_loss, **_score("test", epoch.test_accuracy, epoch.test_r2)}
+            if epoch.val_loss is not None:
+                figures |= {"loss/validation": epoch.val_loss, **_score("validation", epoch.val_accuracy, None)}
+            for tag, value in figures.items():
                 writer.add_scalar(tag, value, after, walltime=at)
 
 

@@ -59,8 +59,9 @@ def first_layer(model: Module, sample_shape: tuple[int, ...]) -> Figure:
     shown = pictures[largest]
     figure, grid = _grid(len(shown), 1.15)
     most = float(np.abs(shown).max()) or 1.0
-    for axes, picture in zip(grid, shown, strict=False):
+    for axes, picture, unit in zip(grid, shown, largest.tolist(), strict=False):
         axes.imshow(picture, cmap="RdBu_r", vmin=-most, vmax=most)
+        axes.set_title(f"{unit}", fontsize=7, pad=2)
     which = f"the {len(shown)} largest of {len(pictures)}" if len(shown) < len(pictures) else f"all {len(pictures)}"
     figure.suptitle(f"{name}, {which} units: red counts for it, blue against it (at most {most:.2g})", fontsize=10)
     return figure

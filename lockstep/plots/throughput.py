@@ -25,10 +25,18 @@ def throughput(courses: Sequence[Course]) -> Figure:
     speed.set_ylim(bottom=0)
     speed.yaxis.set_major_formatter(PLAIN)
     whole_numbers(speed)
-    speed.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
+    if len(courses) > 1:
+        _legend_above(speed)
     for axes, course in zip(panels, divided, strict=True):
         _divide(axes, course)
     return figure
+
+
+def _legend_above(axes: Axes) -> None:
+    """Name the lines beside the panel's title, where none of them runs."""
+    axes.set_title(axes.get_title(), loc="left")
+    axes.set_title("")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize="small")
 
 
 def _window(course: Course) -> int:
@@ -63,4 +71,4 @@ def _divide(axes: Axes, course: Course) -> None:
     tidy(axes, title=f"time of a step, {course.name}", x="step", y="ms")
     axes.set_ylim(bottom=0)
     whole_numbers(axes)
-    axes.legend(frameon=False, ncols=4, loc="upper right", fontsize="small")
+    _legend_above(axes)

@@ -62,6 +62,18 @@ def test_event_files_hold_the_figures(tmp_path: Path) -> None:
     assert found["step_ms/waiting"] == dict.fromkeys(range(5), pytest.approx(100))
 
 
+def test_event_files_are_replaced_and_hold_the_validation_too(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "tensorboardX", reason="event files are written by tensorboardX: pip install 'lockstep[tensorboard]'"
+    )
+    write_steps(tmp_path / "a", range(4), validation=(0.125, 0.875))
+    for _ in range(2):
+        assert run(["plot", str(tmp_path / "a"), "--to", str(tmp_path / "events"), "--tensorboard"]) == 0
+    (name,) = files(tmp_path / "events")
+    found = read_events((tmp_path / "events" / name).read_bytes())
+    assert (found["loss/validation"], found["accuracy/validation"]) == ({4: 0.125}, {4: 0.875})
+
+
 def read_events(content: bytes) -> dict[str, dict[int, Any]]:
     """Return the scalars of an event file by tag and step: records of a length, its check, an Event, its check."""
     protocol: Any = pytest.importorskip("tensorboardX.proto.event_pb2")

@@ -9,8 +9,14 @@ from ps.ledger import Again, Begun, Entry, Share, StepDone, WorkerIn
 from ps.run_folder import RunFolder
 
 
-def write_steps(folder: Path, steps: Sequence[int], loss: float = 2.0) -> None:
-    """Append the figures of steps of 4 to an epoch, each of half a second, and of each epoch that they end."""
+def write_steps(
+    folder: Path, steps: Sequence[int], loss: float = 2.0, validation: tuple[float, float] | None = None
+) -> None:
+    """Append the figures of steps of 4 to an epoch, each of half a second, and of each epoch that they end.
+
+    `validation` are loss and accuracy of a validation set, in a run that has one.
+    """
+    chosen_by = {} if validation is None else dict(zip(("val_loss", "val_accuracy"), validation, strict=True))
     folder.mkdir(exist_ok=True)
     run = RunFolder(folder)
     for step in steps:
@@ -19,7 +25,7 @@ def write_steps(folder: Path, steps: Sequence[int], loss: float = 2.0) -> None:
         run.record("step", {"epoch": step // 4 + 1, "step": step, **figures, **times})
         if step % 4 == 3:
             test = {"test_loss": 0.25, "test_accuracy": 0.75, "wall_s": 3.0, "weights_sha256": "00"}
-            run.record("epoch", {"epoch": step // 4 + 1, "loss": 1.0, "accuracy": 0.5, **test})
+            run.record("epoch", {"epoch": step // 4 + 1, "loss": 1.0, "accuracy": 0.5, **test, **chosen_by})
     run.close()
 
 

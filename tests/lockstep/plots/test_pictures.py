@@ -60,6 +60,15 @@ def test_learning_has_a_line_for_training_and_marks_for_tests(tmp_path: Path) ->
     assert training.get_linewidth() > loss.get_lines()[2].get_linewidth()
 
 
+def test_validations_have_marks_of_their_own(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), validation=(0.125, 0.875))
+    loss, accuracy, _ = learning([read_course(tmp_path / "a")]).axes
+    marks = loss.get_lines()[2]
+    assert marks.get_label() == "a: validation"
+    assert (xs(marks).tolist(), ys(marks).tolist()) == ([4, 8], [0.125, 0.125])
+    assert ys(accuracy.get_lines()[2]).tolist() == [0.875, 0.875]
+
+
 def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
     (course,) = courses(tmp_path, "a")
     parts = parts_of(course)
@@ -76,7 +85,7 @@ def test_throughput_is_samples_a_second(tmp_path: Path) -> None:
     figure = throughput(courses(tmp_path, "a", "b"))
     speed, *panels = figure.axes
     np.testing.assert_allclose(ys(speed.get_lines()[0]), np.full(8, 16.0))
-    assert [axes.get_title() for axes in panels] == ["time of a step, a", "time of a step, b"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["time of a step, a", "time of a step, b"]
 
 
 def test_the_timeline_shows_leases_and_what_was_in_vain(tmp_path: Path) -> None:
@@ -140,6 +149,7 @@ def test_of_many_units_the_largest_are_shown() -> None:
     weight[90:] = 1.0
     last = [axes for axes in first_layer(model, (1, 2, 2)).axes if axes.images][-1]
     assert np.asarray(last.images[0].get_array()).tolist() == [[1, 1], [1, 1]]
+    assert last.get_title() == "99"
 
 
 @pytest.mark.parametrize(
