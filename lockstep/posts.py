@@ -61,8 +61,10 @@ class Posts:
         return all(map(self.is_given_up, range(len(self.posts))))
 
     def follow(self) -> None:
-        """Start those whose time has come."""
+        """Start those whose time has come, each where the one before it was."""
         for number, post in enumerate(self.posts):
             if post.due_s is not None and self.clock.now() >= post.due_s:
                 post.due_s, post.born_s = None, self.clock.now()
+                # What the dead one holds, a core of a cluster, is what the next one waits for.
+                self.workers[number].make_end(0.0)
                 self.workers[number] = self.start(number)

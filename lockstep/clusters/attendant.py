@@ -33,11 +33,10 @@ KEYS = "keys"
 
 
 class Attendant:
-    """One process, and the folder that it has to itself."""
+    """One process, and the folder that it has to itself; without a process it holds nothing."""
 
     def __init__(self) -> None:
-        # An engine may kill this process, and with it the child, which would have removed the folder.
-        self._folder = own_folder()
+        self._folder: Path | None = None
         self._child: Child | None = None
         self._observer: StatusClient | None = None
         #: Why there is no child, and how much of the log was told.
@@ -75,23 +74,19 @@ class Attendant:
         Where it cannot be started the pid is 0, and a look tells why.
         `HERE` stands for its own folder in the arguments.
         """
+        # An engine may kill this process, and with it the child, which would have removed the folder.
+        folder = self._folder = own_folder()
         try:
             for path, text in files.items():
-                self._write(path, text)
+                _write(folder / path, text)
             if not Path(working).is_dir():
                 raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
-            words = [word.replace(HERE, str(self._folder)) for word in arguments]
-            self._child = Child.start(name, words, self._folder / "log", Path(working))
+            words = [word.replace(HERE, str(folder)) for word in arguments]
+            self._child = Child.start(name, words, folder / "log", Path(working))
         except OSError as error:
             self._fault = f"{ERROR_MARK}{platform.node()}: {error.strerror or error}\n"
             return 0, platform.node() or "unknown"
         return self._child.pid, platform.node() or "unknown"
-
-    def _write(self, path: str, text: str) -> None:
-        target = self._folder / path
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        target.touch(mode=0o600)
-        target.write_text(text, encoding="utf-8")
 
     def first_line(self) -> str:
         """Wait for the first line of its standard output; empty where it ended before."""
@@ -121,6 +116,7 @@ class Attendant:
 
     def _asking(self, address: str) -> StatusClient:
         if self._observer is None:
+            assert self._folder is not None  # a server was started in it
             credential = KeyFolder(self._folder / KEYS).server_key().client()
             self._observer = StatusClient(dial(address, credential=credential))
         return self._observer
@@ -136,4 +132,11 @@ class Attendant:
             self._observer.close()
         if self._child is not None:
             self._child.make_end(grace_s)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _write(target: Path, text: str) -> None:
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    target.touch(mode=0o600)
+    target.write_text(text, encoding="utf-8")

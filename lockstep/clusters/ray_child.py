@@ -130,11 +130,15 @@ class RayChild:
         """Return what an actor answers, None where it does not in time, or never will."""
         try:
             return ray.get(asked, timeout=timeout_s)
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError):
+        except ray.exceptions.GetTimeoutError:
             return None
-        except ray.exceptions.RayError:
-            self._is_lost, self._looking = True, None
-            self._code = LOST if self._code is None else self._code
+        except ray.exceptions.RayError as error:
+            # A look that a broken connection has cost can be had again; nothing else is asked twice.
+            is_again = asked is self._looking and isinstance(error, ray.exceptions.ActorUnavailableError)
+            self._looking = None
+            if not is_again:
+                self._is_lost = True
+                self._code = LOST if self._code is None else self._code
             return None
 
 

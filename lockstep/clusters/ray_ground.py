@@ -8,11 +8,12 @@ No gradient goes through Ray: processes dial one another, with keys that are mad
 import logging
 import secrets
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import ray
 import ray.exceptions
@@ -35,10 +36,10 @@ from lockstep.run_dir import JOB
 from lockstep.signals import interrupt_on_signals, uninterrupted
 
 #: Seconds between two looks at who waits for a place, and until that is told again.
-LOOK_S, TOLD_S = 0.5, 10.0
+LOOK_S, TOLD_S = 0.1, 10.0
 
 #: Looks after which it is told first: Ray takes a moment even where there is room.
-PATIENT_LOOKS = 5
+PATIENT_LOOKS = 25
 
 #: Seconds for an answer of an actor whose node has been found.
 ANSWER_S = 60.0
@@ -51,6 +52,9 @@ WORKER = "worker"
 
 #: Lies in the run's folder while nodes are asked whether they see it.
 CHECK = ".seen-by-all-nodes"
+
+#: What is waited for.
+Found = TypeVar("Found")
 
 
 @contextmanager
@@ -138,29 +142,34 @@ class RayGround:
     def reserve(self) -> None:
         """Wait until there is a core for each of the workers to begin with."""
         self._group = placement_group([{"CPU": 1}] * self.fewest, strategy="SPREAD")
+        self._await(f"room for {self.fewest} workers", lambda: self._table()["state"] == "CREATED")
+
+    def _await(self, what: str, look: Callable[[], Found]) -> Found:
+        """Look until there is something; return it. Tell what is waited for while there is nothing."""
         looks = 0
-        while not self._group.wait(timeout_seconds=LOOK_S):
+        while not (found := look()):
             if looks % round(TOLD_S / LOOK_S) == PATIENT_LOOKS:
-                found = ray.cluster_resources().get("CPU", 0.0)
-                self.display.remind(f"waiting for room for {self.fewest} workers: Ray has {found:g} cores in all")
+                cores = ray.cluster_resources().get("CPU", 0.0)
+                self.display.remind(f"waiting for {what}: Ray has {cores:g} cores in all")
             looks += 1
+            threading.Event().wait(LOOK_S)
+        return found
 
     def examine(self) -> None:
         """Look at each node; `UsageError` where one has other code, or does not see the run's folder."""
         run_dir, text = self.destination.folder.absolute(), secrets.token_hex(16)
         self._idle = {bundle: self._attendant(bundle, cpus=1) for bundle in range(self.fewest)}
-        ours = Attendant()
+        ours = Attendant().about()
         try:
             (run_dir / CHECK).write_text(text, encoding="utf-8")
             for bundle, actor in self._idle.items():
-                self._compare(ours.about(), self._get(actor.about.remote(), bundle))
+                self._compare(ours, self._get(actor.about.remote(), bundle))
                 self._demand_sight(actor, bundle, CHECK, text)
         finally:
             (run_dir / CHECK).unlink(missing_ok=True)
-            ours.end(0.0)
 
     def start_server(self, arguments: list[str], address: str, folder: Path) -> Attended:
-        bundle = self._living()
+        bundle = self._living()[0]
         actor = self._attendant(bundle, cpus=0)
         if address:
             job = (self.destination.folder / JOB).read_text(encoding="utf-8")
@@ -175,7 +184,8 @@ class RayGround:
         return self._started("the server", actor, words, files, folder / "server.log")
 
     def start_shard(self, number: int, server: str, folder: Path) -> Attended:
-        bundle = number % self.fewest
+        living = self._living()
+        bundle = living[number % len(living)]
         actor = self._attendant(bundle, cpus=0)
         bind = self._bind(actor, bundle)
         words = ["shard", server, "--supervised", HERE, "--bind", bind, "--keys", f"{HERE}/{KEYS}"]
@@ -211,15 +221,21 @@ class RayGround:
         placed = actor.start.remote(name, words, files, str(Path.cwd()))
         return RayChild(name, ProcessLog.at_end_of(log), actor, placed)
 
-    def _living(self) -> int:
-        """Return a bundle whose node lives: the first, unless its node is gone."""
+    def _living(self) -> list[int]:
+        """Return the bundles whose nodes live; where none does, wait until Ray has found room for one again."""
+        return self._await("room for a server", self._bundles_alive)
+
+    def _bundles_alive(self) -> list[int]:
         living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        nodes = placement_group_table(self._group)["bundles_to_node_id"]
-        return next((bundle for bundle in range(self.fewest) if nodes.get(bundle) in living), 0)
+        nodes = self._table()["bundles_to_node_id"]
+        return [bundle for bundle in range(self.fewest) if nodes.get(bundle) in living]
+
+    def _table(self) -> Any:
+        return placement_group_table(self._group)
 
     def _bind(self, actor: Any, bundle: int) -> str:
         """Return where a server listens at that place: at the address that leads to the other nodes."""
-        nodes = placement_group_table(self._group)["bundles_to_node_id"]
+        nodes = self._table()["bundles_to_node_id"]
         living = [node for node in ray.nodes() if node["Alive"]]
         others = [node["NodeManagerAddress"] for node in living if node["NodeID"] != nodes.get(bundle)]
         mine = [node["NodeManagerAddress"] for node in living if node["NodeID"] == nodes.get(bundle)]

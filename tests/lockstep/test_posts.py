@@ -1,5 +1,6 @@
 """The places of workers: each death is told once, and somebody follows."""
 
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,16 @@ from lockstep.restarts import FIRST_S
 
 
 class Ended:
-    """A process that has ended."""
+    """A process that has ended, whose pipes nobody has closed yet."""
 
     def __init__(self, code: int) -> None:
         self.returncode = code
+        self.stdin, self.stdout = BytesIO(), BytesIO()
 
     def poll(self) -> int:
+        return self.returncode
+
+    def wait(self, timeout_s: float) -> int:
         return self.returncode
 
 
@@ -48,6 +53,18 @@ def test_each_death_is_told_once_and_the_next_one_comes_in_its_time() -> None:
     posts.follow()
     assert posts.dead() == []
     assert posts.workers[0].code == 0
+
+
+def test_what_the_dead_one_holds_is_free_before_the_next_one_starts() -> None:
+    posts, clock = posts_of([[-9, 0], [0]], most=1)
+    first, second = (worker.process.stdin for worker in posts.workers if isinstance(worker, Child))
+    assert posts.dead() == [0]
+    clock.advance(FIRST_S)
+    posts.follow()
+    assert first is not None
+    assert first.closed
+    assert second is not None
+    assert not second.closed
 
 
 def test_a_place_is_given_up_after_so_many_deaths() -> None:

@@ -58,6 +58,13 @@ class Ray:
         """Return the processes of runs on the nodes, whose command is this one."""
         return self.place.pids(f"lockstep {command} ")
 
+    def workers(self, count: int) -> list[int]:
+        """Wait until a run has so many workers; return them."""
+        deadline = SystemClock().now() + RAY_S
+        while len(found := self.ours("worker")) != count:
+            assert SystemClock().now() < deadline, f"{len(found)} workers, not {count}"
+        return found
+
     def left(self, *, but_folders: bool = False) -> list[str]:
         """Return what of ours is left on the nodes a while after a run, in words."""
         pids = [pid for command in ("server", "worker", "shard") for pid in self.ours(command)]
@@ -178,12 +185,61 @@ def test_a_wrong_job_is_told_as_on_one_machine(place: Place, three: Ray) -> None
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_started_again(place: Place, three: Ray) -> None:
-    flags = ("--on", "ray", "--workers", "2", "--chaos", "kill-worker=1")
-    train = place.start("train", *flags, *LONG, "--run-dir", "run", environ={"RAY_ADDRESS": three.address})
-    code, out, error = train.end(RAY_S)
-    assert (code, error) == (0, ""), (out, error)
-    assert "chaos: killed a worker" in out
-    assert digest(place, "run") == alone(place, *LONG)
+    """With all cores in use: its own has to be free for the next one."""
+    flags = ("--on", "ray", "--workers", "3")
+    train = place.start("train", *flags, *ENDLESS, "--run-dir", "run", environ={"RAY_ADDRESS": three.address})
+    train.line_with("epoch 2/")
+    victim, *others = three.ours("worker")
+    os.kill(victim, signal.SIGKILL)
+    assert is_gone(victim, GONE_S)
+    assert set(others) < set(three.workers(3))
+    train.send(signal.SIGINT)
+    assert train.end(4 * GONE_S)[0] == 130
+    assert three.left() == []
+
+
+@pytest.mark.slow
+def test_a_run_grows_and_shrinks_with_the_cluster(place: Place, three: Ray) -> None:
+    flags = ("--on", "ray", "--workers", "2..16")
+    train = place.start("train", *flags, *ENDLESS, "--run-dir", "run", environ={"RAY_ADDRESS": three.address})
+    train.line_with("epoch 2/")
+    three.workers(3)
+    (server,) = three.ours("server")
+    added = three.ask("add")
+    three.workers(4)
+    assert three.ask(f"holder {server}") != added
+    assert three.ask(f"remove {added}") == "done"
+    three.workers(3)
+    train.line_with("is gone with its node")
+    assert three.ours("server") == [server]
+    train.send(signal.SIGINT)
+    assert train.end(4 * GONE_S)[0] == 130
+    assert three.left(but_folders=True) == []
+
+
+@pytest.mark.slow
+def test_a_folder_that_one_node_does_not_see_is_told_at_the_start(place: Place, three: Ray) -> None:
+    (place.folder / "shared").mkdir()
+    answer = three.ask(f"blind {place.folder / 'shared'}")
+    if answer != "done":
+        pytest.skip(answer)
+    flags = ("--on", "ray", "--workers", "4", "--run-dir", "shared/run")
+    code, _, error = place.start("train", *flags, *BRIEF, environ={"RAY_ADDRESS": three.address}).end(RAY_S)
+    assert three.ask("see") == "done"
+    assert (code, error.count("\n")) == (2, 1), error
+    assert error.startswith(f"error: the run folder '{place.folder}/shared/run' has to be seen by all nodes")
+    assert "cannot read it (No such file or directory): expected --run-dir on a file system that they share" in error
+    assert three.left() == []
+
+
+@pytest.mark.slow
+def test_a_run_for_which_there_is_no_room_says_so_and_can_be_interrupted(place: Place, three: Ray) -> None:
+    flags = ("--on", "ray", "--workers", "9")
+    train = place.start("train", *flags, *BRIEF, "--run-dir", "run", environ={"RAY_ADDRESS": three.address})
+    train.line_with("waiting for room for 9 workers: Ray has 3 cores in all")
+    train.send(signal.SIGTERM)
+    assert train.end(4 * GONE_S)[0] == 130
+    assert three.left() == []
 
 
 @pytest.mark.slow
@@ -197,7 +253,7 @@ def test_a_node_that_goes_and_one_that_comes_change_nothing(place: Place, three:
         three.ask(f"holder {pid}") for pid in three.ours("worker") if int(three.ask(f"holder {pid}")) != holder
     )
     assert three.ask(f"remove {victim}") == "done"
-    assert three.ask("add") == "done"
+    three.ask("add")
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
     assert "is gone with its node; its pieces go to the others" in out
@@ -214,7 +270,7 @@ def test_a_server_whose_node_goes_is_back_elsewhere_from_the_checkpoint(place: P
     assert three.ask(f"remove {three.ask(f'holder {server}')}") == "done"
     train.line_with("the server (pid")
     train.line_with("goes on after step ")
-    assert three.ask("add") == "done"
+    three.ask("add")
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
     assert digest(place, "run") == alone(place, *LENET)
