@@ -3,8 +3,10 @@
 import resource
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,14 +25,24 @@ BATCH, TAPE_BYTES = 25, 48
 #: Seconds of this process's own time that a case may take, and how often one that took longer is tried again.
 CASE_S, TRIES = 0.05, 20
 
-#: Bytes that the process may grow by, in all of a batch.
-ROOM_BYTES = 256 * 2**20
+#: Bytes that the process may grow by, in all of a batch: what any case asks for at once is below that.
+ROOM_BYTES = 128 * 2**20
+
+#: Bytes that a case may take at its height, beside what was there before. It is measured of one in so many, since that
+#: takes five times as long.
+CASE_BYTES, MEASURED = 2 * 2**20, 13
+
+#: The same for what is made by hand of files of the greatest length that is read at all, a MiB.
+FILE_BYTES = 16 * 2**20
 
 #: Cases of each kind in the suite, together 100,000 and more; `scripts/test --all` takes ten times as many.
 CASES = {
     "headers, damaged": 38_000,
     "headers, made up": 22_000,
     "frames": 4_000,
+    "joins": 3_000,
+    "leases": 3_000,
+    "results": 3_000,
     "server": 1_200,
     "worker": 3_000,
     "shard": 3_000,
@@ -50,6 +62,16 @@ CASES = {
 IN_ALL = 100_000
 
 
+@dataclass
+class Book:
+    """How many cases this process has looked at: the end of a run tells how many it were in all."""
+
+    cases: int = 0
+
+
+BOOK = Book()
+
+
 def amounts(kind: str) -> pytest.MarkDecorator:
     """Return the mark that gives a test its number of cases, and ten times as many where slow tests run."""
     some, many = CASES[kind], 10 * CASES[kind]
@@ -59,11 +81,24 @@ def amounts(kind: str) -> pytest.MarkDecorator:
 def examine(cases: int, make: Callable[[Tape], C], check: Callable[[C], None]) -> None:
     """Let `check` look at so many cases, which `make` makes of tapes, within the bounds; the same ones each time.
 
-    It raises where something is wrong with what is tested. What fails is told with its tape, which is short: nothing
-    is gained by shrinking it, and to shrink a case that takes long takes very long.
+    It raises where something is wrong with what is tested. Hypothesis draws the tapes, in the small runs and in the
+    large ones, and does no more than that: what fails is told with its own tape, which is short, so that nothing is
+    gained by shrinking it; one that takes long would take very long to shrink, and one of a process that has heard much
+    before could not be had again.
     """
+    late: list[bytes] = []
+    wrong: list[BaseException] = []
 
-    late: list[C] = []
+    def look(tape: bytes) -> None:
+        case = make(Tape(tape))
+        BOOK.cases += 1
+        clock = measured if BOOK.cases % MEASURED == 0 else seconds_of
+        try:
+            if clock(partial(check, case)) > CASE_S:
+                late.append(tape)
+        except BaseException as error:
+            error.add_note(f"the case of Tape({tape!r}): {case!r}"[:5000])
+            raise
 
     @settings(
         max_examples=-(-cases // BATCH),
@@ -75,41 +110,59 @@ def examine(cases: int, make: Callable[[Tape], C], check: Callable[[C], None]) -
     )
     @given(st.binary(min_size=BATCH * TAPE_BYTES, max_size=BATCH * TAPE_BYTES))
     def run(drawn: bytes) -> None:
-        with bounded(ROOM_BYTES):
-            for at in range(0, len(drawn), TAPE_BYTES):
-                tape = drawn[at : at + TAPE_BYTES]
-                case = make(Tape(tape))
-                try:
-                    if seconds_of(partial(check, case)) > CASE_S:
-                        late.append(case)
-                except BaseException as error:
-                    error.add_note(f"the case of Tape({tape!r}): {case!r}"[:5000])
-                    raise
+        tapes = [] if wrong else [drawn[at : at + TAPE_BYTES] for at in range(0, len(drawn), TAPE_BYTES)]
+        try:
+            with bounded(ROOM_BYTES):
+                for tape in tapes:
+                    look(tape)
+        except BaseException as error:  # noqa: BLE001  # raised below, where Hypothesis does not try it once more
+            wrong.append(error)
 
     run()
-    for case in late:
-        timed(partial(check, case))
+    for error in wrong:
+        raise error
+    for tape in late:
+        timed(lambda tape=tape: partial(check, make(Tape(tape))))  # type: ignore[misc]
 
 
-def seconds_of(case: Callable[[], None]) -> float:
+def seconds_of(case: Callable[[], object]) -> float:
     """Return the processor's time that a case takes."""
     began = time.process_time()
     case()
     return time.process_time() - began
 
 
-def timed(case: Callable[[], None]) -> None:
-    """Demand that a case takes no longer than it may.
+def measured(case: Callable[[], object], most_bytes: int = CASE_BYTES) -> float:
+    """Demand that a case takes no more memory than it may; return the processor's time, that of measuring included."""
+    tracemalloc.start()
+    try:
+        took = seconds_of(case)
+        _, height = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    if height > most_bytes:
+        raise AssertionError(f"a case took {height:,} bytes: expected {most_bytes:,}")
+    return took
+
+
+def timed(fresh: Callable[[], Callable[[], object]]) -> None:
+    """Demand that a case takes no longer than it may; `fresh` makes it anew, since a used one may have little to do.
 
     It is tried again before it fails, since the clock of a virtual machine counts the time as ours in which others
     have the processor: a case that takes too long by itself does so each time.
     """
-    took = [seconds_of(case)]
-    while min(took) > CASE_S:
+    took: list[float] = []
+    while not took or min(took) > CASE_S:
         if len(took) == TRIES:
             told = f"{1000 * min(took):.0f} ms at least, {TRIES} times"
             raise AssertionError(f"a case took {told}: expected {1000 * CASE_S:.0f}")
-        took.append(seconds_of(case))
+        took.append(seconds_of(fresh()))
+
+
+def bear(case: Callable[[], object], most_bytes: int = CASE_BYTES) -> None:
+    """Demand of a case made by hand, which may be looked at again, that it keeps within time and memory."""
+    timed(lambda: case)
+    measured(case, most_bytes)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from common.layout import layout_of
 from common.model import build_model
 from common.numerics import fingerprint
 from ps.checkpoint import Held, Identity, Past, read_checkpoint, sealed_parts
-from tests.fuzz.bar import amounts, examine, timed
+from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape
 from tests.fuzz.test_records import DIGEST, odd_json
@@ -114,4 +114,4 @@ def test_a_checkpoint_that_lies_is_refused(contents: bytes, file: Path) -> None:
         with pytest.raises(FileFormatError):
             read_checkpoint(file)
 
-    timed(explode)
+    bear(explode)

@@ -16,7 +16,7 @@ from common.nn.description import build, describe
 from common.nn.model_file import load_model, source_digest
 from lockstep.job_file import read_values, resolve, to_toml
 from lockstep.launch import Launch
-from tests.fuzz.bar import amounts, examine, timed
+from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import ODD
@@ -114,7 +114,7 @@ def test_a_job_file_that_is_none_is_refused(contents: bytes, file: Path) -> None
         with pytest.raises(JobError):
             resolve(read_values(file), {}, Launch())
 
-    timed(explode)
+    bear(explode, FILE_BYTES)
 
 
 # Descriptions
@@ -190,7 +190,7 @@ def test_a_description_that_asks_for_too_much_is_refused(description: Any) -> No
             build(description)
         assert len(str(caught.value)) < 2500
 
-    timed(explode)
+    bear(explode)
 
 
 def test_what_a_layer_holds_is_known_before_it_is_built() -> None:

@@ -24,7 +24,7 @@ from ps.ledger import Again, Begun, EpochDone, Share, StepDone, Unlisted, Weight
 from ps.plan import plan_of
 from ps.receipt import Link, Receipt
 from ps.run_folder import LEDGER, METRICS, RECEIPT, RESULT, read_result
-from tests.fuzz.bar import amounts, examine, timed
+from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape
 
@@ -191,7 +191,7 @@ def test_a_ledger_that_lies_is_refused(data: bytes) -> None:
         with pytest.raises(FileFormatError):
             read_lines(data, "ledger.jsonl")
 
-    timed(explode)
+    bear(explode)
 
 
 @pytest.mark.parametrize("name", FILES)

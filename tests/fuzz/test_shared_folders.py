@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from common.errors import SharingError
 from common.sharing import WEIGHTS, weights_shape
 from common.transport.segment import Shape
 from common.transport.shared_folder import NAME, SharedFolder, sweep
-from tests.fuzz.bar import amounts, examine, timed
+from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape
 
@@ -67,7 +68,7 @@ def test_what_lies_there_is_a_file_of_ours(folder: Path) -> None:
         (offered.path / "open").chmod(0o644)
         (offered.path / "short").chmod(0o600)
         for name in ("link", "pipe", "folder", "short", "open", "absent", "../secret"):
-            timed(lambda name=name: refused(offered, name))  # type: ignore[misc]
+            bear(partial(refused, offered, name))
     finally:
         (offered.path / "folder").rmdir()
         offered.remove()

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 from common.codec import Buffer, encode
 from common.messages import Message
 from tests.common.test_codec import EXAMPLES, vectors_for
-from tests.fuzz.mutation import EDGES
+from tests.fuzz.mutation import EDGES, damaged
 from tests.fuzz.tape import Tape
 
 #: What a field may hold instead of what belongs there.
@@ -63,12 +64,17 @@ def packed(fields: Any) -> bytes:
     return header
 
 
-def made_up(tape: Tape) -> bytes:
-    """Return a header that differs from a message in one to three fields."""
-    fields = deepcopy(msgspec.to_builtins(tape.choose(EXAMPLES)))
+def made_up(tape: Tape, messages: Sequence[Message] = EXAMPLES) -> bytes:
+    """Return a header that differs from one of some messages in one to three fields."""
+    fields = deepcopy(msgspec.to_builtins(tape.choose(messages)))
     for _ in range(1 + tape.below(3)):
         _spoil(tape, fields)
     return packed(fields)
+
+
+def almost(tape: Tape, message: Message) -> bytes:
+    """Return a header that differs from a message in its fields, or in its bytes."""
+    return made_up(tape, [message]) if tape.happens() else damaged(tape, packed(msgspec.to_builtins(message)))
 
 
 def odd(tape: Tape) -> Any:

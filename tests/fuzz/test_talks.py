@@ -1,0 +1,174 @@
+"""A join, a lease or a result that is almost one: answered or refused, by somebody who goes on as before."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from common.codec import Buffer, decode, encode
+from common.messages import (
+    OF_A_STEP,
+    PROTOCOL_VERSION,
+    Fenced,
+    Finished,
+    Join,
+    Lease,
+    Message,
+    Ready,
+    Refused,
+    Result,
+    ServerMessage,
+    Weights,
+)
+from common.numerics import fingerprint
+from common.tally import pack_losses
+from common.transport.memory import MemoryClient
+from lockstep.simulation.small import data, jobs
+from ps.opening import Admission
+from tests.fuzz.bar import amounts, examine
+from tests.fuzz.tape import Tape
+from tests.fuzz.test_processes import OPENING, Employer
+from tests.fuzz.wire import almost, packed
+from tests.simulation.network import Simulation
+
+JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="liar", host="h", pid=1, fingerprint=fingerprint(), run="")
+
+#: As many steps that no run comes to its end before it is left.
+JOB = msgspec.structs.replace(jobs()["plain"], steps=10_000)
+
+
+@dataclass
+class Talk:
+    """A server, and one who talks to it."""
+
+    simulation: Simulation = field(init=False)
+    client: MemoryClient = field(init=False)
+    leases: list[Lease] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.simulation = Simulation(JOB, admission=Admission(min_workers=1), data=data)
+        self.come()
+
+    def come(self) -> None:
+        """Dial the server."""
+        self.client = self.simulation.network.client()
+        self.leases.clear()
+
+    def say(self, frames: list[Buffer]) -> list[Message]:
+        """Say something, and return what is answered; the server's books and its log are in order."""
+        self.client.send(frames)
+        self.simulation.run_until_quiet()
+        self.simulation.validate()
+        assert all(text.replace("\n", "").isprintable() for text in self.simulation.said)
+        self.simulation.said.clear()
+        return self.answers()
+
+    def answers(self) -> list[Message]:
+        told = []
+        while (frames := self.client.receive(0.0)) is not None:
+            told.append(decode(frames, ServerMessage)[0])
+        self.leases += [message for message in told if isinstance(message, Lease)]
+        return told
+
+    def leave(self) -> None:
+        """Hang up."""
+        self.client.close()
+        self.simulation.run_until_quiet()
+
+    def work(self) -> None:
+        """Be a worker that has a lease: a new one where the last has none, or was sent away."""
+        if self.simulation.server.ended is not None:
+            self.__post_init__()
+        if not self.leases:
+            self.leave()
+            self.come()
+            self.say(encode(JOIN))
+            self.say(encode(Ready()))
+        assert self.leases
+
+
+@amounts("joins")
+def test_joins(cases: int) -> None:
+    talk = Talk()
+
+    def check(header: bytes) -> None:
+        talk.come()
+        talk.say([header])
+        talk.leave()
+        assert talk.simulation.server.ended is None
+        assert not talk.simulation.server.coordinator.roster.members
+
+    examine(cases, lambda tape: almost(tape, JOIN), check)
+
+
+def test_a_join_that_is_one_is_welcome() -> None:
+    talk = Talk()
+    talk.work()
+    assert talk.leases[0].lo == 0
+
+
+@amounts("leases")
+def test_leases(cases: int) -> None:
+    def make(tape: Tape) -> tuple[Employer, bytes]:
+        employer = Employer()
+        employer.tell(encode(employer.welcome()), encode(Weights(step=0, start=0), [OPENING.shard.weights]))
+        lo = tape.below(4)
+        return employer, almost(tape, Lease(work=tape.choose(("train", "evaluate")), step=0, lo=lo, hi=lo + 1))
+
+    def check(case: tuple[Employer, bytes]) -> None:
+        employer, header = case
+        employer.tell([header])
+        ended = employer.runner.ended
+        assert ended is None or ended.code in (0, 1, 2)
+        assert all(text.isprintable() for text in employer.said)
+
+    examine(cases, make, check)
+
+
+def answer_to(lease: Lease) -> Result:
+    """Return what is plausible of a lease."""
+    batch = min(JOB.global_batch, 20 - lease.step % 3 * JOB.global_batch)
+    count = lease.hi * batch // 4 - lease.lo * batch // 4
+    is_of_a_step = lease.work in OF_A_STEP
+    return Result(
+        work=lease.work,
+        step=lease.step,
+        lo=lease.lo,
+        hi=lease.hi,
+        loss_sum=1.0,
+        correct=1,
+        count=count if is_of_a_step else 9,
+        compute_s=0.1,
+        number=lease.number,
+        losses=pack_losses([1.0] * (lease.hi - lease.lo)) if is_of_a_step else b"",
+    )
+
+
+def sums_for(lease: Lease) -> list[Buffer]:
+    return [bytes(4 * OPENING.layout.size)] if lease.work == "train" else []
+
+
+@amounts("results")
+def test_results(cases: int) -> None:
+    talk = Talk()
+
+    def check(tape: Tape) -> None:
+        talk.work()
+        lease = talk.leases.pop()
+        sums = sums_for(lease)
+        if tape.happens(6):
+            sums = [tape.raw(4 * tape.below(60))] * tape.below(3)
+        told = talk.say([almost(tape, answer_to(lease)), *sums])
+        if any(isinstance(message, Refused | Fenced | Finished) for message in told):
+            talk.leases.clear()
+
+    examine(cases, lambda tape: tape, check)
+
+
+def test_a_result_that_is_one_is_followed_by_more_leases() -> None:
+    talk = Talk()
+    for _ in range(20):
+        talk.work()
+        lease = talk.leases.pop(0)
+        told = talk.say([packed(msgspec.to_builtins(answer_to(lease))), *sums_for(lease)])
+        assert not any(isinstance(message, Refused | Fenced | Finished) for message in told)
+    assert talk.simulation.server.coordinator.round.step > 2
