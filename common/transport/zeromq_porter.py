@@ -48,10 +48,19 @@ class Porter:
             mechanism=mechanism.decode("ascii", "replace"),
             credentials=_spelled(mechanism, credentials),
         )
-        verdict = self._judge(request)
+        host = request.address or "a local process"
+        try:
+            verdict = self._judge(request)
+        except BaseException as error:
+            # Said once, and for all that come after: of those is heard only that their handshakes come to no end.
+            self._denials.note(
+                f"refused {host}: the authenticator has died ({type(error).__name__}), and nobody is let in any more: "
+                "start the server again"
+            )
+            raise
         if verdict.is_admitted:
             return [version, number, ADMITTED, b"", verdict.name.encode(), b""]
-        self._denials.note(f"refused {request.address or 'a local process'}: {verdict.reason}")
+        self._denials.note(f"refused {host}: {verdict.reason}")
         return [version, number, REFUSED, b"not allowed", b"", b""]
 
     def _judge(self, request: Request) -> Verdict:

@@ -1,5 +1,6 @@
 """A client of ZeroMQ's wire protocol (RFC 23) by hand, for what no honest library sends."""
 
+import select
 import socket
 from collections.abc import Iterable
 
@@ -86,4 +87,25 @@ def send_all(connection: socket.socket, pieces: Iterable[bytes]) -> int:
             sent += 1
     except (ConnectionError, TimeoutError):
         return sent
+    return sent
+
+
+def send_until_closed(connection: socket.socket, piece: bytes, most: int) -> int:
+    """Send a piece again and again, `most` bytes in all, until the other end has closed; return how many were taken.
+
+    Who only sends may not hear of the end: there may be no room any more for the byte that would be answered by it.
+    """
+    connection.setblocking(False)
+    sent = 0
+    try:
+        while sent < most:
+            readable, writable, _ = select.select([connection], [connection], [], PATIENCE_S)
+            if readable and not connection.recv(65536):
+                break
+            if writable:
+                sent += connection.send(memoryview(piece)[sent % len(piece) :])
+    except ConnectionError:
+        return sent
+    finally:
+        connection.settimeout(PATIENCE_S)
     return sent
