@@ -16,6 +16,7 @@ from common.nn.module import Module
 from lockstep.books import Destination
 from lockstep.callbacks.callback import Callback
 from lockstep.callbacks.early_stopping import EarlyStopping
+from lockstep.callbacks.form import check_form
 from lockstep.callbacks.overseer import Overseer
 from lockstep.callbacks.training import Training
 from lockstep.cells.model_text import Model, told
@@ -94,12 +95,9 @@ def resume(folder: str | Path, *, verbose: bool = True, callbacks: Sequence[Call
 
 def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the job's values, with those that callbacks stand for; `JobError` where two say different things."""
+    check_form(callbacks)
     given = dict(values)
     for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise JobError(
-                f"callbacks has {callback!r}: expected a Callback; of a class write an instance: EarlyStopping()"
-            )
         for name, value in (callback.values() if isinstance(callback, EarlyStopping) else {}).items():
             if given.setdefault(name, value) != value:
                 raise JobError(

@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +41,9 @@ MOST_TOLD = 200
 MOST_PARTS = 16
 _PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
 _DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_PART}){{{MOST_PARTS}}}", re.ASCII)
+
+#: What keys are called by Keras, Lightning and PyTorch, where it is not near to what they are called here.
+ELSEWHERE = {"batch_size": "global_batch", "learning_rate": "lr", "num_workers": "workers"}
 
 #: The names of the shipped jobs, which are those of the models.
 SHIPPED = ("linear", "mlp", "lenet", "cnn")
@@ -80,13 +83,18 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_la
     for key in values:
         if key not in known:
             # The whole list only where nothing is near: it is long.
-            advice = nearest(key[:MOST_TOLD], known) or f": expected one of {', '.join(known)}"
+            advice = _meant(key[:MOST_TOLD], known) or f": expected one of {', '.join(known)}"
             raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
     launch_values = msgspec.to_builtins(default_launch) | {
         key: value for key, value in values.items() if key in Launch.__struct_fields__
     }
     job_values = {key: value for key, value in values.items() if key in Job.__struct_fields__}
     return check(_convert(job_values, Job)), _convert(launch_values, Launch)
+
+
+def _meant(key: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)`, empty where nobody knows."""
+    return f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key, known)
 
 
 def _convert(values: dict[str, Any], to: type[S]) -> S:

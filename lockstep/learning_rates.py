@@ -135,7 +135,8 @@ def find_lr(
 
 def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: int = 100) -> RateTest:
     """Try learning rates on a job; see `find_lr`."""
-    if not 0.0 < lowest < highest < math.inf or steps < 3 * SETTLING:
+    are_numbers = isinstance(lowest, int | float) and isinstance(highest, int | float) and isinstance(steps, int)
+    if not are_numbers or not 0.0 < lowest < highest < math.inf or steps < 3 * SETTLING:
         raise JobError(
             f"rates from {lowest!r} to {highest!r} in {steps!r} steps: expected 0 < lowest < highest, and at least "
             f"{3 * SETTLING} steps"

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
-from common.errors import JobError
+from common.errors import JobError, RunError
 from common.job import Monitor
 from common.messages import EpochStatus
 from common.safetensors import write
@@ -32,6 +33,8 @@ class ModelCheckpoint(Callback):
     def on_train_begin(self, training: Training) -> None:
         self.best = None
         monitor = self.monitor or training.job.monitored()
+        if monitor not in get_args(Monitor):
+            raise JobError(f"monitor = {monitor!r}: expected one of {', '.join(get_args(Monitor))}")
         if monitor.startswith("val_") and not training.job.validation_split:
             raise JobError(f"monitor = {monitor!r} without a validation set: expected validation_split above 0")
 
@@ -43,8 +46,13 @@ class ModelCheckpoint(Callback):
             self.best = figure
         if is_best or not self.save_best_only:
             path = self._path(epoch)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, training.state_dict(), {"epoch": str(epoch.epoch), monitor: repr(figure)})
+            arrays = training.state_dict()
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(path, arrays, {"epoch": str(epoch.epoch), monitor: repr(figure)})
+            except OSError as error:
+                told = error.strerror or str(error)
+                raise RunError(f"ModelCheckpoint cannot write {str(path)!r}: {told}: expected a file's path") from error
 
     def _path(self, epoch: EpochStatus) -> Path:
         figures = {name: value for name, value in msgspec.to_builtins(epoch).items() if value is not None}

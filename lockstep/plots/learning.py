@@ -30,7 +30,7 @@ def learning(courses: Sequence[Course]) -> Figure:
         rate.plot(*thinned(course.column("step"), course.column("lr")), color=look.colour, linewidth=look.width)
     kinds = {"mean squared error" if course.is_regression else "cross-entropy" for course in courses}
     tidy(loss, title="loss", x="step", y=" or ".join(sorted(kinds)))
-    logarithmic(loss)
+    logarithmic(loss.yaxis)
     name, unit = ("R²", "share of the variance") if is_regression else ("accuracy", "share that is right")
     tidy(score, title=name, x="step", y=unit)
     _focus(score, scores, courses)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lockstep.plots.style import COLOURS, new_figure, tidy
+from lockstep.plots.style import COLOURS, logarithmic, new_figure, tidy
 
 
 def rates_figure(
@@ -19,7 +19,7 @@ def rates_figure(
     axes.plot(rates, smoothed, color=COLOURS[0], linewidth=2.0, label="smoothed")
     for place, (name, rate) in enumerate(marks.items(), 1):
         axes.axvline(rate, color=COLOURS[place], linestyle="--", linewidth=1.4, label=f"{name}  {rate:.2g}")
-    axes.set_xscale("log")
+    logarithmic(axes.xaxis)
     # What comes after the minimum would press all that is of interest to the ground.
     axes.set_ylim(0.0, 1.3 * float(losses[: int(smoothed.argmin()) + 1].max()))
     tidy(axes, title="learning-rate range test", x="learning rate", y="training loss")

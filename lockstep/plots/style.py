@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
@@ -42,11 +43,11 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(PLAIN)
 
 
-def logarithmic(axes: Axes) -> None:
-    """Show y by its logarithm, with plain numbers beside it: powers as formulas would not be set, see `save`."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+def logarithmic(axis: XAxis | YAxis) -> None:
+    """Show logarithms, with plain numbers beside the axis: powers as formulas would not be set, see `save`."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
 
 
 def save(figure: Figure, path: Path) -> None:

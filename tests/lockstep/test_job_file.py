@@ -85,6 +85,7 @@ def test_flags_lie_over_the_shipped_job() -> None:
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"modle": "mlp"}, "the job has no key 'modle' (did you mean 'model'?)"),
+    "key of another library": ({"batch_size": 32}, "the job has no key 'batch_size' (did you mean 'global_batch'?)"),
     "unknown key of the launch": ({"worker": 2}, "the job has no key 'worker' (did you mean 'workers'?)"),
     "unlike any": ({"zzz": 1}, "the job has no key 'zzz': expected one of model, data, .*, checkpoint_every_seconds"),
     "text for a number": ({"lr": "fast"}, "lr = 'fast': expected a number, got text"),

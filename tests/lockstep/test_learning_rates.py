@@ -94,3 +94,5 @@ def test_the_picture_is_a_png(tmp_path: Path) -> None:
     figure = test.plot(tmp_path / "rates.png")
     assert (tmp_path / "rates.png").read_bytes()[:4] == b"\x89PNG"
     assert len(figure.axes[0].lines) == 5
+    # Text is drawn as it is, so that no number may come as a formula: `$\mathdefault{10^{-4}}$`.
+    assert {"0.0001", "0.001", "0.01"} <= {label.get_text() for label in figure.axes[0].get_xticklabels()}

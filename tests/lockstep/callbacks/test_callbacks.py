@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lockstep.callbacks.callback as documented
-from common.errors import CallbackError, JobError
+from common.errors import CallbackError, JobError, RunError
 from common.messages import EpochStatus
 from common.safetensors import read
 from lockstep import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, fit, load_run, resume
@@ -154,8 +154,33 @@ def test_of_the_best_only(tmp_path: Path) -> None:
 
 # What is refused, and what goes wrong
 
+
+class OfEachBatch(Callback):
+    def on_train_batch_end(self, training: Training) -> None: ...
+
+
+class OfTooFew(Callback):
+    def on_epoch_end(self, training: Training) -> None: ...  # type: ignore[override]  # the mistake that is planted
+
+
+class OfKeras(Callback):
+    def on_epoch_end(self, epoch: Any, logs: Any = None) -> None: ...  # type: ignore[override]  # planted too
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a class": ({"callbacks": [Diary]}, "of a class write an instance"),
+    "one that is not in a list": ({"callbacks": Diary()}, r"expected a list, also of one: callbacks=\["),
+    "a function": ({"callbacks": [print]}, r"of a function LambdaCallback\(on_epoch_end="),
+    "what is never called": ({"callbacks": [OfEachBatch()]}, "has 'on_train_batch_end', which is never called: expec"),
+    "too few parameters": (
+        {"callbacks": [OfTooFew()]},
+        r"OfTooFew.on_epoch_end\(training.* expected def on_epoch_end\(self, training, epoch\)",
+    ),
+    "another library's parameters": ({"callbacks": [OfKeras()]}, r"OfKeras.on_epoch_end\(epoch.* is called with \(tra"),
+    "a figure that is none": (
+        {"callbacks": [ModelCheckpoint("w", monitor="val_acc")]},  # type: ignore[arg-type]  # what people may write
+        "monitor = 'val_acc': expected one of loss, accuracy, val_loss",
+    ),
     "a contradiction": (
         {"callbacks": [EarlyStopping(patience=3)], "patience": 4},
         "EarlyStopping says patience = 3, and 4 is given: leave one of them out",
@@ -186,6 +211,11 @@ def test_a_path_with_another_name_in_it(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path / "{loss_of_val}.safetensors")
     with pytest.raises(JobError, match=r"cannot be filled in: 'loss_of_val': expected names of epoch, loss, accuracy"):
         fit("linear", tiny_arrays(), run_dir=tmp_path / "run", callbacks=[checkpoint], **BRIEF)
+
+
+def test_a_path_that_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"ModelCheckpoint cannot write '.*': Is a directory: expected a file's path"):
+        fit("linear", tiny_arrays(), run_dir=tmp_path / "run", callbacks=[ModelCheckpoint(tmp_path)], **BRIEF)
 
 
 class BrokenCallback(Callback):
