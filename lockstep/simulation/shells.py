@@ -16,8 +16,9 @@ from lockstep.books import Books, Destination, open_books
 from lockstep.launch import Launch
 from lockstep.run_dir import has_begun
 from lockstep.simulation.disk import Writing
+from lockstep.simulation.ports import dial, serve, wait_in_the_world
 from lockstep.simulation.small import data, load
-from lockstep.simulation.wires import Network, wait_in_the_world
+from lockstep.simulation.wires import Network
 from lockstep.simulation.world import Process
 from ps.coordinator import Coordinator
 from ps.facts import RunFacts
@@ -123,7 +124,7 @@ class ServerShell:
             writing.take_over(books)
             # Killed from here on, it writes nothing more.
             stack.callback(writing.end)
-            port = run.network.serve(SERVER, process)
+            port = serve(run.network, SERVER, process)
             stack.callback(port.close)
             around = Surroundings(port=port, clock=process.clock, say=say, sharing=sharing, keeper=books.keeper)
             opening = replace(opening, shard=run.parts.shard(opening.shard))
@@ -184,8 +185,8 @@ class ShardShell:
         )
         server = ShardServer(
             ShardState(ShardFacts(address=SERVER, join=join, silence_s=SILENCE_S)),
-            run.network.serve(address, process),
-            run.network.dial(SERVER, process),
+            serve(run.network, address, process),
+            dial(run.network, SERVER, process),
             process.clock,
             say,
             wait_in_the_world,
@@ -235,12 +236,12 @@ class WorkerShell:
         )
         runner = Runner(
             WorkerState(WorkerFacts(address=SERVER, join=join, silence_s=SILENCE_S)),
-            run.network.dial(SERVER, process),
+            dial(run.network, SERVER, process),
             process.clock,
             run.parts.load(number) if run.cache is None else _load_nothing,
             say,
             run.root if shares else None,
-            lambda address: run.network.dial(address, process),
+            lambda address: dial(run.network, address, process),
             wait_in_the_world,
             cache=run.cache,
         )

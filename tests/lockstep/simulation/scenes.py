@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from common.randomness import Purpose, generator
 from common.transport.port import ClientPort, ServerPort
+from lockstep.simulation.ports import dial, serve
 from lockstep.simulation.wires import Network, Quality
 from lockstep.simulation.world import Process, World
 
@@ -77,9 +78,9 @@ class Scene:
     def __post_init__(self) -> None:
         self.network = Network(self.world, generator(1, Purpose.SIMULATE), self.quality)
         self.server, self.one, self.two = (listener(self.world, name) for name in ("server", "one", "two"))
-        self.server_port = self.network.serve("here", self.server.process)
+        self.server_port = serve(self.network, "here", self.server.process)
         self.server.port = self.server_port
-        self.ports = [self.network.dial("here", client.process) for client in (self.one, self.two)]
+        self.ports = [dial(self.network, "here", client.process) for client in (self.one, self.two)]
         self.one.port, self.two.port = self.ports
         self.wires = list(self.network.wires)
 

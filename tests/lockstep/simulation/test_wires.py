@@ -4,6 +4,7 @@ import pytest
 
 from common.errors import AddressError
 from common.transport.port import PeerGone, PeerSlow
+from lockstep.simulation.ports import serve
 from lockstep.simulation.wires import PATIENCE_S, Quality
 from tests.lockstep.simulation.scenes import Scene
 
@@ -103,12 +104,12 @@ def test_a_server_is_told_of_connections_that_ended() -> None:
 def test_another_server_hears_what_waited_for_one() -> None:
     scene = Scene()
     with pytest.raises(AddressError, match="'here' is in use"):
-        scene.network.serve("here", scene.server.process)
+        serve(scene.network, "here", scene.server.process)
     scene.server_port.close()
     scene.ports[0].send([b"for whoever comes"])
     scene.run(1.0)
     assert scene.server.words() == []
-    scene.server.port = scene.network.serve("here", scene.server.process)
+    scene.server.port = serve(scene.network, "here", scene.server.process)
     scene.run(2.0)
     assert scene.server.words() == [b"for whoever comes"]
 
