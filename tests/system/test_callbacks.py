@@ -38,7 +38,7 @@ class Stopper(Callback):
             training.stop()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_callback_stops_any_number_of_workers_at_the_same_step(tmp_path: Path, workers: int) -> None:
     runs, stoppers = [], []
     for count in (0, workers):
@@ -78,7 +78,7 @@ def test_two_servers_and_two_workers_pause_too(tmp_path: Path) -> None:
     assert len(runs[1].history) == 2
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_class_of_ones_own_stops_early_with_the_bits_of_one_process(tmp_path: Path, workers: int) -> None:
     stopping = EarlyStopping(patience=1, min_delta=0.2, restore_best=True)
     runs = [

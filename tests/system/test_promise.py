@@ -8,6 +8,7 @@ import pytest
 from lockstep import fit, nn
 from lockstep.main import run
 from tests.lockstep.tiny_data import tiny_arrays
+from tests.system.alone import digest_alone, train_alone
 from tests.system.jobs import BRIEF
 from tests.system.processes import Place
 
@@ -34,34 +35,40 @@ def train(place: Place, name: str, *flags: str) -> dict[str, Any]:
     return result
 
 
-@pytest.fixture
-def alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest of the weights that one process alone arrives at."""
-    monkeypatch.chdir(place.folder)
-    (place.folder / "delicate.py").write_text(DELICATE)
-    assert run(["train", *BRIEF, "--model", "delicate.py:build", "--workers", "0", "--run-dir", "alone"]) == 0
-    digest: str = json.loads((place.folder / "alone" / "result.json").read_text())["weights_sha256"]
-    return digest
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "delicate.py").write_text(DELICATE)
+    calm = train_alone(folder, *BRIEF, "--model", "delicate.py:build")
+    return str(json.loads((calm / "result.json").read_text())["weights_sha256"])
 
 
-@pytest.mark.parametrize("transport", ["tcp", "ipc"])
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("workers", "transport"),
+    [
+        (1, "tcp"),
+        (2, "ipc"),
+        (3, "tcp"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, "ipc"), (2, "tcp"), (3, "ipc"))),
+    ],
+)
 def test_one_digest_for_any_number_of_workers(place: Place, alone: str, workers: int, transport: str) -> None:
     result = train(place, "run", "--workers", str(workers), "--transport", transport)
     assert result["weights_sha256"] == alone
     assert (result["workers"], result["transport"], result["servers"], result["steps"]) == (workers, transport, 1, 8)
 
 
-@pytest.mark.parametrize("model", ["linear", "mlp", "lenet", "cnn"])
+@pytest.mark.parametrize(
+    "model", ["lenet", "cnn", *(pytest.param(model, marks=pytest.mark.slow) for model in ("linear", "mlp"))]
+)
 def test_each_model_over_an_epoch_whose_last_batch_is_short(place: Place, model: str) -> None:
     # 13 does not divide the 160 samples: the last batch has 4 of them, for 8 pieces.
     flags = ("--model", model, "--data", "tiny.npz", "--global-batch", "13", "--micro-batches", "8", "--epochs", "1")
-    digests = []
-    for workers in ("0", "3"):
-        code, _, error = place.start("train", *flags, "--workers", workers, "--run-dir", workers).end()
-        assert (code, error) == (0, "")
-        digests.append(json.loads((place.folder / workers / "result.json").read_text())["weights_sha256"])
-    assert digests[0] == digests[1]
+    code, _, error = place.start("train", *flags, "--workers", "3", "--run-dir", "run").end()
+    assert (code, error) == (0, "")
+    result = json.loads((place.folder / "run" / "result.json").read_text())
+    assert (result["weights_sha256"], result["workers"]) == (digest_alone(*flags), 3)
 
 
 def test_the_run_folder_is_whole_and_can_be_evaluated(
@@ -80,10 +87,11 @@ def test_the_run_folder_is_whole_and_can_be_evaluated(
 
 
 def test_the_job_of_a_run_gives_the_same_bits_again(place: Place) -> None:
-    first = train(place, "first", "--workers", "1")
-    code, _, error = place.start("train", "--job", "first/job.toml", "--run-dir", "again").end()
+    train_alone(place.folder, *BRIEF)
+    code, _, error = place.start("train", "--job", "calm/job.toml", "--workers", "1", "--run-dir", "again").end()
     assert (code, error) == (0, "")
-    assert json.loads((place.folder / "again" / "result.json").read_text())["weights_sha256"] == first["weights_sha256"]
+    results = [json.loads((place.folder / name / "result.json").read_text()) for name in ("calm", "again")]
+    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
 
 
 def test_fit_with_workers_arrives_at_the_bits_of_one_process(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ import json
 import os
 import signal
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 
+from tests.system.alone import train_alone
 from tests.system.processes import GONE_S, Place
 
 #: Over in some seconds: three steps an epoch, checkpoints within epochs.
@@ -26,12 +28,16 @@ def bits(folder: Path) -> dict[str, Any]:
     return result
 
 
-@pytest.fixture
-def calm(place: Place) -> dict[str, Any]:
-    """What a run comes to that nothing stops."""
-    code, _, error = place.start("train", *JOB, "--workers", "0", "--run-dir", "calm").end()
-    assert (code, error) == (0, "")
-    return bits(place.folder / "calm")
+@pytest.fixture(scope="module")
+def calm_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    return train_alone(tmp_path_factory.mktemp("calm"), *JOB)
+
+
+@pytest.fixture(scope="module")
+def calm(calm_run: Path) -> dict[str, Any]:
+    """What it comes to."""
+    return bits(calm_run)
 
 
 def resumed(place: Place, workers: int, servers: int = 1) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def resumed(place: Place, workers: int, servers: int = 1) -> dict[str, Any]:
     return bits(place.folder / "run")
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 3), pytest.param(2, 0, marks=pytest.mark.slow)])
 def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
     process = place.start("train", *JOB, *OFTEN, "--workers", str(before), "--run-dir", "run")
     process.line_with("epoch 5/24")
@@ -70,7 +76,7 @@ def test_the_server_alone_is_killed(place: Place, calm: dict[str, Any]) -> None:
     assert resumed(place, 1) == calm
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(1, 3), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_another_number_of_servers_goes_on(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
     flags = ("--workers", "2", "--servers", str(before), "--run-dir", "run")
     process = place.start("train", *JOB, *OFTEN, *flags)
@@ -81,7 +87,7 @@ def test_another_number_of_servers_goes_on(place: Place, calm: dict[str, Any], b
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_interrupt_loses_no_step(place: Place, calm: dict[str, Any], workers: int) -> None:
+def test_an_interrupt_loses_no_step_and_verify_follows(place: Place, calm: dict[str, Any], workers: int) -> None:
     process = place.start(
         "train", *JOB, "--checkpoint-every-seconds", "1e6", "--workers", str(workers), "--run-dir", "run"
     )
@@ -94,6 +100,10 @@ def test_an_interrupt_loses_no_step(place: Place, calm: dict[str, Any], workers:
     assert ledger.count('"kind":"step"') == step
     assert resumed(place, 2 - workers) == calm
     assert '"lost_steps":0' in (place.folder / "run" / "ledger.jsonl").read_text().partition('"kind":"weights"')[2]
+    code, out, error = place.start("verify", "run").end()
+    assert (code, error) == (0, "")
+    assert "the same bits: steps 0 to 71, the losses of 288 micro-batches" in out
+    assert out.startswith("gone on with after step ")
 
 
 def test_a_server_goes_on_by_hand(place: Place, calm: dict[str, Any]) -> None:
@@ -108,7 +118,8 @@ def test_a_server_goes_on_by_hand(place: Place, calm: dict[str, Any]) -> None:
     assert bits(place.folder / "run") == calm
 
 
-def test_a_finished_run_says_so(place: Place, calm: dict[str, Any]) -> None:
+def test_a_finished_run_says_so(place: Place, calm_run: Path) -> None:
+    copytree(calm_run, place.folder / "calm")
     code, out, error = place.start("train", "--resume", "calm").end()
     assert (code, error) == (0, "")
     assert out.startswith("the run in calm is finished: nothing is left to do\n")
@@ -116,7 +127,8 @@ def test_a_finished_run_says_so(place: Place, calm: dict[str, Any]) -> None:
     assert (code, "the run in 'calm' is finished" in error) == (2, True)
 
 
-def test_what_cannot_go_on_is_told(place: Place, calm: dict[str, Any]) -> None:
+def test_what_cannot_go_on_is_told(place: Place, calm_run: Path) -> None:
+    copytree(calm_run, place.folder / "calm")
     (place.folder / "calm" / "result.json").unlink()
     for flags, told in (
         (("--lr", "0.7"), "'calm' is a run of another job: lr = 0.1 in the run, 0.7 here"),
@@ -129,18 +141,6 @@ def test_what_cannot_go_on_is_told(place: Place, calm: dict[str, Any]) -> None:
         assert error.count("\n") == 1
 
 
-def test_verify_follows_a_run_that_was_stopped(place: Place, calm: dict[str, Any]) -> None:
-    process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run")
-    process.line_with("epoch 4/24")
-    process.send(signal.SIGINT)
-    assert process.end(GONE_S)[0] == 130
-    resumed(place, 0)
-    code, out, error = place.start("verify", "run").end()
-    assert (code, error) == (0, "")
-    assert "the same bits: steps 0 to 71, the losses of 288 micro-batches" in out
-    assert out.startswith("gone on with after step ")
-
-
 def steps_in(place: Place) -> list[int]:
     """Return the steps of which there are figures, in order."""
     lines = map(json.loads, (place.folder / "run" / "metrics.jsonl").read_text().splitlines())
@@ -148,7 +148,7 @@ def steps_in(place: Place) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_the_logs_and_figures_of_all_parts_are_kept(place: Place, number: signal.Signals) -> None:
+def test_the_logs_and_figures_of_all_parts_are_kept(place: Place, calm: dict[str, Any], number: signal.Signals) -> None:
     process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run")
     process.line_with("epoch 3/24")
     process.send(number)
@@ -157,7 +157,7 @@ def test_the_logs_and_figures_of_all_parts_are_kept(place: Place, number: signal
     before = {path.name: path.read_text() for path in (place.folder / "run").glob("*.log")}
     assert before.keys() == {"server.log", "worker-0.log", "worker-1.log"}
     figures = (place.folder / "run" / "metrics.jsonl").read_text()
-    resumed(place, 2)
+    assert resumed(place, 2) == calm
     for name, words in before.items():
         both = (place.folder / "run" / name).read_text()
         assert both.startswith(words)

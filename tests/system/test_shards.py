@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+from contextlib import chdir
 from typing import Any
 
 import pytest
 
 from common.transport.shared_folder import shared_root
+from lockstep.main import run
+from tests.system.alone import digest_alone
 from tests.system.processes import GONE_S, Place
 
 #: Some steps of a model whose vectors are several frames long; clipped, so that all slices count in each.
@@ -21,30 +24,34 @@ def result_in(place: Place, name: str = "run") -> dict[str, Any]:
     return result
 
 
-def digest_alone(place: Place) -> str:
-    assert place.start("train", *BRIEF, "--workers", "0", "--run-dir", "alone").end()[0::2] == (0, "")
-    return str(result_in(place, "alone")["weights_sha256"])
-
-
-@pytest.mark.parametrize("transport", ["tcp", "ipc", "shm"])
-@pytest.mark.parametrize("servers", ["2", "3"])
+@pytest.mark.parametrize(
+    ("servers", "transport"),
+    [
+        ("2", "tcp"),
+        ("3", "shm"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("3", "tcp"), ("2", "ipc"), ("3", "ipc"), ("2", "shm"))
+        ),
+    ],
+)
 def test_one_digest_for_any_number_of_servers(place: Place, servers: str, transport: str) -> None:
     flags = ("--workers", "2", "--servers", servers, "--transport", transport, "--run-dir", "run")
     code, _, error = place.start("train", *BRIEF, *flags).end()
     assert (code, error) == (0, "")
     result = result_in(place)
     assert (result["servers"], result["transport"], result["obstacle"]) == (int(servers), transport, "")
-    assert result["weights_sha256"] == digest_alone(place)
+    assert result["weights_sha256"] == digest_alone(*BRIEF)
     assert len(list((place.folder / "run").glob("shard-*.log"))) == int(servers) - 1
     assert place.is_empty(0.0)
 
 
-def test_more_servers_than_the_model_has_blocks(place: Place) -> None:
-    flags = ("--model", "linear", "--data", "tiny.npz", "--workers", "1", "--servers", "3")
-    code, out, error = place.start("train", *flags).end()
-    assert (code, out) == (2, "")
-    assert error == "error: servers = 3 for a model of 7,850 values: expected 1 to 2, one for 4096 of them\n"
-    assert place.is_empty(0.0)
+def test_more_servers_than_the_model_has_blocks(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    with chdir(place.folder):
+        assert run(["train", "--model", "linear", "--data", "tiny.npz", "--workers", "1", "--servers", "3"]) == 2
+        assert [path.name for path in place.folder.iterdir()] == ["tiny.npz"]
+    expected = "error: servers = 3 for a model of 7,850 values: expected 1 to 2, one for 4096 of them\n"
+    assert tuple(capsys.readouterr()) == ("", expected)
 
 
 def test_shards_started_by_hand(place: Place) -> None:
@@ -54,11 +61,11 @@ def test_shards_started_by_hand(place: Place) -> None:
     worker = place.start("worker", address)
     shards = [place.start("shard", address) for _ in range(2)]
     assert [process.end()[0] for process in (server, worker, *shards)] == [0, 0, 0, 0]
-    assert result_in(place)["weights_sha256"] == digest_alone(place)
+    assert result_in(place)["weights_sha256"] == digest_alone(*BRIEF)
     assert place.is_empty(0.0)
 
 
-@pytest.mark.parametrize("transport", ["ipc", "shm"])
+@pytest.mark.parametrize("transport", ["shm", pytest.param("ipc", marks=pytest.mark.slow)])
 def test_a_shard_that_is_killed_fails_the_run_with_one_line(place: Place, transport: str) -> None:
     flags = ("--workers", "2", "--servers", "2", "--transport", transport, "--run-dir", "run", "--max-restarts", "0")
     process = place.start("train", *ENDLESS, *flags)
@@ -74,8 +81,15 @@ def test_a_shard_that_is_killed_fails_the_run_with_one_line(place: Place, transp
     assert place.is_empty(GONE_S)
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "transport"),
+    [
+        (signal.SIGINT, "tcp"),
+        (signal.SIGKILL, "shm"),
+        pytest.param(signal.SIGINT, "shm", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, "tcp", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupt_leaves_nothing(place: Place, number: signal.Signals, transport: str) -> None:
     flags = ("--workers", "2", "--servers", "3", "--transport", transport, "--run-dir", "run")
     process = place.start("train", *ENDLESS, *flags)
@@ -87,16 +101,3 @@ def test_an_interrupt_leaves_nothing(place: Place, number: signal.Signals, trans
     assert place.is_empty(GONE_S)
     assert not [path for pid in servers for path in shared_root().glob(f"lockstep-{os.geteuid()}-{pid}-*")]
     assert (place.folder / "run" / "weights.safetensors").is_file() or number == signal.SIGKILL
-
-
-def test_a_run_goes_on_from_a_checkpoint_with_another_number_of_servers(place: Place) -> None:
-    flags = ("--workers", "2", "--servers", "2", "--transport", "ipc", "--checkpoint-every-steps", "1")
-    process = place.start("train", *BRIEF[:-2], "--momentum", "0.9", "--epochs", "60", *flags, "--run-dir", "run")
-    process.line_with("epoch 3/")
-    process.send(signal.SIGINT)
-    assert process.end(GONE_S)[0] == 130
-    code, _, error = place.start("train", "--resume", "run", "--servers", "3").end()
-    assert (code, error) == (0, "")
-    whole = ("--momentum", "0.9", "--epochs", "60", "--workers", "0", "--run-dir", "alone")
-    assert place.start("train", *BRIEF[:-2], *whole).end()[0] == 0
-    assert result_in(place)["weights_sha256"] == result_in(place, "alone")["weights_sha256"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from common.transport.shared_folder import shared_root
+from tests.system.alone import digest_alone
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place
 
@@ -29,15 +30,14 @@ def result_in(place: Place, name: str = "run") -> dict[str, Any]:
     return result
 
 
-def digest_alone(place: Place, *job: str) -> str:
-    code, _, error = place.start("train", *job, "--workers", "0", "--run-dir", "alone").end()
-    assert (code, error) == (0, "")
-    digest: str = result_in(place, "alone")["weights_sha256"]
-    return digest
-
-
-@pytest.mark.parametrize("transport", ["auto", "shm"])
-@pytest.mark.parametrize("workers", ["1", "2", "4"])
+@pytest.mark.parametrize(
+    ("workers", "transport"),
+    [
+        ("1", "shm"),
+        ("4", "auto"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("2", "shm"), ("4", "shm"), ("1", "auto"))),
+    ],
+)
 def test_one_digest_for_any_number_of_workers(place: Place, workers: str, transport: str) -> None:
     flags = ("--workers", workers, "--transport", transport, "--run-dir", "run")
     code, out, error = place.start("train", *LARGE, *flags).end()
@@ -45,10 +45,10 @@ def test_one_digest_for_any_number_of_workers(place: Place, workers: str, transp
     assert "over shm" in out
     result = result_in(place)
     assert (result["transport"], result["obstacle"]) == ("shm", "")
-    assert result["weights_sha256"] == digest_alone(place, *LARGE)
+    assert result["weights_sha256"] == digest_alone(*LARGE)
 
 
-@pytest.mark.parametrize("bind", ["ipc", "tcp"])
+@pytest.mark.parametrize("bind", ["tcp", pytest.param("ipc", marks=pytest.mark.slow)])
 def test_workers_started_by_hand_share_whatever_the_address(place: Place, bind: str) -> None:
     address = place.address() if bind == "ipc" else "tcp://127.0.0.1:0"
     server = place.start("server", *BRIEF, "--min-workers", "2", "--bind", address, "--run-dir", "run")
@@ -72,7 +72,7 @@ def test_a_worker_without_room_goes_over_its_socket_beside_one_that_shares(place
     assert server.end()[0] == 0
     result = result_in(place)
     assert (result["transport"], result["workers"]) == ("shm+ipc", 2)
-    assert result["weights_sha256"] == digest_alone(place, *LARGE)
+    assert result["weights_sha256"] == digest_alone(*LARGE)
 
 
 def test_without_room_for_the_weights_auto_uses_sockets_and_says_why(place: Place) -> None:
@@ -84,7 +84,7 @@ def test_without_room_for_the_weights_auto_uses_sockets_and_says_why(place: Plac
     assert "vectors go over sockets: " in (place.folder / "run" / "server.log").read_text()
     result = result_in(place)
     assert result["transport"] == "ipc"
-    assert result["weights_sha256"] == digest_alone(place, *BRIEF)
+    assert result["weights_sha256"] == digest_alone(*BRIEF)
 
 
 def test_without_room_for_the_weights_shm_is_an_error_of_one_line(place: Place) -> None:
@@ -110,7 +110,7 @@ def test_a_worker_that_cannot_share_is_refused_where_all_must(place: Place) -> N
     assert result_in(place)["transport"] == "shm"
 
 
-@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize("transport", ["tcp", pytest.param("ipc", marks=pytest.mark.slow)])
 def test_sockets_leave_the_memory_alone(place: Place, transport: str) -> None:
     process = place.start("train", *ENDLESS, "--workers", "1", "--transport", transport, "--run-dir", "run")
     process.line_with("epoch 1/")
@@ -120,7 +120,7 @@ def test_sockets_leave_the_memory_alone(place: Place, transport: str) -> None:
 
 
 def test_a_worker_that_is_killed_in_the_middle_changes_nothing(place: Place) -> None:
-    job = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "32", "--epochs", "300")
+    job = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "32", "--epochs", "120")
     process = place.start("train", *job, "--workers", "2", "--transport", "shm", "--run-dir", "run")
     process.line_with("epoch 2/")
     (folder,) = folders(place.pids("lockstep server"))
@@ -130,10 +130,17 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(place: Place) -> 
     code, _, error = process.end()
     assert (code, error) == (0, "")
     assert not folder.exists()
-    assert result_in(place)["weights_sha256"] == digest_alone(place, *job)
+    assert result_in(place)["weights_sha256"] == digest_alone(*job)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGKILL,
+        *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_whatever_ends_the_command_leaves_nothing(place: Place, number: signal.Signals) -> None:
     process = place.start("train", *ENDLESS, "--workers", "2", "--transport", "shm", "--run-dir", "run")
     process.line_with("epoch 2/")
@@ -156,7 +163,7 @@ def test_a_server_that_is_killed_leaves_nothing_once_its_command_has_ended(place
     assert folders(servers) == []
 
 
-@pytest.mark.parametrize("cycles", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cycles", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_whatever_is_killed_all_at_once_is_swept_at_the_next_start(place: Place, cycles: int) -> None:
     killed: list[int] = []
     for cycle in range(cycles):
