@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import assert_never
 
 from common.clock import Clock
-from common.codec import Buffer, decode, encode
-from common.errors import AddressError, DataError, LockstepError, RemoteProtocolError
+from common.codec import decode, encode
+from common.errors import DataError, LockstepError, RemoteProtocolError
 from common.messages import (
     OF_A_STEP,
     Alive,
@@ -29,27 +29,19 @@ from common.messages import (
 )
 from common.reduction import Node, Vector, is_node
 from common.shard_messages import Hello
-from common.slices import Slice, slices_for
+from common.slices import Slice
 from common.tally import Tally, pack_losses
-from common.transport.links import Links, Wait, wait_for_nothing
-from common.transport.port import ClientPort, PeerSlow
+from common.transport.links import Wait, wait_for_nothing
+from common.transport.port import ClientPort
 from common.transport.trouble import Trouble
 from worker import effects, events
 from worker.assembly import Assembly, assembly_of
 from worker.compute import Compute, NotFiniteError
 from worker.evidence import evidence
 from worker.preparing import Loader, Places, prepare
+from worker.servers import PATIENCE_S, Dial, Servers
 from worker.state import Phase, WorkerState
 from worker.supply import Supply
-
-#: Opens a connection to an address; `AddressError` where there can be none.
-Dial = Callable[[str], ClientPort]
-
-#: Seconds for which last words may still go out.
-LINGER_S = 1.0
-
-#: Seconds that a server which does not read is waited for, before what was to be sent to it is given up.
-PATIENCE_S = 60.0
 
 
 @dataclass
@@ -72,15 +64,8 @@ class Runner:
     cache: Path | None = None
     #: Set once the worker has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
+    servers: Servers = field(init=False)
     _compute: Compute | None = None
-    #: Connections to the run's other servers, in the order of their slices.
-    _others: list[ClientPort] = field(default_factory=list)
-    #: What tells them who dials.
-    _hello: list[Buffer] = field(default_factory=list)
-    #: By where a frame begins, the connection to the server that owns it, where it is one of these.
-    _owners: dict[int, ClientPort] = field(default_factory=dict)
-    #: All connections, where there are several.
-    _links: Links[list[memoryview]] | None = None
     #: What sees to samples that the server sends; None where the data is here.
     _supply: Supply | None = None
     #: Whether that computes in memory which the server sees.
@@ -93,6 +78,9 @@ class Runner:
     _sums: list[Vector] = field(default_factory=list)
     #: Seconds in which the lease at hand was not computed, but what there was of its sums was sent.
     _pushing_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.servers = Servers(self.port, self.dial, self.wait)
 
     def run(self) -> effects.Exit:
         """Work until the run is over, the server is gone, or the process is interrupted."""
@@ -109,9 +97,7 @@ class Runner:
 
     def close(self) -> None:
         """Close all connections."""
-        self.port.close(LINGER_S)
-        for other in self._others:
-            other.close()
+        self.servers.close()
 
     def begin(self) -> None:
         """Ask for a place in the run."""
@@ -124,7 +110,7 @@ class Runner:
     def step(self) -> bool:
         """Handle one message, or the passing of time; return whether anything happened."""
         deadline = self.state.deadline()
-        frames = self._receive(None if deadline is None else max(0.0, deadline - self.clock.now()))
+        frames = self.servers.receive(None if deadline is None else max(0.0, deadline - self.clock.now()))
         if frames is not None:
             self._hear(frames)
             return True
@@ -139,12 +125,6 @@ class Runner:
         if trouble is None:
             return events.TimePassed()
         return events.TimePassed(obstacle=trouble.text, is_hopeless=trouble.is_final)
-
-    def _receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        if self._links is None:
-            return self.port.receive(timeout_s)
-        received = self._links.receive(timeout_s)
-        return None if received is None else received[1]
 
     def _hear(self, frames: list[memoryview]) -> None:
         try:
@@ -223,9 +203,9 @@ class Runner:
     def _perform(self, effect: effects.Effect) -> events.Event | None:
         match effect:
             case effects.Send():
-                self._send(encode(effect.message))
+                self.servers.send(encode(effect.message))
             case effects.SendResult():
-                self._send(encode(effect.result, self._sums), PATIENCE_S)
+                self.servers.send(encode(effect.result, self._sums), PATIENCE_S)
             case effects.Say():
                 self.say(effect.text)
             case effects.Exit():
@@ -233,19 +213,12 @@ class Runner:
             case effects.Prepare():
                 return self._prepare(effect.welcome)
             case effects.Greet():
-                self._greet(0.0)
+                self.servers.greet()
             case effects.ComputePiece():
                 return self._compute_piece(effect.lease)
             case _:
                 assert_never(effect)
         return None
-
-    def _send(self, frames: list[Buffer], patience_s: float = 0.0, server: ClientPort | None = None) -> None:
-        try:
-            (server or self.port).send(frames, patience_s)
-        except PeerSlow:
-            # Nobody reads, perhaps since nobody is there: what is asked is asked again, what is lost is leased again.
-            return
 
     def _prepare(self, welcome: Welcome) -> events.Event:
         try:
@@ -261,33 +234,10 @@ class Runner:
             return events.PreparationFailed(reason=str(error))
         return events.Prepared(nonce=place.nonce, obstacle=place.obstacle)
 
-    def _part(self) -> None:
-        """Leave the other servers of a run that let this worker go."""
-        for other in self._others:
-            other.close()
-        self._others.clear()
-        self._owners.clear()
-        self._links = None
-
     def _meet(self, welcome: Welcome, compute: Compute) -> None:
         """Dial the other servers, unless the memory that all of them share is all there is to exchange."""
-        self._part()
-        if self._shares or not welcome.shards:
-            return
-        self._hello = encode(Hello(rank=welcome.rank, incarnation=self.state.join().incarnation))
-        _, *slices = slices_for(compute.layout.size, 1 + len(welcome.shards))
-        for address, owned in zip(welcome.shards, slices, strict=True):
-            if self.dial is None:
-                raise AddressError(f"another server at {address!r}: expected a run with one server")
-            other = self.dial(address)
-            self._others.append(other)
-            self._owners.update({frame.start: other for frame in owned.frames()})
-        self._greet(PATIENCE_S)
-        self._links = Links([self.port, *self._others], self.wait)
-
-    def _greet(self, patience_s: float) -> None:
-        for other in self._others:
-            self._send(self._hello, patience_s, other)
+        hello = Hello(rank=welcome.rank, incarnation=self.state.join().incarnation)
+        self.servers.meet([] if self._shares else welcome.shards, compute.layout.size, hello)
 
     def _compute_piece(self, lease: Lease) -> events.Event:
         assert self._compute is not None
@@ -336,9 +286,8 @@ class Runner:
             began = self.clock.now()
             part = Part(step=lease.step, lo=lease.lo, hi=lease.hi, start=frame.start)
             # With patience: a frame that is not sent would cost the whole lease.
-            owner = self._owners.get(frame.start)
             words = compute.wire.pack(frame.of(compute.into), frame.start)
-            self._send(encode(part, [words]), PATIENCE_S, owner)
+            self.servers.send(encode(part, [words]), PATIENCE_S, frame.start)
             self._pushing_s += self.clock.now() - began
 
         return compute.train(lease.step, node, push)[1]

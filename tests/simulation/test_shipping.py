@@ -129,10 +129,10 @@ class Counting:
 
 def count(worker: Worker, lost: int = 0) -> Counting:
     """Count from now on what a worker hears and says."""
-    inner = worker.runner.port
+    inner = worker.runner.servers.first
     assert hasattr(inner, "client")
     port = Counting(inner.client, lost)
-    worker.runner.port = port
+    worker.runner.servers.first = port
     return port
 
 

@@ -116,7 +116,7 @@ class SlowClient:
 
 def test_what_is_sent_on_the_way_is_no_computing() -> None:
     bench = Bench(job_of(model="mlp"))
-    bench.runner.port = SlowClient(bench.network.client(), bench.clock)
+    bench.runner.servers.first = SlowClient(bench.network.client(), bench.clock)
     bench.enter()
     vector = bench.opening.shard.weights
     for frame in Slice(0, vector.size).frames():
