@@ -16,7 +16,7 @@ from common.job import Job
 from common.score import Score
 from common.transport.credentials import Lock, ServerKeys
 from common.transport.denials import Denials
-from common.transport.port import ServerPort
+from common.transport.port import Limits, ServerPort
 from common.transport.shared_folder import shared_root
 from common.transport.zeromq import ZeroMqServer, serve
 from lockstep.access import WARNING, lock_of
@@ -45,6 +45,7 @@ from ps.opening import Admission, open_run
 from ps.recorder import Setting
 from ps.resuming import coordinator_of
 from ps.run_folder import RunResult
+from ps.server import QUEUE
 from ps.serving import Surroundings, server_of
 
 #: What the coordinator gives as the failure of a run that was interrupted.
@@ -155,15 +156,17 @@ class Listening:
     is_insecure: bool
     denials: Denials = field(default_factory=Denials)
 
-    def serve(self) -> ZeroMqServer:
-        """Listen."""
-        return serve(self.bind, lock=self.lock, insecure=self.is_insecure, denials=self.denials)
+    def serve(self, servers: int) -> ZeroMqServer:
+        """Listen, for a run of so many servers."""
+        # The vectors that may wait for a worker come on top of it, once the model is known. Shards are told more.
+        limits = Limits(queue=QUEUE) if servers == 1 else Limits()
+        return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, denials=self.denials)
 
 
 def serve_supervised(service: Service, listening: Listening) -> None:
     """Serve the run of a `train` that reads our standard output, and shows the progress itself."""
     console = Console(highlight=False, stderr=True)
-    with closing(listening.serve()) as port:
+    with closing(listening.serve(service.admission.servers)) as port:
         # Before the data is loaded, so that the workers start at the same time.
         click.echo(port.address)
         serve_run(service, port, PlainDisplay(console, SystemClock()), listening.denials)
@@ -173,7 +176,7 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
     """Serve a run that a person has started, and show it."""
     console = Console(highlight=False)
     has_keys = isinstance(listening.lock, ServerKeys)
-    with closing(listening.serve()) as port:
+    with closing(listening.serve(service.admission.servers)) as port:
         if listening.is_insecure:
             print_plainly(console, WARNING)
         print_plainly(console, f"listening on {port.address}; start workers by:")
