@@ -17,6 +17,9 @@ from lockstep.plots.style import colour, new_figure, tidy
 #: Classes of a confusion matrix whose counts are written into it; filters, mistakes, and targets, that are shown.
 MOST_COUNTED, MOST_FILTERS, MOST_MISTAKES, MOST_TARGETS = 20, 64, 30, 6
 
+#: Inches that a character of a title takes, which stands at 10 points.
+CHARACTER = 0.07
+
 #: Classes that are named at an axis: more would run into one another.
 MOST_TICKS = 32
 
@@ -57,13 +60,13 @@ def first_layer(model: Module, sample_shape: tuple[int, ...]) -> Figure:
     # Of many units, those that have become something: others still show what was drawn at the start.
     largest = np.sort(np.argsort(-np.square(pictures).sum(axis=(1, 2)), kind="stable")[:MOST_FILTERS])
     shown = pictures[largest]
-    figure, grid = _grid(len(shown), 1.15)
     most = float(np.abs(shown).max()) or 1.0
+    which = f"the {len(shown)} largest of {len(pictures)}" if len(shown) < len(pictures) else f"all {len(pictures)}"
+    title = f"{name}, {which} units: red counts for it, blue against it (at most {most:.2g})"
+    figure, grid = _grid(len(shown), 1.15, title)
     for axes, picture, unit in zip(grid, shown, largest.tolist(), strict=False):
         axes.imshow(picture, cmap="RdBu_r", vmin=-most, vmax=most)
         axes.set_title(f"{unit}", fontsize=7, pad=2)
-    which = f"the {len(shown)} largest of {len(pictures)}" if len(shown) < len(pictures) else f"all {len(pictures)}"
-    figure.suptitle(f"{name}, {which} units: red counts for it, blue against it (at most {most:.2g})", fontsize=10)
     return figure
 
 
@@ -90,12 +93,12 @@ def worst_mistakes(assessment: Assessment) -> Figure:
         raise ModelError("all test samples are right")
     probabilities = _softmax(assessment.outputs)
     shown = wrong[:MOST_MISTAKES]
-    figure, grid = _grid(len(shown), 1.35)
+    which = f"the {len(shown)} worst of {len(wrong):,}" if len(shown) < len(wrong) else f"all {len(wrong)}"
+    figure, grid = _grid(len(shown), 1.35, f"{which} mistakes: what it is, not what it was taken for")
     for axes, index in zip(grid, shown.tolist(), strict=False):
         axes.imshow(_picture(dataset, index), cmap="gray")
         taken = int(assessment.outputs[index].argmax())
         axes.set_title(f"{dataset.labels[index]}, not {taken} ({probabilities[index, taken]:.0%})", fontsize=8)
-    figure.suptitle(f"the {len(shown)} worst of {len(wrong)} mistakes: what it is, not what it was taken for")
     return figure
 
 
@@ -135,13 +138,14 @@ def _picture(dataset: Dataset, index: int) -> Array:
     return np.asarray(((image - low) / ((high - low) or 1.0)).transpose(1, 2, 0))
 
 
-def _grid(count: int, inches: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many small empty axes, about twice as wide as high."""
+def _grid(count: int, inches: float, title: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many small empty axes, about twice as wide as high, and at least as wide as its title."""
     most = min(count, max(4, math.ceil(2 * math.sqrt(count))))
     # About twice as wide as high, with as few places left over as can be.
     columns = min(range((most + 1) // 2, most + 1), key=lambda width: (-count % width, abs(width**2 - 2 * count)))
     rows = math.ceil(count / columns)
-    figure = new_figure(max(5.0, columns * inches), rows * inches + 0.6)
+    figure = new_figure(max(5.0, columns * inches, CHARACTER * len(title)), rows * inches + 0.6)
+    figure.suptitle(title, fontsize=10)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.axis("off")

@@ -142,6 +142,17 @@ def test_the_first_layer_is_shown_as_pictures(
     assert len(shown) == min(64, pictures[0])
 
 
+def test_a_title_is_not_cut_off_however_few_are_below_it() -> None:
+    deep: nn.Module = nn.Conv2d(1, 2, 3)
+    for _ in range(12):
+        deep = nn.Sequential(deep)
+    for figure in (first_layer(deep, (1, 9, 9)), worst_mistakes(assessment([[0, 1]]))):
+        figure.draw_without_rendering()
+        (title,) = figure.texts
+        assert title.get_window_extent().x0 >= 0
+        assert title.get_window_extent().x1 <= figure.bbox.width
+
+
 def test_of_many_units_the_largest_are_shown() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 100))
     weight = next(model.parameters()).data
