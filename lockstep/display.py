@@ -1,5 +1,6 @@
 """Shows a run under way: live in a terminal, in plain lines where there is none."""
 
+import math
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -91,6 +92,8 @@ def figures(status: Status) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time for a person: `7 s`, `3 min 20 s`, `2 h 5 min`."""
+    if not math.isfinite(seconds):
+        return "unknown time"  # a server may say anything
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"

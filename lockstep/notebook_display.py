@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 from common.clock import Clock
 from common.messages import Status
+from common.plain import printable
 from lockstep.display import epoch_line, figures, place
 
 #: Seconds between two pictures: each is kept by everybody who has the notebook open.
@@ -69,7 +70,8 @@ class NotebookDisplay:
         if len(lines) > MOST_LINES:
             half = MOST_LINES // 2
             lines = [*lines[:half], f"… {len(lines) - 2 * half} more …", *lines[-half:]]
-        self.page.show("\n".join([*lines, moving] if moving else lines))
+        # A notebook shows plain text with the colours and links that a terminal's escapes in it ask for.
+        self.page.show(printable("\n".join([*lines, moving] if moving else lines)))
 
 
 @dataclass

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from common.plain import printable
 from common.score import Score
 from lockstep.cost_model import Measured, bytes_per_parameter, fitted
 from lockstep.display import print_plainly
@@ -22,7 +24,7 @@ def show_summary(console: Console, result: RunResult, folder: Path | None, cores
         print_plainly(console, line)
     for note in advice(result, cores):
         # Words are kept whole in a terminal; elsewhere a line stays a line.
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
+        console.print(Text(printable(f"note: {note}")), soft_wrap=not console.is_terminal)
 
 
 def epochs_table(history: list[EpochRecord]) -> Table:

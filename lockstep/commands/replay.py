@@ -6,9 +6,11 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from common.clock import SystemClock
 from common.errors import UsageError
+from common.plain import one_line
 from lockstep.display import print_plainly
 from lockstep.past_run import PastRun, bring_near, open_again, read_run
 from lockstep.replay import LayerReplay, PieceReplay, replay
@@ -88,5 +90,6 @@ def layers_table(layers: list[LayerReplay]) -> Table:
         ):
             shape = "x".join(map(str, figures.shape))
             cells = (f"{figures.norm:.6g}", f"{figures.largest:.6g}", str(figures.nonfinite or ""))
-            table.add_row(name, f"{what} {shape}".strip(), *cells)
+            # As texts: what a layer is called must not be taken for markup.
+            table.add_row(*(Text(one_line(cell)) for cell in (name, f"{what} {shape}".strip(), *cells)))
     return table

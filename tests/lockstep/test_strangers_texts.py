@@ -1,20 +1,25 @@
 """What workers, servers and files are called is shown as text: no escape reaches a terminal, no name is markup."""
 
 import io
+import math
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from common.clock import ManualClock
+from lockstep.commands.replay import layers_table
 from lockstep.commands.status import show
 from lockstep.commands.worker import say
 from lockstep.display import LiveDisplay, PlainDisplay, print_plainly
 from lockstep.main import run
+from lockstep.notebook_display import NotebookDisplay
 from lockstep.plots.attendance import read_attendance
+from lockstep.replay import Figures, LayerReplay
+from lockstep.summary import show_summary
 from ps.ledger import Begun, Share, StepDone, WorkerIn
 from tests.lockstep.plots.records import write_ledger, write_steps
-from tests.lockstep.statuses import status, worker
+from tests.lockstep.statuses import result, status, worker
 
 #: What a terminal, `rich`, or a reader of lines would take for more than text.
 EVIL = "\x1b[2J\x1b]0;title\x07[bold]a[/] :skull: [/]\r\u202e"
@@ -62,6 +67,45 @@ def test_the_live_display_survives_the_name_of_a_worker() -> None:
         display.show(status(workers=[worker(0, host="[/]"), worker(1, host="[bold")]))
     assert "[/]" in written(console)
     assert "[bold" in written(console)
+
+
+def test_a_notebook_shows_what_is_said_as_text() -> None:
+    pages: list[str] = []
+
+    class Paper:
+        def show(self, text: str) -> None:
+            pages.append(text)
+
+    with NotebookDisplay(Paper(), ManualClock()) as display:
+        display.say(EVIL)
+        display.show(status(run=EVIL, phase=EVIL, elapsed_s=0.0))
+    assert_harmless(pages[0])
+    assert_harmless(pages[-1])
+
+
+def test_a_note_at_the_end_of_a_run() -> None:
+    for is_terminal in (False, True):
+        console = paper(is_terminal=is_terminal)
+        show_summary(console, result(obstacle=EVIL), None)
+        assert_harmless(written(console).replace("\x1b[1m", "").replace("\x1b[0m", ""))
+
+
+def test_a_layers_name_in_a_replay() -> None:
+    console, output = paper(), Figures(shape=(2, 3), norm=1.0, largest=1.0, nonfinite=0)
+    console.print(layers_table([LayerReplay(name=EVIL, kind=EVIL, output=output, gradients={EVIL: output})]))
+    assert_harmless(written(console))
+    assert written(console).count(SHOWN) == 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e300, 5e-324])
+@pytest.mark.parametrize("field", ["eta_s", "elapsed_s", "loss", "accuracy", "images_per_s"])
+def test_a_servers_figures_may_be_any_numbers(field: str, value: float) -> None:
+    console = paper()
+    odd = status(**{field: value}, workers=[worker(0, compute_s=value)])
+    show(console, odd)
+    with LiveDisplay(paper(is_terminal=True), ManualClock()) as display:
+        display.show(odd)
+    assert "worker 0" in written(console)
 
 
 def test_what_a_worker_says(capsys: pytest.CaptureFixture[str]) -> None:
