@@ -9,6 +9,10 @@ from common.transport.zap import DOMAIN
 #: Milliseconds that a handshake may take. Honest ones take a few round trips.
 HANDSHAKE_MS = 4_000
 
+#: Bytes by which a frame is longer under keys, and as such ZeroMQ compares it with the limit: CurveZMQ's command name,
+#: nonce and authenticator, and the frame's flags (rfc.zeromq.org/spec/26).
+SEAL_BYTES = 8 + 8 + 16 + 1
+
 
 def new_pair() -> KeyPair:
     """Return a new key."""
@@ -67,3 +71,4 @@ def arm_client(socket: "zmq.Socket[bytes]", credential: Credential) -> None:
 def _show(socket: "zmq.Socket[bytes]", pair: KeyPair) -> None:
     socket.set(zmq.CURVE_PUBLICKEY, pair.public.encode())
     socket.set(zmq.CURVE_SECRETKEY, pair.secret.encode())
+    socket.set(zmq.MAXMSGSIZE, int(socket.get(zmq.MAXMSGSIZE)) + SEAL_BYTES)

@@ -1,4 +1,4 @@
-"""What every transport promises, asked of all of them: in memory, over tcp, over ipc."""
+"""What every transport promises, asked of all of them: in memory, over tcp, over ipc, over tcp with keys."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import ProtocolError
+from common.transport.credentials import ClientKeys, Credential, Lock, ServerKeys
 from common.transport.memory import MemoryNetwork
 from common.transport.port import ClientPort, Frames, Limits, PeerGone, PeerSlow, ServerPort
 from common.transport.zeromq import dial, serve
+from common.transport.zeromq_armour import new_pair
 
 #: Seconds that no test waits unless it fails.
 PATIENCE_S = 20.0
@@ -52,11 +54,11 @@ def ipc_net(folder: Path) -> Net:
     return Net(lambda: serve(address, limits=LIMITS), lambda: dial(address, limits=LIMITS))
 
 
-def tcp_net(folder: Path) -> Net:
+def tcp_net(folder: Path, lock: Lock = None, credential: Credential = None) -> Net:
     addresses = ["tcp://127.0.0.1:0"]
 
     def make_server() -> ServerPort:
-        server = serve(addresses[-1], limits=LIMITS)
+        server = serve(addresses[-1], lock=lock, limits=LIMITS)
         addresses.append(server.address)
         return server
 
@@ -64,12 +66,17 @@ def tcp_net(folder: Path) -> Net:
         if len(addresses) == 1:
             # The system's choice of a port that is free, so that a client can have it before there is a server.
             make_server().close()
-        return dial(addresses[-1], limits=LIMITS)
+        return dial(addresses[-1], credential=credential, limits=LIMITS)
 
     return Net(make_server, make_client)
 
 
-@pytest.fixture(params=[memory_net, tcp_net, ipc_net])
+def keys_net(folder: Path) -> Net:
+    server, worker = new_pair(), new_pair()
+    return tcp_net(folder, ServerKeys(server, lambda: {worker.public: "worker-1"}), ClientKeys(worker, server.public))
+
+
+@pytest.fixture(params=[memory_net, tcp_net, ipc_net, keys_net])
 def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Net]:
     made: Net = request.param(tmp_path)
     yield made
@@ -105,6 +112,15 @@ def send_until_slow(send: Callable[[Frames], None]) -> int:
         except PeerSlow:
             return sent
     raise AssertionError
+
+
+def test_the_longest_frames_arrive_both_ways(net: Net) -> None:
+    server, client, peer = connected(net)
+    longest = bytes(LIMITS.frame_bytes)
+    client.send([b"up", longest])
+    assert hear(server) == (peer, [b"up", longest])
+    server.send(peer, [b"down", longest])
+    assert read(client) == [b"down", longest]
 
 
 def test_frames_arrive_as_they_were_sent_and_the_answer_finds_its_way(net: Net) -> None:
