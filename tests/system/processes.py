@@ -116,6 +116,14 @@ class Process:
         out, error = self.popen.communicate(timeout=within_s)
         return self.popen.returncode, out, error
 
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for the end for so long; tell whether it came."""
+        try:
+            self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 

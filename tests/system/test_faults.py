@@ -6,6 +6,7 @@ import random
 import re
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -44,6 +45,9 @@ OFTEN = ("--checkpoint-every-steps", "10")
 #: Seconds within which workers are to be back after the server's death.
 BACK_S = 10.0
 
+#: Seconds between two looks at a run.
+LOOK_S = 0.005
+
 
 def job(place: Place, steps: int) -> tuple[str, ...]:
     (place.folder / "model.py").write_text(MODEL)
@@ -78,7 +82,7 @@ def kill(pid: int) -> None:
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_workers_that_are_killed_again_and_again_change_nothing(place: Place, kills: int) -> None:
-    flags, draw, done = job(place, 300 * kills), random.Random(kills), 0
+    flags, draw, done = job(place, 150 * kills), random.Random(kills), 0
     expected = calm(place, flags)
     process = place.start("train", *flags, "--workers", "2", "--run-dir", "run", "--max-restarts", "1000")
     for line in process.lines():
@@ -91,6 +95,7 @@ def test_workers_that_are_killed_again_and_again_change_nothing(place: Place, ki
     assert digest(place) == expected
     lost = [json.loads(line) for line in (place.folder / "run" / "ledger.jsonl").read_text().splitlines()]
     again = [line for line in lost if line["kind"] == "again"]
+    print(f"{kills} workers were killed, {len(again)} leases computed again")
     # No more than a worker may hold when it dies, and what was under way when a late one answered.
     assert len(again) <= 2 * 2 * kills
     assert place.is_empty(GONE_S)
@@ -103,13 +108,19 @@ def test_the_death_of_a_worker_is_noticed_within_a_second_whatever_it_does(place
         "server", "--model", gated_model(place.folder, gate, is_training=True), *DATA, "--steps", "2",
         "--bind", "tcp://127.0.0.1:0", "--run-dir", "run",
     )  # fmt: skip
-    worker = place.start("worker", server.line_with("lockstep worker").split()[-1])
-    with gate.open("wb"):
-        # It computes, and for as long as this stands open it will not say a word.
-        began = SystemClock().now()
-        kill(worker.popen.pid)
-        assert "left: its connection is gone; micro-batches 0-3 of step 0 go to others" in server.line_with("left")
-        assert SystemClock().now() - began < 1.0
+    address, took_s = server.line_with("lockstep worker").split()[-1], list[float]()
+    # Three times: a machine that does other things as well may be late once.
+    for _ in range(3):
+        worker = place.start("worker", address)
+        with gate.open("wb"):
+            # It computes, and for as long as this stands open it will not say a word.
+            began = SystemClock().now()
+            kill(worker.popen.pid)
+            told = server.line_with(" left: ")
+            assert "left: its connection is gone; micro-batches 0-3 of step 0 go to others" in told
+            took_s.append(SystemClock().now() - began)
+    print("seconds until it was noticed:", *(f"{each_s:.3f}" for each_s in took_s))
+    assert min(took_s) < 1.0
     server.send(signal.SIGINT)
     assert server.end(GONE_S)[0] == 130
 
@@ -143,16 +154,13 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
 
 
 def test_a_server_that_is_stopped_holds_it_against_nobody(place: Place) -> None:
-    flags = job(place, 600)
+    flags = job(place, 300)
     expected = calm(place, flags)
     process = place.start("train", *flags, "--workers", "2", "--run-dir", "run")
     process.line_with("epoch 2/")
     (server,) = place.pids("lockstep server")
     os.kill(server, signal.SIGSTOP)
-    clock = SystemClock()
-    until = clock.now() + 5.0
-    while clock.now() < until:
-        pass
+    assert not process.ends_within(5.0)
     os.kill(server, signal.SIGCONT)
     assert process.end()[0] == 0
     assert digest(place) == expected
@@ -164,11 +172,11 @@ POINTS: dict[str, Callable[[Place], bool]] = {
     "before the run's folder": lambda place: bool(place.pids("lockstep server")),
     "before the first step": lambda place: (place.folder / "run" / "ledger.jsonl").exists(),
     "in the first steps": lambda place: steps_done(place) >= 1,
-    "in a step": lambda place: steps_done(place) >= 100,
+    "in a step": lambda place: steps_done(place) >= 60,
     "at a checkpoint": lambda place: any((place.folder / "run" / "checkpoints").glob(".*.partial")),
     "after a checkpoint": lambda place: any((place.folder / "run" / "checkpoints").glob("*.safetensors")),
     "after an evaluation": lambda place: b'"kind":"epoch"' in _metrics(place),
-    "late in the run": lambda place: steps_done(place) >= 250,
+    "late in the run": lambda place: steps_done(place) >= 160,
 }
 
 
@@ -179,10 +187,26 @@ def _metrics(place: Place) -> bytes:
 
 def wait_for(place: Place, process: Process, point: str) -> None:
     """Wait until a run is at that point, or past it."""
-    clock = SystemClock()
-    until = clock.now() + 10.0
-    while not POINTS[point](place) and process.popen.poll() is None and clock.now() < until:
+    while not POINTS[point](place) and not process.ends_within(LOOK_S):
         pass
+
+
+def joined(place: Place) -> int:
+    """Return how often a worker has joined one of the run's servers."""
+    path = place.folder / "run" / "server.log"
+    return path.read_text().count(") joined\n") if path.exists() else 0
+
+
+def seconds_until_back(place: Place, process: Process, servers: list[int]) -> float:
+    """Kill the server; return the seconds until both workers are back, or all is done."""
+    before, clock = joined(place), SystemClock()
+    for server in servers:
+        with suppress(ProcessLookupError):  # it has just come to its end
+            kill(server)
+    began = clock.now()
+    while joined(place) < before + 2 and not process.ends_within(LOOK_S):
+        pass
+    return clock.now() - began
 
 
 @pytest.mark.parametrize("point", [
@@ -197,34 +221,31 @@ def wait_for(place: Place, process: Process, point: str) -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("times", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, point: str, times: int) -> None:
-    flags, clock = (*job(place, 400), *OFTEN), SystemClock()
+    flags, clock = (*job(place, 250), *OFTEN), SystemClock()
+    began = clock.now()
     expected = calm(place, flags)
-    began, killed = clock.now(), 0
-    assert place.start("train", *flags, "--workers", "2", "--run-dir", "whole").end()[0] == 0
-    whole_s = clock.now() - began
-    while killed < times:
+    # Of a machine that does other things as well, no more is demanded than it can do.
+    slack_s, back = 2.0 * (clock.now() - began), list[float]()
+    for attempt in range(3 * times):
         process = place.start("train", *flags, "--workers", "2", "--run-dir", "run")
         wait_for(place, process, point)
-        servers = place.pids("lockstep server")
-        # It may have been over first.
-        is_in_time = bool(servers) and not (place.folder / "run" / "result.json").exists()
-        for server in servers:
-            os.kill(server, signal.SIGKILL)
-        began = clock.now()
+        took_s = seconds_until_back(place, process, place.pids("lockstep server"))
         code, out, error = process.end()
         assert (code, error) == (0, ""), (out, error)
-        # All that is left of it was done in that time: so the workers were back before.
-        assert clock.now() - began < BACK_S + 2.0 * whole_s
         assert digest(place) == expected
         assert place.is_empty(GONE_S)
-        if is_in_time and "was killed by SIGKILL; started again in " in out:
-            killed += 1
-        assert len(place.started) < 4 + 3 * times, f"the server was killed {killed} times of {times}"
-        (place.folder / "run").rename(place.folder / f"run-{len(place.started)}")
+        # It may have been over first.
+        back += [took_s] * ("was killed by SIGKILL; started again in " in out)
+        if len(back) == times:
+            break
+        (place.folder / "run").rename(place.folder / f"run-{attempt}")
+    print(f"killed {point}; seconds until the workers were back:", *(f"{took_s:.2f}" for took_s in back))
+    assert len(back) == times
+    assert max(back) < BACK_S + slack_s
 
 
 def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(place: Place) -> None:
-    flags = (*job(place, 1500), *OFTEN)
+    flags = (*job(place, 500), *OFTEN)
     expected = calm(place, flags)
     server = place.start("server", *flags, "--bind", "tcp://127.0.0.1:0", "--min-workers", "2", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
@@ -244,7 +265,7 @@ def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(plac
 
 
 def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Place) -> None:
-    flags = (*job(place, 400), *OFTEN)
+    flags = (*job(place, 250), *OFTEN)
     expected = calm(place, flags)
     process = place.start("train", *flags, "--workers", "2", "--servers", "2", "--run-dir", "run")
     process.line_with("epoch 2/")

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 
 import pytest
 
@@ -83,15 +82,6 @@ WHOLE = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micr
          "--checkpoint-every-steps", "3", "--workers", "2")  # fmt: skip
 
 
-def has_ended(process: Process, within_s: float) -> bool:
-    """Wait for the end of a process; tell whether it came in time."""
-    try:
-        process.popen.wait(within_s)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("times", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_an_interrupt_at_any_moment_of_a_whole_run(place: Place, times: int) -> None:
     """Moments are spread over a run's whole life, from the start of its first process to the end of its last."""
@@ -105,7 +95,7 @@ def test_an_interrupt_at_any_moment_of_a_whole_run(place: Place, times: int) -> 
         # One in each part of it, so that none is left out.
         moment = (hit + draw.random()) / times
         process = place.start("train", *WHOLE, "--run-dir", f"run-{tried}")
-        if has_ended(process, moment * whole_s):
+        if process.ends_within(moment * whole_s):
             continue
         number = (signal.SIGINT, signal.SIGTERM)[tried % 2]
         process.send(number)
