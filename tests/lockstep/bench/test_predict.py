@@ -100,6 +100,7 @@ def test_the_command_reads_both_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "from mlp, 32 samples each, shm, measured with 1 worker on 2 cores" in told
 
 
+@pytest.mark.slow
 def test_without_a_file_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "predict", "--workers", "4", "--model", "linear", "--batch", "32", "--steps", "8"]) == 0
     assert capsys.readouterr().out.startswith("from linear, 32 samples each, ")

@@ -43,6 +43,7 @@ def test_weak_scaling_beside_the_peer(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.splitlines()[0] == SCALING_HEAD
 
 
+@pytest.mark.slow
 def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file = tmp_path / "rows.json"
     assert run([*TINY, "--strong", "--pieces", "2", "--transports", "tcp", "--json", str(json_file)]) == 0
