@@ -182,7 +182,7 @@ def machine_lines(machine: Machine) -> list[str]:
         f"versions       lockstep {shown.lockstep} (code {shown.code}), NumPy {shown.numpy}",
         f"numerics       {shown.canary}: machines with equal ones give equal bits",
         f"processor      {shown.features}",
-        *findings_lines(machine.findings),
+        *(findings_lines(machine.findings) or ["", "no findings: nothing is in the way of a run"]),
     ]
 
 
