@@ -33,8 +33,8 @@ def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> N
 
 def test_a_shard_may_be_killed_too(place: Place) -> None:
     model = ("--model", "mlp")
-    calm, _ = train(place, "calm", *model, "--workers", "0", "--steps", "200")
-    flags = ("--workers", "2", "--servers", "2", "--steps", "200", "--chaos", "kill-shard=1", "--chaos-seed", "1")
+    calm, _ = train(place, "calm", *model, "--workers", "0", "--steps", "100")
+    flags = ("--workers", "2", "--servers", "2", "--steps", "100", "--chaos", "kill-shard=1", "--chaos-seed", "1")
     digest, done = train(place, "wild", *model, *flags)
     assert digest == calm
     assert done[0].startswith("chaos: killed a shard (pid ")

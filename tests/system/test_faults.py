@@ -211,12 +211,12 @@ def seconds_until_back(place: Place, process: Process, servers: list[int]) -> fl
 
 @pytest.mark.parametrize("point", [
     "before the first step",
-    "in a step",
-    pytest.param("in the first steps", marks=pytest.mark.slow),
     "at a checkpoint",
+    pytest.param("in the first steps", marks=pytest.mark.slow),
+    pytest.param("in a step", marks=pytest.mark.slow),
     pytest.param("before the run's folder", marks=pytest.mark.slow),
     pytest.param("after a checkpoint", marks=pytest.mark.slow),
-    "after an evaluation",
+    pytest.param("after an evaluation", marks=pytest.mark.slow),
     pytest.param("late in the run", marks=pytest.mark.slow),
 ])  # fmt: skip
 @pytest.mark.parametrize("times", [1, pytest.param(12, marks=pytest.mark.slow)])
@@ -245,7 +245,7 @@ def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, poi
 
 
 def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(place: Place) -> None:
-    flags = (*job(place, 500), *OFTEN)
+    flags = (*job(place, 250), *OFTEN)
     expected = calm(place, flags)
     server = place.start("server", *flags, "--bind", "tcp://127.0.0.1:0", "--min-workers", "2", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]

@@ -11,7 +11,13 @@ from tests.system.jobs import BRIEF, ENDLESS, gated_model
 from tests.system.processes import GONE_S, Place, Process
 
 #: How `train` is ended, and the exit code that a shell sees.
-ENDINGS = [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -signal.SIGKILL)]
+ENDINGS = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGHUP: 130, signal.SIGKILL: -signal.SIGKILL}
+
+#: Where a run stands meanwhile.
+MOMENTS = ("loading", "training", "evaluating")
+
+#: Those that are tried at each moment in the short form; the others, while it trains.
+OFTEN = (signal.SIGINT, signal.SIGTERM)
 
 
 def stopped_at(place: Place, moment: str) -> tuple[Process, int]:
@@ -28,10 +34,21 @@ def stopped_at(place: Place, moment: str) -> tuple[Process, int]:
     return process, os.open(gate, os.O_WRONLY)
 
 
-@pytest.mark.parametrize("moment", ["loading", "training", "evaluating"])
-@pytest.mark.parametrize(("number", "code"), ENDINGS, ids=[number.name for number, _ in ENDINGS])
-def test_everything_is_gone(place: Place, moment: str, number: signal.Signals, code: int) -> None:
-    process, gate = stopped_at(place, moment)
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        pytest.param(
+            moment,
+            number,
+            marks=[] if moment == "training" or number in OFTEN else pytest.mark.slow,
+            id=f"{number.name}-{moment}",
+        )
+        for moment in MOMENTS
+        for number in ENDINGS
+    ],
+)
+def test_everything_is_gone(place: Place, moment: str, number: signal.Signals) -> None:
+    code, (process, gate) = ENDINGS[number], stopped_at(place, moment)
     process.send(number)
     ended = process.end(GONE_S)
     assert ended[0] == code
