@@ -17,7 +17,7 @@ from common.environment import child_environment
 GONE_S = 5.0
 
 #: Longest that a test waits for a process that should end by itself.
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 @dataclass

@@ -12,7 +12,7 @@ LASTING = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "-
 
 def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
     """Train; return the digest of the weights, and what was done to the run."""
-    code, out, error = place.start("train", *LASTING, "--run-dir", name, *flags).end(within_s=180.0)
+    code, out, error = place.start("train", *LASTING, "--run-dir", name, *flags).end(within_s=600.0)
     assert (code, error) == (0, "")
     assert place.is_empty(GONE_S)
     digest: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
