@@ -7,9 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-#: Bytes that may leave at full speed before a limit holds, and milliseconds that may wait for it: as a switch's port
-#: has it, more than a TCP window on these short cables.
-_BURST, _LATENCY = "64kb", "100ms"
+#: Milliseconds that may wait for a limit: as a switch's port has it, more than a TCP window on these short cables.
+_LATENCY = "100ms"
+
+#: Seconds for which a busy machine may forget a cable that has more to carry. What it could have carried meanwhile
+#: leaves at full speed after that: a smaller bucket would run over, and the cable be slower than it says.
+_FORGOTTEN_S = 0.002
+
+#: Bytes of the bucket at least: the biggest packet that a system hands to its network card.
+_LEAST_BURST = 65_536
 
 
 class NoHosts(Exception):  # noqa: N818 -- a reason to skip a test
@@ -68,7 +74,7 @@ class Hosts:
         ipv6 = self.address(number, is_ipv6=True).strip("[]")
         _ip("-n", host, "addr", "add", f"{ipv6}/64", "dev", "eth0", "nodad")
         for namespace, device in ((host, "eth0"), (self.switch, port)):
-            limit = ("root", "tbf", "rate", self.rate, "burst", _BURST, "latency", _LATENCY)
+            limit = ("root", "tbf", "rate", self.rate, "burst", burst(self.rate), "latency", _LATENCY)
             _run("tc", "-n", namespace, "qdisc", "add", "dev", device, *limit)
             _ip("-n", namespace, "link", "set", device, "up")
         _ip("-n", host, "link", "set", "lo", "up")
@@ -114,6 +120,11 @@ def why_not() -> str:
 def speed(rate: str) -> float:
     """Return what `tc` calls `100mbit` in bytes a second."""
     return float(rate.removesuffix("mbit").removesuffix("gbit")) * (1e9 if rate.endswith("gbit") else 1e6) / 8
+
+
+def burst(rate: str) -> str:
+    """Return the bytes that may leave at once, as `tc` reads them."""
+    return str(max(_LEAST_BURST, round(_FORGOTTEN_S * speed(rate))))
 
 
 def seconds_pass(processes: Sequence["subprocess.Popen[str]"], seconds: float) -> None:
