@@ -127,6 +127,7 @@ class Coordinator(Course):
         return effects + self._serve_all(now)
 
     def _left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
+        self.early = [early for early in self.early if early.peer != event.peer]
         member = self.roster.remove(event.peer)
         if member is None:
             return []

@@ -81,6 +81,13 @@ class Say:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TellRefusal:
+    """Tell the person at the server that somebody was not taken in, who may come again and again."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finish:
     """The run is over; `failure` says why, and is empty where it went well."""
 
@@ -90,5 +97,15 @@ class Finish:
 
 
 Effect = (
-    Send | SendWeights | AddSums | AddShared | AwaitShards | ForgetWorker | UpdateWeights | RecordEpoch | Say | Finish
+    Send
+    | SendWeights
+    | AddSums
+    | AddShared
+    | AwaitShards
+    | ForgetWorker
+    | UpdateWeights
+    | RecordEpoch
+    | Say
+    | TellRefusal
+    | Finish
 )

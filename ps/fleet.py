@@ -23,6 +23,7 @@ from ps.fleet_effects import (
     Muster,
     Say,
     Send,
+    TellRefusal,
     UpdateOwnSlice,
     WelcomeShard,
 )
@@ -120,7 +121,7 @@ class Fleet:
         reason = self._refusal(event.join)
         if reason:
             refused = Send(peer=event.peer, message=Refused(reason=shortened(reason)))
-            return [refused, Say(text=f"refused a shard: {reason}")]
+            return [refused, TellRefusal(text=f"refused a shard: {reason}")]
         taken = {seat.index for seat in self.seats.values()}
         index = next(index for index in range(1, self.facts.servers) if index not in taken)
         seat = self.seats[event.peer] = Seat(event.peer, index, event.join, heard=now)

@@ -85,6 +85,23 @@ class Say:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TellRefusal:
+    """Tell the person at the server that somebody was not taken in, who may come again and again."""
+
+    text: str
+
+
 FleetEffect = (
-    Send | WelcomeShard | FillShard | Muster | ConfirmSums | FindScale | UpdateOwnSlice | CompleteStep | LoseShard | Say
+    Send
+    | WelcomeShard
+    | FillShard
+    | Muster
+    | ConfirmSums
+    | FindScale
+    | UpdateOwnSlice
+    | CompleteStep
+    | LoseShard
+    | Say
+    | TellRefusal
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from common.messages import Refused, Standby, shortened
 from ps import events
 from ps.admission import is_of_another_run, why_not
-from ps.effects import Effect, ForgetWorker, Say, Send
+from ps.effects import Effect, ForgetWorker, Say, Send, TellRefusal
 from ps.facts import RunFacts
 from ps.ledger import Account, WorkerIn
 from ps.roster import Member, Roster
@@ -25,7 +25,7 @@ class Reception:
         if not reason:
             return []
         refused = Refused(reason=shortened(reason), is_of_another_run=is_of_another_run(event.join, self.facts))
-        return [Send(peer=event.peer, message=refused), Say(text=f"refused a worker: {reason}")]
+        return [Send(peer=event.peer, message=refused), TellRefusal(text=f"refused a worker: {reason}")]
 
     def admit(self, event: events.WorkerJoined, now: float) -> list[Effect]:
         """Give a worker a rank."""

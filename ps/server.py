@@ -189,7 +189,7 @@ class Server:
 
     def _refuse_shard(self, peer: bytes) -> list[events.Event]:
         reason = "this run has one server: start that with --servers 2 or more"
-        self.say(f"refused a shard: {reason}")
+        self.turned_away.refuse(f"refused a shard: {reason}")
         self.post.send(peer, Refused(reason=reason))
         return []
 
@@ -290,6 +290,8 @@ class Server:
                 self.chronicle.record_epoch(effect)
             case effects.Say():
                 self.say(effect.text)
+            case effects.TellRefusal():
+                self.turned_away.refuse(effect.text)
             case effects.Finish():
                 self.ended = self.chronicle.finish(effect)
             case _:

@@ -31,6 +31,7 @@ from common.shard_messages import (
     Updated,
 )
 from common.slices import Slice, slices_for
+from common.transport.denials import Denials
 from common.transport.port import PeerGone, PeerSlow
 from ps import effects, events, fleet_effects, fleet_events
 from ps.facts import RunFacts
@@ -68,6 +69,8 @@ class Shards:
     stepped: Stepped | None = None
     #: The update that all make, or made last.
     _joint: JointUpdate = field(default_factory=JointUpdate)
+    #: Shards that were not taken in.
+    _refusals: Denials = field(default_factory=Denials)
     _traffic: Traffic = field(default_factory=Traffic)
 
     def __post_init__(self) -> None:
@@ -189,6 +192,10 @@ class Shards:
                 yield events.ServerLost(text=effect.text)
             case fleet_effects.Say():
                 self.means.say(effect.text)
+            case fleet_effects.TellRefusal():
+                self._refusals.note(effect.text)
+                for text in self._refusals.told(self.means.clock.now()):
+                    self.means.say(text)
             case _:
                 assert_never(effect)
 

@@ -25,15 +25,22 @@ class TurnedAway:
     denials: Denials
     #: Peers that were let in, and broke the protocol.
     broken: Denials = field(default_factory=Denials)
+    #: Those that broke nothing, and are not for this run.
+    misled: Denials = field(default_factory=Denials)
     #: The last peers that were sent away, and how often they have talked on.
     _peers: dict[bytes, int] = field(default_factory=dict)
 
     def tell(self) -> None:
         """Tell what is new, in as few lines as there may be."""
-        for denials in (self.denials, self.broken):
+        for denials in (self.denials, self.broken, self.misled):
             if denials.untold:
                 for text in denials.told(self.clock.now()):
                     self.say(text)
+
+    def refuse(self, text: str) -> None:
+        """Tell of somebody who may come again."""
+        self.misled.note(text)
+        self.tell()
 
     def add(self, peer: bytes, reason: str) -> None:
         """Book a peer that broke the protocol, and tell of it."""

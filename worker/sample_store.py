@@ -5,6 +5,7 @@ length, with holes where nothing has come yet: images, labels, and a checksum fo
 counts as here where its checksum is right: whatever a crash or a full disk left is asked for again.
 """
 
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class PartStore:
     def _mapped(self, end: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return a file of that shape, made where it is missing, to be read."""
         path = self._path(end)
-        size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+        size = np.dtype(dtype).itemsize * math.prod(shape)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             if os.fstat(descriptor).st_size != size:
@@ -117,7 +118,7 @@ class SampleStore:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             parts = {name: PartStore(facts, folder / name) for name, facts in manifest.parts().items()}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise DataError(
                 f"samples cannot be kept in {str(folder)!r}: {error}: expected a folder to write to; give another "
                 "with --cache"

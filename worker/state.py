@@ -59,6 +59,9 @@ ASK_MOST_S = 5.0
 #: The same at most of a server that was never there: questions that find none wait, and will all arrive at once.
 CALL_MOST_S = 60.0
 
+#: Leases that wait, of which a server gives out a few: the first ones are forgotten where one gives out more.
+MOST_LEASES = 1024
+
 #: Seconds of a server's silence after which a person is told of it: then at twice the time, and so on.
 SILENT_S = 10.0
 
@@ -148,7 +151,7 @@ class WorkerState:
     weights_step: int | None = None
     #: Leases to be computed, all of one round: on the weights at hand, or on those that are on their way here. Other
     #: servers send theirs over connections of their own, so that a lease may be quicker.
-    leases: deque[Lease] = field(default_factory=deque)
+    leases: deque[Lease] = field(default_factory=lambda: deque(maxlen=MOST_LEASES))
     #: What has been asked for, and has not come, of the samples of the first lease.
     lacking: SamplesAsked | None = None
 
@@ -214,7 +217,7 @@ class WorkerState:
             case PreparationFailed():
                 return [Send(message=Leave(reason=shortened(event.reason))), *self._end(2, event.reason)]
             case ToldToStandBy():
-                return [Say(text=event.standby.reason)]
+                return [Say(text=one_line(event.standby.reason))]
             case RunFinished():
                 reason = event.finished.reason
                 return self._end(1, f"the run failed: {reason}") if reason else self._end(0, "")
@@ -309,7 +312,7 @@ class WorkerState:
         self.lives += 1
         self._drop_leases()
         self.weights_step = None
-        return [Say(text=f"joins anew: {reason}"), Send(message=self.join())]
+        return [Say(text=f"joins anew: {one_line(reason)}"), Send(message=self.join())]
 
     def _join_again(self, event: TimePassed, now: float) -> list[Effect]:
         if event.is_hopeless:

@@ -11,7 +11,7 @@ from common.reduction import Node
 from common.tally import pack_losses
 from ps import events
 from ps.coordinator import Coordinator
-from ps.effects import Effect, Finish, Say, Send
+from ps.effects import Effect, Finish, Say, Send, TellRefusal
 from ps.facts import RunFacts
 from ps.plan import plan_of
 
@@ -181,7 +181,7 @@ def kinds(effects: list[Effect], worker: int | None = None) -> list[type[Message
 
 
 def said(effects: list[Effect]) -> str:
-    return "\n".join(effect.text for effect in effects if isinstance(effect, Say))
+    return "\n".join(effect.text for effect in effects if isinstance(effect, Say | TellRefusal))
 
 
 def called(effects: list[Effect]) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -95,6 +96,15 @@ def test_a_folder_that_cannot_be_is_named_with_the_way_out(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot be kept in .*file.*--cache"):
         opened(tmp_path / "file" / "kept")
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2**40), (2**32, 2**32), (2**40,) * 4, (0,)], ids=str)
+@pytest.mark.parametrize("samples", [1, 2**32 - 1])
+def test_samples_of_impossible_sizes_are_no_samples(shape: tuple[int, ...], samples: int, folder: Path) -> None:
+    manifest = manifest_of(digits())
+    huge = msgspec.structs.replace(manifest.train, samples=samples, images_dtype="<f4", sample_shape=shape)
+    with pytest.raises(DataError):
+        SampleStore.open(folder, msgspec.structs.replace(manifest, train=huge))
 
 
 def test_what_is_kept_is_this_users_alone(folder: Path) -> None:

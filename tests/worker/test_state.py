@@ -3,6 +3,7 @@
 from itertools import product
 from typing import get_args
 
+import msgspec
 import pytest
 
 from common.errors import ProtocolError
@@ -23,8 +24,8 @@ from common.messages import (
 )
 from tests.worker.states import JOIN, WELCOME, Drive, exits, lease_of, result_of, said, sent
 from worker import events
-from worker.effects import ComputePiece, Exit, Greet, Prepare, Send, SendResult
-from worker.state import ASK_MOST_S, ASK_S, CALL_MOST_S, ILLEGAL, SILENT_S, TRANSITIONS, Phase
+from worker.effects import ComputePiece, Exit, Greet, Prepare, Say, Send, SendResult
+from worker.state import ASK_MOST_S, ASK_S, CALL_MOST_S, ILLEGAL, MOST_LEASES, SILENT_S, TRANSITIONS, Phase
 
 LEASE = lease_of(3)
 
@@ -222,6 +223,20 @@ def test_a_lease_that_is_quicker_than_its_weights_waits_for_them() -> None:
     assert list(drive.state.leases) == [lease_of(4)]
     drive.lease(lease_of(3))
     assert list(drive.state.leases) == [lease_of(4)]
+
+
+def test_leases_without_an_end_do_not_fill_the_memory() -> None:
+    drive = drive_in(Phase.WAITING)
+    for number in range(3 * MOST_LEASES):
+        drive.happen(events.LeaseReceived(lease=msgspec.structs.replace(lease_of(7), number=number)))
+    assert len(drive.state.leases) == MOST_LEASES
+    assert drive.state.leases[-1].number == 3 * MOST_LEASES - 1
+
+
+def test_what_a_server_says_is_a_line() -> None:
+    drive = drive_in(Phase.WAITING)
+    (standby,) = drive.happen(events.ToldToStandBy(standby=Standby(reason="wait\nerror: forged")))
+    assert standby == Say(text="wait\\nerror: forged")
 
 
 def test_divergence_and_errors_are_told_with_their_place() -> None:
