@@ -27,6 +27,9 @@ from ps.admission import refused_for
 #: Seconds for an answer in all, and between two looks at what is in the way.
 PATIENCE_S, LOOK_S = 6.0, 1.0
 
+#: What an answer tells, of this machine or the other, that comes out no other way a second later.
+TOLD_AT_ONCE = (Stage.NAME, Stage.ROUTE, Stage.PORT)
+
 #: Stage -> cause, and what to do.
 CURES = {
     Stage.NAME: (
@@ -121,7 +124,7 @@ class Examiner:
         )
         port.send(encode(join))
         deadline, trouble = self.clock.now() + PATIENCE_S, None
-        while self.clock.now() < deadline and (trouble is None or not trouble.is_final):
+        while self.clock.now() < deadline and not _is_certain(trouble):
             frames = port.receive(min(LOOK_S, max(0.0, deadline - self.clock.now())))
             if frames is None:
                 trouble = port.trouble()
@@ -166,6 +169,10 @@ class Examiner:
 
     def _connection(self, steps: list[tuple[str, str]], *findings: Finding) -> Connection:
         return Connection(address=self.address, steps=steps, findings=list(findings))
+
+
+def _is_certain(trouble: Trouble | None) -> bool:
+    return trouble is not None and (trouble.is_final or trouble.stage in TOLD_AT_ONCE)
 
 
 def _finding(stage: Stage, text: str) -> Finding:
