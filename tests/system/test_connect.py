@@ -45,6 +45,10 @@ class Scene:
     def name(self) -> tuple[str, ...]:
         return ("tcp://no-such-host.invalid:5555",)
 
+    def route(self) -> tuple[str, ...]:
+        # No connection leads to everybody.
+        return ("tcp://255.255.255.255:5555",)
+
     def port(self) -> tuple[str, ...]:
         # Bound and not listening: the port is ours, and connections are refused.
         bound = self.exits.enter_context(socket.socket())
@@ -102,6 +106,7 @@ def scene(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 #: Scene -> what kind of finding it is, and words of it that a worker says as well.
 KINDS = {
     "name": ("name", "is not known here"),
+    "route": ("route", "cannot be reached"),
     "port": ("port", "nothing listens at"),
     "firewall": ("firewall", "is a firewall in between?"),
     "service": ("service", "is no server of ours"),

@@ -122,6 +122,23 @@ def test_a_cable_that_is_pulled_for_ten_seconds_and_put_back_is_survived(lab: La
 
 
 @pytest.mark.slow
+def test_a_host_that_drops_packets_is_told_by_doctor_and_worker(lab: Lab) -> None:
+    address = f"tcp://{lab.net.address(0)}:5555"
+    serving = ("--bind", address, "--keys", "keys", "--run-dir", "run", "--min-workers", "2")
+    server = lab.place.start("server", *BRIEF, *serving, within=lab.net.within(0))
+    server.line_with("lockstep worker ")
+    lab.net.drop(0, 1)
+    asked = (address, "--key", "keys/worker-1.key")
+    worker = lab.place.start("worker", *asked, within=lab.net.within(1))
+    code, out, _ = lab.place.start("doctor", "--connect", *asked, "--json", within=lab.net.within(1)).end(DEADLINE_S)
+    assert code == 1
+    assert [finding["kind"] for finding in json.loads(out)["findings"]] == ["firewall"]
+    worker.error_with("is a firewall in between?")
+    # Only the one whose packets are dropped.
+    assert lab.place.start("doctor", "--connect", *asked, within=lab.net.within(2)).end(DEADLINE_S)[0] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lab", ["100mbit", "1gbit"], indirect=True)
 def test_a_step_takes_what_the_cost_model_predicts_within_a_fifth(lab: Lab) -> None:
     """Predicted by `bench predict --from` of the same run on this machine alone."""

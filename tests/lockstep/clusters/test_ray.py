@@ -175,6 +175,7 @@ def test_a_driver_that_is_killed_leaves_nothing_running(place: Place, three: Ray
     assert three.left() == []
 
 
+@pytest.mark.slow
 def test_a_wrong_job_is_told_as_on_one_machine(place: Place, three: Ray) -> None:
     flags = ("--on", "ray", "--workers", "1", "--model", "gone.py:build")
     code, _, error = place.start("train", *flags, "--run-dir", "run", environ={"RAY_ADDRESS": three.address}).end(RAY_S)
