@@ -67,10 +67,15 @@ def test_event_files_are_replaced_and_hold_the_validation_too(tmp_path: Path) ->
         "tensorboardX", reason="event files are written by tensorboardX: pip install 'lockstep[tensorboard]'"
     )
     write_steps(tmp_path / "a", range(4), validation=(0.125, 0.875))
-    for _ in range(2):
-        assert run(["plot", str(tmp_path / "a"), "--to", str(tmp_path / "events"), "--tensorboard"]) == 0
-    (name,) = files(tmp_path / "events")
-    found = read_events((tmp_path / "events" / name).read_bytes())
+    events = tmp_path / "events" / "a"
+    events.mkdir(parents=True)
+    for name in ("events.out.tfevents.1.host.lockstep", "events.out.tfevents.1.host"):
+        (events / name).touch()
+    assert run(["plot", str(tmp_path / "a"), "--to", str(tmp_path / "events"), "--tensorboard"]) == 0
+    # That of an earlier call is gone, and what others wrote is still there.
+    others, name = sorted(files(events))
+    assert others == "events.out.tfevents.1.host"
+    found = read_events((events / name).read_bytes())
     assert (found["loss/validation"], found["accuracy/validation"]) == ({4: 0.125}, {4: 0.875})
 
 
