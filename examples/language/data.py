@@ -1,4 +1,4 @@
-"""Cuts the text beside this file into sequences of characters, as tokens: what language.toml trains on.
+"""Cuts the text beside this file into sequences of characters, as tokens: what job.toml trains on.
 
     python examples/language/data.py
 
