@@ -1,5 +1,6 @@
 """`lockstep train`: a server and workers on this machine, or this process alone."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def carry_out(console: Console, job: Job, destination: Destination, asked: Asked
 
 def train_on_ray(on: str, job: Job, destination: Destination, display: Display, chaos: Chaos | None) -> RunResult:
     """Train on the nodes of a Ray cluster."""
-    if on != "ray" and not on.startswith("ray://"):
+    # Without a port, Ray would try another one for minutes.
+    if on != "ray" and not re.fullmatch(r"ray://.+:[0-9]{1,5}", on):
         raise UsageError(f"--on {on!r} is no cluster: expected ray, or ray://HOST:10001")
     demand("ray", "ray", f"--on {on}")
     from lockstep.clusters.ray_ground import ray_ground

@@ -263,8 +263,9 @@ def test_a_node_that_goes_and_one_that_comes_change_nothing(place: Place, three:
 
 
 @pytest.mark.slow
-def test_a_server_whose_node_goes_is_back_elsewhere_from_the_checkpoint(place: Place, three: Ray) -> None:
-    flags = ("--on", "ray", "--workers", "2", "--checkpoint-every-steps", "100")
+@pytest.mark.parametrize("workers", ["2", "1"], ids=["a worker is left", "nobody is left"])
+def test_a_server_whose_node_goes_is_back_elsewhere_from_the_checkpoint(place: Place, three: Ray, workers: str) -> None:
+    flags = ("--on", "ray", "--workers", workers, "--checkpoint-every-steps", "100")
     train = place.start("train", *flags, *LENET, "--run-dir", "run", environ={"RAY_ADDRESS": three.address})
     train.line_with("epoch 1/")
     (server,) = three.ours("server")
@@ -292,6 +293,7 @@ def test_a_client_from_outside_trains_with_two_servers(place: Place, three: Ray)
     ("flags", "told"),
     [
         (("--on", "spark"), "--on 'spark' is no cluster: expected ray, or ray://HOST:10001"),
+        (("--on", "ray://head"), "--on 'ray://head' is no cluster: expected ray, or ray://HOST:10001"),
         (
             ("--on", "ray", "--workers", "0"),
             "workers = 0, which trains in this process alone, has no use for a cluster",
