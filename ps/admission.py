@@ -6,7 +6,7 @@ from common.messages import PROTOCOL_VERSION, Join
 from common.numerics import Fingerprint
 from common.shard_messages import ShardJoin
 from ps.facts import RunFacts
-from ps.roster import Roster
+from ps.roster import Roster, Standing
 
 #: Fields of a fingerprint that are the same wherever the same versions are installed.
 VERSIONS = ("lockstep", "code", "numpy", "blas")
@@ -53,6 +53,7 @@ def why_not(join: Join, peer: bytes, roster: Roster, facts: RunFacts) -> str:
     if is_of_another_run(join, facts):
         return f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {facts.run!r}"
     twin = roster.incarnation_of(join.incarnation)
-    if twin is not None and twin.peer != peer:
+    # One that has not said a word since may have dialled again, before its welcome came: see `Reception.admit`.
+    if twin is not None and twin.peer != peer and twin.standing is not Standing.PREPARING:
         return f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
     return refusal(join, facts.fingerprint, allows_mixed_numerics=facts.allows_mixed_numerics)

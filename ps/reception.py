@@ -28,11 +28,19 @@ class Reception:
         return [Send(peer=event.peer, message=refused), TellRefusal(text=f"refused a worker: {reason}")]
 
     def admit(self, event: events.WorkerJoined, now: float) -> list[Effect]:
-        """Give a worker a rank."""
+        """Give a worker a rank, and take that of its connection before: the welcome may have gone down with it."""
+        superseded = self._supersede(event)
         member = self.roster.admit(event.peer, event.join, now)
         self.account.note(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
         welcome = self.facts.welcome(member.rank)
-        return [Send(peer=event.peer, message=welcome), Say(text=f"{member.named()} joined")]
+        return [*superseded, Send(peer=event.peer, message=welcome), Say(text=f"{member.named()} joined")]
+
+    def _supersede(self, event: events.WorkerJoined) -> list[Effect]:
+        twin = self.roster.incarnation_of(event.join.incarnation)
+        if twin is None:
+            return []
+        self.roster.remove(twin.peer)
+        return [Say(text=f"{twin.named()} left: it dialled again"), ForgetWorker(peer=twin.peer, rank=twin.rank)]
 
     def prepared(self, member: Member, event: events.WorkerPrepared) -> list[Effect]:
         """Give a place to a member that has the model and the data, or send it away where it is to share memory."""

@@ -78,13 +78,26 @@ def test_a_doubled_join_is_ignored() -> None:
 )
 def test_a_worker_is_refused_with_the_reason(join: Join, text: str) -> None:
     drive = Drive()
-    drive.join(1)
+    drive.enter(1)
     effects = drive.happen(events.WorkerJoined(peer=peer_of(2), join=join))
     (refused,) = messages(effects)
     assert isinstance(refused, Refused)
     assert text in refused.reason
     assert text in said(effects)
     assert len(drive.coordinator.roster.members) == 1
+
+
+def test_a_worker_that_dials_again_before_its_welcome_came_is_taken_in() -> None:
+    drive = Drive()
+    drive.join(1)
+    effects = drive.happen(events.WorkerJoined(peer=peer_of(2), join=join_of(1)))
+    (welcome,) = messages(effects)
+    assert isinstance(welcome, Welcome)
+    assert welcome.rank == 1
+    assert "worker 0 (host host, pid 1) left: it dialled again" in said(effects)
+    assert list(drive.coordinator.roster.members) == [peer_of(2)]
+    # What comes over the connection before is nobody's.
+    assert kinds(drive.prepare(1)) == [Fenced]
 
 
 def test_other_numerics_are_admitted_on_demand() -> None:

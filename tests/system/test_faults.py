@@ -125,7 +125,7 @@ def test_the_death_of_a_worker_is_noticed_within_a_second_whatever_it_does(place
     assert server.end(GONE_S)[0] == 130
 
 
-@pytest.mark.parametrize("steps", [10**6, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [10**6, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(place: Place, steps: int) -> None:
     flags = job(place, steps)
     server = place.start("server", *flags, "--bind", place.address(), "--min-workers", "2", "--run-dir", "run")
