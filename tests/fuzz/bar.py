@@ -29,8 +29,8 @@ CASE_S, TRIES = 0.05, 20
 ROOM_BYTES = 128 * 2**20
 
 #: Bytes that a case may take at its height, beside what was there before. It is measured of one in so many, since that
-#: takes five times as long.
-CASE_BYTES, MEASURED = 2 * 2**20, 13
+#: takes four times as long.
+CASE_BYTES, MEASURED = 2 * 2**20, 2
 
 #: The same for what is made by hand of files of the greatest length that is read at all, a MiB.
 FILE_BYTES = 16 * 2**20
