@@ -288,6 +288,8 @@ class ShardServer:
             place = take_place(welcome, self.root)
         except LockstepError as error:
             return events.PreparationFailed(reason=str(error))
+        except MemoryError:
+            return events.PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
         self.work, shard = ShardWork(place, self._tell, self.traffic), place.shard
         self._frame_at = {frame.start: index for index, frame in enumerate(shard.frames)}
         self._make_room()

@@ -17,7 +17,7 @@ from ps.opening import Admission, Opening, open_run
 from ps.shard_server import ShardServer
 from ps.shard_state import ShardFacts, ShardState
 from tests.common.test_codec import EXAMPLES
-from tests.fuzz.bar import amounts, examine
+from tests.fuzz.bar import ROOM_BYTES, amounts, bounded, examine
 from tests.fuzz.strangers import Stage
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
@@ -221,3 +221,11 @@ def test_a_shard_whose_server_and_visitors_lie(cases: int) -> None:
             (employed.tell if is_server else employed.visit)(frames)
 
     examine(cases, make, check)
+
+
+def test_a_slice_that_no_memory_holds_ends_the_shard_with_the_reason() -> None:
+    employed = Employed()
+    with bounded(ROOM_BYTES):
+        employed.tell(encode(msgspec.structs.replace(SHARD_WELCOME, size=2**31 + 10_403)))
+    assert employed.shard.ended is not None
+    assert "does not fit into the memory" in employed.shard.ended.reason
