@@ -94,7 +94,7 @@ def connect(address: str) -> None:
     if named:
         demand_listener(address, named.removeprefix("ray://"))
     try:
-        ray.init(address=where, namespace="lockstep", log_to_driver=False, logging_level=logging.ERROR)
+        begin(where)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         told = " ".join(str(error).split())
         raise UsageError(
@@ -104,6 +104,20 @@ def connect(address: str) -> None:
     finally:
         # Ray has put its own in their place.
         interrupt_on_signals()
+
+
+def begin(where: str) -> None:
+    """Connect; again where the cluster took us and then gave up on the process that it starts for each client.
+
+    It waits 30 s for that one, which on a busy head takes longer; the second is quicker.
+    """
+    for is_last in (False, False, True):
+        try:
+            ray.init(address=where, namespace="lockstep", log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except ConnectionAbortedError:
+            if is_last:
+                raise
 
 
 def demand_listener(address: str, place: str) -> None:
