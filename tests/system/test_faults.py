@@ -82,7 +82,7 @@ def kill(pid: int) -> None:
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_workers_that_are_killed_again_and_again_change_nothing(place: Place, kills: int) -> None:
-    flags, draw, done = job(place, 150 * kills), random.Random(kills), 0
+    flags, draw, done = job(place, 500 + 100 * kills), random.Random(kills), 0
     expected = calm(place, flags)
     process = place.start("train", *flags, "--workers", "2", "--run-dir", "run", "--max-restarts", "1000")
     for line in process.lines():
