@@ -190,11 +190,6 @@ class Coordinator(Course):
         workers = [member.status(is_busy=member.rank in self.pieces.held) for member in members]
         return status_of(self.facts, self.progress, self.phase, self.round, now, workers, self.failure)
 
-    def slot_of(self, peer: bytes, number: int) -> int | None:
-        """Return the slot of the sums of a lease whose result has come; None where it may hold something else."""
-        member = self.roster.members.get(peer)
-        return None if member is None else self.books.slots.slot_of(member.rank, number)
-
     def validate(self) -> None:
         """Raise AssertionError where the state contradicts itself: for tests, after each event."""
         self.roster.validate(self.facts.job.micro_batches)

@@ -210,8 +210,7 @@ class Server:
                 return events.WorkerAdvanced(peer=peer) if self.intake.take(peer, message, self._arrays[0]) else None
             case Result():
                 demand_plausible(message, self.coordinator.facts)
-                slot = self.coordinator.slot_of(peer, message.number)
-                is_whole = self.intake.is_whole(peer, message, self._arrays, slot)
+                is_whole = self.intake.is_whole(peer, message, self._arrays)
                 return events.ResultReceived(peer=peer, result=message) if is_whole else None
             case Failed():
                 return events.PieceFailed(peer=peer, failed=message)

@@ -196,7 +196,7 @@ class ShardServer:
             case Serve():
                 return events.WeightsWanted(serve=message)
             case Add():
-                return self._demand_work().shared(message)
+                return events.SumsShared(add=message)
             case SquaresAsked():
                 self._demand_sums(message.step, message.count)
                 return events.SquaresWanted(asked=message)

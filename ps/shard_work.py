@@ -7,15 +7,13 @@ from typing import Protocol, assert_never
 import numpy as np
 
 from common.errors import SharingError
-from common.finite import first_not_finite
 from common.messages import Message
 from common.reduction import Vector
-from common.shard_messages import Add, Held, Squares, Updated
+from common.shard_messages import Held, Squares, Updated
 from ps import shard_effects as effects
 from ps import shard_events as events
 from ps.mark import MODULUS
 from ps.partition import held_frames, mark_in
-from ps.plausible import not_finite
 from ps.shard_place import ShardPlace
 from ps.traffic import Traffic
 
@@ -78,13 +76,6 @@ class ShardWork:
         pieces = held_frames(place.shard, updates, has_weights=not place.shows_weights, has_state=has_state)
         for name, part, values in pieces:
             self.tell(Held(name=name, steps=updates, start=part.start), values)
-
-    def shared(self, add: Add) -> events.ShardEvent:
-        """Return what it is that a worker's sums are in a slot: it is lost where our part of them is not finite."""
-        slots = self.sums.get(add.rank)
-        if slots is None or first_not_finite(slots[add.slot]) is None:
-            return events.SumsShared(add=add)
-        return events.SumsMissing(rank=add.rank, reason=str(not_finite(add.step, add.node())))
 
     def map(self, rank: int) -> Iterator[events.ShardEvent]:
         """Map our part of the sums of a worker that shares memory."""

@@ -24,20 +24,16 @@ def spoilt(
     *,
     wire: str = "float32",
     servers: int = 1,
-    root: Path | None = None,
-    shards_share: bool = True,
 ) -> Simulation:
     """Run a job to its good end with one worker that is right, and one that sends no numbers at the second step."""
     job = msgspec.structs.replace(JOBS[name], wire=wire)
     admission = Admission(min_workers=2, servers=servers)
-    simulation = Simulation(job, admission=admission, root=root)
+    simulation = Simulation(job, admission=admission)
     simulation.add_worker()
     simulation.add_worker(spoils=Spoils(1, place))
     digest = simulation.finish()
     if wire == "float32":
         assert digest == alone(name).weights_sha256
-    if simulation.sharing is not None:
-        simulation.sharing.close()
     return simulation
 
 
@@ -57,18 +53,25 @@ def test_who_sends_no_numbers_is_refused_by_name_and_the_run_has_its_bits(name: 
     assert "a gradient that is not finite" in ended.reason
 
 
-def test_in_shared_memory_it_is_refused_as_well(tmp_path: Path) -> None:
-    assert told(spoilt("linear", -1, root=tmp_path))
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("place", [0, -1])
+def test_in_shared_memory_it_ends_the_run_at_the_next_loss(place: int, servers: int, tmp_path: Path) -> None:
+    simulation = Simulation(JOBS["mlp"], admission=Admission(min_workers=2, servers=servers), root=tmp_path)
+    simulation.add_worker()
+    simulation.add_worker(spoils=Spoils(1, place))
+    with np.errstate(all="ignore"):
+        simulation.run()
+    ended = simulation.server.ended
+    assert isinstance(ended, Finish)
+    assert ended.is_diverged
+    assert ended.failure.startswith("the loss of step 2, micro-batch 0, is not finite; first seen in layer 5 (Linear)")
+    if simulation.sharing is not None:
+        simulation.sharing.close()
 
 
 @pytest.mark.parametrize("place", [0, -1])
 def test_so_it_is_by_any_of_several_servers(place: int) -> None:
     assert told(spoilt("mlp", place, servers=2))
-
-
-@pytest.mark.parametrize("place", [0, -1])
-def test_so_it_is_by_any_of_several_servers_that_share_memory(place: int, tmp_path: Path) -> None:
-    assert told(spoilt("mlp", place, servers=2, root=tmp_path))
 
 
 #: A loss that is finite and a gradient that is not: the derivative of a root at 0.
