@@ -13,7 +13,7 @@ import zmq
 
 from common.clock import SystemClock
 from common.codec import decode, encode
-from common.messages import PROTOCOL_VERSION, Join, Refused, ServerMessage, Welcome
+from common.messages import PROTOCOL_VERSION, Join, Ready, Refused, ServerMessage, Welcome
 from common.numerics import fingerprint
 from common.transport.credentials import ClientKeys, Credential, ServerKeys, Token
 from common.transport.denials import Denials
@@ -147,6 +147,9 @@ def gate() -> Iterator[Gate]:
     gate = Gate()
     with closing(gate.port), closing(dial(gate.port.address, credential=GOOD)) as first:
         assert isinstance(gate.answer(first, JOIN), Welcome)
+        # Until it is ready, its incarnation may dial again: the welcome may have gone down with the connection before.
+        first.send(encode(Ready()))
+        assert gate.serve_until(lambda: bool(gate.server.coordinator.roster.ready())), gate.said
         yield gate
 
 
