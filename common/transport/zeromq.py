@@ -20,7 +20,7 @@ from common.transport.zeromq_armour import arm_client, arm_server
 from common.transport.zeromq_ends import Ends
 from common.transport.zeromq_handshakes import Handshakes
 from common.transport.zeromq_porter import Porter
-from common.transport.zeromq_socket import LimitedSocket, milliseconds
+from common.transport.zeromq_socket import LimitedSocket, milliseconds, wait_for
 
 # A worker that starts first dials at once when its server comes, and does not storm one that stays away.
 _REDIAL_MS = 20
@@ -90,7 +90,7 @@ def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> None:
         if isinstance(port, ZeroMqServer) and port.has_connections():
             # Or less: what comes of it is looked at by `receive`.
             timeout_s = LOOK_S if timeout_s is None else min(timeout_s, LOOK_S)
-    poller.poll(milliseconds(timeout_s))
+    wait_for(poller, timeout_s)
 
 
 class ZeroMqServer:

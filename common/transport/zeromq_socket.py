@@ -15,6 +15,9 @@ from common.transport.port import Frame, Limits, PeerGone, PeerSlow
 _HEARTBEAT_MS = 5_000
 _PATIENCE_MS = 30_000
 
+#: A signal that comes just before a poll does not end it: its handler waits for as long as this at most.
+_POLL_S = 0.5
+
 
 class LimitedSocket:
     """A ROUTER or DEALER."""
@@ -55,7 +58,7 @@ class LimitedSocket:
         `extra` frames do not count.
         """
         self.demand_open()
-        if not self._poller.poll(milliseconds(timeout_s)):
+        if not wait_for(self._poller, timeout_s):
             return None
         frames: list[memoryview] = []
         has_more = True
@@ -105,3 +108,13 @@ class LimitedSocket:
 def milliseconds(seconds: float | None) -> int | None:
     """Return whole milliseconds, rounded up so that a deadline has passed when the wait is over."""
     return None if seconds is None else min(math.ceil(max(seconds, 0.0) * 1000.0), 2**31 - 1)
+
+
+def wait_for(poller: zmq.Poller, timeout_s: float | None) -> bool:
+    """Wait until something has come, or for so many seconds, None for ever; tell whether something has."""
+    left_s = math.inf if timeout_s is None else timeout_s
+    while not poller.poll(milliseconds(min(left_s, _POLL_S))):
+        left_s -= _POLL_S
+        if left_s <= 0.0:
+            return False
+    return True

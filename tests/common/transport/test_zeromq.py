@@ -202,6 +202,27 @@ def test_closing_without_a_server_does_not_wait(tmp_path: Path) -> None:
     client.close()
 
 
+def test_a_signal_that_ends_no_poll_is_handled_soon_all_the_same() -> None:
+    """As one that comes just before a poll begins: here it comes to another thread, while the poll is on."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _InterruptedError
+
+    def signalled() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with closing(serve("tcp://127.0.0.1:0")) as server:
+            began = SystemClock().now()
+            threading.Timer(0.05, signalled).start()
+            with pytest.raises(_InterruptedError):
+                server.receive(PATIENCE_S)
+            assert SystemClock().now() - began < PATIENCE_S / 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_client_waits_for_a_server_that_reads_in_time() -> None:
     limits = Limits(queue=4, backlog=4)
     with (
