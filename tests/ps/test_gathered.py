@@ -26,7 +26,7 @@ def test_it_is_whole_once_all_parts_have_come() -> None:
     assert not whole.end(3)
     whole.put("weights", Slice(0, 4), ones(4))
     assert whole.end(3)
-    assert (whole.updates, whole.weights.sum(), whole.state["momentum"].sum()) == (3, 10, 4)
+    assert (whole.updates, float(whole.weights.sum()), float(whole.state["momentum"].sum())) == (3, 10.0, 4.0)
 
 
 @pytest.mark.parametrize(("name", "part"), [("weights", Slice(8, 11)), ("momentum", Slice(6, 9)), ("no", Slice(0, 1))])
