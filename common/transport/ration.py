@@ -45,7 +45,8 @@ class Rations:
         self._since = {}
         for flow in flows:
             heard = 0 if flow.peer is None else self.heard[flow.peer]
-            known = since.get(flow.descriptor, (-1, 0))
+            # One that is new has sent all that has come of it since it is there.
+            known = since.get(flow.descriptor, (0, 0))
             self._since[flow.descriptor] = known if known[0] == heard else (heard, flow.received_bytes)
             if known[0] == heard and flow.received_bytes - known[1] > self.allowance:
                 found.append(flow.descriptor)

@@ -28,7 +28,7 @@ _REDIAL_MOST_MS = 1_000
 _CONNECT_MS = 5_000
 
 #: Seconds between two looks at what connections send that nothing comes of.
-LOOK_S = 0.1
+LOOK_S = 0.02
 
 _CLOCK = SystemClock()
 

@@ -17,7 +17,7 @@ from tests.system.processes import GONE_S, Place, Process
 
 #: Memory that strangers may cost, beside a steady run: with one whose message has no end what it is allowed, and what
 #: a connection within one machine brings until the next look at it. Not cut off, that one would send 3 GiB.
-ALLOWED, ALLOWED_WITHOUT_END = 64 * 2**20, 1280 * 2**20
+ALLOWED, ALLOWED_WITHOUT_END = 64 * 2**20, 512 * 2**20
 
 #: The share of its speed that a run keeps at least; the seconds over which it is measured with and without strangers,
 #: in turn, and how often.

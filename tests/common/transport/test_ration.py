@@ -36,4 +36,6 @@ def test_who_comes_after_one_has_a_ration_of_its_own() -> None:
     rations = Rations(LIMITS)
     rations.gluttons([flow(0, None)])
     rations.gluttons([])
-    assert rations.gluttons([flow(2 * rations.allowance, None)]) == []
+    assert rations.gluttons([flow(rations.allowance, None)]) == []
+    assert rations.gluttons([]) == []
+    assert rations.gluttons([flow(rations.allowance + 1, None)]) == [7]
