@@ -139,7 +139,10 @@ class Coordinator(Course):
         return [told, forget, *self._reception().fill_places(), *self._serve_all(now)]
 
     def _hear(self, event: events.Event, now: float) -> list[Effect]:
-        """Book a sign of life: one of work puts off the end of leases; a worker that was silent gets work again."""
+        """Book a sign of life: one of work puts off the end of leases; a worker that was silent gets work again.
+
+        A word alone, again and again, does not get it work again and again, of which nothing comes.
+        """
         if isinstance(event, events.NO_SIGN):
             return []
         member = self.roster.hear(event.peer, now)
@@ -149,6 +152,9 @@ class Coordinator(Course):
         if isinstance(event, events.WorkerAdvanced | events.ResultReceived):
             self.pieces.extend(member.rank, now + self._patience_s(member.rank))
         if member.standing is not Standing.SILENT:
+            return []
+        is_needed = not self.roster.number(Standing.READY)
+        if isinstance(event, events.MERE_WORDS) and not is_needed and not self.vigil.may_be_trusted(member.rank, now):
             return []
         return self._reception().seat(member) + self._serve_all(now)
 

@@ -164,3 +164,6 @@ NO_SIGN = (
 
 #: What only a member of the run says.
 FROM_MEMBERS = WorkerPrepared | ResultReceived | PieceFailed | LossDiverged | WorkerAsked
+
+#: What tells that a worker is alive, and nothing of its work.
+MERE_WORDS = WorkerAsked | StatusRequested

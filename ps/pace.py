@@ -15,8 +15,9 @@ from ps.pieces import Held
 #: Seconds that no lease runs out in: other programs may take a processor for as long, and swapping longer.
 FLOOR_S = 2.0
 
-#: Seconds that the first leases of a worker last at least: its code and data are not yet where they are fast.
-GRACE_S = 10.0
+#: Seconds that the first leases last at least, of a run, or of a worker where it is known what others take: its code
+#: and data are not yet where they are fast. One that hangs from the beginning costs the others so much.
+GRACE_S, NEWCOMER_S = 10.0, 4.0
 
 #: A lease runs out after so many medians, and so many deviations more: the rule of TCP's timer (Jacobson, 1988), with
 #: more patience, since other programs on a worker's machine come and go.
@@ -98,7 +99,7 @@ class Pace:
         if own is not None and own.is_known():
             return min(self.timeout_s, max(FLOOR_S, own.bound_s(pieces)))
         if everybody is not None and everybody.is_known():
-            return min(self.timeout_s, max(GRACE_S, everybody.bound_s(pieces)))
+            return min(self.timeout_s, max(NEWCOMER_S, everybody.bound_s(pieces)))
         known = [habit for kind, habit in self._all.items() if kind != work and habit.is_known()]
         # A piece of the other kind may have many more samples, and its bound is no more than a guess.
         guess_s = max((OTHER_KIND * habit.bound_s(pieces) for habit in known), default=self.timeout_s)

@@ -12,6 +12,10 @@ from ps.pieces import Held, Pieces
 #: Seconds for which a worker that is late keeps its place, at least: its answer counts if it is the first.
 FENCE_S = 3.0
 
+#: So many times the seconds for which a late worker brought nothing it gets no work for being alive alone: it may do it
+#: again, and the others, who wait for its pieces, would keep but a part of their speed.
+CAUTION = 20.0
+
 
 @dataclass
 class Vigil:
@@ -21,6 +25,8 @@ class Vigil:
     lookout: Lookout = field(default_factory=Lookout)
     #: When a worker that is late, and says nothing, loses its place, by rank.
     fences: Alarms[int] = field(default_factory=Alarms)
+    #: Until when a worker that was late is to bring something before it gets work, by rank.
+    _cautious: dict[int, float] = field(default_factory=dict)
 
     def look(self, now: float, pieces: Pieces) -> None:
         """Book that somebody looks; what passed while nobody did is held against no worker."""
@@ -46,7 +52,12 @@ class Vigil:
         """Book that a worker is late; return for how many seconds it has brought nothing."""
         held_s = self.pace.held_s(rank, now)
         self.fences.set(rank, now + max(FENCE_S, held_s))
+        self._cautious[rank] = now + CAUTION * held_s
         return held_s
+
+    def may_be_trusted(self, rank: int, now: float) -> bool:
+        """Tell whether a worker that was late gets work for no more than a sign of life."""
+        return now >= self._cautious.get(rank, now)
 
     def hear(self, rank: int) -> None:
         """Book that a worker said something."""
@@ -55,6 +66,7 @@ class Vigil:
     def forget(self, rank: int) -> None:
         """Book that a worker is gone."""
         self.fences.drop(rank)
+        self._cautious.pop(rank, None)
         self.pace.forget(rank)
 
     def fenced(self, now: float, *, has_others: bool) -> list[int]:

@@ -110,7 +110,7 @@ class ZeroMqServer:
         except BaseException:
             self._socket.close(0.0)
             raise
-        self._ends = Ends(self._socket.raw, self._denials)
+        self._ends = Ends(self._socket.raw, self._denials, _CLOCK)
         self._socket.watch(self._ends.monitor)
         self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
         self._address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")

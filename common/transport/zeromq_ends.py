@@ -8,8 +8,10 @@ from contextlib import suppress
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from common.clock import Clock
 from common.transport.denials import Denials
 from common.transport.descriptors import other_end, received_bytes, shut
+from common.transport.penalties import Penalties
 from common.transport.ration import Flow
 
 #: Peers of which is known that they were heard before: more than a server has at one time.
@@ -34,8 +36,9 @@ def _no_end(code: int) -> str:
 class Ends:
     """The ends of one socket's connections. To be closed before the socket: else its context would never end."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]", denials: Denials) -> None:
-        self._socket, self._denials = socket, denials
+    def __init__(self, socket: "zmq.Socket[bytes]", denials: Denials, clock: Clock) -> None:
+        self._socket, self._denials, self._clock = socket, denials, clock
+        self._penalties = Penalties()
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(
             zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | _FAILURES
         )
@@ -46,6 +49,8 @@ class Ends:
         #: The last peers that were heard: what waits of one that has ended may come when its descriptor is another's.
         self._heard: dict[bytes, None] = {}
         self._ended: list[bytes] = []
+        #: The descriptors of connections that are ended as soon as they have begun.
+        self._barred: set[int] = set()
         #: Why the handshake failed of the connection whose end is told next: both come at once, from one thread.
         self._failure = ""
 
@@ -78,14 +83,21 @@ class Ends:
                     self._failure = self._failure or _no_end(event["value"])
 
     def _begin(self, descriptor: int) -> None:
+        self._barred.discard(descriptor)
         try:
-            self._hosts[descriptor] = other_end(descriptor)
+            host, _ = self._hosts[descriptor] = other_end(descriptor)
+            if self._penalties.bars(host, self._clock.now()):
+                self._barred.add(descriptor)
+                shut(descriptor)
         except OSError:
             self._hosts[descriptor] = _GONE
 
     def _end(self, descriptor: int) -> None:
         host, _ = self._hosts.pop(descriptor, _GONE)
         peer = self._peers.pop(descriptor, None)
+        if descriptor in self._barred:
+            self._barred.remove(descriptor)
+            self._failure = "it was cut off a moment ago"
         if peer is not None:
             self._ended.append(peer)
         elif self._failure:
@@ -113,10 +125,13 @@ class Ends:
                 return
 
     def cut_off(self, descriptor: int) -> None:
-        """End a connection, unless its descriptor is another's by now."""
+        """End a connection, unless its descriptor is another's by now, and bar its host, where it is one, for a while."""
         with suppress(OSError):
-            if other_end(descriptor) == self._hosts.get(descriptor):
+            place = other_end(descriptor)
+            if place == self._hosts.get(descriptor):
                 shut(descriptor)
+                if place[0]:  # of local sockets nobody tells whose they are
+                    self._penalties.book(place[0], self._clock.now())
 
     def has_any(self) -> bool:
         """Tell whether a peer has ended."""

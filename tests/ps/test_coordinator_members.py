@@ -222,7 +222,7 @@ def test_a_worker_heard_again_after_its_place_was_taken_stands_by() -> None:
     drive.pass_time(30.0)
     drive.answer(2)
     drive.pass_time(31.0)
-    assert Standby in kinds(drive.ask(1), 1)
+    assert Standby in kinds(drive.answer(1), 1)
 
 
 def test_what_a_worker_held_goes_to_others_when_it_leaves() -> None:

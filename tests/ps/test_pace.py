@@ -4,7 +4,7 @@ import pytest
 
 from common.messages import Result, Work
 from common.reduction import Node
-from ps.pace import ENOUGH, FLOOR_S, GRACE_S, Pace
+from ps.pace import ENOUGH, FLOOR_S, GRACE_S, NEWCOMER_S, Pace
 from ps.pieces import Held
 
 TIMEOUT_S = 60.0
@@ -57,7 +57,7 @@ def test_a_timeout_below_the_floor_counts() -> None:
 
 
 def test_a_new_worker_goes_by_the_others_with_a_grace() -> None:
-    assert made([0.01] * 10).patience_s(7, "train", 1) == GRACE_S
+    assert made([0.01] * 10).patience_s(7, "train", 1) == NEWCOMER_S
     assert made([4.0] * 10).patience_s(7, "train", 1) == pytest.approx(16.0)
     assert made([4.0] * 10).median_s(7, "train") == pytest.approx(4.0)
 

@@ -2,11 +2,13 @@
 
 import pytest
 
+from common.job import Job
 from common.messages import Alive, Fenced, Lease, Welcome
 from ps import events
 from ps.effects import AddSums, ForgetWorker
 from ps.lookout import LOOK_S, MISSED_S, Lookout
 from ps.pace import FLOOR_S
+from ps.vigil import CAUTION
 from tests.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
 
 
@@ -25,9 +27,12 @@ def test_a_gap_is_missed_whole_and_once() -> None:
     assert lookout.due() == 130.5 + LOOK_S
 
 
-def practised(workers: int = 2) -> Drive:
+LONG = Job(model="linear", epochs=2000, global_batch=16, micro_batches=4)
+
+
+def practised(workers: int = 2, job: Job | None = None) -> Drive:
     """Return a run whose workers have taken a tenth of a second for each lease of two steps."""
-    drive = Drive(facts_of(min_workers=workers))
+    drive = Drive(facts_of(job, min_workers=workers))
     drive.enter(*range(1, workers + 1))
     while drive.coordinator.round.step < 2 or drive.coordinator.round.work != "train":
         for worker in range(1, workers + 1):
@@ -87,6 +92,65 @@ def test_one_that_says_anything_keeps_its_place() -> None:
     drive.pass_time(FLOOR_S + 0.5)
     assert kinds(drive.ask(1), 1)[0] is Alive
     assert "lost its place" not in keep_busy(drive, 1, 4.0)
+
+
+def late_and_the_other_is_not() -> Drive:
+    """Return a run in which worker 1 was late, and worker 2 has its pieces."""
+    drive = practised(job=LONG)
+    while drive.leases[2]:
+        drive.answer(2)
+    assert "leased again to worker 1" in said(drive.pass_time(FLOOR_S))
+    return drive
+
+
+def steps_beside_one_that_only_lives(drive: Drive, seconds: float) -> int:
+    """Let worker 2 take a tenth of a second for each lease, and worker 1 say again and again that it lives; count."""
+    begun, end = drive.coordinator.round.step, drive.now + seconds
+    while drive.now < end:
+        drive.pass_time(0.1)
+        if drive.leases.get(2):
+            drive.answer(2)
+        drive.ask(1)
+    return drive.coordinator.round.step - begun
+
+
+def test_one_that_only_lives_costs_the_others_a_tenth_of_their_speed_at_most() -> None:
+    alone = Drive(facts_of(LONG))
+    alone.enter(2)
+    before = steps_beside_one_that_only_lives(alone, 300.0)
+    drive = Drive(facts_of(LONG))
+    drive.enter(2)
+    steps_beside_one_that_only_lives(drive, 2.0)
+    drive.enter(1)
+    beside = steps_beside_one_that_only_lives(drive, 300.0)
+    assert 0.9 * before <= beside < before
+    # It had its chances.
+    assert said(drive.effects).count("worker 1 (host host, pid 1) holds micro-batches ") > 1
+
+
+def test_one_that_was_late_gets_work_for_what_it_brings_at_once() -> None:
+    drive = late_and_the_other_is_not()
+    assert Lease not in kinds(drive.ask(1), 1)
+    drive.answer(1)
+    drive.finish_round()
+    assert drive.leases[1][0].step == drive.coordinator.round.step
+
+
+def test_one_that_was_late_gets_work_for_being_alive_after_a_while() -> None:
+    drive = late_and_the_other_is_not()
+    drive.leases[1].clear()
+    steps_beside_one_that_only_lives(drive, CAUTION * FLOOR_S - 1.0)
+    assert not drive.leases[1]
+    steps_beside_one_that_only_lives(drive, 2.0)
+    assert drive.leases[1]
+
+
+def test_one_that_was_late_gets_work_for_being_alive_where_nobody_else_is() -> None:
+    drive = late_and_the_other_is_not()
+    drive.leases[1].clear()
+    assert Lease not in kinds(drive.ask(1), 1)
+    drive.leave(2)
+    assert Lease in kinds(drive.ask(1), 1)
 
 
 def test_while_nobody_else_works_nobody_loses_a_place() -> None:
