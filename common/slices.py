@@ -8,7 +8,7 @@ from common.errors import JobError
 from common.optim.clipping import BLOCK
 from common.reduction import Vector
 
-#: Elements of a frame, a MiB of float32: a whole vector in one would be cut off by a slow link's heartbeats, and would
+#: Elements of a frame, a MiB of float32: a whole vector in one would need a buffer of its size at both ends, and would
 #: be of no use to its reader before the last byte. With half a MiB the server, which is what two workers over sockets
 #: wait for, takes 4 % more of a processor's time (mlp at 256 samples). A multiple of `BLOCK`.
 FRAME = 262_144

@@ -56,8 +56,10 @@ def judged(job: Job, history: Sequence[Figures]) -> Judgement | None:
 
 def is_stopped(job: Job, history: Sequence[Figures]) -> bool:
     """Tell whether a run is to end although epochs are left: its `patience` is used up."""
+    if job.patience is None:
+        return False  # and no look at an ever longer history
     verdict = judged(job, history)
-    return job.patience is not None and verdict is not None and verdict.waited >= job.patience
+    return verdict is not None and verdict.waited >= job.patience
 
 
 def is_better(monitor: Monitor, figure: float, than: float, min_delta: float = 0.0) -> bool:

@@ -10,10 +10,12 @@ from common.errors import ProtocolError
 from common.transport.address import IpcAddress, TcpAddress
 from common.transport.port import Frame, Limits, PeerGone, PeerSlow
 
-# Heartbeats find a host that is gone without a word. They wait behind the frame that is being sent, and with it count
-# as lost: so the patience must exceed the time of the biggest frame. A peer that hangs is for leases to find.
-_HEARTBEAT_MS = 5_000
-_PATIENCE_MS = 30_000
+#: How TCP finds a host that is gone without a word, within half a minute: seconds without a word after which it asks,
+#: between two questions, how many stay unanswered, and milliseconds for which what was sent may stay unacknowledged.
+#: Not by ZeroMQ's heartbeats: they abort the whole process (`Assertion failed: !_io_error`, libzmq issue 4841) where a
+#: peer goes whose messages have filled the queue, and take one that waits for a full queue for gone. A peer that hangs
+#: is for leases to find.
+_IDLE_S, _BETWEEN_S, _UNANSWERED, _UNACKNOWLEDGED_MS = 10, 5, 4, 30_000
 
 #: A signal that comes just before a poll does not end it: its handler waits for as long as this at most.
 _POLL_S = 0.5
@@ -37,9 +39,11 @@ class LimitedSocket:
             (zmq.SNDHWM, limits.queue),
             (zmq.RCVHWM, limits.backlog),
             (zmq.MAXMSGSIZE, limits.frame_bytes),
-            (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
-            (zmq.HEARTBEAT_TIMEOUT, _PATIENCE_MS),
-            (zmq.HEARTBEAT_TTL, _PATIENCE_MS),
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, _IDLE_S),
+            (zmq.TCP_KEEPALIVE_INTVL, _BETWEEN_S),
+            (zmq.TCP_KEEPALIVE_CNT, _UNANSWERED),
+            (zmq.TCP_MAXRT, _UNACKNOWLEDGED_MS),
             (zmq.IPV6, int(isinstance(address, TcpAddress) and address.is_ipv6)),
         ):
             self.raw.set(option, value)
