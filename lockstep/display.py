@@ -101,13 +101,20 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def epochs_after(shown: int, status: Status) -> list[EpochStatus]:
+    """Return the epochs that follow the one with the number `shown`: of a long run a status tells of the last ones."""
+    history = status.history
+    count = max(0, history[-1].epoch - shown) if history else 0
+    return history[max(0, len(history) - count) :]
+
+
 @dataclass
 class PlainDisplay:
     """Plain lines: one an epoch, and one every ten seconds in between."""
 
     console: Console
     clock: Clock
-    _shown_epochs: int = 0
+    _shown_epoch: int = 0
     _shown_at: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,9 +129,9 @@ class PlainDisplay:
         pass
 
     def show(self, status: Status) -> None:
-        for epoch in status.history[self._shown_epochs :]:
+        for epoch in epochs_after(self._shown_epoch, status):
+            self._shown_epoch = epoch.epoch
             self.say(epoch_line(epoch, status.epochs))
-        self._shown_epochs = max(self._shown_epochs, len(status.history))
         if status.elapsed_s and self.clock.now() - self._shown_at >= PLAIN_EVERY_S:
             self.say(f"{place(status)}  {figures(status)}")
 
@@ -166,7 +173,7 @@ class LiveDisplay:
     clock: Clock
     _live: Live = field(init=False)
     _bar: Progress = field(init=False)
-    _shown_epochs: int = 0
+    _shown_epoch: int = 0
     _shown_at: float = float("-inf")
     #: What was last said, where that was a reminder.
     _reminder: str = ""
@@ -192,9 +199,9 @@ class LiveDisplay:
         self._live.stop()
 
     def show(self, status: Status) -> None:
-        for epoch in status.history[self._shown_epochs :]:
+        for epoch in epochs_after(self._shown_epoch, status):
+            self._shown_epoch = epoch.epoch
             self.say(epoch_line(epoch, status.epochs))
-        self._shown_epochs = max(self._shown_epochs, len(status.history))
         now = self.clock.now()
         if now - self._shown_at >= LIVE_EVERY_S:
             self._shown_at = now

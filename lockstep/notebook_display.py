@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 from common.clock import Clock
 from common.messages import Status
 from common.plain import printable
-from lockstep.display import epoch_line, figures, place
+from lockstep.display import epoch_line, epochs_after, figures, place
 
 #: Seconds between two pictures: each is kept by everybody who has the notebook open.
 PAGE_EVERY_S = 0.5
@@ -36,7 +36,7 @@ class NotebookDisplay:
     page: Page
     clock: Clock
     _lines: list[str] = field(default_factory=list)
-    _shown_epochs: int = 0
+    _shown_epoch: int = 0
     _shown_at: float = float("-inf")
 
     def __enter__(self) -> Self:
@@ -48,9 +48,9 @@ class NotebookDisplay:
         self._draw("")
 
     def show(self, status: Status) -> None:
-        news = status.history[self._shown_epochs :]
+        news = epochs_after(self._shown_epoch, status)
         self._lines += [epoch_line(epoch, status.epochs) for epoch in news]
-        self._shown_epochs = max(self._shown_epochs, len(status.history))
+        self._shown_epoch = news[-1].epoch if news else self._shown_epoch
         now = self.clock.now()
         if news or now - self._shown_at >= PAGE_EVERY_S:
             self._shown_at = now

@@ -125,7 +125,7 @@ class Ends:
                 return
 
     def cut_off(self, descriptor: int) -> None:
-        """End a connection, unless its descriptor is another's by now, and bar its host, where it is one, for a while."""
+        """End a connection, unless its descriptor is another's by now, and bar its host for a while."""
         with suppress(OSError):
             place = other_end(descriptor)
             if place == self._hosts.get(descriptor):

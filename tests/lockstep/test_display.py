@@ -2,6 +2,7 @@
 
 import io
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -128,6 +129,23 @@ def test_plain_lines_one_an_epoch_and_one_now_and_then() -> None:
         display.show(status())
         display.show(status())
     assert shown(on) == [EPOCH_LINE, f"epoch 2/8  step 700/3752  {figures(status())}"]
+
+
+def window(first: int, last: int) -> Status:
+    """Return the status of a long run, which tells of some epochs only."""
+    return status(history=[msgspec.structs.replace(EPOCH, epoch=number) for number in range(first, last + 1)])
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_each_epoch_is_told_once_where_a_status_tells_of_the_last_ones(is_terminal: bool) -> None:
+    on = console(is_terminal=is_terminal)
+    kind = LiveDisplay if is_terminal else PlainDisplay
+    with kind(on, ManualClock()) as display:
+        # Between the last two more epochs ended than a status tells of; a server that was started again has fewer.
+        for first, last in ((1, 3), (3, 5), (4, 5), (4, 6), (3, 4), (9, 11)):
+            display.show(window(first, last))
+    lines = [line for line in shown(on) if "  test " in line]
+    assert [int(line.split("/")[0].split()[-1]) for line in lines] == [1, 2, 3, 4, 5, 6, 9, 10, 11]
 
 
 def test_plain_lines_repeat_reminders() -> None:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from common.clock import ManualClock
 from lockstep.display import figures
 from lockstep.notebook_display import MOST_LINES, PAGE_EVERY_S, CellOutput, NotebookDisplay, notebook_page
-from tests.lockstep.statuses import status
+from tests.lockstep.statuses import EPOCH, status
 from tests.lockstep.test_display import EPOCH_LINE
 
 
@@ -32,6 +34,17 @@ def test_epochs_stay_and_one_line_moves() -> None:
         display.show(status(step=701))
         assert paper.pages[-1].splitlines()[:2] == [EPOCH_LINE, "worker 1 left"]
     assert paper.pages[-1].splitlines() == [EPOCH_LINE, "worker 1 left"]
+
+
+def test_each_epoch_stays_once_where_a_status_tells_of_the_last_ones() -> None:
+    paper = Paper()
+    with NotebookDisplay(paper, ManualClock()) as display:
+        for first, last in ((1, 3), (3, 5), (4, 5)):
+            epochs = [msgspec.structs.replace(EPOCH, epoch=number) for number in range(first, last + 1)]
+            display.show(status(history=epochs))
+    assert [line.split("/")[0] for line in paper.pages[-1].splitlines()] == [
+        f"epoch {number}" for number in range(1, 6)
+    ]
 
 
 def test_a_few_pictures_a_second_at_most() -> None:

@@ -374,7 +374,8 @@ def test_who_is_cut_off_is_lost_and_may_dial_again_as_another(net: Net) -> None:
     server.send(other_peer, [b"still there"])
     assert read(other) == [b"still there"]
     for _ in range(10_000):
-        client.send([b"again"])
+        with suppress(PeerSlow):  # over a network its host is not let in for a moment
+            client.send([b"again"])
         if received := server.receive(0.01):
             break
     assert received is not None
