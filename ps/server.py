@@ -41,6 +41,7 @@ from ps.keeper import Keeper
 from ps.leasing import WINDOW
 from ps.plausible import demand_plausible
 from ps.post import Post
+from ps.questions import Questions
 from ps.recorder import Recorder
 from ps.shard import Shard
 from ps.shards import Shards
@@ -85,6 +86,7 @@ class Server:
     intake: Intake = field(init=False)
     #: What crossed the sockets of all servers since the last step was recorded.
     traffic: Traffic = field(default_factory=Traffic)
+    questions: Questions = field(default_factory=Questions)
     turned_away: TurnedAway = field(init=False)
     post: Post = field(init=False)
     chronicle: Chronicle = field(init=False)
@@ -220,6 +222,8 @@ class Server:
                 return events.WorkerLeft(peer=peer, reason=one_line(message.reason))
             case SamplesAsked():
                 return self._ship(peer, message)
+            case Alive() | StatusAsked() if not self.questions.may_ask(peer, self.clock.now()):
+                return None
             case Alive():
                 return events.WorkerAsked(peer=peer)
             case StatusAsked():

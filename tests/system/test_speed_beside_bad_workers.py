@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 ALONE_S, BESIDE_S, BESIDE_UNREAD_S = 10.0, 30.0, 60.0
 
 #: Seconds between two acts: what a fast sender takes of a core is not the server's doing, and shows only where there
-#: are no more cores than processes.
-EVERY_S = 0.001
+#: are no more cores than processes. One that does not read lives on, and asks no more often than others do.
+EVERY_S, ALIVE_S = 0.001, 0.05
 
 #: The share of their speed that the others keep beside one that does not read, and beside one that sends too much.
 KEPT_UNREAD, KEPT = 0.9, 0.8
@@ -52,10 +52,10 @@ def epochs_a_second(server: Process, seconds: float) -> float:
 
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
 def test_the_others_keep_most_of_their_speed(place: Place, act: Act) -> None:
-    seconds, kept = (BESIDE_UNREAD_S, KEPT_UNREAD) if act is never_read else (BESIDE_S, KEPT)
+    seconds, kept, every_s = (BESIDE_UNREAD_S, KEPT_UNREAD, ALIVE_S) if act is never_read else (BESIDE_S, KEPT, EVERY_S)
     with training(place) as (server, address), closing(dial(address, limits=Limits(frame_bytes=2**30))) as port:
         before = epochs_a_second(server, ALONE_S)
-        with misbehaving(BadWorker(port), act, EVERY_S):
+        with misbehaving(BadWorker(port), act, every_s):
             beside = epochs_a_second(server, seconds)
         port.close()
         alone = (before + epochs_a_second(server, ALONE_S)) / 2
