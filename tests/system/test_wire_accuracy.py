@@ -39,4 +39,5 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> float:
 )
 def test_lenet_is_as_accurate_in_the_mean(exact: float, tmp_path: Path, wire: str, wire_weights: str) -> None:
     mean = sum(accuracy_of(tmp_path, seed, wire, wire_weights) for seed in SEEDS) / len(SEEDS)
+    print(f"{wire}, weights in {wire_weights}: {mean:.3f} % in the mean, {exact:.3f} % in float32")
     assert abs(mean - exact) <= POINTS, f"{mean:.3f} % in the mean, {exact:.3f} % in float32"
