@@ -143,11 +143,26 @@ def test_a_host_that_drops_packets_is_told_by_doctor_and_worker(lab: Lab) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lab", ["100mbit", "1gbit"], indirect=True)
-def test_a_step_takes_what_the_cost_model_predicts_within_a_fifth(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("lab", "wire", "wire_weights"),
+    [
+        ("100mbit", "float32", "float32"),
+        ("100mbit", "float16", "float32"),
+        ("100mbit", "bfloat16", "float32"),
+        ("100mbit", "int8", "float32"),
+        ("100mbit", "int8", "bfloat16"),
+        ("1gbit", "float32", "float32"),
+    ],
+    indirect=["lab"],
+)
+def test_a_step_takes_what_the_cost_model_predicts_within_a_fifth(lab: Lab, wire: str, wire_weights: str) -> None:
     """Predicted by `bench predict --from` of the same run on this machine alone."""
-    here = lab.result(*lab.begin_here(*TIMED))
+    job = (*TIMED, "--wire", wire, "--wire-weights", wire_weights)
+    here = lab.result(*lab.begin_here(*job))
     (row,) = predict(basis_of_result(here), [2], [1], speed(lab.net.rate)).rows
-    there = lab.result(*lab.begin(*TIMED))
+    there = lab.result(*lab.begin(*job))
     assert there.weights_sha256 == here.weights_sha256
-    assert 1e3 * there.train_s / there.steps == pytest.approx(row.ms_per_step, rel=0.2)
+    took_ms = 1e3 * there.train_s / there.steps
+    moved = f"{there.moved.sums / 1e3:.1f} kB of sums, {there.moved.weights / 1e3:.1f} kB of weights a step"
+    print(f"{took_ms:.1f} ms, {row.ms_per_step:.1f} predicted: {took_ms / row.ms_per_step:.2f}; {moved}")
+    assert took_ms == pytest.approx(row.ms_per_step, rel=0.2)
