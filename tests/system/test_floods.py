@@ -1,7 +1,6 @@
 """What strangers send by hand, at a run's own server: it costs little memory, and the run goes on beside it."""
 
 import re
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from common.clock import SystemClock
 from tests.common.transport import zmtp
-from tests.system.jobs import ENDLESS
-from tests.system.processes import GONE_S, Place, Process
+from tests.system.processes import Place, Process
+from tests.system.speed import epochs_in, training
 
 #: Memory that strangers may cost, beside a steady run: with one whose message has no end what it is allowed, and what
 #: a connection within one machine brings until the next look at it. Not cut off, that one would send 3 GiB.
@@ -112,34 +110,11 @@ def flooded(address: str, floods: list[Flood]) -> Iterator[None]:
             stranger.join()
 
 
-@contextmanager
-def training(place: Place) -> Iterator[tuple[Process, str]]:
-    """Give a server with a worker, in the middle of a run, and its address."""
-    server = place.start("server", *ENDLESS, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run")
-    address = server.line_with("lockstep worker").split()[-1]
-    place.start("worker", address)
-    server.line_with("epoch 20/")
-    yield server, address
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
-
-
 def peak(process: Process) -> int:
     """Return the bytes of memory that a process has had at most."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.popen.pid}/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
-
-
-def epochs_in(server: Process, seconds: float) -> int:
-    """Return how many epochs are told of within so many seconds."""
-    clock, count = SystemClock(), 0
-    end = clock.now() + seconds
-    for line in server.lines():
-        count += line.startswith("epoch ")
-        if clock.now() >= end:
-            break
-    return count
 
 
 def allowed(*floods: Flood) -> int:

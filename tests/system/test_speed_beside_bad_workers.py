@@ -1,17 +1,14 @@
 """A worker that misbehaves takes little of the others' speed. For a machine with nothing else to do."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
 
-from common.clock import SystemClock
 from common.transport.port import Limits
 from common.transport.zeromq import dial
 from tests.system.bad_worker import ACTS, Act, BadWorker, misbehaving, never_read
-from tests.system.jobs import ENDLESS
-from tests.system.processes import GONE_S, Place, Process
+from tests.system.processes import Place
+from tests.system.speed import epochs_in, training
 
 pytestmark = pytest.mark.slow
 
@@ -26,38 +23,17 @@ EVERY_S, ALIVE_S = 0.001, 0.05
 KEPT_UNREAD, KEPT = 0.9, 0.8
 
 
-@contextmanager
-def training(place: Place) -> Iterator[tuple[Process, str]]:
-    """Give a server with a worker, in the middle of a run over sockets, and its address."""
-    serving = ("--bind", "tcp://127.0.0.1:0", "--transport", "tcp", "--run-dir", "run")
-    server = place.start("server", *ENDLESS, *serving)
-    address = server.line_with("lockstep worker").split()[-1]
-    place.start("worker", address)
-    server.line_with("epoch 200/")
-    yield server, address
-    server.send(signal.SIGINT)
-    assert server.end(GONE_S)[0] == 130
-
-
-def epochs_a_second(server: Process, seconds: float) -> float:
-    """Return the epochs told of over so many seconds."""
-    clock, count = SystemClock(), 0
-    began = clock.now()
-    for line in server.lines():
-        count += line.startswith("epoch ")
-        if clock.now() >= began + seconds:
-            break
-    return count / (clock.now() - began)
-
-
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
 def test_the_others_keep_most_of_their_speed(place: Place, act: Act) -> None:
     seconds, kept, every_s = (BESIDE_UNREAD_S, KEPT_UNREAD, ALIVE_S) if act is never_read else (BESIDE_S, KEPT, EVERY_S)
-    with training(place) as (server, address), closing(dial(address, limits=Limits(frame_bytes=2**30))) as port:
-        before = epochs_a_second(server, ALONE_S)
+    with (
+        training(place, "--transport", "tcp") as (server, address),
+        closing(dial(address, limits=Limits(frame_bytes=2**30))) as port,
+    ):
+        alone = epochs_in(server, ALONE_S)
         with misbehaving(BadWorker(port), act, every_s):
-            beside = epochs_a_second(server, seconds)
+            beside = epochs_in(server, seconds) / seconds
         port.close()
-        alone = (before + epochs_a_second(server, ALONE_S)) / 2
+        alone = (alone + epochs_in(server, ALONE_S)) / (2 * ALONE_S)
         print(f"{beside:.0f} epochs a second beside it, {alone:.0f} without: {beside / alone:.2f}")
         assert beside >= kept * alone

@@ -3,6 +3,7 @@
 import select
 import socket
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 from common.transport.address import TcpAddress, parse
 
@@ -45,13 +46,15 @@ def connected(address: str) -> socket.socket:
 
 def shaken(address: str, mechanism: bytes = b"NULL") -> socket.socket:
     """Return a connection after the greeting, and with NULL after the whole handshake."""
-    connection = connected(address)
-    connection.sendall(greeting(mechanism))
-    read(connection, 64)
-    if mechanism == b"NULL":
-        connection.sendall(READY)
-        _, size = read(connection, 2)
-        read(connection, size)
+    with ExitStack() as stack:
+        connection = stack.enter_context(connected(address))
+        connection.sendall(greeting(mechanism))
+        read(connection, 64)
+        if mechanism == b"NULL":
+            connection.sendall(READY)
+            _, size = read(connection, 2)
+            read(connection, size)
+        stack.pop_all()
     return connection
 
 
