@@ -11,6 +11,7 @@ PyTorch's habit: a layer keeps each argument of its constructor in the attribute
 
 import difflib
 import inspect
+import reprlib
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -50,6 +51,12 @@ from common.plain import one_line
 
 #: Characters of a described value in an error's text.
 MOST_TOLD = 200
+
+#: Tells the beginning of a value. To tell the whole of one as long as a header, and then to cut it, took megabytes.
+_TELLER = reprlib.Repr()
+_TELLER.maxlevel = 4
+_TELLER.maxlist = _TELLER.maxtuple = _TELLER.maxdict = 8
+_TELLER.maxstring = _TELLER.maxother = _TELLER.maxlong = 100
 
 #: Nested descriptions allowed in one that came from elsewhere.
 MAX_DEPTH = 32
@@ -167,8 +174,8 @@ def _not_built(kind: type[Module], args: list[Any], kwargs: dict[str, Any], erro
 
 
 def _told(value: object) -> str:
-    """Return a value as a part of an error's text: it may be as long as a header."""
-    return one_line(repr(value), MOST_TOLD)
+    """Return a value as a part of an error's text."""
+    return one_line(_TELLER.repr(value), MOST_TOLD)
 
 
 def _build(description: object, depth: int) -> Module:

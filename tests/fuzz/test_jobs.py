@@ -177,6 +177,11 @@ DESCRIPTION_BOMBS: dict[str, Any] = {
     "modules in modules": nested(1000),
     "a name without an end": {"class": "x" * 100_000, "args": []},
     "an argument without an end": {"class": "Linear", "args": ["x" * 100_000]},
+    "very many arguments, and none by name": {
+        "class": "Sequential",
+        "args": [{"class": "Linear", "args": ["x" * 30_000]}] * 80,
+        "kwargs": None,
+    },
     "a module as a number": {"class": "Linear", "args": [{"class": "Linear", "args": [1, 1]}, 3]},
     "code": {"class": "Linear", "args": ["__import__('os').system('ls')", 3]},
     "another class of ours": {"class": "ModelFile", "args": ["/etc/passwd", "f", ""]},
