@@ -20,8 +20,8 @@ PROTOCOL_VERSION = 5
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
 
-#: Most epochs that a status tells of: with 4096 workers they stay below the limit of a header.
-HISTORY_LIMIT = 4000
+#: Most epochs that a status tells of: with 4096 workers they stay below the limit of a header, and take a millisecond.
+HISTORY_LIMIT = 1000
 
 #: Vectors that a worker has for its sums in memory which it shares, of which a lease names one: as many as the leases
 #: that it may hold.

@@ -155,11 +155,12 @@ class Server:
 
     def deadline(self) -> float | None:
         """Return when something is due although no message comes."""
-        due = [self.coordinator.deadline(), None if self.shards is None else self.shards.fleet.deadline()]
+        fleet = None if self.shards is None else self.shards.fleet.deadline()
+        due = (self.coordinator.deadline(), fleet, self.questions.deadline())
         return min((at for at in due if at is not None), default=None)
 
     def _pass_time(self, now: float) -> list[events.Event]:
-        told: list[events.Event] = []
+        told = [self._status_asked(peer) for peer in self.questions.due(now)]
         if self.shards is not None and (due := self.shards.fleet.deadline()) is not None and now >= due:
             told += self.shards.happen(fleet_events.TimePassed())
         at = self.coordinator.deadline()
@@ -222,17 +223,18 @@ class Server:
                 return events.WorkerLeft(peer=peer, reason=one_line(message.reason))
             case SamplesAsked():
                 return self._ship(peer, message)
-            case Alive() | StatusAsked() if not self.questions.may_ask(peer, self.clock.now()):
-                return None
             case Alive():
                 return events.WorkerAsked(peer=peer)
             case StatusAsked():
-                broken = self.turned_away.broken.count
-                return events.StatusRequested(peer=peer, refused=self.denials.count, broken=broken)
+                return self._status_asked(peer) if self.questions.ask(peer, self.clock.now()) else None
             case Verdict():
                 return events.VerdictGiven(epoch=message.epoch, stops=message.stops)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a server")
+
+    def _status_asked(self, peer: bytes) -> events.Event:
+        broken = self.turned_away.broken.count
+        return events.StatusRequested(peer=peer, refused=self.denials.count, broken=broken)
 
     def _ship(self, peer: bytes, asked: SamplesAsked) -> events.Event | None:
         """Send samples to a worker, whose leases do not run out while they are on their way."""

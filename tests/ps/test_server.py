@@ -31,6 +31,7 @@ from common.transport.memory import MemoryClient
 from common.transport.port import Frames, ServerPort
 from ps.effects import Finish
 from ps.opening import Admission
+from ps.questions import AT_ONCE, PER_SECOND
 from ps.server import LOOK_S
 from tests.simulation.network import Simulation, Worker
 from tests.simulation.small import JOBS, job_of
@@ -223,6 +224,20 @@ def test_peers_that_are_gone_at_the_end_are_no_trouble() -> None:
     simulation.finish()
 
 
+def test_one_that_asks_without_end_is_answered_later_and_not_each_time() -> None:
+    simulation = Simulation(job_of())
+    curious = simulation.network.client()
+    for _ in range(2 * int(AT_ONCE)):
+        curious.send(encode(StatusAsked()))
+        while simulation.server.step():
+            pass
+    assert [type(message) for message in heard(curious)] == [Status] * int(AT_ONCE)
+    simulation.clock.advance(1.0 / PER_SECOND)
+    while simulation.server.step():
+        pass
+    assert [type(message) for message in heard(curious)] == [Status]
+
+
 def test_a_peer_that_does_not_read_loses_its_place() -> None:
     simulation = Simulation(job_of())
     silent = simulation.network.client()
@@ -230,6 +245,7 @@ def test_a_peer_that_does_not_read_loses_its_place() -> None:
     for _ in range(100):
         silent.send(encode(StatusAsked()))
         simulation.run_until_quiet()
+        simulation.clock.advance(1.0 / PER_SECOND)
     assert any("does not read what it is sent" in text for text in simulation.said)
     silent.close()
 
