@@ -216,6 +216,11 @@ def test_a_run_grows_and_shrinks_with_the_cluster(place: Place, three: Ray) -> N
     train.send(signal.SIGINT)
     assert train.end(4 * GONE_S)[0] == 130
     assert three.left(but_folders=True) == []
+    # What a node left that was killed, the next run there removes.
+    flags = ("--on", "ray", "--workers", "3")
+    train = place.start("train", *flags, *BRIEF, "--run-dir", "next", environ={"RAY_ADDRESS": three.address})
+    assert train.end(RAY_S)[0] == 0
+    assert three.left() == []
 
 
 @pytest.mark.slow
