@@ -15,8 +15,8 @@ from ps.pieces import Held
 #: Seconds that no lease runs out in: other programs may take a processor for as long, and swapping longer.
 FLOOR_S = 2.0
 
-#: Seconds that the first leases last at least, of a run, or of a worker where it is known what others take: its code
-#: and data are not yet where they are fast. One that hangs from the beginning costs the others so much.
+#: Seconds that the first leases of a worker last at least, whose code and data are not yet where they are fast: where
+#: only another kind of work is known, and where it is known what others take. A newcomer that hangs costs them so much.
 GRACE_S, NEWCOMER_S = 10.0, 4.0
 
 #: A lease runs out after so many medians, and so many deviations more: the rule of TCP's timer (Jacobson, 1988), with
