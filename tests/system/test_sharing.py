@@ -163,7 +163,7 @@ def test_a_server_that_is_killed_leaves_nothing_once_its_command_has_ended(place
     assert folders(servers) == []
 
 
-@pytest.mark.parametrize("cycles", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cycles", [1, pytest.param(200, marks=pytest.mark.slow)])
 def test_whatever_is_killed_all_at_once_is_swept_at_the_next_start(place: Place, cycles: int) -> None:
     killed: list[int] = []
     for cycle in range(cycles):
