@@ -21,7 +21,7 @@ from ps.checkpoint_folder import CheckpointFolder
 from ps.divergence import is_divergence
 from ps.opening import Admission, open_run
 from ps.recorder import Setting
-from ps.run_folder import CHECKPOINTS, WEIGHTS, RunResult
+from ps.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
 
 
 @contextmanager
@@ -30,6 +30,10 @@ def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
     try:
         yield
     except (RunError, KeyboardInterrupt) as error:
+        # Ended well a moment before: there is nothing to go on with.
+        if (folder / RESULT).exists():
+            print_plainly(console, f"the run had come to its end: its result is kept in {folder}")
+            raise
         if (folder / WEIGHTS).exists():
             print_plainly(console, f"the last good weights are kept in {folder}")
         steps = CheckpointFolder(folder / CHECKPOINTS, lambda text: None).steps()

@@ -12,8 +12,11 @@ import pytest
 from tests.system.alone import train_alone
 from tests.system.processes import GONE_S, Place
 
-#: Over in some seconds: three steps an epoch, checkpoints within epochs.
-JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4", "--epochs", "24")
+#: Three steps an epoch, checkpoints within epochs. Over in seconds, many times the 0.2 s between two looks of `train`
+#: at its server: a shorter run has come to its end by the time that its first epochs are printed.
+EPOCHS = 120
+STEPS = 3 * EPOCHS
+JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4", "--epochs", str(EPOCHS))
 OFTEN = ("--checkpoint-every-steps", "7")
 
 #: What may differ between a run and one that stopped: times, and how it was carried out.
@@ -53,7 +56,7 @@ def resumed(place: Place, workers: int, servers: int = 1) -> dict[str, Any]:
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 3), pytest.param(2, 0, marks=pytest.mark.slow)])
 def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
     process = place.start("train", *JOB, *OFTEN, "--workers", str(before), "--run-dir", "run")
-    process.line_with("epoch 5/24")
+    process.line_with("epoch 5/")
     for pid in place.pids():
         os.kill(pid, signal.SIGKILL)
     assert process.end()[0] == -signal.SIGKILL
@@ -67,7 +70,7 @@ def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: in
 
 def test_the_server_alone_is_killed(place: Place, calm: dict[str, Any]) -> None:
     process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run", "--max-restarts", "0")
-    process.line_with("epoch 4/24")
+    process.line_with("epoch 4/")
     (server,) = place.pids("lockstep server")
     os.kill(server, signal.SIGKILL)
     code, out, error = process.end()
@@ -80,7 +83,7 @@ def test_the_server_alone_is_killed(place: Place, calm: dict[str, Any]) -> None:
 def test_another_number_of_servers_goes_on(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
     flags = ("--workers", "2", "--servers", str(before), "--run-dir", "run")
     process = place.start("train", *JOB, *OFTEN, *flags)
-    process.line_with("epoch 4/24")
+    process.line_with("epoch 4/")
     process.send(signal.SIGINT)
     assert process.end(GONE_S)[0] == 130
     assert resumed(place, 2, after) == calm
@@ -91,7 +94,7 @@ def test_an_interrupt_loses_no_step_and_verify_follows(place: Place, calm: dict[
     process = place.start(
         "train", *JOB, "--checkpoint-every-seconds", "1e6", "--workers", str(workers), "--run-dir", "run"
     )
-    process.line_with("epoch 3/24")
+    process.line_with("epoch 3/")
     process.send(signal.SIGINT)
     code, out, error = process.end(GONE_S)
     assert (code, error.strip()) == (130, "error: interrupted")
@@ -102,13 +105,13 @@ def test_an_interrupt_loses_no_step_and_verify_follows(place: Place, calm: dict[
     assert '"lost_steps":0' in (place.folder / "run" / "ledger.jsonl").read_text().partition('"kind":"weights"')[2]
     code, out, error = place.start("verify", "run").end()
     assert (code, error) == (0, "")
-    assert "the same bits: steps 0 to 71, the losses of 288 micro-batches" in out
+    assert f"the same bits: steps 0 to {STEPS - 1}, the losses of {4 * STEPS:,} micro-batches" in out
     assert out.startswith("gone on with after step ")
 
 
 def test_a_server_goes_on_by_hand(place: Place, calm: dict[str, Any]) -> None:
     process = place.start("train", *JOB, "--workers", "0", "--run-dir", "run")
-    process.line_with("epoch 3/24")
+    process.line_with("epoch 3/")
     process.send(signal.SIGTERM)
     assert process.end(GONE_S)[0] == 130
     address = place.address()
@@ -150,7 +153,7 @@ def steps_in(place: Place) -> list[int]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_logs_and_figures_of_all_parts_are_kept(place: Place, calm: dict[str, Any], number: signal.Signals) -> None:
     process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run")
-    process.line_with("epoch 3/24")
+    process.line_with("epoch 3/")
     process.send(number)
     assert process.end(GONE_S)[0] == (130 if number is signal.SIGINT else -number)
     assert place.is_empty(GONE_S)
@@ -163,7 +166,7 @@ def test_the_logs_and_figures_of_all_parts_are_kept(place: Place, calm: dict[str
         assert both.startswith(words)
         assert "--- the run was gone on with, until " in both
         assert both.count("joined run run as worker" if "worker" in name else " joined\n") >= 2
-    assert steps_in(place) == list(range(72))
+    assert steps_in(place) == list(range(STEPS))
     # What was there stays as it was, but for the end and what came after the checkpoint.
     kept = (place.folder / "run" / "metrics.jsonl").read_text()
     assert kept[: len(figures) // 2] == figures[: len(figures) // 2]
