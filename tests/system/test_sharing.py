@@ -120,7 +120,7 @@ def test_sockets_leave_the_memory_alone(place: Place, transport: str) -> None:
 
 
 def test_a_worker_that_is_killed_in_the_middle_changes_nothing(place: Place) -> None:
-    job = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "32", "--epochs", "120")
+    job = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "32", "--epochs", "400")
     process = place.start("train", *job, "--workers", "2", "--transport", "shm", "--run-dir", "run")
     process.line_with("epoch 2/")
     (folder,) = folders(place.pids("lockstep server"))
