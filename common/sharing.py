@@ -11,6 +11,10 @@ from common.transport.segment import Shape
 WEIGHTS = "weights"
 
 
+#: The socket where a worker asks the server for a shortcut, by the name of its file.
+CALLERS = "callers"
+
+
 def weights_shape(size: int) -> Shape:
     """Return what the file of weights holds, of `size` values each."""
     return Shape(vectors=2, size=size)

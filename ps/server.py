@@ -246,7 +246,7 @@ class Server:
         return failed[0] if failed else events.WorkerAdvanced(peer=peer)
 
     def _prepared(self, peer: bytes, ready: Ready) -> events.Event:
-        """Map the sums of a worker that shares memory; make room for the messages of one that does not."""
+        """Map the sums of a worker that shares memory, and answer its call; make room for one that sends messages."""
         member = self.coordinator.roster.members.get(peer)
         if not ready.nonce:
             self.port.allow(QUEUE + WINDOW * len(self.shard.frames))
@@ -254,6 +254,9 @@ class Server:
             raise RemoteProtocolError("it shares memory that it was not offered")
         elif member is not None:
             self.sharing.admit(member.rank, ready.nonce)
+            shortcut = self.sharing.shortcut(member.rank)
+            if shortcut is not None:
+                self.port.shorten(peer, shortcut)
         return events.WorkerPrepared(peer=peer, shares=bool(ready.nonce), obstacle=one_line(ready.obstacle))
 
     def _happen(self, *told: events.Event) -> None:

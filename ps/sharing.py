@@ -5,7 +5,8 @@ from pathlib import Path
 
 from common.errors import RemoteProtocolError, SharingError
 from common.reduction import Vector
-from common.sharing import WEIGHTS, sums_file, sums_shape, weights_shape
+from common.sharing import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
+from common.transport.packet_socket import Callers, PacketSocket
 from common.transport.segment import Allocate, reserve
 from common.transport.shared_folder import SharedFolder
 from ps.opening import Opening
@@ -20,6 +21,8 @@ class Sharing:
     size: int
     #: By rank, the slots of sums of the workers that share.
     sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
+    #: Where workers ask for a shortcut, None where there can be none.
+    callers: Callers | None = None
 
     def admit(self, rank: int, nonce: str) -> None:
         """Map the sums of a worker that says to have read the nonce; `RemoteProtocolError` where it has not."""
@@ -31,6 +34,10 @@ class Sharing:
             raise RemoteProtocolError(f"sums that are not there: {error}") from None
         self.sums[rank] = segment.vectors
 
+    def shortcut(self, rank: int) -> PacketSocket | None:
+        """Return the shortcut that a worker has asked for, if it has."""
+        return None if self.callers is None else self.callers.answer(sums_file(rank))
+
     def forget(self, rank: int) -> None:
         """Give back the memory of a worker that is gone."""
         self.sums.pop(rank, None)
@@ -38,6 +45,8 @@ class Sharing:
 
     def close(self) -> None:
         """Remove the folder; vectors that are in use stay mapped."""
+        if self.callers is not None:
+            self.callers.close()
         self.folder.remove()
 
 
@@ -54,4 +63,5 @@ def share(opening: Opening, root: Path, allocate: Allocate = reserve) -> tuple[O
         shard = replace(opening.shard, slots=(first, second))
     else:
         shard = replace(opening.shard, rounded=(first, second))
-    return replace(opening, shard=shard, facts=replace(opening.facts, memory=folder.name)), Sharing(folder, size)
+    sharing = Sharing(folder, size, callers=Callers.at(folder.path / CALLERS))
+    return replace(opening, shard=shard, facts=replace(opening.facts, memory=folder.name)), sharing

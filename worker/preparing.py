@@ -12,6 +12,7 @@ from common.layout import layout_of
 from common.messages import Welcome
 from common.model import blueprint_of
 from common.slices import frames_of
+from common.transport.packet_socket import PacketSocket
 from worker.compute import Compute
 from worker.sample_store import SampleStore
 from worker.sharing import attach
@@ -31,6 +32,8 @@ class Workplace:
     obstacle: str = ""
     #: Where samples are kept that the server sends; None where the data is here.
     store: SampleStore | None = None
+    #: A shorter way to the server, which was asked for; None where there is none.
+    shortcut: PacketSocket | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
         try:
             shared = attach(places.memory, welcome, layout.size)
             compute = Compute(job, model, data, shared.slots, shared.sums, moments=moments)
-            return Workplace(compute, nonce=shared.nonce, store=store)
+            return Workplace(compute, nonce=shared.nonce, store=store, shortcut=shared.shortcut)
         except SharingError as error:
             obstacle = str(error)
     compute = Compute(job, model, data, frames=frames, moments=moments)

@@ -232,6 +232,8 @@ class Runner:
             self._meet(welcome, place.compute)
         except LockstepError as error:
             return events.PreparationFailed(reason=str(error))
+        if place.shortcut is not None:
+            self.port.shorten(place.shortcut)
         return events.Prepared(nonce=place.nonce, obstacle=place.obstacle)
 
     def _meet(self, welcome: Welcome, compute: Compute) -> None:

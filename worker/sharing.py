@@ -5,7 +5,8 @@ from pathlib import Path
 
 from common.messages import Welcome
 from common.reduction import Vector
-from common.sharing import WEIGHTS, sums_file, sums_shape, weights_shape
+from common.sharing import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
+from common.transport.packet_socket import PacketSocket, call
 from common.transport.segment import Allocate, reserve
 from common.transport.shared_folder import SharedFolder
 
@@ -20,6 +21,8 @@ class SharedVectors:
     slots: tuple[Vector, Vector]
     #: Where sums are written.
     sums: tuple[Vector, ...]
+    #: What was asked for, None where there can be none.
+    shortcut: PacketSocket | None
 
 
 def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve) -> SharedVectors:
@@ -29,7 +32,8 @@ def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve
         weights = folder.attach(WEIGHTS, weights_shape(size))
         folder.nonce = weights.nonce
         sums = folder.make(sums_file(welcome.rank), sums_shape(size), allocate)
+        shortcut = call(folder.path / CALLERS, sums_file(welcome.rank))
     finally:
         folder.close()
     first, second = weights.vectors
-    return SharedVectors(weights.nonce.hex(), (first, second), sums.vectors)
+    return SharedVectors(weights.nonce.hex(), (first, second), sums.vectors, shortcut)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from common.errors import AddressError, ProtocolError
 from common.randomness import Purpose, generator
-from common.transport.port import Frames, Limits, PeerGone, PeerSlow
+from common.transport.port import Frames, Limits, PeerGone, PeerSlow, Shortcut
 
 _Message = list[memoryview]
 
@@ -136,6 +136,9 @@ class MemoryServer:
     def allow(self, queue: int) -> None:
         self._network.queue = max(self._network.queue, queue)
 
+    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
+        shortcut.close()
+
     def close(self, linger_s: float = 0.0) -> None:
         if self._is_open:
             self._is_open = False
@@ -157,6 +160,9 @@ class MemoryClient:
         _demand_open(self._line.is_client_open)
         self._limits.check(frames)
         _put(self._line.to_server, frames, self._limits.queue)
+
+    def shorten(self, shortcut: Shortcut) -> None:
+        shortcut.close()
 
     def close(self, linger_s: float = 0.0) -> None:
         self._line.is_client_open = False

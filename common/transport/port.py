@@ -47,6 +47,27 @@ class Limits:
             raise ProtocolError(f"a frame of {longest} bytes: expected at most {self.frame_bytes}")
 
 
+class Shortcut(Protocol):
+    """A second way between two ends, for messages of one short frame; see `common.transport.packet_socket`."""
+
+    @property
+    def descriptor(self) -> int:
+        """What to wait for."""
+        ...
+
+    def send(self, frame: Frame, timeout_s: float = 0.0) -> None:
+        """Send a frame. Raises PeerSlow where too many wait and none is read within the time, and PeerGone."""
+        ...
+
+    def receive(self) -> bytes | None:
+        """Return the next frame, None where none has come. Raises PeerGone at the end."""
+        ...
+
+    def close(self) -> None:
+        """Close it; what was sent may still be received."""
+        ...
+
+
 class ServerPort(Protocol):
     """The end that many peers dial. All methods but a second `close` raise ProtocolError once it is closed."""
 
@@ -90,6 +111,14 @@ class ServerPort(Protocol):
         """
         ...
 
+    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
+        """Send short messages to a peer over a shortcut from now on, and hear it there as well.
+
+        Between what goes over it and what does not there is no order. It ends with the connection, or before that, and
+        is the port's to close: at once where there is nothing to shorten.
+        """
+        ...
+
     def close(self, linger_s: float = 0.0) -> None:
         """Close all connections; what was sent gets at most `linger_s` seconds to leave."""
         ...
@@ -107,6 +136,10 @@ class ClientPort(Protocol):
 
         Raises PeerSlow where too many are on their way and none arrives within the time.
         """
+        ...
+
+    def shorten(self, shortcut: Shortcut) -> None:
+        """Hear the server over a shortcut as well, and speak over it once it was heard; as `ServerPort.shorten`."""
         ...
 
     def close(self, linger_s: float = 0.0) -> None:

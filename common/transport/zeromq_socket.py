@@ -10,6 +10,9 @@ from common.errors import ProtocolError
 from common.transport.address import IpcAddress, TcpAddress
 from common.transport.port import Frame, Limits, PeerGone, PeerSlow
 
+#: A socket of ZeroMQ's, or the descriptor of one of the system's.
+Source = zmq.Socket[bytes] | int
+
 #: How TCP finds a host that is gone without a word, within half a minute: seconds without a word after which it asks,
 #: between two questions, how many stay unanswered, and milliseconds for which what was sent may stay unacknowledged.
 #: Not by ZeroMQ's heartbeats: they abort the whole process (`Assertion failed: !_io_error`, libzmq issue 4841) where a
@@ -52,18 +55,24 @@ class LimitedSocket:
         self.demand_open()
         poller.register(self.raw, zmq.POLLIN)
 
-    def watch(self, other: "zmq.Socket[bytes]") -> None:
+    def watch(self, other: Source) -> None:
         """Let what comes on another socket end the wait for a message."""
         self._poller.register(other, zmq.POLLIN)
 
-    def receive(self, timeout_s: float | None, extra: int) -> list[memoryview] | None:
-        """Return the frames of a message, None if none came in time; of one that is too long, one more than may be.
+    def unwatch(self, other: Source) -> None:
+        """Wait for another socket no longer."""
+        self._poller.unregister(other)
+
+    def wait(self, timeout_s: float | None) -> list[Source]:
+        """Wait until something has come, or for so many seconds, None for ever; return where it has."""
+        self.demand_open()
+        return wait_for(self._poller, timeout_s)
+
+    def take(self, extra: int) -> list[memoryview] | None:
+        """Return the frames of a message, None if none has come; of one that is too long, one more than may be.
 
         `extra` frames do not count.
         """
-        self.demand_open()
-        if not wait_for(self._poller, timeout_s):
-            return None
         frames: list[memoryview] = []
         has_more = True
         while has_more:
@@ -114,11 +123,11 @@ def milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else min(math.ceil(max(seconds, 0.0) * 1000.0), 2**31 - 1)
 
 
-def wait_for(poller: zmq.Poller, timeout_s: float | None) -> bool:
-    """Wait until something has come, or for so many seconds, None for ever; tell whether something has."""
+def wait_for(poller: zmq.Poller, timeout_s: float | None) -> list[Source]:
+    """Wait until something has come, or for so many seconds, None for ever; return where it has."""
     left_s = math.inf if timeout_s is None else timeout_s
-    while not poller.poll(milliseconds(min(left_s, _POLL_S))):
+    while not (ready := poller.poll(milliseconds(min(left_s, _POLL_S)))):
         left_s -= _POLL_S
         if left_s <= 0.0:
-            return False
-    return True
+            return []
+    return [source for source, _ in ready]

@@ -18,7 +18,8 @@ from common.transport.credentials import Lock, ServerKeys
 from common.transport.denials import Denials
 from common.transport.port import Limits, ServerPort
 from common.transport.shared_folder import shared_root
-from common.transport.zeromq import ZeroMqServer, serve
+from common.transport.zeromq import serve
+from common.transport.zeromq_server import ZeroMqServer
 from lockstep.access import WARNING, lock_of
 from lockstep.addresses import dialled
 from lockstep.books import Destination, open_books

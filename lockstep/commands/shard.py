@@ -15,7 +15,9 @@ from common.plain import one_line
 from common.shard_messages import ShardJoin
 from common.transport.denials import Denials
 from common.transport.shared_folder import shared_root
-from common.transport.zeromq import ZeroMqClient, ZeroMqServer, dial, serve, wait_for_any
+from common.transport.zeromq import dial, serve, wait_for_any
+from common.transport.zeromq_client import ZeroMqClient
+from common.transport.zeromq_server import ZeroMqServer
 from lockstep.access import WARNING, lock_of, server_credential
 from lockstep.addresses import bind_beside, dialled
 from lockstep.commands.key_options import INSECURE_OPTION, KEYS_OPTION

@@ -17,7 +17,8 @@ from common.numerics import fingerprint
 from common.plain import one_line, printable
 from common.transport.credentials import Credential
 from common.transport.shared_folder import shared_root
-from common.transport.zeromq import ZeroMqClient, dial, wait_for_any
+from common.transport.zeromq import dial, wait_for_any
+from common.transport.zeromq_client import ZeroMqClient
 from lockstep.access import credential_of
 from lockstep.commands.key_options import KEY_OPTION
 from lockstep.commands.param_types import seconds

@@ -18,7 +18,8 @@ from common.numerics import Fingerprint, fingerprint
 from common.transport.address import TcpAddress, parse
 from common.transport.credentials import ClientKeys, Credential
 from common.transport.trouble import Stage, Trouble
-from common.transport.zeromq import ZeroMqClient, dial
+from common.transport.zeromq import dial
+from common.transport.zeromq_client import ZeroMqClient
 from lockstep.clusters.interface import address_towards
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.report import findings_lines

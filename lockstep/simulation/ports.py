@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from common.transport.port import Frames, PeerGone
+from common.transport.port import Frames, PeerGone, Shortcut
 from lockstep.simulation.direction import Message
 from lockstep.simulation.wires import Hub, Network, Wire
 from lockstep.simulation.world import Process
@@ -52,6 +52,9 @@ class SimulatedServer:
     def allow(self, queue: int) -> None:
         self._queue = max(self._queue, queue)
 
+    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
+        shortcut.close()
+
     def close(self, linger_s: float = 0.0) -> None:
         self._hub.close(linger_s)
 
@@ -76,6 +79,9 @@ class SimulatedClient:
         self._wire.client.tick()
         self._limits.check(frames)
         self._wire.send(_copy(frames), self._limits.queue)
+
+    def shorten(self, shortcut: Shortcut) -> None:
+        shortcut.close()
 
     def close(self, linger_s: float = 0.0) -> None:
         self._wire.close(linger_s)

@@ -28,7 +28,7 @@ from common.messages import (
 )
 from common.numerics import fingerprint
 from common.transport.memory import MemoryClient
-from common.transport.port import Frames, ServerPort
+from common.transport.port import Frames, ServerPort, Shortcut
 from ps.effects import Finish
 from ps.opening import Admission
 from ps.questions import AT_ONCE, PER_SECOND
@@ -199,6 +199,9 @@ class WorkingPort:
 
     def allow(self, queue: int) -> None:
         self.port.allow(queue)
+
+    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
+        self.port.shorten(peer, shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.port.close(linger_s)

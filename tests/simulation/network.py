@@ -20,7 +20,7 @@ from common.reduction import Vector
 from common.shard_messages import Hello, ShardJoin
 from common.transport.links import wait_for_nothing
 from common.transport.memory import MemoryClient, MemoryNetwork
-from common.transport.port import ClientPort, Frames
+from common.transport.port import ClientPort, Frames, Shortcut
 from ps.coordinator import Coordinator
 from ps.effects import Finish
 from ps.facts import RunFacts
@@ -56,6 +56,9 @@ class DoublingClient:
         if isinstance(decode(frames, WorkerMessage | Hello)[0], Part | Result):
             self.client.send(frames)
 
+    def shorten(self, shortcut: Shortcut) -> None:
+        self.client.shorten(shortcut)
+
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)
 
@@ -88,6 +91,9 @@ class DyingClient:
             if self.life.parts == 0:
                 raise Killed
 
+    def shorten(self, shortcut: Shortcut) -> None:
+        self.client.shorten(shortcut)
+
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)
 
@@ -108,6 +114,9 @@ class SpoilingClient:
             frames = encode(message, [self.spoils.words(array) for array in arrays])
             self.spoils.shared()
         self.client.send(frames)
+
+    def shorten(self, shortcut: Shortcut) -> None:
+        self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)

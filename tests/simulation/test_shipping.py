@@ -13,7 +13,7 @@ from common.job import Job
 from common.messages import Lease, Samples, SamplesAsked, ServerMessage, WorkerMessage
 from common.reduction import Node
 from common.transport.memory import MemoryClient
-from common.transport.port import Frames
+from common.transport.port import Frames, Shortcut
 from ps.opening import Admission
 from tests.simulation.network import Simulation, Worker, digest_with
 from tests.simulation.small import job_of, noisy_net, other_digits
@@ -122,6 +122,9 @@ class Counting:
             self.asked += 1
             self.places += [(message.part, int(place)) for place in np.frombuffer(message.places, "<u4")]
         self.client.send(frames)
+
+    def shorten(self, shortcut: Shortcut) -> None:
+        self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)

@@ -17,9 +17,10 @@ from common.messages import PROTOCOL_VERSION, Join, Ready, Refused, ServerMessag
 from common.numerics import fingerprint
 from common.transport.credentials import ClientKeys, Credential, ServerKeys, Token
 from common.transport.denials import Denials
-from common.transport.port import ClientPort, Frames
-from common.transport.zeromq import ZeroMqServer, dial, serve
+from common.transport.port import ClientPort, Frames, Shortcut
+from common.transport.zeromq import dial, serve
 from common.transport.zeromq_armour import new_pair
+from common.transport.zeromq_server import ZeroMqServer
 from ps.coordinator import Coordinator
 from ps.opening import Admission, open_run
 from ps.recorder import Recorder, Setting
@@ -74,6 +75,9 @@ class Brief:
 
     def allow(self, queue: int) -> None:
         self.port.allow(queue)
+
+    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
+        self.port.shorten(peer, shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.port.close(linger_s)

@@ -29,7 +29,7 @@ from common.messages import (
 from common.reduction import Vector
 from common.slices import Slice
 from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
-from common.transport.port import Frames, PeerGone
+from common.transport.port import Frames, PeerGone, Shortcut
 from ps.opening import Admission, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of, load_digits, other_digits
@@ -109,6 +109,9 @@ class SlowClient:
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.clock.advance(1.0)
         self.client.send(frames, timeout_s)
+
+    def shorten(self, shortcut: Shortcut) -> None:
+        self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)
@@ -308,6 +311,9 @@ class Interrupting:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.sent.append(decode(frames, WorkerMessage)[0])
+
+    def shorten(self, shortcut: Shortcut) -> None:
+        shortcut.close()
 
     def close(self, linger_s: float = 0.0) -> None:
         self.sent.append(Leave(reason="closed"))

@@ -13,8 +13,10 @@ from common.errors import AddressError, KeyFileError
 from common.transport.credentials import ClientKeys, Credential, Lock, ServerKeys, Token
 from common.transport.denials import Denials
 from common.transport.zap import DOMAIN
-from common.transport.zeromq import ZeroMqClient, ZeroMqServer, dial, serve
+from common.transport.zeromq import dial, serve
 from common.transport.zeromq_armour import arm_server, new_pair
+from common.transport.zeromq_client import ZeroMqClient
+from common.transport.zeromq_server import ZeroMqServer
 from tests.common.transport import zmtp
 
 #: Within these seconds of its attempt, one that is not let in is noted.

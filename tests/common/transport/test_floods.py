@@ -12,8 +12,9 @@ from common.clock import SystemClock
 from common.transport.denials import Denials
 from common.transport.port import Limits, PeerSlow
 from common.transport.ration import Rations
-from common.transport.zeromq import LOOK_S, ZeroMqServer, dial, serve
+from common.transport.zeromq import dial, serve
 from common.transport.zeromq_armour import HANDSHAKE_MS
+from common.transport.zeromq_server import LOOK_S, ZeroMqServer
 from tests.common.transport import zmtp
 
 LIMITS = Limits(frame_bytes=2**20, frames=4, backlog=2)

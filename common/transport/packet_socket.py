@@ -1,0 +1,160 @@
+"""A shortcut between two processes of one user on one machine: a socket of the system's own, beside ZeroMQ's.
+
+A message over ZeroMQ wakes three threads in turn: the one that sends, the one that receives, the one that waits for it.
+A packet over a shortcut wakes one. Where vectors lie in shared memory and headers alone travel, that is a quarter of an
+exchange's time. Like ZeroMQ's, a packet orders memory: what was written before it was sent is seen by who receives it.
+"""
+
+import select
+import socket
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.transport.ipc_path import private_files
+from common.transport.port import Frame, Frames, PeerGone, PeerSlow
+
+#: Longest packet in bytes: the result of a lease of all the micro-batches that a job may have.
+PACKET_BYTES = 2**15
+
+#: Longest name of a caller, in bytes.
+NAME_BYTES = 64
+
+#: Callers that wait for an answer: more than a machine has workers.
+BACKLOG = 128
+
+
+@dataclass
+class PacketSocket:
+    """One end."""
+
+    _socket: socket.socket
+
+    @property
+    def descriptor(self) -> int:
+        """What to wait for; -1 once it is closed."""
+        return self._socket.fileno()
+
+    def send(self, frame: Frame, timeout_s: float = 0.0) -> None:
+        """Send a packet. Raises PeerSlow where too many wait and none is read within the time, and PeerGone."""
+        try:
+            if not self._put(frame) and not (self._has_room(timeout_s) and self._put(frame)):
+                raise PeerSlow("too many packets wait for this peer: expected one that reads them")
+        except OSError as error:
+            raise PeerGone(f"the shortcut has ended: {error.strerror}") from None
+
+    def _put(self, frame: Frame) -> bool:
+        try:
+            self._socket.send(frame)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _has_room(self, timeout_s: float) -> bool:
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLOUT)
+        return timeout_s > 0.0 and bool(waiting.poll(timeout_s * 1000.0))
+
+    def receive(self) -> bytes | None:
+        """Return the next packet, None where none has come; raises PeerGone at the end, and after one too long."""
+        try:
+            packet = self._socket.recv(PACKET_BYTES + 1)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise PeerGone(f"the shortcut has ended: {error.strerror}") from None
+        if not 0 < len(packet) <= PACKET_BYTES:
+            raise PeerGone("the shortcut has ended")
+        return packet
+
+    def close(self) -> None:
+        """Close it; what was sent may still be received."""
+        self._socket.close()
+
+
+def is_short(frames: Frames) -> bool:
+    """Tell whether a message may go over a shortcut."""
+    return len(frames) == 1 and memoryview(frames[0]).nbytes <= PACKET_BYTES
+
+
+@dataclass
+class Callers:
+    """Where others ask for a shortcut: the file of a socket, which only this user may open."""
+
+    _socket: socket.socket
+    #: Who has called and was not answered yet, by name.
+    _waiting: dict[bytes, PacketSocket] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, path: Path) -> "Callers | None":
+        """Listen, until `close`; None where the system has no such sockets, or the path is too long for one."""
+        try:
+            listening = _packets()
+        except OSError:
+            return None
+        try:
+            with private_files():
+                listening.bind(str(path))
+            listening.listen(BACKLOG)
+        except OSError:
+            listening.close()
+            return None
+        return cls(listening)
+
+    def answer(self, name: str) -> PacketSocket | None:
+        """Return the shortcut to who has called by a name, None where nobody has."""
+        self._hear()
+        return self._waiting.pop(name.encode(), None)
+
+    def _hear(self) -> None:
+        """Take in who has called. Whoever said no name at once has none."""
+        while True:
+            try:
+                caller, _ = self._socket.accept()
+            except OSError:
+                return
+            caller.setblocking(False)
+            name = b""
+            with suppress(OSError):
+                name = caller.recv(NAME_BYTES)
+            if name:
+                self._keep(name, PacketSocket(caller))
+            else:
+                caller.close()
+
+    def _keep(self, name: bytes, shortcut: PacketSocket) -> None:
+        before = self._waiting.pop(name, None)
+        if before is None and len(self._waiting) >= BACKLOG:
+            before = self._waiting.pop(next(iter(self._waiting)))
+        if before is not None:
+            before.close()
+        self._waiting[name] = shortcut
+
+    def close(self) -> None:
+        """Answer nobody any more; the file stays."""
+        self._socket.close()
+        for shortcut in self._waiting.values():
+            shortcut.close()
+        self._waiting.clear()
+
+
+def call(path: Path, name: str) -> PacketSocket | None:
+    """Ask for a shortcut by a name, which the other end may answer later, or never; None where none can be had."""
+    try:
+        calling = _packets()
+    except OSError:
+        return None
+    try:
+        calling.connect(str(path))
+        calling.send(name.encode())
+    except OSError:
+        calling.close()
+        return None
+    return PacketSocket(calling)
+
+
+def _packets() -> socket.socket:
+    """Return a socket that keeps the bounds and the order of packets; `OSError` on systems that have none (macOS)."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    made.setblocking(False)
+    return made

@@ -1,0 +1,125 @@
+"""A client's port over ZeroMQ: a DEALER with its traps closed, a shortcut beside it. Sees frames, never a message."""
+
+import zmq
+
+from common.errors import AddressError
+from common.transport.address import IpcAddress, TcpAddress
+from common.transport.credentials import Credential
+from common.transport.packet_socket import is_short
+from common.transport.port import Frames, Limits, PeerGone, PeerSlow, Shortcut
+from common.transport.probe import look_at
+from common.transport.trouble import Found, Trouble, explained
+from common.transport.zeromq_armour import arm_client
+from common.transport.zeromq_handshakes import Handshakes
+from common.transport.zeromq_socket import LimitedSocket, milliseconds
+
+# A worker that starts first dials at once when its server comes, and does not storm one that stays away.
+_REDIAL_MS = 20
+_REDIAL_MOST_MS = 1_000
+_CONNECT_MS = 5_000
+
+
+class ZeroMqClient:
+    """A DEALER; what it sends before it is connected waits in its queue."""
+
+    def __init__(self, address: TcpAddress | IpcAddress, credential: Credential, limits: Limits) -> None:
+        self._address, self._credential = str(address), credential
+        self._socket = LimitedSocket(zmq.DEALER, address, limits)
+        self._socket.raw.set(zmq.RECONNECT_IVL, _REDIAL_MS)
+        self._socket.raw.set(zmq.RECONNECT_IVL_MAX, _REDIAL_MOST_MS)
+        self._socket.raw.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
+        self._shortcut: Shortcut | None = None
+        #: Whether the server was heard on it: before that, it may not listen there.
+        self._is_answered = False
+        self._handshakes = Handshakes(self._socket.raw)
+        try:
+            arm_client(self._socket.raw, credential)
+            self._socket.raw.connect(self._address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(f"address {self._address!r} cannot be dialled ({error.strerror}): correct it") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        for source in self._socket.wait(timeout_s):
+            frames = self._take_short() if isinstance(source, int) else self._socket.take(extra=0)
+            if frames is not None and len(frames) <= self._socket.limits.frames:
+                return frames
+        # Now and then it has to be read: ZeroMQ would wait for ever to tell us more.
+        self._handshakes.look()
+        return None
+
+    def _take_short(self) -> list[memoryview] | None:
+        """Return the next message that came over the shortcut."""
+        assert self._shortcut is not None
+        try:
+            packet = self._shortcut.receive()
+        except PeerGone:
+            self._end_shortcut()
+            return None
+        if packet is None:
+            return None
+        self._is_answered = True
+        return [memoryview(packet)]
+
+    def shorten(self, shortcut: Shortcut) -> None:
+        self._end_shortcut()
+        self._shortcut = shortcut
+        self._socket.watch(shortcut.descriptor)
+
+    def _end_shortcut(self) -> None:
+        if self._shortcut is not None:
+            self._socket.unwatch(self._shortcut.descriptor)
+            self._shortcut.close()
+        self._shortcut, self._is_answered = None, False
+
+    def _send_short(self, frames: Frames, timeout_s: float) -> bool:
+        """Send a short message over the shortcut; return whether it was."""
+        if self._shortcut is None or not self._is_answered or not is_short(frames):
+            return False
+        try:
+            self._shortcut.send(frames[0], timeout_s)
+        except PeerGone:
+            self._end_shortcut()
+            return False
+        return True
+
+    def trouble(self) -> Trouble | None:
+        """Return what is in the way of a connection, None where nothing is known to be; may take some seconds."""
+        heard = self._handshakes.look()
+        is_told = heard.is_through or heard.is_refused
+        return explained(self._address, self._credential, heard, Found() if is_told else look_at(self._address))
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Let a poller wait for this port among others."""
+        self._socket.register(poller)
+        if self._shortcut is not None:
+            poller.register(self._shortcut.descriptor, zmq.POLLIN)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self._socket.limits.check(frames)
+        if self._send_short(frames, timeout_s):
+            return
+        try:
+            self._socket.send(frames)
+        except PeerSlow:
+            # Asked only now, since nearly always there is room.
+            if self._handshakes.look().is_over:
+                self._redial()
+            elif timeout_s <= 0.0 or not self._socket.raw.poll(milliseconds(timeout_s), zmq.POLLOUT):
+                raise
+            self._socket.send(frames)
+
+    def _redial(self) -> None:
+        """Dial anew where ZeroMQ has given up for good, and taken the queue along: another may listen there by now."""
+        # Otherwise it counts as dialled still, and nothing happens.
+        self._socket.raw.disconnect(self._address)
+        self._socket.raw.connect(self._address)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        if not self._socket.raw.closed:
+            self._end_shortcut()
+        self._handshakes.close()
+        self._socket.close(linger_s)
