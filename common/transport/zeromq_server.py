@@ -77,6 +77,7 @@ class ZeroMqServer:
         return self._address
 
     def receive(self, timeout_s: float | None) -> Received | None:
+        self._socket.demand_open()
         now = _CLOCK.now()
         end = None if timeout_s is None else now + timeout_s
         while True:
