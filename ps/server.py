@@ -254,7 +254,7 @@ class Server:
             raise RemoteProtocolError("it shares memory that it was not offered")
         elif member is not None:
             self.sharing.admit(member.rank, ready.nonce)
-            shortcut = self.sharing.shortcut(member.rank)
+            shortcut = self.sharing.take_shortcut(member.rank)
             if shortcut is not None:
                 self.port.shorten(peer, shortcut)
         return events.WorkerPrepared(peer=peer, shares=bool(ready.nonce), obstacle=one_line(ready.obstacle))

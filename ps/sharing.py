@@ -34,13 +34,16 @@ class Sharing:
             raise RemoteProtocolError(f"sums that are not there: {error}") from None
         self.sums[rank] = segment.vectors
 
-    def shortcut(self, rank: int) -> PacketSocket | None:
-        """Return the shortcut that a worker has asked for, if it has."""
+    def take_shortcut(self, rank: int) -> PacketSocket | None:
+        """Return the shortcut that a worker has asked for, if it has, to be the caller's."""
         return None if self.callers is None else self.callers.answer(sums_file(rank))
 
     def forget(self, rank: int) -> None:
         """Give back the memory of a worker that is gone."""
         self.sums.pop(rank, None)
+        unanswered = self.take_shortcut(rank)
+        if unanswered is not None:
+            unanswered.close()
         self.folder.drop(sums_file(rank))
 
     def close(self) -> None:

@@ -161,8 +161,9 @@ class MemoryClient:
         self._limits.check(frames)
         _put(self._line.to_server, frames, self._limits.queue)
 
-    def shorten(self, shortcut: Shortcut) -> None:
-        shortcut.close()
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        if shortcut is not None:
+            shortcut.close()
 
     def close(self, linger_s: float = 0.0) -> None:
         self._line.is_client_open = False

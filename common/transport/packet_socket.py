@@ -7,7 +7,6 @@ exchange's time. Like ZeroMQ's, a packet orders memory: what was written before 
 
 import select
 import socket
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +15,6 @@ from common.transport.port import Frame, Frames, PeerGone, PeerSlow
 
 #: Longest packet in bytes: the result of a lease of all the micro-batches that a job may have.
 PACKET_BYTES = 2**15
-
-#: Longest name of a caller, in bytes.
-NAME_BYTES = 64
 
 #: Callers that wait for an answer: more than a machine has workers.
 BACKLOG = 128
@@ -58,7 +54,7 @@ class PacketSocket:
     def receive(self) -> bytes | None:
         """Return the next packet, None where none has come; raises PeerGone at the end, and after one too long."""
         try:
-            packet = self._socket.recv(PACKET_BYTES + 1)
+            packet = self._read()
         except BlockingIOError:
             return None
         except OSError as error:
@@ -67,14 +63,22 @@ class PacketSocket:
             raise PeerGone("the shortcut has ended")
         return packet
 
+    def _read(self) -> bytes:
+        try:
+            return self._socket.recv(PACKET_BYTES + 1)
+        except ConnectionResetError:
+            # The other end was closed before it had read all of ours. Linux tells that first, and once; what it had
+            # sent before is still there.
+            return self._socket.recv(PACKET_BYTES + 1)
+
     def close(self) -> None:
         """Close it; what was sent may still be received."""
         self._socket.close()
 
 
 def is_short(frames: Frames) -> bool:
-    """Tell whether a message may go over a shortcut."""
-    return len(frames) == 1 and memoryview(frames[0]).nbytes <= PACKET_BYTES
+    """Tell whether a message may go over a shortcut: not an empty one, which reads as its end."""
+    return len(frames) == 1 and 0 < memoryview(frames[0]).nbytes <= PACKET_BYTES
 
 
 @dataclass
@@ -82,8 +86,9 @@ class Callers:
     """Where others ask for a shortcut: the file of a socket, which only this user may open."""
 
     _socket: socket.socket
-    #: Who has called and was not answered yet, by name.
+    #: Who has called and was not answered yet: by name, and those whose name has not come yet.
     _waiting: dict[bytes, PacketSocket] = field(default_factory=dict)
+    _nameless: list[PacketSocket] = field(default_factory=list)
 
     @classmethod
     def at(cls, path: Path) -> "Callers | None":
@@ -102,40 +107,48 @@ class Callers:
         return cls(listening)
 
     def answer(self, name: str) -> PacketSocket | None:
-        """Return the shortcut to who has called by a name, None where nobody has."""
-        self._hear()
+        """Take in all who have called since; return the shortcut to the one of a name, None where he has not."""
+        self._accept()
+        nameless, self._nameless = self._nameless, []
+        for caller in nameless[-BACKLOG:]:
+            self._ask(caller)
+        for caller in nameless[:-BACKLOG]:
+            caller.close()
         return self._waiting.pop(name.encode(), None)
 
-    def _hear(self) -> None:
-        """Take in who has called. Whoever said no name at once has none."""
+    def _accept(self) -> None:
         while True:
             try:
                 caller, _ = self._socket.accept()
             except OSError:
                 return
             caller.setblocking(False)
-            name = b""
-            with suppress(OSError):
-                name = caller.recv(NAME_BYTES)
-            if name:
-                self._keep(name, PacketSocket(caller))
-            else:
-                caller.close()
+            self._nameless.append(PacketSocket(caller))
 
-    def _keep(self, name: bytes, shortcut: PacketSocket) -> None:
+    def _ask(self, caller: PacketSocket) -> None:
+        """Keep a caller under the name that he says, or until he says one; of two of one name it is the later."""
+        try:
+            name = caller.receive()
+        except PeerGone:
+            caller.close()
+            return
+        if name is None:
+            self._nameless.append(caller)
+            return
         before = self._waiting.pop(name, None)
         if before is None and len(self._waiting) >= BACKLOG:
             before = self._waiting.pop(next(iter(self._waiting)))
         if before is not None:
             before.close()
-        self._waiting[name] = shortcut
+        self._waiting[name] = caller
 
     def close(self) -> None:
         """Answer nobody any more; the file stays."""
         self._socket.close()
-        for shortcut in self._waiting.values():
-            shortcut.close()
+        for caller in (*self._waiting.values(), *self._nameless):
+            caller.close()
         self._waiting.clear()
+        self._nameless.clear()
 
 
 def call(path: Path, name: str) -> PacketSocket | None:

@@ -114,8 +114,8 @@ class ServerPort(Protocol):
     def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
         """Send short messages to a peer over a shortcut from now on, and hear it there as well.
 
-        Between what goes over it and what does not there is no order. It ends with the connection, or before that, and
-        is the port's to close: at once where there is nothing to shorten.
+        Between what goes over it and what does not there is no order. It lasts until another takes its place, one end
+        is closed or the connection is over, and is the port's to close: at once where there is nothing to shorten.
         """
         ...
 
@@ -138,8 +138,11 @@ class ClientPort(Protocol):
         """
         ...
 
-    def shorten(self, shortcut: Shortcut) -> None:
-        """Hear the server over a shortcut as well, and speak over it once it was heard; as `ServerPort.shorten`."""
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        """Hear the server over a shortcut as well, and speak over it once it was heard; as `ServerPort.shorten`.
+
+        None ends the one before.
+        """
         ...
 
     def close(self, linger_s: float = 0.0) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from common.interrupts import held_back
 from common.transport.packet_socket import is_short
 from common.transport.port import Frames, PeerGone, Shortcut
 from common.transport.zeromq_socket import LimitedSocket
@@ -14,30 +15,32 @@ class Shortcuts:
     #: What waits for them too.
     socket: LimitedSocket
     _of_peers: dict[bytes, Shortcut] = field(default_factory=dict)
-    _peers: dict[int, bytes] = field(default_factory=dict)
+    _by_descriptor: dict[int, bytes] = field(default_factory=dict)
 
     def add(self, peer: bytes, shortcut: Shortcut) -> None:
         """Speak with a peer over this from now on."""
-        self.drop(peer)
-        self._of_peers[peer] = shortcut
-        self._peers[shortcut.descriptor] = peer
-        self.socket.watch(shortcut.descriptor)
+        with held_back():
+            self.drop(peer)
+            self._of_peers[peer] = shortcut
+            self._by_descriptor[shortcut.descriptor] = peer
+            self.socket.watch(shortcut.descriptor)
 
     def drop(self, peer: bytes) -> None:
         """Close a peer's, if it has one."""
-        shortcut = self._of_peers.pop(peer, None)
-        if shortcut is not None:
-            self.socket.unwatch(shortcut.descriptor)
-            del self._peers[shortcut.descriptor]
-            shortcut.close()
+        with held_back():
+            shortcut = self._of_peers.pop(peer, None)
+            if shortcut is not None:
+                self.socket.unwatch(shortcut.descriptor)
+                del self._by_descriptor[shortcut.descriptor]
+                shortcut.close()
 
     def descriptors(self) -> list[int]:
         """Return what is to be waited for."""
-        return list(self._peers)
+        return list(self._by_descriptor)
 
     def take(self, descriptor: int) -> tuple[bytes, list[memoryview]] | None:
         """Return the next message that came over one, with its peer; None where there is none."""
-        peer = self._peers.get(descriptor)
+        peer = self._by_descriptor.get(descriptor)
         if peer is None:
             return None
         try:
@@ -56,7 +59,7 @@ class Shortcuts:
         try:
             shortcut.send(frames[0])
         except PeerGone:
-            self.drop(peer)
+            # What it has said before that may still be there: whoever reads finds the end.
             return False
         return True
 

@@ -1,8 +1,11 @@
 """A client's port over ZeroMQ: a DEALER with its traps closed, a shortcut beside it. Sees frames, never a message."""
 
+from collections import deque
+
 import zmq
 
 from common.errors import AddressError
+from common.interrupts import held_back
 from common.transport.address import IpcAddress, TcpAddress
 from common.transport.credentials import Credential
 from common.transport.packet_socket import is_short
@@ -30,7 +33,9 @@ class ZeroMqClient:
         self._socket.raw.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
         self._shortcut: Shortcut | None = None
         #: Whether the server was heard on it: before that, it may not listen there.
-        self._is_answered = False
+        self._is_heard_there = False
+        #: What was left on the one before.
+        self._left: deque[list[memoryview]] = deque()
         self._handshakes = Handshakes(self._socket.raw)
         try:
             arm_client(self._socket.raw, credential)
@@ -43,6 +48,8 @@ class ZeroMqClient:
             raise
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        if self._left:
+            return self._left.popleft()
         for source in self._socket.wait(timeout_s):
             frames = self._take_short() if isinstance(source, int) else self._socket.take(extra=0)
             if frames is not None and len(frames) <= self._socket.limits.frames:
@@ -53,7 +60,8 @@ class ZeroMqClient:
 
     def _take_short(self) -> list[memoryview] | None:
         """Return the next message that came over the shortcut."""
-        assert self._shortcut is not None
+        if self._shortcut is None:
+            return None
         try:
             packet = self._shortcut.receive()
         except PeerGone:
@@ -61,28 +69,34 @@ class ZeroMqClient:
             return None
         if packet is None:
             return None
-        self._is_answered = True
+        self._is_heard_there = True
         return [memoryview(packet)]
 
-    def shorten(self, shortcut: Shortcut) -> None:
-        self._end_shortcut()
-        self._shortcut = shortcut
-        self._socket.watch(shortcut.descriptor)
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        while (frames := self._take_short()) is not None:
+            self._left.append(frames)
+        with held_back():
+            self._end_shortcut()
+            if shortcut is not None:
+                self._shortcut = shortcut
+                self._socket.watch(shortcut.descriptor)
 
     def _end_shortcut(self) -> None:
-        if self._shortcut is not None:
-            self._socket.unwatch(self._shortcut.descriptor)
-            self._shortcut.close()
-        self._shortcut, self._is_answered = None, False
+        with held_back():
+            if self._shortcut is not None:
+                self._socket.unwatch(self._shortcut.descriptor)
+                self._shortcut.close()
+            self._shortcut, self._is_heard_there = None, False
 
     def _send_short(self, frames: Frames, timeout_s: float) -> bool:
         """Send a short message over the shortcut; return whether it was."""
-        if self._shortcut is None or not self._is_answered or not is_short(frames):
+        if self._shortcut is None or not self._is_heard_there or not is_short(frames):
             return False
         try:
             self._shortcut.send(frames[0], timeout_s)
         except PeerGone:
-            self._end_shortcut()
+            # What the server has said before that may still be there: whoever reads finds the end.
+            self._is_heard_there = False
             return False
         return True
 
@@ -121,5 +135,6 @@ class ZeroMqClient:
     def close(self, linger_s: float = 0.0) -> None:
         if not self._socket.raw.closed:
             self._end_shortcut()
+            self._left.clear()
         self._handshakes.close()
         self._socket.close(linger_s)

@@ -80,8 +80,9 @@ class SimulatedClient:
         self._limits.check(frames)
         self._wire.send(_copy(frames), self._limits.queue)
 
-    def shorten(self, shortcut: Shortcut) -> None:
-        shortcut.close()
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        if shortcut is not None:
+            shortcut.close()
 
     def close(self, linger_s: float = 0.0) -> None:
         self._wire.close(linger_s)

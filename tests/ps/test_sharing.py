@@ -2,14 +2,18 @@
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 
 from common.errors import RemoteProtocolError, SharingError
 from common.layout import weights_digest
+from common.sharing import CALLERS
+from common.transport.port import PeerGone
 from common.transport.segment import Allocate
 from ps.opening import Admission, Opening, open_run
 from ps.sharing import Sharing, share
@@ -32,7 +36,10 @@ def shared(tmp_path: Path) -> Iterator[tuple[Opening, Sharing]]:
 
 
 def joined(opening: Opening, root: Path, rank: int = 0) -> SharedVectors:
-    return attach(root, opening.facts.welcome(rank), SIZE)
+    worker = attach(root, opening.facts.welcome(rank), SIZE)
+    if worker.shortcut is not None:
+        worker.shortcut.close()
+    return worker
 
 
 def refuse(code: int) -> Allocate:
@@ -105,7 +112,28 @@ def test_what_a_worker_had_is_given_back(shared: tuple[Opening, Sharing], tmp_pa
     sharing.forget(0)
     sharing.forget(0)
     assert not sharing.sums
-    assert [path.name for path in sharing.folder.path.iterdir()] == ["weights"]
+    assert {path.name for path in sharing.folder.path.iterdir()} - {CALLERS} == {"weights"}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no sockets that keep the bounds of packets")
+def test_a_worker_has_the_shortcut_that_it_asked_for_unless_it_was_forgotten() -> None:
+    # A path that is short enough for sockets.
+    with TemporaryDirectory() as folder:
+        opening, sharing = share(opened(), Path(folder))
+        first, second = (attach(Path(folder), opening.facts.welcome(rank), SIZE).shortcut for rank in (0, 1))
+        assert first is not None
+        assert second is not None
+        sharing.forget(1)
+        assert sharing.take_shortcut(1) is None
+        with pytest.raises(PeerGone):
+            second.receive()
+        mine = sharing.take_shortcut(0)
+        assert mine is not None
+        mine.send(b"a lease")
+        assert first.receive() == b"a lease"
+        sharing.close()
+        for end in (first, second, mine):
+            end.close()
 
 
 def test_nothing_is_left_at_the_end_and_the_weights_can_still_be_read(tmp_path: Path) -> None:
@@ -129,7 +157,7 @@ def test_no_room_for_the_sums_is_the_workers_to_tell(shared: tuple[Opening, Shar
     opening, sharing = shared
     with pytest.raises(SharingError, match=r"has no room for 0\.1 MiB"):
         attach(tmp_path, opening.facts.welcome(0), SIZE, refuse(errno.ENOSPC))
-    assert [path.name for path in sharing.folder.path.iterdir()] == ["weights"]
+    assert {path.name for path in sharing.folder.path.iterdir()} - {CALLERS} == {"weights"}
 
 
 def test_a_worker_with_another_model_attaches_nothing(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class DoublingClient:
         if isinstance(decode(frames, WorkerMessage | Hello)[0], Part | Result):
             self.client.send(frames)
 
-    def shorten(self, shortcut: Shortcut) -> None:
+    def shorten(self, shortcut: Shortcut | None) -> None:
         self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -91,7 +91,7 @@ class DyingClient:
             if self.life.parts == 0:
                 raise Killed
 
-    def shorten(self, shortcut: Shortcut) -> None:
+    def shorten(self, shortcut: Shortcut | None) -> None:
         self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -115,7 +115,7 @@ class SpoilingClient:
             self.spoils.shared()
         self.client.send(frames)
 
-    def shorten(self, shortcut: Shortcut) -> None:
+    def shorten(self, shortcut: Shortcut | None) -> None:
         self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:

@@ -123,7 +123,7 @@ class Counting:
             self.places += [(message.part, int(place)) for place in np.frombuffer(message.places, "<u4")]
         self.client.send(frames)
 
-    def shorten(self, shortcut: Shortcut) -> None:
+    def shorten(self, shortcut: Shortcut | None) -> None:
         self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:

@@ -110,7 +110,7 @@ class SlowClient:
         self.clock.advance(1.0)
         self.client.send(frames, timeout_s)
 
-    def shorten(self, shortcut: Shortcut) -> None:
+    def shorten(self, shortcut: Shortcut | None) -> None:
         self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -300,6 +300,33 @@ def test_run_ends_with_the_run_and_closes_its_connection() -> None:
         bench.port.send(bench.peer, encode(Finished(reason="")))
 
 
+class Shortened:
+    """A connection that notes which shortcuts it is given."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        self.client, self.given = client, list[Shortcut | None]()
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.client.send(frames, timeout_s)
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        self.given.append(shortcut)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+def test_who_shares_no_memory_in_this_life_ends_the_shortcut_of_the_one_before() -> None:
+    bench = Bench(job_of())
+    port = Shortened(bench.network.client())
+    bench.runner.port = bench.runner.servers.first = port
+    bench.enter()
+    assert port.given == [None]
+
+
 class Interrupting:
     """A connection on which Ctrl-C comes while the worker waits."""
 
@@ -312,8 +339,8 @@ class Interrupting:
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.sent.append(decode(frames, WorkerMessage)[0])
 
-    def shorten(self, shortcut: Shortcut) -> None:
-        shortcut.close()
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        assert shortcut is None
 
     def close(self, linger_s: float = 0.0) -> None:
         self.sent.append(Leave(reason="closed"))

@@ -1,6 +1,7 @@
 """A connection of ZeroMQ's with a shortcut beside it: what goes over which, and what is left when the shortcut ends."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from common.transport.port import PeerGone, PeerSlow
 from common.transport.zeromq import dial, serve, wait_for_any
 from common.transport.zeromq_client import ZeroMqClient
 from common.transport.zeromq_server import ZeroMqServer
+
+pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no sockets that keep the bounds of packets")
 
 #: Seconds that no test waits unless it fails.
 PATIENCE_S = 20.0
@@ -118,6 +121,44 @@ def test_where_the_server_has_ended_it_all_goes_around_it(pair: Pair) -> None:
     pair.server.shorten(pair.peer, ended())
     pair.client.send([b"up"])
     assert pair.hear() == [b"up"]
+    pair.server.send(pair.peer, [b"down"])
+    assert pair.read() == [b"down"]
+
+
+def test_what_the_server_said_before_it_went_is_heard_by_who_speaks_first(pair: Pair) -> None:
+    pair.use()
+    pair.server.send(pair.peer, [b"finished"])
+    pair.server.close()
+    pair.client.send([b"a result that nobody needs"])
+    assert pair.read() == [b"finished"]
+
+
+def test_what_the_client_said_before_it_went_is_heard_by_who_speaks_first(pair: Pair) -> None:
+    pair.use()
+    pair.server.send(pair.peer, [b"unread"])
+    pair.client.send([b"leave"])
+    pair.client.close()
+    with suppress(PeerGone):
+        pair.server.send(pair.peer, [b"a lease"])
+    assert pair.hear() == [b"leave"]
+
+
+def test_what_is_left_on_one_is_heard_before_the_next(pair: Pair) -> None:
+    pair.use()
+    pair.server.send(pair.peer, [b"left"])
+    pair.server.send(pair.peer, [b"over"])
+    pair.client.shorten(None)
+    assert [pair.read(), pair.read()] == [[b"left"], [b"over"]]
+
+
+def test_without_another_all_goes_around_and_in_order(pair: Pair) -> None:
+    pair.use()
+    pair.client.shorten(None)
+    parts, result = [b"part", bytes(1000)], [b"result"]
+    for message in (parts, result) * 20:
+        with suppress(PeerSlow):
+            pair.client.send(message)
+            assert pair.hear() == message
     pair.server.send(pair.peer, [b"down"])
     assert pair.read() == [b"down"]
 
