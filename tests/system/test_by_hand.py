@@ -1,12 +1,13 @@
 """A server and workers that a person starts, in any order."""
 
 import json
+import os
 import signal
 
 import pytest
 
 from lockstep.main import run
-from tests.system.jobs import BRIEF, ENDLESS
+from tests.system.jobs import BRIEF, ENDLESS, gated_model
 from tests.system.processes import GONE_S, Place
 
 
@@ -68,6 +69,24 @@ def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pyt
         f"dialling {address}\njoined run run as worker 0\nerror: the run failed: interrupted\n",
     )
     assert place.is_empty(0.0)
+
+
+@pytest.mark.parametrize("transport", ["shm", "ipc"])
+def test_who_computes_while_the_server_ends_is_told_why_it_did(place: Place, transport: str) -> None:
+    gate = place.folder / "gate"
+    os.mkfifo(gate)
+    model = gated_model(place.folder, gate, is_training=True)
+    flags = ("--model", model, "--micro-batches", "1", "--transport", transport, "--run-dir", "run")
+    address = place.address()
+    server = place.start("server", *BRIEF, *flags, "--bind", address)
+    worker = place.start("worker", address)
+    held = os.open(gate, os.O_WRONLY)  # as soon as the worker stands there, in its only piece
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+    # Its result meets nobody; what it was told before waits for it.
+    os.close(held)
+    code, _, error = worker.end(GONE_S)
+    assert (code, error.splitlines()[-1]) == (1, "error: the run failed: interrupted")
 
 
 @pytest.mark.parametrize("bind", ["tcp://127.0.0.1:0", "ipc"])
