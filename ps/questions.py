@@ -6,8 +6,8 @@ second: what is asked in between is one question, whose answer comes later.
 
 from dataclasses import dataclass, field
 
-#: Questions that are answered at once, and how many more each second.
-AT_ONCE, PER_SECOND = 32.0, 100.0
+#: Questions that are answered at once, and how many more each second: as often as `train` asks at most.
+AT_ONCE, PER_SECOND = 32.0, 50.0
 
 #: Peers that are remembered: of more, the one that has not asked for longest is forgotten, and its question with it.
 REMEMBERED = 1024
