@@ -59,6 +59,7 @@ def speeds(axes: Axes, rows: Sequence[ScalingRow]) -> None:
         beside(axes, end, at, f"{row.of_ceiling:.0%}" + (f", {row.peer.ratio:.2f}x peer" if row.peer else ""))
     axes.set_xlim(right=axes.get_xlim()[1] * 1.3)
     axes.xaxis.set_major_formatter(PLAIN)
+    axes.locator_params(axis="x", nbins=6)  # more numbers of six digits would run into one another
 
 
 def step(raw: bytes) -> Figure:
