@@ -10,7 +10,6 @@ from common.transport.segment import Shape
 #: The file of the weights, of which those after step t are in slot t % 2.
 WEIGHTS = "weights"
 
-
 #: The socket where a worker asks the server for a shortcut, by the name of its file.
 CALLERS = "callers"
 

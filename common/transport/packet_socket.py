@@ -1,7 +1,7 @@
 """A shortcut between two processes of one user on one machine: a socket of the system's own, beside ZeroMQ's.
 
 A message over ZeroMQ wakes three threads in turn: the one that sends, the one that receives, the one that waits for it.
-A packet over a shortcut wakes one. Where vectors lie in shared memory and headers alone travel, that is a quarter of an
+A packet over a shortcut wakes one. Where vectors lie in shared memory and headers alone travel, that is a fifth of an
 exchange's time. Like ZeroMQ's, a packet orders memory: what was written before it was sent is seen by who receives it.
 """
 
