@@ -1,5 +1,5 @@
 """`python -m lockstep`."""
 
-from lockstep.main import main
+from lockstep.cli.main import main
 
 main()

@@ -2,11 +2,11 @@
 
 import pytest
 
-from common.environment import use_one_blas_thread
+from common.runtime.environment import use_one_blas_thread
 
 use_one_blas_thread()
 
-from common.blas import limit_blas_threads  # noqa: E402
+from common.runtime.blas import limit_blas_threads  # noqa: E402
 
 limit_blas_threads()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.architecture.confinement import LONGEST, PURE
-from tests.architecture.direction import AUTOGRAD_ORDER, PACKAGE_ORDER
+from tests.architecture.direction import ORDERS
 from tests.architecture.rules import violations
 from tests.architecture.source import PACKAGES, ROOT, read_tree
 
@@ -20,17 +20,19 @@ MNIST = {
 #: A tree in which nothing is wrong; each case below lays one module over it.
 CLEAN = {
     "lockstep": "",
-    "lockstep.main": "import click\nfrom ps.coordinator import Coordinator\nfrom worker.state import WorkerState\n",
+    "lockstep.cli.main": "import click\nimport ps.coordinator.coordinator\nfrom worker.state import WorkerState\n",
     "ps": "",
-    "ps.coordinator": "import enum\nfrom common.messages import Join\n",
+    "ps.coordinator.coordinator": "import enum\nfrom common.protocol.messages import Join\n",
     "worker": "",
-    "worker.state": "from common import messages\n",
+    "worker.state": "from common.protocol import messages\n",
     "common": "",
+    "common.protocol": "",
+    "ps.coordinator": "",
     "common.transport": "",
     "common.transport.port": "from typing import Protocol\n",
-    "common.transport.zeromq": "import zmq\nfrom common.transport.port import Port\n",
-    "common.codec": "import msgpack\nfrom common.messages import Join\n",
-    "common.messages": "",
+    "common.transport.zeromq.ports": "import zmq\nfrom common.transport.port import Port\n",
+    "common.protocol.codec": "import msgpack\nfrom common.protocol.messages import Join\n",
+    "common.protocol.messages": "",
     "common.nn": "from common.nn.module import Module\n",
     "common.nn.module": "from common.autograd import functional as F\n",
     "common.nn.model_file": "exec(compile('', '', 'exec'), {})\n",
@@ -41,22 +43,30 @@ CLEAN = {
     "common.autograd.primitives": "",
     "common.autograd.primitives.shape": "from common.autograd.primitives.primitive import Primitive\n",
     "common.autograd.primitives.primitive": "import numpy as np\n\n\ndef f(rng: np.random.Generator) -> None: ...\n",
-    "common.randomness": "import numpy as np\n\nnp.random.Generator(np.random.Philox(0))\n",
-    "common.clock": "import time\nfrom datetime import datetime\n",
-    "common.environment": "import os\n\nos.environ['A'] = os.getenv('B', '')\n",
+    "common.random": "import numpy as np\n\nnp.random.Generator(np.random.Philox(0))\n",
+    "common.runtime.clock": "import time\nfrom datetime import datetime\n",
+    "common.runtime.environment": "import os\n\nos.environ['A'] = os.getenv('B', '')\n",
     "common.errors": "import re\n\nre.compile('exec')\n",
 }
 
 PLANTED = {
-    "upwards": ("common.messages", "from common.codec import encode", "which is not below it"),
-    "upwards by module": ("common.messages", "from common import codec", "which is not below it"),
-    "upwards, import statement": ("common.messages", "import common.codec", "which is not below it"),
-    "upwards, nested": ("common.errors", "def f():\n    from common.codec import encode", "which is not below it"),
-    "upwards, for types": ("common.errors", "if TYPE_CHECKING:\n    import common.codec", "which is not below it"),
-    "common knows ps": ("common.messages", "import ps.coordinator", "which is not below it"),
-    "ps knows worker": ("ps.coordinator", "from worker.state import WorkerState", "which is not below it"),
+    "upwards": ("common.protocol.messages", "from common.protocol.codec import encode", "which is not below it"),
+    "upwards by module": ("common.protocol.messages", "from common.protocol import codec", "which is not below it"),
+    "upwards, import statement": ("common.protocol.messages", "import common.protocol.codec", "which is not below it"),
+    "upwards, nested": (
+        "common.errors",
+        "def f():\n    from common.protocol.codec import encode",
+        "which is not below it",
+    ),
+    "upwards, for types": (
+        "common.errors",
+        "if TYPE_CHECKING:\n    import common.protocol.codec",
+        "which is not below it",
+    ),
+    "common knows ps": ("common.protocol.messages", "import ps.coordinator.coordinator", "which is not below it"),
+    "ps knows worker": ("ps.coordinator.coordinator", "from worker.state import WorkerState", "which is not below it"),
     "worker knows ps": ("worker.state", "from ps import coordinator", "which is not below it"),
-    "side by side": ("common.clock", "import common.errors", "which is not below it"),
+    "side by side": ("common.runtime.clock", "import common.random", "which is not below it"),
     "primitive knows graph": ("common.autograd.primitives.shape", "import common.autograd.graph", "not below it"),
     "primitive knows primitives": (
         "common.autograd.primitives.primitive",
@@ -66,35 +76,39 @@ PLANTED = {
     "graph knows tensor": ("common.autograd.graph", "from common.autograd.tensor import Tensor", "not below it"),
     "graph names a primitive": ("common.autograd.graph", "import common.autograd.primitives.shape", "must not import"),
     "tensor knows functional": ("common.autograd.tensor", "from common.autograd import functional", "not below it"),
-    "transport sees a message": ("common.transport.port", "from common.messages import Join", "must not import"),
+    "transport sees a message": ("common.transport.port", "from common.protocol.messages import Join", "not below it"),
     "no place": ("common.surprise", "import math", "has no place"),
     "no place in autograd": ("common.autograd.surprise", "import math", "has no place"),
     "relative": ("common.nn.module", "from . import model_file", "relative import"),
     "star": ("common.nn.module", "from math import *", "imports * from math"),
-    "socket": ("ps.server", "def f():\n    import zmq.asyncio", "imports zmq"),
-    "msgpack": ("common.messages", "from msgpack import packb", "imports msgpack"),
-    "time": ("ps.server", "from time import monotonic", "imports time"),
-    "datetime": ("lockstep.main", "import datetime as dt", "imports datetime"),
-    "pickle": ("common.codec", "import pickle", "imports pickle"),
-    "marshal": ("common.codec", "from marshal import loads", "imports marshal"),
+    "socket": ("ps.server.server", "def f():\n    import zmq.asyncio", "imports zmq"),
+    "msgpack": ("common.protocol.messages", "from msgpack import packb", "imports msgpack"),
+    "time": ("ps.server.server", "from time import monotonic", "imports time"),
+    "datetime": ("lockstep.cli.main", "import datetime as dt", "imports datetime"),
+    "pickle": ("common.protocol.codec", "import pickle", "imports pickle"),
+    "marshal": ("common.protocol.codec", "from marshal import loads", "imports marshal"),
     "shelve": ("ps.store", "import shelve", "imports shelve"),
     "unpickling arrays": ("common.nn.module", "import numpy as np\nnp.load('', allow_pickle=True)", "unpickle"),
-    "environ": ("lockstep.main", "import os\nos.environ['A']", "uses os.environ"),
-    "environ, renamed": ("lockstep.main", "import os as system\nsystem.environ", "uses os.environ"),
-    "environ, by name": ("lockstep.main", "from os import environ as e\ne['A']", "uses os.environ"),
-    "getenv": ("lockstep.main", "import os\nos.getenv('A')", "uses os.getenv"),
+    "environ": ("lockstep.cli.main", "import os\nos.environ['A']", "uses os.environ"),
+    "environ, renamed": ("lockstep.cli.main", "import os as system\nsystem.environ", "uses os.environ"),
+    "environ, by name": ("lockstep.cli.main", "from os import environ as e\ne['A']", "uses os.environ"),
+    "getenv": ("lockstep.cli.main", "import os\nos.getenv('A')", "uses os.getenv"),
     "eval": ("common.nn.model_file", "eval('1')", "uses eval"),
     "exec": ("common.nn.module", "exec('1')", "uses exec"),
     "exec, passed on": ("common.nn.module", "f = exec", "uses exec"),
     "importlib": ("common.nn.module", "import importlib.util", "imports importlib.util"),
-    "import by name": ("lockstep.main", "import importlib\nimportlib.import_module('x')", "uses importlib"),
+    "import by name": ("lockstep.cli.main", "import importlib\nimportlib.import_module('x')", "uses importlib"),
     "global randomness": ("common.nn.module", "import numpy as np\nnp.random.normal()", "uses numpy.random"),
     "own generator": ("common.nn.module", "import numpy\nnumpy.random.Generator(None)", "uses numpy.random"),
     "generator's maker": ("common.nn.module", "import numpy as np\nf = np.random.default_rng", "uses numpy.random"),
     "random by name": ("common.nn.module", "from numpy.random import normal", "imports numpy.random"),
     "random, renamed": ("common.nn.module", "from numpy import random as r\nr.normal()", "uses numpy.random"),
     "random of Python": ("common.nn.module", "import random", "imports random"),
-    "state machine with a clock": ("ps.coordinator", "from common.clock import SystemClock", "has to be pure"),
+    "state machine with a clock": (
+        "ps.coordinator.coordinator",
+        "from common.runtime.clock import SystemClock",
+        "has to be pure",
+    ),
     "state machine with files": ("worker.state", "from pathlib import Path", "has to be pure"),
     "state machine that prints": ("worker.state", "print('hello')", "has to be pure"),
     "long": ("common.nn.module", "\n" * (LONGEST + 1), "lines, above"),
@@ -127,17 +141,17 @@ def test_a_planted_cycle_is_found(closing: str) -> None:
 
 def test_a_planted_file_is_found_in_a_folder(tmp_path: Path) -> None:
     for package in PACKAGES:
-        (tmp_path / package / "deep").mkdir(parents=True)
-    (tmp_path / "ps" / "deep" / "__init__.py").write_text("import worker.deep.x\n")
-    (tmp_path / "worker" / "deep" / "x.py").write_text("")
+        (tmp_path / package / "server").mkdir(parents=True)
+    (tmp_path / "ps" / "server" / "__init__.py").write_text("import worker.server.x\n")
+    (tmp_path / "worker" / "server" / "x.py").write_text("")
     assert [str(found) for found in violations(read_tree(tmp_path))] == [
-        "ps.deep:1: imports worker.deep.x, which is not below it"
+        "ps.server:1: imports worker.server.x, which is not below it"
     ]
 
 
 def test_the_rules_name_modules_that_exist() -> None:
     tree = read_tree(ROOT)
-    named = {unit for order in (PACKAGE_ORDER, AUTOGRAD_ORDER) for group in order.groups for unit in group}
+    named = {unit for order in ORDERS for group in order.groups for unit in group}
     assert named | set(PURE) <= set(tree)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from common.slices import Slice
+from common.aggregation.slices import Slice
 
 
 @dataclass

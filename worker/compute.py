@@ -10,25 +10,25 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from common.aggregation.finiteness import first_not_finite
+from common.aggregation.layout import Binding, ParameterLayout, layout_of
+from common.aggregation.quantization.quantization import Place, Wire, wire_of
+from common.aggregation.slices import Slice
+from common.aggregation.tree import Node, Vector, VectorPool
 from common.autograd.graph import Leaf, no_grad, tell_finished
 from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
 from common.data.evaluation import evaluation_pieces, evaluation_rows
 from common.data.preparation import Preparation
 from common.data.sampler import Sampler
-from common.finite import first_not_finite
-from common.job import Job
-from common.layout import Binding, ParameterLayout, layout_of
-from common.messages import OF_A_STEP, Quantity, Work
+from common.job.job import Job
+from common.job.objective import Objective
+from common.job.tally import Tally
 from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module, Stochastic
-from common.objective import Objective
-from common.randomness import Purpose, generator
-from common.reduction import Node, Vector, VectorPool
-from common.slices import Slice
-from common.tally import Tally
-from common.wire.wire import Place, Wire, wire_of
-from worker.final_frames import FinalFrames, Push
+from common.protocol.messages import OF_A_STEP, Quantity, Work
+from common.random import Purpose, generator
+from worker.gradient_buckets import FinalFrames, Push
 from worker.training_pass import TrainingPass
 
 #: Two vectors of weights, or none.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.messages import Lease, Result, Welcome, WorkerMessage
+from common.protocol.messages import Lease, Result, Welcome, WorkerMessage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.messages import Fenced, Finished, Lease, Quantity, Refused, Result, SamplesAsked, Standby, Welcome
+from common.protocol.messages import Fenced, Finished, Lease, Quantity, Refused, Result, SamplesAsked, Standby, Welcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

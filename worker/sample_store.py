@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from common.data.dataset import Dataset, TrainTest
 from common.data.manifest import Manifest, PartFacts, PartName, unpacked
 from common.errors import DataError, RemoteProtocolError
-from common.messages import SamplesAsked
+from common.protocol.messages import SamplesAsked
 
 Places = NDArray[np.int64]
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.messages import Welcome
-from common.reduction import Vector
-from common.sharing import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
-from common.transport.packet_socket import PacketSocket, call
-from common.transport.segment import Allocate, reserve
-from common.transport.shared_folder import SharedFolder
+from common.aggregation.tree import Vector
+from common.protocol.messages import Welcome
+from common.protocol.shared_memory import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
+from common.transport.shared_memory.folder import SharedFolder
+from common.transport.shared_memory.packet_socket import PacketSocket, call
+from common.transport.shared_memory.segment import Allocate, reserve
 
 
 @dataclass(frozen=True)

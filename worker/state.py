@@ -10,9 +10,9 @@ from typing import assert_never
 
 import msgspec
 
-from common.backoff import Backoff
 from common.errors import ProtocolError
-from common.messages import (
+from common.files.sanitize import one_line
+from common.protocol.messages import (
     NAME_LIMIT,
     Alive,
     Diverged,
@@ -25,7 +25,7 @@ from common.messages import (
     SamplesAsked,
     shortened,
 )
-from common.plain import one_line
+from common.runtime.backoff import Backoff
 from worker.effects import ComputePiece, Effect, Exit, Greet, Prepare, Say, Send, SendResult
 from worker.events import (
     Event,

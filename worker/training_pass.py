@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from common.autograd.capture import Replay, replay_of
 from common.autograd.graph import observing
 from common.autograd.primitives.primitive import Array
-from common.autograd.replay import Replay, replay_of
 from common.autograd.tensor import Tensor
+from common.job.objective import Objective
 from common.nn.module import Module
 from common.nn.parameter import Parameter
 from common.nn.repeatable import is_repeatable
-from common.objective import Objective
 
 
 @dataclass

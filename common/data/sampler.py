@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 
 
 class Sampler:

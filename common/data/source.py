@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import Dataset, TrainTest
-from common.data.idx import read_idx
-from common.data.npz import read_npz
+from common.data.formats.idx import read_idx
+from common.data.formats.npz import read_npz
 from common.errors import DataError
 
 #: MNIST has ten digits, and so have the sets that took over its file names (Fashion-MNIST, KMNIST).

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from common.data.dataset import Dataset, TrainTest
 from common.errors import DataError
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 
 
 def with_validation(data: TrainTest, share: float, seed: int) -> TrainTest:

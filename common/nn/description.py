@@ -16,38 +16,21 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from common.errors import ModelError
-from common.nn.activations import (
-    GELU,
-    Identity,
-    LeakyReLU,
-    LogSoftmax,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Softplus,
-    Tanh,
-)
-from common.nn.attention import MultiheadAttention, TransformerEncoderLayer
-from common.nn.containers import ModuleList, Sequential
-from common.nn.convolution import Conv1d, Conv2d
+from common.files.sanitize import one_line
 from common.nn.described_size import MAX_VALUES, values_of
-from common.nn.dropout import Dropout
-from common.nn.embedding import Embedding, PositionalEmbedding
-from common.nn.flatten import Flatten
-from common.nn.linear import Linear
-from common.nn.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
+from common.nn.layers.activations import GELU, Identity, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Softplus, Tanh
+from common.nn.layers.attention import MultiheadAttention, TransformerEncoderLayer
+from common.nn.layers.containers import ModuleList, Sequential
+from common.nn.layers.convolution import Conv1d, Conv2d
+from common.nn.layers.dropout import Dropout
+from common.nn.layers.embedding import Embedding, PositionalEmbedding
+from common.nn.layers.flatten import Flatten
+from common.nn.layers.linear import Linear
+from common.nn.layers.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
+from common.nn.layers.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
+from common.nn.layers.pooling import AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
 from common.nn.module import Module, Stochastic
-from common.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
 from common.nn.parameter import Parameter
-from common.nn.pooling import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AvgPool1d,
-    AvgPool2d,
-    MaxPool1d,
-    MaxPool2d,
-)
-from common.plain import one_line
 
 #: Characters of a described value in an error's text.
 MOST_TOLD = 200

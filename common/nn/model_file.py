@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 from common.errors import ModelError
+from common.files.reading import read_regular
 from common.nn.module import Module
-from common.reading import read_regular
 
 #: Bytes of a model's file.
 MOST_BYTES = 2**24

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from common.nn.activations import ReLU
-from common.nn.containers import Sequential
-from common.nn.convolution import Conv2d
-from common.nn.flatten import Flatten
-from common.nn.linear import Linear
-from common.nn.pooling import MaxPool2d
+from common.nn.layers.activations import ReLU
+from common.nn.layers.containers import Sequential
+from common.nn.layers.convolution import Conv2d
+from common.nn.layers.flatten import Flatten
+from common.nn.layers.linear import Linear
+from common.nn.layers.pooling import MaxPool2d
 
 
 def linear() -> Sequential:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common.autograd.tensor import Tensor
+from common.nn.layers.running_statistic import RunningStatistic
 from common.nn.parameter import Parameter
-from common.nn.running_statistic import RunningStatistic
 from common.nn.seeding import default_generator
-from common.nn.state import IncompatibleKeys, load
-from common.randomness import Purpose, generator
+from common.nn.state_dict import IncompatibleKeys, load
+from common.random import Purpose, generator
 
 _Kind = TypeVar("_Kind")
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 
 _generators = {purpose: generator(0, purpose) for purpose in (Purpose.INITIALISE, Purpose.DROPOUT)}
 

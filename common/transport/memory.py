@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from common.errors import AddressError, ProtocolError
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 from common.transport.port import Frames, Limits, PeerGone, PeerSlow, Shortcut
 
 _Message = list[memoryview]

@@ -48,7 +48,7 @@ class Limits:
 
 
 class Shortcut(Protocol):
-    """A second way between two ends, for messages of one short frame; see `common.transport.packet_socket`."""
+    """A second way between two ends, for messages of one short frame; see `shared_memory.packet_socket`."""
 
     @property
     def descriptor(self) -> int:

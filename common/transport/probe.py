@@ -3,9 +3,9 @@
 import socket
 from contextlib import closing
 
-from common.clock import SystemClock
+from common.runtime.clock import SystemClock
 from common.transport.address import IpcAddress, TcpAddress, parse
-from common.transport.trouble import Found, Stage
+from common.transport.diagnosis import Found, Stage
 
 #: Seconds that a look may take; a name that nobody answers for may take longer.
 PATIENCE_S = 2.0

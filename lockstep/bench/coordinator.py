@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from common.clock import Clock
-from common.job import Job
-from common.messages import PROTOCOL_VERSION, Join, Lease, Result
-from common.numerics import fingerprint
-from lockstep.bench.rows import CoordinatorRow
-from ps import events
-from ps.coordinator import Coordinator
-from ps.effects import Send
-from ps.facts import RunFacts
-from ps.plan import plan_of
+from common.job.job import Job
+from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Result
+from common.protocol.numerics import fingerprint
+from common.runtime.clock import Clock
+from lockstep.bench.reports.rows import CoordinatorRow
+from ps.coordinator import events
+from ps.coordinator.coordinator import Coordinator
+from ps.coordinator.effects import Send
+from ps.run.info import RunFacts
+from ps.run.plan import plan_of
 
 #: Virtual seconds of computing one piece, of a message on its way, and how much longer the slowest worker takes.
 PIECE_S, WAY_S, SPREAD = 0.01, 0.0001, 0.2

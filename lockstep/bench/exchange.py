@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from common.environment import cores
-from common.job import Job
+from common.job.job import Job
+from common.runtime.environment import cores
+from lockstep.bench.baseline.baseline import Peer
 from lockstep.bench.filler import CLASSES, source_of
-from lockstep.bench.peer import Peer
-from lockstep.bench.rows import ExchangeRow, PeerExchange
-from lockstep.bench.step import FIRST
+from lockstep.bench.reports.rows import ExchangeRow, PeerExchange
+from lockstep.bench.step.step import FIRST
 from lockstep.bench.timed_run import WARM_UP, Hashes, TimedRuns, timed_run
-from lockstep.cluster import check_launch
-from lockstep.cost_model import BYTES_PER_PARAMETER
-from lockstep.job_file import resolve
-from lockstep.launch import Launch, Transport
+from lockstep.launch.cluster import check_launch
+from lockstep.reports.cost_model import BYTES_PER_PARAMETER
+from lockstep.runs.job_file import resolve
+from lockstep.runs.launch import Launch, Transport
 
 
 @dataclass(frozen=True, kw_only=True)

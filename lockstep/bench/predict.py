@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from common.environment import cores
 from common.errors import FileFormatError, UsageError
-from lockstep.bench.rows import MeasuredSpeed, Prediction, PredictionRow, ScalingRow
-from lockstep.cost_model import CostModel, Measured, bytes_per_parameter, fitted
-from ps.run_folder import RunResult
+from common.runtime.environment import cores
+from lockstep.bench.reports.rows import MeasuredSpeed, Prediction, PredictionRow, ScalingRow
+from lockstep.reports.cost_model import CostModel, Measured, bytes_per_parameter, fitted
+from ps.records.run_folder import RunResult
 
 #: Bits of a byte.
 BITS = 8

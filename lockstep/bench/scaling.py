@@ -7,20 +7,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.environment import cores, keep_to_core
 from common.errors import UsageError
-from common.job import Job
-from common.model import build_model
+from common.job.job import Job
+from common.nn.blueprint import build_model
 from common.nn.models import MODELS
-from lockstep.bench.peer import Peer, layouts_of
-from lockstep.bench.rows import PeerRow, ScalingRow
-from lockstep.bench.step import FIRST
-from lockstep.bench.step import WARM_UP as ALONE_WARM_UP
-from lockstep.bench.stepper import Answer, Stepper, all_at_once
+from common.runtime.environment import cores, keep_to_core
+from lockstep.bench.baseline.baseline import Peer, layouts_of
+from lockstep.bench.baseline.stepper import Answer, Stepper, all_at_once
+from lockstep.bench.reports.rows import PeerRow, ScalingRow
+from lockstep.bench.step.step import FIRST
+from lockstep.bench.step.step import WARM_UP as ALONE_WARM_UP
 from lockstep.bench.timed_run import WARM_UP, Hashes, TimedRuns, timed_run, write_data
-from lockstep.cluster import check_launch
-from lockstep.job_file import resolve, to_toml
-from lockstep.launch import Launch, Transport
+from lockstep.launch.cluster import check_launch
+from lockstep.runs.job_file import resolve, to_toml
+from lockstep.runs.launch import Launch, Transport
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ import numpy as np
 
 from common.data.source import load
 from common.errors import RunError
-from common.job import Job
-from lockstep.books import Destination
-from lockstep.cluster import Cluster
-from lockstep.ground import LocalGround
-from lockstep.launch import Launch
-from ps.run_folder import METRICS, RunResult
-from ps.timing import Split, StepTime, TimeBook
+from common.job.job import Job
+from lockstep.launch.cluster import Cluster
+from lockstep.launch.process_backend import LocalGround
+from lockstep.runs.launch import Launch
+from lockstep.runs.session import Destination
+from ps.records.run_folder import METRICS, RunResult
+from ps.run.timing import Split, StepTime, TimeBook
 
 #: Steps at the beginning of a run that do not count: buffers are made, caches filled.
 WARM_UP = 20
@@ -30,7 +30,7 @@ EPOCH_STEPS = 16
 
 
 class StepRecord(msgspec.Struct, frozen=True):
-    """What a run's metrics say of a training step; see `ps.timing.StepTime`."""
+    """What a run's metrics say of a training step; see `ps.run.timing.StepTime`."""
 
     epoch: int
     step: int

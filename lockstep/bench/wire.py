@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from common.clock import Clock
-from common.randomness import Purpose, generator
-from common.reduction import Node
-from common.wire.wire import FORMS, Place, wire_of
-from lockstep.bench.rows import WireRow
+from common.aggregation.quantization.quantization import FORMS, Place, wire_of
+from common.aggregation.tree import Node
+from common.random import Purpose, generator
+from common.runtime.clock import Clock
+from lockstep.bench.reports.rows import WireRow
 
 
 def measure(count: int, repeats: int, clock: Clock) -> Iterator[WireRow]:

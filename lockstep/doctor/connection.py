@@ -10,20 +10,30 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from common.clock import Clock, SystemClock
-from common.codec import decode, encode
 from common.errors import LockstepError, RemoteProtocolError
-from common.messages import PROTOCOL_VERSION, Finished, Join, Leave, Message, Refused, ServerMessage, Status, Welcome
-from common.numerics import Fingerprint, fingerprint
+from common.protocol.codec import decode, encode
+from common.protocol.messages import (
+    PROTOCOL_VERSION,
+    Finished,
+    Join,
+    Leave,
+    Message,
+    Refused,
+    ServerMessage,
+    Status,
+    Welcome,
+)
+from common.protocol.numerics import Fingerprint, fingerprint
+from common.runtime.clock import Clock, SystemClock
 from common.transport.address import TcpAddress, parse
-from common.transport.credentials import ClientKeys, Credential
-from common.transport.trouble import Stage, Trouble
-from common.transport.zeromq import dial
-from common.transport.zeromq_client import ZeroMqClient
-from lockstep.clusters.interface import address_towards
+from common.transport.auth.credentials import ClientKeys, Credential
+from common.transport.diagnosis import Stage, Trouble
+from common.transport.zeromq.client import ZeroMqClient
+from common.transport.zeromq.ports import dial
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.report import findings_lines
-from ps.admission import refused_for
+from lockstep.launch.remote.interface import address_towards
+from ps.coordinator.admission import refused_for
 
 #: Seconds for an answer in all, and between two looks at what is in the way.
 PATIENCE_S, LOOK_S = 6.0, 1.0

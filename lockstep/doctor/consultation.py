@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.aggregation.layout import layout_of
 from common.autograd.tensor import Tensor
-from common.clock import SystemClock
-from common.data.npz import read_npz
+from common.data.formats.npz import read_npz
 from common.data.source import load
 from common.data.split import with_validation
-from common.environment import cores
 from common.errors import JobError
-from common.job import Job
-from common.layout import layout_of
-from common.model import build_model
+from common.job.job import Job
+from common.job.objective import Objective
+from common.nn.blueprint import build_model
 from common.nn.module import Module
-from common.objective import Objective
+from common.runtime.clock import SystemClock
+from common.runtime.environment import cores
+from lockstep.api.job_inputs import DATA, Arrays, named_arrays
+from lockstep.doctor.checks.labels import check_labels
 from lockstep.doctor.examination import Examination, examined
 from lockstep.doctor.finding import Finding
-from lockstep.doctor.labels import check_labels
-from lockstep.doctor.patient import Patient, Walk
-from lockstep.handover import DATA, Arrays, named_arrays
-from lockstep.job_file import resolve
-from lockstep.launch import Launch
-from ps.opening import first_weights
+from lockstep.doctor.target import Patient, Walk
+from lockstep.runs.job_file import resolve
+from lockstep.runs.launch import Launch
+from ps.setup import first_weights
 
 
 def doctor(

@@ -3,22 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from common.clock import Clock
-from lockstep.doctor.activations import check_activations
+from common.runtime.clock import Clock
+from lockstep.doctor.checks.activations import check_activations
+from lockstep.doctor.checks.first_loss import check_first_loss
+from lockstep.doctor.checks.first_steps import check_rate, first_steps
+from lockstep.doctor.checks.gradients import check_gradients
+from lockstep.doctor.checks.initial_values import check_initial_values
+from lockstep.doctor.checks.labels import check_balance, check_classes
+from lockstep.doctor.checks.norms import check_norms
+from lockstep.doctor.checks.samples import check_samples
+from lockstep.doctor.checks.signals import signals_of
+from lockstep.doctor.checks.walk import check_walk
+from lockstep.doctor.checks.workers import check_workers
 from lockstep.doctor.finding import Finding
-from lockstep.doctor.first_loss import check_first_loss
-from lockstep.doctor.first_steps import check_rate, first_steps
-from lockstep.doctor.gradients import check_gradients
-from lockstep.doctor.initial_values import check_initial_values
-from lockstep.doctor.labels import check_balance, check_classes
-from lockstep.doctor.norms import check_norms
-from lockstep.doctor.patient import Patient
 from lockstep.doctor.report import findings_lines, wrapped
-from lockstep.doctor.samples import check_samples
-from lockstep.doctor.signals import signals_of
-from lockstep.doctor.walk import check_walk
-from lockstep.doctor.workers import check_workers
-from ps.opening import dry_run, two_samples
+from lockstep.doctor.target import Patient
+from ps.setup import dry_run, two_samples
 
 
 @dataclass(frozen=True)

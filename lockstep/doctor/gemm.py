@@ -7,9 +7,9 @@ from subprocess import run
 import msgspec
 import numpy as np
 
-from common.blas import blas_kernel
-from common.clock import Clock, SystemClock
 from common.errors import RunError
+from common.runtime.blas import blas_kernel
+from common.runtime.clock import Clock, SystemClock
 
 #: Rows and columns: large enough for a kernel's full speed, and for the second-level cache.
 SIZE = 384

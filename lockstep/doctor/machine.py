@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from common.clock import SystemClock
-from common.environment import child_environment, cores
 from common.errors import AddressError
-from common.numerics import Fingerprint, fingerprint
-from common.transport.shared_folder import shared_root
-from common.transport.zeromq import serve
+from common.protocol.numerics import Fingerprint, fingerprint
+from common.runtime.clock import SystemClock
+from common.runtime.environment import child_environment, cores
+from common.transport.shared_memory.folder import shared_root
+from common.transport.zeromq.ports import serve
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.gemm import Gemm, measured, measured_under
 from lockstep.doctor.report import findings_lines

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.atomic import write_atomically
-from lockstep.books import Books
+from common.files.atomic import write_atomically
+from lockstep.runs.session import Books
 from lockstep.simulation.world import Process
 
 

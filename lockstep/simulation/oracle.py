@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from common.clock import ManualClock
 from common.data.sampler import Sampler
 from common.data.split import with_validation
-from lockstep.proof import prove
-from lockstep.serial import SerialRun
+from common.runtime.clock import ManualClock
+from lockstep.runs.single_process import SerialRun
 from lockstep.simulation.small import data, job_named
-from ps.ledger import Line, StepDone, read_lines
-from ps.opening import Admission, open_run
-from ps.plan import plan_of
-from ps.recorder import Recorder, Setting
-from ps.run_folder import LEDGER, RunFolder, RunResult
+from lockstep.verification.coverage import prove
+from ps.records.ledger import Line, StepDone, read_lines
+from ps.records.metrics import Recorder, Setting
+from ps.records.run_folder import LEDGER, RunFolder, RunResult
+from ps.run.plan import plan_of
+from ps.setup import Admission, open_run
 
 #: Of an epoch, what has to be the same whoever computed it.
 FIGURES = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "weights_sha256")

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.transport.shared_folder import shared_root
+from common.transport.shared_memory.folder import shared_root
 from lockstep.simulation.oracle import objections
+from lockstep.simulation.scenario import Story
 from lockstep.simulation.shells import Parts
 from lockstep.simulation.simulation import Simulation
-from lockstep.simulation.story import Story
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,34 +5,34 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.clock import Clock, ManualClock
 from common.data.dataset import TrainTest
 from common.errors import DataError
-from common.job import Job
-from common.messages import PROTOCOL_VERSION, Join
-from common.numerics import fingerprint
-from common.shard_messages import ShardJoin
-from lockstep.books import Books, Destination, open_books
-from lockstep.launch import Launch
-from lockstep.run_dir import has_begun
+from common.job.job import Job
+from common.protocol.messages import PROTOCOL_VERSION, Join
+from common.protocol.numerics import fingerprint
+from common.protocol.shard_messages import ShardJoin
+from common.runtime.clock import Clock, ManualClock
+from lockstep.runs.launch import Launch
+from lockstep.runs.run_dir import has_begun
+from lockstep.runs.session import Books, Destination, open_books
 from lockstep.simulation.disk import Writing
-from lockstep.simulation.ports import dial, serve, wait_in_the_world
+from lockstep.simulation.network.ports import dial, serve, wait_in_the_world
+from lockstep.simulation.network.wires import Network
 from lockstep.simulation.small import data, load
-from lockstep.simulation.wires import Network
 from lockstep.simulation.world import Process
-from ps.coordinator import Coordinator
-from ps.facts import RunFacts
-from ps.opening import Admission, Opening, open_run
-from ps.recorder import Setting
-from ps.resuming import Resumption, coordinator_of
-from ps.server import Server
-from ps.serving import Surroundings, server_of
-from ps.shard import Shard
-from ps.shard_server import ShardServer
-from ps.shard_state import ShardFacts, ShardState
-from ps.sharing import Sharing, share
-from worker.preparing import Loader
-from worker.runner import Runner
+from ps.checkpoint.resuming import Resumption, coordinator_of
+from ps.coordinator.coordinator import Coordinator
+from ps.records.metrics import Setting
+from ps.run.info import RunFacts
+from ps.server.server import Server
+from ps.server.serving import Surroundings, server_of
+from ps.setup import Admission, Opening, open_run
+from ps.shard.shard import Shard
+from ps.sharding.process.shell import ShardServer
+from ps.sharding.process.state import ShardFacts, ShardState
+from ps.shared_memory import Sharing, share
+from worker.setup import Loader
+from worker.shell import Runner
 from worker.state import Phase, WorkerFacts, WorkerState
 
 SERVER = "memory://server"

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from common.codec import decode_header
-from common.messages import Part, Result, ServerMessage, WorkerMessage
-from common.randomness import Purpose, generator
-from common.shard_messages import ShardMessage, ToShardMessage, VisitorMessage
+from common.protocol.codec import decode_header
+from common.protocol.messages import Part, Result, ServerMessage, WorkerMessage
+from common.protocol.shard_messages import ShardMessage, ToShardMessage, VisitorMessage
+from common.random import Purpose, generator
 from lockstep.simulation.disk import Disk, Writing
+from lockstep.simulation.faults import happen
+from lockstep.simulation.network.wires import Network, Quality
+from lockstep.simulation.scenario import Happening, Story
 from lockstep.simulation.shells import Parts, Run, ServerShell, ShardShell, WorkerShell
 from lockstep.simulation.small import job_named
-from lockstep.simulation.story import Happening, Story
-from lockstep.simulation.trouble import happen
-from lockstep.simulation.wires import Network, Quality
 from lockstep.simulation.world import Process, Shell, World
-from ps.audit import is_difference
-from ps.run_folder import RunResult
+from ps.coordinator.scheduling.audit import is_difference
+from ps.records.run_folder import RunResult
 
 #: Seconds of the world after the last thing that happened within which a run has to end, and events after which it
 #: counts as stuck.

@@ -8,9 +8,9 @@ import numpy as np
 
 from common import nn
 from common.data.dataset import Dataset, TrainTest
-from common.job import Job
+from common.job.job import Job
 from common.nn.description import describe
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 
 #: The name of the data in a job.
 DATA = "simulated"

@@ -25,45 +25,22 @@ class Order:
         return module.startswith(self.scope + ".") if self.scope else True
 
 
-#: The order of DESIGN, completed by what it does not name.
+#: The packages, and the rooms of `common`: each may import from those below it.
 PACKAGE_ORDER = Order(
     scope="",
     groups=(
         ("lockstep",),
         ("ps", "worker"),
-        ("common.sharing",),
+        ("common.protocol",),
         ("common.transport",),
-        ("common.codec",),
-        ("common.shard_messages",),
-        ("common.messages",),
-        ("common.objective",),
         ("common.job",),
-        ("common.model",),
-        ("common.layout",),
-        ("common.wire",),
-        ("common.slices",),
-        ("common.finite",),
-        ("common.reduction",),
-        ("common.numerics",),
-        ("common.optim",),
         ("common.data",),
+        ("common.aggregation",),
+        ("common.optim",),
         ("common.nn",),
         ("common.autograd",),
-        ("common.randomness",),
-        ("common.safetensors",),
-        ("common.score",),
-        ("common.json_file",),
-        ("common.atomic", "common.backoff", "common.spelling", "common.tally"),
-        (
-            "common.blas",
-            "common.clock",
-            "common.environment",
-            "common.errors",
-            "common.interrupts",
-            "common.memory",
-            "common.plain",
-            "common.reading",
-        ),
+        ("common.files", "common.random", "common.runtime"),
+        ("common.errors",),
     ),
 )
 
@@ -72,7 +49,7 @@ AUTOGRAD_ORDER = Order(
     scope="common.autograd",
     groups=(
         ("common.autograd.gradient_check",),
-        ("common.autograd.replay",),
+        ("common.autograd.capture",),
         ("common.autograd.functional",),
         ("common.autograd.tensor",),
         (
@@ -87,16 +64,69 @@ AUTOGRAD_ORDER = Order(
     ),
 )
 
-ORDERS = (PACKAGE_ORDER, AUTOGRAD_ORDER)
-
-#: What the orders would allow and the design does not, with the one exception: frames are opaque to a transport, and
-#: the engine names no primitive.
-FORBIDDEN = (
-    ("common.transport", "common.codec", ""),
-    ("common.transport", "common.messages", ""),
-    ("common.transport", "common.job", ""),
-    ("common.autograd.graph", "common.autograd.primitives", "common.autograd.primitives.primitive"),
+#: The codec makes messages of frames; what is said between servers knows what is said to workers.
+PROTOCOL_ORDER = Order(
+    scope="common.protocol",
+    groups=(
+        ("common.protocol.codec",),
+        ("common.protocol.shard_messages", "common.protocol.shared_memory"),
+        ("common.protocol.messages",),
+        ("common.protocol.numerics",),
+    ),
 )
+
+#: Sockets stand above the vectors in shared memory, these above what knows no medium.
+TRANSPORT_ORDER = Order(
+    scope="common.transport",
+    groups=(
+        ("common.transport.zeromq",),
+        ("common.transport.links", "common.transport.memory", "common.transport.shared_memory"),
+        ("common.transport.probe",),
+        ("common.transport.diagnosis",),
+        ("common.transport.auth",),
+        ("common.transport.limits",),
+        ("common.transport.port", "common.transport.ipc_path"),
+        ("common.transport.address",),
+    ),
+)
+
+
+#: The rooms of the server: the shell above the state machines, these above what a run is and what it leaves.
+SERVER_ORDER = Order(
+    scope="ps",
+    groups=(
+        ("ps.server",),
+        ("ps.sharding",),
+        ("ps.shared_memory", "ps.checkpoint"),
+        ("ps.setup",),
+        ("ps.coordinator", "ps.shard"),
+        ("ps.records",),
+        ("ps.run",),
+    ),
+)
+
+#: The rooms of the application.
+APPLICATION_ORDER = Order(
+    scope="lockstep",
+    groups=(
+        ("lockstep.__main__",),
+        ("lockstep.cli",),
+        ("lockstep.simulation",),
+        ("lockstep.verification",),
+        ("lockstep.bench",),
+        ("lockstep.doctor",),
+        ("lockstep.api",),
+        ("lockstep.launch",),
+        ("lockstep.reports",),
+        ("lockstep.evaluation",),
+        ("lockstep.runs",),
+    ),
+)
+
+ORDERS = (PACKAGE_ORDER, AUTOGRAD_ORDER, PROTOCOL_ORDER, TRANSPORT_ORDER, SERVER_ORDER, APPLICATION_ORDER)
+
+#: What the orders would allow and the design does not, with the one exception: the engine names no primitive.
+FORBIDDEN = (("common.autograd.graph", "common.autograd.primitives", "common.autograd.primitives.primitive"),)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lockstep.clusters.place import PORT
-from lockstep.main import run
+from lockstep.cli.main import run
+from lockstep.launch.remote.place import PORT
 from tests.architecture.source import ROOT
 from tests.deploy.published import DOCUMENTS, faults
 from tests.deploy.stand_in import Machine, digest

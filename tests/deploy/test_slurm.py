@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.main import run
+from lockstep.cli.main import run
 from tests.architecture.source import ROOT
 from tests.deploy.stand_in import Machine, digest
 from tests.system.jobs import gated_model

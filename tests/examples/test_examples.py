@@ -13,8 +13,8 @@ from common.data.source import load
 from common.nn.description import build
 from lockstep import Run, fit
 from lockstep.doctor.consultation import examine_job
-from lockstep.job_file import read_values, resolve
-from lockstep.launch import Launch
+from lockstep.runs.job_file import read_values, resolve
+from lockstep.runs.launch import Launch
 from tests.architecture.source import ROOT
 
 EXAMPLES = ROOT / "examples"

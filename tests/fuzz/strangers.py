@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from common.codec import Buffer, decode, encode
 from common.errors import RemoteProtocolError
-from common.job import Job
-from common.messages import (
+from common.job.job import Job
+from common.protocol.codec import Buffer, decode, encode
+from common.protocol.messages import (
     PROTOCOL_VERSION,
     Alive,
     Diverged,
@@ -32,10 +32,10 @@ from common.messages import (
     StatusAsked,
     Verdict,
 )
-from common.numerics import fingerprint
+from common.protocol.numerics import fingerprint
 from common.transport.memory import MemoryClient
 from lockstep.simulation.small import data, jobs
-from ps.opening import Admission
+from ps.setup import Admission
 from tests.fuzz.mutation import EDGES
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up

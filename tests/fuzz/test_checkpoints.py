@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.aggregation.layout import layout_of
 from common.errors import FileFormatError, UsageError
-from common.job import Job
-from common.layout import layout_of
-from common.model import build_model
-from common.numerics import fingerprint
-from ps.checkpoint import Held, Identity, Past, read_checkpoint, sealed_parts
+from common.job.job import Job
+from common.nn.blueprint import build_model
+from common.protocol.numerics import fingerprint
+from ps.checkpoint.checkpoint import Held, Identity, Past, read_checkpoint, sealed_parts
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape

@@ -10,12 +10,12 @@ import pytest
 
 from common import nn
 from common.errors import JobError, ModelError, UsageError
-from common.job import Job
+from common.job.job import Job
 from common.nn.described_size import values_of
 from common.nn.description import build, describe
 from common.nn.model_file import load_model, source_digest
-from lockstep.job_file import read_values, resolve, to_toml
-from lockstep.launch import Launch
+from lockstep.runs.job_file import read_values, resolve, to_toml
+from lockstep.runs.launch import Launch
 from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape

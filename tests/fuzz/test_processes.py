@@ -5,23 +5,23 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from common.clock import ManualClock
-from common.codec import Buffer, encode
-from common.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
-from common.numerics import fingerprint
-from common.shard_messages import Admit, Begin, Hello, ShardJoin, ShardWelcome
+from common.protocol.codec import Buffer, encode
+from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
+from common.protocol.numerics import fingerprint
+from common.protocol.shard_messages import Admit, Begin, Hello, ShardJoin, ShardWelcome
+from common.runtime.clock import ManualClock
 from common.transport.links import wait_for_nothing
 from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.simulation.small import data, jobs, load
-from ps.opening import Admission, Opening, open_run
-from ps.shard_server import ShardServer
-from ps.shard_state import ShardFacts, ShardState
-from tests.common.test_codec import EXAMPLES
+from ps.setup import Admission, Opening, open_run
+from ps.sharding.process.shell import ShardServer
+from ps.sharding.process.state import ShardFacts, ShardState
+from tests.common.protocol.test_codec import EXAMPLES
 from tests.fuzz.bar import ROOM_BYTES, amounts, bounded, examine
 from tests.fuzz.strangers import Stage
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
-from worker.runner import Runner
+from worker.shell import Runner
 from worker.state import WorkerFacts, WorkerState
 
 #: Lies that are told to one run.

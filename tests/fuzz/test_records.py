@@ -11,19 +11,19 @@ import pytest
 
 from common.data.sampler import Sampler
 from common.errors import FileFormatError, UsageError
-from common.job import Job
-from common.numerics import fingerprint
-from lockstep.job_file import to_toml
-from lockstep.launch import Launch
-from lockstep.past_run import read_run, workers_by_step
-from lockstep.plots.attendance import read_attendance
-from lockstep.plots.course import read_course
-from lockstep.proof import prove
-from lockstep.run_dir import JOB
-from ps.ledger import Again, Begun, EpochDone, Share, StepDone, Unlisted, WeightsAt, WorkerIn, read_lines
-from ps.plan import plan_of
-from ps.receipt import Link, Receipt
-from ps.run_folder import LEDGER, METRICS, RECEIPT, RESULT, read_result
+from common.job.job import Job
+from common.protocol.numerics import fingerprint
+from lockstep.reports.plots.attendance import read_attendance
+from lockstep.reports.plots.course import read_course
+from lockstep.runs.job_file import to_toml
+from lockstep.runs.launch import Launch
+from lockstep.runs.recorded import read_run, workers_by_step
+from lockstep.runs.run_dir import JOB
+from lockstep.verification.coverage import prove
+from ps.records.ledger import Again, Begun, EpochDone, Share, StepDone, Unlisted, WeightsAt, WorkerIn, read_lines
+from ps.records.receipt import Link, Receipt
+from ps.records.run_folder import LEDGER, METRICS, RECEIPT, RESULT, read_result
+from ps.run.plan import plan_of
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape

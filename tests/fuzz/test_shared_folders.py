@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import SharingError
-from common.sharing import WEIGHTS, weights_shape
-from common.transport.segment import Shape
-from common.transport.shared_folder import NAME, SharedFolder, sweep
+from common.protocol.shared_memory import WEIGHTS, weights_shape
+from common.transport.shared_memory.folder import NAME, SharedFolder, sweep
+from common.transport.shared_memory.segment import Shape
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from common.codec import Buffer, decode, encode
-from common.messages import (
+from common.job.tally import pack_losses
+from common.protocol.codec import Buffer, decode, encode
+from common.protocol.messages import (
     OF_A_STEP,
     PROTOCOL_VERSION,
     Fenced,
@@ -19,11 +20,10 @@ from common.messages import (
     ServerMessage,
     Weights,
 )
-from common.numerics import fingerprint
-from common.tally import pack_losses
+from common.protocol.numerics import fingerprint
 from common.transport.memory import MemoryClient
 from lockstep.simulation.small import data, jobs
-from ps.opening import Admission
+from ps.setup import Admission
 from tests.fuzz.bar import amounts, examine
 from tests.fuzz.tape import Tape
 from tests.fuzz.test_processes import OPENING, Employer

@@ -5,10 +5,10 @@ import contextlib
 import msgspec
 import pytest
 
-from common.codec import Buffer, decode, decode_header, encode
 from common.errors import RemoteProtocolError
-from common.messages import Message
-from tests.common.test_codec import ANY, EXAMPLES
+from common.protocol.codec import Buffer, decode, decode_header, encode
+from common.protocol.messages import Message
+from tests.common.protocol.test_codec import ANY, EXAMPLES
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.wire import BOMBS, frames_of, made_up, odd_frames

@@ -9,9 +9,9 @@ from typing import Any
 import msgpack
 import msgspec
 
-from common.codec import Buffer, encode
-from common.messages import Message
-from tests.common.test_codec import EXAMPLES, vectors_for
+from common.protocol.codec import Buffer, encode
+from common.protocol.messages import Message
+from tests.common.protocol.test_codec import EXAMPLES, vectors_for
 from tests.fuzz.mutation import EDGES, damaged
 from tests.fuzz.tape import Tape
 

@@ -8,20 +8,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from common.clock import ManualClock
+from common.aggregation.tree import Node, Vector
 from common.data.source import load
-from common.job import Job
-from common.reduction import Node, Vector
-from common.tally import Tally
-from lockstep.books import Destination, open_books
-from lockstep.launch import Launch
-from lockstep.run_dir import make_run_dir
-from lockstep.serial import SerialRun
-from ps.opening import Admission, Opening, open_run
-from ps.recorder import Setting
-from ps.resuming import coordinator_of
-from ps.server import Server
-from ps.shard import Shard
+from common.job.job import Job
+from common.job.tally import Tally
+from common.runtime.clock import ManualClock
+from lockstep.runs.launch import Launch
+from lockstep.runs.run_dir import make_run_dir
+from lockstep.runs.session import Destination, open_books
+from lockstep.runs.single_process import SerialRun
+from ps.checkpoint.resuming import coordinator_of
+from ps.records.metrics import Setting
+from ps.server.server import Server
+from ps.setup import Admission, Opening, open_run
+from ps.shard.shard import Shard
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.network import Simulation
 from worker.compute import Compute

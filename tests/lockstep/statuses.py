@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from common.messages import EpochStatus, Status, WorkerStatus
-from ps.run_folder import EpochRecord, RunResult
+from common.protocol.messages import EpochStatus, Status, WorkerStatus
+from ps.records.run_folder import EpochRecord, RunResult
 
 EPOCH = EpochStatus(epoch=1, loss=0.5, accuracy=0.875, test_loss=0.25, test_accuracy=0.9375, wall_s=12.34)
 

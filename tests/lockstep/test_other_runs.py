@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from common.errors import JobError
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 from lockstep import Run, fit, load_run, nn
-from lockstep.main import run
+from lockstep.cli.main import run
 
 BRIEF: dict[str, Any] = {"global_batch": 40, "micro_batches": 4, "epochs": 3, "workers": 0, "verbose": False}
 
@@ -125,11 +125,11 @@ def test_of_a_regression_other_pictures_are_drawn(tmp_path: Path, capsys: pytest
 
 def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
-    from lockstep.assessment import assess
-    from lockstep.plots.course import read_course
-    from lockstep.plots.learning import learning
-    from lockstep.plots.results import answers
-    from lockstep.trained import open_trained
+    from lockstep.evaluation.assessment import assess
+    from lockstep.reports.plots.course import read_course
+    from lockstep.reports.plots.learning import learning
+    from lockstep.reports.plots.results import answers
+    from lockstep.runs.trained import open_trained
 
     trained = of_table(tmp_path)
     loss, score, _ = learning([read_course(trained.folder)]).axes
@@ -143,7 +143,7 @@ def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> No
 
 def test_event_files_have_r2(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX", reason="event files are written by tensorboardX")
-    from tests.lockstep.commands.test_plot import read_events
+    from tests.lockstep.cli.results.test_plot import read_events
 
     trained = of_table(tmp_path)
     assert run(["plot", str(trained.folder), "--to", str(tmp_path / "events"), "--tensorboard"]) == 0

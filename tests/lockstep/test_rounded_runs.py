@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep.main import run
+from lockstep.cli.main import run
 from tests.lockstep.tiny_data import write_tiny
 from tests.system.jobs import BRIEF
 

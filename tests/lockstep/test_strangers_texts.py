@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.clock import ManualClock
-from lockstep.commands.replay import layers_table
-from lockstep.commands.status import show
-from lockstep.commands.worker import say
-from lockstep.display import LiveDisplay, PlainDisplay, print_plainly
-from lockstep.main import run
-from lockstep.notebook_display import NotebookDisplay
-from lockstep.plots.attendance import read_attendance
-from lockstep.replay import Figures, LayerReplay
-from lockstep.summary import show_summary
-from ps.ledger import Begun, Share, StepDone, WorkerIn
-from tests.lockstep.plots.records import write_ledger, write_steps
+from common.runtime.clock import ManualClock
+from lockstep.cli.checking.replay import layers_table
+from lockstep.cli.main import run
+from lockstep.cli.training.status import show
+from lockstep.cli.training.worker import say
+from lockstep.reports.display import LiveDisplay, PlainDisplay, print_plainly
+from lockstep.reports.notebook_display import NotebookDisplay
+from lockstep.reports.plots.attendance import read_attendance
+from lockstep.reports.summary import show_summary
+from lockstep.verification.replay import Figures, LayerReplay
+from ps.records.ledger import Begun, Share, StepDone, WorkerIn
+from tests.lockstep.reports.plots.records import write_ledger, write_steps
 from tests.lockstep.statuses import result, status, worker
 
 #: What a terminal, `rich`, or a reader of lines would take for more than text.

@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from common.reduction import Node
-from ps.coordinator import Coordinator
-from ps.plan import Round
-from ps.slots import SlotBook
+from common.aggregation.tree import Node
+from ps.coordinator.coordinator import Coordinator
+from ps.coordinator.scheduling.buffer_pool import SlotBook
+from ps.run.plan import Round
 
 
 @dataclass

@@ -4,16 +4,26 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from common.job import Job
-from common.messages import PROTOCOL_VERSION, Diverged, Failed, Join, Lease, Message, Result, ServerMessage, Work
-from common.numerics import Fingerprint, fingerprint
-from common.reduction import Node
-from common.tally import pack_losses
-from ps import events
-from ps.coordinator import Coordinator
-from ps.effects import Effect, Finish, Say, Send, TellRefusal
-from ps.facts import RunFacts
-from ps.plan import plan_of
+from common.aggregation.tree import Node
+from common.job.job import Job
+from common.job.tally import pack_losses
+from common.protocol.messages import (
+    PROTOCOL_VERSION,
+    Diverged,
+    Failed,
+    Join,
+    Lease,
+    Message,
+    Result,
+    ServerMessage,
+    Work,
+)
+from common.protocol.numerics import Fingerprint, fingerprint
+from ps.coordinator import events
+from ps.coordinator.coordinator import Coordinator
+from ps.coordinator.effects import Effect, Finish, Say, Send, TellRefusal
+from ps.run.info import RunFacts
+from ps.run.plan import plan_of
 
 DIGEST = "0123456789abcdef" * 4
 

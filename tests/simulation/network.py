@@ -9,33 +9,33 @@ from pathlib import Path
 
 import numpy as np
 
-from common.clock import ManualClock
-from common.codec import decode, encode
+from common.aggregation.tree import Vector
 from common.data.dataset import TrainTest
-from common.job import Job
-from common.messages import PROTOCOL_VERSION, Join, Part, Result, WorkerMessage
-from common.numerics import Fingerprint, fingerprint
-from common.randomness import Purpose, generator
-from common.reduction import Vector
-from common.shard_messages import Hello, ShardJoin
+from common.job.job import Job
+from common.protocol.codec import decode, encode
+from common.protocol.messages import PROTOCOL_VERSION, Join, Part, Result, WorkerMessage
+from common.protocol.numerics import Fingerprint, fingerprint
+from common.protocol.shard_messages import Hello, ShardJoin
+from common.random import Purpose, generator
+from common.runtime.clock import ManualClock
 from common.transport.links import wait_for_nothing
 from common.transport.memory import MemoryClient, MemoryNetwork
 from common.transport.port import ClientPort, Frames, Shortcut
-from ps.coordinator import Coordinator
-from ps.effects import Finish
-from ps.facts import RunFacts
-from ps.opening import Admission, Opening, open_run
-from ps.recorder import Recorder, Setting
-from ps.run_folder import RunFolder
-from ps.server import Server
-from ps.serving import Surroundings, server_of
-from ps.shard import Shard
-from ps.shard_server import ShardServer
-from ps.shard_state import ShardFacts, ShardState
-from ps.sharing import Sharing, share
+from ps.coordinator.coordinator import Coordinator
+from ps.coordinator.effects import Finish
+from ps.records.metrics import Recorder, Setting
+from ps.records.run_folder import RunFolder
+from ps.run.info import RunFacts
+from ps.server.server import Server
+from ps.server.serving import Surroundings, server_of
+from ps.setup import Admission, Opening, open_run
+from ps.shard.shard import Shard
+from ps.sharding.process.shell import ShardServer
+from ps.sharding.process.state import ShardFacts, ShardState
+from ps.shared_memory import Sharing, share
 from tests.simulation.small import digits
-from worker.preparing import Loader
-from worker.runner import Runner
+from worker.setup import Loader
+from worker.shell import Runner
 from worker.state import WorkerFacts, WorkerState
 
 #: Seconds that one act takes, and turns after which a run counts as stuck.

@@ -8,7 +8,7 @@ import msgspec
 from common import nn
 from common.data.dataset import Dataset, TrainTest
 from common.data.source import load
-from common.job import Job
+from common.job.job import Job
 from common.nn.description import describe
 
 #: Training and test samples: neither a batch of 16 nor one of 18 divides the former.

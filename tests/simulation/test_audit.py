@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from common.data.dataset import Dataset, TrainTest
-from ps.audit import is_difference
-from ps.opening import Admission
+from ps.coordinator.scheduling.audit import is_difference
+from ps.setup import Admission
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import JOBS, digits, job_of
 

@@ -7,18 +7,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from common.codec import encode
-from common.messages import Part
-from common.numerics import fingerprint
-from common.reduction import Node
-from common.safetensors import read
-from ps.fleet import Fleet
-from ps.fleet_effects import ConfirmSums, FleetEffect
-from ps.ledger import EpochDone, StepDone, read_lines
-from ps.opening import Admission
-from ps.phases import Phase
-from ps.run_folder import LEDGER, WEIGHTS, RunFolder
-from ps.shard_effects import Exit
+from common.aggregation.tree import Node
+from common.files.safetensors import read
+from common.protocol.codec import encode
+from common.protocol.messages import Part
+from common.protocol.numerics import fingerprint
+from ps.coordinator.transitions import Phase
+from ps.records.ledger import EpochDone, StepDone, read_lines
+from ps.records.run_folder import LEDGER, WEIGHTS, RunFolder
+from ps.setup import Admission
+from ps.sharding.group.effects import ConfirmSums, FleetEffect
+from ps.sharding.group.group import Fleet
+from ps.sharding.process.effects import Exit
 from tests.simulation.network import Simulation
 from tests.simulation.test_shards import SHARDED, TIMEOUT_S, alone, peer_at, simulated
 

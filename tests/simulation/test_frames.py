@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
-from common.reduction import Node, Vector
-from lockstep.serial import SerialRun
-from ps.opening import Admission, open_run
-from ps.recorder import Recorder, Setting
-from ps.shard import Shard
+from common.aggregation.tree import Node, Vector
+from common.runtime.clock import ManualClock
+from lockstep.runs.single_process import SerialRun
+from ps.records.metrics import Recorder, Setting
+from ps.setup import Admission, open_run
+from ps.shard.shard import Shard
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 

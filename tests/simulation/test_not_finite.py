@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from ps.effects import Finish
-from ps.opening import Admission
+from ps.coordinator.effects import Finish
+from ps.setup import Admission
 from tests.simulation.network import Simulation, Spoils
 from tests.simulation.small import JOBS
 from tests.simulation.test_promise import alone

@@ -9,17 +9,17 @@ import pytest
 from common import nn
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
-from common.clock import ManualClock
 from common.data.dataset import Dataset, TrainTest
-from common.job import Job
-from common.model import build_model
+from common.job.job import Job
+from common.nn.blueprint import build_model
 from common.nn.description import describe
 from common.optim import SGD
-from common.randomness import Purpose, generator
-from lockstep.serial import SerialRun
-from ps.opening import Admission, Opening, open_run
-from ps.recorder import Recorder, Setting
-from ps.run_folder import RunResult
+from common.random import Purpose, generator
+from common.runtime.clock import ManualClock
+from lockstep.runs.single_process import SerialRun
+from ps.records.metrics import Recorder, Setting
+from ps.records.run_folder import RunResult
+from ps.setup import Admission, Opening, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import job_of
 

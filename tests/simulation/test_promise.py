@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
-from lockstep.serial import SerialRun
-from ps.opening import Admission, open_run
-from ps.recorder import Recorder, Setting
-from ps.run_folder import RunResult
+from common.runtime.clock import ManualClock
+from lockstep.runs.single_process import SerialRun
+from ps.records.metrics import Recorder, Setting
+from ps.records.run_folder import RunResult
+from ps.setup import Admission, open_run
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import JOBS, digits, long_test_set
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from common import nn
+from common.aggregation.layout import weights_digest
+from common.aggregation.tree import Node, Vector
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.data.preparation import Preparation
 from common.data.sampler import Sampler
-from common.job import Job
-from common.layout import weights_digest
+from common.job.job import Job
 from common.nn.models import MODELS
-from common.reduction import Node, Vector
-from ps.opening import Admission
-from ps.shard import Shard
+from ps.setup import Admission
+from ps.shard.shard import Shard
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 

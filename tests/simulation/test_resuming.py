@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from common.clock import ManualClock
 from common.errors import DataError, FileFormatError, JobError, UsageError
-from common.job import Job
-from lockstep.books import Destination, open_books
-from lockstep.launch import Launch
-from lockstep.serial import SerialRun
-from ps.opening import Admission, Opening, open_run
-from ps.recorder import Setting
-from ps.resuming import coordinator_of
-from ps.run_folder import CHECKPOINTS, LEDGER, METRICS, RESULT
-from ps.server import Server
+from common.job.job import Job
+from common.runtime.clock import ManualClock
+from lockstep.runs.launch import Launch
+from lockstep.runs.session import Destination, open_books
+from lockstep.runs.single_process import SerialRun
+from ps.checkpoint.resuming import coordinator_of
+from ps.records.metrics import Setting
+from ps.records.run_folder import CHECKPOINTS, LEDGER, METRICS, RESULT
+from ps.server.server import Server
+from ps.setup import Admission, Opening, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of, noisy_net, other_digits
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from common import nn
-from common.clock import ManualClock
 from common.nn.description import describe
-from lockstep.books import Destination, open_books
-from lockstep.launch import Launch
-from lockstep.serial import SerialRun
-from ps.opening import Admission, open_run
-from ps.recorder import Setting
-from ps.resuming import coordinator_of
-from ps.run_folder import RESULT, read_result
-from ps.serving import Surroundings, server_of
+from common.runtime.clock import ManualClock
+from lockstep.runs.launch import Launch
+from lockstep.runs.session import Destination, open_books
+from lockstep.runs.single_process import SerialRun
+from ps.checkpoint.resuming import coordinator_of
+from ps.records.metrics import Setting
+from ps.records.run_folder import RESULT, read_result
+from ps.server.serving import Surroundings, server_of
+from ps.setup import Admission, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from common.codec import encode
-from common.messages import StatusAsked
-from lockstep.books import open_books
-from ps import events
-from ps.coordinator import Coordinator
-from ps.effects import Effect, Finish
-from ps.opening import Admission
-from ps.recorder import Setting
-from ps.resuming import Resumption
-from ps.server import Server
+from common.protocol.codec import encode
+from common.protocol.messages import StatusAsked
+from lockstep.runs.session import open_books
+from ps.checkpoint.resuming import Resumption
+from ps.coordinator import events
+from ps.coordinator.coordinator import Coordinator
+from ps.coordinator.effects import Effect, Finish
+from ps.records.metrics import Setting
+from ps.server.server import Server
+from ps.setup import Admission
 from tests.simulation.network import Simulation
 from tests.simulation.test_resuming import JOB, bits, calm, destination_in, opening_of
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
+from common.aggregation.slices import slices_for
 from common.errors import JobError
-from common.job import Job
+from common.job.job import Job
 from common.optim.clipping import BLOCK
-from common.slices import slices_for
-from lockstep.serial import SerialRun
-from ps.opening import Admission, open_run
-from ps.recorder import Recorder, Setting
-from ps.run_folder import RunResult
+from common.runtime.clock import ManualClock
+from lockstep.runs.single_process import SerialRun
+from ps.records.metrics import Recorder, Setting
+from ps.records.run_folder import RunResult
+from ps.setup import Admission, open_run
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 from tests.simulation.test_frames import ACTIONS, act

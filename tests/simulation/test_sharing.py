@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.reduction import Vector
-from ps.coordinator import Coordinator
-from ps.facts import RunFacts
-from ps.opening import Admission
-from ps.shard import Shard
+from common.aggregation.tree import Vector
+from ps.coordinator.coordinator import Coordinator
+from ps.run.info import RunFacts
+from ps.setup import Admission
+from ps.shard.shard import Shard
 from tests.ps.careless import CarelessCoordinator
 from tests.simulation.network import Simulation
 from tests.simulation.small import JOBS

@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.codec import decode
+from common.aggregation.tree import Node
 from common.data.dataset import TrainTest
 from common.errors import DataError
-from common.job import Job
-from common.messages import Lease, Samples, SamplesAsked, ServerMessage, WorkerMessage
-from common.reduction import Node
+from common.job.job import Job
+from common.protocol.codec import decode
+from common.protocol.messages import Lease, Samples, SamplesAsked, ServerMessage, WorkerMessage
 from common.transport.memory import MemoryClient
 from common.transport.port import Frames, Shortcut
-from ps.opening import Admission
+from ps.setup import Admission
 from tests.simulation.network import Simulation, Worker, digest_with
 from tests.simulation.small import job_of, noisy_net, other_digits
-from worker.supply import PARTS
+from worker.sample_fetcher import PARTS
 
 SHIPPING = Admission(ships_data=True)
 

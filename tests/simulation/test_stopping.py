@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from common.clock import ManualClock
-from common.codec import encode
-from common.job import Job
-from common.messages import EpochStatus, Verdict
-from lockstep.serial import SerialRun
-from ps.opening import Admission, open_run
-from ps.phases import Phase
-from ps.recorder import Recorder, Setting
-from ps.run_folder import CHECKPOINTS, RESULT, RunResult
+from common.job.job import Job
+from common.protocol.codec import encode
+from common.protocol.messages import EpochStatus, Verdict
+from common.runtime.clock import ManualClock
+from lockstep.runs.single_process import SerialRun
+from ps.coordinator.transitions import Phase
+from ps.records.metrics import Recorder, Setting
+from ps.records.run_folder import CHECKPOINTS, RESULT, RunResult
+from ps.setup import Admission, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import JOBS, digits, job_of
 from tests.simulation.test_resuming import bits, run

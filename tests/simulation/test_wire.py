@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.clock import ManualClock
-from common.job import Job
-from common.randomness import Purpose, generator
-from common.reduction import Addition, Node, Vector
-from common.slices import Slice
-from common.wire.wire import EXACT, Place
-from lockstep.serial import SerialRun
-from ps.opening import Admission, open_run
-from ps.recorder import Recorder, Setting
-from ps.shard import Chunk, Shard
-from ps.traffic import Moved
+from common.aggregation.quantization.quantization import EXACT, Place
+from common.aggregation.slices import Slice
+from common.aggregation.tree import Addition, Node, Vector
+from common.job.job import Job
+from common.random import Purpose, generator
+from common.runtime.clock import ManualClock
+from lockstep.runs.single_process import SerialRun
+from ps.records.metrics import Recorder, Setting
+from ps.run.traffic import Moved
+from ps.setup import Admission, open_run
+from ps.shard.shard import Chunk, Shard
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of, noisy_net
 from tests.simulation.test_frames import ACTIONS, TIMEOUT_S, act

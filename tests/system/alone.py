@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lockstep.main import run
+from lockstep.cli.main import run
 from tests.lockstep.tiny_data import write_tiny
 
 

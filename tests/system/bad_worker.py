@@ -6,8 +6,11 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from common.codec import decode, encode
-from common.messages import (
+from common.aggregation.slices import FRAME
+from common.aggregation.tree import Node
+from common.job.tally import pack_losses
+from common.protocol.codec import decode, encode
+from common.protocol.messages import (
     PROTOCOL_VERSION,
     Alive,
     Join,
@@ -22,10 +25,7 @@ from common.messages import (
     Welcome,
     WorkerMessage,
 )
-from common.numerics import fingerprint
-from common.reduction import Node
-from common.slices import FRAME
-from common.tally import pack_losses
+from common.protocol.numerics import fingerprint
 from common.transport.port import ClientPort, PeerSlow
 from tests.system.processes import GONE_S
 

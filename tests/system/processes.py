@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.environment import child_environment
+from common.runtime.environment import child_environment
 
 #: Within these seconds of an interrupt everything is to be gone.
 GONE_S = 5.0

@@ -11,22 +11,22 @@ import msgspec
 import pytest
 import zmq
 
-from common.clock import SystemClock
-from common.codec import decode, encode
-from common.messages import PROTOCOL_VERSION, Join, Ready, Refused, ServerMessage, Welcome
-from common.numerics import fingerprint
-from common.transport.credentials import ClientKeys, Credential, ServerKeys, Token
-from common.transport.denials import Denials
+from common.protocol.codec import decode, encode
+from common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, ServerMessage, Welcome
+from common.protocol.numerics import fingerprint
+from common.runtime.clock import SystemClock
+from common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
+from common.transport.auth.curve import new_pair
+from common.transport.limits.rejection_log import Denials
 from common.transport.port import ClientPort, Frames, Shortcut
-from common.transport.zeromq import dial, serve
-from common.transport.zeromq_armour import new_pair
-from common.transport.zeromq_server import ZeroMqServer
-from ps.coordinator import Coordinator
-from ps.opening import Admission, open_run
-from ps.recorder import Recorder, Setting
-from ps.server import Server
-from ps.serving import Surroundings, server_of
-from tests.common.transport import zmtp
+from common.transport.zeromq.ports import dial, serve
+from common.transport.zeromq.server import ZeroMqServer
+from ps.coordinator.coordinator import Coordinator
+from ps.records.metrics import Recorder, Setting
+from ps.server.server import Server
+from ps.server.serving import Surroundings, server_of
+from ps.setup import Admission, open_run
+from tests.common.transport.zeromq import zmtp
 from tests.simulation.small import digits, job_of
 
 #: Within these seconds of its attempt, one that is not to take part is refused and told of.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from common.clock import SystemClock
+from common.runtime.clock import SystemClock
 from common.transport.port import Limits
-from common.transport.zeromq import dial
-from ps.leasing import WINDOW
+from common.transport.zeromq.ports import dial
+from ps.coordinator.scheduling.scheduler import WINDOW
 from tests.system.bad_worker import ACTS, Act, BadWorker, misbehaving, never_read
 from tests.system.processes import GONE_S, Place, Process
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from lockstep.main import run
+from lockstep.cli.main import run
 from tests.system.jobs import BRIEF, ENDLESS, gated_model
 from tests.system.processes import GONE_S, Place
 

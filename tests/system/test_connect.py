@@ -9,10 +9,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from common.blas import blas_kernel
-from common.clock import SystemClock
-from common.messages import PROTOCOL_VERSION
-from lockstep.main import run
+from common.protocol.messages import PROTOCOL_VERSION
+from common.runtime.blas import blas_kernel
+from common.runtime.clock import SystemClock
+from lockstep.cli.main import run
 from tests.architecture.source import ROOT
 from tests.system.jobs import BRIEF
 from tests.system.processes import Place, Process

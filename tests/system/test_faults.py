@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from common.clock import SystemClock
+from common.runtime.clock import SystemClock
 from tests.system.jobs import gated_model
 from tests.system.processes import GONE_S, Place, Process, is_gone
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from common.clock import SystemClock
+from common.runtime.clock import SystemClock
 from tests.system.jobs import BRIEF, ENDLESS, gated_model
 from tests.system.processes import GONE_S, Place, Process
 

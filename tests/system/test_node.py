@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lockstep.main import run
+from lockstep.cli.main import run
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lockstep import fit, nn
-from lockstep.main import run
+from lockstep.cli.main import run
 from tests.lockstep.tiny_data import tiny_arrays
 from tests.system.alone import digest_alone, train_alone
 from tests.system.jobs import BRIEF

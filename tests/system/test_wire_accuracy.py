@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.environment import cores
-from lockstep.main import run
+from common.runtime.environment import cores
+from lockstep.cli.main import run
 
 SEEDS = range(10)
 

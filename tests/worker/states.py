@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from common.job import Job
-from common.messages import PROTOCOL_VERSION, Join, Lease, Message, Result, Welcome, Work
-from common.numerics import fingerprint
+from common.job.job import Job
+from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Message, Result, Welcome, Work
+from common.protocol.numerics import fingerprint
 from worker import events
 from worker.effects import Effect, Exit, Say, Send
 from worker.state import WorkerFacts, WorkerState

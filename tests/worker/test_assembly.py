@@ -1,6 +1,6 @@
 """Weights are whole once all their frames have come; those of a newer step end the wait."""
 
-from common.slices import FRAME, Slice
+from common.aggregation.slices import FRAME, Slice
 from worker.assembly import Assembly, assembly_of
 
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from common import nn
+from common.aggregation.layout import gather, layout_of
+from common.aggregation.tree import Node, Vector
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
 from common.data.evaluation import evaluation_pieces
-from common.job import Job
-from common.layout import gather, layout_of
-from common.model import build_model
+from common.job.job import Job
+from common.job.tally import Tally
+from common.nn.blueprint import build_model
 from common.nn.description import describe
-from common.randomness import Purpose, generator
-from common.reduction import Node, Vector
-from common.tally import Tally
+from common.random import Purpose, generator
 from tests.simulation.small import JOBS, digits, job_of, long_test_set
 from worker.compute import Compute, NotFiniteError
 

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from common import nn
+from common.aggregation.slices import FRAME, Slice
+from common.aggregation.tree import Node, Vector
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
-from common.codec import decode, encode
-from common.messages import Lease, Part, Result, Weights, WorkerMessage
 from common.nn.module import Module
 from common.nn.parameter import Parameter
-from common.reduction import Node, Vector
-from common.slices import FRAME, Slice
+from common.protocol.codec import decode, encode
+from common.protocol.messages import Lease, Part, Result, Weights, WorkerMessage
 from tests.simulation.small import JOBS, digits, job_of
 from tests.worker.test_compute import compute_of
-from tests.worker.test_runner import Bench
+from tests.worker.test_shell import Bench
 from worker.compute import Compute, NotFiniteError
 
 #: Three frames, of which the first two hold the first layer's weights.

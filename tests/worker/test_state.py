@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from common.errors import ProtocolError
-from common.messages import (
+from common.protocol.messages import (
     NAME_LIMIT,
     TEXT_LIMIT,
     Alive,

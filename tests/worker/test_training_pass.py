@@ -6,14 +6,14 @@ import pytest
 
 from common.autograd.graph import observe
 from common.autograd.primitives.primitive import Array, Primitive
-from common.nn.activations import ReLU
-from common.nn.attention import TransformerEncoderLayer
-from common.nn.containers import Sequential
-from common.nn.embedding import Embedding, PositionalEmbedding
-from common.nn.flatten import Flatten
-from common.nn.linear import Linear
+from common.job.objective import Objective
+from common.nn.layers.activations import ReLU
+from common.nn.layers.attention import TransformerEncoderLayer
+from common.nn.layers.containers import Sequential
+from common.nn.layers.embedding import Embedding, PositionalEmbedding
+from common.nn.layers.flatten import Flatten
+from common.nn.layers.linear import Linear
 from common.nn.module import Module
-from common.objective import Objective
 from worker.training_pass import TrainingPass
 
 RNG = np.random.default_rng(5)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from common.autograd.primitives import average_pooling, convolution, pooling
-from common.autograd.primitives.windows import Pair
+from common.autograd.primitives.spatial import average_pooling, convolution, pooling
+from common.autograd.primitives.spatial.windows import Pair
 from common.autograd.tensor import Tensor, apply
 
 

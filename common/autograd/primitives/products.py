@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from common.autograd.primitives.primitive import Array
-from common.blas import blas_kernel
+from common.runtime.blas import blas_kernel
 
 #: The kernels of OpenBLAS that multiply small matrices in place.
 _IN_PLACE = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})

@@ -5,17 +5,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from common.autograd.primitives import (
-    average_pooling,
-    convolution,
-    dropout,
-    embedding,
-    losses,
-    normalization,
-    pooling,
-    softmax,
-)
+from common.autograd.primitives import dropout, embedding, losses, normalization, softmax
 from common.autograd.primitives.primitive import Array
+from common.autograd.primitives.spatial import average_pooling, convolution, pooling
 from tests.common.autograd.cases import Call, Case
 from tests.common.autograd.strategies import anything, arrays, distinct, positive, shapes
 

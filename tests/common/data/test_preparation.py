@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from common.data.dataset import Dataset
 from common.data.preparation import Preparation
 from common.errors import DataError
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 
 LAW = settings(derandomize=True, deadline=None, max_examples=50)
 BYTES = hnp.arrays(np.uint8, (3, 1, 4, 5))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.data.source import load
 from common.errors import DataError
-from tests.common.data.test_idx import idx_bytes
+from tests.common.data.formats.test_idx import idx_bytes
 
 FILES = {
     "train-images-idx3-ubyte": np.arange(24, dtype=np.uint8).reshape(6, 2, 2),

@@ -7,7 +7,7 @@ import numpy as np
 from common import nn
 from common.autograd.tensor import Tensor
 from common.nn.module import Module, Stochastic
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -3,8 +3,8 @@ import pytest
 
 from common import nn
 from common.autograd.tensor import Tensor
+from common.nn.layers.running_statistic import RunningStatistic
 from common.nn.module import Module
-from common.nn.running_statistic import RunningStatistic
 from tests.common.nn.examples import rng
 
 

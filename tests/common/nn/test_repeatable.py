@@ -1,9 +1,9 @@
-from common.nn.activations import ReLU
-from common.nn.containers import Sequential
-from common.nn.dropout import Dropout
-from common.nn.linear import Linear
+from common.nn.layers.activations import ReLU
+from common.nn.layers.containers import Sequential
+from common.nn.layers.dropout import Dropout
+from common.nn.layers.linear import Linear
+from common.nn.layers.normalization import BatchNorm1d
 from common.nn.models import MODELS
-from common.nn.normalization import BatchNorm1d
 from common.nn.repeatable import is_repeatable
 
 

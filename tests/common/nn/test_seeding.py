@@ -3,7 +3,7 @@ import numpy as np
 from common import nn
 from common.autograd.tensor import Tensor
 from common.nn.seeding import default_generator
-from common.randomness import Purpose
+from common.random import Purpose
 
 
 def test_the_same_seed_gives_the_same_layers() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import ProtocolError
-from common.transport.credentials import ClientKeys, Credential, Lock, ServerKeys
+from common.transport.auth.credentials import ClientKeys, Credential, Lock, ServerKeys
+from common.transport.auth.curve import new_pair
 from common.transport.memory import MemoryNetwork
 from common.transport.port import ClientPort, Frames, Limits, PeerGone, PeerSlow, ServerPort
-from common.transport.zeromq import dial, serve
-from common.transport.zeromq_armour import new_pair
+from common.transport.zeromq.ports import dial, serve
 
 #: Seconds that no test waits unless it fails.
 PATIENCE_S = 20.0

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from common.transport.links import Links, Receiver
-from common.transport.zeromq import dial, serve, wait_for_any
+from common.transport.zeromq.ports import dial, serve, wait_for_any
 
 
 @dataclass

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from lockstep.bench.rows import ScalingRow
-from ps.timing import Split
+from lockstep.bench.reports.rows import ScalingRow
+from ps.run.timing import Split
 
 
 def scaling_row(workers: int, exchange_s: float, batch: int = 64, **values: Any) -> ScalingRow:

@@ -7,11 +7,11 @@ from types import FrameType
 import msgspec
 import pytest
 
-from common.clock import ManualClock
+from common.runtime.clock import ManualClock
 from lockstep.bench.coordinator import Crowd, measure
-from lockstep.bench.rows import CoordinatorRow
-from lockstep.main import run
-from ps.phases import Phase
+from lockstep.bench.reports.rows import CoordinatorRow
+from lockstep.cli.main import run
+from ps.coordinator.transitions import Phase
 
 
 @pytest.mark.parametrize("workers", [1, 3, 20])

@@ -6,13 +6,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from common.aggregation.layout import Binding, layout_of
 from common.autograd.tensor import Tensor
-from common.layout import Binding, layout_of
 from lockstep.bench.filler import Filler
-from lockstep.bench.rows import ExchangeRow
-from lockstep.bench.tables import EXCHANGE_HEAD, exchange_line
-from lockstep.main import run
-from tests.lockstep.bench.peers import write_peer
+from lockstep.bench.reports.rows import ExchangeRow
+from lockstep.bench.reports.tables import EXCHANGE_HEAD, exchange_line
+from lockstep.cli.main import run
+from tests.lockstep.bench.baselines import write_peer
 
 TINY = ["bench", "exchange", "--steps", "8", "--rounds", "1"]
 

@@ -7,11 +7,11 @@ import msgspec
 import pytest
 
 from lockstep.bench.predict import basis_of_result, basis_of_rows, predict, read_basis
-from lockstep.bench.rows import PredictionRow, ScalingRow, write_rows
-from lockstep.bench.tables import PREDICTION_HEAD, prediction_line, prediction_words
-from lockstep.commands.bench_options import Link, Range
-from lockstep.main import run
-from ps.timing import Split
+from lockstep.bench.reports.rows import PredictionRow, ScalingRow, write_rows
+from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_words
+from lockstep.cli.bench.options import Link, Range
+from lockstep.cli.main import run
+from ps.run.timing import Split
 from tests.lockstep.bench.scaling_rows import scaling_row
 from tests.lockstep.statuses import result
 

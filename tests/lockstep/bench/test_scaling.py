@@ -5,11 +5,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lockstep.bench.rows import ScalingRow
+from lockstep.bench.reports.rows import ScalingRow
+from lockstep.bench.reports.tables import SCALING_HEAD, scaling_line
 from lockstep.bench.scaling import Turns, faster_peer
-from lockstep.bench.tables import SCALING_HEAD, scaling_line
-from lockstep.main import run
-from tests.lockstep.bench.peers import write_peer
+from lockstep.cli.main import run
+from tests.lockstep.bench.baselines import write_peer
 from tests.lockstep.bench.scaling_rows import scaling_row
 
 TINY = ["bench", "scaling", "--models", "linear", "--batches", "32", "--steps", "8", "--rounds", "1"]

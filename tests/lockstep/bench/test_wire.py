@@ -5,11 +5,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.clock import ManualClock
-from lockstep.bench.rows import WireRow
-from lockstep.bench.tables import WIRE_HEAD, wire_line
+from common.runtime.clock import ManualClock
+from lockstep.bench.reports.rows import WireRow
+from lockstep.bench.reports.tables import WIRE_HEAD, wire_line
 from lockstep.bench.wire import measure
-from lockstep.main import run
+from lockstep.cli.main import run
 
 
 class Reading(ManualClock):

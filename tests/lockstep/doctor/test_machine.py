@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from common.clock import SystemClock
-from common.environment import child_environment
-from common.numerics import fingerprint
+from common.protocol.numerics import fingerprint
+from common.runtime.clock import SystemClock
+from common.runtime.environment import child_environment
 from lockstep.doctor.gemm import Gemm, measured, measured_under
 from lockstep.doctor.machine import (
     CORETYPE,

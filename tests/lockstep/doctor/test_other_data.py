@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 from lockstep import doctor, nn
 
 BRIEF: dict[str, Any] = {"epochs": 4, "global_batch": 32, "micro_batches": 4}

@@ -5,20 +5,20 @@ from dataclasses import replace
 
 import msgspec
 
-from common.reduction import Node, TreeSum, Vector, VectorTree
+from common.aggregation.tree import Node, TreeSum, Vector, VectorTree
 from lockstep.simulation.shells import Parts
-from ps import events
-from ps.coordinator import Coordinator
-from ps.effects import Effect
-from ps.facts import RunFacts
-from ps.fleet import Fleet
-from ps.fleet_effects import ConfirmSums, FleetEffect
-from ps.pieces import Pieces
-from ps.plan import Round
-from ps.resuming import Resumption
-from ps.roster import Roster
-from ps.server import Server
-from ps.shard import Shard
+from ps.checkpoint.resuming import Resumption
+from ps.coordinator import events
+from ps.coordinator.coordinator import Coordinator
+from ps.coordinator.effects import Effect
+from ps.coordinator.membership import Roster
+from ps.coordinator.scheduling.lease_table import Pieces
+from ps.run.info import RunFacts
+from ps.run.plan import Round
+from ps.server.server import Server
+from ps.shard.shard import Shard
+from ps.sharding.group.effects import ConfirmSums, FleetEffect
+from ps.sharding.group.group import Fleet
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunFacts, Resumption], Coordinator]:

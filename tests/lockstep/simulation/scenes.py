@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 from common.transport.port import ClientPort, ServerPort
-from lockstep.simulation.ports import dial, serve
-from lockstep.simulation.wires import Network, Quality
+from lockstep.simulation.network.ports import dial, serve
+from lockstep.simulation.network.wires import Network, Quality
 from lockstep.simulation.world import Process, World
 
 

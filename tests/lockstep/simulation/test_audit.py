@@ -7,11 +7,11 @@ import pytest
 
 from common.data.dataset import Dataset, TrainTest
 from lockstep.simulation.outcome import simulate
+from lockstep.simulation.scenario import Story, story_of
 from lockstep.simulation.shells import Parts
 from lockstep.simulation.small import data, load
-from lockstep.simulation.story import Story, story_of
-from ps.audit import is_difference
-from worker.preparing import Loader
+from ps.coordinator.scheduling.audit import is_difference
+from worker.setup import Loader
 
 #: Seeds that are tried.
 SEEDS = range(40)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lockstep.simulation.outcome import simulate
-from lockstep.simulation.story import Fault, Happening, Story, story_of
+from lockstep.simulation.scenario import Fault, Happening, Story, story_of
 
 #: More than there are slots of weights: what is left over from one step would come up again in a later one.
 STEPS = 3

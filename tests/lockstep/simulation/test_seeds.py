@@ -3,7 +3,7 @@
 import pytest
 
 from lockstep.simulation.outcome import simulate
-from lockstep.simulation.story import Fault, story_of
+from lockstep.simulation.scenario import Fault, story_of
 from tests.lockstep.simulation.planted import PLANTED
 
 #: Seeds that are tried, and how many of them in one test: tests are spread over the cores.

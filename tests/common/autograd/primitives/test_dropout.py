@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.autograd.primitives.dropout import dropout
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 from tests.common.autograd.primitives.directional import layouts, result_of
 
 

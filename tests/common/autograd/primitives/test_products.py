@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.autograd.primitives.primitive import Array
 from common.autograd.primitives.products import Piece, multiply, multiply_in_pieces, pieces_across, pieces_along
-from common.randomness import Purpose, generator
+from common.random import Purpose, generator
 
 #: A batch of 32 through mlp's first layer, lenet's second convolution in a block of columns, and their derivatives.
 SHAPES = (

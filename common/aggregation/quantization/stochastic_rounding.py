@@ -1,0 +1,48 @@
+"""Random numbers that decide which way a value is rounded (rule R2): a value's own, however its vector is cut.
+
+They are drawn from Philox, keyed by seed, step and node, and counted by the value's place in the flat vector. A hash of
+the place in NumPy's own arithmetic would cost about the same (`docs/performance.md`), and be one more thing to trust.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.aggregation.tree import Node
+from common.random import Purpose, generator
+
+#: Values whose numbers come from one count of Philox, 256 bits: a vector is cut at multiples of it.
+SPAN = 16
+
+#: Values whose numbers come from one 64-bit word.
+_IN_A_WORD = 4
+
+#: The last bit of each number: odd 65,536ths stand in the middle of 32,768 parts, so that their mean is a half.
+_ODD = np.uint64(0x0001_0001_0001_0001)
+
+
+@dataclass
+class Dither:
+    """The numbers of the values from `start` on, a multiple of `SPAN`, in one node of one step."""
+
+    seed: int
+    step: int
+    node: Node
+    start: int
+    _rng: np.random.Generator | None = field(default=None, init=False)
+
+    def draw(self, count: int) -> NDArray[np.uint16]:
+        """Return the numbers of the next values, odd ones: a multiple of `SPAN` of them, but for the last."""
+        if self._rng is None:  # the type may need none
+            self._rng = generator(
+                self.seed,
+                Purpose.ROUND,
+                at=self.step,
+                micro_batch=self.node.lo,
+                layer=self.node.hi,
+                first=self.start // SPAN,
+            )
+        words: NDArray[np.uint64] = self._rng.bit_generator.random_raw(-(-count // _IN_A_WORD))
+        np.bitwise_or(words, _ODD, out=words)
+        return words.view(np.uint16)[:count]

@@ -1,0 +1,116 @@
+"""Modules that hold others: in a chain, or as a list."""
+
+from collections.abc import Iterable, Iterator
+from typing import Self, overload
+
+from common.autograd.tensor import Tensor
+from common.nn.layers.reordering import cheapest_order
+from common.nn.module import Module
+
+
+class Sequential(Module):
+    """Each module's output is the next one's input. The modules are named `0`, `1`, ..., or by one dict's keys.
+
+    `Sequential(Linear(784, 256), ReLU())`, or `Sequential({"hidden": Linear(784, 256), "active": ReLU()})`.
+    """
+
+    def __init__(self, *modules: Module | dict[str, Module]) -> None:
+        super().__init__()
+        for name, module in _named(modules):
+            self.add_module(name, _a_module(module))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in cheapest_order(self):
+            x = module(x)
+        return x
+
+    def append(self, module: Module) -> Self:
+        """Add a module at the end, named by its position."""
+        self.add_module(str(len(self)), _a_module(module))
+        return self
+
+    def __len__(self) -> int:
+        return len(_items(self))
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter([module for _, module in _items(self)])
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequential": ...
+    def __getitem__(self, index: int | slice) -> Module:
+        """Return one module, or for a slice a Sequential of the same modules under the same names."""
+        if isinstance(index, slice):
+            return Sequential(dict(_items(self)[index]))
+        return _item(self, index)[1]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        setattr(self, _item(self, index)[0], _a_module(module))
+
+
+class ModuleList(Module):
+    """A list of modules, so that theirs are found among the owner's; it has no forward. Named `0`, `1`, ..."""
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        super().__init__()
+        self.extend(modules)
+
+    def append(self, module: Module) -> Self:
+        """Add a module at the end."""
+        self.add_module(str(len(self)), _a_module(module))
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> Self:
+        """Add modules at the end."""
+        for module in modules:
+            self.append(module)
+        return self
+
+    def __len__(self) -> int:
+        return len(_items(self))
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter([module for _, module in _items(self)])
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ModuleList": ...
+    def __getitem__(self, index: int | slice) -> Module:
+        """Return one module, or for a slice a ModuleList of them, named from `0`."""
+        if isinstance(index, slice):
+            return ModuleList([module for _, module in _items(self)[index]])
+        return _item(self, index)[1]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        setattr(self, _item(self, index)[0], _a_module(module))
+
+
+def _items(container: Module) -> list[tuple[str, Module]]:
+    return list(container.named_children(remove_duplicate=False))
+
+
+def _item(container: Module, index: int) -> tuple[str, Module]:
+    items = _items(container)
+    if not -len(items) <= index < len(items):
+        raise IndexError(f"index {index} is out of range: {type(container).__name__} holds {len(items)} modules")
+    return items[index]
+
+
+def _named(modules: tuple[Module | dict[str, Module], ...]) -> Iterator[tuple[str, object]]:
+    match modules:
+        case (dict() as named,):
+            yield from named.items()
+        case _:
+            yield from ((str(i), module) for i, module in enumerate(modules))
+
+
+def _a_module(value: object) -> Module:
+    if isinstance(value, Module):
+        return value
+    if isinstance(value, type) and issubclass(value, Module):
+        raise TypeError(f"{value.__name__} is a class: expected a module; write `{value.__name__}()`")
+    if isinstance(value, list | tuple):
+        raise TypeError("a list is not a module: write `Sequential(*modules)` or `ModuleList(modules)`")
+    raise TypeError(f"{value!r} is not a module: expected an instance of Module")

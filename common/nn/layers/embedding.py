@@ -1,0 +1,66 @@
+"""Tables of vectors: looked up by index, or by the place in a sequence."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.autograd import functional as F
+from common.autograd.tensor import Tensor
+from common.nn.initializers import normal_
+from common.nn.layers.sizes import positive
+from common.nn.module import Module
+from common.nn.parameter import Parameter
+from common.nn.seeding import default_generator
+from common.random import Purpose
+
+
+class Embedding(Module):
+    """Rows of `weight` (num_embeddings, embedding_dim), drawn from N(0, 1): integer (...) to (..., embedding_dim)."""
+
+    weight: Parameter
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, rng: np.random.Generator | None = None) -> None:
+        super().__init__()
+        self.num_embeddings = positive(num_embeddings, "num_embeddings")
+        self.embedding_dim = positive(embedding_dim, "embedding_dim")
+        self.weight = Parameter(np.empty((num_embeddings, embedding_dim), np.float32))
+        self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
+
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        normal_(self.weight, rng)
+
+    def forward(self, indices: Tensor | NDArray[np.int64]) -> Tensor:
+        return F.embedding(indices, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+class PositionalEmbedding(Module):
+    """Adds a vector of its own to each place of a sequence: (n, t, embedding_dim) to the same shape.
+
+    `weight` (num_positions, embedding_dim), drawn from N(0, 1), of which the first t rows are used: learned, as in
+    Gehring et al., "Convolutional sequence to sequence learning", ICML 2017, section 3.1.
+    """
+
+    weight: Parameter
+
+    def __init__(self, num_positions: int, embedding_dim: int, *, rng: np.random.Generator | None = None) -> None:
+        super().__init__()
+        self.num_positions = positive(num_positions, "num_positions")
+        self.embedding_dim = positive(embedding_dim, "embedding_dim")
+        self.weight = Parameter(np.empty((num_positions, embedding_dim), np.float32))
+        self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
+
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        normal_(self.weight, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 3 or x.shape[1] > self.num_positions:
+            raise ValueError(
+                f"PositionalEmbedding got shape {x.shape}: expected (n, t, {self.embedding_dim}) with at most "
+                f"{self.num_positions} places"
+            )
+        return x + self.weight[: x.shape[1]]
+
+    def extra_repr(self) -> str:
+        return f"{self.num_positions}, {self.embedding_dim}"

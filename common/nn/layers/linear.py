@@ -1,0 +1,46 @@
+"""The fully connected layer."""
+
+import numpy as np
+
+from common.autograd import functional as F
+from common.autograd.tensor import Tensor
+from common.nn.initializers import default_bias_, default_weight_
+from common.nn.layers.sizes import positive
+from common.nn.module import Module
+from common.nn.parameter import Parameter
+from common.nn.seeding import default_generator
+from common.random import Purpose
+
+
+class Linear(Module):
+    """y = x Wᵀ + b: (..., in_features) to (..., out_features).
+
+    `weight` (out_features, in_features) and `bias` (out_features,) are drawn from U(-1/√in_features, 1/√in_features).
+    """
+
+    weight: Parameter
+    bias: Parameter | None
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, rng: np.random.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.in_features = positive(in_features, "in_features")
+        self.out_features = positive(out_features, "out_features")
+        self.weight = Parameter(np.empty((out_features, in_features), np.float32))
+        self.bias = Parameter(np.empty(out_features, np.float32)) if bias else None
+        self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
+
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        default_weight_(self.weight, rng)
+        if self.bias is not None:
+            default_bias_(self.bias, self.weight, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype.kind != "f":
+            # NumPy would turn them into float64, and what stands for something into a size.
+            raise TypeError(f"Linear got {x.dtype} of shape {x.shape}: expected floats; put an Embedding before it")
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

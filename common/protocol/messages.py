@@ -1,0 +1,329 @@
+"""What processes say to one another, as typed values; knows nothing of bytes or sockets.
+
+Each message is a frozen, keyword-only value whose `type` tag stands in the header. A message may carry raw arrays:
+which ones is said at its class.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from common.aggregation.tree import Node
+from common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
+from common.job.job import Job
+from common.protocol.numerics import Fingerprint
+
+#: Changes with every change to a message's meaning; two sides with different numbers do not talk.
+PROTOCOL_VERSION = 5
+
+#: Longest text that a peer may send: a traceback is cut to it.
+TEXT_LIMIT = 20_000
+
+#: Most epochs that a status tells of: with 4096 workers they stay below the limit of a header, and take a millisecond.
+HISTORY_LIMIT = 1000
+
+#: Vectors that a worker has for its sums in memory which it shares, of which a lease names one: as many as the leases
+#: that it may hold.
+SLOTS = 2
+
+#: Bytes of the places of samples at most.
+PLACES_BYTES = 4 * SAMPLES_AT_ONCE
+
+#: Longest name that a peer may send.
+NAME_LIMIT = 255
+
+Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
+#: What cannot be printed in a line: control characters, ANSI's escapes among them, line ends, and what turns the
+#: direction of writing.
+UNPRINTABLE = r"\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb"
+
+#: A name, shown as it is in lines of ours.
+ShortText = Annotated[str, Meta(max_length=NAME_LIMIT, pattern=rf"^[^{UNPRINTABLE}]*\Z")]
+HexDigest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+Piece = Annotated[int, Meta(ge=0, le=2**31)]
+#: Thirty years: what is added up of these stays a number, which JSON can tell.
+Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+#: What is computed: gradients, or these again, or figures of the validation set, or of the test set.
+Work = Literal["train", "audit", "validate", "evaluate"]
+
+#: What may be no number of a piece.
+Quantity = Literal["loss", "gradient"]
+
+#: What is of a training step, on the weights before it; the rest is on those after an epoch's last one.
+OF_A_STEP: frozenset[Work] = frozenset({"train", "audit"})
+
+
+def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
+    """Return a text that a peer takes: one too long loses its middle, since a traceback tells most at its ends."""
+    # A file's name may hold what is no Unicode, and with it a traceback.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    """The root of all messages."""
+
+
+# From a worker to the server
+
+
+class Join(Message, frozen=True, kw_only=True, tag="join"):
+    """Ask for a place in the run."""
+
+    protocol: Count
+    #: Drawn anew by each process: two lives of one worker are two incarnations.
+    incarnation: ShortText
+    host: ShortText
+    pid: Count
+    fingerprint: Fingerprint
+    #: The run that it was in and was let go of; empty for one that was in none.
+    run: ShortText = ""
+
+
+class Ready(Message, frozen=True, kw_only=True, tag="ready"):
+    """The model is built and the data is loaded, both as the welcome demanded."""
+
+    #: What the worker has read in the memory that it was offered, in hex: it stands nowhere else. Empty where it shares
+    #: none.
+    nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
+    #: Why it does not share what it was offered.
+    obstacle: Text = ""
+
+
+class Part(Message, frozen=True, kw_only=True, tag="part"):
+    """A frame of the sums over the pieces `[lo, hi)`: one float32 array, from element `start` of the vector on.
+
+    Frames come in any order, before the result; where all sums fit into one frame, the result carries it.
+    """
+
+    step: Count
+    lo: Piece
+    hi: Piece
+    start: Count
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Result(Message, frozen=True, kw_only=True, tag="result"):
+    """What the pieces `[lo, hi)` came to. In training it carries the flat vector of sums, if that is one frame long."""
+
+    work: Work
+    step: Count
+    lo: Piece
+    hi: Piece
+    loss_sum: float
+    correct: Count
+    count: Count
+    compute_s: Seconds
+    #: The lease's.
+    number: Count = 0
+    #: In training and audits, the sum of losses of each piece: float32, little-endian, in order.
+    losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
+    #: Of the sums and all that is told here of the pieces, where the lease asks for it; otherwise empty.
+    digest: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Failed(Message, frozen=True, kw_only=True, tag="failed"):
+    """Computing the pieces `[lo, hi)` raised."""
+
+    work: Work
+    step: Count
+    lo: Piece
+    hi: Piece
+    traceback: Text
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Diverged(Message, frozen=True, kw_only=True, tag="diverged"):
+    """The loss of a piece is not finite, or its gradient, which is not sent then."""
+
+    work: Work
+    step: Count
+    micro_batch: Piece
+    #: The first layer whose output is not finite; of a gradient, the first parameter.
+    layer: ShortText
+    quantity: Quantity = "loss"
+
+
+class Leave(Message, frozen=True, kw_only=True, tag="leave"):
+    """The worker goes, with its reason; what it holds is to be given to others."""
+
+    reason: Text
+
+
+class SamplesAsked(Message, frozen=True, kw_only=True, tag="samples_asked"):
+    """The worker lacks samples of a lease: answered by `Samples`, by the coordinator alone; asked again where lost."""
+
+    part: PartName
+    #: Places in that set, unsigned 32-bit, little-endian: as many as `PartFacts.in_a_message` says, at most.
+    places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
+
+
+class Alive(Message, frozen=True, kw_only=True, tag="alive"):
+    """A worker without work asks whether the server is still there; answered by the same."""
+
+
+# From the server to a worker
+
+
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+    """The place in the run, and all that the worker must know of it."""
+
+    rank: Count
+    run: ShortText
+    job: Job
+    layout: HexDigest
+    dataset: HexDigest
+    #: Of the model's file, empty for a model of the library.
+    source: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+    #: The name of a folder of shared memory, empty where none is offered.
+    memory: ShortText = ""
+    #: Where the other servers are reached, in the order of their slices.
+    shards: Annotated[list[ShortText], Meta(max_length=64)] = []
+    #: Of the data, where samples are sent to a worker that does not have it.
+    manifest: Manifest | None = None
+
+
+class Refused(Message, frozen=True, kw_only=True, tag="refused"):
+    """No place in the run, and why."""
+
+    reason: Text
+    #: The worker asked for another run: it may ask anew, as one that was in none.
+    is_of_another_run: bool = False
+
+
+class Fenced(Message, frozen=True, kw_only=True, tag="fenced"):
+    """The server does not know the worker, or no more: nothing that it sends is applied, until it joins anew."""
+
+    reason: Text
+
+
+class Samples(Message, frozen=True, kw_only=True, tag="samples"):
+    """Samples that were asked for: one array, whose bytes are those of the images and then of the labels."""
+
+    part: PartName
+    places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
+
+
+class Standby(Message, frozen=True, kw_only=True, tag="standby"):
+    """There are more workers than micro-batches: wait to stand in for one that goes."""
+
+    reason: Text
+
+
+class Weights(Message, frozen=True, kw_only=True, tag="weights"):
+    """A frame of the flat vector at a step: one float32 array, from element `start` on.
+
+    All frames come before the first lease of that step.
+    """
+
+    step: Count
+    start: Count
+
+
+class Lease(Message, frozen=True, kw_only=True, tag="lease"):
+    """The pieces `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights.
+
+    To a worker that shares memory it says too that these are in their slot.
+    """
+
+    work: Work
+    step: Count
+    lo: Piece
+    hi: Piece
+    #: Tells leases of the same pieces apart, and the vector of sums to write into where memory is shared.
+    number: Count = 0
+    slot: Annotated[int, Meta(ge=0, lt=SLOTS)] = 0
+    #: Whether the result is to have a digest.
+    is_digested: bool = False
+
+
+class Finished(Message, frozen=True, kw_only=True, tag="finished"):
+    """The run is over; `reason` is empty where it went well."""
+
+    reason: Text
+
+
+# Anybody, at any time
+
+
+class StatusAsked(Message, frozen=True, kw_only=True, tag="status_asked"):
+    """Ask how the run stands."""
+
+
+class Verdict(Message, frozen=True, kw_only=True, tag="verdict"):
+    """What callbacks say after an epoch, where the run pauses for them: it goes on, or ends there."""
+
+    epoch: Count
+    stops: bool
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker as the server sees it."""
+
+    rank: Count
+    host: ShortText
+    pid: Count
+    state: ShortText
+    #: Samples whose gradients it computed, and the seconds this took it.
+    samples: Count
+    compute_s: float
+
+
+class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One finished epoch: means over its samples, and over the test set after it."""
+
+    epoch: Count
+    loss: float
+    #: None in a regression, where R² is told instead.
+    accuracy: float | None = None
+    test_loss: float
+    test_accuracy: float | None = None
+    r2: float | None = None
+    test_r2: float | None = None
+    #: Seconds from the first step to the end of the epoch's evaluation.
+    wall_s: float
+    #: Over the validation set, None in a run without one.
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
+class Status(Message, frozen=True, kw_only=True, tag="status"):
+    """How the run stands."""
+
+    run: ShortText
+    model: ShortText
+    phase: ShortText
+    epoch: Count
+    epochs: Count
+    step: Count
+    steps: Count
+    #: Means over the epoch so far.
+    loss: float
+    accuracy: float | None = None
+    r2: float | None = None
+    images_per_s: float
+    elapsed_s: float
+    eta_s: float
+    min_workers: Count
+    workers: Annotated[list[WorkerStatus], Meta(max_length=4096)]
+    #: The last epochs, at most `HISTORY_LIMIT`.
+    history: Annotated[list[EpochStatus], Meta(max_length=HISTORY_LIMIT)]
+    #: Why the run failed; empty where it did not.
+    failure: Text
+    #: Connections that were not let in, and peers that were and broke the protocol.
+    refused: Count = 0
+    broken: Count = 0
+
+
+WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | SamplesAsked | Alive | StatusAsked | Verdict
+ServerMessage = Welcome | Refused | Fenced | Standby | Samples | Weights | Lease | Finished | Alive | Status

@@ -1,0 +1,224 @@
+"""What the servers of one run say to one another, and workers to the shards: the other messages of the protocol.
+
+The coordinator, which owns the first slice itself, is "the server" here; each other process with a slice is a shard.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from common.aggregation.tree import Node
+from common.job.job import Job
+from common.protocol.messages import (
+    SLOTS,
+    Alive,
+    Count,
+    Fenced,
+    Finished,
+    Leave,
+    Message,
+    Part,
+    Piece,
+    Refused,
+    ShortText,
+    Text,
+)
+from common.protocol.numerics import Fingerprint
+
+#: The vectors of a slice that are no slot of the optimizer.
+WEIGHTS, MOMENTA = "weights", "momenta"
+
+#: What a shard sends of its slice with an update: nothing, the new weights, or these and the optimizer's slots.
+Collected = Literal["nothing", "weights", "all"]
+
+# From a shard to the server
+
+
+class ShardJoin(Message, frozen=True, kw_only=True, tag="shard_join"):
+    """Ask for a slice of the run."""
+
+    protocol: Count
+    incarnation: ShortText
+    host: ShortText
+    pid: Count
+    fingerprint: Fingerprint
+    #: Where workers reach it.
+    address: ShortText
+
+
+class ShardReady(Message, frozen=True, kw_only=True, tag="shard_ready"):
+    """There is room for the slice; as `Ready`."""
+
+    nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
+    obstacle: Text = ""
+
+
+class Stored(Message, frozen=True, kw_only=True, tag="stored"):
+    """All that a worker has for this slice of the sums over `[lo, hi)` is in the shard's tree."""
+
+    rank: Count
+    step: Count
+    lo: Piece
+    hi: Piece
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Squares(Message, frozen=True, kw_only=True, tag="squares"):
+    """What the shard's blocks add to the squared norm: one array, whose bytes are those of float64 values."""
+
+    step: Count
+
+
+class Held(Message, frozen=True, kw_only=True, tag="held"):
+    """A frame of a vector of the shard's slice, after `steps` updates: one array, from element `start` on."""
+
+    name: ShortText
+    steps: Count
+    start: Count
+
+
+class Updated(Message, frozen=True, kw_only=True, tag="updated"):
+    """The slice has its new weights; what was to be collected of it came before this."""
+
+    step: Count
+    #: Of the shard's part of the window that is marked, see `ps.shard.checksum`: the digits of a number below 2**64.
+    mark: Annotated[str, Meta(pattern=r"^[0-9]{1,20}\Z")]
+    #: Bytes of messages with sums that came from workers, and with weights that went to them, since the last update.
+    sums_bytes: Count = 0
+    weights_bytes: Count = 0
+    #: Whether they all are numbers.
+    is_finite: bool = True
+
+
+class Lost(Message, frozen=True, kw_only=True, tag="lost"):
+    """The shard cannot go on with a worker."""
+
+    rank: Count
+    reason: Text
+
+
+# From the server to a shard
+
+
+class ShardWelcome(Message, frozen=True, kw_only=True, tag="shard_welcome"):
+    """The place among the servers, and all that the shard must know of the run."""
+
+    #: The slice: 0 is the server's own.
+    index: Annotated[int, Meta(ge=1)]
+    servers: Annotated[int, Meta(ge=2)]
+    run: ShortText
+    job: Job
+    training_samples: Count
+    test_samples: Count
+    #: Values of the whole vector, and how many of them are trained: these come first.
+    size: Annotated[int, Meta(ge=1)]
+    parameter_size: Annotated[int, Meta(ge=1)]
+    memory: ShortText = ""
+
+
+class State(Message, frozen=True, kw_only=True, tag="state"):
+    """A frame of a vector that the shard begins with: one array, from element `start` of the vector on."""
+
+    name: ShortText
+    start: Count
+
+
+class Begin(Message, frozen=True, kw_only=True, tag="begin"):
+    """All of the state has been sent; it is the one after `steps` updates."""
+
+    steps: Count
+
+
+class Admit(Message, frozen=True, kw_only=True, tag="admit"):
+    """A worker takes part from now on."""
+
+    rank: Count
+    incarnation: ShortText
+    #: Whether its sums are in shared memory.
+    shares: bool
+
+
+class Forget(Message, frozen=True, kw_only=True, tag="forget"):
+    """A worker is gone."""
+
+    rank: Count
+
+
+class Serve(Message, frozen=True, kw_only=True, tag="serve"):
+    """A worker is given work at a step: send it the weights, and take its sums."""
+
+    rank: Count
+    step: Count
+
+
+class Add(Message, frozen=True, kw_only=True, tag="add"):
+    """The sums over `[lo, hi)` are in a worker's slot of shared memory; they stay there until this is `Stored`."""
+
+    rank: Count
+    slot: Annotated[int, Meta(ge=0, lt=SLOTS)]
+    step: Count
+    lo: Piece
+    hi: Piece
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class SquaresAsked(Message, frozen=True, kw_only=True, tag="squares_asked"):
+    """The tree of a step is whole, over `count` samples: what do the squares of your blocks come to?"""
+
+    step: Count
+    count: Count
+
+
+class Update(Message, frozen=True, kw_only=True, tag="update"):
+    """The tree of a step is whole, over `count` samples: make the update."""
+
+    step: Count
+    count: Count
+    #: Clipping's factor, None where nothing is clipped.
+    scale: float | None
+    #: Workers that get the new weights at once.
+    ranks: Annotated[list[Count], Meta(max_length=4096)]
+    collected: Collected
+
+
+class Collect(Message, frozen=True, kw_only=True, tag="collect"):
+    """Send the weights as they were after `steps` updates, which are the last or the last but one."""
+
+    steps: Count
+
+
+# From a worker to a shard
+
+
+class Hello(Message, frozen=True, kw_only=True, tag="hello"):
+    """Who dials."""
+
+    rank: Count
+    incarnation: ShortText
+
+
+#: What only a shard says that has a slice of the run.
+SliceMessage = ShardReady | Stored | Squares | Held | Updated | Lost
+ShardMessage = ShardJoin | SliceMessage | Leave | Alive
+ToShardMessage = (
+    ShardWelcome
+    | Refused
+    | Fenced
+    | State
+    | Begin
+    | Admit
+    | Forget
+    | Serve
+    | Add
+    | SquaresAsked
+    | Update
+    | Collect
+    | Finished
+    | Alive
+)
+#: What a shard hears from workers.
+VisitorMessage = Hello | Part

@@ -1,0 +1,176 @@
+"""A run's folder of shared memory: made by one process, joined by others of its user, and swept once its maker is gone.
+
+Its maker holds a lock on it. The system frees that when the process ends, however it ends, so whoever gets the lock
+knows that the maker is gone. A pid with its start time would tell the same on one machine, but not between containers
+that share the memory and not the pids, where each would take the other's folder away; and not where there is no /proc.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.errors import SharingError
+from common.transport.shared_memory.segment import (
+    NONCE_BYTES,
+    Allocate,
+    Segment,
+    Shape,
+    attach,
+    create,
+    demand_private,
+    reserve,
+)
+
+#: `lockstep-UID-PID-RANDOM`: uid and pid tell a person whose it is.
+NAME = re.compile(r"lockstep-(?P<uid>[0-9]{1,10})-[0-9]{1,10}-[0-9a-f]{16}")
+
+#: How often a folder is tried to be made: each time, a sweep may be quicker than our lock.
+_TRIES = 10
+
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def shared_root() -> Path:
+    """Return the folder whose files are memory, or the one for temporary files where there is none."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
+@dataclass
+class SharedFolder:
+    """An open folder of mode 0700, with files of mode 0600 that are mapped as vectors."""
+
+    path: Path
+    #: Known to whoever can read the memory, and said nowhere else.
+    nonce: bytes
+    _descriptor: int = field(repr=False)
+
+    @classmethod
+    def create(cls, root: Path) -> "SharedFolder":
+        """Make a folder in `root`, to be ours until `remove`; `SharingError` where that cannot be."""
+        for _ in range(_TRIES):
+            path = root / f"lockstep-{os.geteuid()}-{os.getpid()}-{secrets.token_hex(8)}"
+            try:
+                path.mkdir(mode=0o700)
+                descriptor = _locked(path)
+            except OSError as error:
+                raise SharingError(f"{path} cannot be made: {error.strerror}") from None
+            if descriptor is not None:
+                return cls(path, secrets.token_bytes(NONCE_BYTES), descriptor)
+        raise SharingError(f"{root} has no folder of ours: each of {_TRIES} was swept at once")
+
+    @classmethod
+    def join(cls, root: Path, name: str) -> "SharedFolder":
+        """Open a folder that another process has made in `root`; `SharingError` where there is none of ours."""
+        path = root / name
+        if not NAME.fullmatch(name):
+            raise SharingError(f"{name!r} is no name of a shared folder")
+        try:
+            descriptor = os.open(path, _OPEN_FOLDER)
+        except OSError as error:
+            raise SharingError(f"{path} cannot be opened here: {error.strerror}") from None
+        try:
+            demand_private(path, os.fstat(descriptor))
+        except SharingError:
+            os.close(descriptor)
+            raise
+        return cls(path, b"", descriptor)
+
+    @property
+    def name(self) -> str:
+        """What another process needs to join it."""
+        return self.path.name
+
+    def make(self, name: str, shape: Shape, allocate: Allocate = reserve) -> Segment:
+        """Make a file in it, headed by the nonce; as `segment.create`."""
+        return create(self.path / name, shape, self.nonce, folder=self._descriptor, allocate=allocate)
+
+    def attach(self, name: str, shape: Shape, *, is_writable: bool = False) -> Segment:
+        """Map a file in it; as `segment.attach`."""
+        return attach(self.path / name, shape, folder=self._descriptor, is_writable=is_writable)
+
+    def drop(self, name: str) -> None:
+        """Remove a file, if it is there; whoever has mapped it keeps its memory."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._descriptor)
+
+    def remove(self) -> None:
+        """Remove the folder with its files, and close it."""
+        _remove(self.path, self._descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Close the folder, which stays there; our lock on it goes."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def sweep(root: Path) -> list[Path]:
+    """Remove the folders of this user in `root` whose makers are gone; return them. Never raises."""
+    return [path for path in _ours(root) if _take_away(path)]
+
+
+def _ours(root: Path) -> list[Path]:
+    try:
+        names = os.listdir(root)
+    except OSError:
+        return []
+    found = ((name, NAME.fullmatch(name)) for name in names)
+    return [root / name for name, match in found if match and int(match["uid"]) == os.geteuid()]
+
+
+def _take_away(path: Path) -> bool:
+    try:
+        descriptor = _locked(path)
+    except OSError:
+        # Not a folder, not ours, or gone meanwhile.
+        return False
+    if descriptor is None:
+        return False
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            return False
+        return _remove(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """Return the descriptor of a folder that is now locked by us, None where another has it, or has removed it."""
+    try:
+        descriptor = os.open(path, _OPEN_FOLDER)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.lstat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _remove(path: Path, descriptor: int) -> bool:
+    """Remove an open folder and its files; return whether it is gone."""
+    # Again where one that has joined was just making a file.
+    for _ in range(_TRIES):
+        try:
+            for name in os.listdir(descriptor):
+                os.unlink(name, dir_fd=descriptor)
+            path.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            continue
+        return True
+    return False

@@ -1,0 +1,76 @@
+"""The authenticator of one context: a thread that answers ZeroMQ whether a connection is let in.
+
+Our own, and not pyzmq's: that one needs an event loop, reads key files whatever their mode, lets in everybody whose
+mechanism is NULL, and tells nobody whom it turned away.
+"""
+
+import threading
+
+import zmq
+from zmq.utils import z85
+
+from common.transport.auth.credentials import ServerKeys, Token
+from common.transport.auth.zap import Request, Verdict, judge
+from common.transport.limits.rejection_log import Denials
+
+#: Where ZeroMQ asks.
+ENDPOINT = "inproc://zeromq.zap.01"
+
+#: Status codes of RFC 27.
+ADMITTED, REFUSED = b"200", b"400"
+
+
+class Porter:
+    """Answers until its context ends. If the thread dies its socket is closed, and ZeroMQ lets nobody in."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", lock: ServerKeys | Token, denials: Denials) -> None:
+        self._lock, self._denials = lock, denials
+        self._socket = context.socket(zmq.REP)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.bind(ENDPOINT)
+        self.thread = threading.Thread(target=self._run, name="porter", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
+        except zmq.ContextTerminated:
+            return
+        finally:
+            self._socket.close()
+
+    def _answer(self, frames: list[bytes]) -> list[bytes]:
+        version, number, domain, address, _, mechanism, *credentials = frames
+        request = Request(
+            domain=domain,
+            address=address.decode("ascii", "replace"),
+            mechanism=mechanism.decode("ascii", "replace"),
+            credentials=_spelled(mechanism, credentials),
+        )
+        host = request.address or "a local process"
+        try:
+            verdict = self._judge(request)
+        except BaseException as error:
+            # Said once, and for all that come after: of those is heard only that their handshakes come to no end.
+            self._denials.note(
+                f"refused {host}: the authenticator has died ({type(error).__name__}), and nobody is let in any more: "
+                "start the server again"
+            )
+            raise
+        if verdict.is_admitted:
+            return [version, number, ADMITTED, b"", verdict.name.encode(), b""]
+        self._denials.note(f"refused {host}: {verdict.reason}")
+        return [version, number, REFUSED, b"not allowed", b"", b""]
+
+    def _judge(self, request: Request) -> Verdict:
+        try:
+            return judge(request, self._lock)
+        except Exception as error:  # noqa: BLE001  # whatever it is, nobody is let in by it
+            return Verdict(reason=f"the authenticator failed: {type(error).__name__}: {error}")
+
+
+def _spelled(mechanism: bytes, credentials: list[bytes]) -> tuple[str, ...]:
+    if mechanism == b"CURVE":
+        return tuple(z85.encode(key).decode() for key in credentials if len(key) == 32)
+    return tuple(text.decode("utf-8", "replace") for text in credentials)

@@ -1,0 +1,148 @@
+"""Training from Python: one call, in a script or a notebook cell, on any number of workers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from numpy.typing import NDArray
+from rich.console import Console
+
+from common.errors import JobError
+from common.job.job import Job
+from common.nn.module import Module
+from common.runtime.clock import SystemClock
+from lockstep.api.callbacks.callback import Callback
+from lockstep.api.callbacks.early_stopping import EarlyStopping
+from lockstep.api.callbacks.form import check_form
+from lockstep.api.callbacks.overseer import Overseer
+from lockstep.api.callbacks.training import Training
+from lockstep.api.job_inputs import Arrays, handed_over, named_arrays
+from lockstep.api.run import Run, load_run
+from lockstep.api.source_export.model_text import Model, told
+from lockstep.launch.local import train_here
+from lockstep.reports.display import Display, SilentDisplay, display_for
+from lockstep.reports.final_status import epoch_statuses
+from lockstep.reports.notebook_display import NotebookDisplay, notebook_page
+from lockstep.runs.job_file import resolve
+from lockstep.runs.launch import default_launch
+from lockstep.runs.resume import resumed_job
+from lockstep.runs.run_dir import claimed_run_dir, has_begun
+from lockstep.runs.session import Destination
+from ps.records.run_folder import EPOCH_WEIGHTS, RESULT
+
+
+def fit(
+    model: Model,
+    data: str | Path | Arrays = "mnist",
+    *,
+    run_dir: str | Path | None = None,
+    warm_start: bool = False,
+    verbose: bool = True,
+    callbacks: Sequence[Callback] = (),
+    **values: Any,
+) -> Run:
+    """Train a model and return the run; `model` itself stays as it is, the trained one is `run.model`.
+
+    `model` is a Module, the name of a shipped model, or `FILE.py:FUNCTION`. One made of the library's layers is told to
+    the workers as data. A class of your own, from a notebook's cell or a script, is told by its source text, with what
+    it uses of the definitions beside it; so its constructor has to take no arguments, or you give a function that
+    returns the model. That text stands in the run's folder, and is built by processes of this machine only.
+
+    `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`: images
+    uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
+    `loss="mse"` floats (n,) or (n, outputs). `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7,
+    optimizer="adam", validation_split=0.1`, …; `workers=0` trains in this process. `callbacks` are described in
+    `lockstep.api.callbacks.callback`.
+
+    The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
+    the model's own. Results go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes
+    of the run, and leaves a checkpoint: `resume(run_dir)` goes on from there.
+
+    Raises `JobError`, `ModelError` or `DataError` where the call cannot be carried out, and `RunError` where the run
+    fails.
+    """
+    arrays = None if isinstance(data, str | Path) else named_arrays(data)
+    known = told(model)
+    given = {"model": known.value, **_with_values_of(callbacks, values)}
+    if arrays is None:
+        given["data"] = str(data)
+    job, launch = resolve({}, given, default_launch())
+    weights = _weights(model) if warm_start else None
+    wanted = None if run_dir is None else Path(run_dir)
+    with (
+        claimed_run_dir(wanted, job.model_name() if known.text is None else known.text.name) as folder,
+        handed_over(folder, weights, arrays, known.text) as paths,
+    ):
+        job = msgspec.structs.replace(job, **paths)
+        return _carry_out(job, Destination(folder=folder, launch=launch), callbacks, verbose=verbose)
+
+
+def resume(folder: str | Path, *, verbose: bool = True, callbacks: Sequence[Callback] = (), **values: Any) -> Run:
+    """Go on with a run that was interrupted or killed, from its last checkpoint, and return it: the same bits.
+
+    `values` may change how it is carried out (`workers=2`), and not the job. Callbacks are to be given again; they are
+    told of the epochs that come. A finished run is returned as it is.
+    """
+    path = Path(folder)
+    job, launch = resumed_job(path, _with_values_of(callbacks, values))
+    if (path / RESULT).exists():
+        return load_run(path)
+    destination = Destination(folder=path, launch=launch, is_resumed=True)
+    return _carry_out(job, destination, callbacks, verbose=verbose)
+
+
+def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the job's values, with those that callbacks stand for; `JobError` where two say different things."""
+    check_form(callbacks)
+    given = dict(values)
+    for callback in callbacks:
+        for name, value in (callback.values() if isinstance(callback, EarlyStopping) else {}).items():
+            if given.setdefault(name, value) != value:
+                raise JobError(
+                    f"EarlyStopping says {name} = {value!r}, and {given[name]!r} is given: leave one of them out"
+                )
+    return given
+
+
+def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool) -> Run:
+    """Train to the end, with callbacks where there are any that are no values of the job."""
+    folder = destination.folder
+    called = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]
+    overseer = Overseer(called, Training(folder, job)) if called else None
+    with _display(verbose) as display, _told_where(folder, display):
+        if overseer is None:
+            return Run(train_here(job, destination, display), folder, job)
+        overseer.begin()
+        try:
+            result = train_here(job, destination, display, is_to_stop=overseer.is_to_stop)
+            overseer.end(epoch_statuses(result))
+        finally:
+            (folder / EPOCH_WEIGHTS).unlink(missing_ok=True)
+    return Run(result, folder, job)
+
+
+@contextmanager
+def _told_where(folder: Path, display: Display) -> Iterator[None]:
+    """Say how to go on with a run that is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if has_begun(folder):
+            display.say(f"interrupted: what was reached is kept; go on by lockstep.runs.resume({str(folder)!r})")
+        raise
+
+
+def _weights(model: Model) -> dict[str, NDArray[Any]]:
+    if not isinstance(model, Module):
+        raise JobError(f"warm_start needs a model with weights, and {model!r} has none: pass the Module itself")
+    return model.state_dict()
+
+
+def _display(verbose: bool) -> Display:
+    if not verbose:
+        return SilentDisplay()
+    if (page := notebook_page()) is not None:
+        return NotebookDisplay(page, SystemClock())
+    return display_for(Console(highlight=False), SystemClock())

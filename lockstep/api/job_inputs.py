@@ -1,0 +1,74 @@
+"""What the calling process has, written into the run's folder: what workers cannot be told by a name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from common.errors import DataError, UsageError
+from common.files.safetensors import write
+from lockstep.api.source_export.model_text import ModelText
+
+#: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
+Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]
+
+#: Where the weights stand that a warm start begins with, the data, and a model's source, in the run's folder.
+INITIAL, DATA, MODEL = "initial.safetensors", "data.npz", "model.py"
+
+
+def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
+    """Return the four arrays of a dataset by name; `DataError` where there are not four arrays of numbers."""
+    try:
+        (x_train, y_train), (x_test, y_test) = data
+    except (TypeError, ValueError):
+        raise DataError(
+            f"data is a {type(data).__name__} of another form: expected a name, a path, "
+            "or arrays as ((x_train, y_train), (x_test, y_test))"
+        ) from None
+    arrays = {
+        name: np.asarray(values)
+        for name, values in (("x_train", x_train), ("y_train", y_train), ("x_test", x_test), ("y_test", y_test))
+    }
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{name} is of dtype {str(array.dtype)!r}: expected an array of numbers")
+    return arrays
+
+
+@contextmanager
+def handed_over(
+    folder: Path,
+    weights: dict[str, NDArray[Any]] | None,
+    data: dict[str, NDArray[Any]] | None,
+    model: ModelText | None = None,
+) -> Iterator[dict[str, str]]:
+    """Write weights, data and a model's source into the run's folder; give the job's values that name them.
+
+    Where the run cannot begin, they are taken away again, and so are the folders made for them.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    paths: dict[str, Path] = {}
+    try:
+        if weights is not None or data is not None or model is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        if weights is not None:
+            paths["initial"] = (folder / INITIAL).resolve()
+            write(paths["initial"], weights, {})
+        if data is not None:
+            paths["data"] = (folder / DATA).resolve()
+            np.savez(paths["data"], **data)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
+        if model is not None:
+            paths["model"] = (folder / MODEL).resolve()
+            paths["model"].write_text(model.text, encoding="utf-8")
+        named = {key: str(path) for key, path in paths.items()}
+        yield named if model is None else {**named, "model": f"{paths['model']}:{model.function}"}
+    except UsageError:
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise

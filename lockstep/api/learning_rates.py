@@ -1,0 +1,173 @@
+"""Finds a learning rate by trying them: rates rise exponentially from step to step, and the loss tells when to stop.
+
+The range test is Smith's ("Cyclical learning rates for training neural networks", WACV 2017, section 3.3); the
+exponential rise, the smoothing and the end at four times the best loss are fastai's (Gugger, "How do you find a good
+learning rate", 2018). All of it in this process, without a run's folder, and with no randomness but the job's own: the
+same call gives the same numbers.
+"""
+
+import math
+import tempfile
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.source import load
+from common.errors import JobError, RunError
+from common.job.job import Job
+from common.optim.schedules import Exponential
+from common.runtime.clock import SystemClock
+from lockstep.api.job_inputs import Arrays, handed_over, named_arrays
+from lockstep.api.source_export.model_text import Model, told
+from lockstep.runs.extras import demand
+from lockstep.runs.job_file import resolve
+from lockstep.runs.launch import Launch
+from lockstep.runs.single_trainer import LoneTrainer
+from ps.setup import Admission, Opening, open_run
+from worker.compute import NotFiniteError
+
+Floats = NDArray[np.float64]
+
+#: The share of the past in the smoothed loss: of the last ten steps, about.
+BETA = 0.9
+
+#: The test ends where the smoothed loss is so many times the best one.
+TOO_MUCH = 4.0
+
+#: Steps at the beginning in which nothing is looked for: the smoothed loss rests on too few.
+SETTLING = 10
+
+
+@dataclass(frozen=True)
+class RateTest:
+    """What a range test came to: losses by learning rate, and what follows from them."""
+
+    #: The rate of each step made, and the mean loss of its batch before it, (steps,).
+    rates: Floats
+    losses: Floats
+
+    @cached_property
+    def smoothed(self) -> Floats:
+        """The losses, averaged exponentially and corrected for the start (Kingma and Ba, Adam, section 3), (steps,)."""
+        average, found = 0.0, list[float]()
+        for step, loss in enumerate(self.losses.tolist(), 1):
+            average = BETA * average + (1 - BETA) * loss
+            found.append(average / (1 - BETA**step))
+        return np.array(found)
+
+    @property
+    def at_minimum(self) -> float:
+        """The rate at which the smoothed loss is lowest: with a larger one training becomes unstable."""
+        return float(self.rates[self._lowest])
+
+    @property
+    def steepest(self) -> float:
+        """The rate at which the smoothed loss falls fastest, against the logarithm of the rate, before its minimum."""
+        end = max(self._lowest, SETTLING + 1) + 1
+        slopes = np.gradient(self.smoothed[:end], np.log(self.rates[:end]))
+        return float(self.rates[SETTLING + int(np.argmin(slopes[SETTLING:]))])
+
+    @property
+    def suggestion(self) -> float:
+        """A rate to train with, which leaves a margin: a tenth of `at_minimum`, or `steepest` where that is less.
+
+        fastai has both. A model that learns its few samples by heart within the test has no minimum to tell anything.
+        """
+        return min(self.at_minimum / 10, self.steepest)
+
+    @property
+    def _lowest(self) -> int:
+        return SETTLING + int(np.argmin(self.smoothed[SETTLING:]))
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Return a matplotlib figure of the losses over the rates, and write it as a PNG where a path is given.
+
+        Needs the extra `plot`; `UsageError` where that is missing.
+        """
+        demand("matplotlib", "plot", "RateTest.plot")
+        # Here, as the extra may be missing where nobody draws.
+        from lockstep.reports.plots.rates import rates_figure
+        from lockstep.reports.plots.style import save
+
+        marks = {"suggestion": self.suggestion, "steepest": self.steepest, "at_minimum": self.at_minimum}
+        figure = rates_figure(self.rates, self.losses, self.smoothed, marks)
+        if path is not None:
+            save(figure, Path(path))
+        return figure
+
+    def __repr__(self) -> str:
+        return (
+            f"RateTest({len(self.rates)} steps, suggestion={self.suggestion:.2g}, steepest={self.steepest:.2g}, "
+            f"at_minimum={self.at_minimum:.2g})"
+        )
+
+
+def find_lr(
+    model: Model,
+    data: str | Path | Arrays = "mnist",
+    *,
+    lowest: float = 1e-6,
+    highest: float = 10.0,
+    steps: int = 100,
+    **values: Any,
+) -> RateTest:
+    """Try learning rates from `lowest` to `highest` in so many steps; return what they came to.
+
+    `model`, `data` and `values` are those of `fit`, and so are the first weights, the batches, the optimizer and its
+    momentum; schedule and length are the test's own. `model` itself stays as it is.
+
+    Raises what `fit` raises, and `RunError` where the loss is not finite before a rate could be found.
+    """
+    known = told(model)
+    arrays = None if isinstance(data, str | Path) else named_arrays(data)
+    job, _ = resolve({}, {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value}, Launch())
+    with (
+        tempfile.TemporaryDirectory(prefix="lockstep-rates-") as folder,
+        handed_over(Path(folder), None, arrays, known.text) as paths,
+    ):
+        return rates_of(msgspec.structs.replace(job, **paths), lowest=lowest, highest=highest, steps=steps)
+
+
+def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: int = 100) -> RateTest:
+    """Try learning rates on a job; see `find_lr`."""
+    are_numbers = isinstance(lowest, int | float) and isinstance(highest, int | float) and isinstance(steps, int)
+    if not are_numbers or not 0.0 < lowest < highest < math.inf or steps < 3 * SETTLING:
+        raise JobError(
+            f"rates from {lowest!r} to {highest!r} in {steps!r} steps: expected 0 < lowest < highest, and at least "
+            f"{3 * SETTLING} steps"
+        )
+    job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0)
+    opening = open_run("rates", job, load(job.data), Admission())
+    schedule = Exponential(lowest, highest, steps=steps)
+    opening.shard.policy = replace(opening.shard.policy, schedule=schedule)
+    losses = _losses(opening, steps)
+    if len(losses) < 2 * SETTLING:
+        raise RunError(
+            f"the loss was not finite, or {TOO_MUCH:g} times the best, after {len(losses)} steps: expected at least "
+            f"{2 * SETTLING}; try a lower `lowest` than {lowest!r}, and `doctor`"
+        )
+    return RateTest(np.array([schedule.rate(step) for step in range(len(losses))]), np.array(losses))
+
+
+def _losses(opening: Opening, steps: int) -> list[float]:
+    """Make steps until the loss is too much; return the mean loss of each step's batch before its update."""
+    trainer, losses = LoneTrainer(opening, SystemClock()), list[float]()
+    best, average = math.inf, 0.0
+    for step in range(steps):
+        try:
+            done = trainer.sums(step)
+        except NotFiniteError:
+            break
+        trainer.update(step, done)
+        losses.append(done.tally.loss)
+        average = BETA * average + (1 - BETA) * losses[-1]
+        smoothed = average / (1 - BETA ** len(losses))
+        best = min(best, smoothed)
+        if len(losses) > SETTLING and smoothed > TOO_MUCH * best:
+            break
+    return losses

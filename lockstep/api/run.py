@@ -1,0 +1,107 @@
+"""A finished run, as something to ask and to use."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from common.errors import JobError
+from common.files.safetensors import read
+from common.job.job import Job
+from common.nn.blueprint import build_model
+from common.nn.module import Module
+from lockstep.runs.job_file import read_values, resolve
+from lockstep.runs.launch import default_launch
+from lockstep.runs.run_dir import JOB, has_begun
+from ps.checkpoint.folder import CheckpointFolder
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, EpochRecord, RunResult, read_result
+from ps.run.early_stopping import judged
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its result and its folder."""
+
+    result: RunResult
+    folder: Path
+    job: Job
+
+    @property
+    def test_accuracy(self) -> float:
+        """The share of test samples that the final weights get right. `JobError` for a regression, which has none."""
+        if self.result.test_accuracy is None:
+            raise JobError("a regression has no accuracy: expected a run with classes; see test_r2")
+        return self.result.test_accuracy
+
+    @property
+    def test_r2(self) -> float:
+        """R² over the test set, at most 1. `JobError` where there are classes."""
+        if self.result.test_r2 is None:
+            raise JobError("a run with classes has no R²: expected one with loss = 'mse'; see test_accuracy")
+        return self.result.test_r2
+
+    @property
+    def history(self) -> list[EpochRecord]:
+        """One record an epoch: loss, accuracy, test_loss, test_accuracy, wall_s, weights_sha256.
+
+        With `validation_split` val_loss and val_accuracy too; of a regression r2 and test_r2 in place of accuracies.
+        """
+        return self.result.history
+
+    @property
+    def weights_sha256(self) -> str:
+        """The digest of the final weights: equal for equal jobs, whatever the number of workers."""
+        return self.result.weights_sha256
+
+    @cached_property
+    def model(self) -> Module:
+        """A model with the final weights, the last epoch's or with `keep_best` the best one's, in evaluation mode."""
+        model = build_model(self.job.model)
+        arrays, _ = read(self.folder / WEIGHTS)
+        model.load_state_dict(arrays)
+        return model.eval()
+
+    @property
+    def best_epoch(self) -> EpochRecord:
+        """The record of the best epoch, by the job's `monitor` and `min_delta`."""
+        judgement = judged(self.job, self.history)
+        assert judgement is not None  # a finished run has an epoch
+        return self.history[judgement.best - 1]
+
+    @cached_property
+    def best_model(self) -> Module:
+        """A model with the weights after the best epoch, in evaluation mode.
+
+        Of runs with `keep_best` or `patience` these are there; of others only where that epoch has a checkpoint.
+        Otherwise `JobError`.
+        """
+        best = self.best_epoch
+        if best.weights_sha256 == self.weights_sha256:
+            return self.model
+        checkpoints = CheckpointFolder(self.folder / CHECKPOINTS, lambda text: None)
+        kept = next((found for found in checkpoints.back_from(self.result.steps) if found.is_of(best)), None)
+        if kept is None:
+            raise JobError(
+                f"the weights after epoch {best.epoch} are not in {str(self.folder)!r}: expected a run with "
+                "keep_best=True or EarlyStopping(restore_best=True)"
+            )
+        model = build_model(self.job.model)
+        model.load_state_dict({name: kept.arrays[name] for name in model.state_dict()})
+        return model.eval()
+
+    def __repr__(self) -> str:
+        score = self.result.test_r2 if self.result.test_accuracy is None else self.result.test_accuracy
+        name = "test_r2" if self.result.test_accuracy is None else "test_accuracy"
+        return f"Run({str(self.folder)!r}, {name}={score:.4f})"
+
+
+def load_run(folder: str | Path) -> Run:
+    """Return a finished run from its folder; `JobError` where there is none, or one that is not finished."""
+    path = Path(folder)
+    if not (path / RESULT).is_file():
+        if has_begun(path):
+            raise JobError(
+                f"the run in {str(folder)!r} is not finished: go on with it by lockstep.runs.resume({str(folder)!r})"
+            )
+        raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
+    job, _ = resolve(read_values(path / JOB), {}, default_launch())
+    return Run(read_result(path), path, job)

@@ -1,0 +1,138 @@
+"""From a class or function of a notebook to a file that stands alone, with all that it uses, or to what is missing.
+
+What is installed is imported, where every worker of this machine finds the same; what is defined beside it is copied,
+and so are plain values. Anything else has no text, and is named.
+"""
+
+import ast
+import math
+import site
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from common.errors import ModelError
+from lockstep.api.source_export.excerpt import Definition, excerpt_of
+from lockstep.api.source_export.names import borrowed_names
+
+#: Our own packages: workers have them wherever they lie.
+OURS = ("lockstep", "common", "ps", "worker")
+
+#: Dunders that every module has.
+GIVEN = ("__name__", "__file__", "__doc__")
+
+
+@dataclass
+class Gathering:
+    """The parts of a file, in the order in which they have to stand."""
+
+    imports: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    #: What each name stands for.
+    _taken: dict[str, object] = field(default_factory=dict)
+
+    def add(self, definition: Definition) -> None:
+        """Add a definition, after all that it uses; `ModelError` names what cannot be had."""
+        name = definition.__name__
+        if not self._take(name, definition, name):
+            return
+        text = excerpt_of(definition).text
+        namespace = _namespace_of(definition)
+        for borrowed in borrowed_names(text):
+            if borrowed in GIVEN:
+                continue
+            if borrowed not in namespace:
+                raise ModelError(f"{name} uses {borrowed!r}, which is defined nowhere: define it, or import it")
+            self._bring(borrowed, namespace[borrowed], name)
+        self.parts.append(text)
+
+    def text(self) -> str:
+        """Return the source so far."""
+        imports = "".join(f"{line}\n" for line in sorted(set(self.imports)))
+        return "\n\n".join(part for part in (imports, *self.parts) if part)
+
+    def _bring(self, name: str, value: object, user: str) -> None:
+        """Let `name` stand for `value` in the file."""
+        if isinstance(value, type | FunctionType) and not _is_installed(value.__module__):
+            self.add(value)
+            if value.__name__ != name and self._take(name, value, user):
+                self.parts.append(f"{name} = {value.__name__}\n")
+        elif self._take(name, value, user):
+            line = _import_of(name, value, user)
+            (self.imports if line else self.parts).append(line or f"{name} = {_plain(name, value, user)}\n")
+
+    def _take(self, name: str, value: object, user: str) -> bool:
+        """Book what a name stands for; return whether that is new."""
+        if name in self._taken:
+            if self._taken[name] is not value:
+                raise ModelError(
+                    f"{user} uses a {name!r} that is not the one which another part of the model uses: expected one of "
+                    "each name; rename one of them"
+                )
+            return False
+        self._taken[name] = value
+        return True
+
+
+def _import_of(name: str, value: object, user: str) -> str:
+    """Return the import that brings an installed thing, empty where it is a value."""
+    if isinstance(value, ModuleType):
+        if not _is_installed(value.__name__):
+            raise ModelError(
+                f"{user} uses the module {name!r} from {getattr(value, '__file__', None)!r}, which workers do not "
+                f"find: expected one that is installed; write `from {value.__name__} import ...` for what it uses"
+            )
+        return f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else "")
+    where, what = getattr(value, "__module__", None), getattr(value, "__name__", None)
+    if isinstance(where, str) and isinstance(what, str) and getattr(sys.modules.get(where), what, None) is value:
+        return f"from {where} import {what}" + (f" as {name}" if what != name else "")
+    return ""
+
+
+def _plain(name: str, value: object, user: str) -> str:
+    """Return a value as it is written in a program."""
+    text = repr(value)
+    try:
+        is_plain = type(value) in (bool, int, float, str, bytes, tuple, list, dict, set, type(None)) and (
+            ast.literal_eval(text) == value
+        )
+    except (ValueError, SyntaxError):
+        is_plain = isinstance(value, float) and not math.isfinite(value)
+        text = f"float({text!r})"
+    if not is_plain:
+        raise ModelError(
+            f"{user} uses {name!r}, a {type(value).__name__}, which cannot be written down for the workers: expected "
+            "a number, a text, a list of such, a function, a class or an installed module; make it within the model"
+        )
+    return text
+
+
+def _namespace_of(definition: Definition) -> dict[str, Any]:
+    """Return the names that a definition sees."""
+    if isinstance(definition, FunctionType):
+        return definition.__globals__
+    return vars(sys.modules[definition.__module__])
+
+
+def _is_installed(module: str) -> bool:
+    """Tell whether a worker of this machine can import a module: it has the same packages, and not our folder."""
+    root = module.partition(".")[0]
+    if root in OURS or root in sys.builtin_module_names:
+        return True
+    if root == "__main__":
+        return False
+    package = sys.modules.get(root)
+    files = [getattr(package, "__file__", None), *getattr(package, "__path__", [])]
+    return any(Path(file).is_relative_to(folder) for file in files if file for folder in _folders())
+
+
+@cache
+def _folders() -> tuple[Path, ...]:
+    """Return where packages are installed."""
+    paths = sysconfig.get_paths()
+    named = (paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"], site.getusersitepackages())
+    return tuple(Path(path) for path in named)

@@ -1,0 +1,83 @@
+"""How a model is told to the workers: by a name, as data, or as the text of a file that builds it on this machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+from common.errors import ModelError
+from common.nn.description import describe, is_describable
+from common.nn.module import Module
+from lockstep.api.source_export.excerpt import Definition
+from lockstep.api.source_export.gathering import Gathering
+from lockstep.api.source_export.rebuilding import check_rebuilt
+
+HEADER = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
+
+#: A model, what builds one, or the name of one.
+Model = Module | type[Module] | Callable[[], Module] | str
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """The source of a file with a function in it that returns the model."""
+
+    #: What a person calls the model.
+    name: str
+    function: str
+    text: str
+
+
+@dataclass(frozen=True)
+class ToldModel:
+    """A model as a job can name it."""
+
+    #: The job's value; where there is a text, what stands in its place until that has a file.
+    value: str | dict[str, Any]
+    text: ModelText | None = None
+
+
+def told(model: Model) -> ToldModel:
+    """Return how a model is told: a name as it is, the library's layers as data, and everything else as its text.
+
+    Raises as `model_text`.
+    """
+    if isinstance(model, str):
+        return ToldModel(model)
+    if isinstance(model, Module) and all(is_describable(type(module)) for module in model.modules()):
+        return ToldModel(dict(describe(model)))
+    text = model_text(model)
+    return ToldModel(f"{text.name}.py:{text.function}", text)
+
+
+def model_text(model: Module | type[Module] | Callable[[], Module]) -> ModelText:
+    """Return the text that builds a model: of its class, or of the function that returns it.
+
+    `ModelError` where the text cannot be had, uses what has no text, or would build another model than the one given.
+    """
+    if isinstance(model, FunctionType):
+        return ModelText(model.__name__, model.__name__, _text_of(model))
+    kind = model if isinstance(model, type) else type(model)
+    if not issubclass(kind, Module):
+        raise ModelError(f"the model is {model!r}: expected a Module, its class, or a function that returns it")
+    if isinstance(model, Module):
+        _check_own(model)
+        check_rebuilt(model)
+    function = "build" if kind.__name__ != "build" else "build_model"
+    return ModelText(kind.__name__, function, _text_of(kind) + f"\n\ndef {function}():\n    return {kind.__name__}()\n")
+
+
+def _text_of(definition: Definition) -> str:
+    gathering = Gathering()
+    gathering.add(definition)
+    return HEADER + gathering.text()
+
+
+def _check_own(model: Module) -> None:
+    """Raise where the model is a container of ours around a class of theirs: its arguments are known to nobody."""
+    if is_describable(type(model)):
+        own = next(type(module).__name__ for module in model.modules() if not is_describable(type(module)))
+        raise ModelError(
+            f"the {type(model).__name__} holds a {own} of your own, and what that was built with is not known: "
+            f"expected a function that builds the whole; write `def build(): return ...` and give `fit` that"
+        )

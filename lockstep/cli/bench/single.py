@@ -1,0 +1,27 @@
+"""`lockstep bench lone`: a process that trains alone, for the benches: what it reads and answers is their matter."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from common.data.source import load
+from common.runtime.clock import SystemClock
+from lockstep.bench.baseline.stepper import Answer
+from lockstep.bench.step.step import StepBench, peak_rss_bytes
+from lockstep.runs.job_file import read_values, resolve
+from lockstep.runs.launch import Launch
+
+
+@click.command(hidden=True)
+@click.argument("job_file", type=click.Path(path_type=Path))
+def lone(job_file: Path) -> None:
+    """Make as many steps of the job as each line of standard input says; answer with what each took."""
+    job, _ = resolve(read_values(job_file), {}, Launch(workers=0))
+    bench = StepBench(job, load(job.data), SystemClock())
+    version = importlib.metadata.version("lockstep")
+    for line in sys.stdin:
+        answer = Answer(version, bench.times(int(line)), peak_rss_bytes())
+        click.echo(msgspec.json.encode(answer))

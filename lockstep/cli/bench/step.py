@@ -1,0 +1,87 @@
+"""`lockstep bench step`: one process, one thread."""
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from common.data.source import load
+from common.errors import UsageError
+from common.files.atomic import write_atomically
+from common.runtime.clock import SystemClock
+from lockstep.bench.reports.picture import draw
+from lockstep.bench.reports.step_result import StepFigures, lines_of, mean_ratio
+from lockstep.bench.step.grid import figures_of
+from lockstep.bench.step.step import StepBench, measure, profile
+from lockstep.cli.bench.options import NUMBERS, PEER_OPTION, PLOT_OPTION, WORDS, check_plot
+from lockstep.reports.display import print_plainly
+from lockstep.runs.job_file import resolve
+from lockstep.runs.launch import Launch
+
+
+@click.command(short_help="One process, one thread: a training step.")
+@click.option("--model", "models", type=WORDS, default="lenet", metavar="LIST", help="as of train  [lenet]")
+@click.option("--batch", "batches", type=NUMBERS, default="128", metavar="LIST", help="samples of a step  [128]")
+@click.option(
+    "--micro-batches", type=click.IntRange(min=1), default=1, metavar="N", help="pieces that they are cut into  [1]"
+)
+@click.option("--steps", type=click.IntRange(min=30), default=120, metavar="N", help="steps measured, from 30  [120]")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="write the figures to FILE")
+@PLOT_OPTION
+@PEER_OPTION
+@click.option("--profile", "is_profiling", is_flag=True, help="show time and bytes by primitive instead")
+def step(
+    models: tuple[str, ...],
+    batches: tuple[int, ...],
+    micro_batches: int,
+    steps: int,
+    json_file: Path | None,
+    plot_file: Path | None,
+    peer_python: Path | None,
+    is_profiling: bool,
+) -> None:
+    """Time whole training steps: forward, loss, backward, update.
+
+    One process with one BLAS thread, on MNIST in memory: the code that a worker and a server run. The median over the
+    steps counts, and with a peer the ratio of the two medians. Of several models or batches, each is measured in a
+    process of its own, and the file is a list.
+
+    \b
+      lockstep bench step --model cnn --batch 32
+      lockstep bench step --model mlp --peer-python ~/torch/bin/python
+      lockstep bench step --model linear,mlp,lenet,cnn --batch 32,128
+    """
+    check_plot(plot_file)
+    if len(models) == len(batches) == 1:
+        bench = _bench(models[0], batches[0], micro_batches)
+        if is_profiling:
+            Console(highlight=False).print(profile(bench, steps))
+            return
+        rows = [_told(measure(bench, steps, peer_python))]
+    elif is_profiling:
+        raise UsageError("--profile shows one model at one batch: expected no list of them")
+    else:
+        flags = ["--micro-batches", str(micro_batches), "--steps", str(steps)]
+        flags += ["--peer-python", str(peer_python)] if peer_python else []
+        rows = [_told(figures) for figures in figures_of(models, batches, flags)]
+        if peer_python:
+            print_plainly(Console(), f"geometric mean of peer / ours: {mean_ratio(rows):.2f}")
+    if json_file is not None:
+        kept = msgspec.json.encode(rows[0] if len(rows) == 1 else rows)
+        write_atomically(json_file, [msgspec.json.format(kept, indent=2), b"\n"])
+    if plot_file is not None:
+        draw("step", rows, plot_file)
+
+
+def _bench(model: str, batch: int, micro_batches: int) -> StepBench:
+    values = {"model": model, "global_batch": batch, "micro_batches": micro_batches}
+    # Momentum as the peer has it; a step count beyond what is measured, so that no epoch ends early.
+    job, _ = resolve({**values, "lr": 0.01, "momentum": 0.9, "epochs": 1000}, {}, Launch(workers=0))
+    return StepBench(job, load(job.data), SystemClock())
+
+
+def _told(figures: StepFigures) -> StepFigures:
+    for line in lines_of(figures):
+        print_plainly(Console(highlight=False), line)
+    return figures

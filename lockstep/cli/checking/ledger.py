@@ -1,0 +1,82 @@
+"""`lockstep ledger`: the proof that each epoch of a run used every sample once."""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from common.data.sampler import Sampler
+from common.errors import DifferenceError
+from common.files.sanitize import printable
+from common.protocol.messages import OF_A_STEP
+from lockstep.runs.dataset import dataset_of
+from lockstep.runs.recorded import PastRun, read_run, workers_by_step
+from lockstep.verification.coverage import EpochProof, Proof, prove
+from ps.records.ledger import Again
+from ps.run.plan import plan_of
+
+
+@click.command(short_help="Prove that a run used every sample once.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="print the proof as JSON")
+def ledger(run: Path, as_json: bool) -> None:
+    """Prove from the ledger in the folder RUN that each epoch used every sample once.
+
+    Beside it stand the micro-batches that were computed more than once, and why. Nothing is computed again: that is
+    `lockstep verify`. Exit code 1 where the proof fails.
+
+    \b
+      lockstep ledger runs/20261124-231714-lenet
+    """
+    past = read_run(run)
+    proof = proof_of(past)
+    if as_json:
+        click.echo(msgspec.json.encode(proof).decode())
+    else:
+        for line in proof_lines(past, proof):
+            click.echo(printable(line))
+    check_proof(proof)
+
+
+def proof_of(past: PastRun) -> Proof:
+    """Return what a run's ledger proves."""
+    data, job = dataset_of(past.job), past.job
+    sampler = Sampler(len(data.train), job.global_batch, job.micro_batches, job.seed)
+    return prove(past.lines, plan_of(job, len(data.train), len(data.test)), sampler)
+
+
+def check_proof(proof: Proof) -> None:
+    """Raise `DifferenceError` with the first fault of a proof that has one."""
+    faults = proof.faults()
+    if faults:
+        more = f"; and {len(faults) - 1} more faults" if len(faults) > 1 else ""
+        raise DifferenceError(f"the ledger proves nothing: {faults[0]}{more}")
+
+
+def proof_lines(past: PastRun, proof: Proof) -> list[str]:
+    """Return a proof for a person."""
+    names = workers_by_step(past.lines)
+    lines = [
+        f"gone on with after step {begun.step}: {begun.lost_steps} steps were computed again" for begun in proof.resumed
+    ]
+    for epoch in proof.epochs:
+        lines.append(_epoch_line(epoch))
+        lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in epoch.again]
+        if epoch.unlisted:
+            lines.append(f"  and {epoch.unlisted} more that the ledger only counts")
+    return lines
+
+
+def _epoch_line(epoch: EpochProof) -> str:
+    work = f"{epoch.steps:,} steps, {epoch.micro_batches:,} micro-batches"
+    if epoch.faults:
+        return f"epoch {epoch.epoch}: {work}: NOT proven: {epoch.faults[0]}"
+    if epoch.is_whole():
+        return f"epoch {epoch.epoch}: {work}: each of {epoch.samples:,} samples was used once"
+    return f"epoch {epoch.epoch}: {work}: {epoch.used:,} of {epoch.samples:,} samples were used, none twice"
+
+
+def _again_line(again: Again, names: dict[int, str]) -> str:
+    what = "micro-batches" if again.work in OF_A_STEP else "evaluation pieces"
+    who = names.get(again.rank, f"worker {again.rank}")
+    return f"step {again.step}, {what} {again.node()}, {who}: {again.why}"

@@ -1,0 +1,95 @@
+"""`lockstep replay`: one micro-batch of a recorded run, looked into."""
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.errors import UsageError
+from common.files.sanitize import one_line
+from common.runtime.clock import SystemClock
+from lockstep.reports.display import print_plainly
+from lockstep.runs.recorded import PastRun, bring_near, open_again, read_run
+from lockstep.verification.replay import LayerReplay, PieceReplay, replay
+
+#: Samples that are listed; `--json` has them all.
+MOST_SAMPLES = 16
+
+
+@click.command("replay", short_help="Look into one micro-batch of a recorded run.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--step", type=click.IntRange(min=0), required=True, metavar="T", help="training step, from 0")
+@click.option("--micro-batch", type=click.IntRange(min=0), required=True, metavar="M", help="piece of it, from 0")
+@click.option("--allow-mixed-numerics", is_flag=True, help="also on a machine or version whose bits may differ")
+@click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
+def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics: bool, as_json: bool) -> None:
+    """Compute one micro-batch of the run in the folder RUN again, and show what happened in it.
+
+    Its samples, its loss, the norm of each layer's output and of each parameter's gradient, and where the first number
+    arose that is not finite. The step may be the one at which the run failed.
+
+    \b
+      lockstep replay runs/20261124-231714-lenet --step 412 --micro-batch 5
+    """
+    console = Console(highlight=False, stderr=as_json)
+    past = read_run(run)
+    check_place(past, step, micro_batch)
+    opening = open_again(past, allows_mixed_numerics=allow_mixed_numerics)
+    bring_near(opening, run, step, lambda text: print_plainly(console, text))
+    piece = replay(past, opening, SystemClock(), step, micro_batch)
+    if as_json:
+        click.echo(msgspec.json.encode(piece).decode())
+        return
+    show(console, piece)
+
+
+def check_place(past: PastRun, step: int, micro_batch: int) -> None:
+    """Raise `UsageError` where the run has not come to that step, or has no such micro-batch."""
+    made = len(past.steps())
+    last = min(made, past.receipt.total_steps - 1)
+    if step > last:
+        raise UsageError(f"--step {step}: the run has made {made} steps: expected at most {last}")
+    if micro_batch >= past.job.micro_batches:
+        raise UsageError(f"--micro-batch {micro_batch}: expected 0 to {past.job.micro_batches - 1}, as the job has it")
+
+
+def show(console: Console, piece: PieceReplay) -> None:
+    """Print a micro-batch for a person."""
+    for line in piece_lines(piece):
+        print_plainly(console, line)
+    console.print(layers_table(piece.layers))
+    print_plainly(console, f"first number that is not finite: {piece.first_nonfinite or 'none'}")
+
+
+def piece_lines(piece: PieceReplay) -> list[str]:
+    """Return what stands above the layers."""
+    listed = ", ".join(map(str, piece.samples[:MOST_SAMPLES]))
+    more = f", … ({len(piece.samples)} in all)" if len(piece.samples) > MOST_SAMPLES else ""
+    recorded = "not recorded" if piece.recorded_loss_sum is None else f"recorded as {piece.recorded_loss_sum!r}"
+    return [
+        f"step {piece.step}, micro-batch {piece.micro_batch} of run {piece.run}",
+        f"samples   {listed}{more}",
+        f"inputs    {piece.inputs.shape}, norm {piece.inputs.norm:.6g}, SHA-256 {piece.inputs_sha256[:12]}…",
+        f"loss sum  {piece.loss_sum!r}, {recorded}",
+        f"correct   {piece.correct} of {piece.targets}",
+    ]
+
+
+def layers_table(layers: list[LayerReplay]) -> Table:
+    """Return a line for each layer, and below it one for each of its parameters."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("layer", "output", "norm", "largest", "nan, inf"):
+        table.add_column(heading, justify="left" if heading in ("layer", "output") else "right", no_wrap=True)
+    for layer in layers:
+        for name, what, figures in (
+            (layer.name or "the model", layer.kind, layer.output),
+            *((f"  gradient of {name}", "", figures) for name, figures in layer.gradients.items()),
+        ):
+            shape = "x".join(map(str, figures.shape))
+            cells = (f"{figures.norm:.6g}", f"{figures.largest:.6g}", str(figures.nonfinite or ""))
+            # As texts: what a layer is called must not be taken for markup.
+            table.add_row(*(Text(one_line(cell)) for cell in (name, f"{what} {shape}".strip(), *cells)))
+    return table

@@ -1,0 +1,105 @@
+"""`lockstep simulate`: many runs in virtual time, in which all goes wrong that can, and what speaks against them."""
+
+from collections import Counter
+
+import click
+from rich.console import Console
+
+from common.errors import DifferenceError
+from common.runtime.clock import SystemClock
+from lockstep.cli.options.types import number_range
+from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
+from lockstep.simulation.outcome import Outcome, simulate
+from lockstep.simulation.scenario import story_of
+
+#: Seeds that fail before no more are tried.
+ENOUGH = 5
+
+
+@click.command("simulate", short_help="Try the protocol in virtual time, with faults of all kinds.")
+@click.option("--seeds", type=number_range, default="0:100", metavar="A:B", help="which runs to simulate  [0:100]")
+@click.option("--workers", type=click.IntRange(1, 64), metavar="N", help="workers  [1 to 4, by the seed]")
+@click.option("--servers", type=click.IntRange(1, 3), metavar="N", help="servers that share the weights  [by the seed]")
+@click.option("--steps", type=click.IntRange(3, 1000), metavar="N", help="steps of the run  [by its job]")
+@click.option("--trace", "is_traced", is_flag=True, help="print all that happens")
+@click.pass_context
+def simulate_command(
+    context: click.Context,
+    seeds: range,
+    workers: int | None,
+    servers: int | None,
+    steps: int | None,
+    is_traced: bool,
+) -> None:
+    """Simulate runs of small jobs, in one process and in virtual time, in which everything goes wrong that can.
+
+    The coordinator, the shards and the workers are the real ones, with their shells and files; network, clocks and disk
+    are a model. A seed tells who takes part and what happens: crashes and restarts at any moment, processes that stand
+    still or are slow, clocks that jump, connections that break, fall silent one way or both, networks that split and
+    heal in any order, messages that come late or twice, a full disk.
+
+    Each run has to end in bounded time with the bits of one process, every sample used once. A seed replays
+    identically; one that fails is told with the command that replays it, and the exit code is 1.
+
+    \b
+      lockstep simulate --seeds 0:500
+      lockstep simulate --seeds 17 --trace
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    clock = SystemClock()
+    began = told = clock.now()
+    failed: list[int] = []
+    tally = Tally()
+    for seed in seeds:
+        story = story_of(seed, workers=workers, servers=servers, steps=steps)
+        outcome = simulate(story, is_traced=is_traced)
+        tally.add(outcome)
+        if is_traced:
+            for line in (story.named(), *outcome.trace):
+                print_plainly(console, line)
+        if outcome.objections:
+            failed.append(seed)
+            print_plainly(console, f"seed {seed}: {outcome.objections[0]}")
+            print_plainly(console, f"  replay it by: {replaying(seed, workers, servers, steps)}")
+        if len(failed) == ENOUGH:
+            break
+        if clock.now() - told >= PLAIN_EVERY_S:
+            told = clock.now()
+            print_plainly(console, f"seed {seed}: {tally.runs} runs, {len(failed)} failed so far")
+    print_plainly(console, tally.told(clock.now() - began))
+    if len(seeds) == 1:
+        print_plainly(console, f"digest of the trace: {tally.digest}")
+    if failed:
+        raise DifferenceError(f"{len(failed)} of {tally.runs} simulated runs broke the promise: seeds {failed}")
+
+
+def replaying(seed: int, workers: int | None, servers: int | None, steps: int | None) -> str:
+    """Return the command that carries out a seed's run again."""
+    given = (("--workers", workers), ("--servers", servers), ("--steps", steps))
+    flags = "".join(f" {flag} {value}" for flag, value in given if value is not None)
+    return f"lockstep simulate --seeds {seed}{flags} --trace"
+
+
+class Tally:
+    """What all runs came to."""
+
+    def __init__(self) -> None:
+        self.runs = self.events = 0
+        self.seconds = 0.0
+        self.happened: Counter[str] = Counter()
+        self.digest = ""
+
+    def add(self, outcome: Outcome) -> None:
+        self.runs += 1
+        self.events += outcome.events
+        self.seconds += outcome.seconds
+        self.happened += outcome.happened
+        self.digest = outcome.digest
+
+    def told(self, took_s: float) -> str:
+        """Return it in one line."""
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.happened.items()))
+        return (
+            f"{self.runs} runs, {self.events:,} events, {self.seconds:,.0f} s of virtual time in {took_s:.1f} s; "
+            f"happened: {kinds or 'nothing'}"
+        )

@@ -1,0 +1,125 @@
+"""`lockstep verify`: a recorded run, computed again on this machine."""
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from common.aggregation.layout import weights_digest
+from common.aggregation.tree import Vector
+from common.errors import DifferenceError, UsageError
+from common.files.safetensors import read
+from common.runtime.clock import SystemClock
+from lockstep.cli.checking.ledger import check_proof, proof_lines, proof_of
+from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
+from lockstep.runs.recorded import PastRun, bring_near, open_again, read_run
+from lockstep.verification.verify import Difference, Verifier, steps_between
+from ps.records.ledger import EpochDone
+from ps.records.receipt import read_chain
+from ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
+from ps.setup import Opening
+
+
+@click.command(short_help="Compute a recorded run again and compare.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--steps", metavar="A:B", help="only steps A to B - 1, from the nearest checkpoint on")
+@click.option("--allow-mixed-numerics", is_flag=True, help="also on a machine or version whose bits may differ")
+@click.option("--json", "as_json", is_flag=True, help="print what was found as JSON")
+@click.pass_context
+def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_numerics: bool, as_json: bool) -> None:
+    """Compute the run in the folder RUN again, in this process, and compare it bit by bit.
+
+    What is compared: the ledger, the loss of each micro-batch, a mark of the weights after each step, and their SHA-256
+    after each epoch and checkpoint. The first step and micro-batch that differ are named, with the worker that computed
+    them. Exit code 1 where anything differs.
+
+    \b
+      lockstep verify runs/20261124-231714-lenet
+      lockstep verify runs/20261124-231714-lenet --steps 400:420
+    """
+    console = Console(highlight=False, stderr=as_json)
+    past = read_run(run)
+    low, high = wanted_steps(past, steps)
+    proof = proof_of(past)
+    for line in proof_lines(past, proof):
+        print_plainly(console, line)
+    check_proof(proof)
+    opening = open_again(past, allows_mixed_numerics=allow_mixed_numerics)
+    check_chain(past, opening)
+    if low:
+        bring_near(opening, run, low, lambda text: print_plainly(console, text))
+    verifier = Verifier(past, opening, SystemClock())
+    first = opening.shard.updates
+    found = verifier.verify(high, Watch(console, high))
+    if found is None and (run / RESULT).exists():
+        found = end_difference(past, opening, high)
+    if as_json:
+        figures = {"run": run.name, "steps": [first, high], "micro_batches": verifier.micro_batches}
+        click.echo(msgspec.json.encode({**figures, "is_same": found is None, "difference": found}).decode())
+        context.exit(0 if found is None else 1)
+    if found is not None:
+        raise DifferenceError(found.text)
+    print_plainly(
+        console,
+        f"the same bits: steps {first} to {high - 1}, the losses of {verifier.micro_batches:,} micro-batches and the "
+        f"weights after each step",
+    )
+
+
+class Watch:
+    """Tells now and then how far it is."""
+
+    def __init__(self, console: Console, until: int) -> None:
+        self.console, self.until, self.clock = console, until, SystemClock()
+        self.told = self.clock.now()
+
+    def __call__(self, step: int) -> None:
+        if self.clock.now() - self.told >= PLAIN_EVERY_S:
+            self.told = self.clock.now()
+            print_plainly(self.console, f"step {step + 1}/{self.until}: the same so far")
+
+
+def wanted_steps(past: PastRun, text: str | None) -> tuple[int, int]:
+    """Return the first step to be compared and the one behind the last; `UsageError` where there are none such."""
+    total = 1 + max(past.steps(), default=-1)
+    if not total:
+        raise UsageError(f"the run in {str(past.folder)!r} has made no step yet: nothing is there to compare")
+    try:
+        return steps_between(text or ":", total)
+    except ValueError:
+        raise UsageError(f"--steps {text!r}: expected A:B with 0 <= A < B <= {total}, the run's steps") from None
+
+
+def check_chain(past: PastRun, opening: Opening) -> None:
+    """Raise `DifferenceError` where the receipt's chain is not the ledger's."""
+    chain = read_chain(opening.facts, past.lines, str(past.folder / LEDGER))
+    known = past.receipt.chain
+    for link, ours in zip(known, chain, strict=False):
+        if link != ours:
+            raise DifferenceError(
+                f"the receipt and the ledger disagree on epoch {ours.epoch}: {link.weights_sha256[:12]}… and "
+                f"{ours.weights_sha256[:12]}…: one of them was changed"
+            )
+    if len(known) > len(chain):
+        raise DifferenceError(f"the receipt tells of {len(known) - 1} epochs and the ledger of {len(chain) - 1}")
+
+
+def end_difference(past: PastRun, opening: Opening, steps: int) -> Difference | None:
+    """Return where the files of a finished run are not what it came to, as far as `steps` steps tell."""
+    result = read_result(past.folder)
+    if steps != result.steps:
+        return None
+    arrays, _ = read(past.folder / WEIGHTS)
+    kept: Vector = opening.shard.weights.copy()
+    opening.layout.write(kept, arrays)
+    here = weights_digest(opening.shard.weights)
+    if 0 < result.weights_epoch < len(result.history):
+        # They were compared with what this came to then.
+        ends = (line for line in past.lines if isinstance(line, EpochDone) and line.epoch == result.weights_epoch)
+        here = next((line.weights_sha256 for line in ends), "")
+    for name, digest in ((WEIGHTS, weights_digest(kept)), (RESULT, result.weights_sha256)):
+        if digest != here:
+            text = f"{past.folder / name} tells of weights {digest[:12]}…, and the run came to {here[:12]}…"
+            return Difference(step=steps, micro_batch=None, text=text)
+    return None

@@ -1,0 +1,57 @@
+"""Where the command `lockstep` begins: errors become one line and an exit code."""
+
+import re
+import sys
+
+import click
+
+from common.errors import LockstepError, UsageError
+from common.files.sanitize import printable
+from lockstep.cli.root import cli
+from lockstep.launch.process_log import ERROR_MARK
+from lockstep.launch.signals import ignore_signals, interrupt_on_signals
+
+#: Exit codes: wrong usage or job, a run that failed, an interrupt (128 + SIGINT, as shells have it).
+USAGE, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    interrupt_on_signals()
+    code = run(sys.argv[1:])
+    # The interpreter takes our handlers away before it is gone, and an impatient Ctrl-C would have the last word.
+    ignore_signals()
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; return its exit code."""
+    try:
+        code = cli.main(arguments, prog_name="lockstep", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USAGE
+    except click.ClickException as error:
+        return _end(_one_line(error), USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        return _end("interrupted", INTERRUPTED)
+    except LockstepError as error:
+        return _end(str(error), USAGE if isinstance(error, UsageError) else FAILED)
+    except OSError as error:
+        # What no one foresaw: a full disk, a folder taken away. The reason says more than our own frames would.
+        return _end(str(error), FAILED)
+    return code if isinstance(code, int) else 0
+
+
+def _end(text: str, code: int) -> int:
+    click.echo(f"{ERROR_MARK}{printable(text)}", err=True)
+    return code
+
+
+def _one_line(error: click.ClickException) -> str:
+    """Return click's complaint as ours read: one line, a fact in lower case, what to do."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    text = re.sub(r"\. \(?Did you mean (.*\?)\)?$", r" (did you mean \1)", text)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "lockstep"
+    return f"{text[:1].lower()}{text[1:]}: see `{command} --help`"

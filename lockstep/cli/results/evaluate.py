@@ -1,0 +1,78 @@
+"""`lockstep evaluate`: a finished run's weights on a test set."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+
+from common.aggregation.layout import weights_digest
+from common.job.score import score_of
+from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
+from lockstep.evaluation.assessment import Assessment, assess
+from lockstep.evaluation.confusion import figures_lines, matrix_lines
+from lockstep.evaluation.regression import figures_lines as target_lines
+from lockstep.reports.display import print_plainly
+from lockstep.runs.kept_weights import Moment
+from lockstep.runs.trained import open_trained
+
+
+@click.command(short_help="Evaluate a finished run on a test set.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", help="test on this data instead: a folder of IDX files, or an .npz")
+@CHECKPOINT_OPTION
+@BEST_OPTION
+@click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
+def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None:
+    """Evaluate the weights in the folder RUN on its test set, or on another: in all, and class by class.
+
+    Precision is the share of samples taken for a class that are of it; recall the share of its own samples that are
+    taken for it. Of a regression, R² is the share of the targets' variance that is explained.
+
+    \b
+      lockstep evaluate runs/20261124-231714-lenet
+      lockstep evaluate runs/20261124-231714-lenet --data my_digits.npz
+      lockstep evaluate runs/20261124-231714-lenet --best
+    """
+    trained = open_trained(run, moment)
+    tested = assess(trained, data)
+    dataset = data or trained.job.data
+    if as_json:
+        start = {"run": run.name, "dataset": dataset, "test_loss": tested.tally.loss}
+        rest = {"samples": len(tested.dataset), "weights_sha256": weights_digest(trained.weights)}
+        click.echo(msgspec.json.encode({**start, **figures(tested), **rest}).decode())
+        return
+    console = Console(highlight=False)
+    for line in lines(tested, dataset, weights_digest(trained.weights)):
+        print_plainly(console, line)
+
+
+def figures(tested: Assessment) -> dict[str, Any]:
+    """Return what only a run with classes has, or only a regression."""
+    if tested.objective.is_regression:
+        return {"test_r2": r2_of(tested), "targets": tested.fit}
+    confusion = tested.confusion
+    return {
+        "test_accuracy": tested.tally.accuracy,
+        "classes": confusion.figures(),
+        "confusion": confusion.counts.tolist(),
+    }
+
+
+def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
+    """Return the figures for a person."""
+    tally, samples = tested.tally, f"{len(tested.dataset):,} samples of {dataset}"
+    below = [f"test loss      {tally.loss:.4f}", f"weights sha256 {digest}", ""]
+    if tested.objective.is_regression:
+        return [f"test R²        {r2_of(tested):.4f} over {samples}", *below, *target_lines(tested.fit)]
+    counted = samples if tally.count == len(tested.dataset) else f"{tally.count:,} places in {samples}"
+    confusion = tested.confusion
+    matrix = matrix_lines(confusion)
+    first = f"test accuracy  {tally.accuracy:.2%} of {counted}"
+    return [first, *below, *figures_lines(confusion.figures()), *(["", *matrix] if matrix else [])]
+
+
+def r2_of(tested: Assessment) -> float:
+    """Return R² over all targets, as a run's own evaluation has it."""
+    return score_of(tested.tally, tested.objective.guess(tested.dataset)).r2 or 0.0

@@ -1,0 +1,77 @@
+"""Whether the weights that training starts from can become different from one another."""
+
+import math
+
+import numpy as np
+
+from common.nn.module import Module
+from common.nn.parameter import Parameter
+from lockstep.doctor.checks.watching import named
+from lockstep.doctor.finding import Finding
+
+
+def check_initial_values(model: Module) -> list[Finding]:
+    """Return a finding for each weight whose units are all alike, or that is not finite.
+
+    A last layer of zeros is no mistake: its gradient differs from class to class at once.
+    """
+    weights = [(owner, name, weight) for owner, name, weight in _weights(model) if len(weight.data) > 1]
+    findings = []
+    for owner, name, weight in weights:
+        is_last = name == weights[-1][1]
+        values = weight.data
+        if not np.isfinite(values).all():
+            findings.append(_not_finite(owner, name))
+        elif (values == values.flat[0]).all():
+            if not (is_last and values.flat[0] == 0):
+                findings.append(_all_equal(owner, name, weight))
+        elif not is_last and (values == values[:1]).all():
+            findings.append(_alike(owner, name, weight))
+    return findings
+
+
+def _weights(model: Module) -> list[tuple[str, str, Parameter]]:
+    """Return layer, name and parameter of all that have units: two axes or more."""
+    owners = dict(model.named_modules())
+    found = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            owner = name.rpartition(".")[0]
+            found.append((named(owner, owners[owner]) if owner in owners else name, name, parameter))
+    return found
+
+
+def _all_equal(owner: str, name: str, weight: Parameter) -> Finding:
+    value, shape = float(weight.data.flat[0]), weight.shape
+    fan_in = math.prod(shape[1:])
+    deviation = math.sqrt(2 / fan_in)
+    what = "zero" if value == 0 else f"{value:.4g}"
+    cause = "nothing was drawn" if value == 0 else "one number was drawn, or computed, and fills the whole weight"
+    return Finding(
+        kind="equal-weights",
+        what=f"all weights of {owner} are equal",
+        evidence=f"each of the {weight.size:,} values of {name!r} is {what}",
+        cause=f"{cause}: all units compute the same, get the same gradient, and stay the same for ever",
+        change=f"draw each value for itself, with deviation {deviation:.3g} = sqrt(2 / {fan_in}) "
+        "as nn.init.kaiming_normal_(weight, rng) does",
+    )
+
+
+def _alike(owner: str, name: str, weight: Parameter) -> Finding:
+    return Finding(
+        kind="equal-weights",
+        what=f"all units of {owner} are alike",
+        evidence=f"the {len(weight.data)} rows of {name!r} are equal",
+        cause="one row was drawn and repeated: all units get the same gradient, and stay the same for ever",
+        change="draw each value for itself, as nn.init.kaiming_normal_(weight, rng) does",
+    )
+
+
+def _not_finite(owner: str, name: str) -> Finding:
+    return Finding(
+        kind="not-finite",
+        what=f"the weights of {owner} are not finite",
+        evidence=f"{name!r} holds NaN or infinity",
+        cause="it was never written, or the formula of its initialisation divides by zero",
+        change="draw it as nn.init.kaiming_normal_(weight, rng) does",
+    )

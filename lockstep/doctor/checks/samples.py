@@ -1,0 +1,68 @@
+"""Whether samples are of a size that training copes with: near 0, and about 1."""
+
+import numpy as np
+
+from common.autograd.primitives.primitive import Array
+from lockstep.doctor.checks.signals import SAMPLES
+from lockstep.doctor.finding import Finding
+from lockstep.doctor.target import Patient
+
+#: Deviations and means of all values that need no normalising; bytes as parts of 255 are well within.
+LEAST_DEVIATION, MOST_DEVIATION, MOST_MEAN = 0.02, 10.0, 10.0
+
+#: How many times the median deviation that of one feature may be.
+MOST_OF_A_FEATURE = 100.0
+
+
+def check_samples(patient: Patient) -> list[Finding]:
+    """Return whether the samples, as the model is given them, are not normalised."""
+    images, _ = patient.batch(0, SAMPLES)
+    if patient.data.train.is_tokens:
+        return []
+    mean, deviation = float(np.mean(images, dtype=np.float64)), float(np.std(images, dtype=np.float64))
+    if deviation == 0:
+        return [_constant(mean)]
+    if not LEAST_DEVIATION <= deviation <= MOST_DEVIATION or abs(mean) > MOST_MEAN:
+        return [_not_normalised(mean, deviation, patient.job.normalize)]
+    return _uneven(images) if images.ndim == 2 else []
+
+
+def _constant(value: float) -> Finding:
+    return Finding(
+        kind="data",
+        what="all samples are the same",
+        evidence=f"each value is {value:.4g}",
+        cause="the data was not read, or lost when it was converted, as small numbers are that become integers",
+        change="look at the arrays before they are passed or saved",
+    )
+
+
+def _not_normalised(mean: float, deviation: float, is_normalised: bool) -> Finding:
+    return Finding(
+        kind="data",
+        what="the data is not normalised",
+        evidence=f"the values that the model is given have mean {mean:.4g} and deviation {deviation:.4g}",
+        cause="normalize = false passes them as they are: gradients grow with them, and one rate fits no layer"
+        if not is_normalised
+        else "these samples are far from the rest of the training set",
+        change="set normalize = true, or subtract the mean and divide by the deviation",
+    )
+
+
+def _uneven(features: Array) -> list[Finding]:
+    deviations = np.std(features, axis=0, dtype=np.float64)
+    varying = deviations[deviations > 0]
+    if not varying.size:
+        return []
+    median, largest = float(np.median(varying)), int(deviations.argmax())
+    if deviations[largest] <= MOST_OF_A_FEATURE * median:
+        return []
+    return [
+        Finding(
+            kind="data",
+            what="the features are of very different sizes",
+            evidence=f"feature {largest} has deviation {deviations[largest]:.3g}, the median feature {median:.3g}",
+            cause="normalize takes one mean and one deviation for all features: the largest drowns the others",
+            change="bring each feature to mean 0 and deviation 1 before the arrays are passed or saved",
+        )
+    ]

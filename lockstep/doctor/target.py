@@ -1,0 +1,63 @@
+"""What is examined: a model as it is now, its data, and the job that would train it."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from common.aggregation.tree import Vector
+from common.autograd.tensor import Tensor
+from common.data.dataset import TrainTest
+from common.data.preparation import Preparation
+from common.data.sampler import Sampler
+from common.job.job import Job
+from common.job.objective import Objective
+from common.nn.module import Module
+
+#: What walks back from a loss, a single number, and leaves gradients in the leaves: `Tensor.backward`, or one's own.
+Walk = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A model that is only ever copied, with what it would be trained on."""
+
+    job: Job
+    model: Module
+    data: TrainTest
+    #: Worker processes that somebody asked for; None where nobody did.
+    workers: int | None = None
+    walk: Walk = Tensor.backward
+
+    def probe(self) -> Module:
+        """Return a copy of the model to be examined, in training mode, with its first random numbers."""
+        probe = copy.deepcopy(self.model).train()
+        probe.reseed(self.job.seed, 0, 0)
+        probe.zero_grad()
+        return probe
+
+    @property
+    def objective(self) -> Objective:
+        """What the job's loss is."""
+        return Objective.of(self.job)
+
+    def batch(self, step: int, most: int) -> tuple[Vector, Vector]:
+        """Return the prepared samples of a step of the job, at most so many, and what the loss compares."""
+        sampler = self._sampler
+        whole = np.concatenate([sampler.indices(step, m) for m in range(sampler.micro_batches)])[:most]
+        train = self.data.train
+        targets = self.objective.targets(train.labels.take(whole, axis=0))
+        return self._preparation.images(train.images.take(whole, axis=0)), targets
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        job, samples = self.job, len(self.data.train)
+        # A batch larger than the data is the job's mistake, and not what is examined here.
+        return Sampler(samples, min(job.global_batch, samples), job.micro_batches, job.seed)
+
+    @cached_property
+    def _preparation(self) -> Preparation:
+        preparation = Preparation.of(self.data.train, self.job.max_shift)
+        return preparation if self.job.normalize else replace(preparation, mean=0.0, std=1.0)

@@ -1,0 +1,99 @@
+"""A trained model on a test set: its loss, and what it answers for each sample."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from common.aggregation.tree import Node, Vector
+from common.autograd.primitives.primitive import Array
+from common.autograd.tensor import Tensor
+from common.data.dataset import Dataset, TrainTest
+from common.data.evaluation import evaluation_pieces
+from common.data.source import load
+from common.errors import DataError, ModelError
+from common.job.objective import Objective
+from common.job.tally import Tally
+from common.nn.module import Module
+from lockstep.evaluation.confusion import Confusion
+from lockstep.evaluation.regression import TargetFigures, figures_of
+from lockstep.runs.dataset import dataset_of
+from lockstep.runs.trained import Trained
+from worker.compute import Compute
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a model came to on a test set."""
+
+    dataset: Dataset
+    #: Summed as a run's own evaluation sums it, so that the bits are the same.
+    tally: Tally
+    #: The model's outputs: (n, classes), of sequences (n·t, classes), or of a regression (n, targets).
+    outputs: Vector
+    objective: Objective = field(default_factory=Objective)
+
+    @property
+    def targets(self) -> Array:
+        """What the outputs are compared with: a class for each row, or as many numbers as a row has."""
+        return self.objective.targets(self.dataset.labels)
+
+    @property
+    def confusion(self) -> Confusion:
+        """What is taken for what; `ModelError` for a regression."""
+        if self.objective.is_regression:
+            raise ModelError("a regression has no classes")
+        return Confusion.of(self.targets, self.outputs.argmax(axis=1), self.outputs.shape[1])
+
+    @property
+    def fit(self) -> list[TargetFigures]:
+        """How near the answers are, target by target; `ModelError` where there are classes."""
+        if not self.objective.is_regression:
+            raise ModelError("a run with classes is no regression")
+        return figures_of(self.outputs, self.targets)
+
+
+def assess(trained: Trained, data: str | None = None) -> Assessment:
+    """Test a trained model on its own test set, or on that of another dataset, prepared by its own constants."""
+    trained_on = dataset_of(trained.job)
+    compute = Compute(trained.job, trained.model, trained_on)
+    compute.weights[...] = trained.weights
+    if data is not None:
+        compute.data = _with_test_of(trained_on, load(data), data, compute.objective)
+    test, pieces = compute.data.test, list[Vector]()
+
+    def keep(name: str, module: Module, output: object) -> None:
+        if module is trained.model:
+            assert isinstance(output, Tensor)
+            pieces.append(output.data.copy())
+
+    with trained.model.observe_outputs(keep):
+        tally = compute.evaluate(Node(0, evaluation_pieces(len(test))))
+    return Assessment(
+        test, tally, np.concatenate([compute.objective.rows(piece) for piece in pieces]), compute.objective
+    )
+
+
+def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective: Objective) -> TrainTest:
+    """Return the data with another test set; its labels become those that the objective compares."""
+    shape, classes = trained_on.test.sample_shape, trained_on.test.classes
+    if other.test.sample_shape != shape:
+        raise DataError(f"{data}: samples of shape {other.test.sample_shape}: expected {shape}, as it was trained on")
+    if trained_on.test.targets != other.test.targets:
+        raise DataError(
+            f"{data}: {other.test.targets} targets a sample: expected {trained_on.test.targets}, as it was trained on"
+        )
+    if trained_on.test.is_tokens != other.test.is_tokens:
+        raise DataError(f"{data}: samples of dtype {str(other.test.images.dtype)!r}: expected tokens in both sets")
+    if objective.is_regression:
+        # Whole numbers are numbers too: one set may have been written with them, and the other without.
+        parts = [_as_numbers(part, objective) for part in (trained_on.train, other.test)]
+        return replace(trained_on, train=parts[0], test=parts[1], validation=None)
+    objective.check_labels(other.test)
+    highest = int(other.test.labels.max())
+    if highest >= classes:
+        raise DataError(f"{data}: has the label {highest}: expected those of {classes} classes, as it was trained on")
+    return replace(trained_on, test=replace(other.test, classes=classes))
+
+
+def _as_numbers(data: Dataset, objective: Objective) -> Dataset:
+    return replace(data, labels=objective.targets(data.labels), classes=0)

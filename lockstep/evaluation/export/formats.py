@@ -1,0 +1,74 @@
+"""A trained model in the formats of others."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from common.data.preparation import Preparation
+from common.errors import UsageError
+from common.files.atomic import write_atomically
+from common.files.safetensors import write
+from lockstep.evaluation.export.onnx_nodes import graph_of
+from lockstep.evaluation.export.trace import MORE, trace_of
+from lockstep.runs.dataset import dataset_of
+from lockstep.runs.extras import demand
+from lockstep.runs.trained import Trained
+
+Format = Literal["safetensors", "onnx", "npz"]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """What writes one trained model."""
+
+    trained: Trained
+    path: Path
+
+    def write(self, to: Format) -> None:
+        """Write the file, whole or not at all; a `UsageError` where the model or the folder does not allow it."""
+        if not self.path.parent.is_dir():
+            raise UsageError(
+                f"cannot write {str(self.path)!r}: expected a folder that exists, {str(self.path.parent)!r}"
+            )
+        arrays = self.trained.layout.read(self.trained.weights)
+        match to:
+            case "safetensors":
+                write(self.path, arrays, {"format": "pt", **self._metadata(self._preparation())})
+            case "npz":
+                content = BytesIO()
+                np.savez(content, **arrays)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
+                write_atomically(self.path, [content.getbuffer()])
+            case "onnx":
+                write_atomically(self.path, [self._onnx()])
+
+    def _onnx(self) -> bytes:
+        demand("onnx", "export", "--to onnx")
+        # Here, as the extra may be missing where nobody writes ONNX.
+        from lockstep.evaluation.export.onnx_file import onnx_bytes
+
+        model = self.trained.model
+        train = dataset_of(self.trained.job).train
+        preparation = self._preparation()
+        samples = preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape)))
+        trace = trace_of(model, samples)
+        graph = graph_of(trace, self.trained.layout.read(self.trained.weights))
+        metadata = self._metadata(preparation)
+        return onnx_bytes(graph, train.sample_shape, trace.shape[1:], metadata, of_tokens=train.is_tokens)
+
+    def _preparation(self) -> Preparation:
+        job = self.trained.job
+        return Preparation.of(dataset_of(job).train) if job.normalize else Preparation(mean=0.0, std=1.0)
+
+    def _metadata(self, preparation: Preparation) -> dict[str, str]:
+        """Return what somebody needs to know who uses the file: samples go in as (x - mean) / std, bytes / 255."""
+        job = self.trained.job
+        return {
+            "run": self.trained.folder.name,
+            "model": job.model_name(),
+            "data": job.data,
+            "mean": repr(preparation.mean),
+            "std": repr(preparation.std),
+        }

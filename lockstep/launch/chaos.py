@@ -1,0 +1,210 @@
+"""`--chaos`: what a run does to its own processes, at moments that a seed draws, to show that nothing is lost by it.
+
+Moments are parts of the run, counted in steps, so that they do not depend on how fast a machine is. Whoever is stopped
+or slowed down is let go after some steps, or after some seconds where there are no steps without it.
+"""
+
+import re
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from common.errors import UsageError
+from common.files.spelling import nearest
+from common.protocol.messages import Status
+from common.random import Purpose, generator
+from common.runtime.clock import Clock
+from lockstep.launch.process_backend import Attended
+from lockstep.runs.launch import Launch
+
+#: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
+FIRST, LAST = 0.05, 0.9
+
+#: Share of the run's steps for which a process stands still or is slow, and seconds after which it is let go anyway.
+SPELL, SPELL_S = 0.05, 3.0
+
+#: Of each look at the run, a slow worker stands still for so many of so many.
+SLOW_LOOKS = (4, 5)
+
+#: Most times that one thing can be asked for.
+MOST = 1000
+
+
+class Deed(Enum):
+    """What can be done."""
+
+    KILL_WORKER = "kill-worker"
+    STOP_WORKER = "stop-worker"
+    SLOW_WORKER = "slow-worker"
+    KILL_SERVER = "kill-server"
+    KILL_SHARD = "kill-shard"
+    STOP_SERVER = "stop-server"
+
+
+#: Those after which somebody has to be started again.
+KILLS = frozenset({Deed.KILL_WORKER, Deed.KILL_SERVER, Deed.KILL_SHARD})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appointment:
+    """One deed, and when it is due."""
+
+    #: A part of the run, in [0, 1).
+    moment: float
+    deed: Deed
+    #: Whose turn it is, counted modulo those that there are.
+    victim: int
+
+
+def parse_chaos(text: str) -> dict[Deed, int]:
+    """Return what `kill-worker=5 slow-worker=1` asks for; `UsageError` where it is nothing that can be done."""
+    wanted: dict[Deed, int] = {}
+    names = [deed.value for deed in Deed]
+    for word in text.replace(",", " ").split():
+        found = re.fullmatch(r"([a-z-]+)=([0-9]{1,6})", word)
+        if found is None or not 0 < int(found[2]) <= MOST:
+            raise UsageError(f"--chaos {word!r}: expected NAME=COUNT, as kill-worker=5, with a count of 1 to {MOST}")
+        if found[1] not in names:
+            raise UsageError(
+                f"--chaos {word!r}: nothing is called {found[1]!r}{nearest(found[1], names)}: expected one of "
+                f"{', '.join(names)}"
+            )
+        deed = Deed(found[1])
+        wanted[deed] = wanted.get(deed, 0) + int(found[2])
+    if not wanted:
+        raise UsageError("--chaos asks for nothing: expected NAME=COUNT, as kill-worker=5")
+    return wanted
+
+
+def check_chaos(wanted: dict[Deed, int], launch: Launch) -> None:
+    """Raise `UsageError` where nobody is there for it to happen to."""
+    if not launch.workers:
+        raise UsageError("--chaos does things to a run's processes, and --workers 0 has none: expected 1 or more")
+    if Deed.KILL_SHARD in wanted and launch.servers == 1:
+        raise UsageError(
+            f"--chaos kill-shard={wanted[Deed.KILL_SHARD]} with --servers 1, which has no shards: expected 2 or more"
+        )
+    if not launch.max_restarts and wanted.keys() & KILLS:
+        raise UsageError("--chaos kills processes, and with --max-restarts 0 none is started again: expected 1 or more")
+
+
+def appointments(wanted: dict[Deed, int], seed: int) -> list[Appointment]:
+    """Return when to do what, in order: the same for the same seed."""
+    rng = generator(seed, Purpose.SIMULATE, layer=4)
+    made = [
+        Appointment(moment=FIRST + (LAST - FIRST) * float(rng.random()), deed=deed, victim=int(rng.integers(0, 2**31)))
+        for deed in Deed
+        for _ in range(wanted.get(deed, 0))
+    ]
+    return sorted(made, key=lambda it: it.moment)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be done to a run, and the seed of its moments."""
+
+    wanted: dict[Deed, int]
+    seed: int
+
+
+class Victims(Protocol):
+    """The processes of a run."""
+
+    @property
+    def server(self) -> Attended: ...
+    @property
+    def workers(self) -> Sequence[Attended]: ...
+    @property
+    def shards(self) -> Sequence[Attended]: ...
+
+
+@dataclass
+class Spell:
+    """A process that stands still, or is slow, for a while."""
+
+    child: Attended
+    is_slow: bool
+    #: Let go at that step, or at that time.
+    until_step: int
+    until_s: float
+    looks: int = 0
+
+
+@dataclass
+class Chaos:
+    """Carries out appointments; to be asked often."""
+
+    ahead: list[Appointment]
+    clock: Clock
+    say: Callable[[str], None]
+    spells: list[Spell] = field(default_factory=list)
+    #: How many were carried out.
+    done: int = 0
+
+    def look(self, status: Status | None, victims: Victims) -> None:
+        """Do what is due now, if anything is: one thing at a time, so that a run can get up before the next."""
+        self._go_on(status)
+        if status is None or not status.steps or not self.ahead:
+            return
+        due = self.ahead[0]
+        # Before the first step nobody is at work yet.
+        if status.step <= due.moment * status.steps or not status.step:
+            return
+        child = self._victim(due, victims)
+        if child is not None:
+            del self.ahead[0]
+            self.done += 1
+            self._do(due.deed, child, status)
+
+    def _victim(self, due: Appointment, victims: Victims) -> Attended | None:
+        """Return whose turn it is, None where all of them are gone or stand still: then it is later."""
+        afflicted = [spell.child for spell in self.spells]
+        match due.deed:
+            case Deed.KILL_SERVER | Deed.STOP_SERVER:
+                group: Sequence[Attended] = [victims.server]
+            case Deed.KILL_SHARD:
+                group = victims.shards
+            case _:
+                group = victims.workers
+        able = [child for child in group if child not in afflicted and not child.has_ended()]
+        return able[due.victim % len(able)] if able else None
+
+    def _do(self, deed: Deed, child: Attended, status: Status) -> None:
+        told = f"{child.named()} at step {status.step}"
+        if deed in KILLS:
+            self.say(f"chaos: killed {told}")
+            child.kill_on_purpose()
+            return
+        is_slow = deed is Deed.SLOW_WORKER
+        until_step = status.step + max(2, round(SPELL * status.steps))
+        self.spells.append(Spell(child, is_slow, until_step, self.clock.now() + SPELL_S))
+        self.say(f"chaos: {'slowed down' if is_slow else 'stopped'} {told}, until step {until_step}")
+        if not is_slow:
+            child.send(signal.SIGSTOP)
+
+    def _go_on(self, status: Status | None) -> None:
+        """Let go those whose time has come; let the slow ones stand still for most of the time."""
+        for spell in list(self.spells):
+            is_over = self.clock.now() >= spell.until_s or (status is not None and status.step >= spell.until_step)
+            if is_over:
+                self.spells.remove(spell)
+                spell.child.send(signal.SIGCONT)
+            elif spell.is_slow:
+                still, every = SLOW_LOOKS
+                spell.child.send(signal.SIGSTOP if spell.looks % every < still else signal.SIGCONT)
+                spell.looks += 1
+
+    def end(self) -> None:
+        """Let everybody go: the run is over."""
+        for spell in self.spells:
+            spell.child.send(signal.SIGCONT)
+        self.spells.clear()
+        left = f"; {len(self.ahead)} things were still to come when the run was over" if self.ahead else ""
+        self.say(f"chaos: {self.done} things were done to the run{left}")
+
+
+def chaos_of(asked: Asked, clock: Clock, say: Callable[[str], None]) -> Chaos:
+    """Return what does to a run what is asked for."""
+    return Chaos(appointments(asked.wanted, asked.seed), clock, say)

@@ -1,0 +1,278 @@
+"""A run's server and workers, on whatever ground: starts them, watches them, shows the progress, leaves nothing."""
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.errors import JobError, LockstepError, RunError, UsageError
+from common.job.job import Job
+from common.protocol.messages import EpochStatus, Status, Verdict
+from common.runtime.clock import Clock, SystemClock
+from common.transport.shared_memory.folder import shared_root, sweep
+from lockstep.launch.chaos import Chaos
+from lockstep.launch.private_folder import private_folder
+from lockstep.launch.process_backend import HERE, JOB_FILE, Attended, Ground, Observer
+from lockstep.launch.process_log import keep_logs
+from lockstep.launch.restarts import Restarts
+from lockstep.launch.signals import uninterrupted
+from lockstep.launch.worker_supervisor import Posts
+from lockstep.reports.final_status import final_status
+from lockstep.runs.job_file import to_toml
+from lockstep.runs.launch import Launch
+from lockstep.runs.run_dir import has_begun
+from lockstep.runs.session import Destination
+from ps.coordinator.transitions import Phase
+from ps.records.run_folder import RESULT, RunResult, read_result
+
+#: Seconds between two looks at the run, and where something is done to it, or it waits for us.
+LOOK_S, CHAOS_LOOK_S = 0.2, 0.02
+
+#: Seconds that processes have for an orderly end: together with the kill after it, well below five.
+GRACE_S = 2.0
+
+#: How those lines of the server begin that a person is to see at once.
+NOTICES = ("warning: ", "goes on after ", "begins anew: ")
+
+#: The phases of a run that has not begun.
+BEFORE = (Phase.MUSTERING.value, Phase.GATHERING.value)
+
+
+@dataclass
+class Cluster:
+    """One run's processes."""
+
+    job: Job
+    destination: Destination
+    say: Callable[[str], None]
+    watch: Callable[[Status], None]
+    #: Where the processes are.
+    ground: Ground
+    #: What is done to the processes on purpose.
+    chaos: Chaos | None = None
+    #: Asked between two epochs, which wait for it: whether the run ends with the one that is over. None: nobody asks.
+    is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
+    folder: Path = field(init=False)
+    server: Attended = field(init=False)
+    workers: list[Attended] = field(default_factory=list)
+    #: The servers beside the first.
+    shards: list[Attended] = field(default_factory=list)
+    #: The places of the workers, and the deaths of servers.
+    posts: Posts = field(init=False)
+    _restarts: Restarts = field(init=False)
+    #: When the server was last started, and whether it was so again.
+    _born_s: float = 0.0
+    _is_second: bool = False
+    clock: Clock = field(default_factory=SystemClock)
+    #: All that has to end with us.
+    _children: list[Attended] = field(default_factory=list)
+
+    @property
+    def launch(self) -> Launch:
+        """How many processes there are, and how they talk."""
+        return self.destination.launch
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.destination.folder
+
+    def run(self) -> RunResult:
+        """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
+        check_launch(self.launch)
+        self.folder = private_folder()
+        self._restarts = Restarts(self.launch.max_restarts, seed="server")
+        try:
+            address = self._start_servers("") or self._revive("")
+            if address:
+                self._start_workers(address)
+            while address:
+                self._follow(address)
+                before, address = address, self._revive(address)
+                if address not in (before, ""):
+                    self._start_workers(address)
+            result = self._result()
+            self.watch(final_status(result))
+            return result
+        finally:
+            with uninterrupted():
+                if self.chaos is not None:
+                    self.chaos.end()
+                end_all(self._children)
+                # Of a server that was killed; an orderly one leaves nothing.
+                sweep(shared_root())
+                self._keep_logs()
+
+    def _start_servers(self, address: str) -> str:
+        """Start all servers, at an address or where there is room; return it, empty where the first ended at once."""
+        self._born_s = self.clock.now()
+        self.server = self._start_server(address)
+        address = self.server.first_line()
+        if address:
+            self._start_shards(address)
+        else:
+            self.server.make_end(GRACE_S)
+        return address
+
+    def _start_server(self, address: str) -> Attended:
+        (self.folder / JOB_FILE).write_text(to_toml(self.job, self.launch), encoding="utf-8")
+        arguments = ["server", "--supervised", HERE, "--job", f"{HERE}/{JOB_FILE}"]
+        # One that was killed before it had begun the run begins it.
+        is_resumed = self.destination.is_resumed or has_begun(self.run_dir)
+        arguments += ["--resume" if is_resumed else "--run-dir", str(self.run_dir)]
+        # The others join a run that goes on when they are back: not all may be.
+        needed = 1 if self._is_second else self.launch.min_workers or self.launch.workers
+        arguments += ["--min-workers", str(needed)]
+        arguments += ["--pause"] if self.is_to_stop is not None else []
+        return self._booked(self.ground.start_server(arguments, address, self.folder))
+
+    def _start_shards(self, address: str) -> None:
+        for number in range(1, self.launch.servers):
+            self.shards.append(self._booked(self.ground.start_shard(number, address, self.folder)))
+
+    def _start_workers(self, address: str) -> None:
+        """Fill all places; where servers were started again elsewhere, with workers that know the new address."""
+
+        def start(number: int) -> Attended:
+            return self._booked(self.ground.start_worker(number, address, self.folder))
+
+        for worker in self.workers:
+            worker.make_end(0.0)
+        self.workers.clear()
+        self.posts = Posts(start, self.workers, self.clock, self.launch.max_restarts)
+        self.posts.fill(self.ground.places(self.launch))
+
+    def _booked(self, child: Attended) -> Attended:
+        self._children.append(child)
+        return child
+
+    def _follow(self, address: str) -> None:
+        client = self.ground.observer(address, self.server)
+        try:
+            while not self.server.wait(LOOK_S if self.chaos is None and self.is_to_stop is None else CHAOS_LOOK_S):
+                # Before the question, so that the answer tells what came of it.
+                dead = self.posts.dead()
+                self._miss_shards()
+                status = client.ask(LOOK_S)
+                self._relay()
+                self._bury(dead, status)
+                self.posts.follow()
+                if status is not None:
+                    self.watch(status)
+                    self._decide(status, client)
+                if self.chaos is not None:
+                    self.chaos.look(status, self)
+        finally:
+            client.close()
+            self._relay()
+
+    def _decide(self, status: Status, client: Observer) -> None:
+        """Let callbacks say whether a run that waits for them goes on: again, where it still does not know."""
+        if self.is_to_stop is not None and status.phase == Phase.PAUSED.value:
+            stops = self.is_to_stop(status.history)
+            client.tell(Verdict(epoch=status.history[-1].epoch, stops=stops))
+
+    def _miss_shards(self) -> None:
+        """Raise where a shard is gone and the server does not say so: the run cannot begin without it."""
+        dead = next((shard for shard in self.shards if shard.has_ended() and shard.code != 0), None)
+        # A server that misses one ends at once, and one that fails ends its shards: it tells why.
+        if dead is not None and not self.server.wait(GRACE_S):
+            if dead.code > 0:
+                error = UsageError if dead.code == 2 else RunError
+                raise error(f"the run cannot go on with a server less: {obituary(dead)}")
+            self.server.make_end(0.0)
+
+    def _revive(self, address: str) -> str:
+        """Start servers again that died where the run can go on from what it has kept; as `_start_servers`."""
+        while (dead := self._victim()) is not None:
+            delay_s = self._restarts.delay_s(dead.lived_s(self._born_s, self.clock.now()), dead.code)
+            if delay_s is None:
+                return ""
+            self.say(f"{obituary(dead)}; started again in {delay_s:.1f} s, to go on from the last checkpoint")
+            for shard in self.shards:
+                shard.make_end(0.0)
+            self.shards.clear()
+            threading.Event().wait(delay_s)
+            self._is_second = bool(address)  # otherwise there were no workers yet
+            if started := self._start_servers(address):
+                return started
+        return ""
+
+    def _victim(self) -> Attended | None:
+        """Return the server or shard that died, None where the run ended, well or not: it would do so again."""
+        code = self.server.code
+        if code == 0 or (self.run_dir / RESULT).exists():
+            return None
+        killed = next((shard for shard in self.shards if shard.has_ended() and shard.code < 0), None)
+        has_crashed = code < 0 or (code == 1 and not self.server.log.last_error())
+        return self.server if has_crashed else killed if code == 1 else None
+
+    def _relay(self) -> None:
+        """Tell what the server tells of the run's files: where it goes on from, and what cannot be written."""
+        for line in self.server.log.news():
+            if line.startswith(NOTICES):
+                self.say(line)
+
+    def _bury(self, dead: list[int], status: Status | None) -> None:
+        """Tell who has died; raise where the run cannot begin, or not go on, without them."""
+        if not dead:
+            return
+        # A run that has failed ends its workers first: then the server's end, a moment later, is what tells why.
+        if any(self.workers[number].code > 0 for number in dead) and self.server.wait(GRACE_S):
+            return
+        first = self.workers[dead[0]]
+        error = UsageError if first.code == 2 else RunError
+        if self.posts.are_given_up() and not self.ground.has_guests:
+            raise error(f"no worker is left: {obituary(first)}")
+        is_under_way = self._is_second or status is None or status.phase not in BEFORE
+        if not is_under_way and any(map(self.posts.is_given_up, dead)):
+            raise error(f"the run cannot begin with all its workers: {obituary(first)}")
+        for number in dead:
+            follows = "nobody takes its place" if self.posts.is_given_up(number) else "it is started again"
+            self.say(f"{obituary(self.workers[number])}; its pieces go to the others, and {follows}")
+
+    def _result(self) -> RunResult:
+        # One that was killed after the run's end has left all that is to be left.
+        if self.server.code != 0 and not (self.run_dir / RESULT).exists():
+            raise self._server_failure()
+        return read_result(self.run_dir)
+
+    def _server_failure(self) -> LockstepError:
+        server = self.server
+        killed = next((shard for shard in self.shards if shard.has_ended() and shard.code < 0), None)
+        if killed is not None and server.code == 1:
+            return RunError(f"{obituary(killed)}, and its slice of the weights is gone with it")
+        error = UsageError if server.code == 2 else RunError
+        return error(server.log.last_error() or obituary(server))
+
+    def _keep_logs(self) -> None:
+        """Move the logs into the folder of a run that has begun, and remove our own."""
+        if has_begun(self.run_dir):
+            keep_logs(self.folder, self.run_dir)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_launch(launch: Launch) -> None:
+    """Raise `JobError` for what does not go together."""
+    if launch.servers > 1 and not launch.workers:
+        raise JobError(
+            f"servers = {launch.servers!r} with workers = 0, which trains in one process alone: expected servers = 1"
+        )
+
+
+def obituary(child: Attended) -> str:
+    """Return how a child that is gone ended, with its last words where it said any."""
+    words = child.log.last_words() if child.code > 0 else ""
+    return f"{child.named()} {child.how_it_ended()}{words and ': '}{words}"
+
+
+def end_all(children: list[Attended]) -> None:
+    """End processes: all are asked at once, share the time of grace, and are killed after it."""
+    clock = SystemClock()
+    for child in children:
+        child.send(signal.SIGTERM)
+    deadline = clock.now() + GRACE_S
+    for child in children:
+        child.make_end(max(0.0, deadline - clock.now()))

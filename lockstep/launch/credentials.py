@@ -1,0 +1,47 @@
+"""From what a person gave, or what lies in a run's private folder, to what a socket demands and shows."""
+
+import secrets
+from pathlib import Path
+
+from common.errors import UsageError
+from common.transport.auth.credentials import Credential, Lock, Token
+from common.transport.auth.key_file import read_ours, write_new
+from common.transport.auth.key_folder import KeyFolder, read_key
+
+#: The file with the token of a run whose processes are all of one machine, in the private folder that they share.
+TOKEN = "token"
+
+#: What is said where everybody is let in.
+WARNING = "warning: --insecure: whoever reaches this address can take part in the run"
+
+
+def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = False) -> Lock:
+    """Return whom a server lets in: by a folder of keys, or by the token of its run, where there is either.
+
+    KeyFileError where the keys are not fit to be used.
+    """
+    if keys is not None and is_insecure:
+        raise UsageError("--keys and --insecure contradict one another: leave one away")
+    return _token_in(supervised) if keys is None else KeyFolder(keys).server()
+
+
+def credential_of(key: Path | None, supervised: Path | None) -> Credential:
+    """Return what a client shows: the key in a file, or the token of its run, where there is either."""
+    return _token_in(supervised) if key is None else read_key(key).client()
+
+
+def server_credential(keys: Path | None, supervised: Path | None) -> Credential:
+    """Return what one server of a run shows another: the key that they have in common."""
+    return _token_in(supervised) if keys is None else KeyFolder(keys).server_key().client()
+
+
+def make_token(folder: Path) -> Token:
+    """Make the token of a run in its private folder, or return the one that is there."""
+    if not (folder / TOKEN).exists():
+        write_new(folder / TOKEN, secrets.token_hex(32), 0o600)
+    return Token(read_ours(folder / TOKEN, forbidden=0o077))
+
+
+def _token_in(folder: Path | None) -> Token | None:
+    has_one = folder is not None and (folder / TOKEN).exists()
+    return make_token(folder) if has_one and folder is not None else None

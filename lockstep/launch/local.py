@@ -1,0 +1,94 @@
+"""Trains a job on this machine, alone or with a cluster of processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from common.data.source import load
+from common.errors import JobError, RunError
+from common.job.job import Job
+from common.protocol.messages import EpochStatus
+from common.runtime.clock import SystemClock
+from lockstep.launch.chaos import Chaos
+from lockstep.launch.cluster import Cluster, check_launch
+from lockstep.launch.process_backend import Ground, LocalGround
+from lockstep.reports.display import Display, print_plainly
+from lockstep.runs.session import Destination, open_books
+from lockstep.runs.single_process import SerialRun
+from ps.checkpoint.folder import CheckpointFolder
+from ps.coordinator.divergence import is_divergence
+from ps.records.metrics import Setting
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
+from ps.setup import Admission, open_run
+
+
+@contextmanager
+def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
+    """Say where the weights are that a run which fails, or is interrupted, has come to."""
+    try:
+        yield
+    except (RunError, KeyboardInterrupt) as error:
+        # Ended well a moment before: there is nothing to go on with.
+        if (folder / RESULT).exists():
+            print_plainly(console, f"the run had come to its end: its result is kept in {folder}")
+            raise
+        if (folder / WEIGHTS).exists():
+            print_plainly(console, f"the last good weights are kept in {folder}")
+        steps = CheckpointFolder(folder / CHECKPOINTS, lambda text: None).steps()
+        # A run whose loss is not finite would come to the same again.
+        if steps and not is_divergence(str(error)):
+            print_plainly(console, f"go on after step {steps[-1]} by: lockstep train --resume {folder}")
+        raise
+
+
+#: Told of the epochs so far, between two of them: whether the run ends with the last.
+Verdicts = Callable[[Sequence[EpochStatus]], bool]
+
+
+def train_here(
+    job: Job,
+    destination: Destination,
+    display: Display,
+    chaos: Chaos | None = None,
+    is_to_stop: Verdicts | None = None,
+) -> RunResult:
+    """Train to the end on this machine, showing the progress; the result is in the folder too."""
+    launch = destination.launch
+    check_launch(launch)
+    if launch.workers == 0:
+        return train_alone(job, destination, display, is_to_stop)
+    return train_on(LocalGround(launch), job, destination, display, chaos, is_to_stop)
+
+
+def train_on(
+    ground: Ground,
+    job: Job,
+    destination: Destination,
+    display: Display,
+    chaos: Chaos | None = None,
+    is_to_stop: Verdicts | None = None,
+) -> RunResult:
+    """Train to the end with the processes of that ground."""
+    launch = destination.launch
+    if launch.min_workers is not None and launch.min_workers > launch.workers:
+        raise JobError(
+            f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
+            "begin: expected at most as many"
+        )
+    say, watch = display.say, display.show
+    return Cluster(job, destination, say=say, watch=watch, ground=ground, chaos=chaos, is_to_stop=is_to_stop).run()
+
+
+def train_alone(job: Job, destination: Destination, display: Display, is_to_stop: Verdicts | None = None) -> RunResult:
+    """Train in this process, without any transport."""
+    clock = SystemClock()
+    started = clock.now()
+    opening = open_run(destination.folder.name, job, load(job.data), Admission(pauses=is_to_stop is not None))
+    setting = Setting(servers=0, transport="none", started=started)
+    books = open_books(opening, setting, destination, clock, display.say)
+    if destination.launch.audit:
+        display.say("nothing is audited: this process computes alone")
+    run = SerialRun(opening, books.recorder, clock, display.show, books.start, books.keeper, is_to_stop)
+    return run.train()

@@ -1,0 +1,163 @@
+"""Where a run's processes are: what starts them, and what is known of each. This machine, or those of a cluster."""
+
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from common.protocol.messages import Status, Verdict
+from common.runtime.environment import cores, keep_to_core
+from common.transport.auth.credentials import Token
+from common.transport.zeromq.ports import dial
+from lockstep.launch.child import Child
+from lockstep.launch.credentials import make_token
+from lockstep.launch.process_log import ProcessLog
+from lockstep.launch.status_client import StatusClient
+from lockstep.runs.launch import Launch
+
+#: Stands in a command for the private folder of the process that it starts, on whatever machine that is.
+HERE = "{here}"
+
+
+class Attended(Protocol):
+    """A process of a run that we started, on this machine or another."""
+
+    name: str
+    log: ProcessLog
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def code(self) -> int:
+        """The exit code of one that has ended, negative for a signal."""
+        ...
+
+    def named(self) -> str:
+        """Return who it is, and where."""
+        ...
+
+    def first_line(self) -> str:
+        """Wait for the first line of its standard output; empty where it ended before."""
+        ...
+
+    def has_ended(self) -> bool: ...
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end; return whether it came in time."""
+        ...
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to one that still runs."""
+        ...
+
+    def kill_on_purpose(self) -> None:
+        """Kill one that has done nothing to deserve it."""
+        ...
+
+    def make_end(self, grace_s: float) -> None:
+        """Wait for the end, and after `grace_s` seconds kill; free what is held of the process."""
+        ...
+
+    def lived_s(self, born_s: float, now: float) -> float:
+        """Return for how many seconds it lived, if its death was its own."""
+        ...
+
+    def how_it_ended(self) -> str:
+        """Return its end in words."""
+        ...
+
+
+class Observer(Protocol):
+    """Asks the server how the run stands, and tells it what callbacks say."""
+
+    def ask(self, timeout_s: float) -> Status | None:
+        """Return how the run stands, None where no answer came in time."""
+        ...
+
+    def tell(self, verdict: Verdict) -> None:
+        """Tell the server whether the run goes on after an epoch."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Ground(Protocol):
+    """The machines on which a run's processes are started."""
+
+    @property
+    def has_guests(self) -> bool:
+        """Whether workers that we did not start take part as well."""
+        ...
+
+    def places(self, launch: Launch) -> int:
+        """Return how many workers are to be started here."""
+        ...
+
+    def start_server(self, arguments: list[str], address: str, folder: Path) -> Attended:
+        """Start the first server, at an address where there is one to keep; its `first_line` says where it listens.
+
+        `HERE` stands in the arguments for a folder of its own, to which `folder`'s job file has been brought; its log
+        goes to `folder`.
+        """
+        ...
+
+    def start_shard(self, number: int, server: str, folder: Path) -> Attended:
+        """Start another server, for the one at the address `server`."""
+        ...
+
+    def start_worker(self, number: int, server: str, folder: Path) -> Attended:
+        """Start a worker of the server at an address."""
+        ...
+
+    def observer(self, address: str, server: Attended) -> Observer:
+        """Return what asks that server."""
+        ...
+
+
+#: The name of the job file in the private folder of a run.
+JOB_FILE = "job.toml"
+
+
+@dataclass
+class LocalGround:
+    """This machine alone."""
+
+    launch: Launch
+    has_guests: bool = field(default=False, init=False)
+    #: What our processes show one another, where others can reach them.
+    _token: Token | None = field(default=None, init=False)
+
+    def places(self, launch: Launch) -> int:
+        return launch.workers
+
+    def start_server(self, arguments: list[str], address: str, folder: Path) -> Attended:
+        bind = address or self._bind("server", folder)
+        return start_here("the server", [*arguments, "--bind", bind], folder, "server.log")
+
+    def start_shard(self, number: int, server: str, folder: Path) -> Attended:
+        bind = self._bind(f"shard-{number}", folder)
+        arguments = ["shard", server, "--supervised", HERE, "--bind", bind]
+        return start_here("a shard", arguments, folder, f"shard-{number}.log")
+
+    def start_worker(self, number: int, server: str, folder: Path) -> Attended:
+        worker = start_here("a worker", ["worker", server, "--supervised", HERE], folder, f"worker-{number}.log")
+        if self.launch.workers == cores():
+            # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
+            keep_to_core(worker.pid, number)
+        return worker
+
+    def observer(self, address: str, server: Attended) -> Observer:
+        return StatusClient(dial(address, credential=self._token))
+
+    def _bind(self, name: str, folder: Path) -> str:
+        if self.launch.transport != "tcp":
+            return f"ipc://{folder}/{name}.sock"
+        # Other users of this machine can reach the port, and not the folder, where our own processes find the token.
+        self._token = make_token(folder)
+        return "tcp://127.0.0.1:0"
+
+
+def start_here(name: str, arguments: list[str], folder: Path, log: str) -> Child:
+    """Start one of our commands on this machine, with `folder` as its own."""
+    return Child.start(name, [word.replace(HERE, str(folder)) for word in arguments], folder / log)

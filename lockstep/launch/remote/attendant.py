@@ -1,0 +1,142 @@
+"""Starts one of our commands on the machine where it is, and watches it for somebody elsewhere.
+
+What it is asked and answers is of plain types, since it travels as the engine that placed it sees fit; knows no engine.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from common.errors import LockstepError
+from common.protocol.messages import Verdict
+from common.protocol.numerics import code_digest
+from common.transport.auth.key_folder import KeyFolder
+from common.transport.zeromq.ports import dial
+from lockstep.launch.child import Child
+from lockstep.launch.private_folder import own_folder
+from lockstep.launch.process_backend import HERE
+from lockstep.launch.process_log import ERROR_MARK
+from lockstep.launch.remote.interface import address_towards
+from lockstep.launch.status_client import StatusClient
+
+#: The exit code of a command that could not be begun.
+USAGE = 2
+
+#: Name of a server's folder of keys below its private folder.
+KEYS = "keys"
+
+
+class Attendant:
+    """One process, and the folder that it has to itself; without a process it holds nothing."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._child: Child | None = None
+        self._observer: StatusClient | None = None
+        #: Why there is no child, and how much of the log was told.
+        self._fault = ""
+        self._told = 0
+
+    def about(self) -> dict[str, str]:
+        """Return what has to be the same on all machines, and what tells this one from the others."""
+        return {
+            "lockstep": importlib.metadata.version("lockstep"),
+            "code": code_digest(),
+            "python": sys.executable,
+            "host": platform.node() or "unknown",
+        }
+
+    def address_towards(self, host: str) -> str:
+        """Return this machine's address for `host`; empty where no way leads there."""
+        try:
+            return address_towards(host)
+        except LockstepError:
+            return ""
+
+    def obstacle(self, folder: str, name: str, text: str) -> str:
+        """Return why this machine cannot use a folder with that text in a file, empty where it can."""
+        try:
+            if (Path(folder) / name).read_text(encoding="utf-8") != text:
+                return "has another folder of that name"
+        except OSError as error:
+            return f"cannot read it ({error.strerror})"
+        return "" if os.access(folder, os.W_OK | os.X_OK) else "may not write to it"
+
+    def start(self, name: str, arguments: list[str], files: dict[str, str], working: str) -> tuple[int, str]:
+        """Start `lockstep` in the folder `working`, with `files` in its own; return its pid and this machine's name.
+
+        Where it cannot be started the pid is 0, and a look tells why.
+        `HERE` stands for its own folder in the arguments.
+        """
+        # An engine may kill this process, and with it the child, which would have removed the folder.
+        folder = self._folder = own_folder()
+        try:
+            for path, text in files.items():
+                _write(folder / path, text)
+            if not Path(working).is_dir():
+                raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
+            words = [word.replace(HERE, str(folder)) for word in arguments]
+            self._child = Child.start(name, words, folder / "log", Path(working))
+        except OSError as error:
+            self._fault = f"{ERROR_MARK}{platform.node()}: {error.strerror or error}\n"
+            return 0, platform.node() or "unknown"
+        return self._child.pid, platform.node() or "unknown"
+
+    def first_line(self) -> str:
+        """Wait for the first line of its standard output; empty where it ended before."""
+        return "" if self._child is None else self._child.first_line()
+
+    def look(self) -> tuple[int | None, bytes]:
+        """Return its exit code, None while it runs, and what it has said since the last look."""
+        if self._child is None:
+            words, self._fault = self._fault, ""
+            return USAGE, words.encode()
+        # Before its words are read, so that the last ones are among them.
+        code = self._child.code if self._child.has_ended() else None
+        with self._child.log.path.open("rb") as file:
+            file.seek(self._told)
+            words_read = file.read()
+        self._told += len(words_read)
+        return code, words_read
+
+    def status(self, address: str, wait_s: float) -> bytes | None:
+        """Return how the run of the server at `address`, which is here, stands, as JSON; None where it does not say."""
+        answer = self._asking(address).ask(wait_s)
+        return None if answer is None else msgspec.json.encode(answer)
+
+    def tell(self, address: str, epoch: int, stops: bool) -> None:
+        """Answer a run that pauses between two epochs."""
+        self._asking(address).tell(Verdict(epoch=epoch, stops=stops))
+
+    def _asking(self, address: str) -> StatusClient:
+        if self._observer is None:
+            assert self._folder is not None  # a server was started in it
+            credential = KeyFolder(self._folder / KEYS).server_key().client()
+            self._observer = StatusClient(dial(address, credential=credential))
+        return self._observer
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        if self._child is not None:
+            self._child.send(signal.Signals(number))
+
+    def end(self, grace_s: float) -> None:
+        """Wait for its end, kill it after `grace_s` seconds, and leave nothing behind."""
+        if self._observer is not None:
+            self._observer.close()
+        if self._child is not None:
+            self._child.make_end(grace_s)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _write(target: Path, text: str) -> None:
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    target.touch(mode=0o600)
+    target.write_text(text, encoding="utf-8")

@@ -1,0 +1,43 @@
+"""The machine of rank 0, under a launcher: it has the server and one worker, and the other ranks are its guests."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.transport.auth.key_folder import SERVER
+from common.transport.zeromq.ports import dial
+from lockstep.launch.credentials import server_credential
+from lockstep.launch.process_backend import HERE, Attended, Observer, start_here
+from lockstep.launch.remote.place import Place
+from lockstep.launch.status_client import StatusClient
+from lockstep.runs.launch import Launch
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadGround:
+    """Starts what belongs to rank 0; its launcher starts the rest."""
+
+    place: Place
+    #: The server's folder of keys, None where there are none.
+    keys: Path | None = None
+    is_insecure: bool = False
+    has_guests: bool = field(default=True, init=False)
+
+    def places(self, launch: Launch) -> int:
+        return 1
+
+    def start_server(self, arguments: list[str], address: str, folder: Path) -> Attended:
+        opening = [] if self.keys is None else ["--keys", str(self.keys)]
+        opening += ["--insecure"] if self.is_insecure else []
+        # At the same address again: the others know no other.
+        return start_here("the server", [*arguments, "--bind", self.place.bind, *opening], folder, "server.log")
+
+    def start_shard(self, number: int, server: str, folder: Path) -> Attended:
+        raise NotImplementedError("a launcher's processes are a server and workers: `lockstep node` refuses shards")
+
+    def start_worker(self, number: int, server: str, folder: Path) -> Attended:
+        showing = [] if self.keys is None else ["--key", str(self.keys / SERVER)]
+        arguments = ["worker", self.place.beside, "--supervised", HERE, *showing]
+        return start_here("a worker", arguments, folder, "worker-0.log")
+
+    def observer(self, address: str, server: Attended) -> Observer:
+        return StatusClient(dial(self.place.beside, credential=server_credential(self.keys, None)))

@@ -1,0 +1,169 @@
+"""Which place a process has in a run that a launcher has started many times over. Pure: the environment is an argument.
+
+Each launcher says in variables of its own how many processes there are and which of them this one is. Where rank 0 is
+found, only some of them say; `MASTER_ADDR` and `MASTER_PORT` say so under any of them.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from common.errors import UsageError
+from lockstep.launch.remote.hosts import first_host
+
+#: The port of rank 0 where neither the launcher nor `MASTER_PORT` says another.
+PORT = 5555
+
+#: Ports from which one is taken by the number of a Slurm job, since two jobs may share a node: below those that systems
+#: give to outgoing connections, from 32768 on.
+JOB_PORTS = range(20_000, 30_000)
+
+#: What most launchers take for one another.
+HEAD_HOST, HEAD_PORT = "MASTER_ADDR", "MASTER_PORT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One process of a run."""
+
+    launcher: str
+    rank: int
+    #: Processes of the run, None where the launcher does not say.
+    size: int | None
+    #: Where the others find rank 0; the host is empty where nobody said and this is rank 0.
+    host: str
+    port: int
+
+    @property
+    def is_on_one_host(self) -> bool:
+        """Tell whether nobody from another machine is to reach rank 0."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    @property
+    def address(self) -> str:
+        """Where rank 0 serves, as the others dial it."""
+        return f"tcp://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @property
+    def bind(self) -> str:
+        """Where rank 0 listens: all that this machine is called by, since its own name may lead to loopback alone."""
+        if self.is_on_one_host:
+            return self.address
+        return f"tcp://{'[::]' if ':' in self.host else '0.0.0.0'}:{self.port}"
+
+    @property
+    def beside(self) -> str:
+        """Where a worker on the machine of rank 0 dials."""
+        if self.is_on_one_host:
+            return self.address
+        return f"tcp://{'[::1]' if ':' in self.host else '127.0.0.1'}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a launcher has said, read by its name."""
+
+    launcher: str
+    variables: Mapping[str, str]
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.variables.get(name))
+
+    def text(self, *names: str) -> str:
+        """Return the value of the first of these that has one, empty where none has."""
+        return next((self.variables[name] for name in names if name in self), "")
+
+    def number(self, name: str, least: int, most: int = 2**31 - 1) -> int:
+        """Return a number; `UsageError` where it is none, out of range, or missing."""
+        text = self.text(name)
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
+        if not least <= number <= most:
+            told = repr(text) if text else "not set"
+            raise UsageError(f"{self.launcher} has {name} = {told}: expected a whole number from {least} to {most}")
+        return number
+
+    def place(self, rank_name: str, size_name: str, host: str, port: int = PORT) -> Place:
+        """Return the place; `MASTER_ADDR` and `MASTER_PORT` come before `host` and `port`.
+
+        `UsageError` where the rank is not below the size, or rank 0 cannot be found.
+        """
+        rank = self.number(rank_name, 0)
+        size = self.number(size_name, 1) if size_name else None
+        if size is not None and rank >= size:
+            raise UsageError(f"{self.launcher} has {rank_name} = {rank} of {size_name} = {size}: expected a rank below")
+        host = self.text(HEAD_HOST) or host
+        if rank and not host:
+            raise UsageError(
+                f"{self.launcher} does not say where rank 0 is, which rank {rank} has to dial: expected its host in "
+                f"{HEAD_HOST} (and its port in {HEAD_PORT}, or else {PORT}), set for all processes"
+            )
+        port = self.number(HEAD_PORT, 1, 65535) if HEAD_PORT in self else port
+        return Place(launcher=self.launcher, rank=rank, size=size, host=host, port=port)
+
+
+def _torchrun(found: Environment) -> Place:
+    """RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as `torchrun` and Kubeflow's PyTorchJob set them."""
+    for name in (HEAD_HOST, HEAD_PORT):
+        if name not in found:
+            raise UsageError(
+                f"RANK = {found.text('RANK')!r} is set and {name} is not: expected all of RANK, WORLD_SIZE, "
+                f"{HEAD_HOST} and {HEAD_PORT}, or none"
+            )
+    place = found.place("RANK", "WORLD_SIZE", "")
+    # torchrun's own agent listens at that port, and tells its processes so.
+    shift = int(found.text("TORCHELASTIC_USE_AGENT_STORE") == "True")
+    return Place(launcher=place.launcher, rank=place.rank, size=place.size, host=place.host, port=place.port + shift)
+
+
+def _open_mpi(found: Environment) -> Place:
+    """`mpirun` tells ranks and sizes; the host of rank 0 only where all are on one, or Slurm has given the nodes."""
+    is_one_host = found.text("OMPI_COMM_WORLD_LOCAL_SIZE") == found.text("OMPI_COMM_WORLD_SIZE")
+    host = "127.0.0.1" if is_one_host else first_host(found.text("SLURM_JOB_NODELIST"))
+    return found.place("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", host, _job_port(found))
+
+
+def _slurm(found: Environment) -> Place:
+    """`srun` tells ranks and sizes, and the nodes, on the first of which it puts rank 0."""
+    if "SLURM_STEP_ID" not in found:
+        raise UsageError(
+            f"SLURM_PROCID = {found.text('SLURM_PROCID')!r} is set and SLURM_STEP_ID is not, so that this is the batch "
+            "script itself: expected `srun lockstep node` there, which starts one process a task"
+        )
+    hosts = found.text("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in found else "SLURM_NTASKS"
+    return found.place("SLURM_PROCID", size, first_host(hosts), _job_port(found))
+
+
+def _job_port(found: Environment) -> int:
+    if "SLURM_JOB_ID" not in found:
+        return PORT
+    step = f"{found.text('SLURM_JOB_ID')}.{found.text('SLURM_STEP_ID')}"
+    return JOB_PORTS[zlib.crc32(step.encode()) % len(JOB_PORTS)]
+
+
+def _kubernetes(found: Environment) -> Place:
+    """An Indexed Job tells the index of its pod, and nothing else."""
+    return found.place("JOB_COMPLETION_INDEX", "WORLD_SIZE" if "WORLD_SIZE" in found else "", "")
+
+
+#: Launchers, what shows that one was there, and how it is read. The innermost comes first: `mpirun` may run within a
+#: job of Slurm, and either of them within a pod.
+LAUNCHERS: tuple[tuple[str, str, Callable[[Environment], Place]], ...] = (
+    ("torchrun", "RANK", _torchrun),
+    ("Open MPI", "OMPI_COMM_WORLD_RANK", _open_mpi),
+    ("Slurm", "SLURM_PROCID", _slurm),
+    ("Kubernetes", "JOB_COMPLETION_INDEX", _kubernetes),
+)
+
+
+def detect(environ: Mapping[str, str]) -> Place:
+    """Return the place that a launcher has given to this process; `UsageError` where there was none."""
+    for launcher, mark, read in LAUNCHERS:
+        found = Environment(launcher, environ)
+        if mark in found:
+            return read(found)
+    marks = ", ".join(f"{mark} ({launcher})" for launcher, mark, _ in LAUNCHERS)
+    raise UsageError(
+        f"no launcher has started this process: expected one of {marks} in the environment; by hand, start `lockstep "
+        "server` and `lockstep worker`, or on one machine `lockstep train`"
+    )

@@ -1,0 +1,300 @@
+"""The nodes of a Ray cluster: Ray finds places for a run's processes and gives them up again; the rest is ours.
+
+One placement group holds a core for each worker that the run begins with; servers, which take little, have their places
+in it too. Workers beyond those wait outside of it until a node has a core for them, so that a run grows as nodes join.
+No gradient goes through Ray: processes dial one another, with keys that are made for this run alone.
+"""
+
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import ray
+import ray.exceptions
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from common.errors import JobError, RunError, UsageError
+from common.runtime.environment import own_environment
+from common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
+from lockstep.launch.private_folder import private_folder
+from lockstep.launch.process_backend import HERE, JOB_FILE, Attended, Observer
+from lockstep.launch.process_log import ProcessLog
+from lockstep.launch.remote.attendant import KEYS, Attendant
+from lockstep.launch.remote.interface import bracketed
+from lockstep.launch.remote.ray_child import RayChild, RayObserver
+from lockstep.launch.signals import interrupt_on_signals, uninterrupted
+from lockstep.reports.display import Display
+from lockstep.runs.launch import Launch
+from lockstep.runs.run_dir import JOB
+from lockstep.runs.session import Destination
+
+#: Seconds between two looks at who waits for a place, and until that is told again.
+LOOK_S, TOLD_S = 0.1, 10.0
+
+#: Looks after which it is told first: Ray takes a moment even where there is room.
+PATIENT_LOOKS = 25
+
+#: Seconds for an answer of an actor whose node has been found.
+ANSWER_S = 60.0
+
+#: Seconds within which a cluster takes a connection.
+LISTENER_S = 5.0
+
+#: The name of the worker's key, which all of them share.
+WORKER = "worker"
+
+#: Lies in the run's folder while nodes are asked whether they see it.
+CHECK = ".seen-by-all-nodes"
+
+#: What is waited for.
+Found = TypeVar("Found")
+
+
+@contextmanager
+def ray_ground(address: str, destination: Destination, display: Display) -> Iterator["RayGround"]:
+    """Give the ground that is the Ray cluster at `address`: `ray` for the one that is running here.
+
+    Nothing of ours is left there at the end. `UsageError` where there is no such cluster, or it is not fit for the run.
+    """
+    check(destination.launch)
+    connect(address)
+    folder = private_folder()
+    ground = RayGround(destination, display, KeyFolder.create(folder / KEYS, [WORKER]))
+    try:
+        ground.reserve()
+        ground.examine()
+        yield ground
+    finally:
+        with uninterrupted():
+            ground.give_up()
+            ray.shutdown()
+            for path in (*(folder / KEYS).iterdir(), folder / KEYS, folder):
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
+def check(launch: Launch) -> None:
+    """Raise `JobError` for what makes no sense on several machines."""
+    if not launch.workers:
+        raise JobError("workers = 0, which trains in this process alone, has no use for a cluster: expected 1 or more")
+    if launch.transport not in ("auto", "tcp"):
+        raise JobError(f"transport = {launch.transport!r} reaches no other machine: expected auto or tcp")
+
+
+def connect(address: str) -> None:
+    """Become a driver of the cluster; `UsageError` where there is none."""
+    where = "auto" if address == "ray" else address
+    named = own_environment().get("RAY_ADDRESS", "") if address == "ray" else address
+    if named:
+        demand_listener(address, named.removeprefix("ray://"))
+    try:
+        begin(where)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        told = " ".join(str(error).split())
+        raise UsageError(
+            f"no Ray cluster at {address!r} ({told}): start one by `ray start --head`, name it by RAY_ADDRESS, or give "
+            "--on ray://HOST:10001"
+        ) from None
+    finally:
+        # Ray has put its own in their place.
+        interrupt_on_signals()
+
+
+def begin(where: str) -> None:
+    """Connect; again where the cluster took us and then gave up on the process that it starts for each client.
+
+    It waits 30 s for that one, which on a busy head takes longer; the second is quicker.
+    """
+    for is_last in (False, False, True):
+        try:
+            ray.init(address=where, namespace="lockstep", log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except ConnectionAbortedError:
+            if is_last:
+                raise
+
+
+def demand_listener(address: str, place: str) -> None:
+    """Raise `UsageError` where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = place.rpartition(":")
+    if not (host and port.isascii() and port.isdigit()):
+        return  # Ray has other names for what is here
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LISTENER_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"no Ray cluster at {address!r}: {place} cannot be reached ({error}): is it running?"
+        ) from None
+
+
+@dataclass
+class RayGround:
+    """Places on the nodes of a cluster."""
+
+    destination: Destination
+    display: Display
+    keys: KeyFolder
+    has_guests: bool = field(default=False, init=False)
+    #: The placement group, and attendants in it that have no process yet, by their bundle.
+    _group: Any = None
+    _idle: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def fewest(self) -> int:
+        """The workers that the run begins with."""
+        return self.destination.launch.min_workers or self.destination.launch.workers
+
+    def places(self, launch: Launch) -> int:
+        return launch.workers
+
+    def reserve(self) -> None:
+        """Wait until there is a core for each of the workers to begin with."""
+        self._group = placement_group([{"CPU": 1}] * self.fewest, strategy="SPREAD")
+        self._await(f"room for {self.fewest} workers", lambda: self._table()["state"] == "CREATED")
+
+    def _await(self, what: str, look: Callable[[], Found]) -> Found:
+        """Look until there is something; return it. Tell what is waited for while there is nothing."""
+        looks = 0
+        while not (found := look()):
+            if looks % round(TOLD_S / LOOK_S) == PATIENT_LOOKS:
+                cores = ray.cluster_resources().get("CPU", 0.0)
+                self.display.remind(f"waiting for {what}: Ray has {cores:g} cores in all")
+            looks += 1
+            threading.Event().wait(LOOK_S)
+        return found
+
+    def examine(self) -> None:
+        """Look at each node; `UsageError` where one has other code, or does not see the run's folder."""
+        run_dir, text = self.destination.folder.absolute(), secrets.token_hex(16)
+        self._idle = {bundle: self._attendant(bundle, cpus=1) for bundle in range(self.fewest)}
+        ours = Attendant().about()
+        try:
+            (run_dir / CHECK).write_text(text, encoding="utf-8")
+            for bundle, actor in self._idle.items():
+                self._compare(ours, self._get(actor.about.remote(), bundle))
+                self._demand_sight(actor, bundle, CHECK, text)
+        finally:
+            (run_dir / CHECK).unlink(missing_ok=True)
+
+    def start_server(self, arguments: list[str], address: str, folder: Path) -> Attended:
+        bundle = self._living()[0]
+        actor = self._attendant(bundle, cpus=0)
+        if address:
+            job = (self.destination.folder / JOB).read_text(encoding="utf-8")
+            self._demand_sight(actor, bundle, JOB, job)
+        words = [
+            str(self.destination.folder.absolute()) if word == str(self.destination.folder) else word
+            for word in arguments
+        ]
+        files = {JOB_FILE: (folder / JOB_FILE).read_text(encoding="utf-8"), **self._server_keys()}
+        bind = self._bind(actor, bundle)
+        words += ["--bind", bind, "--keys", f"{HERE}/{KEYS}"]
+        return self._started("the server", actor, words, files, folder / "server.log")
+
+    def start_shard(self, number: int, server: str, folder: Path) -> Attended:
+        living = self._living()
+        bundle = living[number % len(living)]
+        actor = self._attendant(bundle, cpus=0)
+        bind = self._bind(actor, bundle)
+        words = ["shard", server, "--supervised", HERE, "--bind", bind, "--keys", f"{HERE}/{KEYS}"]
+        return self._started("a shard", actor, words, self._server_keys(), folder / f"shard-{number}.log")
+
+    def start_worker(self, number: int, server: str, folder: Path) -> Attended:
+        bundle = number if number < self.fewest else None
+        actor = self._idle.pop(number, None) or self._attendant(bundle, cpus=1)
+        words = ["worker", server, "--supervised", HERE, "--key", f"{HERE}/{KEYS}/{WORKER}.key"]
+        files = {f"{KEYS}/{WORKER}.key": self._key(f"{WORKER}.key")}
+        return self._started("a worker", actor, words, files, folder / f"worker-{number}.log")
+
+    def observer(self, address: str, server: Attended) -> Observer:
+        assert isinstance(server, RayChild)
+        return RayObserver(server.actor, address)
+
+    def give_up(self) -> None:
+        """Leave nothing in the cluster."""
+        for actor in self._idle.values():
+            ray.kill(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+    def _attendant(self, bundle: int | None, cpus: int) -> Any:
+        """Start an actor in a bundle of the group, or, with None, wherever there is or will be a core."""
+        strategy: Any = "SPREAD"
+        if bundle is not None:
+            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        kind = ray.remote(Attendant).options(num_cpus=cpus, scheduling_strategy=strategy, max_restarts=0)
+        return kind.remote()
+
+    def _started(self, name: str, actor: Any, words: list[str], files: dict[str, str], log: Path) -> RayChild:
+        placed = actor.start.remote(name, words, files, str(Path.cwd()))
+        return RayChild(name, ProcessLog.at_end_of(log), actor, placed)
+
+    def _living(self) -> list[int]:
+        """Return the bundles whose nodes live; where none does, wait until Ray has found room for one again."""
+        return self._await("room for a server", self._bundles_alive)
+
+    def _bundles_alive(self) -> list[int]:
+        living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        nodes = self._table()["bundles_to_node_id"]
+        return [bundle for bundle in range(self.fewest) if nodes.get(bundle) in living]
+
+    def _table(self) -> Any:
+        return placement_group_table(self._group)
+
+    def _bind(self, actor: Any, bundle: int) -> str:
+        """Return where a server listens at that place: at the address that leads to the other nodes."""
+        nodes = self._table()["bundles_to_node_id"]
+        living = [node for node in ray.nodes() if node["Alive"]]
+        others = [node["NodeManagerAddress"] for node in living if node["NodeID"] != nodes.get(bundle)]
+        mine = [node["NodeManagerAddress"] for node in living if node["NodeID"] == nodes.get(bundle)]
+        for host in (*others, *mine):
+            found = self._get(actor.address_towards.remote(host), bundle)
+            if found:
+                return f"tcp://{bracketed(found)}:0"
+        raise RunError(f"the node {mine} has no way to any other: expected one network that all nodes are on")
+
+    def _demand_sight(self, actor: Any, bundle: int, name: str, text: str) -> None:
+        folder = self.destination.folder.absolute()
+        obstacle = self._get(actor.obstacle.remote(str(folder), name, text), bundle)
+        if obstacle:
+            host = self._get(actor.about.remote(), bundle)["host"]
+            raise UsageError(
+                f"the run folder {str(folder)!r} has to be seen by all nodes, for a server that has to move: node "
+                f"{host!r} {obstacle}: expected --run-dir on a file system that they share"
+            )
+
+    def _compare(self, ours: dict[str, str], theirs: dict[str, str]) -> None:
+        for name in ("lockstep", "code"):
+            if ours[name] != theirs[name]:
+                raise UsageError(
+                    f"node {theirs['host']!r} has {name} {theirs[name]!r}, and here it is {ours[name]!r}: install the "
+                    f"same version of lockstep for {theirs['python']} there"
+                )
+
+    def _get(self, asked: Any, bundle: int) -> Any:
+        try:
+            return ray.get(asked, timeout=ANSWER_S)
+        except ray.exceptions.GetTimeoutError:
+            raise RunError(f"place {bundle} of the Ray cluster does not answer within {ANSWER_S:g} s") from None
+        except ray.exceptions.RayError as error:
+            self._explain(error)
+
+    def _explain(self, error: Exception) -> NoReturn:
+        if "ModuleNotFoundError" in str(error) or "No module named" in str(error):
+            raise UsageError(
+                "a node of the Ray cluster cannot load lockstep: nothing of ours is sent there, so install the same "
+                "version in the Python that Ray runs on each node"
+            ) from None
+        raise RunError(f"a node of the Ray cluster is gone: {' '.join(str(error).split())[:300]}") from None
+
+    def _server_keys(self) -> dict[str, str]:
+        return {f"{KEYS}/{name}": self._key(name) for name in (SERVER, SERVER_PUBLIC, ALLOWED)}
+
+    def _key(self, name: str) -> str:
+        return (self.keys.path / name).read_text(encoding="utf-8")

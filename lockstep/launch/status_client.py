@@ -1,0 +1,45 @@
+"""Asks a server how its run stands, and tells it what callbacks say."""
+
+from dataclasses import dataclass
+
+from common.errors import UnreachableError
+from common.protocol.codec import decode, encode
+from common.protocol.messages import ServerMessage, Status, StatusAsked, Verdict
+from common.transport.port import ClientPort
+
+
+@dataclass
+class StatusClient:
+    """An observer's connection to a server."""
+
+    port: ClientPort
+    #: Whether a question is on its way: another one would only wait behind it.
+    is_waiting: bool = False
+
+    def ask(self, timeout_s: float) -> Status | None:
+        """Return how the run stands, None where no answer came in time: the next call waits on for it."""
+        if not self.is_waiting:
+            self.port.send(encode(StatusAsked()))
+            self.is_waiting = True
+        frames = self.port.receive(timeout_s)
+        if frames is None:
+            return None
+        self.is_waiting = False
+        message, _ = decode(frames, ServerMessage)
+        return message if isinstance(message, Status) else None
+
+    def tell(self, verdict: Verdict) -> None:
+        """Tell the server what callbacks say; where that is lost, the run is seen to pause still."""
+        self.port.send(encode(verdict))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.port.close()
+
+
+def ask_once(port: ClientPort, address: str, timeout_s: float) -> Status:
+    """Return how the run at `address` stands; `UnreachableError` where nobody answers in time."""
+    status = StatusClient(port).ask(timeout_s)
+    if status is None:
+        raise UnreachableError(f"no server answered at {address} within {timeout_s:g} s")
+    return status

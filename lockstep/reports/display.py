@@ -1,0 +1,246 @@
+"""Shows a run under way: live in a terminal, in plain lines where there is none."""
+
+import math
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from common.files.sanitize import cut, one_line, printable
+from common.job.score import Score
+from common.protocol.messages import EpochStatus, Status, WorkerStatus
+from common.runtime.clock import Clock
+
+#: Seconds between two plain lines within an epoch.
+PLAIN_EVERY_S = 10.0
+
+#: Seconds between two pictures in a terminal.
+LIVE_EVERY_S = 0.2
+
+#: Workers that have a line of their own: more would push the bar out of an ordinary terminal.
+MOST_WORKER_LINES = 12
+
+#: Characters of a host's name: with them and a pid, a line fits 80 columns.
+MOST_HOST = 12
+
+
+class Display(Protocol):
+    """What shows a run: a context, told of each new status."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def show(self, status: Status) -> None:
+        """Show how the run stands."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        ...
+
+    def remind(self, text: str) -> None:
+        """Show for whom the run waits; called again and again with the same text."""
+        ...
+
+
+def display_for(console: Console, clock: Clock) -> Display:
+    """Return what fits the console."""
+    # A terminal that cannot move its cursor (TERM=dumb) is no better than a file.
+    is_live = console.is_terminal and not console.is_dumb_terminal
+    return LiveDisplay(console, clock) if is_live else PlainDisplay(console, clock)
+
+
+def epoch_line(epoch: EpochStatus, epochs: int) -> str:
+    """Return a finished epoch on one line."""
+    score, test = Score(epoch.accuracy, epoch.r2), Score(epoch.test_accuracy, epoch.test_r2)
+    return (
+        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {score.name} {score.told()}  {_validation(epoch)}"
+        f"test {test.told()}  {epoch.wall_s:.1f} s"
+    )
+
+
+def _validation(epoch: EpochStatus) -> str:
+    """Return what is told of the validation set, empty where there is none: with a blank behind it."""
+    if epoch.val_loss is None:
+        return ""
+    told = f"{epoch.val_loss:.4f}" if epoch.val_accuracy is None else f"{epoch.val_accuracy:.2%}"
+    return f"val {told}  "
+
+
+def place(status: Status) -> str:
+    """Return how far a run is."""
+    return f"epoch {status.epoch}/{status.epochs}  step {status.step}/{status.steps}"
+
+
+def figures(status: Status) -> str:
+    """Return how a run goes on one line, or for whom it waits."""
+    if not status.elapsed_s:
+        ready = sum(worker.state != "preparing" for worker in status.workers)
+        return f"{status.phase}: {ready} of {status.min_workers} ready"
+    score = Score(status.accuracy, status.r2)
+    return (
+        f"loss {status.loss:.4f}  {score.name} {score.told()}  "
+        f"{status.images_per_s:,.0f} samples/s  {duration(status.eta_s)} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a person: `7 s`, `3 min 20 s`, `2 h 5 min`."""
+    if not math.isfinite(seconds):
+        return "unknown time"  # a server may say anything
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def epochs_after(shown: int, status: Status) -> list[EpochStatus]:
+    """Return the epochs that follow the one with the number `shown`: of a long run a status tells of the last ones."""
+    history = status.history
+    count = max(0, history[-1].epoch - shown) if history else 0
+    return history[max(0, len(history) - count) :]
+
+
+@dataclass
+class PlainDisplay:
+    """Plain lines: one an epoch, and one every ten seconds in between."""
+
+    console: Console
+    clock: Clock
+    _shown_epoch: int = 0
+    _shown_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shown_at = self.clock.now()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, status: Status) -> None:
+        for epoch in epochs_after(self._shown_epoch, status):
+            self._shown_epoch = epoch.epoch
+            self.say(epoch_line(epoch, status.epochs))
+        if status.elapsed_s and self.clock.now() - self._shown_at >= PLAIN_EVERY_S:
+            self.say(f"{place(status)}  {figures(status)}")
+
+    def say(self, text: str) -> None:
+        self._shown_at = self.clock.now()
+        print_plainly(self.console, text)
+
+    def remind(self, text: str) -> None:
+        self.say(text)
+
+
+@dataclass(frozen=True)
+class SilentDisplay:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, status: Status) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def remind(self, text: str) -> None:
+        pass
+
+
+@dataclass
+class LiveDisplay:
+    """A bar over the run and a line for each worker, redrawn in place; finished epochs scroll up above."""
+
+    console: Console
+    clock: Clock
+    _live: Live = field(init=False)
+    _bar: Progress = field(init=False)
+    _shown_epoch: int = 0
+    _shown_at: float = float("-inf")
+    #: What was last said, where that was a reminder.
+    _reminder: str = ""
+
+    def __post_init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            console=self.console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._live = Live(self._bar, console=self.console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, status: Status) -> None:
+        for epoch in epochs_after(self._shown_epoch, status):
+            self._shown_epoch = epoch.epoch
+            self.say(epoch_line(epoch, status.epochs))
+        now = self.clock.now()
+        if now - self._shown_at >= LIVE_EVERY_S:
+            self._shown_at = now
+            self._live.update(self._picture(status), refresh=True)
+
+    def say(self, text: str) -> None:
+        self._reminder = ""
+        print_plainly(self.console, text)
+
+    def remind(self, text: str) -> None:
+        # Once: it would push away what stands above, and the picture says it all the time.
+        if text != self._reminder:
+            self.say(text)
+            self._reminder = text
+
+    def _picture(self, status: Status) -> Group:
+        self._bar.update(self._task, description=place(status), total=status.steps, completed=status.step)
+        # Cut rather than wrapped: a picture whose height changes leaves traces of itself above.
+        line = Text(f"{status.phase}  {figures(status)}" if status.elapsed_s else figures(status))
+        line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(self._bar, line, workers_table(status.workers))
+
+
+def print_plainly(console: Console, text: str) -> None:
+    """Print text as text, whoever it comes from: no markup, no colours, no escapes, no line breaks of ours."""
+    console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def workers_table(workers: list[WorkerStatus]) -> Table:
+    """Return a line for each worker, as far as they fit."""
+    table = Table.grid(padding=(0, 2))
+    for _ in range(5):
+        table.add_column(no_wrap=True)
+    for worker in workers[:MOST_WORKER_LINES]:
+        speed = f"{worker.samples / worker.compute_s:,.0f} samples/s" if worker.compute_s else ""
+        where = f"{cut(worker.host, MOST_HOST)}:{worker.pid}"
+        cells = (f"worker {worker.rank}", worker.state, f"{worker.samples:,} samples", speed, where)
+        # As texts: what a worker is called must not be taken for markup.
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
+    if len(workers) > MOST_WORKER_LINES:
+        table.add_row(f"and {len(workers) - MOST_WORKER_LINES} more")
+    return table

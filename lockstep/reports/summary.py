@@ -1,0 +1,124 @@
+"""What is shown at the end of a run: a table of its epochs, its figures, and advice where there is some."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.files.sanitize import printable
+from common.job.score import Score
+from lockstep.reports.cost_model import Measured, bytes_per_parameter, fitted
+from lockstep.reports.display import print_plainly
+from ps.records.run_folder import EpochRecord, RunResult
+from ps.run.timing import Split
+
+#: Seconds of training below which times say nothing.
+NOTED_S = 0.5
+
+
+def show_summary(console: Console, result: RunResult, folder: Path | None, cores: int | None = None) -> None:
+    """Print the end of a run, all of whose workers shared so many cores; None where they were on several machines."""
+    console.print(epochs_table(result.history))
+    for line in summary_lines(result, folder):
+        print_plainly(console, line)
+    for note in advice(result, cores):
+        # Words are kept whole in a terminal; elsewhere a line stays a line.
+        console.print(Text(printable(f"note: {note}")), soft_wrap=not console.is_terminal)
+
+
+def epochs_table(history: list[EpochRecord]) -> Table:
+    """Return a line for each epoch."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    name = Score(history[0].accuracy, history[0].r2).name if history else "accuracy"
+    for heading in ("epoch", "train loss", f"train {name}", "test loss", f"test {name}", "seconds"):
+        table.add_column(heading, justify="right")
+    for epoch in history:
+        table.add_row(
+            str(epoch.epoch),
+            f"{epoch.loss:.4f}",
+            Score(epoch.accuracy, epoch.r2).told(),
+            f"{epoch.test_loss:.4f}",
+            Score(epoch.test_accuracy, epoch.test_r2).told(),
+            f"{epoch.wall_s:.1f}",
+        )
+    return table
+
+
+def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
+    """Return the figures of a run, a line each."""
+    who = "this process alone" if result.workers == 0 else f"{result.workers} workers over {result.transport}"
+    if result.workers == 1:
+        who = f"1 worker over {result.transport}"
+    score = Score(result.test_accuracy, result.test_r2)
+    lines = [
+        "",
+        f"{'test ' + score.name:<15} {score.told()}",
+        f"throughput      {result.images_per_s:,.0f} samples/s, {who}",
+        f"time            {result.wall_s:.1f} s, of which training {result.train_s:.1f} s",
+        f"weights sha256  {result.weights_sha256}",
+    ]
+    if result.moved.sums:
+        lines.insert(-1, f"a step sends    {moved_line(result)}")
+    if result.audited or result.unaudited:
+        lines.append(f"audit           {audit_told(result)}")
+    if folder is not None:
+        lines.append(f"run folder      {folder}")
+    return lines
+
+
+def moved_line(result: RunResult) -> str:
+    """Return what crossed sockets in an average step."""
+    sums, weights = result.moved.sums / 1e3, result.moved.weights / 1e3
+    return f"{sums:,.1f} kB of sums ({result.wire}), {weights:,.1f} kB of weights ({result.wire_weights})"
+
+
+def audit_told(result: RunResult) -> str:
+    """Return how many micro-batches were computed again, and how many were to be."""
+    missed = f"{result.unaudited:,} {'more ' if result.audited else ''}were to be, while no other worker was ready"
+    if not result.audited:
+        return f"no micro-batch was computed again: {missed}"
+    told = f"{result.audited:,} micro-batches computed again by another worker: the same bits"
+    return f"{told}; {missed}" if result.unaudited else told
+
+
+def advice(result: RunResult, cores: int | None = None) -> list[str]:
+    """Return what the measured times say about the number of workers; `cores` as of `show_summary`."""
+    if result.workers == 0:
+        return []
+    notes = []
+    if result.obstacle:
+        notes.append(f"vectors went over sockets: {result.obstacle}")
+    if result.workers > result.micro_batches:
+        notes.append(
+            f"{result.micro_batches} micro-batches keep at most {result.micro_batches} workers busy; "
+            "a larger --micro-batches takes more, and gives other bits"
+        )
+    # What one process alone would need: the same computing and updating, without any exchange.
+    alone_s = result.compute_s + result.update_s
+    if result.train_s > max(alone_s, NOTED_S):
+        notes.append(
+            f"training took {result.train_s:.1f} s; one process alone needs about {alone_s:.1f} s for the same bits: "
+            "this model is too small for workers to pay (--workers 0)"
+        )
+    if result.split is not None and result.train_s > NOTED_S:
+        notes.append(one_more(result, result.split, cores))
+    return notes
+
+
+def one_more(result: RunResult, split: Split, cores: int | None) -> str:
+    """Return what one more worker would bring: worth it is at least half of what it would bring at best."""
+    measured = Measured(
+        workers=result.workers,
+        servers=result.servers,
+        micro_batches=result.micro_batches,
+        global_batch=result.global_batch,
+        parameters=result.parameters,
+        split=split,
+        bytes_per_parameter=bytes_per_parameter(result.wire, result.wire_weights),
+    )
+    model, more = fitted([measured], cores=cores), result.workers + 1
+    gain = model.step_s(result.workers) / model.step_s(more)
+    where = f" on {cores} cores" if cores is not None and cores < more else ""
+    is_worth_it = gain - 1 >= 0.5 / result.workers
+    return f"{more} workers{where} would give {gain:.2f}x: {'worth it' if is_worth_it else 'not worth it'}"

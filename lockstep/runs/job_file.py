@@ -1,0 +1,146 @@
+"""Job files: TOML in, a checked `Job` and `Launch` out, and back again."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from common.errors import JobError
+from common.files.reading import read_regular
+from common.files.sanitize import cut, one_line
+from common.files.spelling import nearest
+from common.job.job import Job, check
+from lockstep.runs.fields import Field, fields
+from lockstep.runs.launch import Launch
+
+S = TypeVar("S", Job, Launch)
+
+#: What a person calls the validator's kinds of values.
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "null": "nothing",
+    "array": "a list",
+    "object": "a table",
+}
+
+#: Bytes of a job file.
+MOST_BYTES = 2**16
+
+#: Characters of a value, or a key, in an error's text.
+MOST_TOLD = 200
+
+#: Parts of a dotted key: what `tomllib` does with one is quadratic in them.
+MOST_PARTS = 16
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_PART}){{{MOST_PARTS}}}", re.ASCII)
+
+#: What keys are called by Keras, Lightning and PyTorch, where it is not near to what they are called here.
+ELSEWHERE = {"batch_size": "global_batch", "learning_rate": "lr", "num_workers": "workers"}
+
+#: The names of the shipped jobs, which are those of the models.
+SHIPPED = ("linear", "mlp", "lenet", "cnn")
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the values of a job file; `JobError` where it cannot be read or is no TOML."""
+    try:
+        text = read_regular(path, MOST_BYTES).decode()
+        if _DEEP_KEY.search(text):
+            raise ValueError(f"a key of more than {MOST_PARTS} parts")
+        return tomllib.loads(text)
+    except OSError as error:
+        raise JobError(f"cannot read the job file {str(path)!r}: {error.strerror}: give the path of a .toml") from error
+    except (ValueError, RecursionError) as error:
+        # Of which TOML's own error is one; Python has others for bytes that are no text, and for very long numbers.
+        raise JobError(f"the job file {str(path)!r} is no TOML: {one_line(str(error))}") from error
+
+
+def shipped_values(model: str) -> dict[str, Any]:
+    """Return the values of the shipped job of a model, none for a model of one's own."""
+    if model not in SHIPPED:
+        return {}
+    text = resources.files("lockstep").joinpath("jobs", f"{model}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_launch: Launch) -> tuple[Job, Launch]:
+    """Return the checked job and launch: the file's values, or the model's shipped job, with the flags laid over them.
+
+    `JobError` names the value, what was expected and, for an unknown key, the nearest right one.
+    """
+    given = {**file_values, **flags}
+    base: Mapping[str, Any] = file_values or shipped_values(str(given.get("model", "lenet")))
+    values = {**base, **flags}
+    known = (*Job.__struct_fields__, *Launch.__struct_fields__)
+    for key in values:
+        if key not in known:
+            # The whole list only where nothing is near: it is long.
+            advice = _meant(key[:MOST_TOLD], known) or f": expected one of {', '.join(known)}"
+            raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
+    launch_values = msgspec.to_builtins(default_launch) | {
+        key: value for key, value in values.items() if key in Launch.__struct_fields__
+    }
+    job_values = {key: value for key, value in values.items() if key in Job.__struct_fields__}
+    return check(_convert(job_values, Job)), _convert(launch_values, Launch)
+
+
+def _meant(key: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)`, empty where nobody knows."""
+    return f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key, known)
+
+
+def _convert(values: dict[str, Any], to: type[S]) -> S:
+    """Return `values` as a struct; the first that does not fit is named with what was expected."""
+    try:
+        return msgspec.convert(values, to)
+    except msgspec.ValidationError as error:
+        fact, _, place = str(error).partition(" - at `$.")
+        key = place.rstrip("`")
+        raise JobError(f"{key} = {one_line(repr(values[key]), MOST_TOLD)}: {_told(fact, fields()[key])}") from error
+
+
+def _told(fact: str, field: Field) -> str:
+    """Return the validator's fact in a person's words: `expected a whole number >= 1`."""
+    if field.choices and fact.startswith("Invalid enum value"):
+        return f"expected one of {', '.join(field.choices)}"
+    words = re.sub(r"`([^`]+)`", lambda kinds: _kinds(kinds[1]), fact)
+    return words[:1].lower() + words[1:]
+
+
+def _kinds(text: str) -> str:
+    return " or ".join(KINDS.get(kind, kind) for kind in text.split(" | "))
+
+
+def to_toml(job: Job, launch: Launch) -> str:
+    """Return a job file that resolves to the same job and launch, every value written out."""
+    values = {**msgspec.to_builtins(job), **msgspec.to_builtins(launch)}
+    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    """Return a value as TOML on one line."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return repr(value)
+        case int():
+            return str(value)
+        case str():
+            # A JSON string is a TOML basic string, but for DEL, which JSON leaves bare.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list() | tuple():
+            return f"[{', '.join(map(_toml_value, value))}]"
+        case dict():
+            return "{" + ", ".join(f"{_toml_value(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
+        case _:
+            raise JobError(f"{value!r} cannot be written to a job file: expected text, a number, a list or a table")

@@ -1,0 +1,137 @@
+"""Training in the calling process alone, without coordinator or transport: the oracle that every run must match."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from common.aggregation.tree import Node
+from common.errors import DivergedError, LockstepError, PieceError, RunError
+from common.job.tally import pack_losses
+from common.protocol.messages import EpochStatus, Status
+from common.runtime.clock import Clock
+from common.runtime.interrupts import held_back
+from lockstep.runs.single_trainer import LoneTrainer
+from ps.checkpoint.checkpointer import Keeper
+from ps.checkpoint.resuming import Resumption, beginning
+from ps.coordinator.divergence import diverged_text
+from ps.coordinator.effects import UpdateWeights
+from ps.coordinator.membership import Roster
+from ps.coordinator.next_round import following, phase_in
+from ps.coordinator.status import status_of
+from ps.coordinator.transitions import Phase
+from ps.records.ledger import Account
+from ps.records.metrics import Recorder
+from ps.records.run_folder import RunResult
+from ps.run.plan import Round
+from ps.run.progress import Progress
+from ps.server.nonfinite_guard import Spoilt, SpoiltError
+from ps.setup import Opening
+from ps.shard.checksum import mark_after
+from worker.compute import NotFiniteError
+
+
+@dataclass
+class SerialRun:
+    """One run in one process."""
+
+    opening: Opening
+    recorder: Recorder
+    clock: Clock
+    #: Is told how the run stands after each round.
+    watch: Callable[[Status], None]
+    #: Where it begins: by default at the beginning.
+    start: Resumption | None = None
+    keeper: Keeper | None = None
+    #: Asked between two epochs, where the run pauses for callbacks: whether it ends with the one that is over.
+    is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
+    #: Seconds spent in computing gradients.
+    compute_s: float = 0.0
+    spoilt: Spoilt = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spoilt = Spoilt(self.opening.layout)
+
+    def train(self) -> RunResult:
+        """Train to the end; `DivergedError` where a loss is not finite, `PieceError` where the model raises."""
+        opening, start = self.opening, self.start or beginning(self.opening)
+        progress, self.compute_s = start.progress, start.compute_s
+        at: Round | None = start.round
+        trainer = LoneTrainer(opening, self.clock)
+        try:
+            while at is not None:
+                progress.begin_round(self.clock.now())
+                self._round(at, trainer, progress)
+                then = following(opening.facts, at, progress.history)
+                if self.spoilt.text and then is None:
+                    raise SpoiltError(self.spoilt.text)
+                if self.keeper is not None and then is not None and not self.spoilt.text:
+                    self.keeper.look(opening.shard, progress, self.compute_s)
+                phase = Phase.FINISHED if then is None else Phase.TRAINING
+                self.watch(status_of(opening.facts, progress, phase, then or at, self.clock.now(), []))
+                at = None if then is not None and self._stops_before(then, progress) else then
+        except KeyboardInterrupt:
+            self._keep(progress)
+            self.recorder.fail("interrupted", *opening.shard.whole())
+            raise
+        except (LockstepError, OSError):
+            raise
+        except Exception as error:
+            assert at is not None
+            if not isinstance(error, NotFiniteError | SpoiltError):
+                self._keep(progress)
+            raise self._failure(at, error) from error
+        finally:
+            self.recorder.close()
+        return self.recorder.finish(
+            progress, workers=0, compute_s=self.compute_s, weights=opening.shard.weights, now=self.clock.now()
+        )
+
+    def _stops_before(self, then: Round, progress: Progress) -> bool:
+        """Ask callbacks whether the run ends before a round."""
+        is_paused = phase_in(self.opening.facts, then) is Phase.PAUSED
+        return is_paused and self.is_to_stop is not None and self.is_to_stop(progress.history)
+
+    def _round(self, at: Round, trainer: LoneTrainer, progress: Progress) -> None:
+        """Carry out one round: an interrupt finds it done, with all that is booked of it, or not done at all."""
+        if at.work != "train":
+            trainer.compute.turn(at.step)
+            tally = trainer.compute.evaluate(Node(0, at.pieces), at.work)
+            if at.work == "validate":
+                progress.end_validation(tally)
+                return
+            number = self.opening.facts.plan.epoch_of(at.step - 1)
+            with held_back():
+                epoch = progress.end_epoch(number, tally, self.clock.now())
+                self.recorder.epoch(epoch, self.opening.shard.weights)
+            return
+        done = trainer.sums(at.step)
+        if self.spoilt.text:
+            raise SpoiltError(self.spoilt.text)
+        account = Account(at.pieces)
+        account.share(Node(0, at.pieces), 0, pack_losses(trainer.compute.losses))
+        with held_back():
+            update = trainer.update(at.step, done)
+            progress.end_step(done.tally, self.clock.now(), (done.compute_s, done.compute_s))
+            self.recorder.step(at.step, done.tally, update.rate, update.update_s, progress.last_step)
+            self.recorder.account(at.step, account, mark_after(at.step, self.opening.shard.weights))
+            self.compute_s += done.compute_s
+        made = UpdateWeights(step=at.step, tally=done.tally, account=account)
+        self.spoilt.look(made, self.opening.shard, Roster())
+
+    def _keep(self, progress: Progress) -> None:
+        """Keep what the run has come to."""
+        if self.keeper is not None:
+            self.keeper.take(self.opening.shard, progress, self.compute_s)
+
+    def _failure(self, at: Round, error: Exception) -> RunError:
+        """Keep the last good weights; return what a person is told, as they would be of a worker's exception."""
+        shard = self.opening.shard
+        if isinstance(error, NotFiniteError | SpoiltError):
+            failure = str(error)
+            if isinstance(error, NotFiniteError):
+                failure = diverged_text(at.work, at.step, error.piece, error.layer, error.quantity)
+            self.recorder.fail(failure, *shard.before_last())
+            return DivergedError(failure)
+        failure = f"step {at.step} raised:\n{traceback.format_exc()}"
+        self.recorder.fail(failure, *shard.whole())
+        return PieceError(failure.rstrip())

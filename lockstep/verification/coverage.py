@@ -1,0 +1,101 @@
+"""Proves from a run's ledger that each epoch used every sample once, and lists what was computed again. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.sampler import Sampler
+from common.protocol.messages import OF_A_STEP
+from ps.records.ledger import Again, Begun, Line, StepDone, Unlisted
+from ps.run.plan import Plan
+
+#: Faults of one kind that are told of one step or epoch.
+MOST_FAULTS = 3
+
+
+@dataclass
+class EpochProof:
+    """One epoch, as far as the ledger goes."""
+
+    epoch: int
+    #: Training samples, and how many of them the epoch used.
+    samples: int
+    used: int = 0
+    steps: int = 0
+    micro_batches: int = 0
+    #: What speaks against it; empty where every sample was used once, or not yet.
+    faults: list[str] = field(default_factory=list)
+    #: Work that was done, or begun, in vain.
+    again: list[Again] = field(default_factory=list)
+    #: More such work than is listed.
+    unlisted: int = 0
+
+    def is_whole(self) -> bool:
+        """Tell whether every sample was used."""
+        return self.used == self.samples
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A whole run."""
+
+    epochs: list[EpochProof]
+    #: Where the run was gone on with.
+    resumed: list[Begun]
+
+    def faults(self) -> list[str]:
+        return [fault for epoch in self.epochs for fault in epoch.faults]
+
+
+def prove(lines: list[Line], plan: Plan, sampler: Sampler) -> Proof:
+    """Return what a ledger proves of a run with that plan and order of samples."""
+    epochs: dict[int, EpochProof] = {}
+    for line in lines:
+        if isinstance(line, StepDone | Again | Unlisted):
+            number = plan.epoch_of(line.step - (line.work not in OF_A_STEP if not isinstance(line, StepDone) else 0))
+            epoch = epochs.setdefault(number, EpochProof(number, sampler.size))
+            if isinstance(line, Again):
+                epoch.again.append(line)
+            elif isinstance(line, Unlisted):
+                epoch.unlisted += line.count
+    done = [line for line in lines if isinstance(line, StepDone)]
+    for number, epoch in epochs.items():
+        _count(epoch, [line for line in done if plan.epoch_of(line.step) == number], sampler)
+    _check_order(done, plan, epochs)
+    begun = [line for line in lines if isinstance(line, Begun)]
+    resumed = [line for place, line in enumerate(begun) if place or line.lost_steps]
+    return Proof([epochs[number] for number in sorted(epochs)], resumed)
+
+
+def _count(epoch: EpochProof, steps: list[StepDone], sampler: Sampler) -> None:
+    """Count how often an epoch's steps used each sample."""
+    uses: NDArray[np.int64] = np.zeros(sampler.size, np.int64)
+    for line in steps:
+        pieces = [piece for share in line.shares for piece in range(share.lo, share.hi)]
+        epoch.faults += _untiled(line, pieces, sampler.micro_batches)
+        for piece in pieces:
+            if piece < sampler.micro_batches:
+                np.add.at(uses, sampler.indices(line.step, piece), 1)
+        epoch.micro_batches += len(pieces)
+    epoch.steps, epoch.used = len(steps), int(np.count_nonzero(uses))
+    for sample in np.flatnonzero(uses > 1)[:MOST_FAULTS]:
+        epoch.faults.append(f"epoch {epoch.epoch}: sample {sample} was used {uses[sample]} times: expected once")
+
+
+def _untiled(line: StepDone, pieces: list[int], micro_batches: int) -> Iterator[str]:
+    counts = np.bincount(pieces, minlength=micro_batches)
+    for piece in np.flatnonzero(counts[:micro_batches] != 1)[:MOST_FAULTS]:
+        yield f"step {line.step}: micro-batch {piece} was added {counts[piece]} times: expected once"
+    for piece in np.flatnonzero(counts[micro_batches:])[:MOST_FAULTS]:
+        yield f"step {line.step}: micro-batch {piece + micro_batches} is none of the {micro_batches}"
+
+
+def _check_order(done: list[StepDone], plan: Plan, epochs: dict[int, EpochProof]) -> None:
+    """Demand that the steps are those from the first on, each once and in order."""
+    for expected, line in enumerate(done):
+        if line.step != expected:
+            number = plan.epoch_of(line.step)
+            epochs[number].faults.append(f"step {line.step} stands where step {expected} is expected")
+            return

@@ -1,0 +1,139 @@
+"""Computes a recorded run again on this machine, step by step, and finds the first place where it differs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.aggregation.layout import weights_digest
+from common.runtime.clock import Clock
+from lockstep.runs.recorded import PastRun, workers_by_step
+from lockstep.runs.single_trainer import LoneTrainer
+from ps.coordinator.divergence import diverged_text
+from ps.records.ledger import Begun, EpochDone, StepDone, WeightsAt
+from ps.setup import Opening
+from ps.shard.checksum import mark_after
+from worker.compute import NotFiniteError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first place where the run and its recomputation differ."""
+
+    step: int
+    #: None where all losses agree, and the weights after the step do not.
+    micro_batch: int | None
+    text: str
+
+
+@dataclass
+class Verifier:
+    """One recomputation, from the weights that the opening's shard holds."""
+
+    run: PastRun
+    opening: Opening
+    clock: Clock
+    #: Micro-batches, and steps, that were found equal.
+    micro_batches: int = 0
+    steps: int = 0
+    _steps: dict[int, StepDone] = field(init=False)
+    _workers: dict[int, dict[int, str]] = field(init=False)
+    #: The SHA-256 of the weights after so many steps, with what it stands in.
+    _digests: dict[int, list[tuple[str, str]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._steps, self._workers = self.run.steps(), workers_by_step(self.run.lines)
+        self._digests = {}
+        for line in self.run.lines:
+            if isinstance(line, Begun | WeightsAt):
+                named = "the weights that it went on with" if isinstance(line, Begun) else "the checkpoint"
+                self._digests.setdefault(line.step, []).append((named, line.weights_sha256))
+            elif isinstance(line, EpochDone):
+                self._digests.setdefault(line.step, []).append((f"epoch {line.epoch}", line.weights_sha256))
+
+    def verify(self, until: int, watch: Callable[[int], None]) -> Difference | None:
+        """Compute all steps before `until` again; return the first difference. `watch` is told after each step."""
+        first = self.opening.shard.updates
+        if (odd := self._other_digest(first)) is not None:
+            text = f"the weights after {first} steps, which this begins with, are not the run's: {odd}"
+            return Difference(step=first, micro_batch=None, text=text)
+        found: Difference | None = None
+        trainer = LoneTrainer(self.opening, self.clock)
+        for step in range(first, until):
+            if found is not None:
+                return found
+            found = self._step(step, trainer)
+            watch(step)
+        return found
+
+    def _step(self, step: int, trainer: LoneTrainer) -> Difference | None:
+        recorded = self._steps.get(step)
+        if recorded is None:
+            return Difference(step=step, micro_batch=None, text=f"step {step} is not in the ledger: expected its entry")
+        try:
+            trainer.step(step)
+        except NotFiniteError as error:
+            diverged = diverged_text("train", step, error.piece, error.layer, error.quantity)
+            text = f"{diverged}; in the run it was finite"
+            return Difference(step=step, micro_batch=error.piece, text=text)
+        here = np.array(trainer.compute.losses, "<f4")
+        if here.tobytes() != recorded.losses:
+            return self._loss_difference(recorded, here)
+        self.micro_batches += len(here)
+        weights = self.opening.shard.weights
+        if mark_after(step, weights) != recorded.mark:
+            return self._weights_difference(step, "the mark in the ledger")
+        self.steps += 1
+        return self._compare_digests(step + 1)
+
+    def _loss_difference(self, recorded: StepDone, here: NDArray[np.float32]) -> Difference:
+        there = recorded.loss_sums()
+        if len(there) != len(here):
+            text = f"step {recorded.step} has {len(there)} losses in the ledger: expected {len(here)}"
+            return Difference(step=recorded.step, micro_batch=None, text=text)
+        piece = int(np.flatnonzero(there.view(np.uint32) != here.view(np.uint32))[0])
+        text = (
+            f"step {recorded.step}, micro-batch {piece}: the sum of its losses was {there[piece]!s} "
+            f"({there[piece].tobytes()[::-1].hex()}), {self._who(recorded, piece)}; computed again it is "
+            f"{here[piece]!s} ({here[piece].tobytes()[::-1].hex()})"
+        )
+        return Difference(step=recorded.step, micro_batch=piece, text=text)
+
+    def _who(self, recorded: StepDone, piece: int) -> str:
+        ranks = [share.rank for share in recorded.shares if share.lo <= piece < share.hi]
+        named = self._workers.get(recorded.step, {})
+        return " and ".join(f"by {named.get(rank, 'the process that trained alone')}" for rank in ranks) or "by nobody"
+
+    def _compare_digests(self, steps: int) -> Difference | None:
+        odd = self._other_digest(steps)
+        return None if odd is None else self._weights_difference(steps - 1, odd)
+
+    def _other_digest(self, steps: int) -> str | None:
+        """Return what has another digest than the weights at hand after so many steps, None where nothing has."""
+        here = weights_digest(self.opening.shard.weights) if steps in self._digests else ""
+        odd = (pair for pair in self._digests.get(steps, []) if pair[1] != here)
+        return next((f"{named} has SHA-256 {digest[:12]}…, here {here[:12]}…" for named, digest in odd), None)
+
+    def _weights_difference(self, step: int, where: str) -> Difference:
+        text = (
+            f"step {step}: the losses of all its micro-batches are the same, and the weights after it are not "
+            f"({where}): a gradient differs, or the update; computed {self._all(step)}"
+        )
+        return Difference(step=step, micro_batch=None, text=text)
+
+    def _all(self, step: int) -> str:
+        recorded = self._steps.get(step)
+        if recorded is None:
+            return "by nobody that the ledger knows"
+        return "; ".join(f"{share.lo}-{share.hi - 1} {self._who(recorded, share.lo)}" for share in recorded.shares)
+
+
+def steps_between(text: str, total: int) -> tuple[int, int]:
+    """Return the range that `A:B`, `A:`, `:B` or `A` stands for; ValueError where it is none within `total` steps."""
+    first, colon, last = text.partition(":")
+    low = int(first) if first else 0
+    high = (int(last) if last else total) if colon else low + 1
+    if not 0 <= low < high <= total:
+        raise ValueError(text)
+    return low, high

@@ -1,0 +1,200 @@
+"""A checkpoint: all that a run needs to go on with the same bits, as one safetensors file under a seal.
+
+The weights are under their own names, so that everybody can read them; each slot of the optimizer is
+`optimizer/SLOT/NAME`, and what the run has come to, as JSON, is the array `lockstep/past`. The seal is the SHA-256 of
+the whole file in which its own 64 digits are zeros: no bit of the file can change without being found.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from common.aggregation.layout import ParameterLayout
+from common.aggregation.tree import Vector
+from common.errors import FileFormatError
+from common.files.json_file import decode
+from common.files.reading import read_regular
+from common.files.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
+from common.job.job import Job
+from common.protocol.numerics import Fingerprint
+from ps.records.run_folder import EpochRecord
+from ps.run.info import RunFacts
+
+PAST = "lockstep/past"
+
+#: What stands in the header before the seal, and in its place while the digest is taken.
+_KEY, _BLANK = b'"sha256":"', b"0" * 64
+
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What has to be equal for the same bits."""
+
+    job: Job
+    #: SHA-256 of the model's own file ("" for one of the library), of the dataset, and of the parameters' layout.
+    source: str
+    dataset: str
+    layout: str
+    numerics: Fingerprint
+
+    @classmethod
+    def of(cls, facts: RunFacts) -> "Identity":
+        return cls(
+            job=facts.job,
+            source=facts.source,
+            dataset=facts.dataset,
+            layout=facts.layout,
+            numerics=facts.fingerprint,
+        )
+
+
+class Past(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run has come to, beside its weights."""
+
+    #: Training steps made, and whether the evaluation is done that follows them, where one does.
+    steps: Count
+    is_evaluated: bool
+    #: Over the training samples of the epoch at hand.
+    loss_sum: float
+    correct: Count
+    count: Count
+    #: Training samples in all.
+    samples: Count
+    history: list[EpochRecord]
+    #: Seconds: since the first step, of the whole run, and of those in training rounds, computing and updates.
+    elapsed_s: float
+    wall_s: float
+    train_s: float
+    compute_s: float
+    update_s: float
+    #: Lengths of the files of lines, in bytes: what stands behind these comes from later steps.
+    metrics_bytes: Count
+    ledger_bytes: Count
+    #: Micro-batches, as in `Progress`.
+    audited: Count = 0
+    unaudited: Count = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a shard holds after an update, of the whole vector; the vectors belong to the shard."""
+
+    weights: Vector
+    #: The optimizer's slots by name, each as long as the trained part of the weights.
+    state: Mapping[str, Vector]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was read."""
+
+    path: Path
+    identity: Identity
+    past: Past
+    #: All arrays of the file but the past, by name.
+    arrays: dict[str, NDArray[Any]]
+
+    def is_of(self, epoch: EpochRecord) -> bool:
+        """Tell whether it was taken at the end of that epoch."""
+        history = self.past.history
+        last = history[-1] if history and self.past.is_evaluated else None
+        return last is not None and (last.epoch, last.weights_sha256) == (epoch.epoch, epoch.weights_sha256)
+
+    def held(self, layout: ParameterLayout, slots: Iterable[str]) -> Held:
+        """Return the vectors for a layout and an optimizer's slots; `FileFormatError` where they are not the file's."""
+        weights = np.empty(layout.size, np.float32)
+        state = {slot: np.empty(layout.parameter_size, np.float32) for slot in slots}
+        places = _places(layout, weights, state)
+        odd = sorted(places.keys() ^ self.arrays.keys())
+        if odd:
+            raise FileFormatError(f"{self.path}: array {odd[0]!r} is in the file or in the model, and not in both")
+        for name, place in places.items():
+            if self.arrays[name].shape != place.shape or self.arrays[name].dtype != np.float32:
+                raise FileFormatError(f"{self.path}: array {name!r} is not float32 of shape {place.shape}")
+            place[...] = self.arrays[name]
+        return Held(weights=weights, state=state)
+
+
+def _places(layout: ParameterLayout, weights: Vector, state: Mapping[str, Vector]) -> dict[str, Vector]:
+    """Return the named arrays of a file as views into the vectors."""
+    slots = {
+        f"optimizer/{slot}/{entry.name}": entry.view(values)
+        for slot, values in state.items()
+        for entry in layout.parameters
+    }
+    return layout.read(weights) | slots
+
+
+def sealed_parts(identity: Identity, past: Past, layout: ParameterLayout, held: Held) -> list[bytes | memoryview]:
+    """Return the bytes of a checkpoint, to be written one after the other."""
+    arrays: dict[str, NDArray[Any]] = dict(_places(layout, held.weights, held.state))
+    arrays[PAST] = np.frombuffer(msgspec.json.encode(past), np.uint8)
+    metadata = {
+        "format": "lockstep checkpoint 1",
+        "step": str(past.steps),
+        "job": msgspec.json.encode(identity.job).decode(),
+        "source": identity.source,
+        "dataset": identity.dataset,
+        "layout": identity.layout,
+        "numerics": msgspec.json.encode(identity.numerics).decode(),
+        "sha256": _BLANK.decode(),
+    }
+    length, header, *rest = parts_of(arrays, metadata)
+    digest = hashlib.sha256()
+    for part in (length, header, *rest):
+        digest.update(part)
+    # The only place: within another text of the header, a quotation mark has a backslash before it.
+    before, key, after = bytes(header).partition(_KEY + _BLANK)
+    assert key
+    return [length, before + _KEY + digest.hexdigest().encode() + after, *rest]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint; `FileFormatError` where it cannot be read, is none, or differs from its seal in any bit."""
+    _check_seal(path)
+    arrays, metadata = read(path)
+    try:
+        past = decode(arrays.pop(PAST).data, Past)
+        identity = Identity(
+            job=decode(metadata["job"], Job),
+            source=metadata["source"],
+            dataset=metadata["dataset"],
+            layout=metadata["layout"],
+            numerics=decode(metadata["numerics"], Fingerprint),
+        )
+    except (KeyError, msgspec.MsgspecError) as error:
+        raise FileFormatError(
+            f"{path}: is no checkpoint of this version of lockstep ({error}): expected one; go on with the version "
+            "that wrote it"
+        ) from error
+    return Checkpoint(path=path, identity=identity, past=past, arrays=arrays)
+
+
+def _check_seal(path: Path) -> None:
+    try:
+        data = memoryview(read_regular(path, MAX_FILE_BYTES))
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror}): expected a checkpoint") from error
+    # No more than a header may have, whatever it claims.
+    header = bytes(data[: 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER_BYTES)])
+    start = header.find(_KEY) + len(_KEY)
+    seal = header[start : start + len(_BLANK)]
+    if start < len(_KEY) or len(seal) < len(_BLANK):
+        raise FileFormatError(f"{path}: has no seal of {len(data)} bytes: it is damaged, cut off, or no checkpoint")
+    digest = hashlib.sha256(data[:start])
+    digest.update(_BLANK)
+    digest.update(data[start + len(_BLANK) :])
+    if digest.hexdigest().encode() != seal:
+        raise FileFormatError(
+            f"{path}: is damaged: its SHA-256 is {digest.hexdigest()[:12]}…, and its seal says "
+            f"{seal.decode('ascii', 'replace')[:12]}…"
+        )

@@ -1,0 +1,173 @@
+"""From a checkpoint to a run that goes on as if it had never stopped."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+from common.aggregation.layout import weights_digest
+from common.aggregation.tree import Vector
+from common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
+from common.job.tally import Tally
+from common.protocol.messages import EpochStatus
+from ps.checkpoint.checkpoint import Checkpoint, Identity, Past
+from ps.checkpoint.folder import CheckpointFolder
+from ps.coordinator.coordinator import Coordinator
+from ps.coordinator.membership import Roster
+from ps.records.ledger import Begun, read_lines
+from ps.records.metrics import Recorder
+from ps.records.receipt import read_chain
+from ps.records.run_folder import RunFolder
+from ps.run.early_stopping import judged
+from ps.run.info import RunFacts
+from ps.run.plan import Round
+from ps.run.progress import Progress
+from ps.setup import Opening
+from ps.shard.shard import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """Where a run goes on."""
+
+    round: Round
+    progress: Progress
+    #: Seconds that workers have computed so far.
+    compute_s: float = 0.0
+
+
+def beginning(opening: Opening) -> Resumption:
+    """Return where a new run begins."""
+    return Resumption(round=opening.facts.plan.first(), progress=Progress(opening.facts.targets, opening.facts.guess))
+
+
+def coordinator_of(facts: RunFacts, start: Resumption) -> Coordinator:
+    """Return the coordinator of a run that begins there."""
+    roster = Roster(compute_s=start.compute_s)
+    return Coordinator(facts, roster=roster, progress=start.progress, start=start.round)
+
+
+def begin_anew(opening: Opening, recorder: Recorder, folder: RunFolder) -> Resumption:
+    """Cut off all lines of a run that came to no checkpoint, and return its beginning."""
+    folder.metrics.cut(0)
+    lost = _steps_in(folder.ledger.cut(0))
+    recorder.begin(opening.shard.digest(), lost_steps=lost)
+    return beginning(opening)
+
+
+def check_identity(checkpoint: Checkpoint, facts: RunFacts, *, allows_mixed_numerics: bool = False) -> None:
+    """Raise a `UsageError` that names both where the job, the model, the data or the numerics are not the run's."""
+    there, here, path = checkpoint.identity, Identity.of(facts), checkpoint.path
+    values = {name: (getattr(there.job, name), getattr(here.job, name)) for name in there.job.__struct_fields__}
+    odd = "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, (was, is_) in values.items() if was != is_)
+    if odd:
+        raise JobError(f"{path} is of another job: {odd}: expected the same; a new run may begin with --initial {path}")
+    if there.source != here.source:
+        raise ModelError(
+            f"the file of model {here.job.model!r} has changed since {path} was written (SHA-256 {there.source[:12]}… "
+            f"then, {here.source[:12]}… now): expected the same file"
+        )
+    if there.dataset != here.dataset:
+        raise DataError(
+            f"the dataset {here.job.data!r} has changed since {path} was written (SHA-256 {there.dataset[:12]}… then, "
+            f"{here.dataset[:12]}… now): expected the same data"
+        )
+    differences = [] if allows_mixed_numerics else there.numerics.differences(here.numerics)
+    if differences:
+        named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
+        raise UsageError(
+            f"the numerics differ from those that wrote {path}, and so would the bits: {named}: use the machine and "
+            "version of the run"
+        )
+    if there.layout != here.layout:
+        raise ModelError(f"model {here.job.model_name()!r} has other parameters than when {path} was written")
+
+
+def resume(opening: Opening, recorder: Recorder, folder: RunFolder, checkpoint: Checkpoint) -> Resumption:
+    """Bring the shard, the record and the folder's files to where a checkpoint was taken; return what follows.
+
+    `FileFormatError` where the folder's files are not those of the run.
+    """
+    past = checkpoint.past
+    following = opening.facts.plan.at(past.steps, is_evaluated=past.is_evaluated)
+    if following is None:
+        raise FileFormatError(f"{checkpoint.path}: is of a run's end, after which nothing follows: remove the file")
+    fill(opening.shard, checkpoint, opening)
+    lost = _cut_lines(folder, past)
+    recorder.history = list(past.history)
+    recorder.steps, recorder.update_s = past.steps, past.update_s
+    recorder.setting = replace(recorder.setting, started=recorder.setting.started - past.wall_s)
+    path = folder.ledger.path
+    recorder.chain = read_chain(opening.facts, read_lines(path.read_bytes(), str(path)), str(path))
+    recorder.note(Begun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost))
+    return Resumption(round=following, progress=_progress(past, opening.facts), compute_s=past.compute_s)
+
+
+def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:
+    """Return the checkpoint of the best epoch that another one tells of, None before the first or where it is gone."""
+    past, judgement = checkpoint.past, judged(checkpoint.identity.job, checkpoint.past.history)
+    if judgement is None:
+        return None
+    record = past.history[judgement.best - 1]
+    return next((found for found in checkpoints.back_from(past.steps) if found.is_of(record)), None)
+
+
+def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
+    """Tell whether a run can go on from a checkpoint: one that ends with the best weights needs those so far."""
+    if not checkpoint.identity.job.keep_best or not checkpoint.past.history:
+        return True
+    if _best(checkpoint, checkpoints) is not None:
+        return True
+    checkpoints.say(f"warning: {checkpoint.path}: the best epoch's weights are gone: the one before it is used")
+    return False
+
+
+def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, opening: Opening) -> Vector | None:
+    """Return the weights of the best epoch before a checkpoint, None before the first."""
+    best = _best(checkpoint, checkpoints)
+    return None if best is None else best.held(opening.layout, opening.shard.state).weights
+
+
+def fill(shard: Shard, checkpoint: Checkpoint, opening: Opening) -> None:
+    """Let a shard of the whole vector hold what the checkpoint has."""
+    held = checkpoint.held(opening.layout, shard.state)
+    # Both: where the weights at hand turn out to be of no use, there are none before them.
+    for slot in shard.slots:
+        slot[...] = held.weights
+    for name, values in held.state.items():
+        shard.state[name][...] = values
+    shard.updates = checkpoint.past.steps
+    shard.serve()
+
+
+def _progress(past: Past, facts: RunFacts) -> Progress:
+    names = EpochStatus.__struct_fields__
+    return Progress(
+        targets=facts.targets,
+        guess=facts.guess,
+        before_s=past.elapsed_s,
+        steps=past.steps,
+        epoch=Tally(past.loss_sum, past.correct, past.count),
+        history=[EpochStatus(**{name: getattr(epoch, name) for name in names}) for epoch in past.history],
+        samples=past.samples,
+        audited=past.audited,
+        unaudited=past.unaudited,
+        train_s=past.train_s,
+        recent=deque([(past.train_s, past.samples)]),
+    )
+
+
+def _cut_lines(folder: RunFolder, past: Past) -> int:
+    """Cut off the lines of later steps than the checkpoint's; return of how many steps there were any."""
+    for file, size in ((folder.metrics, past.metrics_bytes), (folder.ledger, past.ledger_bytes)):
+        file.open()
+        if file.size() < size:
+            raise FileFormatError(
+                f"{file.path}: {file.size()} bytes: expected at least {size}, as when the checkpoint was written; put "
+                "the run's own file back"
+            )
+    folder.metrics.cut(past.metrics_bytes)
+    return _steps_in(folder.ledger.cut(past.ledger_bytes))
+
+
+def _steps_in(lines: bytes) -> int:
+    # Not parsed: what a loss of power left there may be anything.
+    return lines.count(b'"kind":"step"')

@@ -1,0 +1,111 @@
+"""What the coordinator wants done, as imperatives; the shell does it, in order."""
+
+from dataclasses import dataclass, field
+
+from common.aggregation.tree import Node
+from common.job.tally import Tally
+from common.protocol.messages import EpochStatus, ServerMessage
+from ps.records.ledger import Account
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Send:
+    """Send a message that carries no array."""
+
+    peer: bytes
+    message: ServerMessage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SendWeights:
+    """Send the flat vector as it is after `step` steps."""
+
+    peer: bytes
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddSums:
+    """Add the vector that came with the event just handled to the step's tree, unless it came before it in parts."""
+
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddShared:
+    """Add the vector that is in a worker's slot to the step's tree: it stays there until a lease names that slot."""
+
+    node: Node
+    rank: int
+    slot: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AwaitShards:
+    """Tell when all shards have their part of the sums of a result, which is the worker's with that rank."""
+
+    rank: int
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForgetWorker:
+    """A worker is gone: give back what was kept for it."""
+
+    peer: bytes
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateWeights:
+    """The tree is whole: make one step of the optimizer with the mean over `tally.count` samples."""
+
+    step: int
+    tally: Tally
+    account: Account = field(default_factory=Account, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordEpoch:
+    """Keep an epoch's figures, with the digest of the weights as they are now."""
+
+    epoch: EpochStatus
+    account: Account = field(default_factory=Account, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Say:
+    """Tell the person at the server."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TellRefusal:
+    """Tell the person at the server that somebody was not taken in, who may come again and again."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finish:
+    """The run is over; `failure` says why, and is empty where it went well."""
+
+    failure: str
+    #: Whether the weights in use gave a loss that is not finite, so that those before are to be kept.
+    is_diverged: bool = False
+
+
+Effect = (
+    Send
+    | SendWeights
+    | AddSums
+    | AddShared
+    | AwaitShards
+    | ForgetWorker
+    | UpdateWeights
+    | RecordEpoch
+    | Say
+    | TellRefusal
+    | Finish
+)

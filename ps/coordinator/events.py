@@ -1,0 +1,169 @@
+"""What can happen to the coordinator, in the past tense."""
+
+from dataclasses import dataclass
+
+from common.aggregation.tree import Node
+from common.protocol.messages import Diverged, Failed, Join, Result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerJoined:
+    peer: bytes
+    join: Join
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerPrepared:
+    """It has the model and the data."""
+
+    peer: bytes
+    #: Whether it sees the server's memory, and why not where that was expected.
+    shares: bool = False
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerAdvanced:
+    """The worker is on its way through a lease: some of the sums are there."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultReceived:
+    peer: bytes
+    result: Result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceFailed:
+    peer: bytes
+    failed: Failed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossDiverged:
+    peer: bytes
+    diverged: Diverged
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerLeft:
+    """The worker said so, broke the protocol, or can no longer be reached."""
+
+    peer: bytes
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerAsked:
+    """A worker without work asked whether anybody is there."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatusRequested:
+    peer: bytes
+    #: Connections that were not let in, and peers that broke the protocol, by now.
+    refused: int = 0
+    broken: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerdictGiven:
+    """Callbacks have been told of an epoch."""
+
+    epoch: int
+    #: Whether the run ends with it.
+    stops: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServersReady:
+    """All shards are there."""
+
+    #: Where workers reach them, in the order of their slices.
+    addresses: tuple[str, ...]
+    #: Whether all see the server's memory, so that workers may share it, and why not.
+    shares: bool
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumsStored:
+    """All shards have the sums of a result that came."""
+
+    rank: int
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepUpdated:
+    """All shards have the new weights of their slices."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerLost:
+    """A shard is gone."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsSpoilt:
+    """The weights are not finite, although all losses are."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimePassed:
+    """The deadline came before anything else did."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interrupted:
+    """A person or the system wants the run to end now."""
+
+
+Event = (
+    WorkerJoined
+    | WorkerPrepared
+    | WorkerAdvanced
+    | ResultReceived
+    | PieceFailed
+    | LossDiverged
+    | WorkerLeft
+    | WorkerAsked
+    | StatusRequested
+    | VerdictGiven
+    | ServersReady
+    | SumsStored
+    | StepUpdated
+    | ServerLost
+    | WeightsSpoilt
+    | TimePassed
+    | Interrupted
+)
+
+#: What says nothing of whether a worker is alive.
+NO_SIGN = (
+    TimePassed,
+    Interrupted,
+    WorkerLeft,
+    VerdictGiven,
+    ServersReady,
+    SumsStored,
+    StepUpdated,
+    ServerLost,
+    WeightsSpoilt,
+)
+
+#: What only a member of the run says.
+FROM_MEMBERS = WorkerPrepared | ResultReceived | PieceFailed | LossDiverged | WorkerAsked
+
+#: What tells that a worker is alive, and nothing of its work.
+MERE_WORDS = WorkerAsked | StatusRequested

@@ -1,0 +1,197 @@
+"""The ledger: who computed each micro-batch of each step, what its loss was, and what had to be computed again. Pure.
+
+One JSON line for each entry, in the order in which things happened. With the job's arithmetic of samples it proves that
+an epoch used each sample exactly once; with the losses, which come for free, it names the place where a run that is
+computed again differs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from common.aggregation.tree import Node
+from common.errors import FileFormatError
+from common.files.json_file import decode
+from common.protocol.messages import Result, Work
+
+#: Most entries that one round brings beside its own: what a peer sends must not fill our memory.
+MOST_ENTRIES = 1000
+
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+
+#: A micro-batch, or the end of some: a job has at most so many.
+Piece = Annotated[int, Meta(ge=0, le=4096)]
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
+    """The root of all entries."""
+
+
+class Begun(Entry, frozen=True, kw_only=True, tag="begun"):
+    """A process took up the run after `step` steps; ranks count anew from here."""
+
+    step: Count
+    #: Of the weights that it goes on with.
+    weights_sha256: str
+    #: Steps that were made before, and are to be made again: they came after the checkpoint that this goes on from.
+    lost_steps: Count = 0
+
+
+class WorkerIn(Entry, frozen=True, kw_only=True, tag="worker"):
+    """Who has a rank."""
+
+    rank: Count
+    host: str
+    pid: Count
+
+    def named(self) -> str:
+        """Return how a person is told of it."""
+        return f"worker {self.rank} (host {self.host}, pid {self.pid})"
+
+
+class Share(msgspec.Struct, frozen=True, array_like=True):
+    """The micro-batches `[lo, hi)`, accepted from a worker."""
+
+    lo: Piece
+    hi: Piece
+    rank: Count
+
+    def __post_init__(self) -> None:
+        if self.lo >= self.hi:
+            raise ValueError(f"no micro-batches from {self.lo} to {self.hi}")
+
+
+class StepDone(Entry, frozen=True, kw_only=True, tag="step"):
+    """A training step, after its update."""
+
+    step: Count
+    shares: list[Share]
+    #: The sum of losses of each micro-batch: float32, little-endian, in order.
+    losses: bytes
+    #: Of the weights after the update: see `ps.shard.checksum`. Up to 64 bits.
+    mark: Annotated[int, Meta(ge=0)]
+
+    def __post_init__(self) -> None:
+        if self.mark >= 2**64:  # more than the validator can compare with
+            raise ValueError(f"a mark of {self.mark.bit_length()} bits: expected at most 64")
+        if len(self.losses) % 4:
+            raise ValueError(f"losses of {len(self.losses)} bytes: expected 4 for each micro-batch")
+
+    def loss_sums(self) -> NDArray[np.float32]:
+        """Return the losses, (micro-batches,)."""
+        return np.frombuffer(self.losses, dtype="<f4")
+
+
+class Again(Entry, frozen=True, kw_only=True, tag="again"):
+    """Pieces that were computed, or begun, by a worker whose sums of them were not used, and why."""
+
+    work: Work
+    step: Count
+    lo: Count
+    hi: Count
+    rank: Count
+    why: str
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Unlisted(Entry, frozen=True, kw_only=True, tag="unlisted"):
+    """More entries of one round than are listed."""
+
+    work: Work
+    step: Count
+    count: Count
+
+
+class EpochDone(Entry, frozen=True, kw_only=True, tag="epoch"):
+    """An epoch, after its evaluation: one link of the receipt's chain."""
+
+    epoch: Count
+    step: Count
+    weights_sha256: str
+    link: str
+
+
+class WeightsAt(Entry, frozen=True, kw_only=True, tag="weights"):
+    """The weights of a checkpoint."""
+
+    step: Count
+    weights_sha256: str
+
+
+Line = Begun | WorkerIn | StepDone | Again | Unlisted | EpochDone | WeightsAt
+
+
+@dataclass
+class Account:
+    """What a round's entries are made from."""
+
+    pieces: int = 0
+    #: Work given to others or done twice, and workers that came, since the round before.
+    entries: list[Entry] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    unlisted: int = 0
+    _losses: bytearray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._losses = bytearray(4 * self.pieces)
+
+    def share(self, node: Node, rank: int, losses: bytes) -> None:
+        """Book micro-batches that were accepted; `losses` as in `StepDone`, of these alone."""
+        self.shares.append(Share(node.lo, node.hi, rank))
+        if len(losses) == 4 * len(node):
+            self._losses[4 * node.lo : 4 * node.hi] = losses
+
+    def note(self, entry: Entry) -> None:
+        """Book what else happened."""
+        if len(self.entries) < MOST_ENTRIES:
+            self.entries.append(entry)
+        else:
+            self.unlisted += 1
+
+    def again(self, work: Work, step: int, nodes: Sequence[Node], rank: int, why: str) -> None:
+        """Book pieces that a worker will not bring, so that others compute them."""
+        for node in nodes:
+            self.note(Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why))
+
+    def take_over(self, before: "Account") -> None:
+        """Book what was booked of a round that has no line of its own, and after which this one comes."""
+        for entry in before.entries:
+            self.note(entry)
+        self.unlisted += before.unlisted
+
+    def vain(self, result: Result, rank: int) -> None:
+        """Book a result that nobody needs."""
+        if result.lo < result.hi:
+            why = "others had done it, or it came twice"
+            self.again(result.work, result.step, [result.node()], rank, why)
+
+    def step_done(self, step: int, mark: int) -> StepDone:
+        """Return the entry of a training step that is over."""
+        return StepDone(step=step, shares=self.shares, losses=bytes(self._losses), mark=mark)
+
+    def others(self, work: Work, step: int) -> list[Entry]:
+        """Return the entries beside it, of a round of that kind."""
+        if not self.unlisted:
+            return self.entries
+        return [*self.entries, Unlisted(work=work, step=step, count=self.unlisted)]
+
+
+def read_lines(data: bytes, name: str) -> list[Line]:
+    """Return the entries of a ledger; `FileFormatError` with the number of the first line that is none.
+
+    A last line without its end, cut off when the process was killed, is left out.
+    """
+    lines: list[Line] = []
+    for number, text in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            lines.append(decode(text, Line))
+        except msgspec.MsgspecError as error:
+            raise FileFormatError(f"{name}: line {number} is no entry of a ledger: {error}: it was changed") from error
+    return lines

@@ -1,0 +1,85 @@
+"""A run's receipt: digests of all that decides its bits, and a chain of digests of what came out. Pure.
+
+Each link covers the one before it, so that the last one stands for the whole run: two runs of one job that agree in it
+agreed after every epoch.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from common.errors import FileFormatError
+from ps.records.ledger import Begun, EpochDone, Line
+from ps.run.info import RunFacts
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """The weights after an epoch, or before the first, and the link over them and all links before."""
+
+    #: 0 before the first.
+    epoch: int
+    step: int
+    weights_sha256: str
+    link: str
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What `receipt.json` says of a run, finished or not."""
+
+    run: str
+    job_sha256: str
+    dataset_sha256: str
+    #: Of names, shapes and places of all parameters, and of the model's own file, "" for one of the library.
+    layout_sha256: str
+    model_source_sha256: str
+    #: Of the source code of all that decides the bits.
+    code: str
+    #: Versions, BLAS kernel, processor features: what computed it.
+    numerics: dict[str, Any]
+    total_steps: int
+    chain: list[Link]
+
+
+def receipt_of(facts: RunFacts, chain: list[Link]) -> Receipt:
+    """Return the receipt of a run that has come to the end of `chain`."""
+    return Receipt(
+        run=facts.run,
+        job_sha256=facts.job.digest(),
+        dataset_sha256=facts.dataset,
+        layout_sha256=facts.layout,
+        model_source_sha256=facts.source,
+        code=facts.fingerprint.code,
+        numerics=msgspec.to_builtins(facts.fingerprint),
+        total_steps=facts.plan.total_steps,
+        chain=chain,
+    )
+
+
+def first_link(facts: RunFacts, weights_sha256: str) -> Link:
+    """Return the link before the first epoch: over the job, the data, the model and its first weights."""
+    said = f"{facts.job.digest()} {facts.dataset} {facts.layout} {facts.source} {weights_sha256}"
+    return Link(epoch=0, step=0, weights_sha256=weights_sha256, link=hashlib.sha256(said.encode()).hexdigest())
+
+
+def next_link(before: Link, *, epoch: int, step: int, weights_sha256: str) -> Link:
+    """Return the link after another epoch."""
+    said = f"{before.link} {epoch} {step} {weights_sha256}"
+    digest = hashlib.sha256(said.encode()).hexdigest()
+    return Link(epoch=epoch, step=step, weights_sha256=weights_sha256, link=digest)
+
+
+def read_chain(facts: RunFacts, lines: Sequence[Line], name: str) -> list[Link]:
+    """Return the links as a ledger has them; `FileFormatError` where they do not follow from one another."""
+    begun = next((line for line in lines if isinstance(line, Begun)), None)
+    if begun is None:
+        raise FileFormatError(f"{name}: has no beginning: expected the ledger of this run")
+    chain = [first_link(facts, begun.weights_sha256)]
+    for line in lines:
+        if isinstance(line, EpochDone):
+            link = next_link(chain[-1], epoch=line.epoch, step=line.step, weights_sha256=line.weights_sha256)
+            if link.link != line.link:
+                raise FileFormatError(f"{name}: epoch {line.epoch} does not follow from the one before: it was changed")
+            chain.append(link)
+    return chain

@@ -1,0 +1,173 @@
+"""What a run leaves on disk: lines of figures and of the ledger, weights, a result, a receipt. Knows no socket."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common.aggregation.layout import ParameterLayout
+from common.aggregation.tree import Vector
+from common.errors import FileFormatError
+from common.files.atomic import write_atomically
+from common.files.json_file import decode
+from common.files.reading import read_regular
+from common.files.safetensors import write
+from ps.records.ledger import Entry
+from ps.records.line_file import LineFile
+from ps.records.receipt import Receipt
+from ps.run.timing import Split
+from ps.run.traffic import NOTHING, Moved
+
+METRICS = "metrics.jsonl"
+LEDGER = "ledger.jsonl"
+RECEIPT = "receipt.json"
+CHECKPOINTS = "checkpoints"
+WEIGHTS = "weights.safetensors"
+#: The weights after the last epoch, while callbacks may ask for them.
+EPOCH_WEIGHTS = "epoch.safetensors"
+RESULT = "result.json"
+
+#: Bytes of a result or a receipt: an epoch takes a quarter of a KiB.
+MOST_BYTES = 2**26
+
+#: Bytes of a file of lines: a step takes some hundred.
+MOST_LINES_BYTES = 2**33
+
+
+class EpochRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One epoch in the history: means over its training samples, over the test set after it, and the weights then."""
+
+    epoch: int
+    loss: float
+    #: None in a regression, which has R² instead.
+    accuracy: float | None = None
+    test_loss: float
+    test_accuracy: float | None = None
+    r2: float | None = None
+    test_r2: float | None = None
+    #: Seconds from the first step to the end of the epoch's evaluation.
+    wall_s: float
+    weights_sha256: str
+    #: Over the validation set, None in a run without one.
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What `result.json` says of a finished run."""
+
+    run: str
+    model: str
+    dataset: str
+    seed: int
+    workers: int
+    servers: int
+    transport: str
+    epochs: int
+    steps: int
+    global_batch: int
+    micro_batches: int
+    #: Seconds from the server's start to the end of the run, and those of them in training rounds.
+    wall_s: float
+    train_s: float
+    #: Training samples a second of `train_s`.
+    images_per_s: float
+    #: Seconds that the workers spent in computing, added up, and those that the server spent in updates.
+    compute_s: float
+    update_s: float
+    #: Mean training loss of the epoch whose weights these are, and the test figures after it.
+    train_loss: float
+    test_loss: float
+    test_accuracy: float | None
+    weights_sha256: str
+    job_sha256: str
+    dataset_sha256: str
+    #: What computed it: versions, BLAS kernel, processor features.
+    numerics: dict[str, Any]
+    history: list[EpochRecord]
+    #: Of a regression, whose `test_accuracy` is None.
+    test_r2: float | None = None
+    #: Number of values that are trained; 0 in the folder of an older version.
+    parameters: int = 0
+    #: Where the time of an average step went; None where no step was followed by another in its epoch.
+    split: Split | None = None
+    #: Why vectors did not go through shared memory where they might have; empty where they did.
+    obstacle: str = ""
+    #: After which epoch the weights are; 0 in the folder of an older version.
+    weights_epoch: int = 0
+    #: Why there are fewer epochs than the job has; empty where there are not.
+    stopped: str = ""
+    #: The types of sums and of weights on the wire, and the bytes that crossed sockets in an average step.
+    wire: str = "float32"
+    wire_weights: str = "float32"
+    moved: Moved = NOTHING
+    #: Micro-batches that another worker computed again, to the same bits, and those that were to be while nobody was
+    #: there for it.
+    audited: int = 0
+    unaudited: int = 0
+
+
+def read_result(folder: Path) -> RunResult:
+    """Return the result in a finished run's folder; `FileFormatError` where it is damaged or missing."""
+    path = folder / RESULT
+    try:
+        return decode(read_regular(path, MOST_BYTES), RunResult)
+    except OSError as error:
+        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected a finished run") from error
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{str(path)!r} is no result of a run: {error}") from error
+
+
+@dataclass
+class RunFolder:
+    """An existing folder that takes in a run; `say` is told of what cannot be written for now."""
+
+    path: Path
+    say: Callable[[str], None] = lambda text: None
+    metrics: LineFile = field(init=False)
+    ledger: LineFile = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = LineFile(self.path / METRICS, self.say)
+        self.ledger = LineFile(self.path / LEDGER, self.say)
+
+    def record(self, kind: str, figures: dict[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`; buffered until `flush`."""
+        self.metrics.append(msgspec.json.encode({"kind": kind, **figures}))
+
+    def note(self, entry: Entry) -> None:
+        """Append one line to `ledger.jsonl`; buffered until `flush`."""
+        self.ledger.append(msgspec.json.encode(entry))
+
+    def flush(self) -> None:
+        """Hand what was recorded to the system."""
+        self.metrics.flush()
+        self.ledger.flush()
+
+    def close(self) -> None:
+        """Flush and close; recording again would reopen the files."""
+        self.metrics.close()
+        self.ledger.close()
+
+    def keep_weights(self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str]) -> None:
+        """Write the weights as safetensors, whole or not at all."""
+        write(self.path / WEIGHTS, layout.read(vector), metadata)
+
+    def keep_epoch(self, layout: ParameterLayout, vector: Vector, epoch: int) -> None:
+        """Write the weights after an epoch for callbacks; where that fails, the run does not."""
+        try:
+            write(self.path / EPOCH_WEIGHTS, layout.read(vector), {"epoch": str(epoch)})
+        except OSError as error:
+            self.say(f"warning: cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run goes on")
+
+    def keep_result(self, result: RunResult) -> None:
+        """Write `result.json`, whole or not at all."""
+        text = msgspec.json.format(msgspec.json.encode(result), indent=2)
+        write_atomically(self.path / RESULT, [text, b"\n"])
+
+    def keep_receipt(self, receipt: Receipt) -> None:
+        """Write `receipt.json`, whole or not at all."""
+        text = msgspec.json.format(msgspec.json.encode(receipt), indent=2)
+        write_atomically(self.path / RECEIPT, [text, b"\n"])

@@ -1,0 +1,76 @@
+"""Which epoch was the best so far, and whether the run has waited long enough for a better one. Pure.
+
+From the job and the history alone: so every process that has these comes to the same end, whoever computed the epochs,
+and whoever went on from a checkpoint (Prechelt, "Early stopping, but when?", 1998, calls this the third class of
+criteria: stop after so many strips without a better figure).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.job.job import Job, Monitor
+
+
+class Figures(Protocol):
+    """What an epoch came to, as `EpochStatus` and `EpochRecord` have it."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def accuracy(self) -> float | None: ...
+    @property
+    def test_loss(self) -> float: ...
+    @property
+    def test_accuracy(self) -> float | None: ...
+    @property
+    def val_loss(self) -> float | None: ...
+    @property
+    def val_accuracy(self) -> float | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What is to be said of a run's epochs so far."""
+
+    #: The number of the best one, counted from 1; of equals the first.
+    best: int
+    #: Epochs since.
+    waited: int
+
+
+def judged(job: Job, history: Sequence[Figures]) -> Judgement | None:
+    """Return what a job's `monitor` and `min_delta` say of its epochs, None before the first."""
+    if not history:
+        return None
+    best = history[0]
+    for epoch in history[1:]:
+        if is_better(
+            job.monitored(), figure_of(epoch, job.monitored()), figure_of(best, job.monitored()), job.min_delta
+        ):
+            best = epoch
+    return Judgement(best=best.epoch, waited=history[-1].epoch - best.epoch)
+
+
+def is_stopped(job: Job, history: Sequence[Figures]) -> bool:
+    """Tell whether a run is to end although epochs are left: its `patience` is used up."""
+    if job.patience is None:
+        return False  # and no look at an ever longer history
+    verdict = judged(job, history)
+    return verdict is not None and verdict.waited >= job.patience
+
+
+def is_better(monitor: Monitor, figure: float, than: float, min_delta: float = 0.0) -> bool:
+    """Tell whether a figure is better than another by more than `min_delta`: a loss by less, an accuracy by more."""
+    gain = than - figure if monitor.endswith("loss") else figure - than
+    return gain > min_delta
+
+
+def figure_of(epoch: Figures, monitor: Monitor) -> float:
+    """Return one figure of an epoch; ValueError where the run has no such figure."""
+    figure = getattr(epoch, monitor)
+    if not isinstance(figure, float):
+        raise ValueError(f"{monitor} is {figure!r}: expected a run with validation_split above 0")
+    return figure

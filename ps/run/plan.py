@@ -1,0 +1,94 @@
+"""Which rounds a run consists of: each epoch's steps, then its evaluations. Pure arithmetic on the job."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.aggregation.tree import Node
+from common.data.evaluation import evaluation_pieces
+from common.job.job import Job
+from common.protocol.messages import Work
+
+#: How a person is told of what is evaluated.
+EVALUATIONS: dict[Work, str] = {"validate": "validation", "evaluate": "evaluation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Work that is done once all its pieces are: a training step, or an evaluation after `step` steps."""
+
+    work: Work
+    step: int
+    pieces: int
+
+    def named(self, nodes: Sequence[Node]) -> str:
+        """Return how a person is told of some of its pieces."""
+        pieces = ", ".join(map(str, nodes))
+        if self.work in EVALUATIONS:
+            return f"{EVALUATIONS[self.work]} pieces {pieces} after step {self.step}"
+        return f"micro-batches {pieces} of step {self.step}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rounds of a job, in order."""
+
+    total_steps: int
+    steps_per_epoch: int
+    micro_batches: int
+    evaluation_pieces: int
+    #: 0 where there is no validation set.
+    validation_pieces: int = 0
+
+    def first(self) -> Round:
+        return Round("train", 0, self.micro_batches)
+
+    def after(self, done: Round) -> Round | None:
+        """Return the round that follows, None after the last."""
+        step = done.step + 1 if done.work == "train" else done.step
+        if done.work == "train" and self.closes_epoch(done.step) and self.validation_pieces:
+            return Round("validate", step, self.validation_pieces)
+        if done.work == "validate" or (done.work == "train" and self.closes_epoch(done.step)):
+            # The test set comes last: with it the epoch's figures are complete.
+            return Round("evaluate", step, self.evaluation_pieces)
+        return Round("train", step, self.micro_batches) if step < self.total_steps else None
+
+    def at(self, steps: int, *, is_evaluated: bool) -> Round | None:
+        """Return the round that follows `steps` training steps, None at the end of the run.
+
+        `is_evaluated` tells whether the evaluations are done that follow the last of them, where there are any.
+        """
+        if not steps:
+            return self.first()
+        following = self.after(Round("train", steps - 1, self.micro_batches))
+        while is_evaluated and following is not None and following.work != "train":
+            following = self.after(following)
+        return following
+
+    def closes_epoch(self, step: int) -> bool:
+        """Tell whether an epoch ends with that step: the last one may end early."""
+        return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch of a step, from 1."""
+        return min(step, self.total_steps - 1) // self.steps_per_epoch + 1
+
+    def samples(self, training_samples: int, global_batch: int) -> int:
+        """Return the number of samples that all steps use: each epoch's last batch may be short."""
+        epochs, steps = divmod(self.total_steps, self.steps_per_epoch)
+        return epochs * training_samples + min(steps * global_batch, training_samples)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs, the last one perhaps cut short."""
+        return self.epoch_of(self.total_steps - 1)
+
+
+def plan_of(job: Job, training_samples: int, test_samples: int, validation_samples: int = 0) -> Plan:
+    """Return the plan of a job on datasets of these sizes; the training set is what the validation set leaves."""
+    return Plan(
+        total_steps=job.total_steps(training_samples),
+        steps_per_epoch=-(-training_samples // job.global_batch),
+        micro_batches=job.micro_batches,
+        evaluation_pieces=evaluation_pieces(test_samples),
+        validation_pieces=evaluation_pieces(validation_samples) if validation_samples else 0,
+    )

@@ -1,0 +1,136 @@
+"""From a job and its data to a run that can begin: the model, its first weights, the plan, the shard."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.aggregation.layout import ParameterLayout, gather, layout_of
+from common.aggregation.slices import slices_for
+from common.aggregation.tree import Vector
+from common.autograd.graph import no_grad
+from common.autograd.tensor import Tensor
+from common.data.dataset import Dataset, TrainTest
+from common.data.manifest import manifest_of
+from common.data.preparation import Preparation
+from common.data.split import with_validation
+from common.errors import JobError, LockstepError, ModelError
+from common.files.safetensors import read
+from common.job.job import Job
+from common.job.objective import Objective
+from common.job.score import Guess
+from common.nn.blueprint import blueprint_of
+from common.nn.module import Module
+from common.protocol.numerics import fingerprint
+from ps.run.info import RunFacts
+from ps.run.plan import plan_of
+from ps.shard.policy import policy_of
+from ps.shard.shard import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """Whom a run takes in, and how long it waits for them."""
+
+    min_workers: int = 1
+    lease_timeout_s: float = 60.0
+    allows_mixed_numerics: bool = False
+    #: Servers that share the weights.
+    servers: int = 1
+    #: As in `RunFacts`.
+    pauses: bool = False
+    #: The share of micro-batches that another worker computes again.
+    audit: float = 0.0
+    #: Whether workers that lack the data are sent the samples of their leases.
+    ships_data: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """All that a run begins with."""
+
+    facts: RunFacts
+    model: Module
+    data: TrainTest
+    layout: ParameterLayout
+    shard: Shard
+
+
+def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Opening:
+    """Build what a run begins with; a `UsageError` where the job, the model or the data do not go together.
+
+    `data` is as it was loaded: the validation set is taken from it here.
+    """
+    dataset, data = data.digest, with_validation(data, job.validation_split, job.seed)
+    if job.global_batch > len(data.train):
+        raise JobError(
+            f"global_batch = {job.global_batch!r} is more than the {len(data.train)} training samples of "
+            f"{job.data!r}: expected at most as many"
+        )
+    objective = Objective.of(job)
+    objective.check_labels(data.train)
+    blueprint = blueprint_of(job.model)
+    model = blueprint.build().initialize(job.seed)
+    layout = layout_of(model)
+    if not layout.parameter_size:
+        raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
+    objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
+    slices_for(layout.size, admission.servers)  # says where there are too many
+    plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
+    facts = RunFacts(
+        run=run,
+        job=job,
+        plan=plan,
+        training_samples=len(data.train),
+        layout=layout.digest(),
+        dataset=dataset,
+        source=blueprint.source,
+        fingerprint=fingerprint(),
+        targets=data.train.targets,
+        guess=guess_of(objective, data),
+        min_workers=admission.min_workers,
+        lease_timeout_s=admission.lease_timeout_s,
+        allows_mixed_numerics=admission.allows_mixed_numerics,
+        servers=admission.servers,
+        pauses=admission.pauses,
+        audit=admission.audit,
+        manifest=manifest_of(data) if admission.ships_data else None,
+    )
+    weights = first_weights(job, model, layout)
+    shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model, layout), job.micro_batches)
+    return Opening(facts=facts, model=model, data=data, layout=layout, shard=shard)
+
+
+def guess_of(objective: Objective, data: TrainTest) -> Guess | None:
+    """Return what R² is measured by over both sets; None where there are classes."""
+    train, test = objective.guess(data.train), objective.guess(data.test)
+    return None if train is None or test is None else Guess(train, test)
+
+
+def first_weights(job: Job, model: Module, layout: ParameterLayout) -> Vector:
+    """Return the vector that training starts from: the seed's, or that of the file that the job names."""
+    weights = gather(model, layout)
+    if job.initial is not None:
+        arrays, _ = read(Path(job.initial))
+        layout.write(weights, arrays)
+    return weights
+
+
+def two_samples(data: TrainTest, max_shift: int) -> Vector:
+    """Return two prepared samples; `DataError` where what they are cannot be shifted."""
+    image, label = (np.repeat(array[:1], 2, axis=0) for array in (data.train.images, data.train.labels))
+    pair = Dataset(image, label, data.train.classes)
+    return Preparation.of(pair, max_shift).images(pair.images)
+
+
+def dry_run(model: Module, images: Vector) -> tuple[int, ...]:
+    """Return the shape of the model's output for `images`; `ModelError` where it raises."""
+    model.eval()
+    try:
+        with no_grad():
+            return tuple(model(Tensor(images)).shape)
+    except LockstepError:
+        raise
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"the model cannot take samples of shape {images.shape[1:]}: it raised {told}") from error

@@ -1,0 +1,64 @@
+"""A run's vector cut into the servers' slices: who owns what, and what each slice begins with. Arithmetic only."""
+
+from collections.abc import Iterator
+
+from common.aggregation.slices import Slice
+from common.aggregation.tree import Vector
+from common.protocol.shard_messages import MOMENTA, WEIGHTS
+from ps.shard.checksum import mark_of, window_of
+from ps.shard.shard import Shard
+
+#: A named vector's frame and its values.
+Piece = tuple[str, Slice, Vector]
+
+
+def own_part(whole: Shard, owned: Slice) -> Shard:
+    """Return a shard of one slice that works on the memory of a shard of the whole."""
+    first, second = (owned.of(slot) for slot in whole.slots)
+    served = [owned.of(slot) for slot in whole.served]
+    part = Shard(
+        (first, second), whole.policy, whole.micro_batches, owned.start, (served[0], served[1]), updates=whole.updates
+    )
+    for name, slot in part.state.items():
+        slot[:] = whole.state[name][owned.start : owned.start + slot.size]
+    return part
+
+
+def beginning_of(whole: Shard, owned: Slice, *, has_weights: bool) -> Iterator[Piece]:
+    """Yield what the shard of a slice is to be sent at the beginning, which may be in the middle of a run."""
+    if not has_weights:
+        for frame in owned.frames():
+            yield WEIGHTS, frame, frame.of(whole.weights)
+    if len(whole.policy.momenta):
+        for frame in Slice(0, len(whole.policy.momenta)).frames():
+            yield MOMENTA, frame, frame.of(whole.policy.momenta)
+    if whole.updates:
+        for name, slot in whole.state.items():
+            for frame in trained_frames(owned, whole.policy.parameter_size):
+                yield name, frame, frame.of(slot)
+
+
+def trained_frames(owned: Slice, parameter_size: int) -> list[Slice]:
+    """Return the frames of a slice's part of the trained values, which there need not be."""
+    stop = min(owned.stop, parameter_size)
+    return Slice(owned.start, stop).frames() if owned.start < stop else []
+
+
+def held_frames(shard: Shard, updates: int, *, has_weights: bool, has_state: bool) -> Iterator[Piece]:
+    """Yield what a shard holds after its last update, or the weights after the last but one."""
+    owned = Slice(shard.start, shard.start + shard.weights.size)
+    if has_weights:
+        weights = shard.slots[updates % 2]
+        for frame in shard.frames:
+            yield WEIGHTS, frame, weights[frame.start - owned.start : frame.stop - owned.start]
+    if has_state:
+        for name, slot in shard.state.items():
+            for frame in trained_frames(owned, shard.policy.parameter_size):
+                yield name, frame, slot[frame.start - owned.start : frame.stop - owned.start]
+
+
+def mark_in(shard: Shard, step: int, size: int) -> int:
+    """Return the mark of that part of the window after the update of `step` which lies in a shard's slice."""
+    window, owned = window_of(step, size), Slice(shard.start, shard.start + shard.weights.size)
+    start, stop = max(window.start, owned.start), min(window.stop, owned.stop)
+    return mark_of(shard.weights[start - owned.start : stop - owned.start]) if start < stop else 0

@@ -1,0 +1,107 @@
+"""What is to be done about shards, as imperatives; the shell does it, in order."""
+
+from dataclasses import dataclass
+
+from common.aggregation.tree import Node
+from common.protocol.messages import Alive, Finished, Refused
+from common.protocol.shard_messages import SquaresAsked, Update
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Send:
+    """Send a message that is written already."""
+
+    peer: bytes
+    message: Refused | Alive | Finished | SquaresAsked | Update
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WelcomeShard:
+    """Tell a shard its slice and the run."""
+
+    peer: bytes
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FillShard:
+    """Send a shard what its slice begins with: the weights only where it does not share them."""
+
+    peer: bytes
+    index: int
+    shares: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Muster:
+    """All shards are there: workers may be welcomed."""
+
+    addresses: tuple[str, ...]
+    #: Whether all see the server's memory, and why not.
+    shares: bool
+    obstacle: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfirmSums:
+    """All shards have the sums of a worker's result."""
+
+    rank: int
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FindScale:
+    """The squares of all shards are there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateOwnSlice:
+    """Make the server's own part of the update."""
+
+    step: int
+    count: int
+    scale: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompleteStep:
+    """All slices have their new weights."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoseShard:
+    """A shard is gone without which the run cannot go on."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Say:
+    """Tell the person at the server."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TellRefusal:
+    """Tell the person at the server that somebody was not taken in, who may come again and again."""
+
+    text: str
+
+
+FleetEffect = (
+    Send
+    | WelcomeShard
+    | FillShard
+    | Muster
+    | ConfirmSums
+    | FindScale
+    | UpdateOwnSlice
+    | CompleteStep
+    | LoseShard
+    | Say
+    | TellRefusal
+)

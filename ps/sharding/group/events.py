@@ -1,0 +1,114 @@
+"""What can happen to the shards of a run as its server sees them, in the past tense."""
+
+from dataclasses import dataclass
+
+from common.aggregation.tree import Node
+from common.protocol.shard_messages import Collected, ShardJoin, Stored
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJoined:
+    peer: bytes
+    join: ShardJoin
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPrepared:
+    """It has room for its slice; whether in memory that the server sees, and why not where that was expected."""
+
+    peer: bytes
+    shares: bool = False
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardHeard:
+    """It said that it is there."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumsAwaited:
+    """A worker's result came: its sums are to be stored by all shards before it counts."""
+
+    rank: int
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumsConfirmed:
+    peer: bytes
+    stored: Stored
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerForgotten:
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreeCompleted:
+    """All results of a step count."""
+
+    step: int
+    count: int
+    is_clipped: bool
+    ranks: tuple[int, ...]
+    collected: Collected
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SquaresReceived:
+    peer: bytes
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleFound:
+    """The factor of clipping, from the squares of all."""
+
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceUpdated:
+    peer: bytes
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardGone:
+    """The shard said so, broke the protocol, or can no longer be reached."""
+
+    peer: bytes
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimePassed:
+    """The deadline came before anything else did."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEnded:
+    """`reason` is empty where it went well."""
+
+    reason: str
+
+
+FleetEvent = (
+    ShardJoined
+    | ShardPrepared
+    | ShardHeard
+    | SumsAwaited
+    | SumsConfirmed
+    | WorkerForgotten
+    | TreeCompleted
+    | SquaresReceived
+    | ScaleFound
+    | SliceUpdated
+    | ShardGone
+    | TimePassed
+    | RunEnded
+)

@@ -1,0 +1,53 @@
+"""The whole vector as it was last gathered from all servers: for digests, checkpoints and the end of a run. Pure."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.aggregation.layout import weights_digest
+from common.aggregation.slices import Slice
+from common.aggregation.tree import Vector
+from common.errors import RemoteProtocolError
+from common.protocol.shard_messages import WEIGHTS
+from ps.shard.shard import Shard
+
+
+@dataclass
+class Gathered:
+    """Copies of what all servers hold, each made at the same number of updates."""
+
+    weights: Vector
+    #: The optimizer's slots, each as long as the trained part of the weights.
+    state: dict[str, Vector]
+    updates: int
+    #: Elements of the weights that have come since the gathering at hand was begun.
+    received: int = field(default=0)
+
+    @classmethod
+    def of(cls, whole: Shard) -> "Gathered":
+        """Return a copy of a shard of the whole vector."""
+        return cls(whole.weights.copy(), {name: slot.copy() for name, slot in whole.state.items()}, whole.updates)
+
+    def begin(self) -> None:
+        """Begin to gather: until the end of it, the weights are of no use."""
+        self.received = 0
+
+    def put(self, name: str, part: Slice, values: Vector) -> None:
+        """Take a part of a vector; `RemoteProtocolError` where there is no such vector or part of it."""
+        vector = self.weights if name == WEIGHTS else self.state.get(name, np.empty(0, np.float32))
+        if part.stop > vector.size:
+            raise RemoteProtocolError(f"values {part.start} to {part.stop} of {name!r}: expected up to {vector.size}")
+        vector[part.start : part.stop] = values
+        if name == WEIGHTS:
+            self.received += len(part)
+
+    def end(self, updates: int) -> bool:
+        """End the gathering; return whether all of the weights have come."""
+        if self.received != self.weights.size:
+            return False
+        self.updates = updates
+        return True
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the weights, in hex."""
+        return weights_digest(self.weights)

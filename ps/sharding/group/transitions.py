@@ -1,0 +1,57 @@
+"""What the shards of a run are doing, and what may happen meanwhile: the table that the fleet obeys."""
+
+from enum import Enum
+
+from ps.sharding.group import events
+
+
+class FleetPhase(Enum):
+    """What the shards are doing."""
+
+    #: Not all are there.
+    MUSTERING = "waiting for servers"
+    ADDING = "adding sums"
+    #: Clipping needs the norm of the whole gradient.
+    MEASURING = "measuring the gradient"
+    UPDATING = "updating"
+    ENDED = "ended"
+
+
+#: Nothing happens: late and doubled messages end here, not in an `if`.
+IGNORED: frozenset[FleetPhase] = frozenset()
+
+#: Our own shell would have to be wrong for this to happen.
+ILLEGAL: frozenset[FleetPhase] | None = None
+
+_MUSTERING, _ADDING = frozenset({FleetPhase.MUSTERING}), frozenset({FleetPhase.ADDING})
+_MEASURING, _UPDATING = frozenset({FleetPhase.MEASURING}), frozenset({FleetPhase.UPDATING})
+_ENDED = frozenset({FleetPhase.ENDED})
+
+#: For each event, what may follow in the phases MUSTERING, ADDING, MEASURING, UPDATING, ENDED.
+_TABLE: dict[type[events.FleetEvent], tuple[frozenset[FleetPhase] | None, ...]] = {
+    events.ShardJoined: (_MUSTERING, _ADDING, _MEASURING, _UPDATING, _ENDED),
+    events.ShardPrepared: (_MUSTERING | _ADDING, IGNORED, IGNORED, IGNORED, IGNORED),
+    events.ShardHeard: (_MUSTERING, _ADDING, _MEASURING, _UPDATING, IGNORED),
+    # Without shards there is no work, and while they update there is none to count.
+    events.SumsAwaited: (ILLEGAL, _ADDING, ILLEGAL, ILLEGAL, IGNORED),
+    events.SumsConfirmed: (IGNORED, _ADDING, IGNORED, IGNORED, IGNORED),
+    events.WorkerForgotten: (_MUSTERING, _ADDING, _MEASURING, _UPDATING, IGNORED),
+    events.TreeCompleted: (ILLEGAL, _MEASURING | _UPDATING, ILLEGAL, ILLEGAL, IGNORED),
+    events.SquaresReceived: (IGNORED, IGNORED, _MEASURING, IGNORED, IGNORED),
+    events.ScaleFound: (ILLEGAL, ILLEGAL, _UPDATING, ILLEGAL, IGNORED),
+    events.SliceUpdated: (IGNORED, IGNORED, IGNORED, _UPDATING | _ADDING, IGNORED),
+    events.ShardGone: (_MUSTERING, _ENDED, _ENDED, _ENDED, IGNORED),
+    events.TimePassed: (
+        _MUSTERING,
+        _ADDING | _ENDED,
+        _MEASURING | _ENDED,
+        _UPDATING | _ENDED,
+        IGNORED,
+    ),
+    events.RunEnded: (_ENDED, _ENDED, _ENDED, _ENDED, IGNORED),
+}
+
+#: For each phase and event the phases that may follow, `IGNORED`, or `ILLEGAL`.
+TRANSITIONS = {
+    (phase, event): targets for event, row in _TABLE.items() for phase, targets in zip(FleetPhase, row, strict=True)
+}

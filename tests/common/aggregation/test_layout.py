@@ -1,0 +1,161 @@
+"""The flat vector: names and offsets in PyTorch's order, views, and a digest that tells models apart."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from common import nn
+from common.aggregation.layout import Binding, gather, layout_of, statistic_momenta, weights_digest
+from common.autograd import functional as F
+from common.autograd.tensor import Tensor
+from common.errors import ModelError
+from common.nn.module import Module
+
+
+def net() -> Module:
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.25), nn.ReLU(), nn.Linear(3, 2)).initialize(1)
+
+
+def test_parameters_come_first_in_pytorchs_order_and_statistics_behind_them() -> None:
+    layout = layout_of(net())
+    assert [(entry.name, entry.shape, entry.offset) for entry in layout.parameters] == [
+        ("0.weight", (3, 4), 0),
+        ("0.bias", (3,), 12),
+        ("1.weight", (3,), 15),
+        ("1.bias", (3,), 18),
+        ("3.weight", (2, 3), 21),
+        ("3.bias", (2,), 27),
+    ]
+    assert [(entry.name, entry.shape, entry.offset) for entry in layout.statistics] == [
+        ("1.running_mean", (3,), 29),
+        ("1.running_var", (3,), 32),
+    ]
+    assert (layout.parameter_size, layout.size) == (29, 35)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.ReLU(), nn.Linear(3, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)),
+    ],
+    ids=["no statistics", "other shapes", "other names"],
+)
+def test_the_digest_tells_models_apart(other: Module) -> None:
+    assert layout_of(other).digest() != layout_of(net()).digest()
+
+
+def test_the_digest_is_that_of_the_shapes_and_not_of_the_values() -> None:
+    assert layout_of(net().initialize(2)).digest() == layout_of(net()).digest()
+
+
+def test_what_was_gathered_is_read_back_by_name() -> None:
+    model = net()
+    layout = layout_of(model)
+    state = layout.read(gather(model, layout))
+    assert list(state) == [entry.name for entry in (*layout.parameters, *layout.statistics)]
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(state[name], array)
+
+
+def test_read_gives_views_and_gather_a_copy() -> None:
+    model = net()
+    layout = layout_of(model)
+    vector = gather(model, layout)
+    before = model.state_dict()["0.bias"].copy()
+    layout.read(vector)["0.bias"][:] = 7.0
+    assert vector[12:15].tolist() == [7.0] * 3
+    np.testing.assert_array_equal(model.state_dict()["0.bias"], before)
+
+
+def test_a_scalar_has_a_place_too() -> None:
+    class Scaled(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(np.float32(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    layout = layout_of(Scaled())
+    assert [(entry.shape, entry.size) for entry in layout.parameters] == [((), 1)]
+    assert layout.read(gather(Scaled(), layout))["scale"].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"0.bias": np.zeros(4, np.float32)}, r"'0.bias' is \(4,\), not \(3,\)"),
+        ({"9.bias": np.zeros(4, np.float32)}, "'9.bias' is in one and not in the other"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change: dict[str, np.ndarray], text: str) -> None:
+    layout = layout_of(net())
+    vector = np.zeros(layout.size, np.float32)
+    with pytest.raises(ModelError, match=text):
+        layout.write(vector, {**net().state_dict(), **change})
+
+
+def test_a_bound_model_computes_with_one_vector_and_writes_into_the_other() -> None:
+    model = net()
+    layout = layout_of(model)
+    weights, sums = gather(model, layout), np.full(layout.size, np.nan, np.float32)
+    Binding(model, layout, [weights], [sums])
+    x = Tensor(np.eye(4, dtype=np.float32))
+    F.cross_entropy(model(x), np.array([0, 1, 0, 1]), reduction="sum").backward()
+    assert np.isfinite(sums).all()
+    parameters = dict(model.named_parameters())
+    for entry in layout.parameters:
+        assert np.shares_memory(parameters[entry.name].data, weights)
+        grad = parameters[entry.name].grad
+        assert grad is not None
+        assert np.shares_memory(grad, sums)
+    # Statistics are handed over as sums over the samples, and not applied here (rule R8).
+    assert weights[29:].tolist() == [0.0] * 3 + [1.0] * 3
+    hidden = (np.eye(4, dtype=np.float32) @ parameters["0.weight"].data.T + parameters["0.bias"].data).mean(axis=0)
+    np.testing.assert_allclose(sums[29:32], 4 * hidden, rtol=1e-5)
+    weights[:] = 0.0
+    assert not model(x).detach().numpy().any()
+
+
+def test_a_bound_model_turns_from_one_vector_to_another() -> None:
+    model = net()
+    layout = layout_of(model)
+    weights, sums = [gather(model, layout), np.zeros(layout.size, np.float32)], list(np.zeros((2, layout.size), "f4"))
+    binding = Binding(model, layout, weights, sums)
+    x = Tensor(np.eye(4, dtype=np.float32))
+
+    def backward_at(slot: int, place: int) -> tuple[bool, bool]:
+        """Return whether there was anything in the outputs, and whether they told the vectors of sums apart."""
+        binding.read_from(slot)
+        binding.write_to(place)
+        for vector in sums:
+            vector.fill(np.nan)
+        outputs = model(x)
+        F.cross_entropy(outputs, np.array([0, 1, 0, 1]), reduction="sum").backward()
+        return bool(outputs.detach().numpy().any()), bool(
+            np.isfinite(sums[place]).all() and np.isnan(sums[1 - place]).all()
+        )
+
+    assert [backward_at(*at) for at in ((0, 0), (1, 1), (1, 0), (0, 1))] == [
+        (True, True),
+        (False, True),
+        (False, True),
+        (True, True),
+    ]
+    assert weights[1][:29].tolist() == [0.0] * 29
+
+
+def test_momenta_stand_where_their_statistics_do() -> None:
+    model = net()
+    assert statistic_momenta(model, layout_of(model)).tolist() == [0.25] * 6
+
+
+def test_the_digest_of_weights_is_that_of_their_little_endian_bytes() -> None:
+    vector = np.array([1.0, -2.5], np.float32)
+    expected = hashlib.sha256(bytes.fromhex("0000803f000020c0")).hexdigest()
+    assert weights_digest(vector) == expected
+    assert weights_digest(np.array([1.0, 0.0, -2.5, 0.0], np.float32)[::2]) == expected
+    assert weights_digest(np.empty(0, np.float32)) == hashlib.sha256(b"").hexdigest()

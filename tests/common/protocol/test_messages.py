@@ -1,0 +1,37 @@
+"""Texts that a peer may send are limited, and ours keep to the limit."""
+
+import msgspec
+import pytest
+
+from common.aggregation.tree import Node
+from common.protocol.messages import NAME_LIMIT, TEXT_LIMIT, Failed, Finished, Result, shortened
+
+
+def test_a_short_text_stays_as_it_is() -> None:
+    assert shortened("epoch 3 — done") == "epoch 3 — done"
+
+
+@pytest.mark.parametrize("limit", [TEXT_LIMIT, NAME_LIMIT, 4, 3])
+def test_a_long_text_loses_its_middle(limit: int) -> None:
+    text = shortened("<" + "x" * 30_000 + ">", limit)
+    assert len(text) <= limit
+    assert text[0] == "<"
+    assert text[-1] == ">"
+    assert "…" in text
+
+
+def test_what_is_no_unicode_is_spelled_out() -> None:
+    assert shortened("caf\udce9") == "caf\\udce9"
+
+
+@pytest.mark.parametrize("text", ["x" * 30_000, "\udce9" * 30_000])
+def test_a_shortened_text_is_taken_by_the_peer(text: str) -> None:
+    message = Finished(reason=shortened(text))
+    assert msgspec.convert(msgspec.to_builtins(message), Finished) == message
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"type": "finished", "reason": text}, Finished)
+
+
+def test_results_and_failures_name_their_node() -> None:
+    result = Result(work="train", step=0, lo=2, hi=4, loss_sum=0.0, correct=0, count=0, compute_s=0.0)
+    assert result.node() == Failed(work="train", step=0, lo=2, hi=4, traceback="").node() == Node(2, 4)

@@ -1,0 +1,44 @@
+"""What is read of this machine."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common.runtime.environment import (
+    BLAS_THREAD_VARIABLES,
+    cache_home,
+    child_environment,
+    cores,
+    keep_to_core,
+    use_one_blas_thread,
+)
+
+
+def test_there_is_a_core_to_run_on() -> None:
+    assert cores() >= 1
+
+
+def test_children_inherit_one_blas_thread_and_write_at_once() -> None:
+    use_one_blas_thread()
+    environment = child_environment()
+    assert all(environment[name] == "1" for name in BLAS_THREAD_VARIABLES)
+    assert environment["PYTHONUNBUFFERED"] == "1"
+
+
+@pytest.mark.parametrize(("given", "expected"), [("/var/cache", "/var/cache"), ("here", "~/.cache"), ("", "~/.cache")])
+def test_the_cache_is_where_the_specification_says(given: str, expected: str) -> None:
+    assert cache_home({"XDG_CACHE_HOME": given}) == os.path.expanduser(expected)
+    assert cache_home({}) == os.path.expanduser("~/.cache")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process be kept to a core")
+def test_a_process_is_kept_to_one_core_counted_round() -> None:
+    mine = sorted(os.sched_getaffinity(0))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        for number in (0, 1, len(mine)):
+            keep_to_core(process.pid, number)
+            assert os.sched_getaffinity(process.pid) == {mine[number % len(mine)]}
+        process.communicate(b"\n")
+    keep_to_core(process.pid, 0)  # it is gone: nothing to be done, and nobody to be told

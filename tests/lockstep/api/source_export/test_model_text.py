@@ -1,0 +1,183 @@
+"""A model of one's own is told by its source: what it uses comes with it, and what cannot come is named."""
+
+import linecache
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from common.errors import ModelError
+from common.nn.model_file import load_model
+from common.nn.module import Module
+from lockstep import fit, nn
+from lockstep.api.source_export.excerpt import excerpt_of
+from lockstep.api.source_export.model_text import Model, ModelText, model_text, told
+from lockstep.api.source_export.names import borrowed_names
+from tests.lockstep.api.source_export import zoo
+from tests.lockstep.tiny_data import tiny_arrays
+
+
+def built(text: ModelText, folder: Path) -> Module:
+    """Build a model as a worker does: from the file alone."""
+    path = folder / "model.py"
+    path.write_text(text.text)
+    return load_model(f"{path}:{text.function}")
+
+
+@pytest.mark.parametrize("model", [zoo.Net(), zoo.Net, zoo.build], ids=["instance", "class", "function"])
+def test_the_file_builds_the_model_alone(tmp_path: Path, model: Any) -> None:
+    text = model_text(model)
+    there, here = built(text, tmp_path), model if isinstance(model, Module) else model()
+    assert {name: array.shape for name, array in there.state_dict().items()} == {
+        name: array.shape for name, array in here.state_dict().items()
+    }
+    assert repr(there) == repr(here)
+
+
+def test_the_text_is_what_is_needed_and_no_more() -> None:
+    text = model_text(zoo.Net).text
+    assert "class Block(layers.Module):" in text
+    assert "Alias = Block" in text
+    assert "@loud\nclass Net(Module):" in text
+    assert "import common.nn as layers\n" in text
+    assert "from common.nn.module import Module\n" in text
+    assert text.index("class Block") < text.index("class Net")
+    assert "Wide" not in text
+    assert "SLOPES" not in text
+
+
+def test_the_same_definitions_give_the_same_text() -> None:
+    assert model_text(zoo.Net()) == model_text(zoo.Net())
+
+
+def test_what_is_made_of_layers_is_told_as_data() -> None:
+    assert told(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))).text is None
+    assert told("mlp").value == "mlp"
+    assert told(zoo.Net()).value == "Net.py:build"
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "another argument": (
+        lambda: zoo.Wide(9),
+        r"'out.bias' is of shape \(10,\) in the model and None in a new",
+    ),
+    "an attribute": (lambda: _with(zoo.Wide(), "width", 8), "'width' is 8 in the model and 7 in a new one"),
+    "a needed argument": (
+        lambda: zoo.Needy(3),
+        r"Needy\(\) raised TypeError: .*: expected a model that Needy",
+    ),
+    "a name": (lambda: zoo.Lost(), "Lost uses 'nowhere', which is defined nowhere: define it, or import it"),
+    "an array": (lambda: zoo.Arrayed(), "Arrayed uses 'SLOPES', a ndarray, which cannot be written down"),
+    "a module": (lambda: zoo.Foreign(), "Foreign uses the module 'cells' from .*: expected one that is installed"),
+    "infinity": (lambda: zoo.infinite, "infinite uses 'ODD', a dict, which cannot be written down"),
+    "a local class": (lambda: zoo.local()(), "local.<locals>.Local is defined within a function"),
+    "no text": (lambda: zoo.Barely(), "the source of Bare cannot be had"),
+    "a lambda": (lambda: zoo.anonymous, "a lambda has no text of its own"),
+    "another thing": (lambda: zoo.partial, "expected a Module, its class, or a function that returns it"),
+    "a container": (lambda: nn.Sequential(zoo.Block(3)), "the Sequential holds a Block of your own, and what that was"),
+}
+
+
+def _with(model: Module, name: str, value: object) -> Module:
+    setattr(model, name, value)
+    return model
+
+
+@pytest.mark.parametrize(("model", "text"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_told_is_named(model: Callable[[], Any], text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        model_text(model())
+
+
+# As a notebook does it: cells that are no files, whose text only `linecache` has
+
+
+def run_cell(text: str, names: dict[str, Any], number: int = 1) -> None:
+    """Run a cell as IPython does."""
+    name = f"/nowhere/ipykernel_1/{number}.py"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), names)
+
+
+CELL = """
+scale = 3
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(784, 10)
+    def forward(self, x):
+        return self.linear(x.reshape(len(x.data), -1)) * scale
+"""
+
+
+@pytest.fixture
+def notebook() -> dict[str, Any]:
+    """Return the names of a notebook, as a module that has no file."""
+    module = ModuleType("notebook_of_this_test")
+    sys.modules[module.__name__] = module
+    vars(module)["nn"] = nn
+    return vars(module)
+
+
+def test_a_class_of_a_cell_is_found_without_a_file(notebook: dict[str, Any]) -> None:
+    run_cell(CELL, notebook)
+    text = model_text(notebook["Net"]()).text
+    assert "scale = 3\n" in text
+    assert "import common.nn as nn\n" in text
+
+
+def test_a_class_that_was_defined_again_is_the_new_one(notebook: dict[str, Any]) -> None:
+    run_cell(CELL, notebook)
+    run_cell(CELL.replace("* scale", "* 5"), notebook, number=2)
+    text = model_text(notebook["Net"]).text
+    assert "* 5" in text
+    assert "scale" not in text
+
+
+def test_a_cell_that_changed_since_is_told(notebook: dict[str, Any]) -> None:
+    run_cell(CELL, notebook)
+    name = notebook["Net"].forward.__code__.co_filename
+    linecache.cache[name] = (1, None, ["class Other: pass\n"], name)
+    with pytest.raises(ModelError, match=r"the source of Net in .* has changed since it was run: run its cell again"):
+        excerpt_of(notebook["Net"])
+
+
+def test_borrowed_names() -> None:
+    text = """
+class A(Base):
+    x: Kind = first
+    def f(self, y=second):
+        z = [q for q in third]
+        return __class__, z, print, A, y.attribute
+"""
+    assert borrowed_names(text) == ["Base", "Kind", "first", "second", "third"]
+
+
+def test_two_things_of_one_name_are_told(notebook: dict[str, Any]) -> None:
+    notebook["Block"], notebook["other_net"] = zoo.Block, zoo.Net
+    run_cell("class Block(nn.Module):\n    def forward(self, x):\n        return x\n", notebook)
+    run_cell("def build():\n    return nn.Sequential(Block(), other_net())\n", notebook, number=2)
+    with pytest.raises(ModelError, match="uses a 'Block' that is not the one which another part of the model uses"):
+        model_text(notebook["build"])
+
+
+# Trained
+
+
+def test_it_is_trained_and_loaded_again(tmp_path: Path) -> None:
+    brief: dict[str, Any] = {"workers": 0, "epochs": 2, "global_batch": 32, "micro_batches": 4, "verbose": False}
+    models: tuple[Model, ...] = (zoo.Net(), zoo.Net)
+    runs = [fit(model, tiny_arrays(), run_dir=tmp_path / str(place), **brief) for place, model in enumerate(models)]
+    assert runs[0].weights_sha256 == runs[1].weights_sha256
+    assert runs[0].model.eval().state_dict().keys() == zoo.Net().state_dict().keys()
+    warm = fit(zoo.Net(), tiny_arrays(), run_dir=tmp_path / "warm", warm_start=True, **brief)
+    assert warm.weights_sha256 != runs[0].weights_sha256
+
+
+def test_one_that_cannot_be_told_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        fit(zoo.Lost(), tiny_arrays(), run_dir=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,65 @@
+"""Arrays handed over to a run: written where workers find them, and taken away where the run cannot begin."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.data.source import load
+from common.errors import DataError, RunError, UsageError
+from common.files.safetensors import read
+from lockstep.api.job_inputs import handed_over, named_arrays
+from tests.lockstep.tiny_data import tiny_arrays
+
+
+def test_data_and_weights_are_found_by_the_names_given(tmp_path: Path) -> None:
+    weights = {"0.weight": np.ones((2, 3), dtype=np.float32)}
+    with handed_over(tmp_path / "runs" / "mine", weights, named_arrays(tiny_arrays())) as paths:
+        assert set(paths) == {"initial", "data"}
+        np.testing.assert_array_equal(load(paths["data"]).train.labels, tiny_arrays()[0][1])
+        np.testing.assert_array_equal(read(Path(paths["initial"]))[0]["0.weight"], weights["0.weight"])
+    assert Path(paths["data"]).is_file()
+
+
+def test_where_there_is_nothing_no_folder_is_made(tmp_path: Path) -> None:
+    with handed_over(tmp_path / "mine", None, None) as paths:
+        assert paths == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError),
+        handed_over(tmp_path / "runs" / "mine", {}, named_arrays(tiny_arrays())),
+    ):
+        raise UsageError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    with pytest.raises(UsageError), handed_over(tmp_path, {}, None):
+        raise UsageError("no")
+    assert tmp_path.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_keeps_what_it_was_given(tmp_path: Path) -> None:
+    with pytest.raises(RunError), handed_over(tmp_path / "mine", {}, None):
+        raise RunError("no")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["initial.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (3, "data is a int of another form: expected a name, a path, or arrays as"),
+        ((1, 2), "data is a tuple of another form"),
+        (tiny_arrays()[0], "data is a tuple of another form"),
+        (((np.ones(3), ["a", "b"]), (1, 2)), "y_train is of dtype '<U1': expected an array of numbers"),
+        (((np.ones(3), [None]), (1, 2)), "y_train is of dtype 'object'"),
+    ],
+)
+def test_what_is_no_dataset_is_told(data: Any, text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        named_arrays(data)

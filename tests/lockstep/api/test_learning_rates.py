@@ -1,0 +1,98 @@
+"""The range test of learning rates: the same numbers each time, and rates that train."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import JobError, RunError
+from lockstep import find_lr, fit, nn
+from lockstep.api.learning_rates import RateTest
+from tests.lockstep.api.source_export import zoo
+from tests.lockstep.tiny_data import tiny_arrays
+
+BRIEF: dict[str, Any] = {"global_batch": 32, "micro_batches": 2}
+
+
+def test_the_same_call_gives_the_same_numbers() -> None:
+    tests = [find_lr("linear", tiny_arrays(), steps=60, **BRIEF) for _ in range(2)]
+    np.testing.assert_array_equal(tests[0].losses, tests[1].losses)
+    assert repr(tests[0]) == repr(tests[1])
+
+
+def test_rates_rise_by_one_factor_from_the_lowest() -> None:
+    test = find_lr("linear", tiny_arrays(), lowest=1e-4, highest=1e-2, steps=41, **BRIEF)
+    assert len(test.rates) == 41
+    np.testing.assert_allclose(test.rates[[0, 20, 40]], [1e-4, 1e-3, 1e-2])
+
+
+def test_it_ends_where_the_loss_is_too_much() -> None:
+    test = find_lr("mlp", tiny_arrays(), highest=1e4, steps=200, **BRIEF)
+    assert 20 < len(test.losses) < 200
+    assert test.rates[-1] < 1e3
+    assert np.isfinite(test.losses).all()
+
+
+def test_the_first_loss_is_that_of_the_first_weights() -> None:
+    run_loss = find_lr("linear", tiny_arrays(), steps=30, seed=3, **BRIEF).losses[0]
+    assert run_loss == find_lr("linear", tiny_arrays(), steps=30, lowest=1e-3, seed=3, **BRIEF).losses[0]
+
+
+def made(losses: list[float]) -> RateTest:
+    return RateTest(np.geomspace(1e-5, 1.0, len(losses)), np.array(losses))
+
+
+def test_what_follows_from_a_valley() -> None:
+    rates = np.geomspace(1e-5, 1.0, 200)
+    # Flat, then a fall that is steepest at 1e-3, then up again from 1e-2 on.
+    place = np.log10(rates)
+    test = RateTest(rates, 2.0 - np.tanh(2 * (place + 3)) + np.where(place > -2, (place + 2) ** 2 * 4, 0.0))
+    # Smoothing looks back over some ten of two hundred steps.
+    assert 0.0008 < test.steepest < 0.004
+    assert 0.006 < test.at_minimum < 0.03
+    assert test.suggestion == min(test.at_minimum / 10, test.steepest)
+
+
+def test_the_smoothed_loss_of_a_constant_is_that_constant() -> None:
+    np.testing.assert_allclose(made([3.0] * 40).smoothed, 3.0)
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp"])
+def test_the_suggestion_trains(tmp_path: Path, model: str) -> None:
+    rate = find_lr(model, tiny_arrays(), **BRIEF).suggestion
+    values: dict[str, Any] = {"workers": 0, "epochs": 5, "verbose": False, "schedule": "constant", **BRIEF}
+    assert fit(model, tiny_arrays(), run_dir=tmp_path, lr=rate, **values).test_accuracy == 1.0
+
+
+@pytest.mark.parametrize("model", [zoo.Net(), nn.Sequential(nn.Flatten(), nn.Linear(784, 10))])
+def test_models_of_all_kinds_are_tried_and_stay_as_they_are(model: nn.Module) -> None:
+    before = model.state_dict()
+    assert len(find_lr(model, tiny_arrays(), steps=30, highest=1e-3, **BRIEF).losses) == 30
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "text"),
+    [
+        ({"lowest": 1.0, "highest": 0.1}, JobError, r"rates from 1.0 to 0.1 in 100 steps: expected 0 < lowest < high"),
+        ({"lowest": 0.0}, JobError, "rates from 0.0"),
+        ({"steps": 29}, JobError, "in 29 steps: expected .* at least 30 steps"),
+        ({"lowest": 1e8, "highest": 1e9}, RunError, "try a lower `lowest` than 100000000.0"),
+        ({"epoch": 3}, JobError, "no key 'epoch'"),
+    ],
+)
+def test_what_cannot_be_done_is_told(values: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        find_lr("mlp", tiny_arrays(), **BRIEF, **values)
+
+
+def test_the_picture_is_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    test = made([2.0] * 15 + [1.0] * 15 + [4.0] * 5)
+    figure = test.plot(tmp_path / "rates.png")
+    assert (tmp_path / "rates.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(figure.axes[0].lines) == 5
+    # Text is drawn as it is, so that no number may come as a formula: `$\mathdefault{10^{-4}}$`.
+    assert {"0.0001", "0.001", "0.01"} <= {label.get_text() for label in figure.axes[0].get_xticklabels()}

@@ -1,0 +1,118 @@
+"""The step bench makes real steps, takes the peer in its faster layout, and shows where the time goes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.autograd.graph import observe
+from common.autograd.tensor import Tensor
+from common.data.source import load
+from common.errors import RunError, UsageError
+from common.job.job import Job
+from common.runtime.clock import ManualClock, SystemClock
+from lockstep.bench.baseline.baseline import Peer, layouts_of
+from lockstep.bench.baseline.stepper import Answer
+from lockstep.bench.step.profile import Profile
+from lockstep.bench.step.step import FIRST, StepBench, faster_layout
+from lockstep.cli.main import run
+from tests.lockstep.tiny_data import write_tiny
+
+
+def test_the_bench_trains(tmp_path: Path) -> None:
+    data = str(write_tiny(tmp_path))
+    bench = StepBench(Job(model="linear", data=data, global_batch=32, micro_batches=2), load(data), SystemClock())
+    before = bench.trainer.opening.shard.digest()
+    assert len(bench.times(3)) == 3
+    assert bench.trainer.opening.shard.updates == 3
+    assert bench.trainer.opening.shard.digest() != before
+
+
+def test_figures_are_written_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "step.json"
+    assert run(["bench", "step", "--model", "linear", "--batch", "32", "--steps", "30", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert (figures["model"], figures["batch"], figures["steps"]) == ("linear", 32, 30)
+    assert figures["images_per_s"] == pytest.approx(32 / figures["ms_per_step"] * 1e3)
+    assert figures["peak_rss_mb"] > 10
+    assert 0 < figures["gemm_gflops_share"] < 1
+    assert "images/s" in capsys.readouterr().out
+
+
+def test_several_are_measured_each_in_its_own_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, picture = tmp_path / "steps.json", tmp_path / "steps.png"
+    flags = ["--batch", "8,16", "--steps", "30", "--json", str(path), "--plot", str(picture)]
+    assert run(["bench", "step", "--model", "linear", *flags]) == 0
+    rows = json.loads(path.read_text())
+    assert [(row["model"], row["batch"]) for row in rows] == [("linear", 8), ("linear", 16)]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("peak memory") == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--model", "linear,mlp", "--profile"], "--profile shows one model at one batch"),
+        (["--model", "linear,nosuch", "--steps", "30"], "model = 'nosuch' is not known"),
+        (["--plot", "figures.pdf"], "only PNG can be drawn"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "step", "--batch", "8", *flags]) != 0
+    assert told in capsys.readouterr().err
+
+
+def test_a_profile_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "step", "--model", "linear", "--batch", "32", "--steps", "30", "--profile"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("cross_entropy", "linear", "backward", "everything else"))
+
+
+def test_the_profile_books_calls_and_bytes_and_changes_nothing() -> None:
+    clock = ManualClock()
+    profile = Profile(clock)
+    x = Tensor(np.ones(4, dtype=np.float32), requires_grad=True)
+    with observe(profile):
+        (x * x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2.0] * 4
+    calls = {key: share.calls for key, share in profile.shares.items()}
+    assert calls == {
+        ("multiply", "forward"): 1,
+        ("multiply", "backward"): 2,
+        ("sum", "forward"): 1,
+        ("sum", "backward"): 1,
+    }
+    assert profile.shares["multiply", "forward"].bytes == 3 * 16
+    (x * x).sum()
+    assert profile.shares["multiply", "forward"].calls == 1
+
+
+def test_the_faster_layout_counts() -> None:
+    first = [9.0] * FIRST
+    answers = {
+        "contiguous": [Answer("2", [*first, 0.004, 0.004], 10)],
+        "channels-last": [Answer("2", [*first, 0.003], 10), Answer("2", [*first, 0.001, 0.003], 20)],
+    }
+    figures = faster_layout(answers, our_ms=2.0)
+    assert (figures.layout, figures.ms_per_step, figures.ratio) == ("channels-last", 3.0, 1.5)
+
+
+def test_layouts() -> None:
+    assert layouts_of("mlp") == ("contiguous",)
+    assert layouts_of("cnn") == ("contiguous", "channels-last")
+
+
+def test_a_peer_that_is_not_there_is_told() -> None:
+    with pytest.raises(UsageError, match="cannot run --peer-python 'nowhere'"):
+        Peer.start(Path("nowhere"), ["step", "linear", "32"])
+
+
+def test_a_peer_without_torch_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    peer = Peer.start(Path(sys.executable), ["step", "linear", "32"])
+    with pytest.raises(RunError, match="has its environment torch"):
+        peer.steps(1)
+    peer.close()
+    assert "torch" in capfd.readouterr().err

@@ -1,0 +1,49 @@
+"""`lockstep find-lr`: the figures of a range test, and what cannot be done."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lockstep.cli.main import run
+from tests.lockstep.tiny_data import write_tiny
+
+BRIEF = ["--model", "linear", "--global-batch", "32", "--micro-batches", "2"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[str]:
+    return ["--data", str(write_tiny(tmp_path))]
+
+
+def test_three_figures(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["find-lr", *BRIEF, *data, "--tries", "60"]) == 0
+    lines = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in lines] == ["suggestion", "steepest", "at minimum"]
+    assert all(1e-6 <= float(rate) <= 10.0 for _, rate in lines)
+
+
+def test_as_json_with_a_picture(tmp_path: Path, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "rates.png"
+    assert run(["find-lr", *BRIEF, *data, "--tries", "40", "--highest", "0.01", "--json", "--plot", str(plot)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["rates"]) == len(found["losses"]) == 40
+    assert found["rates"][-1] == pytest.approx(0.01)
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_job_file_gives_the_rest(tmp_path: Path, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(f'model = "linear"\ndata = "{data[1]}"\nglobal_batch = 32\nmicro_batches = 2\n')
+    told = []
+    for arguments in ([str(job)], [*BRIEF, *data, "--lr", "0.7", "--schedule", "cosine"]):
+        assert run(["find-lr", *arguments, "--tries", "30", "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out)["losses"][0])
+    # The first loss is that of the first weights: neither rate nor schedule of the job has a part in it.
+    assert told[0] == told[1]
+
+
+def test_rates_that_do_not_rise_are_told(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["find-lr", *BRIEF, *data, "--lowest", "1", "--highest", "0.1"]) == 2
+    assert capsys.readouterr().err.startswith("error: rates from 1.0 to 0.1 in 100 steps: expected")

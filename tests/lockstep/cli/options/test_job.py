@@ -1,0 +1,51 @@
+"""Flags: one for every value of a job, in a group of the help, arriving as what was typed."""
+
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from common.job.job import Job
+from lockstep.cli.options.job import GROUPS, JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
+from lockstep.cli.training.train import train
+from lockstep.runs.launch import Launch
+
+#: Flags that the issue fixes by name.
+FIXED = (
+    *("--model", "--data", "--workers", "--servers", "--global-batch", "--micro-batches", "--epochs", "--steps"),
+    *("--optimizer", "--lr", "--momentum", "--weight-decay", "--schedule", "--seed", "--transport", "--run-dir"),
+    "--job",
+)
+
+
+def test_the_groups_hold_every_value_once() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted((*Job.__struct_fields__, *Launch.__struct_fields__))
+
+
+@pytest.mark.parametrize("flag", FIXED)
+def test_train_has_the_flag(flag: str) -> None:
+    assert flag in {option for parameter in train.params for option in parameter.opts}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        ([], {}),
+        (["--lr", "0.5", "--epochs", "3"], {"lr": 0.5, "epochs": 3}),
+        (["--nesterov", "--no-normalize"], {"nesterov": True, "normalize": False}),
+        (["--schedule", "one-cycle"], {"schedule": "one-cycle"}),
+    ],
+)
+def test_what_is_given_arrives_by_the_fields_name(arguments: list[str], values: dict[str, Any]) -> None:
+    arrived: dict[str, Any] = {}
+
+    @click.command(cls=GroupedCommand)
+    @job_options((*JOB_FIELDS, *LAUNCH_FIELDS))
+    def command(**flags: Any) -> None:
+        arrived.update(flags)
+
+    assert CliRunner().invoke(command, arguments).exit_code == 0
+    assert {name: value for name, value in arrived.items() if value is not None} == values
+    assert set(arrived) == {*JOB_FIELDS, *LAUNCH_FIELDS}

@@ -1,0 +1,65 @@
+"""`lockstep evaluate`: the run's own figures again, class by class, and on other data."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lockstep.cli.main import run
+from tests.lockstep.small_runs import small_run
+from tests.lockstep.tiny_data import tiny_arrays
+
+
+def test_the_figures_are_those_of_the_run_and_of_each_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = small_run(tmp_path)
+    assert run(["evaluate", str(trained.folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["test_accuracy"] == trained.test_accuracy
+    assert told["test_loss"] == trained.history[-1].test_loss
+    assert told["weights_sha256"] == trained.weights_sha256
+    confusion = np.array(told["confusion"])
+    assert confusion.shape == (10, 10)
+    assert confusion.sum() == told["samples"] == 40
+    assert np.trace(confusion) / 40 == trained.test_accuracy
+    assert [each["samples"] for each in told["classes"]] == [4] * 10
+    assert [each["recall"] for each in told["classes"]] == (np.diag(confusion) / 4).tolist()
+
+
+def test_a_table_and_the_matrix_fit_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", str(small_run(tmp_path).folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[1:])) <= 80  # the first has the path of the data
+    assert [line.split()[0] for line in lines[5:15]] == list("0123456789")
+    assert lines[-11].split() == ["taken", "for", *"0123456789"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "label", "text"),
+    [
+        ((20, 20), 0, "samples of shape (1, 20, 20): expected (1, 28, 28), as it was trained on"),
+        ((28, 28), 12, "has the label 12: expected those of 10 classes, as it was trained on"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, int], label: int, text: str
+) -> None:
+    trained = small_run(tmp_path)
+    images, labels = np.ones((4, *shape), np.uint8), np.array([0, 1, 2, label])
+    np.savez(tmp_path / "other.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert run(["evaluate", str(trained.folder), "--data", str(tmp_path / "other.npz")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'other.npz'}: {text}\n"
+
+
+def test_other_data_is_tested_with_the_runs_own_preparation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = small_run(tmp_path)
+    (_, _), (images, labels) = tiny_arrays()
+    # Other training samples, which must not matter, and only some of the classes.
+    few = labels < 3
+    np.savez(tmp_path / "few.npz", x_train=images + 9, y_train=labels, x_test=images[few], y_test=labels[few])
+    assert run(["evaluate", str(trained.folder), "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert run(["evaluate", str(trained.folder), "--data", str(tmp_path / "few.npz"), "--json"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert other["samples"] == 12
+    assert other["confusion"][:3] == own["confusion"][:3]

@@ -1,0 +1,126 @@
+"""`lockstep plot`: which files it writes, of one run, several, and runs that are not finished."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lockstep.cli.main import run
+from tests.lockstep.reports.plots.records import LEDGER, write_ledger, write_steps
+from tests.lockstep.small_runs import small_run
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_drawn_into_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
+    folder = small_run(tmp_path, epochs=1, lr=1e-6).folder
+    assert run(["plot", str(folder)]) == 0
+    names = {"learning.png", "throughput.png", "timeline.png", "confusion.png", "first_layer.png", "mistakes.png"}
+    assert files(folder / "plots") == names
+    assert all((folder / "plots" / name).read_bytes().startswith(PNG) for name in names)
+    assert all(line.startswith("wrote ") for line in capsys.readouterr().out.splitlines())
+
+
+def test_several_runs_share_their_curves_and_what_cannot_be_drawn_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
+    for name in ("a", "b"):
+        write_steps(tmp_path / name, range(5))
+    write_ledger(tmp_path / "a", LEDGER)
+    assert run(["plot", str(tmp_path / "a"), str(tmp_path / "b"), "--to", str(tmp_path / "pictures")]) == 0
+    assert files(tmp_path / "pictures") == {"learning.png", "throughput.png", "a-timeline.png"}
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines if line.startswith("left out")] == [
+        *("left out a-confusion.png", "left out a-first_layer.png", "left out a-mistakes.png"),
+        *(
+            "left out b-timeline.png",
+            "left out b-confusion.png",
+            "left out b-first_layer.png",
+            "left out b-mistakes.png",
+        ),
+    ]
+
+
+def test_event_files_hold_the_figures(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "tensorboardX", reason="event files are written by tensorboardX: pip install 'lockstep[tensorboard]'"
+    )
+    write_steps(tmp_path / "a", range(5))
+    assert run(["plot", str(tmp_path / "a"), "--to", str(tmp_path / "events"), "--tensorboard"]) == 0
+    (name,) = files(tmp_path / "events")
+    assert name.startswith("a/events.out.tfevents.")
+    found = read_events((tmp_path / "events" / name).read_bytes())
+    assert found["loss/train"] == {step: pytest.approx(2 / (step + 1)) for step in range(5)}
+    assert found["accuracy/test"] == {4: 0.75}
+    assert found["throughput/samples_per_s"] == dict.fromkeys(range(5), 16.0)
+    assert found["step_ms/waiting"] == dict.fromkeys(range(5), pytest.approx(100))
+
+
+def test_event_files_are_replaced_and_hold_the_validation_too(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "tensorboardX", reason="event files are written by tensorboardX: pip install 'lockstep[tensorboard]'"
+    )
+    write_steps(tmp_path / "a", range(4), validation=(0.125, 0.875))
+    events = tmp_path / "events" / "a"
+    events.mkdir(parents=True)
+    for name in ("events.out.tfevents.1.host.lockstep", "events.out.tfevents.1.host"):
+        (events / name).touch()
+    assert run(["plot", str(tmp_path / "a"), "--to", str(tmp_path / "events"), "--tensorboard"]) == 0
+    # That of an earlier call is gone, and what others wrote is still there.
+    others, name = sorted(files(events))
+    assert others == "events.out.tfevents.1.host"
+    found = read_events((events / name).read_bytes())
+    assert (found["loss/validation"], found["accuracy/validation"]) == ({4: 0.125}, {4: 0.875})
+
+
+def read_events(content: bytes) -> dict[str, dict[int, Any]]:
+    """Return the scalars of an event file by tag and step: records of a length, its check, an Event, its check."""
+    protocol: Any = pytest.importorskip("tensorboardX.proto.event_pb2")
+    found: dict[str, dict[int, Any]] = {}
+    place = 0
+    while place < len(content):
+        length = int.from_bytes(content[place : place + 8], "little")
+        event = protocol.Event.FromString(content[place + 12 : place + 12 + length])
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value.simple_value
+        place += length + 16
+    return found
+
+
+def test_what_cannot_be_drawn_at_all_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="without it, that is what is told")
+    (tmp_path / "a").mkdir()
+    write_steps(tmp_path / "a" / "run", range(3))
+    write_steps(tmp_path / "run", range(3))
+    (tmp_path / "file").touch()
+    cases = {
+        "expected the folder of a run": [str(tmp_path / "gone")],
+        "two runs have the name 'run': expected folders of different names": [
+            str(tmp_path / "run"),
+            str(tmp_path / "a" / "run"),
+        ],
+        "cannot write to the folder": [str(tmp_path / "run"), "--to", str(tmp_path / "file" / "x")],
+        "missing argument 'RUN...'": [],
+    }
+    for text, arguments in cases.items():
+        assert run(["plot", *arguments]) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.startswith("error: ")
+        assert text in error
+        assert error.count("\n") == 1
+    assert files(tmp_path) == {"a/run/metrics.jsonl", "run/metrics.jsonl", "file"}
+
+
+@pytest.mark.parametrize("command", ["plot", "predict", "export", "evaluate", "doctor"])
+def test_help_fits_80_columns_and_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"  lockstep {command} " in text

@@ -1,0 +1,112 @@
+"""`lockstep predict`: pictures of any kind, and what a file that is none is told."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lockstep import nn
+from lockstep.cli.main import run
+from lockstep.cli.results.predict import line
+from tests.lockstep.small_runs import small_run
+from tests.lockstep.tiny_data import tiny_arrays
+
+Image = pytest.importorskip("PIL.Image", reason="pictures are read by Pillow: pip install 'lockstep[predict]'")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run, whose classes are bright rows."""
+    folder = tmp_path_factory.mktemp("predict")
+    small_run(folder, nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epochs=20)
+    return folder
+
+
+def predictions(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, object]]:
+    assert run(["predict", *arguments, "--json"]) == 0
+    return [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+
+
+def rows(folder: Path, count: int) -> list[str]:
+    """Write test images as PNGs of another size; return their paths."""
+    images, _ = tiny_arrays()[1]
+    paths = [folder / f"{index}.png" for index in range(count)]
+    for image, path in zip(images[:count], paths, strict=True):
+        Image.fromarray(image).resize((112, 112)).save(path)
+    return [str(path) for path in paths]
+
+
+def test_pictures_of_another_size_are_taken_for_their_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = predictions(capsys, str(folder / "run"), *rows(folder, 10), "--no-center")
+    assert [each["class"] for each in told] == list(range(10))
+    for each in told:
+        probabilities = each["probabilities"]
+        assert isinstance(probabilities, list)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert int(np.argmax(probabilities)) == each["class"]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "1", "I;16", "F"])
+def test_every_kind_of_picture_gives_the_same_digit(
+    folder: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    page = np.full((60, 90), 255, np.uint8)
+    page[20:40, 30:33] = 0
+    Image.fromarray(page).save(folder / "plain.png")
+    if mode == "I;16":
+        Image.fromarray(page.astype(np.uint16) * 257).save(folder / "other.tiff")
+    else:
+        Image.fromarray(page).convert(mode).save(folder / "other.tiff")
+    plain, other = predictions(capsys, str(folder / "run"), str(folder / "plain.png"), str(folder / "other.tiff"))
+    assert plain["probabilities"] == pytest.approx(other["probabilities"], abs=0.01)
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+def test_what_is_drawn_on_nothing_is_seen(folder: Path, capsys: pytest.CaptureFixture[str], ink: int) -> None:
+    page = np.zeros((60, 90, 4), np.uint8)
+    page[20:40, 30:33] = (ink, ink, ink, 255)
+    Image.fromarray(page).save(folder / "ink.png")
+    gray = np.full((60, 90), 255, np.uint8)
+    gray[20:40, 30:33] = 0
+    Image.fromarray(gray).save(folder / "gray.png")
+    seen, expected = predictions(capsys, str(folder / "run"), str(folder / "ink.png"), str(folder / "gray.png"))
+    assert seen["probabilities"] == expected["probabilities"]
+
+
+def test_lines_are_for_people_and_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = rows(folder, 3)
+    assert run(["predict", str(folder / "run"), *paths, "--no-center"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [text.split()[1] for text in lines] == ["0", "1", "2"]
+    assert all(len(text) <= 80 for text in lines)
+    assert line("a" * 50, np.array([0.25, 0.75]), 12) == "…" + "a" * 11 + "  1   75.00%   or 0 25.00%"
+
+
+def test_what_is_no_picture_or_empty_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((30, 30), 200, np.uint8)).save(folder / "blank.png")
+    (folder / "text.png").write_text("no picture")
+    cases = {
+        "gone.png": "cannot be read (No such file or directory): expected a picture, as a PNG or JPEG",
+        "text.png": "cannot be read (of no format that Pillow knows, or damaged): expected a picture",
+        "blank.png": "nothing is drawn in it",
+    }
+    for name, text in cases.items():
+        assert run(["predict", str(folder / "run"), str(folder / name)]) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.startswith(f"error: {folder / name}: {text}")
+        assert error.count("\n") == 1
+
+
+def test_a_model_of_features_takes_no_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images, labels), (test, truth) = tiny_arrays()
+    flat = tmp_path / "flat.npz"
+    np.savez(flat, x_train=images.reshape(-1, 784), y_train=labels, x_test=test.reshape(-1, 784), y_test=truth)
+    small = ["--data", str(flat), "--model", "linear", "--epochs", "1", "--workers", "0", "--global-batch", "32"]
+    assert run(["train", *small, "--run-dir", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert run(["predict", str(tmp_path / "run"), "x.png"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: the model was trained on samples of shape (784,): expected images"
+    )

@@ -1,0 +1,146 @@
+"""The command line as a person meets it: help that fits, one line for each mistake, exit codes, nothing left behind."""
+
+from pathlib import Path
+
+import pytest
+
+from lockstep.cli.main import run
+from tests.lockstep.tiny_data import write_tiny
+
+HERE = ["train", "--workers", "0", "--data", "tiny.npz"]
+
+#: Job files, by name.
+JOBS = {
+    "unknown.toml": "modle = 'mlp'",
+    "mistyped.toml": "lr = 'fast'",
+    "table.toml": "model = 'mlp'\n[lr]\npeak = 1",
+    "syntax.toml": "lr = = 1",
+    "layer.toml": "[model]\nclass = 'Linaer'",
+}
+
+#: Model files, by name.
+MODELS = {
+    "syntax.py": "def build(:",
+    "imports.py": "import nowhere\ndef build(): pass",
+    "raises.py": "def build():\n    raise ValueError('boom')",
+    "nothing.py": "def build(): pass",
+    "shape.py": "from lockstep import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 3))",
+    "small.py": "from lockstep import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(3, 10))",
+}
+
+#: Command line -> what the one line says, from its start.
+MISTAKES = {
+    "command": (["trian"], "no such command 'trian' (did you mean 'train'?): see `lockstep --help`"),
+    "option": ([*HERE, "--epoch", "3"], "no such option '--epoch' (did you mean one of: '--epochs', '--eps'?): see"),
+    "no value": ([*HERE, "--epochs"], "option '--epochs' requires an argument"),
+    "no number": ([*HERE, "--epochs", "two"], "invalid value for '--epochs': 'two' is not a valid integer"),
+    "choice": ([*HERE, "--optimizer", "sdg"], "invalid value for '--optimizer': 'sdg' is not one of 'sgd', 'adam'"),
+    "argument": ([*HERE, "extra"], "got unexpected extra argument (extra): see `lockstep train --help`"),
+    "no bind": (["server"], "missing option '--bind': see `lockstep server --help`"),
+    "no address": (["worker"], "missing argument 'ADDRESS': see `lockstep worker --help`"),
+    "batch 0": ([*HERE, "--global-batch", "0"], "global_batch = 0: expected a whole number >= 1"),
+    "rate nan": ([*HERE, "--lr", "nan"], "lr = nan: expected a number > 0.0"),
+    "rate inf": ([*HERE, "--lr", "inf"], "lr = inf: expected a number <= 1e+30"),
+    "rate -1": ([*HERE, "--lr", "-1"], "lr = -1.0: expected a number > 0.0"),
+    "seed -1": ([*HERE, "--seed", "-1"], "seed = -1: expected a whole number >= 0"),
+    "pieces": ([*HERE, "--micro-batches", "9999999"], "micro_batches = 9999999: expected a whole number <= 4096"),
+    "more pieces": ([*HERE, "--micro-batches", "256"], "micro_batches = 256 is more than global_batch = 128"),
+    "large batch": ([*HERE, "--global-batch", "9999"], "global_batch = 9999 is more than the 160 training samples"),
+    "workers": (["train", "--workers", "-1"], "workers = -1: expected a whole number >= 0"),
+    "min workers": (["train", "--workers", "2", "--min-workers", "3"], "min_workers = 3 is more than workers = 2"),
+    "servers": (["train", "--servers", "2", "--workers", "0"], "servers = 2 with workers = 0, which trains in one"),
+    "shard": (["shard", "tcp://192.0.2.7:5555"], "the server at 'tcp://192.0.2.7:5555' is on another machine"),
+    "job gone": ([*HERE, "--job", "gone.toml"], "cannot read the job file 'gone.toml': No such file or directory"),
+    "job key": ([*HERE, "--job", "unknown.toml"], "the job has no key 'modle' (did you mean 'model'?)"),
+    "job type": ([*HERE, "--job", "mistyped.toml"], "lr = 'fast': expected a number, got text"),
+    "job table": ([*HERE, "--job", "table.toml"], "lr = {'peak': 1}: expected a number, got a table"),
+    "job syntax": ([*HERE, "--job", "syntax.toml"], "the job file 'syntax.toml' is no TOML: Invalid value (at line 1"),
+    "job layer": ([*HERE, "--job", "layer.toml"], "unknown module class 'Linaer': expected a class of lockstep.nn"),
+    "model": ([*HERE, "--model", "mlpp"], "model = 'mlpp' is not known (did you mean 'mlp'?): expected one of"),
+    "model gone": ([*HERE, "--model", "gone.py:build"], "model file 'gone.py' cannot be read: No such file"),
+    "model syntax": (
+        [*HERE, "--model", "syntax.py:build"],
+        "model file 'syntax.py' cannot be imported: it raised",
+    ),
+    "model import": ([*HERE, "--model", "imports.py:build"], "model file 'imports.py' cannot be imported: it raised M"),
+    "model raises": ([*HERE, "--model", "raises.py:build"], "raises.py:build raised ValueError: boom"),
+    "no model": ([*HERE, "--model", "nothing.py:build"], "nothing.py:build returned None: expected a Module"),
+    "no function": ([*HERE, "--model", "nothing.py:bild"], "model file 'nothing.py' has no function 'bild': did you"),
+    "output": ([*HERE, "--model", "shape.py:build"], "the model turns 2 samples of shape (1, 28, 28) into an array of"),
+    "input": ([*HERE, "--model", "small.py:build"], "the model cannot take samples of shape (1, 28, 28)"),
+    "data": ([*HERE, "--data", "gone"], "no dataset 'gone': expected 'mnist', a folder"),
+    "data folder": ([*HERE, "--data", "folder"], "folder/train-images-idx3-ubyte: missing: expected this IDX file"),
+    "data damaged": ([*HERE, "--data", "damaged.npz"], "damaged.npz: damaged (File is not a zip file)"),
+    "weights": ([*HERE, "--initial", "gone"], "gone: cannot be read (No such file or directory): expected a safe"),
+    "dir full": ([*HERE, "--run-dir", "folder"], "run folder 'folder' is not empty: expected a new or an empty one"),
+    "dir file": ([*HERE, "--run-dir", "damaged.npz"], "run folder 'damaged.npz': 'damaged.npz' is no folder"),
+    "dir below": ([*HERE, "--run-dir", "damaged.npz/x"], "run folder 'damaged.npz/x': "),
+    "bind": (["server", "--bind", "here"], "address 'here' is malformed: expected 'tcp://HOST:PORT'"),
+    "bind open": (["server", "--bind", "tcp://0.0.0.0:5555"], "address 'tcp://0.0.0.0:5555' is open to other machine"),
+    "bind folder": (["server", "--bind", "ipc://gone/x.sock"], "address 'ipc://gone/x.sock' is in a folder that is n"),
+    "bind file": (["server", "--bind", "ipc://damaged.npz"], "address 'ipc://damaged.npz' is the path of something"),
+    "dial": (["worker", "127.0.0.1:5555"], "address '127.0.0.1:5555' is malformed: expected 'tcp://HOST:PORT'"),
+    "timeout": (["worker", "tcp://127.0.0.1:1", "--timeout", "nan"], "invalid value for '--timeout': 'nan' is no time"),
+    "ask": (["status", "here"], "address 'here' is malformed"),
+    "evaluate": (["evaluate", "gone"], "'gone' holds no weights of a run: expected a run folder, with job.toml and w"),
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a small dataset and files that are wrong in one way each."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path)
+    for name, text in {**JOBS, **MODELS, "damaged.npz": "nonsense", "job.toml": "data = 'tiny.npz'"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "taken").touch()
+    return tmp_path
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(("arguments", "text"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    before = everything(place)
+    assert run(arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith(f"error: {text}")
+    assert error.count("\n") == 1
+    assert everything(place) == before
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["server"], ["worker"], ["evaluate"], ["status"]])
+def test_help_fits_80_columns_and_teaches(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert run([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert " ".join(["  lockstep", *command]) in text  # an example to copy
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("lockstep ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "tcp://127.0.0.1:1", "--timeout", "0.1"],
+        ["status", "ipc://nobody.sock", "--timeout", "0.1"],
+        ["worker", "ipc://nobody.sock", "--timeout", "0.1"],
+    ],
+)
+def test_nobody_there_is_told_in_time(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert run(arguments) == 1
+    assert f"error: no server answered at {arguments[1]} within 0.1 s" in capsys.readouterr().err

@@ -1,0 +1,160 @@
+"""What a run does to itself: what can be asked for, when it is due, and that everybody is let go again."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from common.protocol.messages import Status
+from common.runtime.clock import ManualClock
+from lockstep.launch.chaos import SPELL_S, Appointment, Chaos, Deed, appointments, check_chaos, parse_chaos
+from lockstep.launch.child import Child
+from lockstep.launch.process_log import ProcessLog
+from lockstep.runs.launch import Launch
+from tests.lockstep.statuses import status
+
+
+def test_what_is_asked_for_is_counted() -> None:
+    wanted = parse_chaos("kill-worker=5 stop-worker=2, kill-worker=1")
+    assert wanted == {Deed.KILL_WORKER: 6, Deed.STOP_WORKER: 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "asks for nothing"),
+        ("kill-worker", "'kill-worker': expected NAME=COUNT"),
+        ("kill-worker=0", "with a count of 1 to 1000"),
+        ("kill-worker=1001", "with a count of 1 to 1000"),
+        ("kill-wroker=1", "nothing is called 'kill-wroker' (did you mean 'kill-worker'?)"),
+    ],
+)
+def test_what_cannot_be_done_is_named(text: str, told: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_chaos(text)
+    assert told in str(error.value)
+
+
+def test_a_run_without_processes_has_none_to_do_it_to() -> None:
+    with pytest.raises(UsageError, match="--workers 0 has none"):
+        check_chaos({Deed.STOP_WORKER: 1}, Launch(workers=0))
+
+
+def test_moments_depend_on_the_seed_alone() -> None:
+    wanted = {Deed.KILL_WORKER: 5, Deed.SLOW_WORKER: 3}
+    made = appointments(wanted, 7)
+    assert made == appointments(wanted, 7) != appointments(wanted, 8)
+    assert [it.moment for it in made] == sorted(it.moment for it in made)
+    assert all(0.05 <= it.moment < 0.9 for it in made)
+    assert [it.deed for it in made].count(Deed.KILL_WORKER) == 5
+
+
+@dataclass
+class Sleepers:
+    """Processes that do nothing."""
+
+    server: Child
+    workers: list[Child]
+    shards: list[Child] = field(default_factory=list)
+
+
+@pytest.fixture
+def sleepers(tmp_path: Path) -> Iterator[Sleepers]:
+    children = []
+    for name in ("the server", "a worker", "a worker"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        children.append(Child(name, process, ProcessLog(tmp_path / "log")))
+    yield Sleepers(children[0], children[1:])
+    for child in children:
+        child.process.kill()
+        child.make_end(5.0)
+
+
+def state_of(child: Child) -> str:
+    """Return what the system tells of a process: S or R where it may run, T where it stands still."""
+    # The signal is there when it was sent, and the process hears of it a little later.
+    number = child.process.pid
+    for _ in range(10_000):
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0]
+        if state in "TZ":
+            return state
+        os.sched_yield()
+    return state
+
+
+def at(step: int) -> Status:
+    return status(step=step, steps=100)
+
+
+def chaos_with(*deeds: Deed, moment: float = 0.1) -> tuple[Chaos, ManualClock, list[str]]:
+    clock, said = ManualClock(), list[str]()
+    ahead = [Appointment(moment=moment, deed=deed, victim=1) for deed in deeds]
+    return Chaos(ahead, clock, said.append), clock, said
+
+
+def test_a_worker_is_killed_when_its_moment_has_come(sleepers: Sleepers) -> None:
+    chaos, _, said = chaos_with(Deed.KILL_WORKER)
+    chaos.look(None, sleepers)
+    chaos.look(at(10), sleepers)
+    assert said == []
+    chaos.look(at(11), sleepers)
+    assert said == [f"chaos: killed a worker (pid {sleepers.workers[1].process.pid}) at step 11"]
+    assert sleepers.workers[1].wait(5.0)
+    assert not sleepers.workers[0].has_ended()
+
+
+def test_one_that_is_stopped_goes_on_after_some_steps(sleepers: Sleepers) -> None:
+    chaos, _, said = chaos_with(Deed.STOP_SERVER)
+    chaos.look(at(20), sleepers)
+    assert said == [f"chaos: stopped the server (pid {sleepers.server.process.pid}) at step 20, until step 25"]
+    assert state_of(sleepers.server) == "T"
+    chaos.look(at(24), sleepers)
+    assert len(chaos.spells) == 1
+    chaos.look(at(25), sleepers)
+    assert not chaos.spells
+
+
+def test_one_that_is_stopped_goes_on_after_some_time_without_steps(sleepers: Sleepers) -> None:
+    chaos, clock, _ = chaos_with(Deed.STOP_WORKER)
+    chaos.look(at(20), sleepers)
+    clock.advance(SPELL_S)
+    chaos.look(None, sleepers)
+    assert not chaos.spells
+
+
+def test_a_slow_one_stands_still_most_of_the_time(sleepers: Sleepers) -> None:
+    chaos, _, said = chaos_with(Deed.SLOW_WORKER)
+    chaos.look(at(20), sleepers)
+    assert "slowed down a worker" in said[0]
+    states = []
+    for _ in range(4):
+        chaos.look(at(21), sleepers)
+        states.append(state_of(sleepers.workers[1]))
+    assert states == ["T"] * 4
+
+
+def test_one_thing_is_done_at_a_time_and_to_those_that_can_act(sleepers: Sleepers) -> None:
+    chaos, _, said = chaos_with(Deed.STOP_WORKER, Deed.STOP_WORKER, Deed.KILL_WORKER)
+    for _ in range(4):
+        chaos.look(at(50), sleepers)
+    assert [text.partition(" (")[0] for text in said] == ["chaos: stopped a worker"] * 2
+    assert {spell.child.pid for spell in chaos.spells} == {it.pid for it in sleepers.workers}
+    chaos.look(at(60), sleepers)
+    assert "killed a worker" in said[2]
+
+
+def test_at_the_end_everybody_is_let_go(sleepers: Sleepers) -> None:
+    chaos, _, said = chaos_with(Deed.STOP_WORKER, Deed.KILL_WORKER)
+    chaos.look(at(50), sleepers)
+    chaos.end()
+    assert said[-1] == "chaos: 1 things were done to the run; 1 things were still to come when the run was over"
+    sleepers.workers[1].send(signal.SIGTERM)
+    assert sleepers.workers[1].wait(5.0)

@@ -1,0 +1,75 @@
+"""Children: their last words are what a person is told, and they end by themselves with their parent."""
+
+from pathlib import Path
+
+import pytest
+
+from lockstep.launch.child import Child
+from lockstep.launch.cluster import obituary
+from lockstep.launch.process_log import TAIL_LINES
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
+
+LAST_WORDS = {
+    "an error": ("joined\nerror: no such file\n", "no such file"),
+    "the first line": ("error: no such file\n", "no such file"),
+    "the last of two": ("error: one\nmore\nerror: two\n", "two"),
+    "with all its lines": (f"joined\nerror: a piece raised:\n{TRACEBACK}\n", f"a piece raised:\n{TRACEBACK}"),
+    "a traceback": (f"joined\n{TRACEBACK}\n", TRACEBACK),
+    "an error within a line": ("no error: all is well\n", "no error: all is well"),
+    "nothing": ("", ""),
+    "bytes that are no text": ("\udcff\n", "\N{REPLACEMENT CHARACTER}"),
+}
+
+
+def ended(folder: Path, log: str, arguments: list[str]) -> Child:
+    """Return a child that has ended; its log is replaced by `log`."""
+    child = Child.start("a worker", arguments, folder / "child.log")
+    child.make_end(60.0)
+    (folder / "child.log").write_text(log, encoding="utf-8", errors="surrogateescape")
+    return child
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Child:
+    return ended(tmp_path_factory.mktemp("child"), "", ["--version"])
+
+
+@pytest.mark.parametrize(("log", "words"), LAST_WORDS.values(), ids=LAST_WORDS)
+def test_last_words(good: Child, log: str, words: str) -> None:
+    good.log.path.write_text(log, encoding="utf-8", errors="surrogateescape")
+    assert good.log.last_words() == words
+
+
+def test_a_long_log_without_an_error_is_cut(good: Child) -> None:
+    good.log.path.write_text("\n".join(map(str, range(100))), encoding="utf-8")
+    assert good.log.last_words().splitlines() == [str(number) for number in range(100 - TAIL_LINES, 100)]
+    assert good.log.last_error() == ""
+
+
+def test_how_it_ended_well(good: Child) -> None:
+    assert good.has_ended()
+    assert good.how_it_ended() == "ended with exit code 0"
+
+
+def test_an_obituary_has_the_last_words(tmp_path: Path) -> None:
+    child = ended(tmp_path, "error: why\n", ["worker"])
+    assert obituary(child) == f"a worker (pid {child.pid}) ended with exit code 2: why"
+
+
+def test_a_folder_of_the_same_name_where_we_stand_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "__init__.py").write_text("raise RuntimeError('not ours')")
+    monkeypatch.chdir(tmp_path)
+    assert ended(tmp_path, "", ["--version"]).code == 0
+
+
+def test_news_are_the_lines_since_the_last_call(good: Child) -> None:
+    good.log.path.write_text("one\ntwo\nhal")
+    good.log.told_bytes = 0
+    assert good.log.news() == ["one", "two"]
+    assert good.log.news() == []
+    good.log.path.write_text("one\ntwo\nhalf\n")
+    assert good.log.news() == ["half"]

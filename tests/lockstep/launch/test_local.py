@@ -1,0 +1,44 @@
+"""What is said of a run that fails or is interrupted, by what its folder holds."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from common.errors import RunError
+from lockstep.launch.local import kept_on_failure
+from ps.coordinator.divergence import diverged_text
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
+
+
+def said(folder: Path, error: BaseException) -> str:
+    """Return what is said of a run that ends with an error."""
+    page = StringIO()
+    with pytest.raises(type(error)), kept_on_failure(Console(file=page, width=40), folder):
+        raise error
+    return page.getvalue()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("worker 1 is gone")])
+def test_what_there_is_to_go_on_with(tmp_path: Path, error: BaseException) -> None:
+    assert said(tmp_path, error) == ""
+    (tmp_path / WEIGHTS).touch()
+    assert said(tmp_path, error) == f"the last good weights are kept in {tmp_path}\n"
+    (tmp_path / CHECKPOINTS).mkdir()
+    (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
+    assert said(tmp_path, error).endswith(f"\ngo on after step 12 by: lockstep train --resume {tmp_path}\n")
+
+
+def test_a_run_that_ended_well_a_moment_before_has_nothing_to_go_on_with(tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).touch()
+    (tmp_path / RESULT).touch()
+    (tmp_path / CHECKPOINTS).mkdir()
+    (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
+    assert said(tmp_path, KeyboardInterrupt()) == f"the run had come to its end: its result is kept in {tmp_path}\n"
+
+
+def test_a_run_that_diverged_would_do_so_again(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINTS).mkdir()
+    (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
+    assert said(tmp_path, RunError(diverged_text("train", 14, 1, "0"))) == ""

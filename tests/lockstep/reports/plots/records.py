@@ -1,0 +1,49 @@
+"""Run folders written by hand, as a server leaves them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from ps.records.ledger import Again, Begun, Entry, Share, StepDone, WorkerIn
+from ps.records.run_folder import RunFolder
+
+
+def write_steps(
+    folder: Path, steps: Sequence[int], loss: float = 2.0, validation: tuple[float, float] | None = None
+) -> None:
+    """Append the figures of steps of 4 to an epoch, each of half a second, and of each epoch that they end.
+
+    `validation` are loss and accuracy of a validation set, in a run that has one.
+    """
+    chosen_by = {} if validation is None else dict(zip(("val_loss", "val_accuracy"), validation, strict=True))
+    folder.mkdir(exist_ok=True)
+    run = RunFolder(folder)
+    for step in steps:
+        figures = {"loss": loss / (step + 1), "accuracy": 0.5, "lr": 0.1, "samples": 8}
+        times = {"round_s": 0.5, "mean_s": 0.2, "slowest_s": 0.3, "update_s": 0.1}
+        run.record("step", {"epoch": step // 4 + 1, "step": step, **figures, **times})
+        if step % 4 == 3:
+            test = {"test_loss": 0.25, "test_accuracy": 0.75, "wall_s": 3.0, "weights_sha256": "00"}
+            run.record("epoch", {"epoch": step // 4 + 1, "loss": 1.0, "accuracy": 0.5, **test, **chosen_by})
+    run.close()
+
+
+#: Two workers; the second leaves in step 1, and after a restart step 1 is made again by another.
+LEDGER: list[Entry] = [
+    Begun(step=0, weights_sha256="00"),
+    WorkerIn(rank=0, host="here", pid=11),
+    WorkerIn(rank=1, host="there", pid=22),
+    StepDone(step=0, shares=[Share(0, 2, 0), Share(2, 4, 1)], losses=bytes(16), mark=1),
+    Again(work="train", step=1, lo=2, hi=4, rank=1, why="it left"),
+    Again(work="evaluate", step=1, lo=0, hi=1, rank=1, why="it left"),
+    StepDone(step=1, shares=[Share(0, 4, 0)], losses=bytes(16), mark=2),
+    Begun(step=1, weights_sha256="01", lost_steps=1),
+    WorkerIn(rank=0, host="new", pid=33),
+    StepDone(step=1, shares=[Share(0, 4, 0)], losses=bytes(16), mark=2),
+]
+
+
+def write_ledger(folder: Path, entries: Sequence[Entry]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "ledger.jsonl").write_bytes(b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries))

@@ -1,0 +1,214 @@
+"""What the pictures show: lines, bars and texts of their axes, and which cannot be drawn."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
+
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from common.data.dataset import Dataset
+from common.errors import ModelError
+from common.job.tally import Tally
+from lockstep import nn
+from lockstep.evaluation.assessment import Assessment
+from lockstep.evaluation.confusion import Confusion
+from lockstep.reports.plots.attendance import read_attendance
+from lockstep.reports.plots.course import Course, Floats, read_course
+from lockstep.reports.plots.learning import learning
+from lockstep.reports.plots.results import (
+    confusion_matrix,
+    first_layer,
+    first_pictures,
+    surest_mistakes,
+    worst_mistakes,
+)
+from lockstep.reports.plots.throughput import parts_of, throughput
+from lockstep.reports.plots.timeline import VAIN, close_steps, timeline
+from tests.lockstep.reports.plots.records import LEDGER, write_ledger, write_steps
+
+
+def courses(folder: Path, *names: str) -> list[Course]:
+    for name in names:
+        write_steps(folder / name, range(8))
+    return [read_course(folder / name) for name in names]
+
+
+def xs(line: Line2D) -> Floats:
+    return np.asarray(line.get_xdata(), dtype=np.float64)
+
+
+def ys(line: Line2D) -> Floats:
+    return np.asarray(line.get_ydata(), dtype=np.float64)
+
+
+def test_learning_has_a_line_for_training_and_marks_for_tests(tmp_path: Path) -> None:
+    figure = learning(courses(tmp_path, "a", "b"))
+    loss, accuracy, rate = figure.axes
+    training, tests = loss.get_lines()[:2]
+    assert training.get_label() == "a: training"
+    np.testing.assert_allclose(ys(training), [2 / (step + 1) for step in range(8)])
+    assert xs(tests).tolist() == [4, 8]
+    assert ys(accuracy.get_lines()[1]).tolist() == [0.75, 0.75]
+    assert len(rate.get_lines()) == 2
+    # The first run's line is wider: equal runs lie exactly on one another.
+    assert training.get_linewidth() > loss.get_lines()[2].get_linewidth()
+
+
+def test_validations_have_marks_of_their_own(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), validation=(0.125, 0.875))
+    loss, accuracy, _ = learning([read_course(tmp_path / "a")]).axes
+    marks = loss.get_lines()[2]
+    assert marks.get_label() == "a: validation"
+    assert (xs(marks).tolist(), ys(marks).tolist()) == ([4, 8], [0.125, 0.125])
+    assert ys(accuracy.get_lines()[2]).tolist() == [0.875, 0.875]
+
+
+def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
+    (course,) = courses(tmp_path, "a")
+    parts = parts_of(course)
+    assert {name: round(float(values[1]), 9) for name, values in parts.items()} == {
+        "compute": 0.2,
+        "exchange": 0.1,
+        "update": 0.1,
+        "waiting": 0.1,
+    }
+    np.testing.assert_allclose(np.sum(list(parts.values()), axis=0)[1:], 0.5)
+
+
+def test_throughput_is_samples_a_second(tmp_path: Path) -> None:
+    figure = throughput(courses(tmp_path, "a", "b"))
+    speed, *panels = figure.axes
+    np.testing.assert_allclose(ys(speed.get_lines()[0]), np.full(8, 16.0))
+    assert [axes.get_title(loc="left") for axes in panels] == ["time of a step, a", "time of a step, b"]
+
+
+def test_the_timeline_shows_leases_and_what_was_in_vain(tmp_path: Path) -> None:
+    (course,) = courses(tmp_path, "run")
+    write_ledger(tmp_path / "run", LEDGER)
+    attendance = read_attendance(tmp_path / "run")
+    whole, close, *_ = timeline(course, attendance).axes
+    assert [label.get_text() for label in close.get_yticklabels()] == attendance.names
+    bars = sorted(
+        (bar.get_x(), bar.get_width(), round(bar.get_y() + 0.4)) for bar in close.patches if isinstance(bar, Rectangle)
+    )
+    assert bars == [(0.0, 0.5, 0), (0.5, 0.5, 1), (1.0, 1.0, 2), (1.5, 0.5, 1)]
+    (cross,) = whole.get_lines()
+    assert (cross.get_color(), ys(cross).tolist()) == (VAIN, [1])
+    assert xs(cross).tolist() == [0.5]  # after the first step, which took half a second
+
+
+def test_steps_are_shown_closely_where_something_was_in_vain() -> None:
+    def attendance(vain: int | None) -> Any:
+        found = [] if vain is None else [SimpleNamespace(step=vain)]
+        return SimpleNamespace(used={step: [] for step in range(100)}, vain=found)
+
+    assert close_steps(attendance(None)) == list(range(46, 58))
+    assert close_steps(attendance(30)) == list(range(26, 38))
+    assert close_steps(attendance(99)) == list(range(88, 100))
+    assert close_steps(attendance(0)) == list(range(12))
+
+
+def test_the_matrix_has_the_counts_and_colours_for_mistakes_alone() -> None:
+    axes = confusion_matrix(Confusion(np.array([[3, 1], [0, 4]]))).axes[0]
+    assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
+        ((0, 0), "3"),
+        ((1, 0), "1"),
+        ((1, 1), "4"),
+    ]
+    assert np.asarray(axes.images[0].get_array()).tolist() == [[0, 25], [0, 0]]
+    assert axes.get_title() == "7 of 8 right (87.50%)"
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "pictures"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 70)), (1, 28, 28), (70, 28, 28)),
+        (nn.Sequential(nn.Conv2d(3, 5, 4)), (3, 9, 9), (5, 4, 4)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 4, 7)), (3, 6, 4), (7, 6, 4)),
+    ],
+)
+def test_the_first_layer_is_shown_as_pictures(
+    model: nn.Module, shape: tuple[int, ...], pictures: tuple[int, ...]
+) -> None:
+    _, found = first_pictures(model, shape)
+    assert found.shape == pictures
+    shown = [axes for axes in first_layer(model, shape).axes if axes.images]
+    assert len(shown) == min(64, pictures[0])
+
+
+def test_a_title_is_not_cut_off_however_few_are_below_it() -> None:
+    deep: nn.Module = nn.Conv2d(1, 2, 3)
+    for _ in range(12):
+        deep = nn.Sequential(deep)
+    for figure in (first_layer(deep, (1, 9, 9)), worst_mistakes(assessment([[0, 1]]))):
+        figure.draw_without_rendering()
+        (title,) = figure.texts
+        assert title.get_window_extent().x0 >= 0
+        assert title.get_window_extent().x1 <= figure.bbox.width
+
+
+def test_of_many_units_the_largest_are_shown() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 100))
+    weight = next(model.parameters()).data
+    weight[...] = 0.01
+    weight[90:] = 1.0
+    last = [axes for axes in first_layer(model, (1, 2, 2)).axes if axes.images][-1]
+    assert np.asarray(last.images[0].get_array()).tolist() == [[1, 1], [1, 1]]
+    assert last.get_title() == "99"
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.Linear(5, 4)), nn.Sequential(nn.Conv2d(1, 2, 1)), nn.BatchNorm1d(3)]
+)
+def test_a_first_layer_that_is_no_picture_is_told(model: nn.Module) -> None:
+    with pytest.raises(ModelError, match=r"is no picture of samples|has no weight with units"):
+        first_layer(model, (1, 28, 28))
+
+
+def assessment(logits: list[list[float]], shape: tuple[int, ...] = (1, 2, 2)) -> Assessment:
+    labels = np.arange(len(logits), dtype=np.int64) % 2
+    images = np.zeros((len(logits), *shape), np.uint8)
+    return Assessment(Dataset(images, labels, 2), Tally(), np.array(logits, np.float32))
+
+
+def test_the_worst_mistakes_come_first() -> None:
+    # Of classes 0, 1, 0, 1, 0: wrong are the second and, more so, the third.
+    found = assessment([[5, 0], [1, 0], [0, 9], [0, 1], [1, 0]])
+    assert surest_mistakes(found).tolist() == [2, 1]
+    shown = [axes.get_title() for axes in worst_mistakes(found).axes if axes.images]
+    assert shown == ["0, not 1 (100%)", "1, not 0 (73%)"]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (assessment([[5, 0], [0, 5]]), "all test samples are right"),
+        (assessment([[0, 5], [0, 5]], shape=(4,)), r"samples of shape \(4,\) are no pictures"),
+    ],
+)
+def test_mistakes_that_cannot_be_shown_are_told(found: Assessment, text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        worst_mistakes(found)
+
+
+def test_numbers_at_a_logarithmic_axis_are_no_formulas(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), loss=8.0)
+    figure = learning([read_course(tmp_path / "a")])
+    figure.canvas.draw()
+    axis = figure.axes[0].yaxis
+    shown = [label.get_text() for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))]
+    assert any(shown)
+    assert not any("$" in text for text in shown)
+
+
+def test_accuracy_fills_its_panel(tmp_path: Path) -> None:
+    low, high = learning(courses(tmp_path, "a")).axes[1].get_ylim()
+    # Between the training's 0.5 and the tests' 0.75.
+    assert 0.4 < low < 0.5
+    assert 0.75 < high < 0.8

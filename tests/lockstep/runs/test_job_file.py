@@ -1,0 +1,141 @@
+"""Job files: what is written resolves to the same job, flags lie over files, and a mistake is named."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import JobError
+from common.job.job import Job
+from common.nn.models import MODELS
+from lockstep.runs.job_file import SHIPPED, read_values, resolve, shipped_values, to_toml
+from lockstep.runs.launch import Launch, default_launch
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT
+ARGUMENTS = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8
+)
+DESCRIPTIONS = st.recursive(
+    st.fixed_dictionaries({"class": TEXT, "args": st.lists(ARGUMENTS, max_size=3), "kwargs": st.just({})}),
+    lambda inner: st.fixed_dictionaries({"class": TEXT, "args": st.lists(inner, max_size=3), "kwargs": st.just({})}),
+    max_leaves=5,
+)
+JOBS = st.builds(
+    Job,
+    model=TEXT | DESCRIPTIONS,
+    data=TEXT,
+    seed=st.integers(0, 2**63 - 1),
+    steps=st.none() | st.integers(1, 2**31 - 1),
+    initial=st.none() | TEXT,
+    lr=st.floats(1e-30, 1e30),
+    clip_norm=st.none() | st.floats(1e-30, 1e30),
+    normalize=st.booleans(),
+    schedule=st.sampled_from(["constant", "step", "cosine", "one-cycle"]),
+)
+LAUNCHES = st.builds(Launch, workers=st.integers(0, 1024), transport=st.sampled_from(["auto", "ipc", "tcp"]))
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(JOBS, LAUNCHES)
+def test_what_is_written_resolves_to_the_same(job: Job, launch: Launch) -> None:
+    text = to_toml(job, launch)
+    assert resolve(tomllib.loads(text), {}, default_launch()) == (job, launch)
+    assert len(text.splitlines()) >= len(Job.__struct_fields__) - 3  # a value a line, those that are None left out
+
+
+@pytest.mark.parametrize("model", SHIPPED)
+def test_a_shipped_job_is_of_its_model_and_whole(model: str) -> None:
+    job, launch = resolve({}, {"model": model}, default_launch())
+    assert job.model == model
+    assert (job.global_batch, job.momentum, launch) == (128, 0.9, default_launch())
+
+
+def test_every_model_has_a_shipped_job() -> None:
+    assert set(SHIPPED) == set(MODELS)
+
+
+def test_without_anything_it_is_lenet() -> None:
+    assert resolve({}, {}, default_launch())[0].model == "lenet"
+
+
+def test_a_model_of_ones_own_has_the_defaults_of_a_job() -> None:
+    assert resolve({}, {"model": "mine.py:build"}, default_launch())[0] == Job(model="mine.py:build")
+
+
+def test_flags_lie_over_the_file_and_the_file_over_the_defaults() -> None:
+    job, launch = resolve({"model": "mlp", "lr": 0.5, "seed": 3, "workers": 7}, {"lr": 0.25}, default_launch())
+    assert (job.lr, job.seed, launch.workers, job.momentum) == (0.25, 3, 7, Job().momentum)
+
+
+def test_a_file_takes_nothing_from_the_shipped_job() -> None:
+    assert shipped_values("mlp")["epochs"] != Job().epochs
+    assert resolve({"model": "mlp"}, {}, default_launch())[0] == Job(model="mlp")
+
+
+def test_flags_lie_over_the_shipped_job() -> None:
+    job, _ = resolve({}, {"model": "linear", "epochs": 1}, default_launch())
+    assert (job.epochs, job.schedule) == (1, "one-cycle")
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"modle": "mlp"}, "the job has no key 'modle' (did you mean 'model'?)"),
+    "key of another library": ({"batch_size": 32}, "the job has no key 'batch_size' (did you mean 'global_batch'?)"),
+    "unknown key of the launch": ({"worker": 2}, "the job has no key 'worker' (did you mean 'workers'?)"),
+    "unlike any": ({"zzz": 1}, "the job has no key 'zzz': expected one of model, data, .*, checkpoint_every_seconds"),
+    "text for a number": ({"lr": "fast"}, "lr = 'fast': expected a number, got text"),
+    "table for a number": ({"lr": {"peak": 1}}, "lr = {'peak': 1}: expected a number, got a table"),
+    "fraction": ({"epochs": 1.5}, "epochs = 1.5: expected a whole number, got a number"),
+    "number for a truth value": ({"nesterov": 1}, "nesterov = 1: expected true or false, got a whole number"),
+    "list for text": ({"data": ["mnist"]}, "data = ['mnist']: expected text, got a list"),
+    "number for a model": ({"model": 3}, "model = 3: expected text or a table, got a whole number"),
+    "too small": ({"epochs": 0}, "epochs = 0: expected a whole number >= 1"),
+    "too large": ({"micro_batches": 9999999}, "micro_batches = 9999999: expected a whole number <= 4096"),
+    "not a number": ({"lr": float("nan")}, "lr = nan: expected a number > 0.0"),
+    "infinite": ({"lr": float("inf")}, "lr = inf: expected a number <= 1e+30"),
+    "not a choice": ({"optimizer": "sdg"}, "optimizer = 'sdg': expected one of sgd, adam, adamw, rmsprop"),
+    "contradiction": ({"global_batch": 4}, "micro_batches = 8 is more than global_batch = 4: expected .*"),
+}
+
+
+@pytest.mark.parametrize(("values", "text"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named_with_what_was_expected(values: dict[str, Any], text: str) -> None:
+    pattern = re.escape(text).replace(r"\.\*", ".*")
+    with pytest.raises(JobError, match=f"^{pattern}$"):
+        resolve(values, {}, default_launch())
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"lr = = 1\n", "is no TOML: Invalid value"),
+        (b"\xff\xfe", "is no TOML: 'utf-8' codec"),
+        (None, "cannot read the job file .*: No such file or directory: give the path"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, text: str) -> None:
+    path = tmp_path / "job.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(JobError, match=text):
+        read_values(path)
+
+
+def test_what_toml_cannot_say_is_refused() -> None:
+    job = msgspec.structs.replace(Job(), model={"class": "Linear", "args": [None]})
+    with pytest.raises(JobError, match="None cannot be written to a job file"):
+        to_toml(job, Launch())
+
+
+def test_a_job_file_says_how_many_workers_a_run_begins_with() -> None:
+    job, launch = resolve({"model": "mlp", "min_workers": 2}, {}, Launch(workers=4))
+    assert (launch.min_workers, launch.workers) == (2, 4)
+    assert "min_workers = 2\n" in to_toml(job, launch)
+    assert "min_workers" not in to_toml(job, Launch())
+    with pytest.raises(JobError, match=r"min_workers = 0: expected a whole number >= 1"):
+        resolve({"min_workers": 0}, {}, Launch())

@@ -1,0 +1,76 @@
+"""The ledger's proof: each sample once, and every way in which that may fail."""
+
+from pathlib import Path
+
+import pytest
+
+from common.aggregation.tree import Node
+from common.data.sampler import Sampler
+from common.job.tally import pack_losses
+from lockstep.cli.main import run
+from lockstep.runs.recorded import read_run
+from lockstep.verification.coverage import prove
+from ps.records.ledger import Account, Again, Begun, Line, StepDone, Unlisted
+from ps.run.plan import Plan
+from tests.lockstep.recorded import job_in, record_with_workers
+
+PLAN = Plan(total_steps=5, steps_per_epoch=3, micro_batches=4, evaluation_pieces=1)
+SAMPLER = Sampler(40, 16, 4, seed=7)
+
+
+def step(number: int, *nodes: tuple[int, int]) -> StepDone:
+    account = Account(4)
+    for rank, (lo, hi) in enumerate(nodes or ((2, 4), (0, 2))):
+        account.share(Node(lo, hi), rank, pack_losses([1.0] * (hi - lo)))
+    return account.step_done(number, 0)
+
+
+WHOLE: list[Line] = [step(number) for number in range(5)]
+
+
+def test_each_sample_once() -> None:
+    proof = prove(WHOLE, PLAN, SAMPLER)
+    assert proof.faults() == []
+    assert [(epoch.used, epoch.steps, epoch.micro_batches) for epoch in proof.epochs] == [(40, 3, 12), (32, 2, 8)]
+    assert [epoch.is_whole() for epoch in proof.epochs] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        ([step(0, (0, 2))], "step 0: micro-batch 2 was added 0 times: expected once"),
+        ([step(0, (0, 4), (1, 2))], "step 0: micro-batch 1 was added 2 times: expected once"),
+        ([step(0, (0, 4), (4, 5))], "step 0: micro-batch 4 is none of the 4"),
+        ([step(0), step(0)], "epoch 1: sample "),
+        ([step(0), step(2)], "step 2 stands where step 1 is expected"),
+        ([step(1)], "step 1 stands where step 0 is expected"),
+    ],
+)
+def test_what_fails_is_named(lines: list[Line], fault: str) -> None:
+    faults = prove(lines, PLAN, SAMPLER).faults()
+    assert any(text.startswith(fault) for text in faults), faults
+
+
+def test_work_done_again_stands_with_its_epoch() -> None:
+    evaluation = Again(work="evaluate", step=3, lo=0, hi=1, rank=1, why="it left: killed")
+    training = Again(work="train", step=3, lo=0, hi=2, rank=2, why="it was silent for over 60 s")
+    lines = [*WHOLE, evaluation, training, Unlisted(work="train", step=4, count=6), Begun(step=2, weights_sha256="")]
+    proof = prove([Begun(step=0, weights_sha256=""), *lines], PLAN, SAMPLER)
+    assert [epoch.again for epoch in proof.epochs] == [[evaluation], [training]]
+    assert [epoch.unlisted for epoch in proof.epochs] == [0, 6]
+    assert [begun.step for begun in proof.resumed] == [2]
+
+
+def test_the_command_prints_the_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = record_with_workers(tmp_path, job_in(tmp_path), 2)
+    assert len(read_run(folder).steps()) == 7
+    assert run(["ledger", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1: 4 steps, 16 micro-batches: each of 160 samples was used once",
+        "epoch 2: 3 steps, 12 micro-batches: 144 of 160 samples were used, none twice",
+    ]
+    path = folder / "ledger.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"kind":"step","step":2' not in line))
+    assert run(["ledger", str(folder)]) == 1
+    assert "the ledger proves nothing: step 3 stands where step 2 is expected" in capsys.readouterr().err

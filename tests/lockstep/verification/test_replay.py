@@ -1,0 +1,118 @@
+"""A micro-batch is looked into: its samples and loss are those of the run, and the first NaN's place is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common import nn
+from common.data.source import load
+from common.nn.description import describe
+from lockstep.cli.main import run
+from lockstep.runs.recorded import open_again, read_run
+from lockstep.verification.replay import figures_of
+from ps.records.ledger import StepDone
+from tests.lockstep.recorded import job_in, record_alone
+from tests.simulation.small import noisy_net
+from worker.compute import Compute
+
+#: Models in which the first number that is not finite arises somewhere else, as files.
+MODELS = {
+    "log": (
+        "class Odd(nn.Module):\n    def forward(self, x):\n        return (x - 9e9).log() if x.shape[0] > 2 else x\n",
+        "layer 1 (Odd), in operation log, forward",
+    ),
+    "backward": (
+        "class Odd(nn.Module):\n    def forward(self, x):\n        return (x * 0.0).sqrt() + x\n",
+        "the gradient of 0.scores.bias, in operation sqrt, backward",
+    ),
+}
+
+
+BUILD = """
+
+class Scores(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(784, 10)
+
+    def forward(self, x):
+        return self.scores(x.reshape(x.shape[0], 784))
+
+
+def build():
+    return nn.Sequential(Scores(), Odd())
+"""
+
+
+def replayed(capsys: pytest.CaptureFixture[str], folder: Path, step: int, piece: int) -> dict[str, Any]:
+    place = ("--step", str(step), "--micro-batch", str(piece))
+    assert run(["replay", str(folder), *place, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize(("step", "piece"), [(0, 0), (2, 1), (5, 2), (6, 0)])
+def test_it_is_the_runs_own_piece(tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int, piece: int) -> None:
+    job = job_in(tmp_path, model=noisy_net(), micro_batches=3, max_shift=1, label_smoothing=0.1)
+    folder = record_alone(tmp_path, job)
+    found = replayed(capsys, folder, step, piece)
+    past = read_run(folder)
+    recorded = past.steps()[step].loss_sums()[piece]
+    assert np.float32(found["loss_sum"]) == np.float32(found["recorded_loss_sum"]) == recorded
+    compute = Compute(job, open_again(past, allows_mixed_numerics=False).model, load(job.data))
+    assert found["samples"] == compute.sampler.indices(step, piece).tolist()
+    assert found["labels"] == load(job.data).train.labels[found["samples"]].tolist()
+    assert [layer["kind"] for layer in found["layers"]][:3] == ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert set(found["layers"][0]["gradients"]) == {"0.weight", "0.bias"}
+    assert found["first_nonfinite"] is None
+
+
+def test_the_norms_are_those_of_the_arrays() -> None:
+    found = figures_of(np.array([[3.0, np.nan], [-4.0, np.inf]], np.float32))
+    assert (found.shape, found.norm, found.largest, found.nonfinite) == ((2, 2), 5.0, 4.0, 2)
+    assert figures_of(np.empty((0, 3), np.float32)).norm == 0.0
+
+
+@pytest.mark.parametrize(("source", "place"), MODELS.values(), ids=MODELS)
+def test_the_first_nan_is_named_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: str, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job_in(tmp_path)
+    (tmp_path / "odd.py").write_text(f"from lockstep import nn\n\n\n{source}{BUILD}")
+    flags = ("--model", "odd.py:build", "--data", "tiny.npz", "--global-batch", "48", "--steps", "2", "--workers", "0")
+    run(["train", *flags, "--run-dir", "run"])
+    capsys.readouterr()
+    found = replayed(capsys, tmp_path / "run", 0, 1)
+    assert found["first_nonfinite"] == place
+    assert run(["replay", "run", "--step", "0", "--micro-batch", "1"]) == 0
+    assert capsys.readouterr().out.endswith(f"first number that is not finite: {place}\n")
+
+
+def test_a_loss_that_overflows_is_looked_into_at_the_step_that_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job_in(tmp_path)
+    flags = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "48", "--lr", "1e25", "--workers", "0")
+    assert run(["train", *flags, "--run-dir", "run"]) == 1
+    failed = capsys.readouterr().err
+    steps = [line.step for line in read_run(tmp_path / "run").lines if isinstance(line, StepDone)]
+    assert f"the loss of step {len(steps)}, micro-batch 0, is not finite" in failed
+    found = replayed(capsys, tmp_path / "run", len(steps), 0)
+    layer = failed.partition("first seen in layer ")[2].partition(":")[0]
+    assert found["first_nonfinite"].startswith(f"layer {layer}, in operation ")
+    assert (found["recorded_loss_sum"], isinstance(found["loss_sum"], str)) == (None, True)
+
+
+def test_a_place_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(
+        record_alone(tmp_path, job_in(tmp_path, model=dict(describe(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))))))
+    )
+    assert run(["replay", folder, "--step", "7", "--micro-batch", "0"]) == 2
+    assert capsys.readouterr().err == "error: --step 7: the run has made 7 steps: expected at most 6\n"
+    assert run(["replay", folder, "--step", "6", "--micro-batch", "4"]) == 2
+    assert capsys.readouterr().err == "error: --micro-batch 4: expected 0 to 3, as the job has it\n"

@@ -1,0 +1,132 @@
+"""A checkpoint comes back as it went in, everybody can read it, and no damage to it goes unnoticed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from common import nn
+from common.aggregation.layout import layout_of
+from common.errors import FileFormatError
+from common.files.atomic import write_atomically
+from common.protocol.numerics import fingerprint
+from common.random import Purpose, generator
+from ps.checkpoint.checkpoint import Held, Identity, Past, read_checkpoint, sealed_parts
+from ps.records.run_folder import EpochRecord
+from tests.ps.runs import facts_of
+
+LAYOUT = layout_of(nn.Sequential(nn.Linear(24, 4), nn.BatchNorm1d(4)))
+EPOCH = EpochRecord(
+    epoch=1, loss=0.1, accuracy=0.5, test_loss=1 / 3, test_accuracy=0.7, wall_s=2.0, weights_sha256="0" * 64
+)
+PAST = Past(
+    steps=7,
+    is_evaluated=False,
+    loss_sum=1e300 / 3,
+    correct=5,
+    count=9,
+    samples=99,
+    history=[EPOCH],
+    elapsed_s=3.25,
+    wall_s=4.5,
+    train_s=0.1,
+    compute_s=0.2,
+    update_s=0.3,
+    metrics_bytes=1000,
+    ledger_bytes=2000,
+)
+
+
+def held() -> Held:
+    rng = generator(0, Purpose.CANARY)
+    weights = rng.standard_normal(LAYOUT.size, dtype=np.float32)
+    state = {name: rng.standard_normal(LAYOUT.parameter_size, dtype=np.float32) for name in ("exp_avg", "exp_avg_sq")}
+    return Held(weights=weights, state=state)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "step-00000007.safetensors"
+    write_atomically(path, sealed_parts(Identity.of(facts_of()), PAST, LAYOUT, held()))
+    return path
+
+
+def test_it_comes_back_as_it_went_in(file: Path) -> None:
+    checkpoint, kept = read_checkpoint(file), held()
+    assert (checkpoint.identity, checkpoint.past) == (Identity.of(facts_of()), PAST)
+    back = checkpoint.held(LAYOUT, kept.state)
+    assert back.weights.tobytes() == kept.weights.tobytes()
+    assert {name: slot.tobytes() for name, slot in back.state.items()} == {
+        name: slot.tobytes() for name, slot in kept.state.items()
+    }
+
+
+def test_the_weights_open_with_the_safetensors_package_under_their_own_names(file: Path) -> None:
+    weights = LAYOUT.read(held().weights)
+    with safe_open(file, "numpy") as opened:
+        assert opened.metadata()["step"] == "7"
+        for name, array in weights.items():
+            np.testing.assert_array_equal(opened.get_tensor(name), array)
+        np.testing.assert_array_equal(
+            opened.get_tensor("optimizer/exp_avg/0.weight"), LAYOUT.parameters[0].view(held().state["exp_avg"])
+        )
+
+
+def damaged(file: Path, data: bytes) -> bool:
+    """Tell whether such contents are refused, with the file's name."""
+    file.write_bytes(data)
+    try:
+        read_checkpoint(file)
+    except FileFormatError as error:
+        return str(file) in str(error)
+    return False
+
+
+def test_a_file_cut_off_anywhere_is_refused(file: Path) -> None:
+    data = file.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    # Every byte of the header, and more than a hundred others: at the begin, within and at the end of a value.
+    assert len(data) > header + 1000
+    assert all(damaged(file, data[:size]) for size in (*range(header), *range(header, len(data), 7), len(data) - 1))
+    assert damaged(file, data + b"\0")
+
+
+def test_any_flipped_bit_is_found(file: Path) -> None:
+    data = file.read_bytes()
+    places = generator(1, Purpose.CANARY).integers(0, 8 * len(data), size=400).tolist()
+    # All of the length and of the seal, too: they are what is looked at first.
+    seal = data.index(b'"sha256":"') * 8
+    for place in (*range(64), *range(seal, seal + 8 * 76), *places):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        assert damaged(file, bytes(flipped)), place
+
+
+def test_exchanged_arrays_are_found(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-8:], data[-16:-8] = data[-16:-8], data[-8:]
+    assert damaged(file, bytes(data))
+
+
+@pytest.mark.parametrize("content", [b"", b"12345678", b"\xff" * 100, b"\x02\0\0\0\0\0\0\0{}"])
+def test_other_files_are_refused(file: Path, content: bytes) -> None:
+    assert damaged(file, content)
+
+
+def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        read_checkpoint(tmp_path / "nothing")
+
+
+def test_another_model_or_optimizer_is_told(file: Path) -> None:
+    checkpoint = read_checkpoint(file)
+    with pytest.raises(FileFormatError, match=r"'optimizer/exp_avg/0\.bias' is in the file or in the model"):
+        checkpoint.held(LAYOUT, ["momentum_buffer"])
+    other = layout_of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    with pytest.raises(FileFormatError, match=r"array '0\.weight' is not float32 of shape"):
+        checkpoint.held(other, ["exp_avg", "exp_avg_sq"])
+
+
+def test_the_identity_is_what_decides_the_bits() -> None:
+    assert Identity.of(facts_of()).numerics == fingerprint()

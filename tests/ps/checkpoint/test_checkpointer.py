@@ -1,0 +1,150 @@
+"""Checkpoints are taken as a run goes on; a disk that is full or fails costs checkpoints and nothing else."""
+
+import errno
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.files.atomic import write_atomically
+from common.runtime.clock import ManualClock
+from lockstep.runs.launch import Launch
+from lockstep.runs.session import Books, Destination, open_books
+from lockstep.runs.single_process import SerialRun
+from ps.records.line_file import LineFile
+from ps.records.metrics import Setting
+from ps.records.run_folder import METRICS, RESULT
+from ps.run.progress import Progress
+from ps.setup import Admission, Opening, open_run
+from tests.common.files.test_atomic import failing_at
+from tests.simulation.small import digits, job_of
+
+#: Seven steps, three an epoch.
+JOB = job_of(steps=7)
+
+
+@dataclass
+class Disk:
+    """Has no room for checkpoints before a number of attempts, and none for lines while there are none left."""
+
+    failures: int
+    lines_fail: int = 0
+    error: int = errno.ENOSPC
+
+    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(self.error, os.strerror(self.error))
+        write_atomically(path, parts)
+
+    def write_lines(self, descriptor: int, data: bytes) -> int:
+        if self.lines_fail:
+            self.lines_fail -= 1
+            raise OSError(self.error, os.strerror(self.error))
+        return os.write(descriptor, data)
+
+
+def books_in(folder: Path, said: list[str], **values: Any) -> tuple[Opening, Books]:
+    opening = open_run("run", JOB, digits(), Admission())
+    launch = Launch(**{"checkpoint_every_steps": 1, "checkpoint_keep": 3, **values})
+    setting = Setting(servers=0, transport="none", started=0.0)
+    return opening, open_books(
+        opening, setting, Destination(folder=folder / "run", launch=launch), ManualClock(), said.append
+    )
+
+
+def train(opening: Opening, books: Books) -> str:
+    serial = SerialRun(opening, books.recorder, ManualClock(), lambda status: None, books.start, books.keeper)
+    return serial.train().weights_sha256
+
+
+def calm(folder: Path) -> str:
+    return train(*books_in(folder, []))
+
+
+def test_those_of_epochs_and_of_steps_are_taken_and_the_best_stays(tmp_path: Path) -> None:
+    opening, books = books_in(tmp_path, [], checkpoint_keep=1)
+    train(opening, books)
+    # When the last one was taken, the last epoch was not evaluated yet.
+    best = min(books.recorder.history[:2], key=lambda epoch: epoch.test_loss).epoch
+    assert books.keeper.folder.steps() == [3 * best, 7]
+
+
+def test_none_is_taken_where_none_is_kept(tmp_path: Path) -> None:
+    opening, books = books_in(tmp_path, [], checkpoint_keep=0)
+    train(opening, books)
+    assert books.keeper.folder.steps() == []
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_full_disk_costs_checkpoints_and_is_told_each_time(tmp_path: Path, error: int) -> None:
+    (tmp_path / "calm").mkdir()
+    expected = calm(tmp_path / "calm")
+    said: list[str] = []
+    opening, books = books_in(tmp_path, said)
+    books.keeper.folder.write = Disk(failures=4, error=error).write
+    assert train(opening, books) == expected
+    assert len(said) == 4
+    assert all(text.startswith("warning: cannot write checkpoint ") and os.strerror(error) in text for text in said)
+    assert books.keeper.folder.steps()[-1] == 7
+    assert (tmp_path / "run" / RESULT).exists()
+
+
+def test_lines_that_wait_cost_checkpoints_and_no_line(tmp_path: Path) -> None:
+    said: list[str] = []
+    opening, books = books_in(tmp_path, said)
+    assert books.recorder.folder is not None
+    books.recorder.folder.metrics.write = Disk(failures=0, lines_fail=3).write_lines
+    train(opening, books)
+    assert len(said) == 2
+    assert said[0].startswith(f"warning: cannot write to '{tmp_path}/run/{METRICS}'")
+    assert said[1] == f"'{tmp_path}/run/{METRICS}' can be written to again"
+    # What they would have referred to was not on the disk.
+    assert len(books.keeper.folder.steps()) == 3
+    lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(7))
+
+
+@pytest.mark.parametrize("name", ["metrics", "ledger"])
+def test_lines_that_the_disk_fails_to_keep_cost_a_checkpoint_that_would_refer_to_them(
+    tmp_path: Path, name: str
+) -> None:
+    said: list[str] = []
+    opening, books = books_in(tmp_path, said)
+    file: LineFile = getattr(books.keeper.run, name)
+    file.fsync = failing_at(2)
+    train(opening, books)
+    (told,) = said
+    assert told.startswith(
+        f"warning: cannot write to '{tmp_path}/run': {os.strerror(errno.EIO)}: the run goes on without"
+    )
+    assert books.keeper.folder.steps()[-1] == 7
+    assert (tmp_path / "run" / RESULT).exists()
+
+
+@pytest.mark.parametrize("odd", ["steps", "history"])
+def test_books_that_disagree_are_not_kept(tmp_path: Path, odd: str) -> None:
+    opening, books = books_in(tmp_path, [])
+    progress = Progress()
+    assert books.keeper.take(opening.shard, progress, 0.0)
+    if odd == "steps":
+        progress.steps = 1  # an interrupt came in the middle of the first update
+    else:
+        progress.history.append(books_status())
+    assert not books.keeper.take(opening.shard, progress, 0.0)
+    books.recorder.close()
+
+
+def books_status() -> Any:
+    progress = Progress()
+    return progress.end_epoch(1, progress.epoch, 0.0)
+
+
+def test_the_end_of_a_run_has_no_checkpoint_of_its_own(tmp_path: Path) -> None:
+    opening, books = books_in(tmp_path, [], checkpoint_every_steps=None, checkpoint_every_seconds=1e6)
+    train(opening, books)
+    assert books.keeper.folder.steps() == [3, 6]

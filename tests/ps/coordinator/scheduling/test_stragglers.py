@@ -1,0 +1,183 @@
+"""Who is late and silent loses its place, unless nobody else works, or the server itself did not look."""
+
+import pytest
+
+from common.job.job import Job
+from common.protocol.messages import Alive, Fenced, Lease, Welcome
+from ps.coordinator import events
+from ps.coordinator.effects import AddSums, ForgetWorker
+from ps.coordinator.scheduling.lease_timeouts import FLOOR_S
+from ps.coordinator.scheduling.stall_detector import LOOK_S, MISSED_S, Lookout
+from ps.coordinator.scheduling.stragglers import CAUTION
+from tests.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.5, LOOK_S, MISSED_S])
+def test_looks_that_are_near_one_another_miss_nothing(gap: float) -> None:
+    lookout = Lookout()
+    assert lookout.look(100.0) == 0.0
+    assert lookout.look(100.0 + gap) == 0.0
+
+
+def test_a_gap_is_missed_whole_and_once() -> None:
+    lookout = Lookout()
+    lookout.look(100.0)
+    assert lookout.look(130.0) == 30.0
+    assert lookout.look(130.5) == 0.0
+    assert lookout.due() == 130.5 + LOOK_S
+
+
+LONG = Job(model="linear", epochs=2000, global_batch=16, micro_batches=4)
+
+
+def practised(workers: int = 2, job: Job | None = None) -> Drive:
+    """Return a run whose workers have taken a tenth of a second for each lease of two steps."""
+    drive = Drive(facts_of(job, min_workers=workers))
+    drive.enter(*range(1, workers + 1))
+    while drive.coordinator.round.step < 2 or drive.coordinator.round.work != "train":
+        for worker in range(1, workers + 1):
+            if drive.leases.get(worker):
+                drive.now += 0.1
+                drive.answer(worker)
+    return drive
+
+
+def keep_busy(drive: Drive, worker: int, seconds: float) -> str:
+    """Let time pass in which one worker asks now and then; return what was said."""
+    told = []
+    for _ in range(round(2 * seconds)):
+        told.append(said(drive.pass_time(0.5)))
+        drive.ask(worker)
+    return "\n".join(filter(None, told))
+
+
+def test_a_worker_that_hangs_is_told_of_within_seconds_and_its_pieces_go_on() -> None:
+    drive = practised()
+    while drive.leases[2]:
+        drive.answer(2)
+    told = said(drive.pass_time(FLOOR_S + 0.1))
+    assert told.startswith("worker 0 (host host, pid 1) holds micro-batches ")
+    assert " of step 2 for 2.0 s (median 0." in told
+    assert told.endswith(" s a piece): leased again to worker 1")
+
+
+def test_one_that_stays_silent_loses_its_place_and_what_it_brings_later_is_not_applied() -> None:
+    drive = practised()
+    late = result_of(drive.leases[1][0])
+    drive.leases[1].clear()
+    while drive.leases[2]:
+        drive.answer(2)
+    told = keep_busy(drive, 2, 10.0)
+    assert "worker 0 (host host, pid 1) lost its place: it has brought nothing for 5" in told
+    assert ForgetWorker(peer=peer_of(1), rank=0) in drive.effects
+    effects = drive.send(1, late)
+    assert kinds(effects, 1) == [Fenced]
+    assert not [effect for effect in effects if isinstance(effect, AddSums)]
+    assert kinds(drive.ask(1), 1) == [Fenced]
+    # It joins anew over the same connection, as another.
+    join = events.WorkerJoined(peer=peer_of(1), join=join_of(31))
+    (welcome,) = messages(drive.happen(join), 1)
+    assert isinstance(welcome, Welcome)
+    assert welcome.rank == 2
+    drive.prepare(1)
+    drive.finish()
+    assert Lease in kinds(drive.effects, 1)
+
+
+def test_one_that_says_anything_keeps_its_place() -> None:
+    drive = practised()
+    drive.leases[1].clear()
+    while drive.leases[2]:
+        drive.answer(2)
+    drive.pass_time(FLOOR_S + 0.5)
+    assert kinds(drive.ask(1), 1)[0] is Alive
+    assert "lost its place" not in keep_busy(drive, 1, 4.0)
+
+
+def late_and_the_other_is_not() -> Drive:
+    """Return a run in which worker 1 was late, and worker 2 has its pieces."""
+    drive = practised(job=LONG)
+    while drive.leases[2]:
+        drive.answer(2)
+    assert "leased again to worker 1" in said(drive.pass_time(FLOOR_S))
+    return drive
+
+
+def steps_beside_one_that_only_lives(drive: Drive, seconds: float) -> int:
+    """Let worker 2 take a tenth of a second for each lease, and worker 1 say again and again that it lives; count."""
+    begun, end = drive.coordinator.round.step, drive.now + seconds
+    while drive.now < end:
+        drive.pass_time(0.1)
+        if drive.leases.get(2):
+            drive.answer(2)
+        drive.ask(1)
+    return drive.coordinator.round.step - begun
+
+
+def test_one_that_only_lives_costs_the_others_a_tenth_of_their_speed_at_most() -> None:
+    alone = Drive(facts_of(LONG))
+    alone.enter(2)
+    before = steps_beside_one_that_only_lives(alone, 300.0)
+    drive = Drive(facts_of(LONG))
+    drive.enter(2)
+    steps_beside_one_that_only_lives(drive, 2.0)
+    drive.enter(1)
+    beside = steps_beside_one_that_only_lives(drive, 300.0)
+    assert 0.9 * before <= beside < before
+    # It had its chances.
+    assert said(drive.effects).count("worker 1 (host host, pid 1) holds micro-batches ") > 1
+
+
+def test_one_that_was_late_gets_work_for_what_it_brings_at_once() -> None:
+    drive = late_and_the_other_is_not()
+    assert Lease not in kinds(drive.ask(1), 1)
+    drive.answer(1)
+    drive.finish_round()
+    assert drive.leases[1][0].step == drive.coordinator.round.step
+
+
+def test_one_that_was_late_gets_work_for_being_alive_after_a_while() -> None:
+    drive = late_and_the_other_is_not()
+    drive.leases[1].clear()
+    steps_beside_one_that_only_lives(drive, CAUTION * FLOOR_S - 1.0)
+    assert not drive.leases[1]
+    steps_beside_one_that_only_lives(drive, 2.0)
+    assert drive.leases[1]
+
+
+def test_one_that_was_late_gets_work_for_being_alive_where_nobody_else_is() -> None:
+    drive = late_and_the_other_is_not()
+    drive.leases[1].clear()
+    assert Lease not in kinds(drive.ask(1), 1)
+    drive.leave(2)
+    assert Lease in kinds(drive.ask(1), 1)
+
+
+def test_while_nobody_else_works_nobody_loses_a_place() -> None:
+    drive = practised()
+    assert "lost its place" not in said(drive.pass_time(600.0))
+    late = result_of(drive.leases[1][0])
+    assert AddSums(node=late.node()) in drive.answer(1)
+
+
+@pytest.mark.parametrize("missed_s", [5.0, 3600.0])
+def test_time_in_which_the_server_did_not_run_is_held_against_nobody(missed_s: float) -> None:
+    drive = practised()
+    drive.pass_time(1.5)
+    drive.now += missed_s
+    assert "leased again" not in said(drive.happen(events.TimePassed()))
+    assert "leased again" not in said(drive.pass_time(0.4))
+    # What is left of the time runs on.
+    assert "leased again" in said(drive.pass_time(2.0))
+
+
+def test_a_worker_that_is_late_does_not_lose_its_place_while_the_server_does_not_run() -> None:
+    drive = practised()
+    while drive.leases[2]:
+        drive.answer(2)
+    drive.pass_time(FLOOR_S + 0.5)
+    drive.ask(2)
+    drive.now += 3600.0
+    assert "lost its place" not in said(drive.happen(events.TimePassed()))
+    drive.answer(1)
+    drive.finish()

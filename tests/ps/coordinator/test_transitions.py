@@ -1,0 +1,53 @@
+"""The table of the coordinator is complete, and is obeyed."""
+
+from itertools import product
+from typing import get_args
+
+import pytest
+
+from common.errors import ProtocolError
+from ps.coordinator import events
+from ps.coordinator.coordinator import Coordinator
+from ps.coordinator.transitions import TRANSITIONS, Phase
+from tests.ps.runs import Drive, facts_of
+
+
+def test_every_phase_has_an_entry_for_every_event() -> None:
+    assert set(TRANSITIONS) == set(product(Phase, get_args(events.Event)))
+
+
+def test_every_phase_can_be_reached() -> None:
+    reached, pending = {Phase.MUSTERING}, [Phase.MUSTERING]
+    while pending:
+        here = pending.pop()
+        onward = {target for (phase, _), targets in TRANSITIONS.items() if phase is here for target in targets}
+        pending += onward - reached
+        reached |= onward
+    assert reached == set(Phase)
+
+
+@pytest.mark.parametrize("phase", [Phase.FINISHED, Phase.FAILED])
+def test_nothing_leads_away_from_the_end(phase: Phase) -> None:
+    assert all(targets <= {phase} for (at, _), targets in TRANSITIONS.items() if at is phase)
+
+
+def test_a_move_that_the_table_does_not_know_is_our_own_fault() -> None:
+    class Sleepwalker(Coordinator):
+        def is_over(self) -> bool:
+            self.phase = Phase.EVALUATING
+            return False
+
+    with pytest.raises(ProtocolError, match="TimePassed led to EVALUATING"):
+        Sleepwalker(facts_of()).handle(events.TimePassed(), 0.0)
+
+
+def test_a_run_goes_through_the_phases() -> None:
+    drive = Drive()
+    phases = [drive.coordinator.phase]
+    drive.enter(1)
+    while not drive.coordinator.is_over():
+        phases.append(drive.coordinator.phase)
+        drive.finish_round()
+    phases.append(drive.coordinator.phase)
+    epoch = [Phase.TRAINING] * 3 + [Phase.EVALUATING]
+    assert phases == [Phase.GATHERING, *epoch, *epoch, Phase.FINISHED]

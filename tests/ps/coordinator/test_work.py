@@ -1,0 +1,248 @@
+"""Work is leased on demand, comes back once, and rounds follow one another."""
+
+import msgspec
+import pytest
+
+from common.aggregation.tree import Node, TreeSum
+from common.job.job import Job
+from common.job.tally import Tally
+from common.protocol.messages import Fenced, Lease, Result
+from ps.coordinator.effects import AddSums, Finish, RecordEpoch, SendWeights, UpdateWeights
+from ps.coordinator.scheduling.scheduler import WINDOW
+from ps.coordinator.transitions import Phase
+from tests.ps.runs import Drive, facts_of, finished, kinds, messages, peer_of, result_of, said
+
+
+def test_one_worker_gets_the_whole_round() -> None:
+    drive = Drive()
+    effects = drive.enter(1)
+    assert effects[-2] == SendWeights(peer=peer_of(1), step=0)
+    assert messages(effects, 1)[-1] == Lease(work="train", step=0, lo=0, hi=4, number=1)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
+def test_leases_cover_all_pieces_exactly_once(workers: int) -> None:
+    drive = Drive(facts_of(Job(model="linear", global_batch=64, micro_batches=64), min_workers=workers))
+    drive.enter(*range(workers))
+    added: list[Node] = []
+    while drive.coordinator.round.work == "train":
+        worker = max(drive.leases, key=lambda one: (len(drive.leases[one]), one))
+        added += [effect.node for effect in drive.answer(worker) if isinstance(effect, AddSums)]
+    pieces = sorted(piece for node in added for piece in range(node.lo, node.hi))
+    assert pieces == list(range(64))
+
+
+def test_nobody_holds_more_than_the_window() -> None:
+    drive = Drive(facts_of(Job(model="linear", global_batch=64, micro_batches=64), min_workers=3))
+    drive.enter(1, 2, 3)
+    assert [len(drive.leases[worker]) for worker in (1, 2, 3)] == [WINDOW] * 3
+    drive.answer(2)
+    assert [len(drive.leases[worker]) for worker in (1, 2, 3)] == [WINDOW] * 3
+
+
+def test_leases_grow_smaller_towards_the_end() -> None:
+    drive = Drive(facts_of(Job(model="linear", global_batch=64, micro_batches=64), min_workers=2))
+    drive.enter(1, 2)
+    for turn in range(200):
+        worker = 1 + turn % 2
+        if drive.coordinator.round.step == 0 and drive.leases[worker]:
+            drive.answer(worker)
+    leases = [message for message in messages(drive.effects) if isinstance(message, Lease) and message.step == 0]
+    sizes = [lease.hi - lease.lo for lease in leases]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (16, 1)
+    # A round of 64 pieces costs few messages.
+    assert len(sizes) <= 24
+
+
+def test_a_slow_worker_gets_less() -> None:
+    drive = Drive(facts_of(Job(model="linear", epochs=2, global_batch=64, micro_batches=64), min_workers=2))
+    drive.enter(1, 2)
+    turn = 0
+    while not drive.coordinator.is_over():
+        worker = 2 if turn % 5 == 4 else 1
+        worker = worker if drive.leases[worker] else 3 - worker
+        drive.answer(worker)
+        turn += 1
+    fast, slow = drive.coordinator.roster.members.values()
+    assert fast.samples + slow.samples == 2 * 64
+    assert fast.samples > 1.8 * slow.samples > 0
+
+
+def test_a_finished_tree_updates_the_weights_before_the_next_step_is_leased() -> None:
+    drive = Drive()
+    drive.enter(1)
+    effects = drive.answer(1)
+    assert effects == [
+        AddSums(node=Node(0, 4)),
+        UpdateWeights(step=0, tally=Tally(4.0, 0, 4)),
+        SendWeights(peer=peer_of(1), step=1),
+        effects[-1],
+    ]
+    assert kinds(effects) == [Lease]
+
+
+def test_weights_are_sent_once_a_step() -> None:
+    drive = Drive(facts_of(Job(model="linear", epochs=1, global_batch=16, micro_batches=16), min_workers=2))
+    drive.enter(1, 2)
+    drive.finish()
+    sent = [(effect.peer, effect.step) for effect in drive.effects if isinstance(effect, SendWeights)]
+    assert len(sent) == len(set(sent)) <= 2 * 4
+
+
+def test_a_run_evaluates_after_each_epoch_and_finishes() -> None:
+    drive = Drive()
+    drive.enter(1, 2)
+    effects = drive.finish()
+    steps = [effect.step for effect in effects if isinstance(effect, UpdateWeights)]
+    epochs = [effect.epoch.epoch for effect in effects if isinstance(effect, RecordEpoch)]
+    assert (steps, epochs) == ([0, 1, 2, 3, 4, 5], [1, 2])
+    assert finished(effects) == [Finish(failure="")]
+    assert effects[-1] == Finish(failure="")
+
+
+def test_counts_are_added_over_the_tree_whoever_answers_first() -> None:
+    job = Job(model="linear", epochs=1, global_batch=16, micro_batches=8)
+    losses = [0.1 * 3**piece for piece in range(8)]
+    tree: TreeSum[Tally] = TreeSum(8, lambda left, right: left + right)
+    for piece, loss in enumerate(losses):
+        tree.add(Node(piece, piece + 1), Tally(loss, 0, 2))
+    for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 3, 1, 5, 0, 6, 2, 4]):
+        drive = Drive(facts_of(job))
+        drive.enter(1)
+        effects = []
+        for piece in order:
+            part = result_of(Lease(work="train", step=0, lo=piece, hi=piece + 1))
+            effects += drive.send(1, msgspec.structs.replace(part, loss_sum=losses[piece], count=2))
+        assert [effect.tally for effect in effects if isinstance(effect, UpdateWeights)] == [tree.total()]
+
+
+def test_a_doubled_result_is_ignored() -> None:
+    drive = Drive(facts_of(min_workers=2))
+    drive.enter(1, 2)
+    result = result_of(drive.leases[1][0])
+    assert AddSums(node=result.node()) in drive.answer(1)
+    assert drive.send(1, result) == []
+    assert drive.coordinator.roster.members[peer_of(1)].samples == result.count
+
+
+def test_sums_that_nobody_asked_for_are_not_added() -> None:
+    drive = Drive(facts_of(min_workers=2))
+    drive.enter(1, 2)
+    asked = drive.leases[2][0]
+    assert drive.send(1, result_of(asked)) == []
+    assert AddSums(node=result_of(asked).node()) in drive.answer(2)
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(0, 3), (1, 3), (0, 5), (3, 3), (4, 2), (0, 2**31)])
+def test_a_result_that_is_no_node_is_ignored(lo: int, hi: int) -> None:
+    drive = Drive()
+    drive.enter(1)
+    odd = Result(work="train", step=0, lo=lo, hi=hi, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
+    assert drive.send(1, odd) == []
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_result_of_another_step_is_ignored(step: int) -> None:
+    drive = Drive()
+    drive.enter(1)
+    drive.finish_round()
+    odd = Result(work="train", step=step, lo=0, hi=4, loss_sum=0.0, correct=0, count=4, compute_s=0.0)
+    assert drive.send(1, odd) == []
+
+
+def test_a_strangers_result_is_not_applied_and_it_is_told_to_join_anew() -> None:
+    drive = Drive()
+    drive.enter(1)
+    effects = drive.send(9, result_of(drive.leases[1][0]))
+    assert kinds(effects, 9) == [Fenced]
+    assert len(effects) == 1
+
+
+def test_a_lease_runs_out_and_its_pieces_go_to_another() -> None:
+    drive = Drive(facts_of(min_workers=2))
+    drive.enter(1, 2)
+    held = [Node(lease.lo, lease.hi) for lease in drive.leases[1]]
+    drive.pass_time(30.0)
+    while drive.leases[2]:
+        drive.answer(2)
+    assert drive.coordinator.deadline() is not None
+    effects = drive.pass_time(30.0)
+    assert (
+        f"worker 0 (host host, pid 1) holds micro-batches {held[0]}, {held[1]} of step 0 for 60.0 s: leased again to "
+        "worker 1" in said(effects)
+    )
+    assert sorted(Node(lease.lo, lease.hi) for lease in drive.leases[2]) == held
+    states = {worker.pid: worker.state for worker in drive.coordinator.status(drive.now).workers}
+    assert states[1] == "silent"
+
+
+def test_a_late_result_counts_if_it_is_the_first_and_its_worker_gets_work_again() -> None:
+    drive = Drive(facts_of(min_workers=2))
+    drive.enter(1, 2)
+    late = result_of(drive.leases[1][0])
+    drive.pass_time(59.0)
+    while drive.leases[2]:
+        drive.answer(2)
+    drive.pass_time(2.0)
+    effects = drive.send(1, late)
+    assert AddSums(node=late.node()) in effects
+    drive.leases[2] = [lease for lease in drive.leases[2] if lease.lo != late.lo]
+    drive.finish_round()
+    assert drive.send(1, late) == []
+    drive.finish()
+    assert drive.coordinator.phase is Phase.FINISHED
+
+
+def test_time_runs_anew_for_what_a_worker_holds_when_it_answers() -> None:
+    drive = Drive(facts_of(min_workers=2))
+    drive.enter(1, 2)
+    drive.pass_time(50.0)
+    drive.answer(1)
+    drive.answer(2)
+    assert said(drive.pass_time(50.0)) == ""
+    assert "leased again" in said(drive.pass_time(11.0))
+
+
+def test_one_silent_worker_alone_gets_its_pieces_again_when_it_asks() -> None:
+    drive = Drive()
+    drive.enter(1)
+    drive.pass_time(61.0)
+    assert kinds(drive.ask(1))[1:] == [Lease]
+
+
+def test_with_everybody_silent_a_late_result_still_ends_the_step() -> None:
+    drive = Drive()
+    drive.enter(1)
+    drive.pass_time(200.0)
+    effects = drive.answer(1)
+    assert UpdateWeights(step=0, tally=Tally(4.0, 0, 4)) in effects
+    assert kinds(effects, 1)[-1] is Lease
+
+
+def test_work_that_a_late_result_sets_free_goes_to_whoever_waits() -> None:
+    drive = Drive(facts_of(Job(model="linear", epochs=1, global_batch=16, micro_batches=4), min_workers=2))
+    drive.enter(1, 2)
+    drive.leave(2)
+    assert [Node(lease.lo, lease.hi) for lease in drive.leases[1]] == [Node(0, 1), Node(2, 3)]
+    late = [result_of(lease) for lease in drive.leases.pop(1)]
+    drive.pass_time(61.0)
+    drive.enter(3)
+    drive.enter(4)
+    assert drive.leased() == [Node(0, 4)]
+    effects = drive.send(1, late[0])
+    freed = [message for message in messages(effects, 4) if isinstance(message, Lease)]
+    assert freed
+
+
+@pytest.mark.parametrize("samples", [100, 1700])
+def test_evaluation_is_leased_like_training(samples: int) -> None:
+    drive = Drive(facts_of(test_samples=samples, min_workers=2))
+    drive.enter(1, 2)
+    for _ in range(3):
+        drive.finish_round()
+    leased = [lease for leases in drive.leases.values() for lease in leases]
+    assert {(lease.work, lease.step) for lease in leased} == {("evaluate", 3)}
+    effects = drive.finish_round()
+    (record,) = [effect for effect in effects if isinstance(effect, RecordEpoch)]
+    assert record.epoch.test_loss == 1.0

@@ -1,0 +1,41 @@
+"""What of the sums that workers send is added: those of the step that the slice is at."""
+
+import numpy as np
+import pytest
+
+from common.aggregation.tree import Node
+from common.protocol.messages import Part
+from ps.coordinator.membership import Roster
+from ps.server.gradient_receiver import Intake
+from ps.setup import Admission, open_run
+from tests.simulation.small import digits, job_of
+
+PEER = b"peer"
+
+WHOLE = Node(0, 4)
+
+
+@pytest.fixture
+def intake() -> Intake:
+    return Intake(open_run("run", job_of(), digits(), Admission()).shard, Roster(), None)
+
+
+def take(intake: Intake, node: Node, *, step: int = 0) -> bool:
+    sums = np.ones(intake.shard.weights.size, np.float32)
+    return intake.take(PEER, Part(step=step, lo=node.lo, hi=node.hi, start=0), sums)
+
+
+def test_a_frame_that_was_leased_is_added_once(intake: Intake) -> None:
+    intake.book.grant(PEER, 0, WHOLE)
+    assert [take(intake, WHOLE), take(intake, WHOLE)] == [True, False]
+    assert intake.shard.trees[0].tree.is_whole()
+
+
+def test_a_frame_that_comes_when_the_slice_is_updated_is_not_added_to_the_next_step(intake: Intake) -> None:
+    # Other servers are still at it, so that the books are of the old step.
+    for peer, node in ((PEER, Node(2, 4)), (b"other", WHOLE)):
+        intake.book.grant(peer, 0, node)
+    intake.shard.add(WHOLE, np.ones(intake.shard.weights.size, np.float32))
+    intake.shard.update(0, 4)
+    assert not take(intake, Node(2, 4))
+    assert not intake.shard.trees[0].tree.covers(Node(2, 3))

@@ -1,0 +1,253 @@
+"""A shard divides once (R1), clips, lets statistics follow (R8), and steps just as the optimizer alone would."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.aggregation.layout import weights_digest
+from common.aggregation.slices import FRAME, Slice, slices_for
+from common.aggregation.tree import Node, Vector
+from common.optim.clipping import BLOCK, add_blocks, scale_for, squared_norm
+from common.optim.rules import AdamRule, Rule, SGDRule, State
+from common.optim.schedules import Constant, Cosine
+from common.random import Purpose, generator
+from ps.shard.shard import Shard, UpdatePolicy
+
+#: Trained values, and statistics behind them.
+TRAINED, STATISTICS = 6, 2
+SIZE = TRAINED + STATISTICS
+
+
+def policy_of(rule: Rule, clip_norm: float | None = None, momenta: tuple[float, float] = (0.1, 0.1)) -> UpdatePolicy:
+    return UpdatePolicy(
+        rule=rule,
+        schedule=Cosine(0.5, steps=10),
+        clip_norm=clip_norm,
+        parameter_size=TRAINED,
+        momenta=np.array(momenta, np.float32),
+    )
+
+
+def vectors(count: int, seed: int = 1) -> list[Vector]:
+    return list(generator(seed, Purpose.CANARY).standard_normal((count, SIZE), dtype=np.float32))
+
+
+def shard_of(rule: Rule, clip_norm: float | None = None, micro_batches: int = 4) -> Shard:
+    (weights,) = vectors(1, seed=2)
+    return Shard((weights, np.full_like(weights, np.nan)), policy_of(rule, clip_norm), micro_batches=micro_batches)
+
+
+def add(shard: Shard, sums: list[Vector], order: tuple[int, ...] = (0, 1, 2, 3)) -> None:
+    for piece in order:
+        shard.add(Node(piece, piece + 1), sums[piece])
+
+
+@pytest.mark.parametrize("rule", [SGDRule(momentum=0.9, weight_decay=0.01), AdamRule()])
+@pytest.mark.parametrize("clip_norm", [None, 0.25])
+def test_an_update_is_the_optimizers_on_the_mean(rule: Rule, clip_norm: float | None) -> None:
+    shard = shard_of(rule, clip_norm)
+    weights, state = shard.weights.copy(), rule.init(TRAINED)
+    for step in range(3):
+        sums = vectors(4, seed=step + 10)
+        add(shard, sums, (2, 0, 3, 1))
+        rate = shard.update(step, count=37)
+        mean = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / np.float32(37)
+        gradient: Vector = mean[:TRAINED].astype(np.float32)
+        if clip_norm is not None:
+            gradient *= np.float32(scale_for(squared_norm(gradient), clip_norm))
+        new = np.empty_like(weights[:TRAINED])
+        rule.update(weights[:TRAINED], gradient, state, step, Cosine(0.5, steps=10).rate(step), new)
+        weights[:TRAINED] = new
+        weights[TRAINED:] += np.float32(0.1) * (mean[TRAINED:] - weights[TRAINED:])
+        assert rate == Cosine(0.5, steps=10).rate(step)
+        assert shard.weights.tobytes() == weights.tobytes()
+        assert shard.digest() == weights_digest(weights)
+
+
+def test_the_sum_is_divided_once_by_the_count() -> None:
+    shard = shard_of(SGDRule())
+    shard.weights[:] = 0.0
+    shard.policy = replace(shard.policy, schedule=Constant(1.0))
+    # Pieces of 1, 1, 1 and 3 samples: the mean of their means would be another number.
+    add(shard, [np.full(SIZE, value, np.float32) for value in (2.0, 2.0, 2.0, 12.0)])
+    shard.update(0, count=6)
+    assert shard.weights[:TRAINED].tolist() == [-3.0] * TRAINED
+
+
+def test_clipping_limits_the_norm_of_the_gradient_and_leaves_statistics_alone() -> None:
+    shard = shard_of(SGDRule(), clip_norm=0.5)
+    shard.weights[:] = 0.0
+    shard.policy = replace(shard.policy, schedule=Constant(1.0))
+    add(shard, [np.full(SIZE, 8.0, np.float32)] * 4)
+    shard.update(0, count=4)
+    np.testing.assert_allclose(np.linalg.norm(shard.weights[:TRAINED]), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(shard.weights[TRAINED:], 0.8, rtol=1e-6)
+
+
+def test_statistics_follow_the_mean_over_samples_by_their_momenta() -> None:
+    weights = np.ones(SIZE, np.float32)
+    shard = Shard((weights, weights.copy()), policy_of(SGDRule(), momenta=(0.25, 1.0)), micro_batches=4)
+    sums = [np.zeros(SIZE, np.float32) for _ in range(4)]
+    sums[3][TRAINED:] = 10.0
+    add(shard, sums)
+    shard.update(0, count=2)
+    assert shard.weights[TRAINED:].tolist() == [2.0, 5.0]
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_a_shard_leaves_what_it_is_given_as_it_was(pieces: int) -> None:
+    shard = shard_of(SGDRule(), micro_batches=pieces)
+    sums = vectors(pieces)
+    before = [vector.tobytes() for vector in sums]
+    add(shard, sums, order=tuple(range(pieces)))
+    shard.update(0, pieces)
+    assert [vector.tobytes() for vector in sums] == before
+
+
+def test_a_shard_takes_arrays_that_are_read_only() -> None:
+    shard = shard_of(SGDRule())
+    sums = vectors(4)
+    for vector in sums:
+        vector.flags.writeable = False
+    add(shard, sums)
+    shard.update(0, 4)
+    shard.add(Node(0, 4), sums[0])
+    shard.update(1, 4)
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    shard = shard_of(SGDRule())
+    for step in range(5):
+        add(shard, vectors(4), (3, 1, 0, 2))
+        shard.update(step, 4)
+    assert len(shard.trees[0].pool.free) <= 4
+
+
+def test_a_sum_that_is_known_is_not_added_again() -> None:
+    one, other = shard_of(SGDRule()), shard_of(SGDRule())
+    sums = vectors(4)
+    add(one, sums)
+    add(other, sums, (0, 1, 1, 0, 2, 3))
+    one.update(0, 4)
+    other.update(0, 4)
+    assert one.digest() == other.digest()
+
+
+def test_the_weights_before_the_last_update_are_kept() -> None:
+    shard = shard_of(SGDRule())
+    assert shard.before_last()[1] == 0
+    assert shard.before_last()[0].tobytes() == shard.weights.tobytes()
+    add(shard, vectors(4))
+    shard.update(0, 4)
+    first = shard.weights.copy()
+    add(shard, vectors(4))
+    shard.update(1, 4)
+    kept, updates = shard.before_last()
+    assert (kept.tobytes(), updates) == (first.tobytes(), 1)
+    kept, updates = shard.whole()
+    assert (kept.tobytes(), updates) == (shard.weights.tobytes(), 2)
+
+
+class InterruptedRule(SGDRule):
+    """Ctrl-C in the middle of an update."""
+
+    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
+        out[:3] = 99.0
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_in_the_middle_of_an_update_leaves_whole_weights_to_keep() -> None:
+    shard = shard_of(InterruptedRule())
+    before = shard.weights.tobytes()
+    add(shard, vectors(4))
+    with pytest.raises(KeyboardInterrupt):
+        shard.update(0, 4)
+    kept, updates = shard.whole()
+    assert (kept.tobytes(), updates) == (before, 0)
+
+
+def test_what_overflows_is_left_for_the_next_loss_to_show() -> None:
+    shard = shard_of(SGDRule(momentum=0.9))
+    huge = np.full(SIZE, 3e38, np.float32)
+    add(shard, [huge] * 4)
+    shard.update(0, 1)
+    assert not np.isfinite(shard.weights).all()
+    assert np.isfinite(shard.before_last()[0]).all()
+
+
+#: Longer than two frames, with statistics that begin within one and end in the next.
+LONG, LONG_TRAINED = 2 * FRAME + 3 * BLOCK + 77, 2 * FRAME - 1234
+
+
+def long_run(slices: list[Slice], clip_norm: float | None = None) -> bytes:
+    """Return the weights after two steps by shards that own these slices."""
+    rng = generator(5, Purpose.CANARY)
+    first, *sums = rng.standard_normal((9, LONG), dtype=np.float32)
+    policy = UpdatePolicy(
+        rule=AdamRule(weight_decay=0.01),
+        schedule=Constant(0.1),
+        clip_norm=clip_norm,
+        parameter_size=LONG_TRAINED,
+        momenta=rng.random(LONG - LONG_TRAINED, dtype=np.float32),
+    )
+    shards = [Shard((it.of(first).copy(), np.empty(len(it), np.float32)), policy, 4, it.start) for it in slices]
+    for step in range(2):
+        for shard, owned in zip(shards, slices, strict=True):
+            for piece in (2, 0, 3, 1):
+                shard.add(Node(piece, piece + 1), owned.of(sums[4 * step + piece]))
+        scale = None
+        if clip_norm is not None:
+            scale = scale_for(add_blocks(np.concatenate([shard.squares(count=7) for shard in shards])), clip_norm)
+        for shard in shards:
+            shard.update(step, 7, scale)
+    return b"".join(shard.weights.tobytes() for shard in shards)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_any_number_of_shards_comes_to_the_same_bits(clip_norm: float | None) -> None:
+    whole = long_run([Slice(0, LONG)], clip_norm)
+    assert {long_run(slices_for(LONG, servers), clip_norm) for servers in (1, 2, 3, 5, 64)} == {whole}
+
+
+def test_a_shard_alone_clips_by_itself() -> None:
+    (weights, *sums) = vectors(5)
+    for scale in (None, scale_for(squared_norm(sums_of(sums)[:TRAINED] / np.float32(4)), 0.25)):
+        shard = Shard((weights.copy(), weights.copy()), policy_of(SGDRule(), clip_norm=0.25), micro_batches=4)
+        add(shard, sums)
+        shard.update(0, 4, scale)
+        assert shard.digest() == digest_clipped(weights, sums)
+
+
+def sums_of(sums: list[Vector]) -> Vector:
+    return (sums[0] + sums[1]) + (sums[2] + sums[3])
+
+
+def digest_clipped(weights: Vector, sums: list[Vector]) -> str:
+    shard = Shard((weights.copy(), weights.copy()), policy_of(SGDRule(), clip_norm=0.25), micro_batches=4)
+    shard.add(Node(0, 4), sums_of(sums))
+    shard.update(0, 4)
+    return shard.digest()
+
+
+def test_frames_come_in_any_order_and_in_nodes_of_any_shape() -> None:
+    (weights, *sums) = generator(6, Purpose.CANARY).standard_normal((5, LONG), dtype=np.float32)
+    policy = replace(policy_of(SGDRule(momentum=0.9)), parameter_size=LONG, momenta=np.empty(0, np.float32))
+    whole, framed = (Shard((weights.copy(), weights.copy()), policy, micro_batches=4) for _ in range(2))
+    whole.add(Node(0, 4), sums_of(sums))
+    left, right = sums[0] + sums[1], sums[2] + sums[3]
+    # The second frame knows a part of what comes, the third all of it.
+    for frame, node, vector in [
+        (1, Node(1, 2), sums[1]),
+        (2, Node(0, 4), left + right),
+        (2, Node(2, 4), right),
+        (1, Node(0, 2), left),
+        (1, Node(0, 4), left + right),
+        (0, Node(2, 4), right),
+        (2, Node(0, 2), left),
+        (0, Node(0, 2), left),
+    ]:
+        framed.add_frame(frame, node, framed.frames[frame].of(vector))
+    for shard in (whole, framed):
+        shard.update(0, 4)
+    assert framed.digest() == whole.digest()

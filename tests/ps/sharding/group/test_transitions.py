@@ -1,0 +1,44 @@
+"""The tables of the fleet and of a shard are complete, lead everywhere, and nowhere from the end."""
+
+from enum import Enum
+from itertools import product
+from typing import Any, get_args
+
+import pytest
+
+from ps.sharding.group import transitions as fleet_phases
+from ps.sharding.group.events import FleetEvent
+from ps.sharding.process import transitions as shard_phases
+from ps.sharding.process.events import ShardEvent
+
+TABLES: list[tuple[dict[Any, Any], type[Enum], Any, Enum, Enum]] = [
+    (
+        fleet_phases.TRANSITIONS,
+        fleet_phases.FleetPhase,
+        FleetEvent,
+        fleet_phases.FleetPhase.MUSTERING,
+        fleet_phases.FleetPhase.ENDED,
+    ),
+    (
+        shard_phases.TRANSITIONS,
+        shard_phases.ShardPhase,
+        ShardEvent,
+        shard_phases.ShardPhase.JOINING,
+        shard_phases.ShardPhase.ENDED,
+    ),
+]
+
+
+@pytest.mark.parametrize(("table", "phases", "events", "first", "last"), TABLES, ids=["fleet", "shard"])
+def test_every_phase_has_an_entry_for_every_event_and_can_be_reached(
+    table: dict[Any, Any], phases: type[Enum], events: Any, first: Enum, last: Enum
+) -> None:
+    assert set(table) == set(product(phases, get_args(events)))
+    reached, pending = {first}, [first]
+    while pending:
+        here = pending.pop()
+        onward = {target for (phase, _), targets in table.items() if phase is here for target in targets or ()}
+        pending += onward - reached
+        reached |= onward
+    assert reached == set(phases)
+    assert all((targets or frozenset()) <= {last} for (phase, _), targets in table.items() if phase is last)

@@ -1,0 +1,172 @@
+"""Both ends of shared memory: weights go one way and sums the other, and only whoever read the nonce is believed."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+
+from common.aggregation.layout import weights_digest
+from common.errors import RemoteProtocolError, SharingError
+from common.protocol.shared_memory import CALLERS
+from common.transport.port import PeerGone
+from common.transport.shared_memory.segment import Allocate
+from ps.setup import Admission, Opening, open_run
+from ps.shared_memory import Sharing, share
+from tests.simulation.small import digits, job_of
+from worker.sharing import SharedVectors, attach
+
+#: Values of a vector of the small job.
+SIZE = 7850
+
+
+def opened() -> Opening:
+    return open_run("run", job_of(), digits(), Admission())
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[tuple[Opening, Sharing]]:
+    opening, sharing = share(opened(), tmp_path)
+    yield opening, sharing
+    sharing.close()
+
+
+def joined(opening: Opening, root: Path, rank: int = 0) -> SharedVectors:
+    worker = attach(root, opening.facts.welcome(rank), SIZE)
+    if worker.shortcut is not None:
+        worker.shortcut.close()
+    return worker
+
+
+def refuse(code: int) -> Allocate:
+    def allocate(descriptor: int, size: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return allocate
+
+
+def test_the_weights_that_a_run_begins_with_are_there(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    opening, _ = shared
+    assert opening.shard.digest() == opened().shard.digest()
+    assert weights_digest(joined(opening, tmp_path).slots[0]) == opening.shard.digest()
+
+
+def test_an_update_is_seen_in_the_other_slot(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    opening, _ = shared
+    worker = joined(opening, tmp_path)
+    before = worker.slots[0].copy()
+    opening.shard.slots[1][:] = 5.0
+    assert set(worker.slots[1].tolist()) == {5.0}
+    assert np.array_equal(worker.slots[0], before)
+
+
+def test_sums_that_a_worker_writes_are_read_by_rank_and_slot(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    opening, sharing = shared
+    for rank in (0, 3):
+        worker = joined(opening, tmp_path, rank)
+        sharing.admit(rank, worker.nonce)
+        for slot, sums in enumerate(worker.sums):
+            sums[:] = 10 * rank + slot
+    assert [[slot[-1] for slot in sharing.sums[rank]] for rank in (0, 3)] == [[0.0, 1.0], [30.0, 31.0]]
+
+
+def test_neither_can_write_what_is_the_others(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    opening, sharing = shared
+    worker = joined(opening, tmp_path)
+    sharing.admit(0, worker.nonce)
+    for vector in (*worker.slots, *sharing.sums[0]):
+        with pytest.raises(ValueError, match="read-only"):
+            vector[0] = 1.0
+
+
+def test_the_nonce_is_not_in_the_welcome(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    opening, _ = shared
+    assert joined(opening, tmp_path).nonce not in repr(opening.facts.welcome(0))
+
+
+@pytest.mark.parametrize("nonce", ["", "0" * 32])
+def test_who_has_not_read_the_nonce_is_not_believed(
+    shared: tuple[Opening, Sharing], tmp_path: Path, nonce: str
+) -> None:
+    opening, sharing = shared
+    joined(opening, tmp_path)
+    with pytest.raises(RemoteProtocolError, match="is not that of the shared memory"):
+        sharing.admit(0, nonce)
+    assert not sharing.sums
+
+
+def test_who_has_no_sums_is_not_believed(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    opening, sharing = shared
+    nonce = joined(opening, tmp_path, rank=1).nonce
+    with pytest.raises(RemoteProtocolError, match=r"sums that are not there: .*sums-0 cannot be opened"):
+        sharing.admit(0, nonce)
+
+
+def test_what_a_worker_had_is_given_back(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    opening, sharing = shared
+    sharing.admit(0, joined(opening, tmp_path).nonce)
+    sharing.forget(0)
+    sharing.forget(0)
+    assert not sharing.sums
+    assert {path.name for path in sharing.folder.path.iterdir()} - {CALLERS} == {"weights"}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no sockets that keep the bounds of packets")
+def test_a_worker_has_the_shortcut_that_it_asked_for_unless_it_was_forgotten() -> None:
+    # A path that is short enough for sockets.
+    with TemporaryDirectory() as folder:
+        opening, sharing = share(opened(), Path(folder))
+        first, second = (attach(Path(folder), opening.facts.welcome(rank), SIZE).shortcut for rank in (0, 1))
+        assert first is not None
+        assert second is not None
+        sharing.forget(1)
+        assert sharing.take_shortcut(1) is None
+        with pytest.raises(PeerGone):
+            second.receive()
+        mine = sharing.take_shortcut(0)
+        assert mine is not None
+        mine.send(b"a lease")
+        assert first.receive() == b"a lease"
+        sharing.close()
+        for end in (first, second, mine):
+            end.close()
+
+
+def test_nothing_is_left_at_the_end_and_the_weights_can_still_be_read(tmp_path: Path) -> None:
+    opening, sharing = share(opened(), tmp_path)
+    worker = joined(opening, tmp_path)
+    sharing.admit(0, worker.nonce)
+    sharing.close()
+    assert list(tmp_path.iterdir()) == []
+    assert opening.shard.digest() == opened().shard.digest()
+    worker.sums[0][:] = 1.0
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EOPNOTSUPP])
+def test_no_room_for_the_weights_leaves_nothing(tmp_path: Path, code: int) -> None:
+    with pytest.raises(SharingError):
+        share(opened(), tmp_path, refuse(code))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_the_sums_is_the_workers_to_tell(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    opening, sharing = shared
+    with pytest.raises(SharingError, match=r"has no room for 0\.1 MiB"):
+        attach(tmp_path, opening.facts.welcome(0), SIZE, refuse(errno.ENOSPC))
+    assert {path.name for path in sharing.folder.path.iterdir()} - {CALLERS} == {"weights"}
+
+
+def test_a_worker_with_another_model_attaches_nothing(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    with pytest.raises(SharingError, match=r"weights has \d+ bytes: expected"):
+        attach(tmp_path, shared[0].facts.welcome(0), 10 * SIZE)
+
+
+def test_a_worker_elsewhere_sees_nothing(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with pytest.raises(SharingError, match="cannot be opened here: No such file"):
+        joined(shared[0], elsewhere)

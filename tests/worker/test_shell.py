@@ -1,0 +1,354 @@
+"""The worker's shell: it answers what it is asked, refuses what is not the server's, and brings its errors home."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from common.aggregation.slices import Slice
+from common.aggregation.tree import Vector
+from common.data.dataset import TrainTest
+from common.errors import DataError
+from common.job.job import Job
+from common.protocol.codec import decode, encode
+from common.protocol.messages import (
+    Failed,
+    Finished,
+    Join,
+    Lease,
+    Leave,
+    Message,
+    Ready,
+    Result,
+    ServerMessage,
+    Weights,
+    Welcome,
+    WorkerMessage,
+)
+from common.runtime.clock import ManualClock
+from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
+from common.transport.port import Frames, PeerGone, Shortcut
+from ps.setup import Admission, open_run
+from tests.simulation.network import Simulation
+from tests.simulation.small import digits, job_of, load_digits, other_digits
+from tests.worker.states import JOIN
+from worker.setup import Loader, Places, prepare
+from worker.shell import Runner
+from worker.state import WorkerFacts, WorkerState
+
+
+class Bench:
+    """A worker, and by hand the server's end of its connection."""
+
+    def __init__(self, job: Job, load: Loader = load_digits) -> None:
+        self.network, self.clock = MemoryNetwork(1), ManualClock()
+        self.port: MemoryServer = self.network.server()
+        self.opening = open_run("bench", job, digits(), Admission())
+        self.said: list[str] = []
+        state = WorkerState(WorkerFacts(address="memory://", join=JOIN))
+        self.runner = Runner(state, self.network.client(), self.clock, load, self.said.append)
+        self.peer = b""
+
+    def welcome(self) -> Welcome:
+        return self.opening.facts.welcome(0)
+
+    def begin(self) -> None:
+        self.runner.begin()
+        assert isinstance(self.heard()[0], Join)
+
+    def enter(self, welcome: Welcome | None = None) -> list[Message]:
+        """Let the worker join, welcome it, and return what it says then."""
+        self.begin()
+        return self.send(welcome or self.welcome())
+
+    def send(self, message: ServerMessage, *arrays: Vector) -> list[Message]:
+        """Send the worker a message, let it act, and return what it says."""
+        self.port.send(self.peer, encode(message, arrays))
+        while self.runner.ended is None and self.runner.step():
+            pass
+        return self.heard()
+
+    def heard(self) -> list[Message]:
+        messages = []
+        while (received := self.port.receive(None)) is not None:
+            self.peer = received[0]
+            messages.append(decode(received[1], WorkerMessage)[0])
+        return messages
+
+    def end(self) -> tuple[int, str]:
+        assert self.runner.ended is not None
+        return self.runner.ended.code, self.runner.ended.reason
+
+
+def test_it_prepares_and_computes_what_is_leased() -> None:
+    bench = Bench(job_of())
+    assert bench.enter() == [Ready()]
+    assert bench.send(Weights(step=0, start=0), bench.opening.shard.weights) == []
+    (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2))
+    assert isinstance(result, Result)
+    assert (result.lo, result.hi, result.count) == (0, 2, 8)
+    (result,) = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
+    assert isinstance(result, Result)
+    assert (result.work, result.count) == ("evaluate", 30)
+    bench.send(Finished(reason=""))
+    assert bench.end() == (0, "")
+
+
+@dataclass
+class SlowClient:
+    """A connection on which it takes a second to send anything."""
+
+    client: MemoryClient
+    clock: ManualClock
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.clock.advance(1.0)
+        self.client.send(frames, timeout_s)
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        self.client.shorten(shortcut)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+def test_what_is_sent_on_the_way_is_no_computing() -> None:
+    bench = Bench(job_of(model="mlp"))
+    bench.runner.servers.first = SlowClient(bench.network.client(), bench.clock)
+    bench.enter()
+    vector = bench.opening.shard.weights
+    for frame in Slice(0, vector.size).frames():
+        bench.send(Weights(step=0, start=frame.start), frame.of(vector))
+    before = bench.clock.now()
+    *parts, result = bench.send(Lease(work="train", step=0, lo=0, hi=1))
+    assert len(parts) == 3
+    assert bench.clock.now() == before + 4
+    assert isinstance(result, Result)
+    assert result.compute_s == 0.0
+
+
+def test_another_dataset_is_refused() -> None:
+    bench = Bench(job_of(), load=lambda name: other_digits())
+    (leave,) = bench.enter()
+    assert isinstance(leave, Leave)
+    assert "the dataset 'digits' is not the server's (SHA-256" in leave.reason
+    assert "copy the server's data to this machine" in leave.reason
+    assert bench.end() == (2, leave.reason)
+
+
+def test_a_dataset_that_cannot_be_read_is_told() -> None:
+    def fail(name: str) -> TrainTest:
+        raise DataError(f"cannot read {name!r}")
+
+    bench = Bench(job_of(), load=fail)
+    assert bench.enter() == [Leave(reason="cannot read 'digits'")]
+    assert bench.end()[0] == 2
+
+
+def model_file(path: Path, text: str = "") -> str:
+    path.write_text(
+        "from common import nn\n\n\n"
+        "def build():\n"
+        f"    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n\n\n{text}"
+    )
+    return f"{path}:build"
+
+
+def test_another_source_of_the_model_is_refused(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    model_file(tmp_path / "net.py", "CHANGED = True\n")
+    (leave,) = bench.enter()
+    assert isinstance(leave, Leave)
+    assert "is not the server's (SHA-256" in leave.reason
+    assert "copy the server's file to this machine" in leave.reason
+
+
+def test_a_file_that_is_not_the_servers_is_not_run(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    model_file(tmp_path / "net.py", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    (leave,) = bench.enter()
+    assert isinstance(leave, Leave)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_changes_after_it_was_looked_at_is_not_run(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    welcome = bench.welcome()
+
+    def load_slowly(name: str) -> TrainTest:
+        model_file(tmp_path / "net.py", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+        return load_digits(name)
+
+    prepare(welcome, load_slowly, Places())
+    assert not (tmp_path / "ran").exists()
+    assert "open(" in (tmp_path / "net.py").read_text()
+
+
+def test_a_model_file_that_is_not_here_is_told(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    (tmp_path / "net.py").unlink()
+    (leave,) = bench.enter()
+    assert isinstance(leave, Leave)
+    assert "cannot be read" in leave.reason
+
+
+def test_another_layout_is_refused() -> None:
+    bench = Bench(job_of())
+    (leave,) = bench.enter(msgspec.structs.replace(bench.welcome(), layout="0" * 64))
+    assert isinstance(leave, Leave)
+    assert "model 'linear' has other parameters here than at the server" in leave.reason
+
+
+@pytest.mark.parametrize("size", [0, 3, 7849, 7851])
+def test_weights_of_a_wrong_length_are_a_breach_of_the_protocol(size: int) -> None:
+    bench = Bench(job_of())
+    bench.enter()
+    if size == 0:
+        bench.port.send(bench.peer, [b"\xc1"])
+        bench.runner.step()
+        (leave,) = bench.heard()
+    else:
+        (leave,) = bench.send(Weights(step=0, start=0), np.zeros(size, np.float32))
+    assert isinstance(leave, Leave)
+    code, reason = bench.end()
+    assert code == 1
+    assert reason.startswith("the server broke the protocol: ")
+    assert size == 0 or f"weights of {size} values from 0 on: expected 7850" in reason
+
+
+RAISING = """
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+
+    def forward(self, x):
+        if self.training:
+            raise ValueError("odd caf\\udce9")
+        return self.inner(x.flatten(1))
+
+
+def build():
+    return Odd()
+"""
+
+
+def test_an_exception_comes_home_with_its_traceback_and_the_worker_goes_on(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py", RAISING)))
+    bench.enter()
+    bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
+    (failed,) = bench.send(Lease(work="train", step=0, lo=1, hi=2))
+    assert isinstance(failed, Failed)
+    assert (failed.lo, failed.hi) == (1, 2)
+    assert "Traceback (most recent call last)" in failed.traceback
+    assert "odd caf\\udce9" in failed.traceback
+    assert isinstance(bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))[0], Result)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_model_that_always_raises_stops_the_run_with_the_traceback(tmp_path: Path, workers: int) -> None:
+    job = job_of(model=model_file(tmp_path / "net.py", RAISING))
+    simulation = Simulation(job, admission=Admission(min_workers=workers))
+    for _ in range(workers):
+        simulation.add_worker()
+    simulation.run()
+    simulation.drain()
+    ended = simulation.server.ended
+    assert ended is not None
+    assert "ValueError: odd" in ended.failure
+    assert "raised, as it did before" in ended.failure
+    assert [worker.runner.ended.code for worker in simulation.workers if worker.runner.ended] == [1] * workers
+
+
+def test_a_worker_with_other_data_leaves_and_the_others_finish() -> None:
+    simulation = Simulation(job_of())
+    odd = simulation.add_worker(load=lambda name: other_digits())
+    simulation.add_worker()
+    simulation.finish()
+    assert odd.runner.ended is not None
+    assert odd.runner.ended.code == 2
+    assert any("is not the server's" in text for text in simulation.said)
+
+
+def test_nobody_reads_while_there_is_no_server() -> None:
+    network, clock = MemoryNetwork(1), ManualClock()
+    said: list[str] = []
+    runner = Runner(
+        WorkerState(WorkerFacts(address="memory://", join=JOIN)), network.client(), clock, load_digits, said.append
+    )
+    runner.begin()
+    for _ in range(100):
+        clock.advance(5.0)
+        runner.step()
+    assert runner.ended is None
+    assert 10 <= len(said) <= 20
+    assert all(text.startswith("waiting for a server at memory://") for text in said)
+
+
+def test_run_ends_with_the_run_and_closes_its_connection() -> None:
+    bench = Bench(job_of())
+    bench.begin()
+    bench.port.send(bench.peer, encode(Finished(reason="")))
+    assert bench.runner.run().code == 0
+    bench.heard()
+    with pytest.raises(PeerGone):
+        bench.port.send(bench.peer, encode(Finished(reason="")))
+
+
+class Shortened:
+    """A connection that notes which shortcuts it is given."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        self.client, self.given = client, list[Shortcut | None]()
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.client.send(frames, timeout_s)
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        self.given.append(shortcut)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+def test_who_shares_no_memory_in_this_life_ends_the_shortcut_of_the_one_before() -> None:
+    bench = Bench(job_of())
+    port = Shortened(bench.network.client())
+    bench.runner.port = bench.runner.servers.first = port
+    bench.enter()
+    assert port.given == [None]
+
+
+class Interrupting:
+    """A connection on which Ctrl-C comes while the worker waits."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        raise KeyboardInterrupt
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.sent.append(decode(frames, WorkerMessage)[0])
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        assert shortcut is None
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.sent.append(Leave(reason="closed"))
+
+
+def test_an_interrupt_is_told_to_the_server() -> None:
+    port = Interrupting()
+    state = WorkerState(WorkerFacts(address="memory://", join=JOIN))
+    ended = Runner(state, port, ManualClock(), load_digits, print).run()
+    assert ended.code == 130
+    assert port.sent == [JOIN, Leave(reason="interrupted"), Leave(reason="closed")]

@@ -1,0 +1,102 @@
+"""From a welcome to a model with its data, checked to be the server's; reads the disk, opens no socket."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.aggregation.layout import layout_of
+from common.aggregation.slices import frames_of
+from common.data.dataset import TrainTest
+from common.data.manifest import Manifest
+from common.data.split import with_validation
+from common.errors import DataError, ModelError, SharingError
+from common.nn.blueprint import blueprint_of
+from common.protocol.messages import Welcome
+from common.transport.shared_memory.packet_socket import PacketSocket
+from worker.compute import Compute
+from worker.sample_store import SampleStore
+from worker.sharing import attach
+
+#: How a dataset is loaded from its name; an argument so that workers in one process can share one.
+Loader = Callable[[str], TrainTest]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What computes, and whether in memory that the server sees."""
+
+    compute: Compute
+    #: What was read in that memory, empty where none is shared.
+    nonce: str = ""
+    #: Why none is shared although it was offered.
+    obstacle: str = ""
+    #: Where samples are kept that the server sends; None where the data is here.
+    store: SampleStore | None = None
+    #: A shorter way to the server, which was asked for; None where there is none.
+    shortcut: PacketSocket | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders of this machine that a worker may use."""
+
+    #: Where shared memory is looked for, and where samples are kept that a server sends; None where there is none.
+    memory: Path | None = None
+    cache: Path | None = None
+
+
+def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
+    """Return what computes this run's pieces; `ModelError` or `DataError` where it is not the server's."""
+    job = welcome.job
+    blueprint = blueprint_of(job.model)
+    source = blueprint.source
+    if source != welcome.source:
+        raise ModelError(
+            f"the file of model {job.model!r} is not the server's (SHA-256 {source[:12]}… here, "
+            f"{welcome.source[:12]}… there): copy the server's file to this machine"
+        )
+    data, store = _data_of(welcome, load, places.cache)
+    moments = None if store is None else (store.manifest.mean, store.manifest.std)
+    model = blueprint.build()
+    layout = layout_of(model)
+    if layout.digest() != welcome.layout:
+        raise ModelError(
+            f"model {job.model_name()!r} has other parameters here than at the server: "
+            "install the same version of lockstep on both"
+        )
+    frames = frames_of(layout.size, 1 + len(welcome.shards))
+    obstacle = ""
+    if welcome.memory and places.memory is not None:
+        try:
+            shared = attach(places.memory, welcome, layout.size)
+            compute = Compute(job, model, data, shared.slots, shared.sums, moments=moments)
+            return Workplace(compute, nonce=shared.nonce, store=store, shortcut=shared.shortcut)
+        except SharingError as error:
+            obstacle = str(error)
+    compute = Compute(job, model, data, frames=frames, moments=moments)
+    return Workplace(compute, obstacle=obstacle, store=store)
+
+
+def _data_of(welcome: Welcome, load: Loader, cache: Path | None) -> tuple[TrainTest, SampleStore | None]:
+    """Return the server's data as it is here, or as far as it has been sent, and then where that is kept."""
+    job, manifest = welcome.job, welcome.manifest
+    try:
+        data = load(job.data)
+    except DataError:
+        if manifest is None or cache is None:
+            raise
+        return _shipped(welcome, manifest, cache)
+    if data.digest == welcome.dataset:
+        return with_validation(data, job.validation_split, job.seed), None
+    if manifest is not None and cache is not None:
+        return _shipped(welcome, manifest, cache)
+    raise DataError(
+        f"the dataset {job.data!r} is not the server's (SHA-256 {data.digest[:12]}… here, "
+        f"{welcome.dataset[:12]}… there): copy the server's data to this machine, or start the server with --ship-data"
+    )
+
+
+def _shipped(welcome: Welcome, manifest: Manifest, cache: Path) -> tuple[TrainTest, SampleStore]:
+    job = welcome.job
+    store = SampleStore.open(cache / manifest.key(welcome.dataset, job.validation_split, job.seed), manifest)
+    return store.data(job.data), store
