@@ -67,7 +67,7 @@ class DivergedError(RunError):
     """A loss or gradient is not finite: names the step, the micro-batch and the layer."""
 
 
-class PieceError(RunError):
+class ComputeError(RunError):
     """A piece of work raised on a worker: carries its traceback."""
 
 

@@ -22,14 +22,14 @@ from common.job.score import Guess
 from common.nn.blueprint import blueprint_of
 from common.nn.module import Module
 from common.protocol.numerics import fingerprint
-from ps.run.info import RunFacts
+from ps.run.info import RunInfo
 from ps.run.plan import plan_of
 from ps.shard.policy import policy_of
 from ps.shard.shard import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
-class Admission:
+class AdmissionPolicy:
     """Whom a run takes in, and how long it waits for them."""
 
     min_workers: int = 1
@@ -37,7 +37,7 @@ class Admission:
     allows_mixed_numerics: bool = False
     #: Servers that share the weights.
     servers: int = 1
-    #: As in `RunFacts`.
+    #: As in `RunInfo`.
     pauses: bool = False
     #: The share of micro-batches that another worker computes again.
     audit: float = 0.0
@@ -46,17 +46,17 @@ class Admission:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
+class RunSetup:
     """All that a run begins with."""
 
-    facts: RunFacts
+    facts: RunInfo
     model: Module
     data: TrainTest
     layout: ParameterLayout
     shard: Shard
 
 
-def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Opening:
+def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) -> RunSetup:
     """Build what a run begins with; a `UsageError` where the job, the model or the data do not go together.
 
     `data` is as it was loaded: the validation set is taken from it here.
@@ -77,7 +77,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # says where there are too many
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
-    facts = RunFacts(
+    facts = RunInfo(
         run=run,
         job=job,
         plan=plan,
@@ -98,7 +98,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: Admission) -> Openi
     )
     weights = first_weights(job, model, layout)
     shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model, layout), job.micro_batches)
-    return Opening(facts=facts, model=model, data=data, layout=layout, shard=shard)
+    return RunSetup(facts=facts, model=model, data=data, layout=layout, shard=shard)
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:

@@ -9,11 +9,11 @@ from common.protocol.shared_memory import CALLERS, WEIGHTS, sums_file, sums_shap
 from common.transport.shared_memory.folder import SharedFolder
 from common.transport.shared_memory.packet_socket import Callers, PacketSocket
 from common.transport.shared_memory.segment import Allocate, reserve
-from ps.setup import Opening
+from ps.setup import RunSetup
 
 
 @dataclass
-class Sharing:
+class ServerSharedMemory:
     """A run's folder of shared memory, and what workers have put there."""
 
     folder: SharedFolder
@@ -53,7 +53,7 @@ class Sharing:
         self.folder.remove()
 
 
-def share(opening: Opening, root: Path, allocate: Allocate = reserve) -> tuple[Opening, Sharing]:
+def share(opening: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[RunSetup, ServerSharedMemory]:
     """Move what workers compute with into memory that they may share here; `SharingError` where there is none."""
     folder, size = SharedFolder.create(root), opening.layout.size
     try:
@@ -66,5 +66,5 @@ def share(opening: Opening, root: Path, allocate: Allocate = reserve) -> tuple[O
         shard = replace(opening.shard, slots=(first, second))
     else:
         shard = replace(opening.shard, rounded=(first, second))
-    sharing = Sharing(folder, size, callers=Callers.at(folder.path / CALLERS))
+    sharing = ServerSharedMemory(folder, size, callers=Callers.at(folder.path / CALLERS))
     return replace(opening, shard=shard, facts=replace(opening.facts, memory=folder.name)), sharing

@@ -7,7 +7,7 @@ from common.aggregation.slices import Slice
 
 
 @dataclass
-class Assembly:
+class WeightsAssembly:
     """The book over the frames of the newest weights, which begin at `starts`."""
 
     lengths: dict[int, int]
@@ -29,6 +29,6 @@ class Assembly:
         return not self.missing
 
 
-def assembly_of(frames: Iterable[Slice]) -> Assembly:
+def assembly_of(frames: Iterable[Slice]) -> WeightsAssembly:
     """Return the book over these frames."""
-    return Assembly({frame.start: len(frame) for frame in frames})
+    return WeightsAssembly({frame.start: len(frame) for frame in frames})

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.aggregation.finiteness import first_not_finite
 from common.aggregation.layout import Binding, ParameterLayout, layout_of
-from common.aggregation.quantization.quantization import Place, Wire, wire_of
+from common.aggregation.quantization.quantization import Quantization, RoundingKey, quantization_of
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Node, Vector, VectorPool
 from common.autograd.graph import Leaf, no_grad, tell_finished
@@ -28,7 +28,7 @@ from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module, Stochastic
 from common.protocol.messages import OF_A_STEP, Quantity, Work
 from common.random import Purpose, generator
-from worker.gradient_buckets import FinalFrames, Push
+from worker.gradient_buckets import GradientBuckets, Push
 from worker.training_pass import TrainingPass
 
 #: Two vectors of weights, or none.
@@ -69,8 +69,8 @@ class Compute:
     layout: ParameterLayout = field(init=False)
     objective: Objective = field(init=False)
     #: How sums, and weights, are rounded and travel.
-    wire: Wire = field(init=False)
-    wire_weights: Wire = field(init=False)
+    wire: Quantization = field(init=False)
+    wire_weights: Quantization = field(init=False)
     sampler: Sampler = field(init=False)
     preparation: Preparation = field(init=False)
     _binding: Binding = field(init=False)
@@ -78,7 +78,7 @@ class Compute:
     _pass: TrainingPass = field(init=False)
     #: The sum of losses of each piece that `train` was last called for, in order; float32 each.
     losses: list[float] = field(default_factory=list)
-    _final: FinalFrames = field(init=False)
+    _final: GradientBuckets = field(init=False)
     #: The place of each parameter in the layout, by where it gets its gradient.
     _places: dict[Leaf | None, int] = field(init=False)
     #: Whether any module draws random numbers in its forward.
@@ -87,8 +87,8 @@ class Compute:
     def __post_init__(self) -> None:
         job = self.job
         self.layout = layout_of(self.model)
-        self.wire = wire_of(job.wire, job.seed, self.layout.parameter_size)
-        self.wire_weights = wire_of(job.wire_weights, job.seed, self.layout.parameter_size)
+        self.wire = quantization_of(job.wire, job.seed, self.layout.parameter_size)
+        self.wire_weights = quantization_of(job.wire_weights, job.seed, self.layout.parameter_size)
         self.slots = self.slots or (self._new_vector(), self._new_vector())
         self.sums = self.sums or (self._new_vector(),)
         self.weights, self.into = self.slots[0], self.sums[0]
@@ -97,7 +97,7 @@ class Compute:
         slots = [read_only(slot) for slot in self.slots]
         self._binding = Binding(self.model, self.layout, slots, self.sums)
         self.frames = self.frames or Slice(0, self.layout.size).frames()
-        self._final = FinalFrames(self.layout.parameters, self.frames)
+        self._final = GradientBuckets(self.layout.parameters, self.frames)
         self._places = {parameter.leaf: place for place, parameter in enumerate(self._binding.parameters)}
         self.model.train()  # every part of it, whatever the model's builder left behind: `_put` looks at the root only
         self._draws = any(isinstance(module, Stochastic) for module in self.model.modules())
@@ -143,7 +143,7 @@ class Compute:
         if len(node) == 1:
             tally = self._piece(step, node.lo, push and self._rounding(step, node, push))
             if push is None:
-                self.wire.round(self.into, Place(step, node))
+                self.wire.round(self.into, RoundingKey(step, node))
                 self._demand_finite(node, self.into)
             if out is not self.into:
                 np.copyto(out, self.into)
@@ -153,10 +153,10 @@ class Compute:
             tally = self._sum(step, first, left)
             # The tally is a floating-point sum too, so it is added over the same tree.
             tally = tally + self._sum(step, second, self.into)
-            self._merge(left, out, push, Place(step, node))
+            self._merge(left, out, push, RoundingKey(step, node))
         return tally
 
-    def _merge(self, left: Vector, out: Vector, push: Push | None, at: Place) -> None:
+    def _merge(self, left: Vector, out: Vector, push: Push | None, at: RoundingKey) -> None:
         """Add two halves of a node, the second of which is in the vector of sums."""
         if push is None:
             self.wire.add(left, self.into, out, at)
@@ -171,7 +171,7 @@ class Compute:
         """Return what rounds a piece's frame, and then pushes it."""
 
         def round_and_push(frame: Slice) -> None:
-            self.wire.round(frame.of(self.into), Place(step, node, frame.start))
+            self.wire.round(frame.of(self.into), RoundingKey(step, node, frame.start))
             self._demand_finite(node, frame.of(self.into), frame.start)
             push(frame)
 

@@ -21,7 +21,7 @@ PATIENCE_S = 60.0
 
 
 @dataclass
-class Servers:
+class ServerConnections:
     """The server that decides, and the others, where a run has several."""
 
     first: ClientPort

@@ -8,7 +8,7 @@ from common.aggregation.tree import Vector
 from common.job.tally import Tally, pack_losses
 
 
-def evidence(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
+def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
     """Return the SHA-256, in hex, of the sums as they are sent, the sum of losses of each piece, and their tally."""
     digest = hashlib.sha256(sums.data)
     digest.update(pack_losses(losses))

@@ -27,7 +27,7 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ComputePiece:
+class ComputeLease:
     """Compute a lease; answered by `PieceComputed`, `PieceDiverged` or `PieceRaised`."""
 
     lease: Lease
@@ -39,7 +39,7 @@ class Greet:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Say:
+class Report:
     """Tell the person at the worker."""
 
     text: str
@@ -53,4 +53,4 @@ class Exit:
     reason: str
 
 
-Effect = Send | SendResult | Prepare | Greet | ComputePiece | Say | Exit
+Effect = Send | SendResult | Prepare | Greet | ComputeLease | Report | Exit

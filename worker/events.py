@@ -2,7 +2,17 @@
 
 from dataclasses import dataclass
 
-from common.protocol.messages import Fenced, Finished, Lease, Quantity, Refused, Result, SamplesAsked, Standby, Welcome
+from common.protocol.messages import (
+    Eviction,
+    Finished,
+    Lease,
+    Quantity,
+    Refused,
+    Result,
+    SamplesRequest,
+    Standby,
+    Welcome,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,15 +26,15 @@ class Welcomed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TurnedAway:
+class JoinRefused:
     refused: Refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LetGo:
+class Evicted:
     """The server does not know this worker, or no more."""
 
-    fenced: Fenced
+    fenced: Eviction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +71,7 @@ class LeaseReceived:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PieceComputed:
+class LeaseComputed:
     """The sums of the lease at hand are in the shell's hands."""
 
     result: Result
@@ -72,7 +82,7 @@ class SamplesLacked:
     """A lease cannot be computed before samples are here: the next of them to be asked for."""
 
     lease: Lease
-    asked: SamplesAsked
+    asked: SamplesRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +98,7 @@ class SamplesUnkept:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PieceDiverged:
+class LeaseDiverged:
     lease: Lease
     piece: int
     layer: str
@@ -96,7 +106,7 @@ class PieceDiverged:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PieceRaised:
+class LeaseRaised:
     lease: Lease
     traceback: str
 
@@ -135,8 +145,8 @@ class Interrupted:
 Event = (
     Started
     | Welcomed
-    | TurnedAway
-    | LetGo
+    | JoinRefused
+    | Evicted
     | Prepared
     | PreparationFailed
     | ToldToStandBy
@@ -145,9 +155,9 @@ Event = (
     | SamplesLacked
     | SamplesReceived
     | SamplesUnkept
-    | PieceComputed
-    | PieceDiverged
-    | PieceRaised
+    | LeaseComputed
+    | LeaseDiverged
+    | LeaseRaised
     | ServerAnswered
     | RunFinished
     | ProtocolBroken

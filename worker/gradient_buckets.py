@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
-from common.aggregation.layout import Entry
+from common.aggregation.layout import LayoutEntry
 from common.aggregation.slices import Slice
 
 #: Is told of a frame whose sums will not change any more.
 Push = Callable[[Slice], None]
 
 
-class FinalFrames:
+class GradientBuckets:
     """Counts, for each frame, the parameters in it whose gradients are still to come."""
 
-    def __init__(self, parameters: Sequence[Entry], frames: Sequence[Slice]) -> None:
+    def __init__(self, parameters: Sequence[LayoutEntry], frames: Sequence[Slice]) -> None:
         self._frames = frames
         #: For each parameter, the indices of the frames that it stands in.
         self._touched = [
@@ -48,5 +48,5 @@ class FinalFrames:
         self._push(self._frames[index])
 
 
-def _overlap(entry: Entry, frame: Slice) -> bool:
+def _overlap(entry: LayoutEntry, frame: Slice) -> bool:
     return entry.offset < frame.stop and frame.start < entry.offset + entry.size

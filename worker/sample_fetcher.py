@@ -7,7 +7,7 @@ import numpy as np
 
 from common.aggregation.tree import Node, Vector
 from common.data.manifest import PartName
-from common.protocol.messages import Lease, Samples, SamplesAsked, Work
+from common.protocol.messages import Lease, Samples, SamplesRequest, Work
 from worker.compute import Compute
 from worker.sample_store import Places, SampleStore
 
@@ -16,13 +16,13 @@ PARTS: dict[Work, PartName] = {"train": "train", "audit": "train", "validate": "
 
 
 @dataclass(frozen=True)
-class Supply:
+class SampleFetcher:
     """Where a run's samples are kept, and what knows which of them a lease needs."""
 
     store: SampleStore
     compute: Compute
 
-    def lacked(self, lease: Lease, behind: Iterable[Lease]) -> SamplesAsked | None:
+    def lacked(self, lease: Lease, behind: Iterable[Lease]) -> SamplesRequest | None:
         """Return what is to be asked for before a lease can be computed, None where all of it is here.
 
         As far as a message takes it, what the leases behind it lack is asked for too: it comes while this is computed.

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import Dataset, TrainTest
-from common.data.manifest import Manifest, PartFacts, PartName, unpacked
+from common.data.manifest import Manifest, PartInfo, PartName, unpacked
 from common.errors import DataError, RemoteProtocolError
-from common.protocol.messages import SamplesAsked
+from common.protocol.messages import SamplesRequest
 
 Places = NDArray[np.int64]
 
@@ -31,7 +31,7 @@ _MARK_BYTES = 4
 class PartStore:
     """One set."""
 
-    facts: PartFacts
+    facts: PartInfo
     #: Without the ends `.images`, `.labels` and `.marks`.
     stem: Path
     images: NDArray[Any] = field(init=False)
@@ -130,11 +130,11 @@ class SampleStore:
         sets = {name: Dataset(part.images, part.labels, self.manifest.classes) for name, part in self.parts.items()}
         return TrainTest(name, sets["train"], sets["test"], sets.get("validation"))
 
-    def wanted(self, name: PartName, places: Places) -> SamplesAsked | None:
+    def wanted(self, name: PartName, places: Places) -> SamplesRequest | None:
         """Return what is to be asked for next, so that these samples are here; None where they are."""
         part = self.parts[name]
         missing = part.missing(places)[: part.facts.in_a_message()]
-        return SamplesAsked(part=name, places=missing.astype("<u4").tobytes()) if len(missing) else None
+        return SamplesRequest(part=name, places=missing.astype("<u4").tobytes()) if len(missing) else None
 
     def put(self, name: PartName, places: Places, words: NDArray[np.float32]) -> None:
         """Keep what was sent; `RemoteProtocolError` where it is not what it says, `DataError` where no room is."""

@@ -14,38 +14,38 @@ from common.job.tally import Tally, pack_losses
 from common.protocol.codec import decode, encode
 from common.protocol.messages import (
     OF_A_STEP,
-    Alive,
-    Fenced,
+    Eviction,
     Finished,
     Lease,
     Message,
-    Part,
+    Ping,
     Refused,
     Result,
     Samples,
     ServerMessage,
     Standby,
     Status,
+    SumsFrame,
     Weights,
     Welcome,
 )
 from common.protocol.shard_messages import Hello
 from common.runtime.clock import Clock
-from common.transport.diagnosis import Trouble
+from common.transport.diagnosis import Diagnosis
 from common.transport.links import Wait, wait_for_nothing
 from common.transport.port import ClientPort
 from worker import effects, events
-from worker.assembly import Assembly, assembly_of
+from worker.assembly import WeightsAssembly, assembly_of
 from worker.compute import Compute, NotFiniteError
-from worker.connections import PATIENCE_S, Dial, Servers
-from worker.digest import evidence
-from worker.sample_fetcher import Supply
+from worker.connections import PATIENCE_S, Dial, ServerConnections
+from worker.digest import result_digest
+from worker.sample_fetcher import SampleFetcher
 from worker.setup import Loader, Places, prepare
-from worker.state import Phase, WorkerState
+from worker.state import WorkerPhase, WorkerState
 
 
 @dataclass
-class Runner:
+class WorkerShell:
     """One worker: its state, and the means by which the state's effects happen."""
 
     state: WorkerState
@@ -59,19 +59,19 @@ class Runner:
     dial: Dial | None = None
     wait: Wait = wait_for_nothing
     #: Finds out what is in the way of a connection, None where nothing can be.
-    trouble: Callable[[], Trouble | None] | None = None
+    trouble: Callable[[], Diagnosis | None] | None = None
     #: Where samples are kept that a server sends to who lacks the data, None where none are taken.
     cache: Path | None = None
     #: Set once the worker has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
-    servers: Servers = field(init=False)
+    servers: ServerConnections = field(init=False)
     _compute: Compute | None = None
     #: What sees to samples that the server sends; None where the data is here.
-    _supply: Supply | None = None
+    _supply: SampleFetcher | None = None
     #: Whether that computes in memory which the server sees.
     _shares: bool = False
     #: The frames of the weights that are on their way here.
-    _weights: Assembly = field(default_factory=lambda: Assembly({}))
+    _weights: WeightsAssembly = field(default_factory=lambda: WeightsAssembly({}))
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
     #: The sums of the lease at hand that its result is to carry, valid until the next is computed.
@@ -80,7 +80,7 @@ class Runner:
     _pushing_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.servers = Servers(self.port, self.dial, self.wait)
+        self.servers = ServerConnections(self.port, self.dial, self.wait)
 
     def run(self) -> effects.Exit:
         """Work until the run is over, the server is gone, or the process is interrupted."""
@@ -121,7 +121,7 @@ class Runner:
 
     def _time_passed(self) -> events.TimePassed:
         """Return that time passed, and where no server has answered yet, what is in the way."""
-        trouble = self.trouble() if self.state.phase is Phase.JOINING and self.trouble is not None else None
+        trouble = self.trouble() if self.state.phase is WorkerPhase.JOINING and self.trouble is not None else None
         if trouble is None:
             return events.TimePassed()
         return events.TimePassed(obstacle=trouble.text, is_hopeless=trouble.is_final)
@@ -140,9 +140,9 @@ class Runner:
             case Welcome():
                 return events.Welcomed(welcome=message)
             case Refused():
-                return events.TurnedAway(refused=message)
-            case Fenced():
-                return events.LetGo(fenced=message)
+                return events.JoinRefused(refused=message)
+            case Eviction():
+                return events.Evicted(fenced=message)
             case Standby():
                 return events.ToldToStandBy(standby=message)
             case Samples():
@@ -153,7 +153,7 @@ class Runner:
                 return self._leased(message)
             case Finished():
                 return events.RunFinished(finished=message)
-            case Alive():
+            case Ping():
                 return events.ServerAnswered()
             case Status():
                 return None
@@ -206,7 +206,7 @@ class Runner:
                 self.servers.send(encode(effect.message))
             case effects.SendResult():
                 self.servers.send(encode(effect.result, self._sums), PATIENCE_S)
-            case effects.Say():
+            case effects.Report():
                 self.say(effect.text)
             case effects.Exit():
                 self.ended = effect
@@ -214,7 +214,7 @@ class Runner:
                 return self._prepare(effect.welcome)
             case effects.Greet():
                 self.servers.greet()
-            case effects.ComputePiece():
+            case effects.ComputeLease():
                 return self._compute_piece(effect.lease)
             case _:
                 assert_never(effect)
@@ -226,7 +226,7 @@ class Runner:
         except LockstepError as error:
             return events.PreparationFailed(reason=str(error))
         self._compute, self._shares = place.compute, bool(place.nonce)
-        self._supply = None if place.store is None else Supply(place.store, place.compute)
+        self._supply = None if place.store is None else SampleFetcher(place.store, place.compute)
         self._weights = assembly_of(self._compute.frames)
         try:
             self._meet(welcome, place.compute)
@@ -253,9 +253,9 @@ class Runner:
             self._sums = []
             tally = self._train(self._compute, lease) if is_training else self._compute.evaluate(node, lease.work)
         except NotFiniteError as error:
-            return events.PieceDiverged(lease=lease, piece=error.piece, layer=error.layer, quantity=error.quantity)
+            return events.LeaseDiverged(lease=lease, piece=error.piece, layer=error.layer, quantity=error.quantity)
         except Exception:  # noqa: BLE001  # whatever a model of one's own raises reaches the person at the server
-            return events.PieceRaised(lease=lease, traceback=traceback.format_exc())
+            return events.LeaseRaised(lease=lease, traceback=traceback.format_exc())
         result = Result(
             work=lease.work,
             step=lease.step,
@@ -267,9 +267,9 @@ class Runner:
             compute_s=max(0.0, self.clock.now() - began - self._pushing_s),
             number=lease.number,
             losses=pack_losses(self._compute.losses) if is_training else b"",
-            digest=evidence(self._compute.into, self._compute.losses, tally) if lease.is_digested else "",
+            digest=result_digest(self._compute.into, self._compute.losses, tally) if lease.is_digested else "",
         )
-        return events.PieceComputed(result=result)
+        return events.LeaseComputed(result=result)
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
         """Compute the sums of a lease, where the server sees them or to be sent; those of an audit are not.
@@ -286,7 +286,7 @@ class Runner:
 
         def push(frame: Slice) -> None:
             began = self.clock.now()
-            part = Part(step=lease.step, lo=lease.lo, hi=lease.hi, start=frame.start)
+            part = SumsFrame(step=lease.step, lo=lease.lo, hi=lease.hi, start=frame.start)
             # With patience: a frame that is not sent would cost the whole lease.
             words = compute.wire.pack(frame.of(compute.into), frame.start)
             self.servers.send(encode(part, [words]), PATIENCE_S, frame.start)

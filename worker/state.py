@@ -14,27 +14,28 @@ from common.errors import ProtocolError
 from common.files.sanitize import one_line
 from common.protocol.messages import (
     NAME_LIMIT,
-    Alive,
+    ComputeFailed,
     Diverged,
-    Failed,
     Join,
     Lease,
     Leave,
+    Ping,
     Ready,
     Refused,
-    SamplesAsked,
+    SamplesRequest,
     shortened,
 )
 from common.runtime.backoff import Backoff
-from worker.effects import ComputePiece, Effect, Exit, Greet, Prepare, Say, Send, SendResult
+from worker.effects import ComputeLease, Effect, Exit, Greet, Prepare, Report, Send, SendResult
 from worker.events import (
     Event,
+    Evicted,
     Interrupted,
+    JoinRefused,
+    LeaseComputed,
+    LeaseDiverged,
+    LeaseRaised,
     LeaseReceived,
-    LetGo,
-    PieceComputed,
-    PieceDiverged,
-    PieceRaised,
     PreparationFailed,
     Prepared,
     ProtocolBroken,
@@ -46,7 +47,6 @@ from worker.events import (
     Started,
     TimePassed,
     ToldToStandBy,
-    TurnedAway,
     WeightsReceived,
     Welcomed,
 )
@@ -66,7 +66,7 @@ MOST_LEASES = 1024
 SILENT_S = 10.0
 
 
-class Phase(Enum):
+class WorkerPhase(Enum):
     """What the worker is doing."""
 
     JOINING = "joining"
@@ -77,21 +77,25 @@ class Phase(Enum):
 
 
 #: Nothing happens: late and doubled messages end here, not in an `if`.
-IGNORED: frozenset[Phase] = frozenset()
+IGNORED: frozenset[WorkerPhase] = frozenset()
 
 #: Our own shell would have to be wrong for this to happen.
-ILLEGAL: frozenset[Phase] | None = None
+ILLEGAL: frozenset[WorkerPhase] | None = None
 
-_JOINING, _PREPARING = frozenset({Phase.JOINING}), frozenset({Phase.PREPARING})
-_WAITING, _COMPUTING, _ENDED = frozenset({Phase.WAITING}), frozenset({Phase.COMPUTING}), frozenset({Phase.ENDED})
+_JOINING, _PREPARING = frozenset({WorkerPhase.JOINING}), frozenset({WorkerPhase.PREPARING})
+_WAITING, _COMPUTING, _ENDED = (
+    frozenset({WorkerPhase.WAITING}),
+    frozenset({WorkerPhase.COMPUTING}),
+    frozenset({WorkerPhase.ENDED}),
+)
 
 #: For each event, what may follow in the phases JOINING, PREPARING, WAITING, COMPUTING, ENDED.
 #: While it computes or prepares, the shell reads no messages: they wait in the socket.
-_TABLE: dict[type[Event], tuple[frozenset[Phase] | None, ...]] = {
+_TABLE: dict[type[Event], tuple[frozenset[WorkerPhase] | None, ...]] = {
     Started: (_JOINING, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
     Welcomed: (_PREPARING, ILLEGAL, IGNORED, ILLEGAL, IGNORED),
-    TurnedAway: (_JOINING | _ENDED, ILLEGAL, _WAITING | _ENDED, ILLEGAL, IGNORED),
-    LetGo: (IGNORED, ILLEGAL, _JOINING, ILLEGAL, IGNORED),
+    JoinRefused: (_JOINING | _ENDED, ILLEGAL, _WAITING | _ENDED, ILLEGAL, IGNORED),
+    Evicted: (IGNORED, ILLEGAL, _JOINING, ILLEGAL, IGNORED),
     Prepared: (ILLEGAL, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
     PreparationFailed: (ILLEGAL, _ENDED, ILLEGAL, ILLEGAL, IGNORED),
     ToldToStandBy: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
@@ -100,9 +104,9 @@ _TABLE: dict[type[Event], tuple[frozenset[Phase] | None, ...]] = {
     SamplesLacked: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
     SamplesReceived: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
     SamplesUnkept: (IGNORED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
-    PieceComputed: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
-    PieceDiverged: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
-    PieceRaised: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
+    LeaseComputed: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
+    LeaseDiverged: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
+    LeaseRaised: (ILLEGAL, ILLEGAL, ILLEGAL, _WAITING, IGNORED),
     ServerAnswered: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, IGNORED),
     RunFinished: (_ENDED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
     ProtocolBroken: (_ENDED, ILLEGAL, _ENDED, ILLEGAL, IGNORED),
@@ -112,12 +116,12 @@ _TABLE: dict[type[Event], tuple[frozenset[Phase] | None, ...]] = {
 
 #: For each phase and event the phases that may follow, `IGNORED`, or `ILLEGAL`.
 TRANSITIONS = {
-    (phase, event): targets for event, row in _TABLE.items() for phase, targets in zip(Phase, row, strict=True)
+    (phase, event): targets for event, row in _TABLE.items() for phase, targets in zip(WorkerPhase, row, strict=True)
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerFacts:
+class WorkerConfig:
     """What a worker is told at its start."""
 
     address: str
@@ -132,8 +136,8 @@ class WorkerFacts:
 class WorkerState:
     """Where a worker stands; see `TRANSITIONS` for the table that it obeys."""
 
-    facts: WorkerFacts
-    phase: Phase = Phase.JOINING
+    facts: WorkerConfig
+    phase: WorkerPhase = WorkerPhase.JOINING
     #: When it began to wait for a server.
     started: float = 0.0
     #: When the server last said anything, or was last asked.
@@ -153,7 +157,7 @@ class WorkerState:
     #: servers send theirs over connections of their own, so that a lease may be quicker.
     leases: deque[Lease] = field(default_factory=lambda: deque(maxlen=MOST_LEASES))
     #: What has been asked for, and has not come, of the samples of the first lease.
-    lacking: SamplesAsked | None = None
+    lacking: SamplesRequest | None = None
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
@@ -172,11 +176,11 @@ class WorkerState:
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due: at once where there is work, None where the phase reads no messages."""
-        if self.phase is Phase.JOINING:
+        if self.phase is WorkerPhase.JOINING:
             timeout = self._timeout_s()
             retry = self._next_try(CALL_MOST_S if timeout is None else ASK_MOST_S)
             return retry if timeout is None else min(retry, self.started + timeout)
-        if self.phase is Phase.WAITING:
+        if self.phase is WorkerPhase.WAITING:
             return self.heard if self._has_work() else self._next_try(ASK_MOST_S)
         return None
 
@@ -202,22 +206,22 @@ class WorkerState:
                 self.started = now
                 return [Send(message=self.join())]
             case Welcomed():
-                self.phase = Phase.PREPARING
+                self.phase = WorkerPhase.PREPARING
                 self.run = event.welcome.run
                 text = f"joined run {event.welcome.run} as worker {event.welcome.rank}"
-                return [Say(text=text), Prepare(welcome=event.welcome)]
-            case TurnedAway():
+                return [Report(text=text), Prepare(welcome=event.welcome)]
+            case JoinRefused():
                 return self._turned_away(event.refused, now)
-            case LetGo():
+            case Evicted():
                 return self._begin_anew(event.fenced.reason, now)
             case Prepared():
-                self.phase = Phase.WAITING
+                self.phase = WorkerPhase.WAITING
                 self.shares = bool(event.nonce)
                 return [Send(message=Ready(nonce=event.nonce, obstacle=shortened(event.obstacle)))]
             case PreparationFailed():
                 return [Send(message=Leave(reason=shortened(event.reason))), *self._end(2, event.reason)]
             case ToldToStandBy():
-                return [Say(text=one_line(event.standby.reason))]
+                return [Report(text=one_line(event.standby.reason))]
             case RunFinished():
                 reason = event.finished.reason
                 return self._end(1, f"the run failed: {reason}") if reason else self._end(0, "")
@@ -231,11 +235,11 @@ class WorkerState:
                 # that knows the new one only by our word, and the first may be lost.
                 return [Greet()]
             case TimePassed():
-                return self._join_again(event, now) if self.phase is Phase.JOINING else self._wait_on(now)
+                return self._join_again(event, now) if self.phase is WorkerPhase.JOINING else self._wait_on(now)
             case WeightsReceived() | LeaseReceived():
                 return self._take_work(event)
             case SamplesLacked(lease=lease, asked=asked):
-                self.phase, self.lacking, self.asked = Phase.WAITING, asked, now
+                self.phase, self.lacking, self.asked = WorkerPhase.WAITING, asked, now
                 self.leases.appendleft(lease)
                 return [Send(message=asked)]
             case SamplesReceived():
@@ -243,14 +247,14 @@ class WorkerState:
                 return []
             case SamplesUnkept():
                 return [Send(message=Leave(reason=shortened(event.reason))), *self._end(1, event.reason)]
-            case PieceComputed() | PieceDiverged() | PieceRaised():
-                self.phase = Phase.WAITING
+            case LeaseComputed() | LeaseDiverged() | LeaseRaised():
+                self.phase = WorkerPhase.WAITING
                 return [self._answer(event)]
             case _:
                 assert_never(event)
 
     def _end(self, code: int, reason: str) -> list[Effect]:
-        self.phase = Phase.ENDED
+        self.phase = WorkerPhase.ENDED
         return [Exit(code=code, reason=reason)]
 
     def _take_work(self, event: WeightsReceived | LeaseReceived) -> list[Effect]:
@@ -280,11 +284,11 @@ class WorkerState:
         is_there = bool(self.leases) and self.leases[0].step == self.weights_step
         return is_there and self.lacking is None
 
-    def _answer(self, event: PieceComputed | PieceDiverged | PieceRaised) -> Effect:
+    def _answer(self, event: LeaseComputed | LeaseDiverged | LeaseRaised) -> Effect:
         match event:
-            case PieceComputed():
+            case LeaseComputed():
                 return SendResult(result=event.result)
-            case PieceDiverged(lease=lease):
+            case LeaseDiverged(lease=lease):
                 diverged = Diverged(
                     work=lease.work,
                     step=lease.step,
@@ -293,14 +297,16 @@ class WorkerState:
                     quantity=event.quantity,
                 )
                 return Send(message=diverged)
-            case PieceRaised(lease=lease):
+            case LeaseRaised(lease=lease):
                 told = shortened(event.traceback)
-                return Send(message=Failed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=told))
+                return Send(
+                    message=ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=told)
+                )
 
     def _turned_away(self, refused: Refused, now: float) -> list[Effect]:
         if not refused.is_of_another_run:
             return self._end(2, f"the server refused this worker: {refused.reason}")
-        if self.phase is not Phase.JOINING or not self.run:
+        if self.phase is not WorkerPhase.JOINING or not self.run:
             # The word of a life before: this one does not ask for that run.
             return []
         self.run = ""
@@ -308,11 +314,11 @@ class WorkerState:
 
     def _begin_anew(self, reason: str, now: float) -> list[Effect]:
         """Forget the run, and ask for a place in it as one who was never there."""
-        self.phase, self.started = Phase.JOINING, now
+        self.phase, self.started = WorkerPhase.JOINING, now
         self.lives += 1
         self._drop_leases()
         self.weights_step = None
-        return [Say(text=f"joins anew: {one_line(reason)}"), Send(message=self.join())]
+        return [Report(text=f"joins anew: {one_line(reason)}"), Send(message=self.join())]
 
     def _join_again(self, event: TimePassed, now: float) -> list[Effect]:
         if event.is_hopeless:
@@ -324,7 +330,7 @@ class WorkerState:
         self.asked = now
         self.tries += 1
         why = f": {event.obstacle}" if event.obstacle else ""
-        word = Say(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s){why}")
+        word = Report(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s){why}")
         # Again, lest the first went down with a server that died.
         return [word, Send(message=self.join())]
 
@@ -335,8 +341,8 @@ class WorkerState:
 
     def _wait_on(self, now: float) -> list[Effect]:
         if self._has_work():
-            self.phase = Phase.COMPUTING
-            return [ComputePiece(lease=self.leases.popleft())]
+            self.phase = WorkerPhase.COMPUTING
+            return [ComputeLease(lease=self.leases.popleft())]
         silent_s = now - self.heard
         limit_s = self.facts.silence_s if self.facts.timeout_s is None else self.facts.timeout_s
         # Twice at least: one that was stopped for an hour has not been listening.
@@ -344,11 +350,11 @@ class WorkerState:
             return self._end(1, f"the server at {self.facts.address} has been silent for {silent_s:.0f} s: is it gone?")
         self.asked = now
         self.tries += 1
-        questions: list[Effect] = [Send(message=Alive())]
+        questions: list[Effect] = [Send(message=Ping())]
         if self.lacking is not None:
             questions.append(Send(message=self.lacking))
         if silent_s < self.silent_s:
             return questions
         self.silent_s *= 2
         told = f"the server at {self.facts.address} has been silent for {silent_s:.0f} s: trying for {limit_s:g} s"
-        return [Say(text=told), *questions]
+        return [Report(text=told), *questions]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from common.autograd.capture import Replay, replay_of
+from common.autograd.capture import Capture, capture_of
 from common.autograd.graph import observing
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
@@ -22,9 +22,9 @@ class TrainingPass:
     #: Whether the model is known to do the same with every batch of one shape.
     _is_repeatable: bool = field(init=False)
     #: By the shape of the images: what follows from it is the same for all batches of a job.
-    _replays: dict[tuple[int, ...], Replay] = field(default_factory=dict)
+    _replays: dict[tuple[int, ...], Capture] = field(default_factory=dict)
     #: What the last forward is to be walked back by.
-    _ahead: Tensor | Replay | None = None
+    _ahead: Tensor | Capture | None = None
 
     def __post_init__(self) -> None:
         self._is_repeatable = is_repeatable(self.model)
@@ -41,7 +41,7 @@ class TrainingPass:
 
     def _forward_by_engine(self, images: Array, targets: Array) -> tuple[Array, Array]:
         if self._is_repeatable:
-            results, replay = replay_of(self._compute, (images, targets), self.parameters)
+            results, replay = capture_of(self._compute, (images, targets), self.parameters)
             if replay is not None:
                 self._replays[images.shape] = replay
         else:
@@ -57,7 +57,7 @@ class TrainingPass:
     def backward(self) -> None:
         """Add to the parameters' gradients those of the last forward; once after each."""
         ahead, self._ahead = self._ahead, None
-        if isinstance(ahead, Replay):
+        if isinstance(ahead, Capture):
             ahead.backward()
         else:
             assert ahead is not None

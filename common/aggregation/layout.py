@@ -15,7 +15,7 @@ from common.nn.state_dict import is_counter
 
 
 @dataclass(frozen=True)
-class Entry:
+class LayoutEntry:
     """A named array at `[offset, offset + size)` of the flat vector, in C order."""
 
     name: str
@@ -39,8 +39,8 @@ class ParameterLayout:
     gradients, by the same tree (rule R8).
     """
 
-    parameters: tuple[Entry, ...]
-    statistics: tuple[Entry, ...]
+    parameters: tuple[LayoutEntry, ...]
+    statistics: tuple[LayoutEntry, ...]
 
     @cached_property
     def parameter_size(self) -> int:
@@ -95,10 +95,10 @@ def layout_of(module: Module) -> ParameterLayout:
     offset = 0
     parameters, statistics = [], []
     for name, parameter in module.named_parameters():
-        parameters.append(Entry(name, tuple(parameter.shape), offset))
+        parameters.append(LayoutEntry(name, tuple(parameter.shape), offset))
         offset += parameters[-1].size
     for name, statistic in running_statistics(module).items():
-        statistics.append(Entry(name, tuple(statistic.value.shape), offset))
+        statistics.append(LayoutEntry(name, tuple(statistic.value.shape), offset))
         offset += statistics[-1].size
     if not parameters:
         raise ModelError("the model has no parameters: expected at least one layer that can learn")

@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from common.autograd.graph import Leaf, Node, Parent, backward_over, latest_first, needed, observe, observing, record
+from common.autograd.graph import (
+    GraphNode,
+    Leaf,
+    Parent,
+    backward_over,
+    latest_first,
+    needed,
+    observe,
+    observing,
+    record,
+)
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
 from common.autograd.tensor import Tensor
 
@@ -28,7 +38,7 @@ class Application:
     options: dict[str, Any]
     result: Slot
     #: Its place in the graph; None where no gradient comes this way.
-    node: Node | None = None
+    node: GraphNode | None = None
     #: For each source, whether the walk back reads it.
     is_held: tuple[bool, ...] = ()
     #: Whether it reads the result, or what the primitive saved.
@@ -37,8 +47,8 @@ class Application:
     spent: tuple[Slot, ...] = ()
 
 
-class Replay:
-    """A function of arrays whose first application was watched; `replay_of` makes it."""
+class Capture:
+    """A function of arrays whose first application was watched; `capture_of` makes it."""
 
     def __init__(self, values: list[Any], inputs: int, tensors: list[Tensor], steps: list[Application]) -> None:
         #: The inputs, then the tensors' arrays, then constants and results as they came.
@@ -48,7 +58,7 @@ class Replay:
         self._steps = steps
         self._seed = np.ones(())
         #: The nodes in the order of the walk back.
-        self._nodes: list[Node] = []
+        self._nodes: list[GraphNode] = []
         self._outputs: list[Slot] = []
 
     def forward(self, *inputs: Array) -> list[Array]:
@@ -107,9 +117,9 @@ class _Watcher:
         return slot
 
 
-def replay_of(
+def capture_of(
     function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Array], tensors: Sequence[Tensor]
-) -> tuple[tuple[Tensor, ...], Replay | None]:
+) -> tuple[tuple[Tensor, ...], Capture | None]:
     """Return `function(*inputs)`, and how to do it again; None where that is not known to be the same.
 
     `function` must apply the same primitives with the same options each time, to its inputs, to `tensors`, to numbers
@@ -124,13 +134,13 @@ def replay_of(
     outputs = [watcher.slots.get(id(result.data)) for result in results]
     if not watcher.is_repeatable or None in outputs or results[0].data.size != 1:
         return results, None
-    replay = Replay(watcher.values, len(inputs), list(tensors), watcher.steps)
+    replay = Capture(watcher.values, len(inputs), list(tensors), watcher.steps)
     replay._outputs = [slot for slot in outputs if slot is not None]
     _rebuild_graph(replay, tensors)
     return results, replay if replay._nodes else None
 
 
-def _rebuild_graph(replay: Replay, tensors: Sequence[Tensor]) -> None:
+def _rebuild_graph(replay: Capture, tensors: Sequence[Tensor]) -> None:
     """Make the nodes of a replay, as the engine made those of the first time, and find what is spent when."""
     values, start = replay._values, replay._inputs
     parents: dict[Slot, Parent] = {start + index: tensor.leaf for index, tensor in enumerate(tensors)}
@@ -154,7 +164,7 @@ def _rebuild_graph(replay: Replay, tensors: Sequence[Tensor]) -> None:
         values[slot] = None
 
 
-def _settle(step: Application, reached: set[Node]) -> None:
+def _settle(step: Application, reached: set[GraphNode]) -> None:
     """Find out what the walk back reads of a step."""
     if step.node not in reached:
         step.node = None

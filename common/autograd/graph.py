@@ -53,7 +53,7 @@ class Leaf:
             self.grad = self.buffer
 
 
-class Node:
+class GraphNode:
     """One application of a primitive. It refers only to older nodes, so no cycle keeps an array alive."""
 
     __slots__ = (
@@ -130,7 +130,7 @@ class Node:
 
 
 #: What stands for an argument in the graph.
-Parent = Node | Leaf | None
+Parent = GraphNode | Leaf | None
 
 
 def needed(primitive: Primitive, parents: Sequence[Parent]) -> Iterable[int]:
@@ -195,17 +195,17 @@ def tell_finished(finished: Callable[[Leaf], None]) -> Iterator[None]:
         _finishing.reset(token)
 
 
-def record(primitive: Primitive, parents: list[Parent], options: dict[str, Any], result: Array) -> Node | None:
+def record(primitive: Primitive, parents: list[Parent], options: dict[str, Any], result: Array) -> GraphNode | None:
     """Return the node of a result; None where no argument that has a derivative wants a gradient."""
     derivatives = primitive.derivatives
     if isinstance(derivatives, tuple) and None in derivatives:
         parents = [parent if derivative else None for parent, derivative in zip(parents, derivatives, strict=True)]
         if parents.count(None) == len(parents):
             return None
-    return Node(primitive, parents, options, result)
+    return GraphNode(primitive, parents, options, result)
 
 
-def backward(root: Node | Leaf, gradient: Array, retain_graph: bool = True) -> None:
+def backward(root: GraphNode | Leaf, gradient: Array, retain_graph: bool = True) -> None:
     """Add to each leaf under `root` its gradient, given that of `root`.
 
     The sums are taken in one fixed order, latest use first, so that the bits depend on the graph alone. With
@@ -217,10 +217,10 @@ def backward(root: Node | Leaf, gradient: Array, retain_graph: bool = True) -> N
     backward_over(latest_first(root), gradient, retain_graph)
 
 
-def backward_over(nodes: list[Node], gradient: Array, retain_graph: bool) -> None:
+def backward_over(nodes: list[GraphNode], gradient: Array, retain_graph: bool) -> None:
     """Walk nodes, consumers before what they consumed, given the gradient of the first; as `backward`."""
-    pending: dict[Node, Array] = {nodes[0]: gradient}
-    owned: set[Node] = set()
+    pending: dict[GraphNode, Array] = {nodes[0]: gradient}
+    owned: set[GraphNode] = set()
     finished = _finishing.get()
     uses = Counter(_leaves(nodes)) if finished is not None else None
     for node in nodes:
@@ -235,24 +235,24 @@ def backward_over(nodes: list[Node], gradient: Array, retain_graph: bool) -> Non
                     finished(leaf)
 
 
-def _leaves(nodes: list[Node]) -> Iterator[Leaf]:
+def _leaves(nodes: list[GraphNode]) -> Iterator[Leaf]:
     """Yield the leaves that nodes hand gradients to, one that is used more than once as often as that."""
     return (parent for node in nodes for parent in node.parents if type(parent) is Leaf)
 
 
-def latest_first(root: Node) -> list[Node]:
+def latest_first(root: GraphNode) -> list[GraphNode]:
     """Return all nodes under `root`, consumers before what they consumed."""
     found = {root}
     unvisited = [root]
     while unvisited:
         for parent in unvisited.pop().parents:
-            if type(parent) is Node and parent not in found:
+            if type(parent) is GraphNode and parent not in found:
                 found.add(parent)
                 unvisited.append(parent)
     return sorted(found, key=attrgetter("serial"), reverse=True)
 
 
-def _propagate(node: Node, upstream: Array, pending: dict[Node, Array], owned: set[Node]) -> None:
+def _propagate(node: GraphNode, upstream: Array, pending: dict[GraphNode, Array], owned: set[GraphNode]) -> None:
     """Hand `upstream`, the gradient of the node's result, on to the node's parents."""
     arrays = node.check()
     primitive, saved, options = node.primitive, node.saved, node.options
@@ -287,7 +287,7 @@ def _observed(primitive: Primitive, observer: Observer) -> Any:
     return partial(observer, primitive, "backward", derivatives)
 
 
-def _add(gradient: Array, node: Node, pending: dict[Node, Array], owned: set[Node]) -> None:
+def _add(gradient: Array, node: GraphNode, pending: dict[GraphNode, Array], owned: set[GraphNode]) -> None:
     """Add to what the node has got so far. The first gradient may be somebody else's array: only a sum is ours."""
     known = pending.get(node)
     if known is None:
@@ -299,7 +299,7 @@ def _add(gradient: Array, node: Node, pending: dict[Node, Array], owned: set[Nod
         owned.add(node)
 
 
-def _fit(gradient: Array, parent: Node | Leaf, primitive: Primitive, index: int) -> Array:
+def _fit(gradient: Array, parent: GraphNode | Leaf, primitive: Primitive, index: int) -> Array:
     """Undo broadcasting and promotion: bring the gradient to the argument's shape and dtype."""
     gradient = np.asarray(gradient)
     shape = parent.shape

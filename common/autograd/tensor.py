@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 
 from common.autograd.arithmetic import Arithmetic
 from common.autograd.conversion import as_array, as_operand, matching, require_floating
-from common.autograd.graph import Leaf, Node, Parent, backward, observing, record, recording
+from common.autograd.graph import GraphNode, Leaf, Parent, backward, observing, record, recording
 from common.autograd.methods import Methods
 from common.autograd.primitives import indexing
 from common.autograd.primitives.primitive import Array, Primitive
@@ -120,12 +120,12 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
     @property
     def is_leaf(self) -> bool:
         """Whether the tensor was made and not computed from others that require a gradient."""
-        return type(self._node) is not Node
+        return type(self._node) is not GraphNode
 
     @property
-    def grad_fn(self) -> Node | None:
+    def grad_fn(self) -> GraphNode | None:
         """The place in the graph of a computed tensor."""
-        return self._node if type(self._node) is Node else None
+        return self._node if type(self._node) is GraphNode else None
 
     @property
     def leaf(self) -> Leaf | None:
@@ -138,7 +138,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
-        if type(self._node) is Node:
+        if type(self._node) is GraphNode:
             if not wanted:
                 raise RuntimeError("a computed tensor cannot stop requiring a gradient: use detach()")
         elif not wanted:
@@ -245,7 +245,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
     def __repr__(self) -> str:
         text = np.array2string(self._data, separator=", ", prefix="tensor(")
         kind = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
-        state = f", grad_fn=<{self._node.primitive.name}>" if type(self._node) is Node else ""
+        state = f", grad_fn=<{self._node.primitive.name}>" if type(self._node) is GraphNode else ""
         return f"tensor({text}{kind}{state or (', requires_grad=True' if self.requires_grad else '')})"
 
     def __getitem__(self, index: Any) -> "Tensor":

@@ -24,7 +24,7 @@ _Count = Annotated[int, Meta(ge=0, le=2**40)]
 _Shape = Annotated[tuple[_Count, ...], Meta(max_length=4)]
 
 
-class PartFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PartInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One set: how many samples it has, and what each of them is."""
 
     samples: Annotated[int, Meta(ge=1, le=2**32 - 1)]
@@ -60,13 +60,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Of `Preparation`, over the whole training set.
     mean: float
     std: float
-    train: PartFacts
-    test: PartFacts
-    validation: PartFacts | None = None
+    train: PartInfo
+    test: PartInfo
+    validation: PartInfo | None = None
 
-    def parts(self) -> dict[PartName, PartFacts]:
+    def parts(self) -> dict[PartName, PartInfo]:
         """Return the sets that there are."""
-        found: dict[PartName, PartFacts] = {"train": self.train, "test": self.test}
+        found: dict[PartName, PartInfo] = {"train": self.train, "test": self.test}
         return found if self.validation is None else {**found, "validation": self.validation}
 
     def key(self, dataset: str, split: float, seed: int) -> str:
@@ -91,7 +91,7 @@ def manifest_of(data: TrainTest) -> Manifest:
     )
 
 
-def facts_of(part: Dataset) -> PartFacts:
+def facts_of(part: Dataset) -> PartInfo:
     """Return the facts of one set."""
     return msgspec.convert(
         {
@@ -101,7 +101,7 @@ def facts_of(part: Dataset) -> PartFacts:
             "labels_dtype": part.labels.dtype.str,
             "label_shape": part.labels.shape[1:],
         },
-        PartFacts,
+        PartInfo,
     )
 
 
@@ -125,7 +125,7 @@ def packed(part: Dataset, places: NDArray[np.int64]) -> NDArray[np.float32]:
     return np.frombuffer(data + bytes(-len(data) % 4), np.float32)
 
 
-def unpacked(facts: PartFacts, count: int, words: NDArray[Any]) -> tuple[bytes, bytes] | None:
+def unpacked(facts: PartInfo, count: int, words: NDArray[Any]) -> tuple[bytes, bytes] | None:
     """Return the bytes of the images and of the labels of so many samples; None where that is not what was sent."""
     split, end = count * facts.image_bytes, count * facts.bytes_each
     data = words.tobytes()

@@ -14,8 +14,8 @@ import numpy as np
 from common.aggregation.tree import Vector
 from common.errors import ProtocolError, RemoteProtocolError
 from common.files.sanitize import one_line
-from common.protocol.messages import Message, Part, Result, Samples, Weights
-from common.protocol.shard_messages import Held, Squares, State
+from common.protocol.messages import Message, Result, Samples, SumsFrame, Weights
+from common.protocol.shard_messages import CollectedFrame, InitialFrame, Squares
 
 #: A frame: anything that gives its bytes without a copy.
 Buffer = bytes | bytearray | memoryview
@@ -34,7 +34,7 @@ M = TypeVar("M", bound=Message)
 
 def arrays_of(message: Message) -> range:
     """Return the numbers of arrays that may travel with a message."""
-    if isinstance(message, Part | Samples | Weights | State | Held | Squares):
+    if isinstance(message, SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares):
         return range(1, 2)
     return range(2) if isinstance(message, Result) and message.work == "train" else range(1)
 

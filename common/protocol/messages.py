@@ -42,7 +42,7 @@ UNPRINTABLE = r"\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u20
 ShortText = Annotated[str, Meta(max_length=NAME_LIMIT, pattern=rf"^[^{UNPRINTABLE}]*\Z")]
 HexDigest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
-Piece = Annotated[int, Meta(ge=0, le=2**31)]
+MicroBatch = Annotated[int, Meta(ge=0, le=2**31)]
 #: Thirty years: what is added up of these stays a number, which JSON can tell.
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 #: What is computed: gradients, or these again, or figures of the validation set, or of the test set.
@@ -93,15 +93,15 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     obstacle: Text = ""
 
 
-class Part(Message, frozen=True, kw_only=True, tag="part"):
+class SumsFrame(Message, frozen=True, kw_only=True, tag="part"):
     """A frame of the sums over the pieces `[lo, hi)`: one float32 array, from element `start` of the vector on.
 
     Frames come in any order, before the result; where all sums fit into one frame, the result carries it.
     """
 
     step: Count
-    lo: Piece
-    hi: Piece
+    lo: MicroBatch
+    hi: MicroBatch
     start: Count
 
     def node(self) -> Node:
@@ -113,8 +113,8 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
 
     work: Work
     step: Count
-    lo: Piece
-    hi: Piece
+    lo: MicroBatch
+    hi: MicroBatch
     loss_sum: float
     correct: Count
     count: Count
@@ -130,13 +130,13 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
         return Node(self.lo, self.hi)
 
 
-class Failed(Message, frozen=True, kw_only=True, tag="failed"):
+class ComputeFailed(Message, frozen=True, kw_only=True, tag="failed"):
     """Computing the pieces `[lo, hi)` raised."""
 
     work: Work
     step: Count
-    lo: Piece
-    hi: Piece
+    lo: MicroBatch
+    hi: MicroBatch
     traceback: Text
 
     def node(self) -> Node:
@@ -148,7 +148,7 @@ class Diverged(Message, frozen=True, kw_only=True, tag="diverged"):
 
     work: Work
     step: Count
-    micro_batch: Piece
+    micro_batch: MicroBatch
     #: The first layer whose output is not finite; of a gradient, the first parameter.
     layer: ShortText
     quantity: Quantity = "loss"
@@ -160,7 +160,7 @@ class Leave(Message, frozen=True, kw_only=True, tag="leave"):
     reason: Text
 
 
-class SamplesAsked(Message, frozen=True, kw_only=True, tag="samples_asked"):
+class SamplesRequest(Message, frozen=True, kw_only=True, tag="samples_asked"):
     """The worker lacks samples of a lease: answered by `Samples`, by the coordinator alone; asked again where lost."""
 
     part: PartName
@@ -168,7 +168,7 @@ class SamplesAsked(Message, frozen=True, kw_only=True, tag="samples_asked"):
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 
-class Alive(Message, frozen=True, kw_only=True, tag="alive"):
+class Ping(Message, frozen=True, kw_only=True, tag="alive"):
     """A worker without work asks whether the server is still there; answered by the same."""
 
 
@@ -201,7 +201,7 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     is_of_another_run: bool = False
 
 
-class Fenced(Message, frozen=True, kw_only=True, tag="fenced"):
+class Eviction(Message, frozen=True, kw_only=True, tag="fenced"):
     """The server does not know the worker, or no more: nothing that it sends is applied, until it joins anew."""
 
     reason: Text
@@ -238,8 +238,8 @@ class Lease(Message, frozen=True, kw_only=True, tag="lease"):
 
     work: Work
     step: Count
-    lo: Piece
-    hi: Piece
+    lo: MicroBatch
+    hi: MicroBatch
     #: Tells leases of the same pieces apart, and the vector of sums to write into where memory is shared.
     number: Count = 0
     slot: Annotated[int, Meta(ge=0, lt=SLOTS)] = 0
@@ -256,11 +256,11 @@ class Finished(Message, frozen=True, kw_only=True, tag="finished"):
 # Anybody, at any time
 
 
-class StatusAsked(Message, frozen=True, kw_only=True, tag="status_asked"):
+class StatusRequest(Message, frozen=True, kw_only=True, tag="status_asked"):
     """Ask how the run stands."""
 
 
-class Verdict(Message, frozen=True, kw_only=True, tag="verdict"):
+class CallbackDecision(Message, frozen=True, kw_only=True, tag="verdict"):
     """What callbacks say after an epoch, where the run pauses for them: it goes on, or ends there."""
 
     epoch: Count
@@ -325,5 +325,17 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
     broken: Count = 0
 
 
-WorkerMessage = Join | Ready | Part | Result | Failed | Diverged | Leave | SamplesAsked | Alive | StatusAsked | Verdict
-ServerMessage = Welcome | Refused | Fenced | Standby | Samples | Weights | Lease | Finished | Alive | Status
+WorkerMessage = (
+    Join
+    | Ready
+    | SumsFrame
+    | Result
+    | ComputeFailed
+    | Diverged
+    | Leave
+    | SamplesRequest
+    | Ping
+    | StatusRequest
+    | CallbackDecision
+)
+ServerMessage = Welcome | Refused | Eviction | Standby | Samples | Weights | Lease | Finished | Ping | Status

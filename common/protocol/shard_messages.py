@@ -11,16 +11,16 @@ from common.aggregation.tree import Node
 from common.job.job import Job
 from common.protocol.messages import (
     SLOTS,
-    Alive,
     Count,
-    Fenced,
+    Eviction,
     Finished,
     Leave,
     Message,
-    Part,
-    Piece,
+    MicroBatch,
+    Ping,
     Refused,
     ShortText,
+    SumsFrame,
     Text,
 )
 from common.protocol.numerics import Fingerprint
@@ -53,13 +53,13 @@ class ShardReady(Message, frozen=True, kw_only=True, tag="shard_ready"):
     obstacle: Text = ""
 
 
-class Stored(Message, frozen=True, kw_only=True, tag="stored"):
+class SumsAck(Message, frozen=True, kw_only=True, tag="stored"):
     """All that a worker has for this slice of the sums over `[lo, hi)` is in the shard's tree."""
 
     rank: Count
     step: Count
-    lo: Piece
-    hi: Piece
+    lo: MicroBatch
+    hi: MicroBatch
 
     def node(self) -> Node:
         return Node(self.lo, self.hi)
@@ -71,7 +71,7 @@ class Squares(Message, frozen=True, kw_only=True, tag="squares"):
     step: Count
 
 
-class Held(Message, frozen=True, kw_only=True, tag="held"):
+class CollectedFrame(Message, frozen=True, kw_only=True, tag="held"):
     """A frame of a vector of the shard's slice, after `steps` updates: one array, from element `start` on."""
 
     name: ShortText
@@ -79,7 +79,7 @@ class Held(Message, frozen=True, kw_only=True, tag="held"):
     start: Count
 
 
-class Updated(Message, frozen=True, kw_only=True, tag="updated"):
+class UpdateDone(Message, frozen=True, kw_only=True, tag="updated"):
     """The slice has its new weights; what was to be collected of it came before this."""
 
     step: Count
@@ -92,7 +92,7 @@ class Updated(Message, frozen=True, kw_only=True, tag="updated"):
     is_finite: bool = True
 
 
-class Lost(Message, frozen=True, kw_only=True, tag="lost"):
+class WorkerLost(Message, frozen=True, kw_only=True, tag="lost"):
     """The shard cannot go on with a worker."""
 
     rank: Count
@@ -118,7 +118,7 @@ class ShardWelcome(Message, frozen=True, kw_only=True, tag="shard_welcome"):
     memory: ShortText = ""
 
 
-class State(Message, frozen=True, kw_only=True, tag="state"):
+class InitialFrame(Message, frozen=True, kw_only=True, tag="state"):
     """A frame of a vector that the shard begins with: one array, from element `start` of the vector on."""
 
     name: ShortText
@@ -146,27 +146,27 @@ class Forget(Message, frozen=True, kw_only=True, tag="forget"):
     rank: Count
 
 
-class Serve(Message, frozen=True, kw_only=True, tag="serve"):
+class SendWeightsTo(Message, frozen=True, kw_only=True, tag="serve"):
     """A worker is given work at a step: send it the weights, and take its sums."""
 
     rank: Count
     step: Count
 
 
-class Add(Message, frozen=True, kw_only=True, tag="add"):
-    """The sums over `[lo, hi)` are in a worker's slot of shared memory; they stay there until this is `Stored`."""
+class AddFromMemory(Message, frozen=True, kw_only=True, tag="add"):
+    """The sums over `[lo, hi)` are in a worker's slot of shared memory; they stay there until this is `SumsAck`."""
 
     rank: Count
     slot: Annotated[int, Meta(ge=0, lt=SLOTS)]
     step: Count
-    lo: Piece
-    hi: Piece
+    lo: MicroBatch
+    hi: MicroBatch
 
     def node(self) -> Node:
         return Node(self.lo, self.hi)
 
 
-class SquaresAsked(Message, frozen=True, kw_only=True, tag="squares_asked"):
+class SquaresRequest(Message, frozen=True, kw_only=True, tag="squares_asked"):
     """The tree of a step is whole, over `count` samples: what do the squares of your blocks come to?"""
 
     step: Count
@@ -202,23 +202,23 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 
 
 #: What only a shard says that has a slice of the run.
-SliceMessage = ShardReady | Stored | Squares | Held | Updated | Lost
-ShardMessage = ShardJoin | SliceMessage | Leave | Alive
+SliceMessage = ShardReady | SumsAck | Squares | CollectedFrame | UpdateDone | WorkerLost
+ShardMessage = ShardJoin | SliceMessage | Leave | Ping
 ToShardMessage = (
     ShardWelcome
     | Refused
-    | Fenced
-    | State
+    | Eviction
+    | InitialFrame
     | Begin
     | Admit
     | Forget
-    | Serve
-    | Add
-    | SquaresAsked
+    | SendWeightsTo
+    | AddFromMemory
+    | SquaresRequest
     | Update
     | Collect
     | Finished
-    | Alive
+    | Ping
 )
 #: What a shard hears from workers.
-VisitorMessage = Hello | Part
+WorkerToShardMessage = Hello | SumsFrame

@@ -22,7 +22,7 @@ class Stage(Enum):
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Diagnosis:
     """What is in the way."""
 
     text: str
@@ -62,21 +62,21 @@ def mechanism_of(credential: Credential) -> str:
     return {ClientKeys: "CURVE", Token: "PLAIN"}.get(type(credential), "NULL")
 
 
-def explained(address: str, credential: Credential, heard: Heard, found: Found) -> Trouble | None:
+def explained(address: str, credential: Credential, heard: Heard, found: Found) -> Diagnosis | None:
     """Return what is in the way of a connection to `address`, None where nothing is known to be."""
     if heard.is_through:
         return None
     if heard.is_refused:
-        return Trouble(_refused(address, credential), Stage.KEY, is_final=True)
+        return Diagnosis(_refused(address, credential), Stage.KEY, is_final=True)
     if found.obstacle:
-        return Trouble(found.obstacle, found.stage)
+        return Diagnosis(found.obstacle, found.stage)
     if not found.mechanism:
-        return Trouble(f"what listens at {address} is no server of ours: is this its port?", Stage.SERVICE)
+        return Diagnosis(f"what listens at {address} is no server of ours: is this its port?", Stage.SERVICE)
     if found.mechanism != mechanism_of(credential):
-        return Trouble(_mismatch(address, credential, found.mechanism), Stage.KEY, is_final=True)
+        return Diagnosis(_mismatch(address, credential, found.mechanism), Stage.KEY, is_final=True)
     if heard.failed >= ENOUGH:
         has_keys = isinstance(credential, ClientKeys)
-        return Trouble(_broken_off(address, credential), Stage.KEY if has_keys else Stage.VERSION, is_final=has_keys)
+        return Diagnosis(_broken_off(address, credential), Stage.KEY if has_keys else Stage.VERSION, is_final=has_keys)
     return None
 
 

@@ -16,9 +16,9 @@ from common.runtime.clock import SystemClock
 from lockstep.api.callbacks.callback import Callback
 from lockstep.api.callbacks.early_stopping import EarlyStopping
 from lockstep.api.callbacks.form import check_form
-from lockstep.api.callbacks.overseer import Overseer
+from lockstep.api.callbacks.overseer import CallbackRunner
 from lockstep.api.callbacks.training import Training
-from lockstep.api.job_inputs import Arrays, handed_over, named_arrays
+from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.api.run import Run, load_run
 from lockstep.api.source_export.model_text import Model, told
 from lockstep.launch.local import train_here
@@ -73,7 +73,7 @@ def fit(
     wanted = None if run_dir is None else Path(run_dir)
     with (
         claimed_run_dir(wanted, job.model_name() if known.text is None else known.text.name) as folder,
-        handed_over(folder, weights, arrays, known.text) as paths,
+        job_inputs(folder, weights, arrays, known.text) as paths,
     ):
         job = msgspec.structs.replace(job, **paths)
         return _carry_out(job, Destination(folder=folder, launch=launch), callbacks, verbose=verbose)
@@ -110,7 +110,7 @@ def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback]
     """Train to the end, with callbacks where there are any that are no values of the job."""
     folder = destination.folder
     called = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]
-    overseer = Overseer(called, Training(folder, job)) if called else None
+    overseer = CallbackRunner(called, Training(folder, job)) if called else None
     with _display(verbose) as display, _told_where(folder, display):
         if overseer is None:
             return Run(train_here(job, destination, display), folder, job)

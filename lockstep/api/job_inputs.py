@@ -39,7 +39,7 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
 
 
 @contextmanager
-def handed_over(
+def job_inputs(
     folder: Path,
     weights: dict[str, NDArray[Any]] | None,
     data: dict[str, NDArray[Any]] | None,

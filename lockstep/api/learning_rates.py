@@ -22,13 +22,13 @@ from common.errors import JobError, RunError
 from common.job.job import Job
 from common.optim.schedules import Exponential
 from common.runtime.clock import SystemClock
-from lockstep.api.job_inputs import Arrays, handed_over, named_arrays
+from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.api.source_export.model_text import Model, told
 from lockstep.runs.extras import demand
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch import Launch
-from lockstep.runs.single_trainer import LoneTrainer
-from ps.setup import Admission, Opening, open_run
+from lockstep.runs.single_trainer import SingleProcessTrainer
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 from worker.compute import NotFiniteError
 
 Floats = NDArray[np.float64]
@@ -128,7 +128,7 @@ def find_lr(
     job, _ = resolve({}, {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value}, Launch())
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-rates-") as folder,
-        handed_over(Path(folder), None, arrays, known.text) as paths,
+        job_inputs(Path(folder), None, arrays, known.text) as paths,
     ):
         return rates_of(msgspec.structs.replace(job, **paths), lowest=lowest, highest=highest, steps=steps)
 
@@ -142,7 +142,7 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
             f"{3 * SETTLING} steps"
         )
     job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0)
-    opening = open_run("rates", job, load(job.data), Admission())
+    opening = open_run("rates", job, load(job.data), AdmissionPolicy())
     schedule = Exponential(lowest, highest, steps=steps)
     opening.shard.policy = replace(opening.shard.policy, schedule=schedule)
     losses = _losses(opening, steps)
@@ -154,9 +154,9 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
     return RateTest(np.array([schedule.rate(step) for step in range(len(losses))]), np.array(losses))
 
 
-def _losses(opening: Opening, steps: int) -> list[float]:
+def _losses(opening: RunSetup, steps: int) -> list[float]:
     """Make steps until the loss is too much; return the mean loss of each step's batch before its update."""
-    trainer, losses = LoneTrainer(opening, SystemClock()), list[float]()
+    trainer, losses = SingleProcessTrainer(opening, SystemClock()), list[float]()
     best, average = math.inf, 0.0
     for step in range(steps):
         try:

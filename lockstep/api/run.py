@@ -13,8 +13,8 @@ from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import default_launch
 from lockstep.runs.run_dir import JOB, has_begun
 from ps.checkpoint.folder import CheckpointFolder
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, EpochRecord, RunResult, read_result
-from ps.run.early_stopping import judged
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, EpochLine, RunResult, read_result
+from ps.run.early_stopping import early_stopping_state
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Run:
         return self.result.test_r2
 
     @property
-    def history(self) -> list[EpochRecord]:
+    def history(self) -> list[EpochLine]:
         """One record an epoch: loss, accuracy, test_loss, test_accuracy, wall_s, weights_sha256.
 
         With `validation_split` val_loss and val_accuracy too; of a regression r2 and test_r2 in place of accuracies.
@@ -61,9 +61,9 @@ class Run:
         return model.eval()
 
     @property
-    def best_epoch(self) -> EpochRecord:
+    def best_epoch(self) -> EpochLine:
         """The record of the best epoch, by the job's `monitor` and `min_delta`."""
-        judgement = judged(self.job, self.history)
+        judgement = early_stopping_state(self.job, self.history)
         assert judgement is not None  # a finished run has an epoch
         return self.history[judgement.best - 1]
 

@@ -17,7 +17,7 @@ from lockstep.bench.reports.rows import CoordinatorRow
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Send
-from ps.run.info import RunFacts
+from ps.run.info import RunInfo
 from ps.run.plan import plan_of
 
 #: Virtual seconds of computing one piece, of a message on its way, and how much longer the slowest worker takes.
@@ -55,7 +55,7 @@ class Crowd:
 
     def __post_init__(self) -> None:
         job = Job(model="linear", global_batch=self.pieces, micro_batches=self.pieces, steps=self.steps)
-        facts = RunFacts(
+        facts = RunInfo(
             run="crowd",
             job=job,
             plan=plan_of(job, self.pieces * self.steps, 1),

@@ -11,9 +11,9 @@ import numpy as np
 
 from common.job.job import Job
 from common.runtime.environment import cores
-from lockstep.bench.baseline.baseline import Peer
+from lockstep.bench.baseline.baseline import Baseline
 from lockstep.bench.filler import CLASSES, source_of
-from lockstep.bench.reports.rows import ExchangeRow, PeerExchange
+from lockstep.bench.reports.rows import BaselineExchange, ExchangeRow
 from lockstep.bench.step.step import FIRST
 from lockstep.bench.timed_run import WARM_UP, Hashes, TimedRuns, timed_run
 from lockstep.launch.cluster import check_launch
@@ -104,10 +104,10 @@ class ExchangeBench:
         for launch, runs in ours.items():
             yield row_of(parameters, launch, runs, theirs, version)
 
-    def _peer(self, parameters: int, workers: int, stack: ExitStack) -> Peer | None:
+    def _peer(self, parameters: int, workers: int, stack: ExitStack) -> Baseline | None:
         if self.exchange.peer_python is None:
             return None
-        peer = Peer.start(self.exchange.peer_python, ["allreduce", str(parameters), str(workers)])
+        peer = Baseline.start(self.exchange.peer_python, ["allreduce", str(parameters), str(workers)])
         stack.callback(peer.close)
         peer.steps(WARM_UP)
         return peer
@@ -120,7 +120,7 @@ def row_of(parameters: int, launch: Launch, runs: TimedRuns, theirs: list[float]
     peer = None
     if theirs:
         peer_s = statistics.median(theirs)
-        peer = PeerExchange(
+        peer = BaselineExchange(
             version=version,
             ms_per_exchange=peer_s * 1e3,
             gb_per_s=volume / peer_s / 1e9,

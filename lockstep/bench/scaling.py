@@ -12,9 +12,9 @@ from common.job.job import Job
 from common.nn.blueprint import build_model
 from common.nn.models import MODELS
 from common.runtime.environment import cores, keep_to_core
-from lockstep.bench.baseline.baseline import Peer, layouts_of
+from lockstep.bench.baseline.baseline import Baseline, layouts_of
 from lockstep.bench.baseline.stepper import Answer, Stepper, all_at_once
-from lockstep.bench.reports.rows import PeerRow, ScalingRow
+from lockstep.bench.reports.rows import BaselineRow, ScalingRow
 from lockstep.bench.step.step import FIRST
 from lockstep.bench.step.step import WARM_UP as ALONE_WARM_UP
 from lockstep.bench.timed_run import WARM_UP, Hashes, TimedRuns, timed_run, write_data
@@ -168,14 +168,14 @@ class ScalingBench:
             keep_to_core(stepper.process.pid, number)  # as a cluster's workers are: the ceiling is not to be lower
         return stepper
 
-    def _peers(self, cell: Cell, stack: ExitStack) -> list[Peer]:
+    def _peers(self, cell: Cell, stack: ExitStack) -> list[Baseline]:
         python, model = self.scaling.peer_python, cell.job.model_name()
         if python is None:
             return []
         arguments = ["ddp", model, str(cell.lone_job.global_batch), str(cell.workers)]
         peers = []
         for layout in layouts_of(model):
-            peers.append(Peer.start(python, arguments, layout))
+            peers.append(Baseline.start(python, arguments, layout))
             stack.callback(peers[-1].close)
         return peers
 
@@ -211,14 +211,14 @@ class ScalingBench:
         )
 
 
-def faster_peer(turns: Turns, global_batch: int, our_speed: float) -> PeerRow | None:
+def faster_peer(turns: Turns, global_batch: int, our_speed: float) -> BaselineRow | None:
     """Return the peer in the layout in which it is faster, None where there was no peer."""
     medians = {layout: statistics.median(seconds) for layout, seconds in turns.peers.items()}
     if not medians:
         return None
     layout = min(medians, key=lambda each: medians[each])
     speed = global_batch / medians[layout]
-    return PeerRow(
+    return BaselineRow(
         version=turns.peer_version,
         layout=layout,
         ms_per_step=medians[layout] * 1e3,

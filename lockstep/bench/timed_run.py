@@ -13,7 +13,7 @@ from common.data.source import load
 from common.errors import RunError
 from common.job.job import Job
 from lockstep.launch.cluster import Cluster
-from lockstep.launch.process_backend import LocalGround
+from lockstep.launch.process_backend import LocalBackend
 from lockstep.runs.launch import Launch
 from lockstep.runs.session import Destination
 from ps.records.run_folder import METRICS, RunResult
@@ -29,7 +29,7 @@ SAMPLES, TEST_SAMPLES = 8192, 64
 EPOCH_STEPS = 16
 
 
-class StepRecord(msgspec.Struct, frozen=True):
+class TimedStep(msgspec.Struct, frozen=True):
     """What a run's metrics say of a training step; see `ps.run.timing.StepTime`."""
 
     epoch: int
@@ -49,7 +49,7 @@ class TimedRuns:
     """Runs of one job in one way, and the steps of each."""
 
     results: list[RunResult] = field(default_factory=list)
-    steps: list[list[StepRecord]] = field(default_factory=list)
+    steps: list[list[TimedStep]] = field(default_factory=list)
 
     def steady(self) -> list[float]:
         """Return the seconds of the steps that count: without the warm-up and what follows an evaluation."""
@@ -65,7 +65,7 @@ class TimedRuns:
         assert split is not None  # the median is between the quartiles
         return split
 
-    def _marked(self) -> Iterator[tuple[StepRecord, bool]]:
+    def _marked(self) -> Iterator[tuple[TimedStep, bool]]:
         for steps in self.steps:
             before = 0
             for step in steps:
@@ -85,18 +85,18 @@ def write_data(folder: Path, global_batch: int) -> Path:
     return path
 
 
-def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]) -> tuple[RunResult, list[StepRecord]]:
+def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]) -> tuple[RunResult, list[TimedStep]]:
     """Run the job once; return its result and its steps. What it leaves in `folder` is removed."""
     run_dir = folder / "run"
     try:
         # Without checkpoints: they would come at the end of these short epochs only, and tell nothing of a step.
         launch = msgspec.structs.replace(launch, checkpoint_keep=0)
         destination = Destination(folder=run_dir, launch=launch)
-        result = Cluster(job, destination, say=say, watch=lambda status: None, ground=LocalGround(launch)).run()
+        result = Cluster(job, destination, say=say, watch=lambda status: None, ground=LocalBackend(launch)).run()
         lines = (run_dir / METRICS).read_bytes().splitlines()
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
-    return result, [msgspec.json.decode(line, type=StepRecord) for line in lines if line.startswith(b'{"kind":"step"')]
+    return result, [msgspec.json.decode(line, type=TimedStep) for line in lines if line.startswith(b'{"kind":"step"')]
 
 
 @dataclass

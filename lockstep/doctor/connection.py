@@ -27,7 +27,7 @@ from common.protocol.numerics import Fingerprint, fingerprint
 from common.runtime.clock import Clock, SystemClock
 from common.transport.address import TcpAddress, parse
 from common.transport.auth.credentials import ClientKeys, Credential
-from common.transport.diagnosis import Stage, Trouble
+from common.transport.diagnosis import Diagnosis, Stage
 from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial
 from lockstep.doctor.finding import Finding
@@ -104,7 +104,7 @@ class Examiner:
         steps = list(self._way())
         with closing(dial(self.address, credential=self.credential)) as port:
             answer = self._ask(port)
-            if isinstance(answer, Trouble):
+            if isinstance(answer, Diagnosis):
                 return self._connection(steps, _finding(answer.stage, answer.text))
             steps.append(("port", "a server of lockstep listens"))
             if isinstance(self.credential, ClientKeys):
@@ -124,7 +124,7 @@ class Examiner:
             # What of it is in the way is found by trying to connect.
             return
 
-    def _ask(self, port: ZeroMqClient) -> Message | Trouble:
+    def _ask(self, port: ZeroMqClient) -> Message | Diagnosis:
         """Return what the server says to a worker that joins, or why it says nothing."""
         join = Join(
             protocol=PROTOCOL_VERSION,
@@ -143,12 +143,12 @@ class Examiner:
             try:
                 message, _ = decode(frames, ServerMessage)
             except RemoteProtocolError as error:
-                return Trouble(f"the server answers what cannot be understood: {error}", Stage.VERSION)
+                return Diagnosis(f"the server answers what cannot be understood: {error}", Stage.VERSION)
             if isinstance(message, Welcome):
                 port.send(encode(Leave(reason="it only looked (lockstep doctor --connect)")))
                 port.close(1.0)
             return message
-        return trouble or Trouble(
+        return trouble or Diagnosis(
             f"the server at {self.address} does not answer within {PATIENCE_S:g} s: it is stopped, or busy",
             Stage.SERVICE,
         )
@@ -182,7 +182,7 @@ class Examiner:
         return Connection(address=self.address, steps=steps, findings=list(findings))
 
 
-def _is_certain(trouble: Trouble | None) -> bool:
+def _is_certain(trouble: Diagnosis | None) -> bool:
     return trouble is not None and (trouble.is_final or trouble.stage in TOLD_AT_ONCE)
 
 

@@ -24,7 +24,7 @@ from lockstep.api.job_inputs import DATA, Arrays, named_arrays
 from lockstep.doctor.checks.labels import check_labels
 from lockstep.doctor.examination import Examination, examined
 from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import Patient, Walk
+from lockstep.doctor.target import ExaminationTarget, Walk
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch import Launch
 from ps.setup import first_weights
@@ -85,7 +85,7 @@ def _examine(subject: str, job: Job, model: Module, data: str, workers: int | No
                 f"global_batch = {job.global_batch!r} is more than the {len(loaded.train)} training samples of "
                 f"{data!r}: expected at most as many"
             )
-        found = list(examined(Patient(job, model, loaded, workers, walk), clock, cores()))
+        found = list(examined(ExaminationTarget(job, model, loaded, workers, walk), clock, cores()))
     return Examination(subject, list(found), clock.now() - began)
 
 

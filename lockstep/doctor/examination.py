@@ -17,7 +17,7 @@ from lockstep.doctor.checks.walk import check_walk
 from lockstep.doctor.checks.workers import check_workers
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.report import findings_lines, wrapped
-from lockstep.doctor.target import Patient
+from lockstep.doctor.target import ExaminationTarget
 from ps.setup import dry_run, two_samples
 
 
@@ -48,7 +48,7 @@ class Examination:
         return "\n".join(self.lines())
 
 
-def outputs_of(patient: Patient) -> int:
+def outputs_of(patient: ExaminationTarget) -> int:
     """Return the number of the model's outputs for a sample, or a token; `ModelError` where they are of another form.
 
     Of classes their number is left to be looked at; that of a regression's targets has to fit.
@@ -60,7 +60,7 @@ def outputs_of(patient: Patient) -> int:
     return shape[-1]
 
 
-def examined(patient: Patient, clock: Clock, cores: int) -> Iterator[Finding]:
+def examined(patient: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Finding]:
     """Yield the findings, causes before what follows from them; what the findings leave without sense is left out."""
     patient.objective.check_labels(patient.data.train)
     outputs = outputs_of(patient)

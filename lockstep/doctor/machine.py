@@ -37,7 +37,7 @@ class SharedMemory(msgspec.Struct, frozen=True, kw_only=True):
         return self.folder == "/dev/shm"
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was looked at; nothing of it is judged."""
 
     system: str
@@ -56,7 +56,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """A machine that was examined."""
 
-    facts: Facts
+    facts: MachineInfo
     findings: list[Finding]
 
 
@@ -66,13 +66,13 @@ def examine_machine() -> Machine:
     return Machine(facts=facts, findings=machine_findings(facts))
 
 
-def facts_of(environment: Mapping[str, str]) -> Facts:
+def facts_of(environment: Mapping[str, str]) -> MachineInfo:
     """Return the facts under that environment, as far as they depend on it."""
     coretype = environment.get(CORETYPE, "")
     root = shared_root()
     usage = shutil.disk_usage(root)
     without = {name: value for name, value in environment.items() if name != CORETYPE}
-    return Facts(
+    return MachineInfo(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         cores=cores(),
@@ -101,12 +101,12 @@ def _why_not(address: str) -> str:
     return ""
 
 
-def machine_findings(facts: Facts) -> list[Finding]:
+def machine_findings(facts: MachineInfo) -> list[Finding]:
     """Return what is in the way of a run."""
     return [*_threads(facts), *_coretype(facts), *_shared(facts.shared), *_unbindable(facts.ports)]
 
 
-def _threads(facts: Facts) -> list[Finding]:
+def _threads(facts: MachineInfo) -> list[Finding]:
     threads = facts.fingerprint.threads
     if threads <= 1:
         return []
@@ -121,7 +121,7 @@ def _threads(facts: Facts) -> list[Finding]:
     ]
 
 
-def _coretype(facts: Facts) -> list[Finding]:
+def _coretype(facts: MachineInfo) -> list[Finding]:
     chosen, own = facts.gemm, facts.gemm_without
     if own is None or own.kernel == chosen.kernel:
         return []

@@ -21,7 +21,7 @@ Walk = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
-class Patient:
+class ExaminationTarget:
     """A model that is only ever copied, with what it would be trained on."""
 
     job: Job

@@ -16,7 +16,7 @@ from common.files.spelling import nearest
 from common.protocol.messages import Status
 from common.random import Purpose, generator
 from common.runtime.clock import Clock
-from lockstep.launch.process_backend import Attended
+from lockstep.launch.process_backend import WatchedProcess
 from lockstep.runs.launch import Launch
 
 #: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
@@ -32,7 +32,7 @@ SLOW_LOOKS = (4, 5)
 MOST = 1000
 
 
-class Deed(Enum):
+class ChaosAction(Enum):
     """What can be done."""
 
     KILL_WORKER = "kill-worker"
@@ -44,24 +44,24 @@ class Deed(Enum):
 
 
 #: Those after which somebody has to be started again.
-KILLS = frozenset({Deed.KILL_WORKER, Deed.KILL_SERVER, Deed.KILL_SHARD})
+KILLS = frozenset({ChaosAction.KILL_WORKER, ChaosAction.KILL_SERVER, ChaosAction.KILL_SHARD})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Appointment:
+class PlannedAction:
     """One deed, and when it is due."""
 
     #: A part of the run, in [0, 1).
     moment: float
-    deed: Deed
+    deed: ChaosAction
     #: Whose turn it is, counted modulo those that there are.
     victim: int
 
 
-def parse_chaos(text: str) -> dict[Deed, int]:
+def parse_chaos(text: str) -> dict[ChaosAction, int]:
     """Return what `kill-worker=5 slow-worker=1` asks for; `UsageError` where it is nothing that can be done."""
-    wanted: dict[Deed, int] = {}
-    names = [deed.value for deed in Deed]
+    wanted: dict[ChaosAction, int] = {}
+    names = [deed.value for deed in ChaosAction]
     for word in text.replace(",", " ").split():
         found = re.fullmatch(r"([a-z-]+)=([0-9]{1,6})", word)
         if found is None or not 0 < int(found[2]) <= MOST:
@@ -71,31 +71,34 @@ def parse_chaos(text: str) -> dict[Deed, int]:
                 f"--chaos {word!r}: nothing is called {found[1]!r}{nearest(found[1], names)}: expected one of "
                 f"{', '.join(names)}"
             )
-        deed = Deed(found[1])
+        deed = ChaosAction(found[1])
         wanted[deed] = wanted.get(deed, 0) + int(found[2])
     if not wanted:
         raise UsageError("--chaos asks for nothing: expected NAME=COUNT, as kill-worker=5")
     return wanted
 
 
-def check_chaos(wanted: dict[Deed, int], launch: Launch) -> None:
+def check_chaos(wanted: dict[ChaosAction, int], launch: Launch) -> None:
     """Raise `UsageError` where nobody is there for it to happen to."""
     if not launch.workers:
         raise UsageError("--chaos does things to a run's processes, and --workers 0 has none: expected 1 or more")
-    if Deed.KILL_SHARD in wanted and launch.servers == 1:
+    if ChaosAction.KILL_SHARD in wanted and launch.servers == 1:
         raise UsageError(
-            f"--chaos kill-shard={wanted[Deed.KILL_SHARD]} with --servers 1, which has no shards: expected 2 or more"
+            f"--chaos kill-shard={wanted[ChaosAction.KILL_SHARD]} with --servers 1, which has no shards: "
+            "expected 2 or more"
         )
     if not launch.max_restarts and wanted.keys() & KILLS:
         raise UsageError("--chaos kills processes, and with --max-restarts 0 none is started again: expected 1 or more")
 
 
-def appointments(wanted: dict[Deed, int], seed: int) -> list[Appointment]:
+def planned_actions(wanted: dict[ChaosAction, int], seed: int) -> list[PlannedAction]:
     """Return when to do what, in order: the same for the same seed."""
     rng = generator(seed, Purpose.SIMULATE, layer=4)
     made = [
-        Appointment(moment=FIRST + (LAST - FIRST) * float(rng.random()), deed=deed, victim=int(rng.integers(0, 2**31)))
-        for deed in Deed
+        PlannedAction(
+            moment=FIRST + (LAST - FIRST) * float(rng.random()), deed=deed, victim=int(rng.integers(0, 2**31))
+        )
+        for deed in ChaosAction
         for _ in range(wanted.get(deed, 0))
     ]
     return sorted(made, key=lambda it: it.moment)
@@ -105,7 +108,7 @@ def appointments(wanted: dict[Deed, int], seed: int) -> list[Appointment]:
 class Asked:
     """What is to be done to a run, and the seed of its moments."""
 
-    wanted: dict[Deed, int]
+    wanted: dict[ChaosAction, int]
     seed: int
 
 
@@ -113,18 +116,18 @@ class Victims(Protocol):
     """The processes of a run."""
 
     @property
-    def server(self) -> Attended: ...
+    def server(self) -> WatchedProcess: ...
     @property
-    def workers(self) -> Sequence[Attended]: ...
+    def workers(self) -> Sequence[WatchedProcess]: ...
     @property
-    def shards(self) -> Sequence[Attended]: ...
+    def shards(self) -> Sequence[WatchedProcess]: ...
 
 
 @dataclass
 class Spell:
     """A process that stands still, or is slow, for a while."""
 
-    child: Attended
+    child: WatchedProcess
     is_slow: bool
     #: Let go at that step, or at that time.
     until_step: int
@@ -136,7 +139,7 @@ class Spell:
 class Chaos:
     """Carries out appointments; to be asked often."""
 
-    ahead: list[Appointment]
+    ahead: list[PlannedAction]
     clock: Clock
     say: Callable[[str], None]
     spells: list[Spell] = field(default_factory=list)
@@ -158,26 +161,26 @@ class Chaos:
             self.done += 1
             self._do(due.deed, child, status)
 
-    def _victim(self, due: Appointment, victims: Victims) -> Attended | None:
+    def _victim(self, due: PlannedAction, victims: Victims) -> WatchedProcess | None:
         """Return whose turn it is, None where all of them are gone or stand still: then it is later."""
         afflicted = [spell.child for spell in self.spells]
         match due.deed:
-            case Deed.KILL_SERVER | Deed.STOP_SERVER:
-                group: Sequence[Attended] = [victims.server]
-            case Deed.KILL_SHARD:
+            case ChaosAction.KILL_SERVER | ChaosAction.STOP_SERVER:
+                group: Sequence[WatchedProcess] = [victims.server]
+            case ChaosAction.KILL_SHARD:
                 group = victims.shards
             case _:
                 group = victims.workers
         able = [child for child in group if child not in afflicted and not child.has_ended()]
         return able[due.victim % len(able)] if able else None
 
-    def _do(self, deed: Deed, child: Attended, status: Status) -> None:
+    def _do(self, deed: ChaosAction, child: WatchedProcess, status: Status) -> None:
         told = f"{child.named()} at step {status.step}"
         if deed in KILLS:
             self.say(f"chaos: killed {told}")
             child.kill_on_purpose()
             return
-        is_slow = deed is Deed.SLOW_WORKER
+        is_slow = deed is ChaosAction.SLOW_WORKER
         until_step = status.step + max(2, round(SPELL * status.steps))
         self.spells.append(Spell(child, is_slow, until_step, self.clock.now() + SPELL_S))
         self.say(f"chaos: {'slowed down' if is_slow else 'stopped'} {told}, until step {until_step}")
@@ -207,4 +210,4 @@ class Chaos:
 
 def chaos_of(asked: Asked, clock: Clock, say: Callable[[str], None]) -> Chaos:
     """Return what does to a run what is asked for."""
-    return Chaos(appointments(asked.wanted, asked.seed), clock, say)
+    return Chaos(planned_actions(asked.wanted, asked.seed), clock, say)

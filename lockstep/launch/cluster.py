@@ -9,22 +9,22 @@ from pathlib import Path
 
 from common.errors import JobError, LockstepError, RunError, UsageError
 from common.job.job import Job
-from common.protocol.messages import EpochStatus, Status, Verdict
+from common.protocol.messages import CallbackDecision, EpochStatus, Status
 from common.runtime.clock import Clock, SystemClock
 from common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos
 from lockstep.launch.private_folder import private_folder
-from lockstep.launch.process_backend import HERE, JOB_FILE, Attended, Ground, Observer
+from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, ProcessBackend, WatchedProcess
 from lockstep.launch.process_log import keep_logs
 from lockstep.launch.restarts import Restarts
 from lockstep.launch.signals import uninterrupted
-from lockstep.launch.worker_supervisor import Posts
+from lockstep.launch.worker_supervisor import WorkerSupervisor
 from lockstep.reports.final_status import final_status
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from ps.records.run_folder import RESULT, RunResult, read_result
 
 #: Seconds between two looks at the run, and where something is done to it, or it waits for us.
@@ -37,7 +37,7 @@ GRACE_S = 2.0
 NOTICES = ("warning: ", "goes on after ", "begins anew: ")
 
 #: The phases of a run that has not begun.
-BEFORE = (Phase.MUSTERING.value, Phase.GATHERING.value)
+BEFORE = (RunPhase.MUSTERING.value, RunPhase.GATHERING.value)
 
 
 @dataclass
@@ -49,25 +49,25 @@ class Cluster:
     say: Callable[[str], None]
     watch: Callable[[Status], None]
     #: Where the processes are.
-    ground: Ground
+    ground: ProcessBackend
     #: What is done to the processes on purpose.
     chaos: Chaos | None = None
     #: Asked between two epochs, which wait for it: whether the run ends with the one that is over. None: nobody asks.
     is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     folder: Path = field(init=False)
-    server: Attended = field(init=False)
-    workers: list[Attended] = field(default_factory=list)
+    server: WatchedProcess = field(init=False)
+    workers: list[WatchedProcess] = field(default_factory=list)
     #: The servers beside the first.
-    shards: list[Attended] = field(default_factory=list)
+    shards: list[WatchedProcess] = field(default_factory=list)
     #: The places of the workers, and the deaths of servers.
-    posts: Posts = field(init=False)
+    posts: WorkerSupervisor = field(init=False)
     _restarts: Restarts = field(init=False)
     #: When the server was last started, and whether it was so again.
     _born_s: float = 0.0
     _is_second: bool = False
     clock: Clock = field(default_factory=SystemClock)
     #: All that has to end with us.
-    _children: list[Attended] = field(default_factory=list)
+    _children: list[WatchedProcess] = field(default_factory=list)
 
     @property
     def launch(self) -> Launch:
@@ -116,7 +116,7 @@ class Cluster:
             self.server.make_end(GRACE_S)
         return address
 
-    def _start_server(self, address: str) -> Attended:
+    def _start_server(self, address: str) -> WatchedProcess:
         (self.folder / JOB_FILE).write_text(to_toml(self.job, self.launch), encoding="utf-8")
         arguments = ["server", "--supervised", HERE, "--job", f"{HERE}/{JOB_FILE}"]
         # One that was killed before it had begun the run begins it.
@@ -135,16 +135,16 @@ class Cluster:
     def _start_workers(self, address: str) -> None:
         """Fill all places; where servers were started again elsewhere, with workers that know the new address."""
 
-        def start(number: int) -> Attended:
+        def start(number: int) -> WatchedProcess:
             return self._booked(self.ground.start_worker(number, address, self.folder))
 
         for worker in self.workers:
             worker.make_end(0.0)
         self.workers.clear()
-        self.posts = Posts(start, self.workers, self.clock, self.launch.max_restarts)
+        self.posts = WorkerSupervisor(start, self.workers, self.clock, self.launch.max_restarts)
         self.posts.fill(self.ground.places(self.launch))
 
-    def _booked(self, child: Attended) -> Attended:
+    def _booked(self, child: WatchedProcess) -> WatchedProcess:
         self._children.append(child)
         return child
 
@@ -170,9 +170,9 @@ class Cluster:
 
     def _decide(self, status: Status, client: Observer) -> None:
         """Let callbacks say whether a run that waits for them goes on: again, where it still does not know."""
-        if self.is_to_stop is not None and status.phase == Phase.PAUSED.value:
+        if self.is_to_stop is not None and status.phase == RunPhase.PAUSED.value:
             stops = self.is_to_stop(status.history)
-            client.tell(Verdict(epoch=status.history[-1].epoch, stops=stops))
+            client.tell(CallbackDecision(epoch=status.history[-1].epoch, stops=stops))
 
     def _miss_shards(self) -> None:
         """Raise where a shard is gone and the server does not say so: the run cannot begin without it."""
@@ -181,7 +181,7 @@ class Cluster:
         if dead is not None and not self.server.wait(GRACE_S):
             if dead.code > 0:
                 error = UsageError if dead.code == 2 else RunError
-                raise error(f"the run cannot go on with a server less: {obituary(dead)}")
+                raise error(f"the run cannot go on with a server less: {exit_message(dead)}")
             self.server.make_end(0.0)
 
     def _revive(self, address: str) -> str:
@@ -190,7 +190,7 @@ class Cluster:
             delay_s = self._restarts.delay_s(dead.lived_s(self._born_s, self.clock.now()), dead.code)
             if delay_s is None:
                 return ""
-            self.say(f"{obituary(dead)}; started again in {delay_s:.1f} s, to go on from the last checkpoint")
+            self.say(f"{exit_message(dead)}; started again in {delay_s:.1f} s, to go on from the last checkpoint")
             for shard in self.shards:
                 shard.make_end(0.0)
             self.shards.clear()
@@ -200,7 +200,7 @@ class Cluster:
                 return started
         return ""
 
-    def _victim(self) -> Attended | None:
+    def _victim(self) -> WatchedProcess | None:
         """Return the server or shard that died, None where the run ended, well or not: it would do so again."""
         code = self.server.code
         if code == 0 or (self.run_dir / RESULT).exists():
@@ -225,13 +225,13 @@ class Cluster:
         first = self.workers[dead[0]]
         error = UsageError if first.code == 2 else RunError
         if self.posts.are_given_up() and not self.ground.has_guests:
-            raise error(f"no worker is left: {obituary(first)}")
+            raise error(f"no worker is left: {exit_message(first)}")
         is_under_way = self._is_second or status is None or status.phase not in BEFORE
         if not is_under_way and any(map(self.posts.is_given_up, dead)):
-            raise error(f"the run cannot begin with all its workers: {obituary(first)}")
+            raise error(f"the run cannot begin with all its workers: {exit_message(first)}")
         for number in dead:
             follows = "nobody takes its place" if self.posts.is_given_up(number) else "it is started again"
-            self.say(f"{obituary(self.workers[number])}; its pieces go to the others, and {follows}")
+            self.say(f"{exit_message(self.workers[number])}; its pieces go to the others, and {follows}")
 
     def _result(self) -> RunResult:
         # One that was killed after the run's end has left all that is to be left.
@@ -243,9 +243,9 @@ class Cluster:
         server = self.server
         killed = next((shard for shard in self.shards if shard.has_ended() and shard.code < 0), None)
         if killed is not None and server.code == 1:
-            return RunError(f"{obituary(killed)}, and its slice of the weights is gone with it")
+            return RunError(f"{exit_message(killed)}, and its slice of the weights is gone with it")
         error = UsageError if server.code == 2 else RunError
-        return error(server.log.last_error() or obituary(server))
+        return error(server.log.last_error() or exit_message(server))
 
     def _keep_logs(self) -> None:
         """Move the logs into the folder of a run that has begun, and remove our own."""
@@ -262,13 +262,13 @@ def check_launch(launch: Launch) -> None:
         )
 
 
-def obituary(child: Attended) -> str:
+def exit_message(child: WatchedProcess) -> str:
     """Return how a child that is gone ended, with its last words where it said any."""
     words = child.log.last_words() if child.code > 0 else ""
     return f"{child.named()} {child.how_it_ended()}{words and ': '}{words}"
 
 
-def end_all(children: list[Attended]) -> None:
+def end_all(children: list[WatchedProcess]) -> None:
     """End processes: all are asked at once, share the time of grace, and are killed after it."""
     clock = SystemClock()
     for child in children:

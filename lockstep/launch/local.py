@@ -13,15 +13,15 @@ from common.protocol.messages import EpochStatus
 from common.runtime.clock import SystemClock
 from lockstep.launch.chaos import Chaos
 from lockstep.launch.cluster import Cluster, check_launch
-from lockstep.launch.process_backend import Ground, LocalGround
+from lockstep.launch.process_backend import LocalBackend, ProcessBackend
 from lockstep.reports.display import Display, print_plainly
-from lockstep.runs.session import Destination, open_books
+from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.folder import CheckpointFolder
 from ps.coordinator.divergence import is_divergence
 from ps.records.metrics import Setting
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
-from ps.setup import Admission, open_run
+from ps.setup import AdmissionPolicy, open_run
 
 
 @contextmanager
@@ -59,11 +59,11 @@ def train_here(
     check_launch(launch)
     if launch.workers == 0:
         return train_alone(job, destination, display, is_to_stop)
-    return train_on(LocalGround(launch), job, destination, display, chaos, is_to_stop)
+    return train_on(LocalBackend(launch), job, destination, display, chaos, is_to_stop)
 
 
 def train_on(
-    ground: Ground,
+    ground: ProcessBackend,
     job: Job,
     destination: Destination,
     display: Display,
@@ -85,9 +85,9 @@ def train_alone(job: Job, destination: Destination, display: Display, is_to_stop
     """Train in this process, without any transport."""
     clock = SystemClock()
     started = clock.now()
-    opening = open_run(destination.folder.name, job, load(job.data), Admission(pauses=is_to_stop is not None))
+    opening = open_run(destination.folder.name, job, load(job.data), AdmissionPolicy(pauses=is_to_stop is not None))
     setting = Setting(servers=0, transport="none", started=started)
-    books = open_books(opening, setting, destination, clock, display.say)
+    books = open_session(opening, setting, destination, clock, display.say)
     if destination.launch.audit:
         display.say("nothing is audited: this process computes alone")
     run = SerialRun(opening, books.recorder, clock, display.show, books.start, books.keeper, is_to_stop)

@@ -9,22 +9,22 @@ from common.errors import SharingError
 from common.transport.shared_memory.folder import sweep
 from lockstep.launch.signals import uninterrupted
 from lockstep.runs.launch import Transport
-from ps.setup import Opening
-from ps.shared_memory import Sharing, share
+from ps.setup import RunSetup
+from ps.shared_memory import ServerSharedMemory, share
 
 
 @dataclass(frozen=True)
 class Offer:
     """A run, and the memory that it offers to its workers, if it does."""
 
-    opening: Opening
-    sharing: Sharing | None = None
+    opening: RunSetup
+    sharing: ServerSharedMemory | None = None
     #: Why there is no memory to share although it was meant to be.
     obstacle: str = ""
 
 
 @contextmanager
-def offered(opening: Opening, transport: Transport, root: Path) -> Iterator[Offer]:
+def offered(opening: RunSetup, transport: Transport, root: Path) -> Iterator[Offer]:
     """Put a run's weights where workers can share them, for as long as the context lasts.
 
     `auto` goes on without where that cannot be, `shm` raises `SharingError`, and the others never do it.
@@ -40,7 +40,7 @@ def offered(opening: Opening, transport: Transport, root: Path) -> Iterator[Offe
                 offer.sharing.close()
 
 
-def _offer(opening: Opening, transport: Transport, root: Path) -> Offer:
+def _offer(opening: RunSetup, transport: Transport, root: Path) -> Offer:
     if transport not in ("auto", "shm"):
         return Offer(opening)
     try:

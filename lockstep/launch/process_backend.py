@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from common.protocol.messages import Status, Verdict
+from common.protocol.messages import CallbackDecision, Status
 from common.runtime.environment import cores, keep_to_core
 from common.transport.auth.credentials import Token
 from common.transport.zeromq.ports import dial
@@ -19,7 +19,7 @@ from lockstep.runs.launch import Launch
 HERE = "{here}"
 
 
-class Attended(Protocol):
+class WatchedProcess(Protocol):
     """A process of a run that we started, on this machine or another."""
 
     name: str
@@ -75,14 +75,14 @@ class Observer(Protocol):
         """Return how the run stands, None where no answer came in time."""
         ...
 
-    def tell(self, verdict: Verdict) -> None:
+    def tell(self, verdict: CallbackDecision) -> None:
         """Tell the server whether the run goes on after an epoch."""
         ...
 
     def close(self) -> None: ...
 
 
-class Ground(Protocol):
+class ProcessBackend(Protocol):
     """The machines on which a run's processes are started."""
 
     @property
@@ -94,7 +94,7 @@ class Ground(Protocol):
         """Return how many workers are to be started here."""
         ...
 
-    def start_server(self, arguments: list[str], address: str, folder: Path) -> Attended:
+    def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
         """Start the first server, at an address where there is one to keep; its `first_line` says where it listens.
 
         `HERE` stands in the arguments for a folder of its own, to which `folder`'s job file has been brought; its log
@@ -102,15 +102,15 @@ class Ground(Protocol):
         """
         ...
 
-    def start_shard(self, number: int, server: str, folder: Path) -> Attended:
+    def start_shard(self, number: int, server: str, folder: Path) -> WatchedProcess:
         """Start another server, for the one at the address `server`."""
         ...
 
-    def start_worker(self, number: int, server: str, folder: Path) -> Attended:
+    def start_worker(self, number: int, server: str, folder: Path) -> WatchedProcess:
         """Start a worker of the server at an address."""
         ...
 
-    def observer(self, address: str, server: Attended) -> Observer:
+    def observer(self, address: str, server: WatchedProcess) -> Observer:
         """Return what asks that server."""
         ...
 
@@ -120,7 +120,7 @@ JOB_FILE = "job.toml"
 
 
 @dataclass
-class LocalGround:
+class LocalBackend:
     """This machine alone."""
 
     launch: Launch
@@ -131,23 +131,23 @@ class LocalGround:
     def places(self, launch: Launch) -> int:
         return launch.workers
 
-    def start_server(self, arguments: list[str], address: str, folder: Path) -> Attended:
+    def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
         bind = address or self._bind("server", folder)
         return start_here("the server", [*arguments, "--bind", bind], folder, "server.log")
 
-    def start_shard(self, number: int, server: str, folder: Path) -> Attended:
+    def start_shard(self, number: int, server: str, folder: Path) -> WatchedProcess:
         bind = self._bind(f"shard-{number}", folder)
         arguments = ["shard", server, "--supervised", HERE, "--bind", bind]
         return start_here("a shard", arguments, folder, f"shard-{number}.log")
 
-    def start_worker(self, number: int, server: str, folder: Path) -> Attended:
+    def start_worker(self, number: int, server: str, folder: Path) -> WatchedProcess:
         worker = start_here("a worker", ["worker", server, "--supervised", HERE], folder, f"worker-{number}.log")
         if self.launch.workers == cores():
             # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
             keep_to_core(worker.pid, number)
         return worker
 
-    def observer(self, address: str, server: Attended) -> Observer:
+    def observer(self, address: str, server: WatchedProcess) -> Observer:
         return StatusClient(dial(address, credential=self._token))
 
     def _bind(self, name: str, folder: Path) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from common.errors import UnreachableError
 from common.protocol.codec import decode, encode
-from common.protocol.messages import ServerMessage, Status, StatusAsked, Verdict
+from common.protocol.messages import CallbackDecision, ServerMessage, Status, StatusRequest
 from common.transport.port import ClientPort
 
 
@@ -19,7 +19,7 @@ class StatusClient:
     def ask(self, timeout_s: float) -> Status | None:
         """Return how the run stands, None where no answer came in time: the next call waits on for it."""
         if not self.is_waiting:
-            self.port.send(encode(StatusAsked()))
+            self.port.send(encode(StatusRequest()))
             self.is_waiting = True
         frames = self.port.receive(timeout_s)
         if frames is None:
@@ -28,7 +28,7 @@ class StatusClient:
         message, _ = decode(frames, ServerMessage)
         return message if isinstance(message, Status) else None
 
-    def tell(self, verdict: Verdict) -> None:
+    def tell(self, verdict: CallbackDecision) -> None:
         """Tell the server what callbacks say; where that is lost, the run is seen to pause still."""
         self.port.send(encode(verdict))
 

@@ -4,39 +4,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from common.runtime.clock import Clock
-from lockstep.launch.process_backend import Attended
+from lockstep.launch.process_backend import WatchedProcess
 from lockstep.launch.restarts import Restarts
 
 #: Starts a worker for the place of that number.
-Start = Callable[[int], Attended]
+Start = Callable[[int], WatchedProcess]
 
 
 @dataclass
-class Post:
+class SupervisedWorker:
     """One place."""
 
     restarts: Restarts
     born_s: float
     #: Who was last seen dead there: each death is told once.
-    mourned: Attended | None = None
+    mourned: WatchedProcess | None = None
     #: When the next one starts, None where nobody will.
     due_s: float | None = None
 
 
 @dataclass
-class Posts:
+class WorkerSupervisor:
     """All places; `workers` are those who hold them, or held them last, and are the caller's to look at."""
 
     start: Start
-    workers: list[Attended]
+    workers: list[WatchedProcess]
     clock: Clock
     most: int
-    posts: list[Post] = field(default_factory=list)
+    posts: list[SupervisedWorker] = field(default_factory=list)
 
     def fill(self, count: int) -> None:
         """Start a worker for each of so many places."""
         for number in range(count):
-            self.posts.append(Post(Restarts(self.most, seed=f"worker {number}"), self.clock.now()))
+            self.posts.append(SupervisedWorker(Restarts(self.most, seed=f"worker {number}"), self.clock.now()))
             self.workers.append(self.start(number))
 
     def dead(self) -> list[int]:

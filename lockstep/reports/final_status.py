@@ -1,7 +1,7 @@
 """From the result in a run's folder to the last thing that is shown of it."""
 
 from common.protocol.messages import EpochStatus, Status
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from ps.records.run_folder import RunResult
 
 
@@ -11,7 +11,7 @@ def final_status(result: RunResult) -> Status:
     return Status(
         run=result.run,
         model=result.model,
-        phase=Phase.FINISHED.value,
+        phase=RunPhase.FINISHED.value,
         epoch=history[-1].epoch,
         epochs=result.epochs,
         step=result.steps,

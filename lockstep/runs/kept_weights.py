@@ -15,8 +15,8 @@ from common.files.safetensors import read
 from common.job.job import Job
 from ps.checkpoint.checkpoint import Checkpoint
 from ps.checkpoint.folder import CheckpointFolder
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, EpochRecord, read_result
-from ps.run.early_stopping import judged
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, EpochLine, read_result
+from ps.run.early_stopping import early_stopping_state
 
 #: The number of steps after which they were kept, or a name.
 Moment = Literal["last", "best"] | int
@@ -49,7 +49,7 @@ def _of_checkpoint(checkpoint: Checkpoint, layout: ParameterLayout) -> Vector:
 
 def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
     history = _history(folder, checkpoints)
-    judgement = judged(job, history)
+    judgement = early_stopping_state(job, history)
     if judgement is None:
         raise JobError(f"{str(folder)!r} tells of no finished epoch, and so of no best one: expected one at least")
     best = next(epoch for epoch in history if epoch.epoch == judgement.best)
@@ -65,7 +65,7 @@ def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence
     )
 
 
-def _history(folder: Path, checkpoints: Sequence[Checkpoint]) -> list[EpochRecord]:
+def _history(folder: Path, checkpoints: Sequence[Checkpoint]) -> list[EpochLine]:
     if (folder / RESULT).exists():
         return read_result(folder).history
     return checkpoints[0].past.history if checkpoints else []

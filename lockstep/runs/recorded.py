@@ -17,14 +17,14 @@ from lockstep.runs.launch import default_launch
 from lockstep.runs.run_dir import JOB, has_begun
 from ps.checkpoint.folder import CheckpointFolder
 from ps.checkpoint.resuming import fill
-from ps.records.ledger import Begun, Line, StepDone, WorkerIn, read_lines
+from ps.records.ledger import Line, RunBegun, StepDone, WorkerIn, read_lines
 from ps.records.receipt import Receipt, receipt_of
 from ps.records.run_folder import CHECKPOINTS, LEDGER, MOST_BYTES, MOST_LINES_BYTES, RECEIPT
-from ps.setup import Admission, Opening, open_run
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 
 
 @dataclass(frozen=True)
-class PastRun:
+class RecordedRun:
     """What a run's folder tells."""
 
     folder: Path
@@ -38,7 +38,7 @@ class PastRun:
         return {line.step: line for line in self.lines if isinstance(line, StepDone)}
 
 
-def read_run(folder: Path) -> PastRun:
+def read_run(folder: Path) -> RecordedRun:
     """Return what a folder tells; `JobError` where it is no run's, `FileFormatError` where a file of it is damaged."""
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
@@ -52,12 +52,12 @@ def read_run(folder: Path) -> PastRun:
         ) from error
     except msgspec.MsgspecError as error:
         raise FileFormatError(f"{folder / RECEIPT}: is no receipt of a run: {error}") from error
-    return PastRun(folder, job, receipt, read_lines(ledger, str(folder / LEDGER)))
+    return RecordedRun(folder, job, receipt, read_lines(ledger, str(folder / LEDGER)))
 
 
-def open_again(run: PastRun, *, allows_mixed_numerics: bool) -> Opening:
+def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     """Build what the run began with; a `UsageError` that names both where something here is not the run's."""
-    opening = open_run(run.folder.name, run.job, load(run.job.data), Admission())
+    opening = open_run(run.folder.name, run.job, load(run.job.data), AdmissionPolicy())
     here, there = receipt_of(opening.facts, []), run.receipt
     for what, was, is_ in (
         ("job", there.job_sha256, here.job_sha256),
@@ -80,14 +80,14 @@ def open_again(run: PastRun, *, allows_mixed_numerics: bool) -> Opening:
     return opening
 
 
-def _numerics_of(run: PastRun) -> Fingerprint:
+def _numerics_of(run: RecordedRun) -> Fingerprint:
     try:
         return convert(run.receipt.numerics, Fingerprint)
     except msgspec.MsgspecError as error:
         raise FileFormatError(f"{run.folder / RECEIPT}: tells no numerics of this version: {error}") from error
 
 
-def bring_near(opening: Opening, folder: Path, step: int, say: Callable[[str], None]) -> None:
+def bring_near(opening: RunSetup, folder: Path, step: int, say: Callable[[str], None]) -> None:
     """Let the opening's shard hold the weights of the last whole checkpoint up to a step, if there is one."""
     checkpoint = next(CheckpointFolder(folder / CHECKPOINTS, say).back_from(step), None)
     if checkpoint is not None:
@@ -99,7 +99,7 @@ def workers_by_step(lines: Iterable[Line]) -> dict[int, dict[int, str]]:
     named: dict[int, str] = {}
     found: dict[int, dict[int, str]] = {}
     for line in lines:
-        if isinstance(line, Begun):
+        if isinstance(line, RunBegun):
             named = {}
         elif isinstance(line, WorkerIn):
             named = {**named, line.rank: line.named()}

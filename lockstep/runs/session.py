@@ -8,13 +8,13 @@ from pathlib import Path
 from common.runtime.clock import Clock
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import make_run_dir
-from ps.checkpoint.checkpointer import Keeper
+from ps.checkpoint.checkpointer import Checkpointer
 from ps.checkpoint.folder import CheckpointFolder
 from ps.checkpoint.resuming import Resumption, begin_anew, beginning, best_of, check_identity, has_best, resume
-from ps.checkpoint.schedule import Cadence
-from ps.records.metrics import Recorder, Setting
+from ps.checkpoint.schedule import CheckpointSchedule
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import CHECKPOINTS, RunFolder
-from ps.setup import Opening
+from ps.setup import RunSetup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +27,17 @@ class Destination:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Books:
+class RunSession:
     """What a run is recorded in, and where it begins."""
 
-    recorder: Recorder
-    keeper: Keeper
+    recorder: MetricsRecorder
+    keeper: Checkpointer
     start: Resumption
 
 
-def open_books(
-    opening: Opening, setting: Setting, destination: Destination, clock: Clock, say: Callable[[str], None]
-) -> Books:
+def open_session(
+    opening: RunSetup, setting: Setting, destination: Destination, clock: Clock, say: Callable[[str], None]
+) -> RunSession:
     """Open the books of a run, which nobody else may write to from now on.
 
     A `UsageError` where the folder cannot be written to, is in use, or has a run in it that is not this one.
@@ -45,31 +45,33 @@ def open_books(
     launch = destination.launch
     folder = _folder(opening, destination, say)
     folder.ledger.open()
-    recorder = Recorder(opening.facts, setting, opening.layout, folder)
+    recorder = MetricsRecorder(opening.facts, setting, opening.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)
     try:
         start = _start(opening, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
     except BaseException:
         folder.close()
         raise
-    cadence = Cadence(
+    cadence = CheckpointSchedule(
         every_steps=launch.checkpoint_every_steps,
         every_s=launch.checkpoint_every_seconds,
         last_steps=start.progress.steps,
         last_s=clock.now(),
     )
     seen = (start.progress.steps, len(start.progress.history))
-    return Books(recorder=recorder, keeper=Keeper(recorder, folder, checkpoints, cadence, clock, seen), start=start)
+    return RunSession(
+        recorder=recorder, keeper=Checkpointer(recorder, folder, checkpoints, cadence, clock, seen), start=start
+    )
 
 
-def _folder(opening: Opening, destination: Destination, say: Callable[[str], None]) -> RunFolder:
+def _folder(opening: RunSetup, destination: Destination, say: Callable[[str], None]) -> RunFolder:
     if destination.is_resumed:
         return RunFolder(destination.folder, say)
     return make_run_dir(destination.folder, opening.facts.job, destination.launch, say)
 
 
 def _start(
-    opening: Opening, recorder: Recorder, folder: RunFolder, checkpoints: CheckpointFolder, *, is_resumed: bool
+    opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkpoints: CheckpointFolder, *, is_resumed: bool
 ) -> Resumption:
     if not is_resumed:
         recorder.begin(opening.shard.digest())

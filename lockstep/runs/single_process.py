@@ -5,28 +5,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from common.aggregation.tree import Node
-from common.errors import DivergedError, LockstepError, PieceError, RunError
+from common.errors import ComputeError, DivergedError, LockstepError, RunError
 from common.job.tally import pack_losses
 from common.protocol.messages import EpochStatus, Status
 from common.runtime.clock import Clock
 from common.runtime.interrupts import held_back
-from lockstep.runs.single_trainer import LoneTrainer
-from ps.checkpoint.checkpointer import Keeper
+from lockstep.runs.single_trainer import SingleProcessTrainer
+from ps.checkpoint.checkpointer import Checkpointer
 from ps.checkpoint.resuming import Resumption, beginning
 from ps.coordinator.divergence import diverged_text
 from ps.coordinator.effects import UpdateWeights
-from ps.coordinator.membership import Roster
+from ps.coordinator.membership import Membership
 from ps.coordinator.next_round import following, phase_in
 from ps.coordinator.status import status_of
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from ps.records.ledger import Account
-from ps.records.metrics import Recorder
+from ps.records.metrics import MetricsRecorder
 from ps.records.run_folder import RunResult
 from ps.run.plan import Round
 from ps.run.progress import Progress
-from ps.server.nonfinite_guard import Spoilt, SpoiltError
-from ps.setup import Opening
-from ps.shard.checksum import mark_after
+from ps.server.nonfinite_guard import NonFiniteGuard, NonFiniteWeightsError
+from ps.setup import RunSetup
+from ps.shard.checksum import checksum_after
 from worker.compute import NotFiniteError
 
 
@@ -34,39 +34,39 @@ from worker.compute import NotFiniteError
 class SerialRun:
     """One run in one process."""
 
-    opening: Opening
-    recorder: Recorder
+    opening: RunSetup
+    recorder: MetricsRecorder
     clock: Clock
     #: Is told how the run stands after each round.
     watch: Callable[[Status], None]
     #: Where it begins: by default at the beginning.
     start: Resumption | None = None
-    keeper: Keeper | None = None
+    keeper: Checkpointer | None = None
     #: Asked between two epochs, where the run pauses for callbacks: whether it ends with the one that is over.
     is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     #: Seconds spent in computing gradients.
     compute_s: float = 0.0
-    spoilt: Spoilt = field(init=False)
+    spoilt: NonFiniteGuard = field(init=False)
 
     def __post_init__(self) -> None:
-        self.spoilt = Spoilt(self.opening.layout)
+        self.spoilt = NonFiniteGuard(self.opening.layout)
 
     def train(self) -> RunResult:
-        """Train to the end; `DivergedError` where a loss is not finite, `PieceError` where the model raises."""
+        """Train to the end; `DivergedError` where a loss is not finite, `ComputeError` where the model raises."""
         opening, start = self.opening, self.start or beginning(self.opening)
         progress, self.compute_s = start.progress, start.compute_s
         at: Round | None = start.round
-        trainer = LoneTrainer(opening, self.clock)
+        trainer = SingleProcessTrainer(opening, self.clock)
         try:
             while at is not None:
                 progress.begin_round(self.clock.now())
                 self._round(at, trainer, progress)
                 then = following(opening.facts, at, progress.history)
                 if self.spoilt.text and then is None:
-                    raise SpoiltError(self.spoilt.text)
+                    raise NonFiniteWeightsError(self.spoilt.text)
                 if self.keeper is not None and then is not None and not self.spoilt.text:
                     self.keeper.look(opening.shard, progress, self.compute_s)
-                phase = Phase.FINISHED if then is None else Phase.TRAINING
+                phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
                 self.watch(status_of(opening.facts, progress, phase, then or at, self.clock.now(), []))
                 at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:
@@ -77,7 +77,7 @@ class SerialRun:
             raise
         except Exception as error:
             assert at is not None
-            if not isinstance(error, NotFiniteError | SpoiltError):
+            if not isinstance(error, NotFiniteError | NonFiniteWeightsError):
                 self._keep(progress)
             raise self._failure(at, error) from error
         finally:
@@ -88,10 +88,10 @@ class SerialRun:
 
     def _stops_before(self, then: Round, progress: Progress) -> bool:
         """Ask callbacks whether the run ends before a round."""
-        is_paused = phase_in(self.opening.facts, then) is Phase.PAUSED
+        is_paused = phase_in(self.opening.facts, then) is RunPhase.PAUSED
         return is_paused and self.is_to_stop is not None and self.is_to_stop(progress.history)
 
-    def _round(self, at: Round, trainer: LoneTrainer, progress: Progress) -> None:
+    def _round(self, at: Round, trainer: SingleProcessTrainer, progress: Progress) -> None:
         """Carry out one round: an interrupt finds it done, with all that is booked of it, or not done at all."""
         if at.work != "train":
             trainer.compute.turn(at.step)
@@ -106,17 +106,17 @@ class SerialRun:
             return
         done = trainer.sums(at.step)
         if self.spoilt.text:
-            raise SpoiltError(self.spoilt.text)
+            raise NonFiniteWeightsError(self.spoilt.text)
         account = Account(at.pieces)
         account.share(Node(0, at.pieces), 0, pack_losses(trainer.compute.losses))
         with held_back():
             update = trainer.update(at.step, done)
             progress.end_step(done.tally, self.clock.now(), (done.compute_s, done.compute_s))
             self.recorder.step(at.step, done.tally, update.rate, update.update_s, progress.last_step)
-            self.recorder.account(at.step, account, mark_after(at.step, self.opening.shard.weights))
+            self.recorder.account(at.step, account, checksum_after(at.step, self.opening.shard.weights))
             self.compute_s += done.compute_s
         made = UpdateWeights(step=at.step, tally=done.tally, account=account)
-        self.spoilt.look(made, self.opening.shard, Roster())
+        self.spoilt.look(made, self.opening.shard, Membership())
 
     def _keep(self, progress: Progress) -> None:
         """Keep what the run has come to."""
@@ -126,7 +126,7 @@ class SerialRun:
     def _failure(self, at: Round, error: Exception) -> RunError:
         """Keep the last good weights; return what a person is told, as they would be of a worker's exception."""
         shard = self.opening.shard
-        if isinstance(error, NotFiniteError | SpoiltError):
+        if isinstance(error, NotFiniteError | NonFiniteWeightsError):
             failure = str(error)
             if isinstance(error, NotFiniteError):
                 failure = diverged_text(at.work, at.step, error.piece, error.layer, error.quantity)
@@ -134,4 +134,4 @@ class SerialRun:
             return DivergedError(failure)
         failure = f"step {at.step} raised:\n{traceback.format_exc()}"
         self.recorder.fail(failure, *shard.whole())
-        return PieceError(failure.rstrip())
+        return ComputeError(failure.rstrip())

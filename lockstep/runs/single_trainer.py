@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from common.aggregation.tree import Node, Vector
 from common.job.tally import Tally
 from common.runtime.clock import Clock
-from ps.setup import Opening
+from ps.setup import RunSetup
 from worker.compute import Compute
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoneSums:
+class SingleProcessSums:
     """The sums of a step: where they are, what they came to, and the seconds of forward and backward."""
 
     sums: Vector
@@ -19,7 +19,7 @@ class LoneSums:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoneUpdate:
+class SingleProcessUpdate:
     """The learning rate of an update, and the seconds that it took."""
 
     rate: float
@@ -27,10 +27,10 @@ class LoneUpdate:
 
 
 @dataclass
-class LoneTrainer:
+class SingleProcessTrainer:
     """A worker and a shard that share their memory."""
 
-    opening: Opening
+    opening: RunSetup
     clock: Clock
     compute: Compute = field(init=False)
 
@@ -42,19 +42,19 @@ class LoneTrainer:
         """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""
         self.update(step, self.sums(step))
 
-    def sums(self, step: int) -> LoneSums:
+    def sums(self, step: int) -> SingleProcessSums:
         """Compute the sums of a step; raises as `step`."""
         began = self.clock.now()
         self.compute.turn(step)
         sums, tally = self.compute.train(step, self._whole)
-        return LoneSums(sums=sums, tally=tally, compute_s=self.clock.now() - began)
+        return SingleProcessSums(sums=sums, tally=tally, compute_s=self.clock.now() - began)
 
-    def update(self, step: int, done: LoneSums) -> LoneUpdate:
+    def update(self, step: int, done: SingleProcessSums) -> SingleProcessUpdate:
         """Change the weights by the sums of a step."""
         shard, began = self.opening.shard, self.clock.now()
         shard.add(self._whole, done.sums)
         rate = shard.update(step, done.tally.count)
-        return LoneUpdate(rate=rate, update_s=self.clock.now() - began)
+        return SingleProcessUpdate(rate=rate, update_s=self.clock.now() - began)
 
     @property
     def _whole(self) -> Node:

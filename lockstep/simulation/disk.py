@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.files.atomic import write_atomically
-from lockstep.runs.session import Books
+from lockstep.runs.session import RunSession
 from lockstep.simulation.world import Process
 
 
@@ -34,7 +34,7 @@ class Writing:
     #: After which nothing is written any more, as what a killed process still had in its memory.
     is_over: bool = False
 
-    def take_over(self, books: Books) -> None:
+    def take_over(self, books: RunSession) -> None:
         """Write what a run's books have to write."""
         books.keeper.folder.write = self.whole
         for lines in (books.keeper.run.metrics, books.keeper.run.ledger):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from lockstep.simulation.disk import Disk
-from lockstep.simulation.network.wires import Network, Wire
-from lockstep.simulation.scenario import Fault, Happening
+from lockstep.simulation.network.wires import Network, SimulatedWire
+from lockstep.simulation.scenario import Fault, ScheduledFault
 from lockstep.simulation.world import Process, World
 
 #: Seconds until a process dies that is to be killed in the middle of what it does, and has nothing to do.
@@ -27,7 +27,7 @@ class Scene(Protocol):
     def trouble(self, seconds: float) -> None: ...
 
 
-def happen(scene: Scene, it: Happening) -> None:
+def happen(scene: Scene, it: ScheduledFault) -> None:
     """Let one thing happen."""
     scene.world.note("story", f"{it.fault.value} {it.target}: {it.seconds:.3f} s, {it.ways}, fuse {it.fuse}")
     scene.trouble(0.0)
@@ -55,7 +55,7 @@ def _later(scene: Scene, seconds: float, then: Callable[[], None]) -> None:
     scene.world.after(seconds, then)
 
 
-def _harm(scene: Scene, what: str, it: Happening, process: Process) -> None:
+def _harm(scene: Scene, what: str, it: ScheduledFault, process: Process) -> None:
     match what:
         case "kill":
             process.fuse = it.fuse
@@ -74,7 +74,7 @@ def _harm(scene: Scene, what: str, it: Happening, process: Process) -> None:
             raise AssertionError(f"{it.fault} happens to nobody")
 
 
-def _harm_wire(scene: Scene, it: Happening, wire: Wire) -> None:
+def _harm_wire(scene: Scene, it: ScheduledFault, wire: SimulatedWire) -> None:
     if it.fault is Fault.BREAK_WIRE:
         wire.break_off()
         return
@@ -82,7 +82,7 @@ def _harm_wire(scene: Scene, it: Happening, wire: Wire) -> None:
     _later(scene, it.seconds, wire.heal)
 
 
-def _cut_off(scene: Scene, it: Happening) -> None:
+def _cut_off(scene: Scene, it: ScheduledFault) -> None:
     """Cut one process off from all others; its wires heal one after the other, in any order."""
     everybody = scene.world.processes
     if everybody:

@@ -11,12 +11,12 @@ from common.data.split import with_validation
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
 from lockstep.simulation.small import data, job_named
-from lockstep.verification.coverage import prove
+from lockstep.verification.coverage import check_coverage
 from ps.records.ledger import Line, StepDone, read_lines
-from ps.records.metrics import Recorder, Setting
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import LEDGER, RunFolder, RunResult
 from ps.run.plan import plan_of
-from ps.setup import Admission, open_run
+from ps.setup import AdmissionPolicy, open_run
 
 #: Of an epoch, what has to be the same whoever computed it.
 FIGURES = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "weights_sha256")
@@ -33,11 +33,11 @@ class Expected:
 @cache
 def expected(job: str, steps: int | None) -> Expected:
     """Return what a small job comes to."""
-    opening = open_run("alone", job_named(job, steps), data(), Admission())
+    opening = open_run("alone", job_named(job, steps), data(), AdmissionPolicy())
     with tempfile.TemporaryDirectory(prefix="lockstep-alone-") as name:
         folder = RunFolder(Path(name))
         setting = Setting(servers=0, transport="none", started=0.0)
-        recorder = Recorder(opening.facts, setting, opening.layout, folder)
+        recorder = MetricsRecorder(opening.facts, setting, opening.layout, folder)
         recorder.begin(opening.shard.digest())
         result = SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
         return Expected(result, _steps(_ledger_in(folder.path)))
@@ -72,7 +72,7 @@ def _unproven(job: str, steps: int | None, lines: list[Line]) -> Iterator[str]:
     parts = with_validation(data(), the_job.validation_split, the_job.seed)
     samples = len(parts.train)
     plan = plan_of(the_job, samples, len(parts.test), len(parts.validation or ()))
-    proof = prove(lines, plan, Sampler(samples, the_job.global_batch, the_job.micro_batches, the_job.seed))
+    proof = check_coverage(lines, plan, Sampler(samples, the_job.global_batch, the_job.micro_batches, the_job.seed))
     yield from proof.faults()
     done, total = sorted(_steps(lines)), expected(job, steps).result.steps
     if done != list(range(total)):

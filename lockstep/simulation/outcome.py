@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.transport.shared_memory.folder import shared_root
 from lockstep.simulation.oracle import objections
-from lockstep.simulation.scenario import Story
+from lockstep.simulation.scenario import Scenario
 from lockstep.simulation.shells import Parts
 from lockstep.simulation.simulation import Simulation
 
@@ -17,7 +17,7 @@ from lockstep.simulation.simulation import Simulation
 class Outcome:
     """One seed's run."""
 
-    story: Story
+    story: Scenario
     #: What speaks against it, the most telling first; empty where all is as promised.
     objections: tuple[str, ...]
     #: Of all that happened: the same for the same seed.
@@ -31,7 +31,7 @@ class Outcome:
     trace: tuple[str, ...] = ()
 
 
-def simulate(story: Story, parts: Parts | None = None, *, is_traced: bool = False) -> Outcome:
+def simulate(story: Scenario, parts: Parts | None = None, *, is_traced: bool = False) -> Outcome:
     """Carry out a story in a folder of its own, in memory where there is such, and judge what came of it."""
     with tempfile.TemporaryDirectory(prefix="lockstep-simulation-", dir=shared_root()) as folder:
         simulation = Simulation(story, Path(folder), parts or Parts())

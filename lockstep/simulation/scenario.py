@@ -67,7 +67,7 @@ WEIGHTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Happening:
+class ScheduledFault:
     """Something that happens in a run."""
 
     fault: Fault
@@ -84,7 +84,7 @@ class Happening:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Story:
+class Scenario:
     """A simulated run before it happens."""
 
     seed: int
@@ -109,7 +109,7 @@ class Story:
     min_workers: int
     #: After how many moments of its life each server that is started is killed, the first ones; 0 where it is not.
     doomed: tuple[int, ...]
-    happenings: tuple[Happening, ...]
+    happenings: tuple[ScheduledFault, ...]
 
     def named(self) -> str:
         """Return what there is to it in one line."""
@@ -117,7 +117,9 @@ class Story:
         return f"{self.job}, {self.workers} workers, {self.servers} servers; happens: {told}"
 
 
-def story_of(seed: int, *, workers: int | None = None, servers: int | None = None, steps: int | None = None) -> Story:
+def scenario_of(
+    seed: int, *, workers: int | None = None, servers: int | None = None, steps: int | None = None
+) -> Scenario:
     """Return what a seed means; what is given is not drawn."""
     rng = generator(seed, Purpose.SIMULATE, layer=1)
     drawn = int(rng.choice([1, 1, 1, 2, 3]))
@@ -125,7 +127,7 @@ def story_of(seed: int, *, workers: int | None = None, servers: int | None = Non
     names = [name for name in jobs() if name in SHARDED or (count == 1 and name != LONG)]
     job = str(rng.choice(names)) if rng.random() >= LONGER else LONG
     working = int(rng.integers(1, 5)) if workers is None else workers
-    story = Story(
+    story = Scenario(
         seed=seed,
         job=job,
         workers=working,
@@ -146,10 +148,10 @@ def story_of(seed: int, *, workers: int | None = None, servers: int | None = Non
     return replace(story, steps=steps)
 
 
-def _happenings(rng: np.random.Generator) -> tuple[Happening, ...]:
+def _happenings(rng: np.random.Generator) -> tuple[ScheduledFault, ...]:
     faults, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
     found = [
-        Happening(
+        ScheduledFault(
             fault=faults[int(rng.choice(len(faults), p=weights / weights.sum()))],
             # Most of them early: a calm run has a hundred events.
             event=int(LAST_EVENT * float(rng.random()) ** 2),

@@ -14,7 +14,7 @@ from common.protocol.shard_messages import ShardJoin
 from common.runtime.clock import Clock, ManualClock
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import has_begun
-from lockstep.runs.session import Books, Destination, open_books
+from lockstep.runs.session import Destination, RunSession, open_session
 from lockstep.simulation.disk import Writing
 from lockstep.simulation.network.ports import dial, serve, wait_in_the_world
 from lockstep.simulation.network.wires import Network
@@ -23,17 +23,17 @@ from lockstep.simulation.world import Process
 from ps.checkpoint.resuming import Resumption, coordinator_of
 from ps.coordinator.coordinator import Coordinator
 from ps.records.metrics import Setting
-from ps.run.info import RunFacts
+from ps.run.info import RunInfo
 from ps.server.server import Server
-from ps.server.serving import Surroundings, server_of
-from ps.setup import Admission, Opening, open_run
+from ps.server.serving import ServerEnvironment, server_of
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shard.shard import Shard
-from ps.sharding.process.shell import ShardServer
-from ps.sharding.process.state import ShardFacts, ShardState
-from ps.shared_memory import Sharing, share
+from ps.sharding.process.shell import ShardShell
+from ps.sharding.process.state import ShardConfig, ShardState
+from ps.shared_memory import ServerSharedMemory, share
 from worker.setup import Loader
-from worker.shell import Runner
-from worker.state import Phase, WorkerFacts, WorkerState
+from worker.shell import WorkerShell
+from worker.state import WorkerConfig, WorkerPhase, WorkerState
 
 SERVER = "memory://server"
 
@@ -50,7 +50,7 @@ Say = Callable[[str], None]
 class Parts:
     """What a server is made of; a test puts one with a bug in its place, to show that it is found."""
 
-    coordinator: Callable[[RunFacts, Resumption], Coordinator] = coordinator_of
+    coordinator: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
     #: How a worker, by its number among all processes, gets its data.
@@ -58,7 +58,7 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SimulatedRun:
     """What all processes of a run are started with."""
 
     job: Job
@@ -76,7 +76,7 @@ class Run:
     #: Where workers keep the samples that they are sent, none of which has the data; None where all have it.
     cache: Path | None = None
 
-    def open_books(self, opening: Opening, clock: Clock, say: Say) -> Books:
+    def open_session(self, opening: RunSetup, clock: Clock, say: Say) -> RunSession:
         """Open the run's books, new or gone on with, as `lockstep server` does.
 
         A kill may come whenever something is said: what has been opened until then is closed again.
@@ -90,24 +90,24 @@ class Run:
         destination = Destination(folder=self.folder, launch=launch, is_resumed=has_begun(self.folder))
         now = clock.now()
         setting = Setting(servers=self.servers, transport="memory", started=now)
-        books = open_books(opening, setting, destination, ManualClock(now), say)
+        books = open_session(opening, setting, destination, ManualClock(now), say)
         books.keeper.clock = clock
         return books
 
 
 @dataclass
-class ServerShell:
+class ServerProcess:
     """The server and the run's books."""
 
     server: Server
-    books: Books
+    books: RunSession
     writing: Writing
-    sharing: Sharing | None
+    sharing: ServerSharedMemory | None
 
     @classmethod
-    def open(cls, run: Run, process: Process, writing: Writing, say: Say, *, offers: bool) -> "ServerShell":
+    def open(cls, run: SimulatedRun, process: Process, writing: Writing, say: Say, *, offers: bool) -> "ServerProcess":
         """Open the run, new or gone on with, as `lockstep server` does."""
-        admission = Admission(
+        admission = AdmissionPolicy(
             min_workers=run.min_workers,
             lease_timeout_s=LEASE_S,
             servers=run.servers,
@@ -119,14 +119,14 @@ class ServerShell:
             if offers:
                 opening, sharing = share(opening, run.root)
                 stack.callback(sharing.close)
-            books = run.open_books(opening, process.clock, say)
+            books = run.open_session(opening, process.clock, say)
             stack.callback(books.recorder.close)
             writing.take_over(books)
             # Killed from here on, it writes nothing more.
             stack.callback(writing.end)
             port = serve(run.network, SERVER, process)
             stack.callback(port.close)
-            around = Surroundings(port=port, clock=process.clock, say=say, sharing=sharing, keeper=books.keeper)
+            around = ServerEnvironment(port=port, clock=process.clock, say=say, sharing=sharing, keeper=books.keeper)
             opening = replace(opening, shard=run.parts.shard(opening.shard))
             coordinator = run.parts.coordinator(opening.facts, books.start)
             server = run.parts.server(server_of(coordinator, opening, books.recorder, around))
@@ -167,13 +167,13 @@ class ServerShell:
 
 
 @dataclass
-class ShardShell:
+class ShardProcess:
     """A shard."""
 
-    server: ShardServer
+    server: ShardShell
 
     @classmethod
-    def open(cls, run: Run, process: Process, number: int, say: Say, *, shares: bool) -> "ShardShell":
+    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "ShardProcess":
         address = f"memory://{process.name}"
         join = ShardJoin(
             protocol=PROTOCOL_VERSION,
@@ -183,8 +183,8 @@ class ShardShell:
             fingerprint=fingerprint(),
             address=address,
         )
-        server = ShardServer(
-            ShardState(ShardFacts(address=SERVER, join=join, silence_s=SILENCE_S)),
+        server = ShardShell(
+            ShardState(ShardConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             serve(run.network, address, process),
             dial(run.network, SERVER, process),
             process.clock,
@@ -220,13 +220,13 @@ class ShardShell:
 
 
 @dataclass
-class WorkerShell:
+class WorkerProcess:
     """A worker."""
 
-    runner: Runner
+    runner: WorkerShell
 
     @classmethod
-    def open(cls, run: Run, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerShell":
+    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
         join = Join(
             protocol=PROTOCOL_VERSION,
             incarnation=process.name,
@@ -234,8 +234,8 @@ class WorkerShell:
             pid=number,
             fingerprint=fingerprint(),
         )
-        runner = Runner(
-            WorkerState(WorkerFacts(address=SERVER, join=join, silence_s=SILENCE_S)),
+        runner = WorkerShell(
+            WorkerState(WorkerConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             dial(run.network, SERVER, process),
             process.clock,
             run.parts.load(number) if run.cache is None else _load_nothing,
@@ -263,7 +263,7 @@ class WorkerShell:
     def cost_s(self) -> float:
         """Return what a piece takes, if one is about to be computed."""
         state = self.runner.state
-        has_work = state.phase is Phase.WAITING and state.leases and state.leases[0].step == state.weights_step
+        has_work = state.phase is WorkerPhase.WAITING and state.leases and state.leases[0].step == state.weights_step
         return PIECE_S if has_work else 0.0
 
     def interrupt(self) -> None:

@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from common.protocol.codec import decode_header
-from common.protocol.messages import Part, Result, ServerMessage, WorkerMessage
-from common.protocol.shard_messages import ShardMessage, ToShardMessage, VisitorMessage
+from common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
+from common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from common.random import Purpose, generator
 from lockstep.simulation.disk import Disk, Writing
 from lockstep.simulation.faults import happen
 from lockstep.simulation.network.wires import Network, Quality
-from lockstep.simulation.scenario import Happening, Story
-from lockstep.simulation.shells import Parts, Run, ServerShell, ShardShell, WorkerShell
+from lockstep.simulation.scenario import Scenario, ScheduledFault
+from lockstep.simulation.shells import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
 from lockstep.simulation.small import job_named
-from lockstep.simulation.world import Process, Shell, World
+from lockstep.simulation.world import Process, SimulatedShell, World
 from ps.coordinator.scheduling.audit import is_difference
 from ps.records.run_folder import RunResult
 
@@ -29,7 +29,7 @@ BOUND_S, LIMIT = 120.0, 20_000
 BACK_S = (0.05, 0.5)
 
 #: All that is said in a run.
-AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | VisitorMessage
+AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToShardMessage
 
 #: Longest value that the trace shows of a message.
 LONGEST_VALUE = 40
@@ -45,7 +45,7 @@ _MEMORY = re.compile(r"lockstep-\d+-\d+-[0-9a-f]{16}")
 class Simulation:
     """One run of a story, in a folder of its own."""
 
-    story: Story
+    story: Scenario
     root: Path
     parts: Parts = field(default_factory=Parts)
     world: World = field(default_factory=World)
@@ -61,11 +61,11 @@ class Simulation:
     #: Until when something is not as it should be.
     troubled_until: float = 0.0
     network: Network = field(init=False)
-    run: Run = field(init=False)
+    run: SimulatedRun = field(init=False)
     #: What has happened, and how often.
     happened: Counter[str] = field(default_factory=Counter)
     #: What has not happened yet.
-    _ahead: list[Happening] = field(default_factory=list)
+    _ahead: list[ScheduledFault] = field(default_factory=list)
     #: By name, of which step the weights were that were last seen.
     _seen: dict[str, int | None] = field(default_factory=dict)
     _started: int = 0
@@ -80,7 +80,7 @@ class Simulation:
         self.network = Network(self.world, generator(story.seed, Purpose.SIMULATE, layer=3), quality)
         (self.root / "run").mkdir()
         (self.root / "memory").mkdir()
-        self.run = Run(
+        self.run = SimulatedRun(
             job=job_named(story.job, story.steps),
             folder=self.root / "run",
             root=self.root / "memory",
@@ -124,10 +124,10 @@ class Simulation:
 
     def _check_versions(self) -> None:
         """Demand that the weights only ever get newer: at a server, and at a worker between two joins."""
-        if self.server is not None and isinstance(self.server.shell, ServerShell):
+        if self.server is not None and isinstance(self.server.shell, ServerProcess):
             self._see(self.server.name, self.server.shell.server.shard.updates)
         for worker in self.workers:
-            if isinstance(worker.shell, WorkerShell):
+            if isinstance(worker.shell, WorkerProcess):
                 self._see(worker.name, worker.shell.runner.state.weights_step)
 
     def _see(self, name: str, step: int | None) -> None:
@@ -138,7 +138,7 @@ class Simulation:
     # Processes start, and start again
 
     def _start(
-        self, name: str, open_shell: Callable[[Process], Shell], on_end: Callable[[], None], fuse: int = 0
+        self, name: str, open_shell: Callable[[Process], SimulatedShell], on_end: Callable[[], None], fuse: int = 0
     ) -> Process:
         process = Process(f"{name}-{self._started}", self.world, fuse=fuse or None)
         self._started += 1
@@ -158,10 +158,10 @@ class Simulation:
         self._lives, self._is_down = self._lives + 1, False
         again = partial(self._restart_servers, self._lives)
 
-        def open_server(process: Process) -> Shell:
+        def open_server(process: Process) -> SimulatedShell:
             writing = Writing(self.disk, process)
             say = partial(self._say, process)
-            return ServerShell.open(self.run, process, writing, say, offers=self.story.sharing > 0.0)
+            return ServerProcess.open(self.run, process, writing, say, offers=self.story.sharing > 0.0)
 
         doomed = dict(enumerate(self.story.doomed, 1)).get(self._lives, 0)
         server = self._start("server", open_server, again, doomed)
@@ -185,8 +185,8 @@ class Simulation:
     def _is_finished(self) -> bool:
         """Find out whether the run has ended, well or for good; without a server it cannot have."""
         shell = None if self.server is None else self.server.shell
-        ended = shell.server.ended if isinstance(shell, ServerShell) else None
-        if isinstance(shell, ServerShell) and ended is not None and not ended.failure:
+        ended = shell.server.ended if isinstance(shell, ServerProcess) else None
+        if isinstance(shell, ServerProcess) and ended is not None and not ended.failure:
             self.result = shell.books.recorder.result
         if ended is not None and is_difference(ended.failure):
             self.failure = ended.failure
@@ -202,13 +202,13 @@ class Simulation:
         low, high = BACK_S
         self.world.after(low + (high - low) * self._rng.random(), start)
 
-    def _open_shard(self, process: Process) -> Shell:
+    def _open_shard(self, process: Process) -> SimulatedShell:
         shares = self._rng.random() < self.story.sharing
-        return ShardShell.open(self.run, process, self._started, partial(self._say, process), shares=shares)
+        return ShardProcess.open(self.run, process, self._started, partial(self._say, process), shares=shares)
 
-    def _open_worker(self, process: Process) -> Shell:
+    def _open_worker(self, process: Process) -> SimulatedShell:
         shares = self._rng.random() < self.story.sharing
-        return WorkerShell.open(self.run, process, self._started, partial(self._say, process), shares=shares)
+        return WorkerProcess.open(self.run, process, self._started, partial(self._say, process), shares=shares)
 
     def _say(self, process: Process, text: str) -> None:
         if process.is_dead:
@@ -239,7 +239,7 @@ class Simulation:
 
 
 def _brings_sums(message: Sequence[memoryview]) -> bool:
-    return isinstance(decode_header(message[0], AnyMessage), Part | Result)
+    return isinstance(decode_header(message[0], AnyMessage), SumsFrame | Result)
 
 
 def describe(message: Sequence[memoryview]) -> str:

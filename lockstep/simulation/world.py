@@ -28,7 +28,7 @@ class Killed(BaseException):  # nothing that a process would catch
     """The end of a process in the middle of what it does."""
 
 
-class Shell(Protocol):
+class SimulatedShell(Protocol):
     """What acts: one of our shells."""
 
     def step(self) -> bool:
@@ -145,7 +145,7 @@ class Process:
     name: str
     world: World
     clock: ProcessClock = field(init=False)
-    shell: Shell | None = None
+    shell: SimulatedShell | None = None
     #: When it acts next, in seconds of the world's clock.
     due: float = math.inf
     #: Until when what it did last takes, and how far it has got within an act.
@@ -179,12 +179,12 @@ class Process:
                 self.fuse = None
                 raise Killed
 
-    def start(self, open_shell: Callable[[], Shell]) -> None:
+    def start(self, open_shell: Callable[[], SimulatedShell]) -> None:
         """Begin to live."""
         self.world.processes.append(self)
         self._live(lambda: self._open(open_shell))
 
-    def _open(self, open_shell: Callable[[], Shell]) -> None:
+    def _open(self, open_shell: Callable[[], SimulatedShell]) -> None:
         self.shell = open_shell()
 
     def act(self) -> None:
@@ -263,5 +263,5 @@ class Process:
         self.on_end(self, is_killed)
 
 
-def _step(shell: Shell) -> None:
+def _step(shell: SimulatedShell) -> None:
     shell.step()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from common.data.sampler import Sampler
 from common.protocol.messages import OF_A_STEP
-from ps.records.ledger import Again, Begun, Line, StepDone, Unlisted
+from ps.records.ledger import Again, Line, RunBegun, StepDone, Unlisted
 from ps.run.plan import Plan
 
 #: Faults of one kind that are told of one step or epoch.
@@ -16,7 +16,7 @@ MOST_FAULTS = 3
 
 
 @dataclass
-class EpochProof:
+class EpochCoverage:
     """One epoch, as far as the ledger goes."""
 
     epoch: int
@@ -38,24 +38,24 @@ class EpochProof:
 
 
 @dataclass(frozen=True)
-class Proof:
+class CoverageReport:
     """A whole run."""
 
-    epochs: list[EpochProof]
+    epochs: list[EpochCoverage]
     #: Where the run was gone on with.
-    resumed: list[Begun]
+    resumed: list[RunBegun]
 
     def faults(self) -> list[str]:
         return [fault for epoch in self.epochs for fault in epoch.faults]
 
 
-def prove(lines: list[Line], plan: Plan, sampler: Sampler) -> Proof:
+def check_coverage(lines: list[Line], plan: Plan, sampler: Sampler) -> CoverageReport:
     """Return what a ledger proves of a run with that plan and order of samples."""
-    epochs: dict[int, EpochProof] = {}
+    epochs: dict[int, EpochCoverage] = {}
     for line in lines:
         if isinstance(line, StepDone | Again | Unlisted):
             number = plan.epoch_of(line.step - (line.work not in OF_A_STEP if not isinstance(line, StepDone) else 0))
-            epoch = epochs.setdefault(number, EpochProof(number, sampler.size))
+            epoch = epochs.setdefault(number, EpochCoverage(number, sampler.size))
             if isinstance(line, Again):
                 epoch.again.append(line)
             elif isinstance(line, Unlisted):
@@ -64,12 +64,12 @@ def prove(lines: list[Line], plan: Plan, sampler: Sampler) -> Proof:
     for number, epoch in epochs.items():
         _count(epoch, [line for line in done if plan.epoch_of(line.step) == number], sampler)
     _check_order(done, plan, epochs)
-    begun = [line for line in lines if isinstance(line, Begun)]
+    begun = [line for line in lines if isinstance(line, RunBegun)]
     resumed = [line for place, line in enumerate(begun) if place or line.lost_steps]
-    return Proof([epochs[number] for number in sorted(epochs)], resumed)
+    return CoverageReport([epochs[number] for number in sorted(epochs)], resumed)
 
 
-def _count(epoch: EpochProof, steps: list[StepDone], sampler: Sampler) -> None:
+def _count(epoch: EpochCoverage, steps: list[StepDone], sampler: Sampler) -> None:
     """Count how often an epoch's steps used each sample."""
     uses: NDArray[np.int64] = np.zeros(sampler.size, np.int64)
     for line in steps:
@@ -92,7 +92,7 @@ def _untiled(line: StepDone, pieces: list[int], micro_batches: int) -> Iterator[
         yield f"step {line.step}: micro-batch {piece + micro_batches} is none of the {micro_batches}"
 
 
-def _check_order(done: list[StepDone], plan: Plan, epochs: dict[int, EpochProof]) -> None:
+def _check_order(done: list[StepDone], plan: Plan, epochs: dict[int, EpochCoverage]) -> None:
     """Demand that the steps are those from the first on, each once and in order."""
     for expected, line in enumerate(done):
         if line.step != expected:

@@ -15,15 +15,15 @@ from common.autograd.primitives.primitive import Primitive
 from common.autograd.tensor import Tensor
 from common.nn.module import Module
 from common.runtime.clock import Clock
-from lockstep.runs.recorded import PastRun
-from lockstep.runs.single_trainer import LoneTrainer
-from ps.setup import Opening
+from lockstep.runs.recorded import RecordedRun
+from lockstep.runs.single_trainer import SingleProcessTrainer
+from ps.setup import RunSetup
 from worker.compute import Compute
 
 Array = NDArray[Any]
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
+class LayerFigures(msgspec.Struct, frozen=True, kw_only=True):
     """One array in numbers; of what is not finite in it only the count."""
 
     shape: tuple[int, ...]
@@ -38,12 +38,12 @@ class LayerReplay(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     kind: str
-    output: Figures
+    output: LayerFigures
     #: Of its own parameters, by their qualified names.
-    gradients: dict[str, Figures]
+    gradients: dict[str, LayerFigures]
 
 
-class PieceReplay(msgspec.Struct, frozen=True, kw_only=True):
+class MicroBatchReplay(msgspec.Struct, frozen=True, kw_only=True):
     """One micro-batch."""
 
     run: str
@@ -53,7 +53,7 @@ class PieceReplay(msgspec.Struct, frozen=True, kw_only=True):
     samples: list[int]
     labels: list[Any]
     #: What the model was given, after normalisation and shifts: in numbers, and its SHA-256.
-    inputs: Figures
+    inputs: LayerFigures
     inputs_sha256: str
     #: Sum over the samples, as text where it is not finite; what the ledger has, None where it has no such step.
     loss_sum: float | str
@@ -107,9 +107,9 @@ class Watcher:
         return f"operation {self.operation}" if self.operation else None
 
 
-def replay(run: PastRun, opening: Opening, clock: Clock, step: int, micro_batch: int) -> PieceReplay:
+def replay(run: RecordedRun, opening: RunSetup, clock: Clock, step: int, micro_batch: int) -> MicroBatchReplay:
     """Bring the opening's shard, which holds the weights of a step before, to `step`; look into a micro-batch of it."""
-    trainer = LoneTrainer(opening, clock)
+    trainer = SingleProcessTrainer(opening, clock)
     for before in range(opening.shard.updates, step):
         trainer.step(before)
     trainer.compute.turn(step)
@@ -117,7 +117,7 @@ def replay(run: PastRun, opening: Opening, clock: Clock, step: int, micro_batch:
         return look_into(run, trainer.compute, step, micro_batch)
 
 
-def look_into(run: PastRun, compute: Compute, step: int, micro_batch: int) -> PieceReplay:
+def look_into(run: RecordedRun, compute: Compute, step: int, micro_batch: int) -> MicroBatchReplay:
     """Compute a micro-batch on the weights at hand, by the engine, which can be watched."""
     indices = compute.sampler.indices(step, micro_batch)
     images, targets = compute.batch(indices, step, micro_batch)
@@ -131,7 +131,7 @@ def look_into(run: PastRun, compute: Compute, step: int, micro_batch: int) -> Pi
         loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     recorded = run.steps().get(step)
-    return PieceReplay(
+    return MicroBatchReplay(
         run=run.folder.name,
         step=step,
         micro_batch=micro_batch,
@@ -158,10 +158,10 @@ def layer_of(name: str, kind: str, output: Array, gradients: dict[str, Array]) -
     return LayerReplay(name=name, kind=kind, output=figures_of(output), gradients=own)
 
 
-def figures_of(array: Array) -> Figures:
+def figures_of(array: Array) -> LayerFigures:
     """Return an array in numbers."""
     finite = array[np.isfinite(array)].astype(np.float64)
-    return Figures(
+    return LayerFigures(
         shape=tuple(array.shape),
         norm=float(np.sqrt(np.square(finite).sum())),
         largest=float(np.abs(finite).max(initial=0.0)),

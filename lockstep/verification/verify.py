@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from common.aggregation.layout import weights_digest
 from common.runtime.clock import Clock
-from lockstep.runs.recorded import PastRun, workers_by_step
-from lockstep.runs.single_trainer import LoneTrainer
+from lockstep.runs.recorded import RecordedRun, workers_by_step
+from lockstep.runs.single_trainer import SingleProcessTrainer
 from ps.coordinator.divergence import diverged_text
-from ps.records.ledger import Begun, EpochDone, StepDone, WeightsAt
-from ps.setup import Opening
-from ps.shard.checksum import mark_after
+from ps.records.ledger import EpochDone, RunBegun, StepDone, WeightsAt
+from ps.setup import RunSetup
+from ps.shard.checksum import checksum_after
 from worker.compute import NotFiniteError
 
 
@@ -31,8 +31,8 @@ class Difference:
 class Verifier:
     """One recomputation, from the weights that the opening's shard holds."""
 
-    run: PastRun
-    opening: Opening
+    run: RecordedRun
+    opening: RunSetup
     clock: Clock
     #: Micro-batches, and steps, that were found equal.
     micro_batches: int = 0
@@ -46,8 +46,8 @@ class Verifier:
         self._steps, self._workers = self.run.steps(), workers_by_step(self.run.lines)
         self._digests = {}
         for line in self.run.lines:
-            if isinstance(line, Begun | WeightsAt):
-                named = "the weights that it went on with" if isinstance(line, Begun) else "the checkpoint"
+            if isinstance(line, RunBegun | WeightsAt):
+                named = "the weights that it went on with" if isinstance(line, RunBegun) else "the checkpoint"
                 self._digests.setdefault(line.step, []).append((named, line.weights_sha256))
             elif isinstance(line, EpochDone):
                 self._digests.setdefault(line.step, []).append((f"epoch {line.epoch}", line.weights_sha256))
@@ -59,7 +59,7 @@ class Verifier:
             text = f"the weights after {first} steps, which this begins with, are not the run's: {odd}"
             return Difference(step=first, micro_batch=None, text=text)
         found: Difference | None = None
-        trainer = LoneTrainer(self.opening, self.clock)
+        trainer = SingleProcessTrainer(self.opening, self.clock)
         for step in range(first, until):
             if found is not None:
                 return found
@@ -67,7 +67,7 @@ class Verifier:
             watch(step)
         return found
 
-    def _step(self, step: int, trainer: LoneTrainer) -> Difference | None:
+    def _step(self, step: int, trainer: SingleProcessTrainer) -> Difference | None:
         recorded = self._steps.get(step)
         if recorded is None:
             return Difference(step=step, micro_batch=None, text=f"step {step} is not in the ledger: expected its entry")
@@ -82,7 +82,7 @@ class Verifier:
             return self._loss_difference(recorded, here)
         self.micro_batches += len(here)
         weights = self.opening.shard.weights
-        if mark_after(step, weights) != recorded.mark:
+        if checksum_after(step, weights) != recorded.mark:
             return self._weights_difference(step, "the mark in the ledger")
         self.steps += 1
         return self._compare_digests(step + 1)

@@ -24,8 +24,8 @@ from common.files.reading import read_regular
 from common.files.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
 from common.job.job import Job
 from common.protocol.numerics import Fingerprint
-from ps.records.run_folder import EpochRecord
-from ps.run.info import RunFacts
+from ps.records.run_folder import EpochLine
+from ps.run.info import RunInfo
 
 PAST = "lockstep/past"
 
@@ -36,7 +36,7 @@ _KEY, _BLANK = b'"sha256":"', b"0" * 64
 Count = Annotated[int, Meta(ge=0)]
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """What has to be equal for the same bits."""
 
     job: Job
@@ -47,7 +47,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     numerics: Fingerprint
 
     @classmethod
-    def of(cls, facts: RunFacts) -> "Identity":
+    def of(cls, facts: RunInfo) -> "CheckpointIdentity":
         return cls(
             job=facts.job,
             source=facts.source,
@@ -57,7 +57,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Past(msgspec.Struct, frozen=True, kw_only=True):
+class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     """What a run has come to, beside its weights."""
 
     #: Training steps made, and whether the evaluation is done that follows them, where one does.
@@ -69,7 +69,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     count: Count
     #: Training samples in all.
     samples: Count
-    history: list[EpochRecord]
+    history: list[EpochLine]
     #: Seconds: since the first step, of the whole run, and of those in training rounds, computing and updates.
     elapsed_s: float
     wall_s: float
@@ -85,7 +85,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class HeldState:
     """What a shard holds after an update, of the whole vector; the vectors belong to the shard."""
 
     weights: Vector
@@ -98,18 +98,18 @@ class Checkpoint:
     """A checkpoint that was read."""
 
     path: Path
-    identity: Identity
-    past: Past
+    identity: CheckpointIdentity
+    past: RunProgress
     #: All arrays of the file but the past, by name.
     arrays: dict[str, NDArray[Any]]
 
-    def is_of(self, epoch: EpochRecord) -> bool:
+    def is_of(self, epoch: EpochLine) -> bool:
         """Tell whether it was taken at the end of that epoch."""
         history = self.past.history
         last = history[-1] if history and self.past.is_evaluated else None
         return last is not None and (last.epoch, last.weights_sha256) == (epoch.epoch, epoch.weights_sha256)
 
-    def held(self, layout: ParameterLayout, slots: Iterable[str]) -> Held:
+    def held(self, layout: ParameterLayout, slots: Iterable[str]) -> HeldState:
         """Return the vectors for a layout and an optimizer's slots; `FileFormatError` where they are not the file's."""
         weights = np.empty(layout.size, np.float32)
         state = {slot: np.empty(layout.parameter_size, np.float32) for slot in slots}
@@ -121,7 +121,7 @@ class Checkpoint:
             if self.arrays[name].shape != place.shape or self.arrays[name].dtype != np.float32:
                 raise FileFormatError(f"{self.path}: array {name!r} is not float32 of shape {place.shape}")
             place[...] = self.arrays[name]
-        return Held(weights=weights, state=state)
+        return HeldState(weights=weights, state=state)
 
 
 def _places(layout: ParameterLayout, weights: Vector, state: Mapping[str, Vector]) -> dict[str, Vector]:
@@ -134,7 +134,9 @@ def _places(layout: ParameterLayout, weights: Vector, state: Mapping[str, Vector
     return layout.read(weights) | slots
 
 
-def sealed_parts(identity: Identity, past: Past, layout: ParameterLayout, held: Held) -> list[bytes | memoryview]:
+def sealed_parts(
+    identity: CheckpointIdentity, past: RunProgress, layout: ParameterLayout, held: HeldState
+) -> list[bytes | memoryview]:
     """Return the bytes of a checkpoint, to be written one after the other."""
     arrays: dict[str, NDArray[Any]] = dict(_places(layout, held.weights, held.state))
     arrays[PAST] = np.frombuffer(msgspec.json.encode(past), np.uint8)
@@ -163,8 +165,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     _check_seal(path)
     arrays, metadata = read(path)
     try:
-        past = decode(arrays.pop(PAST).data, Past)
-        identity = Identity(
+        past = decode(arrays.pop(PAST).data, RunProgress)
+        identity = CheckpointIdentity(
             job=decode(metadata["job"], Job),
             source=metadata["source"],
             dataset=metadata["dataset"],

@@ -7,16 +7,16 @@ from typing import Protocol
 from common.aggregation.layout import weights_digest
 from common.aggregation.tree import Vector
 from common.runtime.clock import Clock
-from ps.checkpoint.checkpoint import Held, Identity, Past, sealed_parts
+from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, sealed_parts
 from ps.checkpoint.folder import CheckpointFolder
-from ps.checkpoint.schedule import Cadence
+from ps.checkpoint.schedule import CheckpointSchedule
 from ps.records.ledger import WeightsAt
-from ps.records.metrics import Recorder
+from ps.records.metrics import MetricsRecorder
 from ps.records.run_folder import RunFolder
 from ps.run.progress import Progress
 
 
-class Holder(Protocol):
+class WeightsHolder(Protocol):
     """What has the weights and the optimizer's slots, as a shard does."""
 
     updates: int
@@ -28,19 +28,19 @@ class Holder(Protocol):
 
 
 @dataclass
-class Keeper:
+class Checkpointer:
     """One run's checkpoints."""
 
-    recorder: Recorder
+    recorder: MetricsRecorder
     #: The recorder's.
     run: RunFolder
     folder: CheckpointFolder
-    cadence: Cadence
+    cadence: CheckpointSchedule
     clock: Clock
     #: Steps and epochs when it was last asked.
     seen: tuple[int, int] = (0, 0)
 
-    def look(self, holder: Holder, progress: Progress, compute_s: float) -> None:
+    def look(self, holder: WeightsHolder, progress: Progress, compute_s: float) -> None:
         """Take a checkpoint where one is due. To be called after each event, when its effects are done."""
         at = (holder.updates, len(self.recorder.history))
         if at == self.seen:
@@ -51,7 +51,7 @@ class Keeper:
         if is_needed or self.cadence.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch):
             self.take(holder, progress, compute_s)
 
-    def take(self, holder: Holder, progress: Progress, compute_s: float) -> bool:
+    def take(self, holder: WeightsHolder, progress: Progress, compute_s: float) -> bool:
         """Take a checkpoint now; return whether there is one of these steps.
 
         After an interrupt the books may disagree, and then there is none.
@@ -63,16 +63,16 @@ class Keeper:
         self.cadence.taken(holder.updates, began, self.clock.now())
         return is_kept
 
-    def _agrees(self, holder: Holder, progress: Progress) -> bool:
+    def _agrees(self, holder: WeightsHolder, progress: Progress) -> bool:
         recorder = self.recorder
         return progress.steps == holder.updates == recorder.steps and len(progress.history) == len(recorder.history)
 
-    def _save(self, holder: Holder, progress: Progress, compute_s: float, now: float) -> bool:
+    def _save(self, holder: WeightsHolder, progress: Progress, compute_s: float, now: float) -> bool:
         recorder, steps = self.recorder, holder.updates
         recorder.note(WeightsAt(step=steps, weights_sha256=weights_digest(holder.weights)))
         if not self._sync():
             return False
-        past = Past(
+        past = RunProgress(
             steps=steps,
             is_evaluated=bool(recorder.history) and recorder.ends_at(recorder.history[-1].epoch) == steps,
             loss_sum=progress.epoch.loss_sum,
@@ -90,9 +90,9 @@ class Keeper:
             audited=progress.audited,
             unaudited=progress.unaudited,
         )
-        held = Held(weights=holder.weights, state=holder.state)
+        held = HeldState(weights=holder.weights, state=holder.state)
         return self.folder.save(
-            steps, sealed_parts(Identity.of(recorder.facts), past, recorder.layout, held), self.best()
+            steps, sealed_parts(CheckpointIdentity.of(recorder.facts), past, recorder.layout, held), self.best()
         )
 
     def _sync(self) -> bool:

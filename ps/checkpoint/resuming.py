@@ -8,19 +8,19 @@ from common.aggregation.tree import Vector
 from common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from common.job.tally import Tally
 from common.protocol.messages import EpochStatus
-from ps.checkpoint.checkpoint import Checkpoint, Identity, Past
+from ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, RunProgress
 from ps.checkpoint.folder import CheckpointFolder
 from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.membership import Roster
-from ps.records.ledger import Begun, read_lines
-from ps.records.metrics import Recorder
+from ps.coordinator.membership import Membership
+from ps.records.ledger import RunBegun, read_lines
+from ps.records.metrics import MetricsRecorder
 from ps.records.receipt import read_chain
 from ps.records.run_folder import RunFolder
-from ps.run.early_stopping import judged
-from ps.run.info import RunFacts
+from ps.run.early_stopping import early_stopping_state
+from ps.run.info import RunInfo
 from ps.run.plan import Round
 from ps.run.progress import Progress
-from ps.setup import Opening
+from ps.setup import RunSetup
 from ps.shard.shard import Shard
 
 
@@ -34,18 +34,18 @@ class Resumption:
     compute_s: float = 0.0
 
 
-def beginning(opening: Opening) -> Resumption:
+def beginning(opening: RunSetup) -> Resumption:
     """Return where a new run begins."""
     return Resumption(round=opening.facts.plan.first(), progress=Progress(opening.facts.targets, opening.facts.guess))
 
 
-def coordinator_of(facts: RunFacts, start: Resumption) -> Coordinator:
+def coordinator_of(facts: RunInfo, start: Resumption) -> Coordinator:
     """Return the coordinator of a run that begins there."""
-    roster = Roster(compute_s=start.compute_s)
+    roster = Membership(compute_s=start.compute_s)
     return Coordinator(facts, roster=roster, progress=start.progress, start=start.round)
 
 
-def begin_anew(opening: Opening, recorder: Recorder, folder: RunFolder) -> Resumption:
+def begin_anew(opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:
     """Cut off all lines of a run that came to no checkpoint, and return its beginning."""
     folder.metrics.cut(0)
     lost = _steps_in(folder.ledger.cut(0))
@@ -53,9 +53,9 @@ def begin_anew(opening: Opening, recorder: Recorder, folder: RunFolder) -> Resum
     return beginning(opening)
 
 
-def check_identity(checkpoint: Checkpoint, facts: RunFacts, *, allows_mixed_numerics: bool = False) -> None:
+def check_identity(checkpoint: Checkpoint, facts: RunInfo, *, allows_mixed_numerics: bool = False) -> None:
     """Raise a `UsageError` that names both where the job, the model, the data or the numerics are not the run's."""
-    there, here, path = checkpoint.identity, Identity.of(facts), checkpoint.path
+    there, here, path = checkpoint.identity, CheckpointIdentity.of(facts), checkpoint.path
     values = {name: (getattr(there.job, name), getattr(here.job, name)) for name in there.job.__struct_fields__}
     odd = "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, (was, is_) in values.items() if was != is_)
     if odd:
@@ -81,7 +81,7 @@ def check_identity(checkpoint: Checkpoint, facts: RunFacts, *, allows_mixed_nume
         raise ModelError(f"model {here.job.model_name()!r} has other parameters than when {path} was written")
 
 
-def resume(opening: Opening, recorder: Recorder, folder: RunFolder, checkpoint: Checkpoint) -> Resumption:
+def resume(opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkpoint: Checkpoint) -> Resumption:
     """Bring the shard, the record and the folder's files to where a checkpoint was taken; return what follows.
 
     `FileFormatError` where the folder's files are not those of the run.
@@ -97,13 +97,13 @@ def resume(opening: Opening, recorder: Recorder, folder: RunFolder, checkpoint: 
     recorder.setting = replace(recorder.setting, started=recorder.setting.started - past.wall_s)
     path = folder.ledger.path
     recorder.chain = read_chain(opening.facts, read_lines(path.read_bytes(), str(path)), str(path))
-    recorder.note(Begun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost))
+    recorder.note(RunBegun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost))
     return Resumption(round=following, progress=_progress(past, opening.facts), compute_s=past.compute_s)
 
 
 def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:
     """Return the checkpoint of the best epoch that another one tells of, None before the first or where it is gone."""
-    past, judgement = checkpoint.past, judged(checkpoint.identity.job, checkpoint.past.history)
+    past, judgement = checkpoint.past, early_stopping_state(checkpoint.identity.job, checkpoint.past.history)
     if judgement is None:
         return None
     record = past.history[judgement.best - 1]
@@ -120,13 +120,13 @@ def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
     return False
 
 
-def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, opening: Opening) -> Vector | None:
+def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, opening: RunSetup) -> Vector | None:
     """Return the weights of the best epoch before a checkpoint, None before the first."""
     best = _best(checkpoint, checkpoints)
     return None if best is None else best.held(opening.layout, opening.shard.state).weights
 
 
-def fill(shard: Shard, checkpoint: Checkpoint, opening: Opening) -> None:
+def fill(shard: Shard, checkpoint: Checkpoint, opening: RunSetup) -> None:
     """Let a shard of the whole vector hold what the checkpoint has."""
     held = checkpoint.held(opening.layout, shard.state)
     # Both: where the weights at hand turn out to be of no use, there are none before them.
@@ -138,7 +138,7 @@ def fill(shard: Shard, checkpoint: Checkpoint, opening: Opening) -> None:
     shard.serve()
 
 
-def _progress(past: Past, facts: RunFacts) -> Progress:
+def _progress(past: RunProgress, facts: RunInfo) -> Progress:
     names = EpochStatus.__struct_fields__
     return Progress(
         targets=facts.targets,
@@ -155,7 +155,7 @@ def _progress(past: Past, facts: RunFacts) -> Progress:
     )
 
 
-def _cut_lines(folder: RunFolder, past: Past) -> int:
+def _cut_lines(folder: RunFolder, past: RunProgress) -> int:
     """Cut off the lines of later steps than the checkpoint's; return of how many steps there were any."""
     for file, size in ((folder.metrics, past.metrics_bytes), (folder.ledger, past.ledger_bytes)):
         file.open()

@@ -7,7 +7,7 @@ SPARING = 50
 
 
 @dataclass
-class Cadence:
+class CheckpointSchedule:
     """Every so many steps or seconds, and at the end of each epoch."""
 
     #: None: not by steps.

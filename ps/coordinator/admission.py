@@ -5,8 +5,8 @@ from typing import Literal
 from common.protocol.messages import PROTOCOL_VERSION, Join
 from common.protocol.numerics import Fingerprint
 from common.protocol.shard_messages import ShardJoin
-from ps.coordinator.membership import Roster, Standing
-from ps.run.info import RunFacts
+from ps.coordinator.membership import Membership, MemberState
+from ps.run.info import RunInfo
 
 #: Fields of a fingerprint that are the same wherever the same versions are installed.
 VERSIONS = ("lockstep", "code", "numpy", "blas")
@@ -43,17 +43,17 @@ def refused_for(reason: str) -> Literal["version", "numerics", ""]:
     return "version" if any(f" {name} '" in reason for name in VERSIONS) else "numerics"
 
 
-def is_of_another_run(join: Join, facts: RunFacts) -> bool:
+def is_of_another_run(join: Join, facts: RunInfo) -> bool:
     """Tell whether a worker asks to be taken back into a run that is not this one, as an old word said again does."""
     return join.run not in ("", facts.run)
 
 
-def why_not(join: Join, peer: bytes, roster: Roster, facts: RunFacts) -> str:
+def why_not(join: Join, peer: bytes, roster: Membership, facts: RunInfo) -> str:
     """Return the reason to refuse a worker of a run, empty where there is none."""
     if is_of_another_run(join, facts):
         return f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {facts.run!r}"
     twin = roster.incarnation_of(join.incarnation)
     # One that has not said a word since may have dialled again, before its welcome came: see `Reception.admit`.
-    if twin is not None and twin.peer != peer and twin.standing is not Standing.PREPARING:
+    if twin is not None and twin.peer != peer and twin.standing is not MemberState.PREPARING:
         return f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
     return refusal(join, facts.fingerprint, allows_mixed_numerics=facts.allows_mixed_numerics)

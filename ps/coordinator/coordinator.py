@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from common.errors import ProtocolError
-from common.protocol.messages import Alive, Fenced, Finished, Status, shortened
+from common.protocol.messages import Eviction, Finished, Ping, Status, shortened
 from ps.coordinator import events
 from ps.coordinator.course import Course
-from ps.coordinator.effects import Effect, ForgetWorker, Say, Send
-from ps.coordinator.failures import Failure, Trouble
-from ps.coordinator.membership import Standing
+from ps.coordinator.effects import Effect, ForgetWorker, Report, Send
+from ps.coordinator.failures import Failure, Failures
+from ps.coordinator.membership import MemberState
 from ps.coordinator.next_round import phase_in
 from ps.coordinator.overdue import Overdue
-from ps.coordinator.registration import Reception
+from ps.coordinator.registration import Registration
 from ps.coordinator.status import status_of, waits_for, with_denials
-from ps.coordinator.transitions import TRANSITIONS, Phase
+from ps.coordinator.transitions import TRANSITIONS, RunPhase
 
 #: What a peer is told that says what only a member says.
 STRANGER = "the server does not know this worker: it was silent for too long, or the server was started again"
@@ -33,7 +33,7 @@ class Coordinator(Course):
         self.vigil.look(now, self.pieces)
         if isinstance(event, events.FROM_MEMBERS) and event.peer not in self.roster.members and not self.is_over():
             # Before the table, since it is of the run's phases, and whoever this is takes no part in the run.
-            return [Send(peer=event.peer, message=Fenced(reason=STRANGER))]
+            return [Send(peer=event.peer, message=Eviction(reason=STRANGER))]
         targets = TRANSITIONS[self.phase, type(event)]
         if not targets:
             return []
@@ -61,7 +61,7 @@ class Coordinator(Course):
                 return []
             case events.ResultReceived():
                 return self._result(event, now)
-            case events.PieceFailed():
+            case events.LeaseFailed():
                 return self._piece_failed(event, now)
             case events.LossDiverged():
                 return self._diverged(event)
@@ -71,17 +71,17 @@ class Coordinator(Course):
                 return self._asked(event.peer)
             case events.StatusRequested():
                 return [Send(peer=event.peer, message=with_denials(self.status(now), event.refused, event.broken))]
-            case events.VerdictGiven():
+            case events.CallbacksDecided():
                 return self._heed(event, now)
             case events.ServersReady():
                 return self._mustered(event, now)
-            case events.SumsStored():
+            case events.SumsAcknowledged():
                 return self._stored(event, now)
             case events.StepUpdated():
                 return self._go_on() + self._serve_all(now) if event.step == self.round.step else []
             case events.ServerLost():
                 return self._fail(event.text, may_go_on=True)
-            case events.WeightsSpoilt():
+            case events.WeightsNotFinite():
                 return self._fail(event.text, is_diverged=True)
             case events.TimePassed():
                 return self._time_passed(now)
@@ -100,28 +100,28 @@ class Coordinator(Course):
             return [Send(peer=event.peer, message=Finished(reason=shortened(self.failure)))]
         if event.peer in self.roster.members:
             return []
-        if self.phase is Phase.MUSTERING:
+        if self.phase is RunPhase.MUSTERING:
             self.early = [early for early in self.early if early.peer != event.peer] + [event]
             return []
         return reception.admit(event, now)
 
-    def _reception(self) -> Reception:
-        return Reception(self.facts, self.roster, self.books.account)
+    def _reception(self) -> Registration:
+        return Registration(self.facts, self.roster, self.books.account)
 
     def _mustered(self, event: events.ServersReady, now: float) -> list[Effect]:
         memory = self.facts.memory if event.shares else ""
         self.facts = replace(self.facts, shards=event.addresses, memory=memory)
         self.roster.obstacle = self.roster.obstacle or event.obstacle
-        self.phase = Phase.GATHERING
+        self.phase = RunPhase.GATHERING
         early, self.early = self.early, []
         return [effect for joined in early for effect in self._join(joined, now)]
 
     def _prepared(self, event: events.WorkerPrepared, now: float) -> list[Effect]:
         member = self.roster.members.get(event.peer)
-        if member is None or member.standing is not Standing.PREPARING:
+        if member is None or member.standing is not MemberState.PREPARING:
             return []
         effects = self._reception().prepared(member, event)
-        if self.phase is Phase.GATHERING and self.roster.number_prepared() >= self.facts.min_workers:
+        if self.phase is RunPhase.GATHERING and self.roster.number_prepared() >= self.facts.min_workers:
             self.phase = phase_in(self.facts, self.round)
             self.progress.begin_round(now)
         return effects + self._serve_all(now)
@@ -134,7 +134,7 @@ class Coordinator(Course):
         released = self.books.release(member.rank, f"it left: {event.reason}")
         self.vigil.forget(member.rank)
         pieces = f"; {self.round.named(released)} go to others" if released else ""
-        told = Say(text=f"{member.named()} left: {event.reason}{pieces}")
+        told = Report(text=f"{member.named()} left: {event.reason}{pieces}")
         forget = ForgetWorker(peer=member.peer, rank=member.rank)
         return [told, forget, *self._reception().fill_places(), *self._serve_all(now)]
 
@@ -151,42 +151,42 @@ class Coordinator(Course):
         self.vigil.hear(member.rank)
         if isinstance(event, events.WorkerAdvanced | events.ResultReceived):
             self.pieces.extend(member.rank, now + self._patience_s(member.rank))
-        if member.standing is not Standing.SILENT:
+        if member.standing is not MemberState.SILENT:
             return []
-        is_needed = not self.roster.number(Standing.READY)
+        is_needed = not self.roster.number(MemberState.READY)
         if isinstance(event, events.MERE_WORDS) and not is_needed and not self.vigil.may_be_trusted(member.rank, now):
             return []
         return self._reception().seat(member) + self._serve_all(now)
 
     # What goes wrong
 
-    def _piece_failed(self, event: events.PieceFailed, now: float) -> list[Effect]:
-        found = Trouble(self.books, self.roster).raised(event)
+    def _piece_failed(self, event: events.LeaseFailed, now: float) -> list[Effect]:
+        found = Failures(self.books, self.roster).raised(event)
         if isinstance(found, Failure):
             return self._fail(found.text)
-        return [Say(text=found), *self._serve_all(now)] if found else []
+        return [Report(text=found), *self._serve_all(now)] if found else []
 
     def _diverged(self, event: events.LossDiverged) -> list[Effect]:
-        found = Trouble(self.books, self.roster).diverged(event)
+        found = Failures(self.books, self.roster).diverged(event)
         return [] if found is None else self._fail(found.text, is_diverged=found.is_diverged)
 
     def _asked(self, peer: bytes) -> list[Effect]:
         if self.is_over():
             return [Send(peer=peer, message=Finished(reason=shortened(self.failure)))]
-        return [Send(peer=peer, message=Alive())]
+        return [Send(peer=peer, message=Ping())]
 
     # Time passes
 
     def _time_passed(self, now: float) -> list[Effect]:
         overdue = Overdue(self.books, self.roster, self.vigil)
         late, fenced = overdue.expire(now), overdue.fence(now)
-        probes = [Send(peer=member.peer, message=Alive()) for member in self.roster.due_for_probe(now)]
+        probes = [Send(peer=member.peer, message=Ping()) for member in self.roster.due_for_probe(now)]
         served = [*self._reception().fill_places(), *self._serve_all(now)]
         return [*map(overdue.told, late), *fenced, *probes, *served]
 
     def _remind(self, now: float) -> list[Effect]:
         text = waits_for(self.phase, self.roster, self.facts)
-        return [Say(text=text)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
+        return [Report(text=text)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
 
     # What is told
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 
 from common.protocol.messages import Finished, Result, shortened
 from ps.coordinator import events
-from ps.coordinator.effects import Effect, Finish, RecordEpoch, Say, Send, UpdateWeights
-from ps.coordinator.membership import Member, Roster, Standing
+from ps.coordinator.effects import Effect, Finish, RecordEpoch, Report, Send, UpdateWeights
+from ps.coordinator.membership import Member, Membership, MemberState
 from ps.coordinator.next_round import following, phase_in
 from ps.coordinator.reminder import Reminder
 from ps.coordinator.scheduling.audit import Audit
-from ps.coordinator.scheduling.lease_table import Pieces
-from ps.coordinator.scheduling.lease_timeouts import Pace
-from ps.coordinator.scheduling.round_state import RoundBooks
-from ps.coordinator.scheduling.stragglers import Vigil
-from ps.coordinator.transitions import PHASES, Phase
-from ps.run.info import RunFacts
+from ps.coordinator.scheduling.lease_table import LeaseTable
+from ps.coordinator.scheduling.lease_timeouts import LeaseTimeouts
+from ps.coordinator.scheduling.round_state import RoundState
+from ps.coordinator.scheduling.stragglers import StragglerMonitor
+from ps.coordinator.transitions import PHASES, RunPhase
+from ps.run.info import RunInfo
 from ps.run.plan import Round
 from ps.run.progress import Progress
 
@@ -28,9 +28,9 @@ from ps.run.progress import Progress
 class Course:
     """The state of a run, and how it goes on."""
 
-    facts: RunFacts
-    phase: Phase = Phase.GATHERING
-    roster: Roster = field(default_factory=Roster)
+    facts: RunInfo
+    phase: RunPhase = RunPhase.GATHERING
+    roster: Membership = field(default_factory=Membership)
     progress: Progress = field(default_factory=Progress)
     reminder: Reminder = field(default_factory=Reminder)
     failure: str = ""
@@ -38,13 +38,13 @@ class Course:
     early: list[events.WorkerJoined] = field(default_factory=list)
     #: The round to begin with, where a run goes on; otherwise the plan's first.
     start: Round | None = None
-    books: RoundBooks = field(init=False)
-    vigil: Vigil = field(init=False)
+    books: RoundState = field(init=False)
+    vigil: StragglerMonitor = field(init=False)
 
     def __post_init__(self) -> None:
         if self.facts.servers > 1:
-            self.phase = Phase.MUSTERING
-        self.vigil = Vigil(Pace(self.facts.lease_timeout_s))
+            self.phase = RunPhase.MUSTERING
+        self.vigil = StragglerMonitor(LeaseTimeouts(self.facts.lease_timeout_s))
         self.progress.targets, self.progress.guess = self.facts.targets, self.facts.guess
         self._open(self.start or self.facts.plan.first())
 
@@ -54,7 +54,7 @@ class Course:
         return self.books.round
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> LeaseTable:
         """Its pieces."""
         return self.books.pieces
 
@@ -64,7 +64,7 @@ class Course:
 
     def is_over(self) -> bool:
         """Tell whether the run has ended, well or not."""
-        return self.phase in (Phase.FINISHED, Phase.FAILED)
+        return self.phase in (RunPhase.FINISHED, RunPhase.FAILED)
 
     def _patience_s(self, rank: int) -> float:
         """Return how many seconds a worker may take for what it holds from now on."""
@@ -81,7 +81,7 @@ class Course:
         return self.is_running() and self.pieces.free() > 0
 
     def _serve(self, members: Sequence[Member], now: float) -> list[Effect]:
-        ready = self.roster.number(Standing.READY)
+        ready = self.roster.number(MemberState.READY)
         return self.books.serve(members, ready, now, self.vigil.pace) if self._has_work() else []
 
     def _result(self, event: events.ResultReceived, now: float) -> list[Effect]:
@@ -94,7 +94,7 @@ class Course:
             return effects
         return effects + (self._audited if result.work == "audit" else self._count)(member, result, now)
 
-    def _stored(self, event: events.SumsStored, now: float) -> list[Effect]:
+    def _stored(self, event: events.SumsAcknowledged, now: float) -> list[Effect]:
         """Count a result whose sums all servers have, unless others were quicker."""
         member, result = self.roster.of_rank(event.rank), self.books.awaiting.take(event.rank, event.node)
         if member is None or result is None:
@@ -111,13 +111,13 @@ class Course:
             self.roster.credit(member, result.count // self.facts.targets, result.compute_s)
         if self.pieces.are_done():
             return self._close_round(now) + self._serve_all(now)
-        is_alone_to_serve = not frees_others and member.standing is Standing.READY
+        is_alone_to_serve = not frees_others and member.standing is MemberState.READY
         return self._serve([member] if is_alone_to_serve else self.roster.ready(), now)
 
     def _close_round(self, now: float) -> list[Effect]:
         if self.round.work == "train" and self.books.audit.is_due():
             self.books.begin_audit()
-            self.phase = Phase.AUDITING
+            self.phase = RunPhase.AUDITING
             return []
         tally, account, effects = self.books.tallies.total(), self.books.account, list[Effect]()
         if self.round.work == "train":
@@ -125,7 +125,7 @@ class Course:
             effects.append(UpdateWeights(step=self.round.step, tally=tally, account=account))
             if self.facts.servers > 1:
                 self.progress.begin_round(now)
-                self.phase = Phase.UPDATING
+                self.phase = RunPhase.UPDATING
                 return effects
         elif self.round.work == "validate":
             self.progress.end_validation(tally)
@@ -148,10 +148,10 @@ class Course:
         return []
 
     def _end(self) -> list[Effect]:
-        self.phase = Phase.FINISHED
+        self.phase = RunPhase.FINISHED
         return [*self._dismiss(""), Finish(failure="")]
 
-    def _heed(self, event: events.VerdictGiven, now: float) -> list[Effect]:
+    def _heed(self, event: events.CallbacksDecided, now: float) -> list[Effect]:
         """Begin the epoch for which callbacks were waited for, or end the run."""
         if event.epoch != self.progress.history[-1].epoch:
             return []
@@ -162,7 +162,7 @@ class Course:
         return self._serve_all(now)
 
     def _open(self, following: Round) -> None:
-        self.books = RoundBooks(following, Audit.of(following, self.facts.audit, self.facts.job.seed))
+        self.books = RoundState(following, Audit.of(following, self.facts.audit, self.facts.job.seed))
 
     # Some of a step is computed again
 
@@ -177,12 +177,12 @@ class Course:
 
     def _end_audit(self, now: float) -> list[Effect]:
         """Go on once all is audited for which there is somebody: it waits for nobody."""
-        if self.phase is not Phase.AUDITING:
+        if self.phase is not RunPhase.AUDITING:
             return []
         missed = self.books.forgo([member.rank for member in self.roster.ready()])
         is_first, self.progress.unaudited = not self.progress.unaudited, self.progress.unaudited + len(missed)
         text = f"no audit of {self.round.named(missed)}, nor of others now: no other worker is ready; the run goes on"
-        told: list[Effect] = [Say(text=text)] if missed and is_first else []
+        told: list[Effect] = [Report(text=text)] if missed and is_first else []
         if not self.pieces.are_done():
             return told
         self.books.end_audit()
@@ -190,7 +190,7 @@ class Course:
 
     def _fail(self, failure: str, *, is_diverged: bool = False, may_go_on: bool = False) -> list[Effect]:
         """End the run, or this process alone: workers look for one that goes on from a checkpoint."""
-        self.phase, self.failure = Phase.FAILED, failure
+        self.phase, self.failure = RunPhase.FAILED, failure
         finish = Finish(failure=failure, is_diverged=is_diverged)
         return [finish] if may_go_on else [*self._dismiss(failure), finish]
 

@@ -32,7 +32,7 @@ class AddSums:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AddShared:
+class AddSharedSums:
     """Add the vector that is in a worker's slot to the step's tree: it stays there until a lease names that slot."""
 
     node: Node
@@ -74,14 +74,14 @@ class RecordEpoch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Say:
+class Report:
     """Tell the person at the server."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TellRefusal:
+class ReportRefusal:
     """Tell the person at the server that somebody was not taken in, who may come again and again."""
 
     text: str
@@ -100,12 +100,12 @@ Effect = (
     Send
     | SendWeights
     | AddSums
-    | AddShared
+    | AddSharedSums
     | AwaitShards
     | ForgetWorker
     | UpdateWeights
     | RecordEpoch
-    | Say
-    | TellRefusal
+    | Report
+    | ReportRefusal
     | Finish
 )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from common.aggregation.tree import Node
-from common.protocol.messages import Diverged, Failed, Join, Result
+from common.protocol.messages import ComputeFailed, Diverged, Join, Result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,9 +36,9 @@ class ResultReceived:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PieceFailed:
+class LeaseFailed:
     peer: bytes
-    failed: Failed
+    failed: ComputeFailed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,7 @@ class StatusRequested:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerdictGiven:
+class CallbacksDecided:
     """Callbacks have been told of an epoch."""
 
     epoch: int
@@ -91,7 +91,7 @@ class ServersReady:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SumsStored:
+class SumsAcknowledged:
     """All shards have the sums of a result that came."""
 
     rank: int
@@ -113,7 +113,7 @@ class ServerLost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WeightsSpoilt:
+class WeightsNotFinite:
     """The weights are not finite, although all losses are."""
 
     text: str
@@ -134,17 +134,17 @@ Event = (
     | WorkerPrepared
     | WorkerAdvanced
     | ResultReceived
-    | PieceFailed
+    | LeaseFailed
     | LossDiverged
     | WorkerLeft
     | WorkerAsked
     | StatusRequested
-    | VerdictGiven
+    | CallbacksDecided
     | ServersReady
-    | SumsStored
+    | SumsAcknowledged
     | StepUpdated
     | ServerLost
-    | WeightsSpoilt
+    | WeightsNotFinite
     | TimePassed
     | Interrupted
 )
@@ -154,16 +154,16 @@ NO_SIGN = (
     TimePassed,
     Interrupted,
     WorkerLeft,
-    VerdictGiven,
+    CallbacksDecided,
     ServersReady,
-    SumsStored,
+    SumsAcknowledged,
     StepUpdated,
     ServerLost,
-    WeightsSpoilt,
+    WeightsNotFinite,
 )
 
 #: What only a member of the run says.
-FROM_MEMBERS = WorkerPrepared | ResultReceived | PieceFailed | LossDiverged | WorkerAsked
+FROM_MEMBERS = WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | WorkerAsked
 
 #: What tells that a worker is alive, and nothing of its work.
 MERE_WORDS = WorkerAsked | StatusRequested

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from common.files.sanitize import indented, one_line
 from ps.coordinator import events
 from ps.coordinator.divergence import diverged_text
-from ps.coordinator.membership import Roster
-from ps.coordinator.scheduling.round_state import RoundBooks
+from ps.coordinator.membership import Membership
+from ps.coordinator.scheduling.round_state import RoundState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,13 +18,13 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Failures:
     """The books in which it is looked up."""
 
-    books: RoundBooks
-    roster: Roster
+    books: RoundState
+    roster: Membership
 
-    def raised(self, event: events.PieceFailed) -> Failure | str:
+    def raised(self, event: events.LeaseFailed) -> Failure | str:
         """Book a piece that raised; return the run's failure, or what is said: empty where it is no trouble."""
         member, failed, at = self.roster.members.get(event.peer), event.failed, self.books.round
         if member is None or (failed.work, failed.step) != (at.work, at.step):

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from common.protocol.messages import Join, WorkerStatus
-from ps.run.timer_queue import Alarms
+from ps.run.timer_queue import TimerQueue
 
 #: Seconds until a worker that says nothing is probed: sending to a process that is gone fails, and so is it noticed.
 PROBE_S = 1.0
 
 
-class Standing(Enum):
+class MemberState(Enum):
     """Where a worker stands."""
 
     PREPARING = "preparing"
@@ -29,7 +29,7 @@ class Member:
     peer: bytes
     rank: int
     join: Join
-    standing: Standing = Standing.PREPARING
+    standing: MemberState = MemberState.PREPARING
     #: Whether it computes in memory which the server sees: then no vector is sent either way.
     shares: bool = False
     #: The step whose weights it was last sent, None before the first and where it shares.
@@ -46,7 +46,7 @@ class Member:
 
     def status(self, *, is_busy: bool) -> WorkerStatus:
         """Return what a status says of it."""
-        state = "computing" if is_busy and self.standing is Standing.READY else self.standing.value
+        state = "computing" if is_busy and self.standing is MemberState.READY else self.standing.value
         return WorkerStatus(
             rank=self.rank,
             host=self.join.host,
@@ -58,12 +58,12 @@ class Member:
 
 
 @dataclass
-class Roster:
+class Membership:
     """The members by peer; ranks are given in the order of joining, and never again."""
 
     members: dict[bytes, Member] = field(default_factory=dict)
     #: When each is probed next.
-    probes: Alarms[bytes] = field(default_factory=Alarms)
+    probes: TimerQueue[bytes] = field(default_factory=TimerQueue)
     next_rank: int = 0
     #: Most members that were prepared at one time, those that stood by included.
     most_prepared: int = 0
@@ -76,7 +76,7 @@ class Roster:
     #: The same of the step at hand, by rank.
     step_compute_s: dict[int, float] = field(default_factory=dict)
     #: How many members there are of each standing: to count them anew at each message would be quadratic.
-    _numbers: Counter[Standing] = field(default_factory=Counter)
+    _numbers: Counter[MemberState] = field(default_factory=Counter)
 
     def admit(self, peer: bytes, join: Join, now: float) -> Member:
         """Give a peer the next rank."""
@@ -95,19 +95,19 @@ class Roster:
             self._numbers[member.standing] -= 1
         return member
 
-    def stand(self, member: Member, standing: Standing) -> None:
+    def stand(self, member: Member, standing: MemberState) -> None:
         """Change where a member stands."""
         self._numbers[member.standing] -= 1
         self._numbers[standing] += 1
         member.standing = standing
 
-    def number(self, standing: Standing) -> int:
+    def number(self, standing: MemberState) -> int:
         """Return how many members stand so."""
         return self._numbers[standing]
 
     def number_prepared(self) -> int:
         """Return how many members have the model and the data."""
-        return len(self.members) - self.number(Standing.PREPARING)
+        return len(self.members) - self.number(MemberState.PREPARING)
 
     def of_rank(self, rank: int) -> Member | None:
         """Return the member of that rank, if it is still there."""
@@ -155,30 +155,30 @@ class Roster:
     def end_step(self) -> tuple[float, float]:
         """Return the seconds that workers computed for the step, the mean over those ready and the most; begin anew."""
         seconds = self.step_compute_s.values()
-        workers = max(self.number(Standing.READY), len(seconds), 1)
+        workers = max(self.number(MemberState.READY), len(seconds), 1)
         computed = sum(seconds) / workers, max(seconds, default=0.0)
         self.step_compute_s.clear()
         return computed
 
     def ready(self) -> list[Member]:
         """Return the members that may be given work, by rank."""
-        return [member for member in self.members.values() if member.standing is Standing.READY]
+        return [member for member in self.members.values() if member.standing is MemberState.READY]
 
     def seat(self, member: Member, places: int) -> bool:
         """Make a prepared member ready, or let it stand by where all `places` are taken; return whether it is ready."""
-        is_seated = self.number(Standing.READY) < places
-        self.stand(member, Standing.READY if is_seated else Standing.STANDBY)
+        is_seated = self.number(MemberState.READY) < places
+        self.stand(member, MemberState.READY if is_seated else MemberState.STANDBY)
         self.most_prepared = max(self.most_prepared, self.number_prepared())
         return is_seated
 
     def fill(self, places: int) -> list[Member]:
         """Let members that stand by take free places; return them."""
-        free = places - self.number(Standing.READY)
-        if free <= 0 or not self.number(Standing.STANDBY):
+        free = places - self.number(MemberState.READY)
+        if free <= 0 or not self.number(MemberState.STANDBY):
             return []
-        waiting = [member for member in self.members.values() if member.standing is Standing.STANDBY]
+        waiting = [member for member in self.members.values() if member.standing is MemberState.STANDBY]
         for member in waiting[:free]:
-            self.stand(member, Standing.READY)
+            self.stand(member, MemberState.READY)
         return waiting[:free]
 
     def validate(self, places: int) -> None:
@@ -190,7 +190,7 @@ class Roster:
         assert len({member.join.incarnation for member in self.members.values()}) == len(ranks), "twins"
         standings = [member.standing for member in self.members.values()]
         assert len(self.ready()) <= places, "more workers are ready than there are places"
-        assert Standing.STANDBY not in standings or len(self.ready()) == places, "one stands by a free place"
+        assert MemberState.STANDBY not in standings or len(self.ready()) == places, "one stands by a free place"
         assert +self._numbers == Counter(standings), "members are counted wrongly"
         assert self.number_prepared() <= self.most_prepared
         assert self.probes.times.keys() == self.members.keys(), "one is probed that is no member, or not probed"

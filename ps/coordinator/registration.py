@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from common.protocol.messages import Refused, Standby, shortened
 from ps.coordinator import events
 from ps.coordinator.admission import is_of_another_run, why_not
-from ps.coordinator.effects import Effect, ForgetWorker, Say, Send, TellRefusal
-from ps.coordinator.membership import Member, Roster
+from ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
+from ps.coordinator.membership import Member, Membership
 from ps.records.ledger import Account, WorkerIn
-from ps.run.info import RunFacts
+from ps.run.info import RunInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Reception:
+class Registration:
     """The books in which a worker that comes is entered."""
 
-    facts: RunFacts
-    roster: Roster
+    facts: RunInfo
+    roster: Membership
     account: Account
 
     def refusal(self, event: events.WorkerJoined) -> list[Effect]:
@@ -25,7 +25,7 @@ class Reception:
         if not reason:
             return []
         refused = Refused(reason=shortened(reason), is_of_another_run=is_of_another_run(event.join, self.facts))
-        return [Send(peer=event.peer, message=refused), TellRefusal(text=f"refused a worker: {reason}")]
+        return [Send(peer=event.peer, message=refused), ReportRefusal(text=f"refused a worker: {reason}")]
 
     def admit(self, event: events.WorkerJoined, now: float) -> list[Effect]:
         """Give a worker a rank, and take that of its connection before: the welcome may have gone down with it."""
@@ -33,14 +33,14 @@ class Reception:
         member = self.roster.admit(event.peer, event.join, now)
         self.account.note(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
         welcome = self.facts.welcome(member.rank)
-        return [*superseded, Send(peer=event.peer, message=welcome), Say(text=f"{member.named()} joined")]
+        return [*superseded, Send(peer=event.peer, message=welcome), Report(text=f"{member.named()} joined")]
 
     def _supersede(self, event: events.WorkerJoined) -> list[Effect]:
         twin = self.roster.incarnation_of(event.join.incarnation)
         if twin is None:
             return []
         self.roster.remove(twin.peer)
-        return [Say(text=f"{twin.named()} left: it dialled again"), ForgetWorker(peer=twin.peer, rank=twin.rank)]
+        return [Report(text=f"{twin.named()} left: it dialled again"), ForgetWorker(peer=twin.peer, rank=twin.rank)]
 
     def prepared(self, member: Member, event: events.WorkerPrepared) -> list[Effect]:
         """Give a place to a member that has the model and the data, or send it away where it is to share memory."""
@@ -51,13 +51,13 @@ class Reception:
         self.roster.obstacle = self.roster.obstacle or event.obstacle
         effects = self.seat(member)
         if event.obstacle:
-            effects.insert(0, Say(text=f"{member.named()} exchanges vectors over its socket: {event.obstacle}"))
+            effects.insert(0, Report(text=f"{member.named()} exchanges vectors over its socket: {event.obstacle}"))
         return effects
 
     def _turn_away(self, member: Member, reason: str) -> list[Effect]:
         """Send away a worker that has not yet been given any work."""
         self.roster.remove(member.peer)
-        told = Say(text=f"refused {member.named()}: {reason}")
+        told = Report(text=f"refused {member.named()}: {reason}")
         refused = Send(peer=member.peer, message=Refused(reason=shortened(reason)))
         return [refused, told, ForgetWorker(peer=member.peer, rank=member.rank)]
 
@@ -68,9 +68,9 @@ class Reception:
             return []
         reason = f"{places} micro-batches keep {places} workers busy: waiting to stand in for one that goes"
         standby = Standby(reason=reason)
-        return [Send(peer=member.peer, message=standby), Say(text=f"{member.named()} stands by: {reason}")]
+        return [Send(peer=member.peer, message=standby), Report(text=f"{member.named()} stands by: {reason}")]
 
     def fill_places(self) -> list[Effect]:
         """Let those that stand by take free places."""
         filled = self.roster.fill(self.facts.job.micro_batches)
-        return [Say(text=f"{member.named()} takes the free place") for member in filled]
+        return [Report(text=f"{member.named()} takes the free place") for member in filled]

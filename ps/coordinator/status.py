@@ -4,17 +4,17 @@ import msgspec
 
 from common.files.sanitize import one_line
 from common.protocol.messages import HISTORY_LIMIT, NAME_LIMIT, OF_A_STEP, Status, WorkerStatus, shortened
-from ps.coordinator.membership import Roster, Standing
-from ps.coordinator.transitions import Phase
-from ps.run.info import RunFacts
+from ps.coordinator.membership import Membership, MemberState
+from ps.coordinator.transitions import RunPhase
+from ps.run.info import RunInfo
 from ps.run.plan import Round
 from ps.run.progress import Progress
 
 
 def status_of(
-    facts: RunFacts,
+    facts: RunInfo,
     progress: Progress,
-    phase: Phase,
+    phase: RunPhase,
     at: Round,
     now: float,
     workers: list[WorkerStatus],
@@ -22,7 +22,7 @@ def status_of(
 ) -> Status:
     """Return how a run stands at `now` seconds, in the round `at`."""
     plan = facts.plan
-    step, is_between = at.step, at.work not in OF_A_STEP or phase is Phase.FINISHED
+    step, is_between = at.step, at.work not in OF_A_STEP or phase is RunPhase.FINISHED
     score = progress.score(progress.epoch)
     return Status(
         run=one_line(facts.run, NAME_LIMIT),
@@ -58,10 +58,10 @@ def late_text(who: str, what: str, held_s: float, median_s: float | None, takers
     return f"{who} holds {what} for {held_s:.1f} s{usual}: {again}"
 
 
-def waits_for(phase: Phase, roster: Roster, facts: RunFacts) -> str:
+def waits_for(phase: RunPhase, roster: Membership, facts: RunInfo) -> str:
     """Return for which workers a run waits, empty where it does not."""
-    if phase is Phase.MUSTERING:
+    if phase is RunPhase.MUSTERING:
         return ""  # it waits for other servers: the fleet says so
-    if phase is Phase.GATHERING:
+    if phase is RunPhase.GATHERING:
         return f"waiting for workers: {roster.number_prepared()} of {facts.min_workers} are ready"
-    return "" if roster.number(Standing.READY) else "waiting for a worker: none is left"
+    return "" if roster.number(MemberState.READY) else "waiting for a worker: none is left"

@@ -4,19 +4,19 @@ from enum import Enum
 
 from common.protocol.messages import Work
 from ps.coordinator.events import (
+    CallbacksDecided,
     Event,
     Interrupted,
+    LeaseFailed,
     LossDiverged,
-    PieceFailed,
     ResultReceived,
     ServerLost,
     ServersReady,
     StatusRequested,
     StepUpdated,
-    SumsStored,
+    SumsAcknowledged,
     TimePassed,
-    VerdictGiven,
-    WeightsSpoilt,
+    WeightsNotFinite,
     WorkerAdvanced,
     WorkerAsked,
     WorkerJoined,
@@ -25,7 +25,7 @@ from ps.coordinator.events import (
 )
 
 
-class Phase(Enum):
+class RunPhase(Enum):
     """What the run is doing."""
 
     #: Fewer servers than the run is to have: workers that come meanwhile wait.
@@ -45,156 +45,164 @@ class Phase(Enum):
 
 
 #: What the run does in a round of that work.
-PHASES: dict[Work, Phase] = {
-    "train": Phase.TRAINING,
-    "audit": Phase.AUDITING,
-    "validate": Phase.EVALUATING,
-    "evaluate": Phase.EVALUATING,
+PHASES: dict[Work, RunPhase] = {
+    "train": RunPhase.TRAINING,
+    "audit": RunPhase.AUDITING,
+    "validate": RunPhase.EVALUATING,
+    "evaluate": RunPhase.EVALUATING,
 }
 
 #: Nothing happens: late and doubled messages end here, not in an `if`.
-IGNORED: frozenset[Phase] = frozenset()
+IGNORED: frozenset[RunPhase] = frozenset()
 
 #: A round may end by a result, and the next one may be training, evaluating, or none.
-_ONWARD = frozenset({Phase.TRAINING, Phase.EVALUATING, Phase.FINISHED})
+_ONWARD = frozenset({RunPhase.TRAINING, RunPhase.EVALUATING, RunPhase.FINISHED})
 
 #: What ends the audit of a step ends the step.
-_STEP_OVER = _ONWARD | {Phase.AUDITING, Phase.UPDATING}
-_HERE_OR_FAILED = {phase: frozenset({phase, Phase.FAILED}) for phase in Phase}
+_STEP_OVER = _ONWARD | {RunPhase.AUDITING, RunPhase.UPDATING}
+_HERE_OR_FAILED = {phase: frozenset({phase, RunPhase.FAILED}) for phase in RunPhase}
 
 #: For each phase and event the phases that may follow; the empty set means that the event is ignored.
-TRANSITIONS: dict[tuple[Phase, type[Event]], frozenset[Phase]] = {
-    (Phase.MUSTERING, WorkerJoined): frozenset({Phase.MUSTERING}),
-    (Phase.MUSTERING, WorkerPrepared): IGNORED,
-    (Phase.MUSTERING, WorkerAdvanced): IGNORED,
-    (Phase.MUSTERING, ResultReceived): IGNORED,
-    (Phase.MUSTERING, PieceFailed): IGNORED,
-    (Phase.MUSTERING, LossDiverged): IGNORED,
-    (Phase.MUSTERING, WorkerLeft): frozenset({Phase.MUSTERING}),
-    (Phase.MUSTERING, WorkerAsked): frozenset({Phase.MUSTERING}),
-    (Phase.MUSTERING, StatusRequested): frozenset({Phase.MUSTERING}),
-    (Phase.MUSTERING, ServersReady): frozenset({Phase.GATHERING}),
-    (Phase.MUSTERING, TimePassed): frozenset({Phase.MUSTERING}),
-    (Phase.MUSTERING, Interrupted): frozenset({Phase.FAILED}),
-    (Phase.GATHERING, WorkerJoined): frozenset({Phase.GATHERING}),
+TRANSITIONS: dict[tuple[RunPhase, type[Event]], frozenset[RunPhase]] = {
+    (RunPhase.MUSTERING, WorkerJoined): frozenset({RunPhase.MUSTERING}),
+    (RunPhase.MUSTERING, WorkerPrepared): IGNORED,
+    (RunPhase.MUSTERING, WorkerAdvanced): IGNORED,
+    (RunPhase.MUSTERING, ResultReceived): IGNORED,
+    (RunPhase.MUSTERING, LeaseFailed): IGNORED,
+    (RunPhase.MUSTERING, LossDiverged): IGNORED,
+    (RunPhase.MUSTERING, WorkerLeft): frozenset({RunPhase.MUSTERING}),
+    (RunPhase.MUSTERING, WorkerAsked): frozenset({RunPhase.MUSTERING}),
+    (RunPhase.MUSTERING, StatusRequested): frozenset({RunPhase.MUSTERING}),
+    (RunPhase.MUSTERING, ServersReady): frozenset({RunPhase.GATHERING}),
+    (RunPhase.MUSTERING, TimePassed): frozenset({RunPhase.MUSTERING}),
+    (RunPhase.MUSTERING, Interrupted): frozenset({RunPhase.FAILED}),
+    (RunPhase.GATHERING, WorkerJoined): frozenset({RunPhase.GATHERING}),
     # A run that goes on from a checkpoint may begin with an evaluation.
-    (Phase.GATHERING, WorkerPrepared): frozenset({Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING, Phase.PAUSED}),
-    (Phase.GATHERING, WorkerAdvanced): IGNORED,
-    (Phase.GATHERING, ResultReceived): IGNORED,
-    (Phase.GATHERING, PieceFailed): IGNORED,
-    (Phase.GATHERING, LossDiverged): IGNORED,
-    (Phase.GATHERING, WorkerLeft): frozenset({Phase.GATHERING}),
-    (Phase.GATHERING, WorkerAsked): frozenset({Phase.GATHERING}),
-    (Phase.GATHERING, StatusRequested): frozenset({Phase.GATHERING}),
-    (Phase.GATHERING, TimePassed): frozenset({Phase.GATHERING}),
-    (Phase.GATHERING, Interrupted): frozenset({Phase.FAILED}),
-    (Phase.TRAINING, WorkerJoined): frozenset({Phase.TRAINING}),
-    (Phase.TRAINING, WorkerPrepared): frozenset({Phase.TRAINING}),
-    (Phase.TRAINING, WorkerAdvanced): frozenset({Phase.TRAINING}),
-    (Phase.TRAINING, ResultReceived): _STEP_OVER,
-    (Phase.TRAINING, PieceFailed): _HERE_OR_FAILED[Phase.TRAINING],
-    (Phase.TRAINING, LossDiverged): _HERE_OR_FAILED[Phase.TRAINING],
-    (Phase.TRAINING, WorkerLeft): frozenset({Phase.TRAINING}),
-    (Phase.TRAINING, WorkerAsked): frozenset({Phase.TRAINING}),
-    (Phase.TRAINING, StatusRequested): frozenset({Phase.TRAINING}),
-    (Phase.TRAINING, TimePassed): frozenset({Phase.TRAINING}),
-    (Phase.TRAINING, Interrupted): frozenset({Phase.FAILED}),
-    (Phase.EVALUATING, WorkerJoined): frozenset({Phase.EVALUATING}),
-    (Phase.EVALUATING, WorkerPrepared): frozenset({Phase.EVALUATING}),
-    (Phase.EVALUATING, WorkerAdvanced): frozenset({Phase.EVALUATING}),
-    (Phase.EVALUATING, ResultReceived): _ONWARD | {Phase.PAUSED},
-    (Phase.EVALUATING, PieceFailed): _HERE_OR_FAILED[Phase.EVALUATING],
-    (Phase.EVALUATING, LossDiverged): _HERE_OR_FAILED[Phase.EVALUATING],
-    (Phase.EVALUATING, WorkerLeft): frozenset({Phase.EVALUATING}),
-    (Phase.EVALUATING, WorkerAsked): frozenset({Phase.EVALUATING}),
-    (Phase.EVALUATING, StatusRequested): frozenset({Phase.EVALUATING}),
-    (Phase.EVALUATING, TimePassed): frozenset({Phase.EVALUATING}),
-    (Phase.EVALUATING, Interrupted): frozenset({Phase.FAILED}),
-    (Phase.TRAINING, SumsStored): frozenset({Phase.TRAINING, Phase.AUDITING, Phase.UPDATING}),
+    (RunPhase.GATHERING, WorkerPrepared): frozenset(
+        {RunPhase.GATHERING, RunPhase.TRAINING, RunPhase.EVALUATING, RunPhase.PAUSED}
+    ),
+    (RunPhase.GATHERING, WorkerAdvanced): IGNORED,
+    (RunPhase.GATHERING, ResultReceived): IGNORED,
+    (RunPhase.GATHERING, LeaseFailed): IGNORED,
+    (RunPhase.GATHERING, LossDiverged): IGNORED,
+    (RunPhase.GATHERING, WorkerLeft): frozenset({RunPhase.GATHERING}),
+    (RunPhase.GATHERING, WorkerAsked): frozenset({RunPhase.GATHERING}),
+    (RunPhase.GATHERING, StatusRequested): frozenset({RunPhase.GATHERING}),
+    (RunPhase.GATHERING, TimePassed): frozenset({RunPhase.GATHERING}),
+    (RunPhase.GATHERING, Interrupted): frozenset({RunPhase.FAILED}),
+    (RunPhase.TRAINING, WorkerJoined): frozenset({RunPhase.TRAINING}),
+    (RunPhase.TRAINING, WorkerPrepared): frozenset({RunPhase.TRAINING}),
+    (RunPhase.TRAINING, WorkerAdvanced): frozenset({RunPhase.TRAINING}),
+    (RunPhase.TRAINING, ResultReceived): _STEP_OVER,
+    (RunPhase.TRAINING, LeaseFailed): _HERE_OR_FAILED[RunPhase.TRAINING],
+    (RunPhase.TRAINING, LossDiverged): _HERE_OR_FAILED[RunPhase.TRAINING],
+    (RunPhase.TRAINING, WorkerLeft): frozenset({RunPhase.TRAINING}),
+    (RunPhase.TRAINING, WorkerAsked): frozenset({RunPhase.TRAINING}),
+    (RunPhase.TRAINING, StatusRequested): frozenset({RunPhase.TRAINING}),
+    (RunPhase.TRAINING, TimePassed): frozenset({RunPhase.TRAINING}),
+    (RunPhase.TRAINING, Interrupted): frozenset({RunPhase.FAILED}),
+    (RunPhase.EVALUATING, WorkerJoined): frozenset({RunPhase.EVALUATING}),
+    (RunPhase.EVALUATING, WorkerPrepared): frozenset({RunPhase.EVALUATING}),
+    (RunPhase.EVALUATING, WorkerAdvanced): frozenset({RunPhase.EVALUATING}),
+    (RunPhase.EVALUATING, ResultReceived): _ONWARD | {RunPhase.PAUSED},
+    (RunPhase.EVALUATING, LeaseFailed): _HERE_OR_FAILED[RunPhase.EVALUATING],
+    (RunPhase.EVALUATING, LossDiverged): _HERE_OR_FAILED[RunPhase.EVALUATING],
+    (RunPhase.EVALUATING, WorkerLeft): frozenset({RunPhase.EVALUATING}),
+    (RunPhase.EVALUATING, WorkerAsked): frozenset({RunPhase.EVALUATING}),
+    (RunPhase.EVALUATING, StatusRequested): frozenset({RunPhase.EVALUATING}),
+    (RunPhase.EVALUATING, TimePassed): frozenset({RunPhase.EVALUATING}),
+    (RunPhase.EVALUATING, Interrupted): frozenset({RunPhase.FAILED}),
+    (RunPhase.TRAINING, SumsAcknowledged): frozenset({RunPhase.TRAINING, RunPhase.AUDITING, RunPhase.UPDATING}),
     # The audit waits for nobody: it is over, too, where those are gone who could go on with it.
-    (Phase.AUDITING, WorkerJoined): frozenset({Phase.AUDITING}),
-    (Phase.AUDITING, WorkerPrepared): _STEP_OVER,
-    (Phase.AUDITING, WorkerAdvanced): _STEP_OVER,
-    (Phase.AUDITING, ResultReceived): _STEP_OVER | {Phase.FAILED},
-    (Phase.AUDITING, PieceFailed): _STEP_OVER | {Phase.FAILED},
-    (Phase.AUDITING, LossDiverged): frozenset({Phase.AUDITING, Phase.FAILED}),
-    (Phase.AUDITING, WorkerLeft): _STEP_OVER,
-    (Phase.AUDITING, WorkerAsked): _STEP_OVER,
-    (Phase.AUDITING, StatusRequested): frozenset({Phase.AUDITING}),
-    (Phase.AUDITING, SumsStored): frozenset({Phase.AUDITING}),
-    (Phase.AUDITING, ServersReady): IGNORED,
-    (Phase.AUDITING, StepUpdated): IGNORED,
-    (Phase.AUDITING, ServerLost): frozenset({Phase.FAILED}),
-    (Phase.AUDITING, TimePassed): _STEP_OVER,
-    (Phase.AUDITING, Interrupted): frozenset({Phase.FAILED}),
+    (RunPhase.AUDITING, WorkerJoined): frozenset({RunPhase.AUDITING}),
+    (RunPhase.AUDITING, WorkerPrepared): _STEP_OVER,
+    (RunPhase.AUDITING, WorkerAdvanced): _STEP_OVER,
+    (RunPhase.AUDITING, ResultReceived): _STEP_OVER | {RunPhase.FAILED},
+    (RunPhase.AUDITING, LeaseFailed): _STEP_OVER | {RunPhase.FAILED},
+    (RunPhase.AUDITING, LossDiverged): frozenset({RunPhase.AUDITING, RunPhase.FAILED}),
+    (RunPhase.AUDITING, WorkerLeft): _STEP_OVER,
+    (RunPhase.AUDITING, WorkerAsked): _STEP_OVER,
+    (RunPhase.AUDITING, StatusRequested): frozenset({RunPhase.AUDITING}),
+    (RunPhase.AUDITING, SumsAcknowledged): frozenset({RunPhase.AUDITING}),
+    (RunPhase.AUDITING, ServersReady): IGNORED,
+    (RunPhase.AUDITING, StepUpdated): IGNORED,
+    (RunPhase.AUDITING, ServerLost): frozenset({RunPhase.FAILED}),
+    (RunPhase.AUDITING, TimePassed): _STEP_OVER,
+    (RunPhase.AUDITING, Interrupted): frozenset({RunPhase.FAILED}),
     # What comes of the step now is late.
-    (Phase.UPDATING, WorkerJoined): frozenset({Phase.UPDATING}),
-    (Phase.UPDATING, WorkerPrepared): frozenset({Phase.UPDATING}),
-    (Phase.UPDATING, WorkerAdvanced): frozenset({Phase.UPDATING}),
-    (Phase.UPDATING, ResultReceived): frozenset({Phase.UPDATING}),
-    (Phase.UPDATING, PieceFailed): IGNORED,
-    (Phase.UPDATING, LossDiverged): IGNORED,
-    (Phase.UPDATING, WorkerLeft): frozenset({Phase.UPDATING}),
-    (Phase.UPDATING, WorkerAsked): frozenset({Phase.UPDATING}),
-    (Phase.UPDATING, StatusRequested): frozenset({Phase.UPDATING}),
-    (Phase.UPDATING, StepUpdated): _ONWARD,
-    (Phase.UPDATING, TimePassed): frozenset({Phase.UPDATING}),
-    (Phase.UPDATING, Interrupted): frozenset({Phase.FAILED}),
+    (RunPhase.UPDATING, WorkerJoined): frozenset({RunPhase.UPDATING}),
+    (RunPhase.UPDATING, WorkerPrepared): frozenset({RunPhase.UPDATING}),
+    (RunPhase.UPDATING, WorkerAdvanced): frozenset({RunPhase.UPDATING}),
+    (RunPhase.UPDATING, ResultReceived): frozenset({RunPhase.UPDATING}),
+    (RunPhase.UPDATING, LeaseFailed): IGNORED,
+    (RunPhase.UPDATING, LossDiverged): IGNORED,
+    (RunPhase.UPDATING, WorkerLeft): frozenset({RunPhase.UPDATING}),
+    (RunPhase.UPDATING, WorkerAsked): frozenset({RunPhase.UPDATING}),
+    (RunPhase.UPDATING, StatusRequested): frozenset({RunPhase.UPDATING}),
+    (RunPhase.UPDATING, StepUpdated): _ONWARD,
+    (RunPhase.UPDATING, TimePassed): frozenset({RunPhase.UPDATING}),
+    (RunPhase.UPDATING, Interrupted): frozenset({RunPhase.FAILED}),
     # What comes of the evaluation now is late.
-    (Phase.PAUSED, WorkerJoined): frozenset({Phase.PAUSED}),
-    (Phase.PAUSED, WorkerPrepared): frozenset({Phase.PAUSED}),
-    (Phase.PAUSED, WorkerAdvanced): frozenset({Phase.PAUSED}),
-    (Phase.PAUSED, ResultReceived): frozenset({Phase.PAUSED}),
-    (Phase.PAUSED, PieceFailed): IGNORED,
-    (Phase.PAUSED, LossDiverged): IGNORED,
-    (Phase.PAUSED, WorkerLeft): frozenset({Phase.PAUSED}),
-    (Phase.PAUSED, WorkerAsked): frozenset({Phase.PAUSED}),
-    (Phase.PAUSED, StatusRequested): frozenset({Phase.PAUSED}),
-    (Phase.PAUSED, VerdictGiven): frozenset({Phase.PAUSED, Phase.TRAINING, Phase.FINISHED}),
-    (Phase.PAUSED, SumsStored): IGNORED,
-    (Phase.PAUSED, StepUpdated): IGNORED,
-    (Phase.PAUSED, TimePassed): frozenset({Phase.PAUSED}),
-    (Phase.PAUSED, Interrupted): frozenset({Phase.FAILED}),
-    **{(phase, ServersReady): IGNORED for phase in Phase if phase is not Phase.MUSTERING},
-    **{(phase, VerdictGiven): IGNORED for phase in Phase if phase is not Phase.PAUSED},
-    **{(phase, SumsStored): IGNORED for phase in (Phase.MUSTERING, Phase.GATHERING, Phase.EVALUATING, Phase.UPDATING)},
-    **{(phase, StepUpdated): IGNORED for phase in (Phase.MUSTERING, Phase.GATHERING, Phase.TRAINING, Phase.EVALUATING)},
+    (RunPhase.PAUSED, WorkerJoined): frozenset({RunPhase.PAUSED}),
+    (RunPhase.PAUSED, WorkerPrepared): frozenset({RunPhase.PAUSED}),
+    (RunPhase.PAUSED, WorkerAdvanced): frozenset({RunPhase.PAUSED}),
+    (RunPhase.PAUSED, ResultReceived): frozenset({RunPhase.PAUSED}),
+    (RunPhase.PAUSED, LeaseFailed): IGNORED,
+    (RunPhase.PAUSED, LossDiverged): IGNORED,
+    (RunPhase.PAUSED, WorkerLeft): frozenset({RunPhase.PAUSED}),
+    (RunPhase.PAUSED, WorkerAsked): frozenset({RunPhase.PAUSED}),
+    (RunPhase.PAUSED, StatusRequested): frozenset({RunPhase.PAUSED}),
+    (RunPhase.PAUSED, CallbacksDecided): frozenset({RunPhase.PAUSED, RunPhase.TRAINING, RunPhase.FINISHED}),
+    (RunPhase.PAUSED, SumsAcknowledged): IGNORED,
+    (RunPhase.PAUSED, StepUpdated): IGNORED,
+    (RunPhase.PAUSED, TimePassed): frozenset({RunPhase.PAUSED}),
+    (RunPhase.PAUSED, Interrupted): frozenset({RunPhase.FAILED}),
+    **{(phase, ServersReady): IGNORED for phase in RunPhase if phase is not RunPhase.MUSTERING},
+    **{(phase, CallbacksDecided): IGNORED for phase in RunPhase if phase is not RunPhase.PAUSED},
     **{
-        (phase, ServerLost): frozenset({Phase.FAILED})
+        (phase, SumsAcknowledged): IGNORED
+        for phase in (RunPhase.MUSTERING, RunPhase.GATHERING, RunPhase.EVALUATING, RunPhase.UPDATING)
+    },
+    **{
+        (phase, StepUpdated): IGNORED
+        for phase in (RunPhase.MUSTERING, RunPhase.GATHERING, RunPhase.TRAINING, RunPhase.EVALUATING)
+    },
+    **{
+        (phase, ServerLost): frozenset({RunPhase.FAILED})
         for phase in (
-            Phase.MUSTERING,
-            Phase.GATHERING,
-            Phase.TRAINING,
-            Phase.EVALUATING,
-            Phase.UPDATING,
-            Phase.PAUSED,
+            RunPhase.MUSTERING,
+            RunPhase.GATHERING,
+            RunPhase.TRAINING,
+            RunPhase.EVALUATING,
+            RunPhase.UPDATING,
+            RunPhase.PAUSED,
         )
     },
-    **{(phase, WeightsSpoilt): IGNORED for phase in (Phase.MUSTERING, Phase.GATHERING)},
+    **{(phase, WeightsNotFinite): IGNORED for phase in (RunPhase.MUSTERING, RunPhase.GATHERING)},
     **{
-        (phase, WeightsSpoilt): frozenset({Phase.FAILED})
-        for phase in (Phase.TRAINING, Phase.AUDITING, Phase.UPDATING, Phase.EVALUATING, Phase.PAUSED)
+        (phase, WeightsNotFinite): frozenset({RunPhase.FAILED})
+        for phase in (RunPhase.TRAINING, RunPhase.AUDITING, RunPhase.UPDATING, RunPhase.EVALUATING, RunPhase.PAUSED)
     },
     # After the end a worker that comes late is told so; whatever else arrives is of no use any more.
     **{
         (phase, event): frozenset({phase}) if event in (WorkerJoined, WorkerAsked, StatusRequested) else IGNORED
-        for phase in (Phase.FINISHED, Phase.FAILED)
+        for phase in (RunPhase.FINISHED, RunPhase.FAILED)
         for event in (
             WorkerJoined,
             WorkerPrepared,
             WorkerAdvanced,
             ResultReceived,
-            PieceFailed,
+            LeaseFailed,
             LossDiverged,
             WorkerLeft,
             WorkerAsked,
             StatusRequested,
-            VerdictGiven,
+            CallbacksDecided,
             ServersReady,
-            SumsStored,
+            SumsAcknowledged,
             StepUpdated,
             ServerLost,
-            WeightsSpoilt,
+            WeightsNotFinite,
             TimePassed,
             Interrupted,
         )

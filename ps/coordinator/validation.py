@@ -11,10 +11,10 @@ import numpy as np
 from common.aggregation.tree import Node
 from common.errors import RemoteProtocolError
 from common.protocol.messages import OF_A_STEP, Result
-from ps.run.info import RunFacts
+from ps.run.info import RunInfo
 
 
-def demand_plausible(result: Result, facts: RunFacts) -> None:
+def demand_plausible(result: Result, facts: RunInfo) -> None:
     """Raise RemoteProtocolError where something cannot be so."""
     if fault := objection(result, facts):
         raise RemoteProtocolError(fault)
@@ -29,7 +29,7 @@ def not_finite(step: int, node: Node) -> RemoteProtocolError:
     return RemoteProtocolError(f"a gradient that is not finite, of micro-batches {node} of step {step}")
 
 
-def objection(result: Result, facts: RunFacts) -> str:
+def objection(result: Result, facts: RunInfo) -> str:
     """Return what cannot be so, empty where there is nothing of that kind."""
     if result.work in OF_A_STEP and len(result.losses) != 4 * max(0, result.hi - result.lo):
         return f"losses of {len(result.losses)} bytes: expected 4 for each of its pieces"
@@ -42,7 +42,7 @@ def objection(result: Result, facts: RunFacts) -> str:
     return ""
 
 
-def _samples(result: Result, facts: RunFacts) -> int | None:
+def _samples(result: Result, facts: RunInfo) -> int | None:
     """Return the number of samples in pieces of a training step, None where it is none of this run."""
     job, plan = facts.job, facts.plan
     if result.work not in OF_A_STEP or not 0 <= result.lo < result.hi <= job.micro_batches:

@@ -28,11 +28,11 @@ Count = Annotated[int, Meta(ge=0, le=2**62)]
 Piece = Annotated[int, Meta(ge=0, le=4096)]
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
     """The root of all entries."""
 
 
-class Begun(Entry, frozen=True, kw_only=True, tag="begun"):
+class RunBegun(LedgerEntry, frozen=True, kw_only=True, tag="begun"):
     """A process took up the run after `step` steps; ranks count anew from here."""
 
     step: Count
@@ -42,7 +42,7 @@ class Begun(Entry, frozen=True, kw_only=True, tag="begun"):
     lost_steps: Count = 0
 
 
-class WorkerIn(Entry, frozen=True, kw_only=True, tag="worker"):
+class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker"):
     """Who has a rank."""
 
     rank: Count
@@ -54,7 +54,7 @@ class WorkerIn(Entry, frozen=True, kw_only=True, tag="worker"):
         return f"worker {self.rank} (host {self.host}, pid {self.pid})"
 
 
-class Share(msgspec.Struct, frozen=True, array_like=True):
+class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
     """The micro-batches `[lo, hi)`, accepted from a worker."""
 
     lo: Piece
@@ -66,11 +66,11 @@ class Share(msgspec.Struct, frozen=True, array_like=True):
             raise ValueError(f"no micro-batches from {self.lo} to {self.hi}")
 
 
-class StepDone(Entry, frozen=True, kw_only=True, tag="step"):
+class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
     """A training step, after its update."""
 
     step: Count
-    shares: list[Share]
+    shares: list[LedgerShare]
     #: The sum of losses of each micro-batch: float32, little-endian, in order.
     losses: bytes
     #: Of the weights after the update: see `ps.shard.checksum`. Up to 64 bits.
@@ -87,7 +87,7 @@ class StepDone(Entry, frozen=True, kw_only=True, tag="step"):
         return np.frombuffer(self.losses, dtype="<f4")
 
 
-class Again(Entry, frozen=True, kw_only=True, tag="again"):
+class Again(LedgerEntry, frozen=True, kw_only=True, tag="again"):
     """Pieces that were computed, or begun, by a worker whose sums of them were not used, and why."""
 
     work: Work
@@ -101,7 +101,7 @@ class Again(Entry, frozen=True, kw_only=True, tag="again"):
         return Node(self.lo, self.hi)
 
 
-class Unlisted(Entry, frozen=True, kw_only=True, tag="unlisted"):
+class Unlisted(LedgerEntry, frozen=True, kw_only=True, tag="unlisted"):
     """More entries of one round than are listed."""
 
     work: Work
@@ -109,7 +109,7 @@ class Unlisted(Entry, frozen=True, kw_only=True, tag="unlisted"):
     count: Count
 
 
-class EpochDone(Entry, frozen=True, kw_only=True, tag="epoch"):
+class EpochDone(LedgerEntry, frozen=True, kw_only=True, tag="epoch"):
     """An epoch, after its evaluation: one link of the receipt's chain."""
 
     epoch: Count
@@ -118,14 +118,14 @@ class EpochDone(Entry, frozen=True, kw_only=True, tag="epoch"):
     link: str
 
 
-class WeightsAt(Entry, frozen=True, kw_only=True, tag="weights"):
+class WeightsAt(LedgerEntry, frozen=True, kw_only=True, tag="weights"):
     """The weights of a checkpoint."""
 
     step: Count
     weights_sha256: str
 
 
-Line = Begun | WorkerIn | StepDone | Again | Unlisted | EpochDone | WeightsAt
+Line = RunBegun | WorkerIn | StepDone | Again | Unlisted | EpochDone | WeightsAt
 
 
 @dataclass
@@ -134,8 +134,8 @@ class Account:
 
     pieces: int = 0
     #: Work given to others or done twice, and workers that came, since the round before.
-    entries: list[Entry] = field(default_factory=list)
-    shares: list[Share] = field(default_factory=list)
+    entries: list[LedgerEntry] = field(default_factory=list)
+    shares: list[LedgerShare] = field(default_factory=list)
     unlisted: int = 0
     _losses: bytearray = field(init=False)
 
@@ -144,11 +144,11 @@ class Account:
 
     def share(self, node: Node, rank: int, losses: bytes) -> None:
         """Book micro-batches that were accepted; `losses` as in `StepDone`, of these alone."""
-        self.shares.append(Share(node.lo, node.hi, rank))
+        self.shares.append(LedgerShare(node.lo, node.hi, rank))
         if len(losses) == 4 * len(node):
             self._losses[4 * node.lo : 4 * node.hi] = losses
 
-    def note(self, entry: Entry) -> None:
+    def note(self, entry: LedgerEntry) -> None:
         """Book what else happened."""
         if len(self.entries) < MOST_ENTRIES:
             self.entries.append(entry)
@@ -176,7 +176,7 @@ class Account:
         """Return the entry of a training step that is over."""
         return StepDone(step=step, shares=self.shares, losses=bytes(self._losses), mark=mark)
 
-    def others(self, work: Work, step: int) -> list[Entry]:
+    def others(self, work: Work, step: int) -> list[LedgerEntry]:
         """Return the entries beside it, of a round of that kind."""
         if not self.unlisted:
             return self.entries

@@ -10,11 +10,11 @@ from common.aggregation.tree import Vector
 from common.job.score import score_of
 from common.job.tally import Tally
 from common.protocol.messages import EpochStatus
-from ps.records.ledger import Account, Begun, Entry, EpochDone
-from ps.records.receipt import Link, first_link, next_link, receipt_of
-from ps.records.run_folder import EpochRecord, RunFolder, RunResult
-from ps.run.early_stopping import is_stopped, judged
-from ps.run.info import RunFacts
+from ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
+from ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
+from ps.records.run_folder import EpochLine, RunFolder, RunResult
+from ps.run.early_stopping import early_stopping_state, is_stopped
+from ps.run.info import RunInfo
 from ps.run.progress import Progress
 from ps.run.timing import StepTime, TimeBook
 from ps.run.traffic import NOTHING, Moved, TrafficBook
@@ -39,14 +39,14 @@ def carried(setting: Setting, sharing: Collection[bool], obstacle: str) -> Setti
 
 
 @dataclass
-class Recorder:
+class MetricsRecorder:
     """The record of one run."""
 
-    facts: RunFacts
+    facts: RunInfo
     setting: Setting
     layout: ParameterLayout
     folder: RunFolder | None
-    history: list[EpochRecord] = field(default_factory=list)
+    history: list[EpochLine] = field(default_factory=list)
     #: Seconds spent in updates so far.
     update_s: float = 0.0
     #: Where the time of the steps so far went.
@@ -55,16 +55,16 @@ class Recorder:
     #: Steps whose entry is in the ledger.
     steps: int = 0
     #: The receipt's links, from the one before the first epoch on.
-    chain: list[Link] = field(default_factory=list)
+    chain: list[ReceiptLink] = field(default_factory=list)
     #: A copy of the weights after the best epoch, where the run is to end with those.
     best: Vector | None = None
     #: Set once the run has ended well.
     result: RunResult | None = None
 
     def begin(self, first_weights_sha256: str, lost_steps: int = 0) -> None:
-        """Open the ledger and the receipt of a run that begins with these weights; see `Begun`."""
+        """Open the ledger and the receipt of a run that begins with these weights; see `RunBegun`."""
         self.chain = [first_link(self.facts, first_weights_sha256)]
-        self.note(Begun(step=0, weights_sha256=first_weights_sha256, lost_steps=lost_steps))
+        self.note(RunBegun(step=0, weights_sha256=first_weights_sha256, lost_steps=lost_steps))
         self.keep_receipt()
 
     def step(
@@ -92,7 +92,7 @@ class Recorder:
     def epoch(self, status: EpochStatus, weights: Vector) -> None:
         """Keep the figures of an epoch, and of the weights after it what is asked for."""
         digest = weights_digest(weights)
-        record = EpochRecord(**msgspec.to_builtins(status), weights_sha256=digest)
+        record = EpochLine(**msgspec.to_builtins(status), weights_sha256=digest)
         if self.folder is not None:
             self.folder.record("epoch", msgspec.to_builtins(record))
             self._link(status.epoch, digest)
@@ -106,7 +106,7 @@ class Recorder:
 
     def best_epoch(self) -> int | None:
         """Return the number of the best epoch so far, None before the first."""
-        judgement = judged(self.facts.job, self.history)
+        judgement = early_stopping_state(self.facts.job, self.history)
         return None if judgement is None else judgement.best
 
     def ends_at(self, epoch: int) -> int:
@@ -119,7 +119,7 @@ class Recorder:
         self.note(EpochDone(epoch=epoch, step=step, weights_sha256=digest, link=link.link))
         self.chain.append(link)
 
-    def note(self, *entries: Entry) -> None:
+    def note(self, *entries: LedgerEntry) -> None:
         """Add entries to the ledger."""
         if self.folder is not None:
             for entry in entries:

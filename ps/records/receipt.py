@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from common.errors import FileFormatError
-from ps.records.ledger import Begun, EpochDone, Line
-from ps.run.info import RunFacts
+from ps.records.ledger import EpochDone, Line, RunBegun
+from ps.run.info import RunInfo
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True):
+class ReceiptLink(msgspec.Struct, frozen=True, kw_only=True):
     """The weights after an epoch, or before the first, and the link over them and all links before."""
 
     #: 0 before the first.
@@ -39,10 +39,10 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     #: Versions, BLAS kernel, processor features: what computed it.
     numerics: dict[str, Any]
     total_steps: int
-    chain: list[Link]
+    chain: list[ReceiptLink]
 
 
-def receipt_of(facts: RunFacts, chain: list[Link]) -> Receipt:
+def receipt_of(facts: RunInfo, chain: list[ReceiptLink]) -> Receipt:
     """Return the receipt of a run that has come to the end of `chain`."""
     return Receipt(
         run=facts.run,
@@ -57,22 +57,22 @@ def receipt_of(facts: RunFacts, chain: list[Link]) -> Receipt:
     )
 
 
-def first_link(facts: RunFacts, weights_sha256: str) -> Link:
+def first_link(facts: RunInfo, weights_sha256: str) -> ReceiptLink:
     """Return the link before the first epoch: over the job, the data, the model and its first weights."""
     said = f"{facts.job.digest()} {facts.dataset} {facts.layout} {facts.source} {weights_sha256}"
-    return Link(epoch=0, step=0, weights_sha256=weights_sha256, link=hashlib.sha256(said.encode()).hexdigest())
+    return ReceiptLink(epoch=0, step=0, weights_sha256=weights_sha256, link=hashlib.sha256(said.encode()).hexdigest())
 
 
-def next_link(before: Link, *, epoch: int, step: int, weights_sha256: str) -> Link:
+def next_link(before: ReceiptLink, *, epoch: int, step: int, weights_sha256: str) -> ReceiptLink:
     """Return the link after another epoch."""
     said = f"{before.link} {epoch} {step} {weights_sha256}"
     digest = hashlib.sha256(said.encode()).hexdigest()
-    return Link(epoch=epoch, step=step, weights_sha256=weights_sha256, link=digest)
+    return ReceiptLink(epoch=epoch, step=step, weights_sha256=weights_sha256, link=digest)
 
 
-def read_chain(facts: RunFacts, lines: Sequence[Line], name: str) -> list[Link]:
+def read_chain(facts: RunInfo, lines: Sequence[Line], name: str) -> list[ReceiptLink]:
     """Return the links as a ledger has them; `FileFormatError` where they do not follow from one another."""
-    begun = next((line for line in lines if isinstance(line, Begun)), None)
+    begun = next((line for line in lines if isinstance(line, RunBegun)), None)
     if begun is None:
         raise FileFormatError(f"{name}: has no beginning: expected the ledger of this run")
     chain = [first_link(facts, begun.weights_sha256)]

@@ -14,7 +14,7 @@ from common.files.atomic import write_atomically
 from common.files.json_file import decode
 from common.files.reading import read_regular
 from common.files.safetensors import write
-from ps.records.ledger import Entry
+from ps.records.ledger import LedgerEntry
 from ps.records.line_file import LineFile
 from ps.records.receipt import Receipt
 from ps.run.timing import Split
@@ -36,7 +36,7 @@ MOST_BYTES = 2**26
 MOST_LINES_BYTES = 2**33
 
 
-class EpochRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EpochLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One epoch in the history: means over its training samples, over the test set after it, and the weights then."""
 
     epoch: int
@@ -86,7 +86,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     dataset_sha256: str
     #: What computed it: versions, BLAS kernel, processor features.
     numerics: dict[str, Any]
-    history: list[EpochRecord]
+    history: list[EpochLine]
     #: Of a regression, whose `test_accuracy` is None.
     test_r2: float | None = None
     #: Number of values that are trained; 0 in the folder of an older version.
@@ -137,7 +137,7 @@ class RunFolder:
         """Append one line to `metrics.jsonl`; buffered until `flush`."""
         self.metrics.append(msgspec.json.encode({"kind": kind, **figures}))
 
-    def note(self, entry: Entry) -> None:
+    def note(self, entry: LedgerEntry) -> None:
         """Append one line to `ledger.jsonl`; buffered until `flush`."""
         self.ledger.append(msgspec.json.encode(entry))
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from common.job.job import Job, Monitor
 
 
-class Figures(Protocol):
+class MonitoredFigures(Protocol):
     """What an epoch came to, as `EpochStatus` and `EpochRecord` have it."""
 
     @property
@@ -32,7 +32,7 @@ class Figures(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class EarlyStoppingState:
     """What is to be said of a run's epochs so far."""
 
     #: The number of the best one, counted from 1; of equals the first.
@@ -41,7 +41,7 @@ class Judgement:
     waited: int
 
 
-def judged(job: Job, history: Sequence[Figures]) -> Judgement | None:
+def early_stopping_state(job: Job, history: Sequence[MonitoredFigures]) -> EarlyStoppingState | None:
     """Return what a job's `monitor` and `min_delta` say of its epochs, None before the first."""
     if not history:
         return None
@@ -51,14 +51,14 @@ def judged(job: Job, history: Sequence[Figures]) -> Judgement | None:
             job.monitored(), figure_of(epoch, job.monitored()), figure_of(best, job.monitored()), job.min_delta
         ):
             best = epoch
-    return Judgement(best=best.epoch, waited=history[-1].epoch - best.epoch)
+    return EarlyStoppingState(best=best.epoch, waited=history[-1].epoch - best.epoch)
 
 
-def is_stopped(job: Job, history: Sequence[Figures]) -> bool:
+def is_stopped(job: Job, history: Sequence[MonitoredFigures]) -> bool:
     """Tell whether a run is to end although epochs are left: its `patience` is used up."""
     if job.patience is None:
         return False  # and no look at an ever longer history
-    verdict = judged(job, history)
+    verdict = early_stopping_state(job, history)
     return verdict is not None and verdict.waited >= job.patience
 
 
@@ -68,7 +68,7 @@ def is_better(monitor: Monitor, figure: float, than: float, min_delta: float = 0
     return gain > min_delta
 
 
-def figure_of(epoch: Figures, monitor: Monitor) -> float:
+def figure_of(epoch: MonitoredFigures, monitor: Monitor) -> float:
     """Return one figure of an epoch; ValueError where the run has no such figure."""
     figure = getattr(epoch, monitor)
     if not isinstance(figure, float):

@@ -12,7 +12,7 @@ from ps.run.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFacts:
+class RunInfo:
     """The facts of one run."""
 
     run: str

@@ -13,7 +13,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass
-class Alarms(Generic[K]):
+class TimerQueue(Generic[K]):
     """One time for each key, in seconds."""
 
     times: dict[K, float] = field(default_factory=dict)

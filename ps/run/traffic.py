@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import msgspec
 
 from common.protocol.codec import Buffer
-from common.protocol.messages import Message, Part, Result, Weights
+from common.protocol.messages import Message, Result, SumsFrame, Weights
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class Traffic:
 
     def came(self, message: Message, frames: Sequence[Buffer]) -> None:
         """Count a message that came, if it brings sums."""
-        if isinstance(message, Part) or (isinstance(message, Result) and len(frames) > 1):
+        if isinstance(message, SumsFrame) or (isinstance(message, Result) and len(frames) > 1):
             self._sums += _bytes_of(frames)
 
     def went(self, message: Message, frames: Sequence[Buffer]) -> None:

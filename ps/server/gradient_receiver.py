@@ -4,21 +4,21 @@ from dataclasses import dataclass, field
 
 from common.aggregation.tree import Node, Vector, is_node
 from common.errors import RemoteProtocolError
-from common.protocol.messages import Lease, Part, Result
-from ps.coordinator.membership import Roster
+from common.protocol.messages import Lease, Result, SumsFrame
+from ps.coordinator.membership import Membership
 from ps.coordinator.validation import not_finite
 from ps.shard.frame_book import FrameBook
 from ps.shard.shard import Shard
-from ps.shared_memory import Sharing
+from ps.shared_memory import ServerSharedMemory
 
 
 @dataclass
-class Intake:
+class GradientReceiver:
     """The way of sums from workers to a shard in the coordinator's process."""
 
     shard: Shard
-    roster: Roster
-    sharing: Sharing | None
+    roster: Membership
+    sharing: ServerSharedMemory | None
     book: FrameBook = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Intake:
         assert self.sharing is not None  # a worker shares only what was offered
         return self.sharing.sums[rank][slot]
 
-    def take(self, peer: bytes, part: Part, values: Vector) -> bool:
+    def take(self, peer: bytes, part: SumsFrame, values: Vector) -> bool:
         """Add a frame straight from the memory it was received in, if a lease asks for it; return whether one does."""
         frame, node = self._frame_at.get(part.start), part.node()
         if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from common.aggregation.layout import ParameterLayout
 from ps.coordinator.divergence import spoilt_text
 from ps.coordinator.effects import Finish, UpdateWeights
-from ps.coordinator.membership import Roster
+from ps.coordinator.membership import Membership
 from ps.shard.shard import Shard
 
 
-class SpoiltError(ArithmeticError):
+class NonFiniteWeightsError(ArithmeticError):
     """The weights are not finite; the text is what a person is told."""
 
 
 @dataclass
-class Spoilt:
+class NonFiniteGuard:
     """What is known of it."""
 
     layout: ParameterLayout
@@ -29,7 +29,7 @@ class Spoilt:
         """Return how a run ends: not well with such weights."""
         return Finish(failure=self.text, is_diverged=True) if self.text and not finish.failure else finish
 
-    def look(self, done: UpdateWeights, shard: Shard, roster: Roster, *, others_are_finite: bool = True) -> None:
+    def look(self, done: UpdateWeights, shard: Shard, roster: Membership, *, others_are_finite: bool = True) -> None:
         """Look at the weights after an update, once those who waited for them have them."""
         place = shard.first_not_finite()
         if self.text or (place is None and others_are_finite):

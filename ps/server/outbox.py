@@ -8,24 +8,24 @@ from common.protocol.codec import encode
 from common.protocol.messages import Lease, ServerMessage, Weights
 from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps.coordinator import events
-from ps.coordinator.membership import Roster
+from ps.coordinator.membership import Membership
 from ps.run.traffic import Traffic
-from ps.server.gradient_receiver import Intake
+from ps.server.gradient_receiver import GradientReceiver
 from ps.shard.shard import Shard
-from ps.sharding.group.shell import Shards
+from ps.sharding.group.shell import ShardGroupShell
 
 
 @dataclass(frozen=True)
-class Post:
+class Outbox:
     """One run's; a worker that cannot be sent to has left."""
 
     port: ServerPort
     traffic: Traffic
     #: Gets ready for what comes of leases.
-    intake: Intake
+    intake: GradientReceiver
     shard: Shard
-    roster: Roster
-    shards: Shards | None
+    roster: Membership
+    shards: ShardGroupShell | None
 
     def send_weights(self, peer: bytes, step: int) -> Sequence[events.Event]:
         """Send our slice of the weights after so many steps; let the other servers send theirs."""

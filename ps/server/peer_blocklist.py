@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from common.runtime.clock import Clock
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import ServerPort
 
 #: Peers that were sent away and are remembered.
@@ -15,18 +15,18 @@ TALKING_ON = 64
 
 
 @dataclass
-class TurnedAway:
+class PeerBlocklist:
     """The books of one server on whom it turned away."""
 
     port: ServerPort
     clock: Clock
     say: Callable[[str], None]
     #: Connections that were not let in.
-    denials: Denials
+    denials: RejectionLog
     #: Peers that were let in, and broke the protocol.
-    broken: Denials = field(default_factory=Denials)
+    broken: RejectionLog = field(default_factory=RejectionLog)
     #: Those that broke nothing, and are not for this run.
-    misled: Denials = field(default_factory=Denials)
+    misled: RejectionLog = field(default_factory=RejectionLog)
     #: The last peers that were sent away, and how often they have talked on.
     _peers: dict[bytes, int] = field(default_factory=dict)
 

@@ -8,17 +8,17 @@ from common.aggregation.tree import Vector
 from common.data.dataset import TrainTest
 from common.data.manifest import Manifest, packed, part_of
 from common.errors import RemoteProtocolError
-from common.protocol.messages import Samples, SamplesAsked
+from common.protocol.messages import Samples, SamplesRequest
 
 
 @dataclass(frozen=True)
-class Shipping:
+class SampleSender:
     """The data of a run, for those who do not have it."""
 
     data: TrainTest
     manifest: Manifest
 
-    def answer(self, asked: SamplesAsked) -> tuple[Samples, Vector]:
+    def answer(self, asked: SamplesRequest) -> tuple[Samples, Vector]:
         """Return the samples that are asked for; `RemoteProtocolError` where there are none such, or too many."""
         part, facts = part_of(self.data, asked.part), self.manifest.parts().get(asked.part)
         if part is None or facts is None:

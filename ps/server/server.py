@@ -12,44 +12,44 @@ from common.files.sanitize import one_line
 from common.protocol.codec import decode
 from common.protocol.messages import (
     PROTOCOL_VERSION,
-    Alive,
+    CallbackDecision,
+    ComputeFailed,
     Diverged,
-    Failed,
     Join,
     Leave,
     Message,
-    Part,
+    Ping,
     Ready,
     Refused,
     Result,
-    SamplesAsked,
-    StatusAsked,
-    Verdict,
+    SamplesRequest,
+    StatusRequest,
+    SumsFrame,
     WorkerMessage,
     shortened,
 )
 from common.protocol.shard_messages import ShardJoin, ShardMessage
 from common.runtime.clock import Clock
 from common.runtime.interrupts import held_back
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import ServerPort
-from ps.checkpoint.checkpointer import Keeper
+from ps.checkpoint.checkpointer import Checkpointer
 from ps.coordinator import effects, events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.scheduling.scheduler import WINDOW
 from ps.coordinator.validation import demand_plausible
-from ps.records.metrics import Recorder
+from ps.records.metrics import MetricsRecorder
 from ps.run.traffic import Traffic
-from ps.server.gradient_receiver import Intake
-from ps.server.outbox import Post
-from ps.server.peer_blocklist import TurnedAway
-from ps.server.samples import Shipping
-from ps.server.status_rate_limit import Questions
-from ps.server.step_committer import Chronicle
+from ps.server.gradient_receiver import GradientReceiver
+from ps.server.outbox import Outbox
+from ps.server.peer_blocklist import PeerBlocklist
+from ps.server.samples import SampleSender
+from ps.server.status_rate_limit import StatusRateLimit
+from ps.server.step_committer import StepCommitter
 from ps.shard.shard import Shard
 from ps.sharding.group import events as fleet_events
-from ps.sharding.group.shell import Shards
-from ps.shared_memory import Sharing
+from ps.sharding.group.shell import ShardGroupShell
+from ps.shared_memory import ServerSharedMemory
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
@@ -68,41 +68,41 @@ class Server:
 
     coordinator: Coordinator
     shard: Shard
-    recorder: Recorder
+    recorder: MetricsRecorder
     port: ServerPort
     clock: Clock
     say: Callable[[str], None]
     #: The memory that workers on this machine share, if there is any.
-    sharing: Sharing | None = None
+    sharing: ServerSharedMemory | None = None
     #: Takes the checkpoints, where there is to be any.
-    keeper: Keeper | None = None
+    keeper: Checkpointer | None = None
     #: Set once the run has ended.
     ended: effects.Finish | None = None
     #: The other servers, None where this is the only one; `shard` is its own slice then.
-    shards: Shards | None = None
+    shards: ShardGroupShell | None = None
     #: Connections that were not let in.
-    denials: Denials = field(default_factory=Denials)
+    denials: RejectionLog = field(default_factory=RejectionLog)
     #: Where workers that lack the data are sent samples of it.
-    shipping: Shipping | None = None
-    intake: Intake = field(init=False)
+    shipping: SampleSender | None = None
+    intake: GradientReceiver = field(init=False)
     #: What crossed the sockets of all servers since the last step was recorded.
     traffic: Traffic = field(default_factory=Traffic)
-    questions: Questions = field(default_factory=Questions)
-    turned_away: TurnedAway = field(init=False)
-    post: Post = field(init=False)
-    chronicle: Chronicle = field(init=False)
+    questions: StatusRateLimit = field(default_factory=StatusRateLimit)
+    turned_away: PeerBlocklist = field(init=False)
+    post: Outbox = field(init=False)
+    chronicle: StepCommitter = field(init=False)
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
     #: When the progress was last shown.
     _shown: float = -math.inf
 
     def __post_init__(self) -> None:
-        self.intake = Intake(self.shard, self.coordinator.roster, self.sharing)
-        self.post = Post(self.port, self.traffic, self.intake, self.shard, self.coordinator.roster, self.shards)
-        self.chronicle = Chronicle(
+        self.intake = GradientReceiver(self.shard, self.coordinator.roster, self.sharing)
+        self.post = Outbox(self.port, self.traffic, self.intake, self.shard, self.coordinator.roster, self.shards)
+        self.chronicle = StepCommitter(
             self.coordinator, self.shard, self.recorder, self.port, self.clock, self.keeper, self.shards, self.traffic
         )
-        self.turned_away = TurnedAway(self.port, self.clock, self.say, self.denials)
+        self.turned_away = PeerBlocklist(self.port, self.clock, self.say, self.denials)
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
@@ -210,26 +210,26 @@ class Server:
                 return events.WorkerJoined(peer=peer, join=message)
             case Ready():
                 return self._prepared(peer, message)
-            case Part():
+            case SumsFrame():
                 return events.WorkerAdvanced(peer=peer) if self.intake.take(peer, message, self._arrays[0]) else None
             case Result():
                 demand_plausible(message, self.coordinator.facts)
                 is_whole = self.intake.is_whole(peer, message, self._arrays)
                 return events.ResultReceived(peer=peer, result=message) if is_whole else None
-            case Failed():
-                return events.PieceFailed(peer=peer, failed=message)
+            case ComputeFailed():
+                return events.LeaseFailed(peer=peer, failed=message)
             case Diverged():
                 return events.LossDiverged(peer=peer, diverged=message)
             case Leave():
                 return events.WorkerLeft(peer=peer, reason=one_line(message.reason))
-            case SamplesAsked():
+            case SamplesRequest():
                 return self._ship(peer, message)
-            case Alive():
+            case Ping():
                 return events.WorkerAsked(peer=peer)
-            case StatusAsked():
+            case StatusRequest():
                 return self._status_asked(peer) if self.questions.ask(peer, self.clock.now()) else None
-            case Verdict():
-                return events.VerdictGiven(epoch=message.epoch, stops=message.stops)
+            case CallbackDecision():
+                return events.CallbacksDecided(epoch=message.epoch, stops=message.stops)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a server")
 
@@ -237,7 +237,7 @@ class Server:
         broken = self.turned_away.broken.count
         return events.StatusRequested(peer=peer, refused=self.denials.count, broken=broken)
 
-    def _ship(self, peer: bytes, asked: SamplesAsked) -> events.Event | None:
+    def _ship(self, peer: bytes, asked: SamplesRequest) -> events.Event | None:
         """Send samples to a worker, whose leases do not run out while they are on their way."""
         if self.shipping is None:
             raise RemoteProtocolError("samples are asked for, which this run does not send: it lacks --ship-data")
@@ -284,7 +284,7 @@ class Server:
             case effects.AddSums():
                 if self._arrays:
                     self.shard.receive(0, effect.node, self._arrays[0])
-            case effects.AddShared():
+            case effects.AddSharedSums():
                 self.intake.add_shared(effect.node, effect.rank, effect.slot)
                 return [] if shards is None else shards.add_shared(effect)
             case effects.AwaitShards():
@@ -297,9 +297,9 @@ class Server:
                 return self.chronicle.update(effect)
             case effects.RecordEpoch():
                 self.chronicle.record_epoch(effect)
-            case effects.Say():
+            case effects.Report():
                 self.say(effect.text)
-            case effects.TellRefusal():
+            case effects.ReportRefusal():
                 self.turned_away.refuse(effect.text)
             case effects.Finish():
                 self.ended = self.chronicle.finish(effect)

@@ -14,7 +14,7 @@ REMEMBERED = 1024
 
 
 @dataclass
-class Questions:
+class StatusRateLimit:
     """What each peer may still ask: a token bucket, and an answer that is owed."""
 
     #: By peer, the number of questions that were left to it, and when.

@@ -6,40 +6,40 @@ from dataclasses import dataclass, field
 from common.protocol.shard_messages import Collected
 from common.runtime.clock import Clock
 from common.transport.port import ServerPort
-from ps.checkpoint.checkpointer import Keeper
+from ps.checkpoint.checkpointer import Checkpointer
 from ps.coordinator import effects, events
 from ps.coordinator.coordinator import Coordinator
-from ps.records.metrics import Recorder, carried
+from ps.records.metrics import MetricsRecorder, carried
 from ps.run.traffic import Traffic
-from ps.server.nonfinite_guard import Spoilt
-from ps.shard.checksum import mark_after
+from ps.server.nonfinite_guard import NonFiniteGuard
+from ps.shard.checksum import checksum_after
 from ps.shard.shard import Shard
-from ps.sharding.group.final_weights import last_weights
-from ps.sharding.group.gathered import Gathered
-from ps.sharding.group.shell import Shards
+from ps.sharding.group.final_weights import final_weights
+from ps.sharding.group.gathered import GatheredWeights
+from ps.sharding.group.shell import ShardGroupShell
 
 
 @dataclass
-class Chronicle:
+class StepCommitter:
     """One run's, at the server."""
 
     coordinator: Coordinator
     shard: Shard
-    recorder: Recorder
+    recorder: MetricsRecorder
     port: ServerPort
     clock: Clock
-    keeper: Keeper | None
-    shards: Shards | None
+    keeper: Checkpointer | None
+    shards: ShardGroupShell | None
     #: What crossed the sockets of all servers since the last step was recorded.
     traffic: Traffic
-    spoilt: Spoilt = field(init=False)
+    spoilt: NonFiniteGuard = field(init=False)
     #: An update that is not recorded yet: the effect, the learning rate, and the seconds that it took.
     _updated: tuple[effects.UpdateWeights, float, float] | None = None
     #: The update that all servers are making.
     _closing: effects.UpdateWeights | None = None
 
     def __post_init__(self) -> None:
-        self.spoilt = Spoilt(self.recorder.layout)
+        self.spoilt = NonFiniteGuard(self.recorder.layout)
 
     def look(self) -> None:
         """Take a checkpoint where one is due."""
@@ -52,14 +52,14 @@ class Chronicle:
         self.recorder.note(*effect.account.others("evaluate", holder.updates))
         self.recorder.epoch(effect.epoch, holder.weights)
 
-    def _holder(self) -> Shard | Gathered:
+    def _holder(self) -> Shard | GatheredWeights:
         """Return who has the whole vector, where that was last had."""
         return self.shard if self.shards is None else self.shards.gathered
 
     def update(self, effect: effects.UpdateWeights) -> Sequence[events.Event]:
         """Make the update, or let all servers begin it: they tell by an event when it is done."""
         if self.spoilt.text:
-            return [events.WeightsSpoilt(text=self.spoilt.text)]
+            return [events.WeightsNotFinite(text=self.spoilt.text)]
         if self.shards is not None:
             self._closing = effect
             return self.shards.update(effect.step, effect.tally.count, self._collected(effect.step))
@@ -86,7 +86,7 @@ class Chronicle:
         """Keep the figures of the update just made, once those who waited for it have their leases."""
         if self._updated is not None:
             (effect, rate, seconds), self._updated = self._updated, None
-            self._record(effect, rate, seconds, mark_after(effect.step, self.shard.weights))
+            self._record(effect, rate, seconds, checksum_after(effect.step, self.shard.weights))
             self.spoilt.look(effect, self.shard, self.coordinator.roster)
 
     def record_stepped(self) -> None:
@@ -118,7 +118,7 @@ class Chronicle:
             if self.keeper is not None and not finish.is_diverged:
                 self.keeper.take(self._holder(), coordinator.progress, coordinator.roster.compute_s)
             if shards is not None:
-                kept = last_weights(shards, self.port, self.clock, is_diverged=finish.is_diverged)
+                kept = final_weights(shards, self.port, self.clock, is_diverged=finish.is_diverged)
             else:
                 kept = shard.before_last() if finish.is_diverged else shard.whole()
             self.recorder.fail(finish.failure, *kept)

@@ -23,12 +23,12 @@ def window_of(step: int, size: int) -> slice:
     return slice(start, min(start + WINDOW, size))
 
 
-def mark_after(step: int, weights: Vector) -> int:
+def checksum_after(step: int, weights: Vector) -> int:
     """Return the mark of the weights after the update of `step`."""
-    return mark_of(weights[window_of(step, weights.size)])
+    return checksum_of(weights[window_of(step, weights.size)])
 
 
-def mark_of(part: Vector) -> int:
+def checksum_of(part: Vector) -> int:
     """Return the mark of a window, a contiguous vector: below 2**64. Marks of its even pieces add up to it."""
     even = part.size & ~1
     words: NDArray[np.uint64] = part[:even].view(np.uint64)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Vector
 from common.protocol.shard_messages import MOMENTA, WEIGHTS
-from ps.shard.checksum import mark_of, window_of
+from ps.shard.checksum import checksum_of, window_of
 from ps.shard.shard import Shard
 
 #: A named vector's frame and its values.
@@ -57,8 +57,8 @@ def held_frames(shard: Shard, updates: int, *, has_weights: bool, has_state: boo
                 yield name, frame, slot[frame.start - owned.start : frame.stop - owned.start]
 
 
-def mark_in(shard: Shard, step: int, size: int) -> int:
+def checksum_in(shard: Shard, step: int, size: int) -> int:
     """Return the mark of that part of the window after the update of `step` which lies in a shard's slice."""
     window, owned = window_of(step, size), Slice(shard.start, shard.start + shard.weights.size)
     start, stop = max(window.start, owned.start), min(window.stop, owned.stop)
-    return mark_of(shard.weights[start - owned.start : stop - owned.start]) if start < stop else 0
+    return checksum_of(shard.weights[start - owned.start : stop - owned.start]) if start < stop else 0

@@ -1,7 +1,7 @@
 """From a job's values to the rule and the schedule by which a shard updates."""
 
 from common.aggregation.layout import ParameterLayout, statistic_momenta
-from common.aggregation.quantization.quantization import wire_of
+from common.aggregation.quantization.quantization import quantization_of
 from common.aggregation.tree import Vector
 from common.errors import JobError
 from common.job.job import Job
@@ -58,6 +58,6 @@ def policy_for(job: Job, plan: Plan, parameter_size: int, momenta: Vector) -> Up
         clip_norm=job.clip_norm,
         parameter_size=parameter_size,
         momenta=momenta,
-        wire=wire_of(job.wire, job.seed, parameter_size),
-        wire_weights=wire_of(job.wire_weights, job.seed, parameter_size),
+        wire=quantization_of(job.wire, job.seed, parameter_size),
+        wire_weights=quantization_of(job.wire_weights, job.seed, parameter_size),
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from common.aggregation.finiteness import first_not_finite
 from common.aggregation.layout import weights_digest
-from common.aggregation.quantization.quantization import EXACT, Place, Wire
+from common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree
 from common.optim.clipping import add_blocks, block_squares, scale_for
@@ -34,8 +34,8 @@ class UpdatePolicy:
     #: Momentum of each running statistic, shape (size - parameter_size,).
     momenta: Vector
     #: How sums are rounded over the tree, and how the weights are that workers compute with.
-    wire: Wire = EXACT
-    wire_weights: Wire = EXACT
+    wire: Quantization = EXACT
+    wire_weights: Quantization = EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +138,14 @@ class Shard:
         with np.errstate(all="ignore"):  # the slot that is not in use may hold anything
             for slot, served in zip(self.slots, self.served, strict=True):
                 served[:] = slot
-                self.policy.wire_weights.round(served, Place(self.updates, Node(0, 1), self.start))
+                self.policy.wire_weights.round(served, RoundingKey(self.updates, Node(0, 1), self.start))
 
     def _addition(self, frame: Slice) -> Addition | None:
         """Return how two halves of a node come to its value in this frame: None where they are only added."""
         wire = self.policy.wire
 
         def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
-            wire.add(left, right, out, Place(self.updates, node, frame.start))
+            wire.add(left, right, out, RoundingKey(self.updates, node, frame.start))
 
         return None if wire.is_exact else add
 
@@ -232,7 +232,7 @@ class Shard:
         if chunk.served is not None:
             served, start = chunk.served[(step + 1) % 2], self.frames[chunk.frame].start + chunk.part.start
             served[:] = new
-            self.policy.wire_weights.round(served, Place(step + 1, Node(0, 1), start))
+            self.policy.wire_weights.round(served, RoundingKey(step + 1, Node(0, 1), start))
 
     def first_not_finite(self) -> int | None:
         """Return the place in the whole vector of the first weight in use that is not finite, None where all are."""

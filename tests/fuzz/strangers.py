@@ -16,26 +16,26 @@ from common.job.job import Job
 from common.protocol.codec import Buffer, decode, encode
 from common.protocol.messages import (
     PROTOCOL_VERSION,
-    Alive,
+    CallbackDecision,
+    ComputeFailed,
     Diverged,
-    Failed,
-    Fenced,
+    Eviction,
     Finished,
     Join,
     Leave,
     Message,
-    Part,
+    Ping,
     Ready,
     Refused,
     Result,
     ServerMessage,
-    StatusAsked,
-    Verdict,
+    StatusRequest,
+    SumsFrame,
 )
 from common.protocol.numerics import fingerprint
 from common.transport.memory import MemoryClient
 from lockstep.simulation.small import data, jobs
-from ps.setup import Admission
+from ps.setup import AdmissionPolicy
 from tests.fuzz.mutation import EDGES
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
@@ -53,7 +53,7 @@ def job_over(servers: int) -> Job:
 @cache
 def honest_digest(servers: int) -> str:
     """Return what the run comes to without anybody who lies."""
-    simulation = Simulation(job_over(servers), admission=Admission(min_workers=1, servers=servers), data=data)
+    simulation = Simulation(job_over(servers), admission=AdmissionPolicy(min_workers=1, servers=servers), data=data)
     simulation.add_worker()
     return simulation.finish()
 
@@ -70,7 +70,7 @@ class Stage:
     lives: int = 0
 
     def __post_init__(self) -> None:
-        admission = Admission(min_workers=2, servers=self.servers)
+        admission = AdmissionPolicy(min_workers=2, servers=self.servers)
         self.simulation = Simulation(job_over(self.servers), admission=admission, data=data)
         for _ in range(2):
             self.simulation.add_worker()
@@ -98,7 +98,7 @@ class Stage:
                 message, _ = decode(frames, ServerMessage)
             except RemoteProtocolError:
                 continue
-            if isinstance(message, Refused | Fenced | Finished):
+            if isinstance(message, Refused | Eviction | Finished):
                 return True
         return False
 
@@ -115,10 +115,10 @@ class Stage:
     def may_be_believed(self, frames: list[Buffer]) -> bool:
         """Tell whether this may be an answer to a lease that is on its way to the liar, who then would be believed."""
         try:
-            message, _ = decode(frames, Result | Part | Diverged | Failed)
+            message, _ = decode(frames, Result | SumsFrame | Diverged | ComputeFailed)
         except RemoteProtocolError:
             return False
-        assert isinstance(message, Result | Part | Diverged | Failed)
+        assert isinstance(message, Result | SumsFrame | Diverged | ComputeFailed)
         return self.is_worker and 0 <= message.step - self.simulation.server.coordinator.round.step <= 1
 
     def end(self) -> None:
@@ -140,7 +140,7 @@ class Stage:
             self.join(),
             msgspec.structs.replace(self.join(), incarnation=tape.choose(("life-0", "life-1", "", "x" * 255))),
             Ready(nonce=tape.choose(("", "0" * 32, "f" * 32)), obstacle=tape.choose(("", "\x1b[2J\n"))),
-            Part(step=step, lo=lo, hi=hi, start=tape.choose((0, 1, size, 4096, 2**62))),
+            SumsFrame(step=step, lo=lo, hi=hi, start=tape.choose((0, 1, size, 4096, 2**62))),
             Result(
                 work=work,
                 step=step,
@@ -154,16 +154,18 @@ class Stage:
                 losses=bytes(4 * min(4096, tape.choose((hi - lo, 0, 1, 4096)))),
                 digest=tape.choose(("", "0" * 64)),
             ),
-            Failed(work=work, step=step, lo=lo, hi=hi, traceback=tape.choose(("", "error: x\n\x1b[2J", "x" * 20_000))),
+            ComputeFailed(
+                work=work, step=step, lo=lo, hi=hi, traceback=tape.choose(("", "error: x\n\x1b[2J", "x" * 20_000))
+            ),
             Diverged(work=work, step=step, micro_batch=tape.below(5), layer="\u03bb"),
             Leave(reason="\nerror: forged"),
-            Alive(),
-            StatusAsked(),
-            Verdict(epoch=tape.below(3), stops=True),
+            Ping(),
+            StatusRequest(),
+            CallbackDecision(epoch=tape.below(3), stops=True),
         )
         message = tape.choose(choices)
         frames: list[Buffer] = [frames_of(message)[0]]
-        if isinstance(message, Part) or (isinstance(message, Result) and tape.happens()):
+        if isinstance(message, SumsFrame) or (isinstance(message, Result) and tape.happens()):
             value = tape.choose((0.0, 1.0, math.nan, math.inf, 1e38))
             length = tape.choose((size, size, size - 1, 1, 0, 2 * size))
             frames.append(np.full(length, value, np.float32).tobytes())

@@ -13,7 +13,7 @@ from common.errors import FileFormatError, UsageError
 from common.job.job import Job
 from common.nn.blueprint import build_model
 from common.protocol.numerics import fingerprint
-from ps.checkpoint.checkpoint import Held, Identity, Past, read_checkpoint, sealed_parts
+from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape
@@ -21,7 +21,7 @@ from tests.fuzz.test_records import DIGEST, odd_json
 
 JOB = Job(model={"class": "Linear", "args": [2, 3]}, data="digits", epochs=2, global_batch=16, micro_batches=4)
 LAYOUT = layout_of(build_model(JOB.model))
-PAST = Past(
+PAST = RunProgress(
     steps=3,
     is_evaluated=True,
     loss_sum=1.5,
@@ -37,8 +37,8 @@ PAST = Past(
     metrics_bytes=0,
     ledger_bytes=0,
 )
-IDENTITY = Identity(job=JOB, source="", dataset=DIGEST, layout=LAYOUT.digest(), numerics=fingerprint())
-HELD = Held(weights=np.zeros(LAYOUT.size, np.float32), state={"momentum_buffer": np.ones(LAYOUT.size, np.float32)})
+IDENTITY = CheckpointIdentity(job=JOB, source="", dataset=DIGEST, layout=LAYOUT.digest(), numerics=fingerprint())
+HELD = HeldState(weights=np.zeros(LAYOUT.size, np.float32), state={"momentum_buffer": np.ones(LAYOUT.size, np.float32)})
 LENGTH, HEADER, *ARRAYS = (bytes(part) for part in sealed_parts(IDENTITY, PAST, LAYOUT, HELD))
 WHOLE = b"".join((LENGTH, HEADER, *ARRAYS))
 KEY = b'"sha256":"'

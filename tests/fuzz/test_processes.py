@@ -13,16 +13,16 @@ from common.runtime.clock import ManualClock
 from common.transport.links import wait_for_nothing
 from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.simulation.small import data, jobs, load
-from ps.setup import Admission, Opening, open_run
-from ps.sharding.process.shell import ShardServer
-from ps.sharding.process.state import ShardFacts, ShardState
+from ps.setup import AdmissionPolicy, RunSetup, open_run
+from ps.sharding.process.shell import ShardShell
+from ps.sharding.process.state import ShardConfig, ShardState
 from tests.common.protocol.test_codec import EXAMPLES
 from tests.fuzz.bar import ROOM_BYTES, amounts, bounded, examine
 from tests.fuzz.strangers import Stage
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
-from worker.shell import Runner
-from worker.state import WorkerFacts, WorkerState
+from worker.shell import WorkerShell
+from worker.state import WorkerConfig, WorkerState
 
 #: Lies that are told to one run.
 TOLD = 40
@@ -46,7 +46,7 @@ def test_a_server_with_somebody_who_lies(cases: int, servers: int) -> None:
     stage.end()
 
 
-OPENING: Opening = open_run("fuzz", jobs()["plain"], data(), Admission())
+OPENING: RunSetup = open_run("fuzz", jobs()["plain"], data(), AdmissionPolicy())
 FRAME = OPENING.layout.size
 
 
@@ -57,14 +57,14 @@ class Employer:
     network: MemoryNetwork = field(default_factory=lambda: MemoryNetwork(0))
     clock: ManualClock = field(default_factory=ManualClock)
     port: MemoryServer = field(init=False)
-    runner: Runner = field(init=False)
+    runner: WorkerShell = field(init=False)
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.port = self.network.server()
         join = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
-        state = WorkerState(WorkerFacts(address="memory://", join=join))
-        self.runner = Runner(state, self.network.client(), self.clock, load, self.said.append)
+        state = WorkerState(WorkerConfig(address="memory://", join=join))
+        self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append)
         self.runner.begin()
 
     def tell(self, *messages: list[Buffer]) -> None:
@@ -148,7 +148,7 @@ class Employed:
     visited: MemoryNetwork = field(default_factory=lambda: MemoryNetwork(1))
     clock: ManualClock = field(default_factory=ManualClock)
     port: MemoryServer = field(init=False)
-    shard: ShardServer = field(init=False)
+    shard: ShardShell = field(init=False)
     visitor: MemoryClient = field(init=False)
 
     def __post_init__(self) -> None:
@@ -157,9 +157,9 @@ class Employed:
         join = ShardJoin(
             protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint(), address=address
         )
-        state = ShardState(ShardFacts(address="memory://", join=join))
+        state = ShardState(ShardConfig(address="memory://", join=join))
         upstream, port = self.network.client(), self.visited.server()
-        self.shard = ShardServer(state, port, upstream, self.clock, lambda text: None, wait_for_nothing)
+        self.shard = ShardShell(state, port, upstream, self.clock, lambda text: None, wait_for_nothing)
         self.shard.begin()
         self.visitor = self.visited.client()
 

@@ -14,14 +14,24 @@ from common.errors import FileFormatError, UsageError
 from common.job.job import Job
 from common.protocol.numerics import fingerprint
 from lockstep.reports.plots.attendance import read_attendance
-from lockstep.reports.plots.course import read_course
+from lockstep.reports.plots.course import read_curves
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch import Launch
 from lockstep.runs.recorded import read_run, workers_by_step
 from lockstep.runs.run_dir import JOB
-from lockstep.verification.coverage import prove
-from ps.records.ledger import Again, Begun, EpochDone, Share, StepDone, Unlisted, WeightsAt, WorkerIn, read_lines
-from ps.records.receipt import Link, Receipt
+from lockstep.verification.coverage import check_coverage
+from ps.records.ledger import (
+    Again,
+    EpochDone,
+    LedgerShare,
+    RunBegun,
+    StepDone,
+    Unlisted,
+    WeightsAt,
+    WorkerIn,
+    read_lines,
+)
+from ps.records.receipt import Receipt, ReceiptLink
 from ps.records.run_folder import LEDGER, METRICS, RECEIPT, RESULT, read_result
 from ps.run.plan import plan_of
 from tests.fuzz.bar import amounts, bear, examine
@@ -35,12 +45,12 @@ PLAN = plan_of(SMALL, 40, 30)
 LEDGER_LINES = [
     msgspec.json.encode(line)
     for line in (
-        Begun(step=0, weights_sha256=DIGEST),
+        RunBegun(step=0, weights_sha256=DIGEST),
         WorkerIn(rank=0, host="host", pid=7),
-        StepDone(step=0, shares=[Share(0, 2, 0), Share(2, 4, 1)], losses=bytes(16), mark=2**64 - 1),
+        StepDone(step=0, shares=[LedgerShare(0, 2, 0), LedgerShare(2, 4, 1)], losses=bytes(16), mark=2**64 - 1),
         Again(work="train", step=1, lo=0, hi=2, rank=0, why="it left: interrupted"),
         Unlisted(work="train", step=1, count=3),
-        StepDone(step=1, shares=[Share(0, 4, 0)], losses=bytes(16), mark=1),
+        StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=1),
         WeightsAt(step=2, weights_sha256=DIGEST),
         EpochDone(epoch=1, step=2, weights_sha256=DIGEST, link=DIGEST),
     )
@@ -86,7 +96,7 @@ def look_at_ledger(data: bytes) -> None:
     """Read a ledger, and do with it what the commands do."""
     with contextlib.suppress(FileFormatError):
         lines = read_lines(data, "ledger.jsonl")
-        prove(lines, PLAN, Sampler(40, 16, 4, seed=0))
+        check_coverage(lines, PLAN, Sampler(40, 16, 4, seed=0))
         workers_by_step(lines)
         for line in lines:
             if isinstance(line, StepDone):
@@ -112,7 +122,7 @@ RUN_RECEIPT = msgspec.json.encode(
         code=DIGEST,
         numerics=msgspec.to_builtins(fingerprint()),
         total_steps=6,
-        chain=[Link(epoch=0, step=0, weights_sha256=DIGEST, link=DIGEST)],
+        chain=[ReceiptLink(epoch=0, step=0, weights_sha256=DIGEST, link=DIGEST)],
     )
 )
 METRICS_LINES = (
@@ -147,7 +157,7 @@ def result_json() -> bytes:
 FILES: dict[str, tuple[bytes, Callable[[Path], object]]] = {
     RECEIPT: (RUN_RECEIPT, read_run),
     LEDGER: (WHOLE_LEDGER, read_attendance),
-    METRICS: (METRICS_LINES, read_course),
+    METRICS: (METRICS_LINES, read_curves),
     RESULT: (result_json(), read_result),
 }
 

@@ -9,7 +9,7 @@ from common.protocol.codec import Buffer, decode, encode
 from common.protocol.messages import (
     OF_A_STEP,
     PROTOCOL_VERSION,
-    Fenced,
+    Eviction,
     Finished,
     Join,
     Lease,
@@ -23,7 +23,7 @@ from common.protocol.messages import (
 from common.protocol.numerics import fingerprint
 from common.transport.memory import MemoryClient
 from lockstep.simulation.small import data, jobs
-from ps.setup import Admission
+from ps.setup import AdmissionPolicy
 from tests.fuzz.bar import amounts, examine
 from tests.fuzz.tape import Tape
 from tests.fuzz.test_processes import OPENING, Employer
@@ -45,7 +45,7 @@ class Talk:
     leases: list[Lease] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.simulation = Simulation(JOB, admission=Admission(min_workers=1), data=data)
+        self.simulation = Simulation(JOB, admission=AdmissionPolicy(min_workers=1), data=data)
         self.come()
 
     def come(self) -> None:
@@ -158,7 +158,7 @@ def test_results(cases: int) -> None:
         if tape.happens(6):
             sums = [tape.raw(4 * tape.below(60))] * tape.below(3)
         told = talk.say([almost(tape, answer_to(lease)), *sums])
-        if any(isinstance(message, Refused | Fenced | Finished) for message in told):
+        if any(isinstance(message, Refused | Eviction | Finished) for message in told):
             talk.leases.clear()
 
     examine(cases, lambda tape: tape, check)
@@ -170,5 +170,5 @@ def test_a_result_that_is_one_is_followed_by_more_leases() -> None:
         talk.work()
         lease = talk.leases.pop(0)
         told = talk.say([packed(msgspec.to_builtins(answer_to(lease))), *sums_for(lease)])
-        assert not any(isinstance(message, Refused | Fenced | Finished) for message in told)
+        assert not any(isinstance(message, Refused | Eviction | Finished) for message in told)
     assert talk.simulation.server.coordinator.round.step > 2

@@ -15,12 +15,12 @@ from common.job.tally import Tally
 from common.runtime.clock import ManualClock
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import make_run_dir
-from lockstep.runs.session import Destination, open_books
+from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.resuming import coordinator_of
 from ps.records.metrics import Setting
 from ps.server.server import Server
-from ps.setup import Admission, Opening, open_run
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shard.shard import Shard
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.network import Simulation
@@ -54,10 +54,10 @@ def flip(weights: Vector, index: int, bit: int) -> None:
     weights.view(np.uint32)[index] ^= np.uint32(1 << bit)
 
 
-def lying(bit: int) -> Callable[[Opening], Opening]:
+def lying(bit: int) -> Callable[[RunSetup], RunSetup]:
     """Return what gives an opening a shard that flips that bit."""
 
-    def lie(opening: Opening) -> Opening:
+    def lie(opening: RunSetup) -> RunSetup:
         shard = opening.shard
         return replace(opening, shard=LyingShard(shard.slots, shard.policy, shard.micro_batches, bit=bit))
 
@@ -65,14 +65,14 @@ def lying(bit: int) -> Callable[[Opening], Opening]:
 
 
 def record_alone(
-    folder: Path, job: Job, lie: Callable[[Opening], Opening] = lambda opening: opening, *, every_steps: int = 3
+    folder: Path, job: Job, lie: Callable[[RunSetup], RunSetup] = lambda opening: opening, *, every_steps: int = 3
 ) -> Path:
     """Train in one process; return the run's folder."""
-    opening = lie(open_run("run", job, load(job.data), Admission()))
+    opening = lie(open_run("run", job, load(job.data), AdmissionPolicy()))
     launch = Launch(workers=0, checkpoint_every_steps=every_steps, checkpoint_keep=9)
     destination = Destination(folder=folder / "run", launch=launch)
     setting = Setting(servers=0, transport="none", started=0.0)
-    books = open_books(opening, setting, destination, ManualClock(), lambda text: None)
+    books = open_session(opening, setting, destination, ManualClock(), lambda text: None)
     SerialRun(opening, books.recorder, ManualClock(), lambda status: None, books.start, books.keeper).train()
     return folder / "run"
 
@@ -98,13 +98,13 @@ class LyingCompute:
 def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, int] | None = None) -> Path:
     """Train with as many workers as pieces, one of which lies in that step and micro-batch; return the run's folder."""
     data = load(job.data)
-    simulation = Simulation(job, admission=Admission(min_workers=workers), data=lambda: data)
+    simulation = Simulation(job, admission=AdmissionPolicy(min_workers=workers), data=lambda: data)
     launch = Launch(workers=workers, checkpoint_keep=9)
     make_run_dir(folder / "run", job, launch)
     destination = Destination(folder=folder / "run", launch=launch)
     setting = Setting(servers=1, transport="memory", started=0.0)
     opening = simulation.opening
-    books = open_books(opening, setting, destination, simulation.clock, lambda text: None)
+    books = open_session(opening, setting, destination, simulation.clock, lambda text: None)
     simulation.server = Server(
         coordinator_of(opening.facts, books.start),
         opening.shard,

@@ -126,13 +126,13 @@ def test_of_a_regression_other_pictures_are_drawn(tmp_path: Path, capsys: pytest
 def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
     from lockstep.evaluation.assessment import assess
-    from lockstep.reports.plots.course import read_course
+    from lockstep.reports.plots.course import read_curves
     from lockstep.reports.plots.learning import learning
     from lockstep.reports.plots.results import answers
     from lockstep.runs.trained import open_trained
 
     trained = of_table(tmp_path)
-    loss, score, _ = learning([read_course(trained.folder)]).axes
+    loss, score, _ = learning([read_curves(trained.folder)]).axes
     assert (loss.get_ylabel(), score.get_title()) == ("mean squared error", "R²")
     tests = np.asarray(score.get_lines()[1].get_ydata(), dtype=np.float64)
     assert tests.tolist() == [epoch.test_r2 for epoch in trained.history]

@@ -16,8 +16,8 @@ from lockstep.reports.display import LiveDisplay, PlainDisplay, print_plainly
 from lockstep.reports.notebook_display import NotebookDisplay
 from lockstep.reports.plots.attendance import read_attendance
 from lockstep.reports.summary import show_summary
-from lockstep.verification.replay import Figures, LayerReplay
-from ps.records.ledger import Begun, Share, StepDone, WorkerIn
+from lockstep.verification.replay import LayerFigures, LayerReplay
+from ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
 from tests.lockstep.reports.plots.records import write_ledger, write_steps
 from tests.lockstep.statuses import result, status, worker
 
@@ -91,7 +91,7 @@ def test_a_note_at_the_end_of_a_run() -> None:
 
 
 def test_a_layers_name_in_a_replay() -> None:
-    console, output = paper(), Figures(shape=(2, 3), norm=1.0, largest=1.0, nonfinite=0)
+    console, output = paper(), LayerFigures(shape=(2, 3), norm=1.0, largest=1.0, nonfinite=0)
     console.print(layers_table([LayerReplay(name=EVIL, kind=EVIL, output=output, gradients={EVIL: output})]))
     assert_harmless(written(console))
     assert written(console).count(SHOWN) == 3
@@ -122,10 +122,10 @@ def test_a_ledger_and_its_picture(tmp_path: Path) -> None:
     name = EVIL + "$x_{"
     write_steps(tmp_path, [0, 1])
     entries = [
-        Begun(step=0, weights_sha256="00"),
+        RunBegun(step=0, weights_sha256="00"),
         WorkerIn(rank=0, host=name, pid=11),
-        StepDone(step=0, shares=[Share(0, 4, 0)], losses=bytes(16), mark=1),
-        StepDone(step=1, shares=[Share(0, 4, 0)], losses=bytes(16), mark=2),
+        StepDone(step=0, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=1),
+        StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=2),
     ]
     write_ledger(tmp_path, entries)
     (shown,) = read_attendance(tmp_path).names

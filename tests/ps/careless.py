@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from common.aggregation.tree import Node
 from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.scheduling.buffer_pool import SlotBook
+from ps.coordinator.scheduling.buffer_pool import BufferPool
 from ps.run.plan import Round
 
 
 @dataclass
-class Careless(SlotBook):
+class Careless(BufferPool):
     """Lets a slot be read for any lease that ever named it."""
 
     named: dict[int, int] = field(default_factory=dict)

@@ -9,8 +9,8 @@ from common.job.job import Job
 from common.job.tally import pack_losses
 from common.protocol.messages import (
     PROTOCOL_VERSION,
+    ComputeFailed,
     Diverged,
-    Failed,
     Join,
     Lease,
     Message,
@@ -21,8 +21,8 @@ from common.protocol.messages import (
 from common.protocol.numerics import Fingerprint, fingerprint
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.effects import Effect, Finish, Say, Send, TellRefusal
-from ps.run.info import RunFacts
+from ps.coordinator.effects import Effect, Finish, Report, ReportRefusal, Send
+from ps.run.info import RunInfo
 from ps.run.plan import plan_of
 
 DIGEST = "0123456789abcdef" * 4
@@ -33,10 +33,10 @@ TRAIN, TEST = 40, 100
 
 def facts_of(
     job: Job | None = None, *, min_workers: int = 1, test_samples: int = TEST, is_mixed: bool = False
-) -> RunFacts:
+) -> RunInfo:
     """Return the facts of a run of three steps an epoch."""
     job = job or Job(model="linear", epochs=2, global_batch=16, micro_batches=4)
-    return RunFacts(
+    return RunInfo(
         run="test",
         job=job,
         plan=plan_of(job, TRAIN, test_samples),
@@ -90,7 +90,7 @@ def result_of(lease: Lease) -> Result:
 class Drive:
     """A coordinator, the time, and what every worker was sent and has not answered yet."""
 
-    facts: RunFacts = field(default_factory=facts_of)
+    facts: RunInfo = field(default_factory=facts_of)
     now: float = 100.0
     coordinator: Coordinator = field(init=False)
     leases: dict[int, list[Lease]] = field(default_factory=dict)
@@ -140,8 +140,8 @@ class Drive:
     def fail(self, worker: int, traceback: str = "Traceback: boom") -> list[Effect]:
         """Let a worker raise on the first of its leases."""
         lease = self.leases[worker].pop(0)
-        failed = Failed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=traceback)
-        return self.happen(events.PieceFailed(peer=peer_of(worker), failed=failed))
+        failed = ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=traceback)
+        return self.happen(events.LeaseFailed(peer=peer_of(worker), failed=failed))
 
     def diverge(self, worker: int, work: Work = "train") -> list[Effect]:
         piece = 2 if work == "train" else 0
@@ -191,11 +191,11 @@ def kinds(effects: list[Effect], worker: int | None = None) -> list[type[Message
 
 
 def said(effects: list[Effect]) -> str:
-    return "\n".join(effect.text for effect in effects if isinstance(effect, Say | TellRefusal))
+    return "\n".join(effect.text for effect in effects if isinstance(effect, Report | ReportRefusal))
 
 
 def called(effects: list[Effect]) -> list[str]:
-    return [effect.text for effect in effects if isinstance(effect, Say) and effect.text.startswith("waiting for")]
+    return [effect.text for effect in effects if isinstance(effect, Report) and effect.text.startswith("waiting for")]
 
 
 def finished(effects: list[Effect]) -> list[Finish]:

@@ -13,12 +13,12 @@ from common.errors import DataError, FileFormatError, JobError, LockstepError, M
 from common.files.safetensors import write
 from common.nn.blueprint import build_model
 from common.nn.description import describe
-from ps.setup import Admission, Opening, open_run
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.small import digits, job_of, noisy_net
 
 
-def opened(**values: Any) -> Opening:
-    return open_run("test", job_of(**values), digits(), Admission(min_workers=2, lease_timeout_s=7.0))
+def opened(**values: Any) -> RunSetup:
+    return open_run("test", job_of(**values), digits(), AdmissionPolicy(min_workers=2, lease_timeout_s=7.0))
 
 
 def test_the_facts_are_those_of_job_data_and_model() -> None:
@@ -83,4 +83,4 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_what_has_no_rows_and_columns_cannot_be_shifted() -> None:
     flat = Dataset(np.zeros((20, 784), np.float32), np.zeros(20, np.int64), 10)
     with pytest.raises(DataError, match="shifts of 2 pixels"):
-        open_run("test", job_of(max_shift=2), TrainTest("flat", flat, flat), Admission())
+        open_run("test", job_of(max_shift=2), TrainTest("flat", flat, flat), AdmissionPolicy())

@@ -15,8 +15,8 @@ from common.errors import RemoteProtocolError, SharingError
 from common.protocol.shared_memory import CALLERS
 from common.transport.port import PeerGone
 from common.transport.shared_memory.segment import Allocate
-from ps.setup import Admission, Opening, open_run
-from ps.shared_memory import Sharing, share
+from ps.setup import AdmissionPolicy, RunSetup, open_run
+from ps.shared_memory import ServerSharedMemory, share
 from tests.simulation.small import digits, job_of
 from worker.sharing import SharedVectors, attach
 
@@ -24,18 +24,18 @@ from worker.sharing import SharedVectors, attach
 SIZE = 7850
 
 
-def opened() -> Opening:
-    return open_run("run", job_of(), digits(), Admission())
+def opened() -> RunSetup:
+    return open_run("run", job_of(), digits(), AdmissionPolicy())
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Iterator[tuple[Opening, Sharing]]:
+def shared(tmp_path: Path) -> Iterator[tuple[RunSetup, ServerSharedMemory]]:
     opening, sharing = share(opened(), tmp_path)
     yield opening, sharing
     sharing.close()
 
 
-def joined(opening: Opening, root: Path, rank: int = 0) -> SharedVectors:
+def joined(opening: RunSetup, root: Path, rank: int = 0) -> SharedVectors:
     worker = attach(root, opening.facts.welcome(rank), SIZE)
     if worker.shortcut is not None:
         worker.shortcut.close()
@@ -49,13 +49,15 @@ def refuse(code: int) -> Allocate:
     return allocate
 
 
-def test_the_weights_that_a_run_begins_with_are_there(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_the_weights_that_a_run_begins_with_are_there(
+    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
+) -> None:
     opening, _ = shared
     assert opening.shard.digest() == opened().shard.digest()
     assert weights_digest(joined(opening, tmp_path).slots[0]) == opening.shard.digest()
 
 
-def test_an_update_is_seen_in_the_other_slot(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_an_update_is_seen_in_the_other_slot(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
     opening, _ = shared
     worker = joined(opening, tmp_path)
     before = worker.slots[0].copy()
@@ -64,7 +66,9 @@ def test_an_update_is_seen_in_the_other_slot(shared: tuple[Opening, Sharing], tm
     assert np.array_equal(worker.slots[0], before)
 
 
-def test_sums_that_a_worker_writes_are_read_by_rank_and_slot(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_sums_that_a_worker_writes_are_read_by_rank_and_slot(
+    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
+) -> None:
     opening, sharing = shared
     for rank in (0, 3):
         worker = joined(opening, tmp_path, rank)
@@ -74,7 +78,7 @@ def test_sums_that_a_worker_writes_are_read_by_rank_and_slot(shared: tuple[Openi
     assert [[slot[-1] for slot in sharing.sums[rank]] for rank in (0, 3)] == [[0.0, 1.0], [30.0, 31.0]]
 
 
-def test_neither_can_write_what_is_the_others(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_neither_can_write_what_is_the_others(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
     opening, sharing = shared
     worker = joined(opening, tmp_path)
     sharing.admit(0, worker.nonce)
@@ -83,14 +87,14 @@ def test_neither_can_write_what_is_the_others(shared: tuple[Opening, Sharing], t
             vector[0] = 1.0
 
 
-def test_the_nonce_is_not_in_the_welcome(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_the_nonce_is_not_in_the_welcome(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
     opening, _ = shared
     assert joined(opening, tmp_path).nonce not in repr(opening.facts.welcome(0))
 
 
 @pytest.mark.parametrize("nonce", ["", "0" * 32])
 def test_who_has_not_read_the_nonce_is_not_believed(
-    shared: tuple[Opening, Sharing], tmp_path: Path, nonce: str
+    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path, nonce: str
 ) -> None:
     opening, sharing = shared
     joined(opening, tmp_path)
@@ -99,14 +103,14 @@ def test_who_has_not_read_the_nonce_is_not_believed(
     assert not sharing.sums
 
 
-def test_who_has_no_sums_is_not_believed(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_who_has_no_sums_is_not_believed(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
     opening, sharing = shared
     nonce = joined(opening, tmp_path, rank=1).nonce
     with pytest.raises(RemoteProtocolError, match=r"sums that are not there: .*sums-0 cannot be opened"):
         sharing.admit(0, nonce)
 
 
-def test_what_a_worker_had_is_given_back(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_what_a_worker_had_is_given_back(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
     opening, sharing = shared
     sharing.admit(0, joined(opening, tmp_path).nonce)
     sharing.forget(0)
@@ -153,19 +157,23 @@ def test_no_room_for_the_weights_leaves_nothing(tmp_path: Path, code: int) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room_for_the_sums_is_the_workers_to_tell(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_no_room_for_the_sums_is_the_workers_to_tell(
+    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
+) -> None:
     opening, sharing = shared
     with pytest.raises(SharingError, match=r"has no room for 0\.1 MiB"):
         attach(tmp_path, opening.facts.welcome(0), SIZE, refuse(errno.ENOSPC))
     assert {path.name for path in sharing.folder.path.iterdir()} - {CALLERS} == {"weights"}
 
 
-def test_a_worker_with_another_model_attaches_nothing(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_a_worker_with_another_model_attaches_nothing(
+    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
+) -> None:
     with pytest.raises(SharingError, match=r"weights has \d+ bytes: expected"):
         attach(tmp_path, shared[0].facts.welcome(0), 10 * SIZE)
 
 
-def test_a_worker_elsewhere_sees_nothing(shared: tuple[Opening, Sharing], tmp_path: Path) -> None:
+def test_a_worker_elsewhere_sees_nothing(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with pytest.raises(SharingError, match="cannot be opened here: No such file"):

@@ -13,7 +13,7 @@ from common.aggregation.tree import Vector
 from common.data.dataset import TrainTest
 from common.job.job import Job
 from common.protocol.codec import decode, encode
-from common.protocol.messages import PROTOCOL_VERSION, Join, Part, Result, WorkerMessage
+from common.protocol.messages import PROTOCOL_VERSION, Join, Result, SumsFrame, WorkerMessage
 from common.protocol.numerics import Fingerprint, fingerprint
 from common.protocol.shard_messages import Hello, ShardJoin
 from common.random import Purpose, generator
@@ -23,20 +23,20 @@ from common.transport.memory import MemoryClient, MemoryNetwork
 from common.transport.port import ClientPort, Frames, Shortcut
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Finish
-from ps.records.metrics import Recorder, Setting
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import RunFolder
-from ps.run.info import RunFacts
+from ps.run.info import RunInfo
 from ps.server.server import Server
-from ps.server.serving import Surroundings, server_of
-from ps.setup import Admission, Opening, open_run
+from ps.server.serving import ServerEnvironment, server_of
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shard.shard import Shard
-from ps.sharding.process.shell import ShardServer
-from ps.sharding.process.state import ShardFacts, ShardState
-from ps.shared_memory import Sharing, share
+from ps.sharding.process.shell import ShardShell
+from ps.sharding.process.state import ShardConfig, ShardState
+from ps.shared_memory import ServerSharedMemory, share
 from tests.simulation.small import digits
 from worker.setup import Loader
-from worker.shell import Runner
-from worker.state import WorkerFacts, WorkerState
+from worker.shell import WorkerShell
+from worker.state import WorkerConfig, WorkerState
 
 #: Seconds that one act takes, and turns after which a run counts as stuck.
 TICK_S, LIMIT = 0.01, 20_000
@@ -53,7 +53,7 @@ class DoublingClient:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.client.send(frames)
-        if isinstance(decode(frames, WorkerMessage | Hello)[0], Part | Result):
+        if isinstance(decode(frames, WorkerMessage | Hello)[0], SumsFrame | Result):
             self.client.send(frames)
 
     def shorten(self, shortcut: Shortcut | None) -> None:
@@ -86,7 +86,7 @@ class DyingClient:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.client.send(frames)
-        if isinstance(decode(frames, WorkerMessage | Hello)[0], Part):
+        if isinstance(decode(frames, WorkerMessage | Hello)[0], SumsFrame):
             self.life.parts -= 1
             if self.life.parts == 0:
                 raise Killed
@@ -110,7 +110,7 @@ class SpoilingClient:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         message, arrays = decode(frames, WorkerMessage | Hello)
-        if isinstance(message, Part | Result) and message.step == self.spoils.step:
+        if isinstance(message, SumsFrame | Result) and message.step == self.spoils.step:
             frames = encode(message, [self.spoils.words(array) for array in arrays])
             self.spoils.shared()
         self.client.send(frames)
@@ -128,7 +128,7 @@ class Spoils:
 
     step: int
     place: int
-    runner: Runner | None = None
+    runner: WorkerShell | None = None
 
     def words(self, sums: Vector) -> Vector:
         """Return sums, or what they travel as, that hold no number."""
@@ -147,7 +147,7 @@ class Spoils:
 class Worker:
     """A worker and whether it acts at all."""
 
-    runner: Runner
+    runner: WorkerShell
     is_hanging: bool = False
     is_dead: bool = False
 
@@ -173,7 +173,7 @@ class Worker:
 class ShardProcess:
     """A shard and whether it acts at all."""
 
-    server: ShardServer
+    server: ShardShell
     network: MemoryNetwork
     is_hanging: bool = False
     is_dead: bool = False
@@ -195,7 +195,7 @@ class Simulation:
 
     job: Job
     seed: int = 0
-    admission: Admission = field(default_factory=Admission)
+    admission: AdmissionPolicy = field(default_factory=AdmissionPolicy)
     data: Callable[[], TrainTest] = digits
     folder: RunFolder | None = None
     #: Where the memory is that the server offers, None where it offers none.
@@ -203,7 +203,7 @@ class Simulation:
     #: What makes a shard of that which the run opens with: a test double to show that the hash can differ.
     shard_of: Callable[[Shard], Shard] = lambda shard: shard
     #: Makes the coordinator: a test double to show the same.
-    coordinator_of: Callable[[RunFacts], Coordinator] = Coordinator
+    coordinator_of: Callable[[RunInfo], Coordinator] = Coordinator
     #: Whether the shards see the memory that is offered.
     shards_share: bool = True
     workers: list[Worker] = field(default_factory=list)
@@ -213,10 +213,10 @@ class Simulation:
     heard: list[str] = field(default_factory=list)
     clock: ManualClock = field(default_factory=ManualClock)
     network: MemoryNetwork = field(init=False)
-    opening: Opening = field(init=False)
-    recorder: Recorder = field(init=False)
+    opening: RunSetup = field(init=False)
+    recorder: MetricsRecorder = field(init=False)
     server: Server = field(init=False)
-    sharing: Sharing | None = None
+    sharing: ServerSharedMemory | None = None
 
     def __post_init__(self) -> None:
         self._rng = generator(self.seed, Purpose.SHUFFLE, layer=2)
@@ -226,9 +226,11 @@ class Simulation:
             self.opening, self.sharing = share(self.opening, self.root)
         self.opening = replace(self.opening, shard=self.shard_of(self.opening.shard))
         setting = Setting(servers=self.admission.servers, transport="memory", started=self.clock.now())
-        self.recorder = Recorder(self.opening.facts, setting, self.opening.layout, self.folder)
+        self.recorder = MetricsRecorder(self.opening.facts, setting, self.opening.layout, self.folder)
         self.recorder.begin(self.opening.shard.digest())
-        around = Surroundings(port=self.network.server(), clock=self.clock, say=self.said.append, sharing=self.sharing)
+        around = ServerEnvironment(
+            port=self.network.server(), clock=self.clock, say=self.said.append, sharing=self.sharing
+        )
         self.server = server_of(self.coordinator_of(self.opening.facts), self.opening, self.recorder, around)
         for _ in range(self.admission.servers - 1):
             self.add_shard()
@@ -245,8 +247,8 @@ class Simulation:
             fingerprint=numerics or fingerprint(),
             address=f"memory://{number}",
         )
-        server = ShardServer(
-            ShardState(ShardFacts(address="memory://", join=join)),
+        server = ShardShell(
+            ShardState(ShardConfig(address="memory://", join=join)),
             network.server(),
             self.network.client(),
             self.clock,
@@ -278,7 +280,7 @@ class Simulation:
             pid=len(self.workers),
             fingerprint=numerics or fingerprint(),
         )
-        state = WorkerState(WorkerFacts(address="memory://", join=join))
+        state = WorkerState(WorkerConfig(address="memory://", join=join))
         life = Life(dies_after_parts)
 
         def connect(network: MemoryNetwork) -> ClientPort:
@@ -292,7 +294,7 @@ class Simulation:
         port = connect(self.network)
         root = self.root if shares else None
         load = load or (lambda name: self.data())
-        runner = Runner(state, port, self.clock, load, self.heard.append, root, dial, cache=cache)
+        runner = WorkerShell(state, port, self.clock, load, self.heard.append, root, dial, cache=cache)
         worker = Worker(runner)
         if spoils is not None:
             spoils.runner = runner
@@ -371,7 +373,7 @@ class Simulation:
 
 def digest_with(job: Job, workers: int, seed: int, servers: int = 1) -> str:
     """Return the digest of the weights after a run with so many workers from the start, and so many servers."""
-    simulation = Simulation(job, seed, Admission(min_workers=workers, servers=servers))
+    simulation = Simulation(job, seed, AdmissionPolicy(min_workers=workers, servers=servers))
     for _ in range(workers):
         simulation.add_worker()
     return simulation.finish()

@@ -9,7 +9,7 @@ import pytest
 
 from common.data.dataset import Dataset, TrainTest
 from ps.coordinator.scheduling.audit import is_difference
-from ps.setup import Admission
+from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import JOBS, digits, job_of
 
@@ -37,7 +37,7 @@ def unaudited(wire: str) -> str:
 
 
 def simulation_of(servers: int, root: Path | None, seed: int = 1, wire: str = "float32") -> Simulation:
-    admission = Admission(min_workers=3, servers=servers, audit=1.0, lease_timeout_s=30.0)
+    admission = AdmissionPolicy(min_workers=3, servers=servers, audit=1.0, lease_timeout_s=30.0)
     return Simulation(WIRES[wire], seed, admission, root=root)
 
 
@@ -88,7 +88,7 @@ def test_a_worker_that_dies_in_the_audit_costs_nothing(servers: int, seed: int) 
 
 def test_one_worker_alone_is_audited_by_nobody() -> None:
     job = job_of(steps=3)
-    simulation = Simulation(job, admission=Admission(audit=0.5))
+    simulation = Simulation(job, admission=AdmissionPolicy(audit=0.5))
     simulation.add_worker()
     assert simulation.finish() == digest_with(job, 1, 0)
     assert simulation.recorder.result is not None

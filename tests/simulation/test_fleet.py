@@ -10,14 +10,14 @@ import pytest
 from common.aggregation.tree import Node
 from common.files.safetensors import read
 from common.protocol.codec import encode
-from common.protocol.messages import Part
+from common.protocol.messages import SumsFrame
 from common.protocol.numerics import fingerprint
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from ps.records.ledger import EpochDone, StepDone, read_lines
 from ps.records.run_folder import LEDGER, WEIGHTS, RunFolder
-from ps.setup import Admission
-from ps.sharding.group.effects import ConfirmSums, FleetEffect
-from ps.sharding.group.group import Fleet
+from ps.setup import AdmissionPolicy
+from ps.sharding.group.effects import ConfirmSums, GroupEffect
+from ps.sharding.group.group import ShardGroup
 from ps.sharding.process.effects import Exit
 from tests.simulation.network import Simulation
 from tests.simulation.test_shards import SHARDED, TIMEOUT_S, alone, peer_at, simulated
@@ -61,7 +61,7 @@ def test_a_shard_of_other_numerics_is_refused_with_both_named_and_another_takes_
 
 def test_one_shard_too_many_is_refused() -> None:
     with simulated("plain", 2) as simulation:
-        simulation.run(until=lambda: simulation.server.coordinator.phase is Phase.GATHERING)
+        simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.GATHERING)
         more = simulation.add_shard()
         simulation.run(until=lambda: more.server.ended is not None)
         assert more.server.ended == Exit(
@@ -82,11 +82,11 @@ def test_a_shard_of_a_run_with_one_server_is_refused() -> None:
     assert "this run has one server: start that with --servers 2 or more" in shard.server.ended.reason
 
 
-@pytest.mark.parametrize("phase", [Phase.GATHERING, Phase.TRAINING, Phase.UPDATING])
-def test_a_shard_that_dies_fails_the_run_with_its_cause(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", [RunPhase.GATHERING, RunPhase.TRAINING, RunPhase.UPDATING])
+def test_a_shard_that_dies_fails_the_run_with_its_cause(phase: RunPhase) -> None:
     with simulated("clipped", 3) as simulation:
         worker = simulation.add_worker()
-        if phase is not Phase.GATHERING:
+        if phase is not RunPhase.GATHERING:
             simulation.run(until=lambda: simulation.server.coordinator.phase is phase)
         else:
             worker.is_hanging = True
@@ -119,7 +119,7 @@ def test_a_shard_that_hangs_fails_the_run_in_the_end() -> None:
 def test_a_shard_whose_server_is_gone_ends() -> None:
     with simulated("plain", 2) as simulation:
         (shard,) = simulation.shards
-        simulation.run(until=lambda: simulation.server.coordinator.phase is Phase.GATHERING)
+        simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.GATHERING)
         while shard.server.step():
             pass
         simulation.clock.advance(61.0)
@@ -137,7 +137,7 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         (line,) = [line for line in shard.network.lines() if line.peer == peer_at(simulation, rank)]
         assert shard.server.work is not None
         (frame, *_) = shard.server.work.place.shard.frames
-        part = Part(step=7, lo=0, hi=8, start=frame.start)
+        part = SumsFrame(step=7, lo=0, hi=8, start=frame.start)
         flooding.is_hanging = True
         line.to_server.extend([sent(part, len(frame)) for _ in range(200)])
         simulation.run(until=lambda: any("left: " in text for text in simulation.said))
@@ -146,7 +146,7 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         assert simulation.finish() == alone("clipped").weights_sha256
 
 
-def sent(part: Part, size: int) -> list[memoryview]:
+def sent(part: SumsFrame, size: int) -> list[memoryview]:
     """Return the frames of a part whose sums would spoil the run."""
     return [memoryview(bytes(frame)) for frame in encode(part, [np.zeros(size, np.float32)])]
 
@@ -154,23 +154,23 @@ def sent(part: Part, size: int) -> list[memoryview]:
 # What must not go unnoticed
 
 
-def fleet_of(simulation: Simulation) -> Fleet:
+def fleet_of(simulation: Simulation) -> ShardGroup:
     assert simulation.server.shards is not None
     return simulation.server.shards.fleet
 
 
 @dataclass
-class Hasty(Fleet):
+class Hasty(ShardGroup):
     """A planted mistake: a result counts as soon as one shard has its sums."""
 
-    def _confirm(self, key: tuple[int, Node]) -> list[FleetEffect]:
+    def _confirm(self, key: tuple[int, Node]) -> list[GroupEffect]:
         if key not in self.awaited or not self.stored.get(key):
             return []
         self.awaited.remove(key)
         return [ConfirmSums(rank=key[0], node=key[1])]
 
 
-def lagging(kind: type[Fleet]) -> str:
+def lagging(kind: type[ShardGroup]) -> str:
     """Finish a run in which one shard hears of nothing for a while, once the first step is on its way."""
     with simulated("plain", 3, workers=1) as simulation:
         assert simulation.server.shards is not None
@@ -185,7 +185,7 @@ def lagging(kind: type[Fleet]) -> str:
 
 
 def test_a_step_waits_for_the_last_shard() -> None:
-    assert lagging(Fleet) == alone("plain").weights_sha256
+    assert lagging(ShardGroup) == alone("plain").weights_sha256
 
 
 def test_an_update_before_all_shards_have_all_sums_is_found() -> None:
@@ -195,10 +195,10 @@ def test_an_update_before_all_shards_have_all_sums_is_found() -> None:
 
 
 @dataclass
-class Provincial(Fleet):
+class Provincial(ShardGroup):
     """A planted mistake: each server clips by the norm of its own slice."""
 
-    def _update(self, scale: float | None) -> list[FleetEffect]:
+    def _update(self, scale: float | None) -> list[GroupEffect]:
         return super()._update(None)
 
 
@@ -229,7 +229,7 @@ def test_the_ledger_and_the_weights_are_those_of_one_server(tmp_path: Path, is_s
     folders = [tmp_path / "one", tmp_path / "three"]
     for folder, servers in zip(folders, (1, 3), strict=True):
         folder.mkdir()
-        admission = Admission(servers=servers)
+        admission = AdmissionPolicy(servers=servers)
         root = tmp_path if is_shared else None
         simulation = Simulation(SHARDED["plain"], 1, admission, folder=RunFolder(folder), root=root)
         simulation.add_worker()
@@ -248,7 +248,7 @@ def test_what_an_interrupted_run_keeps_is_whole(tmp_path: Path, is_shared: bool)
     folder = tmp_path / "run"
     folder.mkdir()
     root = tmp_path if is_shared else None
-    simulation = Simulation(SHARDED["plain"], 1, Admission(servers=3), folder=RunFolder(folder), root=root)
+    simulation = Simulation(SHARDED["plain"], 1, AdmissionPolicy(servers=3), folder=RunFolder(folder), root=root)
     simulation.add_worker()
     simulation.run_to(2)
     simulation.server.interrupt()

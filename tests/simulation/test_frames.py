@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from common.aggregation.tree import Node, Vector
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import Recorder, Setting
-from ps.setup import Admission, open_run
+from ps.records.metrics import MetricsRecorder, Setting
+from ps.setup import AdmissionPolicy, open_run
 from ps.shard.shard import Shard
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of
@@ -26,8 +26,8 @@ TIMEOUT_S = 5.0
 @cache
 def alone() -> str:
     """Return the digest of one process without any transport: the oracle."""
-    opening = open_run("alone", JOB, digits(), Admission())
-    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    opening = open_run("alone", JOB, digits(), AdmissionPolicy())
+    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train().weights_sha256
 
 
@@ -42,7 +42,7 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(workers: int) -> No
 
 @pytest.mark.parametrize("seed", range(4))
 def test_frames_that_arrive_twice_change_nothing(seed: int) -> None:
-    simulation = Simulation(JOB, seed, Admission(min_workers=2))
+    simulation = Simulation(JOB, seed, AdmissionPolicy(min_workers=2))
     simulation.add_worker(doubles=True)
     simulation.add_worker()
     assert simulation.finish() == alone()
@@ -51,7 +51,7 @@ def test_frames_that_arrive_twice_change_nothing(seed: int) -> None:
 def with_a_death(parts: int, workers: int, seed: int = 0, kind: type[Shard] = Shard) -> Simulation:
     """Return a run in which one worker dies after so many frames, and with it what it had not sent."""
     simulation = Simulation(
-        JOB, seed, Admission(min_workers=workers), shard_of=lambda it: kind(it.slots, it.policy, it.micro_batches)
+        JOB, seed, AdmissionPolicy(min_workers=workers), shard_of=lambda it: kind(it.slots, it.policy, it.micro_batches)
     )
     simulation.add_worker(dies_after_parts=parts)
     for _ in range(workers - 1):
@@ -104,7 +104,7 @@ def test_a_tree_in_which_what_is_half_known_is_in_the_way_is_found() -> None:
 
 
 def test_a_worker_whose_leases_run_out_half_sent_changes_nothing() -> None:
-    simulation = Simulation(JOB, 5, Admission(min_workers=2, lease_timeout_s=TIMEOUT_S))
+    simulation = Simulation(JOB, 5, AdmissionPolicy(min_workers=2, lease_timeout_s=TIMEOUT_S))
     slow, _ = simulation.add_worker(), simulation.add_worker()
     simulation.run(until=lambda: simulation.server.coordinator.is_running())
     while slow.act() or slow.runner.state.weights_step is None:
@@ -123,7 +123,7 @@ ACTIONS = st.sampled_from(["add", "add", "double", "die", "die", "kill", "hang",
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 40), ACTIONS, st.integers(1, 16)), max_size=10))
 def test_whatever_happens_to_workers_changes_nothing(seed: int, story: list[tuple[int, str, int]]) -> None:
-    simulation = Simulation(JOB, seed, Admission(lease_timeout_s=TIMEOUT_S))
+    simulation = Simulation(JOB, seed, AdmissionPolicy(lease_timeout_s=TIMEOUT_S))
     simulation.add_worker()
     for turns, action, number in story:
         for _ in range(turns):

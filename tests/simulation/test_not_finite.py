@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ps.coordinator.effects import Finish
-from ps.setup import Admission
+from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation, Spoils
 from tests.simulation.small import JOBS
 from tests.simulation.test_promise import alone
@@ -27,7 +27,7 @@ def spoilt(
 ) -> Simulation:
     """Run a job to its good end with one worker that is right, and one that sends no numbers at the second step."""
     job = msgspec.structs.replace(JOBS[name], wire=wire)
-    admission = Admission(min_workers=2, servers=servers)
+    admission = AdmissionPolicy(min_workers=2, servers=servers)
     simulation = Simulation(job, admission=admission)
     simulation.add_worker()
     simulation.add_worker(spoils=Spoils(1, place))
@@ -56,7 +56,7 @@ def test_who_sends_no_numbers_is_refused_by_name_and_the_run_has_its_bits(name: 
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("place", [0, -1])
 def test_in_shared_memory_it_ends_the_run_at_the_next_loss(place: int, servers: int, tmp_path: Path) -> None:
-    simulation = Simulation(JOBS["mlp"], admission=Admission(min_workers=2, servers=servers), root=tmp_path)
+    simulation = Simulation(JOBS["mlp"], admission=AdmissionPolicy(min_workers=2, servers=servers), root=tmp_path)
     simulation.add_worker()
     simulation.add_worker(spoils=Spoils(1, place))
     with np.errstate(all="ignore"):
@@ -98,7 +98,7 @@ def build():
 def test_a_gradient_that_a_worker_finds_not_finite_ends_the_run_with_worker_piece_and_parameter(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(ROOT)
     job = msgspec.structs.replace(JOBS["linear"], model=f"{tmp_path / 'net.py'}:build")
-    simulation = Simulation(job, admission=Admission(min_workers=2))
+    simulation = Simulation(job, admission=AdmissionPolicy(min_workers=2))
     simulation.add_worker()
     simulation.add_worker()
     with np.errstate(all="ignore"):

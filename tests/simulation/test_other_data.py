@@ -17,9 +17,9 @@ from common.optim import SGD
 from common.random import Purpose, generator
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import Recorder, Setting
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import RunResult
-from ps.setup import Admission, Opening, open_run
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import job_of
 
@@ -66,15 +66,15 @@ JOBS = {
 @cache
 def alone(name: str) -> RunResult:
     chosen, data = JOBS[name]
-    opening = open_run("alone", chosen, data(), Admission())
-    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    opening = open_run("alone", chosen, data(), AdmissionPolicy())
+    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
 
 
-def train_alone(chosen: Job, data: TrainTest) -> Opening:
+def train_alone(chosen: Job, data: TrainTest) -> RunSetup:
     """Train in one process; return what it began with, whose shard has the last weights."""
-    opening = open_run("alone", chosen, data, Admission())
-    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    opening = open_run("alone", chosen, data, AdmissionPolicy())
+    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
     return opening
 
@@ -83,7 +83,7 @@ def train_alone(chosen: Job, data: TrainTest) -> Opening:
 @pytest.mark.parametrize("name", JOBS)
 def test_any_number_of_workers_gives_the_bits_and_figures_of_one_process(name: str, workers: int) -> None:
     chosen, data = JOBS[name]
-    simulation = Simulation(chosen, workers, Admission(min_workers=workers), data=data)
+    simulation = Simulation(chosen, workers, AdmissionPolicy(min_workers=workers), data=data)
     for _ in range(workers):
         simulation.add_worker()
     assert simulation.finish() == alone(name).weights_sha256

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import Recorder, Setting
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import RunResult
-from ps.setup import Admission, open_run
+from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import JOBS, digits, long_test_set
 
@@ -19,9 +19,9 @@ from tests.simulation.small import JOBS, digits, long_test_set
 @cache
 def alone(name: str) -> RunResult:
     """Return the result of one process without any transport: the oracle."""
-    opening = open_run("alone", JOBS[name], digits(), Admission())
+    opening = open_run("alone", JOBS[name], digits(), AdmissionPolicy())
     setting = Setting(servers=0, transport="none", started=0.0)
-    recorder = Recorder(opening.facts, setting, opening.layout, None)
+    recorder = MetricsRecorder(opening.facts, setting, opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
 
 
@@ -38,7 +38,7 @@ def test_any_order_of_arrival_gives_the_same_bits(name: str, seed: int) -> None:
 
 
 def test_more_workers_than_micro_batches_give_the_same_bits() -> None:
-    simulation = Simulation(JOBS["linear"], 5, Admission(min_workers=10))
+    simulation = Simulation(JOBS["linear"], 5, AdmissionPolicy(min_workers=10))
     for _ in range(10):
         simulation.add_worker()
     assert simulation.finish() == alone("linear").weights_sha256
@@ -46,7 +46,7 @@ def test_more_workers_than_micro_batches_give_the_same_bits() -> None:
 
 
 def test_losses_and_accuracies_are_the_same_too() -> None:
-    simulation = Simulation(JOBS["noisy"], 9, Admission(min_workers=3))
+    simulation = Simulation(JOBS["noisy"], 9, AdmissionPolicy(min_workers=3))
     for _ in range(3):
         simulation.add_worker()
     simulation.finish()
@@ -106,7 +106,7 @@ def hang(simulation: Simulation, place: int) -> None:
 @pytest.mark.parametrize("end", [interrupt, kill, hang])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_worker_that_ends_in_the_middle_changes_nothing(end: Callable[[Simulation, int], None], seed: int) -> None:
-    simulation = Simulation(JOBS["noisy"], seed, Admission(min_workers=3))
+    simulation = Simulation(JOBS["noisy"], seed, AdmissionPolicy(min_workers=3))
     for _ in range(3):
         simulation.add_worker()
     simulation.run_to(1)
@@ -115,7 +115,7 @@ def test_a_worker_that_ends_in_the_middle_changes_nothing(end: Callable[[Simulat
 
 
 def test_when_all_die_the_run_waits_for_others() -> None:
-    simulation = Simulation(JOBS["linear"], 2, Admission(min_workers=2))
+    simulation = Simulation(JOBS["linear"], 2, AdmissionPolicy(min_workers=2))
     for _ in range(2):
         simulation.add_worker()
     simulation.run_to(2)
@@ -127,7 +127,7 @@ def test_when_all_die_the_run_waits_for_others() -> None:
 
 
 def test_a_worker_that_hangs_and_comes_back_changes_nothing() -> None:
-    simulation = Simulation(JOBS["linear"], 3, Admission(min_workers=2))
+    simulation = Simulation(JOBS["linear"], 3, AdmissionPolicy(min_workers=2))
     hanging, other = simulation.add_worker(), simulation.add_worker()
     simulation.run_to(1)
     hanging.is_hanging = True

@@ -15,7 +15,7 @@ from common.data.preparation import Preparation
 from common.data.sampler import Sampler
 from common.job.job import Job
 from common.nn.models import MODELS
-from ps.setup import Admission
+from ps.setup import AdmissionPolicy
 from ps.shard.shard import Shard
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of
@@ -127,7 +127,7 @@ def digest_of(kind: type[Shard], seed: int, workers: int = 5) -> str:
     simulation = Simulation(
         JOB,
         seed,
-        Admission(min_workers=workers),
+        AdmissionPolicy(min_workers=workers),
         shard_of=lambda shard: kind(slots=shard.slots, policy=shard.policy, micro_batches=shard.micro_batches),
     )
     for _ in range(workers):

@@ -12,13 +12,13 @@ from common.errors import DataError, FileFormatError, JobError, UsageError
 from common.job.job import Job
 from common.runtime.clock import ManualClock
 from lockstep.runs.launch import Launch
-from lockstep.runs.session import Destination, open_books
+from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.resuming import coordinator_of
 from ps.records.metrics import Setting
 from ps.records.run_folder import CHECKPOINTS, LEDGER, METRICS, RESULT
 from ps.server.server import Server
-from ps.setup import Admission, Opening, open_run
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of, noisy_net, other_digits
 
@@ -53,8 +53,8 @@ FREE = (
 )
 
 
-def opening_of(job: Job = JOB) -> Opening:
-    return open_run("run", job, digits(), Admission())
+def opening_of(job: Job = JOB) -> RunSetup:
+    return open_run("run", job, digits(), AdmissionPolicy())
 
 
 def destination_in(folder: Path, *, is_resumed: bool, every_steps: int = 1, keep: int = 3) -> Destination:
@@ -67,7 +67,7 @@ class StoppedError(BaseException):
 
 
 def run(
-    folder: Path, workers: int, *, is_resumed: bool, stop_at: int | None = None, opening: Opening | None = None
+    folder: Path, workers: int, *, is_resumed: bool, stop_at: int | None = None, opening: RunSetup | None = None
 ) -> list[str]:
     """Carry out a run, or a part of it up to a number of steps; return what was said."""
     opening, said = opening or opening_of(), list[str]()
@@ -75,7 +75,7 @@ def run(
     destination = destination_in(folder, is_resumed=is_resumed)
     if workers == 0:
         clock = ManualClock()
-        books = open_books(opening, setting, destination, clock, said.append)
+        books = open_session(opening, setting, destination, clock, said.append)
 
         def watch(status: object) -> None:
             if opening.shard.updates == stop_at:
@@ -88,8 +88,8 @@ def run(
         finally:
             books.recorder.close()
         return said
-    simulation = Simulation(opening.facts.job, admission=Admission(min_workers=workers))
-    books = open_books(opening, setting, destination, simulation.clock, said.append)
+    simulation = Simulation(opening.facts.job, admission=AdmissionPolicy(min_workers=workers))
+    books = open_session(opening, setting, destination, simulation.clock, said.append)
     simulation.server = Server(
         coordinator_of(replace(opening.facts, min_workers=workers), books.start),
         opening.shard,
@@ -183,10 +183,10 @@ def test_without_a_whole_checkpoint_a_run_begins_anew(folder: Path, expected: di
 
 def test_what_is_not_the_runs_is_refused_with_both_named(folder: Path) -> None:
     run(folder, 0, is_resumed=False, stop_at=2)
-    other_job = open_run("run", job_of(**{**vars_of(JOB), "lr": 0.02}), digits(), Admission())
+    other_job = open_run("run", job_of(**{**vars_of(JOB), "lr": 0.02}), digits(), AdmissionPolicy())
     with pytest.raises(JobError, match=r"of another job: lr = 0\.01 in the run, 0\.02 here"):
         run(folder, 0, is_resumed=True, opening=other_job)
-    other_data = open_run("run", JOB, other_digits(), Admission())
+    other_data = open_run("run", JOB, other_digits(), AdmissionPolicy())
     with pytest.raises(DataError, match="has changed since"):
         run(folder, 0, is_resumed=True, opening=other_data)
     opening = opening_of()
@@ -210,7 +210,7 @@ def test_lines_that_are_gone_are_told(folder: Path, name: str) -> None:
 
 def test_a_run_that_goes_on_is_nobody_elses(folder: Path) -> None:
     opening, setting = opening_of(), Setting(servers=1, transport="memory", started=0.0)
-    books = open_books(opening, setting, destination_in(folder, is_resumed=False), ManualClock(), lambda text: None)
+    books = open_session(opening, setting, destination_in(folder, is_resumed=False), ManualClock(), lambda text: None)
     with pytest.raises(UsageError, match="is in use by a run that still goes on"):
         run(folder, 0, is_resumed=True)
     books.recorder.close()

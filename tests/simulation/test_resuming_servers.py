@@ -9,13 +9,13 @@ from common import nn
 from common.nn.description import describe
 from common.runtime.clock import ManualClock
 from lockstep.runs.launch import Launch
-from lockstep.runs.session import Destination, open_books
+from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.resuming import coordinator_of
 from ps.records.metrics import Setting
 from ps.records.run_folder import RESULT, read_result
-from ps.server.serving import Surroundings, server_of
-from ps.setup import Admission, open_run
+from ps.server.serving import ServerEnvironment, server_of
+from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of
 
@@ -41,13 +41,13 @@ def destination_in(folder: Path, *, is_resumed: bool) -> Destination:
 
 def part(folder: Path, workers: int, servers: int, *, is_resumed: bool, stop_at: int | None = None) -> None:
     """Carry out a part of a run, up to a number of steps or to its end."""
-    admission = Admission(min_workers=workers, servers=servers)
+    admission = AdmissionPolicy(min_workers=workers, servers=servers)
     simulation = Simulation(JOB, seed=servers + 10 * workers, admission=admission)
     opening = open_run("run", JOB, digits(), admission)
-    books = open_books(
+    books = open_session(
         opening, SETTING, destination_in(folder, is_resumed=is_resumed), simulation.clock, simulation.said.append
     )
-    around = Surroundings(
+    around = ServerEnvironment(
         port=simulation.server.port, clock=simulation.clock, say=simulation.said.append, keeper=books.keeper
     )
     simulation.server = server_of(coordinator_of(opening.facts, books.start), opening, books.recorder, around)
@@ -60,9 +60,9 @@ def part(folder: Path, workers: int, servers: int, *, is_resumed: bool, stop_at:
 @cache
 def calm(folder: Path) -> str:
     """Return the digest of what one process comes to."""
-    opening = open_run("run", JOB, digits(), Admission())
+    opening = open_run("run", JOB, digits(), AdmissionPolicy())
     (folder / "run").mkdir()
-    books = open_books(
+    books = open_session(
         opening, SETTING, destination_in(folder / "run", is_resumed=False), ManualClock(), lambda text: None
     )
     run = SerialRun(opening, books.recorder, ManualClock(), lambda status: None, books.start, books.keeper)

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from common.protocol.codec import encode
-from common.protocol.messages import StatusAsked
-from lockstep.runs.session import open_books
+from common.protocol.messages import StatusRequest
+from lockstep.runs.session import open_session
 from ps.checkpoint.resuming import Resumption
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Effect, Finish
 from ps.records.metrics import Setting
 from ps.server.server import Server
-from ps.setup import Admission
+from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation
 from tests.simulation.test_resuming import JOB, bits, calm, destination_in, opening_of
 
@@ -52,7 +52,7 @@ def take_place(simulation: Simulation, folder: Path, crash: tuple[type[events.Ev
     is_resumed = (folder / "ledger.jsonl").exists()
     setting = Setting(servers=1, transport="memory", started=simulation.clock.now())
     destination = destination_in(folder, is_resumed=is_resumed, every_steps=2)
-    books = open_books(opening, setting, destination, simulation.clock, simulation.said.append)
+    books = open_session(opening, setting, destination, simulation.clock, simulation.said.append)
     simulation.server.port.close()
     simulation.server = Server(
         coordinator_at(books.start, replace(opening.facts, min_workers=1 if is_resumed else 2), crash),
@@ -98,14 +98,14 @@ def test_a_server_that_dies_at_an_event_changes_nothing(
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    simulation = Simulation(JOB, seed=count, admission=Admission(min_workers=2))
+    simulation = Simulation(JOB, seed=count, admission=AdmissionPolicy(min_workers=2))
     take_place(simulation, folder, (kind, count, is_after))
     workers = [simulation.add_worker(), simulation.add_worker()]
     observer = simulation.network.client()
     try:
         for turn in range(2000):
             if turn % 10 == 0:
-                observer.send(encode(StatusAsked()))
+                observer.send(encode(StatusRequest()))
                 while observer.receive(0.0) is not None:
                     pass
             if kind is events.WorkerLeft and turn == 30:

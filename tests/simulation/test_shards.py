@@ -15,9 +15,9 @@ from common.job.job import Job
 from common.optim.clipping import BLOCK
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import Recorder, Setting
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import RunResult
-from ps.setup import Admission, open_run
+from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 from tests.simulation.test_frames import ACTIONS, act
@@ -51,14 +51,14 @@ TIMEOUT_S = 5.0
 @cache
 def alone(name: str) -> RunResult:
     """Return the result of one process without any transport: the oracle."""
-    opening = open_run("alone", SHARDED[name], digits(), Admission())
-    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    opening = open_run("alone", SHARDED[name], digits(), AdmissionPolicy())
+    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
 
 
 def most(job: Job) -> int:
     """Return the number of servers that leaves each of them one block."""
-    return -(-open_run("size", job, digits(), Admission()).layout.size // BLOCK)
+    return -(-open_run("size", job, digits(), AdmissionPolicy()).layout.size // BLOCK)
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def simulated(
     timeout_s: float = 60.0,
 ) -> Iterator[Simulation]:
     """A run with so many servers; `root` is where memory is shared."""
-    admission = Admission(min_workers=workers, servers=servers, lease_timeout_s=timeout_s)
+    admission = AdmissionPolicy(min_workers=workers, servers=servers, lease_timeout_s=timeout_s)
     simulation = Simulation(SHARDED[name], seed, admission, root=root, shards_share=shards_share)
     try:
         yield simulation
@@ -99,11 +99,11 @@ def test_as_many_servers_as_there_are_blocks(name: str) -> None:
 def test_more_servers_than_blocks_are_an_error_that_says_how_many_there_may_be(name: str) -> None:
     blocks = most(SHARDED[name])
     with pytest.raises(JobError, match=f"servers = {blocks + 1} for a model of .* expected 1 to {blocks}"):
-        open_run("many", SHARDED[name], digits(), Admission(servers=blocks + 1))
+        open_run("many", SHARDED[name], digits(), AdmissionPolicy(servers=blocks + 1))
 
 
 def test_the_statistics_lie_across_slices() -> None:
-    opening = open_run("cut", SHARDED["statistics"], digits(), Admission())
+    opening = open_run("cut", SHARDED["statistics"], digits(), AdmissionPolicy())
     slices = slices_for(opening.layout.size, most(SHARDED["statistics"]))
     assert any(it.start < opening.layout.parameter_size < it.stop for it in slices)
 

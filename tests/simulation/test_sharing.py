@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from common.aggregation.tree import Vector
 from ps.coordinator.coordinator import Coordinator
-from ps.run.info import RunFacts
-from ps.setup import Admission
+from ps.run.info import RunInfo
+from ps.setup import AdmissionPolicy
 from ps.shard.shard import Shard
 from tests.ps.careless import CarelessCoordinator
 from tests.simulation.network import Simulation
@@ -27,11 +27,11 @@ def simulated(
     seed: int = 0,
     *,
     workers: int = 1,
-    coordinator_of: Callable[[RunFacts], Coordinator] = Coordinator,
+    coordinator_of: Callable[[RunInfo], Coordinator] = Coordinator,
     shard_of: Callable[[Shard], Shard] = lambda shard: shard,
 ) -> Iterator[Simulation]:
     """A run that offers memory; at its end nothing is left of that."""
-    admission = Admission(min_workers=workers)
+    admission = AdmissionPolicy(min_workers=workers)
     simulation = Simulation(JOBS[name], seed, admission, root=root, coordinator_of=coordinator_of, shard_of=shard_of)
     try:
         yield simulation

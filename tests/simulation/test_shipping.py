@@ -11,15 +11,15 @@ from common.data.dataset import TrainTest
 from common.errors import DataError
 from common.job.job import Job
 from common.protocol.codec import decode
-from common.protocol.messages import Lease, Samples, SamplesAsked, ServerMessage, WorkerMessage
+from common.protocol.messages import Lease, Samples, SamplesRequest, ServerMessage, WorkerMessage
 from common.transport.memory import MemoryClient
 from common.transport.port import Frames, Shortcut
-from ps.setup import Admission
+from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation, Worker, digest_with
 from tests.simulation.small import job_of, noisy_net, other_digits
 from worker.sample_fetcher import PARTS
 
-SHIPPING = Admission(ships_data=True)
+SHIPPING = AdmissionPolicy(ships_data=True)
 
 #: Epochs of three steps, with dropout and shifts; the second with a validation set.
 JOBS = {
@@ -38,7 +38,7 @@ def nothing(name: str) -> TrainTest:
 
 
 def run(job: Job, cache_dir: Path, workers: int = 1, seed: int = 1) -> Simulation:
-    simulation = Simulation(job, seed, Admission(ships_data=True, min_workers=workers))
+    simulation = Simulation(job, seed, AdmissionPolicy(ships_data=True, min_workers=workers))
     for number in range(workers):
         simulation.add_worker(load=nothing, cache=cache_dir / str(number))
     return simulation
@@ -118,7 +118,7 @@ class Counting:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         message = decode(frames, WorkerMessage)[0]
-        if isinstance(message, SamplesAsked):
+        if isinstance(message, SamplesRequest):
             self.asked += 1
             self.places += [(message.part, int(place)) for place in np.frombuffer(message.places, "<u4")]
         self.client.send(frames)

@@ -8,13 +8,13 @@ import pytest
 
 from common.job.job import Job
 from common.protocol.codec import encode
-from common.protocol.messages import EpochStatus, Verdict
+from common.protocol.messages import CallbackDecision, EpochStatus
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.coordinator.transitions import Phase
-from ps.records.metrics import Recorder, Setting
+from ps.coordinator.transitions import RunPhase
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import CHECKPOINTS, RESULT, RunResult
-from ps.setup import Admission, open_run
+from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import JOBS, digits, job_of
 from tests.simulation.test_resuming import bits, run
@@ -24,8 +24,8 @@ JOB = JOBS["stopped"]
 
 def alone(job: Job, **values: Any) -> RunResult:
     """Return what one process without any transport comes to."""
-    opening = open_run("alone", job, digits(), Admission(pauses="is_to_stop" in values))
-    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    opening = open_run("alone", job, digits(), AdmissionPolicy(pauses="is_to_stop" in values))
+    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None, **values).train()
 
 
@@ -59,7 +59,7 @@ def test_without_patience_it_goes_on_and_without_keeping_ends_with_the_last() ->
 
 @pytest.mark.parametrize(("workers", "servers"), [(1, 1), (2, 1), (3, 1), (2, 2)])
 def test_any_number_of_workers_stops_at_the_same_step(workers: int, servers: int) -> None:
-    simulation = Simulation(JOB, workers, Admission(min_workers=workers, servers=servers))
+    simulation = Simulation(JOB, workers, AdmissionPolicy(min_workers=workers, servers=servers))
     for _ in range(workers):
         simulation.add_worker()
     assert simulation.finish() == expected().weights_sha256
@@ -70,7 +70,7 @@ def test_any_number_of_workers_stops_at_the_same_step(workers: int, servers: int
 
 
 def test_a_worker_that_dies_in_a_validation_costs_nothing() -> None:
-    simulation = Simulation(JOB, 4, Admission(min_workers=2))
+    simulation = Simulation(JOB, 4, AdmissionPolicy(min_workers=2))
     for _ in range(2):
         simulation.add_worker()
     simulation.run(until=lambda: simulation.server.coordinator.round.work == "validate")
@@ -82,7 +82,7 @@ def test_a_worker_that_dies_in_a_validation_costs_nothing() -> None:
 
 
 def opening_of(job: Job = JOB) -> Any:
-    return open_run("run", job, digits(), Admission())
+    return open_run("run", job, digits(), AdmissionPolicy())
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ PLAIN = job_of(model="linear", steps=None, epochs=4)
 
 def paused(workers: int, servers: int = 1, folder: Path | None = None) -> Simulation:
     """Return a run that waits for callbacks after its first epoch."""
-    simulation = Simulation(PLAIN, workers, Admission(min_workers=workers, servers=servers, pauses=True))
+    simulation = Simulation(PLAIN, workers, AdmissionPolicy(min_workers=workers, servers=servers, pauses=True))
     for _ in range(workers):
         simulation.add_worker()
     wait_for_pause(simulation)
@@ -127,12 +127,12 @@ def paused(workers: int, servers: int = 1, folder: Path | None = None) -> Simula
 
 
 def wait_for_pause(simulation: Simulation) -> None:
-    simulation.run(until=lambda: simulation.server.coordinator.phase is Phase.PAUSED)
+    simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.PAUSED)
 
 
 def tell(simulation: Simulation, epoch: int, *, stops: bool) -> None:
     """Let an observer say what callbacks say."""
-    simulation.network.client().send(encode(Verdict(epoch=epoch, stops=stops)))
+    simulation.network.client().send(encode(CallbackDecision(epoch=epoch, stops=stops)))
     simulation.run_until_quiet()
 
 
@@ -143,7 +143,7 @@ def test_in_a_pause_nothing_is_computed_and_everybody_is_answered() -> None:
     simulation.wait(300.0)
     simulation.run_until_quiet()
     assert simulation.opening.shard.updates == steps == 3
-    assert simulation.server.coordinator.phase is Phase.PAUSED
+    assert simulation.server.coordinator.phase is RunPhase.PAUSED
     assert simulation.server.coordinator.status(simulation.clock.now()).phase == "waiting for callbacks"
 
 
@@ -177,7 +177,7 @@ def test_one_process_stops_there_too() -> None:
 def test_a_verdict_on_another_epoch_is_not_heard() -> None:
     simulation = paused(1)
     tell(simulation, 7, stops=True)
-    assert simulation.server.coordinator.phase is Phase.PAUSED
+    assert simulation.server.coordinator.phase is RunPhase.PAUSED
     tell(simulation, 1, stops=False)
     tell(simulation, 1, stops=True)  # twice, and late: the second epoch is on its way
     wait_for_pause(simulation)

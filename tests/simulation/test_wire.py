@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.aggregation.quantization.quantization import EXACT, Place
+from common.aggregation.quantization.quantization import EXACT, RoundingKey
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Addition, Node, Vector
 from common.job.job import Job
 from common.random import Purpose, generator
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import Recorder, Setting
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.run.traffic import Moved
-from ps.setup import Admission, open_run
+from ps.setup import AdmissionPolicy, open_run
 from ps.shard.shard import Chunk, Shard
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of, noisy_net
@@ -123,8 +123,8 @@ def alone_named(name: str) -> str:
 
 def alone(job: Job) -> str:
     """Return the digest of one process without any transport."""
-    opening = open_run("alone", job, digits(), Admission())
-    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    opening = open_run("alone", job, digits(), AdmissionPolicy())
+    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train().weights_sha256
 
 
@@ -146,7 +146,7 @@ def test_memory_that_is_shared_holds_what_would_have_travelled(
     name: str, servers: int, shards_share: bool, tmp_path: Path
 ) -> None:
     # One vector is too short to be cut.
-    admission = Admission(min_workers=2, servers=1 if name == "noisy" else servers)
+    admission = AdmissionPolicy(min_workers=2, servers=1 if name == "noisy" else servers)
     simulation = Simulation(JOBS[name], 4, admission, root=tmp_path, shards_share=shards_share)
     simulation.add_worker()
     simulation.add_worker(shares=False)
@@ -160,7 +160,7 @@ def test_memory_that_is_shared_holds_what_would_have_travelled(
     st.lists(st.tuples(st.integers(1, 40), ACTIONS, st.integers(1, 16)), max_size=8),
 )
 def test_whatever_happens_to_workers_changes_nothing(name: str, seed: int, story: list[tuple[int, str, int]]) -> None:
-    simulation = Simulation(JOBS[name], seed, Admission(lease_timeout_s=TIMEOUT_S))
+    simulation = Simulation(JOBS[name], seed, AdmissionPolicy(lease_timeout_s=TIMEOUT_S))
     simulation.add_worker()
     for turns, action, number in story:
         for _ in range(turns):
@@ -176,7 +176,7 @@ def test_whatever_happens_to_workers_changes_nothing(name: str, seed: int, story
 def moved(wire: str, wire_weights: str = "float32") -> Moved:
     """Return what a step of LeNet moves between a server and two workers, by the server's counters."""
     job = job_of(model="lenet", steps=2, micro_batches=2, wire=wire, wire_weights=wire_weights)
-    simulation = Simulation(job, 1, Admission(min_workers=2))
+    simulation = Simulation(job, 1, AdmissionPolicy(min_workers=2))
     simulation.add_worker()
     simulation.add_worker()
     simulation.finish()
@@ -197,7 +197,7 @@ def test_rounded_weights_take_half_of_float32s_bytes() -> None:
 
 def gradient(wire: str) -> Vector:
     """Return the sum of LeNet's gradients over a step of eight pieces."""
-    opening = open_run("alone", job_of(model="lenet", micro_batches=8, wire=wire), digits(), Admission())
+    opening = open_run("alone", job_of(model="lenet", micro_batches=8, wire=wire), digits(), AdmissionPolicy())
     compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.served)
     return compute.train(0, Node(0, 8))[0].copy()
 
@@ -221,7 +221,7 @@ class RoundsTheWholeAlone(Shard):
 
         def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
             is_whole = node == Node(0, self.micro_batches)
-            (wire if is_whole else EXACT).add(left, right, out, Place(self.updates, node, frame.start))
+            (wire if is_whole else EXACT).add(left, right, out, RoundingKey(self.updates, node, frame.start))
 
         return add
 
@@ -242,7 +242,7 @@ class CountsFromTheFrame(Shard):
         wire = self.policy.wire
 
         def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
-            wire.add(left, right, out, Place(self.updates, node, 0))
+            wire.add(left, right, out, RoundingKey(self.updates, node, 0))
 
         return add
 
@@ -265,7 +265,7 @@ def digest_of(kind: Callable[..., Shard], workers: int) -> str:
     simulation = Simulation(
         JOBS["int8"],
         1,
-        Admission(min_workers=workers),
+        AdmissionPolicy(min_workers=workers),
         shard_of=lambda shard: kind(shard.slots, shard.policy, shard.micro_batches),
     )
     for _ in range(workers):

@@ -12,15 +12,15 @@ from common.job.tally import pack_losses
 from common.protocol.codec import decode, encode
 from common.protocol.messages import (
     PROTOCOL_VERSION,
-    Alive,
     Join,
     Lease,
     Message,
-    Part,
+    Ping,
     Ready,
     Result,
     ServerMessage,
-    StatusAsked,
+    StatusRequest,
+    SumsFrame,
     Weights,
     Welcome,
     WorkerMessage,
@@ -59,10 +59,10 @@ class BadWorker:
             message = self.read()
             if isinstance(message, Lease) and message.work == "train":
                 return message
-            assert isinstance(message, Weights | Alive | Lease)
+            assert isinstance(message, Weights | Ping | Lease)
 
-    def part(self, start: int) -> Part:
-        return Part(step=self.lease.step, lo=self.lease.lo, hi=self.lease.hi, start=start)
+    def part(self, start: int) -> SumsFrame:
+        return SumsFrame(step=self.lease.step, lo=self.lease.lo, hi=self.lease.hi, start=start)
 
     def result(self) -> Result:
         """Return what may be the result of its lease."""
@@ -88,11 +88,11 @@ Act = Callable[[BadWorker], None]
 
 def never_read(bad: BadWorker) -> None:
     """Show a sign of life, so that there may be another lease, and with it other weights."""
-    bad.say(Alive())
+    bad.say(Ping())
 
 
 def ask_without_reading(bad: BadWorker) -> None:
-    bad.say(StatusAsked())
+    bad.say(StatusRequest())
 
 
 def send_one_frame(bad: BadWorker) -> None:
@@ -100,7 +100,7 @@ def send_one_frame(bad: BadWorker) -> None:
 
 
 def send_frames_of_no_lease(bad: BadWorker) -> None:
-    bad.say(Part(step=10**9, lo=0, hi=1, start=FRAME), FRAME)
+    bad.say(SumsFrame(step=10**9, lo=0, hi=1, start=FRAME), FRAME)
 
 
 def send_garbage(bad: BadWorker) -> None:

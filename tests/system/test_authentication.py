@@ -17,15 +17,15 @@ from common.protocol.numerics import fingerprint
 from common.runtime.clock import SystemClock
 from common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
 from common.transport.auth.curve import new_pair
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import ClientPort, Frames, Shortcut
 from common.transport.zeromq.ports import dial, serve
 from common.transport.zeromq.server import ZeroMqServer
 from ps.coordinator.coordinator import Coordinator
-from ps.records.metrics import Recorder, Setting
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.server.server import Server
-from ps.server.serving import Surroundings, server_of
-from ps.setup import Admission, open_run
+from ps.server.serving import ServerEnvironment, server_of
+from ps.setup import AdmissionPolicy, open_run
 from tests.common.transport.zeromq import zmtp
 from tests.simulation.small import digits, job_of
 
@@ -90,7 +90,7 @@ class Gate:
     #: Public keys that are let in; whatever looking them up raises.
     allowed: Callable[[], Mapping[str, str]] = field(default=lambda: {WORKER.public: "worker-1"})
     said: list[str] = field(default_factory=list)
-    denials: Denials = field(default_factory=Denials)
+    denials: RejectionLog = field(default_factory=RejectionLog)
     clock: SystemClock = field(default_factory=SystemClock)
     port: Brief = field(init=False)
     server: Server = field(init=False)
@@ -98,10 +98,10 @@ class Gate:
     def __post_init__(self) -> None:
         lock = ServerKeys(SERVER, lambda: self.allowed())
         self.port = Brief(serve("tcp://127.0.0.1:0", lock=lock, denials=self.denials))
-        opening = open_run("gate", job_of(), digits(), Admission(min_workers=9))
+        opening = open_run("gate", job_of(), digits(), AdmissionPolicy(min_workers=9))
         setting = Setting(servers=1, transport="tcp", started=0.0)
-        recorder = Recorder(opening.facts, setting, opening.layout, None)
-        around = Surroundings(port=self.port, clock=self.clock, say=self.said.append, denials=self.denials)
+        recorder = MetricsRecorder(opening.facts, setting, opening.layout, None)
+        around = ServerEnvironment(port=self.port, clock=self.clock, say=self.said.append, denials=self.denials)
         self.server = server_of(Coordinator(opening.facts), opening, recorder, around)
 
     def serve_until(self, is_over: Callable[[], bool], within_s: float = PATIENCE_S) -> bool:

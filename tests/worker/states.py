@@ -8,8 +8,8 @@ from common.job.job import Job
 from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Message, Result, Welcome, Work
 from common.protocol.numerics import fingerprint
 from worker import events
-from worker.effects import Effect, Exit, Say, Send
-from worker.state import WorkerFacts, WorkerState
+from worker.effects import Effect, Exit, Report, Send
+from worker.state import WorkerConfig, WorkerState
 
 DIGEST = "0123456789abcdef" * 4
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
@@ -37,7 +37,7 @@ class Drive:
 
     def __post_init__(self) -> None:
         join = msgspec.structs.replace(JOIN, incarnation=self.incarnation)
-        self.state = WorkerState(WorkerFacts(address="tcp://h:1", join=join, timeout_s=self.timeout_s))
+        self.state = WorkerState(WorkerConfig(address="tcp://h:1", join=join, timeout_s=self.timeout_s))
 
     def happen(self, event: events.Event) -> list[Effect]:
         return self.state.handle(event, self.now)
@@ -71,7 +71,7 @@ def sent(effects: list[Effect]) -> list[Message]:
 
 
 def said(effects: list[Effect]) -> list[str]:
-    return [effect.text for effect in effects if isinstance(effect, Say)]
+    return [effect.text for effect in effects if isinstance(effect, Report)]
 
 
 def exits(effects: list[Effect]) -> list[Exit]:

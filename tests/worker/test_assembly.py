@@ -1,10 +1,10 @@
 """Weights are whole once all their frames have come; those of a newer step end the wait."""
 
 from common.aggregation.slices import FRAME, Slice
-from worker.assembly import Assembly, assembly_of
+from worker.assembly import WeightsAssembly, assembly_of
 
 
-def assembly() -> Assembly:
+def assembly() -> WeightsAssembly:
     return assembly_of(Slice(0, 2 * FRAME + 5).frames())
 
 

@@ -2,18 +2,18 @@
 
 import pytest
 
-from common.aggregation.layout import Entry
+from common.aggregation.layout import LayoutEntry
 from common.aggregation.slices import Slice
-from worker.gradient_buckets import FinalFrames
+from worker.gradient_buckets import GradientBuckets
 
 #: Of sizes 3, 4 and 2 at 0, 3 and 7; statistics at [9, 11).
-PARAMETERS = [Entry("a", (3,), 0), Entry("b", (2, 2), 3), Entry("c", (2,), 7)]
+PARAMETERS = [LayoutEntry("a", (3,), 0), LayoutEntry("b", (2, 2), 3), LayoutEntry("c", (2,), 7)]
 FRAMES = [Slice(0, 4), Slice(4, 8), Slice(8, 11)]
 
 
 def pushed(*finished: int, frames: list[Slice] = FRAMES) -> tuple[list[int], list[int]]:
     """Return the frames pushed while gradients become final in that order, and those at the end."""
-    watch, seen = FinalFrames(PARAMETERS, frames), list[Slice]()
+    watch, seen = GradientBuckets(PARAMETERS, frames), list[Slice]()
     for _ in range(2):  # the second walk back is like the first
         seen.clear()
         watch.begin(seen.append)

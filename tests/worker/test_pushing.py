@@ -11,7 +11,7 @@ from common.autograd.tensor import Tensor
 from common.nn.module import Module
 from common.nn.parameter import Parameter
 from common.protocol.codec import decode, encode
-from common.protocol.messages import Lease, Part, Result, Weights, WorkerMessage
+from common.protocol.messages import Lease, Result, SumsFrame, Weights, WorkerMessage
 from tests.simulation.small import JOBS, digits, job_of
 from tests.worker.test_compute import compute_of
 from tests.worker.test_shell import Bench
@@ -150,12 +150,12 @@ def test_a_worker_sends_parts_and_then_a_result_without_sums() -> None:
     while (received := bench.port.receive(None)) is not None:
         message, arrays = decode(received[1], WorkerMessage)
         messages.append(message)
-        if isinstance(message, Part):
+        if isinstance(message, SumsFrame):
             assert (message.step, message.lo, message.hi) == (0, 2, 3)
             sums[message.start : message.start + len(arrays[0])] = arrays[0]
         else:
             assert arrays == []
-    assert [type(message) for message in messages] == [Part] * 3 + [Result]
+    assert [type(message) for message in messages] == [SumsFrame] * 3 + [Result]
     assert sums.tobytes() == compute_of(MLP).train(0, Node(2, 3))[0].tobytes()
 
 

@@ -14,7 +14,7 @@ from common.errors import DataError
 from common.job.job import Job
 from common.protocol.codec import decode, encode
 from common.protocol.messages import (
-    Failed,
+    ComputeFailed,
     Finished,
     Join,
     Lease,
@@ -30,13 +30,13 @@ from common.protocol.messages import (
 from common.runtime.clock import ManualClock
 from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
 from common.transport.port import Frames, PeerGone, Shortcut
-from ps.setup import Admission, open_run
+from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 from tests.worker.states import JOIN
 from worker.setup import Loader, Places, prepare
-from worker.shell import Runner
-from worker.state import WorkerFacts, WorkerState
+from worker.shell import WorkerShell
+from worker.state import WorkerConfig, WorkerState
 
 
 class Bench:
@@ -45,10 +45,10 @@ class Bench:
     def __init__(self, job: Job, load: Loader = load_digits) -> None:
         self.network, self.clock = MemoryNetwork(1), ManualClock()
         self.port: MemoryServer = self.network.server()
-        self.opening = open_run("bench", job, digits(), Admission())
+        self.opening = open_run("bench", job, digits(), AdmissionPolicy())
         self.said: list[str] = []
-        state = WorkerState(WorkerFacts(address="memory://", join=JOIN))
-        self.runner = Runner(state, self.network.client(), self.clock, load, self.said.append)
+        state = WorkerState(WorkerConfig(address="memory://", join=JOIN))
+        self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append)
         self.peer = b""
 
     def welcome(self) -> Welcome:
@@ -243,7 +243,7 @@ def test_an_exception_comes_home_with_its_traceback_and_the_worker_goes_on(tmp_p
     bench.enter()
     bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
     (failed,) = bench.send(Lease(work="train", step=0, lo=1, hi=2))
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, ComputeFailed)
     assert (failed.lo, failed.hi) == (1, 2)
     assert "Traceback (most recent call last)" in failed.traceback
     assert "odd caf\\udce9" in failed.traceback
@@ -253,7 +253,7 @@ def test_an_exception_comes_home_with_its_traceback_and_the_worker_goes_on(tmp_p
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_model_that_always_raises_stops_the_run_with_the_traceback(tmp_path: Path, workers: int) -> None:
     job = job_of(model=model_file(tmp_path / "net.py", RAISING))
-    simulation = Simulation(job, admission=Admission(min_workers=workers))
+    simulation = Simulation(job, admission=AdmissionPolicy(min_workers=workers))
     for _ in range(workers):
         simulation.add_worker()
     simulation.run()
@@ -278,8 +278,8 @@ def test_a_worker_with_other_data_leaves_and_the_others_finish() -> None:
 def test_nobody_reads_while_there_is_no_server() -> None:
     network, clock = MemoryNetwork(1), ManualClock()
     said: list[str] = []
-    runner = Runner(
-        WorkerState(WorkerFacts(address="memory://", join=JOIN)), network.client(), clock, load_digits, said.append
+    runner = WorkerShell(
+        WorkerState(WorkerConfig(address="memory://", join=JOIN)), network.client(), clock, load_digits, said.append
     )
     runner.begin()
     for _ in range(100):
@@ -348,7 +348,7 @@ class Interrupting:
 
 def test_an_interrupt_is_told_to_the_server() -> None:
     port = Interrupting()
-    state = WorkerState(WorkerFacts(address="memory://", join=JOIN))
-    ended = Runner(state, port, ManualClock(), load_digits, print).run()
+    state = WorkerState(WorkerConfig(address="memory://", join=JOIN))
+    ended = WorkerShell(state, port, ManualClock(), load_digits, print).run()
     assert ended.code == 130
     assert port.sent == [JOIN, Leave(reason="interrupted"), Leave(reason="closed")]

@@ -9,8 +9,8 @@ import pytest
 
 from common.aggregation.tree import Node
 from common.protocol.messages import Lease, Leave, Message, Ready, Result, Weights
-from ps.setup import Admission, open_run
-from ps.shared_memory import Sharing, share
+from ps.setup import AdmissionPolicy, open_run
+from ps.shared_memory import ServerSharedMemory, share
 from tests.simulation.small import digits, job_of
 from tests.worker.test_shell import Bench
 from worker.compute import Compute
@@ -24,7 +24,7 @@ class SharingBench(Bench):
         self.opening, self.sharing = share(self.opening, root)
         self.runner.root = there
 
-    def enter_here(self) -> Sharing:
+    def enter_here(self) -> ServerSharedMemory:
         """Let the worker join and share."""
         (ready,) = self.enter()
         assert isinstance(ready, Ready)
@@ -41,7 +41,7 @@ def test_sums_are_where_the_server_sees_them_and_no_vector_is_sent(tmp_path: Pat
     other = sharing.sums[0][1 - slot].copy()
     answers = bench.send(Lease(work="train", step=0, lo=node.lo, hi=node.hi, number=9, slot=slot))
     assert [(type(answer), isinstance(answer, Result) and answer.number) for answer in answers] == [(Result, 9)]
-    alone = open_run("alone", job_of(model="mlp"), digits(), Admission())
+    alone = open_run("alone", job_of(model="mlp"), digits(), AdmissionPolicy())
     expected, _ = Compute(alone.facts.job, alone.model, alone.data, alone.shard.slots).train(0, node)
     assert sharing.sums[0][slot].tobytes() == expected.tobytes()
     assert np.array_equal(sharing.sums[0][1 - slot], other)

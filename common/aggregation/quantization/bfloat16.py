@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.aggregation.quantization.format import CHUNK, Bytes, chunks, is_below
-from common.aggregation.quantization.stochastic_rounding import Dither
+from common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from common.aggregation.tree import Vector
 
 #: Half of the last bit that is kept, less one; and the bits that are.
@@ -29,7 +29,7 @@ class BFloat16:
 
     _room: NDArray[np.uint32] = field(default_factory=lambda: np.empty(CHUNK, np.uint32))
 
-    def round(self, values: Vector, dither: Dither) -> None:
+    def round(self, values: Vector, dither: StochasticRounding) -> None:
         bits, room = values.view(np.uint32), self._room[: values.size]
         nan = np.isnan(values)
         if nan.any():

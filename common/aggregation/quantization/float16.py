@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.aggregation.quantization.format import CHUNK, Bytes, is_below
-from common.aggregation.quantization.stochastic_rounding import Dither
+from common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from common.aggregation.tree import Vector
 
 #: The largest finite value.
@@ -33,7 +33,7 @@ class Float16:
 
     _bits: NDArray[np.uint32] = field(default_factory=lambda: np.empty(CHUNK, np.uint32))
 
-    def round(self, values: Vector, dither: Dither) -> None:
+    def round(self, values: Vector, dither: StochasticRounding) -> None:
         # To add a number so large that float32 has float16's last bit left, and take it off again, is what rounds: five
         # passes in cache. NumPy's conversion to float16 and back takes five times as long, in software.
         bits = self._bits[: values.size]

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.aggregation.quantization.stochastic_rounding import Dither
+from common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from common.aggregation.tree import Vector
 
 Bytes = NDArray[np.uint8]
@@ -19,10 +19,10 @@ CHUNK = 32_768
 _MAGNITUDE = np.uint16(0x7FFF)
 
 
-class Form(Protocol):
+class NumberFormat(Protocol):
     """One type. Values are float32, and begin in the flat vector at a multiple of 4096: what is cut there agrees."""
 
-    def round(self, values: Vector, dither: Dither) -> None:
+    def round(self, values: Vector, dither: StochasticRounding) -> None:
         """Round at most `CHUNK` values in place; what is rounded already stays as it is."""
         ...
 

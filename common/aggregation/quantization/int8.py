@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.aggregation.quantization.format import CHUNK, Bytes, chunks
-from common.aggregation.quantization.stochastic_rounding import Dither
+from common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from common.aggregation.tree import Vector
 
 #: Values that share a scale. A byte of scale for 32 makes 0.258 of float32's bytes; a longer block saves at most 0.008
@@ -60,7 +60,7 @@ class Int8:
     _room: Vector = field(default_factory=lambda: np.empty(CHUNK, np.float32))
     _up: Vector = field(default_factory=lambda: np.empty(CHUNK, np.float32))
 
-    def round(self, values: Vector, dither: Dither) -> None:
+    def round(self, values: Vector, dither: StochasticRounding) -> None:
         exponents = self._exponents(values)
         room, up = self._room[: values.size], self._up[: values.size]
         _multiply(values, _inverse(exponents), room)

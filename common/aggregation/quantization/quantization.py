@@ -11,21 +11,21 @@ import numpy as np
 from common.aggregation.finiteness import first_not_finite
 from common.aggregation.quantization.bfloat16 import BFloat16
 from common.aggregation.quantization.float16 import Float16
-from common.aggregation.quantization.format import Form, chunks
+from common.aggregation.quantization.format import NumberFormat, chunks
 from common.aggregation.quantization.int8 import Int8
-from common.aggregation.quantization.stochastic_rounding import Dither
+from common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Node, Vector
 
 #: The types that are not float32, by their names in a job.
-FORMS: dict[str, type[Form]] = {"float16": Float16, "bfloat16": BFloat16, "int8": Int8}
+FORMS: dict[str, type[NumberFormat]] = {"float16": Float16, "bfloat16": BFloat16, "int8": Int8}
 
 #: Bytes of a float32: what travels is a whole number of these words, as all arrays of the protocol are.
 _WORD = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RoundingKey:
     """Where values stand: in the sum of a node of a step, from element `start` of the flat vector on."""
 
     step: int
@@ -34,7 +34,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wire:
+class Quantization:
     """One type of the wire, for one job's vectors. Statistics behind the trained values are never rounded.
 
     They are few; and one that a forward does not observe comes back as its value times a count: rounded on the way, it
@@ -42,7 +42,7 @@ class Wire:
     """
 
     #: None for float32, in which everything stays as it is.
-    form: Form | None = None
+    form: NumberFormat | None = None
     seed: int = 0
     #: Number of trained values, which come first in the flat vector.
     parameter_size: int = 0
@@ -52,7 +52,7 @@ class Wire:
         """Whether nothing is rounded."""
         return self.form is None
 
-    def round(self, values: Vector, at: Place) -> None:
+    def round(self, values: Vector, at: RoundingKey) -> None:
         """Round the value of a node, or a part of it that begins at a multiple of 4096, in place."""
         if self.form is None:
             return
@@ -60,7 +60,7 @@ class Wire:
         for part in chunks(trained):
             self.form.round(values[part], dither)
 
-    def add(self, left: Vector, right: Vector, out: Vector, at: Place) -> None:
+    def add(self, left: Vector, right: Vector, out: Vector, at: RoundingKey) -> None:
         """Write the value of a node into `out`, which may be either half: the sum of the two, rounded."""
         if self.form is None:
             np.add(left, right, out=out)
@@ -106,8 +106,8 @@ class Wire:
         packed = words[:split].view(np.uint8)[: self.form.size(trained)]
         return self.form.is_finite(packed, trained) and first_not_finite(words[split:]) is None
 
-    def _dither(self, at: Place) -> Dither:
-        return Dither(self.seed, at.step, at.node, at.start)
+    def _dither(self, at: RoundingKey) -> StochasticRounding:
+        return StochasticRounding(self.seed, at.step, at.node, at.start)
 
     def _trained(self, start: int, size: int) -> int:
         """Return how many of so many values from `start` on are trained."""
@@ -119,7 +119,7 @@ class Wire:
 
 
 #: Everything in float32.
-EXACT = Wire()
+EXACT = Quantization()
 
 
 def bytes_a_value(name: str) -> float:
@@ -128,6 +128,6 @@ def bytes_a_value(name: str) -> float:
     return _WORD if name == "float32" else FORMS[name]().size(many) / many
 
 
-def wire_of(name: str, seed: int, parameter_size: int) -> Wire:
+def quantization_of(name: str, seed: int, parameter_size: int) -> Quantization:
     """Return the type of that name, for vectors with so many trained values."""
-    return EXACT if name == "float32" else Wire(FORMS[name](), seed, parameter_size)
+    return EXACT if name == "float32" else Quantization(FORMS[name](), seed, parameter_size)

@@ -23,7 +23,7 @@ _ODD = np.uint64(0x0001_0001_0001_0001)
 
 
 @dataclass
-class Dither:
+class StochasticRounding:
     """The numbers of the values from `start` on, a multiple of `SPAN`, in one node of one step."""
 
     seed: int

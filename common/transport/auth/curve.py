@@ -36,7 +36,7 @@ def demand_curve() -> None:
         )
 
 
-def arm_server(socket: "zmq.Socket[bytes]", lock: Lock) -> None:
+def secure_server(socket: "zmq.Socket[bytes]", lock: Lock) -> None:
     """Let a socket demand what the lock says, of an authenticator in its context; without one nobody gets in."""
     socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     # A socket with a domain takes no connections by ZeroMQ's protocols 1 and 2, which know no keys. In the first,
@@ -54,7 +54,7 @@ def arm_server(socket: "zmq.Socket[bytes]", lock: Lock) -> None:
     _show(socket, lock.pair)
 
 
-def arm_client(socket: "zmq.Socket[bytes]", credential: Credential) -> None:
+def secure_client(socket: "zmq.Socket[bytes]", credential: Credential) -> None:
     """Let a socket show who it is; with keys, it speaks only with the server whose key it was told."""
     match credential:
         case ClientKeys():

@@ -23,7 +23,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AuthReply:
     """Let in under a name, or not, with the reason."""
 
     name: str = ""
@@ -35,30 +35,30 @@ class Verdict:
         return not self.reason
 
 
-def judge(request: Request, lock: ServerKeys | Token) -> Verdict:
+def judge(request: Request, lock: ServerKeys | Token) -> AuthReply:
     """Return whether a connection is let in. Whatever is not known to be right is wrong."""
     if request.domain != DOMAIN:
-        return Verdict(reason=f"the domain {request.domain!r} is not ours")
+        return AuthReply(reason=f"the domain {request.domain!r} is not ours")
     match lock, request.mechanism, request.credentials:
         case ServerKeys(), "CURVE", (public,):
             return _judge_key(public, lock)
         case Token(), "PLAIN", (_, password) if hmac.compare_digest(password.encode(), lock.text.encode()):
-            return Verdict(name="token")
+            return AuthReply(name="token")
         case Token(), "PLAIN", (_, _):
-            return Verdict(reason="it does not have the token of this run, which only its own processes have")
-    return Verdict(reason=f"it came by {request.mechanism}, which is not what this server asks for")
+            return AuthReply(reason="it does not have the token of this run, which only its own processes have")
+    return AuthReply(reason=f"it came by {request.mechanism}, which is not what this server asks for")
 
 
-def _judge_key(public: str, lock: ServerKeys) -> Verdict:
+def _judge_key(public: str, lock: ServerKeys) -> AuthReply:
     if public == lock.pair.public:
         # Whoever has the server's own secret is the server: its shards, and a status asked on its machine.
-        return Verdict(name="server")
+        return AuthReply(name="server")
     try:
         name = lock.allowed().get(public)
     except LockstepError as error:
-        return Verdict(reason=f"nobody is let in: {error}")
+        return AuthReply(reason=f"nobody is let in: {error}")
     if name is None:
-        return Verdict(
+        return AuthReply(
             reason=f"its key {public!r} is not among those allowed (lockstep keys allow DIR NAME '{public}')"
         )
-    return Verdict(name=name)
+    return AuthReply(name=name)

@@ -17,7 +17,7 @@ REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Penalty:
+class BackoffPeriod:
     """Of one host: how many seconds it takes, and when they are over."""
 
     seconds: float
@@ -25,19 +25,19 @@ class Penalty:
 
 
 @dataclass
-class Penalties:
+class HostBackoff:
     """Those of all hosts."""
 
-    _of: dict[str, Penalty] = field(default_factory=dict)
+    _of: dict[str, BackoffPeriod] = field(default_factory=dict)
 
     def book(self, host: str, now: float) -> None:
         """Book that a connection of a host was cut off; of one that is not let in now, this was opened before."""
         before = self._of.pop(host, None)
         if before is None or now >= before.until + FORGOTTEN_S:
-            before = Penalty(FIRST_S, now + FIRST_S)
+            before = BackoffPeriod(FIRST_S, now + FIRST_S)
         elif now >= before.until:
             seconds = min(2.0 * before.seconds, MOST_S)
-            before = Penalty(seconds, now + seconds)
+            before = BackoffPeriod(seconds, now + seconds)
         self._of[host] = before
         if len(self._of) > REMEMBERED:
             del self._of[next(iter(self._of))]

@@ -25,7 +25,7 @@ class Flow:
 
 
 @dataclass
-class Rations:
+class IngressQuota:
     """What each connection has sent since its last whole message."""
 
     limits: Limits

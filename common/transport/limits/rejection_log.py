@@ -10,7 +10,7 @@ LINES, WINDOW_S = 5, 10.0
 
 
 @dataclass
-class Denials:
+class RejectionLog:
     """What an authenticator notes in its thread, and a server tells in its own."""
 
     #: All that ever were.

@@ -10,8 +10,8 @@ import zmq
 from zmq.utils import z85
 
 from common.transport.auth.credentials import ServerKeys, Token
-from common.transport.auth.zap import Request, Verdict, judge
-from common.transport.limits.rejection_log import Denials
+from common.transport.auth.zap import AuthReply, Request, judge
+from common.transport.limits.rejection_log import RejectionLog
 
 #: Where ZeroMQ asks.
 ENDPOINT = "inproc://zeromq.zap.01"
@@ -20,10 +20,12 @@ ENDPOINT = "inproc://zeromq.zap.01"
 ADMITTED, REFUSED = b"200", b"400"
 
 
-class Porter:
+class Authenticator:
     """Answers until its context ends. If the thread dies its socket is closed, and ZeroMQ lets nobody in."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", lock: ServerKeys | Token, denials: Denials) -> None:
+    def __init__(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", lock: ServerKeys | Token, denials: RejectionLog
+    ) -> None:
         self._lock, self._denials = lock, denials
         self._socket = context.socket(zmq.REP)
         self._socket.set(zmq.LINGER, 0)
@@ -63,11 +65,11 @@ class Porter:
         self._denials.note(f"refused {host}: {verdict.reason}")
         return [version, number, REFUSED, b"not allowed", b"", b""]
 
-    def _judge(self, request: Request) -> Verdict:
+    def _judge(self, request: Request) -> AuthReply:
         try:
             return judge(request, self._lock)
         except Exception as error:  # noqa: BLE001  # whatever it is, nobody is let in by it
-            return Verdict(reason=f"the authenticator failed: {type(error).__name__}: {error}")
+            return AuthReply(reason=f"the authenticator failed: {type(error).__name__}: {error}")
 
 
 def _spelled(mechanism: bytes, credentials: list[bytes]) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from common.errors import AddressError
 from common.runtime.interrupts import held_back
 from common.transport.address import IpcAddress, TcpAddress
 from common.transport.auth.credentials import Credential
-from common.transport.auth.curve import arm_client
-from common.transport.diagnosis import Found, Trouble, explained
+from common.transport.auth.curve import secure_client
+from common.transport.diagnosis import Diagnosis, Found, explained
 from common.transport.port import Frames, Limits, PeerGone, PeerSlow, Shortcut
 from common.transport.probe import look_at
 from common.transport.shared_memory.packet_socket import is_short
@@ -38,7 +38,7 @@ class ZeroMqClient:
         self._left: deque[list[memoryview]] = deque()
         self._handshakes = Handshakes(self._socket.raw)
         try:
-            arm_client(self._socket.raw, credential)
+            secure_client(self._socket.raw, credential)
             self._socket.raw.connect(self._address)
         except zmq.ZMQError as error:
             self.close()
@@ -100,7 +100,7 @@ class ZeroMqClient:
             return False
         return True
 
-    def trouble(self) -> Trouble | None:
+    def trouble(self) -> Diagnosis | None:
         """Return what is in the way of a connection, None where nothing is known to be; may take some seconds."""
         heard = self._handshakes.look()
         is_told = heard.is_through or heard.is_refused

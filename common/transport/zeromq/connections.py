@@ -9,9 +9,9 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from common.runtime.clock import Clock
-from common.transport.limits.host_backoff import Penalties
+from common.transport.limits.host_backoff import HostBackoff
 from common.transport.limits.ingress_quota import Flow
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.zeromq.descriptors import other_end, received_bytes, shut
 
 #: Peers of which is known that they were heard before: more than a server has at one time.
@@ -33,12 +33,12 @@ def _no_end(code: int) -> str:
     return f"its handshake came to no end ({os.strerror(code)}): has it the right key?"
 
 
-class Ends:
+class ConnectionTracker:
     """The ends of one socket's connections. To be closed before the socket: else its context would never end."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]", denials: Denials, clock: Clock) -> None:
+    def __init__(self, socket: "zmq.Socket[bytes]", denials: RejectionLog, clock: Clock) -> None:
         self._socket, self._denials, self._clock = socket, denials, clock
-        self._penalties = Penalties()
+        self._penalties = HostBackoff()
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(
             zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | _FAILURES
         )

@@ -8,7 +8,7 @@ from common.errors import AddressError
 from common.transport.address import IpcAddress, TcpAddress, parse
 from common.transport.auth.credentials import Credential, Lock
 from common.transport.ipc_path import make_free
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import Limits
 from common.transport.zeromq.bindable import bindable
 from common.transport.zeromq.client import ZeroMqClient
@@ -22,7 +22,7 @@ def serve(
     lock: Lock = None,
     insecure: bool = False,
     limits: Limits | None = None,
-    denials: Denials | None = None,
+    denials: RejectionLog | None = None,
 ) -> ZeroMqServer:
     """Return a server that listens at `address`; its folder must exist, and port 0 or `*` is any that is free.
 

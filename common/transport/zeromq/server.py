@@ -9,13 +9,13 @@ from common.errors import AddressError
 from common.runtime.clock import SystemClock
 from common.transport.address import IpcAddress, TcpAddress
 from common.transport.auth.credentials import Lock
-from common.transport.auth.curve import arm_server
+from common.transport.auth.curve import secure_server
 from common.transport.ipc_path import SocketFile, private_files
-from common.transport.limits.ingress_quota import Rations
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.ingress_quota import IngressQuota
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import Frames, Limits, Shortcut
-from common.transport.zeromq.authenticator import Porter
-from common.transport.zeromq.connections import Ends
+from common.transport.zeromq.authenticator import Authenticator
+from common.transport.zeromq.connections import ConnectionTracker
 from common.transport.zeromq.shortcuts import Shortcuts
 from common.transport.zeromq.socket import LimitedSocket, Source
 
@@ -40,25 +40,27 @@ _BIND_ADVICE = {
 class ZeroMqServer:
     """A ROUTER: libzmq gives each connection its identity, since two peers with one of their own lose one another."""
 
-    def __init__(self, address: TcpAddress | IpcAddress, lock: Lock, limits: Limits, denials: Denials | None) -> None:
+    def __init__(
+        self, address: TcpAddress | IpcAddress, lock: Lock, limits: Limits, denials: RejectionLog | None
+    ) -> None:
         self._socket = LimitedSocket(zmq.ROUTER, address, limits)
         # Without it, ROUTER drops silently what it cannot route or queue.
         self._socket.raw.set(zmq.ROUTER_MANDATORY, 1)
         #: Where nobody is to tell of them, they end no wait.
-        self._tells_denials, self._denials = denials is not None, denials or Denials()
+        self._tells_denials, self._denials = denials is not None, denials or RejectionLog()
         try:
-            arm_server(self._socket.raw, lock)
+            secure_server(self._socket.raw, lock)
             # First, so that there is someone to ask when the first connection comes.
-            self.porter = None if lock is None else Porter(self._socket.context, lock, self._denials)
+            self.porter = None if lock is None else Authenticator(self._socket.context, lock, self._denials)
             self._bind(address)
         except BaseException:
             self._socket.close(0.0)
             raise
-        self._ends = Ends(self._socket.raw, self._denials, _CLOCK)
+        self._ends = ConnectionTracker(self._socket.raw, self._denials, _CLOCK)
         self._socket.watch(self._ends.monitor)
         self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
         self._address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
-        self._rations = Rations(limits)
+        self._rations = IngressQuota(limits)
         self._shortcuts = Shortcuts(self._socket)
         #: Where something has come, and was not looked at yet.
         self._ready: deque[Source] = deque()

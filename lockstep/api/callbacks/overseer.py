@@ -10,7 +10,7 @@ from lockstep.api.callbacks.training import Training
 
 
 @dataclass
-class Overseer:
+class CallbackRunner:
     """The callbacks of one run, and what they have said."""
 
     callbacks: Sequence[Callback]

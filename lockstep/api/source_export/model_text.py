@@ -29,7 +29,7 @@ class ModelText:
 
 
 @dataclass(frozen=True)
-class ToldModel:
+class ExportedModel:
     """A model as a job can name it."""
 
     #: The job's value; where there is a text, what stands in its place until that has a file.
@@ -37,17 +37,17 @@ class ToldModel:
     text: ModelText | None = None
 
 
-def told(model: Model) -> ToldModel:
+def told(model: Model) -> ExportedModel:
     """Return how a model is told: a name as it is, the library's layers as data, and everything else as its text.
 
     Raises as `model_text`.
     """
     if isinstance(model, str):
-        return ToldModel(model)
+        return ExportedModel(model)
     if isinstance(model, Module) and all(is_describable(type(module)) for module in model.modules()):
-        return ToldModel(dict(describe(model)))
+        return ExportedModel(dict(describe(model)))
     text = model_text(model)
-    return ToldModel(f"{text.name}.py:{text.function}", text)
+    return ExportedModel(f"{text.name}.py:{text.function}", text)
 
 
 def model_text(model: Module | type[Module] | Callable[[], Module]) -> ModelText:

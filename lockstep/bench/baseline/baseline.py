@@ -12,14 +12,14 @@ SCRIPT = Path(__file__).with_name("torch_baseline.py")
 
 
 @dataclass
-class Peer:
+class Baseline:
     """One peer process, or the first of a group of them."""
 
     layout: str
     stepper: Stepper
 
     @classmethod
-    def start(cls, python: Path, arguments: Sequence[str], layout: str = "contiguous") -> "Peer":
+    def start(cls, python: Path, arguments: Sequence[str], layout: str = "contiguous") -> "Baseline":
         """Start the peer under `python`; `UsageError` where there is no such program."""
         flags = ["--channels-last"] if layout == "channels-last" else []
         try:

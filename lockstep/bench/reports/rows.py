@@ -10,7 +10,7 @@ from common.files.atomic import write_atomically
 from ps.run.timing import Split
 
 
-class PeerRow(msgspec.Struct, frozen=True, kw_only=True):
+class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):
     """The peer with as many processes, in its faster memory layout, measured in turns with ours."""
 
     version: str
@@ -52,10 +52,10 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     of_ceiling: float
     #: Of the weights at the end of each run: equal for equal jobs.
     weights_sha256: str
-    peer: PeerRow | None
+    peer: BaselineRow | None
 
 
-class PeerExchange(msgspec.Struct, frozen=True, kw_only=True):
+class BaselineExchange(msgspec.Struct, frozen=True, kw_only=True):
     """The peer's all-reduce and update among as many processes, measured in turns with ours."""
 
     version: str
@@ -86,7 +86,7 @@ class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
     gb_per_s: float
     #: Where the time of an exchange went, over the middle half of them; `compute_s` is the filling.
     split: Split
-    peer: PeerExchange | None
+    peer: BaselineExchange | None
 
 
 class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):

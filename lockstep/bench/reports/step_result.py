@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 
-class PeerFigures(msgspec.Struct, frozen=True, kw_only=True):
+class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The peer in its faster memory layout."""
 
     version: str
@@ -31,7 +31,7 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     #: Share of the step that its unavoidable matrix products take at the peak, and that peak.
     gemm_gflops_share: float
     gemm_peak_gflops: float
-    peer: PeerFigures | None = None
+    peer: BaselineFigures | None = None
 
 
 def median_ms(seconds: Sequence[float]) -> float:

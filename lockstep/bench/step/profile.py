@@ -12,7 +12,7 @@ from common.runtime.clock import Clock
 
 
 @dataclass
-class Share:
+class ProfileShare:
     """What one primitive took in one direction."""
 
     seconds: float = 0.0
@@ -26,7 +26,7 @@ class Profile:
     """An observer of the engine that adds up what each primitive takes."""
 
     clock: Clock
-    shares: dict[tuple[str, str], Share] = field(default_factory=dict)
+    shares: dict[tuple[str, str], ProfileShare] = field(default_factory=dict)
 
     def __call__(
         self, primitive: Primitive, direction: str, function: Callable[..., Any], *args: Any, **options: Any
@@ -34,7 +34,7 @@ class Profile:
         """Call the function and book its time and its arrays."""
         began = self.clock.now()
         result = function(*args, **options)
-        share = self.shares.setdefault((primitive.name, direction), Share())
+        share = self.shares.setdefault((primitive.name, direction), ProfileShare())
         share.seconds += self.clock.now() - began
         share.calls += 1
         share.bytes += sum(each.nbytes for each in (*args, result) if isinstance(each, np.ndarray))

@@ -12,13 +12,13 @@ from common.autograd.graph import observe
 from common.data.dataset import TrainTest
 from common.job.job import Job
 from common.runtime.clock import Clock
-from lockstep.bench.baseline.baseline import Peer, layouts_of
+from lockstep.bench.baseline.baseline import Baseline, layouts_of
 from lockstep.bench.baseline.stepper import Answer
-from lockstep.bench.reports.step_result import PeerFigures, StepFigures, median_ms
+from lockstep.bench.reports.step_result import BaselineFigures, StepFigures, median_ms
 from lockstep.bench.step.flops import gemm_peak, step_flops
 from lockstep.bench.step.profile import Profile
-from lockstep.runs.single_trainer import LoneTrainer
-from ps.setup import Admission, open_run
+from lockstep.runs.single_trainer import SingleProcessTrainer
+from ps.setup import AdmissionPolicy, open_run
 
 #: Steps before anything is measured: buffers are made and caches filled.
 WARM_UP = 10
@@ -37,12 +37,12 @@ class StepBench:
     job: Job
     data: TrainTest
     clock: Clock
-    trainer: LoneTrainer = field(init=False)
+    trainer: SingleProcessTrainer = field(init=False)
     #: The step that comes next.
     at: int = 0
 
     def __post_init__(self) -> None:
-        self.trainer = LoneTrainer(open_run("bench", self.job, self.data, Admission()), self.clock)
+        self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()), self.clock)
 
     def times(self, steps: int) -> list[float]:
         """Make `steps` steps; return the seconds that each took."""
@@ -64,7 +64,7 @@ def measure(bench: StepBench, steps: int, peer_python: Path | None) -> StepFigur
     """Return the figures of at least `steps` steps, and of as many of the peer's, taken in turns with ours."""
     model, batch = bench.job.model_name(), bench.job.global_batch
     layouts = layouts_of(model) if peer_python else ()
-    peers = [Peer.start(peer_python, ["step", model, str(batch)], layout) for layout in layouts if peer_python]
+    peers = [Baseline.start(peer_python, ["step", model, str(batch)], layout) for layout in layouts if peer_python]
     a_turn = FIRST + -(-steps // ROUNDS)
     try:
         bench.times(WARM_UP)
@@ -95,7 +95,7 @@ def measure(bench: StepBench, steps: int, peer_python: Path | None) -> StepFigur
     )
 
 
-def faster_layout(theirs: dict[str, list[Answer]], our_ms: float) -> PeerFigures:
+def faster_layout(theirs: dict[str, list[Answer]], our_ms: float) -> BaselineFigures:
     """Return the peer's figures in the layout in which it is faster, so that nobody can say that it was held badly."""
     medians = {
         layout: median_ms([second for answer in answers for second in answer.seconds[FIRST:]])
@@ -103,7 +103,7 @@ def faster_layout(theirs: dict[str, list[Answer]], our_ms: float) -> PeerFigures
     }
     layout = min(medians, key=lambda each: medians[each])
     last = theirs[layout][-1]
-    return PeerFigures(
+    return BaselineFigures(
         version=last.version,
         layout=layout,
         ms_per_step=medians[layout],

@@ -47,7 +47,7 @@ class Range(click.ParamType[tuple[int, ...]]):
         return tuple(dict.fromkeys((first, *(number for number in between if first < number < last), last)))
 
 
-class Link(click.ParamType[float]):
+class LinkParam(click.ParamType[float]):
     """A speed in bits a second, as people name links; it arrives in bytes a second."""
 
     name = "speed"
@@ -67,7 +67,7 @@ NUMBERS = Several(click.IntRange(min=1))
 WORKERS = Several(click.IntRange(1, 1024))
 CROWDS = Several(click.IntRange(1, 4096))
 SERVERS = Several(click.IntRange(1, 64))
-RANGE, LINK = Range(), Link()
+RANGE, LINK = Range(), LinkParam()
 PARAMETERS = Several(click.IntRange(1, 2**30))
 WORDS = Several(click.STRING)
 TRANSPORTS = Several(click.Choice(get_args(Transport)))

@@ -10,8 +10,8 @@ from common.errors import DifferenceError
 from common.files.sanitize import printable
 from common.protocol.messages import OF_A_STEP
 from lockstep.runs.dataset import dataset_of
-from lockstep.runs.recorded import PastRun, read_run, workers_by_step
-from lockstep.verification.coverage import EpochProof, Proof, prove
+from lockstep.runs.recorded import RecordedRun, read_run, workers_by_step
+from lockstep.verification.coverage import CoverageReport, EpochCoverage, check_coverage
 from ps.records.ledger import Again
 from ps.run.plan import plan_of
 
@@ -38,14 +38,14 @@ def ledger(run: Path, as_json: bool) -> None:
     check_proof(proof)
 
 
-def proof_of(past: PastRun) -> Proof:
+def proof_of(past: RecordedRun) -> CoverageReport:
     """Return what a run's ledger proves."""
     data, job = dataset_of(past.job), past.job
     sampler = Sampler(len(data.train), job.global_batch, job.micro_batches, job.seed)
-    return prove(past.lines, plan_of(job, len(data.train), len(data.test)), sampler)
+    return check_coverage(past.lines, plan_of(job, len(data.train), len(data.test)), sampler)
 
 
-def check_proof(proof: Proof) -> None:
+def check_proof(proof: CoverageReport) -> None:
     """Raise `DifferenceError` with the first fault of a proof that has one."""
     faults = proof.faults()
     if faults:
@@ -53,7 +53,7 @@ def check_proof(proof: Proof) -> None:
         raise DifferenceError(f"the ledger proves nothing: {faults[0]}{more}")
 
 
-def proof_lines(past: PastRun, proof: Proof) -> list[str]:
+def proof_lines(past: RecordedRun, proof: CoverageReport) -> list[str]:
     """Return a proof for a person."""
     names = workers_by_step(past.lines)
     lines = [
@@ -67,7 +67,7 @@ def proof_lines(past: PastRun, proof: Proof) -> list[str]:
     return lines
 
 
-def _epoch_line(epoch: EpochProof) -> str:
+def _epoch_line(epoch: EpochCoverage) -> str:
     work = f"{epoch.steps:,} steps, {epoch.micro_batches:,} micro-batches"
     if epoch.faults:
         return f"epoch {epoch.epoch}: {work}: NOT proven: {epoch.faults[0]}"

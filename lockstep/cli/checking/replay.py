@@ -12,8 +12,8 @@ from common.errors import UsageError
 from common.files.sanitize import one_line
 from common.runtime.clock import SystemClock
 from lockstep.reports.display import print_plainly
-from lockstep.runs.recorded import PastRun, bring_near, open_again, read_run
-from lockstep.verification.replay import LayerReplay, PieceReplay, replay
+from lockstep.runs.recorded import RecordedRun, bring_near, open_again, read_run
+from lockstep.verification.replay import LayerReplay, MicroBatchReplay, replay
 
 #: Samples that are listed; `--json` has them all.
 MOST_SAMPLES = 16
@@ -46,7 +46,7 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
     show(console, piece)
 
 
-def check_place(past: PastRun, step: int, micro_batch: int) -> None:
+def check_place(past: RecordedRun, step: int, micro_batch: int) -> None:
     """Raise `UsageError` where the run has not come to that step, or has no such micro-batch."""
     made = len(past.steps())
     last = min(made, past.receipt.total_steps - 1)
@@ -56,7 +56,7 @@ def check_place(past: PastRun, step: int, micro_batch: int) -> None:
         raise UsageError(f"--micro-batch {micro_batch}: expected 0 to {past.job.micro_batches - 1}, as the job has it")
 
 
-def show(console: Console, piece: PieceReplay) -> None:
+def show(console: Console, piece: MicroBatchReplay) -> None:
     """Print a micro-batch for a person."""
     for line in piece_lines(piece):
         print_plainly(console, line)
@@ -64,7 +64,7 @@ def show(console: Console, piece: PieceReplay) -> None:
     print_plainly(console, f"first number that is not finite: {piece.first_nonfinite or 'none'}")
 
 
-def piece_lines(piece: PieceReplay) -> list[str]:
+def piece_lines(piece: MicroBatchReplay) -> list[str]:
     """Return what stands above the layers."""
     listed = ", ".join(map(str, piece.samples[:MOST_SAMPLES]))
     more = f", … ({len(piece.samples)} in all)" if len(piece.samples) > MOST_SAMPLES else ""

@@ -10,7 +10,7 @@ from common.runtime.clock import SystemClock
 from lockstep.cli.options.types import number_range
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.simulation.outcome import Outcome, simulate
-from lockstep.simulation.scenario import story_of
+from lockstep.simulation.scenario import scenario_of
 
 #: Seeds that fail before no more are tried.
 ENOUGH = 5
@@ -49,9 +49,9 @@ def simulate_command(
     clock = SystemClock()
     began = told = clock.now()
     failed: list[int] = []
-    tally = Tally()
+    tally = OutcomeTally()
     for seed in seeds:
-        story = story_of(seed, workers=workers, servers=servers, steps=steps)
+        story = scenario_of(seed, workers=workers, servers=servers, steps=steps)
         outcome = simulate(story, is_traced=is_traced)
         tally.add(outcome)
         if is_traced:
@@ -80,7 +80,7 @@ def replaying(seed: int, workers: int | None, servers: int | None, steps: int | 
     return f"lockstep simulate --seeds {seed}{flags} --trace"
 
 
-class Tally:
+class OutcomeTally:
     """What all runs came to."""
 
     def __init__(self) -> None:

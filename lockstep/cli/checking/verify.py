@@ -13,12 +13,12 @@ from common.files.safetensors import read
 from common.runtime.clock import SystemClock
 from lockstep.cli.checking.ledger import check_proof, proof_lines, proof_of
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.runs.recorded import PastRun, bring_near, open_again, read_run
+from lockstep.runs.recorded import RecordedRun, bring_near, open_again, read_run
 from lockstep.verification.verify import Difference, Verifier, steps_between
 from ps.records.ledger import EpochDone
 from ps.records.receipt import read_chain
 from ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
-from ps.setup import Opening
+from ps.setup import RunSetup
 
 
 @click.command(short_help="Compute a recorded run again and compare.")
@@ -80,7 +80,7 @@ class Watch:
             print_plainly(self.console, f"step {step + 1}/{self.until}: the same so far")
 
 
-def wanted_steps(past: PastRun, text: str | None) -> tuple[int, int]:
+def wanted_steps(past: RecordedRun, text: str | None) -> tuple[int, int]:
     """Return the first step to be compared and the one behind the last; `UsageError` where there are none such."""
     total = 1 + max(past.steps(), default=-1)
     if not total:
@@ -91,7 +91,7 @@ def wanted_steps(past: PastRun, text: str | None) -> tuple[int, int]:
         raise UsageError(f"--steps {text!r}: expected A:B with 0 <= A < B <= {total}, the run's steps") from None
 
 
-def check_chain(past: PastRun, opening: Opening) -> None:
+def check_chain(past: RecordedRun, opening: RunSetup) -> None:
     """Raise `DifferenceError` where the receipt's chain is not the ledger's."""
     chain = read_chain(opening.facts, past.lines, str(past.folder / LEDGER))
     known = past.receipt.chain
@@ -105,7 +105,7 @@ def check_chain(past: PastRun, opening: Opening) -> None:
         raise DifferenceError(f"the receipt tells of {len(known) - 1} epochs and the ledger of {len(chain) - 1}")
 
 
-def end_difference(past: PastRun, opening: Opening, steps: int) -> Difference | None:
+def end_difference(past: RecordedRun, opening: RunSetup, steps: int) -> Difference | None:
     """Return where the files of a finished run are not what it came to, as far as `steps` steps tell."""
     result = read_result(past.folder)
     if steps != result.steps:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from common.errors import UsageError
 from lockstep.reports.display import print_plainly
-from lockstep.reports.plots.course import Course, read_course
+from lockstep.reports.plots.course import RunCurves, read_curves
 from lockstep.runs.extras import demand
 from ps.records.run_folder import METRICS
 
@@ -55,8 +55,8 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_events: bool) -> None:
         print_plainly(console, line)
 
 
-def _courses(runs: tuple[Path, ...]) -> list[Course]:
-    courses = [read_course(run) for run in runs]
+def _courses(runs: tuple[Path, ...]) -> list[RunCurves]:
+    courses = [read_curves(run) for run in runs]
     names = [course.name for course in courses]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -64,14 +64,14 @@ def _courses(runs: tuple[Path, ...]) -> list[Course]:
     return courses
 
 
-def _pictures(runs: tuple[Path, ...], courses: list[Course], folder: Path) -> Iterator[str]:
+def _pictures(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:
     # Here, as the extra may be missing where nobody draws; and it takes half a second to load.
     from lockstep.reports.plots.pictures import Subject, draw
 
     return draw([Subject(run, course) for run, course in zip(runs, courses, strict=True)], folder)
 
 
-def _events(runs: tuple[Path, ...], courses: list[Course], folder: Path) -> Iterator[str]:
+def _events(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:
     # Here, as the extra may be missing where nobody writes event files.
     from lockstep.reports.plots.event_files import write_events
 

@@ -19,8 +19,8 @@ from lockstep.cli.options.types import seconds
 from lockstep.cli.training.worker import say, worker
 from lockstep.launch.credentials import WARNING
 from lockstep.launch.local import kept_on_failure, train_on
-from lockstep.launch.remote.head import HeadGround
-from lockstep.launch.remote.place import Place, detect
+from lockstep.launch.remote.head import HeadBackend
+from lockstep.launch.remote.place import LauncherPlace, detect
 from lockstep.reports.display import display_for, print_plainly
 from lockstep.reports.summary import show_summary
 from lockstep.runs.job_file import read_values, resolve
@@ -81,7 +81,7 @@ def node(
         say(f"rank {place.rank} of {place.size or 'many'} by {place.launcher}")
         context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys), supervised=None)
         return
-    ground = HeadGround(place=place, keys=keys, is_insecure=insecure)
+    ground = HeadBackend(place=place, keys=keys, is_insecure=insecure)
     lead(ground, read_values(job) if job else {}, run_dir, given)
 
 
@@ -90,7 +90,7 @@ def own_key(keys: Path | None) -> Path | None:
     return None if keys is None else keys / SERVER
 
 
-def lead(ground: HeadGround, values: dict[str, Any], run_dir: Path | None, given: dict[str, Any]) -> None:
+def lead(ground: HeadBackend, values: dict[str, Any], run_dir: Path | None, given: dict[str, Any]) -> None:
     """Be rank 0: begin the run in the folder, or go on with it, and show how it goes."""
     if run_dir is not None and has_begun(run_dir):
         job, launch = resumed_job(run_dir, {**values, **given})
@@ -101,7 +101,7 @@ def lead(ground: HeadGround, values: dict[str, Any], run_dir: Path | None, given
         carry_out(ground, job, Destination(folder=folder, launch=all_of(ground.place, launch)))
 
 
-def all_of(place: Place, launch: Launch) -> Launch:
+def all_of(place: LauncherPlace, launch: Launch) -> Launch:
     """Return the launch with a worker for each process of the launcher; `JobError` where it asks for shards."""
     if launch.servers != 1:
         raise JobError(f"servers = {launch.servers!r} under {place.launcher}: expected 1, which rank 0 starts")
@@ -110,7 +110,7 @@ def all_of(place: Place, launch: Launch) -> Launch:
     return msgspec.structs.replace(launch, workers=place.size)
 
 
-def carry_out(ground: HeadGround, job: Job, destination: Destination) -> None:
+def carry_out(ground: HeadBackend, job: Job, destination: Destination) -> None:
     """Train to the end and show how it went."""
     console, place = Console(highlight=False), ground.place
     print_plainly(console, f"rank 0 of {place.size or 'many'} by {place.launcher}: serves at {place.bind}, and works")

@@ -15,7 +15,7 @@ from common.job.job import Job
 from common.job.score import Score
 from common.runtime.clock import SystemClock
 from common.transport.auth.credentials import Lock, ServerKeys
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import Limits, ServerPort
 from common.transport.shared_memory.folder import shared_root
 from common.transport.zeromq.ports import serve
@@ -41,13 +41,13 @@ from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import Launch, default_launch
 from lockstep.runs.resume import check_alone, finished, resumed_job
 from lockstep.runs.run_dir import claimed_run_dir, unclaim
-from lockstep.runs.session import Destination, open_books
+from lockstep.runs.session import Destination, open_session
 from ps.checkpoint.resuming import coordinator_of
 from ps.records.metrics import Setting
 from ps.records.run_folder import RunResult
 from ps.server.server import QUEUE
-from ps.server.serving import Surroundings, server_of
-from ps.setup import Admission, open_run
+from ps.server.serving import ServerEnvironment, server_of
+from ps.setup import AdmissionPolicy, open_run
 
 #: What the coordinator gives as the failure of a run that was interrupted.
 INTERRUPTED = "interrupted"
@@ -127,9 +127,9 @@ def server(
             serve_by_hand(Service(resolved, admission, destination), listening)
 
 
-def admission_of(launch: Launch, lease_timeout_s: float, allows_mixed_numerics: bool) -> Admission:
+def admission_of(launch: Launch, lease_timeout_s: float, allows_mixed_numerics: bool) -> AdmissionPolicy:
     """Return whom the run takes in."""
-    return Admission(
+    return AdmissionPolicy(
         min_workers=launch.min_workers or 1,
         lease_timeout_s=lease_timeout_s,
         allows_mixed_numerics=allows_mixed_numerics,
@@ -144,7 +144,7 @@ class Service:
     """What is served: a job, whom it takes in, and where its results go."""
 
     job: Job
-    admission: Admission
+    admission: AdmissionPolicy
     destination: Destination
 
 
@@ -155,7 +155,7 @@ class Listening:
     bind: str
     lock: Lock
     is_insecure: bool
-    denials: Denials = field(default_factory=Denials)
+    denials: RejectionLog = field(default_factory=RejectionLog)
 
     def serve(self, servers: int) -> ZeroMqServer:
         """Listen, for a run of so many servers."""
@@ -191,7 +191,7 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
     show_summary(console, result, service.destination.folder)
 
 
-def serve_run(service: Service, port: ServerPort, display: Display, denials: Denials) -> RunResult:
+def serve_run(service: Service, port: ServerPort, display: Display, denials: RejectionLog) -> RunResult:
     """Serve a run to its end; `RunError` where it fails, `KeyboardInterrupt` where it was interrupted."""
     clock = SystemClock()
     started = clock.now()
@@ -206,11 +206,11 @@ def serve_run(service: Service, port: ServerPort, display: Display, denials: Den
             started=started,
         )
         say = with_address(display, port.address)
-        books = open_books(opening, setting, service.destination, clock, say)
+        books = open_session(opening, setting, service.destination, clock, say)
         recorder, coordinator = books.recorder, coordinator_of(opening.facts, books.start)
         if offer.obstacle:
             say(f"vectors go over sockets: {offer.obstacle}")
-        around = Surroundings(
+        around = ServerEnvironment(
             port=port, clock=clock, say=say, sharing=offer.sharing, keeper=books.keeper, denials=denials
         )
         run = server_of(coordinator, opening, recorder, around)

@@ -13,7 +13,7 @@ from common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION
 from common.protocol.numerics import fingerprint
 from common.protocol.shard_messages import ShardJoin
 from common.runtime.clock import SystemClock
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.shared_memory.folder import shared_root
 from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial, serve, wait_for_any
@@ -27,8 +27,8 @@ from lockstep.launch.credentials import WARNING, lock_of, server_credential
 from lockstep.launch.parent_watch import held
 from lockstep.launch.process_log import ERROR_MARK
 from ps.sharding.process.effects import Exit
-from ps.sharding.process.shell import ShardServer
-from ps.sharding.process.state import ShardFacts, ShardState
+from ps.sharding.process.shell import ShardShell
+from ps.sharding.process.state import ShardConfig, ShardState
 
 
 @click.command(short_help="Hold a slice of the weights for the server at ADDRESS.")
@@ -65,7 +65,7 @@ def shard(
       lockstep shard tcp://192.168.1.7:5555 --bind tcp://192.168.1.8:5556 --keys keys
     """
     with held(supervised) if supervised else nullcontext():
-        lock, denials = lock_of(keys, supervised, is_insecure=insecure), Denials()
+        lock, denials = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
         port = serve(bind or bind_beside(address), lock=lock, insecure=insecure, denials=denials)
         with closing(port):
             if insecure:
@@ -82,7 +82,7 @@ def shard(
 
 
 def hold_slice(
-    port: ZeroMqServer, upstream: ZeroMqClient, address: str, timeout_s: float | None, denials: Denials
+    port: ZeroMqServer, upstream: ZeroMqClient, address: str, timeout_s: float | None, denials: RejectionLog
 ) -> Exit:
     """Hold a slice for the server until one of us ends."""
     join = ShardJoin(
@@ -93,6 +93,6 @@ def hold_slice(
         fingerprint=fingerprint(),
         address=dialled(port.address),
     )
-    state = ShardState(ShardFacts(address=address, join=join, timeout_s=timeout_s))
+    state = ShardState(ShardConfig(address=address, join=join, timeout_s=timeout_s))
     clock, root = SystemClock(), shared_root()
-    return ShardServer(state, port, upstream, clock, say, wait_for_any, root, upstream.trouble, denials).run()
+    return ShardShell(state, port, upstream, clock, say, wait_for_any, root, upstream.trouble, denials).run()

@@ -121,7 +121,7 @@ def train_on_ray(on: str, job: Job, destination: Destination, display: Display, 
     if on != "ray" and not re.fullmatch(r"ray://.+:[0-9]{1,5}", on):
         raise UsageError(f"--on {on!r} is no cluster: expected ray, or ray://HOST:10001")
     demand("ray", "ray", f"--on {on}")
-    from lockstep.launch.remote.ray_backend import ray_ground
+    from lockstep.launch.remote.ray_backend import ray_backend
 
-    with ray_ground(on, destination, display) as ground:
+    with ray_backend(on, destination, display) as ground:
         return train_on(ground, job, destination, display, chaos)

@@ -26,8 +26,8 @@ from lockstep.launch.credentials import credential_of
 from lockstep.launch.parent_watch import held
 from lockstep.launch.process_log import ERROR_MARK
 from worker.effects import Exit
-from worker.shell import Runner
-from worker.state import WorkerFacts, WorkerState
+from worker.shell import WorkerShell
+from worker.state import WorkerConfig, WorkerState
 
 
 @click.command(short_help="Compute for the server at ADDRESS.")
@@ -89,11 +89,11 @@ def work(
         pid=os.getpid(),
         fingerprint=fingerprint(),
     )
-    facts = WorkerFacts(address=address, join=join, timeout_s=timeout_s)
+    facts = WorkerConfig(address=address, join=join, timeout_s=timeout_s)
     dial_others = partial(dial, credential=credential)
     state, load_once = WorkerState(facts), functools.cache(load)
     clock, root, kept = SystemClock(), shared_root(), cache or Path(cache_home()) / "lockstep"
-    return Runner(state, port, clock, load_once, say, root, dial_others, wait_for_any, port.trouble, kept).run()
+    return WorkerShell(state, port, clock, load_once, say, root, dial_others, wait_for_any, port.trouble, kept).run()
 
 
 def say(text: str) -> None:

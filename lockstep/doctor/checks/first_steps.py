@@ -12,7 +12,7 @@ from common.nn.parameter import Parameter
 from common.optim.stepper import Optimizer
 from common.runtime.clock import Clock
 from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import Patient
+from lockstep.doctor.target import ExaminationTarget
 from ps.run.plan import plan_of
 from ps.shard.policy import rule_of, schedule_of
 
@@ -48,7 +48,7 @@ class FirstSteps:
         return median(self.losses[-3:]) if all(map(math.isfinite, self.losses)) else math.nan
 
 
-def first_steps(patient: Patient, clock: Clock, scale: float = 1.0) -> FirstSteps:
+def first_steps(patient: ExaminationTarget, clock: Clock, scale: float = 1.0) -> FirstSteps:
     """Make steps with the job's rates times `scale`, as far as the loss stays finite."""
     probe, rates = patient.probe(), _rates(patient)
     parameters = list(probe.parameters())
@@ -72,7 +72,7 @@ def first_steps(patient: Patient, clock: Clock, scale: float = 1.0) -> FirstStep
     return FirstSteps(losses, max(rates) * scale, median(times) if times else 0.0)
 
 
-def check_rate(patient: Patient, steps: FirstSteps, clock: Clock) -> list[Finding]:
+def check_rate(patient: ExaminationTarget, steps: FirstSteps, clock: Clock) -> list[Finding]:
     """Return whether the learning rate is too large, and the largest part of it that is not."""
     if not steps.diverged():
         return []
@@ -94,7 +94,7 @@ def check_rate(patient: Patient, steps: FirstSteps, clock: Clock) -> list[Findin
     ]
 
 
-def _rates(patient: Patient) -> Sequence[float]:
+def _rates(patient: ExaminationTarget) -> Sequence[float]:
     """Return the rates of the steps: the job's course up to its peak, drawn together, and from there on as it is."""
     job, data = patient.job, patient.data
     plan = plan_of(job, len(data.train), len(data.test))

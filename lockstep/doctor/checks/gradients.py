@@ -12,7 +12,7 @@ from lockstep.doctor.checks.derivatives import known_mistake
 from lockstep.doctor.checks.slopes import Checked, Mismatch
 from lockstep.doctor.checks.watching import Call, watched
 from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import Patient, Walk
+from lockstep.doctor.target import ExaminationTarget, Walk
 
 #: Samples that gradients are checked with: BatchNorm needs some, and more only cost time.
 SAMPLES = 4
@@ -24,7 +24,7 @@ JITTER = 0.01
 _SAME = 0.02
 
 
-def check_gradients(patient: Patient) -> list[Finding]:
+def check_gradients(patient: ExaminationTarget) -> list[Finding]:
     """Return a finding for each layer with a wrong gradient: one that only contains such a layer is not named."""
     probe = patient.probe()
     images, _ = patient.batch(0, SAMPLES)

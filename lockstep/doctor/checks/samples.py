@@ -5,7 +5,7 @@ import numpy as np
 from common.autograd.primitives.primitive import Array
 from lockstep.doctor.checks.signals import SAMPLES
 from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import Patient
+from lockstep.doctor.target import ExaminationTarget
 
 #: Deviations and means of all values that need no normalising; bytes as parts of 255 are well within.
 LEAST_DEVIATION, MOST_DEVIATION, MOST_MEAN = 0.02, 10.0, 10.0
@@ -14,7 +14,7 @@ LEAST_DEVIATION, MOST_DEVIATION, MOST_MEAN = 0.02, 10.0, 10.0
 MOST_OF_A_FEATURE = 100.0
 
 
-def check_samples(patient: Patient) -> list[Finding]:
+def check_samples(patient: ExaminationTarget) -> list[Finding]:
     """Return whether the samples, as the model is given them, are not normalised."""
     images, _ = patient.batch(0, SAMPLES)
     if patient.data.train.is_tokens:

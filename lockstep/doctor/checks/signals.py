@@ -8,7 +8,7 @@ from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.nn.inspection import first_nonfinite_layer
 from lockstep.doctor.checks.watching import Call, watched
-from lockstep.doctor.target import Patient
+from lockstep.doctor.target import ExaminationTarget
 
 #: Samples of the batch that is looked at.
 SAMPLES = 256
@@ -34,7 +34,7 @@ class Signals:
     nonfinite: str | None
 
 
-def signals_of(patient: Patient, *, walks_back: bool) -> Signals:
+def signals_of(patient: ExaminationTarget, *, walks_back: bool) -> Signals:
     """Return what a pass over the job's first samples looks like; only forward where gradients are known wrong."""
     probe = patient.probe()
     images, targets = patient.batch(0, SAMPLES)

@@ -3,14 +3,14 @@
 from common.aggregation.layout import layout_of
 from lockstep.doctor.checks.first_steps import SAMPLES, FirstSteps
 from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import Patient
+from lockstep.doctor.target import ExaminationTarget
 
 #: What an exchange takes at least, and for each float32 that comes and goes, on one machine over shared memory:
 #: 0.18 ms with 7,850 parameters and 29 ms with 25 million, by two workers.
 LATENCY_S, PER_VALUE_S = 0.18e-3, 0.6e-9
 
 
-def check_workers(patient: Patient, steps: FirstSteps, cores: int) -> list[Finding]:
+def check_workers(patient: ExaminationTarget, steps: FirstSteps, cores: int) -> list[Finding]:
     """Return whether the workers that were asked for are too many for the job, the machine, or the model."""
     workers, job = patient.workers, patient.job
     if workers is None or workers < 2:
@@ -22,7 +22,7 @@ def check_workers(patient: Patient, steps: FirstSteps, cores: int) -> list[Findi
     return _too_small(patient, workers, steps)
 
 
-def _too_small(patient: Patient, workers: int, steps: FirstSteps) -> list[Finding]:
+def _too_small(patient: ExaminationTarget, workers: int, steps: FirstSteps) -> list[Finding]:
     size = layout_of(patient.model).size
     # What was timed is a part of the batch where that is large.
     alone_s = steps.step_s * max(1.0, patient.job.global_batch / SAMPLES)

@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from lockstep.evaluation.export.trace import Constant, Input, Operand, Result, Step, Trace, Weight
+from lockstep.evaluation.export.trace import (
+    Operand,
+    Trace,
+    TracedConstant,
+    TracedInput,
+    TracedResult,
+    TracedStep,
+    TracedWeight,
+)
 
 #: The version of the set of operators that is written: the first with Gelu.
 OPERATOR_SET = 20
@@ -55,15 +63,15 @@ class OnnxGraph:
     def name(self, operand: Operand) -> str:
         """Return the name of what a step reads, empty for what is left out."""
         match operand:
-            case Input():
+            case TracedInput():
                 return INPUT
-            case Result(step):
+            case TracedResult(step):
                 return _result(step)
-            case Weight(name):
+            case TracedWeight(name):
                 return name
-            case Constant(None):
+            case TracedConstant(None):
                 return ""
-            case Constant(value):
+            case TracedConstant(value):
                 # A Python number takes the dtype of the array beside it: float32, as all of a model is.
                 return self.constant(np.asarray(value, None if isinstance(value, np.ndarray) else np.float32))
 
@@ -90,7 +98,7 @@ def _result(step: int) -> str:
 
 
 #: `(graph, step, names of its operands, name of its result)`
-Writer = Callable[[OnnxGraph, Step, list[str], str], object]
+Writer = Callable[[OnnxGraph, TracedStep, list[str], str], object]
 
 
 def _plain(operator: str, **attributes: Any) -> Writer:
@@ -98,7 +106,7 @@ def _plain(operator: str, **attributes: Any) -> Writer:
     return lambda graph, step, names, out: graph.add(operator, names, out, **attributes)
 
 
-def _linear(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _linear(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     x, weight, *bias = [name for name in names if name]
     if len(step.before) == 2:
         graph.add("Gemm", [x, weight, *bias], out, transB=1)
@@ -110,7 +118,7 @@ def _linear(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
 
 
 def _convolution(axes: int) -> Writer:
-    def write(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
         options = step.options
         graph.add(
             "Conv",
@@ -126,7 +134,7 @@ def _convolution(axes: int) -> Writer:
 
 
 def _pooling(operator: str, axes: int) -> Writer:
-    def write(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
         options = step.options
         kernel = _each(options["kernel_size"], axes)
         stride = options["stride"]
@@ -145,7 +153,7 @@ def _pooling(operator: str, axes: int) -> Writer:
 
 
 def _adaptive_average(axes: int) -> Writer:
-    def write(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
         sizes, wanted = step.before[-axes:], _each(step.options["output_size"], axes)
         if any(size % few for size, few in zip(sizes, wanted, strict=True)):
             raise ModelError(
@@ -158,7 +166,7 @@ def _adaptive_average(axes: int) -> Writer:
     return write
 
 
-def _batch_norm(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _batch_norm(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     channels = step.before[1]
     scale = names[1] or graph.constant(np.ones(channels, np.float32))
     shift = names[2] or graph.constant(np.zeros(channels, np.float32))
@@ -166,24 +174,24 @@ def _batch_norm(graph: OnnxGraph, step: Step, names: list[str], out: str) -> Non
     graph.add("BatchNormalization", [names[0], scale, shift, *statistics], out, epsilon=step.options["eps"])
 
 
-def _layer_norm(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _layer_norm(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     axes = step.options["axes"]
     scale = names[1] or graph.constant(np.ones(step.before[-axes:], np.float32))
     inputs = [names[0], scale, *([names[2]] if names[2] else [])]
     graph.add("LayerNormalization", inputs, out, axis=-axes, epsilon=step.options["eps"])
 
 
-def _reshape(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _reshape(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     if step.shape.count(-1) > 1:
         raise ModelError(f"a reshape to {step.shape} is not exported to ONNX: expected one axis of samples")
     graph.add("Reshape", [names[0], graph.integers(step.shape)], out)
 
 
-def _permute(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _permute(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     graph.add("Transpose", names, out, perm=[axis % len(step.before) for axis in step.options["axes"]])
 
 
-def _transpose(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _transpose(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     order = list(range(len(step.before)))
     first, second = step.options["first"], step.options["second"]
     order[first], order[second] = order[second], order[first]
@@ -191,7 +199,7 @@ def _transpose(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None
 
 
 def _reduction(operator: str) -> Writer:
-    def write(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
         axis = step.options["axis"]
         axes = [graph.integers(range(len(step.before)) if axis is None else axis)]
         graph.add(operator, [*names, *axes], out, keepdims=int(step.options["keepdims"]))
@@ -199,17 +207,17 @@ def _reduction(operator: str) -> Writer:
     return write
 
 
-def _clip(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _clip(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     bounds = [step.options["low"], step.options["high"]]
-    graph.add("Clip", [*names, *(graph.name(Constant(bound)) for bound in bounds)], out)
+    graph.add("Clip", [*names, *(graph.name(TracedConstant(bound)) for bound in bounds)], out)
 
 
-def _softplus(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _softplus(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     beta = step.options["beta"]
     if beta == 1:
         graph.add("Softplus", names, out)
         return
-    factor = graph.name(Constant(float(beta)))
+    factor = graph.name(TracedConstant(float(beta)))
     curve = graph.add("Softplus", [graph.add("Mul", [*names, factor])])
     graph.add("Div", [curve, factor], out)
 
@@ -218,14 +226,14 @@ def _along_axis(operator: str) -> Writer:
     return lambda graph, step, names, out: graph.add(operator, names, out, axis=step.options["axis"])
 
 
-def _causal_softmax(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _causal_softmax(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     rows, columns = step.before[-2:]
     # The standard has no mask for it: what is added leaves nothing of later places.
     later = np.where(np.tri(rows, columns, columns - rows, dtype=np.bool_), 0, -np.inf).astype(np.float32)
     graph.add("Softmax", [graph.add("Add", [names[0], graph.constant(later)])], out, axis=-1)
 
 
-def _index(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _index(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     index = step.options["index"]
     parts = index if isinstance(index, tuple) else (index,)
     if not all(type(part) is int or (isinstance(part, slice) and part.step in (None, 1)) for part in parts):
@@ -243,28 +251,28 @@ def _index(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
     graph.add("Identity", [name], out)
 
 
-def _unsqueeze(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _unsqueeze(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     graph.add("Unsqueeze", [names[0], graph.integers(step.options["axis"])], out)
 
 
-def _stack(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _stack(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     axis = step.options["axis"]
     parts = [graph.add("Unsqueeze", [name, graph.integers(axis)]) for name in names]
     graph.add("Concat", parts, out, axis=axis)
 
 
-def _pad(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _pad(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     before, after = zip(*step.options["widths"], strict=True)
-    value = graph.name(Constant(float(step.options["value"])))
+    value = graph.name(TracedConstant(float(step.options["value"])))
     graph.add("Pad", [names[0], graph.integers([*before, *after]), value], out)
 
 
-def _embedding(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _embedding(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     indices, weight = names
     graph.add("Gather", [weight, graph.add("Cast", [indices], to=_INT64)], out)
 
 
-def _leaky_relu(graph: OnnxGraph, step: Step, names: list[str], out: str) -> None:
+def _leaky_relu(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     graph.add("LeakyRelu", names, out, alpha=step.options["negative_slope"])
 
 

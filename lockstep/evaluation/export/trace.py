@@ -20,36 +20,36 @@ ANY = -1
 
 
 @dataclass(frozen=True)
-class Input:
+class TracedInput:
     """The samples."""
 
 
 @dataclass(frozen=True)
-class Result:
+class TracedResult:
     """The result of an earlier step."""
 
     step: int
 
 
 @dataclass(frozen=True)
-class Weight:
+class TracedWeight:
     """An array of the state dict."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
-class Constant:
+class TracedConstant:
     """An array or a number that the forward brings along; None where an argument was left out."""
 
     value: Any
 
 
-Operand = Input | Result | Weight | Constant
+Operand = TracedInput | TracedResult | TracedWeight | TracedConstant
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedStep:
     """One primitive that was applied."""
 
     primitive: str
@@ -66,7 +66,7 @@ class _Watch:
     """What is known of arrays while a model computes."""
 
     known: dict[int, Operand]
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TracedStep] = field(default_factory=list)
     #: All arrays that were seen, so that none of their ids is given to another.
     held: list[Any] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ class _Watch:
         result = np.asarray(outcome[0] if primitive.keeps else outcome)
         if way == "forward":
             self.steps.append(
-                Step(
+                TracedStep(
                     primitive=primitive.name,
                     operands=tuple(map(self.operand, arrays)),
                     options={
@@ -85,20 +85,20 @@ class _Watch:
                     before=np.shape(arrays[0]),
                 )
             )
-            self.known[id(result)] = Result(len(self.steps) - 1)
+            self.known[id(result)] = TracedResult(len(self.steps) - 1)
             self.held += [result, *arrays]
         return (result, *outcome[1:]) if primitive.keeps else result
 
     def operand(self, value: Any) -> Operand:
         known = self.known.get(id(value)) if isinstance(value, np.ndarray) else None
-        return known if known is not None else Constant(value)
+        return known if known is not None else TracedConstant(value)
 
 
 @dataclass(frozen=True)
 class Trace:
     """The steps of a model, and which of them is its output."""
 
-    steps: list[Step]
+    steps: list[TracedStep]
     output: Operand
     #: Of the output, with `ANY` for the number of samples.
     shape: tuple[int, ...]
@@ -113,23 +113,23 @@ def trace_of(model: Module, samples: Array) -> Trace:
     if len(few.steps) != len(more.steps):
         raise ModelError("the model's forward takes other steps for other samples, and cannot be exported as a graph")
     steps = [_joined(one, other) for one, other in zip(few.steps, more.steps, strict=True)]
-    if isinstance(few.output, Constant):
+    if isinstance(few.output, TracedConstant):
         raise ModelError("the model's output does not come from its primitives: it cannot be exported as a graph")
     return Trace(steps, few.output, joined_shape(few.shape, more.shape))
 
 
 def _watched(model: Module, samples: Array) -> Trace:
     x = Tensor(np.array(samples))
-    known: dict[int, Operand] = {id(x.data): Input()}
-    known |= {id(parameter.data): Weight(name) for name, parameter in model.named_parameters()}
-    known |= {id(statistic.value): Weight(name) for name, statistic in model.named_buffers()}
+    known: dict[int, Operand] = {id(x.data): TracedInput()}
+    known |= {id(parameter.data): TracedWeight(name) for name, parameter in model.named_parameters()}
+    known |= {id(statistic.value): TracedWeight(name) for name, statistic in model.named_buffers()}
     watch = _Watch(known, held=[x.data])
     with no_grad(), observe(watch):
         output = model(x)
     return Trace(watch.steps, watch.operand(output.data), output.shape)
 
 
-def _joined(few: Step, more: Step) -> Step:
+def _joined(few: TracedStep, more: TracedStep) -> TracedStep:
     """Return a step that was watched twice, with `ANY` in shapes for what depends on the number of samples."""
     if few.primitive != more.primitive or not all(map(_is_same, few.operands, more.operands)):
         raise ModelError(
@@ -137,19 +137,19 @@ def _joined(few: Step, more: Step) -> Step:
             "primitives of this library: it cannot be exported as a graph"
         )
     options = {name: _joined_option(few.primitive, value, more.options[name]) for name, value in few.options.items()}
-    return Step(few.primitive, few.operands, options, joined_shape(few.shape, more.shape), few.before)
+    return TracedStep(few.primitive, few.operands, options, joined_shape(few.shape, more.shape), few.before)
 
 
 def _joined_option(primitive: str, few: Any, more: Any) -> Any:
     if isinstance(few, tuple) and few != more and len(few) == len(more):
         return joined_shape(few, more)
-    if not (_is_same(few, more) if isinstance(few, Constant) else few == more):
+    if not (_is_same(few, more) if isinstance(few, TracedConstant) else few == more):
         raise ModelError(f"the model's forward gives {primitive!r} an option that depends on the number of samples")
     return few
 
 
 def _is_same(few: Any, more: Any) -> bool:
-    if isinstance(few, Constant) and isinstance(more, Constant):
+    if isinstance(few, TracedConstant) and isinstance(more, TracedConstant):
         return np.array_equal(few.value, more.value)
     return bool(few == more)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from common.errors import LockstepError
-from common.protocol.messages import Verdict
+from common.protocol.messages import CallbackDecision
 from common.protocol.numerics import code_digest
 from common.transport.auth.key_folder import KeyFolder
 from common.transport.zeromq.ports import dial
@@ -112,7 +112,7 @@ class Attendant:
 
     def tell(self, address: str, epoch: int, stops: bool) -> None:
         """Answer a run that pauses between two epochs."""
-        self._asking(address).tell(Verdict(epoch=epoch, stops=stops))
+        self._asking(address).tell(CallbackDecision(epoch=epoch, stops=stops))
 
     def _asking(self, address: str) -> StatusClient:
         if self._observer is None:

@@ -6,17 +6,17 @@ from pathlib import Path
 from common.transport.auth.key_folder import SERVER
 from common.transport.zeromq.ports import dial
 from lockstep.launch.credentials import server_credential
-from lockstep.launch.process_backend import HERE, Attended, Observer, start_here
-from lockstep.launch.remote.place import Place
+from lockstep.launch.process_backend import HERE, Observer, WatchedProcess, start_here
+from lockstep.launch.remote.place import LauncherPlace
 from lockstep.launch.status_client import StatusClient
 from lockstep.runs.launch import Launch
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadGround:
+class HeadBackend:
     """Starts what belongs to rank 0; its launcher starts the rest."""
 
-    place: Place
+    place: LauncherPlace
     #: The server's folder of keys, None where there are none.
     keys: Path | None = None
     is_insecure: bool = False
@@ -25,19 +25,19 @@ class HeadGround:
     def places(self, launch: Launch) -> int:
         return 1
 
-    def start_server(self, arguments: list[str], address: str, folder: Path) -> Attended:
+    def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
         opening = [] if self.keys is None else ["--keys", str(self.keys)]
         opening += ["--insecure"] if self.is_insecure else []
         # At the same address again: the others know no other.
         return start_here("the server", [*arguments, "--bind", self.place.bind, *opening], folder, "server.log")
 
-    def start_shard(self, number: int, server: str, folder: Path) -> Attended:
+    def start_shard(self, number: int, server: str, folder: Path) -> WatchedProcess:
         raise NotImplementedError("a launcher's processes are a server and workers: `lockstep node` refuses shards")
 
-    def start_worker(self, number: int, server: str, folder: Path) -> Attended:
+    def start_worker(self, number: int, server: str, folder: Path) -> WatchedProcess:
         showing = [] if self.keys is None else ["--key", str(self.keys / SERVER)]
         arguments = ["worker", self.place.beside, "--supervised", HERE, *showing]
         return start_here("a worker", arguments, folder, "worker-0.log")
 
-    def observer(self, address: str, server: Attended) -> Observer:
+    def observer(self, address: str, server: WatchedProcess) -> Observer:
         return StatusClient(dial(self.place.beside, credential=server_credential(self.keys, None)))

@@ -23,7 +23,7 @@ HEAD_HOST, HEAD_PORT = "MASTER_ADDR", "MASTER_PORT"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class LauncherPlace:
     """One process of a run."""
 
     launcher: str
@@ -82,7 +82,7 @@ class Environment:
             raise UsageError(f"{self.launcher} has {name} = {told}: expected a whole number from {least} to {most}")
         return number
 
-    def place(self, rank_name: str, size_name: str, host: str, port: int = PORT) -> Place:
+    def place(self, rank_name: str, size_name: str, host: str, port: int = PORT) -> LauncherPlace:
         """Return the place; `MASTER_ADDR` and `MASTER_PORT` come before `host` and `port`.
 
         `UsageError` where the rank is not below the size, or rank 0 cannot be found.
@@ -98,10 +98,10 @@ class Environment:
                 f"{HEAD_HOST} (and its port in {HEAD_PORT}, or else {PORT}), set for all processes"
             )
         port = self.number(HEAD_PORT, 1, 65535) if HEAD_PORT in self else port
-        return Place(launcher=self.launcher, rank=rank, size=size, host=host, port=port)
+        return LauncherPlace(launcher=self.launcher, rank=rank, size=size, host=host, port=port)
 
 
-def _torchrun(found: Environment) -> Place:
+def _torchrun(found: Environment) -> LauncherPlace:
     """RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as `torchrun` and Kubeflow's PyTorchJob set them."""
     for name in (HEAD_HOST, HEAD_PORT):
         if name not in found:
@@ -112,17 +112,19 @@ def _torchrun(found: Environment) -> Place:
     place = found.place("RANK", "WORLD_SIZE", "")
     # torchrun's own agent listens at that port, and tells its processes so.
     shift = int(found.text("TORCHELASTIC_USE_AGENT_STORE") == "True")
-    return Place(launcher=place.launcher, rank=place.rank, size=place.size, host=place.host, port=place.port + shift)
+    return LauncherPlace(
+        launcher=place.launcher, rank=place.rank, size=place.size, host=place.host, port=place.port + shift
+    )
 
 
-def _open_mpi(found: Environment) -> Place:
+def _open_mpi(found: Environment) -> LauncherPlace:
     """`mpirun` tells ranks and sizes; the host of rank 0 only where all are on one, or Slurm has given the nodes."""
     is_one_host = found.text("OMPI_COMM_WORLD_LOCAL_SIZE") == found.text("OMPI_COMM_WORLD_SIZE")
     host = "127.0.0.1" if is_one_host else first_host(found.text("SLURM_JOB_NODELIST"))
     return found.place("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", host, _job_port(found))
 
 
-def _slurm(found: Environment) -> Place:
+def _slurm(found: Environment) -> LauncherPlace:
     """`srun` tells ranks and sizes, and the nodes, on the first of which it puts rank 0."""
     if "SLURM_STEP_ID" not in found:
         raise UsageError(
@@ -141,14 +143,14 @@ def _job_port(found: Environment) -> int:
     return JOB_PORTS[zlib.crc32(step.encode()) % len(JOB_PORTS)]
 
 
-def _kubernetes(found: Environment) -> Place:
+def _kubernetes(found: Environment) -> LauncherPlace:
     """An Indexed Job tells the index of its pod, and nothing else."""
     return found.place("JOB_COMPLETION_INDEX", "WORLD_SIZE" if "WORLD_SIZE" in found else "", "")
 
 
 #: Launchers, what shows that one was there, and how it is read. The innermost comes first: `mpirun` may run within a
 #: job of Slurm, and either of them within a pod.
-LAUNCHERS: tuple[tuple[str, str, Callable[[Environment], Place]], ...] = (
+LAUNCHERS: tuple[tuple[str, str, Callable[[Environment], LauncherPlace]], ...] = (
     ("torchrun", "RANK", _torchrun),
     ("Open MPI", "OMPI_COMM_WORLD_RANK", _open_mpi),
     ("Slurm", "SLURM_PROCID", _slurm),
@@ -156,7 +158,7 @@ LAUNCHERS: tuple[tuple[str, str, Callable[[Environment], Place]], ...] = (
 )
 
 
-def detect(environ: Mapping[str, str]) -> Place:
+def detect(environ: Mapping[str, str]) -> LauncherPlace:
     """Return the place that a launcher has given to this process; `UsageError` where there was none."""
     for launcher, mark, read in LAUNCHERS:
         found = Environment(launcher, environ)

@@ -24,7 +24,7 @@ from common.errors import JobError, RunError, UsageError
 from common.runtime.environment import own_environment
 from common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
 from lockstep.launch.private_folder import private_folder
-from lockstep.launch.process_backend import HERE, JOB_FILE, Attended, Observer
+from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, WatchedProcess
 from lockstep.launch.process_log import ProcessLog
 from lockstep.launch.remote.attendant import KEYS, Attendant
 from lockstep.launch.remote.interface import bracketed
@@ -58,7 +58,7 @@ Found = TypeVar("Found")
 
 
 @contextmanager
-def ray_ground(address: str, destination: Destination, display: Display) -> Iterator["RayGround"]:
+def ray_backend(address: str, destination: Destination, display: Display) -> Iterator["RayBackend"]:
     """Give the ground that is the Ray cluster at `address`: `ray` for the one that is running here.
 
     Nothing of ours is left there at the end. `UsageError` where there is no such cluster, or it is not fit for the run.
@@ -66,7 +66,7 @@ def ray_ground(address: str, destination: Destination, display: Display) -> Iter
     check(destination.launch)
     connect(address)
     folder = private_folder()
-    ground = RayGround(destination, display, KeyFolder.create(folder / KEYS, [WORKER]))
+    ground = RayBackend(destination, display, KeyFolder.create(folder / KEYS, [WORKER]))
     try:
         ground.reserve()
         ground.examine()
@@ -134,7 +134,7 @@ def demand_listener(address: str, place: str) -> None:
 
 
 @dataclass
-class RayGround:
+class RayBackend:
     """Places on the nodes of a cluster."""
 
     destination: Destination
@@ -182,7 +182,7 @@ class RayGround:
         finally:
             (run_dir / CHECK).unlink(missing_ok=True)
 
-    def start_server(self, arguments: list[str], address: str, folder: Path) -> Attended:
+    def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
         bundle = self._living()[0]
         actor = self._attendant(bundle, cpus=0)
         if address:
@@ -197,7 +197,7 @@ class RayGround:
         words += ["--bind", bind, "--keys", f"{HERE}/{KEYS}"]
         return self._started("the server", actor, words, files, folder / "server.log")
 
-    def start_shard(self, number: int, server: str, folder: Path) -> Attended:
+    def start_shard(self, number: int, server: str, folder: Path) -> WatchedProcess:
         living = self._living()
         bundle = living[number % len(living)]
         actor = self._attendant(bundle, cpus=0)
@@ -205,14 +205,14 @@ class RayGround:
         words = ["shard", server, "--supervised", HERE, "--bind", bind, "--keys", f"{HERE}/{KEYS}"]
         return self._started("a shard", actor, words, self._server_keys(), folder / f"shard-{number}.log")
 
-    def start_worker(self, number: int, server: str, folder: Path) -> Attended:
+    def start_worker(self, number: int, server: str, folder: Path) -> WatchedProcess:
         bundle = number if number < self.fewest else None
         actor = self._idle.pop(number, None) or self._attendant(bundle, cpus=1)
         words = ["worker", server, "--supervised", HERE, "--key", f"{HERE}/{KEYS}/{WORKER}.key"]
         files = {f"{KEYS}/{WORKER}.key": self._key(f"{WORKER}.key")}
         return self._started("a worker", actor, words, files, folder / f"worker-{number}.log")
 
-    def observer(self, address: str, server: Attended) -> Observer:
+    def observer(self, address: str, server: WatchedProcess) -> Observer:
         assert isinstance(server, RayChild)
         return RayObserver(server.actor, address)
 

@@ -10,7 +10,7 @@ import msgspec
 import ray
 import ray.exceptions
 
-from common.protocol.messages import Status, Verdict
+from common.protocol.messages import CallbackDecision, Status
 from common.runtime.clock import Clock, SystemClock
 from lockstep.launch.process_log import ProcessLog
 
@@ -162,7 +162,7 @@ class RayObserver:
         self._asked = None
         return None if answer is None else msgspec.json.decode(answer, type=Status)
 
-    def tell(self, verdict: Verdict) -> None:
+    def tell(self, verdict: CallbackDecision) -> None:
         """Answer a run that pauses between two epochs."""
         self.actor.tell.remote(self.address, verdict.epoch, verdict.stops)
 

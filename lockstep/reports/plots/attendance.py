@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from common.errors import FileFormatError
 from common.files.reading import read_regular
 from common.files.sanitize import one_line
-from ps.records.ledger import Again, Begun, Line, Share, StepDone, WorkerIn, read_lines
+from ps.records.ledger import Again, LedgerShare, Line, RunBegun, StepDone, WorkerIn, read_lines
 from ps.records.run_folder import LEDGER, MOST_LINES_BYTES
 
 #: Characters of a worker's name in a picture.
@@ -61,7 +61,7 @@ class _Reader:
 
     def read(self, line: Line) -> None:
         match line:
-            case Begun():
+            case RunBegun():
                 self.rows = {}
                 self.begun += 1
             case WorkerIn(rank=rank):
@@ -73,7 +73,7 @@ class _Reader:
             case _:
                 pass
 
-    def _given(self, step: int, share: Share) -> Given:
+    def _given(self, step: int, share: LedgerShare) -> Given:
         # A run in one process has no workers that come in.
         return Given(step, share.lo, share.hi, self._row(share.rank, "this process"))
 

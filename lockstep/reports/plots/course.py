@@ -48,7 +48,7 @@ class EpochRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Course:
+class RunCurves:
     """The course of one run, finished or not."""
 
     name: str
@@ -75,7 +75,7 @@ class Course:
         return {step.epoch: step.step + 1 for step in self.steps}
 
 
-def read_course(folder: Path) -> Course:
+def read_curves(folder: Path) -> RunCurves:
     """Return a run's course; `FileFormatError` where there is none, or a line is damaged."""
     path = folder / METRICS
     try:
@@ -93,7 +93,7 @@ def read_course(folder: Path) -> Course:
             epochs[record.epoch] = record
     if not steps:
         raise FileFormatError(f"{str(path)!r} has no step yet: there is nothing to draw")
-    return Course(folder.resolve().name, _in_order(steps), _in_order(epochs))
+    return RunCurves(folder.resolve().name, _in_order(steps), _in_order(epochs))
 
 
 def _in_order(records: dict[int, Any]) -> list[Any]:

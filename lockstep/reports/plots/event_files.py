@@ -4,14 +4,14 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from lockstep.reports.plots.course import Course
+from lockstep.reports.plots.course import RunCurves
 from lockstep.reports.plots.throughput import parts_of
 
 #: How the names of our files end.
 SUFFIX = ".lockstep"
 
 
-def write_events(course: Course, folder: Path, began: float) -> None:
+def write_events(course: RunCurves, folder: Path, began: float) -> None:
     """Write one run's figures into a folder of its own; `began` is when it did, in seconds since 1970.
 
     Training is by step. A test stands at the number of steps after which it was made. What an earlier call wrote there

@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lockstep.reports.plots.course import Course, Floats, smoothed
+from lockstep.reports.plots.course import Floats, RunCurves, smoothed
 from lockstep.reports.plots.style import colour, logarithmic, new_figure, tidy, whole_numbers
 
 #: Parts that a run's steps are smoothed over, and points of a line that are drawn at most.
 PARTS, POINTS = 100, 2000
 
 
-def learning(courses: Sequence[Course]) -> Figure:
+def learning(courses: Sequence[RunCurves]) -> Figure:
     """Return three panels; training as a line, tests and validations as marks at the end of each epoch."""
     figure = new_figure(13.0, 4.2)
     figure.set_layout_engine("constrained", wspace=0.06)
@@ -65,7 +65,7 @@ class Look(NamedTuple):
     width: float
 
 
-def _draw(axes: Axes, course: Course, look: Look, names: Names) -> None:
+def _draw(axes: Axes, course: RunCurves, look: Look, names: Names) -> None:
     steps, values = course.column("step"), course.column(names.of_step)
     line = smoothed(values, max(1, len(values) // PARTS))
     axes.plot(*thinned(steps, line), color=look.colour, linewidth=look.width, label=f"{course.name}: training")
@@ -78,7 +78,7 @@ def _draw(axes: Axes, course: Course, look: Look, names: Names) -> None:
             axes.plot(places, figures, mark, color=look.colour, linewidth=0.8, markersize=size, label=label)
 
 
-def _focus(axes: Axes, names: Names, courses: Sequence[Course]) -> None:
+def _focus(axes: Axes, names: Names, courses: Sequence[RunCurves]) -> None:
     """Leave out of sight the first steps, which only guess: what matters lies in the last few percent."""
     shown = [course for course in courses if getattr(course.steps[0], names.of_step) is not None]
     later = [smoothed(course.column(names.of_step), max(1, len(course.steps) // PARTS)) for course in shown]

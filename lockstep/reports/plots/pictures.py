@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from common.errors import UsageError
 from lockstep.evaluation.assessment import Assessment, assess
 from lockstep.reports.plots.attendance import read_attendance
-from lockstep.reports.plots.course import Course
+from lockstep.reports.plots.course import RunCurves
 from lockstep.reports.plots.learning import learning
 from lockstep.reports.plots.results import answers, confusion_matrix, first_layer, worst_mistakes
 from lockstep.reports.plots.style import save
@@ -24,7 +24,7 @@ class Subject:
     """One run; its weights are read, and tested, once they are needed."""
 
     folder: Path
-    course: Course
+    course: RunCurves
 
     @cached_property
     def trained(self) -> Trained:

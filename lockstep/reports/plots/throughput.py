@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lockstep.reports.plots.course import Course, Floats, smoothed
+from lockstep.reports.plots.course import Floats, RunCurves, smoothed
 from lockstep.reports.plots.learning import thinned
 from lockstep.reports.plots.style import PARTS, PLAIN, colour, new_figure, tidy, whole_numbers
 
@@ -14,7 +14,7 @@ from lockstep.reports.plots.style import PARTS, PLAIN, colour, new_figure, tidy,
 SMOOTHED, MOST_DIVIDED = 60, 4
 
 
-def throughput(courses: Sequence[Course]) -> Figure:
+def throughput(courses: Sequence[RunCurves]) -> Figure:
     """Return samples a second of all runs, and below it the parts of a step, a panel for each run."""
     divided = courses[:MOST_DIVIDED]
     figure = new_figure(12.0, 3.4 + 2.6 * len(divided))
@@ -39,17 +39,17 @@ def _legend_above(axes: Axes) -> None:
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize="small")
 
 
-def _window(course: Course) -> int:
+def _window(course: RunCurves) -> int:
     return max(1, len(course.steps) // SMOOTHED)
 
 
-def _speed(course: Course) -> Floats:
+def _speed(course: RunCurves) -> Floats:
     """Return samples a second: of sums over a window, so that one slow step counts as long as it took."""
     samples, seconds = (smoothed(course.column(field), _window(course)) for field in ("samples", "round_s"))
     return np.divide(samples, seconds, out=np.zeros_like(samples), where=seconds > 0)
 
 
-def parts_of(course: Course) -> dict[str, Floats]:
+def parts_of(course: RunCurves) -> dict[str, Floats]:
     """Return the four parts of each step, in seconds: what is neither computed nor updated is exchange."""
     whole, mean, slowest = (course.column(field) for field in ("round_s", "mean_s", "slowest_s"))
     update = course.column("update_s")
@@ -63,7 +63,7 @@ def parts_of(course: Course) -> dict[str, Floats]:
     }
 
 
-def _divide(axes: Axes, course: Course) -> None:
+def _divide(axes: Axes, course: RunCurves) -> None:
     steps = course.column("step")
     parts = {name: 1e3 * smoothed(values, _window(course)) for name, values in parts_of(course).items()}
     drawn = [thinned(steps, values)[1] for values in parts.values()]

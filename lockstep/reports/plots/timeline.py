@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lockstep.reports.plots.attendance import Attendance, Given
-from lockstep.reports.plots.course import Course, Floats
+from lockstep.reports.plots.course import Floats, RunCurves
 from lockstep.reports.plots.style import colour, new_figure, tidy, whole_numbers
 
 #: Runs of steps that are told apart over the whole run; steps, and workers, that are shown lease by lease.
@@ -15,7 +15,7 @@ BINS, CLOSE_STEPS, MOST_CLOSE_WORKERS = 160, 12, 24
 VAIN = "#D55E00"
 
 
-def timeline(course: Course, attendance: Attendance) -> Figure:
+def timeline(course: RunCurves, attendance: Attendance) -> Figure:
     """Return two panels: the whole run, and a few steps closely."""
     workers = len(attendance.names)
     height = 1.2 + 0.32 * max(3, min(workers, 40))
@@ -26,7 +26,7 @@ def timeline(course: Course, attendance: Attendance) -> Figure:
     return figure
 
 
-def _whole(axes: Axes, course: Course, attendance: Attendance) -> None:
+def _whole(axes: Axes, course: RunCurves, attendance: Attendance) -> None:
     shares, edges = attendance.shares(BINS)
     seconds = _seconds_at(course, edges)
     rows = np.arange(len(attendance.names) + 1) - 0.5
@@ -42,7 +42,7 @@ def _whole(axes: Axes, course: Course, attendance: Attendance) -> None:
     axes.figure.colorbar(mesh, ax=axes, label="%", pad=0.01)
 
 
-def _seconds_at(course: Course, steps: Floats) -> Floats:
+def _seconds_at(course: RunCurves, steps: Floats) -> Floats:
     """Return when steps began, in seconds of training; steps that no time is known of count as one second each."""
     known = course.column("step") + 1
     if not course.seconds[-1] > 0:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from common.transport.port import Frames, PeerGone, Shortcut
 from lockstep.simulation.network.direction import Message
-from lockstep.simulation.network.wires import Hub, Network, Wire
+from lockstep.simulation.network.wires import Hub, Network, SimulatedWire
 from lockstep.simulation.world import Process
 
 
@@ -62,7 +62,7 @@ class SimulatedServer:
 class SimulatedClient:
     """The end that dials, and dials again."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: SimulatedWire) -> None:
         self._wire, self._limits = wire, wire.network.limits
         wire.client.arrivals.append(wire.down.next_arrival)
 

@@ -39,7 +39,7 @@ class Quality:
 
 
 @dataclass(eq=False)
-class Wire:
+class SimulatedWire:
     """A client's connection to an address, broken or not."""
 
     network: "Network"
@@ -161,7 +161,7 @@ class Hub:
     address: str
     owner: Process
     #: By the name of the connection.
-    wires: dict[bytes, Wire] = field(default_factory=dict)
+    wires: dict[bytes, SimulatedWire] = field(default_factory=dict)
     #: What had arrived before its connection broke.
     heard: list[tuple[bytes, Message]] = field(default_factory=list)
     #: Who has been heard, and of these whose connection has ended and has not been told of.
@@ -210,7 +210,7 @@ class Network:
     limits: Limits = field(default_factory=Limits)
     #: By the address at which they hear.
     hubs: dict[str, "Hub"] = field(default_factory=dict)
-    wires: list[Wire] = field(default_factory=list)
+    wires: list[SimulatedWire] = field(default_factory=list)
     _peers: int = 0
     _drawn: list[float] = field(default_factory=list)
 
@@ -225,7 +225,7 @@ class Network:
         """Return the seconds that a message takes: mostly few, seldom many."""
         return 1e-4 - self.quality.delay_s * math.log(1.0 - self.draw())
 
-    def of(self, process: Process) -> list[Wire]:
+    def of(self, process: Process) -> list[SimulatedWire]:
         """Return the wires of a process that are connected, at either end."""
         served = [wire for hub in self.hubs.values() if hub.owner is process for wire in hub.wires.values()]
         return served + [wire for wire in self.wires if wire.client is process and wire.peer is not None]
@@ -241,9 +241,9 @@ class Network:
         self.hubs[address] = Hub(self, address, owner)
         return self.hubs[address]
 
-    def dial(self, address: str, client: Process) -> Wire:
+    def dial(self, address: str, client: Process) -> SimulatedWire:
         """Connect a process to an address, as soon as somebody hears there."""
-        wire = Wire(self, address, client)
+        wire = SimulatedWire(self, address, client)
         self.wires.append(wire)
         wire.connect()
         return wire

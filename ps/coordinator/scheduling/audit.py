@@ -31,7 +31,7 @@ def chosen_pieces(share: float, seed: int, step: int, pieces: int) -> frozenset[
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """What a worker, which may be gone by now, found of a piece."""
 
     rank: int
@@ -47,7 +47,7 @@ class Audit:
     round: Round
     chosen: frozenset[int] = frozenset()
     #: By piece, what was found by who computed it first.
-    findings: dict[int, Finding] = field(default_factory=dict)
+    findings: dict[int, AuditFinding] = field(default_factory=dict)
 
     @classmethod
     def of(cls, at: Round, share: float, seed: int) -> "Audit":
@@ -58,7 +58,7 @@ class Audit:
     def book(self, member: Member, result: Result) -> None:
         """Book what counts, where it is to be computed again."""
         if result.lo in self.chosen:
-            self.findings[result.lo] = Finding(member.rank, member.named(), result.digest)
+            self.findings[result.lo] = AuditFinding(member.rank, member.named(), result.digest)
 
     def is_due(self) -> bool:
         """Tell whether any piece waits to be computed again."""
@@ -84,7 +84,7 @@ class Audit:
         what = f"found a finite {diverged.quantity}, {member.named()} one that is not, {where}"
         return self._told(diverged.micro_batch, first, what)
 
-    def _told(self, piece: int, first: Finding, what: str) -> str:
+    def _told(self, piece: int, first: AuditFinding, what: str) -> str:
         of = self.round.named([Node(piece, piece + 1)])
         return (
             f"{_MARK} in {of}: {first.named} {what}; one of them computes wrongly, and the step was not applied: find "

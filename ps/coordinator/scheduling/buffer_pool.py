@@ -13,7 +13,7 @@ from common.protocol.messages import SLOTS
 
 
 @dataclass(frozen=True, slots=True)
-class Lent:
+class BufferLoan:
     """The lease that a slot was last named in."""
 
     #: From 1 in the order of lending, 0 where there was none.
@@ -23,12 +23,12 @@ class Lent:
 
 
 @dataclass
-class SlotBook:
+class BufferPool:
     """The slots of all workers in one round."""
 
     leases: int = 0
     #: By rank, for each slot.
-    lent: dict[int, list[Lent]] = field(default_factory=dict)
+    lent: dict[int, list[BufferLoan]] = field(default_factory=dict)
 
     def lend(self, rank: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> tuple[int, int]:
         """Return a slot for the sums of a node, with the lease's number; `held` and `read` as in `needed`.
@@ -38,11 +38,11 @@ class SlotBook:
         """
         self.leases += 1
         needed = self.needed(rank, held, read)
-        slots = self.lent.setdefault(rank, [Lent()] * SLOTS)
+        slots = self.lent.setdefault(rank, [BufferLoan()] * SLOTS)
         free = [slot for slot in range(SLOTS) if slot not in needed]
         assert free, f"rank {rank} holds {held}, and {read} are read: no slot is free"
         slot = min(free, key=lambda slot: slots[slot].number)
-        slots[slot] = Lent(self.leases, node)
+        slots[slot] = BufferLoan(self.leases, node)
         return slot, self.leases
 
     def needed(self, rank: int, held: Collection[Node], read: Collection[int]) -> list[int]:

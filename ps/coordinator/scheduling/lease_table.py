@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.aggregation.tree import Node, is_node, largest_node_at
-from ps.run.timer_queue import Alarms
+from ps.run.timer_queue import TimerQueue
 
 #: How a piece stands. Bytes, since a round may have thousands of pieces, and `bytearray` looks through them in C.
 FREE, HELD, DONE = range(3)
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldLease:
     """A node leased to the worker `rank` until `deadline`, in seconds of the coordinator's clock."""
 
     node: Node
@@ -20,12 +20,12 @@ class Held:
 
 
 @dataclass
-class Pieces:
+class LeaseTable:
     """The books over the pieces `[0, total)` of a round."""
 
     total: int
     #: By rank, what a worker holds, in the order it was leased: none is empty, and no two leases overlap.
-    held: dict[int, list[Held]] = field(default_factory=dict)
+    held: dict[int, list[HeldLease]] = field(default_factory=dict)
     #: All that was ever leased, and to which rank: what comes of other pieces was not asked for.
     given: set[tuple[int, Node]] = field(default_factory=set)
     #: Ranks on which a piece raised, in order.
@@ -39,7 +39,7 @@ class Pieces:
     #: For each piece that is held, the rank that holds it.
     _holder: list[int] = field(init=False)
     #: By rank, when the first of its leases runs out.
-    _deadlines: Alarms[int] = field(default_factory=Alarms)
+    _deadlines: TimerQueue[int] = field(default_factory=TimerQueue)
     #: Numbers of pieces that are free, and that are not done.
     _free: int = field(init=False)
     _open: int = field(init=False)
@@ -49,7 +49,7 @@ class Pieces:
         self._free = self._open = self.total
 
     @classmethod
-    def once_more(cls, total: int, barred: dict[int, int]) -> "Pieces":
+    def once_more(cls, total: int, barred: dict[int, int]) -> "LeaseTable":
         """Return the books over the pieces in `barred` alone, none of which goes to the rank that it is barred for."""
         pieces = cls(total, alone=frozenset(barred), barred=barred)
         for piece in set(range(total)) - pieces.alone:
@@ -84,10 +84,10 @@ class Pieces:
         self.given.add((rank, node))
         self._mark(node, HELD)
         self._holder[node.lo : node.hi] = [rank] * len(node)
-        self._hold(rank, [*self.holding(rank), Held(node, rank, deadline)])
+        self._hold(rank, [*self.holding(rank), HeldLease(node, rank, deadline)])
         return node
 
-    def _hold(self, rank: int, leases: list[Held]) -> None:
+    def _hold(self, rank: int, leases: list[HeldLease]) -> None:
         """Let these be all that a worker holds."""
         if leases:
             self.held[rank] = leases
@@ -117,7 +117,7 @@ class Pieces:
         self._free += (len(node) if standing == FREE else 0) - before.count(FREE)
         self._open -= (len(node) if standing == DONE else 0) - before.count(DONE)
 
-    def holding(self, rank: int) -> list[Held]:
+    def holding(self, rank: int) -> list[HeldLease]:
         """Return what a worker holds."""
         return self.held.get(rank, [])
 
@@ -157,12 +157,12 @@ class Pieces:
     def extend(self, rank: int, deadline: float) -> None:
         """Let what a worker holds run out at `deadline`: it was just heard, and works through its leases in turn."""
         if rank in self.held:
-            self._hold(rank, [Held(held.node, rank, deadline) for held in self.held[rank]])
+            self._hold(rank, [HeldLease(held.node, rank, deadline) for held in self.held[rank]])
 
     def put_off(self, by_s: float) -> None:
         """Let all that is held run out later."""
         for rank, leases in list(self.held.items()):
-            self._hold(rank, [Held(held.node, rank, held.deadline + by_s) for held in leases])
+            self._hold(rank, [HeldLease(held.node, rank, held.deadline + by_s) for held in leases])
 
     def fail(self, node: Node, rank: int) -> bool | None:
         """Book that computing a node raised on `rank`; return whether a piece has now raised twice.

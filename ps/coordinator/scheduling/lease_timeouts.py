@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from common.protocol.messages import Result, Work
-from ps.coordinator.scheduling.lease_table import Held
+from ps.coordinator.scheduling.lease_table import HeldLease
 
 #: Seconds that no lease runs out in: other programs may take a processor for as long, and swapping longer.
 FLOOR_S = 2.0
@@ -31,7 +31,7 @@ ENOUGH, REMEMBERED = 3, 32
 
 
 @dataclass
-class Habit:
+class DurationEstimate:
     """Seconds that a piece took in the last leases."""
 
     last: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -57,20 +57,20 @@ class Habit:
 
 
 @dataclass
-class Pace:
+class LeaseTimeouts:
     """The habits of all workers, and since when each of them holds what it holds."""
 
     #: Seconds after which any lease runs out.
     timeout_s: float
-    _own: dict[tuple[int, Work], Habit] = field(default_factory=dict)
-    _all: dict[Work, Habit] = field(default_factory=dict)
+    _own: dict[tuple[int, Work], DurationEstimate] = field(default_factory=dict)
+    _all: dict[Work, DurationEstimate] = field(default_factory=dict)
     _since: dict[int, float] = field(default_factory=dict)
 
     def begin(self, rank: int, now: float) -> None:
         """Book that a worker, which had nothing to do, was given work."""
         self._since[rank] = now
 
-    def came(self, rank: int, result: Result, held: Sequence[Held], now: float) -> None:
+    def came(self, rank: int, result: Result, held: Sequence[HeldLease], now: float) -> None:
         """Book that a result came, of what a worker holds; it goes on with what else that is.
 
         One of anything else tells nothing: it came twice, or too late.
@@ -78,7 +78,10 @@ class Pace:
         since, work, node = self._since.get(rank), _kind(result.work), result.node()
         if since is None or all(lease.node != node for lease in held):
             return
-        for habit in (self._own.setdefault((rank, work), Habit()), self._all.setdefault(work, Habit())):
+        for habit in (
+            self._own.setdefault((rank, work), DurationEstimate()),
+            self._all.setdefault(work, DurationEstimate()),
+        ):
             habit.add((now - since) / len(node))
         self._since[rank] = now
 

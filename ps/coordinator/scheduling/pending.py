@@ -7,7 +7,7 @@ from common.protocol.messages import Result
 
 
 @dataclass
-class Awaiting:
+class PendingAcknowledgements:
     """The results of one round that other servers are still to confirm."""
 
     results: dict[tuple[int, Node], Result] = field(default_factory=dict)

@@ -9,25 +9,25 @@ from common.protocol.messages import Result
 from ps.coordinator.effects import AwaitShards, Effect
 from ps.coordinator.membership import Member
 from ps.coordinator.scheduling.audit import WHY, Audit
-from ps.coordinator.scheduling.buffer_pool import SlotBook
-from ps.coordinator.scheduling.lease_table import Pieces
-from ps.coordinator.scheduling.lease_timeouts import Pace
-from ps.coordinator.scheduling.pending import Awaiting
-from ps.coordinator.scheduling.scheduler import WINDOW, Desk, adding, occupied
+from ps.coordinator.scheduling.buffer_pool import BufferPool
+from ps.coordinator.scheduling.lease_table import LeaseTable
+from ps.coordinator.scheduling.lease_timeouts import LeaseTimeouts
+from ps.coordinator.scheduling.pending import PendingAcknowledgements
+from ps.coordinator.scheduling.scheduler import WINDOW, Scheduler, adding, occupied
 from ps.records.ledger import Account
 from ps.run.plan import Round
 
 
 @dataclass
-class RoundBooks:
+class RoundState:
     """What the coordinator knows of the round at hand; the next one has new books."""
 
     round: Round
     #: What of it is to be computed again.
     audit: Audit
-    pieces: Pieces = field(init=False)
-    slots: SlotBook = field(default_factory=SlotBook)
-    awaiting: Awaiting = field(default_factory=Awaiting)
+    pieces: LeaseTable = field(init=False)
+    slots: BufferPool = field(default_factory=BufferPool)
+    awaiting: PendingAcknowledgements = field(default_factory=PendingAcknowledgements)
     #: The round's counts, over the same tree as its sums.
     tallies: TreeSum[Tally] = field(init=False)
     #: What the ledger is to tell of the round.
@@ -35,12 +35,12 @@ class RoundBooks:
 
     def __post_init__(self) -> None:
         pieces = self.round.pieces
-        self.pieces, self.account = Pieces(pieces, alone=self.audit.chosen), Account(pieces)
+        self.pieces, self.account = LeaseTable(pieces, alone=self.audit.chosen), Account(pieces)
         self.tallies = TreeSum(pieces, lambda left, right: left + right)
 
-    def serve(self, members: Sequence[Member], ready: int, now: float, pace: Pace) -> list[Effect]:
+    def serve(self, members: Sequence[Member], ready: int, now: float, pace: LeaseTimeouts) -> list[Effect]:
         """Lease free pieces to some of `ready` members."""
-        desk = Desk(
+        desk = Scheduler(
             round=self.round,
             pieces=self.pieces,
             slots=self.slots,
@@ -96,7 +96,7 @@ class RoundBooks:
     def begin_audit(self) -> None:
         """Let the pieces that are to be computed again be all that is left of the round, for others than before."""
         self.round = replace(self.round, work="audit")
-        self.pieces = Pieces.once_more(self.round.pieces, self.audit.barred())
+        self.pieces = LeaseTable.once_more(self.round.pieces, self.audit.barred())
 
     def accept_again(self, member: Member, result: Result) -> None:
         """Book a piece of which the audit found the same bits."""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.protocol.messages import SLOTS, Lease, Result
-from ps.coordinator.effects import AddShared, AddSums, Effect, Send, SendWeights
+from ps.coordinator.effects import AddSharedSums, AddSums, Effect, Send, SendWeights
 from ps.coordinator.membership import Member
-from ps.coordinator.scheduling.buffer_pool import SlotBook
-from ps.coordinator.scheduling.lease_table import Pieces
-from ps.coordinator.scheduling.lease_timeouts import Pace
-from ps.coordinator.scheduling.pending import Awaiting
+from ps.coordinator.scheduling.buffer_pool import BufferPool
+from ps.coordinator.scheduling.lease_table import LeaseTable
+from ps.coordinator.scheduling.lease_timeouts import LeaseTimeouts
+from ps.coordinator.scheduling.pending import PendingAcknowledgements
 from ps.run.plan import Round
 
 #: Leases that a worker may hold: the next one is there when it finishes one. Each needs a slot for its sums.
@@ -20,19 +20,19 @@ WINDOW = SLOTS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class Scheduler:
     """Where work is given out, for the moment of one event."""
 
     round: Round
-    pieces: Pieces
-    slots: SlotBook
+    pieces: LeaseTable
+    slots: BufferPool
     #: Results that do not count yet.
-    awaiting: Awaiting
+    awaiting: PendingAcknowledgements
     #: Number of workers that share the work.
     ready: int
     #: In seconds of the coordinator's clock, and what tells when a lease runs out.
     now: float
-    pace: Pace
+    pace: LeaseTimeouts
 
     def serve(self, members: Sequence[Member]) -> list[Effect]:
         """Lease free pieces, one to each member in turn, until all hold a full window or nothing is free for them."""
@@ -72,14 +72,14 @@ class Desk:
         return [SendWeights(peer=member.peer, step=step), Send(peer=member.peer, message=lease)]
 
 
-def occupied(rank: int, pieces: Pieces, slots: SlotBook, awaiting: Awaiting) -> list[int]:
+def occupied(rank: int, pieces: LeaseTable, slots: BufferPool, awaiting: PendingAcknowledgements) -> list[int]:
     """Return the slots of sums that a worker needs: for what it holds, and for what is still being read."""
     return slots.needed(rank, [held.node for held in pieces.holding(rank)], awaiting.numbers(rank))
 
 
-def adding(slots: SlotBook, member: Member, result: Result) -> AddSums | AddShared | None:
+def adding(slots: BufferPool, member: Member, result: Result) -> AddSums | AddSharedSums | None:
     """Return how the sums of a result get into the tree, None where they are not to be had any more."""
     if not member.shares or result.work != "train":
         return AddSums(node=result.node())
     slot = slots.slot_of(member.rank, result.number)
-    return None if slot is None else AddShared(node=result.node(), rank=member.rank, slot=slot)
+    return None if slot is None else AddSharedSums(node=result.node(), rank=member.rank, slot=slot)

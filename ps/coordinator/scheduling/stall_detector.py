@@ -10,7 +10,7 @@ MISSED_S = 2.0 * LOOK_S
 
 
 @dataclass
-class Lookout:
+class StallDetector:
     """When the server last looked."""
 
     last: float | None = None

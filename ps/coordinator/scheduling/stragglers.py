@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.protocol.messages import Work
-from ps.coordinator.scheduling.lease_table import Held, Pieces
-from ps.coordinator.scheduling.lease_timeouts import Pace
-from ps.coordinator.scheduling.stall_detector import Lookout
-from ps.run.timer_queue import Alarms
+from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from ps.coordinator.scheduling.lease_timeouts import LeaseTimeouts
+from ps.coordinator.scheduling.stall_detector import StallDetector
+from ps.run.timer_queue import TimerQueue
 
 #: Seconds for which a worker that is late keeps its place, at least: its answer counts if it is the first.
 FENCE_S = 3.0
@@ -18,17 +18,17 @@ CAUTION = 20.0
 
 
 @dataclass
-class Vigil:
+class StragglerMonitor:
     """The times of all workers of a run."""
 
-    pace: Pace
-    lookout: Lookout = field(default_factory=Lookout)
+    pace: LeaseTimeouts
+    lookout: StallDetector = field(default_factory=StallDetector)
     #: When a worker that is late, and says nothing, loses its place, by rank.
-    fences: Alarms[int] = field(default_factory=Alarms)
+    fences: TimerQueue[int] = field(default_factory=TimerQueue)
     #: Until when a worker that was late is to bring something before it gets work, by rank.
     _cautious: dict[int, float] = field(default_factory=dict)
 
-    def look(self, now: float, pieces: Pieces) -> None:
+    def look(self, now: float, pieces: LeaseTable) -> None:
         """Book that somebody looks; what passed while nobody did is held against no worker."""
         missed_s = self.lookout.look(now)
         if missed_s:
@@ -37,14 +37,14 @@ class Vigil:
             for rank, at in list(self.fences.times.items()):
                 self.fences.set(rank, at + missed_s)
 
-    def due(self, pieces: Pieces) -> float | None:
+    def due(self, pieces: LeaseTable) -> float | None:
         """Return when to look again."""
         if not pieces.held and not self.fences.times:
             return None
         due = (self.lookout.due(), pieces.next_deadline(), self.fences.soonest())
         return min(at for at in due if at is not None)
 
-    def patience_s(self, rank: int, work: Work, held: Sequence[Held]) -> float:
+    def patience_s(self, rank: int, work: Work, held: Sequence[HeldLease]) -> float:
         """Return how many seconds a worker may take for what it holds."""
         return self.pace.patience_s(rank, work, sum(len(lease.node) for lease in held))
 

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from common.aggregation.tree import Vector
 from common.errors import RemoteProtocolError
 from common.optim.clipping import BLOCK, add_blocks, scale_for
-from common.protocol.shard_messages import Collected, Updated
+from common.protocol.shard_messages import Collected, UpdateDone
 from ps.run.traffic import Moved
 from ps.shard.checksum import MODULUS
 from ps.shard.shard import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepped:
+class CompletedUpdate:
     """An update that all servers have made."""
 
     step: int
@@ -31,7 +31,7 @@ class Stepped:
 
 
 @dataclass(kw_only=True)
-class JointUpdate:
+class DistributedUpdate:
     """The update of one step, under way."""
 
     #: When the tree was whole.
@@ -60,7 +60,7 @@ class JointUpdate:
         blocks = np.concatenate([own.squares(count), *(self.squares[peer] for peer in order)])
         return scale_for(add_blocks(blocks), clip_norm)
 
-    def take(self, updated: Updated) -> None:
+    def take(self, updated: UpdateDone) -> None:
         """Take in that a shard has made it."""
         self.mark += int(updated.mark)
         self.are_finite = self.are_finite and updated.is_finite
@@ -70,9 +70,9 @@ class JointUpdate:
         self.rate = rate
         self.mark += mark
 
-    def stepped(self, step: int, moved: Moved, now: float) -> Stepped:
+    def stepped(self, step: int, moved: Moved, now: float) -> CompletedUpdate:
         """Return what it came to, now that all have made it."""
-        return Stepped(
+        return CompletedUpdate(
             step=step,
             rate=self.rate,
             are_finite=self.are_finite,

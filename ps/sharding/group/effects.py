@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from common.aggregation.tree import Node
-from common.protocol.messages import Alive, Finished, Refused
-from common.protocol.shard_messages import SquaresAsked, Update
+from common.protocol.messages import Finished, Ping, Refused
+from common.protocol.shard_messages import SquaresRequest, Update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -12,7 +12,7 @@ class Send:
     """Send a message that is written already."""
 
     peer: bytes
-    message: Refused | Alive | Finished | SquaresAsked | Update
+    message: Refused | Ping | Finished | SquaresRequest | Update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class FillShard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Muster:
+class AnnounceGroup:
     """All shards are there: workers may be welcomed."""
 
     addresses: tuple[str, ...]
@@ -79,29 +79,29 @@ class LoseShard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Say:
+class Report:
     """Tell the person at the server."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TellRefusal:
+class ReportRefusal:
     """Tell the person at the server that somebody was not taken in, who may come again and again."""
 
     text: str
 
 
-FleetEffect = (
+GroupEffect = (
     Send
     | WelcomeShard
     | FillShard
-    | Muster
+    | AnnounceGroup
     | ConfirmSums
     | FindScale
     | UpdateOwnSlice
     | CompleteStep
     | LoseShard
-    | Say
-    | TellRefusal
+    | Report
+    | ReportRefusal
 )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from common.aggregation.tree import Node
-from common.protocol.shard_messages import Collected, ShardJoin, Stored
+from common.protocol.shard_messages import Collected, ShardJoin, SumsAck
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,7 @@ class SumsAwaited:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SumsConfirmed:
     peer: bytes
-    stored: Stored
+    stored: SumsAck
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +97,7 @@ class RunEnded:
     reason: str
 
 
-FleetEvent = (
+GroupEvent = (
     ShardJoined
     | ShardPrepared
     | ShardHeard

@@ -4,17 +4,17 @@ from contextlib import suppress
 
 from common.errors import RemoteProtocolError
 from common.protocol.codec import decode, encode
-from common.protocol.shard_messages import Collect, Held, ShardMessage
+from common.protocol.shard_messages import Collect, CollectedFrame, ShardMessage
 from common.runtime.clock import Clock
 from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps.shard.shard import Kept
-from ps.sharding.group.shell import Shards
+from ps.sharding.group.shell import ShardGroupShell
 
 #: Seconds in which the shards are to bring them.
 PATIENCE_S = 1.0
 
 
-def last_weights(shards: Shards, port: ServerPort, clock: Clock, *, is_diverged: bool) -> Kept:
+def final_weights(shards: ShardGroupShell, port: ServerPort, clock: Clock, *, is_diverged: bool) -> Kept:
     """Return the weights after the last update that was made to its end, or before it where that went wrong.
 
     Those that were last gathered, where not all shards bring theirs in time. What else arrives meanwhile is dropped.
@@ -38,7 +38,7 @@ def last_weights(shards: Shards, port: ServerPort, clock: Clock, *, is_diverged:
     return gathered.weights, gathered.updates
 
 
-def _ask(shards: Shards, port: ServerPort, updates: int) -> bool:
+def _ask(shards: ShardGroupShell, port: ServerPort, updates: int) -> bool:
     """Ask all whose weights we do not see for them; return whether all are there to hear it."""
     try:
         for peer in [seat.peer for seat in shards.fleet.seats.values() if not shards.sees(seat)]:
@@ -48,8 +48,8 @@ def _ask(shards: Shards, port: ServerPort, updates: int) -> bool:
     return True
 
 
-def _take(shards: Shards, updates: int, peer: bytes, frames: list[memoryview]) -> None:
+def _take(shards: ShardGroupShell, updates: int, peer: bytes, frames: list[memoryview]) -> None:
     with suppress(RemoteProtocolError):
         message, arrays = decode(frames, ShardMessage)
-        if peer in shards.fleet.seats and isinstance(message, Held) and message.steps == updates:
+        if peer in shards.fleet.seats and isinstance(message, CollectedFrame) and message.steps == updates:
             shards.put(peer, message, arrays[0])

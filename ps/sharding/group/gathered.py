@@ -13,7 +13,7 @@ from ps.shard.shard import Shard
 
 
 @dataclass
-class Gathered:
+class GatheredWeights:
     """Copies of what all servers hold, each made at the same number of updates."""
 
     weights: Vector
@@ -24,7 +24,7 @@ class Gathered:
     received: int = field(default=0)
 
     @classmethod
-    def of(cls, whole: Shard) -> "Gathered":
+    def of(cls, whole: Shard) -> "GatheredWeights":
         """Return a copy of a shard of the whole vector."""
         return cls(whole.weights.copy(), {name: slot.copy() for name, slot in whole.state.items()}, whole.updates)
 

@@ -9,39 +9,39 @@ from typing import assert_never
 
 from common.aggregation.tree import Node
 from common.errors import ProtocolError
-from common.protocol.messages import Alive, Finished, Refused, shortened
-from common.protocol.shard_messages import ShardJoin, SquaresAsked, Update
+from common.protocol.messages import Finished, Ping, Refused, shortened
+from common.protocol.shard_messages import ShardJoin, SquaresRequest, Update
 from ps.coordinator.admission import refusal
 from ps.coordinator.reminder import Reminder
 from ps.sharding.group import events
 from ps.sharding.group.effects import (
+    AnnounceGroup,
     CompleteStep,
     ConfirmSums,
     FillShard,
     FindScale,
-    FleetEffect,
+    GroupEffect,
     LoseShard,
-    Muster,
-    Say,
+    Report,
+    ReportRefusal,
     Send,
-    TellRefusal,
     UpdateOwnSlice,
     WelcomeShard,
 )
-from ps.sharding.group.member import FleetFacts, Seat
-from ps.sharding.group.transitions import ILLEGAL, TRANSITIONS, FleetPhase
+from ps.sharding.group.member import GroupConfig, ShardMember
+from ps.sharding.group.transitions import ILLEGAL, TRANSITIONS, GroupPhase
 
 #: Seconds between two words to a shard: sending to a process that is gone fails, and so is its death noticed.
 PROBE_S = 1.0
 
 
 @dataclass
-class Fleet:
+class ShardGroup:
     """The shards of a run; see `ps.sharding.group.transitions` for the table that it obeys."""
 
-    facts: FleetFacts
-    phase: FleetPhase = FleetPhase.MUSTERING
-    seats: dict[bytes, Seat] = field(default_factory=dict)
+    facts: GroupConfig
+    phase: GroupPhase = GroupPhase.MUSTERING
+    seats: dict[bytes, ShardMember] = field(default_factory=dict)
     reminder: Reminder = field(default_factory=Reminder)
     #: When shards are to be probed next.
     probe: float = 0.0
@@ -55,7 +55,7 @@ class Fleet:
     #: The update at hand.
     tree: events.TreeCompleted | None = None
 
-    def handle(self, event: events.FleetEvent, now: float) -> list[FleetEffect]:
+    def handle(self, event: events.GroupEvent, now: float) -> list[GroupEffect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
         targets = TRANSITIONS[self.phase, type(event)]
         if targets is ILLEGAL:
@@ -69,11 +69,11 @@ class Fleet:
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due, None once all is over."""
-        if self.phase is FleetPhase.ENDED:
+        if self.phase is GroupPhase.ENDED:
             return None
         return self.probe if self.reminder.due is None else min(self.probe, self.reminder.due)
 
-    def _react(self, event: events.FleetEvent, now: float) -> list[FleetEffect]:
+    def _react(self, event: events.GroupEvent, now: float) -> list[GroupEffect]:
         match event:
             case events.ShardJoined():
                 return self._join(event, now)
@@ -102,12 +102,12 @@ class Fleet:
             case events.TimePassed():
                 return self._time_passed(now)
             case events.RunEnded():
-                self.phase = FleetPhase.ENDED
+                self.phase = GroupPhase.ENDED
                 return [Send(peer=peer, message=Finished(reason=shortened(event.reason))) for peer in self.seats]
             case _:
                 assert_never(event)
 
-    def _hear(self, peer: bytes, now: float) -> Seat | None:
+    def _hear(self, peer: bytes, now: float) -> ShardMember | None:
         seat = self.seats.get(peer)
         if seat is not None:
             seat.heard = now
@@ -115,28 +115,28 @@ class Fleet:
 
     # Shards come
 
-    def _join(self, event: events.ShardJoined, now: float) -> list[FleetEffect]:
+    def _join(self, event: events.ShardJoined, now: float) -> list[GroupEffect]:
         if self._hear(event.peer, now) is not None:
             return []
         reason = self._refusal(event.join)
         if reason:
             refused = Send(peer=event.peer, message=Refused(reason=shortened(reason)))
-            return [refused, TellRefusal(text=f"refused a shard: {reason}")]
+            return [refused, ReportRefusal(text=f"refused a shard: {reason}")]
         taken = {seat.index for seat in self.seats.values()}
         index = next(index for index in range(1, self.facts.servers) if index not in taken)
-        seat = self.seats[event.peer] = Seat(event.peer, index, event.join, heard=now)
-        return [WelcomeShard(peer=event.peer, index=index), Say(text=f"{seat.named()} joined")]
+        seat = self.seats[event.peer] = ShardMember(event.peer, index, event.join, heard=now)
+        return [WelcomeShard(peer=event.peer, index=index), Report(text=f"{seat.named()} joined")]
 
     def _refusal(self, join: ShardJoin) -> str:
         """Return why a shard is turned away, empty where it is not."""
         facts = self.facts
-        if self.phase is FleetPhase.ENDED:
+        if self.phase is GroupPhase.ENDED:
             return "the run is over"
         if len(self.seats) == facts.servers - 1:
             return f"all {facts.servers} servers of this run are there: start the server with more --servers"
         return refusal(join, facts.fingerprint, allows_mixed_numerics=facts.allows_mixed_numerics)
 
-    def _prepared(self, event: events.ShardPrepared, now: float) -> list[FleetEffect]:
+    def _prepared(self, event: events.ShardPrepared, now: float) -> list[GroupEffect]:
         seat = self._hear(event.peer, now)
         if seat is None or seat.is_ready:
             return []
@@ -144,33 +144,33 @@ class Fleet:
             del self.seats[event.peer]
             reason = f"it does not share the server's memory: {event.obstacle}"
             refused = Send(peer=event.peer, message=Refused(reason=shortened(reason)))
-            return [refused, Say(text=f"refused {seat.named()}: {reason}")]
+            return [refused, Report(text=f"refused {seat.named()}: {reason}")]
         seat.is_ready, seat.shares, seat.obstacle = True, event.shares, event.obstacle
-        effects: list[FleetEffect] = [FillShard(peer=seat.peer, index=seat.index, shares=seat.shares)]
+        effects: list[GroupEffect] = [FillShard(peer=seat.peer, index=seat.index, shares=seat.shares)]
         if seat.obstacle:
-            effects.append(Say(text=f"{seat.named()} exchanges vectors over its socket: {seat.obstacle}"))
+            effects.append(Report(text=f"{seat.named()} exchanges vectors over its socket: {seat.obstacle}"))
         return [*effects, *self._muster(), *self._remind(now)]
 
-    def _muster(self) -> Sequence[FleetEffect]:
+    def _muster(self) -> Sequence[GroupEffect]:
         seats = self.in_order()
         if sum(seat.is_ready for seat in seats) < self.facts.servers - 1:
             return []
-        self.phase = FleetPhase.ADDING
+        self.phase = GroupPhase.ADDING
         return [
-            Muster(
+            AnnounceGroup(
                 addresses=tuple(seat.join.address for seat in seats),
                 shares=all(seat.shares for seat in seats),
                 obstacle=next((seat.obstacle for seat in seats if seat.obstacle), ""),
             )
         ]
 
-    def in_order(self) -> list[Seat]:
+    def in_order(self) -> list[ShardMember]:
         """Return the shards in the order of their slices."""
         return sorted(self.seats.values(), key=lambda seat: seat.index)
 
     # Sums are stored
 
-    def _stored(self, event: events.SumsConfirmed, now: float) -> list[FleetEffect]:
+    def _stored(self, event: events.SumsConfirmed, now: float) -> list[GroupEffect]:
         seat, stored = self._hear(event.peer, now), event.stored
         if seat is None or stored.step != self.step:
             return []
@@ -178,13 +178,13 @@ class Fleet:
         self.stored.setdefault(key, set()).add(seat.index)
         return self._confirm(key)
 
-    def _confirm(self, key: tuple[int, Node]) -> list[FleetEffect]:
+    def _confirm(self, key: tuple[int, Node]) -> list[GroupEffect]:
         if key not in self.awaited or len(self.stored.get(key, ())) < self.facts.servers - 1:
             return []
         self.awaited.remove(key)
         return [ConfirmSums(rank=key[0], node=key[1])]
 
-    def _forget(self, rank: int) -> list[FleetEffect]:
+    def _forget(self, rank: int) -> list[GroupEffect]:
         for key in [key for key in (*self.stored, *self.awaited) if key[0] == rank]:
             self.stored.pop(key, None)
             self.awaited.discard(key)
@@ -192,22 +192,22 @@ class Fleet:
 
     # Weights are updated
 
-    def _close(self, event: events.TreeCompleted) -> list[FleetEffect]:
+    def _close(self, event: events.TreeCompleted) -> list[GroupEffect]:
         self.tree = event
         if not event.is_clipped:
             return self._update(None)
-        self.phase = FleetPhase.MEASURING
-        asked = SquaresAsked(step=event.step, count=event.count)
+        self.phase = GroupPhase.MEASURING
+        asked = SquaresRequest(step=event.step, count=event.count)
         return [Send(peer=peer, message=asked) for peer in self.seats]
 
-    def _update(self, scale: float | None) -> list[FleetEffect]:
+    def _update(self, scale: float | None) -> list[GroupEffect]:
         tree = self.tree
         assert tree is not None
-        self.phase = FleetPhase.UPDATING
+        self.phase = GroupPhase.UPDATING
         self.answered.clear()
         update = Update(step=tree.step, count=tree.count, scale=scale, ranks=list(tree.ranks), collected=tree.collected)
         # First, so that all update at the same time.
-        others: list[FleetEffect] = [Send(peer=peer, message=update) for peer in self.seats]
+        others: list[GroupEffect] = [Send(peer=peer, message=update) for peer in self.seats]
         return [*others, UpdateOwnSlice(step=tree.step, count=tree.count, scale=scale)]
 
     def _answer(self, peer: bytes, step: int, now: float) -> bool:
@@ -218,10 +218,10 @@ class Fleet:
         self.answered.add(seat.index)
         return len(self.answered) == self.facts.servers - 1
 
-    def _complete(self) -> list[FleetEffect]:
+    def _complete(self) -> list[GroupEffect]:
         assert self.tree is not None
         done, self.tree = self.tree.step, None
-        self.phase, self.step = FleetPhase.ADDING, done + 1
+        self.phase, self.step = GroupPhase.ADDING, done + 1
         self.stored.clear()
         self.awaited.clear()
         self.answered.clear()
@@ -229,46 +229,46 @@ class Fleet:
 
     # What goes wrong
 
-    def _gone(self, event: events.ShardGone) -> list[FleetEffect]:
+    def _gone(self, event: events.ShardGone) -> list[GroupEffect]:
         if event.peer not in self.seats:
             return []
         seat = self.seats[event.peer]
-        if self.phase is FleetPhase.MUSTERING:
+        if self.phase is GroupPhase.MUSTERING:
             del self.seats[event.peer]
-            return [Say(text=f"{seat.named()} left: {event.reason}")]
+            return [Report(text=f"{seat.named()} left: {event.reason}")]
         return self._lose(seat, event.reason)
 
-    def _lose(self, seat: Seat, reason: str) -> list[FleetEffect]:
+    def _lose(self, seat: ShardMember, reason: str) -> list[GroupEffect]:
         """End the run: the slice, and with it the optimizer's state, is nowhere else."""
-        self.phase = FleetPhase.ENDED
+        self.phase = GroupPhase.ENDED
         lost = f"{seat.named()} is gone, and its slice of the weights with it: {reason}"
         finished = Finished(reason=shortened(lost))
         others = [Send(peer=peer, message=finished) for peer in self.seats if peer != seat.peer]
         return [*others, LoseShard(text=lost)]
 
-    def _time_passed(self, now: float) -> list[FleetEffect]:
+    def _time_passed(self, now: float) -> list[GroupEffect]:
         if now >= self.probe:
             self.probe = now + PROBE_S
             for seat in self.in_order():
-                if now - seat.heard >= self.facts.silence_s and self.phase is not FleetPhase.MUSTERING:
+                if now - seat.heard >= self.facts.silence_s and self.phase is not GroupPhase.MUSTERING:
                     return self._lose(seat, f"it has been silent for {now - seat.heard:.0f} s")
-            probes: list[FleetEffect] = [Send(peer=peer, message=Alive()) for peer in self.seats]
+            probes: list[GroupEffect] = [Send(peer=peer, message=Ping()) for peer in self.seats]
             return [*probes, *self._remind(now)]
         return self._remind(now)
 
-    def _remind(self, now: float) -> list[FleetEffect]:
+    def _remind(self, now: float) -> list[GroupEffect]:
         ready, needed = sum(seat.is_ready for seat in self.seats.values()), self.facts.servers - 1
         text = f"waiting for shards: {ready} of {needed} are ready"
-        is_waiting = self.phase is FleetPhase.MUSTERING
-        return [Say(text=text)] if self.reminder.is_due(now, is_waiting=is_waiting) else []
+        is_waiting = self.phase is GroupPhase.MUSTERING
+        return [Report(text=text)] if self.reminder.is_due(now, is_waiting=is_waiting) else []
 
     def validate(self) -> None:
         """Raise AssertionError where the state contradicts itself: for tests, after each event."""
         indices = [seat.index for seat in self.seats.values()]
         assert len(set(indices)) == len(indices), "two shards have one slice"
         assert all(0 < index < self.facts.servers for index in indices)
-        if self.phase not in (FleetPhase.MUSTERING, FleetPhase.ENDED):
+        if self.phase not in (GroupPhase.MUSTERING, GroupPhase.ENDED):
             assert len(indices) == self.facts.servers - 1, "a slice is nobody's"
-        assert (self.tree is not None) == (self.phase in (FleetPhase.MEASURING, FleetPhase.UPDATING)) or (
-            self.phase is FleetPhase.ENDED
+        assert (self.tree is not None) == (self.phase in (GroupPhase.MEASURING, GroupPhase.UPDATING)) or (
+            self.phase is GroupPhase.ENDED
         )

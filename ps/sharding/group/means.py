@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from common.runtime.clock import Clock
 from common.transport.port import ServerPort
-from ps.shared_memory import Sharing
+from ps.shared_memory import ServerSharedMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,6 @@ class Means:
     port: ServerPort
     clock: Clock
     say: Callable[[str], None]
-    sharing: Sharing | None
+    sharing: ServerSharedMemory | None
     #: Samples of the dataset, to train and to test.
     samples: tuple[int, int]

@@ -7,7 +7,7 @@ from common.protocol.shard_messages import ShardJoin
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetFacts:
+class GroupConfig:
     """What is known of the shards from the start."""
 
     #: Servers in all, with the coordinator's own slice.
@@ -21,7 +21,7 @@ class FleetFacts:
 
 
 @dataclass
-class Seat:
+class ShardMember:
     """One shard's place."""
 
     peer: bytes

@@ -10,42 +10,42 @@ from common.aggregation.tree import Vector
 from common.errors import RemoteProtocolError
 from common.files.sanitize import one_line
 from common.protocol.codec import encode
-from common.protocol.messages import Alive, Fenced, Leave, Message, shortened
+from common.protocol.messages import Eviction, Leave, Message, Ping, shortened
 from common.protocol.shard_messages import (
     WEIGHTS,
-    Add,
+    AddFromMemory,
     Admit,
     Begin,
     Collected,
+    CollectedFrame,
     Forget,
-    Held,
-    Lost,
-    Serve,
+    InitialFrame,
+    SendWeightsTo,
     ShardJoin,
     ShardMessage,
     ShardReady,
     ShardWelcome,
     SliceMessage,
     Squares,
-    State,
-    Stored,
-    Updated,
+    SumsAck,
+    UpdateDone,
+    WorkerLost,
 )
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import PeerGone, PeerSlow
 from ps.coordinator import effects, events
-from ps.coordinator.membership import Roster
-from ps.run.info import RunFacts
+from ps.coordinator.membership import Membership
+from ps.run.info import RunInfo
 from ps.run.traffic import Moved, Traffic
-from ps.shard.partition import beginning_of, held_frames, mark_in, own_part
+from ps.shard.partition import beginning_of, checksum_in, held_frames, own_part
 from ps.shard.shard import Shard
 from ps.sharding.group import effects as fleet_effects
 from ps.sharding.group import events as fleet_events
-from ps.sharding.group.distributed_update import JointUpdate, Stepped
-from ps.sharding.group.gathered import Gathered
-from ps.sharding.group.group import Fleet
+from ps.sharding.group.distributed_update import CompletedUpdate, DistributedUpdate
+from ps.sharding.group.gathered import GatheredWeights
+from ps.sharding.group.group import ShardGroup
 from ps.sharding.group.means import Means
-from ps.sharding.group.member import FleetFacts, Seat
+from ps.sharding.group.member import GroupConfig, ShardMember
 
 #: What one is told that says what only a shard says.
 STRANGER = "its connection broke, or the server was started again, and its slice is lost"
@@ -55,33 +55,33 @@ QUEUE = 1024
 
 
 @dataclass
-class Shards:
+class ShardGroupShell:
     """All servers of a run but the coordinator, and the coordinator's own slice."""
 
-    facts: RunFacts
+    facts: RunInfo
     #: Of the whole vector, as the run begins; its memory may be the one that workers share.
     whole: Shard
     means: Means
-    roster: Roster
+    roster: Membership
     own: Shard = field(init=False)
-    fleet: Fleet = field(init=False)
-    gathered: Gathered = field(init=False)
+    fleet: ShardGroup = field(init=False)
+    gathered: GatheredWeights = field(init=False)
     slices: list[Slice] = field(init=False)
     #: The last update that all have made.
-    stepped: Stepped | None = None
+    stepped: CompletedUpdate | None = None
     #: The update that all make, or made last.
-    _joint: JointUpdate = field(default_factory=JointUpdate)
+    _joint: DistributedUpdate = field(default_factory=DistributedUpdate)
     #: Shards that were not taken in.
-    _refusals: Denials = field(default_factory=Denials)
+    _refusals: RejectionLog = field(default_factory=RejectionLog)
     _traffic: Traffic = field(default_factory=Traffic)
 
     def __post_init__(self) -> None:
         facts, whole = self.facts, self.whole
         self.slices = slices_for(whole.weights.size, facts.servers)
         self.own = own_part(whole, self.slices[0])
-        self.gathered = Gathered.of(whole)
-        self.fleet = Fleet(
-            FleetFacts(
+        self.gathered = GatheredWeights.of(whole)
+        self.fleet = ShardGroup(
+            GroupConfig(
                 servers=facts.servers,
                 fingerprint=facts.fingerprint,
                 allows_mixed_numerics=facts.allows_mixed_numerics,
@@ -102,37 +102,37 @@ class Shards:
         if not isinstance(message, ShardMessage):
             raise RemoteProtocolError(f"a {type(message).__name__} is no message of a shard")
         if not isinstance(message, ShardJoin) and peer not in self.fleet.seats:
-            return self._tell([peer], Fenced(reason=STRANGER))
+            return self._tell([peer], Eviction(reason=STRANGER))
         match message:
             case ShardJoin():
                 return self.happen(fleet_events.ShardJoined(peer=peer, join=message))
             case ShardReady():
                 return self.happen(self._prepared(peer, message))
-            case Stored():
+            case SumsAck():
                 return self.happen(fleet_events.SumsConfirmed(peer=peer, stored=message))
             case Squares():
                 self._joint.measure(peer, self._trained(peer), arrays[0])
                 return self.happen(fleet_events.SquaresReceived(peer=peer, step=message.step))
-            case Held():
+            case CollectedFrame():
                 self.put(peer, message, arrays[0])
                 return []
-            case Updated():
+            case UpdateDone():
                 self._joint.take(message)
                 self._traffic.add(Moved(sums=message.sums_bytes, weights=message.weights_bytes))
                 return self.happen(fleet_events.SliceUpdated(peer=peer, step=message.step))
-            case Lost():
+            case WorkerLost():
                 index = self.fleet.seats[peer].index
                 member = self.roster.of_rank(message.rank)
                 reason = f"shard {index} lost it: {one_line(message.reason)}"
                 return [] if member is None else [events.WorkerLeft(peer=member.peer, reason=reason)]
             case Leave():
                 return self.gone(peer, one_line(message.reason))
-            case Alive():
+            case Ping():
                 return self.happen(fleet_events.ShardHeard(peer=peer))
             case _:
                 assert_never(message)
 
-    def _prepared(self, peer: bytes, ready: ShardReady) -> fleet_events.FleetEvent:
+    def _prepared(self, peer: bytes, ready: ShardReady) -> fleet_events.GroupEvent:
         sharing = self.means.sharing
         if ready.nonce and (sharing is None or ready.nonce != sharing.folder.nonce.hex()):
             raise RemoteProtocolError(f"the nonce {ready.nonce!r} is not that of the shared memory")
@@ -143,7 +143,7 @@ class Shards:
         owned = self.slices[self.fleet.seats[peer].index]
         return max(0, min(owned.stop, self.whole.policy.parameter_size) - owned.start)
 
-    def put(self, peer: bytes, held: Held, values: Vector) -> None:
+    def put(self, peer: bytes, held: CollectedFrame, values: Vector) -> None:
         owned = self.slices[self.fleet.seats[peer].index]
         part = Slice(held.start, held.start + len(values))
         if not owned.start <= part.start < part.stop <= owned.stop:
@@ -156,19 +156,19 @@ class Shards:
 
     # What is done
 
-    def happen(self, event: fleet_events.FleetEvent) -> list[events.Event]:
+    def happen(self, event: fleet_events.GroupEvent) -> list[events.Event]:
         """Let the fleet handle an event, and whatever its effects lead to; return what the coordinator is to know."""
         pending, told = deque([event]), list[events.Event]()
         while pending:
             for effect in self.fleet.handle(pending.popleft(), self.means.clock.now()):
                 for following in self._perform(effect):
-                    if isinstance(following, fleet_events.FleetEvent):
+                    if isinstance(following, fleet_events.GroupEvent):
                         pending.append(following)
                     else:
                         told.append(following)
         return told
 
-    def _perform(self, effect: fleet_effects.FleetEffect) -> Iterator[fleet_events.FleetEvent | events.Event]:
+    def _perform(self, effect: fleet_effects.GroupEffect) -> Iterator[fleet_events.GroupEvent | events.Event]:
         match effect:
             case fleet_effects.Send():
                 yield from self._send(effect.peer, effect.message)
@@ -176,32 +176,32 @@ class Shards:
                 yield from self._send(effect.peer, self._welcome(effect.index))
             case fleet_effects.FillShard():
                 yield from self._fill(effect)
-            case fleet_effects.Muster():
+            case fleet_effects.AnnounceGroup():
                 yield events.ServersReady(addresses=effect.addresses, shares=effect.shares, obstacle=effect.obstacle)
             case fleet_effects.ConfirmSums():
-                yield events.SumsStored(rank=effect.rank, node=effect.node)
+                yield events.SumsAcknowledged(rank=effect.rank, node=effect.node)
             case fleet_effects.FindScale():
                 assert self.fleet.tree is not None  # that is what is measured
                 order = [seat.peer for seat in self.fleet.in_order()]
                 yield fleet_events.ScaleFound(scale=self._joint.scale(self.own, self.fleet.tree.count, order))
             case fleet_effects.UpdateOwnSlice():
                 rate = self.own.update(effect.step, effect.count, effect.scale)
-                self._joint.take_own(rate, mark_in(self.own, effect.step, self.whole.weights.size))
+                self._joint.take_own(rate, checksum_in(self.own, effect.step, self.whole.weights.size))
             case fleet_effects.CompleteStep():
                 self._complete(effect.step)
                 yield events.StepUpdated(step=effect.step)
             case fleet_effects.LoseShard():
                 yield events.ServerLost(text=effect.text)
-            case fleet_effects.Say():
+            case fleet_effects.Report():
                 self.means.say(effect.text)
-            case fleet_effects.TellRefusal():
+            case fleet_effects.ReportRefusal():
                 self._refusals.note(effect.text)
                 for text in self._refusals.told(self.means.clock.now()):
                     self.means.say(text)
             case _:
                 assert_never(effect)
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[fleet_events.FleetEvent]:
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[fleet_events.GroupEvent]:
         try:
             self.means.port.send(peer, encode(message, arrays))
         except PeerGone:
@@ -231,12 +231,12 @@ class Shards:
             memory=self.facts.memory,
         )
 
-    def _fill(self, effect: fleet_effects.FillShard) -> Iterator[fleet_events.FleetEvent]:
+    def _fill(self, effect: fleet_effects.FillShard) -> Iterator[fleet_events.GroupEvent]:
         has_weights = effect.shares and self.whole.policy.wire_weights.is_exact
         pieces = list(beginning_of(self.whole, self.slices[effect.index], has_weights=has_weights))
         self.means.port.allow(QUEUE + len(pieces))
         for name, part, values in pieces:
-            yield from self._send(effect.peer, State(name=name, start=part.start), values)
+            yield from self._send(effect.peer, InitialFrame(name=name, start=part.start), values)
         yield from self._send(effect.peer, Begin(steps=self.whole.updates))
 
     # Workers come and go, and bring sums
@@ -254,12 +254,12 @@ class Shards:
 
     def serve(self, rank: int, step: int) -> list[events.Event]:
         """Let all send a worker their weights of a step, unless they have been told before."""
-        return [] if rank in self._joint.pushed else self._send_all(Serve(rank=rank, step=step))
+        return [] if rank in self._joint.pushed else self._send_all(SendWeightsTo(rank=rank, step=step))
 
-    def add_shared(self, effect: effects.AddShared) -> list[events.Event]:
+    def add_shared(self, effect: effects.AddSharedSums) -> list[events.Event]:
         """Let all add the sums in a worker's slot."""
         node, step = effect.node, self.fleet.step
-        return self._send_all(Add(rank=effect.rank, slot=effect.slot, step=step, lo=node.lo, hi=node.hi))
+        return self._send_all(AddFromMemory(rank=effect.rank, slot=effect.slot, step=step, lo=node.lo, hi=node.hi))
 
     def await_sums(self, effect: effects.AwaitShards) -> list[events.Event]:
         """Return that all have the sums of a result, if they have already."""
@@ -270,7 +270,7 @@ class Shards:
     def update(self, step: int, count: int, collected: Collected) -> list[events.Event]:
         """Let all make an update, and send their new weights to the workers that are ready."""
         pushed = frozenset(member.rank for member in self.roster.ready() if not member.shares)
-        self._joint = JointUpdate(began=self.means.clock.now(), collected=collected, pushed=pushed)
+        self._joint = DistributedUpdate(began=self.means.clock.now(), collected=collected, pushed=pushed)
         if collected != "nothing":
             self.gathered.begin()
         return self.happen(
@@ -299,7 +299,7 @@ class Shards:
                 owned = self.slices[seat.index]
                 self.gathered.put(WEIGHTS, owned, owned.of(self.whole.slots[updates % 2]))
 
-    def sees(self, seat: Seat) -> bool:
+    def sees(self, seat: ShardMember) -> bool:
         """Tell whether a shard's weights stand in our memory: what workers share may be a rounded copy of them."""
         return seat.shares and self.whole.policy.wire_weights.is_exact
 

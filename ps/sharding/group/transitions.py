@@ -5,7 +5,7 @@ from enum import Enum
 from ps.sharding.group import events
 
 
-class FleetPhase(Enum):
+class GroupPhase(Enum):
     """What the shards are doing."""
 
     #: Not all are there.
@@ -18,17 +18,17 @@ class FleetPhase(Enum):
 
 
 #: Nothing happens: late and doubled messages end here, not in an `if`.
-IGNORED: frozenset[FleetPhase] = frozenset()
+IGNORED: frozenset[GroupPhase] = frozenset()
 
 #: Our own shell would have to be wrong for this to happen.
-ILLEGAL: frozenset[FleetPhase] | None = None
+ILLEGAL: frozenset[GroupPhase] | None = None
 
-_MUSTERING, _ADDING = frozenset({FleetPhase.MUSTERING}), frozenset({FleetPhase.ADDING})
-_MEASURING, _UPDATING = frozenset({FleetPhase.MEASURING}), frozenset({FleetPhase.UPDATING})
-_ENDED = frozenset({FleetPhase.ENDED})
+_MUSTERING, _ADDING = frozenset({GroupPhase.MUSTERING}), frozenset({GroupPhase.ADDING})
+_MEASURING, _UPDATING = frozenset({GroupPhase.MEASURING}), frozenset({GroupPhase.UPDATING})
+_ENDED = frozenset({GroupPhase.ENDED})
 
 #: For each event, what may follow in the phases MUSTERING, ADDING, MEASURING, UPDATING, ENDED.
-_TABLE: dict[type[events.FleetEvent], tuple[frozenset[FleetPhase] | None, ...]] = {
+_TABLE: dict[type[events.GroupEvent], tuple[frozenset[GroupPhase] | None, ...]] = {
     events.ShardJoined: (_MUSTERING, _ADDING, _MEASURING, _UPDATING, _ENDED),
     events.ShardPrepared: (_MUSTERING | _ADDING, IGNORED, IGNORED, IGNORED, IGNORED),
     events.ShardHeard: (_MUSTERING, _ADDING, _MEASURING, _UPDATING, IGNORED),
@@ -53,5 +53,5 @@ _TABLE: dict[type[events.FleetEvent], tuple[frozenset[FleetPhase] | None, ...]] 
 
 #: For each phase and event the phases that may follow, `IGNORED`, or `ILLEGAL`.
 TRANSITIONS = {
-    (phase, event): targets for event, row in _TABLE.items() for phase, targets in zip(FleetPhase, row, strict=True)
+    (phase, event): targets for event, row in _TABLE.items() for phase, targets in zip(GroupPhase, row, strict=True)
 }

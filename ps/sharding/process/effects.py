@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 
 from common.aggregation.tree import Node
-from common.protocol.messages import Alive, Leave, Refused
-from common.protocol.shard_messages import Lost, ShardJoin, ShardReady, ShardWelcome, Stored, Update
+from common.protocol.messages import Leave, Ping, Refused
+from common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome, SumsAck, Update, WorkerLost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tell:
     """Send a message without arrays to the server."""
 
-    message: ShardJoin | ShardReady | Stored | Lost | Leave | Alive
+    message: ShardJoin | ShardReady | SumsAck | WorkerLost | Leave | Ping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ class AddFrame:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AddShared:
+class AddSharedSlice:
     """Add the sums in a worker's slot of shared memory, and be done with that memory."""
 
     node: Node
@@ -83,7 +83,7 @@ class RefusePeer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Say:
+class Report:
     """Tell the person at the shard."""
 
     text: str
@@ -102,12 +102,12 @@ ShardEffect = (
     | Prepare
     | SendWeights
     | AddFrame
-    | AddShared
+    | AddSharedSlice
     | MapSums
     | DropSums
     | SendSquares
     | UpdateSlice
     | RefusePeer
-    | Say
+    | Report
     | Exit
 )

@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass
 
-from common.protocol.messages import Fenced, Finished, Part, Refused
-from common.protocol.shard_messages import Add, Admit, Hello, Serve, ShardWelcome, SquaresAsked, Update
+from common.protocol.messages import Eviction, Finished, Refused, SumsFrame
+from common.protocol.shard_messages import (
+    AddFromMemory,
+    Admit,
+    Hello,
+    SendWeightsTo,
+    ShardWelcome,
+    SquaresRequest,
+    Update,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,15 +25,15 @@ class Welcomed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TurnedAway:
+class JoinRefused:
     refused: Refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LetGo:
+class Evicted:
     """The server does not know this shard, or no more."""
 
-    fenced: Fenced
+    fenced: Eviction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,21 +76,21 @@ class WorkerGreeted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsWanted:
-    serve: Serve
+    serve: SendWeightsTo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PartReceived:
+class SumsFrameReceived:
     """A frame of sums came, which is frame number `frame` of the slice."""
 
     peer: bytes
-    part: Part
+    part: SumsFrame
     frame: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SumsShared:
-    add: Add
+    add: AddFromMemory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +103,7 @@ class SumsMissing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SquaresWanted:
-    asked: SquaresAsked
+    asked: SquaresRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,8 +158,8 @@ class Interrupted:
 ShardEvent = (
     Started
     | Welcomed
-    | TurnedAway
-    | LetGo
+    | JoinRefused
+    | Evicted
     | Prepared
     | PreparationFailed
     | Begun
@@ -159,7 +167,7 @@ ShardEvent = (
     | WorkerForgotten
     | WorkerGreeted
     | WeightsWanted
-    | PartReceived
+    | SumsFrameReceived
     | SumsShared
     | SumsMissing
     | SquaresWanted

@@ -9,26 +9,26 @@ import numpy as np
 from common.aggregation.tree import Vector
 from common.errors import SharingError
 from common.protocol.messages import Message
-from common.protocol.shard_messages import Held, Squares, Updated
+from common.protocol.shard_messages import CollectedFrame, Squares, UpdateDone
 from ps.run.traffic import Traffic
 from ps.shard.checksum import MODULUS
-from ps.shard.partition import held_frames, mark_in
+from ps.shard.partition import checksum_in, held_frames
 from ps.sharding.process import effects, events
-from ps.sharding.process.storage import ShardPlace
+from ps.sharding.process.storage import ShardStorage
 
 
-class Tell(Protocol):
+class SendToServer(Protocol):
     """Sends the server a message."""
 
     def __call__(self, message: Message, *arrays: Vector) -> None: ...
 
 
 @dataclass
-class ShardWork:
+class SliceExecutor:
     """One slice, and the sums for it."""
 
-    place: ShardPlace
-    tell: Tell
+    place: ShardStorage
+    tell: SendToServer
     #: What crossed the workers' sockets since the last update.
     traffic: Traffic
     #: By rank, our part of the sums of workers that share memory.
@@ -36,7 +36,7 @@ class ShardWork:
 
     def do(
         self,
-        effect: effects.AddFrame | effects.AddShared | effects.SendSquares | effects.UpdateSlice,
+        effect: effects.AddFrame | effects.AddSharedSlice | effects.SendSquares | effects.UpdateSlice,
         arrays: Sequence[Vector],
     ) -> None:
         """Carry out what concerns the slice; `arrays` are those of the message at hand."""
@@ -44,7 +44,7 @@ class ShardWork:
         match effect:
             case effects.AddFrame():
                 place.shard.receive(effect.frame, effect.node, arrays[0])
-            case effects.AddShared():
+            case effects.AddSharedSlice():
                 sums = self.sums[effect.rank][effect.slot]
                 place.shard.add(effect.node, sums)
                 # The server lends the slot again as soon as it hears that this is done.
@@ -55,10 +55,10 @@ class ShardWork:
                 place.shard.update(update.step, update.count, update.scale)
                 if update.collected != "nothing":
                     self.tell_held(update.step + 1, has_state=update.collected == "all")
-                mark = mark_in(place.shard, update.step, place.size)
+                mark = checksum_in(place.shard, update.step, place.size)
                 moved = self.traffic.take()
                 self.tell(
-                    Updated(
+                    UpdateDone(
                         step=update.step,
                         mark=str(mark % MODULUS),
                         sums_bytes=moved.sums,
@@ -74,7 +74,7 @@ class ShardWork:
         place = self.place
         pieces = held_frames(place.shard, updates, has_weights=not place.shows_weights, has_state=has_state)
         for name, part, values in pieces:
-            self.tell(Held(name=name, steps=updates, start=part.start), values)
+            self.tell(CollectedFrame(name=name, steps=updates, start=part.start), values)
 
     def map(self, rank: int) -> Iterator[events.ShardEvent]:
         """Map our part of the sums of a worker that shares memory."""

@@ -9,34 +9,34 @@ from typing import assert_never
 from common.aggregation.tree import Vector
 from common.errors import LockstepError, RemoteProtocolError
 from common.protocol.codec import decode, encode
-from common.protocol.messages import Alive, Fenced, Finished, Join, Message, Part, Refused, Weights
+from common.protocol.messages import Eviction, Finished, Join, Message, Ping, Refused, SumsFrame, Weights
 from common.protocol.shard_messages import (
-    Add,
+    AddFromMemory,
     Admit,
     Begin,
     Collect,
     Forget,
     Hello,
-    Serve,
+    InitialFrame,
+    SendWeightsTo,
     ShardWelcome,
-    SquaresAsked,
-    State,
+    SquaresRequest,
     ToShardMessage,
     Update,
-    VisitorMessage,
+    WorkerToShardMessage,
 )
 from common.runtime.clock import Clock
-from common.transport.diagnosis import Trouble
-from common.transport.limits.rejection_log import Denials
+from common.transport.diagnosis import Diagnosis
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.links import Wait
 from common.transport.port import ClientPort, PeerGone, PeerSlow, ServerPort
 from ps.coordinator.scheduling.scheduler import WINDOW
 from ps.coordinator.validation import not_finite
 from ps.run.traffic import Traffic
 from ps.sharding.process import effects, events
-from ps.sharding.process.executor import ShardWork
+from ps.sharding.process.executor import SliceExecutor
 from ps.sharding.process.state import ShardState
-from ps.sharding.process.storage import take_place
+from ps.sharding.process.storage import storage_of
 from ps.sharding.process.transitions import ShardPhase
 
 #: Seconds for which last words may still go out.
@@ -47,7 +47,7 @@ QUEUE = 32
 
 
 @dataclass
-class ShardServer:
+class ShardShell:
     """One shard's process: its state, and the means by which the state's effects happen."""
 
     state: ShardState
@@ -61,12 +61,12 @@ class ShardServer:
     #: Where memory that a server offers is looked for, None where none is to be shared.
     root: Path | None = None
     #: Finds out what is in the way of a connection to the server, None where nothing can be.
-    trouble: Callable[[], Trouble | None] | None = None
+    trouble: Callable[[], Diagnosis | None] | None = None
     #: Connections that were not let in.
-    denials: Denials = field(default_factory=Denials)
+    denials: RejectionLog = field(default_factory=RejectionLog)
     #: Set once the shard has ended: the process's exit code and the reason.
     ended: effects.Exit | None = None
-    work: ShardWork | None = None
+    work: SliceExecutor | None = None
     #: What crossed the workers' sockets since the last update.
     traffic: Traffic = field(default_factory=Traffic)
     #: The index of the frame that begins there.
@@ -148,7 +148,7 @@ class ShardServer:
 
     def _hear_worker(self, peer: bytes, frames: list[memoryview]) -> None:
         try:
-            message, self._arrays = decode(frames, VisitorMessage | Join)
+            message, self._arrays = decode(frames, WorkerToShardMessage | Join)
             self.traffic.came(message, frames)
             self._happen(self._visit(peer, message))
         except RemoteProtocolError as error:
@@ -159,12 +159,12 @@ class ShardServer:
             case Hello():
                 self._make_room()
                 return events.WorkerGreeted(peer=peer, hello=message)
-            case Part():
-                return events.PartReceived(peer=peer, part=message, frame=self._frame_of(message))
+            case SumsFrame():
+                return events.SumsFrameReceived(peer=peer, part=message, frame=self._frame_of(message))
             case _:
                 raise RemoteProtocolError(f"this is a shard: workers dial the server, {self.state.facts.address}")
 
-    def _frame_of(self, part: Part) -> int:
+    def _frame_of(self, part: SumsFrame) -> int:
         frame = self._frame_at.get(part.start)
         if self.work is not None and frame is not None:
             shard = self.work.place.shard
@@ -179,10 +179,10 @@ class ShardServer:
             case ShardWelcome():
                 return events.Welcomed(welcome=message)
             case Refused():
-                return events.TurnedAway(refused=message)
-            case Fenced():
-                return events.LetGo(fenced=message)
-            case State():
+                return events.JoinRefused(refused=message)
+            case Eviction():
+                return events.Evicted(fenced=message)
+            case InitialFrame():
                 self._demand_work().place.fill(message.name, message.start, self._arrays[0])
                 return events.ServerHeard()
             case Begin():
@@ -192,11 +192,11 @@ class ShardServer:
                 return events.WorkerAdmitted(admit=message)
             case Forget():
                 return events.WorkerForgotten(rank=message.rank)
-            case Serve():
+            case SendWeightsTo():
                 return events.WeightsWanted(serve=message)
-            case Add():
+            case AddFromMemory():
                 return events.SumsShared(add=message)
-            case SquaresAsked():
+            case SquaresRequest():
                 self._demand_sums(message.step, message.count)
                 return events.SquaresWanted(asked=message)
             case Update():
@@ -207,7 +207,7 @@ class ShardServer:
                 return events.ServerHeard()
             case Finished():
                 return events.RunFinished(finished=message)
-            case Alive():
+            case Ping():
                 return events.ServerAsked()
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is no message for a shard")
@@ -218,7 +218,7 @@ class ShardServer:
         if step == shard.updates and (count < 1 or not shard.is_whole()):
             raise RemoteProtocolError(f"step {step} over {count} samples, whose sums are not all there")
 
-    def _demand_work(self) -> ShardWork:
+    def _demand_work(self) -> SliceExecutor:
         """Return what works on the slice; `RemoteProtocolError` before the welcome."""
         if self.work is None:
             raise RemoteProtocolError("a state before the welcome")
@@ -246,11 +246,11 @@ class ShardServer:
                 yield from self._demand_work().map(effect.rank)
             case effects.DropSums():
                 self._demand_work().drop(effect.rank)
-            case effects.Say():
+            case effects.Report():
                 self.say(effect.text)
             case effects.Exit():
                 self.ended = effect
-            case effects.AddFrame() | effects.AddShared() | effects.SendSquares() | effects.UpdateSlice():
+            case effects.AddFrame() | effects.AddSharedSlice() | effects.SendSquares() | effects.UpdateSlice():
                 self._demand_work().do(effect, self._arrays)
             case _:
                 assert_never(effect)
@@ -284,12 +284,12 @@ class ShardServer:
 
     def _prepare(self, welcome: ShardWelcome) -> events.ShardEvent:
         try:
-            place = take_place(welcome, self.root)
+            place = storage_of(welcome, self.root)
         except LockstepError as error:
             return events.PreparationFailed(reason=str(error))
         except MemoryError:
             return events.PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
-        self.work, shard = ShardWork(place, self._tell, self.traffic), place.shard
+        self.work, shard = SliceExecutor(place, self._tell, self.traffic), place.shard
         self._frame_at = {frame.start: index for index, frame in enumerate(shard.frames)}
         self._make_room()
         return events.Prepared(

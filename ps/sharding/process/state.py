@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from common.errors import ProtocolError
-from common.protocol.messages import Alive, Leave, Refused, shortened
-from common.protocol.shard_messages import Lost, ShardJoin, ShardReady, Stored, Update
+from common.protocol.messages import Leave, Ping, Refused, shortened
+from common.protocol.shard_messages import ShardJoin, ShardReady, SumsAck, Update, WorkerLost
 from ps.shard.frame_book import FrameBook
 from ps.sharding.process import events
 from ps.sharding.process.effects import (
     AddFrame,
-    AddShared,
+    AddSharedSlice,
     DropSums,
     Exit,
     MapSums,
     Prepare,
     RefusePeer,
-    Say,
+    Report,
     SendSquares,
     SendWeights,
     ShardEffect,
@@ -27,7 +27,7 @@ from ps.sharding.process.effects import (
     UpdateSlice,
 )
 from ps.sharding.process.transitions import ILLEGAL, TRANSITIONS, ShardPhase
-from ps.sharding.process.worker_connections import Visitor, Visitors
+from ps.sharding.process.worker_connections import WorkerConnection, WorkerConnections
 
 #: Seconds between two words on a server that has not answered yet.
 RETRY_S = 5.0
@@ -37,7 +37,7 @@ JOINS_EVERY = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardFacts:
+class ShardConfig:
     """What a shard is told at its start."""
 
     #: The server's.
@@ -53,7 +53,7 @@ class ShardFacts:
 class ShardState:
     """Where a shard's process stands; see `ps.sharding.process.transitions` for the table that it obeys."""
 
-    facts: ShardFacts
+    facts: ShardConfig
     phase: ShardPhase = ShardPhase.JOINING
     started: float = 0.0
     #: When the server last said anything, or was last called.
@@ -62,7 +62,7 @@ class ShardState:
     retries: int = 0
     #: Updates made: sums are taken of this step only.
     step: int = 0
-    visitors: Visitors | None = None
+    visitors: WorkerConnections | None = None
 
     def handle(self, event: events.ShardEvent, now: float) -> list[ShardEffect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
@@ -71,7 +71,9 @@ class ShardState:
             raise ProtocolError(f"{type(event).__name__} while {self.phase.value}: not a transition of the table")
         if not targets:
             return []
-        if not isinstance(event, events.TimePassed | events.WorkerGreeted | events.PartReceived | events.PeerFailed):
+        if not isinstance(
+            event, events.TimePassed | events.WorkerGreeted | events.SumsFrameReceived | events.PeerFailed
+        ):
             self.heard = self.asked = now
         effects = self._react(event, now)
         if self.phase not in targets:
@@ -97,14 +99,14 @@ class ShardState:
             case events.Welcomed(welcome=welcome):
                 self.phase = ShardPhase.PREPARING
                 text = f"joined run {welcome.run} as shard {welcome.index} of {welcome.servers} servers"
-                return [Say(text=text), Prepare(welcome=welcome)]
-            case events.TurnedAway():
+                return [Report(text=text), Prepare(welcome=welcome)]
+            case events.JoinRefused():
                 return self._end(2, f"the server refused this shard: {event.refused.reason}")
-            case events.LetGo():
+            case events.Evicted():
                 return self._end(1, f"the server let this shard go: {event.fenced.reason}")
             case events.Prepared():
                 self.phase = ShardPhase.FILLING
-                self.visitors = Visitors(event.micro_batches, FrameBook(event.frames))
+                self.visitors = WorkerConnections(event.micro_batches, FrameBook(event.frames))
                 return [Tell(message=ShardReady(nonce=event.nonce, obstacle=shortened(event.obstacle)))]
             case events.PreparationFailed():
                 return [Tell(message=Leave(reason=shortened(event.reason))), *self._end(2, event.reason)]
@@ -112,7 +114,7 @@ class ShardState:
                 self.phase, self.step = ShardPhase.SERVING, event.steps
                 return []
             case events.ServerAsked():
-                return [Tell(message=Alive())]
+                return [Tell(message=Ping())]
             case events.ServerHeard():
                 return []
             case events.RunFinished():
@@ -147,7 +149,7 @@ class ShardState:
         self.asked = now
         self.retries += 1
         why = f": {event.obstacle}" if event.obstacle else ""
-        word = Say(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s){why}")
+        word = Report(text=f"waiting for a server at {self.facts.address} ({now - self.started:.0f} s){why}")
         return [word] if self.retries % JOINS_EVERY else [word, Tell(message=self.facts.join)]
 
     def _miss(self, now: float) -> list[ShardEffect]:
@@ -158,7 +160,7 @@ class ShardState:
 
     # Workers and their sums
 
-    def _serve(self, event: "Service", visitors: Visitors) -> list[ShardEffect]:
+    def _serve(self, event: "Service", visitors: WorkerConnections) -> list[ShardEffect]:
         match event:
             case events.WorkerAdmitted():
                 visitors.admit(event.admit)
@@ -173,17 +175,17 @@ class ShardState:
                 if visitor is not None:
                     visitor.wanted = event.serve.step
                 return self._weights(visitor)
-            case events.PartReceived():
+            case events.SumsFrameReceived():
                 return self._take(event, visitors)
             case events.SumsShared(add=add):
                 visitor = visitors.by_rank.get(add.rank)
                 if add.step != self.step or visitor is None or not visitor.admit.shares:
                     return []
-                stored = Stored(rank=add.rank, step=add.step, lo=add.lo, hi=add.hi)
-                return [AddShared(node=add.node(), rank=add.rank, slot=add.slot), Tell(message=stored)]
+                stored = SumsAck(rank=add.rank, step=add.step, lo=add.lo, hi=add.hi)
+                return [AddSharedSlice(node=add.node(), rank=add.rank, slot=add.slot), Tell(message=stored)]
             case events.SumsMissing():
                 visitors.forget(event.rank)
-                return [Tell(message=Lost(rank=event.rank, reason=shortened(event.reason)))]
+                return [Tell(message=WorkerLost(rank=event.rank, reason=shortened(event.reason)))]
             case events.SquaresWanted(asked=asked):
                 if asked.step != self.step:
                     return self._break(self._other_step(asked.step))
@@ -195,23 +197,23 @@ class ShardState:
             case _:
                 assert_never(event)
 
-    def _weights(self, visitor: Visitor | None) -> list[ShardEffect]:
+    def _weights(self, visitor: WorkerConnection | None) -> list[ShardEffect]:
         """Return what sends a worker the weights, if it waits for those at hand and can be reached."""
         if visitor is None or self.visitors is None or not self.visitors.is_due(visitor, self.step):
             return []
         assert visitor.peer is not None  # otherwise nothing is due
         return [SendWeights(peer=visitor.peer)]
 
-    def _take(self, event: events.PartReceived, visitors: Visitors) -> list[ShardEffect]:
+    def _take(self, event: events.SumsFrameReceived, visitors: WorkerConnections) -> list[ShardEffect]:
         part, node, rank = event.part, event.part.node(), visitors.rank_of(event.peer)
         if rank is None or not visitors.take(event.peer, part, event.frame, self.step):
             return []
         effects: list[ShardEffect] = [AddFrame(frame=event.frame, node=node)]
         if visitors.book.is_whole(event.peer, part.step, node):
-            effects.append(Tell(message=Stored(rank=rank, step=part.step, lo=part.lo, hi=part.hi)))
+            effects.append(Tell(message=SumsAck(rank=rank, step=part.step, lo=part.lo, hi=part.hi)))
         return effects
 
-    def _update(self, update: Update, visitors: Visitors) -> list[ShardEffect]:
+    def _update(self, update: Update, visitors: WorkerConnections) -> list[ShardEffect]:
         if update.step != self.step:
             return self._break(self._other_step(update.step))
         self.step += 1
@@ -226,14 +228,14 @@ class ShardState:
     def _other_step(self, step: int) -> str:
         return f"the server is at step {step}, this shard at {self.step}: expected the same"
 
-    def _drop(self, event: events.PeerFailed, visitors: Visitors) -> list[ShardEffect]:
+    def _drop(self, event: events.PeerFailed, visitors: WorkerConnections) -> list[ShardEffect]:
         rank = visitors.rank_of(event.peer)
         visitors.forget_peer(event.peer)
         refused = RefusePeer(peer=event.peer, refused=Refused(reason=shortened(event.reason)))
         if rank is None:
             return [refused]
         visitors.forget(rank)
-        return [refused, DropSums(rank=rank), Tell(message=Lost(rank=rank, reason=shortened(event.reason)))]
+        return [refused, DropSums(rank=rank), Tell(message=WorkerLost(rank=rank, reason=shortened(event.reason)))]
 
     def validate(self) -> None:
         """Raise AssertionError where the state contradicts itself: for tests, after each event."""
@@ -247,7 +249,7 @@ Service = (
     | events.WorkerForgotten
     | events.WorkerGreeted
     | events.WeightsWanted
-    | events.PartReceived
+    | events.SumsFrameReceived
     | events.SumsShared
     | events.SumsMissing
     | events.SquaresWanted

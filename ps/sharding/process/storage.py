@@ -18,7 +18,7 @@ from ps.shard.shard import Shard
 
 
 @dataclass
-class ShardPlace:
+class ShardStorage:
     """One slice, and where its vectors are."""
 
     shard: Shard
@@ -73,7 +73,7 @@ class ShardPlace:
             self.folder.close()
 
 
-def take_place(welcome: ShardWelcome, root: Path | None) -> ShardPlace:
+def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
     """Return the place of a shard; a `UsageError` where the job cannot be carried out by this one.
 
     `root` is the folder in which shared memory is looked for, None where there is none.
@@ -84,13 +84,13 @@ def take_place(welcome: ShardWelcome, root: Path | None) -> ShardPlace:
     momenta = np.zeros(size - welcome.parameter_size, np.float32)
     policy = policy_for(job, plan, welcome.parameter_size, momenta)
 
-    def place(served: tuple[Vector, Vector], folder: SharedFolder | None, nonce: str, obstacle: str) -> ShardPlace:
+    def place(served: tuple[Vector, Vector], folder: SharedFolder | None, nonce: str, obstacle: str) -> ShardStorage:
         slots = served
         if not policy.wire_weights.is_exact:
             # Of what is served already: workers may read it before we are sent the weights, and a shard rounds at once.
             slots = served[0].copy(), served[1].copy()
         shard = Shard(slots, policy, job.micro_batches, owned.start, served)
-        return ShardPlace(shard, owned, size, folder, nonce, obstacle)
+        return ShardStorage(shard, owned, size, folder, nonce, obstacle)
 
     obstacle = ""
     if welcome.memory and root is not None:

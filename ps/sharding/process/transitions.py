@@ -31,9 +31,9 @@ _ENDED = frozenset({ShardPhase.ENDED})
 _TABLE: dict[type[events.ShardEvent], tuple[frozenset[ShardPhase] | None, ...]] = {
     events.Started: (_JOINING, ILLEGAL, ILLEGAL, ILLEGAL, ILLEGAL),
     events.Welcomed: (_PREPARING, ILLEGAL, IGNORED, IGNORED, IGNORED),
-    events.TurnedAway: (_ENDED, ILLEGAL, _ENDED, _ENDED, IGNORED),
+    events.JoinRefused: (_ENDED, ILLEGAL, _ENDED, _ENDED, IGNORED),
     # While it joins, it is not yet known.
-    events.LetGo: (IGNORED, ILLEGAL, _ENDED, _ENDED, IGNORED),
+    events.Evicted: (IGNORED, ILLEGAL, _ENDED, _ENDED, IGNORED),
     events.Prepared: (ILLEGAL, _FILLING, ILLEGAL, ILLEGAL, IGNORED),
     events.PreparationFailed: (ILLEGAL, _ENDED, ILLEGAL, ILLEGAL, IGNORED),
     events.Begun: (IGNORED, ILLEGAL, _SERVING, IGNORED, IGNORED),
@@ -42,7 +42,7 @@ _TABLE: dict[type[events.ShardEvent], tuple[frozenset[ShardPhase] | None, ...]] 
     # A worker dials as soon as it is welcome, perhaps before the server's word of it is here.
     events.WorkerGreeted: (IGNORED, ILLEGAL, _FILLING, _SERVING, IGNORED),
     events.WeightsWanted: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
-    events.PartReceived: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
+    events.SumsFrameReceived: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
     events.SumsShared: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
     events.SumsMissing: (IGNORED, ILLEGAL, IGNORED, _SERVING, IGNORED),
     events.SquaresWanted: (IGNORED, ILLEGAL, IGNORED, _SERVING | _ENDED, IGNORED),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from common.aggregation.tree import is_node
 from common.errors import RemoteProtocolError
-from common.protocol.messages import Part
+from common.protocol.messages import SumsFrame
 from common.protocol.shard_messages import Admit, Hello
 from ps.shard.frame_book import FrameBook
 
@@ -16,7 +16,7 @@ STRANGERS = 4096
 
 
 @dataclass
-class Visitor:
+class WorkerConnection:
     """One worker."""
 
     admit: Admit
@@ -28,18 +28,18 @@ class Visitor:
 
 
 @dataclass
-class Visitors:
+class WorkerConnections:
     """All workers of a run."""
 
     micro_batches: int
     book: FrameBook
-    by_rank: dict[int, Visitor] = field(default_factory=dict)
+    by_rank: dict[int, WorkerConnection] = field(default_factory=dict)
     #: Who is behind a connection, by its own words, the last ones.
     hellos: dict[bytes, Hello] = field(default_factory=dict)
 
     def admit(self, admit: Admit) -> None:
         """Book that a worker takes part."""
-        visitor = self.by_rank.setdefault(admit.rank, Visitor(admit))
+        visitor = self.by_rank.setdefault(admit.rank, WorkerConnection(admit))
         visitor.peer = next((peer for peer, hello in self.hellos.items() if _are_one(hello, visitor.admit)), None)
 
     def forget(self, rank: int) -> None:
@@ -53,7 +53,7 @@ class Visitors:
         self.hellos.pop(peer, None)
         self.book.forget(peer)
 
-    def greet(self, peer: bytes, hello: Hello) -> Visitor | None:
+    def greet(self, peer: bytes, hello: Hello) -> WorkerConnection | None:
         """Book who is behind a connection; return the worker, if it takes part already."""
         before = self.by_rank.get(self.hellos.get(peer, hello).rank)
         if before is not None and before.peer == peer and not _are_one(hello, before.admit):
@@ -75,14 +75,14 @@ class Visitors:
         visitor = None if hello is None else self.by_rank.get(hello.rank)
         return hello.rank if hello is not None and visitor is not None and visitor.peer == peer else None
 
-    def is_due(self, visitor: Visitor, step: int) -> bool:
+    def is_due(self, visitor: WorkerConnection, step: int) -> bool:
         """Tell whether a worker is to be sent the weights of this step now; if so, it counts as served."""
         if visitor.peer is None or visitor.wanted != step or visitor.served == step:
             return False
         visitor.served = step
         return True
 
-    def take(self, peer: bytes, part: Part, frame: int, step: int) -> bool:
+    def take(self, peer: bytes, part: SumsFrame, frame: int, step: int) -> bool:
         """Book a frame that came in the step at hand; return whether it is to be added.
 
         Of a worker that is served at this step any node of the tree is taken in, each once: what it was leased the

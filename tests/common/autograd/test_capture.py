@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from common.autograd import functional as F
-from common.autograd.capture import replay_of
+from common.autograd.capture import capture_of
 from common.autograd.graph import observe
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
@@ -30,7 +30,7 @@ def test_a_replay_has_the_bits_of_the_engine(name: str) -> None:
     model = MODELS[name]().initialize(1)
     parameters = list(model.parameters())
     first = batch(5)
-    (loss, _), replay = replay_of(lambda *inputs: loss_of(model, *inputs), first, parameters)
+    (loss, _), replay = capture_of(lambda *inputs: loss_of(model, *inputs), first, parameters)
     assert replay is not None
     for parameter in parameters:
         parameter.data = parameter.data + np.float32(0.01)  # another array: the replay must not hold on to the old
@@ -54,7 +54,7 @@ def test_a_replay_has_the_bits_of_the_engine(name: str) -> None:
 def test_gradients_are_written_into_the_buffers_of_the_moment() -> None:
     weight = leaf(3, 4)
     x = RNG.standard_normal((2, 4)).astype(np.float32)
-    _, replay = replay_of(lambda x: (F.linear(Tensor(x), weight).sum(),), [x], [weight])
+    _, replay = capture_of(lambda x: (F.linear(Tensor(x), weight).sum(),), [x], [weight])
     assert replay is not None
     for _ in range(2):
         weight.grad_buffer = np.empty((3, 4), np.float32)
@@ -66,7 +66,7 @@ def test_gradients_are_written_into_the_buffers_of_the_moment() -> None:
 
 def test_a_tensor_used_twice_gets_both_gradients() -> None:
     x = leaf(4)
-    _, replay = replay_of(lambda: ((x * x + x * 2.0).sum(),), [], [x])
+    _, replay = capture_of(lambda: ((x * x + x * 2.0).sum(),), [], [x])
     assert replay is not None
     x.zero_grad()
     (total,) = replay.forward()
@@ -78,7 +78,7 @@ def test_a_tensor_used_twice_gets_both_gradients() -> None:
 
 def test_what_no_gradient_reaches_is_computed_all_the_same() -> None:
     x, y = leaf(3), Tensor(np.ones(3, np.float32))
-    results, replay = replay_of(lambda: ((x * 2.0).sum(), y.exp(), x * 3.0), [], [x, y])
+    results, replay = capture_of(lambda: ((x * 2.0).sum(), y.exp(), x * 3.0), [], [x, y])
     assert replay is not None
     outputs = replay.forward() if replay else []
     assert [each.tolist() for each in outputs] == [each.data.tolist() for each in results]
@@ -86,26 +86,26 @@ def test_what_no_gradient_reaches_is_computed_all_the_same() -> None:
 
 def test_what_was_computed_past_the_engine_is_not_repeated() -> None:
     x = leaf(3)
-    _, replay = replay_of(lambda: ((x * np.abs(x.data)).sum(),), [], [x])
+    _, replay = capture_of(lambda: ((x * np.abs(x.data)).sum(),), [], [x])
     assert replay is None
 
 
 def test_a_result_from_elsewhere_is_not_repeated() -> None:
     x = leaf(3)
-    (_, other), replay = replay_of(lambda: (x.sum(), Tensor(np.ones(2))), [], [x])
+    (_, other), replay = capture_of(lambda: (x.sum(), Tensor(np.ones(2))), [], [x])
     assert replay is None
     assert other.shape == (2,)
 
 
 def test_what_needs_no_gradient_is_not_repeated() -> None:
     x = Tensor(np.ones(3, np.float32))
-    assert replay_of(lambda: (x.sum(),), [], [x])[1] is None
+    assert capture_of(lambda: (x.sum(),), [], [x])[1] is None
 
 
 def test_under_another_observer_nothing_is_watched() -> None:
     x = leaf(3)
     with observe(lambda _primitive, _direction, function, *arrays, **options: function(*arrays, **options)):
-        (total,), replay = replay_of(lambda: (x.sum(),), [], [x])
+        (total,), replay = capture_of(lambda: (x.sum(),), [], [x])
     assert replay is None
     total.backward()
 
@@ -113,7 +113,7 @@ def test_under_another_observer_nothing_is_watched() -> None:
 def test_nothing_is_kept_alive_between_two_replays() -> None:
     x = leaf(1000)
     image = np.ones(1000, np.float32)
-    _, replay = replay_of(lambda image: ((Tensor(image) * x).exp().sum(),), [image], [x])
+    _, replay = capture_of(lambda image: ((Tensor(image) * x).exp().sum(),), [image], [x])
     assert replay is not None
     replay.forward(image)
     replay.backward()

@@ -11,27 +11,27 @@ from common.errors import ProtocolError, RemoteProtocolError
 from common.job.job import Job
 from common.protocol.codec import HEADER_LIMIT, decode, encode
 from common.protocol.messages import (
-    Alive,
+    CallbackDecision,
+    ComputeFailed,
     Diverged,
     EpochStatus,
-    Failed,
-    Fenced,
+    Eviction,
     Finished,
     Join,
     Lease,
     Leave,
     Message,
-    Part,
+    Ping,
     Ready,
     Refused,
     Result,
     Samples,
-    SamplesAsked,
+    SamplesRequest,
     ServerMessage,
     Standby,
     Status,
-    StatusAsked,
-    Verdict,
+    StatusRequest,
+    SumsFrame,
     Weights,
     Welcome,
     WorkerMessage,
@@ -39,50 +39,50 @@ from common.protocol.messages import (
 )
 from common.protocol.numerics import fingerprint
 from common.protocol.shard_messages import (
-    Add,
+    AddFromMemory,
     Admit,
     Begin,
     Collect,
+    CollectedFrame,
     Forget,
-    Held,
     Hello,
-    Lost,
-    Serve,
+    InitialFrame,
+    SendWeightsTo,
     ShardJoin,
     ShardMessage,
     ShardReady,
     ShardWelcome,
     Squares,
-    SquaresAsked,
-    State,
-    Stored,
+    SquaresRequest,
+    SumsAck,
     ToShardMessage,
     Update,
-    Updated,
-    VisitorMessage,
+    UpdateDone,
+    WorkerLost,
+    WorkerToShardMessage,
 )
 
 DIGEST = "0123456789abcdef" * 4
 EXAMPLES: list[Message] = [
     Join(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint()),
     Ready(),
-    Part(step=3, lo=0, hi=2, start=131072),
+    SumsFrame(step=3, lo=0, hi=2, start=131072),
     Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, correct=3, count=4, compute_s=0.1, losses=bytes(range(8))),
     Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), correct=3, count=4, compute_s=0.1),
-    Failed(work="train", step=3, lo=0, hi=2, traceback="Traceback …"),
+    ComputeFailed(work="train", step=3, lo=0, hi=2, traceback="Traceback …"),
     Diverged(work="train", step=3, micro_batch=1, layer="0 (Linear)"),
     Leave(reason="interrupted"),
-    Alive(),
-    StatusAsked(),
-    Verdict(epoch=1, stops=True),
+    Ping(),
+    StatusRequest(),
+    CallbackDecision(epoch=1, stops=True),
     Welcome(
         rank=2, run="r", job=Job(model={"class": "Linear", "args": [2, 3]}), layout=DIGEST, dataset=DIGEST, source=""
     ),
     Refused(reason="other numerics"),
-    Fenced(reason="silent for 9 s"),
+    Eviction(reason="silent for 9 s"),
     Standby(reason="enough"),
     Samples(part="test", places=b"\1\0\0\0"),
-    SamplesAsked(part="train", places=b"\1\0\0\0\2\0\0\0"),
+    SamplesRequest(part="train", places=b"\1\0\0\0\2\0\0\0"),
     Weights(step=4, start=0),
     Lease(work="train", step=4, lo=2, hi=4, number=7, slot=1),
     Finished(reason=""),
@@ -106,11 +106,11 @@ EXAMPLES: list[Message] = [
     ),
     ShardJoin(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint(), address="tcp://127.0.0.1:5556"),
     ShardReady(obstacle="no room"),
-    Stored(rank=1, step=3, lo=0, hi=2),
+    SumsAck(rank=1, step=3, lo=0, hi=2),
     Squares(step=3),
-    Held(name="weights", steps=4, start=0),
-    Updated(step=3, mark=str(2**64 - 1)),
-    Lost(rank=1, reason="it does not read what it is sent"),
+    CollectedFrame(name="weights", steps=4, start=0),
+    UpdateDone(step=3, mark=str(2**64 - 1)),
+    WorkerLost(rank=1, reason="it does not read what it is sent"),
     ShardWelcome(
         index=1,
         servers=2,
@@ -121,13 +121,13 @@ EXAMPLES: list[Message] = [
         size=7850,
         parameter_size=7850,
     ),
-    State(name="momenta", start=0),
+    InitialFrame(name="momenta", start=0),
     Begin(steps=3),
     Admit(rank=1, incarnation="a1", shares=True),
     Forget(rank=1),
-    Serve(rank=1, step=3),
-    Add(rank=1, slot=1, step=3, lo=0, hi=2),
-    SquaresAsked(step=3, count=32),
+    SendWeightsTo(rank=1, step=3),
+    AddFromMemory(rank=1, slot=1, step=3, lo=0, hi=2),
+    SquaresRequest(step=3, count=32),
     Update(step=3, count=32, scale=0.5, ranks=[0, 1], collected="all"),
     Update(step=3, count=32, scale=None, ranks=[], collected="nothing"),
     Collect(steps=3),
@@ -135,11 +135,11 @@ EXAMPLES: list[Message] = [
 ]
 
 #: Whatever comes any way.
-ANY = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | VisitorMessage
+ANY = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToShardMessage
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    is_carrier = isinstance(message, Part | Samples | Weights | State | Held | Squares) or (
+    is_carrier = isinstance(message, SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares) or (
         isinstance(message, Result) and message.work == "train"
     )
     return [np.arange(5, dtype=np.float32)] if is_carrier else []

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from common.aggregation.tree import Node
-from common.protocol.messages import NAME_LIMIT, TEXT_LIMIT, Failed, Finished, Result, shortened
+from common.protocol.messages import NAME_LIMIT, TEXT_LIMIT, ComputeFailed, Finished, Result, shortened
 
 
 def test_a_short_text_stays_as_it_is() -> None:
@@ -34,4 +34,4 @@ def test_a_shortened_text_is_taken_by_the_peer(text: str) -> None:
 
 def test_results_and_failures_name_their_node() -> None:
     result = Result(work="train", step=0, lo=2, hi=4, loss_sum=0.0, correct=0, count=0, compute_s=0.0)
-    assert result.node() == Failed(work="train", step=0, lo=2, hi=4, traceback="").node() == Node(2, 4)
+    assert result.node() == ComputeFailed(work="train", step=0, lo=2, hi=4, traceback="").node() == Node(2, 4)

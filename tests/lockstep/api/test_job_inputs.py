@@ -9,13 +9,13 @@ import pytest
 from common.data.source import load
 from common.errors import DataError, RunError, UsageError
 from common.files.safetensors import read
-from lockstep.api.job_inputs import handed_over, named_arrays
+from lockstep.api.job_inputs import job_inputs, named_arrays
 from tests.lockstep.tiny_data import tiny_arrays
 
 
 def test_data_and_weights_are_found_by_the_names_given(tmp_path: Path) -> None:
     weights = {"0.weight": np.ones((2, 3), dtype=np.float32)}
-    with handed_over(tmp_path / "runs" / "mine", weights, named_arrays(tiny_arrays())) as paths:
+    with job_inputs(tmp_path / "runs" / "mine", weights, named_arrays(tiny_arrays())) as paths:
         assert set(paths) == {"initial", "data"}
         np.testing.assert_array_equal(load(paths["data"]).train.labels, tiny_arrays()[0][1])
         np.testing.assert_array_equal(read(Path(paths["initial"]))[0]["0.weight"], weights["0.weight"])
@@ -23,7 +23,7 @@ def test_data_and_weights_are_found_by_the_names_given(tmp_path: Path) -> None:
 
 
 def test_where_there_is_nothing_no_folder_is_made(tmp_path: Path) -> None:
-    with handed_over(tmp_path / "mine", None, None) as paths:
+    with job_inputs(tmp_path / "mine", None, None) as paths:
         assert paths == {}
     assert list(tmp_path.iterdir()) == []
 
@@ -31,21 +31,21 @@ def test_where_there_is_nothing_no_folder_is_made(tmp_path: Path) -> None:
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError),
-        handed_over(tmp_path / "runs" / "mine", {}, named_arrays(tiny_arrays())),
+        job_inputs(tmp_path / "runs" / "mine", {}, named_arrays(tiny_arrays())),
     ):
         raise UsageError("no")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
-    with pytest.raises(UsageError), handed_over(tmp_path, {}, None):
+    with pytest.raises(UsageError), job_inputs(tmp_path, {}, None):
         raise UsageError("no")
     assert tmp_path.is_dir()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_fails_keeps_what_it_was_given(tmp_path: Path) -> None:
-    with pytest.raises(RunError), handed_over(tmp_path / "mine", {}, None):
+    with pytest.raises(RunError), job_inputs(tmp_path / "mine", {}, None):
         raise RunError("no")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["initial.safetensors"]
 

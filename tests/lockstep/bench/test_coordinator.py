@@ -11,7 +11,7 @@ from common.runtime.clock import ManualClock
 from lockstep.bench.coordinator import Crowd, measure
 from lockstep.bench.reports.rows import CoordinatorRow
 from lockstep.cli.main import run
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 
 
 @pytest.mark.parametrize("workers", [1, 3, 20])
@@ -20,7 +20,7 @@ def test_a_crowd_finishes_its_run(workers: int) -> None:
     while not crowd.coordinator.is_over():
         crowd.turn()
         crowd.coordinator.validate()
-    assert crowd.coordinator.phase is Phase.FINISHED
+    assert crowd.coordinator.phase is RunPhase.FINISHED
     assert crowd.coordinator.progress.samples == 3 * 4 * workers
     assert crowd.coordinator.roster.most_prepared == workers
 

@@ -9,7 +9,7 @@ import pytest
 from lockstep.bench.predict import basis_of_result, basis_of_rows, predict, read_basis
 from lockstep.bench.reports.rows import PredictionRow, ScalingRow, write_rows
 from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_words
-from lockstep.cli.bench.options import Link, Range
+from lockstep.cli.bench.options import LinkParam, Range
 from lockstep.cli.main import run
 from ps.run.timing import Split
 from tests.lockstep.bench.scaling_rows import scaling_row
@@ -139,7 +139,7 @@ def test_files_that_are_of_no_use_are_told(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize(("text", "speed"), [("1Gbit", 125e6), ("2.5 gbit/s", 312.5e6), ("100Mbit", 12.5e6)])
 def test_links_are_named_in_bits(text: str, speed: float) -> None:
-    assert Link().convert(text, None, None) == speed
+    assert LinkParam().convert(text, None, None) == speed
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common.autograd.graph import Leaf, Node, backward_over
+from common.autograd.graph import GraphNode, Leaf, backward_over
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.tensor import apply
 from lockstep import Tensor, nn
@@ -114,9 +114,9 @@ def breadth_first(loss: Tensor) -> None:
 
 def visited_twice(loss: Tensor) -> None:
     """The course's other walk: from each node to its parents, at each of its uses, with all that they have got."""
-    got: dict[Node, Array] = {}
+    got: dict[GraphNode, Array] = {}
 
-    def visit(node: Node) -> None:
+    def visit(node: GraphNode) -> None:
         arrays = node.check()
         for index, parent in enumerate(node.parents):
             if parent is None:
@@ -141,5 +141,5 @@ def raising(loss: Tensor) -> None:
     raise KeyError("no gradient yet")
 
 
-def _computed(node: Node) -> list[Node]:
-    return [parent for parent in node.parents if isinstance(parent, Node)]
+def _computed(node: GraphNode) -> list[GraphNode]:
+    return [parent for parent in node.parents if isinstance(parent, GraphNode)]

@@ -13,8 +13,8 @@ from common.runtime.environment import child_environment
 from lockstep.doctor.gemm import Gemm, measured, measured_under
 from lockstep.doctor.machine import (
     CORETYPE,
-    Facts,
     Machine,
+    MachineInfo,
     SharedMemory,
     facts_of,
     machine_findings,
@@ -22,7 +22,7 @@ from lockstep.doctor.machine import (
 )
 
 #: A machine on which nothing is in the way.
-GOOD = Facts(
+GOOD = MachineInfo(
     system="Linux",
     python="3.11",
     cores=2,

@@ -13,7 +13,7 @@ import pytest
 from common.errors import UsageError
 from common.protocol.messages import Status
 from common.runtime.clock import ManualClock
-from lockstep.launch.chaos import SPELL_S, Appointment, Chaos, Deed, appointments, check_chaos, parse_chaos
+from lockstep.launch.chaos import SPELL_S, Chaos, ChaosAction, PlannedAction, check_chaos, parse_chaos, planned_actions
 from lockstep.launch.child import Child
 from lockstep.launch.process_log import ProcessLog
 from lockstep.runs.launch import Launch
@@ -22,7 +22,7 @@ from tests.lockstep.statuses import status
 
 def test_what_is_asked_for_is_counted() -> None:
     wanted = parse_chaos("kill-worker=5 stop-worker=2, kill-worker=1")
-    assert wanted == {Deed.KILL_WORKER: 6, Deed.STOP_WORKER: 2}
+    assert wanted == {ChaosAction.KILL_WORKER: 6, ChaosAction.STOP_WORKER: 2}
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,16 @@ def test_what_cannot_be_done_is_named(text: str, told: str) -> None:
 
 def test_a_run_without_processes_has_none_to_do_it_to() -> None:
     with pytest.raises(UsageError, match="--workers 0 has none"):
-        check_chaos({Deed.STOP_WORKER: 1}, Launch(workers=0))
+        check_chaos({ChaosAction.STOP_WORKER: 1}, Launch(workers=0))
 
 
 def test_moments_depend_on_the_seed_alone() -> None:
-    wanted = {Deed.KILL_WORKER: 5, Deed.SLOW_WORKER: 3}
-    made = appointments(wanted, 7)
-    assert made == appointments(wanted, 7) != appointments(wanted, 8)
+    wanted = {ChaosAction.KILL_WORKER: 5, ChaosAction.SLOW_WORKER: 3}
+    made = planned_actions(wanted, 7)
+    assert made == planned_actions(wanted, 7) != planned_actions(wanted, 8)
     assert [it.moment for it in made] == sorted(it.moment for it in made)
     assert all(0.05 <= it.moment < 0.9 for it in made)
-    assert [it.deed for it in made].count(Deed.KILL_WORKER) == 5
+    assert [it.deed for it in made].count(ChaosAction.KILL_WORKER) == 5
 
 
 @dataclass
@@ -94,14 +94,14 @@ def at(step: int) -> Status:
     return status(step=step, steps=100)
 
 
-def chaos_with(*deeds: Deed, moment: float = 0.1) -> tuple[Chaos, ManualClock, list[str]]:
+def chaos_with(*deeds: ChaosAction, moment: float = 0.1) -> tuple[Chaos, ManualClock, list[str]]:
     clock, said = ManualClock(), list[str]()
-    ahead = [Appointment(moment=moment, deed=deed, victim=1) for deed in deeds]
+    ahead = [PlannedAction(moment=moment, deed=deed, victim=1) for deed in deeds]
     return Chaos(ahead, clock, said.append), clock, said
 
 
 def test_a_worker_is_killed_when_its_moment_has_come(sleepers: Sleepers) -> None:
-    chaos, _, said = chaos_with(Deed.KILL_WORKER)
+    chaos, _, said = chaos_with(ChaosAction.KILL_WORKER)
     chaos.look(None, sleepers)
     chaos.look(at(10), sleepers)
     assert said == []
@@ -112,7 +112,7 @@ def test_a_worker_is_killed_when_its_moment_has_come(sleepers: Sleepers) -> None
 
 
 def test_one_that_is_stopped_goes_on_after_some_steps(sleepers: Sleepers) -> None:
-    chaos, _, said = chaos_with(Deed.STOP_SERVER)
+    chaos, _, said = chaos_with(ChaosAction.STOP_SERVER)
     chaos.look(at(20), sleepers)
     assert said == [f"chaos: stopped the server (pid {sleepers.server.process.pid}) at step 20, until step 25"]
     assert state_of(sleepers.server) == "T"
@@ -123,7 +123,7 @@ def test_one_that_is_stopped_goes_on_after_some_steps(sleepers: Sleepers) -> Non
 
 
 def test_one_that_is_stopped_goes_on_after_some_time_without_steps(sleepers: Sleepers) -> None:
-    chaos, clock, _ = chaos_with(Deed.STOP_WORKER)
+    chaos, clock, _ = chaos_with(ChaosAction.STOP_WORKER)
     chaos.look(at(20), sleepers)
     clock.advance(SPELL_S)
     chaos.look(None, sleepers)
@@ -131,7 +131,7 @@ def test_one_that_is_stopped_goes_on_after_some_time_without_steps(sleepers: Sle
 
 
 def test_a_slow_one_stands_still_most_of_the_time(sleepers: Sleepers) -> None:
-    chaos, _, said = chaos_with(Deed.SLOW_WORKER)
+    chaos, _, said = chaos_with(ChaosAction.SLOW_WORKER)
     chaos.look(at(20), sleepers)
     assert "slowed down a worker" in said[0]
     states = []
@@ -142,7 +142,7 @@ def test_a_slow_one_stands_still_most_of_the_time(sleepers: Sleepers) -> None:
 
 
 def test_one_thing_is_done_at_a_time_and_to_those_that_can_act(sleepers: Sleepers) -> None:
-    chaos, _, said = chaos_with(Deed.STOP_WORKER, Deed.STOP_WORKER, Deed.KILL_WORKER)
+    chaos, _, said = chaos_with(ChaosAction.STOP_WORKER, ChaosAction.STOP_WORKER, ChaosAction.KILL_WORKER)
     for _ in range(4):
         chaos.look(at(50), sleepers)
     assert [text.partition(" (")[0] for text in said] == ["chaos: stopped a worker"] * 2
@@ -152,7 +152,7 @@ def test_one_thing_is_done_at_a_time_and_to_those_that_can_act(sleepers: Sleeper
 
 
 def test_at_the_end_everybody_is_let_go(sleepers: Sleepers) -> None:
-    chaos, _, said = chaos_with(Deed.STOP_WORKER, Deed.KILL_WORKER)
+    chaos, _, said = chaos_with(ChaosAction.STOP_WORKER, ChaosAction.KILL_WORKER)
     chaos.look(at(50), sleepers)
     chaos.end()
     assert said[-1] == "chaos: 1 things were done to the run; 1 things were still to come when the run was over"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.launch.child import Child
-from lockstep.launch.cluster import obituary
+from lockstep.launch.cluster import exit_message
 from lockstep.launch.process_log import TAIL_LINES
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
@@ -54,7 +54,7 @@ def test_how_it_ended_well(good: Child) -> None:
 
 def test_an_obituary_has_the_last_words(tmp_path: Path) -> None:
     child = ended(tmp_path, "error: why\n", ["worker"])
-    assert obituary(child) == f"a worker (pid {child.pid}) ended with exit code 2: why"
+    assert exit_message(child) == f"a worker (pid {child.pid}) ended with exit code 2: why"
 
 
 def test_a_folder_of_the_same_name_where_we_stand_is_not_imported(

@@ -9,12 +9,12 @@ from common.errors import SharingError
 from common.transport.shared_memory.folder import NAME
 from lockstep.launch.memory_offer import offered
 from lockstep.runs.launch import Transport
-from ps.setup import Admission, Opening, open_run
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.small import digits, job_of
 
 
-def opened() -> Opening:
-    return open_run("run", job_of(), digits(), Admission())
+def opened() -> RunSetup:
+    return open_run("run", job_of(), digits(), AdmissionPolicy())
 
 
 @pytest.mark.parametrize(("transport", "needs"), [("auto", False), ("shm", True)])

@@ -9,7 +9,7 @@ from common.runtime.clock import ManualClock
 from lockstep.launch.child import Child
 from lockstep.launch.process_log import ProcessLog
 from lockstep.launch.restarts import FIRST_S
-from lockstep.launch.worker_supervisor import Posts
+from lockstep.launch.worker_supervisor import WorkerSupervisor
 
 
 class Ended:
@@ -26,14 +26,14 @@ class Ended:
         return self.returncode
 
 
-def posts_of(codes: list[list[int]], most: int) -> tuple[Posts, ManualClock]:
+def posts_of(codes: list[list[int]], most: int) -> tuple[WorkerSupervisor, ManualClock]:
     """Return places at which processes end at once, by these exit codes in turn."""
     clock, left = ManualClock(), [list(row) for row in codes]
 
     def start(number: int) -> Child:
         return Child("a worker", Ended(left[number].pop(0)), ProcessLog(Path()))  # type: ignore[arg-type]
 
-    posts = Posts(start, [], clock, most)
+    posts = WorkerSupervisor(start, [], clock, most)
     posts.fill(len(codes))
     return posts, clock
 

@@ -13,7 +13,7 @@ from lockstep.api.run import Run
 from lockstep.cli.main import run
 from lockstep.runs.trained import open_trained
 from ps.records.run_folder import CHECKPOINTS, RESULT
-from ps.run.early_stopping import judged
+from ps.run.early_stopping import early_stopping_state
 from tests.lockstep.tiny_data import write_tiny
 
 
@@ -32,7 +32,7 @@ def trained(folder: Path, **values: Any) -> Run:
 
 
 def best_of(run: Run) -> int:
-    judgement = judged(run.job, run.history)
+    judgement = early_stopping_state(run.job, run.history)
     assert judgement is not None
     return judgement.best
 

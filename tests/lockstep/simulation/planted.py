@@ -11,26 +11,26 @@ from ps.checkpoint.resuming import Resumption
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Effect
-from ps.coordinator.membership import Roster
-from ps.coordinator.scheduling.lease_table import Pieces
-from ps.run.info import RunFacts
+from ps.coordinator.membership import Membership
+from ps.coordinator.scheduling.lease_table import LeaseTable
+from ps.run.info import RunInfo
 from ps.run.plan import Round
 from ps.server.server import Server
 from ps.shard.shard import Shard
-from ps.sharding.group.effects import ConfirmSums, FleetEffect
-from ps.sharding.group.group import Fleet
+from ps.sharding.group.effects import ConfirmSums, GroupEffect
+from ps.sharding.group.group import ShardGroup
 
 
-def coordinating(kind: type[Coordinator]) -> Callable[[RunFacts, Resumption], Coordinator]:
+def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:
     """Return what makes a coordinator of a kind, as `coordinator_of` does."""
 
-    def make(facts: RunFacts, start: Resumption) -> Coordinator:
-        return kind(facts, roster=Roster(compute_s=start.compute_s), progress=start.progress, start=start.round)
+    def make(facts: RunInfo, start: Resumption) -> Coordinator:
+        return kind(facts, roster=Membership(compute_s=start.compute_s), progress=start.progress, start=start.round)
 
     return make
 
 
-class Credulous(Pieces):
+class Credulous(LeaseTable):
     """Takes sums of pieces that are done."""
 
     def may_accept(self, node: Node) -> bool:
@@ -86,7 +86,7 @@ def with_trees(kind: type[VectorTree]) -> Callable[[Shard], Shard]:
     return change
 
 
-def made_again(facts: RunFacts, start: Resumption) -> Coordinator:
+def made_again(facts: RunInfo, start: Resumption) -> Coordinator:
     """Make the coordinator of a run that makes the last update of its checkpoint once more."""
     steps = start.progress.steps
     at = facts.plan.at(steps - 1, is_evaluated=True) if steps else start.round
@@ -102,10 +102,10 @@ class Unfenced(Coordinator):
         return super().handle(event, now)
 
 
-class Hasty(Fleet):
+class Hasty(ShardGroup):
     """Does not wait until all shards have what it counts."""
 
-    def _confirm(self, key: tuple[int, Node]) -> list[FleetEffect]:
+    def _confirm(self, key: tuple[int, Node]) -> list[GroupEffect]:
         if key not in self.awaited:
             return []
         self.awaited.remove(key)

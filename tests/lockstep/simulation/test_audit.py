@@ -7,7 +7,7 @@ import pytest
 
 from common.data.dataset import Dataset, TrainTest
 from lockstep.simulation.outcome import simulate
-from lockstep.simulation.scenario import Story, story_of
+from lockstep.simulation.scenario import Scenario, scenario_of
 from lockstep.simulation.shells import Parts
 from lockstep.simulation.small import data, load
 from ps.coordinator.scheduling.audit import is_difference
@@ -35,12 +35,12 @@ def every_third(number: int) -> Loader:
 LYING = Parts(load=every_third)
 
 
-def audited(seed: int, share: float = 1.0) -> Story:
+def audited(seed: int, share: float = 1.0) -> Scenario:
     # With data of their own: what workers are sent is the server's, and true.
-    return replace(story_of(seed, workers=3), audit=share, ships=False)
+    return replace(scenario_of(seed, workers=3), audit=share, ships=False)
 
 
-def calm(seed: int, share: float = 1.0) -> Story:
+def calm(seed: int, share: float = 1.0) -> Scenario:
     return replace(audited(seed, share), happenings=(), doomed=(0,) * 4, min_workers=3)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lockstep.simulation.outcome import simulate
-from lockstep.simulation.scenario import Fault, Happening, Story, story_of
+from lockstep.simulation.scenario import Fault, Scenario, ScheduledFault, scenario_of
 
 #: More than there are slots of weights: what is left over from one step would come up again in a later one.
 STEPS = 3
@@ -25,13 +25,13 @@ CASES = [
 ]
 
 
-def calm(servers: int, workers: int) -> Story:
-    story = story_of(1, workers=workers, servers=servers, steps=STEPS)
+def calm(servers: int, workers: int) -> Scenario:
+    story = scenario_of(1, workers=workers, servers=servers, steps=STEPS)
     return replace(story, job="clipped", happenings=(), doomed=(), doubling=0.0, sharing=0.0, delay_s=0.002, ships=True)
 
 
-def with_fault(story: Story, fault: Fault, event: int, target: int) -> Story:
-    happening = Happening(fault=fault, event=event, target=target, seconds=0.5, fuse=1 + event % 5, ways="both")
+def with_fault(story: Scenario, fault: Fault, event: int, target: int) -> Scenario:
+    happening = ScheduledFault(fault=fault, event=event, target=target, seconds=0.5, fuse=1 + event % 5, ways="both")
     return replace(story, happenings=(happening,))
 
 

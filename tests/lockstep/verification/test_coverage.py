@@ -9,8 +9,8 @@ from common.data.sampler import Sampler
 from common.job.tally import pack_losses
 from lockstep.cli.main import run
 from lockstep.runs.recorded import read_run
-from lockstep.verification.coverage import prove
-from ps.records.ledger import Account, Again, Begun, Line, StepDone, Unlisted
+from lockstep.verification.coverage import check_coverage
+from ps.records.ledger import Account, Again, Line, RunBegun, StepDone, Unlisted
 from ps.run.plan import Plan
 from tests.lockstep.recorded import job_in, record_with_workers
 
@@ -29,7 +29,7 @@ WHOLE: list[Line] = [step(number) for number in range(5)]
 
 
 def test_each_sample_once() -> None:
-    proof = prove(WHOLE, PLAN, SAMPLER)
+    proof = check_coverage(WHOLE, PLAN, SAMPLER)
     assert proof.faults() == []
     assert [(epoch.used, epoch.steps, epoch.micro_batches) for epoch in proof.epochs] == [(40, 3, 12), (32, 2, 8)]
     assert [epoch.is_whole() for epoch in proof.epochs] == [True, False]
@@ -47,15 +47,15 @@ def test_each_sample_once() -> None:
     ],
 )
 def test_what_fails_is_named(lines: list[Line], fault: str) -> None:
-    faults = prove(lines, PLAN, SAMPLER).faults()
+    faults = check_coverage(lines, PLAN, SAMPLER).faults()
     assert any(text.startswith(fault) for text in faults), faults
 
 
 def test_work_done_again_stands_with_its_epoch() -> None:
     evaluation = Again(work="evaluate", step=3, lo=0, hi=1, rank=1, why="it left: killed")
     training = Again(work="train", step=3, lo=0, hi=2, rank=2, why="it was silent for over 60 s")
-    lines = [*WHOLE, evaluation, training, Unlisted(work="train", step=4, count=6), Begun(step=2, weights_sha256="")]
-    proof = prove([Begun(step=0, weights_sha256=""), *lines], PLAN, SAMPLER)
+    lines = [*WHOLE, evaluation, training, Unlisted(work="train", step=4, count=6), RunBegun(step=2, weights_sha256="")]
+    proof = check_coverage([RunBegun(step=0, weights_sha256=""), *lines], PLAN, SAMPLER)
     assert [epoch.again for epoch in proof.epochs] == [[evaluation], [training]]
     assert [epoch.unlisted for epoch in proof.epochs] == [0, 6]
     assert [begun.step for begun in proof.resumed] == [2]

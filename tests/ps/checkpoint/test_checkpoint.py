@@ -12,15 +12,15 @@ from common.errors import FileFormatError
 from common.files.atomic import write_atomically
 from common.protocol.numerics import fingerprint
 from common.random import Purpose, generator
-from ps.checkpoint.checkpoint import Held, Identity, Past, read_checkpoint, sealed_parts
-from ps.records.run_folder import EpochRecord
+from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
+from ps.records.run_folder import EpochLine
 from tests.ps.runs import facts_of
 
 LAYOUT = layout_of(nn.Sequential(nn.Linear(24, 4), nn.BatchNorm1d(4)))
-EPOCH = EpochRecord(
+EPOCH = EpochLine(
     epoch=1, loss=0.1, accuracy=0.5, test_loss=1 / 3, test_accuracy=0.7, wall_s=2.0, weights_sha256="0" * 64
 )
-PAST = Past(
+PAST = RunProgress(
     steps=7,
     is_evaluated=False,
     loss_sum=1e300 / 3,
@@ -38,23 +38,23 @@ PAST = Past(
 )
 
 
-def held() -> Held:
+def held() -> HeldState:
     rng = generator(0, Purpose.CANARY)
     weights = rng.standard_normal(LAYOUT.size, dtype=np.float32)
     state = {name: rng.standard_normal(LAYOUT.parameter_size, dtype=np.float32) for name in ("exp_avg", "exp_avg_sq")}
-    return Held(weights=weights, state=state)
+    return HeldState(weights=weights, state=state)
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "step-00000007.safetensors"
-    write_atomically(path, sealed_parts(Identity.of(facts_of()), PAST, LAYOUT, held()))
+    write_atomically(path, sealed_parts(CheckpointIdentity.of(facts_of()), PAST, LAYOUT, held()))
     return path
 
 
 def test_it_comes_back_as_it_went_in(file: Path) -> None:
     checkpoint, kept = read_checkpoint(file), held()
-    assert (checkpoint.identity, checkpoint.past) == (Identity.of(facts_of()), PAST)
+    assert (checkpoint.identity, checkpoint.past) == (CheckpointIdentity.of(facts_of()), PAST)
     back = checkpoint.held(LAYOUT, kept.state)
     assert back.weights.tobytes() == kept.weights.tobytes()
     assert {name: slot.tobytes() for name, slot in back.state.items()} == {
@@ -129,4 +129,4 @@ def test_another_model_or_optimizer_is_told(file: Path) -> None:
 
 
 def test_the_identity_is_what_decides_the_bits() -> None:
-    assert Identity.of(facts_of()).numerics == fingerprint()
+    assert CheckpointIdentity.of(facts_of()).numerics == fingerprint()

@@ -13,13 +13,13 @@ import pytest
 from common.files.atomic import write_atomically
 from common.runtime.clock import ManualClock
 from lockstep.runs.launch import Launch
-from lockstep.runs.session import Books, Destination, open_books
+from lockstep.runs.session import Destination, RunSession, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.records.line_file import LineFile
 from ps.records.metrics import Setting
 from ps.records.run_folder import METRICS, RESULT
 from ps.run.progress import Progress
-from ps.setup import Admission, Opening, open_run
+from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.common.files.test_atomic import failing_at
 from tests.simulation.small import digits, job_of
 
@@ -48,16 +48,16 @@ class Disk:
         return os.write(descriptor, data)
 
 
-def books_in(folder: Path, said: list[str], **values: Any) -> tuple[Opening, Books]:
-    opening = open_run("run", JOB, digits(), Admission())
+def books_in(folder: Path, said: list[str], **values: Any) -> tuple[RunSetup, RunSession]:
+    opening = open_run("run", JOB, digits(), AdmissionPolicy())
     launch = Launch(**{"checkpoint_every_steps": 1, "checkpoint_keep": 3, **values})
     setting = Setting(servers=0, transport="none", started=0.0)
-    return opening, open_books(
+    return opening, open_session(
         opening, setting, Destination(folder=folder / "run", launch=launch), ManualClock(), said.append
     )
 
 
-def train(opening: Opening, books: Books) -> str:
+def train(opening: RunSetup, books: RunSession) -> str:
     serial = SerialRun(opening, books.recorder, ManualClock(), lambda status: None, books.start, books.keeper)
     return serial.train().weights_sha256
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from common.files.atomic import write_atomically
-from ps.checkpoint.checkpoint import Identity, sealed_parts
+from ps.checkpoint.checkpoint import CheckpointIdentity, sealed_parts
 from ps.checkpoint.folder import CheckpointFolder
 from tests.common.files.test_atomic import failing_at
 from tests.ps.checkpoint.test_checkpoint import LAYOUT, PAST, held
 from tests.ps.runs import facts_of
 
-PARTS = sealed_parts(Identity.of(facts_of()), PAST, LAYOUT, held())
+PARTS = sealed_parts(CheckpointIdentity.of(facts_of()), PAST, LAYOUT, held())
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 import pytest
 
-from ps.checkpoint.schedule import SPARING, Cadence
+from ps.checkpoint.schedule import SPARING, CheckpointSchedule
 
 
 def test_every_so_many_steps_wherever_it_began() -> None:
-    cadence, due = Cadence(every_steps=4, every_s=1e9, last_steps=6), []
+    cadence, due = CheckpointSchedule(every_steps=4, every_s=1e9, last_steps=6), []
     for steps in range(7, 20):
         if cadence.is_due(steps, 0.0, ends_epoch=False):
             due.append(steps)
@@ -15,17 +15,17 @@ def test_every_so_many_steps_wherever_it_began() -> None:
 
 
 def test_steps_that_were_missed_are_made_up_for() -> None:
-    cadence = Cadence(every_steps=4, last_steps=3)
+    cadence = CheckpointSchedule(every_steps=4, last_steps=3)
     assert cadence.is_due(9, 0.0, ends_epoch=False)
 
 
 @pytest.mark.parametrize(("now", "is_due"), [(59.9, False), (60.0, True), (500.0, True)])
 def test_every_so_many_seconds(now: float, is_due: bool) -> None:
-    assert Cadence(every_s=60.0).is_due(1, now, ends_epoch=False) is is_due
+    assert CheckpointSchedule(every_s=60.0).is_due(1, now, ends_epoch=False) is is_due
 
 
 def test_epochs_that_are_shorter_than_their_checkpoint_is_worth_have_none() -> None:
-    cadence = Cadence(last_s=100.0)
+    cadence = CheckpointSchedule(last_s=100.0)
     assert cadence.is_due(5, 100.0, ends_epoch=True)
     cadence.taken(5, 100.0, 100.5)
     assert not cadence.is_due(10, 100.5 + SPARING * 0.5 - 0.1, ends_epoch=True)

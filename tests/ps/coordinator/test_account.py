@@ -3,7 +3,7 @@
 from common.protocol.messages import Result
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import RecordEpoch, UpdateWeights
-from ps.records.ledger import Again, Entry, WorkerIn
+from ps.records.ledger import Again, LedgerEntry, WorkerIn
 from tests.ps.runs import Drive, facts_of, result_of
 
 
@@ -11,7 +11,7 @@ def updates(drive: Drive) -> list[UpdateWeights]:
     return [effect for effect in drive.effects if isinstance(effect, UpdateWeights)]
 
 
-def noted(drive: Drive) -> list[Entry]:
+def noted(drive: Drive) -> list[LedgerEntry]:
     """Return what was booked beside the shares, of all rounds that are over."""
     accounts = [effect.account for effect in drive.effects if isinstance(effect, UpdateWeights | RecordEpoch)]
     return [entry for account in accounts for entry in account.entries]

@@ -1,10 +1,10 @@
 """What raises, diverges or is interrupted ends the run with a clear word."""
 
 from common.aggregation.tree import Node
-from common.protocol.messages import TEXT_LIMIT, Failed, Fenced, Finished, Lease
+from common.protocol.messages import TEXT_LIMIT, ComputeFailed, Eviction, Finished, Lease
 from ps.coordinator import events
 from ps.coordinator.effects import Finish
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from tests.ps.runs import Drive, facts_of, finished, kinds, messages, peer_of, said
 
 
@@ -18,7 +18,7 @@ def test_a_piece_that_raised_goes_to_another_worker_and_the_traceback_is_said() 
     while node not in [Node(lease.lo, lease.hi) for lease in drive.leases[2]]:
         drive.answer(2)
     drive.finish()
-    assert drive.coordinator.phase is Phase.FINISHED
+    assert drive.coordinator.phase is RunPhase.FINISHED
 
 
 def test_a_piece_that_raises_on_two_workers_stops_the_run_with_the_traceback() -> None:
@@ -49,17 +49,17 @@ def test_pieces_of_different_steps_may_each_raise_once() -> None:
     while not drive.coordinator.is_over():
         drive.fail(1)
         drive.answer(1)
-    assert drive.coordinator.phase is Phase.FINISHED
+    assert drive.coordinator.phase is RunPhase.FINISHED
 
 
 def test_a_failure_of_what_is_not_held_is_ignored() -> None:
     drive = Drive()
     drive.enter(1)
     for lo, hi, step in ((0, 2**31, 0), (0, 2, 0), (0, 4, 1)):
-        failed = Failed(work="train", step=step, lo=lo, hi=hi, traceback="")
-        assert drive.happen(events.PieceFailed(peer=peer_of(1), failed=failed)) == []
-    failed = Failed(work="train", step=0, lo=0, hi=4, traceback="")
-    assert kinds(drive.happen(events.PieceFailed(peer=peer_of(9), failed=failed))) == [Fenced]
+        failed = ComputeFailed(work="train", step=step, lo=lo, hi=hi, traceback="")
+        assert drive.happen(events.LeaseFailed(peer=peer_of(1), failed=failed)) == []
+    failed = ComputeFailed(work="train", step=0, lo=0, hi=4, traceback="")
+    assert kinds(drive.happen(events.LeaseFailed(peer=peer_of(9), failed=failed))) == [Eviction]
 
 
 def test_the_failure_that_workers_are_told_is_short_enough_for_them() -> None:
@@ -108,7 +108,7 @@ def test_divergence_of_another_step_or_a_strangers_is_ignored() -> None:
     drive = Drive()
     drive.enter(1)
     assert drive.diverge(1, "evaluate") == []
-    assert kinds(drive.diverge(9)) == [Fenced]
+    assert kinds(drive.diverge(9)) == [Eviction]
 
 
 def test_an_interrupt_ends_the_run_and_everybody_is_told() -> None:
@@ -118,7 +118,7 @@ def test_an_interrupt_ends_the_run_and_everybody_is_told() -> None:
     effects = drive.happen(events.Interrupted())
     assert messages(effects) == [Finished(reason="interrupted")] * 2
     assert effects[-1] == Finish(failure="interrupted")
-    assert drive.coordinator.phase is Phase.FAILED
+    assert drive.coordinator.phase is RunPhase.FAILED
 
 
 def test_the_others_finish_the_step_without_a_worker_on_which_all_fails() -> None:

@@ -8,7 +8,7 @@ from common.job.job import Job
 from common.protocol.messages import Diverged, Lease, Result
 from ps.coordinator import events
 from ps.coordinator.effects import AddSums, UpdateWeights
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from tests.ps.runs import Drive, facts_of, peer_of, result_of
 
 WORKERS = st.integers(0, 4)
@@ -47,7 +47,7 @@ class Story:
                 drive.ask(life)
             case "leave":
                 drive.leave(life)
-            case "fail" if leases and drive.coordinator.phase is Phase.EVALUATING and not self.old:
+            case "fail" if leases and drive.coordinator.phase is RunPhase.EVALUATING and not self.old:
                 drive.fail(life)
             case "answer" | "twice" if leases:
                 self.old.append((life, result_of(leases[0])))
@@ -101,7 +101,7 @@ def test_any_story_ends_with_every_piece_counted_once(
         story.play(what, number)
     story.finish()
     effects = story.drive.effects
-    assert story.drive.coordinator.phase is Phase.FINISHED
+    assert story.drive.coordinator.phase is RunPhase.FINISHED
     added: list[Node] = []
     steps = []
     for effect in effects:

@@ -9,11 +9,11 @@ from common.aggregation.tree import Node
 from common.job.job import Job
 from common.protocol.messages import (
     PROTOCOL_VERSION,
-    Alive,
-    Fenced,
+    Eviction,
     Finished,
     Join,
     Lease,
+    Ping,
     Refused,
     Result,
     Standby,
@@ -25,7 +25,7 @@ from ps.coordinator import events
 from ps.coordinator.effects import SendWeights
 from ps.coordinator.membership import PROBE_S
 from ps.coordinator.reminder import REMINDER_S
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from tests.ps.runs import DIGEST, Drive, called, facts_of, join_of, kinds, messages, other_numerics, peer_of, said
 
 
@@ -97,7 +97,7 @@ def test_a_worker_that_dials_again_before_its_welcome_came_is_taken_in() -> None
     assert "worker 0 (host host, pid 1) left: it dialled again" in said(effects)
     assert list(drive.coordinator.roster.members) == [peer_of(2)]
     # What comes over the connection before is nobody's.
-    assert kinds(drive.prepare(1)) == [Fenced]
+    assert kinds(drive.prepare(1)) == [Eviction]
 
 
 def test_other_numerics_are_admitted_on_demand() -> None:
@@ -125,14 +125,14 @@ def test_a_run_begins_when_enough_workers_are_ready() -> None:
 def test_workers_that_stand_by_count_among_those_to_begin_with() -> None:
     drive = Drive(facts_of(Job(model="linear", global_batch=16, micro_batches=2), min_workers=3))
     drive.enter(1, 2, 3)
-    assert drive.coordinator.phase is Phase.TRAINING
+    assert drive.coordinator.phase is RunPhase.TRAINING
 
 
 def test_ready_said_twice_or_by_a_stranger_changes_nothing() -> None:
     drive = Drive()
     drive.enter(1)
     assert drive.prepare(1) == []
-    assert kinds(drive.prepare(9)) == [Fenced]
+    assert kinds(drive.prepare(9)) == [Eviction]
 
 
 def test_while_the_run_waits_it_calls_every_few_seconds() -> None:
@@ -182,7 +182,7 @@ def test_a_worker_that_comes_during_the_evaluation_gets_its_weights() -> None:
     drive.enter(1, 2)
     for _ in range(3):
         drive.finish_round()
-    assert drive.coordinator.phase is Phase.EVALUATING
+    assert drive.coordinator.phase is RunPhase.EVALUATING
     drive.leave(2)
     effects = drive.enter(3)
     assert SendWeights(peer=peer_of(3), step=3) in effects
@@ -246,8 +246,8 @@ def test_one_that_leaves_without_work_is_told_without_pieces() -> None:
 def test_a_member_that_asks_is_answered_and_a_stranger_is_told_to_join() -> None:
     drive = Drive()
     drive.enter(1)
-    assert messages(drive.ask(1)) == [Alive()]
-    assert kinds(drive.ask(9)) == [Fenced]
+    assert messages(drive.ask(1)) == [Ping()]
+    assert kinds(drive.ask(9)) == [Eviction]
 
 
 def test_whoever_asks_is_told_the_status() -> None:
@@ -260,7 +260,7 @@ def test_whoever_asks_is_told_the_status() -> None:
 
 
 def probes(drive: Drive, seconds: float) -> int:
-    return kinds(drive.pass_time(seconds), 1).count(Alive)
+    return kinds(drive.pass_time(seconds), 1).count(Ping)
 
 
 def test_a_worker_that_says_nothing_is_probed_ever_more_rarely() -> None:

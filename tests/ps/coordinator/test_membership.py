@@ -4,30 +4,30 @@ from collections.abc import Callable
 
 import pytest
 
-from ps.coordinator.membership import Roster, Standing
+from ps.coordinator.membership import Membership, MemberState
 from tests.ps.runs import join_of, peer_of
 
 
-def roster() -> Roster:
-    made = Roster()
+def roster() -> Membership:
+    made = Membership()
     for worker in range(3):
         made.seat(made.admit(peer_of(worker), join_of(worker), 0.0), places=2)
     return made
 
 
-def make_third_ready(made: Roster) -> None:
-    made.members[peer_of(2)].standing = Standing.READY
+def make_third_ready(made: Membership) -> None:
+    made.members[peer_of(2)].standing = MemberState.READY
 
 
-def make_first_silent(made: Roster) -> None:
-    made.members[peer_of(0)].standing = Standing.SILENT
+def make_first_silent(made: Membership) -> None:
+    made.members[peer_of(0)].standing = MemberState.SILENT
 
 
-def give_a_rank_twice(made: Roster) -> None:
+def give_a_rank_twice(made: Membership) -> None:
     made.members[peer_of(1)].rank = 0
 
 
-def make_twins(made: Roster) -> None:
+def make_twins(made: Membership) -> None:
     made.members[peer_of(1)].join = join_of(0)
 
 
@@ -51,14 +51,14 @@ def test_the_seconds_of_a_step_are_booked_by_worker_and_begin_anew() -> None:
 
 def test_a_free_place_is_filled_in_the_order_of_joining() -> None:
     made = roster()
-    made.stand(made.members[peer_of(0)], Standing.SILENT)
+    made.stand(made.members[peer_of(0)], MemberState.SILENT)
     assert [member.rank for member in made.fill(2)] == [2]
     made.validate(2)
     assert made.fill(2) == []
 
 
 @pytest.mark.parametrize("plant", [make_third_ready, make_first_silent, give_a_rank_twice, make_twins])
-def test_validate_finds_a_planted_contradiction(plant: Callable[[Roster], None]) -> None:
+def test_validate_finds_a_planted_contradiction(plant: Callable[[Membership], None]) -> None:
     made = roster()
     plant(made)
     with pytest.raises(AssertionError):

@@ -6,7 +6,7 @@ from common.protocol.messages import Finished, Lease
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Effect
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from ps.run.plan import Round
 from tests.ps.runs import Drive, facts_of, finished, kinds, messages, result_of
 
@@ -20,12 +20,12 @@ def paused() -> Drive:
     drive.enter(1, 2)
     for _ in range(4):
         drive.finish_round()
-    assert drive.coordinator.phase is Phase.PAUSED
+    assert drive.coordinator.phase is RunPhase.PAUSED
     return drive
 
 
 def say(drive: Drive, epoch: int, *, stops: bool) -> list[Effect]:
-    return drive.happen(events.VerdictGiven(epoch=epoch, stops=stops))
+    return drive.happen(events.CallbacksDecided(epoch=epoch, stops=stops))
 
 
 def test_no_work_is_given_out_before_the_word() -> None:
@@ -66,14 +66,14 @@ def test_what_comes_late_is_not_counted() -> None:
     drive.finish_round()
     assert drive.send(1, late) == []
     assert say(drive, 2, stops=True) == []
-    assert drive.coordinator.phase is Phase.PAUSED
+    assert drive.coordinator.phase is RunPhase.PAUSED
 
 
 def test_one_that_begins_between_two_epochs_asks_before_it_goes_on() -> None:
     drive = Drive(FACTS)
     drive.coordinator = Coordinator(FACTS, progress=paused().coordinator.progress, start=Round("train", 3, 4))
     drive.enter(1)
-    assert drive.coordinator.phase is Phase.PAUSED
+    assert drive.coordinator.phase is RunPhase.PAUSED
     assert Lease in kinds(say(drive, 1, stops=False))
 
 

@@ -9,11 +9,11 @@ from common.protocol.messages import Join, Refused, ServerMessage
 from common.protocol.numerics import fingerprint
 from common.protocol.shard_messages import ShardJoin
 from common.runtime.clock import ManualClock
-from common.transport.limits.rejection_log import LINES, WINDOW_S, Denials
+from common.transport.limits.rejection_log import LINES, WINDOW_S, RejectionLog
 from common.transport.memory import MemoryNetwork
 from ps.coordinator import events
-from ps.server.peer_blocklist import TurnedAway
-from ps.setup import Admission
+from ps.server.peer_blocklist import PeerBlocklist
+from ps.setup import AdmissionPolicy
 from tests.ps.runs import Drive, facts_of, join_of, peer_of
 from tests.simulation.network import Simulation
 from tests.simulation.small import JOBS
@@ -27,7 +27,7 @@ SHARD = ShardJoin(protocol=99, incarnation="s", host="h", pid=1, fingerprint=fin
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("join", [WORKER, SHARD], ids=["worker", "shard"])
 def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin, servers: int) -> None:
-    simulation = Simulation(JOBS["mlp"], admission=Admission(servers=servers))
+    simulation = Simulation(JOBS["mlp"], admission=AdmissionPolicy(servers=servers))
     client = simulation.network.client()
 
     def ask(times: int) -> list[str]:
@@ -49,7 +49,7 @@ def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin
 
 def test_all_are_counted_and_few_are_told_of() -> None:
     said: list[str] = []
-    turned_away = TurnedAway(MemoryNetwork(0).server(), ManualClock(), said.append, Denials())
+    turned_away = PeerBlocklist(MemoryNetwork(0).server(), ManualClock(), said.append, RejectionLog())
     for _ in range(TIMES):
         turned_away.refuse("refused a shard: x")
     assert len(said) == LINES

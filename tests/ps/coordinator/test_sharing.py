@@ -6,12 +6,12 @@ import pytest
 
 from common.aggregation.tree import Node
 from common.protocol.messages import SLOTS, Lease, Refused
-from ps.coordinator.effects import AddShared, AddSums, Effect, ForgetWorker, SendWeights
+from ps.coordinator.effects import AddSharedSums, AddSums, Effect, ForgetWorker, SendWeights
 from tests.ps.runs import Drive, facts_of, kinds, messages, peer_of, result_of, said
 
 
-def added(effects: list[Effect]) -> list[AddShared | AddSums]:
-    return [effect for effect in effects if isinstance(effect, AddShared | AddSums)]
+def added(effects: list[Effect]) -> list[AddSharedSums | AddSums]:
+    return [effect for effect in effects if isinstance(effect, AddSharedSums | AddSums)]
 
 
 def sent_weights(effects: list[Effect]) -> list[bytes]:
@@ -43,8 +43,8 @@ def test_sums_are_taken_from_the_slot_of_the_lease_or_from_the_message() -> None
     drive.enter(2)
     first, second = drive.leases[1]
     expected = [
-        AddShared(node=Node(first.lo, first.hi), rank=0, slot=0),
-        AddShared(node=Node(second.lo, second.hi), rank=0, slot=1),
+        AddSharedSums(node=Node(first.lo, first.hi), rank=0, slot=0),
+        AddSharedSums(node=Node(second.lo, second.hi), rank=0, slot=1),
     ]
     assert added(drive.answer(1)) + added(drive.answer(1)) == expected
     other = drive.leases[2][0]
@@ -73,7 +73,7 @@ def test_a_late_result_is_ignored_once_another_lease_names_its_slot() -> None:
     before = drive.coordinator.pieces.holding(0)
     assert added(drive.send(1, result_of(second))) == []
     assert [held.node for held in drive.coordinator.pieces.holding(0)] == [held.node for held in before]
-    assert added(drive.send(1, result_of(last))) == [AddShared(node=Node(last.lo, last.hi), rank=0, slot=1)]
+    assert added(drive.send(1, result_of(last))) == [AddSharedSums(node=Node(last.lo, last.hi), rank=0, slot=1)]
 
 
 def test_a_result_that_arrives_twice_is_added_once() -> None:

@@ -6,7 +6,7 @@ from common.job.job import Job
 from common.protocol.codec import decode, encode
 from common.protocol.messages import HISTORY_LIMIT, EpochStatus, ServerMessage, Status, WorkerStatus
 from ps.coordinator.status import status_of
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from ps.run.plan import Round
 from ps.run.progress import Progress
 from tests.ps.runs import facts_of
@@ -17,26 +17,26 @@ WORKER = WorkerStatus(
 )
 
 
-def status(phase: Phase, at: Round, progress: Progress | None = None) -> Status:
+def status(phase: RunPhase, at: Round, progress: Progress | None = None) -> Status:
     return status_of(facts_of(), progress or Progress(), phase, at, 0.0, [])
 
 
 def test_epoch_and_step_in_training_evaluation_and_at_the_end() -> None:
-    def place(phase: Phase, at: Round) -> tuple[int, int]:
+    def place(phase: RunPhase, at: Round) -> tuple[int, int]:
         told = status(phase, at)
         return told.epoch, told.step
 
-    assert place(Phase.TRAINING, Round("train", 2, 4)) == (1, 2)
-    assert place(Phase.EVALUATING, Round("evaluate", 3, 1)) == (1, 3)
-    assert place(Phase.TRAINING, Round("train", 3, 4)) == (2, 3)
-    assert place(Phase.FINISHED, Round("evaluate", 6, 1)) == (2, 6)
+    assert place(RunPhase.TRAINING, Round("train", 2, 4)) == (1, 2)
+    assert place(RunPhase.EVALUATING, Round("evaluate", 3, 1)) == (1, 3)
+    assert place(RunPhase.TRAINING, Round("train", 3, 4)) == (2, 3)
+    assert place(RunPhase.FINISHED, Round("evaluate", 6, 1)) == (2, 6)
 
 
 def test_the_longest_status_fits_a_header() -> None:
     progress = Progress()
     progress.history = [msgspec.structs.replace(EPOCH, epoch=number) for number in range(1, HISTORY_LIMIT + 10)]
     facts = facts_of(Job(model=f"{'x' * 300}.py:build", global_batch=16))
-    told = status_of(facts, progress, Phase.TRAINING, Round("train", 2, 4), 0.0, [WORKER] * 4096, "x" * 50_000)
+    told = status_of(facts, progress, RunPhase.TRAINING, Round("train", 2, 4), 0.0, [WORKER] * 4096, "x" * 50_000)
     decoded, _ = decode(encode(told), ServerMessage)
     assert decoded == told
     assert told.history[-1].epoch == HISTORY_LIMIT + 9

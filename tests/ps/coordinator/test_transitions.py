@@ -8,33 +8,33 @@ import pytest
 from common.errors import ProtocolError
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.transitions import TRANSITIONS, Phase
+from ps.coordinator.transitions import TRANSITIONS, RunPhase
 from tests.ps.runs import Drive, facts_of
 
 
 def test_every_phase_has_an_entry_for_every_event() -> None:
-    assert set(TRANSITIONS) == set(product(Phase, get_args(events.Event)))
+    assert set(TRANSITIONS) == set(product(RunPhase, get_args(events.Event)))
 
 
 def test_every_phase_can_be_reached() -> None:
-    reached, pending = {Phase.MUSTERING}, [Phase.MUSTERING]
+    reached, pending = {RunPhase.MUSTERING}, [RunPhase.MUSTERING]
     while pending:
         here = pending.pop()
         onward = {target for (phase, _), targets in TRANSITIONS.items() if phase is here for target in targets}
         pending += onward - reached
         reached |= onward
-    assert reached == set(Phase)
+    assert reached == set(RunPhase)
 
 
-@pytest.mark.parametrize("phase", [Phase.FINISHED, Phase.FAILED])
-def test_nothing_leads_away_from_the_end(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", [RunPhase.FINISHED, RunPhase.FAILED])
+def test_nothing_leads_away_from_the_end(phase: RunPhase) -> None:
     assert all(targets <= {phase} for (at, _), targets in TRANSITIONS.items() if at is phase)
 
 
 def test_a_move_that_the_table_does_not_know_is_our_own_fault() -> None:
     class Sleepwalker(Coordinator):
         def is_over(self) -> bool:
-            self.phase = Phase.EVALUATING
+            self.phase = RunPhase.EVALUATING
             return False
 
     with pytest.raises(ProtocolError, match="TimePassed led to EVALUATING"):
@@ -49,5 +49,5 @@ def test_a_run_goes_through_the_phases() -> None:
         phases.append(drive.coordinator.phase)
         drive.finish_round()
     phases.append(drive.coordinator.phase)
-    epoch = [Phase.TRAINING] * 3 + [Phase.EVALUATING]
-    assert phases == [Phase.GATHERING, *epoch, *epoch, Phase.FINISHED]
+    epoch = [RunPhase.TRAINING] * 3 + [RunPhase.EVALUATING]
+    assert phases == [RunPhase.GATHERING, *epoch, *epoch, RunPhase.FINISHED]

@@ -6,10 +6,10 @@ import pytest
 from common.aggregation.tree import Node, TreeSum
 from common.job.job import Job
 from common.job.tally import Tally
-from common.protocol.messages import Fenced, Lease, Result
+from common.protocol.messages import Eviction, Lease, Result
 from ps.coordinator.effects import AddSums, Finish, RecordEpoch, SendWeights, UpdateWeights
 from ps.coordinator.scheduling.scheduler import WINDOW
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from tests.ps.runs import Drive, facts_of, finished, kinds, messages, peer_of, result_of, said
 
 
@@ -155,7 +155,7 @@ def test_a_strangers_result_is_not_applied_and_it_is_told_to_join_anew() -> None
     drive = Drive()
     drive.enter(1)
     effects = drive.send(9, result_of(drive.leases[1][0]))
-    assert kinds(effects, 9) == [Fenced]
+    assert kinds(effects, 9) == [Eviction]
     assert len(effects) == 1
 
 
@@ -191,7 +191,7 @@ def test_a_late_result_counts_if_it_is_the_first_and_its_worker_gets_work_again(
     drive.finish_round()
     assert drive.send(1, late) == []
     drive.finish()
-    assert drive.coordinator.phase is Phase.FINISHED
+    assert drive.coordinator.phase is RunPhase.FINISHED
 
 
 def test_time_runs_anew_for_what_a_worker_holds_when_it_answers() -> None:

@@ -6,11 +6,21 @@ import pytest
 from common.aggregation.tree import Node
 from common.errors import FileFormatError
 from common.job.tally import pack_losses
-from ps.records.ledger import MOST_ENTRIES, Account, Again, Begun, EpochDone, Unlisted, WeightsAt, WorkerIn, read_lines
+from ps.records.ledger import (
+    MOST_ENTRIES,
+    Account,
+    Again,
+    EpochDone,
+    RunBegun,
+    Unlisted,
+    WeightsAt,
+    WorkerIn,
+    read_lines,
+)
 
 AGAIN = Again(work="train", step=3, lo=0, hi=2, rank=1, why="it left: killed")
 ENTRIES = [
-    Begun(step=4, lost_steps=2, weights_sha256="2" * 64),
+    RunBegun(step=4, lost_steps=2, weights_sha256="2" * 64),
     WorkerIn(rank=0, host="b", pid=812),
     AGAIN,
     Unlisted(work="evaluate", step=3, count=7),

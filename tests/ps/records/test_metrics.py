@@ -15,8 +15,8 @@ from common.aggregation.tree import Node, Vector
 from common.errors import FileFormatError
 from common.job.tally import Tally, pack_losses
 from common.protocol.messages import EpochStatus
-from ps.records.ledger import Account, Again, Begun, EpochDone, Share, StepDone, read_lines
-from ps.records.metrics import Recorder, Setting, carried
+from ps.records.ledger import Account, Again, EpochDone, LedgerShare, RunBegun, StepDone, read_lines
+from ps.records.metrics import MetricsRecorder, Setting, carried
 from ps.records.receipt import Receipt
 from ps.records.run_folder import LEDGER, METRICS, RECEIPT, RESULT, WEIGHTS, RunFolder, read_result
 from ps.run.progress import Progress
@@ -61,9 +61,9 @@ def weights() -> Vector:
     return np.arange(layout().size, dtype=np.float32)
 
 
-def recorder_in(folder: Path | None) -> Recorder:
+def recorder_in(folder: Path | None) -> MetricsRecorder:
     setting = Setting(servers=1, transport="ipc", started=5.0)
-    recorder = Recorder(facts_of(), setting, layout(), RunFolder(folder) if folder else None)
+    recorder = MetricsRecorder(facts_of(), setting, layout(), RunFolder(folder) if folder else None)
     recorder.begin(weights_digest(weights()))
     return recorder
 
@@ -77,7 +77,7 @@ def account() -> Account:
     return made
 
 
-def record(folder: Path | None) -> Recorder:
+def record(folder: Path | None) -> MetricsRecorder:
     """Record a run of two epochs to its end."""
     recorder, progress = recorder_in(folder), Progress()
     progress.begin_round(10.0)
@@ -221,8 +221,8 @@ def test_the_ledger_tells_who_computed_what_and_what_was_in_vain(tmp_path: Path)
     record(tmp_path)
     lines = read_lines((tmp_path / LEDGER).read_bytes(), "ledger")
     again, done = account().entries, account().step_done(0, 7)
-    assert lines[:3] == [Begun(step=0, weights_sha256=weights_digest(weights())), *again, done]
-    assert done == StepDone(step=0, shares=[Share(2, 4, 1), Share(0, 2, 0)], losses=done.losses, mark=7)
+    assert lines[:3] == [RunBegun(step=0, weights_sha256=weights_digest(weights())), *again, done]
+    assert done == StepDone(step=0, shares=[LedgerShare(2, 4, 1), LedgerShare(0, 2, 0)], losses=done.losses, mark=7)
     assert done.loss_sums().tolist() == [1.0, 2.0, 3.0, 4.0]
     assert [line.step for line in lines if isinstance(line, StepDone)] == list(range(6))
 

@@ -6,7 +6,7 @@ import pytest
 
 from common.job.job import Job, Monitor
 from common.protocol.messages import EpochStatus
-from ps.run.early_stopping import Judgement, figure_of, is_stopped, judged
+from ps.run.early_stopping import EarlyStoppingState, early_stopping_state, figure_of, is_stopped
 
 
 def history_of(*figures: float, name: str = "val_loss") -> list[EpochStatus]:
@@ -36,19 +36,21 @@ def test_the_best_is_the_first_that_none_is_better_than(
     monitor: Monitor, figures: tuple[float, ...], best: int
 ) -> None:
     job = job_of(monitor=monitor)
-    assert judged(job, history_of(*figures, name=monitor)) == Judgement(best=best, waited=3 - best)
+    assert early_stopping_state(job, history_of(*figures, name=monitor)) == EarlyStoppingState(
+        best=best, waited=3 - best
+    )
 
 
 def test_before_the_first_epoch_nothing_is_judged() -> None:
-    assert judged(job_of(), []) is None
+    assert early_stopping_state(job_of(), []) is None
     assert not is_stopped(job_of(patience=1), [])
 
 
 def test_small_gains_do_not_count_and_do_not_add_up_unseen() -> None:
     job, slow = job_of(min_delta=0.5), history_of(2.0, 1.75, 1.5, 1.25)
-    assert judged(job, slow[:3]) == Judgement(best=1, waited=2)
+    assert early_stopping_state(job, slow[:3]) == EarlyStoppingState(best=1, waited=2)
     # Together they do: it is the best one that each is compared with.
-    assert judged(job, slow) == Judgement(best=4, waited=0)
+    assert early_stopping_state(job, slow) == EarlyStoppingState(best=4, waited=0)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_a_run_stops_when_its_patience_is_used_up(
 
 
 def test_without_a_validation_set_the_test_loss_is_watched() -> None:
-    assert judged(Job(), history_of(2.0, 1.0, name="test_loss")) == Judgement(best=2, waited=0)
+    assert early_stopping_state(Job(), history_of(2.0, 1.0, name="test_loss")) == EarlyStoppingState(best=2, waited=0)
 
 
 def test_a_figure_that_there_is_not() -> None:

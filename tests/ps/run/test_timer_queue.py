@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ps.run.timer_queue import Alarms
+from ps.run.timer_queue import TimerQueue
 
 KEYS, TIMES = st.integers(0, 5), st.integers(0, 9).map(float)
 
@@ -14,7 +14,7 @@ ACTS = st.lists(st.tuples(KEYS, TIMES) | st.tuples(KEYS, st.none()) | st.tuples(
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(acts=ACTS)
 def test_it_agrees_with_looking_through_all(acts: list[tuple[int | None, float | None]]) -> None:
-    alarms, plain = Alarms[int](), dict[int, float]()
+    alarms, plain = TimerQueue[int](), dict[int, float]()
     for key, at in acts:
         if key is None:
             assert at is not None
@@ -32,7 +32,7 @@ def test_it_agrees_with_looking_through_all(acts: list[tuple[int | None, float |
 
 
 def test_the_heap_does_not_grow_with_what_is_put_off() -> None:
-    alarms = Alarms[str]()
+    alarms = TimerQueue[str]()
     for at in range(1000):
         for key in "abc":
             alarms.set(key, float(at))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from common.protocol.codec import encode
-from common.protocol.messages import Alive, Message, Part, Result, Weights
+from common.protocol.messages import Message, Ping, Result, SumsFrame, Weights
 from ps.run.traffic import Moved, Traffic, TrafficBook
 
 VALUES = np.ones(100, np.float32)
@@ -21,7 +21,7 @@ def counted(*messages: Message, values: np.ndarray | None = VALUES) -> Moved:
 
 
 def test_sums_that_come_and_weights_that_go_are_counted_with_their_headers() -> None:
-    part, weights = Part(step=0, lo=0, hi=1, start=0), Weights(step=0, start=0)
+    part, weights = SumsFrame(step=0, lo=0, hi=1, start=0), Weights(step=0, start=0)
     assert 400 < counted(part).sums < 480
     assert counted(part).weights == 0
     assert counted(part, part).sums == 2 * counted(part).sums
@@ -31,7 +31,7 @@ def test_sums_that_come_and_weights_that_go_are_counted_with_their_headers() -> 
 
 
 def test_what_brings_no_array_is_not_counted() -> None:
-    assert counted(RESULT, Alive(), values=None) == Moved()
+    assert counted(RESULT, Ping(), values=None) == Moved()
 
 
 def test_what_was_taken_is_not_counted_again() -> None:

@@ -5,7 +5,17 @@ import pytest
 
 from common.aggregation.slices import FRAME, slices_for
 from common.protocol.codec import decode, encode
-from common.protocol.messages import Lease, Part, Ready, Refused, Result, ServerMessage, Status, StatusAsked, Weights
+from common.protocol.messages import (
+    Lease,
+    Ready,
+    Refused,
+    Result,
+    ServerMessage,
+    Status,
+    StatusRequest,
+    SumsFrame,
+    Weights,
+)
 from common.transport.memory import MemoryClient
 from tests.ps.server.test_server import JOIN, digest_of, heard
 from tests.simulation.network import Simulation
@@ -26,7 +36,7 @@ class Hand:
         self.client.send(encode(Ready()))
         self.simulation.run_until_quiet()
 
-    def send(self, *parts: Part, size: int = FRAME) -> None:
+    def send(self, *parts: SumsFrame, size: int = FRAME) -> None:
         for part in parts:
             self.client.send(encode(part, [np.zeros(size, np.float32)]))
             self.simulation.run_until_quiet()
@@ -40,8 +50,8 @@ class Hand:
         return self.simulation.finish()
 
 
-def part(start: int = 0, *, step: int = 0, lo: int = 0, hi: int = 4) -> Part:
-    return Part(step=step, lo=lo, hi=hi, start=start)
+def part(start: int = 0, *, step: int = 0, lo: int = 0, hi: int = 4) -> SumsFrame:
+    return SumsFrame(step=step, lo=lo, hi=hi, start=start)
 
 
 def test_weights_are_sent_in_frames_before_the_lease() -> None:
@@ -67,7 +77,7 @@ def test_weights_are_sent_in_frames_before_the_lease() -> None:
         (part(2 * FRAME), FRAME, f"sums of {FRAME} values: expected {SIZE - 2 * FRAME}"),
     ],
 )
-def test_what_is_no_frame_costs_the_worker_its_place(bad: Part, size: int, text: str) -> None:
+def test_what_is_no_frame_costs_the_worker_its_place(bad: SumsFrame, size: int, text: str) -> None:
     hand = Hand()
     hand.send(bad, size=size)
     (reason,) = hand.refusals()
@@ -107,7 +117,7 @@ def test_a_worker_that_sends_for_ever_loses_its_place_and_its_connection() -> No
     (reason,) = hand.refusals()
     assert "it sends more than its leases ask for" in reason
     assert len([text for text in hand.simulation.said if "refused a peer" in text]) == 1
-    hand.client.send(encode(StatusAsked()))
+    hand.client.send(encode(StatusRequest()))
     hand.simulation.run_until_quiet()
     # Over another connection it is one that may ask, and who has no place.
     (status,) = heard(hand.client)
@@ -120,7 +130,7 @@ def test_one_that_was_sent_away_is_not_answered() -> None:
     hand.client.send([b"garbage"])
     hand.simulation.run_until_quiet()
     assert len(hand.refusals()) == 1
-    hand.client.send(encode(StatusAsked()))
+    hand.client.send(encode(StatusRequest()))
     hand.simulation.run_until_quiet()
     assert heard(hand.client) == []
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from common.aggregation.tree import Node
-from common.protocol.messages import Part
-from ps.coordinator.membership import Roster
-from ps.server.gradient_receiver import Intake
-from ps.setup import Admission, open_run
+from common.protocol.messages import SumsFrame
+from ps.coordinator.membership import Membership
+from ps.server.gradient_receiver import GradientReceiver
+from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.small import digits, job_of
 
 PEER = b"peer"
@@ -16,22 +16,22 @@ WHOLE = Node(0, 4)
 
 
 @pytest.fixture
-def intake() -> Intake:
-    return Intake(open_run("run", job_of(), digits(), Admission()).shard, Roster(), None)
+def intake() -> GradientReceiver:
+    return GradientReceiver(open_run("run", job_of(), digits(), AdmissionPolicy()).shard, Membership(), None)
 
 
-def take(intake: Intake, node: Node, *, step: int = 0) -> bool:
+def take(intake: GradientReceiver, node: Node, *, step: int = 0) -> bool:
     sums = np.ones(intake.shard.weights.size, np.float32)
-    return intake.take(PEER, Part(step=step, lo=node.lo, hi=node.hi, start=0), sums)
+    return intake.take(PEER, SumsFrame(step=step, lo=node.lo, hi=node.hi, start=0), sums)
 
 
-def test_a_frame_that_was_leased_is_added_once(intake: Intake) -> None:
+def test_a_frame_that_was_leased_is_added_once(intake: GradientReceiver) -> None:
     intake.book.grant(PEER, 0, WHOLE)
     assert [take(intake, WHOLE), take(intake, WHOLE)] == [True, False]
     assert intake.shard.trees[0].tree.is_whole()
 
 
-def test_a_frame_that_comes_when_the_slice_is_updated_is_not_added_to_the_next_step(intake: Intake) -> None:
+def test_a_frame_that_comes_when_the_slice_is_updated_is_not_added_to_the_next_step(intake: GradientReceiver) -> None:
     # Other servers are still at it, so that the books are of the old step.
     for peer, node in ((PEER, Node(2, 4)), (b"other", WHOLE)):
         intake.book.grant(peer, 0, node)

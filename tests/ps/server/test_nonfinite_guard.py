@@ -12,9 +12,9 @@ from common.errors import DivergedError
 from lockstep.runs.single_process import SerialRun
 from ps.coordinator.divergence import is_divergence
 from ps.coordinator.effects import Finish
-from ps.records.metrics import Recorder, Setting
+from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import WEIGHTS, RunFolder
-from ps.setup import Admission
+from ps.setup import AdmissionPolicy
 from ps.shard.shard import Shard
 from tests.simulation.network import Simulation
 from tests.simulation.small import JOBS
@@ -46,7 +46,7 @@ class Poisoned(Shard):
 def simulation_of(value: float, folder: Path) -> Simulation:
     return Simulation(
         JOB,
-        admission=Admission(min_workers=2),
+        admission=AdmissionPolicy(min_workers=2),
         shard_of=lambda shard: Poisoned(shard.slots, shard.policy, shard.micro_batches, value=value),
         folder=RunFolder(folder),
     )
@@ -83,7 +83,7 @@ def test_the_weights_that_are_kept_are_those_before(tmp_path: Path) -> None:
 def test_a_process_alone_says_it_too(tmp_path: Path) -> None:
     simulation = simulation_of(np.nan, tmp_path)
     opening = simulation.opening
-    recorder = Recorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     recorder.begin(opening.shard.digest())
     with pytest.raises(DivergedError, match="after step 1 are not finite, and no loss tells of it"):
         SerialRun(opening, recorder, simulation.clock, lambda status: None).train()

@@ -5,15 +5,15 @@ import pytest
 
 from common.data.manifest import PartName, manifest_of, unpacked
 from common.errors import RemoteProtocolError
-from common.protocol.messages import SamplesAsked
-from ps.server.samples import Shipping
+from common.protocol.messages import SamplesRequest
+from ps.server.samples import SampleSender
 from tests.simulation.small import digits
 
-SHIPPING = Shipping(digits(), manifest_of(digits()))
+SHIPPING = SampleSender(digits(), manifest_of(digits()))
 
 
-def asked(*places: int, part: PartName = "train") -> SamplesAsked:
-    return SamplesAsked(part=part, places=np.array(places, "<u4").tobytes())
+def asked(*places: int, part: PartName = "train") -> SamplesRequest:
+    return SamplesRequest(part=part, places=np.array(places, "<u4").tobytes())
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -32,10 +32,10 @@ def test_the_samples_that_are_asked_for_are_sent(part: PartName) -> None:
         (asked(1, part="validation"), "no such set"),
         (asked(40), "sample 40"),
         (asked(), "0 bytes of places"),
-        (SamplesAsked(part="train", places=b"123"), "3 bytes of places"),
+        (SamplesRequest(part="train", places=b"123"), "3 bytes of places"),
         (asked(*[0] * 2000), "expected 1 to"),
     ],
 )
-def test_what_there_is_not_is_refused(message: SamplesAsked, told: str) -> None:
+def test_what_there_is_not_is_refused(message: SamplesRequest, told: str) -> None:
     with pytest.raises(RemoteProtocolError, match=told):
         SHIPPING.answer(message)

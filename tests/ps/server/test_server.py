@@ -22,7 +22,7 @@ from common.protocol.messages import (
     Result,
     ServerMessage,
     Status,
-    StatusAsked,
+    StatusRequest,
     Weights,
 )
 from common.protocol.numerics import fingerprint
@@ -32,7 +32,7 @@ from common.transport.port import Frames, ServerPort, Shortcut
 from ps.coordinator.effects import Finish
 from ps.server.server import LOOK_S
 from ps.server.status_rate_limit import AT_ONCE, PER_SECOND
-from ps.setup import Admission
+from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation, Worker
 from tests.simulation.small import JOBS, job_of
 
@@ -129,7 +129,7 @@ def digest_of(job: Job) -> str:
 def test_whoever_asks_gets_the_status() -> None:
     simulation = Simulation(job_of())
     observer = simulation.network.client()
-    observer.send(encode(StatusAsked()))
+    observer.send(encode(StatusRequest()))
     simulation.server.step()
     simulation.server.step()
     (status,) = heard(observer)
@@ -138,18 +138,18 @@ def test_whoever_asks_gets_the_status() -> None:
 
 
 def test_while_it_waits_it_says_for_whom() -> None:
-    simulation = Simulation(job_of(), admission=Admission(min_workers=2))
+    simulation = Simulation(job_of(), admission=AdmissionPolicy(min_workers=2))
     simulation.server.step()
     assert simulation.said == ["waiting for workers: 0 of 2 are ready"]
 
 
 def test_leases_run_out_although_there_is_always_a_message() -> None:
-    simulation = Simulation(job_of(), admission=Admission(lease_timeout_s=1.0))
+    simulation = Simulation(job_of(), admission=AdmissionPolicy(lease_timeout_s=1.0))
     worker, chatty = simulation.add_worker(), simulation.network.client()
     simulation.run(until=lambda: simulation.server.coordinator.is_running())
     worker.is_hanging = True
     for _ in range(200):
-        chatty.send(encode(StatusAsked()))
+        chatty.send(encode(StatusRequest()))
         simulation.server.step()
         simulation.clock.advance(0.05)
         heard(chatty)
@@ -219,7 +219,7 @@ def test_the_progress_is_looked_at_now_and_then_and_at_the_end() -> None:
 
 
 def test_peers_that_are_gone_at_the_end_are_no_trouble() -> None:
-    simulation = Simulation(job_of(steps=1), admission=Admission(min_workers=2))
+    simulation = Simulation(job_of(steps=1), admission=AdmissionPolicy(min_workers=2))
     workers = [simulation.add_worker(), simulation.add_worker()]
     simulation.run(until=lambda: simulation.server.coordinator.round.work == "evaluate")
     idle = next(w for w in workers if not simulation.server.coordinator.pieces.holding(workers.index(w)))
@@ -231,7 +231,7 @@ def test_one_that_asks_without_end_is_answered_later_and_not_each_time() -> None
     simulation = Simulation(job_of())
     curious = simulation.network.client()
     for _ in range(2 * int(AT_ONCE)):
-        curious.send(encode(StatusAsked()))
+        curious.send(encode(StatusRequest()))
         while simulation.server.step():
             pass
     assert [type(message) for message in heard(curious)] == [Status] * int(AT_ONCE)
@@ -246,7 +246,7 @@ def test_a_peer_that_does_not_read_loses_its_place() -> None:
     silent = simulation.network.client()
     silent.send(encode(JOIN))
     for _ in range(100):
-        silent.send(encode(StatusAsked()))
+        silent.send(encode(StatusRequest()))
         simulation.run_until_quiet()
         simulation.clock.advance(1.0 / PER_SECOND)
     assert any("does not read what it is sent" in text for text in simulation.said)
@@ -263,7 +263,7 @@ def test_leaving_is_told_with_the_reason() -> None:
 
 
 def test_workers_are_told_of_the_end() -> None:
-    simulation = Simulation(JOBS["linear"], admission=Admission(min_workers=2))
+    simulation = Simulation(JOBS["linear"], admission=AdmissionPolicy(min_workers=2))
     client = simulation.network.client()
     client.send(encode(JOIN))
     for _ in range(2):

@@ -1,9 +1,9 @@
 """Whoever asks is answered, and whoever asks without end so many times a second."""
 
-from ps.server.status_rate_limit import AT_ONCE, PER_SECOND, REMEMBERED, Questions
+from ps.server.status_rate_limit import AT_ONCE, PER_SECOND, REMEMBERED, StatusRateLimit
 
 
-def answers_to(questions: Questions, peer: bytes, times: list[float]) -> int:
+def answers_to(questions: StatusRateLimit, peer: bytes, times: list[float]) -> int:
     """Return how many answers there are to questions at these times, those included that come in between."""
     count = 0
     for now in times:
@@ -13,19 +13,19 @@ def answers_to(questions: Questions, peer: bytes, times: list[float]) -> int:
 
 
 def test_one_that_asks_now_and_then_is_always_answered_at_once() -> None:
-    questions = Questions()
+    questions = StatusRateLimit()
     assert all(questions.ask(b"a", number / PER_SECOND) for number in range(1000))
     assert questions.deadline() is None
 
 
 def test_one_that_asks_without_end_is_answered_some_times_a_second() -> None:
-    questions = Questions()
+    questions = StatusRateLimit()
     answers = answers_to(questions, b"a", [number / 4096 for number in range(10 * 4096)])
     assert 10 * PER_SECOND <= answers <= 10 * PER_SECOND + AT_ONCE + 1
 
 
 def test_the_last_question_is_always_answered() -> None:
-    questions = Questions()
+    questions = StatusRateLimit()
     while questions.ask(b"a", 5.0):
         pass
     at = questions.deadline()
@@ -38,14 +38,14 @@ def test_the_last_question_is_always_answered() -> None:
 
 
 def test_another_is_answered_beside_it() -> None:
-    questions = Questions()
+    questions = StatusRateLimit()
     while questions.ask(b"a", 0.0):
         pass
     assert questions.ask(b"b", 0.0)
 
 
 def test_strangers_fill_no_memory() -> None:
-    questions = Questions()
+    questions = StatusRateLimit()
     for number in range(3 * REMEMBERED):
         peer = number.to_bytes(4, "big")
         while questions.ask(peer, 0.0):

@@ -4,25 +4,25 @@ import numpy as np
 import pytest
 
 from common.random import Purpose, generator
-from ps.shard.checksum import WINDOW, mark_after, mark_of, window_of
+from ps.shard.checksum import WINDOW, checksum_after, checksum_of, window_of
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
 def test_any_stray_bit_changes_the_mark(size: int) -> None:
     weights = generator(0, Purpose.CANARY).standard_normal(size, dtype=np.float32)
-    before = mark_of(weights)
+    before = checksum_of(weights)
     words = weights.view(np.uint32)
     for index in range(size):
         for bit in range(32):
             words[index] ^= np.uint32(1 << bit)
-            assert mark_of(weights) != before
+            assert checksum_of(weights) != before
             words[index] ^= np.uint32(1 << bit)
-    assert mark_of(weights) == before
+    assert checksum_of(weights) == before
 
 
 def test_marks_of_pieces_add_up() -> None:
     weights = generator(1, Purpose.CANARY).standard_normal(101, dtype=np.float32)
-    assert (mark_of(weights[:40]) + mark_of(weights[40:])) % 2**64 == mark_of(weights)
+    assert (checksum_of(weights[:40]) + checksum_of(weights[40:])) % 2**64 == checksum_of(weights)
 
 
 @pytest.mark.parametrize("size", [1, WINDOW, WINDOW + 1, 4 * WINDOW - 1])
@@ -34,5 +34,5 @@ def test_every_weight_gets_its_turn(size: int) -> None:
 
 def test_the_mark_after_a_step_is_that_of_its_window() -> None:
     weights = np.arange(WINDOW + 3, dtype=np.float32)
-    assert mark_after(7, weights) == mark_of(weights[WINDOW:])
-    assert mark_after(8, weights) == mark_of(weights[:WINDOW])
+    assert checksum_after(7, weights) == checksum_of(weights[WINDOW:])
+    assert checksum_after(8, weights) == checksum_of(weights[:WINDOW])

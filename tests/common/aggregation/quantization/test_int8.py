@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.aggregation.quantization.int8 import BLOCK, MOST, Int8
-from common.aggregation.quantization.stochastic_rounding import Dither
+from common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from common.aggregation.tree import Node, Vector
 from tests.common.aggregation.quantization.vectors import rounded, sent, spread
 
@@ -103,13 +103,13 @@ def test_it_travels_exactly_in_little_more_than_a_quarter_of_the_bytes(count: in
 
 
 def numbers(seed: int = 1, step: int = 0, node: Node = ONE, start: int = 0, count: int = 64) -> list[int]:
-    return [int(number) for number in Dither(seed, step, node, start).draw(count)]
+    return [int(number) for number in StochasticRounding(seed, step, node, start).draw(count)]
 
 
 def test_the_numbers_of_a_value_do_not_depend_on_the_cut() -> None:
     whole = numbers(count=4096 + 70)
     assert numbers(start=4096, count=70) == whole[4096:]
-    dither = Dither(1, 0, ONE, 0)
+    dither = StochasticRounding(1, 0, ONE, 0)
     assert [*dither.draw(32), *dither.draw(4064), *dither.draw(70)] == whole
 
 

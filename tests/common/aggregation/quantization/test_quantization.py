@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.aggregation.quantization.quantization import EXACT, Place, Wire, wire_of
+from common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey, quantization_of
 from common.aggregation.slices import FRAME, Slice, slices_for
 from common.aggregation.tree import Node, Vector, VectorTree
 from common.optim.clipping import BLOCK
@@ -18,14 +18,14 @@ from tests.common.aggregation.test_tree import PoisoningPool, arrivals
 #: Trained values and statistics behind them; the vector is a bit more than two blocks of clipping.
 TRAINED, SIZE = 2 * BLOCK + 37, 2 * BLOCK + 45
 
-AT = Place(3, Node(4, 6))
+AT = RoundingKey(3, Node(4, 6))
 
 
-def wire(name: str) -> Wire:
-    return wire_of(name, 11, TRAINED)
+def wire(name: str) -> Quantization:
+    return quantization_of(name, 11, TRAINED)
 
 
-def rounded(it: Wire, values: Vector, at: Place = AT) -> Vector:
+def rounded(it: Quantization, values: Vector, at: RoundingKey = AT) -> Vector:
     result = values.copy()
     it.round(result, at)
     return result
@@ -37,7 +37,7 @@ def test_what_is_rounded_stays_and_statistics_are_never_touched(name: str) -> No
     once = rounded(wire(name), values)
     assert not np.array_equal(once[:TRAINED], values[:TRAINED])
     assert once[TRAINED:].tobytes() == values[TRAINED:].tobytes()
-    assert rounded(wire(name), once, Place(99, Node(0, 1))).tobytes() == once.tobytes()
+    assert rounded(wire(name), once, RoundingKey(99, Node(0, 1))).tobytes() == once.tobytes()
 
 
 @pytest.mark.parametrize("name", ["float32", *NAMES])
@@ -87,17 +87,17 @@ def test_a_vector_that_is_cut_is_rounded_as_the_whole(name: str, servers: int) -
     whole, parts = np.empty(SIZE, np.float32), np.empty(SIZE, np.float32)
     it.add(left, right, whole, AT)
     for part in slices_for(SIZE, servers):
-        it.add(part.of(left), part.of(right), part.of(parts), Place(AT.step, AT.node, part.start))
+        it.add(part.of(left), part.of(right), part.of(parts), RoundingKey(AT.step, AT.node, part.start))
     assert parts.tobytes() == whole.tobytes()
     assert rounded(it, left + right).tobytes() == whole.tobytes()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_long_vector_is_rounded_frame_by_frame_as_the_whole(name: str) -> None:
-    it, values = wire_of(name, 5, FRAME + 50_000), spread(FRAME + 50_007)
+    it, values = quantization_of(name, 5, FRAME + 50_000), spread(FRAME + 50_007)
     whole, frames = rounded(it, values), values.copy()
     for frame in reversed(Slice(0, values.size).frames()):
-        it.round(frame.of(frames), Place(AT.step, AT.node, frame.start))
+        it.round(frame.of(frames), RoundingKey(AT.step, AT.node, frame.start))
     assert frames.tobytes() == whole.tobytes()
 
 
@@ -113,9 +113,9 @@ def test_a_sum_may_be_written_over_either_half(name: str, is_left: bool) -> None
 
 def test_int8_draws_anew_for_each_step_and_node() -> None:
     it, values = wire("int8"), spread(SIZE)
-    places = [AT, Place(4, AT.node), Place(AT.step, Node(4, 5)), Place(AT.step, Node(5, 6))]
+    places = [AT, RoundingKey(4, AT.node), RoundingKey(AT.step, Node(4, 5)), RoundingKey(AT.step, Node(5, 6))]
     assert len({rounded(it, values, place).tobytes() for place in places}) == 4
-    assert rounded(wire_of("int8", 12, TRAINED), values).tobytes() != rounded(it, values).tobytes()
+    assert rounded(quantization_of("int8", 12, TRAINED), values).tobytes() != rounded(it, values).tobytes()
 
 
 def test_float32_is_left_as_it_is() -> None:
@@ -129,7 +129,7 @@ def test_float32_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(("name", "share"), [("float16", 0.5), ("bfloat16", 0.5), ("int8", 0.27)])
 def test_lenets_frame_takes_so_much_of_float32s_bytes(name: str, share: float) -> None:
     lenet = Slice(0, 61_706)
-    assert wire_of(name, 0, len(lenet)).words(lenet) <= share * EXACT.words(lenet) + 1
+    assert quantization_of(name, 0, len(lenet)).words(lenet) <= share * EXACT.words(lenet) + 1
 
 
 # Over the tree: values of few elements, since there are many nodes
@@ -141,17 +141,17 @@ def pieces_of(count: int) -> list[Vector]:
     return [spread(FEW, seed=piece, low=-3, high=3) for piece in range(count)]
 
 
-def node_value(it: Wire, vectors: Sequence[Vector], node: Node) -> Vector:
+def node_value(it: Quantization, vectors: Sequence[Vector], node: Node) -> Vector:
     """The definition: a leaf rounded, or the sum of two halves rounded."""
     if len(node) == 1:
-        return rounded(it, vectors[node.lo], Place(0, node))
+        return rounded(it, vectors[node.lo], RoundingKey(0, node))
     left, right = (node_value(it, vectors, half) for half in node.halves())
-    return rounded(it, left + right, Place(0, node))
+    return rounded(it, left + right, RoundingKey(0, node))
 
 
-def tree_of(it: Wire, pieces: int) -> VectorTree:
+def tree_of(it: Quantization, pieces: int) -> VectorTree:
     def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
-        it.add(left, right, out, Place(0, node))
+        it.add(left, right, out, RoundingKey(0, node))
 
     return VectorTree(pieces, PoisoningPool(FEW), add)
 
@@ -182,7 +182,7 @@ def test_any_tiling_order_and_duplicates_give_the_same_bits(
 def test_rounding_the_whole_alone_gives_bits_that_depend_on_the_tiling(name: str) -> None:
     # The mistake that this room is there to exclude: who adds two pieces himself would send another value.
     it, vectors = wire(name), pieces_of(8)
-    two_by_two = [rounded(it, vectors[at] + vectors[at + 1], Place(0, Node(at, at + 2))) for at in range(0, 8, 2)]
-    one_by_one = [rounded(it, vector, Place(0, Node(at, at + 1))) for at, vector in enumerate(vectors)]
+    two_by_two = [rounded(it, vectors[at] + vectors[at + 1], RoundingKey(0, Node(at, at + 2))) for at in range(0, 8, 2)]
+    one_by_one = [rounded(it, vector, RoundingKey(0, Node(at, at + 1))) for at, vector in enumerate(vectors)]
     pairs = [one_by_one[at] + one_by_one[at + 1] for at in range(0, 8, 2)]
     assert any(one.tobytes() != other.tobytes() for one, other in zip(two_by_two, pairs, strict=True))

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from common.aggregation.quantization.format import CHUNK, Form
-from common.aggregation.quantization.stochastic_rounding import Dither
+from common.aggregation.quantization.format import CHUNK, NumberFormat
+from common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from common.aggregation.tree import Node, Vector
 from common.random import Purpose, generator
 
@@ -28,15 +28,15 @@ def bits_of(values: Vector) -> list[int]:
     return [int(bits) for bits in values.view(np.uint32)]
 
 
-def rounded(form: Form, values: Vector, seed: int = 7, step: int = 0) -> Vector:
+def rounded(form: NumberFormat, values: Vector, seed: int = 7, step: int = 0) -> Vector:
     """Return the values as a type rounds them, those of the beginning of a vector."""
-    result, dither = values.copy(), Dither(seed, step, Node(0, 1), 0)
+    result, dither = values.copy(), StochasticRounding(seed, step, Node(0, 1), 0)
     for start in range(0, values.size, CHUNK):
         form.round(result[start : start + CHUNK], dither)
     return result
 
 
-def sent(form: Form, values: Vector) -> Vector:
+def sent(form: NumberFormat, values: Vector) -> Vector:
     """Return what comes of rounded values when they have travelled as bytes."""
     data = np.empty(form.size(values.size), np.uint8)
     form.encode(values, data)

@@ -11,9 +11,9 @@ import zmq
 from common.errors import AddressError, KeyFileError
 from common.runtime.clock import SystemClock
 from common.transport.auth.credentials import ClientKeys, Credential, Lock, ServerKeys, Token
-from common.transport.auth.curve import arm_server, new_pair
+from common.transport.auth.curve import new_pair, secure_server
 from common.transport.auth.zap import DOMAIN
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial, serve
 from common.transport.zeromq.server import ZeroMqServer
@@ -31,7 +31,7 @@ class Scene:
     """A server with keys, what it notes, and whoever dials."""
 
     lock: Lock = field(default_factory=lambda: ServerKeys(SERVER, lambda: {WORKER.public: "worker-1"}))
-    denials: Denials = field(default_factory=Denials)
+    denials: RejectionLog = field(default_factory=RejectionLog)
     stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ def test_a_socket_without_an_authenticator_lets_nobody_in() -> None:
     """What `serve` sets on its socket is enough by itself: nothing is open before the authenticator is there."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.linger = 0
-        arm_server(router, ServerKeys(SERVER, dict))
+        secure_server(router, ServerKeys(SERVER, dict))
         router.bind("tcp://127.0.0.1:0")
         address = router.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         with closing(dial(address, credential=GOOD)) as client:
@@ -158,7 +158,7 @@ def test_a_token_is_asked_for_where_there_is_one(credential: Credential) -> None
 
 def test_the_domain_is_ours_and_asked_for() -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        arm_server(router, ServerKeys(SERVER, dict))
+        secure_server(router, ServerKeys(SERVER, dict))
         assert router.getsockopt_string(zmq.ZAP_DOMAIN).rstrip("\0") == DOMAIN.decode()
         assert router.get(zmq.ZAP_ENFORCE_DOMAIN) == 1
 

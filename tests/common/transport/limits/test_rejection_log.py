@@ -1,10 +1,10 @@
 """All refusals are counted, and strangers cannot fill a log."""
 
-from common.transport.limits.rejection_log import LINES, WINDOW_S, Denials
+from common.transport.limits.rejection_log import LINES, WINDOW_S, RejectionLog
 
 
 def test_a_refusal_is_told_at_once_and_once() -> None:
-    denials = Denials()
+    denials = RejectionLog()
     assert not denials.has_news(100.0)
     denials.note("refused 10.0.0.7: no key")
     assert denials.has_news(100.0)
@@ -14,7 +14,7 @@ def test_a_refusal_is_told_at_once_and_once() -> None:
 
 
 def test_a_flood_is_counted_and_told_in_a_few_lines() -> None:
-    denials, lines, now = Denials(), list[str](), 0.0
+    denials, lines, now = RejectionLog(), list[str](), 0.0
     for number in range(10_000):
         now = number * 0.01
         denials.note(f"refused {number}")
@@ -26,7 +26,7 @@ def test_a_flood_is_counted_and_told_in_a_few_lines() -> None:
 
 
 def test_what_was_not_told_is_told_as_a_number() -> None:
-    denials = Denials()
+    denials = RejectionLog()
     for number in range(LINES + 37):
         denials.note(f"refused {number}")
     assert denials.told(0.0)[-1] == "37 more connections were refused"
@@ -34,7 +34,7 @@ def test_what_was_not_told_is_told_as_a_number() -> None:
 
 
 def test_after_a_while_single_ones_are_told_again() -> None:
-    denials = Denials()
+    denials = RejectionLog()
     for _ in range(LINES):
         denials.note("refused one")
     denials.told(0.0)

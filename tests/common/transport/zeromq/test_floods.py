@@ -10,8 +10,8 @@ import pytest
 
 from common.runtime.clock import SystemClock
 from common.transport.auth.curve import HANDSHAKE_MS
-from common.transport.limits.ingress_quota import Rations
-from common.transport.limits.rejection_log import Denials
+from common.transport.limits.ingress_quota import IngressQuota
+from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import Limits, PeerSlow
 from common.transport.zeromq.ports import dial, serve
 from common.transport.zeromq.server import LOOK_S, ZeroMqServer
@@ -24,7 +24,7 @@ LIMITS = Limits(frame_bytes=2**20, frames=4, backlog=2)
 class Scene:
     """A server, and attackers in threads of their own."""
 
-    denials: Denials = field(default_factory=Denials)
+    denials: RejectionLog = field(default_factory=RejectionLog)
     stack: ExitStack = field(default_factory=ExitStack)
     attackers: list[threading.Thread] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
@@ -105,7 +105,7 @@ def send_many_frames(address: str) -> None:
 def send_a_message_without_end(address: str) -> None:
     piece = zmtp.frame(bytes(2**20), zmtp.MORE)
     with zmtp.shaken(address) as connection:
-        most = 20 * Rations(LIMITS).allowance
+        most = 20 * IngressQuota(LIMITS).allowance
         assert zmtp.send_until_closed(connection, piece, most) < most
         assert zmtp.is_closed(connection)
 
@@ -146,11 +146,11 @@ def test_a_handshake_has_some_seconds(scene: Scene) -> None:
 def test_one_that_sends_much_and_whole_messages_is_let_be(scene: Scene) -> None:
     def send_whole_messages(address: str) -> None:
         with zmtp.shaken(address) as connection:
-            count = 2 * Rations(LIMITS).allowance // 2**20
+            count = 2 * IngressQuota(LIMITS).allowance // 2**20
             assert zmtp.send_all(connection, repeat(zmtp.message([bytes(2**20)]), count)) == count
 
     scene.attack(send_whole_messages)
-    assert len(scene.serve_until_over()) > Rations(LIMITS).allowance // 2**20
+    assert len(scene.serve_until_over()) > IngressQuota(LIMITS).allowance // 2**20
     assert scene.denials.count == 0
 
 

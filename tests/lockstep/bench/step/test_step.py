@@ -13,7 +13,7 @@ from common.data.source import load
 from common.errors import RunError, UsageError
 from common.job.job import Job
 from common.runtime.clock import ManualClock, SystemClock
-from lockstep.bench.baseline.baseline import Peer, layouts_of
+from lockstep.bench.baseline.baseline import Baseline, layouts_of
 from lockstep.bench.baseline.stepper import Answer
 from lockstep.bench.step.profile import Profile
 from lockstep.bench.step.step import FIRST, StepBench, faster_layout
@@ -107,11 +107,11 @@ def test_layouts() -> None:
 
 def test_a_peer_that_is_not_there_is_told() -> None:
     with pytest.raises(UsageError, match="cannot run --peer-python 'nowhere'"):
-        Peer.start(Path("nowhere"), ["step", "linear", "32"])
+        Baseline.start(Path("nowhere"), ["step", "linear", "32"])
 
 
 def test_a_peer_without_torch_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    peer = Peer.start(Path(sys.executable), ["step", "linear", "32"])
+    peer = Baseline.start(Path(sys.executable), ["step", "linear", "32"])
     with pytest.raises(RunError, match="has its environment torch"):
         peer.steps(1)
     peer.close()

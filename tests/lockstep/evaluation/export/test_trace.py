@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import ModelError
 from lockstep import F, Tensor, nn
-from lockstep.evaluation.export.trace import ANY, Constant, Input, Result, Weight, trace_of
+from lockstep.evaluation.export.trace import ANY, TracedConstant, TracedInput, TracedResult, TracedWeight, trace_of
 
 SAMPLES = np.linspace(-1, 1, 3 * 8, dtype=np.float32).reshape(3, 1, 2, 4)
 
@@ -22,13 +22,13 @@ def test_operands_are_the_input_results_weights_and_constants() -> None:
     trace = trace_of(Net().eval(), SAMPLES)
     assert [step.primitive for step in trace.steps] == ["reshape", "linear", "multiply"]
     reshape, linear, multiply = trace.steps
-    assert reshape.operands == (Input(),)
+    assert reshape.operands == (TracedInput(),)
     assert reshape.shape == (ANY, 8)
-    assert linear.operands == (Result(0), Weight("linear.weight"), Weight("linear.bias"))
+    assert linear.operands == (TracedResult(0), TracedWeight("linear.weight"), TracedWeight("linear.bias"))
     constant = multiply.operands[1]
-    assert isinstance(constant, Constant)
+    assert isinstance(constant, TracedConstant)
     assert constant.value == 2
-    assert trace.output == Result(2)
+    assert trace.output == TracedResult(2)
     assert trace.shape == (ANY, 3)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import UsageError
 from lockstep.launch.remote.hosts import first_host
-from lockstep.launch.remote.place import JOB_PORTS, Place, detect
+from lockstep.launch.remote.place import JOB_PORTS, LauncherPlace, detect
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500", "LOCAL_RANK": "1"}
 SLURM = {
@@ -131,5 +131,5 @@ def test_the_first_host_of_a_list(hosts: str, first: str) -> None:
 def test_rank_0_listens_everywhere_unless_all_are_on_its_machine(
     host: str, dialled: str, bound: str, beside: str
 ) -> None:
-    place = Place(launcher="torchrun", rank=0, size=1, host=host, port=9)
+    place = LauncherPlace(launcher="torchrun", rank=0, size=1, host=host, port=9)
     assert (place.address, place.bind, place.beside) == (dialled, bound, beside)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from ps.records.ledger import Again, Begun, Entry, Share, StepDone, WorkerIn
+from ps.records.ledger import Again, LedgerEntry, LedgerShare, RunBegun, StepDone, WorkerIn
 from ps.records.run_folder import RunFolder
 
 
@@ -30,20 +30,20 @@ def write_steps(
 
 
 #: Two workers; the second leaves in step 1, and after a restart step 1 is made again by another.
-LEDGER: list[Entry] = [
-    Begun(step=0, weights_sha256="00"),
+LEDGER: list[LedgerEntry] = [
+    RunBegun(step=0, weights_sha256="00"),
     WorkerIn(rank=0, host="here", pid=11),
     WorkerIn(rank=1, host="there", pid=22),
-    StepDone(step=0, shares=[Share(0, 2, 0), Share(2, 4, 1)], losses=bytes(16), mark=1),
+    StepDone(step=0, shares=[LedgerShare(0, 2, 0), LedgerShare(2, 4, 1)], losses=bytes(16), mark=1),
     Again(work="train", step=1, lo=2, hi=4, rank=1, why="it left"),
     Again(work="evaluate", step=1, lo=0, hi=1, rank=1, why="it left"),
-    StepDone(step=1, shares=[Share(0, 4, 0)], losses=bytes(16), mark=2),
-    Begun(step=1, weights_sha256="01", lost_steps=1),
+    StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=2),
+    RunBegun(step=1, weights_sha256="01", lost_steps=1),
     WorkerIn(rank=0, host="new", pid=33),
-    StepDone(step=1, shares=[Share(0, 4, 0)], losses=bytes(16), mark=2),
+    StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=2),
 ]
 
 
-def write_ledger(folder: Path, entries: Sequence[Entry]) -> None:
+def write_ledger(folder: Path, entries: Sequence[LedgerEntry]) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "ledger.jsonl").write_bytes(b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries))

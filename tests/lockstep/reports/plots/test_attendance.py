@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import FileFormatError
 from lockstep.reports.plots.attendance import Given, read_attendance
-from ps.records.ledger import Begun, Share, StepDone
+from ps.records.ledger import LedgerShare, RunBegun, StepDone
 from tests.lockstep.reports.plots.records import LEDGER, write_ledger
 
 
@@ -29,8 +29,8 @@ def test_shares_are_of_the_micro_batches_of_some_steps(tmp_path: Path) -> None:
 
 
 def test_a_process_alone_is_a_row_too(tmp_path: Path) -> None:
-    step = StepDone(step=0, shares=[Share(0, 8, 0)], losses=bytes(32), mark=1)
-    write_ledger(tmp_path, [Begun(step=0, weights_sha256="00"), step])
+    step = StepDone(step=0, shares=[LedgerShare(0, 8, 0)], losses=bytes(32), mark=1)
+    write_ledger(tmp_path, [RunBegun(step=0, weights_sha256="00"), step])
     assert read_attendance(tmp_path).names == ["this process"]
 
 

@@ -19,7 +19,7 @@ from lockstep import nn
 from lockstep.evaluation.assessment import Assessment
 from lockstep.evaluation.confusion import Confusion
 from lockstep.reports.plots.attendance import read_attendance
-from lockstep.reports.plots.course import Course, Floats, read_course
+from lockstep.reports.plots.course import Floats, RunCurves, read_curves
 from lockstep.reports.plots.learning import learning
 from lockstep.reports.plots.results import (
     confusion_matrix,
@@ -33,10 +33,10 @@ from lockstep.reports.plots.timeline import VAIN, close_steps, timeline
 from tests.lockstep.reports.plots.records import LEDGER, write_ledger, write_steps
 
 
-def courses(folder: Path, *names: str) -> list[Course]:
+def courses(folder: Path, *names: str) -> list[RunCurves]:
     for name in names:
         write_steps(folder / name, range(8))
-    return [read_course(folder / name) for name in names]
+    return [read_curves(folder / name) for name in names]
 
 
 def xs(line: Line2D) -> Floats:
@@ -62,7 +62,7 @@ def test_learning_has_a_line_for_training_and_marks_for_tests(tmp_path: Path) ->
 
 def test_validations_have_marks_of_their_own(tmp_path: Path) -> None:
     write_steps(tmp_path / "a", range(8), validation=(0.125, 0.875))
-    loss, accuracy, _ = learning([read_course(tmp_path / "a")]).axes
+    loss, accuracy, _ = learning([read_curves(tmp_path / "a")]).axes
     marks = loss.get_lines()[2]
     assert marks.get_label() == "a: validation"
     assert (xs(marks).tolist(), ys(marks).tolist()) == ([4, 8], [0.125, 0.125])
@@ -199,7 +199,7 @@ def test_mistakes_that_cannot_be_shown_are_told(found: Assessment, text: str) ->
 
 def test_numbers_at_a_logarithmic_axis_are_no_formulas(tmp_path: Path) -> None:
     write_steps(tmp_path / "a", range(8), loss=8.0)
-    figure = learning([read_course(tmp_path / "a")])
+    figure = learning([read_curves(tmp_path / "a")])
     figure.canvas.draw()
     axis = figure.axes[0].yaxis
     shown = [label.get_text() for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))]

@@ -10,16 +10,16 @@ from common.protocol.messages import Diverged, Lease, Result
 from ps.coordinator import events
 from ps.coordinator.effects import AddSums, UpdateWeights
 from ps.coordinator.scheduling.audit import WHY, chosen_pieces, is_difference
-from ps.coordinator.transitions import Phase
+from ps.coordinator.transitions import RunPhase
 from ps.records.ledger import Again
-from ps.run.info import RunFacts
+from ps.run.info import RunInfo
 from tests.ps.runs import Drive, facts_of, finished, messages, peer_of, result_of, said
 
 #: What workers find.
 SAME, OTHER = "a" * 64, "b" * 64
 
 
-def audited(share: float = 1.0, *, min_workers: int = 2, job: Job | None = None) -> RunFacts:
+def audited(share: float = 1.0, *, min_workers: int = 2, job: Job | None = None) -> RunInfo:
     return replace(facts_of(job, min_workers=min_workers), audit=share)
 
 
@@ -35,7 +35,7 @@ class Audited(Drive):
 
     def to_audit(self, *workers: int) -> None:
         """Let workers bring all that is to be trained of the step at hand."""
-        while self.coordinator.phase is Phase.TRAINING:
+        while self.coordinator.phase is RunPhase.TRAINING:
             self.bring(next(worker for worker in workers if self.leases.get(worker)))
 
     def bring_all(self, digests: dict[int, str] | None = None) -> None:
@@ -104,7 +104,7 @@ def test_a_difference_names_both_and_ends_the_run_before_the_update() -> None:
     drive = Audited(audited())
     drive.enter(1, 2)
     drive.to_audit(1, 2)
-    assert drive.coordinator.phase is Phase.AUDITING
+    assert drive.coordinator.phase is RunPhase.AUDITING
     drive.bring_all({2: OTHER})
     (finish,) = finished(drive.effects)
     assert is_difference(finish.failure)
@@ -157,7 +157,7 @@ def test_an_audit_whose_only_other_worker_is_lost_goes_on_without(how: str) -> N
             while drive.coordinator.round.step == 0:
                 drive.fail(2)
     assert drive.coordinator.round.step == 1
-    assert drive.coordinator.phase is Phase.TRAINING
+    assert drive.coordinator.phase is RunPhase.TRAINING
     progress = drive.coordinator.progress
     assert progress.audited + progress.unaudited == 4
     assert progress.unaudited > 0
@@ -168,7 +168,7 @@ def test_an_audit_is_taken_over_by_a_third_worker() -> None:
     drive = Audited(audited(min_workers=3))
     drive.enter(1, 2, 3)
     drive.to_audit(1, 2, 3)
-    assert drive.coordinator.phase is Phase.AUDITING
+    assert drive.coordinator.phase is RunPhase.AUDITING
     drive.leave(2)
     drive.bring_all()
     assert finished(drive.effects)[0].failure == ""

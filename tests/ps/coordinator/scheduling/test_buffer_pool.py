@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.aggregation.tree import Node
 from common.protocol.messages import SLOTS
-from ps.coordinator.scheduling.buffer_pool import SlotBook
+from ps.coordinator.scheduling.buffer_pool import BufferPool
 from tests.ps.careless import Careless
 
 RANK = 3
@@ -29,7 +29,7 @@ class TornError(AssertionError):
 class Line:
     """A worker, its memory, and what is on its way between it and the server."""
 
-    book: SlotBook = field(default_factory=SlotBook)
+    book: BufferPool = field(default_factory=BufferPool)
     #: By number, what is held at the server.
     held: dict[int, Node] = field(default_factory=dict)
     #: Leases that the worker has not begun, as (slot, number), and results that the server has not read.
@@ -123,7 +123,7 @@ def test_a_late_result_whose_slot_is_still_its_own_is_read() -> None:
 
 
 def test_the_same_pieces_leased_again_to_the_same_worker_are_another_lease() -> None:
-    book = SlotBook()
+    book = BufferPool()
     first = book.lend(RANK, Node(0, 2), [])
     again = book.lend(RANK, Node(0, 2), [])
     third = book.lend(RANK, Node(2, 3), [Node(0, 2)])
@@ -133,13 +133,13 @@ def test_the_same_pieces_leased_again_to_the_same_worker_are_another_lease() -> 
 
 @pytest.mark.parametrize(("rank", "number"), [(RANK, 0), (RANK, 2), (RANK + 1, 1)])
 def test_a_lease_that_never_was_has_no_slot(rank: int, number: int) -> None:
-    book = SlotBook()
+    book = BufferPool()
     book.lend(RANK, Node(0, 1), [])
     assert book.slot_of(rank, number) is None
 
 
 def test_one_node_may_stand_in_both_slots() -> None:
-    book, node = SlotBook(), Node(0, 4)
+    book, node = BufferPool(), Node(0, 4)
     first, number = book.lend(RANK, node, [])
     # Its lease ran out, and its result has come: other servers are still to read it.
     second, _ = book.lend(RANK, node, [], [number])

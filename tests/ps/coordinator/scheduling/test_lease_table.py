@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.aggregation.tree import Node, is_node
-from ps.coordinator.scheduling.lease_table import Held, Pieces, overlap
+from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, overlap
 
 RANKS = st.integers(0, 3)
 
@@ -16,9 +16,9 @@ class PiecesMachine(RuleBasedStateMachine):
 
     @initialize(total=st.integers(1, 20))
     def begin(self, total: int) -> None:
-        self.pieces = Pieces(total)
+        self.pieces = LeaseTable(total)
         self.done: set[int] = set()
-        self.held: list[Held] = []
+        self.held: list[HeldLease] = []
         self.failed: dict[int, list[int]] = {}
 
     def free(self) -> list[int]:
@@ -35,7 +35,7 @@ class PiecesMachine(RuleBasedStateMachine):
             assert set(range(node.lo, node.hi)) <= set(allowed)
             assert len(node) <= most
             assert is_node(node.lo, node.hi, self.pieces.total)
-            self.held.append(Held(node, rank, deadline))
+            self.held.append(HeldLease(node, rank, deadline))
 
     @rule(lo=st.integers(-1, 20), length=st.integers(-1, 20))
     def accept(self, lo: int, length: int) -> None:
@@ -64,7 +64,7 @@ class PiecesMachine(RuleBasedStateMachine):
     @rule(rank=RANKS, deadline=st.integers(0, 9))
     def extend(self, rank: int, deadline: int) -> None:
         self.pieces.extend(rank, deadline)
-        self.held = [Held(held.node, rank, deadline) if held.rank == rank else held for held in self.held]
+        self.held = [HeldLease(held.node, rank, deadline) if held.rank == rank else held for held in self.held]
 
     @precondition(lambda self: self.held)
     @rule(rank=RANKS, data=st.data())
@@ -99,7 +99,7 @@ TestPieces = PiecesMachine.TestCase
 
 
 def test_a_piece_that_failed_goes_to_another() -> None:
-    pieces = Pieces(4)
+    pieces = LeaseTable(4)
     node = pieces.take(0, 1, 9.0, is_alone=False)
     assert node == Node(0, 1)
     assert pieces.fail(node, 0) is False
@@ -108,7 +108,7 @@ def test_a_piece_that_failed_goes_to_another() -> None:
 
 
 def test_a_piece_that_failed_goes_to_the_same_worker_if_that_is_alone() -> None:
-    pieces = Pieces(1)
+    pieces = LeaseTable(1)
     pieces.take(0, 1, 9.0, is_alone=True)
     pieces.fail(Node(0, 1), 0)
     assert pieces.take(0, 1, 9.0, is_alone=False) is None
@@ -117,7 +117,7 @@ def test_a_piece_that_failed_goes_to_the_same_worker_if_that_is_alone() -> None:
 
 
 def test_a_failure_of_a_piece_that_others_have_done_does_not_count() -> None:
-    pieces = Pieces(2)
+    pieces = LeaseTable(2)
     pieces.take(0, 1, 9.0, is_alone=False)
     pieces.accept(Node(0, 1))
     assert pieces.fail(Node(0, 1), 0) is None
@@ -126,7 +126,7 @@ def test_a_failure_of_a_piece_that_others_have_done_does_not_count() -> None:
 
 
 def test_a_late_result_ends_the_lease_that_shares_pieces_with_it() -> None:
-    pieces = Pieces(4)
+    pieces = LeaseTable(4)
     assert pieces.take(0, 4, 9.0, is_alone=True) == Node(0, 4)
     assert pieces.accept(Node(0, 2))
     assert pieces.holding(0) == []
@@ -135,10 +135,10 @@ def test_a_late_result_ends_the_lease_that_shares_pieces_with_it() -> None:
 
 @pytest.mark.parametrize("corrupt", ["held twice", "not marked"])
 def test_validate_finds_a_planted_contradiction(corrupt: str) -> None:
-    pieces = Pieces(4)
+    pieces = LeaseTable(4)
     pieces.take(0, 1, 9.0, is_alone=False)
     if corrupt == "held twice":
-        pieces.held[1] = [Held(Node(0, 1), 1, 9.0)]
+        pieces.held[1] = [HeldLease(Node(0, 1), 1, 9.0)]
     else:
         pieces.held.clear()
     with pytest.raises(AssertionError):
@@ -146,7 +146,7 @@ def test_validate_finds_a_planted_contradiction(corrupt: str) -> None:
 
 
 def test_four_thousand_pieces_are_no_trouble() -> None:
-    pieces = Pieces(4096)
+    pieces = LeaseTable(4096)
     for piece in range(4096):
         assert pieces.take(piece % 8, 1, 9.0, is_alone=False) == Node(piece, piece + 1)
         assert pieces.accept(Node(piece, piece + 1))

@@ -4,8 +4,8 @@ import pytest
 
 from common.aggregation.tree import Node
 from common.protocol.messages import Result, Work
-from ps.coordinator.scheduling.lease_table import Held
-from ps.coordinator.scheduling.lease_timeouts import ENOUGH, FLOOR_S, GRACE_S, NEWCOMER_S, Pace
+from ps.coordinator.scheduling.lease_table import HeldLease
+from ps.coordinator.scheduling.lease_timeouts import ENOUGH, FLOOR_S, GRACE_S, NEWCOMER_S, LeaseTimeouts
 
 TIMEOUT_S = 60.0
 
@@ -14,14 +14,14 @@ def result_of(node: Node, work: Work = "train") -> Result:
     return Result(work=work, step=0, lo=node.lo, hi=node.hi, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
 
 
-def made(pieces_s: list[float], *, rank: int = 0, size: int = 1, work: Work = "train") -> Pace:
+def made(pieces_s: list[float], *, rank: int = 0, size: int = 1, work: Work = "train") -> LeaseTimeouts:
     """Return a pace in which a worker took so many seconds a piece, for leases of `size` pieces."""
-    pace, now = Pace(TIMEOUT_S), 0.0
+    pace, now = LeaseTimeouts(TIMEOUT_S), 0.0
     node = Node(0, size)
     for seconds in pieces_s:
         pace.begin(rank, now)
         now += seconds * size
-        pace.came(rank, result_of(node, work), [Held(node, rank, 0.0)], now)
+        pace.came(rank, result_of(node, work), [HeldLease(node, rank, 0.0)], now)
     return pace
 
 
@@ -80,19 +80,19 @@ def test_a_slow_machine_becomes_known_as_such_within_its_last_leases() -> None:
 def test_a_result_of_what_is_not_held_tells_nothing() -> None:
     pace = made([1.0] * 10)
     for node in (Node(0, 2), Node(3, 1)):
-        pace.came(0, result_of(node), [Held(Node(0, 1), 0, 0.0)], 1000.0)
-    pace.came(5, result_of(Node(0, 1)), [Held(Node(0, 1), 5, 0.0)], 1000.0)
+        pace.came(0, result_of(node), [HeldLease(Node(0, 1), 0, 0.0)], 1000.0)
+    pace.came(5, result_of(Node(0, 1)), [HeldLease(Node(0, 1), 5, 0.0)], 1000.0)
     assert pace.median_s(0, "train") == pytest.approx(1.0)
     assert pace.held_s(5, 1000.0) == 0.0
 
 
 def test_what_it_has_held_begins_when_it_got_work_or_brought_some() -> None:
-    pace = Pace(TIMEOUT_S)
+    pace = LeaseTimeouts(TIMEOUT_S)
     pace.begin(0, 100.0)
     assert pace.held_s(0, 109.0) == 9.0
     pace.put_off(5.0)
     assert pace.held_s(0, 109.0) == 4.0
-    pace.came(0, result_of(Node(0, 1)), [Held(Node(0, 1), 0, 0.0)], 110.0)
+    pace.came(0, result_of(Node(0, 1)), [HeldLease(Node(0, 1), 0, 0.0)], 110.0)
     assert pace.held_s(0, 111.0) == 1.0
 
 

@@ -3,24 +3,24 @@
 import pytest
 
 from common.job.job import Job
-from common.protocol.messages import Alive, Fenced, Lease, Welcome
+from common.protocol.messages import Eviction, Lease, Ping, Welcome
 from ps.coordinator import events
 from ps.coordinator.effects import AddSums, ForgetWorker
 from ps.coordinator.scheduling.lease_timeouts import FLOOR_S
-from ps.coordinator.scheduling.stall_detector import LOOK_S, MISSED_S, Lookout
+from ps.coordinator.scheduling.stall_detector import LOOK_S, MISSED_S, StallDetector
 from ps.coordinator.scheduling.stragglers import CAUTION
 from tests.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.5, LOOK_S, MISSED_S])
 def test_looks_that_are_near_one_another_miss_nothing(gap: float) -> None:
-    lookout = Lookout()
+    lookout = StallDetector()
     assert lookout.look(100.0) == 0.0
     assert lookout.look(100.0 + gap) == 0.0
 
 
 def test_a_gap_is_missed_whole_and_once() -> None:
-    lookout = Lookout()
+    lookout = StallDetector()
     lookout.look(100.0)
     assert lookout.look(130.0) == 30.0
     assert lookout.look(130.5) == 0.0
@@ -71,9 +71,9 @@ def test_one_that_stays_silent_loses_its_place_and_what_it_brings_later_is_not_a
     assert "worker 0 (host host, pid 1) lost its place: it has brought nothing for 5" in told
     assert ForgetWorker(peer=peer_of(1), rank=0) in drive.effects
     effects = drive.send(1, late)
-    assert kinds(effects, 1) == [Fenced]
+    assert kinds(effects, 1) == [Eviction]
     assert not [effect for effect in effects if isinstance(effect, AddSums)]
-    assert kinds(drive.ask(1), 1) == [Fenced]
+    assert kinds(drive.ask(1), 1) == [Eviction]
     # It joins anew over the same connection, as another.
     join = events.WorkerJoined(peer=peer_of(1), join=join_of(31))
     (welcome,) = messages(drive.happen(join), 1)
@@ -90,7 +90,7 @@ def test_one_that_says_anything_keeps_its_place() -> None:
     while drive.leases[2]:
         drive.answer(2)
     drive.pass_time(FLOOR_S + 0.5)
-    assert kinds(drive.ask(1), 1)[0] is Alive
+    assert kinds(drive.ask(1), 1)[0] is Ping
     assert "lost its place" not in keep_busy(drive, 1, 4.0)
 
 

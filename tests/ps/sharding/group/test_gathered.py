@@ -5,11 +5,11 @@ import pytest
 
 from common.aggregation.slices import Slice
 from common.errors import RemoteProtocolError
-from ps.sharding.group.gathered import Gathered
+from ps.sharding.group.gathered import GatheredWeights
 
 
-def gathered() -> Gathered:
-    return Gathered(np.zeros(10, np.float32), {"momentum": np.zeros(8, np.float32)}, updates=0)
+def gathered() -> GatheredWeights:
+    return GatheredWeights(np.zeros(10, np.float32), {"momentum": np.zeros(8, np.float32)}, updates=0)
 
 
 def ones(count: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":

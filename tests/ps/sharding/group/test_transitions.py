@@ -7,17 +7,17 @@ from typing import Any, get_args
 import pytest
 
 from ps.sharding.group import transitions as fleet_phases
-from ps.sharding.group.events import FleetEvent
+from ps.sharding.group.events import GroupEvent
 from ps.sharding.process import transitions as shard_phases
 from ps.sharding.process.events import ShardEvent
 
 TABLES: list[tuple[dict[Any, Any], type[Enum], Any, Enum, Enum]] = [
     (
         fleet_phases.TRANSITIONS,
-        fleet_phases.FleetPhase,
-        FleetEvent,
-        fleet_phases.FleetPhase.MUSTERING,
-        fleet_phases.FleetPhase.ENDED,
+        fleet_phases.GroupPhase,
+        GroupEvent,
+        fleet_phases.GroupPhase.MUSTERING,
+        fleet_phases.GroupPhase.ENDED,
     ),
     (
         shard_phases.TRANSITIONS,

@@ -3,21 +3,21 @@
 import pytest
 
 from common.errors import RemoteProtocolError
-from common.protocol.messages import Part
+from common.protocol.messages import SumsFrame
 from common.protocol.shard_messages import Admit, Hello
 from ps.shard.frame_book import FrameBook
-from ps.sharding.process.worker_connections import STRANGERS, Visitors
+from ps.sharding.process.worker_connections import STRANGERS, WorkerConnections
 
 ADMIT = Admit(rank=3, incarnation="life-3", shares=False)
 HELLO = Hello(rank=3, incarnation="life-3")
 PEER = b"peer"
 
 
-def visitors() -> Visitors:
-    return Visitors(micro_batches=4, book=FrameBook(frames=2))
+def visitors() -> WorkerConnections:
+    return WorkerConnections(micro_batches=4, book=FrameBook(frames=2))
 
 
-def served(step: int = 5) -> Visitors:
+def served(step: int = 5) -> WorkerConnections:
     """Return visitors of whom one has been sent the weights of a step."""
     book = visitors()
     book.admit(ADMIT)
@@ -28,8 +28,8 @@ def served(step: int = 5) -> Visitors:
     return book
 
 
-def part_of(lo: int, hi: int, step: int = 5) -> Part:
-    return Part(step=step, lo=lo, hi=hi, start=0)
+def part_of(lo: int, hi: int, step: int = 5) -> SumsFrame:
+    return SumsFrame(step=step, lo=lo, hi=hi, start=0)
 
 
 @pytest.mark.parametrize("greets_first", [True, False])
