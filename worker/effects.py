@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from common.protocol.messages import Lease, Result, Welcome, WorkerMessage
+from common.statemachine.vocabulary import Report as Report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +37,6 @@ class ComputeLease:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Greet:
     """Tell the run's other servers, where there are any, who is behind the connections to them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """Tell the person at the worker."""
-
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

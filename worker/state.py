@@ -10,7 +10,6 @@ from typing import assert_never
 
 import msgspec
 
-from common.errors import ProtocolError
 from common.files.sanitize import one_line
 from common.protocol.messages import (
     NAME_LIMIT,
@@ -26,6 +25,7 @@ from common.protocol.messages import (
     shortened,
 )
 from common.runtime.backoff import Backoff
+from common.statemachine.transitions import IGNORED, ILLEGAL, check_reached, table_of, targets_in
 from worker.effects import ComputeLease, Effect, Exit, Greet, Prepare, Report, Send, SendResult
 from worker.events import (
     Event,
@@ -76,12 +76,6 @@ class WorkerPhase(Enum):
     ENDED = "ended"
 
 
-#: Nothing happens: late and doubled messages end here, not in an `if`.
-IGNORED: frozenset[WorkerPhase] = frozenset()
-
-#: Our own shell would have to be wrong for this to happen.
-ILLEGAL: frozenset[WorkerPhase] | None = None
-
 _JOINING, _PREPARING = frozenset({WorkerPhase.JOINING}), frozenset({WorkerPhase.PREPARING})
 _WAITING, _COMPUTING, _ENDED = (
     frozenset({WorkerPhase.WAITING}),
@@ -115,9 +109,7 @@ _TABLE: dict[type[Event], tuple[frozenset[WorkerPhase] | None, ...]] = {
 }
 
 #: For each phase and event the phases that may follow, `IGNORED`, or `ILLEGAL`.
-TRANSITIONS = {
-    (phase, event): targets for event, row in _TABLE.items() for phase, targets in zip(WorkerPhase, row, strict=True)
-}
+TRANSITIONS = table_of(WorkerPhase, _TABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,17 +153,14 @@ class WorkerState:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
-        targets = TRANSITIONS[self.phase, type(event)]
-        if targets is ILLEGAL:
-            raise ProtocolError(f"{type(event).__name__} while {self.phase.value}: not a transition of the table")
+        targets = targets_in(TRANSITIONS, self.phase, event)
         if not targets:
             return []
         if not isinstance(event, TimePassed | SamplesLacked):
             self.heard = self.asked = now
             self.tries, self.silent_s = 0, SILENT_S
         effects = self._react(event, now)
-        if self.phase not in targets:
-            raise ProtocolError(f"{type(event).__name__} led to {self.phase.value}: not a transition of the table")
+        check_reached(targets, event, self.phase)
         return effects
 
     def deadline(self) -> float | None:

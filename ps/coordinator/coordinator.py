@@ -7,8 +7,8 @@ decides never changes the result, only who computes it: the sums are added over 
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from common.errors import ProtocolError
 from common.protocol.messages import Eviction, Finished, Ping, Status, shortened
+from common.statemachine.transitions import check_reached, targets_in
 from ps.coordinator import events
 from ps.coordinator.course import Course
 from ps.coordinator.effects import Effect, ForgetWorker, Report, Send
@@ -34,14 +34,13 @@ class Coordinator(Course):
         if isinstance(event, events.FROM_MEMBERS) and event.peer not in self.roster.members and not self.is_over():
             # Before the table, since it is of the run's phases, and whoever this is takes no part in the run.
             return [Send(peer=event.peer, message=Eviction(reason=STRANGER))]
-        targets = TRANSITIONS[self.phase, type(event)]
+        targets = targets_in(TRANSITIONS, self.phase, event)
         if not targets:
             return []
         effects = self._react(event, now)
         if not self.is_over():
             effects += self._hear(event, now) + self._end_audit(now) + self._remind(now)
-        if self.phase not in targets:
-            raise ProtocolError(f"{type(event).__name__} led to {self.phase.name}: not a transition of the table")
+        check_reached(targets, event, self.phase)
         return effects
 
     def deadline(self) -> float | None:

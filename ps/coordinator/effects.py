@@ -4,16 +4,11 @@ from dataclasses import dataclass, field
 
 from common.aggregation.tree import Node
 from common.job.tally import Tally
-from common.protocol.messages import EpochStatus, ServerMessage
+from common.protocol.messages import EpochStatus
+from common.statemachine.vocabulary import Report as Report
+from common.statemachine.vocabulary import ReportRefusal as ReportRefusal
+from common.statemachine.vocabulary import Send as Send
 from ps.records.ledger import Account
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Send:
-    """Send a message that carries no array."""
-
-    peer: bytes
-    message: ServerMessage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,20 +66,6 @@ class RecordEpoch:
 
     epoch: EpochStatus
     account: Account = field(default_factory=Account, compare=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """Tell the person at the server."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReportRefusal:
-    """Tell the person at the server that somebody was not taken in, who may come again and again."""
-
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

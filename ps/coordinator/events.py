@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from common.aggregation.tree import Node
 from common.protocol.messages import ComputeFailed, Diverged, Join, Result
+from common.statemachine.vocabulary import Interrupted as Interrupted
+from common.statemachine.vocabulary import TimePassed as TimePassed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,16 +119,6 @@ class WeightsNotFinite:
     """The weights are not finite, although all losses are."""
 
     text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TimePassed:
-    """The deadline came before anything else did."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interrupted:
-    """A person or the system wants the run to end now."""
 
 
 Event = (

@@ -3,6 +3,7 @@
 from enum import Enum
 
 from common.protocol.messages import Work
+from common.statemachine.transitions import IGNORED, TransitionTable
 from ps.coordinator.events import (
     CallbacksDecided,
     Event,
@@ -52,9 +53,6 @@ PHASES: dict[Work, RunPhase] = {
     "evaluate": RunPhase.EVALUATING,
 }
 
-#: Nothing happens: late and doubled messages end here, not in an `if`.
-IGNORED: frozenset[RunPhase] = frozenset()
-
 #: A round may end by a result, and the next one may be training, evaluating, or none.
 _ONWARD = frozenset({RunPhase.TRAINING, RunPhase.EVALUATING, RunPhase.FINISHED})
 
@@ -63,7 +61,7 @@ _STEP_OVER = _ONWARD | {RunPhase.AUDITING, RunPhase.UPDATING}
 _HERE_OR_FAILED = {phase: frozenset({phase, RunPhase.FAILED}) for phase in RunPhase}
 
 #: For each phase and event the phases that may follow; the empty set means that the event is ignored.
-TRANSITIONS: dict[tuple[RunPhase, type[Event]], frozenset[RunPhase]] = {
+TRANSITIONS: TransitionTable[RunPhase, Event] = {
     (RunPhase.MUSTERING, WorkerJoined): frozenset({RunPhase.MUSTERING}),
     (RunPhase.MUSTERING, WorkerPrepared): IGNORED,
     (RunPhase.MUSTERING, WorkerAdvanced): IGNORED,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from common.aggregation.tree import Vector
 from common.protocol.codec import encode
-from common.protocol.messages import Lease, ServerMessage, Weights
+from common.protocol.messages import Lease, Message, Weights
 from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps.coordinator import events
 from ps.coordinator.membership import Membership
@@ -38,7 +38,7 @@ class Outbox:
         member = self.roster.members.get(peer)
         return [] if self.shards is None or member is None else self.shards.serve(member.rank, step)
 
-    def send(self, peer: bytes, message: ServerMessage, *arrays: Vector) -> Sequence[events.Event]:
+    def send(self, peer: bytes, message: Message, *arrays: Vector) -> Sequence[events.Event]:
         """Send a message; return that the worker is gone, where it is."""
         if isinstance(message, Lease):
             self.intake.expect(peer, message)

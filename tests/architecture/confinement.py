@@ -38,6 +38,8 @@ RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
 
 #: State machines and the rules that they follow: these decide, and shells act.
 PURE = (
+    "common.statemachine.transitions",
+    "common.statemachine.vocabulary",
     "ps.coordinator.admission",
     "ps.coordinator.coordinator",
     "ps.coordinator.course",

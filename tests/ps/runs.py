@@ -15,7 +15,6 @@ from common.protocol.messages import (
     Lease,
     Message,
     Result,
-    ServerMessage,
     Work,
 )
 from common.protocol.numerics import Fingerprint, fingerprint
@@ -177,7 +176,7 @@ class Drive:
         return sorted(Node(lease.lo, lease.hi) for leases in self.leases.values() for lease in leases)
 
 
-def messages(effects: list[Effect], worker: int | None = None) -> list[ServerMessage]:
+def messages(effects: list[Effect], worker: int | None = None) -> list[Message]:
     """Return the messages among effects, to one worker or to all."""
     return [
         effect.message

@@ -22,10 +22,11 @@ from common.protocol.messages import (
     SamplesRequest,
     Standby,
 )
+from common.statemachine.transitions import ILLEGAL
 from tests.worker.states import JOIN, WELCOME, Drive, exits, lease_of, result_of, said, sent
 from worker import events
 from worker.effects import ComputeLease, Exit, Greet, Prepare, Report, Send, SendResult
-from worker.state import ASK_MOST_S, ASK_S, CALL_MOST_S, ILLEGAL, MOST_LEASES, SILENT_S, TRANSITIONS, WorkerPhase
+from worker.state import ASK_MOST_S, ASK_S, CALL_MOST_S, MOST_LEASES, SILENT_S, TRANSITIONS, WorkerPhase
 
 LEASE = lease_of(3)
 

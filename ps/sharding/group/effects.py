@@ -3,16 +3,9 @@
 from dataclasses import dataclass
 
 from common.aggregation.tree import Node
-from common.protocol.messages import Finished, Ping, Refused
-from common.protocol.shard_messages import SquaresRequest, Update
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Send:
-    """Send a message that is written already."""
-
-    peer: bytes
-    message: Refused | Ping | Finished | SquaresRequest | Update
+from common.statemachine.vocabulary import Report as Report
+from common.statemachine.vocabulary import ReportRefusal as ReportRefusal
+from common.statemachine.vocabulary import Send as Send
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,20 +67,6 @@ class CompleteStep:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoseShard:
     """A shard is gone without which the run cannot go on."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """Tell the person at the server."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReportRefusal:
-    """Tell the person at the server that somebody was not taken in, who may come again and again."""
 
     text: str
 

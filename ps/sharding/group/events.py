@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from common.aggregation.tree import Node
 from common.protocol.shard_messages import Collected, ShardJoin, SumsAck
+from common.statemachine.vocabulary import TimePassed as TimePassed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,11 +84,6 @@ class ShardGone:
 
     peer: bytes
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TimePassed:
-    """The deadline came before anything else did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

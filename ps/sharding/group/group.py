@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.aggregation.tree import Node
-from common.errors import ProtocolError
 from common.protocol.messages import Finished, Ping, Refused, shortened
 from common.protocol.shard_messages import ShardJoin, SquaresRequest, Update
+from common.statemachine.transitions import check_reached, targets_in
 from ps.coordinator.admission import refusal
 from ps.coordinator.reminder import Reminder
 from ps.sharding.group import events
@@ -29,7 +29,7 @@ from ps.sharding.group.effects import (
     WelcomeShard,
 )
 from ps.sharding.group.member import GroupConfig, ShardMember
-from ps.sharding.group.transitions import ILLEGAL, TRANSITIONS, GroupPhase
+from ps.sharding.group.transitions import TRANSITIONS, GroupPhase
 
 #: Seconds between two words to a shard: sending to a process that is gone fails, and so is its death noticed.
 PROBE_S = 1.0
@@ -57,14 +57,11 @@ class ShardGroup:
 
     def handle(self, event: events.GroupEvent, now: float) -> list[GroupEffect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
-        targets = TRANSITIONS[self.phase, type(event)]
-        if targets is ILLEGAL:
-            raise ProtocolError(f"{type(event).__name__} while {self.phase.value}: not a transition of the table")
+        targets = targets_in(TRANSITIONS, self.phase, event)
         if not targets:
             return []
         effects = self._react(event, now)
-        if self.phase not in targets:
-            raise ProtocolError(f"{type(event).__name__} led to {self.phase.value}: not a transition of the table")
+        check_reached(targets, event, self.phase)
         return effects
 
     def deadline(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from enum import Enum
 
+from common.statemachine.transitions import IGNORED, ILLEGAL, table_of
 from ps.sharding.group import events
 
 
@@ -16,12 +17,6 @@ class GroupPhase(Enum):
     UPDATING = "updating"
     ENDED = "ended"
 
-
-#: Nothing happens: late and doubled messages end here, not in an `if`.
-IGNORED: frozenset[GroupPhase] = frozenset()
-
-#: Our own shell would have to be wrong for this to happen.
-ILLEGAL: frozenset[GroupPhase] | None = None
 
 _MUSTERING, _ADDING = frozenset({GroupPhase.MUSTERING}), frozenset({GroupPhase.ADDING})
 _MEASURING, _UPDATING = frozenset({GroupPhase.MEASURING}), frozenset({GroupPhase.UPDATING})
@@ -52,6 +47,4 @@ _TABLE: dict[type[events.GroupEvent], tuple[frozenset[GroupPhase] | None, ...]] 
 }
 
 #: For each phase and event the phases that may follow, `IGNORED`, or `ILLEGAL`.
-TRANSITIONS = {
-    (phase, event): targets for event, row in _TABLE.items() for phase, targets in zip(GroupPhase, row, strict=True)
-}
+TRANSITIONS = table_of(GroupPhase, _TABLE)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from common.aggregation.tree import Node
 from common.protocol.messages import Leave, Ping, Refused
 from common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome, SumsAck, Update, WorkerLost
+from common.statemachine.vocabulary import Report as Report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +81,6 @@ class RefusePeer:
 
     peer: bytes
     refused: Refused
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """Tell the person at the shard."""
-
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

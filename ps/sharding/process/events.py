@@ -12,6 +12,7 @@ from common.protocol.shard_messages import (
     SquaresRequest,
     Update,
 )
+from common.statemachine.vocabulary import Interrupted as Interrupted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,11 +149,6 @@ class TimePassed:
     #: What is in the way of a connection to the server, as far as that is known, and whether it will stay there.
     obstacle: str = ""
     is_hopeless: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interrupted:
-    """A person or the system wants the shard to go."""
 
 
 ShardEvent = (

@@ -6,9 +6,9 @@
 from dataclasses import dataclass
 from typing import assert_never
 
-from common.errors import ProtocolError
 from common.protocol.messages import Leave, Ping, Refused, shortened
 from common.protocol.shard_messages import ShardJoin, ShardReady, SumsAck, Update, WorkerLost
+from common.statemachine.transitions import check_reached, targets_in
 from ps.shard.frame_book import FrameBook
 from ps.sharding.process import events
 from ps.sharding.process.effects import (
@@ -26,7 +26,7 @@ from ps.sharding.process.effects import (
     Tell,
     UpdateSlice,
 )
-from ps.sharding.process.transitions import ILLEGAL, TRANSITIONS, ShardPhase
+from ps.sharding.process.transitions import TRANSITIONS, ShardPhase
 from ps.sharding.process.worker_connections import WorkerConnection, WorkerConnections
 
 #: Seconds between two words on a server that has not answered yet.
@@ -66,9 +66,7 @@ class ShardState:
 
     def handle(self, event: events.ShardEvent, now: float) -> list[ShardEffect]:
         """Take in what happened at `now` seconds; return what is to be done, in order."""
-        targets = TRANSITIONS[self.phase, type(event)]
-        if targets is ILLEGAL:
-            raise ProtocolError(f"{type(event).__name__} while {self.phase.value}: not a transition of the table")
+        targets = targets_in(TRANSITIONS, self.phase, event)
         if not targets:
             return []
         if not isinstance(
@@ -76,8 +74,7 @@ class ShardState:
         ):
             self.heard = self.asked = now
         effects = self._react(event, now)
-        if self.phase not in targets:
-            raise ProtocolError(f"{type(event).__name__} led to {self.phase.value}: not a transition of the table")
+        check_reached(targets, event, self.phase)
         return effects
 
     def deadline(self) -> float | None:

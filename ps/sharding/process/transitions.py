@@ -2,6 +2,7 @@
 
 from enum import Enum
 
+from common.statemachine.transitions import IGNORED, ILLEGAL, table_of
 from ps.sharding.process import events
 
 
@@ -15,12 +16,6 @@ class ShardPhase(Enum):
     SERVING = "serving"
     ENDED = "ended"
 
-
-#: Nothing happens: late and doubled messages end here, not in an `if`.
-IGNORED: frozenset[ShardPhase] = frozenset()
-
-#: Our own shell would have to be wrong for this to happen.
-ILLEGAL: frozenset[ShardPhase] | None = None
 
 _JOINING, _PREPARING = frozenset({ShardPhase.JOINING}), frozenset({ShardPhase.PREPARING})
 _FILLING, _SERVING = frozenset({ShardPhase.FILLING}), frozenset({ShardPhase.SERVING})
@@ -57,6 +52,4 @@ _TABLE: dict[type[events.ShardEvent], tuple[frozenset[ShardPhase] | None, ...]] 
 }
 
 #: For each phase and event the phases that may follow, `IGNORED`, or `ILLEGAL`.
-TRANSITIONS = {
-    (phase, event): targets for event, row in _TABLE.items() for phase, targets in zip(ShardPhase, row, strict=True)
-}
+TRANSITIONS = table_of(ShardPhase, _TABLE)

@@ -20,7 +20,7 @@ def test_every_phase_can_be_reached() -> None:
     reached, pending = {RunPhase.MUSTERING}, [RunPhase.MUSTERING]
     while pending:
         here = pending.pop()
-        onward = {target for (phase, _), targets in TRANSITIONS.items() if phase is here for target in targets}
+        onward = {target for (phase, _), targets in TRANSITIONS.items() if phase is here for target in targets or ()}
         pending += onward - reached
         reached |= onward
     assert reached == set(RunPhase)
@@ -28,7 +28,7 @@ def test_every_phase_can_be_reached() -> None:
 
 @pytest.mark.parametrize("phase", [RunPhase.FINISHED, RunPhase.FAILED])
 def test_nothing_leads_away_from_the_end(phase: RunPhase) -> None:
-    assert all(targets <= {phase} for (at, _), targets in TRANSITIONS.items() if at is phase)
+    assert all((targets or frozenset()) <= {phase} for (at, _), targets in TRANSITIONS.items() if at is phase)
 
 
 def test_a_move_that_the_table_does_not_know_is_our_own_fault() -> None:
@@ -37,7 +37,7 @@ def test_a_move_that_the_table_does_not_know_is_our_own_fault() -> None:
             self.phase = RunPhase.EVALUATING
             return False
 
-    with pytest.raises(ProtocolError, match="TimePassed led to EVALUATING"):
+    with pytest.raises(ProtocolError, match="TimePassed led to evaluating"):
         Sleepwalker(facts_of()).handle(events.TimePassed(), 0.0)
 
 
