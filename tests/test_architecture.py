@@ -168,7 +168,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_the_wheel_has_the_packages_and_nothing_else(wheel: list[str]) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert {name.partition("/")[0] for name in wheel} == {*PACKAGES, f"lockstep-{version}.dist-info"}
+    assert {name.partition("/")[0] for name in wheel} == {*PACKAGES, f"lockstep_sgd-{version}.dist-info"}
 
 
 def test_the_wheel_has_every_module_at_its_path(wheel: list[str]) -> None:

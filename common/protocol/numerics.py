@@ -11,6 +11,9 @@ import numpy as np
 from common.random import Purpose, generator
 from common.runtime.blas import blas_kernel, blas_threads
 
+#: What pip calls the package; `lockstep` in the public index is another project.
+DISTRIBUTION = "lockstep-sgd"
+
 #: Packages whose source decides the bits of a result.
 CODE_PACKAGES = ("common", "worker", "ps")
 
@@ -79,11 +82,16 @@ def blas_name() -> str:
     return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
 
 
+def own_version() -> str:
+    """Return the version of the code that runs."""
+    return importlib.metadata.version(DISTRIBUTION)
+
+
 @cache
 def fingerprint() -> Fingerprint:
     """Return this process's fingerprint; computed once, in about 20 ms."""
     return Fingerprint(
-        lockstep=importlib.metadata.version("lockstep"),
+        lockstep=own_version(),
         code=code_digest(),
         numpy=np.__version__,
         blas=blas_name(),

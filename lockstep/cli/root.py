@@ -1,9 +1,8 @@
 """The command line's root."""
 
-import importlib.metadata
-
 import click
 
+from common.protocol.numerics import own_version
 from lockstep.cli.bench.group import bench
 from lockstep.cli.checking.doctor import doctor
 from lockstep.cli.checking.find_lr import find_lr
@@ -25,7 +24,7 @@ from lockstep.cli.training.worker import worker
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(importlib.metadata.version("lockstep"), prog_name="lockstep", message="%(prog)s %(version)s")
+@click.version_option(own_version(), prog_name="lockstep", message="%(prog)s %(version)s")
 def cli() -> None:
     """Train neural networks on many processes, in NumPy: the same job gives the same bits.
 

@@ -109,7 +109,7 @@ def test_runs_of_other_data_are_verified_and_replayed(
 
 
 def test_of_a_regression_other_pictures_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
     table, text = of_table(tmp_path), of_text(tmp_path)
     out = told(capsys, "plot", str(table.folder))
     names = {path.name for path in (table.folder / "plots").iterdir()}
@@ -124,7 +124,7 @@ def test_of_a_regression_other_pictures_are_drawn(tmp_path: Path, capsys: pytest
 
 
 def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
     from lockstep.evaluation.assessment import assess
     from lockstep.reports.plots.course import read_curves
     from lockstep.reports.plots.learning import learning
@@ -154,13 +154,15 @@ def test_event_files_have_r2(tmp_path: Path) -> None:
 
 
 def test_a_regression_takes_no_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("PIL", reason="pictures are read by Pillow: pip install 'lockstep[predict]'")
+    pytest.importorskip("PIL", reason="pictures are read by Pillow: .venv/bin/pip install -e '.[predict]'")
     assert run(["predict", str(of_table(tmp_path).folder), "x.png"]) == 2
     assert capsys.readouterr().err.startswith("error: the model is a regression: expected one of classes")
 
 
 def test_a_text_is_exported_with_tokens_as_its_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("onnx", reason="ONNX files are written by the package onnx: pip install 'lockstep[export]'")
+    pytest.importorskip(
+        "onnx", reason="ONNX files are written by the package onnx: .venv/bin/pip install -e '.[export]'"
+    )
     runtime = pytest.importorskip("onnxruntime", reason="exported graphs are compared with onnxruntime")
     trained = of_text(tmp_path)
     told(capsys, "export", str(trained.folder), str(tmp_path / "text.onnx"))

@@ -9,9 +9,9 @@ from tests.notebooks.folder import NOTEBOOKS, Notebook, read
 from tests.notebooks.inspection import complaints
 from tests.notebooks.solutions import with_solutions
 
-pytest.importorskip("nbclient", reason="notebooks are run by nbclient: pip install 'lockstep[notebook]'")
-pytest.importorskip("ipykernel", reason="notebooks run in ipykernel: pip install 'lockstep[notebook]'")
-pytest.importorskip("matplotlib", reason="notebooks draw with matplotlib: pip install 'lockstep[notebook]'")
+pytest.importorskip("nbclient", reason="notebooks are run by nbclient: .venv/bin/pip install -e '.[notebook]'")
+pytest.importorskip("ipykernel", reason="notebooks run in ipykernel: .venv/bin/pip install -e '.[notebook]'")
+pytest.importorskip("matplotlib", reason="notebooks draw with matplotlib: .venv/bin/pip install -e '.[notebook]'")
 
 from nbclient.exceptions import CellExecutionError
 

@@ -1,6 +1,5 @@
 """Flags and kinds of values that the benches have in common."""
 
-import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +8,7 @@ import click
 
 from common.errors import UsageError
 from lockstep.reports.cost_model import MOST_WORKERS
+from lockstep.runs.extras import demand
 from lockstep.runs.fields import fields
 from lockstep.runs.launch import Transport
 
@@ -103,7 +103,4 @@ def check_plot(plot_file: Path | None) -> None:
         return
     if plot_file.suffix.lower() != ".png":
         raise UsageError(f"--plot {str(plot_file)!r}: only PNG can be drawn: expected a name that ends in .png")
-    try:
-        importlib.metadata.version("matplotlib")
-    except importlib.metadata.PackageNotFoundError:
-        raise UsageError("--plot needs matplotlib, which is not installed: pip install 'lockstep[plot]'") from None
+    demand("matplotlib", "plot", "--plot")

@@ -1,6 +1,5 @@
 """`lockstep bench lone`: a process that trains alone, for the benches: what it reads and answers is their matter."""
 
-import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import click
 import msgspec
 
 from common.data.source import load
+from common.protocol.numerics import own_version
 from common.runtime.clock import SystemClock
 from lockstep.bench.baseline.stepper import Answer
 from lockstep.bench.step.step import StepBench, peak_rss_bytes
@@ -21,7 +21,7 @@ def lone(job_file: Path) -> None:
     """Make as many steps of the job as each line of standard input says; answer with what each took."""
     job, _ = resolve(read_values(job_file), {}, Launch(workers=0))
     bench = StepBench(job, load(job.data), SystemClock())
-    version = importlib.metadata.version("lockstep")
+    version = own_version()
     for line in sys.stdin:
         answer = Answer(version, bench.times(int(line)), peak_rss_bytes())
         click.echo(msgspec.json.encode(answer))

@@ -3,7 +3,6 @@
 What it is asked and answers is of plain types, since it travels as the engine that placed it sees fit; knows no engine.
 """
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -15,7 +14,7 @@ import msgspec
 
 from common.errors import LockstepError
 from common.protocol.messages import CallbackDecision
-from common.protocol.numerics import code_digest
+from common.protocol.numerics import code_digest, own_version
 from common.transport.auth.key_folder import KeyFolder
 from common.transport.zeromq.ports import dial
 from lockstep.launch.child import Child
@@ -46,7 +45,7 @@ class Attendant:
     def about(self) -> dict[str, str]:
         """Return what has to be the same on all machines, and what tells this one from the others."""
         return {
-            "lockstep": importlib.metadata.version("lockstep"),
+            "lockstep": own_version(),
             "code": code_digest(),
             "python": sys.executable,
             "host": platform.node() or "unknown",

@@ -17,7 +17,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_run_is_drawn_into_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
     folder = small_run(tmp_path, epochs=1, lr=1e-6).folder
     assert run(["plot", str(folder)]) == 0
     names = {"learning.png", "throughput.png", "timeline.png", "confusion.png", "first_layer.png", "mistakes.png"}
@@ -29,7 +29,7 @@ def test_a_run_is_drawn_into_its_own_folder(tmp_path: Path, capsys: pytest.Captu
 def test_several_runs_share_their_curves_and_what_cannot_be_drawn_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
     for name in ("a", "b"):
         write_steps(tmp_path / name, range(5))
     write_ledger(tmp_path / "a", LEDGER)
@@ -49,7 +49,7 @@ def test_several_runs_share_their_curves_and_what_cannot_be_drawn_is_told(
 
 def test_event_files_hold_the_figures(tmp_path: Path) -> None:
     pytest.importorskip(
-        "tensorboardX", reason="event files are written by tensorboardX: pip install 'lockstep[tensorboard]'"
+        "tensorboardX", reason="event files are written by tensorboardX: .venv/bin/pip install -e '.[tensorboard]'"
     )
     write_steps(tmp_path / "a", range(5))
     assert run(["plot", str(tmp_path / "a"), "--to", str(tmp_path / "events"), "--tensorboard"]) == 0
@@ -64,7 +64,7 @@ def test_event_files_hold_the_figures(tmp_path: Path) -> None:
 
 def test_event_files_are_replaced_and_hold_the_validation_too(tmp_path: Path) -> None:
     pytest.importorskip(
-        "tensorboardX", reason="event files are written by tensorboardX: pip install 'lockstep[tensorboard]'"
+        "tensorboardX", reason="event files are written by tensorboardX: .venv/bin/pip install -e '.[tensorboard]'"
     )
     write_steps(tmp_path / "a", range(4), validation=(0.125, 0.875))
     events = tmp_path / "events" / "a"

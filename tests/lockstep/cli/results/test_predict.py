@@ -12,7 +12,7 @@ from lockstep.cli.results.predict import line
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import tiny_arrays
 
-Image = pytest.importorskip("PIL.Image", reason="pictures are read by Pillow: pip install 'lockstep[predict]'")
+Image = pytest.importorskip("PIL.Image", reason="pictures are read by Pillow: .venv/bin/pip install -e '.[predict]'")
 
 
 @pytest.fixture(scope="module")

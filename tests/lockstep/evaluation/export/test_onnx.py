@@ -14,7 +14,7 @@ from lockstep.evaluation.export.onnx_nodes import graph_of
 from lockstep.evaluation.export.trace import trace_of
 from tests.lockstep.small_runs import small_run
 
-pytest.importorskip("onnx", reason="ONNX files are written by the package onnx: pip install 'lockstep[export]'")
+pytest.importorskip("onnx", reason="ONNX files are written by the package onnx: .venv/bin/pip install -e '.[export]'")
 runtime = pytest.importorskip("onnxruntime", reason="exported graphs are compared with onnxruntime")
 
 from lockstep.cli.main import run  # noqa: E402

@@ -22,7 +22,7 @@ from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, is_gone
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'lockstep[ray]'"
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: .venv/bin/pip install -e '.[ray]'"
 )
 
 #: Seconds for what Ray does with a node that comes or goes, and a run on it.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: pip install 'lockstep[plot]'")
+pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
 
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
