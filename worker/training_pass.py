@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from common.autograd.capture import Capture, capture_of
+from common.autograd.capture import Capture, capture
 from common.autograd.graph import observing
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
@@ -41,7 +41,7 @@ class TrainingPass:
 
     def _forward_by_engine(self, images: Array, targets: Array) -> tuple[Array, Array]:
         if self._is_repeatable:
-            results, replay = capture_of(self._compute, (images, targets), self.parameters)
+            results, replay = capture(self._compute, (images, targets), self.parameters)
             if replay is not None:
                 self._replays[images.shape] = replay
         else:

@@ -1,8 +1,8 @@
-"""The same computation again, on other numbers, without making its graph anew: for steps of a few microseconds.
+"""Captures a computation once and repeats it on other arrays without building its graph again.
 
-The first time is watched: which primitives were applied to what. From then on the same primitives run in the same
-order on plain arrays, and the same nodes are walked backward, so that the bits are those of the first way. It
-is worth it for small nets: there the making of tensors and nodes takes as long as the arithmetic.
+The first call records which primitives were applied to what. Later calls run the same primitives in the same order on
+plain arrays and walk the same nodes backward, so the bits are the same. It pays off for small models, where creating
+tensors and nodes takes as long as the arithmetic.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,44 +25,44 @@ from common.autograd.graph import (
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
 from common.autograd.tensor import Tensor
 
-#: Positions among the values of a replay.
+#: A position among the values of a capture.
 Slot = int
 
 
 @dataclass(slots=True)
 class Application:
-    """One primitive applied to values: where they are found, and where the result goes."""
+    """One primitive applied to values: where they are, and where the result goes."""
 
     primitive: Primitive
     sources: list[Slot]
     options: dict[str, Any]
     result: Slot
-    #: Its place in the graph; None where no gradient comes this way.
+    #: Its node in the graph; None if no gradient flows through it.
     node: GraphNode | None = None
-    #: For each source, whether the walk back reads it.
+    #: For each source, whether the backward pass reads it.
     is_held: tuple[bool, ...] = ()
-    #: Whether it reads the result, or what the primitive saved.
+    #: Whether the backward pass reads the result, or what the primitive saved.
     is_saved: bool = False
-    #: Values that nothing reads after this.
+    #: Values that nothing reads after this step.
     spent: tuple[Slot, ...] = ()
 
 
 class Capture:
-    """A function of arrays whose first application was watched; `capture_of` makes it."""
+    """A function of arrays that was recorded while it ran once; `capture` makes it."""
 
     def __init__(self, values: list[Any], inputs: int, tensors: list[Tensor], steps: list[Application]) -> None:
-        #: The inputs, then the tensors' arrays, then constants and results as they came.
+        #: The inputs, then the tensors' arrays, then constants and results in the order of their use.
         self._values = values
         self._inputs = inputs
         self._tensors = tensors
         self._steps = steps
         self._seed = np.ones(())
-        #: The nodes in the order of the walk back.
+        #: The nodes in the order of the backward pass.
         self._nodes: list[GraphNode] = []
         self._outputs: list[Slot] = []
 
     def forward(self, *inputs: Array) -> list[Array]:
-        """Return the outputs for inputs of the shapes and dtypes of the first ones; a call of `backward` may follow."""
+        """Return the outputs for inputs of the captured shapes and dtypes; `backward` may be called next."""
         values, start = self._values, self._inputs
         values[:start] = inputs
         values[start : start + len(self._tensors)] = [tensor.data for tensor in self._tensors]
@@ -80,16 +80,16 @@ class Capture:
         return [values[slot] for slot in self._outputs]
 
     def backward(self) -> None:
-        """Add to the gradient of each leaf that of the first output, which is one number."""
+        """Add the gradient of the first output, a single number, to each leaf."""
         backward_over(self._nodes, self._seed, retain_graph=False)
 
 
-class _Watcher:
-    """An observer of the engine that notes what it sees applied, by the identity of the arrays."""
+class _Recorder:
+    """An observer of the engine that records what is applied to what, by the identity of the arrays."""
 
     def __init__(self, inputs: Sequence[Array], tensors: Sequence[Tensor]) -> None:
         self.values: list[Any] = [*inputs, *(tensor.data for tensor in tensors)]
-        #: Every array is kept alive in `values` meanwhile, so that no other gets its identity.
+        #: `values` keeps every array alive meanwhile, so that no other gets its identity.
         self.slots: dict[int, Slot] = {id(value): slot for slot, value in enumerate(self.values)}
         self.steps: list[Application] = []
         self.is_repeatable = True
@@ -101,7 +101,7 @@ class _Watcher:
         result, saved = function(*arrays, **options), None
         if primitive.keeps:
             result, saved = result
-        result = np.asarray(result)  # as the engine will: it goes on with the very array that is noted here
+        result = np.asarray(result)  # as the engine does: it continues with the very array recorded here
         self.values.append(result)
         self.slots[id(result)] = len(self.values) - 1
         self.steps.append(Application(primitive, sources, options, len(self.values) - 1))
@@ -110,62 +110,62 @@ class _Watcher:
     def _slot_of(self, operand: Any) -> Slot:
         slot = self.slots.get(id(operand)) if isinstance(operand, np.ndarray) else None
         if slot is None:
-            # An array from elsewhere was computed past the engine: it would be another one the next time.
+            # An array from elsewhere was computed outside the engine: it would be a different one next time.
             self.is_repeatable &= not isinstance(operand, np.ndarray)
             self.values.append(operand)
             slot = len(self.values) - 1
         return slot
 
 
-def capture_of(
+def capture(
     function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Array], tensors: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], Capture | None]:
-    """Return `function(*inputs)`, and how to do it again; None where that is not known to be the same.
+    """Return `function(*inputs)` and its capture, or None if repeating it might compute something else.
 
     `function` must apply the same primitives with the same options each time, to its inputs, to `tensors`, to numbers
-    and to what came of them: the caller's promise for the options, what else it computes with is found out here. The
-    first of its results is one number, whose gradient is wanted.
+    and to what results from them. The caller promises this for the options; operands from elsewhere are detected here.
+    The first result must be a single number, whose gradient is wanted.
     """
     if observing.get() is not None:
         return function(*inputs), None
-    watcher = _Watcher(inputs, tensors)
-    with observe(watcher):
+    recorder = _Recorder(inputs, tensors)
+    with observe(recorder):
         results = function(*inputs)
-    outputs = [watcher.slots.get(id(result.data)) for result in results]
-    if not watcher.is_repeatable or None in outputs or results[0].data.size != 1:
+    outputs = [recorder.slots.get(id(result.data)) for result in results]
+    if not recorder.is_repeatable or None in outputs or results[0].data.size != 1:
         return results, None
-    replay = Capture(watcher.values, len(inputs), list(tensors), watcher.steps)
-    replay._outputs = [slot for slot in outputs if slot is not None]
-    _rebuild_graph(replay, tensors)
-    return results, replay if replay._nodes else None
+    captured = Capture(recorder.values, len(inputs), list(tensors), recorder.steps)
+    captured._outputs = [slot for slot in outputs if slot is not None]
+    _rebuild_graph(captured, tensors)
+    return results, captured if captured._nodes else None
 
 
-def _rebuild_graph(replay: Capture, tensors: Sequence[Tensor]) -> None:
-    """Make the nodes of a replay, as the engine made those of the first time, and find what is spent when."""
-    values, start = replay._values, replay._inputs
+def _rebuild_graph(captured: Capture, tensors: Sequence[Tensor]) -> None:
+    """Make the nodes that the engine made in the recorded run, and find after which step a value is no longer read."""
+    values, start = captured._values, captured._inputs
     parents: dict[Slot, Parent] = {start + index: tensor.leaf for index, tensor in enumerate(tensors)}
-    for step in replay._steps:
+    for step in captured._steps:
         own = [parents.get(slot) for slot in step.sources]
         if own.count(None) != len(own):
             step.node = parents[step.result] = record(step.primitive, own, step.options, values[step.result])
-    root = parents.get(replay._outputs[0])
+    root = parents.get(captured._outputs[0])
     if isinstance(root, Leaf) or root is None:
         return
-    replay._nodes, replay._seed = latest_first(root), np.ones(root.shape, root.dtype)
-    replay._seed.flags.writeable = False
-    reached = set(replay._nodes)
-    variable = {step.result for step in replay._steps} | set(range(start + len(tensors)))
-    read_later = set(replay._outputs)
-    for step in reversed(replay._steps):
-        _settle(step, reached)
+    captured._nodes, captured._seed = latest_first(root), np.ones(root.shape, root.dtype)
+    captured._seed.flags.writeable = False
+    reached = set(captured._nodes)
+    variable = {step.result for step in captured._steps} | set(range(start + len(tensors)))
+    read_later = set(captured._outputs)
+    for step in reversed(captured._steps):
+        _mark_reads(step, reached)
         step.spent = tuple(variable.intersection((*step.sources, step.result)) - read_later)
         read_later.update(step.spent)
     for slot in variable:
         values[slot] = None
 
 
-def _settle(step: Application, reached: set[GraphNode]) -> None:
-    """Find out what the walk back reads of a step."""
+def _mark_reads(step: Application, reached: set[GraphNode]) -> None:
+    """Find out what the backward pass reads of a step."""
     if step.node not in reached:
         step.node = None
         return

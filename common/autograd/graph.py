@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
-from common.autograd.version import Version
 
 #: Context variables and not globals: each thread and each asynchronous task has its own.
 recording: ContextVar[bool] = ContextVar("recording", default=True)
@@ -27,6 +26,25 @@ observing: ContextVar[Observer | None] = ContextVar("observing", default=None)
 _finishing: ContextVar[Callable[[Any], None] | None] = ContextVar("finishing", default=None)
 
 _serials = count()
+
+
+class Version:
+    """How often the memory of an array, and of all its views, was changed in place."""
+
+    #: Class attributes are the defaults: making one costs nothing until it is changed.
+    count = 0
+    #: Whether a view of the memory was made by a primitive.
+    viewed = False
+
+
+def version_of(result: Array, arrays: Sequence[Any], versions: Sequence[Version | None]) -> Version:
+    """Return the version of the argument whose memory `result` shares, or a new one."""
+    is_view = result.base is not None
+    for array, version in zip(arrays, versions, strict=True):
+        if version is not None and (array is result or (is_view and np.may_share_memory(array, result))):
+            version.viewed = True
+            return version
+    return Version()
 
 
 class Leaf:

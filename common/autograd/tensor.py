@@ -1,29 +1,31 @@
-"""The tensor: an array, and its place in the graph of what was computed."""
+"""The tensor: an array, its place in the graph of what was computed, and what can be computed with it."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from common.autograd.arithmetic import Arithmetic
-from common.autograd.conversion import as_array, as_operand, matching, require_floating
-from common.autograd.graph import GraphNode, Leaf, Parent, backward, observing, record, recording
-from common.autograd.methods import Methods
-from common.autograd.primitives import indexing
+from common.autograd.graph import GraphNode, Leaf, Parent, Version, backward, observing, record, recording, version_of
+from common.autograd.primitives import activation, elementwise, indexing, linear_algebra, reduction, shape
 from common.autograd.primitives.primitive import Array, Primitive
-from common.autograd.version import Version, version_of
+from common.autograd.primitives.reduction import Axis
 
 #: What goes into a primitive as it is. Python numbers stay so: NumPy then lets the array decide the dtype (NEP 50).
 _PLAIN = frozenset({np.ndarray, float, int, bool, type(None)})
 
+#: Types, not their subclasses: `np.float64` is a `float`.
+_TYPED_BY_HAND = frozenset({float, int, list, tuple})
 
-class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
+
+class Tensor:
     """An array that remembers what it was computed from.
 
     `Tensor(array)` shares the array's memory; numbers and lists of numbers become float32, lists of bools bool.
     Only floating-point tensors can require a gradient. Wrong uses raise what NumPy and PyTorch raise for them:
-    ValueError, TypeError, IndexError, and RuntimeError for what concerns the graph.
+    ValueError, TypeError, IndexError, and RuntimeError for what concerns the graph. Operators broadcast as NumPy's do.
+    In methods, `axis` and `keepdims` are NumPy's names, `dim` and `keepdim` PyTorch's for the same; no axis means all.
     """
 
     __slots__ = ("__weakref__", "_data", "_node", "_version")
@@ -38,7 +40,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
     _version: Version
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: DTypeLike | None = None) -> None:
-        self._data = as_array(data, dtype)
+        self._data = _as_array(data, dtype)
         self._version = Version()
         self._node = None
         if requires_grad:
@@ -56,7 +58,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
                 parents.append(operand._node)
                 versions.append(operand._version)
             else:
-                arrays.append(operand if type(operand) in _PLAIN else as_operand(operand))
+                arrays.append(operand if type(operand) in _PLAIN else _as_operand(operand))
                 parents.append(None)
                 versions.append(None)
         observer = observing.get()
@@ -93,16 +95,16 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
             self._version.count += 1
             return
         if type(array) is not np.ndarray or array.dtype is not known.dtype or array.shape != known.shape:
-            array = as_array(array)
+            array = _as_array(array)
             if isinstance(self._node, Leaf):
-                require_floating(array)
+                _require_floating(array)
                 if array.shape != known.shape or array.dtype != known.dtype:
                     self._node = Leaf(array.shape, array.dtype)
         self._data = array
         self._version = Version()
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+    def shape(self) -> tuple[int, ...]:
         return self._data.shape
 
     @property
@@ -144,7 +146,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
         elif not wanted:
             self._node = None
         elif self._node is None:
-            require_floating(self._data)
+            _require_floating(self._data)
             self._node = Leaf(self._data.shape, self._data.dtype)
 
     @property
@@ -157,7 +159,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
         if gradient is None and type(self._node) is not Leaf:
             return
         leaf = self._leaf()
-        leaf.grad = None if gradient is None else matching(gradient, self._data, "grad")
+        leaf.grad = None if gradient is None else _matching(gradient, self._data, "grad")
 
     @property
     def grad_buffer(self) -> Array | None:
@@ -168,7 +170,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
     def grad_buffer(self, buffer: Array | None) -> None:
         leaf = self._leaf()
         leaf.grad = None
-        leaf.buffer = None if buffer is None else matching(buffer, self._data, "grad_buffer")
+        leaf.buffer = None if buffer is None else _matching(buffer, self._data, "grad_buffer")
 
     def _leaf(self) -> Leaf:
         if not isinstance(self._node, Leaf):
@@ -193,7 +195,7 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
                 raise RuntimeError(f"backward() of a tensor of shape {self.shape} needs a gradient of that shape")
             seed = np.ones(self._data.shape, self._data.dtype)
         else:
-            seed = np.asarray(as_array(gradient), self.dtype)
+            seed = np.asarray(_as_array(gradient), self.dtype)
             if seed.shape != self.shape:
                 raise RuntimeError(f"gradient of shape {seed.shape} for a tensor of shape {self.shape}: must be equal")
         backward(self._node, seed, retain_graph)
@@ -289,6 +291,202 @@ class Tensor(Arithmetic["Tensor"], Methods["Tensor"]):
         self[...] = value
         return self
 
+    def __add__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.add, self, other)
+
+    def __radd__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.add, other, self)
+
+    def __sub__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.subtract, self, other)
+
+    def __rsub__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.subtract, other, self)
+
+    def __mul__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.multiply, self, other)
+
+    def __rmul__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.multiply, other, self)
+
+    def __truediv__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.divide, self, other)
+
+    def __rtruediv__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.divide, other, self)
+
+    def __pow__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.power, self, other)
+
+    def __rpow__(self, other: Any) -> "Tensor":
+        return self._apply(elementwise.power, other, self)
+
+    def __matmul__(self, other: Any) -> "Tensor":
+        return self._apply(linear_algebra.matmul, self, other)
+
+    def __rmatmul__(self, other: Any) -> "Tensor":
+        return self._apply(linear_algebra.matmul, other, self)
+
+    def __neg__(self) -> "Tensor":
+        return self._apply(elementwise.negate, self)
+
+    def __pos__(self) -> "Tensor":
+        return self._apply(elementwise.multiply, self, 1)
+
+    def __abs__(self) -> "Tensor":
+        return self._apply(elementwise.absolute, self)
+
+    def __iadd__(self, other: Any) -> "Tensor":
+        return self._apply_in_place(elementwise.add, other)
+
+    def __isub__(self, other: Any) -> "Tensor":
+        return self._apply_in_place(elementwise.subtract, other)
+
+    def __imul__(self, other: Any) -> "Tensor":
+        return self._apply_in_place(elementwise.multiply, other)
+
+    def __itruediv__(self, other: Any) -> "Tensor":
+        return self._apply_in_place(elementwise.divide, other)
+
+    def __eq__(self, other: Any) -> "Tensor":  # type: ignore[override]
+        return self._compare(np.equal, self, other)
+
+    def __ne__(self, other: Any) -> "Tensor":  # type: ignore[override]
+        return self._compare(np.not_equal, self, other)
+
+    def __lt__(self, other: Any) -> "Tensor":
+        return self._compare(np.less, self, other)
+
+    def __le__(self, other: Any) -> "Tensor":
+        return self._compare(np.less_equal, self, other)
+
+    def __gt__(self, other: Any) -> "Tensor":
+        return self._compare(np.greater, self, other)
+
+    def __ge__(self, other: Any) -> "Tensor":
+        return self._compare(np.greater_equal, self, other)
+
+    def __and__(self, other: Any) -> "Tensor":
+        return self._compare(np.bitwise_and, self, other)
+
+    def __or__(self, other: Any) -> "Tensor":
+        return self._compare(np.bitwise_or, self, other)
+
+    def __invert__(self) -> "Tensor":
+        return self._compare(np.invert, self)
+
+    # Tensors are equal to nothing but themselves as keys, whatever their elements.
+    __hash__ = object.__hash__
+
+    def pow(self, exponent: Any) -> "Tensor":
+        """Return `self ** exponent`."""
+        return self._apply(elementwise.power, self, exponent)
+
+    def matmul(self, other: Any) -> "Tensor":
+        """Return `self @ other`, with vectors and batches as in NumPy."""
+        return self._apply(linear_algebra.matmul, self, other)
+
+    def abs(self) -> "Tensor":
+        """Return the absolute value; at 0 its derivative is 0."""
+        return self._apply(elementwise.absolute, self)
+
+    def maximum(self, other: Any) -> "Tensor":
+        """Return the greater of the two, element by element; at a tie each gets half of the gradient."""
+        return self._apply(elementwise.maximum, self, other)
+
+    def minimum(self, other: Any) -> "Tensor":
+        """Return the smaller of the two, element by element; at a tie each gets half of the gradient."""
+        return self._apply(elementwise.minimum, self, other)
+
+    def exp(self) -> "Tensor":
+        return self._apply(activation.exp, self)
+
+    def log(self) -> "Tensor":
+        return self._apply(activation.log, self)
+
+    def sqrt(self) -> "Tensor":
+        return self._apply(activation.sqrt, self)
+
+    def tanh(self) -> "Tensor":
+        return self._apply(activation.tanh, self)
+
+    def sigmoid(self) -> "Tensor":
+        return self._apply(activation.sigmoid, self)
+
+    def relu(self) -> "Tensor":
+        return self._apply(activation.relu, self)
+
+    def clip(self, min: Any = None, max: Any = None) -> "Tensor":  # noqa: A002
+        """Bound from below and above; the gradient passes where nothing was cut off."""
+        return self._apply(elementwise.clip, self, low=min, high=max)
+
+    #: PyTorch has both names.
+    clamp = clip
+
+    def sum(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        return self._apply(reduction.reduce_sum, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        return self._apply(reduction.reduce_mean, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
+
+    def max(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        """Return the greatest elements, without their indices; those that tie share the gradient evenly."""
+        return self._apply(reduction.reduce_max, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
+
+    def min(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        """Return the smallest elements, without their indices; those that tie share the gradient evenly."""
+        return self._apply(reduction.reduce_min, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
+
+    def var(
+        self, axis: Axis = None, keepdims: bool = False, *, correction: int = 1, dim: Axis = None, keepdim: bool = False
+    ) -> "Tensor":
+        """Return the variance, divided by the count less `correction`: 1 is the unbiased one, PyTorch's default."""
+        along, kept = _either(axis, dim), keepdims or keepdim
+        return self._apply(reduction.variance, self, axis=along, correction=correction, keepdims=kept)
+
+    def reshape(self, *sizes: Any) -> "Tensor":
+        """Return the elements in another shape, one of whose sizes may be -1; a view where possible."""
+        return self._apply(shape.reshape, self, shape=_sizes(sizes))
+
+    view = reshape
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
+        """Merge the axes from `start_dim` to `end_dim`, both included."""
+        sizes = self.shape or (1,)
+        start, end = start_dim % len(sizes), end_dim % len(sizes)
+        if start > end:
+            raise ValueError(f"start_dim {start_dim!r} lies behind end_dim {end_dim!r} in shape {self.shape}")
+        merged = (*sizes[:start], math.prod(sizes[start : end + 1]), *sizes[end + 1 :])
+        return self._apply(shape.reshape, self, shape=merged)
+
+    def transpose(self, dim0: int, dim1: int) -> "Tensor":
+        """Swap two axes."""
+        return self._apply(shape.transpose, self, first=dim0, second=dim1)
+
+    def permute(self, *dims: Any) -> "Tensor":
+        """Reorder all axes."""
+        return self._apply(shape.permute, self, axes=_sizes(dims))
+
+    def squeeze(self, dim: Axis = None) -> "Tensor":
+        """Drop axes of size 1: all of them, or `dim` where its size is 1 (PyTorch's rule: others stay)."""
+        if dim is not None:
+            chosen = dim if isinstance(dim, tuple) else (dim,)
+            dim = tuple(each for each in chosen if self.shape[each] == 1)
+        return self._apply(shape.squeeze, self, axis=dim)
+
+    def unsqueeze(self, dim: int) -> "Tensor":
+        """Insert an axis of size 1 at `dim`."""
+        return self._apply(shape.unsqueeze, self, axis=dim)
+
+    def broadcast_to(self, *sizes: Any) -> "Tensor":
+        """Repeat axes of size 1, without copying, until the shape is `sizes`."""
+        return self._apply(shape.broadcast_to, self, shape=_sizes(sizes))
+
+    @property
+    def T(self) -> "Tensor":  # noqa: N802
+        """The tensor with its axes in reverse order."""
+        return self._apply(shape.permute, self, axes=tuple(reversed(range(len(self.shape)))))
+
 
 def apply(primitive: Primitive, *operands: Any, **options: Any) -> Tensor:
     """Compute a primitive on tensors, arrays and numbers, and record it where a gradient is wanted."""
@@ -309,3 +507,50 @@ def _plain_index(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(each._data if isinstance(each, Tensor) else each for each in index)
     return index._data if isinstance(index, Tensor) else index
+
+
+def _sizes(sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return sizes that were given one by one, or as one tuple or list."""
+    return tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+
+
+def _either(axis: Axis, dim: Axis) -> Axis:
+    """Return the axis under whichever name it was given; PyTorch's users pass lists too."""
+    chosen = axis if dim is None else dim
+    return tuple(chosen) if isinstance(chosen, list) else chosen
+
+
+def _as_array(data: Any, dtype: DTypeLike | None = None) -> Array:
+    """Return `data` as an array without copying one; numbers and lists of numbers become float32, of bools bool."""
+    array = np.asarray(data)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"a tensor cannot hold {data!r}, dtype {array.dtype}: expected floats, integers or bools")
+    if dtype is None and array.dtype.kind != "b" and type(data) in _TYPED_BY_HAND:
+        # As PyTorch: what is typed by hand has single precision, what comes from NumPy keeps its own.
+        dtype = np.float32
+    return np.asarray(array, dtype)
+
+
+def _as_operand(data: Any) -> Array | float:
+    """Return `data` as something to compute with; `np.float64` numbers become Python's, which take the others' dtype.
+
+    Otherwise one `np.sqrt(2)` would turn a float32 graph into a float64 one; PyTorch has the same rule.
+    """
+    return float(data) if isinstance(data, float) else _as_array(data)
+
+
+def _require_floating(array: Array) -> None:
+    """Raise RuntimeError for an array of a dtype that no gradient can have."""
+    if array.dtype not in (np.float32, np.float64):
+        raise RuntimeError(f"a tensor of dtype {array.dtype} cannot require a gradient: only float32 and float64 can")
+
+
+def _matching(gradient: Any, array: Array, name: str) -> Array:
+    """Return `gradient` as an array; raise ValueError where its shape or dtype is not that of `array`."""
+    found: Array = np.asarray(gradient)
+    if found.shape != array.shape or found.dtype != array.dtype:
+        raise ValueError(
+            f"{name} has shape {found.shape} and dtype {found.dtype}: "
+            f"must be those of the data, {array.shape} and {array.dtype}"
+        )
+    return found

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.autograd.functional.losses import causal_softmax, softmax
-from common.autograd.primitives import dropout as dropout_primitive
-from common.autograd.primitives import embedding as embedding_primitive
-from common.autograd.primitives import normalization
+from common.autograd.primitives import elementwise, indexing, normalization
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor, apply
 
@@ -55,13 +53,13 @@ def layer_norm(
 
 def dropout(x: Tensor, p: float, training: bool, rng: np.random.Generator) -> Tensor:
     """In training, zero each element with probability `p` and scale the others by 1 / (1 - p); else return `x`."""
-    return apply(dropout_primitive.dropout, x, p=p, rng=rng) if training and p != 0 else x
+    return apply(elementwise.dropout, x, p=p, rng=rng) if training and p != 0 else x
 
 
 def embedding(indices: Any, weight: Any) -> Tensor:
     """Return the rows of `weight` (entries, features) at integer `indices` of any shape."""
     chosen = indices if isinstance(indices, Tensor) else np.asarray(indices)
-    return apply(embedding_primitive.embedding, chosen, weight)
+    return apply(indexing.embedding, chosen, weight)
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:

