@@ -35,3 +35,22 @@ def generator(
     counter = np.array([first, layer, micro_batch, at], dtype=np.uint64)
     key = np.array([seed, int(purpose)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))
+
+
+#: Used where nobody passes a generator, in notebooks: a run keys its draws by their place.
+_defaults = {purpose: generator(0, purpose) for purpose in (Purpose.INITIALISE, Purpose.DROPOUT)}
+
+
+def manual_seed(seed: int) -> None:
+    """Restart the default generators, those of dropout layers that exist already included.
+
+    Affects layers that are given no `rng` and dropout that has not been reseeded. `seed` is in [0, 2**64).
+    """
+    for purpose, default in _defaults.items():
+        # In place: a dropout layer holds on to its generator.
+        default.bit_generator.state = generator(seed, purpose).bit_generator.state
+
+
+def default_generator(purpose: Purpose) -> np.random.Generator:
+    """Return the process-wide generator of `purpose`, INITIALISE or DROPOUT."""
+    return _defaults[purpose]

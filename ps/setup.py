@@ -19,7 +19,7 @@ from common.files.safetensors import read
 from common.job.job import Job
 from common.job.objective import Objective
 from common.job.score import Guess
-from common.nn.blueprint import blueprint_of
+from common.nn.model_source import read_model_source
 from common.nn.module import Module
 from common.protocol.numerics import fingerprint
 from ps.run.info import RunInfo
@@ -69,8 +69,8 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         )
     objective = Objective.of(job)
     objective.check_labels(data.train)
-    blueprint = blueprint_of(job.model)
-    model = blueprint.build().initialize(job.seed)
+    source = read_model_source(job.model)
+    model = source.build().initialize(job.seed)
     layout = layout_of(model)
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
@@ -84,7 +84,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         training_samples=len(data.train),
         layout=layout.digest(),
         dataset=dataset,
-        source=blueprint.source,
+        source=source.digest,
         fingerprint=fingerprint(),
         targets=data.train.targets,
         guess=guess_of(objective, data),

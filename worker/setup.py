@@ -10,7 +10,7 @@ from common.data.dataset import TrainTest
 from common.data.manifest import Manifest
 from common.data.split import with_validation
 from common.errors import DataError, ModelError, SharingError
-from common.nn.blueprint import blueprint_of
+from common.nn.model_source import read_model_source
 from common.protocol.messages import Welcome
 from common.transport.shared_memory.packet_socket import PacketSocket
 from worker.compute import Compute
@@ -48,8 +48,8 @@ class Places:
 def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
     """Return what computes this run's pieces; `ModelError` or `DataError` where it is not the server's."""
     job = welcome.job
-    blueprint = blueprint_of(job.model)
-    source = blueprint.source
+    model_source = read_model_source(job.model)
+    source = model_source.digest
     if source != welcome.source:
         raise ModelError(
             f"the file of model {job.model!r} is not the server's (SHA-256 {source[:12]}… here, "
@@ -57,7 +57,7 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
         )
     data, store = _data_of(welcome, load, places.cache)
     moments = None if store is None else (store.manifest.mean, store.manifest.std)
-    model = blueprint.build()
+    model = model_source.build()
     layout = layout_of(model)
     if layout.digest() != welcome.layout:
         raise ModelError(

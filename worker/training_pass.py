@@ -7,9 +7,7 @@ from common.autograd.graph import observing
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.job.objective import Objective
-from common.nn.module import Module
-from common.nn.parameter import Parameter
-from common.nn.repeatable import is_repeatable
+from common.nn.module import Module, Parameter, is_repeatable
 
 
 @dataclass

@@ -9,8 +9,7 @@ import numpy as np
 
 from common.aggregation.tree import Vector
 from common.errors import ModelError
-from common.nn.layers.running_statistic import RunningStatistic
-from common.nn.module import Module
+from common.nn.module import Module, RunningStatistic
 from common.nn.state_dict import is_counter
 
 

@@ -17,52 +17,30 @@ from typing import Any, TypedDict
 
 from common.errors import ModelError
 from common.files.sanitize import one_line
-from common.nn.described_size import MAX_VALUES, values_of
-from common.nn.layers.activations import GELU, Identity, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Softplus, Tanh
-from common.nn.layers.attention import MultiheadAttention, TransformerEncoderLayer
 from common.nn.layers.containers import ModuleList, Sequential
-from common.nn.layers.convolution import Conv1d, Conv2d
-from common.nn.layers.dropout import Dropout
-from common.nn.layers.embedding import Embedding, PositionalEmbedding
-from common.nn.layers.flatten import Flatten
-from common.nn.layers.linear import Linear
-from common.nn.layers.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
-from common.nn.layers.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
-from common.nn.layers.pooling import AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
-from common.nn.module import Module, Stochastic
-from common.nn.parameter import Parameter
+from common.nn.module import LAYERS, Module, Parameter, Stochastic
+
+#: Values of a described model: half a GiB of float32. A description comes from elsewhere, and is a few bytes long.
+MAX_VALUES = 2**27
 
 #: Characters of a described value in an error's text.
-MOST_TOLD = 200
+MOST_SHOWN = 200
 
-#: Tells the beginning of a value. To tell the whole of one as long as a header, and then to cut it, took megabytes.
-_TELLER = reprlib.Repr()
-_TELLER.maxlevel = 4
-_TELLER.maxlist = _TELLER.maxtuple = _TELLER.maxdict = 8
-_TELLER.maxstring = _TELLER.maxother = _TELLER.maxlong = 100
+#: Shows the beginning of a value: to format the whole of one as long as a header, and then to cut it, took megabytes.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 4
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 8
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
 
 #: Nested descriptions allowed in one that came from elsewhere.
 MAX_DEPTH = 32
 
 Description = TypedDict("Description", {"class": str, "args": list[Any], "kwargs": dict[str, Any]})
 
-_CLASSES: dict[str, type[Module]] = {
-    kind.__name__: kind
-    for kind in (
-        *(Linear, Conv1d, Conv2d, Embedding, PositionalEmbedding, Flatten, Dropout),
-        *(MultiheadAttention, TransformerEncoderLayer),
-        *(MaxPool1d, MaxPool2d, AvgPool1d, AvgPool2d, AdaptiveAvgPool1d, AdaptiveAvgPool2d),
-        *(BatchNorm1d, BatchNorm2d, LayerNorm),
-        *(ReLU, LeakyReLU, GELU, Softplus, Tanh, Sigmoid, Softmax, LogSoftmax, Identity),
-        *(Sequential, ModuleList),
-        *(CrossEntropyLoss, NLLLoss, MSELoss, BCEWithLogitsLoss),
-    )
-}
-
 
 def is_describable(kind: type[Module]) -> bool:
     """Tell whether a class is the library's own, so that its modules can be described."""
-    return _CLASSES.get(kind.__name__) is kind
+    return LAYERS.get(kind.__name__) is kind
 
 
 def describe(module: Module) -> Description:
@@ -87,7 +65,7 @@ def build(description: Mapping[str, Any], *, most_values: int = MAX_VALUES) -> M
 
     Nothing is built of a description that comes to more than `most_values` values.
     """
-    values = _values_of(description, depth=0)
+    values = count_values(description)
     if values > most_values:
         raise ModelError(f"the description of a model comes to {values:,} values: expected at most {most_values:,}")
     return _build(description, depth=0)
@@ -99,7 +77,7 @@ def _has_state(module: Module) -> bool:
 
 def _describe(module: Module, name: str) -> Description:
     kind = type(module)
-    if _CLASSES.get(kind.__name__) is not kind:
+    if LAYERS.get(kind.__name__) is not kind:
         where = f"the module at {name!r}" if name else "the model"
         raise ModelError(
             f"{where} is a {kind.__qualname__}, which cannot be described: expected only classes of lockstep.nn; "
@@ -139,26 +117,28 @@ def _is_default(value: Any, default: Any) -> bool:
     return bool(plain == default) or (isinstance(plain, list) and all(size == default for size in plain))
 
 
-def _values_of(description: object, depth: int) -> int:
+def count_values(description: object, depth: int = 0) -> int:
     """Return about how many values a described module will hold; errors as of `build`."""
     if depth > MAX_DEPTH:
         raise ModelError(f"the description of a model is nested more than {MAX_DEPTH} deep: expected a flatter one")
     kind, args, kwargs = _checked(description)
     if issubclass(kind, Sequential | ModuleList):
-        return sum(_values_of(child, depth + 1) for _, child in _named(args))
+        return sum(count_values(child, depth + 1) for _, child in _named(args))
     try:
-        return values_of(kind, args, kwargs)
+        bound = inspect.signature(kind).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return kind.count_values(bound.arguments)
     except (TypeError, ValueError, KeyError) as error:
         raise _not_built(kind, args, kwargs, error) from error
 
 
 def _not_built(kind: type[Module], args: list[Any], kwargs: dict[str, Any], error: Exception) -> ModelError:
-    return ModelError(f"cannot build {kind.__name__} from {_told(args)} and {_told(kwargs)}: {one_line(str(error))}")
+    return ModelError(f"cannot build {kind.__name__} from {_shown(args)} and {_shown(kwargs)}: {one_line(str(error))}")
 
 
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     """Return a value as a part of an error's text."""
-    return one_line(_TELLER.repr(value), MOST_TOLD)
+    return one_line(_REPR.repr(value), MOST_SHOWN)
 
 
 def _build(description: object, depth: int) -> Module:
@@ -183,31 +163,32 @@ def _named_children(args: list[Any], depth: int) -> dict[str, Module]:
     pairs = _named(args)
     names = [name for name, _ in pairs]
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"its modules are named {_told(names)}: expected texts, each different")
+        raise ValueError(f"its modules are named {_shown(names)}: expected texts, each different")
     return {name: _build(description, depth + 1) for name, description in pairs}
 
 
 def _argument(value: object) -> object:
     if isinstance(value, Mapping):
-        raise TypeError(f"{_told(value)} is no argument of a layer: expected a number, a text, a truth value or a list")
+        raise TypeError(f"{_shown(value)} is no argument of a layer: expected a number, text, bool or list")
     return tuple(value) if isinstance(value, list) else value
 
 
 def _checked(description: object) -> tuple[type[Module], list[Any], dict[str, Any]]:
     """Return the class, its positional arguments and those by name."""
     if not isinstance(description, Mapping):
-        raise ModelError(f"a module is described by {_told(description)}: expected a table with class, args and kwargs")
+        raise ModelError(f"a module is described by {_shown(description)}: expected a table of class, args and kwargs")
     for key in description:
         if key not in ("class", "args", "kwargs"):
-            raise ModelError(f"the description of a module has key {_told(key)}: expected class, args and kwargs only")
+            raise ModelError(f"the description of a module has key {_shown(key)}: expected class, args and kwargs only")
     name, args, kwargs = description.get("class"), description.get("args", []), description.get("kwargs", {})
     if not isinstance(args, list) or not isinstance(kwargs, dict) or "rng" in kwargs:
         raise ModelError(
-            f"{_told(name)} has args {_told(args)} and kwargs {_told(kwargs)}: expected a list, and a table without rng"
+            f"{_shown(name)} has args {_shown(args)} and kwargs {_shown(kwargs)}: "
+            "expected a list and a table without rng"
         )
-    if not isinstance(name, str) or name not in _CLASSES:
-        nearest = difflib.get_close_matches(_told(name), _CLASSES, n=1, cutoff=0.0)[0]
+    if not isinstance(name, str) or name not in LAYERS:
+        nearest = difflib.get_close_matches(_shown(name), LAYERS, n=1, cutoff=0.0)[0]
         raise ModelError(
-            f"unknown module class {_told(name)}: expected a class of lockstep.nn; did you mean {nearest!r}?"
+            f"unknown module class {_shown(name)}: expected a class of lockstep.nn; did you mean {nearest!r}?"
         )
-    return _CLASSES[name], args, kwargs
+    return LAYERS[name], args, kwargs

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from common.nn.layers.activations import ReLU
 from common.nn.layers.containers import Sequential
 from common.nn.layers.convolution import Conv2d
-from common.nn.layers.flatten import Flatten
-from common.nn.layers.linear import Linear
+from common.nn.layers.linear import Flatten, Linear
 from common.nn.layers.pooling import MaxPool2d
 
 

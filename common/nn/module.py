@@ -1,4 +1,4 @@
-"""The base class of everything with parameters: a tree of modules, named as in PyTorch; knows no layer.
+"""What models consist of: parameters, running statistics, and modules in a tree, named as in PyTorch; knows no layer.
 
 What a module consists of is found among its attributes, in the order of their first assignment: no second registry
 that could disagree with them. `__setattr__` refuses the assignments that would silently lose a parameter.
@@ -12,22 +12,76 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common.autograd.tensor import Tensor
-from common.nn.layers.running_statistic import RunningStatistic
-from common.nn.parameter import Parameter
-from common.nn.seeding import default_generator
 from common.nn.state_dict import IncompatibleKeys, load
-from common.random import Purpose, generator
+from common.random import Purpose, default_generator, generator
 
 _Kind = TypeVar("_Kind")
+_Layer = TypeVar("_Layer", bound=type["Module"])
 
 #: `(qualified name, module, its output)`, called after each forward.
 Observer = Callable[[str, "Module", Any], None]
+
+#: The layers of this library by name: the only classes that a description may name. Importing `common.nn` fills it.
+LAYERS: dict[str, type["Module"]] = {}
+_REPEATABLE: set[type["Module"]] = set()
+
+
+class Parameter(Tensor):
+    """A `Tensor` that a `Module` registers when it is assigned to one of its attributes.
+
+    `.data` is float32 unless float64 is given. It may be made a view into a flat vector at any time, so whoever changes
+    a parameter's values writes into `.data` and never replaces it.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: ArrayLike, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad=requires_grad)
+
+
+class RunningStatistic:
+    """An exponential average over batches, as BatchNorm's mean and variance (rule R8).
+
+    A worker must not keep a statistic of its own: it would depend on which micro-batches the worker computed. There,
+    `observed` is a view in the vector of results, and the server reduces it over the whole batch and calls `update`.
+    """
+
+    #: The average so far, float32; in the state dict, and changed in place only: it may be a view in a flat vector.
+    value: NDArray[np.float32]
+    #: The weight of a new batch, in [0, 1].
+    momentum: float
+    #: If set, it receives `statistic * count` of the micro-batch, of `value`'s shape, and `value` stays as it is.
+    observed: NDArray[np.float32] | None
+
+    def __init__(self, value: NDArray[np.float32], momentum: float) -> None:
+        self.value = value
+        self.momentum = momentum
+        self.observed = None
+
+    def observe(self, statistic: NDArray[Any], count: int) -> None:
+        """Record the statistic of a micro-batch of `count` samples.
+
+        With `observed` set, `statistic * count` replaces what is there: sums and counts travel, and the server divides
+        once (rule R1).
+        """
+        if self.observed is None:
+            self.update(statistic)
+        else:
+            np.multiply(statistic, count, out=self.observed, casting="same_kind")
+
+    def update(self, statistic: NDArray[Any]) -> None:
+        """Move `value` towards the statistic of one whole batch: `value += momentum * (statistic - value)`."""
+        self.value += self.momentum * (statistic - self.value)
+
+    def __repr__(self) -> str:
+        return f"RunningStatistic(shape={self.value.shape}, momentum={self.momentum})"
 
 
 class Module:
     """A function with parameters. A subclass assigns parameters and modules to attributes and defines `forward`.
 
-    Three methods are there to be defined by a subclass: `forward`, `reset_parameters` and `extra_repr`.
+    A subclass may define four methods: `forward`, `reset_parameters`, `extra_repr`, and `count_values` if it is a
+    layer of this library.
     """
 
     #: Whether dropout drops and BatchNorm takes the batch's statistics; changed by `train` and `eval`.
@@ -45,7 +99,15 @@ class Module:
         raise NotImplementedError(f"{name} has no forward: define `def forward(self, x)` in class {name}")
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
-        """Draw this module's own parameters again, not its children's; nothing where it has none."""
+        """Draw this module's own parameters again, not its children's."""
+
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        """Return about how many values a layer holds that is built from these arguments, before any is allocated.
+
+        The arguments come from a description that nobody has checked: pass what should be a size to `volume`.
+        """
+        return 0
 
     def extra_repr(self) -> str:
         """Return what stands between the brackets of `repr`, on one line."""
@@ -163,7 +225,7 @@ class Module:
         return self
 
     def reseed(self, seed: int, step: int, micro_batch: int) -> None:
-        """Give each stochastic module the generator of this piece of work and of its own place in the tree."""
+        """Give each stochastic module the generator of this micro-batch and of its own place in the tree."""
         for i, (_, module) in enumerate(self._places()):
             if isinstance(module, Stochastic):
                 module.rng = generator(seed, Purpose.DROPOUT, at=step, micro_batch=micro_batch, layer=i)
@@ -219,7 +281,7 @@ class Module:
 class Stochastic(Module):
     """A module whose forward draws random numbers, all of them from `self.rng`: then a run's bits can be repeated."""
 
-    #: `Module.reseed` replaces it for every piece of work.
+    #: `Module.reseed` replaces it for every micro-batch.
     rng: np.random.Generator
 
     def __init__(self, rng: np.random.Generator | None = None) -> None:
@@ -243,3 +305,27 @@ def _without_duplicates(named: Iterable[tuple[str, _Kind]]) -> Iterator[tuple[st
 def _named(observer: Observer, name: str) -> Callable[[Module, Any], None]:
     """Bind the name under which a module is observed."""
     return lambda module, output: observer(name, module, output)
+
+
+def layer(*, repeatable: bool) -> Callable[[_Layer], _Layer]:
+    """Register a layer of this library, so that any process can build it from its description.
+
+    `repeatable` promises that its forward applies the same primitives with the same options to any batch of one shape
+    and has no other effect, so that a capture may stand for it: BatchNorm, which records its batch, and Dropout, which
+    draws, are not. Neither is inherited: a subclass may do anything.
+    """
+
+    def register(kind: _Layer) -> _Layer:
+        if not kind.__module__.startswith("common.nn.layers.") or kind.__name__ in LAYERS:
+            raise TypeError(f"{kind!r} cannot be registered: expected a layer of this library with a name of its own")
+        LAYERS[kind.__name__] = kind
+        if repeatable:
+            _REPEATABLE.add(kind)
+        return kind
+
+    return register
+
+
+def is_repeatable(model: Module) -> bool:
+    """Tell whether every module of a model does the same with every batch of one shape."""
+    return all(type(module) in _REPEATABLE for module in model.modules())

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.errors import JobError
 from common.files.safetensors import read
 from common.job.job import Job
-from common.nn.blueprint import build_model
+from common.nn.model_source import build_model
 from common.nn.module import Module
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import default_launch

@@ -9,8 +9,7 @@ import numpy as np
 
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.tensor import Tensor, apply
-from common.nn.module import Module
-from common.nn.parameter import Parameter
+from common.nn.module import Module, Parameter
 
 #: Classes of the data that it pretends to tell apart.
 CLASSES = 2

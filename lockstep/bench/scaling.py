@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.job.job import Job
-from common.nn.blueprint import build_model
+from common.nn.model_source import build_model
 from common.nn.models import MODELS
 from common.runtime.environment import cores, keep_to_core
 from lockstep.bench.baseline.baseline import Baseline, layouts_of

@@ -16,7 +16,7 @@ from common.data.split import with_validation
 from common.errors import JobError
 from common.job.job import Job
 from common.job.objective import Objective
-from common.nn.blueprint import build_model
+from common.nn.model_source import build_model
 from common.nn.module import Module
 from common.runtime.clock import SystemClock
 from common.runtime.environment import cores

@@ -7,7 +7,7 @@ from common.aggregation.layout import ParameterLayout, layout_of
 from common.aggregation.tree import Vector
 from common.errors import JobError
 from common.job.job import Job
-from common.nn.blueprint import build_model
+from common.nn.model_source import build_model
 from common.nn.module import Module
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.kept_weights import Moment, kept_weights

@@ -15,9 +15,9 @@ CONFINED = {
     "datetime": ("common.runtime.clock",),
     "random": ("common.random",),
     "numpy.random": ("common.random",),
-    "importlib.util": ("common.nn.model_file",),
-    "importlib.machinery": ("common.nn.model_file",),
-    "runpy": ("common.nn.model_file",),
+    "importlib.util": ("common.nn.model_source",),
+    "importlib.machinery": ("common.nn.model_source",),
+    "runpy": ("common.nn.model_source",),
 }
 
 #: A script that runs alone under a Python which has the peer and not us: it cannot import what confines a module.

@@ -11,7 +11,7 @@ import pytest
 from common.aggregation.layout import layout_of
 from common.errors import FileFormatError, UsageError
 from common.job.job import Job
-from common.nn.blueprint import build_model
+from common.nn.model_source import build_model
 from common.protocol.numerics import fingerprint
 from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
 from tests.fuzz.bar import amounts, bear, examine

@@ -11,8 +11,8 @@ from common.aggregation.layout import gather, layout_of
 from common.data.dataset import Dataset, TrainTest
 from common.errors import DataError, FileFormatError, JobError, LockstepError, ModelError
 from common.files.safetensors import write
-from common.nn.blueprint import build_model
 from common.nn.description import describe
+from common.nn.model_source import build_model
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.small import digits, job_of, noisy_net
 

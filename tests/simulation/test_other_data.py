@@ -11,8 +11,8 @@ from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
 from common.job.job import Job
-from common.nn.blueprint import build_model
 from common.nn.description import describe
+from common.nn.model_source import build_model
 from common.optim import SGD
 from common.random import Purpose, generator
 from common.runtime.clock import ManualClock

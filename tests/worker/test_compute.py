@@ -14,8 +14,8 @@ from common.data.dataset import TrainTest
 from common.data.evaluation import evaluation_pieces
 from common.job.job import Job
 from common.job.tally import Tally
-from common.nn.blueprint import build_model
 from common.nn.description import describe
+from common.nn.model_source import build_model
 from common.random import Purpose, generator
 from tests.simulation.small import JOBS, digits, job_of, long_test_set
 from worker.compute import Compute, NotFiniteError

@@ -8,8 +8,7 @@ from common.aggregation.slices import FRAME, Slice
 from common.aggregation.tree import Node, Vector
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
-from common.nn.module import Module
-from common.nn.parameter import Parameter
+from common.nn.module import Module, Parameter
 from common.protocol.codec import decode, encode
 from common.protocol.messages import Lease, Result, SumsFrame, Weights, WorkerMessage
 from tests.simulation.small import JOBS, digits, job_of

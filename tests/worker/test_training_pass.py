@@ -11,8 +11,7 @@ from common.nn.layers.activations import ReLU
 from common.nn.layers.attention import TransformerEncoderLayer
 from common.nn.layers.containers import Sequential
 from common.nn.layers.embedding import Embedding, PositionalEmbedding
-from common.nn.layers.flatten import Flatten
-from common.nn.layers.linear import Linear
+from common.nn.layers.linear import Flatten, Linear
 from common.nn.module import Module
 from worker.training_pass import TrainingPass
 

@@ -1,12 +1,15 @@
-"""Element-wise nonlinearities, softmax and the identity, as modules; every one keeps the shape of its input."""
+"""Nonlinearities, softmax, dropout and the identity as modules; each keeps the shape of its input."""
 
 from typing import Literal
 
+import numpy as np
+
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
-from common.nn.module import Module
+from common.nn.module import Module, Stochastic, layer
 
 
+@layer(repeatable=True)
 class Identity(Module):
     """x."""
 
@@ -14,6 +17,7 @@ class Identity(Module):
         return x
 
 
+@layer(repeatable=True)
 class ReLU(Module):
     """max(x, 0)."""
 
@@ -21,6 +25,7 @@ class ReLU(Module):
         return F.relu(x)
 
 
+@layer(repeatable=True)
 class LeakyReLU(Module):
     """x where x > 0, otherwise `negative_slope`·x."""
 
@@ -35,6 +40,7 @@ class LeakyReLU(Module):
         return f"negative_slope={self.negative_slope}"
 
 
+@layer(repeatable=True)
 class GELU(Module):
     """x·Φ(x), Φ the normal distribution function. Hendrycks and Gimpel, "Gaussian error linear units", 2016.
 
@@ -54,6 +60,7 @@ class GELU(Module):
         return f"approximate={self.approximate!r}"
 
 
+@layer(repeatable=True)
 class Softplus(Module):
     """log(1 + exp(`beta`·x)) / `beta`, without overflow."""
 
@@ -68,6 +75,7 @@ class Softplus(Module):
         return f"beta={self.beta}"
 
 
+@layer(repeatable=True)
 class Tanh(Module):
     """(eˣ - e⁻ˣ) / (eˣ + e⁻ˣ)."""
 
@@ -75,6 +83,7 @@ class Tanh(Module):
         return F.tanh(x)
 
 
+@layer(repeatable=True)
 class Sigmoid(Module):
     """1 / (1 + e⁻ˣ)."""
 
@@ -82,6 +91,7 @@ class Sigmoid(Module):
         return F.sigmoid(x)
 
 
+@layer(repeatable=True)
 class Softmax(Module):
     """eˣ divided by its sum along the axis `dim`. For training prefer `CrossEntropyLoss`, which takes logits."""
 
@@ -96,6 +106,7 @@ class Softmax(Module):
         return f"dim={self.dim}"
 
 
+@layer(repeatable=True)
 class LogSoftmax(Module):
     """The logarithm of softmax along the axis `dim`, without overflow."""
 
@@ -108,3 +119,24 @@ class LogSoftmax(Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
+
+
+@layer(repeatable=False)
+class Dropout(Stochastic):
+    """In training, zero each element with probability `p` and divide the others by 1 - p; any shape.
+
+    Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014. Draws from
+    its own generator once reseeded by `Module.reseed`, and until then from `rng` or the default one (`nn.manual_seed`).
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
+        super().__init__(rng)
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"dropout probability is {p!r}: expected a number in [0, 1]")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training, self.rng)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

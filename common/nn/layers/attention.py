@@ -1,23 +1,22 @@
 """Attention of sequences to themselves, and the block that Transformers consist of; batches come first."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.nn.initializers import xavier_uniform_, zeros_
-from common.nn.layers.activations import Identity
-from common.nn.layers.dropout import Dropout
+from common.nn.layers.activations import Dropout, Identity
 from common.nn.layers.linear import Linear
 from common.nn.layers.normalization import LayerNorm
-from common.nn.layers.sizes import positive
-from common.nn.module import Module
-from common.nn.parameter import Parameter
-from common.nn.seeding import default_generator
-from common.random import Purpose
+from common.nn.layers.sizes import positive, volume
+from common.nn.module import Module, Parameter, layer
+from common.random import Purpose, default_generator
 
 
+@layer(repeatable=True)
 class MultiheadAttention(Module):
     """Attention of each place of a sequence to all of it, by several heads: (n, t, embed_dim) to the same shape.
 
@@ -52,6 +51,10 @@ class MultiheadAttention(Module):
         self.out_proj = Linear(embed_dim, embed_dim, bias, rng=rng)
         self.reset_parameters(rng)
 
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return 4 * volume(arguments["embed_dim"]) ** 2
+
     def reset_parameters(self, rng: np.random.Generator) -> None:
         """Draw as PyTorch does: by Glorot's rule over all three, biases 0. `out_proj` is a layer of its own."""
         xavier_uniform_(self.in_proj_weight, rng)
@@ -72,6 +75,7 @@ class MultiheadAttention(Module):
         return f"{self.embed_dim}, {self.num_heads}, bias={self.bias}, is_causal={self.is_causal}"
 
 
+@layer(repeatable=True)
 class TransformerEncoderLayer(Module):
     """Attention, then two linear layers at each place, each with a way around: (n, t, d_model) to the same shape.
 
@@ -109,6 +113,11 @@ class TransformerEncoderLayer(Module):
         self.dropout_inside = _dropout(dropout)
         self.dropout1 = _dropout(dropout)
         self.dropout2 = _dropout(dropout)
+
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        width, inner = volume(arguments["d_model"]), volume(arguments["dim_feedforward"])
+        return 4 * width**2 + 2 * width * inner
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm_first:

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator
 from typing import Self, overload
 
 from common.autograd.tensor import Tensor
-from common.nn.layers.reordering import cheapest_order
-from common.nn.module import Module
+from common.nn.layers.activations import ReLU
+from common.nn.layers.pooling import MaxPool1d, MaxPool2d
+from common.nn.module import Module, layer
 
 
+@layer(repeatable=True)
 class Sequential(Module):
     """Each module's output is the next one's input. The modules are named `0`, `1`, ..., or by one dict's keys.
 
@@ -49,6 +51,7 @@ class Sequential(Module):
         setattr(self, _item(self, index)[0], _a_module(module))
 
 
+@layer(repeatable=False)
 class ModuleList(Module):
     """A list of modules, so that theirs are found among the owner's; it has no forward. Named `0`, `1`, ..."""
 
@@ -85,6 +88,28 @@ class ModuleList(Module):
 
     def __setitem__(self, index: int, module: Module) -> None:
         setattr(self, _item(self, index)[0], _a_module(module))
+
+
+def cheapest_order(modules: Iterable[Module]) -> Iterator[Module]:
+    """Yield the modules with each ReLU after the max-pooling that follows it, where it has a quarter of the elements.
+
+    Neither values nor gradients change. ReLU is monotonic, so the largest of a window stays the largest. The gradient
+    goes to the same element: if the largest is positive, ReLU leaves it and its equals alone; if not, none passes.
+    """
+    held: Module | None = None
+    for module in modules:
+        if held is not None:
+            if type(module) in (MaxPool1d, MaxPool2d):
+                yield module
+                continue
+            yield held
+            held = None
+        if type(module) is ReLU:
+            held = module
+        else:
+            yield module
+    if held is not None:
+        yield held
 
 
 def _items(container: Module) -> list[tuple[str, Module]]:

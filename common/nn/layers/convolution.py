@@ -1,17 +1,16 @@
 """Convolutional layers over one or two axes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.nn.initializers import default_bias_, default_weight_
-from common.nn.layers.sizes import per_axis, positive
-from common.nn.module import Module
-from common.nn.parameter import Parameter
-from common.nn.seeding import default_generator
-from common.random import Purpose
+from common.nn.layers.sizes import per_axis, positive, volume
+from common.nn.module import Module, Parameter, layer
+from common.random import Purpose, default_generator
 
 
 class _Convolution(Module):
@@ -69,6 +68,7 @@ class _Convolution(Module):
         return ", ".join(parts)
 
 
+@layer(repeatable=True)
 class Conv1d(_Convolution):
     """Cross-correlation along one axis: (n, in_channels, l) to (n, out_channels, l').
 
@@ -101,10 +101,15 @@ class Conv1d(_Convolution):
             rng,
         )
 
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return _count(arguments, 1)
+
     def forward(self, x: Tensor) -> Tensor:
         return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+@layer(repeatable=True)
 class Conv2d(_Convolution):
     """Cross-correlation over two axes: (n, in_channels, h, w) to (n, out_channels, h', w').
 
@@ -137,5 +142,14 @@ class Conv2d(_Convolution):
             rng,
         )
 
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return _count(arguments, 2)
+
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _count(arguments: Mapping[str, Any], axes: int) -> int:
+    channels = volume(arguments["in_channels"]) * volume(arguments["out_channels"])
+    return channels * volume(arguments["kernel_size"], axes)

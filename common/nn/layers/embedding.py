@@ -1,18 +1,20 @@
 """Tables of vectors: looked up by index, or by the place in a sequence."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.nn.initializers import normal_
-from common.nn.layers.sizes import positive
-from common.nn.module import Module
-from common.nn.parameter import Parameter
-from common.nn.seeding import default_generator
-from common.random import Purpose
+from common.nn.layers.sizes import positive, volume
+from common.nn.module import Module, Parameter, layer
+from common.random import Purpose, default_generator
 
 
+@layer(repeatable=True)
 class Embedding(Module):
     """Rows of `weight` (num_embeddings, embedding_dim), drawn from N(0, 1): integer (...) to (..., embedding_dim)."""
 
@@ -25,6 +27,10 @@ class Embedding(Module):
         self.weight = Parameter(np.empty((num_embeddings, embedding_dim), np.float32))
         self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
 
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return volume(arguments["num_embeddings"]) * volume(arguments["embedding_dim"])
+
     def reset_parameters(self, rng: np.random.Generator) -> None:
         normal_(self.weight, rng)
 
@@ -35,6 +41,7 @@ class Embedding(Module):
         return f"{self.num_embeddings}, {self.embedding_dim}"
 
 
+@layer(repeatable=True)
 class PositionalEmbedding(Module):
     """Adds a vector of its own to each place of a sequence: (n, t, embedding_dim) to the same shape.
 
@@ -50,6 +57,10 @@ class PositionalEmbedding(Module):
         self.embedding_dim = positive(embedding_dim, "embedding_dim")
         self.weight = Parameter(np.empty((num_positions, embedding_dim), np.float32))
         self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
+
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return volume(arguments["num_positions"]) * volume(arguments["embedding_dim"])
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         normal_(self.weight, rng)

@@ -1,17 +1,19 @@
-"""The fully connected layer."""
+"""The fully connected layer, and the one that flattens its input."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.nn.initializers import default_bias_, default_weight_
-from common.nn.layers.sizes import positive
-from common.nn.module import Module
-from common.nn.parameter import Parameter
-from common.nn.seeding import default_generator
-from common.random import Purpose
+from common.nn.layers.sizes import positive, volume
+from common.nn.module import Module, Parameter, layer
+from common.random import Purpose, default_generator
 
 
+@layer(repeatable=True)
 class Linear(Module):
     """y = x Wᵀ + b: (..., in_features) to (..., out_features).
 
@@ -31,6 +33,10 @@ class Linear(Module):
         self.bias = Parameter(np.empty(out_features, np.float32)) if bias else None
         self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
 
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return volume(arguments["in_features"]) * volume(arguments["out_features"])
+
     def reset_parameters(self, rng: np.random.Generator) -> None:
         default_weight_(self.weight, rng)
         if self.bias is not None:
@@ -44,3 +50,19 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+@layer(repeatable=True)
+class Flatten(Module):
+    """Join the axes from `start_dim` to `end_dim`, both included: by default (n, ...) to (n, product of the rest)."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        super().__init__()
+        self.start_dim = start_dim
+        self.end_dim = end_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(self.start_dim, self.end_dim)
+
+    def extra_repr(self) -> str:
+        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"

@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
-from common.nn.module import Module
+from common.nn.module import Module, layer
 
 #: `mean` over the batch, `sum`, or `none`: the losses of all samples, or of all elements.
 Reduction = Literal["mean", "sum", "none"]
 
 
+@layer(repeatable=False)
 class CrossEntropyLoss(Module):
     """Negative log-likelihood of class indices (n,) under logits (n, classes), by softmax.
 
@@ -34,6 +35,7 @@ class CrossEntropyLoss(Module):
         return f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
 
 
+@layer(repeatable=False)
 class NLLLoss(Module):
     """Negative log-likelihood of class indices (n,) under log-probabilities (n, classes), as LogSoftmax gives them."""
 
@@ -48,6 +50,7 @@ class NLLLoss(Module):
         return f"reduction={self.reduction!r}"
 
 
+@layer(repeatable=False)
 class MSELoss(Module):
     """Squared difference of two tensors of one shape; its mean is over all elements."""
 
@@ -62,6 +65,7 @@ class MSELoss(Module):
         return f"reduction={self.reduction!r}"
 
 
+@layer(repeatable=False)
 class BCEWithLogitsLoss(Module):
     """Binary cross-entropy of targets in [0, 1] under logits of the same shape; its mean is over all elements."""
 

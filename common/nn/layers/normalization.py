@@ -1,16 +1,15 @@
 """Layers that bring activations to mean 0 and variance 1: over the batch, or within each sample."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.nn.initializers import ones_, zeros_
-from common.nn.layers.running_statistic import RunningStatistic
-from common.nn.layers.sizes import per_axis, positive
-from common.nn.module import Module
-from common.nn.parameter import Parameter
+from common.nn.layers.sizes import per_axis, positive, volume
+from common.nn.module import Module, Parameter, RunningStatistic, layer
 
 
 class _BatchNorm(Module):
@@ -36,6 +35,10 @@ class _BatchNorm(Module):
         self.bias = Parameter(np.zeros(num_features, np.float32)) if affine else None
         self.running_mean = RunningStatistic(np.zeros(num_features, np.float32), momentum)
         self.running_var = RunningStatistic(np.ones(num_features, np.float32), momentum)
+
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return 4 * volume(arguments["num_features"])
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         """Set scale and running variance to 1, shift and running mean to 0; nothing is drawn."""
@@ -66,6 +69,7 @@ class _BatchNorm(Module):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
 
 
+@layer(repeatable=False)
 class BatchNorm1d(_BatchNorm):
     """Batch normalisation of each channel: (n, c) or (n, c, l) to the same shape; `weight` and `bias` (c,).
 
@@ -81,6 +85,7 @@ class BatchNorm1d(_BatchNorm):
             )
 
 
+@layer(repeatable=False)
 class BatchNorm2d(_BatchNorm):
     """Batch normalisation of each channel: (n, c, h, w) to the same shape; `weight` and `bias` (c,).
 
@@ -93,6 +98,7 @@ class BatchNorm2d(_BatchNorm):
             raise ValueError(f"BatchNorm2d got shape {x.shape}: expected (n, {self.num_features}, h, w)")
 
 
+@layer(repeatable=True)
 class LayerNorm(Module):
     """Normalisation of each sample over its last axes: (..., *normalized_shape) to the same shape.
 
@@ -117,6 +123,10 @@ class LayerNorm(Module):
         self.elementwise_affine = elementwise_affine
         self.weight = Parameter(np.ones(self.normalized_shape, np.float32)) if elementwise_affine else None
         self.bias = Parameter(np.zeros(self.normalized_shape, np.float32)) if elementwise_affine else None
+
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return 2 * volume(arguments["normalized_shape"])
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         """Set the scale to 1 and the shift to 0; nothing is drawn."""

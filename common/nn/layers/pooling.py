@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.nn.layers.sizes import one_or_each
-from common.nn.module import Module
+from common.nn.module import Module, layer
 
 _Size = int | Sequence[int]
 
@@ -23,6 +23,7 @@ class _Pooling(Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
+@layer(repeatable=True)
 class MaxPool1d(_Pooling):
     """The largest element of each window, padding never among them: (n, c, l) to (n, c, l').
 
@@ -36,6 +37,7 @@ class MaxPool1d(_Pooling):
         return F.max_pool1d(x, self.kernel_size, self.stride, self.padding)
 
 
+@layer(repeatable=True)
 class MaxPool2d(_Pooling):
     """The largest element of each window, padding never among them: (n, c, h, w) to (n, c, h', w').
 
@@ -49,6 +51,7 @@ class MaxPool2d(_Pooling):
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
 
+@layer(repeatable=True)
 class AvgPool1d(_Pooling):
     """The average of each window, padding counted as zeros: (n, c, l) to (n, c, l'), as MaxPool1d's."""
 
@@ -59,6 +62,7 @@ class AvgPool1d(_Pooling):
         return F.avg_pool1d(x, self.kernel_size, self.stride, self.padding)
 
 
+@layer(repeatable=True)
 class AvgPool2d(_Pooling):
     """The average of each window, padding counted as zeros: (n, c, h, w) to (n, c, h', w'), as MaxPool2d's."""
 
@@ -69,6 +73,7 @@ class AvgPool2d(_Pooling):
         return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
 
 
+@layer(repeatable=True)
 class AdaptiveAvgPool1d(Module):
     """Averages of as many windows as it takes, whatever the input's size: (n, c, l) to (n, c, output_size)."""
 
@@ -83,6 +88,7 @@ class AdaptiveAvgPool1d(Module):
         return f"output_size={self.output_size}"
 
 
+@layer(repeatable=True)
 class AdaptiveAvgPool2d(Module):
     """Averages of as many windows as it takes, whatever the input's size: (n, c, h, w) to (n, c, *output_size)."""
 

@@ -1,5 +1,6 @@
-"""Sizes that are given as one number for all axes or as one for each."""
+"""Sizes that are given as one number for all axes or as one for each axis."""
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import SupportsIndex
@@ -22,6 +23,13 @@ def one_or_each(value: SupportsIndex | Sequence[int], axes: int, what: str, at_l
     """Check as `per_axis` does, and return one int where one was given."""
     sizes = per_axis(value, axes, what, at_least)
     return sizes[0] if isinstance(value, SupportsIndex) else sizes
+
+
+def volume(value: object, axes: int = 1) -> int:
+    """Return the product of sizes that nobody has checked, given one by one or as one for all axes; else 1."""
+    if isinstance(value, list | tuple):
+        return math.prod(volume(size) for size in value)
+    return max(1, value) ** axes if isinstance(value, int) else 1
 
 
 def _checked(value: SupportsIndex, what: str, at_least: int) -> int:

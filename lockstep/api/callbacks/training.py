@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from common.errors import RunError
 from common.files.safetensors import read
 from common.job.job import Job
-from common.nn.blueprint import build_model
+from common.nn.model_source import build_model
 from common.nn.module import Module
 from common.protocol.messages import EpochStatus
 from ps.records.run_folder import EPOCH_WEIGHTS

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import ModelError
-from common.nn.layers.running_statistic import RunningStatistic
-from common.nn.module import Module
-from common.nn.parameter import Parameter
+from common.nn.module import Module, Parameter, RunningStatistic
 
 #: What every module has of its own, and what tells nothing of how it was built.
 PASSING = ("training", "rng", "_observers")

@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 
 from common.autograd.tensor import Tensor
-from common.nn.parameter import Parameter
+from common.nn.module import Parameter
 from common.optim.stepper import Optimizer
 from common.runtime.clock import Clock
 from lockstep.doctor.finding import Finding

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 
-from common.nn.module import Module
-from common.nn.parameter import Parameter
+from common.nn.module import Module, Parameter
 from lockstep.doctor.checks.watching import named
 from lockstep.doctor.finding import Finding
 

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common.autograd.tensor import Tensor
-from common.nn.module import Module
-from common.nn.parameter import Parameter
+from common.nn.module import Module, Parameter
 from tests.common.nn.examples import rng
 
 

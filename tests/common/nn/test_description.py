@@ -10,9 +10,9 @@ import pytest
 
 from common import nn
 from common.errors import ModelError
-from common.nn.description import MAX_DEPTH, build, describe
+from common.nn.description import MAX_DEPTH, build, count_values, describe
 from common.nn.models import MODELS
-from common.nn.module import Module
+from common.nn.module import Module, layer
 from tests.common.nn.examples import ALL, label, public_classes
 
 
@@ -53,6 +53,20 @@ def test_what_is_built_again_is_the_same(module: Module, trip: Callable[[Any], A
     }
 
 
+@pytest.mark.parametrize("module", ALL, ids=label)
+def test_a_layer_knows_how_many_values_it_will_hold(module: Module) -> None:
+    counted = count_values(describe(module))
+    held = sum(values.size for values in module.state_dict().values())
+    assert abs(held - counted) <= 0.25 * counted + 64
+
+
+def test_only_layers_of_the_library_are_registered() -> None:
+    with pytest.raises(TypeError, match="expected a layer of this library"):
+        layer(repeatable=True)(Own)
+    with pytest.raises(TypeError, match="with a name of its own"):
+        layer(repeatable=False)(nn.Linear)
+
+
 def test_defaults_are_left_out_however_they_were_written() -> None:
     expected = {"class": "Conv2d", "args": [], "kwargs": {"in_channels": 1, "out_channels": 2, "kernel_size": [3, 3]}}
     assert describe(nn.Conv2d(1, 2, 3)) == expected
@@ -61,7 +75,7 @@ def test_defaults_are_left_out_however_they_were_written() -> None:
 
 def test_a_generator_is_never_described() -> None:
     assert describe(nn.Dropout(0.3)) == {"class": "Dropout", "args": [], "kwargs": {"p": 0.3}}
-    with pytest.raises(ModelError, match="expected a list, and a table without rng"):
+    with pytest.raises(ModelError, match="expected a list and a table without rng"):
         build({"class": "Dropout", "kwargs": {"rng": 3}})
 
 

@@ -1,10 +1,16 @@
+import copy
+
 import numpy as np
 import pytest
 
 from common import nn
 from common.autograd.tensor import Tensor
-from common.nn.layers.running_statistic import RunningStatistic
-from common.nn.module import Module
+from common.nn.layers.activations import Dropout, ReLU
+from common.nn.layers.containers import Sequential
+from common.nn.layers.linear import Linear
+from common.nn.layers.normalization import BatchNorm1d
+from common.nn.models import MODELS
+from common.nn.module import Module, RunningStatistic, is_repeatable
 from tests.common.nn.examples import rng
 
 
@@ -195,3 +201,81 @@ def test_repr_is_a_tree() -> None:
             ")",
         ]
     )
+
+
+def test_a_parameter_wants_a_gradient_unless_told() -> None:
+    assert nn.Parameter([1.0, 2.0]).requires_grad
+    assert not nn.Parameter([1.0], requires_grad=False).requires_grad
+    assert nn.Parameter([1.0, 2.0]).dtype == np.float32
+    assert nn.Parameter(np.zeros(2)).dtype == np.float64
+
+
+def test_it_shares_the_memory_it_is_given() -> None:
+    flat = np.zeros(4, np.float32)
+    nn.Parameter(flat[1:3]).data[...] = 1
+    assert flat.tolist() == [0, 1, 1, 0]
+
+
+def test_results_are_plain_tensors() -> None:
+    assert type(nn.Parameter([1.0]) * 2) is Tensor
+
+
+def test_a_deep_copy_shares_nothing() -> None:
+    parameter = nn.Parameter([1.0, 2.0])
+    (parameter * 3).sum().backward()
+    twin = copy.deepcopy(parameter)
+    twin.data[...] = 0
+    assert twin.grad is not parameter.grad
+    assert isinstance(twin, nn.Parameter)
+    assert parameter.data.tolist() == [1, 2]
+
+
+def test_integers_cannot_be_trained() -> None:
+    with pytest.raises((TypeError, RuntimeError), match="float"):
+        nn.Parameter(np.array([1, 2]))
+
+
+def test_the_models_of_the_library_are_repeatable() -> None:
+    assert all(is_repeatable(build()) for build in MODELS.values())
+
+
+def test_what_draws_or_observes_is_not() -> None:
+    assert not is_repeatable(Sequential(Linear(2, 2), Dropout(0.5)))
+    assert not is_repeatable(Sequential(Sequential(Linear(2, 2), BatchNorm1d(2))))
+
+
+def test_a_class_of_ones_own_is_not_even_where_it_is_derived() -> None:
+    class Doubled(Linear):
+        pass
+
+    assert is_repeatable(Sequential(Linear(2, 2), ReLU()))
+    assert not is_repeatable(Sequential(Doubled(2, 2), ReLU()))
+
+
+def test_an_observation_moves_the_value_by_momentum_in_place() -> None:
+    value = np.array([1.0, 2.0], np.float32)
+    statistic = RunningStatistic(value, momentum=0.25)
+    statistic.observe(np.array([5.0, 2.0]), count=7)
+    assert statistic.value is value
+    assert value.tolist() == [2.0, 2.0]
+
+
+def test_with_a_view_set_the_weighted_observation_goes_there_and_the_value_stays() -> None:
+    flat = np.full(4, 9.0, np.float32)
+    statistic = RunningStatistic(np.zeros(2, np.float32), momentum=0.25)
+    statistic.observed = flat[1:3]
+    statistic.observe(np.array([5.0, 2.0]), count=7)
+    assert statistic.value.tolist() == [0.0, 0.0]
+    assert flat.tolist() == [9.0, 35.0, 14.0, 9.0]
+
+
+def test_the_reduced_observations_of_two_pieces_update_as_their_weighted_mean() -> None:
+    pieces = [(np.array([1.0]), 3), (np.array([5.0]), 1)]
+    worker, server = (RunningStatistic(np.zeros(1, np.float32), momentum=0.5) for _ in range(2))
+    total = np.zeros(1, np.float32)
+    for observation, count in pieces:
+        worker.observed = np.zeros(1, np.float32)
+        worker.observe(observation, count)
+        total += worker.observed
+    server.update(total / 4)
+    assert server.value.tolist() == [1.0]

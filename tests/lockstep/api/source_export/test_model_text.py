@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.errors import ModelError
-from common.nn.model_file import load_model
+from common.nn.model_source import load_model
 from common.nn.module import Module
 from lockstep import fit, nn
 from lockstep.api.source_export.excerpt import excerpt_of

@@ -1,4 +1,4 @@
-"""A model of one's own, named `path/to/file.py:function`; knows nothing of jobs.
+"""From a job's `model` value to a Module: a name, a description as data, or the user's own `path/to/file.py:function`.
 
 Two processes have the same model if the file's digests agree. That is why the file stands alone: its folder is not on
 the import path, since what it imported from there could differ unnoticed.
@@ -11,9 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from common.errors import ModelError
 from common.files.reading import read_regular
+from common.files.spelling import nearest
+from common.nn.description import build
+from common.nn.models import MODELS
 from common.nn.module import Module
 
 #: Bytes of a model's file.
@@ -39,7 +43,7 @@ class ModelFile:
         try:
             model = function()
         except Exception as error:
-            raise ModelError(f"{self} raised {_told(error)}: expected a function that returns a Module") from error
+            raise ModelError(f"{self} raised {_one_line(error)}: expected a function that returns a Module") from error
         if not isinstance(model, Module):
             raise ModelError(f"{self} returned {model!r}: expected a Module; does the function end in `return model`?")
         return model
@@ -57,7 +61,9 @@ class ModelFile:
             exec(compile(self.source, self.path, "exec"), vars(module))
         except (Exception, SystemExit) as error:
             del sys.modules[module.__name__]
-            raise ModelError(f"model file {str(self.path)!r} cannot be imported: it raised {_told(error)}") from error
+            raise ModelError(
+                f"model file {str(self.path)!r} cannot be imported: it raised {_one_line(error)}"
+            ) from error
         return module
 
     def _function_of(self, module: ModuleType) -> Callable[[], object]:
@@ -65,8 +71,8 @@ class ModelFile:
         if callable(found):
             return found
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        nearest = difflib.get_close_matches(self.function, names, n=1, cutoff=0.0)
-        advice = f"did you mean {nearest[0]!r}?" if nearest else "the file defines none"
+        near = difflib.get_close_matches(self.function, names, n=1, cutoff=0.0)
+        advice = f"did you mean {near[0]!r}?" if near else "the file defines none"
         raise ModelError(f"model file {str(self.path)!r} has no function {self.function!r}: {advice}")
 
     def __str__(self) -> str:
@@ -91,6 +97,40 @@ def source_digest(path: str | Path) -> str:
     return hashlib.sha256(_read(Path(path))).hexdigest()
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model is built from, as it was when it was read: nothing runs whose digest was not checked before."""
+
+    #: SHA-256 of the model's own file in hex, empty for a model of the library.
+    digest: str
+    build: Callable[[], Module]
+
+
+def read_model_source(model: str | dict[str, Any]) -> ModelSource:
+    """Read what a model is built from, once; ModelError if there is nothing of that name. Runs nothing."""
+    if isinstance(model, dict):
+        return ModelSource("", lambda: build(model))
+    if names_file(model):
+        file = read_model_file(model)
+        return ModelSource(file.digest, file.build)
+    if model not in MODELS:
+        raise ModelError(
+            f"model = {model!r} is not known{nearest(model, MODELS)}: expected one of {', '.join(MODELS)}, "
+            "or FILE.py:FUNCTION that returns a Module"
+        )
+    return ModelSource("", MODELS[model])
+
+
+def build_model(model: str | dict[str, Any]) -> Module:
+    """Return a new model; its values are whatever its layers draw: call `initialize` or bind it to a vector."""
+    return read_model_source(model).build()
+
+
+def names_file(model: str) -> bool:
+    """Tell whether a name is that of a function in a file, and not of a model of the library."""
+    return ":" in model or model.endswith(".py")
+
+
 def _read(path: Path) -> bytes:
     try:
         return read_regular(path, MOST_BYTES)
@@ -99,7 +139,7 @@ def _read(path: Path) -> bytes:
         raise ModelError(f"model file {str(path)!r} cannot be read: {reason}; expected a file of Python") from error
 
 
-def _told(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     """Return the exception on one line: `ValueError: text`."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,10 +1,55 @@
+"""From the `model` value of a job to a Module that fits the data."""
+
 import hashlib
 from pathlib import Path
 
 import pytest
 
+from common import nn
 from common.errors import ModelError
-from common.nn.model_file import load_model, read_model_file, source_digest
+from common.nn.description import describe
+from common.nn.model_source import build_model, load_model, read_model_file, read_model_source, source_digest
+from common.nn.models import MODELS
+
+FILE = """
+from common import nn
+
+def build():
+    return nn.Linear(4, 2)
+"""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_are_built_by_name(name: str) -> None:
+    assert list(build_model(name).parameters())
+    assert read_model_source(name).digest == ""
+
+
+def test_a_mistyped_name_gets_the_nearest_right_one() -> None:
+    with pytest.raises(ModelError, match=r"'lenat' is not known \(did you mean 'lenet'\?\): expected one of linear,"):
+        build_model("lenat")
+
+
+def test_a_description_is_built_and_has_no_source() -> None:
+    description = dict(describe(nn.Linear(4, 2)))
+    assert isinstance(build_model(description), nn.Linear)
+    assert read_model_source(description).digest == ""
+
+
+def test_a_file_of_ones_own_is_built_and_its_source_is_digested(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    assert isinstance(build_model(f"{path}:build"), nn.Linear)
+    before = read_model_source(f"{path}:build").digest
+    assert len(before) == 64
+    path.write_text(FILE + "# changed\n")
+    assert read_model_source(f"{path}:build").digest != before
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        build_model(f"{tmp_path}/none.py:build")
+
 
 SOURCE = """
 from dataclasses import dataclass

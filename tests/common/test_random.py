@@ -1,9 +1,10 @@
+"""The default generators: one for each purpose, restarted by `manual_seed`."""
+
 import numpy as np
 
 from common import nn
 from common.autograd.tensor import Tensor
-from common.nn.seeding import default_generator
-from common.random import Purpose
+from common.random import Purpose, default_generator
 
 
 def test_the_same_seed_gives_the_same_layers() -> None:
