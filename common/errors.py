@@ -19,8 +19,11 @@
     └── RemoteProtocolError       the peer broke it: bad frames, wrong version, wrong digest
         └── RefusedError          the server turned the worker away, with its reason
 
-The text of each is one line: a fact in lower case, the offending value, what was expected, what to do.
+The text of each is one line: a fact in lower case, the offending value, what was expected, what to do. A text is for
+people: what a program decides on is a kind of failure or refusal, in events, messages and exit records.
 """
+
+from enum import StrEnum
 
 
 class LockstepError(Exception):
@@ -93,3 +96,49 @@ class RemoteProtocolError(LockstepError):
 
 class RefusedError(RemoteProtocolError):
     """The server turned this worker away; the text is the server's reason."""
+
+
+class RefusalKind(StrEnum):
+    """Why a server refuses a process that wants to join its run."""
+
+    #: Another version of Lockstep, of its protocol, or of what its numerics follow from.
+    VERSION = "version"
+    #: The same versions, and other arithmetic.
+    NUMERICS = "numerics"
+    #: It asks for a run that is not this one.
+    OTHER_RUN = "other_run"
+    #: Its incarnation is there already.
+    DUPLICATE = "duplicate"
+    #: It does not share the server's memory, which this run needs.
+    MEMORY = "memory"
+    #: No more processes of its sort are needed.
+    FULL = "full"
+    #: The run is over.
+    OVER = "over"
+    #: It broke the protocol, or can no longer be served.
+    FAILED = "failed"
+
+
+class FailureKind(StrEnum):
+    """Why a run, or one process of it, did not succeed."""
+
+    #: A loss, a gradient or the weights are not finite.
+    DIVERGED = "diverged"
+    #: The audit found that two workers computed different bits.
+    AUDIT = "audit"
+    #: A micro-batch raised an exception, on two workers.
+    COMPUTE = "compute"
+    #: A callback raised an exception.
+    CALLBACK = "callback"
+    INTERRUPTED = "interrupted"
+    #: A server of the run is gone; the run may be resumed from its last checkpoint.
+    SERVER_LOST = "server_lost"
+    #: Nobody answers at the address, or whoever did has gone silent.
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+    #: The server has removed this process from its run.
+    EVICTED = "evicted"
+    #: The model, the data or the memory for the run cannot be had.
+    PREPARATION = "preparation"
+    #: The peer broke the protocol.
+    PROTOCOL = "protocol"

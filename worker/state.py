@@ -10,6 +10,7 @@ from typing import assert_never
 
 import msgspec
 
+from common.errors import RefusalKind
 from common.files.sanitize import one_line
 from common.protocol.messages import (
     NAME_LIMIT,
@@ -293,7 +294,7 @@ class WorkerState:
                 )
 
     def _turned_away(self, refused: Refused, now: float) -> list[Effect]:
-        if not refused.is_of_another_run:
+        if refused.kind is not RefusalKind.OTHER_RUN:
             return self._end(2, f"the server refused this worker: {refused.reason}")
         if self.phase is not WorkerPhase.JOINING or not self.run:
             # The word of a life before: this one does not ask for that run.

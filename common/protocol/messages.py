@@ -1,9 +1,10 @@
 """What processes say to one another, as typed values; knows nothing of bytes or sockets.
 
-Each message is a frozen, keyword-only value whose `type` tag stands in the header. A message may carry raw arrays:
-which ones is said at its class.
+Each message is a frozen, keyword-only value. Its `type` in the header is the name of its class in snake case. A message
+may carry raw arrays; its class says which.
 """
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,11 +12,12 @@ from msgspec import Meta
 
 from common.aggregation.tree import Node
 from common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
+from common.errors import FailureKind, RefusalKind
 from common.job.job import Job
 from common.protocol.numerics import Fingerprint
 
 #: Changes with every change to a message's meaning; two sides with different numbers do not talk.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -63,14 +65,19 @@ def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
     return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+def _tag(class_name: str) -> str:
+    """Return `sums_frame` for `SumsFrame`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", class_name).lower()
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag=_tag):
     """The root of all messages."""
 
 
 # From a worker to the server
 
 
-class Join(Message, frozen=True, kw_only=True, tag="join"):
+class Join(Message, frozen=True, kw_only=True):
     """Ask for a place in the run."""
 
     protocol: Count
@@ -83,7 +90,7 @@ class Join(Message, frozen=True, kw_only=True, tag="join"):
     run: ShortText = ""
 
 
-class Ready(Message, frozen=True, kw_only=True, tag="ready"):
+class Ready(Message, frozen=True, kw_only=True):
     """The model is built and the data is loaded, both as the welcome demanded."""
 
     #: What the worker has read in the memory that it was offered, in hex: it stands nowhere else. Empty where it shares
@@ -93,7 +100,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     obstacle: Text = ""
 
 
-class SumsFrame(Message, frozen=True, kw_only=True, tag="part"):
+class SumsFrame(Message, frozen=True, kw_only=True):
     """A frame of the sums over the pieces `[lo, hi)`: one float32 array, from element `start` of the vector on.
 
     Frames come in any order, before the result; where all sums fit into one frame, the result carries it.
@@ -108,7 +115,7 @@ class SumsFrame(Message, frozen=True, kw_only=True, tag="part"):
         return Node(self.lo, self.hi)
 
 
-class Result(Message, frozen=True, kw_only=True, tag="result"):
+class Result(Message, frozen=True, kw_only=True):
     """What the pieces `[lo, hi)` came to. In training it carries the flat vector of sums, if that is one frame long."""
 
     work: Work
@@ -130,7 +137,7 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
         return Node(self.lo, self.hi)
 
 
-class ComputeFailed(Message, frozen=True, kw_only=True, tag="failed"):
+class ComputeFailed(Message, frozen=True, kw_only=True):
     """Computing the pieces `[lo, hi)` raised."""
 
     work: Work
@@ -143,7 +150,7 @@ class ComputeFailed(Message, frozen=True, kw_only=True, tag="failed"):
         return Node(self.lo, self.hi)
 
 
-class Diverged(Message, frozen=True, kw_only=True, tag="diverged"):
+class Diverged(Message, frozen=True, kw_only=True):
     """The loss of a piece is not finite, or its gradient, which is not sent then."""
 
     work: Work
@@ -154,13 +161,13 @@ class Diverged(Message, frozen=True, kw_only=True, tag="diverged"):
     quantity: Quantity = "loss"
 
 
-class Leave(Message, frozen=True, kw_only=True, tag="leave"):
+class Leave(Message, frozen=True, kw_only=True):
     """The worker goes, with its reason; what it holds is to be given to others."""
 
     reason: Text
 
 
-class SamplesRequest(Message, frozen=True, kw_only=True, tag="samples_asked"):
+class SamplesRequest(Message, frozen=True, kw_only=True):
     """The worker lacks samples of a lease: answered by `Samples`, by the coordinator alone; asked again where lost."""
 
     part: PartName
@@ -168,14 +175,14 @@ class SamplesRequest(Message, frozen=True, kw_only=True, tag="samples_asked"):
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 
-class Ping(Message, frozen=True, kw_only=True, tag="alive"):
+class Ping(Message, frozen=True, kw_only=True):
     """A worker without work asks whether the server is still there; answered by the same."""
 
 
 # From the server to a worker
 
 
-class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+class Welcome(Message, frozen=True, kw_only=True):
     """The place in the run, and all that the worker must know of it."""
 
     rank: Count
@@ -193,34 +200,34 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     manifest: Manifest | None = None
 
 
-class Refused(Message, frozen=True, kw_only=True, tag="refused"):
+class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
     """No place in the run, and why."""
 
     reason: Text
-    #: The worker asked for another run: it may ask anew, as one that was in none.
-    is_of_another_run: bool = False
+    #: The default is left out of the header, so that a peer of another version can read why it is refused.
+    kind: RefusalKind = RefusalKind.VERSION
 
 
-class Eviction(Message, frozen=True, kw_only=True, tag="fenced"):
+class Eviction(Message, frozen=True, kw_only=True):
     """The server does not know the worker, or no more: nothing that it sends is applied, until it joins anew."""
 
     reason: Text
 
 
-class Samples(Message, frozen=True, kw_only=True, tag="samples"):
+class Samples(Message, frozen=True, kw_only=True):
     """Samples that were asked for: one array, whose bytes are those of the images and then of the labels."""
 
     part: PartName
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 
-class Standby(Message, frozen=True, kw_only=True, tag="standby"):
+class Standby(Message, frozen=True, kw_only=True):
     """There are more workers than micro-batches: wait to stand in for one that goes."""
 
     reason: Text
 
 
-class Weights(Message, frozen=True, kw_only=True, tag="weights"):
+class Weights(Message, frozen=True, kw_only=True):
     """A frame of the flat vector at a step: one float32 array, from element `start` on.
 
     All frames come before the first lease of that step.
@@ -230,7 +237,7 @@ class Weights(Message, frozen=True, kw_only=True, tag="weights"):
     start: Count
 
 
-class Lease(Message, frozen=True, kw_only=True, tag="lease"):
+class Lease(Message, frozen=True, kw_only=True):
     """The pieces `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights.
 
     To a worker that shares memory it says too that these are in their slot.
@@ -247,20 +254,22 @@ class Lease(Message, frozen=True, kw_only=True, tag="lease"):
     is_digested: bool = False
 
 
-class Finished(Message, frozen=True, kw_only=True, tag="finished"):
-    """The run is over; `reason` is empty where it went well."""
+class Finished(Message, frozen=True, kw_only=True):
+    """The run is over; `reason` is empty if it succeeded."""
 
     reason: Text
+    #: Why it failed, None if it succeeded.
+    kind: FailureKind | None = None
 
 
 # Anybody, at any time
 
 
-class StatusRequest(Message, frozen=True, kw_only=True, tag="status_asked"):
+class StatusRequest(Message, frozen=True, kw_only=True):
     """Ask how the run stands."""
 
 
-class CallbackDecision(Message, frozen=True, kw_only=True, tag="verdict"):
+class CallbackDecision(Message, frozen=True, kw_only=True):
     """What callbacks say after an epoch, where the run pauses for them: it goes on, or ends there."""
 
     epoch: Count
@@ -297,7 +306,7 @@ class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     val_accuracy: float | None = None
 
 
-class Status(Message, frozen=True, kw_only=True, tag="status"):
+class Status(Message, frozen=True, kw_only=True):
     """How the run stands."""
 
     run: ShortText

@@ -34,7 +34,7 @@ Collected = Literal["nothing", "weights", "all"]
 # From a shard to the server
 
 
-class ShardJoin(Message, frozen=True, kw_only=True, tag="shard_join"):
+class ShardJoin(Message, frozen=True, kw_only=True):
     """Ask for a slice of the run."""
 
     protocol: Count
@@ -46,14 +46,14 @@ class ShardJoin(Message, frozen=True, kw_only=True, tag="shard_join"):
     address: ShortText
 
 
-class ShardReady(Message, frozen=True, kw_only=True, tag="shard_ready"):
+class ShardReady(Message, frozen=True, kw_only=True):
     """There is room for the slice; as `Ready`."""
 
     nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     obstacle: Text = ""
 
 
-class SumsAck(Message, frozen=True, kw_only=True, tag="stored"):
+class SumsAck(Message, frozen=True, kw_only=True):
     """All that a worker has for this slice of the sums over `[lo, hi)` is in the shard's tree."""
 
     rank: Count
@@ -65,13 +65,13 @@ class SumsAck(Message, frozen=True, kw_only=True, tag="stored"):
         return Node(self.lo, self.hi)
 
 
-class Squares(Message, frozen=True, kw_only=True, tag="squares"):
+class Squares(Message, frozen=True, kw_only=True):
     """What the shard's blocks add to the squared norm: one array, whose bytes are those of float64 values."""
 
     step: Count
 
 
-class CollectedFrame(Message, frozen=True, kw_only=True, tag="held"):
+class CollectedFrame(Message, frozen=True, kw_only=True):
     """A frame of a vector of the shard's slice, after `steps` updates: one array, from element `start` on."""
 
     name: ShortText
@@ -79,7 +79,7 @@ class CollectedFrame(Message, frozen=True, kw_only=True, tag="held"):
     start: Count
 
 
-class UpdateDone(Message, frozen=True, kw_only=True, tag="updated"):
+class UpdateDone(Message, frozen=True, kw_only=True):
     """The slice has its new weights; what was to be collected of it came before this."""
 
     step: Count
@@ -92,7 +92,7 @@ class UpdateDone(Message, frozen=True, kw_only=True, tag="updated"):
     is_finite: bool = True
 
 
-class WorkerLost(Message, frozen=True, kw_only=True, tag="lost"):
+class WorkerLost(Message, frozen=True, kw_only=True):
     """The shard cannot go on with a worker."""
 
     rank: Count
@@ -102,7 +102,7 @@ class WorkerLost(Message, frozen=True, kw_only=True, tag="lost"):
 # From the server to a shard
 
 
-class ShardWelcome(Message, frozen=True, kw_only=True, tag="shard_welcome"):
+class ShardWelcome(Message, frozen=True, kw_only=True):
     """The place among the servers, and all that the shard must know of the run."""
 
     #: The slice: 0 is the server's own.
@@ -118,20 +118,20 @@ class ShardWelcome(Message, frozen=True, kw_only=True, tag="shard_welcome"):
     memory: ShortText = ""
 
 
-class InitialFrame(Message, frozen=True, kw_only=True, tag="state"):
+class InitialFrame(Message, frozen=True, kw_only=True):
     """A frame of a vector that the shard begins with: one array, from element `start` of the vector on."""
 
     name: ShortText
     start: Count
 
 
-class Begin(Message, frozen=True, kw_only=True, tag="begin"):
+class Begin(Message, frozen=True, kw_only=True):
     """All of the state has been sent; it is the one after `steps` updates."""
 
     steps: Count
 
 
-class Admit(Message, frozen=True, kw_only=True, tag="admit"):
+class Admit(Message, frozen=True, kw_only=True):
     """A worker takes part from now on."""
 
     rank: Count
@@ -140,20 +140,20 @@ class Admit(Message, frozen=True, kw_only=True, tag="admit"):
     shares: bool
 
 
-class Forget(Message, frozen=True, kw_only=True, tag="forget"):
+class Forget(Message, frozen=True, kw_only=True):
     """A worker is gone."""
 
     rank: Count
 
 
-class SendWeightsTo(Message, frozen=True, kw_only=True, tag="serve"):
+class SendWeightsTo(Message, frozen=True, kw_only=True):
     """A worker is given work at a step: send it the weights, and take its sums."""
 
     rank: Count
     step: Count
 
 
-class AddFromMemory(Message, frozen=True, kw_only=True, tag="add"):
+class AddFromMemory(Message, frozen=True, kw_only=True):
     """The sums over `[lo, hi)` are in a worker's slot of shared memory; they stay there until this is `SumsAck`."""
 
     rank: Count
@@ -166,14 +166,14 @@ class AddFromMemory(Message, frozen=True, kw_only=True, tag="add"):
         return Node(self.lo, self.hi)
 
 
-class SquaresRequest(Message, frozen=True, kw_only=True, tag="squares_asked"):
+class SquaresRequest(Message, frozen=True, kw_only=True):
     """The tree of a step is whole, over `count` samples: what do the squares of your blocks come to?"""
 
     step: Count
     count: Count
 
 
-class Update(Message, frozen=True, kw_only=True, tag="update"):
+class Update(Message, frozen=True, kw_only=True):
     """The tree of a step is whole, over `count` samples: make the update."""
 
     step: Count
@@ -185,7 +185,7 @@ class Update(Message, frozen=True, kw_only=True, tag="update"):
     collected: Collected
 
 
-class Collect(Message, frozen=True, kw_only=True, tag="collect"):
+class Collect(Message, frozen=True, kw_only=True):
     """Send the weights as they were after `steps` updates, which are the last or the last but one."""
 
     steps: Count
@@ -194,7 +194,7 @@ class Collect(Message, frozen=True, kw_only=True, tag="collect"):
 # From a worker to a shard
 
 
-class Hello(Message, frozen=True, kw_only=True, tag="hello"):
+class Hello(Message, frozen=True, kw_only=True):
     """Who dials."""
 
     rank: Count

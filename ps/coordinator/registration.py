@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.errors import RefusalKind
 from common.protocol.messages import Refused, Standby, shortened
 from ps.coordinator import events
 from ps.coordinator.admission import is_of_another_run, why_not
@@ -24,7 +25,8 @@ class Registration:
         reason = why_not(event.join, event.peer, self.roster, self.facts)
         if not reason:
             return []
-        refused = Refused(reason=shortened(reason), is_of_another_run=is_of_another_run(event.join, self.facts))
+        kind = RefusalKind.OTHER_RUN if is_of_another_run(event.join, self.facts) else RefusalKind.VERSION
+        refused = Refused(reason=shortened(reason), kind=kind)
         return [Send(peer=event.peer, message=refused), ReportRefusal(text=f"refused a worker: {reason}")]
 
     def admit(self, event: events.WorkerJoined, now: float) -> list[Effect]:
@@ -58,7 +60,7 @@ class Registration:
         """Send away a worker that has not yet been given any work."""
         self.roster.remove(member.peer)
         told = Report(text=f"refused {member.named()}: {reason}")
-        refused = Send(peer=member.peer, message=Refused(reason=shortened(reason)))
+        refused = Send(peer=member.peer, message=Refused(reason=shortened(reason), kind=RefusalKind.MEMORY))
         return [refused, told, ForgetWorker(peer=member.peer, rank=member.rank)]
 
     def seat(self, member: Member) -> list[Effect]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.aggregation.tree import Vector
-from common.errors import RemoteProtocolError
+from common.errors import RefusalKind, RemoteProtocolError
 from common.files.sanitize import one_line
 from common.protocol.codec import decode
 from common.protocol.messages import (
@@ -194,7 +194,7 @@ class Server:
     def _refuse_shard(self, peer: bytes) -> list[events.Event]:
         reason = "this run has one server: start that with --servers 2 or more"
         self.turned_away.refuse(f"refused a shard: {reason}")
-        self.post.send(peer, Refused(reason=reason))
+        self.post.send(peer, Refused(reason=reason, kind=RefusalKind.FULL))
         return []
 
     def _turn_away(self, peer: bytes, fault: str) -> list[events.Event]:

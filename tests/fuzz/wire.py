@@ -148,6 +148,6 @@ BOMBS = {
     "one key many times": b"\xde\x0f\xff" + b"\xa1a\xc0" * 4095,
     "a status of empty lists": packed({"type": "status", "workers": [[]] * 16_000}),
     "a model of empty lists": packed({"type": "welcome", "job": {"model": {"args": [[]] * 16_000}}}),
-    "an extension within a message": packed({"type": "alive", "more": msgpack.ExtType(5, b"x" * 16_000)}),
+    "an extension within a message": packed({"type": "ping", "more": msgpack.ExtType(5, b"x" * 16_000)}),
     "a timestamp": b"\xc7\x0c\xff" + struct.pack(">Iq", 2**32 - 1, 2**62),
 }

@@ -6,7 +6,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from common.errors import ProtocolError
+from common.errors import ProtocolError, RefusalKind
 from common.protocol.messages import (
     NAME_LIMIT,
     TEXT_LIMIT,
@@ -345,7 +345,7 @@ def test_one_that_was_let_go_asks_for_its_run_and_of_another_one_for_a_place_lik
     (join,) = sent(drive.happen(events.Evicted(fenced=Eviction(reason="a restart"))))
     assert isinstance(join, Join)
     assert join.run == WELCOME.run
-    other = events.JoinRefused(refused=Refused(reason="this is run 'green'", is_of_another_run=True))
+    other = events.JoinRefused(refused=Refused(reason="this is run 'green'", kind=RefusalKind.OTHER_RUN))
     (join,) = sent(drive.happen(other))
     assert isinstance(join, Join)
     assert (join.run, join.incarnation) == ("", f"{JOIN.incarnation}.2")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.aggregation.tree import Node
+from common.errors import FailureKind, RefusalKind
 from common.protocol.messages import Finished, Ping, Refused, shortened
 from common.protocol.shard_messages import ShardJoin, SquaresRequest, Update
 from common.statemachine.transitions import check_reached, targets_in
@@ -140,7 +141,7 @@ class ShardGroup:
         if self.facts.needs_memory and not event.shares:
             del self.seats[event.peer]
             reason = f"it does not share the server's memory: {event.obstacle}"
-            refused = Send(peer=event.peer, message=Refused(reason=shortened(reason)))
+            refused = Send(peer=event.peer, message=Refused(reason=shortened(reason), kind=RefusalKind.MEMORY))
             return [refused, Report(text=f"refused {seat.named()}: {reason}")]
         seat.is_ready, seat.shares, seat.obstacle = True, event.shares, event.obstacle
         effects: list[GroupEffect] = [FillShard(peer=seat.peer, index=seat.index, shares=seat.shares)]
@@ -239,7 +240,7 @@ class ShardGroup:
         """End the run: the slice, and with it the optimizer's state, is nowhere else."""
         self.phase = GroupPhase.ENDED
         lost = f"{seat.named()} is gone, and its slice of the weights with it: {reason}"
-        finished = Finished(reason=shortened(lost))
+        finished = Finished(reason=shortened(lost), kind=FailureKind.SERVER_LOST)
         others = [Send(peer=peer, message=finished) for peer in self.seats if peer != seat.peer]
         return [*others, LoseShard(text=lost)]
 

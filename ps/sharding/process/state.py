@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from typing import assert_never
 
+from common.errors import RefusalKind
 from common.protocol.messages import Leave, Ping, Refused, shortened
 from common.protocol.shard_messages import ShardJoin, ShardReady, SumsAck, Update, WorkerLost
 from common.statemachine.transitions import check_reached, targets_in
@@ -228,7 +229,7 @@ class ShardState:
     def _drop(self, event: events.PeerFailed, visitors: WorkerConnections) -> list[ShardEffect]:
         rank = visitors.rank_of(event.peer)
         visitors.forget_peer(event.peer)
-        refused = RefusePeer(peer=event.peer, refused=Refused(reason=shortened(event.reason)))
+        refused = RefusePeer(peer=event.peer, refused=Refused(reason=shortened(event.reason), kind=RefusalKind.FAILED))
         if rank is None:
             return [refused]
         visitors.forget(rank)

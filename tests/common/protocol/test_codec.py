@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ProtocolError, RemoteProtocolError
+from common.errors import FailureKind, ProtocolError, RefusalKind, RemoteProtocolError
 from common.job.job import Job
 from common.protocol.codec import HEADER_LIMIT, decode, encode
 from common.protocol.messages import (
@@ -78,7 +78,7 @@ EXAMPLES: list[Message] = [
     Welcome(
         rank=2, run="r", job=Job(model={"class": "Linear", "args": [2, 3]}), layout=DIGEST, dataset=DIGEST, source=""
     ),
-    Refused(reason="other numerics"),
+    Refused(reason="other numerics", kind=RefusalKind.NUMERICS),
     Eviction(reason="silent for 9 s"),
     Standby(reason="enough"),
     Samples(part="test", places=b"\1\0\0\0"),
@@ -86,6 +86,7 @@ EXAMPLES: list[Message] = [
     Weights(step=4, start=0),
     Lease(work="train", step=4, lo=2, hi=4, number=7, slot=1),
     Finished(reason=""),
+    Finished(reason="a loss is not finite", kind=FailureKind.DIVERGED),
     Status(
         run="r",
         model="mlp",
@@ -188,8 +189,8 @@ def header(**fields: object) -> bytes:
         [header(type="weights", step=0, start=0)],
         [header(type="weights", step=0, start=0), b"123"],
         [header(type="weights", step=0, start=0), b"1234", b"1234"],
-        [header(type="part", step=0, lo=0, hi=1, start=0)],
-        [header(type="part", step=0, lo=0, hi=1, start=-1), b"1234"],
+        [header(type="sums_frame", step=0, lo=0, hi=1, start=0)],
+        [header(type="sums_frame", step=0, lo=0, hi=1, start=-1), b"1234"],
         [b"\x00" * (HEADER_LIMIT + 1)],
         [b"\x91" * 16384 + b"\xc0"],  # sixteen thousand nested lists
         [b"\xdd\x00\xff\xff\xff" + b"\xc0" * 100],  # a list that claims sixteen million elements

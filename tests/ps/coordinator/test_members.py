@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from common.aggregation.tree import Node
+from common.errors import RefusalKind
 from common.job.job import Job
 from common.protocol.messages import (
     PROTOCOL_VERSION,
@@ -36,7 +37,7 @@ def test_a_join_of_another_run_is_refused_and_told_of() -> None:
     effects = drive.happen(events.WorkerJoined(peer=peer_of(1), join=replayed))
     (refused,) = messages(effects)
     assert isinstance(refused, Refused)
-    assert refused.is_of_another_run
+    assert refused.kind is RefusalKind.OTHER_RUN
     assert f"asks for run 'another': this is run {drive.facts.run!r}" in refused.reason
     assert f"refused a worker: {refused.reason}" in said(effects)
     assert drive.coordinator.roster.members == {}

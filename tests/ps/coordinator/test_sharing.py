@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from common.aggregation.tree import Node
+from common.errors import RefusalKind
 from common.protocol.messages import SLOTS, Lease, Refused
 from ps.coordinator.effects import AddSharedSums, AddSums, Effect, ForgetWorker, SendWeights
 from tests.ps.runs import Drive, facts_of, kinds, messages, peer_of, result_of, said
@@ -105,7 +106,7 @@ def test_where_memory_must_be_shared_whoever_does_not_is_sent_away() -> None:
     drive.join(1)
     effects = drive.prepare(1, obstacle="no such folder")
     (refused,) = messages(effects, 1)
-    assert refused == Refused(reason="it does not share the server's memory: no such folder")
+    assert refused == Refused(reason="it does not share the server's memory: no such folder", kind=RefusalKind.MEMORY)
     assert said(effects).startswith("refused worker 0 (host host, pid 1): it does not share")
     assert ForgetWorker(peer=peer_of(1), rank=0) in effects
     assert not drive.coordinator.roster.members
