@@ -1,4 +1,4 @@
-"""What a run computes: every value here is a part of the result's bits, and nothing else is."""
+"""What a run computes: every value here decides the bits of the result, and nothing else does."""
 
 import hashlib
 from typing import Annotated, Any, Literal
@@ -7,8 +7,9 @@ import msgspec
 from msgspec import Meta
 
 from common.errors import JobError
+from common.optim.rules import OptimizerName
 
-#: Largest real number of a job: TOML knows `inf`, which is no value of anything here and which JSON cannot tell.
+#: Largest real number of a job: TOML knows `inf`, which is not a valid value of anything here and not a number in JSON.
 MOST = 1e30
 
 PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -38,7 +39,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     )
     global_batch: Annotated[PositiveInt, Meta(description="samples of one step, over all workers")] = 128
     micro_batches: Annotated[
-        int, Meta(ge=1, le=4096, description="pieces of a step: bounds the useful workers, and a part of the bits")
+        int,
+        Meta(ge=1, le=4096, description="micro-batches per step: bounds the useful workers, decides the bits"),
     ] = 8
     initial: (
         Annotated[str, Meta(description="weights to start from (safetensors), instead of drawing them from the seed")]
@@ -59,9 +61,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     ] = "float32"
     normalize: Annotated[bool, Meta(description="subtract the training set's mean, divide by its deviation")] = True
     max_shift: Annotated[int, Meta(ge=0, le=1024, description="shift each training image by up to so many pixels")] = 0
-    optimizer: Annotated[
-        Literal["sgd", "adam", "adamw", "rmsprop"], Meta(description="rule that turns gradients into updates")
-    ] = "sgd"
+    optimizer: Annotated[OptimizerName, Meta(description="rule that turns gradients into updates")] = "sgd"
     lr: Annotated[Positive, Meta(description="learning rate; the peak, where a schedule varies it")] = 0.05
     momentum: Annotated[Probability, Meta(description="of sgd and rmsprop")] = 0.9
     nesterov: Annotated[bool, Meta(description="Nesterov's form of momentum, of sgd")] = False
@@ -109,7 +109,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 def check(job: Job) -> Job:
-    """Return the job; `JobError` where two of its values contradict each other."""
+    """Return the job; `JobError` if two of its values contradict each other."""
     if job.nesterov and (job.optimizer != "sgd" or job.momentum == 0.0):
         raise JobError(
             f"nesterov = true with optimizer = {job.optimizer!r} and momentum = {job.momentum!r}: "
@@ -122,7 +122,7 @@ def check(job: Job) -> Job:
     if job.micro_batches > job.global_batch:
         raise JobError(
             f"micro_batches = {job.micro_batches!r} is more than global_batch = {job.global_batch!r}: "
-            "expected at least one sample a piece; lower it or raise the batch"
+            "expected at least one sample per micro-batch; lower it or raise the batch"
         )
     if job.loss == "mse" and job.monitored().endswith("accuracy"):
         raise JobError(f"monitor = {job.monitor!r} with loss = 'mse', which has no accuracy: expected a loss")

@@ -1,7 +1,7 @@
 """The public names of `optim`: optimizers for a notebook, and schedules. The pure rules are in `common.optim.rules`."""
 
+from common.optim.optimizers import SGD, Adam, AdamW, Optimizer, RMSProp
 from common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
-from common.optim.stepper import SGD, Adam, AdamW, Optimizer, RMSProp
 
 __all__ = [
     "SGD",

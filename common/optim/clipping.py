@@ -1,4 +1,4 @@
-"""Clipping by the global norm, in such a way that the norm does not depend on how the gradient is cut into shards."""
+"""Clipping by a global norm that does not depend on how the gradient is cut into shards."""
 
 import math
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ _EPSILON = 1e-6
 def block_squares(vector: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the sum of squares of each block of 4096 elements, the last one perhaps shorter.
 
-    The blocks of a whole vector are those of its pieces, one after the other, where it is cut at multiples of 4096.
+    The blocks of a whole vector are those of its slices, one after the other, if it is cut at multiples of 4096.
     """
     starts = range(0, vector.size, BLOCK)
     return np.fromiter((_sum_of_squares(vector[start : start + BLOCK]) for start in starts), np.float64, len(starts))
 
 
 def add_blocks(blocks: Iterable[float]) -> float:
-    """Return the sum of what `block_squares` returned, of all pieces together, rounded once."""
+    """Return the sum of what `block_squares` returned for all slices, rounded once."""
     # Not `sum`: since Python 3.12 that compensates, so that its bits depend on the version.
     return math.fsum(blocks)
 

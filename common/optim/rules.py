@@ -4,14 +4,14 @@ Every rule is element-wise, and each of its operations is rounded as IEEE 754 de
 result of the slice, bit for bit, however the vector is cut. The formulas are PyTorch's (torch/optim), its option
 `dampening` excepted, which is 0. A rule keeps no state: what it carries from step to step is in slots named as there.
 
-Updates are out of place, so that the weights of the step before stay whole for whoever still reads them; and `out`, of
-no use until the last operation, is the memory that the others compute in.
+Updates are out of place, so that the weights of the previous step stay intact for whoever still reads them; until the
+last operation, `out` is the scratch memory of the others.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class SGDRule:
-    """Gradient descent, by default plain; with momentum, Nesterov's variant and L2 weight decay on demand.
+    """Gradient descent, by default plain; optionally with momentum, Nesterov's variant of it, and L2 weight decay.
 
     v = momentum·v + g; weights -= lr·v. Nesterov (Sutskever et al., ICML 2013): weights -= lr·(g + momentum·v).
     """
@@ -52,8 +52,8 @@ class SGDRule:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _demand_fraction("momentum", self.momentum)
-        _demand_not_negative("weight_decay", self.weight_decay)
+        _check_fraction("momentum", self.momentum)
+        _check_not_negative("weight_decay", self.weight_decay)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov without momentum: expected a momentum above 0, as 0.9")
 
@@ -75,18 +75,19 @@ class SGDRule:
 class AdamRule:
     """Adam with its bias corrections (Kingma and Ba, ICLR 2015, algorithm 1); weight decay is added to the gradient."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    beta1: float = 0.9
+    beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_adam(self.betas, self.eps, self.weight_decay)
+        _check_adam(self)
 
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["exp_avg", "exp_avg_sq"])
 
     def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
-        at = _AdamStep(*self.betas, self.eps, step, float(lr))
+        at = _AdamStep(self.beta1, self.beta2, self.eps, step, float(lr))
         _add_decay(weights, gradient, out, self.weight_decay)
         _follow_moments(gradient, state, at, out)
         np.subtract(weights, out, out=out)
@@ -96,18 +97,19 @@ class AdamRule:
 class AdamWRule:
     """Adam whose weights decay by themselves (Loshchilov and Hutter, "Decoupled weight decay", ICLR 2019)."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    beta1: float = 0.9
+    beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_adam(self.betas, self.eps, self.weight_decay)
+        _check_adam(self)
 
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["exp_avg", "exp_avg_sq"])
 
     def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
-        at = _AdamStep(*self.betas, self.eps, step, float(lr))
+        at = _AdamStep(self.beta1, self.beta2, self.eps, step, float(lr))
         _follow_moments(gradient, state, at, out)
         decayed = np.multiply(weights, 1.0 - at.lr * self.weight_decay, out=gradient)
         np.subtract(decayed, out, out=out)
@@ -115,7 +117,7 @@ class AdamWRule:
 
 @dataclass(frozen=True)
 class RMSPropRule:
-    """Gradients divided by the root of their mean square (Hinton, Coursera lecture 6e), with momentum on demand."""
+    """Gradients divided by the root of their mean square (Hinton, Coursera lecture 6e), optionally with momentum."""
 
     alpha: float = 0.99
     eps: float = 1e-8
@@ -123,10 +125,10 @@ class RMSPropRule:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _demand_fraction("alpha", self.alpha)
-        _demand_fraction("momentum", self.momentum)
-        _demand_not_negative("eps", self.eps)
-        _demand_not_negative("weight_decay", self.weight_decay)
+        _check_fraction("alpha", self.alpha)
+        _check_fraction("momentum", self.momentum)
+        _check_not_negative("eps", self.eps)
+        _check_not_negative("weight_decay", self.weight_decay)
 
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["square_avg", "momentum_buffer"] if self.momentum else ["square_avg"])
@@ -140,6 +142,13 @@ class RMSPropRule:
         gradient /= out
         np.multiply(_add_momentum(gradient, state, self.momentum), float(lr), out=out)
         np.subtract(weights, out, out=out)
+
+
+#: The names of the rules in a job.
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+
+#: Where a rule is registered. Its fields are its hyperparameters: a job has one of the same name for each.
+RULES: dict[OptimizerName, type[Rule]] = {"sgd": SGDRule, "adam": AdamRule, "adamw": AdamWRule, "rmsprop": RMSPropRule}
 
 
 @dataclass(frozen=True)
@@ -203,18 +212,18 @@ def _zeros(size: int, names: list[str]) -> dict[str, Vector]:
     return {name: np.zeros(size, dtype=np.float32) for name in names}
 
 
-def _check_adam(betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-    for index, beta in enumerate(betas):
-        _demand_fraction(f"betas[{index}]", beta)
-    _demand_not_negative("eps", eps)
-    _demand_not_negative("weight_decay", weight_decay)
+def _check_adam(rule: AdamRule | AdamWRule) -> None:
+    _check_fraction("beta1", rule.beta1)
+    _check_fraction("beta2", rule.beta2)
+    _check_not_negative("eps", rule.eps)
+    _check_not_negative("weight_decay", rule.weight_decay)
 
 
-def _demand_fraction(name: str, value: float) -> None:
+def _check_fraction(name: str, value: float) -> None:
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{name} is {value!r}: expected a number in [0, 1)")
 
 
-def _demand_not_negative(name: str, value: float) -> None:
+def _check_not_negative(name: str, value: float) -> None:
     if not 0.0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}: expected a finite number of at least 0")

@@ -20,7 +20,7 @@ class Constant:
     lr: float
 
     def __post_init__(self) -> None:
-        _demand_rate("lr", self.lr)
+        _check_rate("lr", self.lr)
 
     def rate(self, step: int) -> float:
         return self.lr
@@ -35,9 +35,9 @@ class Step:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        _demand_rate("lr", self.lr)
-        _demand_rate("gamma", self.gamma)
-        _demand_steps("every", self.every)
+        _check_rate("lr", self.lr)
+        _check_rate("gamma", self.gamma)
+        _check_steps("every", self.every)
 
     def rate(self, step: int) -> float:
         return float(self.lr * self.gamma ** (step // self.every))
@@ -52,9 +52,9 @@ class Cosine:
     min_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        _demand_rate("lr", self.lr)
-        _demand_rate("min_lr", self.min_lr)
-        _demand_steps("steps", self.steps)
+        _check_rate("lr", self.lr)
+        _check_rate("min_lr", self.min_lr)
+        _check_steps("steps", self.steps)
 
     def rate(self, step: int) -> float:
         return _along_cosine(self.lr, self.min_lr, step / self.steps)
@@ -75,8 +75,8 @@ class OneCycle:
     final_div_factor: float = 1e4
 
     def __post_init__(self) -> None:
-        _demand_rate("max_lr", self.max_lr)
-        _demand_steps("steps", self.steps)
+        _check_rate("max_lr", self.max_lr)
+        _check_steps("steps", self.steps)
         if not 0.0 <= self.pct_start <= 1.0:
             raise ValueError(f"pct_start is {self.pct_start!r}: expected a number in [0, 1]")
         for name, factor in (("div_factor", self.div_factor), ("final_div_factor", self.final_div_factor)):
@@ -98,7 +98,7 @@ class OneCycle:
 class Exponential:
     """A rate that grows by one factor from step to step, from `first` to `last` in `steps` (PyTorch's ExponentialLR).
 
-    It is for range tests: a schedule of a job it is not.
+    For learning-rate range tests; no job has it as its schedule.
     """
 
     first: float
@@ -125,7 +125,7 @@ class LinearWarmup:
     start_factor: float = 1.0 / 3.0
 
     def __post_init__(self) -> None:
-        _demand_steps("steps", self.steps)
+        _check_steps("steps", self.steps)
         if not 0.0 <= self.start_factor <= 1.0:
             raise ValueError(f"start_factor is {self.start_factor!r}: expected a number in [0, 1]")
 
@@ -139,11 +139,11 @@ def _along_cosine(start: float, end: float, done: float) -> float:
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _demand_rate(name: str, value: float) -> None:
+def _check_rate(name: str, value: float) -> None:
     if not 0.0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}: expected a finite number of at least 0")
 
 
-def _demand_steps(name: str, value: int) -> None:
+def _check_steps(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name} is {value!r}: expected at least 1")

@@ -8,13 +8,13 @@ from statistics import median
 import numpy as np
 
 from common.autograd.tensor import Tensor
+from common.job.policy import rule_of, schedule_of
 from common.nn.module import Parameter
-from common.optim.stepper import Optimizer
+from common.optim.optimizers import Optimizer
 from common.runtime.clock import Clock
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.target import ExaminationTarget
 from ps.run.plan import plan_of
-from ps.shard.policy import rule_of, schedule_of
 
 #: Steps that are made, and samples of one at most: what a person waits for.
 STEPS, SAMPLES = 12, 128
@@ -98,7 +98,7 @@ def _rates(patient: ExaminationTarget) -> Sequence[float]:
     """Return the rates of the steps: the job's course up to its peak, drawn together, and from there on as it is."""
     job, data = patient.job, patient.data
     plan = plan_of(job, len(data.train), len(data.test))
-    schedule = schedule_of(job, plan)
+    schedule = schedule_of(job, plan.total_steps, plan.steps_per_epoch)
     course = [schedule.rate(step) for step in range(plan.total_steps)]
     peak = int(np.argmax(course))
     rise = [course[round(place * peak / STEPS)] for place in range(STEPS)] if peak >= STEPS else course[:peak]

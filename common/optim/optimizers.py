@@ -1,4 +1,4 @@
-"""Optimizers for a notebook, called as PyTorch's are: they hold the slots and leave the formulas to rules."""
+"""Optimizers for a notebook, called as PyTorch's are: they hold the state and leave the formulas to rules."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class _Slots:
     #: A copy that the rule may overwrite, so that `.grad` can still be looked at after a step.
     gradient: Vector
     state: dict[str, Vector]
-    #: Updates so far: one that had no gradient is not counted, as in PyTorch.
+    #: Updates so far; a step without a gradient does not count, as in PyTorch.
     step: int = 0
 
 
 class Optimizer:
-    """Applies one rule to some parameters. Raises ValueError where there are none, or one of them twice."""
+    """Applies one rule to some parameters. Raises ValueError if there are none, or if one is given twice."""
 
     def __init__(self, parameters: Iterable[Variable], lr: float, rule: Rule) -> None:
         self.parameters = list(parameters)
@@ -64,7 +64,7 @@ class Optimizer:
             slots.step += 1
 
     def _update(self, weights: Vector, slots: _Slots) -> None:
-        """Update a flat vector in place, in pieces that stay in cache."""
+        """Update a flat vector in place, in chunks that stay in cache."""
         spare = np.empty(min(CHUNK, weights.size), weights.dtype)
         for start in range(0, weights.size, CHUNK):
             part = slice(start, start + CHUNK)
@@ -104,7 +104,7 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(parameters, lr, AdamRule(betas, eps, weight_decay))
+        super().__init__(parameters, lr, AdamRule(*betas, eps, weight_decay))
 
 
 class AdamW(Optimizer):
@@ -118,7 +118,7 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(parameters, lr, AdamWRule(betas, eps, weight_decay))
+        super().__init__(parameters, lr, AdamWRule(*betas, eps, weight_decay))
 
 
 class RMSProp(Optimizer):
