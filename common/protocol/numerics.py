@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib.metadata
+import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,22 +16,47 @@ from common.runtime.blas import blas_kernel, blas_threads
 #: What pip calls the package; `lockstep` in the public index is another project.
 DISTRIBUTION = "lockstep-sgd"
 
-#: Packages whose source decides the bits of a result.
-CODE_PACKAGES = ("common", "worker", "ps")
+#: Packages and modules whose code decides the bits of a result: from a sample to the sums, and from these to weights.
+DECIDING = (
+    "common.aggregation",
+    "common.autograd",
+    "common.data",
+    "common.job",
+    "common.nn",
+    "common.optim",
+    "common.random",
+    "common.runtime.blas",
+    "ps.run.plan",
+    "ps.shard",
+    "worker.compute",
+    "worker.gradient_buckets",
+    "worker.training_pass",
+)
+
+#: A comment, or a string: it may be a docstring, and a `#` in it means nothing. Not by `ast` or `tokenize`: they take a
+#: quarter of a second for these files, and differ between versions of Python.
+_LEXEME = re.compile(
+    r"""
+    \#[^\n]*
+    | \"{3} [^"\\]* (?:(?:\\.|"(?!""))[^"\\]*)* \"{3}
+    | "[^"\\\n]*(?:\\.[^"\\\n]*)*" | '[^'\\\n]*(?:\\.[^'\\\n]*)*'
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker shows when it joins; two that are equal compute the same bits from the same piece of work."""
+    """What a worker presents when it joins; equal ones compute the same bits from the same micro-batch."""
 
     lockstep: str
-    #: SHA-256 of the source of `CODE_PACKAGES`, first 16 hex digits.
+    #: SHA-256 of the source of `DECIDING` without comments, first 16 hex digits.
     code: str
     numpy: str
     #: Name and version of the BLAS that NumPy was built with.
     blas: str
-    #: The kernel that BLAS chose for this processor, "unknown" where it does not say.
+    #: The kernel that BLAS chose for this processor, "unknown" if it does not report one.
     kernel: str
-    #: BLAS threads; 0 where the library does not say.
+    #: BLAS threads; 0 if the library does not report them.
     threads: int
     #: NumPy's dispatched processor features.
     features: str
@@ -43,7 +70,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def canary_digest() -> str:
-    """Return the digest of a millisecond's work that differs where the bits of training would."""
+    """Return the digest of a millisecond of work; it differs if the bits of training would."""
     rng = generator(0, Purpose.CANARY)
     digest = hashlib.sha256()
     for rows, inner, columns in ((16, 784, 10), (64, 400, 120), (7, 33, 5), (150, 25, 6)):
@@ -58,14 +85,35 @@ def canary_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def code_digest() -> str:
-    """Return the digest of the source files that decide the bits of a result."""
-    root = Path(__file__).parents[2]
+def code_digest(root: Path = Path(__file__).parents[2]) -> str:
+    """Return the digest of the code that decides the bits of a result; comments and docstrings do not count."""
     digest = hashlib.sha256()
-    for package in CODE_PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in _deciding_files(root):
+        code = without_comments(path.read_text(encoding="utf-8"))
+        digest.update(f"{path.relative_to(root).as_posix()}\0{code}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def _deciding_files(root: Path) -> Iterator[Path]:
+    for name in DECIDING:
+        place = root.joinpath(*name.split("."))
+        yield from sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+
+
+def without_comments(source: str) -> str:
+    """Return source code without comments, docstrings, blank lines, and blanks at the ends of lines."""
+    code = _LEXEME.sub(_unless_comment, source)
+    return "\n".join(filter(None, map(str.rstrip, code.splitlines())))
+
+
+def _unless_comment(found: re.Match[str]) -> str:
+    """Return a string as it is; nothing for a comment, and for a docstring, which has its lines to itself."""
+    text, source = found[0], found.string
+    if text.startswith("#"):
+        return ""
+    start = source.rfind("\n", 0, found.start()) + 1
+    is_alone = not source[start : found.start()].strip(" r") and source[found.end() : found.end() + 1] in ("\n", "")
+    return "" if is_alone and text.startswith('"""') else text
 
 
 def cpu_features() -> str:
