@@ -46,10 +46,10 @@ class SerialRun:
     is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     #: Seconds spent in computing gradients.
     compute_s: float = 0.0
-    spoilt: NonFiniteGuard = field(init=False)
+    guard: NonFiniteGuard = field(init=False)
 
     def __post_init__(self) -> None:
-        self.spoilt = NonFiniteGuard(self.opening.layout)
+        self.guard = NonFiniteGuard(self.opening.layout)
 
     def train(self) -> RunResult:
         """Train to the end; `DivergedError` where a loss is not finite, `ComputeError` where the model raises."""
@@ -62,9 +62,9 @@ class SerialRun:
                 progress.begin_round(self.clock.now())
                 self._round(at, trainer, progress)
                 then = following(opening.facts, at, progress.history)
-                if self.spoilt.text and then is None:
-                    raise NonFiniteWeightsError(self.spoilt.text)
-                if self.keeper is not None and then is not None and not self.spoilt.text:
+                if self.guard.text and then is None:
+                    raise NonFiniteWeightsError(self.guard.text)
+                if self.keeper is not None and then is not None and not self.guard.text:
                     self.keeper.look(opening.shard, progress, self.compute_s)
                 phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
                 self.watch(status_of(opening.facts, progress, phase, then or at, self.clock.now(), []))
@@ -105,8 +105,8 @@ class SerialRun:
                 self.recorder.epoch(epoch, self.opening.shard.weights)
             return
         done = trainer.sums(at.step)
-        if self.spoilt.text:
-            raise NonFiniteWeightsError(self.spoilt.text)
+        if self.guard.text:
+            raise NonFiniteWeightsError(self.guard.text)
         account = Account(at.pieces)
         account.share(Node(0, at.pieces), 0, pack_losses(trainer.compute.losses))
         with held_back():
@@ -116,7 +116,7 @@ class SerialRun:
             self.recorder.account(at.step, account, checksum_after(at.step, self.opening.shard.weights))
             self.compute_s += done.compute_s
         made = UpdateWeights(step=at.step, tally=done.tally, account=account)
-        self.spoilt.look(made, self.opening.shard, Membership())
+        self.guard.check(made, self.opening.shard, Membership())
 
     def _keep(self, progress: Progress) -> None:
         """Keep what the run has come to."""

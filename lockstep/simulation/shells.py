@@ -25,7 +25,6 @@ from ps.coordinator.coordinator import Coordinator
 from ps.records.metrics import Setting
 from ps.run.info import RunInfo
 from ps.server.server import Server
-from ps.server.serving import ServerEnvironment, server_of
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shard.shard import Shard
 from ps.sharding.process.shell import ShardShell
@@ -126,18 +125,27 @@ class ServerProcess:
             stack.callback(writing.end)
             port = serve(run.network, SERVER, process)
             stack.callback(port.close)
-            around = ServerEnvironment(port=port, clock=process.clock, say=say, sharing=sharing, keeper=books.keeper)
             opening = replace(opening, shard=run.parts.shard(opening.shard))
             coordinator = run.parts.coordinator(opening.facts, books.start)
-            server = run.parts.server(server_of(coordinator, opening, books.recorder, around))
+            server = run.parts.server(
+                Server(
+                    coordinator,
+                    opening,
+                    books.recorder,
+                    port,
+                    process.clock,
+                    say,
+                    sharing=sharing,
+                    checkpointer=books.keeper,
+                )
+            )
             stack.pop_all()
         return cls(server, books, writing, sharing)
 
     def step(self) -> bool:
         happened = self.server.step()
         self.server.coordinator.validate()
-        if self.server.shards is not None:
-            self.server.shards.fleet.validate()
+        self.server.group.state.validate()
         return happened
 
     def deadline(self) -> float | None:

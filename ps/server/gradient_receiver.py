@@ -1,4 +1,4 @@
-"""What of the sums that workers send is taken in, and how it gets into the server's own slice."""
+"""Which of the sums that workers send are added to the server's own slice, and how they get there."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from ps.shared_memory import ServerSharedMemory
 
 @dataclass
 class GradientReceiver:
-    """The way of sums from workers to a shard in the coordinator's process."""
+    """The way of sums from workers to the shard in the coordinator's process."""
 
     shard: Shard
     roster: Membership
@@ -26,7 +26,7 @@ class GradientReceiver:
         #: The index of the frame that begins there.
         self._frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
 
-    def shares(self, peer: bytes) -> bool:
+    def _shares(self, peer: bytes) -> bool:
         """Tell whether a peer is a worker that sends no frames."""
         member = self.roster.members.get(peer)
         return member is not None and member.shares
@@ -35,42 +35,44 @@ class GradientReceiver:
         """Get ready for a lease before its worker does: for its frames, or for its sums in the slot that it names."""
         member = self.roster.members.get(peer)
         if member is not None and member.shares:
-            self.shard.settle(self.slot(member.rank, lease.slot))
+            self.shard.settle(self._slot(member.rank, lease.slot))
         elif lease.work == "train":
             self.book.grant(peer, lease.step, Node(lease.lo, lease.hi))
         else:
             self.book.expect(peer, 1)
 
-    def slot(self, rank: int, slot: int) -> Vector:
+    def _slot(self, rank: int, slot: int) -> Vector:
         """Return the sums in a worker's slot, over the whole vector."""
         assert self.sharing is not None  # a worker shares only what was offered
         return self.sharing.sums[rank][slot]
 
-    def take(self, peer: bytes, part: SumsFrame, values: Vector) -> bool:
-        """Add a frame straight from the memory it was received in, if a lease asks for it; return whether one does."""
-        frame, node = self._frame_at.get(part.start), part.node()
+    def on_frame(self, peer: bytes, received: SumsFrame, values: Vector) -> bool:
+        """Add a frame straight from the memory it was received in if a lease asks for it; return whether one does."""
+        frame, node = self._frame_at.get(received.start), received.node()
         if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
-            raise RemoteProtocolError(f"sums over [{part.lo}, {part.hi}) from {part.start} on: no frame of any lease")
+            raise RemoteProtocolError(
+                f"sums over [{received.lo}, {received.hi}) from {received.start} on: not a frame of any lease"
+            )
         _check_length(values, self.shard.policy.wire.words(self.shard.frames[frame]))
-        if part.step != self.shard.updates:
-            # Late, while the books are still of that step: other servers are not done with it, and we are.
+        if received.step != self.shard.updates:
+            # Late, while the book is still of that step: other servers are not done with it, and we are.
             self.book.count(peer)
             return False
-        if not self.book.take(peer, part.step, node, frame):
+        if not self.book.take(peer, received.step, node, frame):
             return False
         if not self.shard.is_finite(frame, values):
-            raise not_finite(part.step, node)
+            raise not_finite(received.step, node)
         self.shard.receive(frame, node, values)
         return True
 
     def is_whole(self, peer: bytes, result: Result, arrays: list[Vector]) -> bool:
-        """Tell whether a result came with all that belongs to it: otherwise a part of it came too late to be taken.
+        """Tell whether a result came with all its sums: otherwise some of them came too late to be added.
 
-        Sums in shared memory are not looked through for what is not finite, which takes a fifth of an exchange's time:
-        their worker did so, of whom nobody but our own user can be one, and `Spoilt` looks at the weights.
+        Sums in shared memory are not checked for values that are not finite, which takes a fifth of an exchange's
+        time: their worker, which only our own user can have started, did so, and `NonFiniteGuard` checks the weights.
         """
         self.book.count(peer)
-        if result.work != "train" or self.shares(peer):
+        if result.work != "train" or self._shares(peer):
             return True
         if arrays:
             if len(self.shard.frames) > 1:
@@ -83,12 +85,8 @@ class GradientReceiver:
 
     def add_shared(self, node: Node, rank: int, slot: int) -> None:
         """Add our slice of the sums in a worker's slot, which stay there until a lease names it again."""
-        self.shard.add(node, self._own(rank, slot))
-
-    def _own(self, rank: int, slot: int) -> Vector:
-        """Return our slice of the sums in a worker's slot."""
         start, size = self.shard.start, self.shard.weights.size
-        return self.slot(rank, slot)[start : start + size]
+        self.shard.add(node, self._slot(rank, slot)[start : start + size])
 
     def forget(self, peer: bytes, rank: int) -> None:
         """Give back what was kept for a worker that is gone."""

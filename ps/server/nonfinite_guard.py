@@ -1,36 +1,32 @@
-"""Whether the weights are still numbers, where no loss may tell: what is not finite must not get on unnoticed.
+"""Whether the weights are still numbers if no loss shows it: values that are not finite must not go on unnoticed.
 
 A loss that is not finite names its layer, and so is waited for: most often the next step has one. But what nothing is
-computed from for a while, a row of an embedding or a running statistic, would get into checkpoints and into the result.
+computed from for a while, a row of an embedding or a running statistic, would get into checkpoints and the result.
 """
 
 from dataclasses import dataclass
 
 from common.aggregation.layout import ParameterLayout
 from ps.coordinator.divergence import spoilt_text
-from ps.coordinator.effects import Finish, UpdateWeights
+from ps.coordinator.effects import UpdateWeights
 from ps.coordinator.membership import Membership
 from ps.shard.shard import Shard
 
 
 class NonFiniteWeightsError(ArithmeticError):
-    """The weights are not finite; the text is what a person is told."""
+    """The weights are not finite; the text is the message for people."""
 
 
 @dataclass
 class NonFiniteGuard:
-    """What is known of it."""
+    """What the checks have found."""
 
     layout: ParameterLayout
-    #: What a person is told, empty while all weights are finite.
+    #: The message for people, empty while all weights are finite.
     text: str = ""
 
-    def judged(self, finish: Finish) -> Finish:
-        """Return how a run ends: not well with such weights."""
-        return Finish(failure=self.text, is_diverged=True) if self.text and not finish.failure else finish
-
-    def look(self, done: UpdateWeights, shard: Shard, roster: Membership, *, others_are_finite: bool = True) -> None:
-        """Look at the weights after an update, once those who waited for them have them."""
+    def check(self, done: UpdateWeights, shard: Shard, roster: Membership, *, others_are_finite: bool = True) -> None:
+        """Check the weights after an update, once the workers that waited for them have them."""
         place = shard.first_not_finite()
         if self.text or (place is None and others_are_finite):
             return

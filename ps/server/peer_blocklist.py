@@ -1,4 +1,4 @@
-"""With whom a server does not speak: who was not let in, or was and is sent away. Counted, told, in the end cut off."""
+"""Peers that the server does not talk to: refused at the door, or sent away later. Counted, reported, cut off."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,52 +10,52 @@ from common.transport.port import ServerPort
 #: Peers that were sent away and are remembered.
 REMEMBERED = 1024
 
-#: Messages of one that was sent away before it is cut off: as many may be on their way when it is told.
-TALKING_ON = 64
+#: Messages of a peer that was sent away before it is cut off: as many may be on their way when it is refused.
+TOLERATED = 64
 
 
 @dataclass
 class PeerBlocklist:
-    """The books of one server on whom it turned away."""
+    """The peers that one server has refused or sent away."""
 
     port: ServerPort
     clock: Clock
     say: Callable[[str], None]
     #: Connections that were not let in.
-    denials: RejectionLog
+    rejections: RejectionLog
     #: Peers that were let in, and broke the protocol.
     broken: RejectionLog = field(default_factory=RejectionLog)
     #: Those that broke nothing, and are not for this run.
-    misled: RejectionLog = field(default_factory=RejectionLog)
-    #: The last peers that were sent away, and how often they have talked on.
+    refused: RejectionLog = field(default_factory=RejectionLog)
+    #: The last peers that were sent away, and how many messages each has sent since.
     _peers: dict[bytes, int] = field(default_factory=dict)
 
-    def tell(self) -> None:
-        """Tell what is new, in as few lines as there may be."""
-        for denials in (self.denials, self.broken, self.misled):
-            if denials.untold:
-                for text in denials.told(self.clock.now()):
+    def report(self) -> None:
+        """Print what is new, in as few lines as there may be."""
+        for log in (self.rejections, self.broken, self.refused):
+            if log.untold:
+                for text in log.told(self.clock.now()):
                     self.say(text)
 
-    def refuse(self, text: str) -> None:
-        """Tell of somebody who may come again."""
-        self.misled.note(text)
-        self.tell()
+    def report_refusal(self, text: str) -> None:
+        """Record and report that a peer was refused, which may come again."""
+        self.refused.note(text)
+        self.report()
 
     def add(self, peer: bytes, reason: str) -> None:
-        """Book a peer that broke the protocol, and tell of it."""
+        """Record and report that a peer broke the protocol."""
         self.broken.note(f"refused a peer: {reason}")
-        self.tell()
+        self.report()
         self._peers[peer] = 0
         if len(self._peers) > REMEMBERED:
             del self._peers[next(iter(self._peers))]
 
-    def has(self, peer: bytes) -> bool:
-        """Tell whether a peer that says something was sent away; one that talks on for ever is cut off."""
+    def blocks(self, peer: bytes) -> bool:
+        """Tell whether a peer that sends a message was sent away; if it goes on for ever, cut it off."""
         if peer not in self._peers:
             return False
         self._peers[peer] += 1
-        if self._peers[peer] > TALKING_ON:
+        if self._peers[peer] > TOLERATED:
             del self._peers[peer]
             self.port.cut(peer)
         return True

@@ -1,4 +1,4 @@
-"""Answers workers that ask for samples: knows the data, and no worker. What is asked again is answered again."""
+"""Sends samples to workers that lack the data: knows the data, and no worker. A repeated request is answered again."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ from common.protocol.messages import Samples, SamplesRequest
 
 @dataclass(frozen=True)
 class SampleSender:
-    """The data of a run, for those who do not have it."""
+    """The data of a run, for workers that do not have it."""
 
     data: TrainTest
     manifest: Manifest
 
     def answer(self, asked: SamplesRequest) -> tuple[Samples, Vector]:
-        """Return the samples that are asked for; `RemoteProtocolError` where there are none such, or too many."""
+        """Return the samples that are asked for; `RemoteProtocolError` if there are none such, or too many."""
         part, facts = part_of(self.data, asked.part), self.manifest.parts().get(asked.part)
         if part is None or facts is None:
             raise RemoteProtocolError(f"samples of {asked.part!r} are asked for: this run has no such set")

@@ -107,12 +107,12 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
     books = open_session(opening, setting, destination, simulation.clock, lambda text: None)
     simulation.server = Server(
         coordinator_of(opening.facts, books.start),
-        opening.shard,
+        opening,
         books.recorder,
         simulation.server.port,
         simulation.clock,
         simulation.said.append,
-        keeper=books.keeper,
+        checkpointer=books.keeper,
     )
     for _ in range(workers):
         simulation.add_worker()

@@ -27,7 +27,6 @@ from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import RunFolder
 from ps.run.info import RunInfo
 from ps.server.server import Server
-from ps.server.serving import ServerEnvironment, server_of
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shard.shard import Shard
 from ps.sharding.process.shell import ShardShell
@@ -228,10 +227,15 @@ class Simulation:
         setting = Setting(servers=self.admission.servers, transport="memory", started=self.clock.now())
         self.recorder = MetricsRecorder(self.opening.facts, setting, self.opening.layout, self.folder)
         self.recorder.begin(self.opening.shard.digest())
-        around = ServerEnvironment(
-            port=self.network.server(), clock=self.clock, say=self.said.append, sharing=self.sharing
+        self.server = Server(
+            self.coordinator_of(self.opening.facts),
+            self.opening,
+            self.recorder,
+            self.network.server(),
+            self.clock,
+            self.said.append,
+            sharing=self.sharing,
         )
-        self.server = server_of(self.coordinator_of(self.opening.facts), self.opening, self.recorder, around)
         for _ in range(self.admission.servers - 1):
             self.add_shard()
 
@@ -317,8 +321,7 @@ class Simulation:
     def validate(self) -> None:
         """Check the books of all servers."""
         self.server.coordinator.validate()
-        if self.server.shards is not None:
-            self.server.shards.fleet.validate()
+        self.server.group.state.validate()
         for shard in self.shards:
             shard.server.state.validate()
 

@@ -92,12 +92,12 @@ def run(
     books = open_session(opening, setting, destination, simulation.clock, said.append)
     simulation.server = Server(
         coordinator_of(replace(opening.facts, min_workers=workers), books.start),
-        opening.shard,
+        opening,
         books.recorder,
         simulation.server.port,
         simulation.clock,
         said.append,
-        keeper=books.keeper,
+        checkpointer=books.keeper,
     )
     for _ in range(workers):
         simulation.add_worker()

@@ -14,7 +14,7 @@ from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.resuming import coordinator_of
 from ps.records.metrics import Setting
 from ps.records.run_folder import RESULT, read_result
-from ps.server.serving import ServerEnvironment, server_of
+from ps.server.server import Server
 from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of
@@ -47,10 +47,15 @@ def part(folder: Path, workers: int, servers: int, *, is_resumed: bool, stop_at:
     books = open_session(
         opening, SETTING, destination_in(folder, is_resumed=is_resumed), simulation.clock, simulation.said.append
     )
-    around = ServerEnvironment(
-        port=simulation.server.port, clock=simulation.clock, say=simulation.said.append, keeper=books.keeper
+    simulation.server = Server(
+        coordinator_of(opening.facts, books.start),
+        opening,
+        books.recorder,
+        simulation.server.port,
+        simulation.clock,
+        simulation.said.append,
+        checkpointer=books.keeper,
     )
-    simulation.server = server_of(coordinator_of(opening.facts, books.start), opening, books.recorder, around)
     for _ in range(workers):
         simulation.add_worker()
     simulation.run(until=lambda: stop_at is not None and stop_at in books.keeper.folder.steps())

@@ -56,12 +56,12 @@ def take_place(simulation: Simulation, folder: Path, crash: tuple[type[events.Ev
     simulation.server.port.close()
     simulation.server = Server(
         coordinator_at(books.start, replace(opening.facts, min_workers=1 if is_resumed else 2), crash),
-        opening.shard,
+        opening,
         books.recorder,
         simulation.network.server(),
         simulation.clock,
         simulation.said.append,
-        keeper=books.keeper,
+        checkpointer=books.keeper,
     )
 
 

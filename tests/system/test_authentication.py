@@ -24,7 +24,6 @@ from common.transport.zeromq.server import ZeroMqServer
 from ps.coordinator.coordinator import Coordinator
 from ps.records.metrics import MetricsRecorder, Setting
 from ps.server.server import Server
-from ps.server.serving import ServerEnvironment, server_of
 from ps.setup import AdmissionPolicy, open_run
 from tests.common.transport.zeromq import zmtp
 from tests.simulation.small import digits, job_of
@@ -101,8 +100,15 @@ class Gate:
         opening = open_run("gate", job_of(), digits(), AdmissionPolicy(min_workers=9))
         setting = Setting(servers=1, transport="tcp", started=0.0)
         recorder = MetricsRecorder(opening.facts, setting, opening.layout, None)
-        around = ServerEnvironment(port=self.port, clock=self.clock, say=self.said.append, denials=self.denials)
-        self.server = server_of(Coordinator(opening.facts), opening, recorder, around)
+        self.server = Server(
+            Coordinator(opening.facts),
+            opening,
+            recorder,
+            self.port,
+            self.clock,
+            self.said.append,
+            rejections=self.denials,
+        )
 
     def serve_until(self, is_over: Callable[[], bool], within_s: float = PATIENCE_S) -> bool:
         """Serve until something has happened; tell whether it did within so many seconds."""

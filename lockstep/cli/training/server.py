@@ -45,8 +45,7 @@ from lockstep.runs.session import Destination, open_session
 from ps.checkpoint.resuming import coordinator_of
 from ps.records.metrics import Setting
 from ps.records.run_folder import RunResult
-from ps.server.server import QUEUE
-from ps.server.serving import ServerEnvironment, server_of
+from ps.server.server import QUEUE, Server
 from ps.setup import AdmissionPolicy, open_run
 
 #: What the coordinator gives as the failure of a run that was interrupted.
@@ -210,11 +209,18 @@ def serve_run(service: Service, port: ServerPort, display: Display, denials: Rej
         recorder, coordinator = books.recorder, coordinator_of(opening.facts, books.start)
         if offer.obstacle:
             say(f"vectors go over sockets: {offer.obstacle}")
-        around = ServerEnvironment(
-            port=port, clock=clock, say=say, sharing=offer.sharing, keeper=books.keeper, denials=denials
+        server = Server(
+            coordinator,
+            opening,
+            recorder,
+            port,
+            clock,
+            say,
+            sharing=offer.sharing,
+            checkpointer=books.keeper,
+            rejections=denials,
         )
-        run = server_of(coordinator, opening, recorder, around)
-        ended = run.run(watch=lambda: display.show(coordinator.status(clock.now())))
+        ended = server.run(watch=lambda: display.show(coordinator.status(clock.now())))
     if ended.failure == INTERRUPTED:
         raise KeyboardInterrupt
     if ended.failure:

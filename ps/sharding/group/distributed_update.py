@@ -1,4 +1,4 @@
-"""One update that all servers of a run make, each of its slice: what they tell of it, put together. Pure."""
+"""One update that all servers of a run make, each of its slice: their reports on it, put together. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,7 @@ from common.aggregation.tree import Vector
 from common.errors import RemoteProtocolError
 from common.optim.clipping import BLOCK, add_blocks, scale_for
 from common.protocol.shard_messages import Collected, UpdateDone
-from ps.run.traffic import Moved
-from ps.shard.checksum import MODULUS
+from ps.run.traffic import NOTHING, Moved
 from ps.shard.shard import Shard
 
 
@@ -21,10 +20,10 @@ class CompletedUpdate:
 
     step: int
     rate: float
-    #: Whether the weights in the slices of others are.
+    #: Whether the weights in the slices of the other servers are finite, and the sum of their checksums.
     are_finite: bool
-    mark: int
-    #: Bytes that crossed the sockets of the others since their last update.
+    checksum: int
+    #: Bytes that crossed the sockets of the other servers since their last update.
     moved: Moved
     #: Seconds from the moment when the tree was whole.
     seconds: float
@@ -40,14 +39,16 @@ class DistributedUpdate:
     collected: Collected = "nothing"
     #: Workers that are sent the new weights without being asked for.
     pushed: frozenset[int] = frozenset()
+    #: The learning rate of our own slice, which is that of all.
     rate: float = 0.0
-    mark: int = 0
-    #: Whether all slices but our own are so after it.
+    #: Of the other servers, as in `CompletedUpdate`.
+    checksum: int = 0
     are_finite: bool = True
+    moved: Moved = NOTHING
     #: By shard, for each block of its slice, the sum of the squares of the mean gradient.
     squares: dict[bytes, NDArray[np.float64]] = field(default_factory=dict)
 
-    def measure(self, peer: bytes, trained: int, squares: Vector) -> None:
+    def on_squares(self, peer: bytes, trained: int, squares: Vector) -> None:
         """Keep the squares of the blocks of so many values, which travel as the bytes that they are."""
         if len(squares) != 2 * -(-trained // BLOCK):
             raise RemoteProtocolError(f"squares of {len(squares) / 2:g} blocks: expected one for {BLOCK} values")
@@ -60,23 +61,19 @@ class DistributedUpdate:
         blocks = np.concatenate([own.squares(count), *(self.squares[peer] for peer in order)])
         return scale_for(add_blocks(blocks), clip_norm)
 
-    def take(self, updated: UpdateDone) -> None:
-        """Take in that a shard has made it."""
-        self.mark += int(updated.mark)
-        self.are_finite = self.are_finite and updated.is_finite
+    def on_done(self, done: UpdateDone) -> None:
+        """Record that a shard has made the update."""
+        self.checksum += int(done.mark)
+        self.are_finite = self.are_finite and done.is_finite
+        self.moved = Moved(sums=self.moved.sums + done.sums_bytes, weights=self.moved.weights + done.weights_bytes)
 
-    def take_own(self, rate: float, mark: int) -> None:
-        """Take in that it is made in our own slice."""
-        self.rate = rate
-        self.mark += mark
-
-    def stepped(self, step: int, moved: Moved, now: float) -> CompletedUpdate:
-        """Return what it came to, now that all have made it."""
+    def completed(self, step: int, now: float) -> CompletedUpdate:
+        """Return what the update resulted in, now that all have made it."""
         return CompletedUpdate(
             step=step,
             rate=self.rate,
             are_finite=self.are_finite,
-            mark=self.mark % MODULUS,
-            moved=moved,
+            checksum=self.checksum,
+            moved=self.moved,
             seconds=now - self.began,
         )

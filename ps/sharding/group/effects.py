@@ -10,7 +10,7 @@ from common.statemachine.vocabulary import Send as Send
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WelcomeShard:
-    """Tell a shard its slice and the run."""
+    """Send a shard its place and the job."""
 
     peer: bytes
     index: int
@@ -18,7 +18,7 @@ class WelcomeShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FillShard:
-    """Send a shard what its slice begins with: the weights only where it does not share them."""
+    """Send a shard what its slice begins with: the weights only if it does not share them."""
 
     peer: bytes
     index: int
@@ -27,7 +27,7 @@ class FillShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnnounceGroup:
-    """All shards are there: workers may be welcomed."""
+    """All shards are ready: workers may be welcomed."""
 
     addresses: tuple[str, ...]
     #: Whether all see the server's memory, and why not.
@@ -45,7 +45,7 @@ class ConfirmSums:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FindScale:
-    """The squares of all shards are there."""
+    """Find the factor of clipping: the squares of all shards have come."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

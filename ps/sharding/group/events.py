@@ -15,7 +15,7 @@ class ShardJoined:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardPrepared:
-    """It has room for its slice; whether in memory that the server sees, and why not where that was expected."""
+    """It has room for its slice; whether in memory that the server sees, and why not if that was expected."""
 
     peer: bytes
     shares: bool = False
@@ -23,15 +23,15 @@ class ShardPrepared:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShardHeard:
-    """It said that it is there."""
+class ShardPinged:
+    """It reported that it is alive."""
 
     peer: bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SumsAwaited:
-    """A worker's result came: its sums are to be stored by all shards before it counts."""
+    """A worker's result came: all shards are to have its sums before it counts."""
 
     rank: int
     node: Node
@@ -40,11 +40,11 @@ class SumsAwaited:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SumsConfirmed:
     peer: bytes
-    stored: SumsAck
+    ack: SumsAck
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerForgotten:
+class WorkerRemoved:
     rank: int
 
 
@@ -67,7 +67,7 @@ class SquaresReceived:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScaleFound:
-    """The factor of clipping, from the squares of all."""
+    """The factor of clipping, from the squares of all shards."""
 
     scale: float
 
@@ -80,7 +80,7 @@ class SliceUpdated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardGone:
-    """The shard said so, broke the protocol, or can no longer be reached."""
+    """The shard left, broke the protocol, or can no longer be reached."""
 
     peer: bytes
     reason: str
@@ -88,7 +88,7 @@ class ShardGone:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunEnded:
-    """`reason` is empty where it went well."""
+    """`reason` is empty if it ended well."""
 
     reason: str
 
@@ -96,10 +96,10 @@ class RunEnded:
 GroupEvent = (
     ShardJoined
     | ShardPrepared
-    | ShardHeard
+    | ShardPinged
     | SumsAwaited
     | SumsConfirmed
-    | WorkerForgotten
+    | WorkerRemoved
     | TreeCompleted
     | SquaresReceived
     | ScaleFound

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.aggregation.layout import weights_digest
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Vector
 from common.errors import RemoteProtocolError
@@ -20,7 +19,7 @@ class GatheredWeights:
     #: The optimizer's slots, each as long as the trained part of the weights.
     state: dict[str, Vector]
     updates: int
-    #: Elements of the weights that have come since the gathering at hand was begun.
+    #: Elements of the weights that have come since the last `begin`.
     received: int = field(default=0)
 
     @classmethod
@@ -33,7 +32,7 @@ class GatheredWeights:
         self.received = 0
 
     def put(self, name: str, part: Slice, values: Vector) -> None:
-        """Take a part of a vector; `RemoteProtocolError` where there is no such vector or part of it."""
+        """Write a part of a vector; `RemoteProtocolError` if there is no such vector or part of it."""
         vector = self.weights if name == WEIGHTS else self.state.get(name, np.empty(0, np.float32))
         if part.stop > vector.size:
             raise RemoteProtocolError(f"values {part.start} to {part.stop} of {name!r}: expected up to {vector.size}")
@@ -41,13 +40,13 @@ class GatheredWeights:
         if name == WEIGHTS:
             self.received += len(part)
 
+    def is_whole(self) -> bool:
+        """Tell whether all of the weights have come."""
+        return self.received == self.weights.size
+
     def end(self, updates: int) -> bool:
         """End the gathering; return whether all of the weights have come."""
-        if self.received != self.weights.size:
+        if not self.is_whole():
             return False
         self.updates = updates
         return True
-
-    def digest(self) -> str:
-        """Return the SHA-256 of the weights, in hex."""
-        return weights_digest(self.weights)

@@ -113,8 +113,7 @@ class Hasty(ShardGroup):
 
 
 def hasty(server: Server) -> Server:
-    if server.shards is not None:
-        server.shards.fleet = Hasty(server.shards.fleet.facts, step=server.shards.fleet.step)
+    server.group.state = Hasty(server.group.state.config, step=server.group.state.step)
     return server
 
 

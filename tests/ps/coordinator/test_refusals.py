@@ -49,11 +49,11 @@ def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin
 
 def test_all_are_counted_and_few_are_told_of() -> None:
     said: list[str] = []
-    turned_away = PeerBlocklist(MemoryNetwork(0).server(), ManualClock(), said.append, RejectionLog())
+    blocklist = PeerBlocklist(MemoryNetwork(0).server(), ManualClock(), said.append, RejectionLog())
     for _ in range(TIMES):
-        turned_away.refuse("refused a shard: x")
+        blocklist.report_refusal("refused a shard: x")
     assert len(said) == LINES
-    assert turned_away.misled.count == TIMES
+    assert blocklist.refused.count == TIMES
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -16,26 +16,26 @@ WHOLE = Node(0, 4)
 
 
 @pytest.fixture
-def intake() -> GradientReceiver:
+def receiver() -> GradientReceiver:
     return GradientReceiver(open_run("run", job_of(), digits(), AdmissionPolicy()).shard, Membership(), None)
 
 
-def take(intake: GradientReceiver, node: Node, *, step: int = 0) -> bool:
-    sums = np.ones(intake.shard.weights.size, np.float32)
-    return intake.take(PEER, SumsFrame(step=step, lo=node.lo, hi=node.hi, start=0), sums)
+def take(receiver: GradientReceiver, node: Node, *, step: int = 0) -> bool:
+    sums = np.ones(receiver.shard.weights.size, np.float32)
+    return receiver.on_frame(PEER, SumsFrame(step=step, lo=node.lo, hi=node.hi, start=0), sums)
 
 
-def test_a_frame_that_was_leased_is_added_once(intake: GradientReceiver) -> None:
-    intake.book.grant(PEER, 0, WHOLE)
-    assert [take(intake, WHOLE), take(intake, WHOLE)] == [True, False]
-    assert intake.shard.trees[0].tree.is_whole()
+def test_a_frame_that_was_leased_is_added_once(receiver: GradientReceiver) -> None:
+    receiver.book.grant(PEER, 0, WHOLE)
+    assert [take(receiver, WHOLE), take(receiver, WHOLE)] == [True, False]
+    assert receiver.shard.trees[0].tree.is_whole()
 
 
-def test_a_frame_that_comes_when_the_slice_is_updated_is_not_added_to_the_next_step(intake: GradientReceiver) -> None:
+def test_a_frame_that_comes_when_the_slice_is_updated_is_not_added_to_the_next_step(receiver: GradientReceiver) -> None:
     # Other servers are still at it, so that the books are of the old step.
     for peer, node in ((PEER, Node(2, 4)), (b"other", WHOLE)):
-        intake.book.grant(peer, 0, node)
-    intake.shard.add(WHOLE, np.ones(intake.shard.weights.size, np.float32))
-    intake.shard.update(0, 4)
-    assert not take(intake, Node(2, 4))
-    assert not intake.shard.trees[0].tree.covers(Node(2, 3))
+        receiver.book.grant(peer, 0, node)
+    receiver.shard.add(WHOLE, np.ones(receiver.shard.weights.size, np.float32))
+    receiver.shard.update(0, 4)
+    assert not take(receiver, Node(2, 4))
+    assert not receiver.shard.trees[0].tree.covers(Node(2, 3))

@@ -30,7 +30,7 @@ from common.runtime.clock import ManualClock
 from common.transport.memory import MemoryClient
 from common.transport.port import Frames, ServerPort, Shortcut
 from ps.coordinator.effects import Finish
-from ps.server.server import LOOK_S
+from ps.server.server import WATCH_S
 from ps.server.status_rate_limit import AT_ONCE, PER_SECOND
 from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation, Worker
@@ -214,7 +214,7 @@ def test_the_progress_is_looked_at_now_and_then_and_at_the_end() -> None:
     looks: list[float] = []
     assert server.run(watch=lambda: looks.append(simulation.clock.now())) == Finish(failure="")
     assert looks[-1] == simulation.clock.now()
-    assert all(later - earlier >= LOOK_S for earlier, later in pairwise(looks[:-1]))
+    assert all(later - earlier >= WATCH_S for earlier, later in pairwise(looks[:-1]))
     assert len(looks) >= 3
 
 

@@ -1,4 +1,4 @@
-"""The tables of the fleet and of a shard are complete, lead everywhere, and nowhere from the end."""
+"""The tables of the group and of a shard are complete, lead everywhere, and nowhere from the end."""
 
 from enum import Enum
 from itertools import product
@@ -6,30 +6,30 @@ from typing import Any, get_args
 
 import pytest
 
-from ps.sharding.group import transitions as fleet_phases
+from ps.sharding.group import transitions as group_transitions
 from ps.sharding.group.events import GroupEvent
-from ps.sharding.process import transitions as shard_phases
+from ps.sharding.process import transitions as shard_transitions
 from ps.sharding.process.events import ShardEvent
 
 TABLES: list[tuple[dict[Any, Any], type[Enum], Any, Enum, Enum]] = [
     (
-        fleet_phases.TRANSITIONS,
-        fleet_phases.GroupPhase,
+        group_transitions.TRANSITIONS,
+        group_transitions.GroupPhase,
         GroupEvent,
-        fleet_phases.GroupPhase.MUSTERING,
-        fleet_phases.GroupPhase.ENDED,
+        group_transitions.GroupPhase.WAITING,
+        group_transitions.GroupPhase.ENDED,
     ),
     (
-        shard_phases.TRANSITIONS,
-        shard_phases.ShardPhase,
+        shard_transitions.TRANSITIONS,
+        shard_transitions.ShardPhase,
         ShardEvent,
-        shard_phases.ShardPhase.JOINING,
-        shard_phases.ShardPhase.ENDED,
+        shard_transitions.ShardPhase.JOINING,
+        shard_transitions.ShardPhase.ENDED,
     ),
 ]
 
 
-@pytest.mark.parametrize(("table", "phases", "events", "first", "last"), TABLES, ids=["fleet", "shard"])
+@pytest.mark.parametrize(("table", "phases", "events", "first", "last"), TABLES, ids=["group", "shard"])
 def test_every_phase_has_an_entry_for_every_event_and_can_be_reached(
     table: dict[Any, Any], phases: type[Enum], events: Any, first: Enum, last: Enum
 ) -> None:

@@ -95,7 +95,7 @@ def test_a_shard_that_dies_fails_the_run_with_its_cause(phase: RunPhase) -> None
         simulation.run()
         ended = simulation.server.ended
         assert ended is not None
-        index = next(seat.index for seat in fleet_of(simulation).seats.values() if seat.join.pid == 1)
+        index = next(one.index for one in simulation.server.group.state.members.values() if one.join.pid == 1)
         assert ended.failure == (
             f"shard {index} (host host, pid 1) is gone, and its slice of the weights with it: its connection is gone"
         )
@@ -154,17 +154,12 @@ def sent(part: SumsFrame, size: int) -> list[memoryview]:
 # What must not go unnoticed
 
 
-def fleet_of(simulation: Simulation) -> ShardGroup:
-    assert simulation.server.shards is not None
-    return simulation.server.shards.fleet
-
-
 @dataclass
 class Hasty(ShardGroup):
     """A planted mistake: a result counts as soon as one shard has its sums."""
 
     def _confirm(self, key: tuple[int, Node]) -> list[GroupEffect]:
-        if key not in self.awaited or not self.stored.get(key):
+        if key not in self.awaited or not self.confirmed.get(key):
             return []
         self.awaited.remove(key)
         return [ConfirmSums(rank=key[0], node=key[1])]
@@ -173,8 +168,7 @@ class Hasty(ShardGroup):
 def lagging(kind: type[ShardGroup]) -> str:
     """Finish a run in which one shard hears of nothing for a while, once the first step is on its way."""
     with simulated("plain", 3, workers=1) as simulation:
-        assert simulation.server.shards is not None
-        simulation.server.shards.fleet = kind(fleet_of(simulation).facts)
+        simulation.server.group.state = kind(simulation.server.group.state.config)
         worker = simulation.add_worker()
         simulation.run(until=lambda: worker.runner.state.weights_step == 0)
         simulation.shards[1].is_hanging = True
@@ -204,8 +198,7 @@ class Provincial(ShardGroup):
 
 def test_clipping_by_the_norm_of_a_slice_is_found() -> None:
     with simulated("clipped", 2) as simulation:
-        assert simulation.server.shards is not None
-        simulation.server.shards.fleet = Provincial(fleet_of(simulation).facts)
+        simulation.server.group.state = Provincial(simulation.server.group.state.config)
         simulation.add_worker()
         assert simulation.finish() != alone("clipped").weights_sha256
 
