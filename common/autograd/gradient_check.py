@@ -1,10 +1,11 @@
-"""Comparing the gradients that a function of tensors gives with differences of its values.
+"""Compares gradients with central differences of the values that they belong to.
 
-One random direction an argument finds a wrong derivative anywhere in it with probability 1, at the price of two
-evaluations; the element-wise mode says where it is wrong, at the price of two an element.
+One random direction per argument finds a wrong derivative anywhere in it with probability 1, at the price of two
+evaluations; the element-wise mode shows where it is wrong, at the price of two evaluations per element.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,33 @@ from common.autograd.tensor import Tensor
 
 #: Of all steps, about the cube root of the rounding error makes the sum of rounding and truncation error smallest.
 _STEP = 6e-6
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The derivative of a number along one direction of an array, in two ways."""
+
+    #: By the gradient.
+    exact: float
+    #: By central differences.
+    numeric: float
+    #: The sum of the magnitudes whose sum is `exact`: rounding errors are relative to it.
+    scale: float
+
+
+def slope_along(
+    direction: Array, array: Array, gradient: Array, value: Callable[[], float], step: float = _STEP
+) -> Slope:
+    """Return the slope of `value()`, which reads `array`; `array` is changed in place meanwhile and then restored."""
+    before, ends = array.copy(), []
+    try:
+        for signed in (step, -step):
+            array[...] = before + signed * direction
+            ends.append(value())
+    finally:
+        array[...] = before
+    terms = gradient * direction
+    return Slope(float(np.sum(terms)), (ends[0] - ends[1]) / (2 * step), float(np.sum(np.abs(terms))))
 
 
 class GradientError(AssertionError):
@@ -42,33 +70,31 @@ def check_gradients(
         raise ValueError("no argument is a float64 array: nothing to check")
     tensors = [Tensor(each, requires_grad=True) if _is_checked(each) else each for each in arguments]
     result = function(*tensors)
+    if not result.requires_grad:
+        raise GradientError("the result does not require a gradient: the function leaves the graph")
     weights = np.asarray(rng.standard_normal(result.shape))
-    _check_result(result, function, arguments, weights, tolerance)
+    copies = [np.array(each, order="C") if _is_checked(each) else each for each in arguments]
+
+    def value() -> float:
+        with no_grad():
+            again = function(*(Tensor(each) if _is_checked(each) else each for each in copies))
+        return float(np.sum(again.data * weights))
+
+    first, size = float(np.sum(result.data * weights)), 1 + float(np.sum(np.abs(result.data * weights)))
+    if not abs(value() - first) <= tolerance * size:
+        raise GradientError(
+            f"the result depends on the memory layout: {first!r}, but {value()!r} for contiguous arguments"
+        )
     result.backward(weights)
     for index in checked:
         gradient = _gradient_of(tensors[index], index)
         for direction, where in _directions(gradient.shape, rng, elementwise):
-            numeric = _slope(function, arguments, index, direction, weights)
-            exact = float(np.sum(gradient * direction))
-            scale = 1 + float(np.sum(np.abs(gradient * direction))) + float(np.sum(np.abs(result.data * weights)))
-            if not abs(exact - numeric) <= tolerance * scale:
+            slope = slope_along(direction, copies[index], gradient, value)
+            if not abs(slope.exact - slope.numeric) <= tolerance * (size + slope.scale):
                 raise GradientError(
                     f"the gradient of argument {index}{where}, shape {gradient.shape}, is wrong: "
-                    f"its slope is {exact!r}, expected {numeric!r}"
+                    f"its slope is {slope.exact!r}, expected {slope.numeric!r}"
                 )
-
-
-def _check_result(
-    result: Tensor, function: Callable[..., Tensor], arguments: Sequence[Any], weights: Array, tolerance: float
-) -> None:
-    if not result.requires_grad:
-        raise GradientError("the result does not require a gradient: the function leaves the graph")
-    again = _number(function, arguments, weights)
-    first = float(np.sum(result.data * weights))
-    if not abs(again - first) <= tolerance * (1 + float(np.sum(np.abs(result.data * weights)))):
-        raise GradientError(
-            f"the result depends on the memory layout: {first!r}, but {again!r} for contiguous arguments"
-        )
 
 
 def _gradient_of(tensor: Tensor, index: int) -> Array:
@@ -93,24 +119,6 @@ def _directions(shape: tuple[int, ...], rng: np.random.Generator, elementwise: b
         direction = np.zeros(shape)
         direction[position] = 1.0
         yield direction, f" at {position}"
-
-
-def _slope(
-    function: Callable[..., Tensor], arguments: Sequence[Any], index: int, direction: Array, weights: Array
-) -> float:
-    """Return the derivative along `direction` by central differences."""
-
-    def moved(step: float) -> float:
-        there = np.asarray(arguments[index] + step * direction)
-        return _number(function, [*arguments[:index], there, *arguments[index + 1 :]], weights)
-
-    return (moved(_STEP) - moved(-_STEP)) / (2 * _STEP)
-
-
-def _number(function: Callable[..., Tensor], arguments: Sequence[Any], weights: Array) -> float:
-    with no_grad():
-        result = function(*(Tensor(np.array(each, order="C")) if _is_checked(each) else each for each in arguments))
-    return float(np.sum(result.data * weights))
 
 
 def _is_checked(argument: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from common.autograd.gradient_check import slope_along
 from common.autograd.graph import no_grad
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
@@ -81,26 +82,19 @@ class Checked:
         self, tensor: Tensor, weights: Array, precision: Precision, noise: float, number: int
     ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         gradient = np.zeros(tensor.shape) if tensor.grad is None else np.array(tensor.grad, np.float64)
-        exact, numeric = [], []
+        slopes = []
         for place in range(DIRECTIONS):
             rng = generator(0, Purpose.CANARY, at=2, micro_batch=number, layer=place)
             direction = rng.standard_normal(tensor.shape) * _size(tensor.data)
-            exact.append(float(np.sum(gradient * direction)))
-            numeric.append(self._slope(tensor, direction, weights, precision.step))
-            allowed = precision.of_slope * float(np.sum(np.abs(gradient * direction))) + noise
-            if not abs(exact[-1] - numeric[-1]) > allowed:  # a NaN is another check's finding
-                return None
-        return tuple(exact), tuple(numeric)
+            slope = slope_along(direction, tensor.data, gradient, lambda: self._value(weights), precision.step)
+            if not abs(slope.exact - slope.numeric) > precision.of_slope * slope.scale + noise:
+                return None  # a NaN is another check's finding
+            slopes.append(slope)
+        return tuple(each.exact for each in slopes), tuple(each.numeric for each in slopes)
 
-    def _slope(self, tensor: Tensor, direction: Array, weights: Array, step: float) -> float:
-        before = tensor.data.copy()
-        values = []
-        for signed in (step, -step):
-            tensor.data[...] = before + signed * direction
-            with no_grad():
-                values.append(float(np.sum(self._output().data * weights)))
-        tensor.data[...] = before
-        return (values[0] - values[1]) / (2 * step)
+    def _value(self, weights: Array) -> float:
+        with no_grad():
+            return float(np.sum(self._output().data * weights))
 
 
 def _size(array: Array) -> float:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from common.autograd.gradient_check import slope_along
 from common.autograd.tensor import Tensor
-from common.nn.module import Module, Parameter
+from common.nn.module import Module
 from tests.common.nn.examples import rng
 
 
@@ -24,21 +25,7 @@ def assert_gradients(module: Module, loss: Callable[[], Tensor], each: int = 3, 
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         for index in choice.integers(parameter.size, size=each):
-            np.testing.assert_allclose(
-                parameter.grad.flat[index],
-                _slope(parameter, int(index), loss, step),
-                rtol=1e-5,
-                atol=1e-8,
-                err_msg=f"{name}[{index}]",
-            )
-
-
-def _slope(parameter: Parameter, index: int, loss: Callable[[], Tensor], step: float) -> float:
-    flat = parameter.data.reshape(-1)
-    before = flat[index]
-    flat[index] = before + step
-    above = loss().item()
-    flat[index] = before - step
-    below = loss().item()
-    flat[index] = before
-    return float((above - below) / (2 * step))
+            direction = np.zeros(parameter.shape)
+            direction.flat[index] = 1
+            slope = slope_along(direction, parameter.data, parameter.grad, lambda: loss().item(), step)
+            np.testing.assert_allclose(slope.exact, slope.numeric, rtol=1e-5, atol=1e-8, err_msg=f"{name}[{index}]")
