@@ -13,7 +13,7 @@ from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
 from common.data.manifest import manifest_of
 from common.data.preparation import Preparation
-from common.data.split import with_validation
+from common.data.source import with_validation
 from common.errors import JobError, LockstepError, ModelError
 from common.files.safetensors import read
 from common.job.job import Job

@@ -18,9 +18,8 @@ from common.aggregation.tree import Node, Vector, VectorPool
 from common.autograd.graph import Leaf, no_grad, tell_finished
 from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
-from common.data.evaluation import evaluation_pieces, evaluation_rows
 from common.data.preparation import Preparation
-from common.data.sampler import Sampler
+from common.data.sampler import Sampler, evaluation_chunks, evaluation_rows
 from common.job.job import Job
 from common.job.objective import Objective
 from common.job.tally import Tally
@@ -227,7 +226,7 @@ class Compute:
         if work in OF_A_STEP:
             return self.job.micro_batches
         held_out = self.data.test if work == "evaluate" else self.data.validation
-        return 0 if held_out is None else evaluation_pieces(len(held_out))
+        return 0 if held_out is None else evaluation_chunks(len(held_out))
 
     def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:
         """Return the tally of a node of pieces, added over their tree: of the test set, or to "validate" of that set.

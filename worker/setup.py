@@ -8,7 +8,7 @@ from common.aggregation.layout import layout_of
 from common.aggregation.slices import frames_of
 from common.data.dataset import TrainTest
 from common.data.manifest import Manifest
-from common.data.split import with_validation
+from common.data.source import with_validation
 from common.errors import DataError, ModelError, SharingError
 from common.nn.model_source import read_model_source
 from common.protocol.messages import Welcome

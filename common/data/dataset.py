@@ -14,12 +14,12 @@ from common.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples and what is to be told of them. Raises DataError where the fields do not fit together."""
+    """Samples and their labels. Raises DataError if the fields do not fit together."""
 
-    #: uint8 or float32, (n, channels, height, width) or (n, features); or tokens, which stand for something, int32
+    #: uint8 or float32, (n, channels, height, width) or (n, features); or tokens, int32
     #: (n, t) from 0. n ≥ 1, all finite.
     images: NDArray[Any]
-    #: Classes, int64 in [0, classes): one a sample, (n,), or one a token, (n, t). Or numbers, float32 (n, targets).
+    #: Classes, int64 in [0, classes): one per sample, (n,), or one per token, (n, t). Or numbers, float32 (n, targets).
     labels: NDArray[Any]
     #: 0 where labels are real numbers.
     classes: int
@@ -31,12 +31,11 @@ class Dataset:
         else:
             _check_targets(self.labels)
         if len(self.images) != len(self.labels):
-            raise DataError(f"{len(self.images)} images and {len(self.labels)} labels: expected one label an image")
+            raise DataError(f"{len(self.images)} images and {len(self.labels)} labels: expected one label per image")
         if self.classes and self.labels.ndim == 2 and (not self.is_tokens or self.labels.shape != self.images.shape):
             raise DataError(
                 f"labels of shape {self.labels.shape!r} for samples of shape {self.sample_shape!r}: expected (n,), a "
-                "class each, as of .argmax(axis=1) where rows are one-hot; one for each place has only a sequence of "
-                "tokens, integers (n, t)"
+                "class each, as of .argmax(axis=1) if rows are one-hot; only tokens, integers (n, t), have one per place"
             )
 
     def __len__(self) -> int:
@@ -49,23 +48,23 @@ class Dataset:
 
     @property
     def is_tokens(self) -> bool:
-        """Whether samples are sequences of integers that stand for something, and are not to be scaled."""
+        """Whether samples are sequences of tokens, which are not to be scaled."""
         return self.images.dtype == np.int32
 
     @property
     def targets(self) -> int:
-        """How many classes, or numbers, are to be told of one sample."""
+        """The number of classes or real numbers to predict for one sample."""
         return math.prod(self.labels.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
 class TrainTest:
-    """A training set and the test set that belongs to it. Raises DataError where they are of different kinds."""
+    """A training set and the test set that belongs to it. Raises DataError if they are of different kinds."""
 
     name: str
     train: Dataset
     test: Dataset
-    #: What was taken out of the training set, to choose by; None where nothing was.
+    #: What was taken out of the training set to choose by, if anything.
     validation: Dataset | None = None
 
     def __post_init__(self) -> None:
@@ -82,9 +81,9 @@ class TrainTest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, over shapes, dtypes and bytes: equal wherever a run would be.
+        """SHA-256 of shapes, dtypes and bytes, hexadecimal; equal if runs on the data would be.
 
-        It is taken before a validation set is: how that is drawn, the job says.
+        Of the data before its validation split, which the job describes.
         """
         digest = hashlib.sha256()
         for part in (self.train, self.test):
@@ -135,5 +134,5 @@ def _check_classes(labels: NDArray[np.int64], classes: int) -> None:
 
 
 def _first(marked: NDArray[np.bool_]) -> int:
-    """Return the first index whose entry has a mark."""
+    """Return the first index whose entry holds."""
     return int(np.argwhere(marked)[0, 0])

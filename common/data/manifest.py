@@ -1,6 +1,6 @@
-"""What there is to know of a dataset beside its samples, and how samples travel: for those who do not have it.
+"""The manifest of a dataset, and how its samples travel to workers that do not have it.
 
-Of the sets as a run uses them: once a validation set is taken out of the training set.
+It is of the sets as a run uses them, once a validation set has been taken out of the training set.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from common.data.preparation import Preparation
 
 PartName = Literal["train", "validation", "test"]
 
-#: Bytes of a message of samples at most, unless a single one is longer; and their number.
+#: Most bytes of a message of samples, unless a single sample is longer, and most samples.
 MESSAGE_BYTES, SAMPLES_AT_ONCE = 2**20, 2**16
 
 _Count = Annotated[int, Meta(ge=0, le=2**40)]
@@ -70,12 +70,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return found if self.validation is None else {**found, "validation": self.validation}
 
     def key(self, dataset: str, split: float, seed: int) -> str:
-        """Return what samples are kept under, 32 hex digits: it changes with all that decides which is where.
-
-        That is the dataset, told by its digest, and how a validation set was drawn from it.
-        """
-        said = f"{dataset} {split!r} {seed if split else 0} ".encode() + msgspec.json.encode(self, order="sorted")
-        return hashlib.sha256(said).hexdigest()[:32]
+        """Return the key under which samples are cached, 32 hex digits: of the dataset's digest and of its split."""
+        text = f"{dataset} {split!r} {seed if split else 0} ".encode() + msgspec.json.encode(self, order="sorted")
+        return hashlib.sha256(text).hexdigest()[:32]
 
 
 def manifest_of(data: TrainTest) -> Manifest:
@@ -85,14 +82,14 @@ def manifest_of(data: TrainTest) -> Manifest:
         classes=data.train.classes,
         mean=preparation.mean,
         std=preparation.std,
-        train=facts_of(data.train),
-        test=facts_of(data.test),
-        validation=None if data.validation is None else facts_of(data.validation),
+        train=part_info(data.train),
+        test=part_info(data.test),
+        validation=None if data.validation is None else part_info(data.validation),
     )
 
 
-def facts_of(part: Dataset) -> PartInfo:
-    """Return the facts of one set."""
+def part_info(part: Dataset) -> PartInfo:
+    """Return what is to be known of one set."""
     return msgspec.convert(
         {
             "samples": len(part),
@@ -116,17 +113,17 @@ def part_of(data: TrainTest, name: PartName) -> Dataset | None:
             return data.validation
 
 
-def packed(part: Dataset, places: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return samples as words to be sent: all images, then all labels, as they stand in memory, and zeros to the end.
+def packed(part: Dataset, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return samples as words to be sent: all images, then all labels, as they lie in memory, padded with zeros.
 
-    The words are float32, as all arrays of the protocol; what they mean is nobody's business on the way.
+    The words are float32 only because all arrays of the protocol are.
     """
-    data = part.images.take(places, axis=0).tobytes() + part.labels.take(places, axis=0).tobytes()
+    data = part.images.take(rows, axis=0).tobytes() + part.labels.take(rows, axis=0).tobytes()
     return np.frombuffer(data + bytes(-len(data) % 4), np.float32)
 
 
-def unpacked(facts: PartInfo, count: int, words: NDArray[Any]) -> tuple[bytes, bytes] | None:
-    """Return the bytes of the images and of the labels of so many samples; None where that is not what was sent."""
-    split, end = count * facts.image_bytes, count * facts.bytes_each
+def unpacked(info: PartInfo, count: int, words: NDArray[Any]) -> tuple[bytes, bytes] | None:
+    """Return the bytes of the images and of the labels of so many samples; None if the words are of another size."""
+    split, end = count * info.image_bytes, count * info.bytes_each
     data = words.tobytes()
     return (data[:split], data[split:end]) if len(data) == end + -end % 4 else None

@@ -1,4 +1,4 @@
-"""Turns stored samples into what a model is given: scaled, normalised and, in training, shifted at random."""
+"""Turns stored samples into a model's input: scaled, normalised and, in training, shifted at random."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from common.data.dataset import Dataset
 from common.errors import DataError
 
-#: Values that are looked at together when constants are computed: bounds the memory, and fixes the order of the sum.
+#: Values per block when constants are computed: bounds the memory, and fixes the order of the sum.
 _BLOCK = 1 << 20
 
 
@@ -25,12 +25,12 @@ class Preparation:
 
     mean: float
     std: float
-    #: Pixels that an image may move, up or down and left or right, where a generator is given; 0 is not at all.
+    #: Most pixels that an image may move vertically and horizontally if a generator is given.
     max_shift: int = 0
 
     @classmethod
     def of(cls, train: Dataset, max_shift: int = 0) -> Self:
-        """Return the constants of `train`. Raises DataError where it has no rows and columns to be shifted along."""
+        """Return the constants of `train`. Raises DataError if it has no rows and columns to shift along."""
         if max_shift < 0 or (max_shift and train.images.ndim != 4):
             raise DataError(
                 f"shifts of {max_shift!r} pixels over samples of shape {train.sample_shape!r}: expected 0, or more "
@@ -44,7 +44,7 @@ class Preparation:
         if train.is_tokens:
             return cls(0.0, 1.0)
         mean, variance = (_moments_of_bytes if train.images.dtype == np.uint8 else _moments_of_floats)(train.images)
-        # Where all values are equal there is nothing to scale; scikit-learn's StandardScaler leaves them alone as well.
+        # If all values are equal there is nothing to scale; scikit-learn's StandardScaler leaves them alone as well.
         return cls(mean, math.sqrt(variance) or 1.0, max_shift)
 
     def images(self, raw: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:

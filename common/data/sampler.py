@@ -1,16 +1,19 @@
-"""Which samples a step and a micro-batch use (rule R3): arithmetic on a permutation, so that it is nobody's state."""
+"""Which samples a micro-batch or a chunk of an evaluation uses (rule R3): arithmetic, so that it is nobody's state."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.random import Purpose, generator
 
+#: Samples of one chunk of an evaluation at most. Not part of the job: it decides only the last bits of the loss.
+EVALUATION_SAMPLES = 500
+
 
 class Sampler:
     """Cuts each epoch's permutation of the data into batches and each batch into micro-batches.
 
     An epoch uses each sample exactly once; its last batch may be short, and micro-batches may be empty then.
-    Raises ValueError where a size or count is below 1.
+    Raises ValueError if a size or count is below 1.
     """
 
     def __init__(self, size: int, global_batch: int, micro_batches: int, seed: int) -> None:
@@ -22,7 +25,7 @@ class Sampler:
         self.micro_batches = micro_batches
         self.seed = seed
         self.steps_per_epoch = -(-size // global_batch)
-        #: The epoch of the permutation that is kept; -1 before the first. Keeping it saves time and changes nothing.
+        #: The epoch whose permutation is cached; -1 before the first.
         self._epoch = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
@@ -31,13 +34,13 @@ class Sampler:
         return step // self.steps_per_epoch
 
     def batch_size(self, step: int) -> int:
-        """Return the number of samples of `step`: the global batch, or what is left at the end of an epoch."""
+        """Return the number of samples of `step`: the global batch, or the rest at the end of an epoch."""
         return min(self.global_batch, self.size - self._start(step))
 
     def indices(self, step: int, micro_batch: int) -> NDArray[np.int64]:
         """Return the samples of one micro-batch, (k,), in their order; a read-only view, perhaps empty.
 
-        Raises ValueError for a negative step or a micro-batch that there is not.
+        Raises ValueError for a negative step or a micro-batch that does not exist.
         """
         if step < 0 or not 0 <= micro_batch < self.micro_batches:
             raise ValueError(
@@ -58,3 +61,14 @@ class Sampler:
             self._permutation.flags.writeable = False
             self._epoch = epoch
         return self._permutation
+
+
+def evaluation_chunks(samples: int) -> int:
+    """Return into how many chunks an evaluation of so many samples is cut; they are leased like micro-batches."""
+    return max(1, -(-samples // EVALUATION_SAMPLES))
+
+
+def evaluation_rows(chunk: int, samples: int) -> slice:
+    """Return the rows of one chunk."""
+    chunks = evaluation_chunks(samples)
+    return slice(chunk * samples // chunks, (chunk + 1) * samples // chunks)

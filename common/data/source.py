@@ -1,6 +1,7 @@
-"""Finds a dataset by the name that a job gives it and says exactly what is wrong with one that it cannot use."""
+"""Finds a dataset by the name that a job gives it, names what is wrong with one that cannot be used, and splits it."""
 
 import os
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from common.data.dataset import Dataset, TrainTest
 from common.data.formats.idx import read_idx
 from common.data.formats.npz import read_npz
 from common.errors import DataError
+from common.random import Purpose, generator
 
-#: MNIST has ten digits, and so have the sets that took over its file names (Fashion-MNIST, KMNIST).
+#: MNIST has ten classes, and so have the datasets that share its file names (Fashion-MNIST, KMNIST).
 IDX_CLASSES = 10
 
 _TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
@@ -31,7 +33,7 @@ def load(spec: str) -> TrainTest:
     if spec == "mnist":
         with as_file(files("common.data") / "mnist") as folder:
             return _from_folder(folder, name="mnist")
-    # Job files may say "~"; pathlib's own expansion raises where there is no such person.
+    # Job files may say "~"; pathlib's own expansion raises if there is no such user.
     path = Path(os.path.expanduser(spec))
     if spec and path.is_dir():
         return _from_folder(path, name=path.resolve().name)
@@ -45,7 +47,7 @@ def load(spec: str) -> TrainTest:
 
 def _from_folder(folder: Path, name: str) -> TrainTest:
     train, test = (_read_pair(folder, *names) for names in (_TRAIN, _TEST))
-    return _together(folder, name, train, test)
+    return _paired(folder, name, train, test)
 
 
 def _read_pair(folder: Path, images_name: str, labels_name: str) -> Dataset:
@@ -80,7 +82,7 @@ def _from_npz(path: Path) -> TrainTest:
         )
         for part in ("train", "test")
     )
-    return _together(path, path.stem, train, test)
+    return _paired(path, path.stem, train, test)
 
 
 def _as_samples(named: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -127,8 +129,37 @@ def _dataset(named: str, images: NDArray[Any], labels: NDArray[Any], classes: in
         raise DataError(f"{named}: {error}") from None
 
 
-def _together(path: Path, name: str, train: Dataset, test: Dataset) -> TrainTest:
+def _paired(path: Path, name: str, train: Dataset, test: Dataset) -> TrainTest:
     try:
         return TrainTest(name, train, test)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def with_validation(data: TrainTest, share: float, seed: int) -> TrainTest:
+    """Return the data with that share of the training samples, drawn by the seed, as its validation set.
+
+    Whoever stops a run at its best test figure has fitted the test set, and reports a figure that new data will not
+    give (Hastie, Tibshirani, Friedman, "The Elements of Statistical Learning", 7.2): choose by the validation set. What
+    stays keeps its order. With a share of 0, or if the data has a validation set, the data itself is returned. Raises
+    DataError if one of the two sets would be empty.
+    """
+    if not share or data.validation is not None:
+        return data
+    size = len(data.train)
+    kept_out = int(share * size)
+    if not 0 < kept_out < size:
+        raise DataError(
+            f"validation_split = {share!r} of {size} training samples is {kept_out}: expected at least one, and at "
+            "least one left to train on"
+        )
+    drawn = generator(seed, Purpose.VALIDATE).permutation(size)
+    return replace(
+        data,
+        train=_subset(data.train, np.sort(drawn[kept_out:])),
+        validation=_subset(data.train, np.sort(drawn[:kept_out])),
+    )
+
+
+def _subset(data: Dataset, rows: NDArray[np.int64]) -> Dataset:
+    return Dataset(data.images.take(rows, axis=0), data.labels.take(rows, axis=0), data.classes)

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from common.aggregation.layout import layout_of
 from common.autograd.tensor import Tensor
 from common.data.formats.npz import read_npz
-from common.data.source import load
-from common.data.split import with_validation
+from common.data.source import load, with_validation
 from common.errors import JobError
 from common.job.job import Job
 from common.job.objective import Objective

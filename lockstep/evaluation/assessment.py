@@ -8,7 +8,7 @@ from common.aggregation.tree import Node, Vector
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
-from common.data.evaluation import evaluation_pieces
+from common.data.sampler import evaluation_chunks
 from common.data.source import load
 from common.errors import DataError, ModelError
 from common.job.objective import Objective
@@ -67,7 +67,7 @@ def assess(trained: Trained, data: str | None = None) -> Assessment:
             pieces.append(output.data.copy())
 
     with trained.model.observe_outputs(keep):
-        tally = compute.evaluate(Node(0, evaluation_pieces(len(test))))
+        tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
     return Assessment(
         test, tally, np.concatenate([compute.objective.rows(piece) for piece in pieces]), compute.objective
     )

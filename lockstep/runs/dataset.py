@@ -1,8 +1,7 @@
 """The data of a job as it is trained on: without what is kept out to choose by."""
 
 from common.data.dataset import TrainTest
-from common.data.source import load
-from common.data.split import with_validation
+from common.data.source import load, with_validation
 from common.job.job import Job
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from common.data.sampler import Sampler
-from common.data.split import with_validation
+from common.data.source import with_validation
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
 from lockstep.simulation.small import data, job_named

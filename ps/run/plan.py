@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.aggregation.tree import Node
-from common.data.evaluation import evaluation_pieces
+from common.data.sampler import evaluation_chunks
 from common.job.job import Job
 from common.protocol.messages import Work
 
@@ -35,7 +35,7 @@ class Plan:
     total_steps: int
     steps_per_epoch: int
     micro_batches: int
-    evaluation_pieces: int
+    evaluation_chunks: int
     #: 0 where there is no validation set.
     validation_pieces: int = 0
 
@@ -49,7 +49,7 @@ class Plan:
             return Round("validate", step, self.validation_pieces)
         if done.work == "validate" or (done.work == "train" and self.closes_epoch(done.step)):
             # The test set comes last: with it the epoch's figures are complete.
-            return Round("evaluate", step, self.evaluation_pieces)
+            return Round("evaluate", step, self.evaluation_chunks)
         return Round("train", step, self.micro_batches) if step < self.total_steps else None
 
     def at(self, steps: int, *, is_evaluated: bool) -> Round | None:
@@ -89,6 +89,6 @@ def plan_of(job: Job, training_samples: int, test_samples: int, validation_sampl
         total_steps=job.total_steps(training_samples),
         steps_per_epoch=-(-training_samples // job.global_batch),
         micro_batches=job.micro_batches,
-        evaluation_pieces=evaluation_pieces(test_samples),
-        validation_pieces=evaluation_pieces(validation_samples) if validation_samples else 0,
+        evaluation_chunks=evaluation_chunks(test_samples),
+        validation_pieces=evaluation_chunks(validation_samples) if validation_samples else 0,
     )

@@ -11,7 +11,7 @@ from common.aggregation.tree import Node, Vector
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
-from common.data.evaluation import evaluation_pieces
+from common.data.sampler import evaluation_chunks
 from common.job.job import Job
 from common.job.tally import Tally
 from common.nn.description import describe
@@ -245,7 +245,7 @@ def test_after_a_failure_the_next_piece_has_its_usual_bits() -> None:
 
 def test_evaluation_is_added_over_the_tree_of_its_pieces() -> None:
     compute = compute_of(job_of(model="lenet"), long_test_set())
-    pieces = evaluation_pieces(1100)
+    pieces = evaluation_chunks(1100)
     assert pieces == 3
     one, two, three = (compute.evaluate(Node(piece, piece + 1)) for piece in range(3))
     whole = compute.evaluate(Node(0, 3))

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from common.data.dataset import Dataset, TrainTest
-from common.data.manifest import MESSAGE_BYTES, Manifest, facts_of, manifest_of, packed, unpacked
+from common.data.manifest import MESSAGE_BYTES, Manifest, part_info, manifest_of, packed, unpacked
 from common.data.preparation import Preparation
-from common.data.split import with_validation
+from common.data.source import with_validation
 from tests.simulation.small import digits
 
 
@@ -40,11 +40,11 @@ def test_it_travels_and_stays_what_it_is() -> None:
 @pytest.mark.parametrize("part", [digits().train, tokens(), numbers()], ids=["images", "tokens", "numbers"])
 def test_samples_travel_exactly(part: Dataset) -> None:
     places = np.array([3, 0, 2])
-    facts = facts_of(part)
-    data = unpacked(facts, 3, packed(part, places))
+    info = part_info(part)
+    data = unpacked(info, 3, packed(part, places))
     assert data is not None
-    images = np.frombuffer(data[0], facts.images_dtype).reshape(3, *facts.sample_shape)
-    labels = np.frombuffer(data[1], facts.labels_dtype).reshape(3, *facts.label_shape)
+    images = np.frombuffer(data[0], info.images_dtype).reshape(3, *info.sample_shape)
+    labels = np.frombuffer(data[1], info.labels_dtype).reshape(3, *info.label_shape)
     assert np.array_equal(images, part.images[places])
     assert np.array_equal(labels, part.labels[places])
 
@@ -52,15 +52,15 @@ def test_samples_travel_exactly(part: Dataset) -> None:
 def test_too_few_or_too_many_bytes_are_noticed() -> None:
     part = digits().train
     words = packed(part, np.arange(3))
-    assert unpacked(facts_of(part), 3, words) is not None
+    assert unpacked(part_info(part), 3, words) is not None
     for odd in (words[:-1], np.append(words, np.float32(0))):
-        assert unpacked(facts_of(part), 3, odd) is None
+        assert unpacked(part_info(part), 3, odd) is None
 
 
 def test_a_message_is_bounded_and_holds_a_sample_at_least() -> None:
-    facts = facts_of(digits().train)
-    assert facts.in_a_message() == MESSAGE_BYTES // 792
-    assert msgspec.structs.replace(facts, sample_shape=(3, 4000, 4000)).in_a_message() == 1
+    info = part_info(digits().train)
+    assert info.in_a_message() == MESSAGE_BYTES // 792
+    assert msgspec.structs.replace(info, sample_shape=(3, 4000, 4000)).in_a_message() == 1
 
 
 def test_what_samples_are_kept_under_changes_with_all_that_decides_which_is_where() -> None:

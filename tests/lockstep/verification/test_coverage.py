@@ -14,7 +14,7 @@ from ps.records.ledger import Account, Again, Line, RunBegun, StepDone, Unlisted
 from ps.run.plan import Plan
 from tests.lockstep.recorded import job_in, record_with_workers
 
-PLAN = Plan(total_steps=5, steps_per_epoch=3, micro_batches=4, evaluation_pieces=1)
+PLAN = Plan(total_steps=5, steps_per_epoch=3, micro_batches=4, evaluation_chunks=1)
 SAMPLER = Sampler(40, 16, 4, seed=7)
 
 

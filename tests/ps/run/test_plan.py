@@ -68,7 +68,7 @@ def test_a_validation_set_comes_before_the_test_set() -> None:
 
 @pytest.mark.parametrize("validation_pieces", [0, 2])
 def test_a_run_goes_on_where_it_was(validation_pieces: int) -> None:
-    plan = Plan(5, 2, micro_batches=4, evaluation_pieces=3, validation_pieces=validation_pieces)
+    plan = Plan(5, 2, micro_batches=4, evaluation_chunks=3, validation_pieces=validation_pieces)
     rounds, at = [], plan.at(0, is_evaluated=False)
     while at is not None:
         rounds.append(at)
