@@ -1,4 +1,4 @@
-"""Whether all of a vector is a number, at the speed of one product over it."""
+"""Whether all of a vector is finite, at the speed of one dot product."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from common.aggregation.tree import Vector
 
 
 def first_not_finite(vector: Vector) -> int | None:
-    """Return the place of the first value that is an infinity or no number, None where all are finite.
+    """Return the position of the first infinity or NaN, None if all values are finite.
 
-    One product tells of all, at 40 GB/s; where that has overflowed, each is looked at.
+    One dot product covers all of them, at 40 GB/s; only if it overflows is each value examined.
     """
     with np.errstate(all="ignore"):
         if np.isfinite(np.dot(vector, vector)):
             return None
-    odd = np.flatnonzero(~np.isfinite(vector))
-    return int(odd[0]) if odd.size else None
+    found = np.flatnonzero(~np.isfinite(vector))
+    return int(found[0]) if found.size else None

@@ -1,4 +1,4 @@
-"""Where each parameter and running statistic of a model stands in the one flat vector."""
+"""Where each parameter and running statistic of a model lies in the flat vector."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ class LayoutEntry:
 class ParameterLayout:
     """A model's parameters, then its running statistics, as one float32 vector.
 
-    Statistics stand behind the parameters so that what a micro-batch observed travels and is reduced with its
-    gradients, by the same tree (rule R8).
+    Statistics follow the parameters, so that what a micro-batch observed travels and is reduced with its gradients, by
+    the same tree (rule R8).
     """
 
     parameters: tuple[LayoutEntry, ...]
@@ -51,10 +51,10 @@ class ParameterLayout:
         """Number of values in all."""
         return self.parameter_size + sum(entry.size for entry in self.statistics)
 
-    def name_at(self, place: int) -> str:
-        """Return whose value stands at a place of the vector."""
+    def name_at(self, position: int) -> str:
+        """Return the name of the array that holds a position of the vector."""
         entries = (*self.parameters, *self.statistics)
-        return next(entry.name for entry in entries if place < entry.offset + entry.size)
+        return next(entry.name for entry in entries if position < entry.offset + entry.size)
 
     def digest(self) -> str:
         """Return the SHA-256 over names, shapes and offsets, in hex."""
@@ -70,14 +70,14 @@ class ParameterLayout:
         return {entry.name: entry.view(vector) for entry in (*self.parameters, *self.statistics)}
 
     def write(self, vector: Vector, state: Mapping[str, Vector]) -> None:
-        """Copy a state dict into `vector`; `ModelError` where a name or shape is not this layout's.
+        """Copy a state dict into `vector`; `ModelError` if a name or shape differs.
 
-        PyTorch's `num_batches_tracked` is passed over, as `Module.load_state_dict` does.
+        PyTorch's `num_batches_tracked` is ignored, as `Module.load_state_dict` does.
         """
         entries = {entry.name: entry for entry in (*self.parameters, *self.statistics)}
-        odd = sorted(entries.keys() ^ {name for name in state if not is_counter(name, entries)})
-        if odd:
-            raise ModelError(f"weights do not fit the model: {odd[0]!r} is in one and not in the other")
+        unmatched = sorted(entries.keys() ^ {name for name in state if not is_counter(name, entries)})
+        if unmatched:
+            raise ModelError(f"weights do not fit the model: {unmatched[0]!r} is in only one of them")
         for name, entry in entries.items():
             if state[name].shape != entry.shape:
                 raise ModelError(f"weights do not fit the model: {name!r} is {state[name].shape}, not {entry.shape}")
@@ -114,11 +114,11 @@ def gather(module: Module, layout: ParameterLayout) -> Vector:
 
 
 class Binding:
-    """A model that lives in flat vectors: in one of several for its values, in one of several for its gradients.
+    """A model whose arrays are views into flat vectors: one of several for values, one of several for gradients.
 
     All vectors have the layout's size. Parameters and statistics become views into the one; gradients, and what a
-    micro-batch observes of the statistics, are written into the other. The views are made once: to turn a model to
-    another vector costs a microsecond a parameter.
+    micro-batch observes of the statistics, are written into the other. The views are made once: switching a model to
+    another vector takes a microsecond per parameter.
     """
 
     def __init__(
@@ -132,18 +132,18 @@ class Binding:
         self.read_from(0)
         self.write_to(0)
 
-    def read_from(self, place: int) -> None:
-        """Let the model compute with the vector of weights at that place."""
-        parameters, statistics = self._values[place]
+    def read_from(self, index: int) -> None:
+        """Let the model compute with the weights vector of that index."""
+        parameters, statistics = self._values[index]
         for parameter, view in zip(self.parameters, parameters, strict=True):
             parameter.data = view
         for statistic, view in zip(self._statistics, statistics, strict=True):
             statistic.value = view
 
-    def write_to(self, place: int) -> None:
-        """Let backward write into the vector of sums at that place."""
-        #: Of the parameters, one each: where backward writes now.
-        self.gradients, observed = self._gradients[place]
+    def write_to(self, index: int) -> None:
+        """Let backward write into the sums vector of that index."""
+        #: Where backward writes now, one per parameter.
+        self.gradients, observed = self._gradients[index]
         for parameter, view in zip(self.parameters, self.gradients, strict=True):
             parameter.grad_buffer = view
         for statistic, view in zip(self._statistics, observed, strict=True):

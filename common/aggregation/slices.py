@@ -1,4 +1,4 @@
-"""Contiguous ranges of the flat vector: what one server owns of it, and the frames that travel. Arithmetic only."""
+"""Contiguous slices of the flat vector: what one server owns, and the frames that travel. Arithmetic only."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from common.errors import JobError
 from common.optim.clipping import BLOCK
 
 #: Elements of a frame, a MiB of float32: a whole vector in one would need a buffer of its size at both ends, and would
-#: be of no use to its reader before the last byte. With half a MiB the server, which is what two workers over sockets
-#: wait for, takes 4 % more of a processor's time (mlp at 256 samples). A multiple of `BLOCK`.
+#: be of no use to its reader before the last byte. With half a MiB the server, for which two workers over sockets wait,
+#: takes 4 % more processor time (mlp, 256 samples). A multiple of `BLOCK`.
 FRAME = 262_144
 
 
@@ -45,12 +45,12 @@ def frames_of(size: int, servers: int) -> list[Slice]:
 def slices_for(size: int, servers: int) -> list[Slice]:
     """Return what each of `servers` owns of a vector of `size` elements: as equal as possible.
 
-    Cut between blocks, since clipping adds up the squares of whole ones. `JobError` where a server would own nothing.
+    Cut between blocks, since clipping adds up the squares of whole ones. `JobError` if a server would own nothing.
     """
     blocks = -(-size // BLOCK)
     if not 1 <= servers <= blocks:
         raise JobError(
-            f"servers = {servers!r} for a model of {size:,} values: expected 1 to {blocks}, one for {BLOCK} of them"
+            f"servers = {servers!r} for a model of {size:,} values: expected 1 to {blocks}, one per {BLOCK} values"
         )
     bounds = [min(blocks * place // servers * BLOCK, size) for place in range(servers + 1)]
     return [Slice(start, stop) for start, stop in pairwise(bounds)]

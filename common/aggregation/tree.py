@@ -1,8 +1,10 @@
-"""The one binary tree over the pieces of a step (rule R5); knows nothing of what is added or of who computed it.
+"""The binary tree over the micro-batches of a step (rule R5); knows nothing of what is added or who computed it.
 
 Floating-point addition is not associative, so the order of adding must not depend on who answers first. The tree over
 `[lo, hi)` splits at `lo +` the largest power of two below `hi - lo`; a sum is formed only from the two halves of a
-node. Whatever whole nodes the pieces arrive in, in whatever order and however often, the root has the same bits.
+node. Whatever nodes the micro-batches arrive in, in whatever order and however often, the root has the same bits.
+
+The chunks of an evaluation are leased and added up the same way: what is said of micro-batches holds for them.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ Addition = Callable[["Node", Vector, Vector, Vector], None]
 
 @dataclass(frozen=True, order=True, slots=True)
 class Node:
-    """The pieces `[lo, hi)`, 0 ≤ lo < hi."""
+    """The micro-batches `[lo, hi)`, 0 ≤ lo < hi."""
 
     lo: int
     hi: int
@@ -37,17 +39,17 @@ class Node:
         return f"{self.lo}" if len(self) == 1 else f"{self.lo}-{self.hi - 1}"
 
     def halves(self) -> tuple["Node", "Node"]:
-        """Return the two halves of a node of at least two pieces: the first is the larger, a power of two."""
+        """Return the two halves of a node of at least two micro-batches: the first is the larger, a power of two."""
         middle = self.lo + (1 << (len(self) - 1).bit_length() - 1)
         return Node(self.lo, middle), Node(middle, self.hi)
 
 
-def path_to(node: Node, pieces: int) -> Iterator[Node]:
-    """Yield the nodes from the root of the tree over `pieces` pieces down to `node`; `ValueError` if it is no node."""
-    at = Node(0, pieces)
+def path_to(node: Node, micro_batches: int) -> Iterator[Node]:
+    """Yield the nodes from the root of the tree down to `node`; `ValueError` if that is not in the tree."""
+    at = Node(0, micro_batches)
     while at != node:
         if len(at) < 2 or not (at.lo <= node.lo < node.hi <= at.hi):
-            raise ValueError(f"[{node.lo}, {node.hi}) is not a node of the tree over {pieces} pieces")
+            raise ValueError(f"[{node.lo}, {node.hi}) is not a node of the tree over {micro_batches} micro-batches")
         yield at
         first, second = at.halves()
         at = first if node.lo < first.hi else second
@@ -55,9 +57,9 @@ def path_to(node: Node, pieces: int) -> Iterator[Node]:
 
 
 @lru_cache(maxsize=4096)
-def _climb(node: Node, pieces: int) -> tuple[tuple[Node, Node], ...]:
+def _climb(node: Node, micro_batches: int) -> tuple[tuple[Node, Node], ...]:
     """Return the way from a node up to the root: each parent with the sibling that the sum below it waits for."""
-    path = list(path_to(node, pieces))
+    path = list(path_to(node, micro_batches))
     steps = []
     for parent, child in zip(reversed(path[:-1]), reversed(path), strict=False):
         left, right = parent.halves()
@@ -66,58 +68,57 @@ def _climb(node: Node, pieces: int) -> tuple[tuple[Node, Node], ...]:
 
 
 @lru_cache(maxsize=4096)
-def largest_node_at(lo: int, limit: int, pieces: int, most: int) -> Node:
-    """Return the largest node that begins at `lo`, ends by `limit` and has at most `most` ≥ 1 pieces.
+def largest_node_at(lo: int, limit: int, micro_batches: int, most: int) -> Node:
+    """Return the largest node that begins at `lo`, ends by `limit` and has at most `most` ≥ 1 micro-batches.
 
-    `ValueError` unless 0 ≤ lo < limit ≤ pieces.
+    `ValueError` unless 0 ≤ lo < limit ≤ micro_batches.
     """
-    if not 0 <= lo < limit <= pieces:
-        raise ValueError(f"[{lo}, {limit}) holds no node of the tree over {pieces} pieces")
-    at = Node(0, pieces)
+    if not 0 <= lo < limit <= micro_batches:
+        raise ValueError(f"[{lo}, {limit}) holds no node of the tree over {micro_batches} micro-batches")
+    at = Node(0, micro_batches)
     while not (at.lo == lo and at.hi <= limit and len(at) <= most):
         first, second = at.halves()
         at = first if lo < first.hi else second
     return at
 
 
-def is_node(lo: int, hi: int, pieces: int) -> bool:
-    """Tell whether `[lo, hi)` is a whole node of the tree over `pieces` pieces."""
-    return 0 <= lo < hi <= pieces and largest_node_at(lo, hi, pieces, hi - lo) == Node(lo, hi)
+def is_node(lo: int, hi: int, micro_batches: int) -> bool:
+    """Tell whether `[lo, hi)` is a whole node of the tree over `micro_batches` micro-batches."""
+    return 0 <= lo < hi <= micro_batches and largest_node_at(lo, hi, micro_batches, hi - lo) == Node(lo, hi)
 
 
 @dataclass
 class TreeSum(Generic[T]):
-    """The sum of `pieces` values over the tree, formed as they arrive.
+    """The sum of `micro_batches` values over the tree, formed as they arrive.
 
-    `merge(left, right)` adds the two halves of a node; it may reuse either, neither is looked at again. `drop(value)`
-    is told of a value that is not needed any more.
+    `merge(left, right)` adds the two halves of a node; it may reuse either, neither is read again. `drop(value)` is
+    called with a value that is no longer needed.
     """
 
-    pieces: int
+    micro_batches: int
     merge: Callable[[T, T], T]
     drop: Callable[[T], None] = lambda value: None
-    #: Whether the two halves of the whole are added once both are there, and not by whoever asks for their sum.
+    #: Whether the two halves of the whole are added as soon as both are there, and not when their sum is asked for.
     joins_halves: bool = True
     #: Sums of nodes whose sibling has not arrived, or of the two halves of the whole; no two overlap.
     held: dict[Node, T] = field(default_factory=dict)
-    #: A byte for each piece, 1 where a node of `held` has it: to look through `held` would be quadratic in the pieces.
+    #: A byte per micro-batch, 1 if a node of `held` has it: searching `held` would be quadratic in their number.
     _known: bytearray = field(init=False)
 
     def __post_init__(self) -> None:
-        self._known = bytearray(self.pieces)
+        self._known = bytearray(self.micro_batches)
 
     def covers(self, node: Node) -> bool:
-        """Tell whether all pieces of `node` have arrived already."""
+        """Tell whether all micro-batches of `node` have arrived already."""
         return 0 not in self._known[node.lo : node.hi]
 
     def add(self, node: Node, value: T) -> bool:
-        """Take the sum of a whole node; return False, with nothing changed, where all its pieces are known already.
+        """Add the sum of a node; return False, with nothing changed, if all its micro-batches have arrived already.
 
-        Where some are known, it takes the place of their sums: they are a part of it. Otherwise what a worker sent
-        before it died would be in the way of whoever computes more than that in one go. `ValueError` where it is no
-        node.
+        If some have, the sum replaces theirs, which are a part of it. Otherwise what a worker sent before it died would
+        block whoever computes more than that at once. `ValueError` if it is not a node.
         """
-        climb = _climb(node, self.pieces)
+        climb = _climb(node, self.micro_batches)
         if self.covers(node):
             return False
         if 1 in self._known[node.lo : node.hi]:
@@ -134,33 +135,33 @@ class TreeSum(Generic[T]):
         return True
 
     def is_whole(self) -> bool:
-        """Tell whether all pieces have arrived."""
+        """Tell whether all micro-batches have arrived."""
         return 0 not in self._known
 
     def total(self) -> T:
-        """Return the sum over all pieces; `KeyError` before it is whole."""
-        whole = Node(0, self.pieces)
+        """Return the sum over all micro-batches; `KeyError` before it is whole."""
+        whole = Node(0, self.micro_batches)
         if whole not in self.held and self.is_whole():
             left, right = (self.held.pop(half) for half in whole.halves())
             self.held[whole] = self.merge(left, right)
         return self.held[whole]
 
     def terms(self) -> list[T]:
-        """Return what the sum over all pieces is the sum of, in this order: itself, or the two halves of the whole."""
-        whole = Node(0, self.pieces)
+        """Return the terms of the whole sum, in order: the sum itself, or those of its two halves."""
+        whole = Node(0, self.micro_batches)
         return [self.held[whole]] if whole in self.held else [self.held[half] for half in whole.halves()]
 
     def clear(self) -> None:
-        """Forget all sums."""
+        """Drop all sums."""
         for value in self.held.values():
             self.drop(value)
         self.held.clear()
-        self._known = bytearray(self.pieces)
+        self._known = bytearray(self.micro_batches)
 
 
 @dataclass
 class VectorPool:
-    """Vectors of one size to be used again: fresh pages are the dearest thing in NumPy training."""
+    """Vectors of one size for reuse: fresh pages are the most expensive thing in NumPy training."""
 
     size: int
     free: list[Vector] = field(default_factory=list)
@@ -185,7 +186,7 @@ class VectorPool:
 
 @dataclass(frozen=True, slots=True)
 class Summand:
-    """The value of a node in a tree; `is_owned` where it came from the pool, so that it may be overwritten."""
+    """The value of a node in a tree; `is_owned` if it came from the pool, so that it may be overwritten."""
 
     node: Node
     vector: Vector
@@ -196,15 +197,15 @@ class Summand:
 class VectorTree:
     """A tree sum of float32 vectors of one size that allocates nothing once it is warm."""
 
-    pieces: int
+    micro_batches: int
     pool: VectorPool
-    #: How two halves come to a node's value where that is more than adding them, as where sums are rounded (rule R7).
+    #: How the value of a node is formed from its halves if not by addition, as when sums are rounded (rule R7).
     addition: Addition | None = None
     tree: TreeSum[Summand] = field(init=False)
 
     def __post_init__(self) -> None:
-        # A plain last addition is left to whoever goes through the total anyway: a pass over memory less.
-        self.tree = TreeSum(self.pieces, self._merge, self._drop, joins_halves=self.addition is not None)
+        # A plain last addition is left to whoever reads the total anyway: it saves a pass over memory.
+        self.tree = TreeSum(self.micro_batches, self._merge, self._drop, joins_halves=self.addition is not None)
 
     def _merge(self, left: Summand, right: Summand) -> Summand:
         node = Node(left.node.lo, right.node.hi)
@@ -222,18 +223,18 @@ class VectorTree:
             self.pool.give(summand.vector)
 
     def add(self, node: Node, vector: Vector) -> bool:
-        """Take the sum of a node, which must stay unchanged until `reset` or `settle`; as `TreeSum.add`."""
+        """Add the sum of a node, which must stay unchanged until `reset` or `settle`; as `TreeSum.add`."""
         return self.tree.add(node, Summand(node, vector, is_owned=False))
 
     def add_own(self, node: Node, vector: Vector) -> bool:
-        """Take the sum of a node in a vector of the pool, which is no longer the caller's; as `TreeSum.add`."""
+        """Add the sum of a node in a vector of the pool, which is no longer the caller's; as `TreeSum.add`."""
         is_new = self.tree.add(node, Summand(node, vector, is_owned=True))
         if not is_new:
             self.pool.give(vector)
         return is_new
 
     def add_copy(self, node: Node, vector: Vector) -> bool:
-        """Take the sum of a node, and be done with its memory when this returns; as `TreeSum.add`."""
+        """Add the sum of a node, whose memory is free again when this returns; as `TreeSum.add`."""
         summand = Summand(node, vector, is_owned=False)
         if not self.tree.add(node, summand):
             return False
@@ -244,7 +245,7 @@ class VectorTree:
         return True
 
     def settle(self, memory: Vector) -> None:
-        """Copy the sums that were taken by `add` and still stand in `memory`, which will change after this."""
+        """Copy the sums that `add` left in `memory`, which will change after this."""
         for node, summand in self.tree.held.items():
             if not summand.is_owned and np.may_share_memory(summand.vector, memory):
                 own = self.pool.take()
@@ -264,5 +265,5 @@ class VectorTree:
         return [summand.vector for summand in self.tree.terms()]
 
     def reset(self) -> None:
-        """Forget all sums, returning what is owned to the pool."""
+        """Drop all sums, returning owned vectors to the pool."""
         self.tree.clear()

@@ -35,7 +35,7 @@ class Dataset:
         if self.classes and self.labels.ndim == 2 and (not self.is_tokens or self.labels.shape != self.images.shape):
             raise DataError(
                 f"labels of shape {self.labels.shape!r} for samples of shape {self.sample_shape!r}: expected (n,), a "
-                "class each, as of .argmax(axis=1) if rows are one-hot; only tokens, integers (n, t), have one per place"
+                "class each, as of .argmax(axis=1) if rows are one-hot; only tokens, integers (n, t), have one each"
             )
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from common.aggregation.quantization.quantization import FORMS, RoundingKey, quantization_of
+from common.aggregation.quantization.quantization import FORMATS, RoundingKey, quantization_of
 from common.aggregation.tree import Node
 from common.random import Purpose, generator
 from common.runtime.clock import Clock
@@ -18,7 +18,7 @@ from lockstep.bench.reports.rows import WireRow
 def measure(count: int, repeats: int, clock: Clock) -> Iterator[WireRow]:
     """Yield a row for each type, for so many values."""
     left, right = generator(0, Purpose.CANARY).standard_normal((2, count), dtype=np.float32)
-    for name in ("float32", *FORMS):
+    for name in ("float32", *FORMATS):
         wire, out, at = quantization_of(name, 0, count), np.empty_like(left), RoundingKey(0, Node(0, 2))
         wire.add(left, right, out, at)
         words = wire.pack(out, 0)

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from common.aggregation.quantization.quantization import bytes_a_value
+from common.aggregation.quantization.quantization import bytes_per_value
 from ps.run.timing import Split
 
 #: Bytes that cross the server's link for one worker and one parameter: a float32 of sums in, one of weights out.
@@ -124,7 +124,7 @@ class CostModel:
 
 def bytes_per_parameter(wire: str, wire_weights: str) -> float:
     """Return the bytes that cross the server's link for one worker and one parameter: sums in, weights out."""
-    return bytes_a_value(wire) + bytes_a_value(wire_weights)
+    return bytes_per_value(wire) + bytes_per_value(wire_weights)
 
 
 def fitted(points: Sequence[Measured], *, is_weak: bool = False, cores: int | None = None) -> CostModel:

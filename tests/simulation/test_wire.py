@@ -60,14 +60,14 @@ def to_int8(sums: Vector, step: int, node: Node) -> Vector:
     """Round up where what is left of a value is more than its random number lacks to one, block by block."""
     rng = generator(3, Purpose.ROUND, at=step, micro_batch=node.lo, layer=node.hi)
     words = rng.bit_generator.random_raw(-(-sums.size // 4))
-    dither = ((words.view(np.uint16)[: sums.size] | 1) / 65536).astype(np.float32)
+    rounding = ((words.view(np.uint16)[: sums.size] | 1) / 65536).astype(np.float32)
     found = np.zeros_like(sums)
     for start in range(0, sums.size, 32):
         block = sums[start : start + 32]
         most = float(np.abs(block).max())
         if most:
             scale = np.float32(2.0 ** max(-126, math.ceil(math.log2(most / 127))))
-            found[start : start + 32] = np.floor(block / scale + dither[start : start + 32]) * scale
+            found[start : start + 32] = np.floor(block / scale + rounding[start : start + 32]) * scale
     return found
 
 

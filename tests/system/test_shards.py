@@ -50,7 +50,7 @@ def test_more_servers_than_the_model_has_blocks(place: Place, capsys: pytest.Cap
     with chdir(place.folder):
         assert run(["train", "--model", "linear", "--data", "tiny.npz", "--workers", "1", "--servers", "3"]) == 2
         assert [path.name for path in place.folder.iterdir()] == ["tiny.npz"]
-    expected = "error: servers = 3 for a model of 7,850 values: expected 1 to 2, one for 4096 of them\n"
+    expected = "error: servers = 3 for a model of 7,850 values: expected 1 to 2, one per 4096 values\n"
     assert tuple(capsys.readouterr()) == ("", expected)
 
 

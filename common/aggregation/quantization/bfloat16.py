@@ -12,10 +12,10 @@ from common.aggregation.tree import Vector
 #: Half of the last bit that is kept, less one; and the bits that are.
 _HALF, _KEPT = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
 
-#: Exponent bits that no number has.
-_ODD = np.uint16(0x7F80)
+#: The exponent bits of infinities and NaNs.
+_NOT_FINITE = np.uint16(0x7F80)
 
-#: What every NaN becomes: the payload of another might round to an infinity, or be gone.
+#: What every NaN becomes: the payload of another might round to an infinity.
 _NAN = np.uint32(0x7FC00000)
 
 
@@ -27,17 +27,17 @@ class BFloat16:
     large has four parts in a thousand to go until it does as well.
     """
 
-    _room: NDArray[np.uint32] = field(default_factory=lambda: np.empty(CHUNK, np.uint32))
+    _scratch: NDArray[np.uint32] = field(default_factory=lambda: np.empty(CHUNK, np.uint32))
 
-    def round(self, values: Vector, dither: StochasticRounding) -> None:
-        bits, room = values.view(np.uint32), self._room[: values.size]
+    def round(self, values: Vector, rounding: StochasticRounding) -> None:
+        bits, scratch = values.view(np.uint32), self._scratch[: values.size]
         nan = np.isnan(values)
         if nan.any():
             bits[nan] = _NAN
-        np.right_shift(bits, 16, out=room)
-        np.bitwise_and(room, 1, out=room)
-        np.add(room, _HALF, out=room)
-        np.add(bits, room, out=bits)
+        np.right_shift(bits, 16, out=scratch)
+        np.bitwise_and(scratch, 1, out=scratch)
+        np.add(scratch, _HALF, out=scratch)
+        np.add(bits, scratch, out=bits)
         np.bitwise_and(bits, _KEPT, out=bits)
 
     def size(self, count: int) -> int:
@@ -46,9 +46,9 @@ class BFloat16:
     def encode(self, values: Vector, into: Bytes) -> None:
         bits, halves = values.view(np.uint32), into.view(np.uint16)
         for part in chunks(values.size):
-            room = self._room[: part.stop - part.start]
-            np.right_shift(bits[part], 16, out=room)
-            halves[part] = room
+            scratch = self._scratch[: part.stop - part.start]
+            np.right_shift(bits[part], 16, out=scratch)
+            halves[part] = scratch
 
     def decode(self, data: Bytes, into: Vector) -> None:
         bits = into.view(np.uint32)
@@ -56,4 +56,4 @@ class BFloat16:
         np.left_shift(bits, 16, out=bits)
 
     def is_finite(self, data: Bytes, count: int) -> bool:
-        return is_below(data, _ODD)
+        return is_below(data, _NOT_FINITE)

@@ -15,8 +15,8 @@ LARGEST = np.float32(65_504)
 #: The exponent bits of a float32; those of float16's smallest normal number, 2**-14, and of 2**15.
 _EXPONENT, _NORMAL, _LARGE = np.uint32(0x7F800000), np.uint32(113 << 23), np.uint32(142 << 23)
 
-#: Exponent bits that no number has.
-_ODD = np.uint16(0x7C00)
+#: The exponent bits of infinities and NaNs.
+_NOT_FINITE = np.uint16(0x7C00)
 
 #: What makes 1.5 * 2**(e + 13) of the bits of 2**e: float32 has 13 bits of mantissa more than float16.
 _AWAY = np.uint32((13 << 23) | 0x00400000)
@@ -33,7 +33,7 @@ class Float16:
 
     _bits: NDArray[np.uint32] = field(default_factory=lambda: np.empty(CHUNK, np.uint32))
 
-    def round(self, values: Vector, dither: StochasticRounding) -> None:
+    def round(self, values: Vector, rounding: StochasticRounding) -> None:
         # To add a number so large that float32 has float16's last bit left, and take it off again, is what rounds: five
         # passes in cache. NumPy's conversion to float16 and back takes five times as long, in software.
         bits = self._bits[: values.size]
@@ -57,7 +57,7 @@ class Float16:
         np.copyto(into, data.view(np.float16))
 
     def is_finite(self, data: Bytes, count: int) -> bool:
-        return is_below(data, _ODD)
+        return is_below(data, _NOT_FINITE)
 
 
 def _saturate(values: Vector) -> None:

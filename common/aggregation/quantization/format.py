@@ -1,4 +1,4 @@
-"""What a type of the wire has to do: round values, and put rounded ones into bytes and back. Knows no job, no node."""
+"""What a number format has to do: round values, and encode rounded ones as bytes and back. Knows no job."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -11,7 +11,7 @@ from common.aggregation.tree import Vector
 
 Bytes = NDArray[np.uint8]
 
-#: Values that are rounded together, so that what is needed on the way stays in cache: a multiple of any block.
+#: Values that are rounded together, so that scratch memory stays in cache: a multiple of any block.
 CHUNK = 32_768
 
 
@@ -20,10 +20,10 @@ _MAGNITUDE = np.uint16(0x7FFF)
 
 
 class NumberFormat(Protocol):
-    """One type. Values are float32, and begin in the flat vector at a multiple of 4096: what is cut there agrees."""
+    """One format. Values are float32 and begin in the flat vector at a multiple of 4096, so that slices agree."""
 
-    def round(self, values: Vector, dither: StochasticRounding) -> None:
-        """Round at most `CHUNK` values in place; what is rounded already stays as it is."""
+    def round(self, values: Vector, rounding: StochasticRounding) -> None:
+        """Round at most `CHUNK` values in place; rounded values stay as they are."""
         ...
 
     def size(self, count: int) -> int:
@@ -31,22 +31,22 @@ class NumberFormat(Protocol):
         ...
 
     def encode(self, values: Vector, into: Bytes) -> None:
-        """Put rounded values into `size` bytes, exactly."""
+        """Write rounded values into `size` bytes, exactly."""
         ...
 
     def decode(self, data: Bytes, into: Vector) -> None:
-        """Put the values in `size` bytes into a vector, exactly."""
+        """Write the values in `size` bytes into a vector, exactly."""
         ...
 
     def is_finite(self, data: Bytes, count: int) -> bool:
-        """Tell whether the values in `size(count)` bytes, whoever wrote these, are all numbers."""
+        """Tell whether the values in `size(count)` bytes of any origin are all finite."""
         ...
 
 
-def is_below(data: Bytes, odd: np.uint16) -> bool:
-    """Tell whether no value of two bytes has all the exponent bits of `odd`: as magnitudes they are in order."""
+def is_below(data: Bytes, limit: np.uint16) -> bool:
+    """Tell whether all magnitudes of two bytes are below `limit`: as integers they are in the order of their values."""
     halves = data.view(np.uint16)
-    return not any((halves[part] & _MAGNITUDE).max() >= odd for part in chunks(halves.size))
+    return not any((halves[part] & _MAGNITUDE).max() >= limit for part in chunks(halves.size))
 
 
 def chunks(count: int) -> Iterator[slice]:

@@ -1,7 +1,7 @@
 """int8 with a scale for each block of 32 values: in the manner of MXINT8 of the OCP Microscaling Formats 1.0 (2023).
 
 The scale is a power of two, and travels as the exponent byte of a float32. So every product with it is exact, and what
-is rounded can be put into bytes by whoever has the values, who need not know how they were rounded.
+is rounded can be encoded by whoever has the values, without knowing how they were rounded.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ _SHIFT = 6
 #: The exponent bytes of scales: the smallest of a normal number, and the one with which `MOST` is still finite.
 _SMALLEST, _LARGEST = 1, 248
 
-#: The code of a block in which something is not finite: all of it is NaN then, as in the format's standard.
+#: The code of a block that holds an infinity or NaN: all of it is NaN then, as in the format's standard.
 _NOT_FINITE = 255
 
 _MAGNITUDE, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
@@ -40,7 +40,7 @@ _MAGNITUDE, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 #: Twice the exponent byte of 1: a scale's and its inverse's add up to it.
 _BOTH = 254
 
-#: What makes a fraction of a dither's number.
+#: What makes a fraction of a random number of 16 bits.
 _UNIT = np.float32(2.0**-16)
 
 #: The exponent bytes of the scales of blocks.
@@ -57,20 +57,20 @@ class Int8:
 
     _bits: NDArray[np.uint32] = field(default_factory=lambda: np.empty(CHUNK, np.uint32))
     _starts: NDArray[np.intp] = field(default_factory=lambda: np.arange(0, CHUNK, BLOCK))
-    _room: Vector = field(default_factory=lambda: np.empty(CHUNK, np.float32))
+    _scratch: Vector = field(default_factory=lambda: np.empty(CHUNK, np.float32))
     _up: Vector = field(default_factory=lambda: np.empty(CHUNK, np.float32))
 
-    def round(self, values: Vector, dither: StochasticRounding) -> None:
+    def round(self, values: Vector, rounding: StochasticRounding) -> None:
         exponents = self._exponents(values)
-        room, up = self._room[: values.size], self._up[: values.size]
-        _multiply(values, _inverse(exponents), room)
-        np.multiply(dither.draw(values.size), _UNIT, out=up)
-        np.add(room, up, out=room)
-        np.floor(room, out=room)
+        scratch, up = self._scratch[: values.size], self._up[: values.size]
+        _multiply(values, _inverse(exponents), scratch)
+        np.multiply(rounding.draw(values.size), _UNIT, out=up)
+        np.add(scratch, up, out=scratch)
+        np.floor(scratch, out=scratch)
         if exponents.max() >= _LARGEST:
-            np.clip(room, -MOST, MOST, out=room)
-        _multiply(room, _scale(exponents), values)
-        _spoil(values, exponents)
+            np.clip(scratch, -MOST, MOST, out=scratch)
+        _multiply(scratch, _scale(exponents), values)
+        _fill_not_finite(values, exponents)
 
     def size(self, count: int) -> int:
         return _blocks(count) + count
@@ -80,10 +80,10 @@ class Int8:
         for part in chunks(values.size):
             exponents = self._exponents(values[part])
             codes[_of_blocks(part)] = exponents
-            room = self._room[: part.stop - part.start]
-            _multiply(values[part], _inverse(exponents), room)
-            _spoil(room, exponents, 0.0)
-            np.copyto(steps[part], room, casting="unsafe")
+            scratch = self._scratch[: part.stop - part.start]
+            _multiply(values[part], _inverse(exponents), scratch)
+            _fill_not_finite(scratch, exponents, 0.0)
+            np.copyto(steps[part], scratch, casting="unsafe")
 
     def decode(self, data: Bytes, into: Vector) -> None:
         codes, steps = data[: _blocks(into.size)], data[_blocks(into.size) :].view(np.int8)
@@ -91,7 +91,7 @@ class Int8:
             np.copyto(into[part], steps[part])
             exponents = codes[_of_blocks(part)].astype(np.uint32)
             _multiply(into[part], _scale(exponents), into[part])
-            _spoil(into[part], exponents)
+            _fill_not_finite(into[part], exponents)
 
     def is_finite(self, data: Bytes, count: int) -> bool:
         codes, steps = data[: _blocks(count)], data[_blocks(count) :].view(np.int8)
@@ -122,7 +122,7 @@ def _blocks(count: int) -> int:
 
 
 def _of_blocks(part: slice) -> slice:
-    """Return the places of the blocks of a chunk."""
+    """Return the positions of the blocks of a chunk."""
     return slice(part.start // BLOCK, _blocks(part.stop))
 
 
@@ -145,7 +145,7 @@ def _multiply(values: Vector, factors: Vector, out: Vector) -> None:
         np.multiply(values[whole:], factors[-1], out=out[whole:])
 
 
-def _spoil(values: Vector, exponents: Exponents, by: float = np.nan) -> None:
+def _fill_not_finite(values: Vector, exponents: Exponents, by: float = np.nan) -> None:
     """Overwrite the blocks in which something is not finite."""
     if exponents.max() == _NOT_FINITE:
         for block in np.flatnonzero(exponents == _NOT_FINITE):

@@ -1,7 +1,7 @@
-"""Random numbers that decide which way a value is rounded (rule R2): a value's own, however its vector is cut.
+"""Random numbers that decide which way a value is rounded (rule R2); they do not depend on how its vector is cut.
 
-They are drawn from Philox, keyed by seed, step and node, and counted by the value's place in the flat vector. A hash of
-the place in NumPy's own arithmetic would cost about the same (`docs/performance.md`), and be one more thing to trust.
+They are drawn from Philox, keyed by seed, step and node, and counted by the value's position in the flat vector. A hash
+of the position in NumPy's own arithmetic would cost about the same (`docs/performance.md`), and need a proof.
 """
 
 from dataclasses import dataclass, field
@@ -33,8 +33,8 @@ class StochasticRounding:
     _rng: np.random.Generator | None = field(default=None, init=False)
 
     def draw(self, count: int) -> NDArray[np.uint16]:
-        """Return the numbers of the next values, odd ones: a multiple of `SPAN` of them, but for the last."""
-        if self._rng is None:  # the type may need none
+        """Return the numbers of the next values, odd ones: a multiple of `SPAN` of them, except for the last call."""
+        if self._rng is None:  # not every format needs one
             self._rng = generator(
                 self.seed,
                 Purpose.ROUND,

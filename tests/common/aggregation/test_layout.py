@@ -88,7 +88,7 @@ def test_a_scalar_has_a_place_too() -> None:
     ("change", "text"),
     [
         ({"0.bias": np.zeros(4, np.float32)}, r"'0.bias' is \(4,\), not \(3,\)"),
-        ({"9.bias": np.zeros(4, np.float32)}, "'9.bias' is in one and not in the other"),
+        ({"9.bias": np.zeros(4, np.float32)}, "'9.bias' is in only one of them"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(change: dict[str, np.ndarray], text: str) -> None:

@@ -30,9 +30,9 @@ def pieces_of(count: int) -> list[Vector]:
     return list((rng.standard_normal((count, SIZE)) * scales).astype(np.float32))
 
 
-def nodes_of(pieces: int) -> list[Node]:
+def nodes_of(micro_batches: int) -> list[Node]:
     """Every node of the tree, by the definition."""
-    found, pending = [], [Node(0, pieces)]
+    found, pending = [], [Node(0, micro_batches)]
     while pending:
         node = pending.pop()
         found.append(node)
@@ -57,21 +57,21 @@ class PoisoningPool(VectorPool):
 
 @st.composite
 def arrivals(draw: st.DrawFn) -> tuple[int, list[Node]]:
-    """A number of pieces, and nodes in some order, with overlaps and repeats, that cover them all in the end."""
-    pieces = draw(st.integers(1, 70))
-    nodes = nodes_of(pieces)
+    """A number of micro_batches, and nodes in some order, with overlaps and repeats, that cover them all in the end."""
+    micro_batches = draw(st.integers(1, 70))
+    nodes = nodes_of(micro_batches)
     some = draw(st.lists(st.sampled_from(nodes), max_size=20))
     leaves = draw(st.permutations([node for node in nodes if len(node) == 1]))
-    mixed = draw(st.permutations([*some, *leaves[: pieces // 2]]))
-    return pieces, [*mixed, *leaves]
+    mixed = draw(st.permutations([*some, *leaves[: micro_batches // 2]]))
+    return micro_batches, [*mixed, *leaves]
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(arrivals(), st.sampled_from(["kept", "copied", "settled"]))
 def test_any_tiling_order_and_duplicates_give_the_same_bits(arriving: tuple[int, list[Node]], how: str) -> None:
-    pieces, nodes = arriving
-    vectors = pieces_of(pieces)
-    tree = VectorTree(pieces, PoisoningPool(SIZE))
+    micro_batches, nodes = arriving
+    vectors = pieces_of(micro_batches)
+    tree = VectorTree(micro_batches, PoisoningPool(SIZE))
     known: set[int] = set()
     for node in nodes:
         value = reference(vectors, node.lo, node.hi).copy()
@@ -84,22 +84,22 @@ def test_any_tiling_order_and_duplicates_give_the_same_bits(arriving: tuple[int,
         if how != "kept":
             value.fill(np.nan)
     assert tree.tree.is_whole()
-    assert tree.total().tobytes() == reference(vectors, 0, pieces).tobytes()
+    assert tree.total().tobytes() == reference(vectors, 0, micro_batches).tobytes()
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(arrivals())
 def test_numbers_are_summed_as_vectors_are(arriving: tuple[int, list[Node]]) -> None:
-    pieces, nodes = arriving
-    numbers = [float(vector[0]) / 3 for vector in pieces_of(pieces)]
-    tree: TreeSum[float] = TreeSum(pieces, lambda left, right: left + right)
+    micro_batches, nodes = arriving
+    numbers = [float(vector[0]) / 3 for vector in pieces_of(micro_batches)]
+    tree: TreeSum[float] = TreeSum(micro_batches, lambda left, right: left + right)
 
     def expected(node: Node) -> float:
         return numbers[node.lo] if len(node) == 1 else sum(map(expected, node.halves()))
 
     for node in nodes:
         tree.add(node, expected(node))
-    assert tree.total() == expected(Node(0, pieces))
+    assert tree.total() == expected(Node(0, micro_batches))
 
 
 def test_the_pieces_tell_apart_orders_of_adding() -> None:
@@ -166,26 +166,31 @@ def test_the_sum_of_a_node_can_be_read_before_its_sibling_is_there() -> None:
         tree.total()
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 5, 8, 11, 64])
-def test_is_node_holds_for_the_nodes_alone(pieces: int) -> None:
-    expected = {(node.lo, node.hi) for node in nodes_of(pieces)}
-    found = {(lo, hi) for lo in range(-1, pieces + 2) for hi in range(-1, pieces + 2) if is_node(lo, hi, pieces)}
+@pytest.mark.parametrize("micro_batches", [1, 2, 3, 5, 8, 11, 64])
+def test_is_node_holds_for_the_nodes_alone(micro_batches: int) -> None:
+    expected = {(node.lo, node.hi) for node in nodes_of(micro_batches)}
+    found = {
+        (lo, hi)
+        for lo in range(-1, micro_batches + 2)
+        for hi in range(-1, micro_batches + 2)
+        if is_node(lo, hi, micro_batches)
+    }
     assert found == expected
-    assert len(expected) == 2 * pieces - 1
+    assert len(expected) == 2 * micro_batches - 1
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 5, 8, 11])
-def test_largest_node_at_is_the_largest_that_fits(pieces: int) -> None:
-    for lo in range(pieces):
-        for limit in range(lo + 1, pieces + 1):
-            for most in range(1, pieces + 1):
-                fitting = [n for n in nodes_of(pieces) if n.lo == lo and n.hi <= limit and len(n) <= most]
-                assert largest_node_at(lo, limit, pieces, most) == max(fitting, key=len)
+@pytest.mark.parametrize("micro_batches", [1, 2, 3, 5, 8, 11])
+def test_largest_node_at_is_the_largest_that_fits(micro_batches: int) -> None:
+    for lo in range(micro_batches):
+        for limit in range(lo + 1, micro_batches + 1):
+            for most in range(1, micro_batches + 1):
+                fitting = [n for n in nodes_of(micro_batches) if n.lo == lo and n.hi <= limit and len(n) <= most]
+                assert largest_node_at(lo, limit, micro_batches, most) == max(fitting, key=len)
 
 
 @pytest.mark.parametrize(("lo", "limit"), [(-1, 2), (2, 2), (3, 2), (0, 9), (8, 9)])
 def test_no_node_is_found_outside(lo: int, limit: int) -> None:
-    with pytest.raises(ValueError, match="no node of the tree over 8 pieces"):
+    with pytest.raises(ValueError, match="no node of the tree over 8 micro-batches"):
         largest_node_at(lo, limit, 8, 8)
 
 
@@ -215,13 +220,13 @@ def test_nodes_are_told_as_the_pieces_that_they_hold() -> None:
     assert [str(Node(3, 4)), str(Node(4, 8))] == ["3", "4-7"]
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 8])
-def test_the_terms_add_up_to_the_total(pieces: int) -> None:
-    tree = VectorTree(pieces, VectorPool(4))
-    for piece in range(pieces):
+@pytest.mark.parametrize("micro_batches", [1, 2, 3, 8])
+def test_the_terms_add_up_to_the_total(micro_batches: int) -> None:
+    tree = VectorTree(micro_batches, VectorPool(4))
+    for piece in range(micro_batches):
         tree.add(Node(piece, piece + 1), np.full(4, 0.1 * (piece + 1), np.float32))
     terms = tree.terms()
-    assert len(terms) == min(2, pieces)
-    added = terms[0] if pieces == 1 else terms[0] + terms[1]
+    assert len(terms) == min(2, micro_batches)
+    added = terms[0] if micro_batches == 1 else terms[0] + terms[1]
     assert added.tobytes() == tree.total().tobytes()
     assert tree.total().tobytes() == tree.terms()[0].tobytes()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from common.data.dataset import Dataset, TrainTest
-from common.data.manifest import MESSAGE_BYTES, Manifest, part_info, manifest_of, packed, unpacked
+from common.data.manifest import MESSAGE_BYTES, Manifest, manifest_of, packed, part_info, unpacked
 from common.data.preparation import Preparation
 from common.data.source import with_validation
 from tests.simulation.small import digits

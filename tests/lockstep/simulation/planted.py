@@ -80,7 +80,7 @@ def with_trees(kind: type[VectorTree]) -> Callable[[Shard], Shard]:
     """Return what puts such trees into a shard."""
 
     def change(shard: Shard) -> Shard:
-        shard.trees = [kind(tree.pieces, tree.pool) for tree in shard.trees]
+        shard.trees = [kind(tree.micro_batches, tree.pool) for tree in shard.trees]
         return shard
 
     return change

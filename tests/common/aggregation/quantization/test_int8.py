@@ -109,8 +109,8 @@ def numbers(seed: int = 1, step: int = 0, node: Node = ONE, start: int = 0, coun
 def test_the_numbers_of_a_value_do_not_depend_on_the_cut() -> None:
     whole = numbers(count=4096 + 70)
     assert numbers(start=4096, count=70) == whole[4096:]
-    dither = StochasticRounding(1, 0, ONE, 0)
-    assert [*dither.draw(32), *dither.draw(4064), *dither.draw(70)] == whole
+    rounding = StochasticRounding(1, 0, ONE, 0)
+    assert [*rounding.draw(32), *rounding.draw(4064), *rounding.draw(70)] == whole
 
 
 def test_seed_step_and_node_have_numbers_of_their_own() -> None:

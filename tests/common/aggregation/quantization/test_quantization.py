@@ -149,11 +149,11 @@ def node_value(it: Quantization, vectors: Sequence[Vector], node: Node) -> Vecto
     return rounded(it, left + right, RoundingKey(0, node))
 
 
-def tree_of(it: Quantization, pieces: int) -> VectorTree:
+def tree_of(it: Quantization, micro_batches: int) -> VectorTree:
     def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
         it.add(left, right, out, RoundingKey(0, node))
 
-    return VectorTree(pieces, PoisoningPool(FEW), add)
+    return VectorTree(micro_batches, PoisoningPool(FEW), add)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -161,9 +161,9 @@ def tree_of(it: Quantization, pieces: int) -> VectorTree:
 def test_any_tiling_order_and_duplicates_give_the_same_bits(
     arriving: tuple[int, list[Node]], name: str, how: str
 ) -> None:
-    pieces, nodes = arriving
-    it, vectors = wire(name), pieces_of(pieces)
-    tree = tree_of(it, pieces)
+    micro_batches, nodes = arriving
+    it, vectors = wire(name), pieces_of(micro_batches)
+    tree = tree_of(it, micro_batches)
     for node in nodes:
         value = node_value(it, vectors, node)
         if how == "own":
@@ -175,12 +175,12 @@ def test_any_tiling_order_and_duplicates_give_the_same_bits(
             value.fill(np.nan)
         else:
             tree.add(node, value)
-    assert [term.tobytes() for term in tree.terms()] == [node_value(it, vectors, Node(0, pieces)).tobytes()]
+    assert [term.tobytes() for term in tree.terms()] == [node_value(it, vectors, Node(0, micro_batches)).tobytes()]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rounding_the_whole_alone_gives_bits_that_depend_on_the_tiling(name: str) -> None:
-    # The mistake that this room is there to exclude: who adds two pieces himself would send another value.
+    # The mistake that this room is there to exclude: who adds two micro_batches himself would send another value.
     it, vectors = wire(name), pieces_of(8)
     two_by_two = [rounded(it, vectors[at] + vectors[at + 1], RoundingKey(0, Node(at, at + 2))) for at in range(0, 8, 2)]
     one_by_one = [rounded(it, vector, RoundingKey(0, Node(at, at + 1))) for at, vector in enumerate(vectors)]

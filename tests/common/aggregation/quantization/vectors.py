@@ -30,9 +30,9 @@ def bits_of(values: Vector) -> list[int]:
 
 def rounded(form: NumberFormat, values: Vector, seed: int = 7, step: int = 0) -> Vector:
     """Return the values as a type rounds them, those of the beginning of a vector."""
-    result, dither = values.copy(), StochasticRounding(seed, step, Node(0, 1), 0)
+    result, rounding = values.copy(), StochasticRounding(seed, step, Node(0, 1), 0)
     for start in range(0, values.size, CHUNK):
-        form.round(result[start : start + CHUNK], dither)
+        form.round(result[start : start + CHUNK], rounding)
     return result
 
 

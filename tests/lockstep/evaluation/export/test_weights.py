@@ -59,7 +59,7 @@ def test_weights_of_another_model_are_refused_before_anything_is_made(
     folder = tmp_path / "run"
     arguments = ["--model", "linear", "--initial", str(FROM_TORCH), "--workers", "0", "--run-dir", str(folder)]
     assert run(["train", *arguments]) == 2
-    assert "error: weights do not fit the model: '0.bias' is in one and not in the other" in capsys.readouterr().err
+    assert "error: weights do not fit the model: '0.bias' is in only one of them" in capsys.readouterr().err
     assert not folder.exists()
 
 
@@ -132,5 +132,5 @@ def test_a_layout_refuses_a_count_without_its_statistics() -> None:
     job, _ = resolve({"model": nn.description.describe(the_net())}, {}, Launch())
     model = model_of(job)
     layout = layout_of(model)
-    with pytest.raises(ModelError, match=r"'9.num_batches_tracked' is in one and not in the other"):
+    with pytest.raises(ModelError, match=r"'9.num_batches_tracked' is in only one of them"):
         layout.write(np.zeros(layout.size, np.float32), {**state, "9.num_batches_tracked": np.zeros((), np.float32)})
