@@ -57,8 +57,8 @@ class Heap(VectorTree):
 
     def add(self, node: Node, value: Vector) -> bool:
         self.heap.append((node, value.copy()))
-        if {piece for one, _ in self.heap for piece in range(one.lo, one.hi)} == set(range(self.pieces)):
-            super().add(Node(0, self.pieces), self.added())
+        if {piece for one, _ in self.heap for piece in range(one.lo, one.hi)} == set(range(self.micro_batches)):
+            super().add(Node(0, self.micro_batches), self.added())
             self.heap.clear()
         return True
 
@@ -71,7 +71,7 @@ class TwiceOver(Heap):
     """Adds in the right order, and what came twice once more."""
 
     def added(self) -> Vector:
-        tree = TreeSum[Vector](self.pieces, lambda left, right: left + right)
+        tree = TreeSum[Vector](self.micro_batches, lambda left, right: left + right)
         doubled = [values for node, values in self.heap if not tree.add(node, values)]
         return sum(doubled, tree.total())
 
