@@ -33,7 +33,7 @@ from common.transport.zeromq.ports import dial
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.report import findings_lines
 from lockstep.launch.remote.interface import address_towards
-from ps.coordinator.admission import refused_for
+from ps.coordinator.registration import refused_for
 
 #: Seconds for an answer in all, and between two looks at what is in the way.
 PATIENCE_S, LOOK_S = 6.0, 1.0

@@ -37,7 +37,7 @@ GRACE_S = 2.0
 NOTICES = ("warning: ", "goes on after ", "begins anew: ")
 
 #: The phases of a run that has not begun.
-BEFORE = (RunPhase.MUSTERING.value, RunPhase.GATHERING.value)
+BEFORE = (RunPhase.AWAITING_SERVERS.value, RunPhase.AWAITING_WORKERS.value)
 
 
 @dataclass

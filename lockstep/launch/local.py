@@ -18,7 +18,7 @@ from lockstep.reports.display import Display, print_plainly
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.folder import CheckpointFolder
-from ps.coordinator.divergence import is_divergence
+from ps.coordinator.failures import is_divergence
 from ps.records.metrics import Setting
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
 from ps.setup import AdmissionPolicy, open_run

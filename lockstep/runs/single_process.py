@@ -13,16 +13,15 @@ from common.runtime.interrupts import held_back
 from lockstep.runs.single_trainer import SingleProcessTrainer
 from ps.checkpoint.checkpointer import Checkpointer
 from ps.checkpoint.resuming import Resumption, beginning
-from ps.coordinator.divergence import diverged_text
 from ps.coordinator.effects import UpdateWeights
+from ps.coordinator.failures import diverged_text
 from ps.coordinator.membership import Membership
-from ps.coordinator.next_round import following, phase_in
 from ps.coordinator.status import status_of
-from ps.coordinator.transitions import RunPhase
+from ps.coordinator.transitions import RunPhase, initial_phase
 from ps.records.ledger import Account
 from ps.records.metrics import MetricsRecorder
 from ps.records.run_folder import RunResult
-from ps.run.plan import Round
+from ps.run.plan import Round, next_round
 from ps.run.progress import Progress
 from ps.server.nonfinite_guard import NonFiniteGuard, NonFiniteWeightsError
 from ps.setup import RunSetup
@@ -61,7 +60,7 @@ class SerialRun:
             while at is not None:
                 progress.begin_round(self.clock.now())
                 self._round(at, trainer, progress)
-                then = following(opening.facts, at, progress.history)
+                then = next_round(opening.facts.job, opening.facts.plan, at, progress.history)
                 if self.guard.text and then is None:
                     raise NonFiniteWeightsError(self.guard.text)
                 if self.keeper is not None and then is not None and not self.guard.text:
@@ -88,14 +87,14 @@ class SerialRun:
 
     def _stops_before(self, then: Round, progress: Progress) -> bool:
         """Ask callbacks whether the run ends before a round."""
-        is_paused = phase_in(self.opening.facts, then) is RunPhase.PAUSED
+        is_paused = initial_phase(self.opening.facts, then) is RunPhase.PAUSED
         return is_paused and self.is_to_stop is not None and self.is_to_stop(progress.history)
 
     def _round(self, at: Round, trainer: SingleProcessTrainer, progress: Progress) -> None:
         """Carry out one round: an interrupt finds it done, with all that is booked of it, or not done at all."""
         if at.work != "train":
             trainer.compute.turn(at.step)
-            tally = trainer.compute.evaluate(Node(0, at.pieces), at.work)
+            tally = trainer.compute.evaluate(Node(0, at.micro_batches), at.work)
             if at.work == "validate":
                 progress.end_validation(tally)
                 return
@@ -107,8 +106,8 @@ class SerialRun:
         done = trainer.sums(at.step)
         if self.guard.text:
             raise NonFiniteWeightsError(self.guard.text)
-        account = Account(at.pieces)
-        account.share(Node(0, at.pieces), 0, pack_losses(trainer.compute.losses))
+        account = Account(at.micro_batches)
+        account.record_accepted(Node(0, at.micro_batches), 0, pack_losses(trainer.compute.losses))
         with held_back():
             update = trainer.update(at.step, done)
             progress.end_step(done.tally, self.clock.now(), (done.compute_s, done.compute_s))

@@ -10,7 +10,7 @@ from common.aggregation.layout import weights_digest
 from common.runtime.clock import Clock
 from lockstep.runs.recorded import RecordedRun, workers_by_step
 from lockstep.runs.single_trainer import SingleProcessTrainer
-from ps.coordinator.divergence import diverged_text
+from ps.coordinator.failures import diverged_text
 from ps.records.ledger import EpochDone, RunBegun, StepDone, WeightsAt
 from ps.setup import RunSetup
 from ps.shard.checksum import checksum_after

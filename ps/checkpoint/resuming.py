@@ -39,10 +39,10 @@ def beginning(opening: RunSetup) -> Resumption:
     return Resumption(round=opening.facts.plan.first(), progress=Progress(opening.facts.targets, opening.facts.guess))
 
 
-def coordinator_of(facts: RunInfo, start: Resumption) -> Coordinator:
+def coordinator_of(info: RunInfo, start: Resumption) -> Coordinator:
     """Return the coordinator of a run that begins there."""
-    roster = Membership(compute_s=start.compute_s)
-    return Coordinator(facts, roster=roster, progress=start.progress, start=start.round)
+    membership = Membership(compute_s=start.compute_s)
+    return Coordinator(info, membership=membership, progress=start.progress, start=start.round)
 
 
 def begin_anew(opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:

@@ -1,56 +1,99 @@
-"""The coordinator decides who computes what, and when a step is whole. No socket, clock, file or array.
+"""The coordinator decides who computes what, and when a step is complete. No socket, clock, file or array.
 
 `handle(event, now)` returns what is to be done; `deadline()` says when to call again if nothing happens before. What it
 decides never changes the result, only who computes it: the sums are added over one fixed tree.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from common.protocol.messages import Eviction, Finished, Ping, Status, shortened
+from common.protocol.messages import Eviction, Finished, Ping, Result, Status, shortened
 from common.statemachine.transitions import check_reached, targets_in
-from ps.coordinator import events
-from ps.coordinator.course import Course
-from ps.coordinator.effects import Effect, ForgetWorker, Report, Send
-from ps.coordinator.failures import Failure, Failures
-from ps.coordinator.membership import MemberState
-from ps.coordinator.next_round import phase_in
-from ps.coordinator.overdue import Overdue
-from ps.coordinator.registration import Registration
-from ps.coordinator.status import status_of, waits_for, with_denials
-from ps.coordinator.transitions import TRANSITIONS, RunPhase
+from common.statemachine.vocabulary import Report, Send
+from ps.coordinator import events, failures, registration
+from ps.coordinator.effects import Effect, Finish, ForgetWorker, RecordEpoch, UpdateWeights
+from ps.coordinator.membership import Member, Membership, MemberState
+from ps.coordinator.scheduling.audit import Audit
+from ps.coordinator.scheduling.lease_table import LeaseTable
+from ps.coordinator.scheduling.round_state import RoundState
+from ps.coordinator.scheduling.scheduler import assign_leases
+from ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
+from ps.coordinator.status import Reminder, status_of, waiting_text, with_rejections
+from ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase, initial_phase
+from ps.run.info import RunInfo
+from ps.run.plan import Round, next_round
+from ps.run.progress import Progress
 
-#: What a peer is told that says what only a member says.
-STRANGER = "the server does not know this worker: it was silent for too long, or the server was started again"
+#: The answer to a peer that sends what only a member may.
+STRANGER = "the server does not know this worker: it was silent for too long, or the server was restarted"
 
 
 @dataclass
-class Coordinator(Course):
-    """Takes in what happens to a run; see `ps.coordinator.transitions` for the table that it obeys."""
+class Coordinator:
+    """The state of a run, and how it proceeds; see `ps.coordinator.transitions` for the table that it obeys."""
+
+    info: RunInfo
+    phase: RunPhase = RunPhase.AWAITING_WORKERS
+    membership: Membership = field(default_factory=Membership)
+    progress: Progress = field(default_factory=Progress)
+    reminder: Reminder = field(default_factory=Reminder)
+    failure: str = ""
+    #: Workers that came before all servers were ready.
+    early_joins: list[events.WorkerJoined] = field(default_factory=list)
+    #: The round to begin with if a run is resumed; otherwise the plan's first.
+    start: Round | None = None
+    state: RoundState = field(init=False)
+    stragglers: StragglerMonitor = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.info.servers > 1:
+            self.phase = RunPhase.AWAITING_SERVERS
+        self.stragglers = StragglerMonitor(LeaseTimeouts(self.info.lease_timeout_s))
+        self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
+        self._open(self.start or self.info.plan.first())
+
+    @property
+    def round(self) -> Round:
+        """The round at hand, or the last one."""
+        return self.state.round
+
+    @property
+    def leases(self) -> LeaseTable:
+        """The leases of the round at hand."""
+        return self.state.leases
+
+    def is_running(self) -> bool:
+        """Tell whether micro-batches are being computed."""
+        return self.phase in PHASES.values()
+
+    def is_over(self) -> bool:
+        """Tell whether the run has ended, well or not."""
+        return self.phase in (RunPhase.FINISHED, RunPhase.FAILED)
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
-        """Take in what happened at `now` seconds; return what is to be done, in order."""
-        self.vigil.look(now, self.pieces)
-        if isinstance(event, events.FROM_MEMBERS) and event.peer not in self.roster.members and not self.is_over():
-            # Before the table, since it is of the run's phases, and whoever this is takes no part in the run.
+        """React to what happened at `now` seconds; return what is to be done, in order."""
+        self.stragglers.check(now, self.leases)
+        if isinstance(event, events.FROM_MEMBERS) and event.peer not in self.membership.members and not self.is_over():
+            # Before the table, which is of the run's phases: whoever this is takes no part in the run.
             return [Send(peer=event.peer, message=Eviction(reason=STRANGER))]
         targets = targets_in(TRANSITIONS, self.phase, event)
         if not targets:
             return []
-        effects = self._react(event, now)
+        effects = self._dispatch(event, now)
         if not self.is_over():
-            effects += self._hear(event, now) + self._end_audit(now) + self._remind(now)
+            effects += self._record_sign_of_life(event, now) + self._end_audit(now) + self._remind(now)
         check_reached(targets, event, self.phase)
         return effects
 
     def deadline(self) -> float | None:
-        """Return when `TimePassed` is due, None where only a message can move the run."""
+        """Return when `TimePassed` is due, None if only a message can move the run."""
         if self.is_over():
             return None
-        due = [self.reminder.due, self.roster.next_probe(), self.vigil.due(self.pieces)]
+        due = [self.reminder.due, self.membership.next_probe(), self.stragglers.deadline(self.leases)]
         return min((at for at in due if at is not None), default=None)
 
-    def _react(self, event: events.Event, now: float) -> list[Effect]:
+    def _dispatch(self, event: events.Event, now: float) -> list[Effect]:
         match event:
             case events.WorkerJoined():
                 return self._join(event, now)
@@ -59,31 +102,31 @@ class Coordinator(Course):
             case events.WorkerAdvanced():
                 return []
             case events.ResultReceived():
-                return self._result(event, now)
+                return self._on_result(event, now)
             case events.LeaseFailed():
-                return self._piece_failed(event, now)
+                return self._on_lease_failed(event, now)
             case events.LossDiverged():
-                return self._diverged(event)
+                return self._on_diverged(event)
             case events.WorkerLeft():
-                return self._left(event, now)
-            case events.WorkerAsked():
-                return self._asked(event.peer)
+                return self._on_left(event, now)
+            case events.WorkerPinged():
+                return self._on_ping(event.peer)
             case events.StatusRequested():
-                return [Send(peer=event.peer, message=with_denials(self.status(now), event.refused, event.broken))]
+                return [Send(peer=event.peer, message=with_rejections(self.status(now), event.refused, event.broken))]
             case events.CallbacksDecided():
-                return self._heed(event, now)
+                return self._on_callbacks_decided(event, now)
             case events.ServersReady():
-                return self._mustered(event, now)
+                return self._on_servers_ready(event, now)
             case events.SumsAcknowledged():
-                return self._stored(event, now)
+                return self._on_sums_acknowledged(event, now)
             case events.StepUpdated():
-                return self._go_on() + self._serve_all(now) if event.step == self.round.step else []
+                return self._begin_next_round() + self._assign_leases(now) if event.step == self.round.step else []
             case events.ServerLost():
-                return self._fail(event.text, may_go_on=True)
+                return self._fail(event.text, may_resume=True)
             case events.WeightsNotFinite():
                 return self._fail(event.text, is_diverged=True)
             case events.TimePassed():
-                return self._time_passed(now)
+                return self._on_time_passed(now)
             case events.Interrupted():
                 return self._fail("interrupted")
             case _:
@@ -92,116 +135,246 @@ class Coordinator(Course):
     # Workers come and go
 
     def _join(self, event: events.WorkerJoined, now: float) -> list[Effect]:
-        reception = self._reception()
-        if refused := reception.refusal(event):
+        if refused := registration.refuse(event, self.membership, self.info):
             return refused
         if self.is_over():
             return [Send(peer=event.peer, message=Finished(reason=shortened(self.failure)))]
-        if event.peer in self.roster.members:
+        if event.peer in self.membership.members:
             return []
-        if self.phase is RunPhase.MUSTERING:
-            self.early = [early for early in self.early if early.peer != event.peer] + [event]
+        if self.phase is RunPhase.AWAITING_SERVERS:
+            self.early_joins = [early for early in self.early_joins if early.peer != event.peer] + [event]
             return []
-        return reception.admit(event, now)
+        return registration.admit(event, self.membership, self.info, self.state.account, now)
 
-    def _reception(self) -> Registration:
-        return Registration(self.facts, self.roster, self.books.account)
-
-    def _mustered(self, event: events.ServersReady, now: float) -> list[Effect]:
-        memory = self.facts.memory if event.shares else ""
-        self.facts = replace(self.facts, shards=event.addresses, memory=memory)
-        self.roster.obstacle = self.roster.obstacle or event.obstacle
-        self.phase = RunPhase.GATHERING
-        early, self.early = self.early, []
+    def _on_servers_ready(self, event: events.ServersReady, now: float) -> list[Effect]:
+        memory = self.info.memory if event.shares else ""
+        self.info = replace(self.info, shards=event.addresses, memory=memory)
+        self.membership.obstacle = self.membership.obstacle or event.obstacle
+        self.phase = RunPhase.AWAITING_WORKERS
+        early, self.early_joins = self.early_joins, []
         return [effect for joined in early for effect in self._join(joined, now)]
 
     def _prepared(self, event: events.WorkerPrepared, now: float) -> list[Effect]:
-        member = self.roster.members.get(event.peer)
-        if member is None or member.standing is not MemberState.PREPARING:
+        member = self.membership.members.get(event.peer)
+        if member is None or member.state is not MemberState.PREPARING:
             return []
-        effects = self._reception().prepared(member, event)
-        if self.phase is RunPhase.GATHERING and self.roster.number_prepared() >= self.facts.min_workers:
-            self.phase = phase_in(self.facts, self.round)
+        effects = registration.prepared(member, event, self.membership, self.info)
+        is_waiting = self.phase is RunPhase.AWAITING_WORKERS
+        if is_waiting and self.membership.count_prepared() >= self.info.min_workers:
+            self.phase = initial_phase(self.info, self.round)
             self.progress.begin_round(now)
-        return effects + self._serve_all(now)
+        return effects + self._assign_leases(now)
 
-    def _left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
-        self.early = [early for early in self.early if early.peer != event.peer]
-        member = self.roster.remove(event.peer)
+    def _on_left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
+        self.early_joins = [early for early in self.early_joins if early.peer != event.peer]
+        member = self.membership.remove(event.peer)
         if member is None:
             return []
-        released = self.books.release(member.rank, f"it left: {event.reason}")
-        self.vigil.forget(member.rank)
-        pieces = f"; {self.round.named(released)} go to others" if released else ""
-        told = Report(text=f"{member.named()} left: {event.reason}{pieces}")
+        released = self.state.release(member.rank, f"it left: {event.reason}")
+        self.stragglers.remove(member.rank)
+        passed_on = f"; {self.round.named(released)} go to others" if released else ""
+        report = Report(text=f"{member.named()} left: {event.reason}{passed_on}")
         forget = ForgetWorker(peer=member.peer, rank=member.rank)
-        return [told, forget, *self._reception().fill_places(), *self._serve_all(now)]
+        return [report, forget, *registration.activate_standby(self.membership, self.info), *self._assign_leases(now)]
 
-    def _hear(self, event: events.Event, now: float) -> list[Effect]:
-        """Book a sign of life: one of work puts off the end of leases; a worker that was silent gets work again.
-
-        A word alone, again and again, does not get it work again and again, of which nothing comes.
-        """
-        if isinstance(event, events.NO_SIGN):
-            return []
-        member = self.roster.hear(event.peer, now)
-        if member is None:
-            return []
-        self.vigil.hear(member.rank)
-        if isinstance(event, events.WorkerAdvanced | events.ResultReceived):
-            self.pieces.extend(member.rank, now + self._patience_s(member.rank))
-        if member.standing is not MemberState.SILENT:
-            return []
-        is_needed = not self.roster.number(MemberState.READY)
-        if isinstance(event, events.MERE_WORDS) and not is_needed and not self.vigil.may_be_trusted(member.rank, now):
-            return []
-        return self._reception().seat(member) + self._serve_all(now)
-
-    # What goes wrong
-
-    def _piece_failed(self, event: events.LeaseFailed, now: float) -> list[Effect]:
-        found = Failures(self.books, self.roster).raised(event)
-        if isinstance(found, Failure):
-            return self._fail(found.text)
-        return [Report(text=found), *self._serve_all(now)] if found else []
-
-    def _diverged(self, event: events.LossDiverged) -> list[Effect]:
-        found = Failures(self.books, self.roster).diverged(event)
-        return [] if found is None else self._fail(found.text, is_diverged=found.is_diverged)
-
-    def _asked(self, peer: bytes) -> list[Effect]:
+    def _on_ping(self, peer: bytes) -> list[Effect]:
         if self.is_over():
             return [Send(peer=peer, message=Finished(reason=shortened(self.failure)))]
         return [Send(peer=peer, message=Ping())]
 
+    def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
+        """Record that a worker is alive: progress extends its leases, and a suspect gets work again.
+
+        A suspect that says something again and again, but brings nothing, does not.
+        """
+        if isinstance(event, events.NOT_A_SIGN_OF_LIFE):
+            return []
+        member = self.membership.on_message(event.peer, now)
+        if member is None:
+            return []
+        self.stragglers.on_message(member.rank)
+        if isinstance(event, events.WorkerAdvanced | events.ResultReceived):
+            self.leases.extend(member.rank, now + self._timeout_s(member.rank))
+        if member.state is not MemberState.SUSPECT:
+            return []
+        is_needed = not self.membership.count(MemberState.READY)
+        is_on_probation = self.stragglers.is_on_probation(member.rank, now)
+        if isinstance(event, events.WITHOUT_PROGRESS) and not is_needed and is_on_probation:
+            return []
+        return registration.activate(member, self.membership, self.info) + self._assign_leases(now)
+
+    def _timeout_s(self, rank: int) -> float:
+        """Return how many seconds a worker may take for what it holds from now on."""
+        if self.state.pending.has(rank):
+            return self.info.lease_timeout_s  # it is done, and other servers are not: the shard group watches those
+        return self.stragglers.timeout_s(rank, self.round.work, self.leases.held_by(rank))
+
+    # Work is given out and comes back
+
+    def _assign_leases(self, now: float, members: Sequence[Member] | None = None) -> list[Effect]:
+        """Give out what work there is, to some of the ready members or to all."""
+        if not self.is_running() or not self.leases.free():
+            return []
+        members = self.membership.ready() if members is None else members
+        ready = self.membership.count(MemberState.READY)
+        return assign_leases(self.state, members, ready, self.stragglers.timeouts, now)
+
+    def _on_result(self, event: events.ResultReceived, now: float) -> list[Effect]:
+        member, result = self.membership.members.get(event.peer), event.result
+        if member is None:
+            return []
+        self.stragglers.timeouts.record(member.rank, result, self.leases.held_by(member.rank), now)
+        effects, counts = self.state.on_result(member, result, has_shards=self.info.servers > 1)
+        if not counts:
+            return effects
+        return effects + (self._accept_audited if result.work == "audit" else self._accept)(member, result, now)
+
+    def _on_sums_acknowledged(self, event: events.SumsAcknowledged, now: float) -> list[Effect]:
+        """Count a result of which all servers have the sums, unless another worker was faster."""
+        member, result = self.membership.by_rank(event.rank), self.state.pending.acknowledge(event.rank, event.node)
+        if member is None or result is None:
+            return []
+        if self.state.is_needed(result):
+            return self._accept(member, result, now)
+        self.state.refuse(member, result)
+        return self._assign_leases(now)
+
+    def _accept(self, member: Member, result: Result, now: float) -> list[Effect]:
+        """Count a result whose sums are, or will be at once, in the tree."""
+        frees_others = self.state.accept(member, result)
+        if result.work == "train":
+            self.membership.credit(member, result.count // self.info.targets, result.compute_s)
+        if self.leases.is_complete():
+            return self._complete_round(now) + self._assign_leases(now)
+        only_this = not frees_others and member.state is MemberState.READY
+        return self._assign_leases(now, [member] if only_this else None)
+
+    def _on_lease_failed(self, event: events.LeaseFailed, now: float) -> list[Effect]:
+        found = failures.lease_failed(event, self.membership, self.state)
+        if isinstance(found, failures.Failure):
+            return self._fail(found.text)
+        return [] if found is None else [found, *self._assign_leases(now)]
+
+    def _on_diverged(self, event: events.LossDiverged) -> list[Effect]:
+        found = failures.diverged(event, self.membership, self.state)
+        return [] if found is None else self._fail(found.text, is_diverged=found.is_diverged)
+
+    # Rounds follow one another
+
+    def _open(self, following: Round) -> None:
+        self.state = RoundState(following, Audit.of(following, self.info.audit, self.info.job.seed))
+
+    def _complete_round(self, now: float) -> list[Effect]:
+        if self.round.work == "train" and self.state.audit.is_due():
+            self.state.begin_audit()
+            self.phase = RunPhase.AUDITING
+            return []
+        tally, account, effects = self.state.tallies.total(), self.state.account, list[Effect]()
+        if self.round.work == "train":
+            self.progress.end_step(tally, now, self.membership.end_step())
+            effects.append(UpdateWeights(step=self.round.step, tally=tally, account=account))
+            if self.info.servers > 1:
+                self.progress.begin_round(now)
+                self.phase = RunPhase.UPDATING
+                return effects
+        elif self.round.work == "validate":
+            self.progress.end_validation(tally)
+        else:
+            number = self.info.plan.epoch_of(self.round.step - 1)
+            effects.append(RecordEpoch(epoch=self.progress.end_epoch(number, tally, now), account=account))
+        self.progress.begin_round(now)
+        return effects + self._begin_next_round()
+
+    def _begin_next_round(self) -> list[Effect]:
+        following = next_round(self.info.job, self.info.plan, self.round, self.progress.history)
+        if following is None:
+            return self._finish()
+        done, account = self.round, self.state.account
+        self._open(following)
+        if done.work == "validate":
+            self.state.account.merge(account)
+        self.phase = initial_phase(self.info, following)
+        return []
+
+    def _on_callbacks_decided(self, event: events.CallbacksDecided, now: float) -> list[Effect]:
+        """Begin the epoch before which callbacks were asked, or end the run."""
+        if event.epoch != self.progress.history[-1].epoch:
+            return []
+        if event.stops:
+            return self._finish()
+        self.phase = PHASES[self.round.work]
+        self.progress.begin_round(now)
+        return self._assign_leases(now)
+
+    # Some of a step is computed again
+
+    def _accept_audited(self, member: Member, result: Result, now: float) -> list[Effect]:
+        difference = self.state.audit.difference(member, result)
+        if difference:
+            return self._fail(difference)
+        self.state.accept_audited(member, result)
+        self.progress.audited += 1
+        self.membership.credit_audit(member, result.compute_s)
+        return self._assign_leases(now)
+
+    def _end_audit(self, now: float) -> list[Effect]:
+        """Complete the step once everything is audited for which there is a worker: the audit waits for nobody."""
+        if self.phase is not RunPhase.AUDITING:
+            return []
+        skipped = self.state.skip_unassignable([member.rank for member in self.membership.ready()])
+        is_first, self.progress.unaudited = not self.progress.unaudited, self.progress.unaudited + len(skipped)
+        text = (
+            f"no audit of {self.round.named(skipped)}, nor of others now: no other worker is ready; the run continues"
+        )
+        reports: list[Effect] = [Report(text=text)] if skipped and is_first else []
+        if not self.leases.is_complete():
+            return reports
+        self.state.end_audit()
+        return [*reports, *self._complete_round(now), *self._assign_leases(now)]
+
+    # The run ends
+
+    def _finish(self) -> list[Effect]:
+        self.phase = RunPhase.FINISHED
+        return [*self._dismiss(""), Finish(failure="")]
+
+    def _fail(self, failure: str, *, is_diverged: bool = False, may_resume: bool = False) -> list[Effect]:
+        """End the run; if it `may_resume`, only this process: workers look for one that resumes from a checkpoint."""
+        self.phase, self.failure = RunPhase.FAILED, failure
+        finish = Finish(failure=failure, is_diverged=is_diverged)
+        return [finish] if may_resume else [*self._dismiss(failure), finish]
+
+    def _dismiss(self, reason: str) -> list[Effect]:
+        peers = [*self.membership.members, *(early.peer for early in self.early_joins)]
+        return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in peers]
+
     # Time passes
 
-    def _time_passed(self, now: float) -> list[Effect]:
-        overdue = Overdue(self.books, self.roster, self.vigil)
-        late, fenced = overdue.expire(now), overdue.fence(now)
-        probes = [Send(peer=member.peer, message=Ping()) for member in self.roster.due_for_probe(now)]
-        served = [*self._reception().fill_places(), *self._serve_all(now)]
-        return [*map(overdue.told, late), *fenced, *probes, *served]
+    def _on_time_passed(self, now: float) -> list[Effect]:
+        state, membership, stragglers = self.state, self.membership, self.stragglers
+        late = failures.expire_leases(state, membership, stragglers, now)
+        evicted = failures.evict(state, membership, stragglers, now)
+        probes = [Send(peer=member.peer, message=Ping()) for member in membership.to_probe(now)]
+        assigned = [*registration.activate_standby(membership, self.info), *self._assign_leases(now)]
+        return [*(failures.report_late(one, state, stragglers) for one in late), *evicted, *probes, *assigned]
 
     def _remind(self, now: float) -> list[Effect]:
-        text = waits_for(self.phase, self.roster, self.facts)
+        text = waiting_text(self.phase, self.membership, self.info)
         return [Report(text=text)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
 
-    # What is told
-
     def status(self, now: float) -> Status:
-        """Return how the run stands."""
-        members = self.roster.members.values()
-        workers = [member.status(is_busy=member.rank in self.pieces.held) for member in members]
-        return status_of(self.facts, self.progress, self.phase, self.round, now, workers, self.failure)
+        """Return the status of the run."""
+        members = self.membership.members.values()
+        workers = [member.status(is_busy=member.rank in self.leases.held) for member in members]
+        return status_of(self.info, self.progress, self.phase, self.round, now, workers, self.failure)
 
     def validate(self) -> None:
-        """Raise AssertionError where the state contradicts itself: for tests, after each event."""
-        self.roster.validate(self.facts.job.micro_batches)
-        ready = {member.rank for member in self.roster.ready()}
-        assert self.pieces.held.keys() <= ready, "one holds pieces that is not ready"
-        assert self.is_running() or self.is_over() or not self.pieces.held
+        """Raise AssertionError if the state contradicts itself: for tests, after each event."""
+        self.membership.validate(self.info.job.micro_batches)
+        ready = {member.rank for member in self.membership.ready()}
+        assert self.leases.held.keys() <= ready, "a worker holds leases that is not ready"
+        assert self.is_running() or self.is_over() or not self.leases.held
         if self.is_running():
-            assert not self.pieces.are_done()
-            self.books.validate(sorted(ready))
-            assert ready or self.reminder.due is not None, "nobody works, and nobody is called"
+            assert not self.leases.is_complete()
+            self.state.validate(sorted(ready))
+            assert ready or self.reminder.due is not None, "nobody works, and nobody is reminded"

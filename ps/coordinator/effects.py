@@ -37,7 +37,7 @@ class AddSharedSums:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AwaitShards:
-    """Tell when all shards have their part of the sums of a result, which is the worker's with that rank."""
+    """Raise `SumsAcknowledged` once all shards have their part of the sums of that worker's result."""
 
     rank: int
     node: Node
@@ -45,7 +45,7 @@ class AwaitShards:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForgetWorker:
-    """A worker is gone: give back what was kept for it."""
+    """A worker is gone: release what was kept for it."""
 
     peer: bytes
     rank: int
@@ -62,7 +62,7 @@ class UpdateWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordEpoch:
-    """Keep an epoch's figures, with the digest of the weights as they are now."""
+    """Record an epoch's figures, with the digest of the weights as they are now."""
 
     epoch: EpochStatus
     account: Account = field(default_factory=Account, compare=False)
@@ -70,10 +70,10 @@ class RecordEpoch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finish:
-    """The run is over; `failure` says why, and is empty where it went well."""
+    """The run is over; `failure` says why, and is empty if it succeeded."""
 
     failure: str
-    #: Whether the weights in use gave a loss that is not finite, so that those before are to be kept.
+    #: Whether the weights led to values that are not finite, so that those before are kept.
     is_diverged: bool = False
 
 

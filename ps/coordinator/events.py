@@ -19,7 +19,7 @@ class WorkerPrepared:
     """It has the model and the data."""
 
     peer: bytes
-    #: Whether it sees the server's memory, and why not where that was expected.
+    #: Whether it sees the server's memory, and if not although that was expected, why.
     shares: bool = False
     obstacle: str = ""
 
@@ -58,8 +58,8 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerAsked:
-    """A worker without work asked whether anybody is there."""
+class WorkerPinged:
+    """A worker without work asked whether the server is there."""
 
     peer: bytes
 
@@ -67,34 +67,34 @@ class WorkerAsked:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatusRequested:
     peer: bytes
-    #: Connections that were not let in, and peers that broke the protocol, by now.
+    #: Numbers of connections that were not let in, and of peers that broke the protocol.
     refused: int = 0
     broken: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallbacksDecided:
-    """Callbacks have been told of an epoch."""
+    """Callbacks have run after an epoch."""
 
     epoch: int
-    #: Whether the run ends with it.
+    #: Whether they ended the run with it.
     stops: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServersReady:
-    """All shards are there."""
+    """All shards are ready."""
 
     #: Where workers reach them, in the order of their slices.
     addresses: tuple[str, ...]
-    #: Whether all see the server's memory, so that workers may share it, and why not.
+    #: Whether all see the server's memory, so that workers may share it, and if not, why.
     shares: bool
     obstacle: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SumsAcknowledged:
-    """All shards have the sums of a result that came."""
+    """All shards have their part of the sums of a result."""
 
     rank: int
     node: Node
@@ -129,7 +129,7 @@ Event = (
     | LeaseFailed
     | LossDiverged
     | WorkerLeft
-    | WorkerAsked
+    | WorkerPinged
     | StatusRequested
     | CallbacksDecided
     | ServersReady
@@ -141,8 +141,8 @@ Event = (
     | Interrupted
 )
 
-#: What says nothing of whether a worker is alive.
-NO_SIGN = (
+#: Events that do not show a worker to be alive.
+NOT_A_SIGN_OF_LIFE = (
     TimePassed,
     Interrupted,
     WorkerLeft,
@@ -154,8 +154,8 @@ NO_SIGN = (
     WeightsNotFinite,
 )
 
-#: What only a member of the run says.
-FROM_MEMBERS = WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | WorkerAsked
+#: Events that only a member of the run can cause.
+FROM_MEMBERS = WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | WorkerPinged
 
-#: What tells that a worker is alive, and nothing of its work.
-MERE_WORDS = WorkerAsked | StatusRequested
+#: Events that show a worker to be alive, but no progress with its work.
+WITHOUT_PROGRESS = WorkerPinged | StatusRequested

@@ -1,12 +1,24 @@
-"""What becomes of a piece that raised, or whose loss or gradient is not finite: for the moment of one event. Pure."""
+"""What becomes of workers that fail: leases that raise, values that are not finite, late and silent workers. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.aggregation.tree import Node
 from common.files.sanitize import indented, one_line
+from common.protocol.messages import Quantity, Work
 from ps.coordinator import events
-from ps.coordinator.divergence import diverged_text
-from ps.coordinator.membership import Membership
+from ps.coordinator.effects import Effect, ForgetWorker, Report
+from ps.coordinator.membership import Member, Membership, MemberState
 from ps.coordinator.scheduling.round_state import RoundState
+from ps.coordinator.scheduling.stragglers import StragglerMonitor
+from ps.coordinator.status import late_text
+from ps.run.plan import EVALUATIONS
+
+#: What distinguishes the texts of divergence from others.
+_LOSS_MARK, _WEIGHTS_MARK = "is not finite; first seen in", "are not finite, although every loss was"
+
+#: Shares of a step that are listed.
+MOST_SHARES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,40 +29,130 @@ class Failure:
     is_diverged: bool = False
 
 
+# Leases that fail
+
+
+def lease_failed(event: events.LeaseFailed, membership: Membership, state: RoundState) -> Failure | Report | None:
+    """Record a lease that raised; return the run's failure or what is reported, None if the lease had ended."""
+    member, failed, at = membership.members.get(event.peer), event.failed, state.round
+    if member is None or (failed.work, failed.step) != (at.work, at.step):
+        return None
+    is_second = state.leases.record_failure(failed.node(), member.rank)
+    if is_second is None:
+        return None
+    raised = one_line(failed.traceback.strip().rpartition("\n")[2])
+    state.account.record_recomputed(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
+    what = f"{at.named([failed.node()])} on {member.named()}"
+    if is_second:
+        return Failure(text=f"{what} raised, as it did before:\n{indented(failed.traceback)}")
+    return Report(text=f"{what} raised, and is tried once more:\n{indented(failed.traceback)}")
+
+
+def diverged(event: events.LossDiverged, membership: Membership, state: RoundState) -> Failure | None:
+    """Return the run's failure if a loss or gradient is not finite, None if it is not of this round."""
+    member, found, at = membership.members.get(event.peer), event.diverged, state.round
+    if member is None or (found.work, found.step) != (at.work, at.step):
+        return None
+    held = state.leases.held_by(member.rank)
+    if not any(lease.node.lo <= found.micro_batch < lease.node.hi for lease in held):
+        return None  # it was not asked: others have computed it, or will
+    if found.work == "audit":
+        # The first worker found it finite: this is not the model's fault.
+        text = state.audit.divergence(member, found)
+        return Failure(text=text) if text else None
+    who = member.named() if found.quantity == "gradient" else ""
+    text = diverged_text(found.work, found.step, found.micro_batch, found.layer, found.quantity, who)
+    return Failure(text=text, is_diverged=True)
+
+
+def is_divergence(text: str) -> bool:
+    """Tell whether a failure is that of a loss, a gradient or weights which are not finite."""
+    return _LOSS_MARK in text or _WEIGHTS_MARK in text
+
+
+def diverged_text(
+    work: Work, step: int, micro_batch: int, layer: str, quantity: Quantity = "loss", who: str = ""
+) -> str:
+    """Describe where a value that is not finite was first seen, and what to do.
+
+    `who` computed it, unless that is this process.
+    """
+    what = "micro-batch" if work == "train" else f"{EVALUATIONS[work]} chunk"
+    where = f"layer {layer}" if quantity == "loss" else f"that of {layer!r}"
+    by = f" by {who}," if who else ""
+    return (
+        f"the {quantity} of step {step}, {what} {micro_batch},{by} {_LOSS_MARK} {where}: "
+        "lower the learning rate, warm it up or clip the gradient (--lr, --warmup-steps, --clip-norm)"
+    )
+
+
+def not_finite_text(step: int, parameter: str, shares: Sequence[tuple[int, int, str]]) -> str:
+    """Describe which weights are not finite, whose sums led to them, and how to find out which of these are to blame.
+
+    `shares` are `(lo, hi, who)`. The sums are added up by then: only computing a micro-batch again shows what it gave.
+    """
+    listed = ", ".join(f"{Node(lo, hi)} by {who}" for lo, hi, who in shares[:MOST_SHARES])
+    more = f" and {len(shares) - MOST_SHARES} more" if len(shares) > MOST_SHARES else ""
+    where = f", first of {parameter!r}," if parameter else ""
+    return (
+        f"the weights{where} after step {step} {_WEIGHTS_MARK}; they were updated from micro-batches {listed}{more}. "
+        f"Compute one again with `lockstep replay RUN --step {step} --micro-batch M`: if its gradient is not finite, "
+        "lower the learning rate or clip (--lr, --clip-norm); if it is, its worker sent something else"
+    )
+
+
+# Workers that are late
+
+
 @dataclass(frozen=True, slots=True)
-class Failures:
-    """The books in which it is looked up."""
+class LateWorker:
+    """A worker that is late, with what it held and for how many seconds it has brought nothing."""
 
-    books: RoundState
-    roster: Membership
+    member: Member
+    released: list[Node]
+    held_s: float
 
-    def raised(self, event: events.LeaseFailed) -> Failure | str:
-        """Book a piece that raised; return the run's failure, or what is said: empty where it is no trouble."""
-        member, failed, at = self.roster.members.get(event.peer), event.failed, self.books.round
-        if member is None or (failed.work, failed.step) != (at.work, at.step):
-            return ""
-        is_second = self.books.pieces.fail(failed.node(), member.rank)
-        if is_second is None:
-            return ""
-        raised = one_line(failed.traceback.strip().rpartition("\n")[2])
-        self.books.account.again(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
-        what = f"{at.named([failed.node()])} on {member.named()}"
-        if is_second:
-            return Failure(text=f"{what} raised, as it did before:\n{indented(failed.traceback)}")
-        return f"{what} raised, and is tried once more:\n{indented(failed.traceback)}"
 
-    def diverged(self, event: events.LossDiverged) -> Failure | None:
-        """Return the run's failure where a loss or gradient is not finite, None where it is not of this round."""
-        member, diverged, at = self.roster.members.get(event.peer), event.diverged, self.books.round
-        if member is None or (diverged.work, diverged.step) != (at.work, at.step):
-            return None
-        held = self.books.pieces.holding(member.rank)
-        if not any(one.node.lo <= diverged.micro_batch < one.node.hi for one in held):
-            return None  # it was not asked: others have computed it, or will
-        if diverged.work == "audit":
-            # The first one found it finite: this is no fault of the model's.
-            text = self.books.audit.divergence(member, diverged)
-            return Failure(text=text) if text else None
-        who = member.named() if diverged.quantity == "gradient" else ""
-        text = diverged_text(diverged.work, diverged.step, diverged.micro_batch, diverged.layer, diverged.quantity, who)
-        return Failure(text=text, is_diverged=True)
+def expire_leases(
+    state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
+) -> list[LateWorker]:
+    """Take back the leases of workers that are late: dead, hung or slow. Their answers may still be the first."""
+    return [_expire(rank, state, membership, stragglers, now) for rank in state.leases.expired(now)]
+
+
+def _expire(
+    rank: int, state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
+) -> LateWorker:
+    released, member = state.leases.release(rank), membership.by_rank(rank)
+    assert member is not None  # what a member held was released when it left
+    membership.set_state(member, MemberState.SUSPECT)
+    held_s = stragglers.record_late(rank, now)
+    why = f"it had brought nothing for {held_s:.1f} s"
+    state.account.record_recomputed(state.round.work, state.round.step, released, rank, why)
+    return LateWorker(member, released, held_s)
+
+
+def report_late(late: LateWorker, state: RoundState, stragglers: StragglerMonitor) -> Report:
+    """Return the report of a late worker, once its micro-batches are leased again."""
+    takers = sorted({rank for node in late.released for rank in state.leases.holders(node)})
+    median_s = stragglers.timeouts.median_s(late.member.rank, state.round.work)
+    what = state.round.named(late.released)
+    return Report(text=late_text(late.member.named(), what, late.held_s, median_s, takers))
+
+
+def evict(state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float) -> list[Effect]:
+    """Remove workers that have been silent for too long: if one comes back, it has to join again."""
+    ranks = stragglers.to_evict(now, has_others=membership.count(MemberState.READY) > 0)
+    return [effect for rank in ranks for effect in _evict(rank, state, membership, stragglers, now)]
+
+
+def _evict(
+    rank: int, state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
+) -> list[Effect]:
+    member, silent_s = membership.by_rank(rank), stragglers.timeouts.held_s(rank, now)
+    assert member is not None
+    membership.remove(member.peer)
+    state.pending.remove(rank)
+    stragglers.remove(rank)
+    report = Report(text=f"{member.named()} was evicted: it has brought nothing for {silent_s:.1f} s")
+    return [report, ForgetWorker(peer=member.peer, rank=rank)]

@@ -5,48 +5,48 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from common.protocol.messages import Join, WorkerStatus
-from ps.run.timer_queue import TimerQueue
+from ps.coordinator.timer_queue import TimerQueue
 
-#: Seconds until a worker that says nothing is probed: sending to a process that is gone fails, and so is it noticed.
+#: Seconds until a worker that says nothing is probed: sending to a process that is gone fails, and so it is noticed.
 PROBE_S = 1.0
 
 
 class MemberState(Enum):
-    """Where a worker stands."""
+    """What a member of the run may be given."""
 
     PREPARING = "preparing"
     READY = "ready"
-    #: Prepared, but all places that can compute are taken.
+    #: Prepared, but as many workers are ready as can have work.
     STANDBY = "standby"
-    #: Let a lease run out: gets no other until it is heard again.
-    SILENT = "silent"
+    #: Let a lease expire: gets no other until it says something again.
+    SUSPECT = "suspect"
 
 
 @dataclass
 class Member:
-    """One worker's place in the run."""
+    """One worker of the run."""
 
     peer: bytes
     rank: int
     join: Join
-    standing: MemberState = MemberState.PREPARING
+    state: MemberState = MemberState.PREPARING
     #: Whether it computes in memory which the server sees: then no vector is sent either way.
     shares: bool = False
-    #: The step whose weights it was last sent, None before the first and where it shares.
+    #: The step whose weights it was last sent; None before the first and if it shares memory.
     weights_step: int | None = None
     #: Samples whose gradients were accepted from it, and the seconds that these took it.
     samples: int = 0
     compute_s: float = 0.0
-    #: How long after the last word or probe it is probed next.
-    patience_s: float = PROBE_S
+    #: How long after its last message or probe it is probed next.
+    probe_interval_s: float = PROBE_S
 
     def named(self) -> str:
-        """Return how a person is told of it."""
+        """Return how the worker is named in messages to people."""
         return f"worker {self.rank} (host {self.join.host}, pid {self.join.pid})"
 
     def status(self, *, is_busy: bool) -> WorkerStatus:
-        """Return what a status says of it."""
-        state = "computing" if is_busy and self.standing is MemberState.READY else self.standing.value
+        """Return its line of a status."""
+        state = "computing" if is_busy and self.state is MemberState.READY else self.state.value
         return WorkerStatus(
             rank=self.rank,
             host=self.join.host,
@@ -65,18 +65,18 @@ class Membership:
     #: When each is probed next.
     probes: TimerQueue[bytes] = field(default_factory=TimerQueue)
     next_rank: int = 0
-    #: Most members that were prepared at one time, those that stood by included.
+    #: Most members that were prepared at one time, including those on standby.
     most_prepared: int = 0
     #: Of all that were ever prepared, whether they shared memory.
     sharing: set[bool] = field(default_factory=set)
-    #: Why one of them did not, where memory was offered.
+    #: Why one of them did not, if memory was offered.
     obstacle: str = ""
     #: Seconds of computing whose gradients were accepted, of all members that ever were.
     compute_s: float = 0.0
     #: The same of the step at hand, by rank.
     step_compute_s: dict[int, float] = field(default_factory=dict)
-    #: How many members there are of each standing: to count them anew at each message would be quadratic.
-    _numbers: Counter[MemberState] = field(default_factory=Counter)
+    #: How many members are in each state: to count them again at each message would be quadratic.
+    _counts: Counter[MemberState] = field(default_factory=Counter)
 
     def admit(self, peer: bytes, join: Join, now: float) -> Member:
         """Give a peer the next rank."""
@@ -84,7 +84,7 @@ class Membership:
         self.next_rank += 1
         self.members[peer] = member
         self.probes.set(peer, now + PROBE_S)
-        self._numbers[member.standing] += 1
+        self._counts[member.state] += 1
         return member
 
     def remove(self, peer: bytes) -> Member | None:
@@ -92,105 +92,109 @@ class Membership:
         member = self.members.pop(peer, None)
         if member is not None:
             self.probes.drop(peer)
-            self._numbers[member.standing] -= 1
+            self._counts[member.state] -= 1
         return member
 
-    def stand(self, member: Member, standing: MemberState) -> None:
-        """Change where a member stands."""
-        self._numbers[member.standing] -= 1
-        self._numbers[standing] += 1
-        member.standing = standing
+    def set_state(self, member: Member, state: MemberState) -> None:
+        """Change a member's state."""
+        self._counts[member.state] -= 1
+        self._counts[state] += 1
+        member.state = state
 
-    def number(self, standing: MemberState) -> int:
-        """Return how many members stand so."""
-        return self._numbers[standing]
+    def count(self, state: MemberState) -> int:
+        """Return how many members are in a state."""
+        return self._counts[state]
 
-    def number_prepared(self) -> int:
+    def count_prepared(self) -> int:
         """Return how many members have the model and the data."""
-        return len(self.members) - self.number(MemberState.PREPARING)
+        return len(self.members) - self.count(MemberState.PREPARING)
 
-    def of_rank(self, rank: int) -> Member | None:
+    def by_rank(self, rank: int) -> Member | None:
         """Return the member of that rank, if it is still there."""
         return next((member for member in self.members.values() if member.rank == rank), None)
 
-    def hear(self, peer: bytes, now: float) -> Member | None:
-        """Book that a peer said something; return the member that it is, if it is one."""
+    def by_incarnation(self, incarnation: str) -> Member | None:
+        """Return the member with that incarnation, if there is one."""
+        return next((member for member in self.members.values() if member.join.incarnation == incarnation), None)
+
+    def ready(self) -> list[Member]:
+        """Return the members that may be given work, by rank."""
+        return [member for member in self.members.values() if member.state is MemberState.READY]
+
+    # Signs of life
+
+    def on_message(self, peer: bytes, now: float) -> Member | None:
+        """Record that a peer said something; return the member that it is, if it is one."""
         member = self.members.get(peer)
         if member is not None:
-            member.patience_s = PROBE_S
+            member.probe_interval_s = PROBE_S
             self.probes.set(peer, now + PROBE_S)
         return member
 
-    def due_for_probe(self, now: float) -> list[Member]:
-        """Return the members to be probed now, and book it.
+    def to_probe(self, now: float) -> list[Member]:
+        """Return the members to be probed now, and record it.
 
         The wait doubles each time: what a worker that computes for minutes does not read must not fill its queue, and
         the end of one is still noticed within twice the time of its silence.
         """
         due = [self.members[peer] for peer in self.probes.due(now)]
         for member in due:
-            member.patience_s *= 2
-            self.probes.set(member.peer, now + member.patience_s)
+            member.probe_interval_s *= 2
+            self.probes.set(member.peer, now + member.probe_interval_s)
         return sorted(due, key=lambda member: member.rank)
 
     def next_probe(self) -> float | None:
         """Return when the next member is to be probed."""
         return self.probes.soonest()
 
-    def incarnation_of(self, incarnation: str) -> Member | None:
-        """Return the member with that incarnation, if there is one."""
-        return next((member for member in self.members.values() if member.join.incarnation == incarnation), None)
+    # Work
+
+    def activate(self, member: Member, capacity: int) -> bool:
+        """Make a prepared member ready, or put it on standby if `capacity` members are; return whether it is ready."""
+        is_active = self.count(MemberState.READY) < capacity
+        self.set_state(member, MemberState.READY if is_active else MemberState.STANDBY)
+        self.most_prepared = max(self.most_prepared, self.count_prepared())
+        return is_active
+
+    def activate_standby(self, capacity: int) -> list[Member]:
+        """Make members on standby ready, as far as the capacity goes; return them."""
+        free = capacity - self.count(MemberState.READY)
+        if free <= 0 or not self.count(MemberState.STANDBY):
+            return []
+        waiting = [member for member in self.members.values() if member.state is MemberState.STANDBY]
+        for member in waiting[:free]:
+            self.set_state(member, MemberState.READY)
+        return waiting[:free]
 
     def credit(self, member: Member, samples: int, compute_s: float) -> None:
-        """Book gradients that were accepted from a member."""
+        """Record gradients that were accepted from a member."""
         member.samples += samples
         member.compute_s += compute_s
         self.compute_s += compute_s
         self.step_compute_s[member.rank] = self.step_compute_s.get(member.rank, 0.0) + compute_s
 
     def credit_audit(self, member: Member, compute_s: float) -> None:
-        """Book computing of a member's that the step waited for, and of which no gradient is used."""
+        """Record computing for which the step waited, but of which no gradient is used."""
         self.step_compute_s[member.rank] = self.step_compute_s.get(member.rank, 0.0) + compute_s
 
     def end_step(self) -> tuple[float, float]:
-        """Return the seconds that workers computed for the step, the mean over those ready and the most; begin anew."""
+        """Return the seconds of computing for the step, the mean over ready workers and the most; then reset them."""
         seconds = self.step_compute_s.values()
-        workers = max(self.number(MemberState.READY), len(seconds), 1)
+        workers = max(self.count(MemberState.READY), len(seconds), 1)
         computed = sum(seconds) / workers, max(seconds, default=0.0)
         self.step_compute_s.clear()
         return computed
 
-    def ready(self) -> list[Member]:
-        """Return the members that may be given work, by rank."""
-        return [member for member in self.members.values() if member.standing is MemberState.READY]
-
-    def seat(self, member: Member, places: int) -> bool:
-        """Make a prepared member ready, or let it stand by where all `places` are taken; return whether it is ready."""
-        is_seated = self.number(MemberState.READY) < places
-        self.stand(member, MemberState.READY if is_seated else MemberState.STANDBY)
-        self.most_prepared = max(self.most_prepared, self.number_prepared())
-        return is_seated
-
-    def fill(self, places: int) -> list[Member]:
-        """Let members that stand by take free places; return them."""
-        free = places - self.number(MemberState.READY)
-        if free <= 0 or not self.number(MemberState.STANDBY):
-            return []
-        waiting = [member for member in self.members.values() if member.standing is MemberState.STANDBY]
-        for member in waiting[:free]:
-            self.stand(member, MemberState.READY)
-        return waiting[:free]
-
-    def validate(self, places: int) -> None:
-        """Raise AssertionError where the books contradict one another: for tests, after each step."""
+    def validate(self, capacity: int) -> None:
+        """Raise AssertionError if the state contradicts itself: for tests, after each event."""
         ranks = [member.rank for member in self.members.values()]
         assert ranks == sorted(set(ranks)), "ranks are not in the order of joining"
         assert all(rank < self.next_rank for rank in ranks)
         assert all(peer == member.peer for peer, member in self.members.items())
         assert len({member.join.incarnation for member in self.members.values()}) == len(ranks), "twins"
-        standings = [member.standing for member in self.members.values()]
-        assert len(self.ready()) <= places, "more workers are ready than there are places"
-        assert MemberState.STANDBY not in standings or len(self.ready()) == places, "one stands by a free place"
-        assert +self._numbers == Counter(standings), "members are counted wrongly"
-        assert self.number_prepared() <= self.most_prepared
-        assert self.probes.times.keys() == self.members.keys(), "one is probed that is no member, or not probed"
+        states = [member.state for member in self.members.values()]
+        assert len(self.ready()) <= capacity, "more workers are ready than can have work"
+        assert MemberState.STANDBY not in states or len(self.ready()) == capacity, "one is on standby without need"
+        assert +self._counts == Counter(states), "members are counted wrongly"
+        assert self.count_prepared() <= self.most_prepared
+        assert self.probes.times.keys() == self.members.keys(), "members and those that are probed differ"

@@ -1,51 +1,34 @@
-"""The coordinator's phases, and what may happen in each: the table that the coordinator obeys and the docs draw."""
+"""The coordinator's phases, and the table of what may happen in each, which it obeys and the docs draw. Pure."""
 
 from enum import Enum
 
 from common.protocol.messages import Work
-from common.statemachine.transitions import IGNORED, TransitionTable
-from ps.coordinator.events import (
-    CallbacksDecided,
-    Event,
-    Interrupted,
-    LeaseFailed,
-    LossDiverged,
-    ResultReceived,
-    ServerLost,
-    ServersReady,
-    StatusRequested,
-    StepUpdated,
-    SumsAcknowledged,
-    TimePassed,
-    WeightsNotFinite,
-    WorkerAdvanced,
-    WorkerAsked,
-    WorkerJoined,
-    WorkerLeft,
-    WorkerPrepared,
-)
+from common.statemachine.transitions import IGNORED, table_of
+from ps.coordinator import events
+from ps.run.info import RunInfo
+from ps.run.plan import Round
 
 
 class RunPhase(Enum):
     """What the run is doing."""
 
-    #: Fewer servers than the run is to have: workers that come meanwhile wait.
-    MUSTERING = "waiting for servers"
-    #: Fewer workers than the run is to begin with.
-    GATHERING = "waiting for workers"
+    #: Fewer servers than the run needs: workers that join meanwhile wait.
+    AWAITING_SERVERS = "waiting for servers"
+    #: Fewer workers than the run needs to begin.
+    AWAITING_WORKERS = "waiting for workers"
     TRAINING = "training"
     EVALUATING = "evaluating"
-    #: All results of a step are there, and some of its pieces are computed again.
+    #: All results of a step are there, and some of its micro-batches are computed again.
     AUDITING = "auditing"
     #: All results of a step are there, and other servers have not made its update yet.
     UPDATING = "updating"
-    #: Between two epochs, until callbacks say that the run goes on.
+    #: Between two epochs, until callbacks have decided whether the run continues.
     PAUSED = "waiting for callbacks"
     FINISHED = "finished"
     FAILED = "failed"
 
 
-#: What the run does in a round of that work.
+#: The phase of a round of that work.
 PHASES: dict[Work, RunPhase] = {
     "train": RunPhase.TRAINING,
     "audit": RunPhase.AUDITING,
@@ -53,156 +36,68 @@ PHASES: dict[Work, RunPhase] = {
     "evaluate": RunPhase.EVALUATING,
 }
 
-#: A round may end by a result, and the next one may be training, evaluating, or none.
-_ONWARD = frozenset({RunPhase.TRAINING, RunPhase.EVALUATING, RunPhase.FINISHED})
 
-#: What ends the audit of a step ends the step.
-_STEP_OVER = _ONWARD | {RunPhase.AUDITING, RunPhase.UPDATING}
-_HERE_OR_FAILED = {phase: frozenset({phase, RunPhase.FAILED}) for phase in RunPhase}
+def initial_phase(info: RunInfo, at: Round) -> RunPhase:
+    """Return the phase in which a round begins: callbacks are asked before each epoch but the first.
 
-#: For each phase and event the phases that may follow; the empty set means that the event is ignored.
-TRANSITIONS: TransitionTable[RunPhase, Event] = {
-    (RunPhase.MUSTERING, WorkerJoined): frozenset({RunPhase.MUSTERING}),
-    (RunPhase.MUSTERING, WorkerPrepared): IGNORED,
-    (RunPhase.MUSTERING, WorkerAdvanced): IGNORED,
-    (RunPhase.MUSTERING, ResultReceived): IGNORED,
-    (RunPhase.MUSTERING, LeaseFailed): IGNORED,
-    (RunPhase.MUSTERING, LossDiverged): IGNORED,
-    (RunPhase.MUSTERING, WorkerLeft): frozenset({RunPhase.MUSTERING}),
-    (RunPhase.MUSTERING, WorkerAsked): frozenset({RunPhase.MUSTERING}),
-    (RunPhase.MUSTERING, StatusRequested): frozenset({RunPhase.MUSTERING}),
-    (RunPhase.MUSTERING, ServersReady): frozenset({RunPhase.GATHERING}),
-    (RunPhase.MUSTERING, TimePassed): frozenset({RunPhase.MUSTERING}),
-    (RunPhase.MUSTERING, Interrupted): frozenset({RunPhase.FAILED}),
-    (RunPhase.GATHERING, WorkerJoined): frozenset({RunPhase.GATHERING}),
-    # A run that goes on from a checkpoint may begin with an evaluation.
-    (RunPhase.GATHERING, WorkerPrepared): frozenset(
-        {RunPhase.GATHERING, RunPhase.TRAINING, RunPhase.EVALUATING, RunPhase.PAUSED}
+    Before it, and not after the last: so a run that resumes from a checkpoint between two epochs asks again.
+    """
+    begins_epoch = at.work == "train" and at.step > 0 and at.step % info.plan.steps_per_epoch == 0
+    return RunPhase.PAUSED if info.pauses and begins_epoch else PHASES[at.work]
+
+
+_S, _W = frozenset({RunPhase.AWAITING_SERVERS}), frozenset({RunPhase.AWAITING_WORKERS})
+_T, _E = frozenset({RunPhase.TRAINING}), frozenset({RunPhase.EVALUATING})
+_A, _U, _P = frozenset({RunPhase.AUDITING}), frozenset({RunPhase.UPDATING}), frozenset({RunPhase.PAUSED})
+_END, _FAIL = frozenset({RunPhase.FINISHED}), frozenset({RunPhase.FAILED})
+
+#: The end of a step, or of its audit: the next round may be training, evaluating, or none.
+_STEP = _T | _E | _A | _U | _END
+
+#: For each event, what may follow in the phases AWAITING_SERVERS (_S), AWAITING_WORKERS (_W), TRAINING (_T),
+#: EVALUATING (_E), AUDITING (_A), UPDATING (_U), PAUSED (_P), FINISHED (_END) and FAILED (_FAIL).
+_TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
+    events.WorkerJoined: (_S, _W, _T, _E, _A, _U, _P, _END, _FAIL),
+    # A run that resumes from a checkpoint may begin with an evaluation. An audit waits for nobody: what may leave it
+    # without a worker ends it.
+    events.WorkerPrepared: (IGNORED, _W | _T | _E | _P, _T, _E, _STEP, _U, _P, IGNORED, IGNORED),
+    events.WorkerAdvanced: (IGNORED, IGNORED, _T, _E, _STEP, _U, _P, IGNORED, IGNORED),
+    events.ResultReceived: (IGNORED, IGNORED, _STEP, _T | _E | _P | _END, _STEP | _FAIL, _U, _P, IGNORED, IGNORED),
+    events.LeaseFailed: (
+        IGNORED,
+        IGNORED,
+        _T | _FAIL,
+        _E | _FAIL,
+        _STEP | _FAIL,
+        IGNORED,
+        IGNORED,
+        IGNORED,
+        IGNORED,
     ),
-    (RunPhase.GATHERING, WorkerAdvanced): IGNORED,
-    (RunPhase.GATHERING, ResultReceived): IGNORED,
-    (RunPhase.GATHERING, LeaseFailed): IGNORED,
-    (RunPhase.GATHERING, LossDiverged): IGNORED,
-    (RunPhase.GATHERING, WorkerLeft): frozenset({RunPhase.GATHERING}),
-    (RunPhase.GATHERING, WorkerAsked): frozenset({RunPhase.GATHERING}),
-    (RunPhase.GATHERING, StatusRequested): frozenset({RunPhase.GATHERING}),
-    (RunPhase.GATHERING, TimePassed): frozenset({RunPhase.GATHERING}),
-    (RunPhase.GATHERING, Interrupted): frozenset({RunPhase.FAILED}),
-    (RunPhase.TRAINING, WorkerJoined): frozenset({RunPhase.TRAINING}),
-    (RunPhase.TRAINING, WorkerPrepared): frozenset({RunPhase.TRAINING}),
-    (RunPhase.TRAINING, WorkerAdvanced): frozenset({RunPhase.TRAINING}),
-    (RunPhase.TRAINING, ResultReceived): _STEP_OVER,
-    (RunPhase.TRAINING, LeaseFailed): _HERE_OR_FAILED[RunPhase.TRAINING],
-    (RunPhase.TRAINING, LossDiverged): _HERE_OR_FAILED[RunPhase.TRAINING],
-    (RunPhase.TRAINING, WorkerLeft): frozenset({RunPhase.TRAINING}),
-    (RunPhase.TRAINING, WorkerAsked): frozenset({RunPhase.TRAINING}),
-    (RunPhase.TRAINING, StatusRequested): frozenset({RunPhase.TRAINING}),
-    (RunPhase.TRAINING, TimePassed): frozenset({RunPhase.TRAINING}),
-    (RunPhase.TRAINING, Interrupted): frozenset({RunPhase.FAILED}),
-    (RunPhase.EVALUATING, WorkerJoined): frozenset({RunPhase.EVALUATING}),
-    (RunPhase.EVALUATING, WorkerPrepared): frozenset({RunPhase.EVALUATING}),
-    (RunPhase.EVALUATING, WorkerAdvanced): frozenset({RunPhase.EVALUATING}),
-    (RunPhase.EVALUATING, ResultReceived): _ONWARD | {RunPhase.PAUSED},
-    (RunPhase.EVALUATING, LeaseFailed): _HERE_OR_FAILED[RunPhase.EVALUATING],
-    (RunPhase.EVALUATING, LossDiverged): _HERE_OR_FAILED[RunPhase.EVALUATING],
-    (RunPhase.EVALUATING, WorkerLeft): frozenset({RunPhase.EVALUATING}),
-    (RunPhase.EVALUATING, WorkerAsked): frozenset({RunPhase.EVALUATING}),
-    (RunPhase.EVALUATING, StatusRequested): frozenset({RunPhase.EVALUATING}),
-    (RunPhase.EVALUATING, TimePassed): frozenset({RunPhase.EVALUATING}),
-    (RunPhase.EVALUATING, Interrupted): frozenset({RunPhase.FAILED}),
-    (RunPhase.TRAINING, SumsAcknowledged): frozenset({RunPhase.TRAINING, RunPhase.AUDITING, RunPhase.UPDATING}),
-    # The audit waits for nobody: it is over, too, where those are gone who could go on with it.
-    (RunPhase.AUDITING, WorkerJoined): frozenset({RunPhase.AUDITING}),
-    (RunPhase.AUDITING, WorkerPrepared): _STEP_OVER,
-    (RunPhase.AUDITING, WorkerAdvanced): _STEP_OVER,
-    (RunPhase.AUDITING, ResultReceived): _STEP_OVER | {RunPhase.FAILED},
-    (RunPhase.AUDITING, LeaseFailed): _STEP_OVER | {RunPhase.FAILED},
-    (RunPhase.AUDITING, LossDiverged): frozenset({RunPhase.AUDITING, RunPhase.FAILED}),
-    (RunPhase.AUDITING, WorkerLeft): _STEP_OVER,
-    (RunPhase.AUDITING, WorkerAsked): _STEP_OVER,
-    (RunPhase.AUDITING, StatusRequested): frozenset({RunPhase.AUDITING}),
-    (RunPhase.AUDITING, SumsAcknowledged): frozenset({RunPhase.AUDITING}),
-    (RunPhase.AUDITING, ServersReady): IGNORED,
-    (RunPhase.AUDITING, StepUpdated): IGNORED,
-    (RunPhase.AUDITING, ServerLost): frozenset({RunPhase.FAILED}),
-    (RunPhase.AUDITING, TimePassed): _STEP_OVER,
-    (RunPhase.AUDITING, Interrupted): frozenset({RunPhase.FAILED}),
-    # What comes of the step now is late.
-    (RunPhase.UPDATING, WorkerJoined): frozenset({RunPhase.UPDATING}),
-    (RunPhase.UPDATING, WorkerPrepared): frozenset({RunPhase.UPDATING}),
-    (RunPhase.UPDATING, WorkerAdvanced): frozenset({RunPhase.UPDATING}),
-    (RunPhase.UPDATING, ResultReceived): frozenset({RunPhase.UPDATING}),
-    (RunPhase.UPDATING, LeaseFailed): IGNORED,
-    (RunPhase.UPDATING, LossDiverged): IGNORED,
-    (RunPhase.UPDATING, WorkerLeft): frozenset({RunPhase.UPDATING}),
-    (RunPhase.UPDATING, WorkerAsked): frozenset({RunPhase.UPDATING}),
-    (RunPhase.UPDATING, StatusRequested): frozenset({RunPhase.UPDATING}),
-    (RunPhase.UPDATING, StepUpdated): _ONWARD,
-    (RunPhase.UPDATING, TimePassed): frozenset({RunPhase.UPDATING}),
-    (RunPhase.UPDATING, Interrupted): frozenset({RunPhase.FAILED}),
-    # What comes of the evaluation now is late.
-    (RunPhase.PAUSED, WorkerJoined): frozenset({RunPhase.PAUSED}),
-    (RunPhase.PAUSED, WorkerPrepared): frozenset({RunPhase.PAUSED}),
-    (RunPhase.PAUSED, WorkerAdvanced): frozenset({RunPhase.PAUSED}),
-    (RunPhase.PAUSED, ResultReceived): frozenset({RunPhase.PAUSED}),
-    (RunPhase.PAUSED, LeaseFailed): IGNORED,
-    (RunPhase.PAUSED, LossDiverged): IGNORED,
-    (RunPhase.PAUSED, WorkerLeft): frozenset({RunPhase.PAUSED}),
-    (RunPhase.PAUSED, WorkerAsked): frozenset({RunPhase.PAUSED}),
-    (RunPhase.PAUSED, StatusRequested): frozenset({RunPhase.PAUSED}),
-    (RunPhase.PAUSED, CallbacksDecided): frozenset({RunPhase.PAUSED, RunPhase.TRAINING, RunPhase.FINISHED}),
-    (RunPhase.PAUSED, SumsAcknowledged): IGNORED,
-    (RunPhase.PAUSED, StepUpdated): IGNORED,
-    (RunPhase.PAUSED, TimePassed): frozenset({RunPhase.PAUSED}),
-    (RunPhase.PAUSED, Interrupted): frozenset({RunPhase.FAILED}),
-    **{(phase, ServersReady): IGNORED for phase in RunPhase if phase is not RunPhase.MUSTERING},
-    **{(phase, CallbacksDecided): IGNORED for phase in RunPhase if phase is not RunPhase.PAUSED},
-    **{
-        (phase, SumsAcknowledged): IGNORED
-        for phase in (RunPhase.MUSTERING, RunPhase.GATHERING, RunPhase.EVALUATING, RunPhase.UPDATING)
-    },
-    **{
-        (phase, StepUpdated): IGNORED
-        for phase in (RunPhase.MUSTERING, RunPhase.GATHERING, RunPhase.TRAINING, RunPhase.EVALUATING)
-    },
-    **{
-        (phase, ServerLost): frozenset({RunPhase.FAILED})
-        for phase in (
-            RunPhase.MUSTERING,
-            RunPhase.GATHERING,
-            RunPhase.TRAINING,
-            RunPhase.EVALUATING,
-            RunPhase.UPDATING,
-            RunPhase.PAUSED,
-        )
-    },
-    **{(phase, WeightsNotFinite): IGNORED for phase in (RunPhase.MUSTERING, RunPhase.GATHERING)},
-    **{
-        (phase, WeightsNotFinite): frozenset({RunPhase.FAILED})
-        for phase in (RunPhase.TRAINING, RunPhase.AUDITING, RunPhase.UPDATING, RunPhase.EVALUATING, RunPhase.PAUSED)
-    },
-    # After the end a worker that comes late is told so; whatever else arrives is of no use any more.
-    **{
-        (phase, event): frozenset({phase}) if event in (WorkerJoined, WorkerAsked, StatusRequested) else IGNORED
-        for phase in (RunPhase.FINISHED, RunPhase.FAILED)
-        for event in (
-            WorkerJoined,
-            WorkerPrepared,
-            WorkerAdvanced,
-            ResultReceived,
-            LeaseFailed,
-            LossDiverged,
-            WorkerLeft,
-            WorkerAsked,
-            StatusRequested,
-            CallbacksDecided,
-            ServersReady,
-            SumsAcknowledged,
-            StepUpdated,
-            ServerLost,
-            WeightsNotFinite,
-            TimePassed,
-            Interrupted,
-        )
-    },
+    events.LossDiverged: (
+        IGNORED,
+        IGNORED,
+        _T | _FAIL,
+        _E | _FAIL,
+        _A | _FAIL,
+        IGNORED,
+        IGNORED,
+        IGNORED,
+        IGNORED,
+    ),
+    events.WorkerLeft: (_S, _W, _T, _E, _STEP, _U, _P, IGNORED, IGNORED),
+    # After the end a worker is told so; nothing else is of use any more.
+    events.WorkerPinged: (_S, _W, _T, _E, _STEP, _U, _P, _END, _FAIL),
+    events.StatusRequested: (_S, _W, _T, _E, _A, _U, _P, _END, _FAIL),
+    events.ServersReady: (_W, *[IGNORED] * 8),
+    events.CallbacksDecided: (*[IGNORED] * 6, _P | _T | _END, IGNORED, IGNORED),
+    events.SumsAcknowledged: (IGNORED, IGNORED, _T | _A | _U, IGNORED, _A, *[IGNORED] * 4),
+    events.StepUpdated: (*[IGNORED] * 5, _T | _E | _END, *[IGNORED] * 3),
+    events.ServerLost: (*[_FAIL] * 7, IGNORED, IGNORED),
+    events.WeightsNotFinite: (IGNORED, IGNORED, *[_FAIL] * 5, IGNORED, IGNORED),
+    events.TimePassed: (_S, _W, _T, _E, _STEP, _U, _P, IGNORED, IGNORED),
+    events.Interrupted: (*[_FAIL] * 7, IGNORED, IGNORED),
 }
+
+#: For each phase and event the phases that may follow, or `IGNORED`.
+TRANSITIONS = table_of(RunPhase, _TABLE)

@@ -1,7 +1,7 @@
-"""Whether what a worker says that pieces came to can be so. Pure.
+"""Whether what a worker claims about its result can be true. Pure.
 
 Its gradients have to be believed, or audited; what follows from the job alone does not. The step's sums are divided by
-the counts: one that is wrong would change all weights.
+the counts: a wrong one would change all weights.
 """
 
 import math
@@ -14,39 +14,38 @@ from common.protocol.messages import OF_A_STEP, Result
 from ps.run.info import RunInfo
 
 
-def demand_plausible(result: Result, facts: RunInfo) -> None:
-    """Raise RemoteProtocolError where something cannot be so."""
-    if fault := objection(result, facts):
+def check_result(result: Result, info: RunInfo) -> None:
+    """Raise RemoteProtocolError if a result contradicts the job."""
+    if fault := contradiction(result, info):
         raise RemoteProtocolError(fault)
 
 
 def not_finite(step: int, node: Node) -> RemoteProtocolError:
-    """Return what is to be said of sums that would make all others infinite, or no numbers.
+    """Return the error for sums that are not finite, which would spoil all others.
 
-    A worker that finds a gradient which is not finite tells of it instead of sending it, and the run ends: so whoever
-    sends one computes wrongly, or lies, and its pieces are for others.
+    A worker that finds a gradient which is not finite reports it instead of sending it, and the run ends: a worker that
+    sends one computes wrongly, or lies, and its micro-batches go to others.
     """
     return RemoteProtocolError(f"a gradient that is not finite, of micro-batches {node} of step {step}")
 
 
-def objection(result: Result, facts: RunInfo) -> str:
-    """Return what cannot be so, empty where there is nothing of that kind."""
+def contradiction(result: Result, info: RunInfo) -> str:
+    """Describe how a result contradicts the job, empty if it does not."""
     if result.work in OF_A_STEP and len(result.losses) != 4 * max(0, result.hi - result.lo):
-        return f"losses of {len(result.losses)} bytes: expected 4 for each of its pieces"
+        return f"losses of {len(result.losses)} bytes: expected 4 for each of its micro-batches"
     if not (math.isfinite(result.loss_sum) and np.isfinite(np.frombuffer(result.losses, "<f4")).all()):
-        return f"a sum of losses that is not finite, {result.loss_sum}: expected to be told of that by itself"
-    samples = _samples(result, facts)
-    if samples is not None and result.count != samples * facts.targets:
-        pieces = result.node()
-        return f"a count of {result.count} for micro-batches {pieces} of step {result.step}: expected {samples}"
+        return f"a sum of losses that is not finite, {result.loss_sum}: expected a report of that instead"
+    samples = _samples(result, info)
+    if samples is not None and result.count != samples * info.targets:
+        return f"a count of {result.count} for micro-batches {result.node()} of step {result.step}: expected {samples}"
     return ""
 
 
-def _samples(result: Result, facts: RunInfo) -> int | None:
-    """Return the number of samples in pieces of a training step, None where it is none of this run."""
-    job, plan = facts.job, facts.plan
+def _samples(result: Result, info: RunInfo) -> int | None:
+    """Return the number of samples in micro-batches of a training step, None if they are not of this run."""
+    job, plan = info.job, info.plan
     if result.work not in OF_A_STEP or not 0 <= result.lo < result.hi <= job.micro_batches:
         return None
     start = result.step % plan.steps_per_epoch * job.global_batch
-    batch = min(job.global_batch, facts.training_samples - start)
+    batch = min(job.global_batch, info.training_samples - start)
     return result.hi * batch // job.micro_batches - result.lo * batch // job.micro_batches

@@ -25,7 +25,7 @@ MOST_ENTRIES = 1000
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 
 #: A micro-batch, or the end of some: a job has at most so many.
-Piece = Annotated[int, Meta(ge=0, le=4096)]
+MicroBatch = Annotated[int, Meta(ge=0, le=4096)]
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
@@ -57,8 +57,8 @@ class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker"):
 class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
     """The micro-batches `[lo, hi)`, accepted from a worker."""
 
-    lo: Piece
-    hi: Piece
+    lo: MicroBatch
+    hi: MicroBatch
     rank: Count
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
 
 
 class Again(LedgerEntry, frozen=True, kw_only=True, tag="again"):
-    """Pieces that were computed, or begun, by a worker whose sums of them were not used, and why."""
+    """Micro-batches that were computed, or begun, by a worker whose sums were not used, and why."""
 
     work: Work
     step: Count
@@ -130,54 +130,54 @@ Line = RunBegun | WorkerIn | StepDone | Again | Unlisted | EpochDone | WeightsAt
 
 @dataclass
 class Account:
-    """What a round's entries are made from."""
+    """Collects a round's entries."""
 
-    pieces: int = 0
-    #: Work given to others or done twice, and workers that came, since the round before.
+    micro_batches: int = 0
+    #: Work given to others or done twice, and workers that joined, since the round before.
     entries: list[LedgerEntry] = field(default_factory=list)
     shares: list[LedgerShare] = field(default_factory=list)
     unlisted: int = 0
     _losses: bytearray = field(init=False)
 
     def __post_init__(self) -> None:
-        self._losses = bytearray(4 * self.pieces)
+        self._losses = bytearray(4 * self.micro_batches)
 
-    def share(self, node: Node, rank: int, losses: bytes) -> None:
-        """Book micro-batches that were accepted; `losses` as in `StepDone`, of these alone."""
+    def record_accepted(self, node: Node, rank: int, losses: bytes) -> None:
+        """Record micro-batches that were accepted; `losses` as in `StepDone`, of these alone."""
         self.shares.append(LedgerShare(node.lo, node.hi, rank))
         if len(losses) == 4 * len(node):
             self._losses[4 * node.lo : 4 * node.hi] = losses
 
-    def note(self, entry: LedgerEntry) -> None:
-        """Book what else happened."""
+    def add(self, entry: LedgerEntry) -> None:
+        """Add an entry; above the limit it is only counted."""
         if len(self.entries) < MOST_ENTRIES:
             self.entries.append(entry)
         else:
             self.unlisted += 1
 
-    def again(self, work: Work, step: int, nodes: Sequence[Node], rank: int, why: str) -> None:
-        """Book pieces that a worker will not bring, so that others compute them."""
+    def record_recomputed(self, work: Work, step: int, nodes: Sequence[Node], rank: int, why: str) -> None:
+        """Record micro-batches that one worker computed or began, and another has to compute as well."""
         for node in nodes:
-            self.note(Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why))
+            self.add(Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why))
 
-    def take_over(self, before: "Account") -> None:
-        """Book what was booked of a round that has no line of its own, and after which this one comes."""
+    def merge(self, before: "Account") -> None:
+        """Add the entries of the round before this one, which has no line of its own."""
         for entry in before.entries:
-            self.note(entry)
+            self.add(entry)
         self.unlisted += before.unlisted
 
-    def vain(self, result: Result, rank: int) -> None:
-        """Book a result that nobody needs."""
+    def record_unused(self, result: Result, rank: int) -> None:
+        """Record a result that nobody needs."""
         if result.lo < result.hi:
             why = "others had done it, or it came twice"
-            self.again(result.work, result.step, [result.node()], rank, why)
+            self.record_recomputed(result.work, result.step, [result.node()], rank, why)
 
     def step_done(self, step: int, mark: int) -> StepDone:
         """Return the entry of a training step that is over."""
         return StepDone(step=step, shares=self.shares, losses=bytes(self._losses), mark=mark)
 
-    def others(self, work: Work, step: int) -> list[LedgerEntry]:
-        """Return the entries beside it, of a round of that kind."""
+    def other_entries(self, work: Work, step: int) -> list[LedgerEntry]:
+        """Return the entries next to it, of a round of that kind."""
         if not self.unlisted:
             return self.entries
         return [*self.entries, Unlisted(work=work, step=step, count=self.unlisted)]

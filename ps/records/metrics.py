@@ -85,7 +85,7 @@ class MetricsRecorder:
     def account(self, step: int, account: Account, mark: int) -> None:
         """Keep who computed a training step, and what was computed in vain."""
         if self.folder is not None:
-            self.note(*account.others("train", step), account.step_done(step, mark))
+            self.note(*account.other_entries("train", step), account.step_done(step, mark))
         # Last, so that after an interrupt it tells whether all is there.
         self.steps = step + 1
 

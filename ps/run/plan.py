@@ -1,4 +1,8 @@
-"""Which rounds a run consists of: each epoch's steps, then its evaluations. Pure arithmetic on the job."""
+"""Which rounds a run consists of: each epoch's steps, then its evaluations. Pure arithmetic on the job.
+
+The work of a training step is leased in micro-batches, that of an evaluation in chunks of its set. What handles both
+alike calls them micro-batches.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,26 +10,27 @@ from dataclasses import dataclass
 from common.aggregation.tree import Node
 from common.data.sampler import evaluation_chunks
 from common.job.job import Job
-from common.protocol.messages import Work
+from common.protocol.messages import EpochStatus, Work
+from ps.run.early_stopping import is_stopped
 
-#: How a person is told of what is evaluated.
+#: What an evaluation is called on the screen.
 EVALUATIONS: dict[Work, str] = {"validate": "validation", "evaluate": "evaluation"}
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Work that is done once all its pieces are: a training step, or an evaluation after `step` steps."""
+    """Work that is done once all its micro-batches are: a training step, or an evaluation after `step` steps."""
 
     work: Work
     step: int
-    pieces: int
+    micro_batches: int
 
     def named(self, nodes: Sequence[Node]) -> str:
-        """Return how a person is told of some of its pieces."""
-        pieces = ", ".join(map(str, nodes))
+        """Return how some of its micro-batches are named in messages to people."""
+        listed = ", ".join(map(str, nodes))
         if self.work in EVALUATIONS:
-            return f"{EVALUATIONS[self.work]} pieces {pieces} after step {self.step}"
-        return f"micro-batches {pieces} of step {self.step}"
+            return f"{EVALUATIONS[self.work]} chunks {listed} after step {self.step}"
+        return f"micro-batches {listed} of step {self.step}"
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class Plan:
     steps_per_epoch: int
     micro_batches: int
     evaluation_chunks: int
-    #: 0 where there is no validation set.
-    validation_pieces: int = 0
+    #: 0 without a validation set.
+    validation_chunks: int = 0
 
     def first(self) -> Round:
         return Round("train", 0, self.micro_batches)
@@ -45,8 +50,8 @@ class Plan:
     def after(self, done: Round) -> Round | None:
         """Return the round that follows, None after the last."""
         step = done.step + 1 if done.work == "train" else done.step
-        if done.work == "train" and self.closes_epoch(done.step) and self.validation_pieces:
-            return Round("validate", step, self.validation_pieces)
+        if done.work == "train" and self.closes_epoch(done.step) and self.validation_chunks:
+            return Round("validate", step, self.validation_chunks)
         if done.work == "validate" or (done.work == "train" and self.closes_epoch(done.step)):
             # The test set comes last: with it the epoch's figures are complete.
             return Round("evaluate", step, self.evaluation_chunks)
@@ -55,7 +60,7 @@ class Plan:
     def at(self, steps: int, *, is_evaluated: bool) -> Round | None:
         """Return the round that follows `steps` training steps, None at the end of the run.
 
-        `is_evaluated` tells whether the evaluations are done that follow the last of them, where there are any.
+        `is_evaluated` tells whether the evaluations that may follow the last of them are done.
         """
         if not steps:
             return self.first()
@@ -83,6 +88,13 @@ class Plan:
         return self.epoch_of(self.total_steps - 1)
 
 
+def next_round(job: Job, plan: Plan, done: Round, history: Sequence[EpochStatus]) -> Round | None:
+    """Return the round after one that is done, None if the run is over: after its last step, or early."""
+    if done.work == "evaluate" and is_stopped(job, history):
+        return None
+    return plan.after(done)
+
+
 def plan_of(job: Job, training_samples: int, test_samples: int, validation_samples: int = 0) -> Plan:
     """Return the plan of a job on datasets of these sizes; the training set is what the validation set leaves."""
     return Plan(
@@ -90,5 +102,5 @@ def plan_of(job: Job, training_samples: int, test_samples: int, validation_sampl
         steps_per_epoch=-(-training_samples // job.global_batch),
         micro_batches=job.micro_batches,
         evaluation_chunks=evaluation_chunks(test_samples),
-        validation_pieces=evaluation_chunks(validation_samples) if validation_samples else 0,
+        validation_chunks=evaluation_chunks(validation_samples) if validation_samples else 0,
     )

@@ -7,8 +7,8 @@ computed from for a while, a row of an embedding or a running statistic, would g
 from dataclasses import dataclass
 
 from common.aggregation.layout import ParameterLayout
-from ps.coordinator.divergence import spoilt_text
 from ps.coordinator.effects import UpdateWeights
+from ps.coordinator.failures import not_finite_text
 from ps.coordinator.membership import Membership
 from ps.shard.shard import Shard
 
@@ -32,4 +32,4 @@ class NonFiniteGuard:
             return
         named = {member.rank: member.named() for member in roster.members.values()}
         shares = [(share.lo, share.hi, named.get(share.rank, f"worker {share.rank}")) for share in done.account.shares]
-        self.text = spoilt_text(done.step, "" if place is None else self.layout.name_at(place), sorted(shares))
+        self.text = not_finite_text(done.step, "" if place is None else self.layout.name_at(place), sorted(shares))

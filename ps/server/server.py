@@ -38,8 +38,8 @@ from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps.checkpoint.checkpointer import Checkpointer
 from ps.coordinator import effects, events
 from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.scheduling.scheduler import WINDOW
-from ps.coordinator.validation import demand_plausible
+from ps.coordinator.scheduling.buffer_pool import WINDOW
+from ps.coordinator.validation import check_result
 from ps.records.metrics import MetricsRecorder
 from ps.run.traffic import Traffic
 from ps.server.gradient_receiver import GradientReceiver
@@ -101,7 +101,7 @@ class Server:
 
     def __post_init__(self) -> None:
         coordinator, setup = self.coordinator, self.setup
-        facts, roster = coordinator.facts, coordinator.roster
+        facts, roster = coordinator.info, coordinator.membership
         self.blocklist = PeerBlocklist(self.port, self.clock, self.say, self.rejections)
         self.group = ShardGroupShell(
             facts,
@@ -206,7 +206,7 @@ class Server:
                 is_added = self.receiver.on_frame(peer, message, self._arrays[0])
                 return events.WorkerAdvanced(peer=peer) if is_added else None
             case Result():
-                demand_plausible(message, self.coordinator.facts)
+                check_result(message, self.coordinator.info)
                 is_whole = self.receiver.is_whole(peer, message, self._arrays)
                 return events.ResultReceived(peer=peer, result=message) if is_whole else None
             case ComputeFailed():
@@ -218,7 +218,7 @@ class Server:
             case SamplesRequest():
                 return self._send_samples(peer, message)
             case Ping():
-                return events.WorkerAsked(peer=peer)
+                return events.WorkerPinged(peer=peer)
             case StatusRequest():
                 return self._status_requested(peer) if self.status_limit.ask(peer, self.clock.now()) else None
             case CallbackDecision():
@@ -232,7 +232,7 @@ class Server:
 
     def _prepared(self, peer: bytes, ready: Ready) -> events.Event:
         """Map the sums of a worker that shares memory, and answer its call; make room for one that sends messages."""
-        member = self.coordinator.roster.members.get(peer)
+        member = self.coordinator.membership.members.get(peer)
         if not ready.nonce:
             self.port.allow(QUEUE + WINDOW * len(self.shard.frames))
         elif self.sharing is None:
@@ -248,7 +248,7 @@ class Server:
         """Send samples to a worker, whose leases do not run out while they are on their way."""
         if self.samples is None:
             raise RemoteProtocolError("samples are asked for, which this run does not send: it lacks --ship-data")
-        if peer not in self.coordinator.roster.members:
+        if peer not in self.coordinator.membership.members:
             return None
         failed = self._send(peer, *self.samples.answer(asked))
         return failed[0] if failed else events.WorkerAdvanced(peer=peer)
@@ -318,7 +318,7 @@ class Server:
             failed = self._send(peer, Weights(step=step, start=frame.start), words)
             if failed:
                 return failed
-        member = self.coordinator.roster.members.get(peer)
+        member = self.coordinator.membership.members.get(peer)
         return [] if member is None else self.group.send_weights(member.rank, step)
 
     def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Sequence[events.Event]:

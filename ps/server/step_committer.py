@@ -39,7 +39,7 @@ class StepCommitter:
 
     def _collected(self, step: int) -> Collected:
         """Return what is to be gathered from all servers with the update of a step."""
-        ends_epoch, checkpointer = self.coordinator.facts.plan.closes_epoch(step), self.checkpointer
+        ends_epoch, checkpointer = self.coordinator.info.plan.closes_epoch(step), self.checkpointer
         if checkpointer is None or not checkpointer.folder.keep:
             return "weights" if ends_epoch else "nothing"
         # Never the weights alone: they and the optimizer's slots are to be of one step.
@@ -57,23 +57,23 @@ class StepCommitter:
         time, moved = coordinator.progress.last_step, self.traffic.take()
         self.recorder.step(update.step, update.tally, done.rate, done.seconds, time, moved)
         self.recorder.account(update.step, update.account, self.group.checksum(done))
-        self.guard.check(update, self.group.own, coordinator.roster, others_are_finite=done.are_finite)
+        self.guard.check(update, self.group.own, coordinator.membership, others_are_finite=done.are_finite)
 
     def record_epoch(self, effect: effects.RecordEpoch) -> None:
         """Record the figures of an epoch, with the weights as they are now."""
         holder = self.group.holder
-        self.recorder.note(*effect.account.others("evaluate", holder.updates))
+        self.recorder.note(*effect.account.other_entries("evaluate", holder.updates))
         self.recorder.epoch(effect.epoch, holder.weights)
 
     def take_due_checkpoint(self) -> None:
         """Take a checkpoint if one is due."""
         if self.checkpointer is not None and not self.guard.text:
-            self.checkpointer.look(self.group.holder, self.coordinator.progress, self.coordinator.roster.compute_s)
+            self.checkpointer.look(self.group.holder, self.coordinator.progress, self.coordinator.membership.compute_s)
 
     def finish(self, finish: effects.Finish) -> effects.Finish:
         """Write what the run has come to; return its end, which is a failure if the weights are not finite."""
         coordinator, recorder, group = self.coordinator, self.recorder, self.group
-        progress, roster = coordinator.progress, coordinator.roster
+        progress, roster = coordinator.progress, coordinator.membership
         if self.guard.text and not finish.failure:
             finish = effects.Finish(failure=self.guard.text, is_diverged=True)
         if not finish.failure:

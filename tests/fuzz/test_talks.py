@@ -95,7 +95,7 @@ def test_joins(cases: int) -> None:
         talk.say([header])
         talk.leave()
         assert talk.simulation.server.ended is None
-        assert not talk.simulation.server.coordinator.roster.members
+        assert not talk.simulation.server.coordinator.membership.members
 
     examine(cases, lambda tape: almost(tape, JOIN), check)
 

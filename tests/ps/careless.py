@@ -29,4 +29,4 @@ class CarelessCoordinator(Coordinator):
 
     def _open(self, following: Round) -> None:
         super()._open(following)
-        self.books.slots = Careless()
+        self.state.buffers = Careless()

@@ -123,7 +123,7 @@ class Drive:
         return [effect for worker in workers for effect in self.join(worker) + self.prepare(worker, shares=shares)]
 
     def ask(self, worker: int) -> list[Effect]:
-        return self.happen(events.WorkerAsked(peer=peer_of(worker)))
+        return self.happen(events.WorkerPinged(peer=peer_of(worker)))
 
     def leave(self, worker: int, reason: str = "interrupted") -> list[Effect]:
         self.leases.pop(worker, None)

@@ -80,7 +80,7 @@ def test_a_worker_that_dies_in_the_audit_costs_nothing(servers: int, seed: int) 
     for _ in range(3):
         simulation.add_worker()
     simulation.run(until=lambda: simulation.server.coordinator.round.work == "audit")
-    held = simulation.server.coordinator.pieces.held
+    held = simulation.server.coordinator.leases.held
     victim = next(iter(held)) if held else 0
     simulation.workers[victim].die()
     assert simulation.finish() == unaudited("float32")

@@ -72,7 +72,7 @@ def abandoned(parts: int, seed: int, kind: type[Shard] = Shard) -> Simulation:
     simulation = with_a_death(parts, 2, seed, kind)
     simulation.run(until=lambda: simulation.workers[0].is_dead)
     simulation.workers[1].die()
-    simulation.run(until=lambda: not simulation.server.coordinator.roster.members)
+    simulation.run(until=lambda: not simulation.server.coordinator.membership.members)
     simulation.add_worker()
     return simulation
 

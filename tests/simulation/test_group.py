@@ -33,7 +33,7 @@ def test_a_run_waits_for_its_shards_and_says_so() -> None:
         simulation.run(until=lambda: "waiting for shards: 0 of 2 are ready" in simulation.said)
         simulation.shards[0].is_hanging = False
         simulation.run(until=lambda: "waiting for shards: 1 of 2 are ready" in simulation.said)
-        assert not simulation.server.coordinator.roster.members
+        assert not simulation.server.coordinator.membership.members
         assert not any("waiting for workers" in text for text in simulation.said)
         simulation.shards[1].is_hanging = False
         assert simulation.finish() == alone("plain").weights_sha256
@@ -61,7 +61,7 @@ def test_a_shard_of_other_numerics_is_refused_with_both_named_and_another_takes_
 
 def test_one_shard_too_many_is_refused() -> None:
     with simulated("plain", 2) as simulation:
-        simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.GATHERING)
+        simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.AWAITING_WORKERS)
         more = simulation.add_shard()
         simulation.run(until=lambda: more.server.ended is not None)
         assert more.server.ended == Exit(
@@ -82,11 +82,11 @@ def test_a_shard_of_a_run_with_one_server_is_refused() -> None:
     assert "this run has one server: start that with --servers 2 or more" in shard.server.ended.reason
 
 
-@pytest.mark.parametrize("phase", [RunPhase.GATHERING, RunPhase.TRAINING, RunPhase.UPDATING])
+@pytest.mark.parametrize("phase", [RunPhase.AWAITING_WORKERS, RunPhase.TRAINING, RunPhase.UPDATING])
 def test_a_shard_that_dies_fails_the_run_with_its_cause(phase: RunPhase) -> None:
     with simulated("clipped", 3) as simulation:
         worker = simulation.add_worker()
-        if phase is not RunPhase.GATHERING:
+        if phase is not RunPhase.AWAITING_WORKERS:
             simulation.run(until=lambda: simulation.server.coordinator.phase is phase)
         else:
             worker.is_hanging = True
@@ -119,7 +119,7 @@ def test_a_shard_that_hangs_fails_the_run_in_the_end() -> None:
 def test_a_shard_whose_server_is_gone_ends() -> None:
     with simulated("plain", 2) as simulation:
         (shard,) = simulation.shards
-        simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.GATHERING)
+        simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.AWAITING_WORKERS)
         while shard.server.step():
             pass
         simulation.clock.advance(61.0)
@@ -132,7 +132,7 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         flooding, _ = simulation.add_worker(), simulation.add_worker()
         simulation.run_to(1)
         (shard,) = simulation.shards
-        members = simulation.server.coordinator.roster.members.values()
+        members = simulation.server.coordinator.membership.members.values()
         (rank,) = [member.rank for member in members if member.join.pid == 0]
         (line,) = [line for line in shard.network.lines() if line.peer == peer_at(simulation, rank)]
         assert shard.server.work is not None

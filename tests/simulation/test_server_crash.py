@@ -86,7 +86,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (events.WorkerPrepared, 1),
         (events.WorkerPrepared, 2),
         *((events.ResultReceived, count) for count in range(1, 18, 2)),
-        (events.WorkerAsked, 1),
+        (events.WorkerPinged, 1),
         (events.StatusRequested, 1),
         (events.StatusRequested, 4),
         (events.TimePassed, 1),
@@ -111,7 +111,7 @@ def test_a_server_that_dies_at_an_event_changes_nothing(
             if kind is events.WorkerLeft and turn == 30:
                 workers[1].die()
                 workers.append(simulation.add_worker())
-            if kind is events.WorkerAsked and turn == 30:
+            if kind is events.WorkerPinged and turn == 30:
                 simulation.clock.advance(3.0)
             simulation.turn()
             if simulation.server.ended is not None:

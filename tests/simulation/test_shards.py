@@ -167,7 +167,7 @@ def test_what_one_shard_has_and_another_has_not_is_in_nobodys_way(parts: int) ->
         dying, other = simulation.add_worker(dies_after_parts=parts), simulation.add_worker()
         simulation.run(until=lambda: dying.is_dead)
         other.die()
-        simulation.run(until=lambda: not simulation.server.coordinator.roster.members)
+        simulation.run(until=lambda: not simulation.server.coordinator.membership.members)
         # Alone, it gets all pieces in one lease: a node that covers what some shards have of others.
         simulation.add_worker()
         assert simulation.finish() == alone("clipped").weights_sha256

@@ -96,7 +96,7 @@ def test_whatever_happens_to_workers_changes_nothing(
 def late(simulation: Simulation) -> str:
     """Let a worker answer a lease that has ended, after it has written another one's sums into the same slot."""
     late, other = simulation.add_worker(), simulation.add_worker()
-    simulation.run(until=lambda: len(simulation.server.coordinator.pieces.held) == 2)
+    simulation.run(until=lambda: len(simulation.server.coordinator.leases.held) == 2)
     # Both hear what they are to do, and none does it.
     for worker in (late, other):
         while len(worker.runner.state.leases) < 2:
@@ -164,7 +164,7 @@ def test_the_memory_of_a_worker_that_is_gone_is_given_back(tmp_path: Path) -> No
         assert sorted(path.name for path in folder.iterdir()) == ["sums-0", "sums-1", "weights"]
         first.die()
         simulation.run(until=lambda: any("left" in text for text in simulation.said))
-        (left,) = simulation.server.coordinator.roster.members.values()
+        (left,) = simulation.server.coordinator.membership.members.values()
         assert sorted(path.name for path in folder.iterdir()) == [f"sums-{left.rank}", "weights"]
         assert simulation.finish() == alone("linear").weights_sha256
         second.die()
@@ -173,7 +173,7 @@ def test_the_memory_of_a_worker_that_is_gone_is_given_back(tmp_path: Path) -> No
 def test_where_memory_is_needed_one_that_does_not_share_is_sent_away(tmp_path: Path) -> None:
     with simulated(tmp_path) as simulation:
         coordinator = simulation.server.coordinator
-        coordinator.facts = replace(coordinator.facts, needs_memory=True)
+        coordinator.info = replace(coordinator.info, needs_memory=True)
         odd = simulation.add_worker(shares=False)
         simulation.run(until=lambda: odd.runner.ended is not None)
         assert odd.runner.ended is not None

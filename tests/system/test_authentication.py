@@ -129,7 +129,7 @@ class Gate:
 
     def hosts(self) -> list[str]:
         """Return where those are who take part."""
-        return [member.join.host for member in self.server.coordinator.roster.members.values()]
+        return [member.join.host for member in self.server.coordinator.membership.members.values()]
 
     def answer(self, client: ClientPort, join: Join) -> ServerMessage:
         """Let a client ask for a place; return the first answer that decides of it."""
@@ -159,7 +159,7 @@ def gate() -> Iterator[Gate]:
         assert isinstance(gate.answer(first, JOIN), Welcome)
         # Until it is ready, its incarnation may dial again: the welcome may have gone down with the connection before.
         first.send(encode(Ready()))
-        assert gate.serve_until(lambda: bool(gate.server.coordinator.roster.ready())), gate.said
+        assert gate.serve_until(lambda: bool(gate.server.coordinator.membership.ready())), gate.said
         yield gate
 
 

@@ -12,7 +12,7 @@ import pytest
 from common.runtime.clock import SystemClock
 from common.transport.port import Limits
 from common.transport.zeromq.ports import dial
-from ps.coordinator.scheduling.scheduler import WINDOW
+from ps.coordinator.scheduling.buffer_pool import WINDOW
 from tests.system.bad_worker import ACTS, Act, BadWorker, misbehaving, never_read
 from tests.system.processes import GONE_S, Place, Process
 

@@ -139,7 +139,7 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
     told = server.line_with(" holds ")
     assert late.match(told), told
     assert f"pid {first.popen.pid}" in told
-    server.line_with("lost its place")
+    server.line_with("was evicted")
     first.send(signal.SIGCONT)
     assert "joins anew" in first.error_with("joins anew")
     assert f"worker 2 (host {os.uname().nodename}, pid {first.popen.pid}) joined" in server.line_with(" joined")

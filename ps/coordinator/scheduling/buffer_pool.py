@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from common.aggregation.tree import Node
 from common.protocol.messages import SLOTS
 
+#: Leases that a worker may hold: the next one is there when it finishes one. Each needs a slot for its sums.
+WINDOW = SLOTS
+
 
 @dataclass(frozen=True, slots=True)
 class BufferLoan:
     """The lease that a slot was last named in."""
 
-    #: From 1 in the order of lending, 0 where there was none.
+    #: From 1 in the order of lending, 0 if there was none.
     number: int = 0
-    #: Its pieces.
+    #: Its micro-batches.
     node: Node | None = None
 
 
@@ -48,8 +51,8 @@ class BufferPool:
     def needed(self, rank: int, held: Collection[Node], read: Collection[int]) -> list[int]:
         """Return the slots of a worker that cannot be named now.
 
-        They are those of the nodes that it holds, where of two that were named for one node it is the later one, and
-        those of leases with the numbers in `read`, whose results have come and whose sums are still being read.
+        They are those of the nodes that it holds (if two were named for one node, the later one) and those of leases
+        with the numbers in `read`, whose results have come and whose sums are still being read.
         """
         slots = self.lent.get(rank, ())
         return [
@@ -60,6 +63,6 @@ class BufferPool:
         ]
 
     def slot_of(self, rank: int, number: int) -> int | None:
-        """Return the slot that holds the sums of a lease whose result has come, None where it may not any more."""
+        """Return the slot that holds the sums of a lease whose result has come, None if it may not any more."""
         numbers = [lent.number for lent in self.lent.get(rank, ())]
         return numbers.index(number) if number and number in numbers else None

@@ -1,12 +1,15 @@
-"""The pieces of one round: which are free, who holds which until when, which are done. Pure."""
+"""The leases of one round: which micro-batches are free, who holds which until when, which are done. Pure.
+
+An evaluation's chunks are leased in the same way, and are called micro-batches here too.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.aggregation.tree import Node, is_node, largest_node_at
-from ps.run.timer_queue import TimerQueue
+from ps.coordinator.timer_queue import TimerQueue
 
-#: How a piece stands. Bytes, since a round may have thousands of pieces, and `bytearray` looks through them in C.
+#: The states of a micro-batch. Bytes, since a round may have thousands of them, and `bytearray` searches in C.
 FREE, HELD, DONE = range(3)
 
 
@@ -21,193 +24,193 @@ class HeldLease:
 
 @dataclass
 class LeaseTable:
-    """The books over the pieces `[0, total)` of a round."""
+    """Who computes the micro-batches `[0, total)` of a round."""
 
     total: int
     #: By rank, what a worker holds, in the order it was leased: none is empty, and no two leases overlap.
     held: dict[int, list[HeldLease]] = field(default_factory=dict)
-    #: All that was ever leased, and to which rank: what comes of other pieces was not asked for.
-    given: set[tuple[int, Node]] = field(default_factory=set)
-    #: Ranks on which a piece raised, in order.
+    #: All leases ever granted, with their ranks: results of any other micro-batches were not asked for.
+    granted: set[tuple[int, Node]] = field(default_factory=set)
+    #: By micro-batch, the ranks on which it raised, in order.
     failed_on: dict[int, list[int]] = field(default_factory=dict)
-    #: Pieces that are leased, and accepted, by themselves only.
-    alone: frozenset[int] = frozenset()
-    #: By piece, a rank that never gets it.
-    barred: dict[int, int] = field(default_factory=dict)
-    #: For each piece, `HELD` where a lease in `held` has it, `DONE` where its sum was accepted, else `FREE`.
-    _standing: bytearray = field(init=False)
-    #: For each piece that is held, the rank that holds it.
+    #: Micro-batches that are leased, and accepted, by themselves only.
+    single: frozenset[int] = frozenset()
+    #: By micro-batch, a rank that never gets it.
+    excluded: dict[int, int] = field(default_factory=dict)
+    #: For each micro-batch, `HELD` if a lease in `held` has it, `DONE` if its sum was accepted, else `FREE`.
+    _states: bytearray = field(init=False)
+    #: For each micro-batch that is held, the rank that holds it.
     _holder: list[int] = field(init=False)
-    #: By rank, when the first of its leases runs out.
+    #: By rank, when the first of its leases expires.
     _deadlines: TimerQueue[int] = field(default_factory=TimerQueue)
-    #: Numbers of pieces that are free, and that are not done.
+    #: Numbers of micro-batches that are free, and that are not done.
     _free: int = field(init=False)
     _open: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._standing, self._holder = bytearray(self.total), [0] * self.total
+        self._states, self._holder = bytearray(self.total), [0] * self.total
         self._free = self._open = self.total
 
     @classmethod
-    def once_more(cls, total: int, barred: dict[int, int]) -> "LeaseTable":
-        """Return the books over the pieces in `barred` alone, none of which goes to the rank that it is barred for."""
-        pieces = cls(total, alone=frozenset(barred), barred=barred)
-        for piece in set(range(total)) - pieces.alone:
-            pieces.drop(piece)
-        return pieces
+    def for_audit(cls, total: int, excluded: dict[int, int]) -> "LeaseTable":
+        """Return a table of the micro-batches in `excluded` alone, none of which goes to the rank given there."""
+        table = cls(total, single=frozenset(excluded), excluded=excluded)
+        for micro_batch in set(range(total)) - table.single:
+            table.skip(micro_batch)
+        return table
 
     def free(self) -> int:
-        """Return the number of pieces that are neither done nor held."""
+        """Return the number of micro-batches that are neither done nor held."""
         return self._free
 
-    def are_done(self) -> bool:
-        """Tell whether the round is over."""
+    def is_complete(self) -> bool:
+        """Tell whether all micro-batches are done."""
         return self._open == 0
 
-    def take(self, rank: int, most: int, deadline: float, *, is_alone: bool) -> Node | None:
-        """Lease the first free node of at most `most` pieces to `rank`, None where there is none for it.
+    def lease(self, rank: int, most: int, deadline: float, *, is_alone: bool) -> Node | None:
+        """Lease the first free node of at most `most` micro-batches to `rank`; None if there is none for it.
 
-        A worker on which a piece has failed gets that piece again only if it `is_alone`.
+        A worker on which a micro-batch has failed gets that one again only if it `is_alone`.
         """
-        start = self._standing.find(FREE)
+        start = self._states.find(FREE)
         while start >= 0 and not self._is_free_for(rank, start, is_alone):
-            start = self._standing.find(FREE, start + 1)
+            start = self._states.find(FREE, start + 1)
         if start < 0:
             return None
         end = start + 1
-        if start not in self.alone:
+        if start not in self.single:
             while end - start < most and end < self.total and self._is_free_for(rank, end, is_alone):
-                if end in self.alone:
+                if end in self.single:
                     break
                 end += 1
         node = largest_node_at(start, end, self.total, most)
-        self.given.add((rank, node))
-        self._mark(node, HELD)
+        self.granted.add((rank, node))
+        self._set_state(node, HELD)
         self._holder[node.lo : node.hi] = [rank] * len(node)
-        self._hold(rank, [*self.holding(rank), HeldLease(node, rank, deadline)])
+        self._set_held(rank, [*self.held_by(rank), HeldLease(node, rank, deadline)])
         return node
 
-    def _hold(self, rank: int, leases: list[HeldLease]) -> None:
-        """Let these be all that a worker holds."""
+    def _set_held(self, rank: int, leases: list[HeldLease]) -> None:
+        """Replace all that a worker holds."""
         if leases:
             self.held[rank] = leases
-            self._deadlines.set(rank, min(held.deadline for held in leases))
+            self._deadlines.set(rank, min(lease.deadline for lease in leases))
         else:
             self.held.pop(rank, None)
             self._deadlines.drop(rank)
 
-    def _is_free_for(self, rank: int, piece: int, is_alone: bool) -> bool:
-        if self._standing[piece] != FREE or self.barred.get(piece) == rank:
+    def _is_free_for(self, rank: int, micro_batch: int, is_alone: bool) -> bool:
+        if self._states[micro_batch] != FREE or self.excluded.get(micro_batch) == rank:
             return False
-        return is_alone or rank not in self.failed_on.get(piece, ())
+        return is_alone or rank not in self.failed_on.get(micro_batch, ())
 
-    def hopeless(self, ranks: Sequence[int]) -> list[int]:
-        """Return the free pieces that none of `ranks` can be given."""
-        free = [piece for piece in range(self.total) if self._standing[piece] == FREE]
+    def unassignable(self, ranks: Sequence[int]) -> list[int]:
+        """Return the free micro-batches that none of `ranks` may be given."""
+        free = [micro_batch for micro_batch in range(self.total) if self._states[micro_batch] == FREE]
         is_alone = len(ranks) == 1
-        return [piece for piece in free if not any(self._is_free_for(rank, piece, is_alone) for rank in ranks)]
+        return [one for one in free if not any(self._is_free_for(rank, one, is_alone) for rank in ranks)]
 
-    def drop(self, piece: int) -> None:
-        """Mark a free piece as done, which nobody is to compute."""
-        self._mark(Node(piece, piece + 1), DONE)
+    def skip(self, micro_batch: int) -> None:
+        """Mark a free micro-batch as done although nobody computes it."""
+        self._set_state(Node(micro_batch, micro_batch + 1), DONE)
 
-    def _mark(self, node: Node, standing: int) -> None:
-        before = self._standing[node.lo : node.hi]
-        self._standing[node.lo : node.hi] = bytes([standing]) * len(node)
-        self._free += (len(node) if standing == FREE else 0) - before.count(FREE)
-        self._open -= (len(node) if standing == DONE else 0) - before.count(DONE)
+    def _set_state(self, node: Node, state: int) -> None:
+        before = self._states[node.lo : node.hi]
+        self._states[node.lo : node.hi] = bytes([state]) * len(node)
+        self._free += (len(node) if state == FREE else 0) - before.count(FREE)
+        self._open -= (len(node) if state == DONE else 0) - before.count(DONE)
 
-    def holding(self, rank: int) -> list[HeldLease]:
-        """Return what a worker holds."""
+    def held_by(self, rank: int) -> list[HeldLease]:
+        """Return a worker's leases."""
         return self.held.get(rank, [])
 
-    def were_given(self, rank: int, node: Node) -> bool:
-        """Tell whether a worker was ever asked for these pieces, perhaps among others."""
-        if (rank, node) in self.given:
+    def was_granted(self, rank: int, node: Node) -> bool:
+        """Tell whether a worker was ever leased these micro-batches, perhaps among others."""
+        if (rank, node) in self.granted:
             return True
-        return any(who == rank and one.lo <= node.lo and node.hi <= one.hi for who, one in self.given)
+        return any(who == rank and one.lo <= node.lo and node.hi <= one.hi for who, one in self.granted)
 
     def may_accept(self, node: Node) -> bool:
-        """Tell whether this is a node of which no piece is done."""
-        if not is_node(node.lo, node.hi, self.total) or DONE in self._standing[node.lo : node.hi]:
+        """Tell whether this is a node of the tree none of whose micro-batches is done."""
+        if not is_node(node.lo, node.hi, self.total) or DONE in self._states[node.lo : node.hi]:
             return False
-        return len(node) == 1 or self.alone.isdisjoint(range(node.lo, node.hi))
+        return len(node) == 1 or self.single.isdisjoint(range(node.lo, node.hi))
 
     def accept(self, node: Node) -> bool:
-        """Mark a node as done; return False, changing nothing, where it is no node or a piece of it is done.
+        """Mark a node as done; return False, changing nothing, if it is not a node or part of it is done.
 
-        Leases that share a piece with it end: what they would bring would be refused.
+        Leases that overlap it end: what they would bring would be refused.
         """
         if not self.may_accept(node):
             return False
         for rank in self.holders(node):
-            self._drop(rank, node)
-        self._mark(node, DONE)
+            self._end_leases(rank, node)
+        self._set_state(node, DONE)
         return True
 
     def holders(self, node: Node) -> list[int]:
-        """Return who holds a piece of a node. To ask each worker would be quadratic in them, over a round."""
-        held = (self._holder[piece] for piece in range(node.lo, node.hi) if self._standing[piece] == HELD)
+        """Return who holds part of a node. To ask each worker would be quadratic in them, over a round."""
+        held = (self._holder[one] for one in range(node.lo, node.hi) if self._states[one] == HELD)
         return list(dict.fromkeys(held))
 
     def release(self, rank: int) -> list[Node]:
         """Make what a worker holds free again, and return it."""
-        return self._drop(rank, Node(0, self.total))
+        return self._end_leases(rank, Node(0, self.total))
 
     def extend(self, rank: int, deadline: float) -> None:
-        """Let what a worker holds run out at `deadline`: it was just heard, and works through its leases in turn."""
+        """Let what a worker holds expire at `deadline`: it has shown progress, and works through its leases in turn."""
         if rank in self.held:
-            self._hold(rank, [HeldLease(held.node, rank, deadline) for held in self.held[rank]])
+            self._set_held(rank, [HeldLease(lease.node, rank, deadline) for lease in self.held[rank]])
 
-    def put_off(self, by_s: float) -> None:
-        """Let all that is held run out later."""
+    def postpone(self, by_s: float) -> None:
+        """Let all leases expire later."""
         for rank, leases in list(self.held.items()):
-            self._hold(rank, [HeldLease(held.node, rank, held.deadline + by_s) for held in leases])
+            self._set_held(rank, [HeldLease(lease.node, rank, lease.deadline + by_s) for lease in leases])
 
-    def fail(self, node: Node, rank: int) -> bool | None:
-        """Book that computing a node raised on `rank`; return whether a piece has now raised twice.
+    def record_failure(self, node: Node, rank: int) -> bool | None:
+        """Record that computing a node raised on `rank`; return whether a micro-batch has now raised twice.
 
-        None, with nothing changed, where `rank` does not hold just this node: others are on it, or have done it.
+        None, with nothing changed, if `rank` does not hold just this node: others are on it, or have done it.
         """
-        if all(held.node != node for held in self.holding(rank)):
+        if all(lease.node != node for lease in self.held_by(rank)):
             return None
-        self._drop(rank, node)
-        for piece in range(node.lo, node.hi):
-            self.failed_on.setdefault(piece, []).append(rank)
-        return any(len(self.failed_on[piece]) >= 2 for piece in range(node.lo, node.hi))
+        self._end_leases(rank, node)
+        for micro_batch in range(node.lo, node.hi):
+            self.failed_on.setdefault(micro_batch, []).append(rank)
+        return any(len(self.failed_on[micro_batch]) >= 2 for micro_batch in range(node.lo, node.hi))
 
-    def _drop(self, rank: int, node: Node) -> list[Node]:
-        """End a worker's leases that share a piece with `node`, and return them."""
-        dropped = [held.node for held in self.holding(rank) if overlap(held.node, node)]
-        for one in dropped:
-            self._mark(one, FREE)
-        self._hold(rank, [held for held in self.holding(rank) if not overlap(held.node, node)])
-        return dropped
+    def _end_leases(self, rank: int, node: Node) -> list[Node]:
+        """End a worker's leases that overlap `node`, and return them."""
+        ended = [lease.node for lease in self.held_by(rank) if overlap(lease.node, node)]
+        for one in ended:
+            self._set_state(one, FREE)
+        self._set_held(rank, [lease for lease in self.held_by(rank) if not overlap(lease.node, node)])
+        return ended
 
     def expired(self, now: float) -> list[int]:
         """Return the ranks that hold a lease whose deadline has passed."""
         return self._deadlines.due(now)
 
     def next_deadline(self) -> float | None:
-        """Return when the next lease runs out."""
+        """Return when the next lease expires."""
         return self._deadlines.soonest()
 
     def validate(self) -> None:
-        """Raise AssertionError where the books contradict one another: for tests, after each step."""
-        expected = bytearray(piece if piece == DONE else FREE for piece in self._standing)
+        """Raise AssertionError if the table contradicts itself: for tests, after each event."""
+        expected = bytearray(state if state == DONE else FREE for state in self._states)
         for rank, leases in self.held.items():
             assert leases, f"rank {rank} holds an empty list"
-            for held in leases:
-                assert held.rank == rank
-                assert is_node(held.node.lo, held.node.hi, self.total), held
-                assert expected[held.node.lo : held.node.hi] == bytes(len(held.node)), f"{held} is done or held twice"
-                expected[held.node.lo : held.node.hi] = bytes([HELD]) * len(held.node)
-        assert self._standing == expected, "a piece is marked as held that no lease has"
-        first = {rank: min(held.deadline for held in leases) for rank, leases in self.held.items()}
-        assert self._deadlines.times == first, "a lease runs out at another time than is booked"
+            for lease in leases:
+                assert lease.rank == rank
+                assert is_node(lease.node.lo, lease.node.hi, self.total), lease
+                assert expected[lease.node.lo : lease.node.hi] == bytes(len(lease.node)), f"{lease} is done or held"
+                expected[lease.node.lo : lease.node.hi] = bytes([HELD]) * len(lease.node)
+        assert self._states == expected, "a micro-batch is marked as held that no lease has"
+        first = {rank: min(lease.deadline for lease in leases) for rank, leases in self.held.items()}
+        assert self._deadlines.times == first, "a lease expires at another time than is recorded"
         assert (self._free, self._open) == (expected.count(FREE), self.total - expected.count(DONE))
 
 
 def overlap(one: Node, other: Node) -> bool:
-    """Tell whether two nodes share a piece."""
+    """Tell whether two nodes share a micro-batch."""
     return one.lo < other.hi and other.lo < one.hi

@@ -1,4 +1,8 @@
-"""The books of one round: who holds which pieces, what has come of them, and what it came to. Pure."""
+"""The state of one round: who computes what, which results came, and what they add up to. Pure.
+
+Results come before their sums count: with several servers, each of which adds a slice of the sums, a result is pending
+until all of them have theirs.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -6,125 +10,153 @@ from dataclasses import dataclass, field, replace
 from common.aggregation.tree import Node, TreeSum
 from common.job.tally import Tally
 from common.protocol.messages import Result
-from ps.coordinator.effects import AwaitShards, Effect
+from ps.coordinator.effects import AddSharedSums, AddSums, AwaitShards, Effect
 from ps.coordinator.membership import Member
-from ps.coordinator.scheduling.audit import WHY, Audit
-from ps.coordinator.scheduling.buffer_pool import BufferPool
+from ps.coordinator.scheduling.audit import AUDITED, Audit
+from ps.coordinator.scheduling.buffer_pool import WINDOW, BufferPool
 from ps.coordinator.scheduling.lease_table import LeaseTable
-from ps.coordinator.scheduling.lease_timeouts import LeaseTimeouts
-from ps.coordinator.scheduling.pending import PendingAcknowledgements
-from ps.coordinator.scheduling.scheduler import WINDOW, Scheduler, adding, occupied
 from ps.records.ledger import Account
 from ps.run.plan import Round
 
 
 @dataclass
+class PendingAcknowledgements:
+    """The results of one round that other servers are still to acknowledge."""
+
+    results: dict[tuple[int, Node], Result] = field(default_factory=dict)
+
+    def add(self, rank: int, result: Result) -> bool:
+        """Record a result; return whether it is the first of its lease."""
+        key = rank, result.node()
+        if key in self.results:
+            return False
+        self.results[key] = result
+        return True
+
+    def acknowledge(self, rank: int, node: Node) -> Result | None:
+        """Return a result of which all servers have the sums, None if it is not awaited any more."""
+        return self.results.pop((rank, node), None)
+
+    def remove(self, rank: int) -> None:
+        """Forget a worker that is gone: those of its sums that have not arrived will not."""
+        for key in [key for key in self.results if key[0] == rank]:
+            del self.results[key]
+
+    def has(self, rank: int) -> bool:
+        """Tell whether a result of a worker is awaited."""
+        return any(owner == rank for owner, _ in self.results)
+
+    def numbers(self, rank: int) -> list[int]:
+        """Return the numbers of the leases whose results of a worker have come: their sums are still being read."""
+        return [result.number for (owner, _), result in self.results.items() if owner == rank]
+
+
+@dataclass
 class RoundState:
-    """What the coordinator knows of the round at hand; the next one has new books."""
+    """The state of one round; each round has a new one."""
 
     round: Round
-    #: What of it is to be computed again.
+    #: Which of its micro-batches are computed again.
     audit: Audit
-    pieces: LeaseTable = field(init=False)
-    slots: BufferPool = field(default_factory=BufferPool)
-    awaiting: PendingAcknowledgements = field(default_factory=PendingAcknowledgements)
+    leases: LeaseTable = field(init=False)
+    buffers: BufferPool = field(default_factory=BufferPool)
+    pending: PendingAcknowledgements = field(default_factory=PendingAcknowledgements)
     #: The round's counts, over the same tree as its sums.
     tallies: TreeSum[Tally] = field(init=False)
-    #: What the ledger is to tell of the round.
+    #: What the ledger will list of the round.
     account: Account = field(init=False)
 
     def __post_init__(self) -> None:
-        pieces = self.round.pieces
-        self.pieces, self.account = LeaseTable(pieces, alone=self.audit.chosen), Account(pieces)
-        self.tallies = TreeSum(pieces, lambda left, right: left + right)
+        total = self.round.micro_batches
+        self.leases, self.account = LeaseTable(total, single=self.audit.chosen), Account(total)
+        self.tallies = TreeSum(total, lambda left, right: left + right)
 
-    def serve(self, members: Sequence[Member], ready: int, now: float, pace: LeaseTimeouts) -> list[Effect]:
-        """Lease free pieces to some of `ready` members."""
-        desk = Scheduler(
-            round=self.round,
-            pieces=self.pieces,
-            slots=self.slots,
-            awaiting=self.awaiting,
-            ready=ready,
-            now=now,
-            pace=pace,
-        )
-        return desk.serve(members)
+    def slots_in_use(self, rank: int) -> list[int]:
+        """Return the slots of sums that a worker needs: for what it holds, and for what is still being read."""
+        held = [lease.node for lease in self.leases.held_by(rank)]
+        return self.buffers.needed(rank, held, self.pending.numbers(rank))
 
-    def take(self, member: Member, result: Result, *, has_shards: bool) -> tuple[list[Effect], bool]:
-        """Take in a result that came; return what is to be done with its sums, and whether it counts by now.
+    def on_result(self, member: Member, result: Result, *, has_shards: bool) -> tuple[list[Effect], bool]:
+        """Check a result; return what is to be done with its sums, and whether it counts by now.
 
-        Where there are shards it does not before all of them have their part.
+        With shards it does not before all of them have their part.
         """
-        add = adding(self.slots, member, result)
-        if add is None or not self.needs(result) or not self.pieces.were_given(member.rank, result.node()):
+        add = self._addition(member, result)
+        if add is None or not self.is_needed(result) or not self.leases.was_granted(member.rank, result.node()):
             self.refuse(member, result)
             return [], False
         if result.work != "train":
             return [], True
         if not has_shards:
             return [add], True
-        if not self.awaiting.add(member.rank, result):
+        if not self.pending.add(member.rank, result):
             self.refuse(member, result)
             return [], False
         return [add, AwaitShards(rank=member.rank, node=result.node())], False
 
-    def needs(self, result: Result) -> bool:
-        """Tell whether a result is of this round, and no other was quicker."""
+    def _addition(self, member: Member, result: Result) -> AddSums | AddSharedSums | None:
+        """Return how the sums of a result get into the tree, None if they are not to be had any more."""
+        if not member.shares or result.work != "train":
+            return AddSums(node=result.node())
+        slot = self.buffers.slot_of(member.rank, result.number)
+        return None if slot is None else AddSharedSums(node=result.node(), rank=member.rank, slot=slot)
+
+    def is_needed(self, result: Result) -> bool:
+        """Tell whether a result is of this round, and no other was faster."""
         is_current = (result.work, result.step) == (self.round.work, self.round.step)
-        return is_current and self.pieces.may_accept(result.node())
+        return is_current and self.leases.may_accept(result.node())
 
     def refuse(self, member: Member, result: Result) -> None:
-        """Book a result that nobody needs."""
+        """Record a result that nobody needs."""
         if result.step <= self.round.step:
-            self.account.vain(result, member.rank)
+            self.account.record_unused(result, member.rank)
 
     def accept(self, member: Member, result: Result) -> bool:
-        """Book a result that counts; return whether others than its worker may have got something to do by that.
+        """Record a result that counts; return whether workers other than its own may have got something to do.
 
-        They have where a lease ended that shares pieces with it: another's, or a larger one.
+        They have if a lease ended that overlaps it: another worker's, or a larger one.
         """
-        node, pieces = result.node(), self.pieces
-        is_contested, free = pieces.holders(node) not in ([], [member.rank]), pieces.free()
-        pieces.accept(node)
+        node, leases = result.node(), self.leases
+        is_contested, free = leases.holders(node) not in ([], [member.rank]), leases.free()
+        leases.accept(node)
         self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
         if result.work == "train":
-            self.account.share(node, member.rank, result.losses)
-            self.audit.book(member, result)
-        return is_contested or pieces.free() > free
+            self.account.record_accepted(node, member.rank, result.losses)
+            self.audit.record(member, result)
+        return is_contested or leases.free() > free
+
+    def release(self, rank: int, why: str) -> list[Node]:
+        """Take back the leases of a worker that is gone, for a reason that the ledger lists; return them."""
+        released = self.leases.release(rank)
+        self.pending.remove(rank)
+        self.account.record_recomputed(self.round.work, self.round.step, released, rank, why)
+        return released
 
     def begin_audit(self) -> None:
-        """Let the pieces that are to be computed again be all that is left of the round, for others than before."""
+        """Let the micro-batches that are audited be all that is left of the round, for other workers than before."""
         self.round = replace(self.round, work="audit")
-        self.pieces = LeaseTable.once_more(self.round.pieces, self.audit.barred())
+        self.leases = LeaseTable.for_audit(self.round.micro_batches, self.audit.excluded())
 
-    def accept_again(self, member: Member, result: Result) -> None:
-        """Book a piece of which the audit found the same bits."""
-        self.pieces.accept(result.node())
-        self.account.again("audit", result.step, [result.node()], member.rank, WHY)
+    def accept_audited(self, member: Member, result: Result) -> None:
+        """Record a micro-batch for which the audit found the same bits."""
+        self.leases.accept(result.node())
+        self.account.record_recomputed("audit", result.step, [result.node()], member.rank, AUDITED)
+
+    def skip_unassignable(self, ready: Sequence[int]) -> list[Node]:
+        """Give up the micro-batches that none of the `ready` ranks may compute; return them."""
+        skipped = self.leases.unassignable(ready)
+        for micro_batch in skipped:
+            self.leases.skip(micro_batch)
+        return [Node(micro_batch, micro_batch + 1) for micro_batch in skipped]
 
     def end_audit(self) -> None:
-        """Let the round be what it was: a training step, all of whose pieces are done, and nothing is left to audit."""
+        """Let the round be what it was: a training step, all of which is done, with nothing left to audit."""
         self.round = self.audit.round
         self.audit.findings.clear()
 
-    def forgo(self, ready: Sequence[int]) -> list[Node]:
-        """Give up what none of the `ready` ranks can compute; return it."""
-        hopeless = self.pieces.hopeless(ready)
-        for piece in hopeless:
-            self.pieces.drop(piece)
-        return [Node(piece, piece + 1) for piece in hopeless]
-
-    def release(self, rank: int, why: str) -> list[Node]:
-        """Take back what a worker holds that is gone, for a reason that the ledger tells; return it."""
-        released = self.pieces.release(rank)
-        self.awaiting.forget(rank)
-        self.account.again(self.round.work, self.round.step, released, rank, why)
-        return released
-
     def validate(self, ready: Sequence[int]) -> None:
-        """Raise AssertionError where one of the `ready` ranks has less to do than it could: for tests."""
-        self.pieces.validate()
-        is_short = [rank for rank in ready if len(occupied(rank, self.pieces, self.slots, self.awaiting)) < WINDOW]
-        hopeless = [rank for rank in is_short if len(self.pieces.hopeless([rank])) == self.pieces.free()]
-        assert self.pieces.failed_on or is_short == hopeless, f"{is_short} wait for nothing"
+        """Raise AssertionError if one of the `ready` ranks has less to do than it could: for tests."""
+        self.leases.validate()
+        is_short = [rank for rank in ready if len(self.slots_in_use(rank)) < WINDOW]
+        cannot = [rank for rank in is_short if len(self.leases.unassignable([rank])) == self.leases.free()]
+        assert self.leases.failed_on or is_short == cannot, f"{is_short} wait for nothing"

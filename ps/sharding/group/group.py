@@ -13,8 +13,8 @@ from common.protocol.messages import Finished, Ping, Refused, shortened
 from common.protocol.numerics import Fingerprint
 from common.protocol.shard_messages import ShardJoin, SquaresRequest, Update
 from common.statemachine.transitions import check_reached, targets_in
-from ps.coordinator.admission import refusal
-from ps.coordinator.reminder import Reminder
+from ps.coordinator.registration import refusal
+from ps.coordinator.status import Reminder
 from ps.sharding.group import events
 from ps.sharding.group.effects import (
     AnnounceGroup,

@@ -154,7 +154,7 @@ class ShardGroupShell:
         return max(0, min(owned.stop, self.whole.policy.parameter_size) - owned.start)
 
     def _worker_lost(self, peer: bytes, lost: WorkerLost) -> list[coordinator_events.Event]:
-        member = self.roster.of_rank(lost.rank)
+        member = self.roster.by_rank(lost.rank)
         if member is None:
             return []
         reason = f"shard {self.state.members[peer].index} lost it: {one_line(lost.reason)}"

@@ -30,7 +30,7 @@ from common.transport.diagnosis import Diagnosis
 from common.transport.limits.rejection_log import RejectionLog
 from common.transport.links import Wait
 from common.transport.port import ClientPort, PeerGone, PeerSlow, ServerPort
-from ps.coordinator.scheduling.scheduler import WINDOW
+from ps.coordinator.scheduling.buffer_pool import WINDOW
 from ps.coordinator.validation import not_finite
 from ps.run.traffic import Traffic
 from ps.sharding.process import effects, events

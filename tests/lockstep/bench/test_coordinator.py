@@ -22,7 +22,7 @@ def test_a_crowd_finishes_its_run(workers: int) -> None:
         crowd.coordinator.validate()
     assert crowd.coordinator.phase is RunPhase.FINISHED
     assert crowd.coordinator.progress.samples == 3 * 4 * workers
-    assert crowd.coordinator.roster.most_prepared == workers
+    assert crowd.coordinator.membership.most_prepared == workers
 
 
 def test_slow_workers_do_less_and_nobody_waits_long() -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from common.errors import RunError
 from lockstep.launch.local import kept_on_failure
-from ps.coordinator.divergence import diverged_text
+from ps.coordinator.failures import diverged_text
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
 
 

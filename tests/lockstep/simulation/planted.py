@@ -25,7 +25,7 @@ def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coo
     """Return what makes a coordinator of a kind, as `coordinator_of` does."""
 
     def make(facts: RunInfo, start: Resumption) -> Coordinator:
-        return kind(facts, roster=Membership(compute_s=start.compute_s), progress=start.progress, start=start.round)
+        return kind(facts, membership=Membership(compute_s=start.compute_s), progress=start.progress, start=start.round)
 
     return make
 
@@ -45,7 +45,7 @@ class CredulousCoordinator(Coordinator):
 
     def _open(self, following: Round) -> None:
         super()._open(following)
-        self.books.pieces = Credulous(following.pieces, alone=self.books.audit.chosen)
+        self.state.leases = Credulous(following.micro_batches, single=self.state.audit.chosen)
 
 
 class Heap(VectorTree):

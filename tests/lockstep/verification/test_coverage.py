@@ -21,7 +21,7 @@ SAMPLER = Sampler(40, 16, 4, seed=7)
 def step(number: int, *nodes: tuple[int, int]) -> StepDone:
     account = Account(4)
     for rank, (lo, hi) in enumerate(nodes or ((2, 4), (0, 2))):
-        account.share(Node(lo, hi), rank, pack_losses([1.0] * (hi - lo)))
+        account.record_accepted(Node(lo, hi), rank, pack_losses([1.0] * (hi - lo)))
     return account.step_done(number, 0)
 
 

@@ -92,7 +92,7 @@ def test_divergence_in_an_evaluation_is_told_as_such() -> None:
     for _ in range(3):
         drive.finish_round()
     (finish,) = finished(drive.diverge(1, "evaluate"))
-    assert "the loss of step 3, evaluation piece 0, is not finite" in finish.failure
+    assert "the loss of step 3, evaluation chunk 0, is not finite" in finish.failure
 
 
 def test_divergence_is_believed_of_one_who_was_asked() -> None:

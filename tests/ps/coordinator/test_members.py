@@ -25,7 +25,7 @@ from common.protocol.messages import (
 from ps.coordinator import events
 from ps.coordinator.effects import SendWeights
 from ps.coordinator.membership import PROBE_S
-from ps.coordinator.reminder import REMINDER_S
+from ps.coordinator.status import REMINDER_S
 from ps.coordinator.transitions import RunPhase
 from tests.ps.runs import DIGEST, Drive, called, facts_of, join_of, kinds, messages, other_numerics, peer_of, said
 
@@ -40,7 +40,7 @@ def test_a_join_of_another_run_is_refused_and_told_of() -> None:
     assert refused.kind is RefusalKind.OTHER_RUN
     assert f"asks for run 'another': this is run {drive.facts.run!r}" in refused.reason
     assert f"refused a worker: {refused.reason}" in said(effects)
-    assert drive.coordinator.roster.members == {}
+    assert drive.coordinator.membership.members == {}
     ours = msgspec.structs.replace(join_of(1), run=drive.facts.run)
     assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=ours)), 1) == [Welcome]
 
@@ -85,7 +85,7 @@ def test_a_worker_is_refused_with_the_reason(join: Join, text: str) -> None:
     assert isinstance(refused, Refused)
     assert text in refused.reason
     assert text in said(effects)
-    assert len(drive.coordinator.roster.members) == 1
+    assert len(drive.coordinator.membership.members) == 1
 
 
 def test_a_worker_that_dials_again_before_its_welcome_came_is_taken_in() -> None:
@@ -96,7 +96,7 @@ def test_a_worker_that_dials_again_before_its_welcome_came_is_taken_in() -> None
     assert isinstance(welcome, Welcome)
     assert welcome.rank == 1
     assert "worker 0 (host host, pid 1) left: it dialled again" in said(effects)
-    assert list(drive.coordinator.roster.members) == [peer_of(2)]
+    assert list(drive.coordinator.membership.members) == [peer_of(2)]
     # What comes over the connection before is nobody's.
     assert kinds(drive.prepare(1)) == [Eviction]
 
@@ -213,7 +213,7 @@ def test_a_worker_that_stands_by_takes_the_place_of_one_that_goes(how: str) -> N
         drive.pass_time(30.0)
         drive.answer(2)
         effects = drive.pass_time(31.0)
-    assert "worker 2 (host host, pid 3) takes the free place" in said(effects)
+    assert "worker 2 (host host, pid 3) is no longer on standby" in said(effects)
     assert Lease in kinds(effects + drive.finish_round(), 3)
 
 

@@ -11,16 +11,16 @@ from tests.ps.runs import join_of, peer_of
 def roster() -> Membership:
     made = Membership()
     for worker in range(3):
-        made.seat(made.admit(peer_of(worker), join_of(worker), 0.0), places=2)
+        made.activate(made.admit(peer_of(worker), join_of(worker), 0.0), capacity=2)
     return made
 
 
 def make_third_ready(made: Membership) -> None:
-    made.members[peer_of(2)].standing = MemberState.READY
+    made.members[peer_of(2)].state = MemberState.READY
 
 
 def make_first_silent(made: Membership) -> None:
-    made.members[peer_of(0)].standing = MemberState.SILENT
+    made.members[peer_of(0)].state = MemberState.SUSPECT
 
 
 def give_a_rank_twice(made: Membership) -> None:
@@ -34,7 +34,7 @@ def make_twins(made: Membership) -> None:
 def test_two_places_seat_two_and_the_third_stands_by() -> None:
     made = roster()
     made.validate(2)
-    assert [member.standing.value for member in made.members.values()] == ["ready", "ready", "standby"]
+    assert [member.state.value for member in made.members.values()] == ["ready", "ready", "standby"]
     assert made.most_prepared == 3
 
 
@@ -51,10 +51,10 @@ def test_the_seconds_of_a_step_are_booked_by_worker_and_begin_anew() -> None:
 
 def test_a_free_place_is_filled_in_the_order_of_joining() -> None:
     made = roster()
-    made.stand(made.members[peer_of(0)], MemberState.SILENT)
-    assert [member.rank for member in made.fill(2)] == [2]
+    made.set_state(made.members[peer_of(0)], MemberState.SUSPECT)
+    assert [member.rank for member in made.activate_standby(2)] == [2]
     made.validate(2)
-    assert made.fill(2) == []
+    assert made.activate_standby(2) == []
 
 
 @pytest.mark.parametrize("plant", [make_third_ready, make_first_silent, give_a_rank_twice, make_twins])

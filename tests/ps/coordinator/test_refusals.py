@@ -62,6 +62,6 @@ def test_who_came_early_and_left_is_not_kept(times: int) -> None:
     for number in range(TIMES):
         for _ in range(times):
             drive.happen(events.WorkerJoined(peer=peer_of(number), join=join_of(number)))
-        assert [early.peer for early in drive.coordinator.early] == [peer_of(number)]
+        assert [early.peer for early in drive.coordinator.early_joins] == [peer_of(number)]
         drive.happen(events.WorkerLeft(peer=peer_of(number), reason="its connection is gone"))
-    assert drive.coordinator.early == []
+    assert drive.coordinator.early_joins == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ps.coordinator.reminder import REMINDER_S, Reminder
+from ps.coordinator.status import REMINDER_S, Reminder
 
 
 def test_it_is_due_at_once_and_then_every_few_seconds() -> None:

@@ -71,9 +71,9 @@ def late() -> tuple[Drive, Lease, Lease]:
 def test_a_late_result_is_ignored_once_another_lease_names_its_slot() -> None:
     drive, second, last = late()
     assert (second.slot, last.slot) == (1, 1)
-    before = drive.coordinator.pieces.holding(0)
+    before = drive.coordinator.leases.held_by(0)
     assert added(drive.send(1, result_of(second))) == []
-    assert [held.node for held in drive.coordinator.pieces.holding(0)] == [held.node for held in before]
+    assert [held.node for held in drive.coordinator.leases.held_by(0)] == [held.node for held in before]
     assert added(drive.send(1, result_of(last))) == [AddSharedSums(node=Node(last.lo, last.hi), rank=0, slot=1)]
 
 
@@ -89,7 +89,7 @@ def test_a_run_of_workers_that_share_comes_to_its_end() -> None:
     drive.enter(1, 2, 3, shares=True)
     effects = drive.finish()
     assert sent_weights(effects) == []
-    assert drive.coordinator.roster.sharing == {True}
+    assert drive.coordinator.membership.sharing == {True}
 
 
 def test_why_a_worker_does_not_share_is_said() -> None:
@@ -98,7 +98,7 @@ def test_why_a_worker_does_not_share_is_said() -> None:
     effects = drive.prepare(1, obstacle="no such folder")
     assert said(effects) == "worker 0 (host host, pid 1) exchanges vectors over its socket: no such folder"
     assert sent_weights(effects) == [peer_of(1)]
-    assert drive.coordinator.roster.sharing == {False}
+    assert drive.coordinator.membership.sharing == {False}
 
 
 def test_where_memory_must_be_shared_whoever_does_not_is_sent_away() -> None:
@@ -109,7 +109,7 @@ def test_where_memory_must_be_shared_whoever_does_not_is_sent_away() -> None:
     assert refused == Refused(reason="it does not share the server's memory: no such folder", kind=RefusalKind.MEMORY)
     assert said(effects).startswith("refused worker 0 (host host, pid 1): it does not share")
     assert ForgetWorker(peer=peer_of(1), rank=0) in effects
-    assert not drive.coordinator.roster.members
+    assert not drive.coordinator.membership.members
     assert Lease in kinds(drive.enter(2, shares=True), 2)
 
 

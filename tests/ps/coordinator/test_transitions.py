@@ -17,7 +17,7 @@ def test_every_phase_has_an_entry_for_every_event() -> None:
 
 
 def test_every_phase_can_be_reached() -> None:
-    reached, pending = {RunPhase.MUSTERING}, [RunPhase.MUSTERING]
+    reached, pending = {RunPhase.AWAITING_SERVERS}, [RunPhase.AWAITING_SERVERS]
     while pending:
         here = pending.pop()
         onward = {target for (phase, _), targets in TRANSITIONS.items() if phase is here for target in targets or ()}
@@ -50,4 +50,4 @@ def test_a_run_goes_through_the_phases() -> None:
         drive.finish_round()
     phases.append(drive.coordinator.phase)
     epoch = [RunPhase.TRAINING] * 3 + [RunPhase.EVALUATING]
-    assert phases == [RunPhase.GATHERING, *epoch, *epoch, RunPhase.FINISHED]
+    assert phases == [RunPhase.AWAITING_WORKERS, *epoch, *epoch, RunPhase.FINISHED]

@@ -8,7 +8,7 @@ import pytest
 
 from common.job.tally import pack_losses
 from common.protocol.messages import Lease, Result
-from ps.coordinator.validation import objection
+from ps.coordinator.validation import contradiction
 from tests.ps.runs import facts_of
 
 FACTS = facts_of()
@@ -32,36 +32,36 @@ def result_with(**values: Any) -> Result:
 
 @pytest.mark.parametrize("work", ["train", "audit"])
 def test_an_honest_result_is_plausible(work: str) -> None:
-    assert objection(result_with(work=work), FACTS) == ""
+    assert contradiction(result_with(work=work), FACTS) == ""
 
 
 @pytest.mark.parametrize(("lo", "hi", "count"), [(0, 1, 2), (0, 2, 4), (2, 4, 4), (3, 4, 2), (0, 4, 8)])
 def test_the_short_batch_of_an_epoch_counts_less(lo: int, hi: int, count: int) -> None:
     losses = pack_losses([1.0] * (hi - lo))
-    assert objection(result_with(step=2, lo=lo, hi=hi, count=count, losses=losses), FACTS) == ""
-    assert "expected" in objection(result_with(step=2, lo=lo, hi=hi, count=count + 1, losses=losses), FACTS)
+    assert contradiction(result_with(step=2, lo=lo, hi=hi, count=count, losses=losses), FACTS) == ""
+    assert "expected" in contradiction(result_with(step=2, lo=lo, hi=hi, count=count + 1, losses=losses), FACTS)
 
 
 @pytest.mark.parametrize("count", [0, 7, 9, 16, 2**62])
 def test_a_count_that_cannot_be_is_refused(count: int) -> None:
-    assert objection(result_with(count=count), FACTS) == (
+    assert contradiction(result_with(count=count), FACTS) == (
         f"a count of {count} for micro-batches 0-1 of step 0: expected 8"
     )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_losses_that_are_not_finite_are_told_by_themselves(value: float) -> None:
-    assert "not finite" in objection(result_with(loss_sum=value), FACTS)
-    assert "not finite" in objection(result_with(losses=pack_losses([1.0, value])), FACTS)
-    assert "not finite" in objection(result_with(work="evaluate", loss_sum=value, losses=b""), FACTS)
+    assert "not finite" in contradiction(result_with(loss_sum=value), FACTS)
+    assert "not finite" in contradiction(result_with(losses=pack_losses([1.0, value])), FACTS)
+    assert "not finite" in contradiction(result_with(work="evaluate", loss_sum=value, losses=b""), FACTS)
 
 
 @pytest.mark.parametrize("losses", [b"", b"1", bytes(4), bytes(12)])
 def test_there_is_one_loss_for_each_piece(losses: bytes) -> None:
-    assert "expected 4 for each of its pieces" in objection(result_with(losses=losses), FACTS)
+    assert "expected 4 for each of its micro-batches" in contradiction(result_with(losses=losses), FACTS)
 
 
 def test_what_is_of_no_round_is_for_the_books_to_refuse() -> None:
     lease = Lease(work="train", step=10**9, lo=0, hi=4096)
     odd = result_with(step=lease.step, lo=lease.lo, hi=lease.hi, count=3, losses=bytes(4 * 4096))
-    assert objection(odd, FACTS) == ""
+    assert contradiction(odd, FACTS) == ""

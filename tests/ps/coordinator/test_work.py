@@ -8,7 +8,7 @@ from common.job.job import Job
 from common.job.tally import Tally
 from common.protocol.messages import Eviction, Lease, Result
 from ps.coordinator.effects import AddSums, Finish, RecordEpoch, SendWeights, UpdateWeights
-from ps.coordinator.scheduling.scheduler import WINDOW
+from ps.coordinator.scheduling.buffer_pool import WINDOW
 from ps.coordinator.transitions import RunPhase
 from tests.ps.runs import Drive, facts_of, finished, kinds, messages, peer_of, result_of, said
 
@@ -64,7 +64,7 @@ def test_a_slow_worker_gets_less() -> None:
         worker = worker if drive.leases[worker] else 3 - worker
         drive.answer(worker)
         turn += 1
-    fast, slow = drive.coordinator.roster.members.values()
+    fast, slow = drive.coordinator.membership.members.values()
     assert fast.samples + slow.samples == 2 * 64
     assert fast.samples > 1.8 * slow.samples > 0
 
@@ -123,7 +123,7 @@ def test_a_doubled_result_is_ignored() -> None:
     result = result_of(drive.leases[1][0])
     assert AddSums(node=result.node()) in drive.answer(1)
     assert drive.send(1, result) == []
-    assert drive.coordinator.roster.members[peer_of(1)].samples == result.count
+    assert drive.coordinator.membership.members[peer_of(1)].samples == result.count
 
 
 def test_sums_that_nobody_asked_for_are_not_added() -> None:
@@ -169,12 +169,12 @@ def test_a_lease_runs_out_and_its_pieces_go_to_another() -> None:
     assert drive.coordinator.deadline() is not None
     effects = drive.pass_time(30.0)
     assert (
-        f"worker 0 (host host, pid 1) holds micro-batches {held[0]}, {held[1]} of step 0 for 60.0 s: leased again to "
-        "worker 1" in said(effects)
+        f"worker 0 (host host, pid 1) has held micro-batches {held[0]}, {held[1]} of step 0 for 60.0 s: leased again "
+        "to worker 1" in said(effects)
     )
     assert sorted(Node(lease.lo, lease.hi) for lease in drive.leases[2]) == held
     states = {worker.pid: worker.state for worker in drive.coordinator.status(drive.now).workers}
-    assert states[1] == "silent"
+    assert states[1] == "suspect"
 
 
 def test_a_late_result_counts_if_it_is_the_first_and_its_worker_gets_work_again() -> None:

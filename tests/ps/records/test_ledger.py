@@ -31,7 +31,7 @@ ENTRIES = [
 
 def step_of(losses: list[float]) -> Account:
     account = Account(len(losses))
-    account.share(Node(0, len(losses)), 0, pack_losses(losses))
+    account.record_accepted(Node(0, len(losses)), 0, pack_losses(losses))
     return account
 
 
@@ -58,5 +58,5 @@ def test_another_line_is_named(line: bytes) -> None:
 def test_what_a_round_lists_is_bounded() -> None:
     account = Account(4)
     for _ in range(MOST_ENTRIES + 7):
-        account.note(AGAIN)
-    assert account.others("train", 3) == [AGAIN] * MOST_ENTRIES + [Unlisted(work="train", step=3, count=7)]
+        account.add(AGAIN)
+    assert account.other_entries("train", 3) == [AGAIN] * MOST_ENTRIES + [Unlisted(work="train", step=3, count=7)]

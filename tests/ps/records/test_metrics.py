@@ -71,9 +71,9 @@ def recorder_in(folder: Path | None) -> MetricsRecorder:
 def account() -> Account:
     """Return what a step came to that two workers have shared, a third having left."""
     made = Account(4)
-    made.note(Again(work="train", step=0, lo=2, hi=4, rank=2, why="it left"))
-    made.share(Node(2, 4), 1, pack_losses([3.0, 4.0]))
-    made.share(Node(0, 2), 0, pack_losses([1.0, 2.0]))
+    made.add(Again(work="train", step=0, lo=2, hi=4, rank=2, why="it left"))
+    made.record_accepted(Node(2, 4), 1, pack_losses([3.0, 4.0]))
+    made.record_accepted(Node(0, 2), 0, pack_losses([1.0, 2.0]))
     return made
 
 

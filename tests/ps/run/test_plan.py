@@ -53,22 +53,22 @@ def test_epochs_count_from_one_and_the_last_may_be_cut_short() -> None:
     assert plan.epoch_of(5) == plan.epochs == 2
 
 
-def test_pieces_are_named_for_people() -> None:
+def test_micro_batches_are_named_for_people() -> None:
     nodes = [Node(0, 1), Node(4, 8)]
     assert Round("train", 3, 8).named(nodes) == "micro-batches 0, 4-7 of step 3"
-    assert Round("evaluate", 3, 8).named(nodes) == "evaluation pieces 0, 4-7 after step 3"
+    assert Round("evaluate", 3, 8).named(nodes) == "evaluation chunks 0, 4-7 after step 3"
 
 
 def test_a_validation_set_comes_before_the_test_set() -> None:
     plan = plan_of(Job(global_batch=16, steps=3), 32, 10, 1200)
     assert told(plan) == "t0 t1 v2 e2 t2 v3 e3"
     assert rounds_of(plan)[2] == Round("validate", 2, 3)
-    assert Round("validate", 2, 3).named([Node(0, 2)]) == "validation pieces 0-1 after step 2"
+    assert Round("validate", 2, 3).named([Node(0, 2)]) == "validation chunks 0-1 after step 2"
 
 
-@pytest.mark.parametrize("validation_pieces", [0, 2])
-def test_a_run_goes_on_where_it_was(validation_pieces: int) -> None:
-    plan = Plan(5, 2, micro_batches=4, evaluation_chunks=3, validation_pieces=validation_pieces)
+@pytest.mark.parametrize("validation_chunks", [0, 2])
+def test_a_run_goes_on_where_it_was(validation_chunks: int) -> None:
+    plan = Plan(5, 2, micro_batches=4, evaluation_chunks=3, validation_chunks=validation_chunks)
     rounds, at = [], plan.at(0, is_evaluated=False)
     while at is not None:
         rounds.append(at)

@@ -78,7 +78,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_weights(tmp_path: Path
     assert ended is not None
     assert ended.is_diverged
     # The third update ends the epoch, so that its evaluation is the first to see the weights.
-    assert "the loss of step 3, evaluation piece 0, is not finite; first seen in layer 0 (Conv2d)" in ended.failure
+    assert "the loss of step 3, evaluation chunk 0, is not finite; first seen in layer 0 (Conv2d)" in ended.failure
     assert worker.runner.ended is not None
     assert worker.runner.ended.code == 1
     assert ended.failure in worker.runner.ended.reason

@@ -10,8 +10,8 @@ import pytest
 from common.aggregation.tree import Node, Vector
 from common.errors import DivergedError
 from lockstep.runs.single_process import SerialRun
-from ps.coordinator.divergence import is_divergence
 from ps.coordinator.effects import Finish
+from ps.coordinator.failures import is_divergence
 from ps.records.metrics import MetricsRecorder, Setting
 from ps.records.run_folder import WEIGHTS, RunFolder
 from ps.setup import AdmissionPolicy
@@ -60,7 +60,7 @@ def test_the_run_ends_and_says_whose_sums_they_were(value: float, tmp_path: Path
     simulation.run()
     assert isinstance(simulation.server.ended, Finish)
     failure = simulation.server.ended.failure
-    assert "the weights, first of '6.running_var', after step 1 are not finite, and no loss tells of it" in failure
+    assert "the weights, first of '6.running_var', after step 1 are not finite, although every loss was" in failure
     assert re.search(r"micro-batches [0-9-]+ by worker [01] \(host host, pid [01]\)", failure)
     assert "`lockstep replay RUN --step 1 --micro-batch M`" in failure
     assert is_divergence(failure)
@@ -85,7 +85,7 @@ def test_a_process_alone_says_it_too(tmp_path: Path) -> None:
     opening = simulation.opening
     recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     recorder.begin(opening.shard.digest())
-    with pytest.raises(DivergedError, match="after step 1 are not finite, and no loss tells of it"):
+    with pytest.raises(DivergedError, match="after step 1 are not finite, although every loss was"):
         SerialRun(opening, recorder, simulation.clock, lambda status: None).train()
 
 

@@ -222,7 +222,7 @@ def test_peers_that_are_gone_at_the_end_are_no_trouble() -> None:
     simulation = Simulation(job_of(steps=1), admission=AdmissionPolicy(min_workers=2))
     workers = [simulation.add_worker(), simulation.add_worker()]
     simulation.run(until=lambda: simulation.server.coordinator.round.work == "evaluate")
-    idle = next(w for w in workers if not simulation.server.coordinator.pieces.holding(workers.index(w)))
+    idle = next(w for w in workers if not simulation.server.coordinator.leases.held_by(workers.index(w)))
     idle.die()
     simulation.finish()
 

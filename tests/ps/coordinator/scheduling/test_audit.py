@@ -9,7 +9,7 @@ from common.job.job import Job
 from common.protocol.messages import Diverged, Lease, Result
 from ps.coordinator import events
 from ps.coordinator.effects import AddSums, UpdateWeights
-from ps.coordinator.scheduling.audit import WHY, chosen_pieces, is_difference
+from ps.coordinator.scheduling.audit import AUDITED, chosen_for_audit, is_difference
 from ps.coordinator.transitions import RunPhase
 from ps.records.ledger import Again
 from ps.run.info import RunInfo
@@ -54,14 +54,14 @@ def again(drive: Drive) -> list[Again]:
 
 
 def test_what_is_chosen_follows_from_seed_step_and_piece() -> None:
-    first = [chosen_pieces(0.1, 7, step, 64) for step in range(100)]
-    assert first == [chosen_pieces(0.1, 7, step, 64) for step in range(100)]
-    assert first != [chosen_pieces(0.1, 8, step, 64) for step in range(100)]
+    first = [chosen_for_audit(0.1, 7, step, 64) for step in range(100)]
+    assert first == [chosen_for_audit(0.1, 7, step, 64) for step in range(100)]
+    assert first != [chosen_for_audit(0.1, 8, step, 64) for step in range(100)]
     assert 500 < sum(map(len, first)) < 780
     # A larger share is a larger part of the same order.
-    assert all(few <= chosen_pieces(0.3, 7, step, 64) for step, few in enumerate(first))
-    assert chosen_pieces(1.0, 7, 0, 8) == frozenset(range(8))
-    assert chosen_pieces(0.0, 7, 0, 8) == frozenset()
+    assert all(few <= chosen_for_audit(0.3, 7, step, 64) for step, few in enumerate(first))
+    assert chosen_for_audit(1.0, 7, 0, 8) == frozenset(range(8))
+    assert chosen_for_audit(0.0, 7, 0, 8) == frozenset()
 
 
 def test_a_piece_to_be_audited_is_leased_by_itself_and_asked_for_its_digest() -> None:
@@ -79,7 +79,7 @@ def test_every_piece_is_computed_again_by_another_worker_and_booked() -> None:
     assert drive.coordinator.progress.audited == 6 * 4
     assert drive.coordinator.progress.unaudited == 0
     entries = again(drive)
-    assert {entry.why for entry in entries} == {WHY}
+    assert {entry.why for entry in entries} == {AUDITED}
     assert [(entry.step, entry.lo) for entry in sorted(entries, key=lambda it: (it.step, it.lo))] == [
         (step, piece) for step in range(6) for piece in range(4)
     ]
@@ -190,7 +190,7 @@ def test_a_part_of_the_pieces_is_audited() -> None:
     drive = Audited(audited(0.25, job=job))
     drive.enter(1, 2)
     drive.bring_all()
-    expected = {(step, piece) for step in range(6) for piece in chosen_pieces(0.25, job.seed, step, 16)}
+    expected = {(step, piece) for step in range(6) for piece in chosen_for_audit(0.25, job.seed, step, 16)}
     assert {(lease.step, lease.lo) for lease in drive.of_audits()} == expected
     assert {(entry.step, entry.lo) for entry in again(drive)} == expected
     assert 0 < len(expected) < 96

@@ -5,7 +5,7 @@ import pytest
 from common.aggregation.tree import Node
 from common.protocol.messages import Result, Work
 from ps.coordinator.scheduling.lease_table import HeldLease
-from ps.coordinator.scheduling.lease_timeouts import ENOUGH, FLOOR_S, GRACE_S, NEWCOMER_S, LeaseTimeouts
+from ps.coordinator.scheduling.stragglers import ENOUGH, FLOOR_S, GRACE_S, NEWCOMER_S, LeaseTimeouts
 
 TIMEOUT_S = 60.0
 
@@ -14,62 +14,62 @@ def result_of(node: Node, work: Work = "train") -> Result:
     return Result(work=work, step=0, lo=node.lo, hi=node.hi, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
 
 
-def made(pieces_s: list[float], *, rank: int = 0, size: int = 1, work: Work = "train") -> LeaseTimeouts:
-    """Return a pace in which a worker took so many seconds a piece, for leases of `size` pieces."""
-    pace, now = LeaseTimeouts(TIMEOUT_S), 0.0
+def made(seconds_each: list[float], *, rank: int = 0, size: int = 1, work: Work = "train") -> LeaseTimeouts:
+    """Return timeouts after a worker took so many seconds per micro-batch, for leases of `size` of them."""
+    timeouts, now = LeaseTimeouts(TIMEOUT_S), 0.0
     node = Node(0, size)
-    for seconds in pieces_s:
-        pace.begin(rank, now)
+    for seconds in seconds_each:
+        timeouts.begin(rank, now)
         now += seconds * size
-        pace.came(rank, result_of(node, work), [HeldLease(node, rank, 0.0)], now)
-    return pace
+        timeouts.record(rank, result_of(node, work), [HeldLease(node, rank, 0.0)], now)
+    return timeouts
 
 
 def test_at_the_start_a_lease_lasts_as_long_as_any_may() -> None:
-    pace = made([0.1] * (ENOUGH - 1))
-    assert pace.patience_s(0, "train", 1) == TIMEOUT_S
-    assert pace.median_s(0, "train") is None
+    timeouts = made([0.1] * (ENOUGH - 1))
+    assert timeouts.timeout_s(0, "train", 1) == TIMEOUT_S
+    assert timeouts.median_s(0, "train") is None
 
 
 def test_one_that_is_known_gets_a_multiple_of_its_median() -> None:
-    pace = made([1.0] * 10)
-    assert pace.patience_s(0, "train", 2) == pytest.approx(8.0)
-    assert pace.median_s(0, "train") == pytest.approx(1.0)
+    timeouts = made([1.0] * 10)
+    assert timeouts.timeout_s(0, "train", 2) == pytest.approx(8.0)
+    assert timeouts.median_s(0, "train") == pytest.approx(1.0)
 
 
 def test_one_that_varies_gets_more() -> None:
-    assert made([0.5, 1.5] * 5).patience_s(0, "train", 1) > made([1.0] * 10).patience_s(0, "train", 1)
+    assert made([0.5, 1.5] * 5).timeout_s(0, "train", 1) > made([1.0] * 10).timeout_s(0, "train", 1)
 
 
-def test_a_single_long_piece_changes_little() -> None:
-    assert made([1.0] * 9 + [50.0]).patience_s(0, "train", 1) == pytest.approx(4.0)
+def test_a_single_long_micro_batch_changes_little() -> None:
+    assert made([1.0] * 9 + [50.0]).timeout_s(0, "train", 1) == pytest.approx(4.0)
 
 
 def test_no_lease_is_shorter_than_the_floor_or_longer_than_the_timeout() -> None:
-    assert made([0.001] * 10).patience_s(0, "train", 1) == FLOOR_S
-    assert made([100.0] * 10).patience_s(0, "train", 8) == TIMEOUT_S
+    assert made([0.001] * 10).timeout_s(0, "train", 1) == FLOOR_S
+    assert made([100.0] * 10).timeout_s(0, "train", 8) == TIMEOUT_S
 
 
 def test_a_timeout_below_the_floor_counts() -> None:
-    pace = made([0.001] * 10)
-    pace.timeout_s = 0.1
-    assert pace.patience_s(0, "train", 1) == 0.1
+    timeouts = made([0.001] * 10)
+    timeouts.limit_s = 0.1
+    assert timeouts.timeout_s(0, "train", 1) == 0.1
 
 
 def test_a_new_worker_goes_by_the_others_with_a_grace() -> None:
-    assert made([0.01] * 10).patience_s(7, "train", 1) == NEWCOMER_S
-    assert made([4.0] * 10).patience_s(7, "train", 1) == pytest.approx(16.0)
+    assert made([0.01] * 10).timeout_s(7, "train", 1) == NEWCOMER_S
+    assert made([4.0] * 10).timeout_s(7, "train", 1) == pytest.approx(16.0)
     assert made([4.0] * 10).median_s(7, "train") == pytest.approx(4.0)
 
 
 def test_each_kind_of_work_has_its_own_pace_and_the_other_is_a_weak_hint() -> None:
-    assert made([1.0] * 10, work="evaluate").patience_s(0, "train", 1) == TIMEOUT_S
-    assert made([0.001] * 10).patience_s(0, "evaluate", 1) == GRACE_S
-    assert made([0.05] * 10).patience_s(0, "evaluate", 1) == pytest.approx(20.0)
+    assert made([1.0] * 10, work="evaluate").timeout_s(0, "train", 1) == TIMEOUT_S
+    assert made([0.001] * 10).timeout_s(0, "evaluate", 1) == GRACE_S
+    assert made([0.05] * 10).timeout_s(0, "evaluate", 1) == pytest.approx(20.0)
     assert made([1.0] * 10, work="evaluate").median_s(0, "train") is None
 
 
-def test_leases_of_several_pieces_count_by_the_piece() -> None:
+def test_durations_are_per_micro_batch() -> None:
     assert made([1.0] * 10, size=4).median_s(0, "train") == pytest.approx(1.0)
 
 
@@ -77,27 +77,27 @@ def test_a_slow_machine_becomes_known_as_such_within_its_last_leases() -> None:
     assert made([0.1] * 100 + [3.0] * 40).median_s(0, "train") == pytest.approx(3.0)
 
 
-def test_a_result_of_what_is_not_held_tells_nothing() -> None:
-    pace = made([1.0] * 10)
+def test_a_result_of_something_not_held_is_not_measured() -> None:
+    timeouts = made([1.0] * 10)
     for node in (Node(0, 2), Node(3, 1)):
-        pace.came(0, result_of(node), [HeldLease(Node(0, 1), 0, 0.0)], 1000.0)
-    pace.came(5, result_of(Node(0, 1)), [HeldLease(Node(0, 1), 5, 0.0)], 1000.0)
-    assert pace.median_s(0, "train") == pytest.approx(1.0)
-    assert pace.held_s(5, 1000.0) == 0.0
+        timeouts.record(0, result_of(node), [HeldLease(Node(0, 1), 0, 0.0)], 1000.0)
+    timeouts.record(5, result_of(Node(0, 1)), [HeldLease(Node(0, 1), 5, 0.0)], 1000.0)
+    assert timeouts.median_s(0, "train") == pytest.approx(1.0)
+    assert timeouts.held_s(5, 1000.0) == 0.0
 
 
 def test_what_it_has_held_begins_when_it_got_work_or_brought_some() -> None:
-    pace = LeaseTimeouts(TIMEOUT_S)
-    pace.begin(0, 100.0)
-    assert pace.held_s(0, 109.0) == 9.0
-    pace.put_off(5.0)
-    assert pace.held_s(0, 109.0) == 4.0
-    pace.came(0, result_of(Node(0, 1)), [HeldLease(Node(0, 1), 0, 0.0)], 110.0)
-    assert pace.held_s(0, 111.0) == 1.0
+    timeouts = LeaseTimeouts(TIMEOUT_S)
+    timeouts.begin(0, 100.0)
+    assert timeouts.held_s(0, 109.0) == 9.0
+    timeouts.postpone(5.0)
+    assert timeouts.held_s(0, 109.0) == 4.0
+    timeouts.record(0, result_of(Node(0, 1)), [HeldLease(Node(0, 1), 0, 0.0)], 110.0)
+    assert timeouts.held_s(0, 111.0) == 1.0
 
 
 def test_one_that_is_gone_is_forgotten() -> None:
-    pace = made([30.0] * 10)
-    pace.forget(0)
-    assert pace.held_s(0, 1e6) == 0.0
-    assert pace.patience_s(0, "train", 1) == TIMEOUT_S  # by what others took: 120 s
+    timeouts = made([30.0] * 10)
+    timeouts.remove(0)
+    assert timeouts.held_s(0, 1e6) == 0.0
+    assert timeouts.timeout_s(0, "train", 1) == TIMEOUT_S  # by what others took: 120 s

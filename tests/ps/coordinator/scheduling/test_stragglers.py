@@ -6,25 +6,23 @@ from common.job.job import Job
 from common.protocol.messages import Eviction, Lease, Ping, Welcome
 from ps.coordinator import events
 from ps.coordinator.effects import AddSums, ForgetWorker
-from ps.coordinator.scheduling.lease_timeouts import FLOOR_S
-from ps.coordinator.scheduling.stall_detector import LOOK_S, MISSED_S, StallDetector
-from ps.coordinator.scheduling.stragglers import CAUTION
+from ps.coordinator.scheduling.stragglers import CHECK_S, FLOOR_S, PROBATION, STALL_S, StallDetector
 from tests.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.5, LOOK_S, MISSED_S])
+@pytest.mark.parametrize("gap", [0.0, 0.5, CHECK_S, STALL_S])
 def test_looks_that_are_near_one_another_miss_nothing(gap: float) -> None:
     lookout = StallDetector()
-    assert lookout.look(100.0) == 0.0
-    assert lookout.look(100.0 + gap) == 0.0
+    assert lookout.check(100.0) == 0.0
+    assert lookout.check(100.0 + gap) == 0.0
 
 
 def test_a_gap_is_missed_whole_and_once() -> None:
     lookout = StallDetector()
-    lookout.look(100.0)
-    assert lookout.look(130.0) == 30.0
-    assert lookout.look(130.5) == 0.0
-    assert lookout.due() == 130.5 + LOOK_S
+    lookout.check(100.0)
+    assert lookout.check(130.0) == 30.0
+    assert lookout.check(130.5) == 0.0
+    assert lookout.due() == 130.5 + CHECK_S
 
 
 LONG = Job(model="linear", epochs=2000, global_batch=16, micro_batches=4)
@@ -56,9 +54,9 @@ def test_a_worker_that_hangs_is_told_of_within_seconds_and_its_pieces_go_on() ->
     while drive.leases[2]:
         drive.answer(2)
     told = said(drive.pass_time(FLOOR_S + 0.1))
-    assert told.startswith("worker 0 (host host, pid 1) holds micro-batches ")
+    assert told.startswith("worker 0 (host host, pid 1) has held micro-batches ")
     assert " of step 2 for 2.0 s (median 0." in told
-    assert told.endswith(" s a piece): leased again to worker 1")
+    assert told.endswith(" s per micro-batch): leased again to worker 1")
 
 
 def test_one_that_stays_silent_loses_its_place_and_what_it_brings_later_is_not_applied() -> None:
@@ -68,7 +66,7 @@ def test_one_that_stays_silent_loses_its_place_and_what_it_brings_later_is_not_a
     while drive.leases[2]:
         drive.answer(2)
     told = keep_busy(drive, 2, 10.0)
-    assert "worker 0 (host host, pid 1) lost its place: it has brought nothing for 5" in told
+    assert "worker 0 (host host, pid 1) was evicted: it has brought nothing for 5" in told
     assert ForgetWorker(peer=peer_of(1), rank=0) in drive.effects
     effects = drive.send(1, late)
     assert kinds(effects, 1) == [Eviction]
@@ -91,7 +89,7 @@ def test_one_that_says_anything_keeps_its_place() -> None:
         drive.answer(2)
     drive.pass_time(FLOOR_S + 0.5)
     assert kinds(drive.ask(1), 1)[0] is Ping
-    assert "lost its place" not in keep_busy(drive, 1, 4.0)
+    assert "was evicted" not in keep_busy(drive, 1, 4.0)
 
 
 def late_and_the_other_is_not() -> Drive:
@@ -125,7 +123,7 @@ def test_one_that_only_lives_costs_the_others_a_tenth_of_their_speed_at_most() -
     beside = steps_beside_one_that_only_lives(drive, 300.0)
     assert 0.9 * before <= beside < before
     # It had its chances.
-    assert said(drive.effects).count("worker 1 (host host, pid 1) holds micro-batches ") > 1
+    assert said(drive.effects).count("worker 1 (host host, pid 1) has held micro-batches ") > 1
 
 
 def test_one_that_was_late_gets_work_for_what_it_brings_at_once() -> None:
@@ -139,7 +137,7 @@ def test_one_that_was_late_gets_work_for_what_it_brings_at_once() -> None:
 def test_one_that_was_late_gets_work_for_being_alive_after_a_while() -> None:
     drive = late_and_the_other_is_not()
     drive.leases[1].clear()
-    steps_beside_one_that_only_lives(drive, CAUTION * FLOOR_S - 1.0)
+    steps_beside_one_that_only_lives(drive, PROBATION * FLOOR_S - 1.0)
     assert not drive.leases[1]
     steps_beside_one_that_only_lives(drive, 2.0)
     assert drive.leases[1]
@@ -155,7 +153,7 @@ def test_one_that_was_late_gets_work_for_being_alive_where_nobody_else_is() -> N
 
 def test_while_nobody_else_works_nobody_loses_a_place() -> None:
     drive = practised()
-    assert "lost its place" not in said(drive.pass_time(600.0))
+    assert "was evicted" not in said(drive.pass_time(600.0))
     late = result_of(drive.leases[1][0])
     assert AddSums(node=late.node()) in drive.answer(1)
 
@@ -178,6 +176,6 @@ def test_a_worker_that_is_late_does_not_lose_its_place_while_the_server_does_not
     drive.pass_time(FLOOR_S + 0.5)
     drive.ask(2)
     drive.now += 3600.0
-    assert "lost its place" not in said(drive.happen(events.TimePassed()))
+    assert "was evicted" not in said(drive.happen(events.TimePassed()))
     drive.answer(1)
     drive.finish()

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ps.run.timer_queue import TimerQueue
+from ps.coordinator.timer_queue import TimerQueue
 
 KEYS, TIMES = st.integers(0, 5), st.integers(0, 9).map(float)
 
