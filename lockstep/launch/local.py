@@ -85,10 +85,10 @@ def train_alone(job: Job, destination: Destination, display: Display, is_to_stop
     """Train in this process, without any transport."""
     clock = SystemClock()
     started = clock.now()
-    opening = open_run(destination.folder.name, job, load(job.data), AdmissionPolicy(pauses=is_to_stop is not None))
+    setup = open_run(destination.folder.name, job, load(job.data), AdmissionPolicy(pauses=is_to_stop is not None))
     setting = Setting(servers=0, transport="none", started=started)
-    books = open_session(opening, setting, destination, clock, display.say)
+    session = open_session(setup, setting, destination, clock, display.say)
     if destination.launch.audit:
         display.say("nothing is audited: this process computes alone")
-    run = SerialRun(opening, books.recorder, clock, display.show, books.start, books.keeper, is_to_stop)
+    run = SerialRun(setup, session.recorder, clock, display.show, session.start, session.checkpointer, is_to_stop)
     return run.train()

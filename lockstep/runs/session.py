@@ -1,4 +1,4 @@
-"""Opens the books of a run, new or gone on with: the files of its folder, its record, the keeper of its checkpoints."""
+"""Opens the session of a run, new or resumed: the files in its folder, its recorder, its checkpointer."""
 
 import sys
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ps.setup import RunSetup
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where a run's files go, how it is carried out, and whether it goes on from what is there."""
+    """Where a run's files go, how it is carried out, and whether it resumes what is there."""
 
     folder: Path
     launch: Launch
@@ -31,61 +31,60 @@ class RunSession:
     """What a run is recorded in, and where it begins."""
 
     recorder: MetricsRecorder
-    keeper: Checkpointer
+    checkpointer: Checkpointer
     start: Resumption
 
 
 def open_session(
-    opening: RunSetup, setting: Setting, destination: Destination, clock: Clock, say: Callable[[str], None]
+    setup: RunSetup, setting: Setting, destination: Destination, clock: Clock, say: Callable[[str], None]
 ) -> RunSession:
-    """Open the books of a run, which nobody else may write to from now on.
+    """Open the session of a run, in whose folder nobody else may write from now on.
 
-    A `UsageError` where the folder cannot be written to, is in use, or has a run in it that is not this one.
+    A `UsageError` says that the folder cannot be written to, is in use, or holds another run.
     """
     launch = destination.launch
-    folder = _folder(opening, destination, say)
+    folder = _folder(setup, destination, say)
     folder.ledger.open()
-    recorder = MetricsRecorder(opening.facts, setting, opening.layout, folder)
+    recorder = MetricsRecorder(setup.facts, setting, setup.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)
     try:
-        start = _start(opening, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
+        start = _start(setup, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
+        schedule = CheckpointSchedule(
+            every_steps=launch.checkpoint_every_steps,
+            every_s=launch.checkpoint_every_seconds,
+            last_steps=start.progress.steps,
+            last_s=clock.now(),
+        )
     except BaseException:
         folder.close()
         raise
-    cadence = CheckpointSchedule(
-        every_steps=launch.checkpoint_every_steps,
-        every_s=launch.checkpoint_every_seconds,
-        last_steps=start.progress.steps,
-        last_s=clock.now(),
-    )
     seen = (start.progress.steps, len(start.progress.history))
-    return RunSession(
-        recorder=recorder, keeper=Checkpointer(recorder, folder, checkpoints, cadence, clock, seen), start=start
-    )
+    checkpointer = Checkpointer(recorder, folder, checkpoints, schedule, clock, seen)
+    return RunSession(recorder=recorder, checkpointer=checkpointer, start=start)
 
 
-def _folder(opening: RunSetup, destination: Destination, say: Callable[[str], None]) -> RunFolder:
+def _folder(setup: RunSetup, destination: Destination, say: Callable[[str], None]) -> RunFolder:
     if destination.is_resumed:
         return RunFolder(destination.folder, say)
-    return make_run_dir(destination.folder, opening.facts.job, destination.launch, say)
+    return make_run_dir(destination.folder, setup.facts.job, destination.launch, say)
 
 
 def _start(
-    opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkpoints: CheckpointFolder, *, is_resumed: bool
+    setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkpoints: CheckpointFolder, *, is_resumed: bool
 ) -> Resumption:
     if not is_resumed:
-        recorder.begin(opening.shard.digest())
-        return beginning(opening)
+        recorder.begin(setup.shard.digest())
+        return beginning(setup)
     checkpoints.sweep()
     checkpoint = next((found for found in checkpoints.back_from(sys.maxsize) if has_best(found, checkpoints)), None)
     if checkpoint is None:
         checkpoints.say(f"begins anew: {str(folder.path)!r} has no checkpoint to go on from")
-        return begin_anew(opening, recorder, folder)
-    check_identity(checkpoint, opening.facts, allows_mixed_numerics=opening.facts.allows_mixed_numerics)
-    start = resume(opening, recorder, folder, checkpoint)
-    if opening.facts.job.keep_best:
-        recorder.best = best_of(checkpoint, checkpoints, opening)
+        return begin_anew(setup, recorder, folder)
+    check_identity(checkpoint, setup.facts, allows_mixed_numerics=setup.facts.allows_mixed_numerics)
+    start = resume(setup, recorder, folder, checkpoint)
+    if setup.facts.job.keep_best:
+        recorder.best = best_of(checkpoint, checkpoints, setup)
     checkpoints.set_aside(checkpoint.past.steps)
-    plan = opening.facts.plan
-    checkpoints.say(f"goes on after step {checkpoint.past.steps} of {plan.total_steps}, from {checkpoint.path}")
+    total = setup.facts.plan.total_steps
+    checkpoints.say(f"goes on after step {checkpoint.past.steps} of {total}, from {checkpoint.path}")
     return start

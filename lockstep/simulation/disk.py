@@ -34,10 +34,11 @@ class Writing:
     #: After which nothing is written any more, as what a killed process still had in its memory.
     is_over: bool = False
 
-    def take_over(self, books: RunSession) -> None:
-        """Write what a run's books have to write."""
-        books.keeper.folder.write = self.whole
-        for lines in (books.keeper.run.metrics, books.keeper.run.ledger):
+    def take_over(self, session: RunSession) -> None:
+        """Write what a run's session has to write."""
+        checkpointer = session.checkpointer
+        checkpointer.folder.write = self.whole
+        for lines in (checkpointer.run.metrics, checkpointer.run.ledger):
             lines.write = self.lines
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""The real shells as processes of the world: the server with its books, a shard, a worker."""
+"""The real shells as processes of the world: the server, a shard, a worker."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,10 +11,10 @@ from common.job.job import Job
 from common.protocol.messages import PROTOCOL_VERSION, Join
 from common.protocol.numerics import fingerprint
 from common.protocol.shard_messages import ShardJoin
-from common.runtime.clock import Clock, ManualClock
+from lockstep.launch.serve import open_server
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import has_begun
-from lockstep.runs.session import Destination, RunSession, open_session
+from lockstep.runs.session import Destination, RunSession
 from lockstep.simulation.disk import Writing
 from lockstep.simulation.network.ports import dial, serve, wait_in_the_world
 from lockstep.simulation.network.wires import Network
@@ -25,7 +25,7 @@ from ps.coordinator.coordinator import Coordinator
 from ps.records.metrics import Setting
 from ps.run.info import RunInfo
 from ps.server.server import Server
-from ps.setup import AdmissionPolicy, RunSetup, open_run
+from ps.setup import AdmissionPolicy, open_run
 from ps.shard.shard import Shard
 from ps.sharding.process.shell import ShardShell
 from ps.sharding.process.state import ShardConfig, ShardState
@@ -75,37 +75,22 @@ class SimulatedRun:
     #: Where workers keep the samples that they are sent, none of which has the data; None where all have it.
     cache: Path | None = None
 
-    def open_session(self, opening: RunSetup, clock: Clock, say: Say) -> RunSession:
-        """Open the run's books, new or gone on with, as `lockstep server` does.
-
-        A kill may come whenever something is said: what has been opened until then is closed again.
-        """
-        launch = Launch(
-            workers=self.workers,
-            servers=self.servers,
-            checkpoint_keep=self.keep,
-            checkpoint_every_steps=self.checkpoint_every,
-        )
-        destination = Destination(folder=self.folder, launch=launch, is_resumed=has_begun(self.folder))
-        now = clock.now()
-        setting = Setting(servers=self.servers, transport="memory", started=now)
-        books = open_session(opening, setting, destination, ManualClock(now), say)
-        books.keeper.clock = clock
-        return books
-
 
 @dataclass
 class ServerProcess:
-    """The server and the run's books."""
+    """The server and the run's session."""
 
     server: Server
-    books: RunSession
+    session: RunSession
     writing: Writing
     sharing: ServerSharedMemory | None
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, writing: Writing, say: Say, *, offers: bool) -> "ServerProcess":
-        """Open the run, new or gone on with, as `lockstep server` does."""
+        """Open the run, new or resumed, as `lockstep server` does.
+
+        A kill may come whenever something is said: what has been opened until then is closed again.
+        """
         admission = AdmissionPolicy(
             min_workers=run.min_workers,
             lease_timeout_s=LEASE_S,
@@ -113,34 +98,28 @@ class ServerProcess:
             audit=run.audit,
             ships_data=run.cache is not None,
         )
-        opening, sharing = open_run("simulated", run.job, data(), admission), None
+        launch = Launch(
+            workers=run.workers,
+            servers=run.servers,
+            checkpoint_keep=run.keep,
+            checkpoint_every_steps=run.checkpoint_every,
+        )
+        destination = Destination(folder=run.folder, launch=launch, is_resumed=has_begun(run.folder))
+        setting = Setting(servers=run.servers, transport="memory", started=process.clock.now())
+        setup, sharing = open_run("simulated", run.job, data(), admission), None
         with ExitStack() as stack:
             if offers:
-                opening, sharing = share(opening, run.root)
+                setup, sharing = share(setup, run.root)
                 stack.callback(sharing.close)
-            books = run.open_session(opening, process.clock, say)
-            stack.callback(books.recorder.close)
-            writing.take_over(books)
-            # Killed from here on, it writes nothing more.
-            stack.callback(writing.end)
             port = serve(run.network, SERVER, process)
             stack.callback(port.close)
-            opening = replace(opening, shard=run.parts.shard(opening.shard))
-            coordinator = run.parts.coordinator(opening.facts, books.start)
-            server = run.parts.server(
-                Server(
-                    coordinator,
-                    opening,
-                    books.recorder,
-                    port,
-                    process.clock,
-                    say,
-                    sharing=sharing,
-                    checkpointer=books.keeper,
-                )
+            setup = replace(setup, shard=run.parts.shard(setup.shard))
+            opened = open_server(
+                setup, destination, setting, port, process.clock, say, sharing, coordinator_at=run.parts.coordinator
             )
+            writing.take_over(opened.session)
             stack.pop_all()
-        return cls(server, books, writing, sharing)
+        return cls(run.parts.server(opened.server), opened.session, writing, sharing)
 
     def step(self) -> bool:
         happened = self.server.step()
@@ -169,7 +148,7 @@ class ServerProcess:
         if not self.is_over():
             self.writing.end()
         self.server.port.close(1.0)
-        self.books.recorder.close()
+        self.session.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
 

@@ -187,7 +187,7 @@ class Simulation:
         shell = None if self.server is None else self.server.shell
         ended = shell.server.ended if isinstance(shell, ServerProcess) else None
         if isinstance(shell, ServerProcess) and ended is not None and not ended.failure:
-            self.result = shell.books.recorder.result
+            self.result = shell.session.recorder.result
         if ended is not None and is_difference(ended.failure):
             self.failure = ended.failure
         return self.result is not None or bool(self.failure)

@@ -72,8 +72,10 @@ def record_alone(
     launch = Launch(workers=0, checkpoint_every_steps=every_steps, checkpoint_keep=9)
     destination = Destination(folder=folder / "run", launch=launch)
     setting = Setting(servers=0, transport="none", started=0.0)
-    books = open_session(opening, setting, destination, ManualClock(), lambda text: None)
-    SerialRun(opening, books.recorder, ManualClock(), lambda status: None, books.start, books.keeper).train()
+    session = open_session(opening, setting, destination, ManualClock(), lambda text: None)
+    SerialRun(
+        opening, session.recorder, ManualClock(), lambda status: None, session.start, session.checkpointer
+    ).train()
     return folder / "run"
 
 
@@ -104,15 +106,15 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
     destination = Destination(folder=folder / "run", launch=launch)
     setting = Setting(servers=1, transport="memory", started=0.0)
     opening = simulation.opening
-    books = open_session(opening, setting, destination, simulation.clock, lambda text: None)
+    session = open_session(opening, setting, destination, simulation.clock, lambda text: None)
     simulation.server = Server(
-        coordinator_of(opening.facts, books.start),
+        coordinator_of(opening.facts, session.start),
         opening,
-        books.recorder,
+        session.recorder,
         simulation.server.port,
         simulation.clock,
         simulation.said.append,
-        checkpointer=books.keeper,
+        checkpointer=session.checkpointer,
     )
     for _ in range(workers):
         simulation.add_worker()
@@ -122,5 +124,5 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
         if lie is not None and compute is not None:
             compute.train = LyingCompute(compute, *lie).train  # type: ignore[method-assign]
     simulation.run()
-    books.recorder.close()
+    session.recorder.close()
     return folder / "run"

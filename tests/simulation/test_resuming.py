@@ -75,34 +75,34 @@ def run(
     destination = destination_in(folder, is_resumed=is_resumed)
     if workers == 0:
         clock = ManualClock()
-        books = open_session(opening, setting, destination, clock, said.append)
+        session = open_session(opening, setting, destination, clock, said.append)
 
         def watch(status: object) -> None:
             if opening.shard.updates == stop_at:
                 raise StoppedError
 
         try:
-            SerialRun(opening, books.recorder, clock, watch, books.start, books.keeper).train()
+            SerialRun(opening, session.recorder, clock, watch, session.start, session.checkpointer).train()
         except StoppedError:
             return said
         finally:
-            books.recorder.close()
+            session.recorder.close()
         return said
     simulation = Simulation(opening.facts.job, admission=AdmissionPolicy(min_workers=workers))
-    books = open_session(opening, setting, destination, simulation.clock, said.append)
+    session = open_session(opening, setting, destination, simulation.clock, said.append)
     simulation.server = Server(
-        coordinator_of(replace(opening.facts, min_workers=workers), books.start),
+        coordinator_of(replace(opening.facts, min_workers=workers), session.start),
         opening,
-        books.recorder,
+        session.recorder,
         simulation.server.port,
         simulation.clock,
         said.append,
-        checkpointer=books.keeper,
+        checkpointer=session.checkpointer,
     )
     for _ in range(workers):
         simulation.add_worker()
     simulation.run(until=lambda: stop_at is not None and opening.shard.updates >= stop_at)
-    books.recorder.close()
+    session.recorder.close()
     return said
 
 
@@ -210,7 +210,7 @@ def test_lines_that_are_gone_are_told(folder: Path, name: str) -> None:
 
 def test_a_run_that_goes_on_is_nobody_elses(folder: Path) -> None:
     opening, setting = opening_of(), Setting(servers=1, transport="memory", started=0.0)
-    books = open_session(opening, setting, destination_in(folder, is_resumed=False), ManualClock(), lambda text: None)
+    session = open_session(opening, setting, destination_in(folder, is_resumed=False), ManualClock(), lambda text: None)
     with pytest.raises(UsageError, match="is in use by a run that still goes on"):
         run(folder, 0, is_resumed=True)
-    books.recorder.close()
+    session.recorder.close()

@@ -44,22 +44,22 @@ def part(folder: Path, workers: int, servers: int, *, is_resumed: bool, stop_at:
     admission = AdmissionPolicy(min_workers=workers, servers=servers)
     simulation = Simulation(JOB, seed=servers + 10 * workers, admission=admission)
     opening = open_run("run", JOB, digits(), admission)
-    books = open_session(
+    session = open_session(
         opening, SETTING, destination_in(folder, is_resumed=is_resumed), simulation.clock, simulation.said.append
     )
     simulation.server = Server(
-        coordinator_of(opening.facts, books.start),
+        coordinator_of(opening.facts, session.start),
         opening,
-        books.recorder,
+        session.recorder,
         simulation.server.port,
         simulation.clock,
         simulation.said.append,
-        checkpointer=books.keeper,
+        checkpointer=session.checkpointer,
     )
     for _ in range(workers):
         simulation.add_worker()
-    simulation.run(until=lambda: stop_at is not None and stop_at in books.keeper.folder.steps())
-    books.recorder.close()
+    simulation.run(until=lambda: stop_at is not None and stop_at in session.checkpointer.folder.steps())
+    session.recorder.close()
 
 
 @cache
@@ -67,10 +67,10 @@ def calm(folder: Path) -> str:
     """Return the digest of what one process comes to."""
     opening = open_run("run", JOB, digits(), AdmissionPolicy())
     (folder / "run").mkdir()
-    books = open_session(
+    session = open_session(
         opening, SETTING, destination_in(folder / "run", is_resumed=False), ManualClock(), lambda text: None
     )
-    run = SerialRun(opening, books.recorder, ManualClock(), lambda status: None, books.start, books.keeper)
+    run = SerialRun(opening, session.recorder, ManualClock(), lambda status: None, session.start, session.checkpointer)
     return run.train().weights_sha256
 
 

@@ -52,16 +52,16 @@ def take_place(simulation: Simulation, folder: Path, crash: tuple[type[events.Ev
     is_resumed = (folder / "ledger.jsonl").exists()
     setting = Setting(servers=1, transport="memory", started=simulation.clock.now())
     destination = destination_in(folder, is_resumed=is_resumed, every_steps=2)
-    books = open_session(opening, setting, destination, simulation.clock, simulation.said.append)
+    session = open_session(opening, setting, destination, simulation.clock, simulation.said.append)
     simulation.server.port.close()
     simulation.server = Server(
-        coordinator_at(books.start, replace(opening.facts, min_workers=1 if is_resumed else 2), crash),
+        coordinator_at(session.start, replace(opening.facts, min_workers=1 if is_resumed else 2), crash),
         opening,
-        books.recorder,
+        session.recorder,
         simulation.network.server(),
         simulation.clock,
         simulation.said.append,
-        checkpointer=books.keeper,
+        checkpointer=session.checkpointer,
     )
 
 

@@ -48,7 +48,7 @@ class Disk:
         return os.write(descriptor, data)
 
 
-def books_in(folder: Path, said: list[str], **values: Any) -> tuple[RunSetup, RunSession]:
+def session_in(folder: Path, said: list[str], **values: Any) -> tuple[RunSetup, RunSession]:
     opening = open_run("run", JOB, digits(), AdmissionPolicy())
     launch = Launch(**{"checkpoint_every_steps": 1, "checkpoint_keep": 3, **values})
     setting = Setting(servers=0, transport="none", started=0.0)
@@ -57,27 +57,29 @@ def books_in(folder: Path, said: list[str], **values: Any) -> tuple[RunSetup, Ru
     )
 
 
-def train(opening: RunSetup, books: RunSession) -> str:
-    serial = SerialRun(opening, books.recorder, ManualClock(), lambda status: None, books.start, books.keeper)
+def train(opening: RunSetup, session: RunSession) -> str:
+    serial = SerialRun(
+        opening, session.recorder, ManualClock(), lambda status: None, session.start, session.checkpointer
+    )
     return serial.train().weights_sha256
 
 
 def calm(folder: Path) -> str:
-    return train(*books_in(folder, []))
+    return train(*session_in(folder, []))
 
 
 def test_those_of_epochs_and_of_steps_are_taken_and_the_best_stays(tmp_path: Path) -> None:
-    opening, books = books_in(tmp_path, [], checkpoint_keep=1)
-    train(opening, books)
+    opening, session = session_in(tmp_path, [], checkpoint_keep=1)
+    train(opening, session)
     # When the last one was taken, the last epoch was not evaluated yet.
-    best = min(books.recorder.history[:2], key=lambda epoch: epoch.test_loss).epoch
-    assert books.keeper.folder.steps() == [3 * best, 7]
+    best = min(session.recorder.history[:2], key=lambda epoch: epoch.test_loss).epoch
+    assert session.checkpointer.folder.steps() == [3 * best, 7]
 
 
 def test_none_is_taken_where_none_is_kept(tmp_path: Path) -> None:
-    opening, books = books_in(tmp_path, [], checkpoint_keep=0)
-    train(opening, books)
-    assert books.keeper.folder.steps() == []
+    opening, session = session_in(tmp_path, [], checkpoint_keep=0)
+    train(opening, session)
+    assert session.checkpointer.folder.steps() == []
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
@@ -85,26 +87,26 @@ def test_a_full_disk_costs_checkpoints_and_is_told_each_time(tmp_path: Path, err
     (tmp_path / "calm").mkdir()
     expected = calm(tmp_path / "calm")
     said: list[str] = []
-    opening, books = books_in(tmp_path, said)
-    books.keeper.folder.write = Disk(failures=4, error=error).write
-    assert train(opening, books) == expected
+    opening, session = session_in(tmp_path, said)
+    session.checkpointer.folder.write = Disk(failures=4, error=error).write
+    assert train(opening, session) == expected
     assert len(said) == 4
     assert all(text.startswith("warning: cannot write checkpoint ") and os.strerror(error) in text for text in said)
-    assert books.keeper.folder.steps()[-1] == 7
+    assert session.checkpointer.folder.steps()[-1] == 7
     assert (tmp_path / "run" / RESULT).exists()
 
 
 def test_lines_that_wait_cost_checkpoints_and_no_line(tmp_path: Path) -> None:
     said: list[str] = []
-    opening, books = books_in(tmp_path, said)
-    assert books.recorder.folder is not None
-    books.recorder.folder.metrics.write = Disk(failures=0, lines_fail=3).write_lines
-    train(opening, books)
+    opening, session = session_in(tmp_path, said)
+    assert session.recorder.folder is not None
+    session.recorder.folder.metrics.write = Disk(failures=0, lines_fail=3).write_lines
+    train(opening, session)
     assert len(said) == 2
     assert said[0].startswith(f"warning: cannot write to '{tmp_path}/run/{METRICS}'")
     assert said[1] == f"'{tmp_path}/run/{METRICS}' can be written to again"
     # What they would have referred to was not on the disk.
-    assert len(books.keeper.folder.steps()) == 3
+    assert len(session.checkpointer.folder.steps()) == 3
     lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(7))
 
@@ -114,29 +116,29 @@ def test_lines_that_the_disk_fails_to_keep_cost_a_checkpoint_that_would_refer_to
     tmp_path: Path, name: str
 ) -> None:
     said: list[str] = []
-    opening, books = books_in(tmp_path, said)
-    file: LineFile = getattr(books.keeper.run, name)
+    opening, session = session_in(tmp_path, said)
+    file: LineFile = getattr(session.checkpointer.run, name)
     file.fsync = failing_at(2)
-    train(opening, books)
+    train(opening, session)
     (told,) = said
     assert told.startswith(
         f"warning: cannot write to '{tmp_path}/run': {os.strerror(errno.EIO)}: the run goes on without"
     )
-    assert books.keeper.folder.steps()[-1] == 7
+    assert session.checkpointer.folder.steps()[-1] == 7
     assert (tmp_path / "run" / RESULT).exists()
 
 
 @pytest.mark.parametrize("odd", ["steps", "history"])
 def test_books_that_disagree_are_not_kept(tmp_path: Path, odd: str) -> None:
-    opening, books = books_in(tmp_path, [])
+    opening, session = session_in(tmp_path, [])
     progress = Progress()
-    assert books.keeper.take(opening.shard, progress, 0.0)
+    assert session.checkpointer.take(opening.shard, progress, 0.0)
     if odd == "steps":
         progress.steps = 1  # an interrupt came in the middle of the first update
     else:
         progress.history.append(books_status())
-    assert not books.keeper.take(opening.shard, progress, 0.0)
-    books.recorder.close()
+    assert not session.checkpointer.take(opening.shard, progress, 0.0)
+    session.recorder.close()
 
 
 def books_status() -> Any:
@@ -145,6 +147,6 @@ def books_status() -> Any:
 
 
 def test_the_end_of_a_run_has_no_checkpoint_of_its_own(tmp_path: Path) -> None:
-    opening, books = books_in(tmp_path, [], checkpoint_every_steps=None, checkpoint_every_seconds=1e6)
-    train(opening, books)
-    assert books.keeper.folder.steps() == [3, 6]
+    opening, session = session_in(tmp_path, [], checkpoint_every_steps=None, checkpoint_every_seconds=1e6)
+    train(opening, session)
+    assert session.checkpointer.folder.steps() == [3, 6]

@@ -4,7 +4,7 @@ from contextlib import closing
 
 from common.transport.port import PeerSlow
 from common.transport.zeromq.ports import dial
-from lockstep.cli.training.server import Listening
+from lockstep.launch.serve import Listening
 from ps.server.server import QUEUE
 
 #: What the sockets' buffers and the backlog of a client may hold beside the queue, in frames of a MiB.

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import SharingError
 from common.transport.shared_memory.folder import NAME
-from lockstep.launch.memory_offer import offered
+from lockstep.launch.serve import shared_memory
 from lockstep.runs.launch import Transport
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.small import digits, job_of
@@ -19,38 +19,38 @@ def opened() -> RunSetup:
 
 @pytest.mark.parametrize(("transport", "needs"), [("auto", False), ("shm", True)])
 def test_memory_is_offered_and_taken_away_at_the_end(tmp_path: Path, transport: Transport, needs: bool) -> None:
-    with offered(opened(), transport, tmp_path) as offer:
-        assert offer.sharing is not None
-        facts = offer.opening.facts
-        assert (facts.memory, facts.needs_memory, offer.obstacle) == (offer.sharing.folder.name, needs, "")
+    with shared_memory(opened(), transport, tmp_path) as offer:
+        assert offer.memory is not None
+        facts = offer.setup.facts
+        assert (facts.memory, facts.needs_memory, offer.obstacle) == (offer.memory.folder.name, needs, "")
         assert [path.name for path in tmp_path.iterdir()] == [facts.memory]
-        assert offer.opening.shard.digest() == opened().shard.digest()
+        assert offer.setup.shard.digest() == opened().shard.digest()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_sockets_offer_none(tmp_path: Path, transport: Transport) -> None:
-    with offered(opened(), transport, tmp_path) as offer:
-        assert (offer.sharing, offer.obstacle, offer.opening.facts.memory) == (None, "", "")
+    with shared_memory(opened(), transport, tmp_path) as offer:
+        assert (offer.memory, offer.obstacle, offer.setup.facts.memory) == (None, "", "")
         assert list(tmp_path.iterdir()) == []
 
 
 def test_without_memory_auto_goes_on_and_says_why(tmp_path: Path) -> None:
-    with offered(opened(), "auto", tmp_path / "gone") as offer:
-        assert (offer.sharing, offer.opening.facts.memory) == (None, "")
+    with shared_memory(opened(), "auto", tmp_path / "gone") as offer:
+        assert (offer.memory, offer.setup.facts.memory) == (None, "")
         assert "cannot be made: No such file or directory" in offer.obstacle
 
 
 def test_without_memory_shm_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(SharingError, match="cannot be made: No such file or directory"),
-        offered(opened(), "shm", tmp_path / "gone"),
+        shared_memory(opened(), "shm", tmp_path / "gone"),
     ):
         raise AssertionError("never begins")
 
 
 def test_it_is_taken_away_when_the_run_fails(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), offered(opened(), "auto", tmp_path):
+    with pytest.raises(KeyboardInterrupt), shared_memory(opened(), "auto", tmp_path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
@@ -60,5 +60,5 @@ def test_what_killed_runs_left_is_swept_first(tmp_path: Path, transport: Transpo
     left = tmp_path / f"lockstep-{os.geteuid()}-1-{'0' * 16}"
     assert NAME.fullmatch(left.name)
     left.mkdir(mode=0o700)
-    with offered(opened(), transport, tmp_path):
+    with shared_memory(opened(), transport, tmp_path):
         assert not left.exists()

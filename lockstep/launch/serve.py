@@ -1,0 +1,213 @@
+"""The server of a run: from a job, an address and a folder to a result. By hand, under `train`, or in a simulation."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from common.data.source import load
+from common.errors import RunError, SharingError
+from common.job.job import Job
+from common.runtime.clock import Clock, SystemClock
+from common.transport.auth.credentials import Lock, ServerKeys
+from common.transport.limits.rejection_log import RejectionLog
+from common.transport.port import Limits, ServerPort
+from common.transport.shared_memory.folder import shared_root, sweep
+from common.transport.zeromq.ports import serve
+from common.transport.zeromq.server import ZeroMqServer
+from lockstep.launch.addresses import dialled
+from lockstep.launch.credentials import WARNING
+from lockstep.launch.local import kept_on_failure
+from lockstep.launch.signals import uninterrupted
+from lockstep.reports.display import Display, PlainDisplay, display_for, print_plainly
+from lockstep.reports.summary import show_summary
+from lockstep.runs.launch import Transport
+from lockstep.runs.session import Destination, RunSession, open_session
+from ps.checkpoint.resuming import Resumption, coordinator_of
+from ps.coordinator.coordinator import Coordinator
+from ps.records.metrics import Setting
+from ps.records.run_folder import RunResult
+from ps.run.info import RunInfo
+from ps.server.server import QUEUE, Server
+from ps.setup import AdmissionPolicy, RunSetup, open_run
+from ps.shared_memory import ServerSharedMemory, share
+
+#: What the coordinator gives as the failure of a run that was interrupted.
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is served: a job, whom it admits, and where its results go."""
+
+    job: Job
+    admission: AdmissionPolicy
+    destination: Destination
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens, whom it lets in, and whom it rejected."""
+
+    bind: str
+    lock: Lock
+    is_insecure: bool
+    rejections: RejectionLog = field(default_factory=RejectionLog)
+
+    def serve(self, servers: int) -> ZeroMqServer:
+        """Listen, for a run of so many servers."""
+        # The vectors that may wait for a worker come on top of it, once the model is known. Shards get more messages.
+        limits = Limits(queue=QUEUE) if servers == 1 else Limits()
+        return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, denials=self.rejections)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenServer:
+    """A server that is about to step, and the session that its run is recorded in."""
+
+    server: Server
+    session: RunSession
+
+
+def serve_supervised(service: Service, listening: Listening) -> None:
+    """Serve the run of a `train` that reads our standard output, and shows the progress itself."""
+    console = Console(highlight=False, stderr=True)
+    with closing(listening.serve(service.admission.servers)) as port:
+        # Before the data is loaded, so that the workers start at the same time.
+        click.echo(port.address)
+        serve_run(service, port, PlainDisplay(console, SystemClock()), listening.rejections)
+
+
+def serve_by_hand(service: Service, listening: Listening) -> None:
+    """Serve a run that a person has started, and show it."""
+    console = Console(highlight=False)
+    has_keys = isinstance(listening.lock, ServerKeys)
+    with closing(listening.serve(service.admission.servers)) as port:
+        if listening.is_insecure:
+            print_plainly(console, WARNING)
+        print_plainly(console, f"listening on {port.address}; start workers by:")
+        print_plainly(console, f"  lockstep worker {dialled(port.address)}{' --key FILE' if has_keys else ''}")
+        shards = service.admission.servers - 1
+        if shards:
+            print_plainly(console, f"and {shards} {'shards' if shards > 1 else 'shard'} by:")
+            print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
+        with kept_on_failure(console, service.destination.folder), display_for(console, SystemClock()) as display:
+            result = serve_run(service, port, display, listening.rejections)
+    show_summary(console, result, service.destination.folder)
+
+
+def serve_run(service: Service, port: ServerPort, display: Display, rejections: RejectionLog) -> RunResult:
+    """Serve a run to its end. `RunError` if it fails, `KeyboardInterrupt` if it was interrupted."""
+    clock = SystemClock()
+    started = clock.now()
+    destination, transport = service.destination, service.destination.launch.transport
+    setup = open_run(destination.folder.name, service.job, load(service.job.data), service.admission)
+    say = _with_address(display, port.address)
+    with shared_memory(setup, transport, shared_root()) as offer:
+        setting = Setting(
+            servers=destination.launch.servers,
+            transport=port.address.partition(":")[0],
+            obstacle=offer.obstacle,
+            started=started,
+        )
+        opened = open_server(offer.setup, destination, setting, port, clock, say, offer.memory, rejections)
+        if offer.obstacle:
+            say(f"vectors go over sockets: {offer.obstacle}")
+        server = opened.server
+        ended = server.run(watch=lambda: display.show(server.coordinator.status(clock.now())))
+    if ended.failure == INTERRUPTED:
+        raise KeyboardInterrupt
+    if ended.failure:
+        raise RunError(ended.failure)
+    result = opened.session.recorder.result
+    assert result is not None
+    return result
+
+
+def open_server(
+    setup: RunSetup,
+    destination: Destination,
+    setting: Setting,
+    port: ServerPort,
+    clock: Clock,
+    say: Callable[[str], None],
+    memory: ServerSharedMemory | None = None,
+    rejections: RejectionLog | None = None,
+    coordinator_at: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of,
+) -> OpenServer:
+    """Open a run's session, new or resumed, and return the server that leads it from there.
+
+    A `UsageError` says why the folder cannot be used. The session is closed again if anything is raised here.
+    """
+    session = open_session(setup, setting, destination, clock, say)
+    try:
+        coordinator = coordinator_at(setup.facts, session.start)
+        server = Server(
+            coordinator,
+            setup,
+            session.recorder,
+            port,
+            clock,
+            say,
+            sharing=memory,
+            checkpointer=session.checkpointer,
+            rejections=rejections or RejectionLog(),
+        )
+    except BaseException:
+        session.recorder.close()
+        raise
+    return OpenServer(server=server, session=session)
+
+
+@dataclass(frozen=True)
+class MemoryOffer:
+    """A run, and the memory that it shares with workers on this machine, if any."""
+
+    setup: RunSetup
+    memory: ServerSharedMemory | None = None
+    #: Why no memory is shared although the transport asks for it.
+    obstacle: str = ""
+
+
+@contextmanager
+def shared_memory(setup: RunSetup, transport: Transport, root: Path) -> Iterator[MemoryOffer]:
+    """Put a run's weights where workers can share them, for as long as the context lasts.
+
+    With `auto` the run goes over sockets if that fails, with `shm` a `SharingError` is raised; others never share.
+    """
+    # Whatever the transport is: those that were killed may have had another.
+    sweep(root)
+    offer = _offer(setup, transport, root)
+    try:
+        yield offer
+    finally:
+        if offer.memory is not None:
+            with uninterrupted():
+                offer.memory.close()
+
+
+def _offer(setup: RunSetup, transport: Transport, root: Path) -> MemoryOffer:
+    if transport not in ("auto", "shm"):
+        return MemoryOffer(setup)
+    try:
+        shared, memory = share(setup, root)
+    except SharingError as error:
+        if transport == "shm":
+            raise
+        return MemoryOffer(setup, obstacle=str(error))
+    return MemoryOffer(replace(shared, facts=replace(shared.facts, needs_memory=transport == "shm")), memory)
+
+
+def _with_address(display: Display, address: str) -> Callable[[str], None]:
+    """Return what shows the coordinator's messages, with the address, which it does not know, in its reminders."""
+
+    def say(text: str) -> None:
+        if text.startswith("waiting for"):
+            display.remind(f"{text}, at {address}")
+        else:
+            display.say(text)
+
+    return say
