@@ -1,10 +1,15 @@
 """One BLAS thread for every test (rule R4): with more, a product may have other bits. A run tells of its fuzzing."""
 
+import os
+
 import pytest
 
 from common.runtime.environment import use_one_blas_thread
 
 use_one_blas_thread()
+
+# A picture at the end of each run would double the time of the short ones; its own test asks for it.
+os.environ["LOCKSTEP_PICTURE"] = "no"
 
 from common.runtime.blas import limit_blas_threads  # noqa: E402
 

@@ -124,7 +124,7 @@ def test_a_change_of_the_project_installs_again(checkout: Checkout) -> None:
 def test_the_tests_add_their_tools_once(checkout: Checkout) -> None:
     checkout.run("train")
     checkout.run("test")
-    assert checkout.log.read_text(encoding="utf-8").splitlines()[-1].endswith(" .[dev]")
+    assert checkout.log.read_text(encoding="utf-8").splitlines()[-1].endswith(" .[plot,predict,dev]")
     checkout.steps()
     checkout.run("check")
     checkout.run("train")

@@ -105,10 +105,10 @@ def planned_actions(wanted: dict[ChaosAction, int], seed: int) -> list[PlannedAc
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChaosRequest:
     """What is to be done to a run, and the seed of its moments."""
 
-    wanted: dict[ChaosAction, int]
+    counts: dict[ChaosAction, int]
     seed: int
 
 
@@ -208,6 +208,6 @@ class Chaos:
         self.say(f"chaos: {self.done} things were done to the run{left}")
 
 
-def chaos_of(asked: Asked, clock: Clock, say: Callable[[str], None]) -> Chaos:
+def chaos_of(request: ChaosRequest, clock: Clock, say: Callable[[str], None]) -> Chaos:
     """Return what does to a run what is asked for."""
-    return Chaos(planned_actions(asked.wanted, asked.seed), clock, say)
+    return Chaos(planned_actions(request.counts, request.seed), clock, say)

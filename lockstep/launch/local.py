@@ -1,47 +1,21 @@
 """Trains a job on this machine, alone or with a cluster of processes."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-
-from rich.console import Console
+from collections.abc import Callable, Sequence
 
 from common.data.source import load
-from common.errors import JobError, RunError
+from common.errors import JobError
 from common.job.job import Job
 from common.protocol.messages import EpochStatus
 from common.runtime.clock import SystemClock
 from lockstep.launch.chaos import Chaos
 from lockstep.launch.cluster import Cluster, check_launch
 from lockstep.launch.process_backend import LocalBackend, ProcessBackend
-from lockstep.reports.display import Display, print_plainly
+from lockstep.reports.display import Display
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
-from ps.checkpoint.folder import CheckpointFolder
-from ps.coordinator.failures import is_divergence
 from ps.records.metrics import Setting
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
+from ps.records.run_folder import RunResult
 from ps.setup import AdmissionPolicy, open_run
-
-
-@contextmanager
-def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
-    """Say where the weights are that a run which fails, or is interrupted, has come to."""
-    try:
-        yield
-    except (RunError, KeyboardInterrupt) as error:
-        # Ended well a moment before: there is nothing to go on with.
-        if (folder / RESULT).exists():
-            print_plainly(console, f"the run had come to its end: its result is kept in {folder}")
-            raise
-        if (folder / WEIGHTS).exists():
-            print_plainly(console, f"the last good weights are kept in {folder}")
-        steps = CheckpointFolder(folder / CHECKPOINTS, lambda text: None).steps()
-        # A run whose loss is not finite would come to the same again.
-        if steps and not is_divergence(str(error)):
-            print_plainly(console, f"go on after step {steps[-1]} by: lockstep train --resume {folder}")
-        raise
-
 
 #: Told of the epochs so far, between two of them: whether the run ends with the last.
 Verdicts = Callable[[Sequence[EpochStatus]], bool]

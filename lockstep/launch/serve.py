@@ -20,10 +20,9 @@ from common.transport.zeromq.ports import serve
 from common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.addresses import dialled
 from lockstep.launch.credentials import WARNING
-from lockstep.launch.local import kept_on_failure
+from lockstep.launch.report import kept_on_failure, show_end
 from lockstep.launch.signals import uninterrupted
 from lockstep.reports.display import Display, PlainDisplay, display_for, print_plainly
-from lockstep.reports.summary import show_summary
 from lockstep.runs.launch import Transport
 from lockstep.runs.session import Destination, RunSession, open_session
 from ps.checkpoint.resuming import Resumption, coordinator_of
@@ -46,6 +45,8 @@ class Service:
     job: Job
     admission: AdmissionPolicy
     destination: Destination
+    #: Whether the run leaves a picture.
+    has_picture: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
         with kept_on_failure(console, service.destination.folder), display_for(console, SystemClock()) as display:
             result = serve_run(service, port, display, listening.rejections)
-    show_summary(console, result, service.destination.folder)
+    show_end(console, result, service.destination.folder, has_picture=service.has_picture)
 
 
 def serve_run(service: Service, port: ServerPort, display: Display, rejections: RejectionLog) -> RunResult:

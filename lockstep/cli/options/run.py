@@ -40,6 +40,12 @@ SUPERVISED_OPTION = click.option(
 PAUSE_OPTION = click.option(
     "--pause", is_flag=True, hidden=True, help="started by `fit`: wait for what its callbacks say between two epochs"
 )
+PICTURE_OPTION = click.option(
+    "--picture/--no-picture",
+    default=True,
+    envvar="LOCKSTEP_PICTURE",
+    help="leave learning.png in the run's folder, if matplotlib is installed  [yes, $LOCKSTEP_PICTURE]",
+)
 CHAOS_OPTION = click.option(
     "--chaos",
     metavar="DEEDS",

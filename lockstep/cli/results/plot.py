@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from common.errors import UsageError
+from lockstep.launch.report import PICTURE
 from lockstep.reports.display import print_plainly
 from lockstep.reports.plots.course import RunCurves, read_curves
 from lockstep.runs.extras import demand
@@ -19,8 +20,9 @@ PLOTS = Path("plots")
 @click.command(short_help="Draw pictures of runs.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--to", "to", type=click.Path(path_type=Path), metavar="DIR", help="folder for them  [RUN/plots]")
+@click.option("--learning", "is_brief", is_flag=True, help="draw only the first of them")
 @click.option("--tensorboard", "is_events", is_flag=True, help="write event files for TensorBoard instead")
-def plot(runs: tuple[Path, ...], to: Path | None, is_events: bool) -> None:
+def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: bool) -> None:
     """Draw PNGs of the run in the folder RUN, or of several runs together.
 
     \b
@@ -51,7 +53,8 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_events: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from None
-    for line in _events(runs, courses, folder) if is_events else _pictures(runs, courses, folder):
+    lines = _events if is_events else _learning if is_brief else _pictures
+    for line in lines(runs, courses, folder):
         print_plainly(console, line)
 
 
@@ -62,6 +65,15 @@ def _courses(runs: tuple[Path, ...]) -> list[RunCurves]:
     if twice is not None:
         raise UsageError(f"two runs have the name {twice!r}: expected folders of different names")
     return courses
+
+
+def _learning(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:
+    # Here, as in `_pictures`; and without the test set, which the others need.
+    from lockstep.reports.plots.learning import learning
+    from lockstep.reports.plots.style import save
+
+    save(learning(courses), folder / PICTURE)
+    yield f"wrote {folder / PICTURE}"
 
 
 def _pictures(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:

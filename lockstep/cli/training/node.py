@@ -14,13 +14,14 @@ from common.runtime.environment import own_environment
 from common.transport.auth.key_folder import SERVER
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
 from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
-from lockstep.cli.options.run import JOB_OPTION
+from lockstep.cli.options.run import JOB_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.cli.training.worker import say, worker
 from lockstep.launch.credentials import WARNING
-from lockstep.launch.local import kept_on_failure, train_on
+from lockstep.launch.local import train_on
 from lockstep.launch.remote.head import HeadBackend
 from lockstep.launch.remote.place import LauncherPlace, detect
+from lockstep.launch.report import kept_on_failure, show_end
 from lockstep.reports.display import display_for, print_plainly
 from lockstep.reports.summary import show_summary
 from lockstep.runs.job_file import read_values, resolve
@@ -42,6 +43,7 @@ from lockstep.runs.session import Destination
 @KEYS_OPTION
 @KEY_OPTION
 @INSECURE_OPTION
+@PICTURE_OPTION
 @job_options((*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name not in ("workers", "servers"))))
 @click.pass_context
 def node(
@@ -53,6 +55,7 @@ def node(
     keys: Path | None,
     key: Path | None,
     insecure: bool,
+    picture: bool,
     **flags: Any,
 ) -> None:
     """Take part in a run that a launcher has started on many machines, by one command for all.
@@ -81,8 +84,8 @@ def node(
         say(f"rank {place.rank} of {place.size or 'many'} by {place.launcher}")
         context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys), supervised=None)
         return
-    ground = HeadBackend(place=place, keys=keys, is_insecure=insecure)
-    lead(ground, read_values(job) if job else {}, run_dir, given)
+    backend = HeadBackend(place=place, keys=keys, is_insecure=insecure)
+    lead(backend, read_values(job) if job else {}, run_dir, given, has_picture=picture)
 
 
 def own_key(keys: Path | None) -> Path | None:
@@ -90,15 +93,19 @@ def own_key(keys: Path | None) -> Path | None:
     return None if keys is None else keys / SERVER
 
 
-def lead(ground: HeadBackend, values: dict[str, Any], run_dir: Path | None, given: dict[str, Any]) -> None:
-    """Be rank 0: begin the run in the folder, or go on with it, and show how it goes."""
+def lead(
+    backend: HeadBackend, values: dict[str, Any], run_dir: Path | None, given: dict[str, Any], *, has_picture: bool
+) -> None:
+    """Be rank 0: begin the run in the folder, or resume it, and show how it goes."""
     if run_dir is not None and has_begun(run_dir):
         job, launch = resumed_job(run_dir, {**values, **given})
-        carry_out(ground, job, Destination(folder=run_dir, launch=all_of(ground.place, launch), is_resumed=True))
+        destination = Destination(folder=run_dir, launch=all_of(backend.place, launch), is_resumed=True)
+        carry_out(backend, job, destination, has_picture=has_picture)
         return
     job, launch = resolve(values, given, default_launch())
     with claimed_run_dir(run_dir, job.model_name()) as folder:
-        carry_out(ground, job, Destination(folder=folder, launch=all_of(ground.place, launch)))
+        destination = Destination(folder=folder, launch=all_of(backend.place, launch))
+        carry_out(backend, job, destination, has_picture=has_picture)
 
 
 def all_of(place: LauncherPlace, launch: Launch) -> Launch:
@@ -110,12 +117,12 @@ def all_of(place: LauncherPlace, launch: Launch) -> Launch:
     return msgspec.structs.replace(launch, workers=place.size)
 
 
-def carry_out(ground: HeadBackend, job: Job, destination: Destination) -> None:
+def carry_out(backend: HeadBackend, job: Job, destination: Destination, *, has_picture: bool) -> None:
     """Train to the end and show how it went."""
-    console, place = Console(highlight=False), ground.place
+    console, place = Console(highlight=False), backend.place
     print_plainly(console, f"rank 0 of {place.size or 'many'} by {place.launcher}: serves at {place.bind}, and works")
-    if ground.is_insecure:
+    if backend.is_insecure:
         print_plainly(console, WARNING)
     with kept_on_failure(console, destination.folder), display_for(console, SystemClock()) as display:
-        result = train_on(ground, job, destination, display)
-    show_summary(console, result, destination.folder)
+        result = train_on(backend, job, destination, display)
+    show_end(console, result, destination.folder, has_picture=has_picture)

@@ -1,6 +1,7 @@
 """`lockstep server`: the parameter server of one run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lockstep.cli.options.run import (
     JOB_OPTION,
     LEASE_TIMEOUT_OPTION,
     PAUSE_OPTION,
+    PICTURE_OPTION,
     RESUME_OPTION,
     RUN_DIR_OPTION,
     SUPERVISED_OPTION,
@@ -46,6 +48,7 @@ from ps.setup import AdmissionPolicy
 @INSECURE_OPTION
 @SUPERVISED_OPTION
 @PAUSE_OPTION
+@PICTURE_OPTION
 @job_options((*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "ship_data", *CHECKPOINT_FIELDS))
 def server(
     job: Path | None,
@@ -56,6 +59,7 @@ def server(
     insecure: bool,
     supervised: Path | None,
     pause: bool,
+    picture: bool,
     **values: Any,
 ) -> None:
     """Serve one run to any number of workers, which may come before or after.
@@ -88,11 +92,13 @@ def server(
                 unclaim(folder, [folder])  # for a `train` that was killed, and cannot
     elif resume is not None:
         check_alone(job=job, run_dir=run_dir)
-        serve_by_hand(resumed_service(resume, given, policy), listening)
+        service = resumed_service(resume, given, policy)
+        serve_by_hand(replace(service, has_picture=picture), listening)
     else:
         resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
         with claimed_run_dir(run_dir, resolved.model_name()) as folder:
-            serve_by_hand(service_of(resolved, policy, Destination(folder=folder, launch=launch)), listening)
+            service = service_of(resolved, policy, Destination(folder=folder, launch=launch))
+            serve_by_hand(replace(service, has_picture=picture), listening)
 
 
 def service_of(job: Job, policy: Mapping[str, Any], destination: Destination) -> Service:

@@ -1,6 +1,7 @@
 """`lockstep train`: a server and workers on this machine, or this process alone."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from lockstep.cli.options.run import (
     CHAOS_SEED_OPTION,
     JOB_OPTION,
     ON_OPTION,
+    PICTURE_OPTION,
     RESUME_OPTION,
     RUN_DIR_OPTION,
     WORKERS_OPTION,
 )
-from lockstep.launch.chaos import Asked, Chaos, chaos_of, check_chaos, parse_chaos
-from lockstep.launch.local import kept_on_failure, train_here, train_on
+from lockstep.launch.chaos import Chaos, ChaosRequest, chaos_of, check_chaos, parse_chaos
+from lockstep.launch.local import train_here, train_on
+from lockstep.launch.report import kept_on_failure, show_end
 from lockstep.reports.display import Display, display_for, print_plainly
 from lockstep.reports.summary import show_summary
 from lockstep.runs.extras import demand
@@ -41,6 +44,7 @@ from ps.records.run_folder import RunResult
 @CHAOS_OPTION
 @CHAOS_SEED_OPTION
 @ON_OPTION
+@PICTURE_OPTION
 @WORKERS_OPTION
 @job_options((*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name != "workers")))
 def train(
@@ -50,6 +54,7 @@ def train(
     chaos: str | None,
     chaos_seed: int,
     on: str | None,
+    picture: bool,
     workers: int | tuple[int, int] | None,
     **flags: Any,
 ) -> None:
@@ -70,25 +75,37 @@ def train(
       lockstep train --on ray --workers 2..16 --run-dir /shared/mine
     """
     given = {**counts(workers), **{key: value for key, value in flags.items() if value is not None}}
-    console, asked = Console(highlight=False), None if chaos is None else Asked(parse_chaos(chaos), chaos_seed)
+    request = None if chaos is None else ChaosRequest(parse_chaos(chaos), chaos_seed)
+    manner = Manner(Console(highlight=False), request, on, picture)
     if resume is not None:
         check_alone(job=job, run_dir=run_dir)
-        go_on(console, resume, given, asked, on)
+        resume_run(manner, resume, given)
         return
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
     with claimed_run_dir(run_dir, resolved.model_name()) as folder:
-        carry_out(console, resolved, Destination(folder=folder, launch=launch), asked, on)
+        carry_out(manner, resolved, Destination(folder=folder, launch=launch))
 
 
-def go_on(console: Console, folder: Path, given: dict[str, Any], asked: Asked | None, on: str | None) -> None:
-    """Go on with a run to its end."""
+@dataclass(frozen=True)
+class Manner:
+    """How `train` carries out a run and shows it."""
+
+    console: Console
+    chaos: ChaosRequest | None
+    #: The Ray cluster on which processes are placed, None for this machine.
+    cluster: str | None
+    has_picture: bool
+
+
+def resume_run(manner: Manner, folder: Path, given: dict[str, Any]) -> None:
+    """Resume a run and train to its end."""
     job, launch = resumed_job(folder, given)
     result = finished(folder)
     if result is None:
-        carry_out(console, job, Destination(folder=folder, launch=launch, is_resumed=True), asked, on)
+        carry_out(manner, job, Destination(folder=folder, launch=launch, is_resumed=True))
         return
-    print_plainly(console, f"the run in {folder} is finished: nothing is left to do")
-    show_summary(console, result, folder, cores())
+    print_plainly(manner.console, f"the run in {folder} is finished: nothing is left to do")
+    show_summary(manner.console, result, folder, cores())
 
 
 def counts(workers: int | tuple[int, int] | None) -> dict[str, int]:
@@ -102,17 +119,19 @@ def counts(workers: int | tuple[int, int] | None) -> dict[str, int]:
             return {"workers": most, "min_workers": fewest}
 
 
-def carry_out(console: Console, job: Job, destination: Destination, asked: Asked | None, on: str | None) -> None:
+def carry_out(manner: Manner, job: Job, destination: Destination) -> None:
     """Train to the end and show how it went."""
-    if asked is not None:
-        check_chaos(asked.wanted, destination.launch)
+    console, request, cluster = manner.console, manner.chaos, manner.cluster
+    if request is not None:
+        check_chaos(request.counts, destination.launch)
     with kept_on_failure(console, destination.folder), display_for(console, SystemClock()) as display:
-        chaos = None if asked is None else chaos_of(asked, SystemClock(), display.say)
-        if on is None:
+        chaos = None if request is None else chaos_of(request, SystemClock(), display.say)
+        if cluster is None:
             result = train_here(job, destination, display, chaos)
         else:
-            result = train_on_ray(on, job, destination, display, chaos)
-    show_summary(console, result, destination.folder, cores() if on is None else None)
+            result = train_on_ray(cluster, job, destination, display, chaos)
+    machine = cores() if cluster is None else None
+    show_end(console, result, destination.folder, machine, has_picture=manner.has_picture)
 
 
 def train_on_ray(on: str, job: Job, destination: Destination, display: Display, chaos: Chaos | None) -> RunResult:

@@ -1,5 +1,6 @@
 """How pictures look: colours, axes, and how a figure becomes a file. Knows nothing of runs."""
 
+import io
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -7,6 +8,8 @@ from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
+
+from common.files.atomic import write_atomically
 
 #: Okabe and Ito's colours, which those who see no red or no green tell apart too, without their yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -55,4 +58,6 @@ def save(figure: Figure, path: Path) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
-    figure.savefig(path, dpi=RESOLUTION, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=RESOLUTION, format="png")
+    write_atomically(path, [picture.getvalue()])

@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from common.errors import RunError
-from lockstep.launch.local import kept_on_failure
+from lockstep.launch.report import PICTURE, draw_picture, kept_on_failure
 from ps.coordinator.failures import diverged_text
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
+from tests.lockstep.small_runs import small_run
 
 
 def said(folder: Path, error: BaseException) -> str:
@@ -42,3 +43,15 @@ def test_a_run_that_diverged_would_do_so_again(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINTS).mkdir()
     (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
     assert said(tmp_path, RunError(diverged_text("train", 14, 1, "0"))) == ""
+
+
+def test_a_run_leaves_its_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
+    folder = small_run(tmp_path, epochs=1).folder
+    assert draw_picture(folder)
+    assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in folder.iterdir() if path.name.endswith(".partial")]
+
+
+def test_a_picture_that_cannot_be_drawn_harms_nothing(tmp_path: Path) -> None:
+    assert not draw_picture(tmp_path / "gone")
