@@ -13,22 +13,18 @@ from common.errors import JobError
 from common.job.job import Job
 from common.nn.module import Module
 from common.runtime.clock import SystemClock
-from lockstep.api.callbacks.callback import Callback
-from lockstep.api.callbacks.early_stopping import EarlyStopping
-from lockstep.api.callbacks.form import check_form
-from lockstep.api.callbacks.overseer import CallbackRunner
-from lockstep.api.callbacks.training import Training
+from lockstep.api.callback_runner import CallbackRunner, check_form
+from lockstep.api.callbacks import Callback, EarlyStopping, Training
+from lockstep.api.exported_model import Model, told
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.api.run import Run, load_run
-from lockstep.api.source_export.model_text import Model, told
 from lockstep.launch.local import train_here
 from lockstep.reports.display import Display, SilentDisplay, display_for
 from lockstep.reports.final_status import epoch_statuses
 from lockstep.reports.notebook_display import NotebookDisplay, notebook_page
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch import default_launch
-from lockstep.runs.resume import resumed_job
-from lockstep.runs.run_dir import claimed_run_dir, has_begun
+from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
 from lockstep.runs.session import Destination
 from ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 
@@ -54,7 +50,7 @@ def fit(
     uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
     `loss="mse"` floats (n,) or (n, outputs). `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7,
     optimizer="adam", validation_split=0.1`, …; `workers=0` trains in this process. `callbacks` are described in
-    `lockstep.api.callbacks.callback`.
+    `lockstep.api.callbacks`.
 
     The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
     the model's own. Results go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes
@@ -130,7 +126,7 @@ def _told_where(folder: Path, display: Display) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if has_begun(folder):
-            display.say(f"interrupted: what was reached is kept; go on by lockstep.runs.resume({str(folder)!r})")
+            display.say(f"interrupted: what was reached is kept; go on by lockstep.runs.run_dir({str(folder)!r})")
         raise
 
 

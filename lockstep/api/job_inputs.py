@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.errors import DataError, UsageError
 from common.files.safetensors import write
-from lockstep.api.source_export.model_text import ModelText
+from lockstep.api.exported_model import ModelText
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
 Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]

@@ -22,12 +22,12 @@ from common.errors import JobError, RunError
 from common.job.job import Job
 from common.optim.schedules import Exponential
 from common.runtime.clock import SystemClock
+from lockstep.api.exported_model import Model, told
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
-from lockstep.api.source_export.model_text import Model, told
 from lockstep.runs.extras import demand
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch import Launch
-from lockstep.runs.single_trainer import SingleProcessTrainer
+from lockstep.runs.single_process import SingleProcessTrainer
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from worker.compute import NotFiniteError
 

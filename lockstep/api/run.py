@@ -100,7 +100,7 @@ def load_run(folder: str | Path) -> Run:
     if not (path / RESULT).is_file():
         if has_begun(path):
             raise JobError(
-                f"the run in {str(folder)!r} is not finished: go on with it by lockstep.runs.resume({str(folder)!r})"
+                f"the run in {str(folder)!r} is not finished: go on with it by lockstep.runs.run_dir({str(folder)!r})"
             )
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
     job, _ = resolve(read_values(path / JOB), {}, default_launch())

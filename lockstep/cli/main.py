@@ -8,8 +8,8 @@ import click
 from common.errors import LockstepError, UsageError
 from common.files.sanitize import printable
 from lockstep.cli.root import cli
-from lockstep.launch.process_log import ERROR_MARK
-from lockstep.launch.signals import ignore_signals, interrupt_on_signals
+from lockstep.launch.child import ERROR_MARK
+from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 
 #: Exit codes: wrong usage or job, a run that failed, an interrupt (128 + SIGINT, as shells have it).
 USAGE, FAILED, INTERRUPTED = 2, 1, 130

@@ -32,7 +32,7 @@ from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.report import findings_lines
-from lockstep.launch.remote.interface import address_towards
+from lockstep.launch.remote.attendant import address_towards
 from ps.coordinator.registration import refused_for
 
 #: Seconds for an answer in all, and between two looks at what is in the way.

@@ -13,12 +13,10 @@ from common.protocol.messages import CallbackDecision, EpochStatus, Status
 from common.runtime.clock import Clock, SystemClock
 from common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos
-from lockstep.launch.private_folder import private_folder
-from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, ProcessBackend, WatchedProcess
-from lockstep.launch.process_log import keep_logs
-from lockstep.launch.restarts import Restarts
-from lockstep.launch.signals import uninterrupted
-from lockstep.launch.worker_supervisor import WorkerSupervisor
+from lockstep.launch.child import keep_logs
+from lockstep.launch.lifetime import uninterrupted
+from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, ProcessBackend, WatchedProcess, private_folder
+from lockstep.launch.worker_supervisor import Restarts, WorkerSupervisor
 from lockstep.reports.final_status import final_status
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch import Launch

@@ -1,6 +1,10 @@
 """Where a run's processes are: what starts them, and what is known of each. This machine, or those of a cluster."""
 
+import os
+import re
+import shutil
 import signal
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -9,9 +13,8 @@ from common.protocol.messages import CallbackDecision, Status
 from common.runtime.environment import cores, keep_to_core
 from common.transport.auth.credentials import Token
 from common.transport.zeromq.ports import dial
-from lockstep.launch.child import Child
-from lockstep.launch.credentials import make_token
-from lockstep.launch.process_log import ProcessLog
+from lockstep.launch.child import Child, ProcessLog
+from lockstep.launch.endpoints import make_token
 from lockstep.launch.status_client import StatusClient
 from lockstep.runs.launch import Launch
 
@@ -161,3 +164,44 @@ class LocalBackend:
 def start_here(name: str, arguments: list[str], folder: Path, log: str) -> Child:
     """Start one of our commands on this machine, with `folder` as its own."""
     return Child.start(name, [word.replace(HERE, str(folder)) for word in arguments], folder / log)
+
+
+#: Longest folder name below which a socket's path stays within the system's 107 bytes.
+FOLDER_LIMIT = 80
+
+#: How the folder of a process begins that may be killed at any time: with its number, so that others can tell.
+_OWNED = re.compile(r"lockstep-of-([0-9]+)-")
+
+
+def private_folder() -> Path:
+    """Return a new folder."""
+    return _made("lockstep-")
+
+
+def own_folder() -> Path:
+    """Return a new folder of this process, and remove those of processes that were killed."""
+    folder = _made(f"lockstep-of-{os.getpid()}-")
+    for path in folder.parent.glob("lockstep-of-*"):
+        found = _OWNED.match(path.name)
+        if found is not None and not _is_running(int(found[1])):
+            # Another user's stays: we may not.
+            shutil.rmtree(path, ignore_errors=True)
+    return folder
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
+
+
+def _made(prefix: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    if len(str(folder).encode()) <= FOLDER_LIMIT:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))

@@ -18,10 +18,9 @@ from common.transport.port import Limits, ServerPort
 from common.transport.shared_memory.folder import shared_root, sweep
 from common.transport.zeromq.ports import serve
 from common.transport.zeromq.server import ZeroMqServer
-from lockstep.launch.addresses import dialled
-from lockstep.launch.credentials import WARNING
+from lockstep.launch.endpoints import WARNING, dialled
+from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.report import kept_on_failure, show_end
-from lockstep.launch.signals import uninterrupted
 from lockstep.reports.display import Display, PlainDisplay, display_for, print_plainly
 from lockstep.runs.launch import Transport
 from lockstep.runs.session import Destination, RunSession, open_session

@@ -1,12 +1,16 @@
-"""Job files: TOML in, a checked `Job` and `Launch` out, and back again."""
+"""Job files: TOML in, a checked `Job` and `Launch` out, and back again; and which values they have."""
 
 import json
 import re
 import tomllib
+import types
+import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -15,7 +19,6 @@ from common.files.reading import read_regular
 from common.files.sanitize import cut, one_line
 from common.files.spelling import nearest
 from common.job.job import Job, check
-from lockstep.runs.fields import Field, fields
 from lockstep.runs.launch import Launch
 
 S = TypeVar("S", Job, Launch)
@@ -47,6 +50,47 @@ ELSEWHERE = {"batch_size": "global_batch", "learning_rate": "lr", "num_workers":
 
 #: The names of the shipped jobs, which are those of the models.
 SHIPPED = ("linear", "mlp", "lenet", "cnn")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value of a job or of its launch."""
+
+    name: str
+    #: What a flag's text is turned into.
+    kind: type[str] | type[int] | type[float] | type[bool]
+    #: The only values allowed, empty where any of the kind is.
+    choices: tuple[str, ...]
+    description: str
+    default: Any
+
+
+@cache
+def fields() -> dict[str, Field]:
+    """Return the values of `Job` and `Launch` by name; no name is in both."""
+    found = {}
+    for struct in (Launch, Job):
+        hints = typing.get_type_hints(struct, include_extras=True)
+        for field in msgspec.structs.fields(struct):
+            kind, description = _kind_and_description(hints[field.name])
+            choices = get_args(kind) if get_origin(kind) is Literal else ()
+            found[field.name] = Field(field.name, str if choices else kind, choices, description, field.default)
+    return found
+
+
+def _kind_and_description(hint: Any) -> tuple[Any, str]:
+    """Return the plain type of a field and its description."""
+    description = ""
+    while True:
+        if get_origin(hint) is Annotated:
+            described = [meta.description for meta in hint.__metadata__ if getattr(meta, "description", None)]
+            description = description or (described[0] if described else "")
+            hint = get_args(hint)[0]
+        elif get_origin(hint) in (typing.Union, types.UnionType):
+            # The first member is what a flag can say: `str` of a model, the value of what may be left out.
+            hint = get_args(hint)[0]
+        else:
+            return hint, description
 
 
 def read_values(path: Path) -> dict[str, Any]:

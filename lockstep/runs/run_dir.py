@@ -1,16 +1,17 @@
-"""The folder that a run writes to: claimed by one run alone, and gone again where the run could not begin."""
+"""The folder that a run writes to: claimed by one run alone, resumed from, and gone if the run could not begin."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from common.errors import UsageError
+from common.errors import JobError, UsageError
 from common.job.job import Job
 from common.runtime.clock import wall_time
-from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch import Launch
-from ps.records.run_folder import RunFolder
+from lockstep.runs.job_file import read_values, resolve, to_toml
+from lockstep.runs.launch import Launch, default_launch
+from ps.records.run_folder import RESULT, RunFolder, RunResult, read_result
 
 #: Where runs go that were given no folder.
 RUNS = Path("runs")
@@ -95,3 +96,36 @@ def unclaim(folder: Path, made: Sequence[Path]) -> None:
     for path in made:
         with suppress(OSError):
             path.rmdir()
+
+
+def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
+    """Return the job of the run in `folder`, and its launch with the flags given laid over it.
+
+    `JobError` where there is no run, or a flag asks for another job than the run's: both values are named.
+    """
+    if not has_begun(folder):
+        raise JobError(f"{str(folder)!r} holds no run to go on with: expected a run folder, with its {JOB}")
+    # Who goes on waits for other workers than the run began with.
+    values = {key: value for key, value in read_values(folder / JOB).items() if key != "min_workers"}
+    job, _ = resolve(values, {}, default_launch())
+    wanted, launch = resolve(values, given, default_launch())
+    odd = [name for name in job.__struct_fields__ if getattr(job, name) != getattr(wanted, name)]
+    if odd:
+        told = "; ".join(f"{name} = {getattr(job, name)!r} in the run, {getattr(wanted, name)!r} here" for name in odd)
+        raise JobError(f"{str(folder)!r} is a run of another job: {told}: leave such flags out, or begin a new run")
+    return job, launch
+
+
+def check_alone(*, job: Path | None, run_dir: Path | None) -> None:
+    """Raise `UsageError` where --resume comes with what it settles itself."""
+    for flag, value in (("--job", job), ("--run-dir", run_dir)):
+        if value is not None:
+            raise UsageError(
+                f"{flag} {str(value)!r} with --resume: a run goes on in its own folder and with its own job: leave "
+                "it out"
+            )
+
+
+def finished(folder: Path) -> RunResult | None:
+    """Return the result of a run that is finished already, None where it is not."""
+    return read_result(folder) if (folder / RESULT).exists() else None

@@ -1,19 +1,86 @@
-"""A run's folder as something to use: its job, and a model with the weights that it came to."""
+"""A run's folder as something to use: its job, and a model with the weights of a moment of the run."""
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from common.aggregation.layout import ParameterLayout, layout_of
+import numpy as np
+from numpy.typing import NDArray
+
+from common.aggregation.layout import ParameterLayout, layout_of, weights_digest
 from common.aggregation.tree import Vector
 from common.errors import JobError
+from common.files.safetensors import read
 from common.job.job import Job
 from common.nn.model_source import build_model
 from common.nn.module import Module
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.kept_weights import Moment, kept_weights
 from lockstep.runs.launch import default_launch
 from lockstep.runs.run_dir import JOB
-from ps.records.run_folder import WEIGHTS
+from ps.checkpoint.checkpoint import Checkpoint
+from ps.checkpoint.folder import CheckpointFolder
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, EpochLine, read_result
+from ps.run.early_stopping import early_stopping_state
+
+#: The number of steps after which they were kept, or a name.
+Moment = Literal["last", "best"] | int
+
+
+def kept_weights(folder: Path, job: Job, layout: ParameterLayout, moment: Moment) -> Vector:
+    """Return a run's weights; `JobError` where these were not kept, `ModelError` where they are another model's."""
+    if moment == "last":
+        return _vector(read(folder / WEIGHTS)[0], layout)
+    checkpoints = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
+    if moment == "best":
+        return _best(folder, job, layout, checkpoints)
+    found = next((checkpoint for checkpoint in checkpoints if checkpoint.past.steps == moment), None)
+    if found is not None:
+        return _of_checkpoint(found, layout)
+    raise JobError(f"{str(folder)!r} holds no whole checkpoint after {moment} steps: {_advice(folder, checkpoints)}")
+
+
+def _vector(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vector:
+    weights = np.zeros(layout.size, dtype=np.float32)
+    layout.write(weights, arrays)
+    return weights
+
+
+def _of_checkpoint(checkpoint: Checkpoint, layout: ParameterLayout) -> Vector:
+    # Beside them it has the optimizer's slots.
+    names = layout.read(np.empty(layout.size, dtype=np.float32))
+    return _vector({name: array for name, array in checkpoint.arrays.items() if name in names}, layout)
+
+
+def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
+    history = _history(folder, checkpoints)
+    judgement = early_stopping_state(job, history)
+    if judgement is None:
+        raise JobError(f"{str(folder)!r} tells of no finished epoch, and so of no best one: expected one at least")
+    best = next(epoch for epoch in history if epoch.epoch == judgement.best)
+    if (folder / RESULT).exists() and read_result(folder).weights_sha256 == best.weights_sha256:
+        return kept_weights(folder, job, layout, "last")
+    # By their digest: a checkpoint of the epoch's last step may have been taken before the epoch was evaluated.
+    for weights in (_of_checkpoint(checkpoint, layout) for checkpoint in checkpoints):
+        if weights_digest(weights) == best.weights_sha256:
+            return weights
+    raise JobError(
+        f"{str(folder)!r} holds no checkpoint of its best epoch, which was {best.epoch}: "
+        f"{_advice(folder, checkpoints)}; a run with --keep-best always has it"
+    )
+
+
+def _history(folder: Path, checkpoints: Sequence[Checkpoint]) -> list[EpochLine]:
+    if (folder / RESULT).exists():
+        return read_result(folder).history
+    return checkpoints[0].past.history if checkpoints else []
+
+
+def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:
+    steps = [str(checkpoint.past.steps) for checkpoint in reversed(checkpoints)]
+    there = [f"--checkpoint {step}" for step in steps] + ["--checkpoint last"] * (folder / WEIGHTS).exists()
+    return f"expected {', '.join(there)}" if there else "it has none"
 
 
 @dataclass(frozen=True)

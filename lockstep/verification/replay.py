@@ -16,7 +16,7 @@ from common.autograd.tensor import Tensor
 from common.nn.module import Module
 from common.runtime.clock import Clock
 from lockstep.runs.recorded import RecordedRun
-from lockstep.runs.single_trainer import SingleProcessTrainer
+from lockstep.runs.single_process import SingleProcessTrainer
 from ps.setup import RunSetup
 from worker.compute import Compute
 

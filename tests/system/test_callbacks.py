@@ -13,7 +13,7 @@ from lockstep import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, f
 from lockstep.api.callbacks import Training
 from ps.records.ledger import WorkerIn, read_lines
 from ps.records.run_folder import LEDGER
-from tests.lockstep.api.source_export import zoo
+from tests.lockstep.api import zoo
 from tests.lockstep.tiny_data import tiny_arrays
 
 BRIEF: dict[str, Any] = {
@@ -122,7 +122,7 @@ def test_an_interrupt_ends_all_processes_and_the_run_is_gone_on_with(
     values, interrupting = {**BRIEF, "verbose": True, "workers": workers}, LambdaCallback(on_epoch_end=interrupt)
     with pytest.raises(KeyboardInterrupt):
         fit("linear", tiny_arrays(), run_dir=tmp_path, callbacks=[interrupting], **values)
-    told = f"interrupted: what was reached is kept; go on by lockstep.runs.resume({str(tmp_path)!r})"
+    told = f"interrupted: what was reached is kept; go on by lockstep.runs.run_dir({str(tmp_path)!r})"
     assert told in capsys.readouterr().out.splitlines()
     assert pids_in(tmp_path) == workers * [None]
     calm = fit("linear", tiny_arrays(), run_dir=tmp_path / "calm", **{**BRIEF, "workers": 0})

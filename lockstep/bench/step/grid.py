@@ -12,7 +12,7 @@ import msgspec
 from common.errors import RunError
 from common.runtime.environment import child_environment
 from lockstep.bench.reports.step_result import StepFigures
-from lockstep.launch.process_log import ERROR_MARK
+from lockstep.launch.child import ERROR_MARK
 
 
 def figures_of(models: Sequence[str], batches: Sequence[int], flags: Sequence[str]) -> Iterator[StepFigures]:

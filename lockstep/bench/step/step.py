@@ -17,7 +17,7 @@ from lockstep.bench.baseline.stepper import Answer
 from lockstep.bench.reports.step_result import BaselineFigures, StepFigures, median_ms
 from lockstep.bench.step.flops import gemm_peak, step_flops
 from lockstep.bench.step.profile import Profile
-from lockstep.runs.single_trainer import SingleProcessTrainer
+from lockstep.runs.single_process import SingleProcessTrainer
 from ps.setup import AdmissionPolicy, open_run
 
 #: Steps before anything is measured: buffers are made and caches filled.

@@ -9,7 +9,7 @@ import click
 from common.errors import UsageError
 from lockstep.reports.cost_model import MOST_WORKERS
 from lockstep.runs.extras import demand
-from lockstep.runs.fields import fields
+from lockstep.runs.job_file import fields
 from lockstep.runs.launch import Transport
 
 

@@ -12,7 +12,7 @@ from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.doctor.connection import Examiner
 from lockstep.doctor.consultation import examine_job
 from lockstep.doctor.machine import examine_machine, machine_lines
-from lockstep.launch.credentials import credential_of
+from lockstep.launch.endpoints import credential_of
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import default_launch

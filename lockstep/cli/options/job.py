@@ -7,8 +7,7 @@ import click
 
 from common.job.job import Job
 from lockstep.cli.options.types import share
-from lockstep.runs.fields import Field, fields
-from lockstep.runs.job_file import shipped_values
+from lockstep.runs.job_file import Field, fields, shipped_values
 from lockstep.runs.launch import Launch
 
 F = TypeVar("F", bound=Callable[..., Any])

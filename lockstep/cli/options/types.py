@@ -5,7 +5,7 @@ import re
 
 import click
 
-from lockstep.runs.kept_weights import Moment
+from lockstep.runs.trained import Moment
 
 
 def seconds(text: str) -> float:

@@ -7,8 +7,7 @@ import click
 
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.evaluation.export.formats import Exporter, Format
-from lockstep.runs.kept_weights import Moment
-from lockstep.runs.trained import open_trained
+from lockstep.runs.trained import Moment, open_trained
 
 FORMATS = get_args(Format)
 

@@ -13,8 +13,7 @@ from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.evaluation.predictions.recognizer import Recognizer
 from lockstep.reports.display import print_plainly
 from lockstep.runs.extras import demand
-from lockstep.runs.kept_weights import Moment
-from lockstep.runs.trained import open_trained
+from lockstep.runs.trained import Moment, open_trained
 
 #: Classes that are told after the likeliest.
 OTHERS = 2

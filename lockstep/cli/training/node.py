@@ -17,7 +17,7 @@ from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import JOB_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.cli.training.worker import say, worker
-from lockstep.launch.credentials import WARNING
+from lockstep.launch.endpoints import WARNING
 from lockstep.launch.local import train_on
 from lockstep.launch.remote.head import HeadBackend
 from lockstep.launch.remote.place import LauncherPlace, detect
@@ -26,8 +26,7 @@ from lockstep.reports.display import display_for, print_plainly
 from lockstep.reports.summary import show_summary
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import Launch, default_launch
-from lockstep.runs.resume import finished, resumed_job
-from lockstep.runs.run_dir import claimed_run_dir, has_begun
+from lockstep.runs.run_dir import claimed_run_dir, finished, has_begun, resumed_job
 from lockstep.runs.session import Destination
 
 

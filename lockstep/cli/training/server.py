@@ -21,13 +21,12 @@ from lockstep.cli.options.run import (
     RUN_DIR_OPTION,
     SUPERVISED_OPTION,
 )
-from lockstep.launch.credentials import lock_of
-from lockstep.launch.parent_watch import held
+from lockstep.launch.endpoints import lock_of
+from lockstep.launch.lifetime import held
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import default_launch
-from lockstep.runs.resume import check_alone, finished, resumed_job
-from lockstep.runs.run_dir import claimed_run_dir, unclaim
+from lockstep.runs.run_dir import check_alone, claimed_run_dir, finished, resumed_job, unclaim
 from lockstep.runs.session import Destination
 from ps.setup import AdmissionPolicy
 

@@ -22,10 +22,9 @@ from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.cli.training.worker import say
-from lockstep.launch.addresses import bind_beside, dialled
-from lockstep.launch.credentials import WARNING, lock_of, server_credential
-from lockstep.launch.parent_watch import held
-from lockstep.launch.process_log import ERROR_MARK
+from lockstep.launch.child import ERROR_MARK
+from lockstep.launch.endpoints import WARNING, bind_beside, dialled, lock_of, server_credential
+from lockstep.launch.lifetime import held
 from ps.sharding.process.effects import Exit
 from ps.sharding.process.shell import ShardShell
 from ps.sharding.process.state import ShardConfig, ShardState

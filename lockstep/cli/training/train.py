@@ -31,8 +31,7 @@ from lockstep.reports.summary import show_summary
 from lockstep.runs.extras import demand
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import default_launch
-from lockstep.runs.resume import check_alone, finished, resumed_job
-from lockstep.runs.run_dir import claimed_run_dir
+from lockstep.runs.run_dir import check_alone, claimed_run_dir, finished, resumed_job
 from lockstep.runs.session import Destination
 from ps.records.run_folder import RunResult
 

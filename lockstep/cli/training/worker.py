@@ -22,9 +22,9 @@ from common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.cli.options.run import SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.launch.credentials import credential_of
-from lockstep.launch.parent_watch import held
-from lockstep.launch.process_log import ERROR_MARK
+from lockstep.launch.child import ERROR_MARK
+from lockstep.launch.endpoints import credential_of
+from lockstep.launch.lifetime import held
 from worker.effects import Exit
 from worker.shell import WorkerShell
 from worker.state import WorkerConfig, WorkerState

@@ -7,21 +7,19 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import msgspec
 
-from common.errors import LockstepError
+from common.errors import LockstepError, UnreachableError
 from common.protocol.messages import CallbackDecision
 from common.protocol.numerics import code_digest, own_version
 from common.transport.auth.key_folder import KeyFolder
 from common.transport.zeromq.ports import dial
-from lockstep.launch.child import Child
-from lockstep.launch.private_folder import own_folder
-from lockstep.launch.process_backend import HERE
-from lockstep.launch.process_log import ERROR_MARK
-from lockstep.launch.remote.interface import address_towards
+from lockstep.launch.child import ERROR_MARK, Child
+from lockstep.launch.process_backend import HERE, own_folder
 from lockstep.launch.status_client import StatusClient
 
 #: The exit code of a command that could not be begun.
@@ -139,3 +137,30 @@ def _write(target: Path, text: str) -> None:
     target.parent.mkdir(mode=0o700, exist_ok=True)
     target.touch(mode=0o600)
     target.write_text(text, encoding="utf-8")
+
+
+#: Any port: nothing is sent to it.
+PORT = 9
+
+
+def address_towards(host: str) -> str:
+    """Return the address of the interface that leads to `host`; `UnreachableError` where none does.
+
+    The system is asked for the way, by a UDP socket that sends nothing. The own host name would say less: it often
+    leads to loopback, or to another of several networks.
+    """
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as asking:
+            asking.connect(target)
+            return str(asking.getsockname()[0])
+    except OSError as error:
+        raise UnreachableError(
+            f"no interface of this machine leads to {host!r} ({error.strerror or error}): expected one network that "
+            "all machines of the run are on"
+        ) from None
+
+
+def bracketed(host: str) -> str:
+    """Return a host as addresses have it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.transport.auth.key_folder import SERVER
 from common.transport.zeromq.ports import dial
-from lockstep.launch.credentials import server_credential
+from lockstep.launch.endpoints import server_credential
 from lockstep.launch.process_backend import HERE, Observer, WatchedProcess, start_here
 from lockstep.launch.remote.place import LauncherPlace
 from lockstep.launch.status_client import StatusClient

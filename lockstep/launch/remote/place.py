@@ -4,12 +4,12 @@ Each launcher says in variables of its own how many processes there are and whic
 found, only some of them say; `MASTER_ADDR` and `MASTER_PORT` say so under any of them.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from common.errors import UsageError
-from lockstep.launch.remote.hosts import first_host
 
 #: The port of rank 0 where neither the launcher nor `MASTER_PORT` says another.
 PORT = 5555
@@ -169,3 +169,15 @@ def detect(environ: Mapping[str, str]) -> LauncherPlace:
         f"no launcher has started this process: expected one of {marks} in the environment; by hand, start `lockstep "
         "server` and `lockstep worker`, or on one machine `lockstep train`"
     )
+
+
+def first_host(hosts: str) -> str:
+    """Return the first host of a list as `SLURM_JOB_NODELIST` has it: `a[07,11-13]x,b2` begins with `a07x`.
+
+    Each pair of brackets holds numbers and ranges of them, of which the first one counts. (`scontrol show hostnames`
+    prints the whole list; it is not there in a container.)
+    """
+    # A comma within brackets parts numbers, and any other one parts hosts.
+    first = re.match(r"(?:[^\[\],]|\[[^\]]*\])*", hosts)
+    assert first is not None  # it matches the empty word too
+    return re.sub(r"\[([^,\]-]*)[^\]]*\]", r"\1", first[0]).strip()

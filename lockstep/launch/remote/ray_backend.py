@@ -23,13 +23,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from common.errors import JobError, RunError, UsageError
 from common.runtime.environment import own_environment
 from common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
-from lockstep.launch.private_folder import private_folder
-from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, WatchedProcess
-from lockstep.launch.process_log import ProcessLog
-from lockstep.launch.remote.attendant import KEYS, Attendant
-from lockstep.launch.remote.interface import bracketed
+from lockstep.launch.child import ProcessLog
+from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
+from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, WatchedProcess, private_folder
+from lockstep.launch.remote.attendant import KEYS, Attendant, bracketed
 from lockstep.launch.remote.ray_child import RayChild, RayObserver
-from lockstep.launch.signals import interrupt_on_signals, uninterrupted
 from lockstep.reports.display import Display
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import JOB

@@ -12,7 +12,7 @@ import ray.exceptions
 
 from common.protocol.messages import CallbackDecision, Status
 from common.runtime.clock import Clock, SystemClock
-from lockstep.launch.process_log import ProcessLog
+from lockstep.launch.child import ProcessLog
 
 #: The exit code of a process whose machine is gone: as if somebody had killed it.
 LOST = -int(signal.SIGKILL)

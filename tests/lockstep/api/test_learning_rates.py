@@ -9,7 +9,7 @@ import pytest
 from common.errors import JobError, RunError
 from lockstep import find_lr, fit, nn
 from lockstep.api.learning_rates import RateTest
-from tests.lockstep.api.source_export import zoo
+from tests.lockstep.api import zoo
 from tests.lockstep.tiny_data import tiny_arrays
 
 BRIEF: dict[str, Any] = {"global_batch": 32, "micro_batches": 2}

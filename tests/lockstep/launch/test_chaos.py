@@ -14,8 +14,7 @@ from common.errors import UsageError
 from common.protocol.messages import Status
 from common.runtime.clock import ManualClock
 from lockstep.launch.chaos import SPELL_S, Chaos, ChaosAction, PlannedAction, check_chaos, parse_chaos, planned_actions
-from lockstep.launch.child import Child
-from lockstep.launch.process_log import ProcessLog
+from lockstep.launch.child import Child, ProcessLog
 from lockstep.runs.launch import Launch
 from tests.lockstep.statuses import status
 

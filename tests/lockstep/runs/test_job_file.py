@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from common.errors import JobError
 from common.job.job import Job
 from common.nn.models import MODELS
-from lockstep.runs.job_file import SHIPPED, read_values, resolve, shipped_values, to_toml
+from lockstep.runs.job_file import SHIPPED, fields, read_values, resolve, shipped_values, to_toml
 from lockstep.runs.launch import Launch, default_launch
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -139,3 +139,22 @@ def test_a_job_file_says_how_many_workers_a_run_begins_with() -> None:
     assert "min_workers" not in to_toml(job, Launch())
     with pytest.raises(JobError, match=r"min_workers = 0: expected a whole number >= 1"):
         resolve({"min_workers": 0}, {}, Launch())
+
+
+def test_every_value_of_job_and_launch_is_there_once() -> None:
+    assert sorted(fields()) == sorted((*Job.__struct_fields__, *Launch.__struct_fields__))
+
+
+def test_every_field_is_described() -> None:
+    assert [field.name for field in fields().values() if not field.description] == []
+
+
+def test_kinds_are_what_a_flag_can_say() -> None:
+    kinds = {name: field.kind for name, field in fields().items()}
+    assert {kinds["model"], kinds["initial"], kinds["schedule"]} == {str}
+    assert (kinds["steps"], kinds["clip_norm"], kinds["nesterov"]) == (int, float, bool)
+
+
+def test_choices_are_those_of_the_type() -> None:
+    assert fields()["transport"].choices == ("auto", "shm", "ipc", "tcp")
+    assert fields()["lr"].choices == ()

@@ -3,8 +3,7 @@
 import pytest
 
 from common.errors import UsageError
-from lockstep.launch.remote.hosts import first_host
-from lockstep.launch.remote.place import JOB_PORTS, LauncherPlace, detect
+from lockstep.launch.remote.place import JOB_PORTS, LauncherPlace, detect, first_host
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500", "LOCAL_RANK": "1"}
 SLURM = {

@@ -13,7 +13,7 @@ from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.nn.layers.linear import Linear
 from common.nn.module import Module
-from tests.lockstep.api import source_export as cells
+from tests.lockstep import api as cells
 
 WIDTH = 12
 SHAPES = {"hidden": (WIDTH, [1, 2])}

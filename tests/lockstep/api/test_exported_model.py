@@ -13,10 +13,9 @@ from common.errors import ModelError
 from common.nn.model_source import load_model
 from common.nn.module import Module
 from lockstep import fit, nn
-from lockstep.api.source_export.excerpt import excerpt_of
-from lockstep.api.source_export.model_text import Model, ModelText, model_text, told
-from lockstep.api.source_export.names import borrowed_names
-from tests.lockstep.api.source_export import zoo
+from lockstep.api.exported_model import Model, ModelText, model_text, told
+from lockstep.api.source_text import borrowed_names, excerpt_of
+from tests.lockstep.api import zoo
 from tests.lockstep.tiny_data import tiny_arrays
 
 

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lockstep.launch.private_folder import FOLDER_LIMIT, own_folder, private_folder
+from lockstep.launch.process_backend import FOLDER_LIMIT, own_folder, private_folder
 
 
 def test_it_is_for_this_user_only_and_short() -> None:

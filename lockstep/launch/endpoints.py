@@ -1,9 +1,12 @@
-"""From what a person gave, or what lies in a run's private folder, to what a socket demands and shows."""
+"""From what a person gave, or a run's private folder holds, to addresses, and to what a socket demands and shows."""
 
+import os
+import platform
 import secrets
 from pathlib import Path
 
-from common.errors import UsageError
+from common.errors import AddressError, UsageError
+from common.transport.address import IpcAddress, parse
 from common.transport.auth.credentials import Credential, Lock, Token
 from common.transport.auth.key_file import read_ours, write_new
 from common.transport.auth.key_folder import KeyFolder, read_key
@@ -45,3 +48,23 @@ def make_token(folder: Path) -> Token:
 def _token_in(folder: Path | None) -> Token | None:
     has_one = folder is not None and (folder / TOKEN).exists()
     return make_token(folder) if has_one and folder is not None else None
+
+
+def dialled(address: str) -> str:
+    """Return how another machine spells an address that stands for all of this one's."""
+    for everywhere in ("//0.0.0.0:", "//[::]:"):
+        address = address.replace(everywhere, f"//{platform.node() or 'HOST'}:")
+    return address
+
+
+def bind_beside(address: str) -> str:
+    """Return where a shard of the server at `address` listens, as near to it; `AddressError` where nobody can know."""
+    parsed = parse(address)
+    if isinstance(parsed, IpcAddress):
+        return f"{parsed}.{os.getpid()}"
+    if not parsed.is_loopback:
+        raise AddressError(
+            f"the server at {address!r} is on another machine, and its workers may be on others: expected the address "
+            "at which they reach this shard, as --bind tcp://0.0.0.0:0 --keys DIR"
+        )
+    return f"tcp://{'[::1]' if parsed.is_ipv6 else '127.0.0.1'}:0"

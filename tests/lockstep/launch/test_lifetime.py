@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from common.runtime.clock import ManualClock
-from lockstep.launch.signals import TIDY_S, InterruptOnce, uninterrupted
+from lockstep.launch.lifetime import TIDY_S, InterruptOnce, uninterrupted
 
 
 def test_the_first_signal_interrupts_and_the_next_are_let_be() -> None:

@@ -1,23 +1,101 @@
-"""From a class or function of a notebook to a file that stands alone, with all that it uses, or to what is missing.
+"""A model's source, gathered from a notebook or a script into a file that stands alone.
 
-What is installed is imported, where every worker of this machine finds the same; what is defined beside it is copied,
-and so are plain values. Anything else has no text, and is named.
+What is installed is imported, where every worker of this machine finds the same; what is defined next to it is copied,
+and so are plain values. Anything else has no text, and is named in an error.
+
+The text does not come from `inspect.getsource`: before Python 3.13 that finds no class of a notebook, since `__main__`
+has no file there. But every function knows the cell that it was compiled from, and `linecache` has that cell's text.
 """
 
 import ast
+import builtins
+import linecache
 import math
 import site
+import symtable
 import sys
 import sysconfig
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from common.errors import ModelError
-from lockstep.api.source_export.excerpt import Definition, excerpt_of
-from lockstep.api.source_export.names import borrowed_names
+
+
+def borrowed_names(text: str) -> list[str]:
+    """Return the names that a definition uses and neither defines nor has from Python itself, in order."""
+    table = symtable.symtable(text, "<definition>", "exec")
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    own |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_namespace()}
+    return sorted(set(_global_names(table, is_top=True)) - own - set(dir(builtins)))
+
+
+def _global_names(table: symtable.SymbolTable, *, is_top: bool = False) -> Iterator[str]:
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (is_top or symbol.is_global()):
+            yield symbol.get_name()
+    for inner in table.get_children():
+        yield from _global_names(inner)
+
+
+Definition = type | FunctionType
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A definition as it was written, its decorators included."""
+
+    definition: Definition
+    text: str
+
+
+def excerpt_of(definition: Definition) -> Excerpt:
+    """Return the text of a class or function; `ModelError` where it cannot be had, or not as something of its own."""
+    name = definition.__name__
+    if name == "<lambda>":
+        raise ModelError("a lambda has no text of its own: expected a function; write `def build(): return ...`")
+    if "<locals>" in definition.__qualname__:
+        raise ModelError(
+            f"{definition.__qualname__} is defined within a function, on whose variables it may depend: expected a "
+            "definition at the top of a cell or file; move it there"
+        )
+    code = _code_of(definition)
+    lines = linecache.getlines(code.co_filename) if code is not None else []
+    if code is None or not lines:
+        raise ModelError(
+            f"the source of {name} cannot be had: expected a class or function of a notebook's cell or of a file, "
+            "with a method of its own; put it into a file and give path/to/file.py:function"
+        )
+    return Excerpt(definition, _cut_out(definition, code, "".join(lines)))
+
+
+def _code_of(definition: Definition) -> CodeType | None:
+    """Return some code that was compiled together with the definition."""
+    if isinstance(definition, FunctionType):
+        return definition.__code__
+    within = f"{definition.__qualname__}."
+    methods = (getattr(value, "fget", getattr(value, "__func__", value)) for value in vars(definition).values())
+    codes = (method.__code__ for method in methods if isinstance(method, FunctionType))
+    # A dataclass has methods that were made for it, of no file.
+    return next((code for code in codes if code.co_qualname.startswith(within) and code.co_filename[0] != "<"), None)
+
+
+def _cut_out(definition: Definition, code: CodeType, text: str) -> str:
+    kinds = ast.ClassDef if isinstance(definition, type) else ast.FunctionDef
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, kinds) and node.name == definition.__name__:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            last = node.end_lineno or node.lineno
+            if first <= code.co_firstlineno <= last:
+                return textwrap.dedent("".join(f"{line}\n" for line in text.splitlines()[first - 1 : last]))
+    raise ModelError(
+        f"the source of {definition.__name__} in {code.co_filename!r} has changed since it was run: run its cell again"
+    )
+
 
 #: Our own packages: workers have them wherever they lie.
 OURS = ("lockstep", "common", "ps", "worker")

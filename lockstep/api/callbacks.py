@@ -1,0 +1,193 @@
+"""Callbacks of `fit`: the base class, the ones that come with the library, and the run that they see.
+
+    >>> from lockstep import EarlyStopping, LambdaCallback, fit, nn
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    >>> losses = []
+    >>> run = fit(
+    ...     model, "digits.npz", epochs=20, workers=0, global_batch=32, verbose=False, validation_split=0.25,
+    ...     callbacks=[
+    ...         EarlyStopping(monitor="val_loss", patience=2, restore_best=True),
+    ...         LambdaCallback(on_epoch_end=lambda training, epoch: losses.append(epoch.val_loss)),
+    ...     ],
+    ... )
+    >>> len(losses) == len(run.history) <= 20
+    True
+    >>> run.history[run.result.weights_epoch - 1].val_loss == min(losses)
+    True
+
+There are two kinds, and both keep the promise: the same job, with the same callbacks, gives the same bits on any number
+of workers.
+
+*Values of the job.* `EarlyStopping` becomes `patience`, `monitor`, `min_delta` and `keep_best` of the job. The server
+decides by them at the end of each epoch, from the history alone; so they are in `job.toml`, they are flags of
+`lockstep train`, and a run that is gone on with, or verified, comes to the same end without any Python of yours.
+
+*Code.* Every other callback runs in the process that called `fit`, between two epochs, and the run waits for it: the
+next epoch begins when `on_epoch_end` of all callbacks has returned, and not at all where one called `training.stop()`.
+No step is made meanwhile, so that where the run ends does not depend on how long a callback took. Server and workers go
+on answering; each epoch costs a tenth of a second of waiting. The alternative, a word that reaches the server at some
+later step, would end the run at a step that differs from machine to machine.
+
+Schedules count to the end of all epochs of the job, whether the run comes to it or not.
+
+There is nothing to be called after each step: steps are made by other processes, faster than this one could follow;
+`metrics.jsonl` in the run's folder has a line for each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+from numpy.typing import NDArray
+
+from common.errors import JobError, RunError
+from common.files.safetensors import read, write
+from common.job.job import Job, Monitor
+from common.nn.model_source import build_model
+from common.nn.module import Module
+from common.protocol.messages import EpochStatus
+from ps.records.run_folder import EPOCH_WEIGHTS
+from ps.run.early_stopping import figure_of, is_better
+
+
+@dataclass
+class Training:
+    """What a callback is told of, and the one thing that it can do: `stop`."""
+
+    #: The run's folder.
+    folder: Path
+    job: Job
+    #: One record an epoch so far: loss, accuracy, test_loss, test_accuracy, and with a validation set val_loss and
+    #: val_accuracy.
+    history: list[EpochStatus] = field(default_factory=list)
+    is_stopped: bool = False
+
+    def stop(self) -> None:
+        """End the run after the epoch that has just ended, instead of beginning another one."""
+        self.is_stopped = True
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return the weights after the last epoch, by name; `RunError` where they could not be written."""
+        arrays, metadata = read(self.folder / EPOCH_WEIGHTS)
+        epoch = self.history[-1].epoch
+        if metadata.get("epoch") != str(epoch):
+            raise RunError(
+                f"{self.folder / EPOCH_WEIGHTS}: is of epoch {metadata.get('epoch')}: expected that of epoch {epoch}; "
+                "the server's log tells why it could not be written"
+            )
+        return arrays
+
+    def model(self) -> Module:
+        """Return a new model with the weights after the last epoch, in evaluation mode."""
+        model = build_model(self.job.model)
+        model.load_state_dict(self.state_dict())
+        return model.eval()
+
+
+class Callback:
+    """Does nothing at any time: a subclass defines what it needs. What it raises ends the run, in order."""
+
+    def on_train_begin(self, training: Training) -> None:
+        """Before the first epoch; the job is known to be good, and nothing is computed yet."""
+
+    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+        """After an epoch and its evaluation, which the record `epoch` tells of: each once, in order, the last too."""
+
+    def on_train_end(self, training: Training) -> None:
+        """After the run has ended well: of itself, early, or by `training.stop()`."""
+
+
+@dataclass(frozen=True)
+class EarlyStopping(Callback):
+    """Stop after `patience` epochs in a row that were not better than the best one by more than `min_delta`.
+
+    `monitor` is a figure of an epoch; by default "val_loss" in a run with `validation_split`, and "test_loss" in
+    others. With `restore_best` the run's result is the weights of the best epoch, instead of those of the last one.
+    """
+
+    monitor: Monitor | None = None
+    patience: int = 3
+    min_delta: float = 0.0
+    restore_best: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """Return the values of a job that say the same."""
+        values = {"patience": self.patience, "min_delta": self.min_delta, "keep_best": self.restore_best}
+        return values if self.monitor is None else {**values, "monitor": self.monitor}
+
+
+class LambdaCallback(Callback):
+    """Call each function that is given at its time, with what the method of `Callback` of the same name gets."""
+
+    def __init__(
+        self,
+        *,
+        on_train_begin: Callable[[Training], object] | None = None,
+        on_epoch_end: Callable[[Training, EpochStatus], object] | None = None,
+        on_train_end: Callable[[Training], object] | None = None,
+    ) -> None:
+        self._begin, self._epoch, self._end = on_train_begin, on_epoch_end, on_train_end
+
+    def on_train_begin(self, training: Training) -> None:
+        if self._begin is not None:
+            self._begin(training)
+
+    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+        if self._epoch is not None:
+            self._epoch(training, epoch)
+
+    def on_train_end(self, training: Training) -> None:
+        if self._end is not None:
+            self._end(training)
+
+
+@dataclass
+class ModelCheckpoint(Callback):
+    """Write the weights to `path` after each epoch, or with `save_best_only` after each that is the best so far.
+
+    `path` may hold figures of the epoch, as "weights-{epoch:02d}-{val_loss:.3f}.safetensors"; where it holds none, the
+    file is replaced. `monitor` is as in `EarlyStopping`. To go on with a run, its own checkpoints serve: these files
+    hold weights alone.
+    """
+
+    path: str | Path
+    monitor: Monitor | None = None
+    save_best_only: bool = False
+    #: The best figure so far.
+    best: float | None = field(default=None, init=False)
+
+    def on_train_begin(self, training: Training) -> None:
+        self.best = None
+        monitor = self.monitor or training.job.monitored()
+        if monitor not in get_args(Monitor):
+            raise JobError(f"monitor = {monitor!r}: expected one of {', '.join(get_args(Monitor))}")
+        if monitor.startswith("val_") and not training.job.validation_split:
+            raise JobError(f"monitor = {monitor!r} without a validation set: expected validation_split above 0")
+
+    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+        monitor = self.monitor or training.job.monitored()
+        figure = figure_of(epoch, monitor)
+        is_best = self.best is None or is_better(monitor, figure, self.best)
+        if is_best:
+            self.best = figure
+        if is_best or not self.save_best_only:
+            path = self._path(epoch)
+            arrays = training.state_dict()
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(path, arrays, {"epoch": str(epoch.epoch), monitor: repr(figure)})
+            except OSError as error:
+                told = error.strerror or str(error)
+                raise RunError(f"ModelCheckpoint cannot write {str(path)!r}: {told}: expected a file's path") from error
+
+    def _path(self, epoch: EpochStatus) -> Path:
+        figures = {name: value for name, value in msgspec.to_builtins(epoch).items() if value is not None}
+        try:
+            return Path(str(self.path).format(**figures))
+        except (KeyError, IndexError, ValueError) as error:
+            raise JobError(
+                f"path = {str(self.path)!r} cannot be filled in: {error}: expected names of {', '.join(figures)}, as "
+                "in 'weights-{epoch:02d}.safetensors'"
+            ) from error
