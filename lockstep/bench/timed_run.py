@@ -92,7 +92,7 @@ def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]
         # Without checkpoints: they would come at the end of these short epochs only, and tell nothing of a step.
         launch = msgspec.structs.replace(launch, checkpoint_keep=0)
         destination = Destination(folder=run_dir, launch=launch)
-        result = Cluster(job, destination, say=say, watch=lambda status: None, ground=LocalBackend(launch)).run()
+        result = Cluster(job, destination, say=say, watch=lambda status: None, backend=LocalBackend(launch)).run()
         lines = (run_dir / METRICS).read_bytes().splitlines()
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)

@@ -49,7 +49,7 @@ class ProcessLog:
         _, mark, words = ("\n" + self._text()).rpartition("\n" + ERROR_MARK)
         return words.strip() if mark else ""
 
-    def last_words(self) -> str:
+    def last_message(self) -> str:
         """Return the last error, or else the traceback, or else the last lines."""
         text = self._text()
         traceback = text.rfind("Traceback (most recent call last)")

@@ -1,4 +1,4 @@
-"""A run's server and workers, on whatever ground: starts them, watches them, shows the progress, leaves nothing."""
+"""The processes of a run: starts server and workers, watches them, shows the progress, leaves nothing behind."""
 
 import shutil
 import signal
@@ -10,13 +10,14 @@ from pathlib import Path
 from common.errors import JobError, LockstepError, RunError, UsageError
 from common.job.job import Job
 from common.protocol.messages import CallbackDecision, EpochStatus, Status
+from common.runtime.blas import blas_kernel
 from common.runtime.clock import Clock, SystemClock
 from common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos
 from lockstep.launch.child import keep_logs
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, ProcessBackend, WatchedProcess, private_folder
-from lockstep.launch.worker_supervisor import Restarts, WorkerSupervisor
+from lockstep.launch.worker_supervisor import Restarts, WorkerSupervisor, has_crashed
 from lockstep.reports.final_status import final_status
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch import Launch
@@ -46,8 +47,8 @@ class Cluster:
     destination: Destination
     say: Callable[[str], None]
     watch: Callable[[Status], None]
-    #: Where the processes are.
-    ground: ProcessBackend
+    #: Starts the processes, here or elsewhere.
+    backend: ProcessBackend
     #: What is done to the processes on purpose.
     chaos: Chaos | None = None
     #: Asked between two epochs, which wait for it: whether the run ends with the one that is over. None: nobody asks.
@@ -57,12 +58,14 @@ class Cluster:
     workers: list[WatchedProcess] = field(default_factory=list)
     #: The servers beside the first.
     shards: list[WatchedProcess] = field(default_factory=list)
-    #: The places of the workers, and the deaths of servers.
-    posts: WorkerSupervisor = field(init=False)
+    supervisor: WorkerSupervisor = field(init=False)
+    #: Of the servers.
     _restarts: Restarts = field(init=False)
-    #: When the server was last started, and whether it was so again.
-    _born_s: float = 0.0
+    #: When the server was last started, and whether it was a restart.
+    _started_s: float = 0.0
     _is_second: bool = False
+    #: Whether the run was seen to have begun.
+    _has_begun: bool = False
     clock: Clock = field(default_factory=SystemClock)
     #: All that has to end with us.
     _children: list[WatchedProcess] = field(default_factory=list)
@@ -105,7 +108,7 @@ class Cluster:
 
     def _start_servers(self, address: str) -> str:
         """Start all servers, at an address or where there is room; return it, empty where the first ended at once."""
-        self._born_s = self.clock.now()
+        self._started_s = self.clock.now()
         self.server = self._start_server(address)
         address = self.server.first_line()
         if address:
@@ -124,58 +127,61 @@ class Cluster:
         needed = 1 if self._is_second else self.launch.min_workers or self.launch.workers
         arguments += ["--min-workers", str(needed)]
         arguments += ["--pause"] if self.is_to_stop is not None else []
-        return self._booked(self.ground.start_server(arguments, address, self.folder))
+        return self._owned(self.backend.start_server(arguments, address, self.folder))
 
     def _start_shards(self, address: str) -> None:
         for number in range(1, self.launch.servers):
-            self.shards.append(self._booked(self.ground.start_shard(number, address, self.folder)))
+            self.shards.append(self._owned(self.backend.start_shard(number, address, self.folder)))
 
     def _start_workers(self, address: str) -> None:
-        """Fill all places; where servers were started again elsewhere, with workers that know the new address."""
+        """Start all workers, again if servers were started elsewhere: the old ones do not know the new address."""
 
         def start(number: int) -> WatchedProcess:
-            return self._booked(self.ground.start_worker(number, address, self.folder))
+            return self._owned(self.backend.start_worker(number, address, self.folder))
 
         for worker in self.workers:
             worker.make_end(0.0)
         self.workers.clear()
-        self.posts = WorkerSupervisor(start, self.workers, self.clock, self.launch.max_restarts)
-        self.posts.fill(self.ground.places(self.launch))
+        self.supervisor = WorkerSupervisor(start, self.workers, self.clock, self.launch.max_restarts)
+        self.supervisor.start_all(self.backend.places(self.launch))
 
-    def _booked(self, child: WatchedProcess) -> WatchedProcess:
+    def _owned(self, child: WatchedProcess) -> WatchedProcess:
         self._children.append(child)
         return child
 
     def _follow(self, address: str) -> None:
-        client = self.ground.observer(address, self.server)
+        client = self.backend.observer(address, self.server)
         try:
             while not self.server.wait(LOOK_S if self.chaos is None and self.is_to_stop is None else CHAOS_LOOK_S):
-                # Before the question, so that the answer tells what came of it.
-                dead = self.posts.dead()
-                self._miss_shards()
+                # Before the question, so that the answer shows what came of it.
+                dead = self.supervisor.dead()
+                self._check_shards()
                 status = client.ask(LOOK_S)
                 self._relay()
-                self._bury(dead, status)
-                self.posts.follow()
+                self._report_deaths(dead, status)
+                self.supervisor.restart_due()
                 if status is not None:
+                    self._has_begun = self._has_begun or status.phase not in BEFORE
                     self.watch(status)
-                    self._decide(status, client)
+                    self._run_callbacks(status, client)
                 if self.chaos is not None:
                     self.chaos.look(status, self)
         finally:
             client.close()
             self._relay()
 
-    def _decide(self, status: Status, client: Observer) -> None:
-        """Let callbacks say whether a run that waits for them goes on: again, where it still does not know."""
+    def _run_callbacks(self, status: Status, client: Observer) -> None:
+        """Let callbacks decide whether a run that waits for them continues; repeat that if it was lost."""
         if self.is_to_stop is not None and status.phase == RunPhase.PAUSED.value:
             stops = self.is_to_stop(status.history)
             client.tell(CallbackDecision(epoch=status.history[-1].epoch, stops=stops))
 
-    def _miss_shards(self) -> None:
-        """Raise where a shard is gone and the server does not say so: the run cannot begin without it."""
+    def _check_shards(self) -> None:
+        """Raise if a shard is gone and the server does not report it: the run cannot begin without it."""
         dead = next((shard for shard in self.shards if shard.has_ended() and shard.code != 0), None)
-        # A server that misses one ends at once, and one that fails ends its shards: it tells why.
+        if dead is not None and has_crashed(dead) and not has_begun(self.run_dir):
+            raise RunError(crash_message(dead))
+        # A server that misses one ends at once, and one that fails ends its shards: it reports why.
         if dead is not None and not self.server.wait(GRACE_S):
             if dead.code > 0:
                 error = UsageError if dead.code == 2 else RunError
@@ -183,9 +189,9 @@ class Cluster:
             self.server.make_end(0.0)
 
     def _revive(self, address: str) -> str:
-        """Start servers again that died where the run can go on from what it has kept; as `_start_servers`."""
-        while (dead := self._victim()) is not None:
-            delay_s = self._restarts.delay_s(dead.lived_s(self._born_s, self.clock.now()), dead.code)
+        """Start servers again that died, if the run can resume from what it has kept; return as `_start_servers`."""
+        while (dead := self._dead_server()) is not None:
+            delay_s = self._restarts.delay_s(dead.lived_s(self._started_s, self.clock.now()), dead.code)
             if delay_s is None:
                 return ""
             self.say(f"{exit_message(dead)}; started again in {delay_s:.1f} s, to go on from the last checkpoint")
@@ -198,38 +204,43 @@ class Cluster:
                 return started
         return ""
 
-    def _victim(self) -> WatchedProcess | None:
-        """Return the server or shard that died, None where the run ended, well or not: it would do so again."""
+    def _dead_server(self) -> WatchedProcess | None:
+        """Return the server or shard that died, None if the run itself ended, well or not: it would do so again."""
         code = self.server.code
         if code == 0 or (self.run_dir / RESULT).exists():
             return None
         killed = next((shard for shard in self.shards if shard.has_ended() and shard.code < 0), None)
-        has_crashed = code < 0 or (code == 1 and not self.server.log.last_error())
-        return self.server if has_crashed else killed if code == 1 else None
+        if has_crashed(self.server) and not has_begun(self.run_dir):
+            return None
+        was_killed = code < 0 or (code == 1 and not self.server.log.last_error())
+        return self.server if was_killed else killed if code == 1 else None
 
     def _relay(self) -> None:
-        """Tell what the server tells of the run's files: where it goes on from, and what cannot be written."""
+        """Show what the server reports of the run's files: where it resumes from, and what cannot be written."""
         for line in self.server.log.news():
             if line.startswith(NOTICES):
                 self.say(line)
 
-    def _bury(self, dead: list[int], status: Status | None) -> None:
-        """Tell who has died; raise where the run cannot begin, or not go on, without them."""
+    def _report_deaths(self, dead: list[int], status: Status | None) -> None:
+        """Report which workers have died; raise if the run cannot begin, or continue, without them."""
         if not dead:
             return
-        # A run that has failed ends its workers first: then the server's end, a moment later, is what tells why.
+        # A run that has failed ends its workers first: then the server's end, a moment later, is what says why.
         if any(self.workers[number].code > 0 for number in dead) and self.server.wait(GRACE_S):
             return
         first = self.workers[dead[0]]
         error = UsageError if first.code == 2 else RunError
-        if self.posts.are_given_up() and not self.ground.has_guests:
+        crashed = next((self.workers[number] for number in dead if has_crashed(self.workers[number])), None)
+        if crashed is not None and not self._has_begun:
+            raise RunError(crash_message(crashed))
+        if self.supervisor.are_given_up() and not self.backend.has_guests:
             raise error(f"no worker is left: {exit_message(first)}")
         is_under_way = self._is_second or status is None or status.phase not in BEFORE
-        if not is_under_way and any(map(self.posts.is_given_up, dead)):
+        if not is_under_way and any(map(self.supervisor.is_given_up, dead)):
             raise error(f"the run cannot begin with all its workers: {exit_message(first)}")
         for number in dead:
-            follows = "nobody takes its place" if self.posts.is_given_up(number) else "it is started again"
-            self.say(f"{exit_message(self.workers[number])}; its pieces go to the others, and {follows}")
+            outlook = "it is not started again" if self.supervisor.is_given_up(number) else "it is started again"
+            self.say(f"{exit_message(self.workers[number])}; its micro-batches go to the others, and {outlook}")
 
     def _result(self) -> RunResult:
         # One that was killed after the run's end has left all that is to be left.
@@ -242,6 +253,8 @@ class Cluster:
         killed = next((shard for shard in self.shards if shard.has_ended() and shard.code < 0), None)
         if killed is not None and server.code == 1:
             return RunError(f"{exit_message(killed)}, and its slice of the weights is gone with it")
+        if has_crashed(server) and not has_begun(self.run_dir):
+            return RunError(crash_message(server))
         error = UsageError if server.code == 2 else RunError
         return error(server.log.last_error() or exit_message(server))
 
@@ -253,7 +266,7 @@ class Cluster:
 
 
 def check_launch(launch: Launch) -> None:
-    """Raise `JobError` for what does not go together."""
+    """Raise `JobError` for values that contradict one another."""
     if launch.servers > 1 and not launch.workers:
         raise JobError(
             f"servers = {launch.servers!r} with workers = 0, which trains in one process alone: expected servers = 1"
@@ -261,9 +274,17 @@ def check_launch(launch: Launch) -> None:
 
 
 def exit_message(child: WatchedProcess) -> str:
-    """Return how a child that is gone ended, with its last words where it said any."""
-    words = child.log.last_words() if child.code > 0 else ""
-    return f"{child.named()} {child.how_it_ended()}{words and ': '}{words}"
+    """Return how a process ended, with the last message in its log if there is one."""
+    message = child.log.last_message() if child.code > 0 else ""
+    return f"{child.named()} {child.how_it_ended()}{message and ': '}{message}"
+
+
+def crash_message(child: WatchedProcess) -> str:
+    """Return how a process crashed before it was ready: most likely in BLAS, whose kernel is the same as ours."""
+    return (
+        f"{exit_message(child)} before it was ready; the BLAS kernel is {blas_kernel()!r}, and OPENBLAS_CORETYPE "
+        "chooses another"
+    )
 
 
 def end_all(children: list[WatchedProcess]) -> None:

@@ -37,14 +37,14 @@ def train_here(
 
 
 def train_on(
-    ground: ProcessBackend,
+    backend: ProcessBackend,
     job: Job,
     destination: Destination,
     display: Display,
     chaos: Chaos | None = None,
     is_to_stop: Verdicts | None = None,
 ) -> RunResult:
-    """Train to the end with the processes of that ground."""
+    """Train to the end with the processes of that backend."""
     launch = destination.launch
     if launch.min_workers is not None and launch.min_workers > launch.workers:
         raise JobError(
@@ -52,7 +52,7 @@ def train_on(
             "begin: expected at most as many"
         )
     say, watch = display.say, display.show
-    return Cluster(job, destination, say=say, watch=watch, ground=ground, chaos=chaos, is_to_stop=is_to_stop).run()
+    return Cluster(job, destination, say=say, watch=watch, backend=backend, chaos=chaos, is_to_stop=is_to_stop).run()
 
 
 def train_alone(job: Job, destination: Destination, display: Display, is_to_stop: Verdicts | None = None) -> RunResult:

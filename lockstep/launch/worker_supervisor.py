@@ -1,5 +1,6 @@
 """Keeps the workers of a run alive: one that dies is started again, until that is hopeless."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,11 +11,19 @@ from lockstep.launch.process_backend import WatchedProcess
 #: Seconds that a process has to live for its earlier deaths not to count any more.
 STEADY_S = 60.0
 
-#: Seconds before the first new start at most, and before any.
+#: Seconds before the first restart at most, and before any.
 FIRST_S, MOST_S = 0.5, 10.0
 
-#: The exit code of who was refused, or cannot do what was asked of it: it would come to the same again.
+#: The exit code of a process that was refused, or cannot do what was asked of it: the next one would end alike.
 USAGE = 2
+
+#: The signals by which a processor or a library ends a process that computes: the next one would crash alike.
+CRASHES = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP})
+
+
+def has_crashed(process: WatchedProcess) -> bool:
+    """Tell whether a process has been ended by such a signal."""
+    return process.has_ended() and -process.code in CRASHES
 
 
 @dataclass
@@ -28,7 +37,7 @@ class Restarts:
     deaths: int = 0
 
     def delay_s(self, lived_s: float, code: int) -> float | None:
-        """Book a death; return the seconds until a new start, None where that is hopeless.
+        """Record a death; return the seconds until the restart, None if that is hopeless.
 
         `lived_s` are the seconds that it lived, `code` is its exit code, negative for a signal.
         """
@@ -40,64 +49,65 @@ class Restarts:
         return Backoff(first_s=FIRST_S, most_s=MOST_S, seed=self.seed).delay_s(self.deaths)
 
 
-#: Starts a worker for the place of that number.
+#: Starts the worker of that number.
 Start = Callable[[int], WatchedProcess]
 
 
 @dataclass
 class SupervisedWorker:
-    """One place."""
+    """One worker's number, and what has become of those that had it."""
 
     restarts: Restarts
-    born_s: float
-    #: Who was last seen dead there: each death is told once.
-    mourned: WatchedProcess | None = None
-    #: When the next one starts, None where nobody will.
+    started_s: float
+    #: The last one whose death was reported: each is reported once.
+    reported: WatchedProcess | None = None
+    #: When the next one starts, None if there will be none.
     due_s: float | None = None
 
 
 @dataclass
 class WorkerSupervisor:
-    """All places; `workers` are those who hold them, or held them last, and are the caller's to look at."""
+    """All workers; `workers` has the current process of each, or the last one, and may be read by the caller."""
 
     start: Start
     workers: list[WatchedProcess]
     clock: Clock
     most: int
-    posts: list[SupervisedWorker] = field(default_factory=list)
+    supervised: list[SupervisedWorker] = field(default_factory=list)
 
-    def fill(self, count: int) -> None:
-        """Start a worker for each of so many places."""
+    def start_all(self, count: int) -> None:
+        """Start so many workers."""
         for number in range(count):
-            self.posts.append(SupervisedWorker(Restarts(self.most, seed=f"worker {number}"), self.clock.now()))
+            restarts = Restarts(self.most, seed=f"worker {number}")
+            self.supervised.append(SupervisedWorker(restarts, self.clock.now()))
             self.workers.append(self.start(number))
 
     def dead(self) -> list[int]:
-        """Return the places whose workers have died since the last call, as numbers; book who follows and when."""
+        """Return the numbers of the workers that have died since the last call, and schedule their restarts."""
         found = []
-        for number, (post, worker) in enumerate(zip(self.posts, self.workers, strict=True)):
-            if not worker.has_ended() or worker.code == 0 or worker is post.mourned:
+        for number, (worker, process) in enumerate(zip(self.supervised, self.workers, strict=True)):
+            if not process.has_ended() or process.code == 0 or process is worker.reported:
                 continue
-            post.mourned, now = worker, self.clock.now()
-            delay_s = post.restarts.delay_s(worker.lived_s(post.born_s, now), worker.code)
-            post.due_s = None if delay_s is None else now + delay_s
+            worker.reported, now = process, self.clock.now()
+            delay_s = worker.restarts.delay_s(process.lived_s(worker.started_s, now), process.code)
+            worker.due_s = None if delay_s is None else now + delay_s
             found.append(number)
         return found
 
     def is_given_up(self, number: int) -> bool:
-        """Tell whether a place stays empty."""
-        post = self.posts[number]
-        return post.mourned is self.workers[number] and post.due_s is None
+        """Tell whether a worker is not started again."""
+        worker = self.supervised[number]
+        return worker.reported is self.workers[number] and worker.due_s is None
 
     def are_given_up(self) -> bool:
-        """Tell whether nobody is left, and nobody will come."""
-        return all(map(self.is_given_up, range(len(self.posts))))
+        """Tell whether no worker is left, and none will be started."""
+        return all(map(self.is_given_up, range(len(self.supervised))))
 
-    def follow(self) -> None:
-        """Start those whose time has come, each where the one before it was."""
-        for number, post in enumerate(self.posts):
-            if post.due_s is not None and self.clock.now() >= post.due_s:
-                post.due_s, post.born_s = None, self.clock.now()
+    def restart_due(self) -> None:
+        """Start those again whose time has come."""
+        for number, worker in enumerate(self.supervised):
+            if worker.due_s is not None and self.clock.now() >= worker.due_s:
+                worker.due_s, worker.started_s = None, self.clock.now()
                 # What the dead one holds, a core of a cluster, is what the next one waits for.
                 self.workers[number].make_end(0.0)
                 self.workers[number] = self.start(number)

@@ -1,7 +1,6 @@
 """What is in the way of a connection is told apart, within ten seconds, by the doctor and by a worker's own words."""
 
 import json
-import platform
 import shutil
 import socket
 from collections.abc import Iterator
@@ -10,11 +9,11 @@ from contextlib import ExitStack
 import pytest
 
 from common.protocol.messages import PROTOCOL_VERSION
-from common.runtime.blas import blas_kernel
 from common.runtime.clock import SystemClock
 from lockstep.cli.main import run
 from tests.architecture.source import ROOT
 from tests.system.jobs import BRIEF
+from tests.system.kernels import other_kernel
 from tests.system.processes import Place, Process
 
 #: Seconds within which it is told, by the issue; with what a busy machine adds to the start of a process.
@@ -83,7 +82,7 @@ class Scene:
         copied = self.place.folder / "other"
         for package in ("common", "ps", "worker", "lockstep"):
             shutil.copytree(ROOT / package, copied / package, ignore=shutil.ignore_patterns("mnist", "__pycache__"))
-        messages = copied / "common" / "messages.py"
+        messages = copied / "common" / "protocol" / "messages.py"
         ours = f"PROTOCOL_VERSION = {PROTOCOL_VERSION}"
         text = messages.read_text()
         assert ours in text
@@ -91,9 +90,10 @@ class Scene:
         return (self.serve(environ={"PYTHONPATH": str(copied)}),)
 
     def numerics(self) -> tuple[str, ...]:
-        if platform.machine() != "x86_64" or blas_kernel() in ("unknown", "Prescott"):
-            pytest.skip("the BLAS here has no other kernel to choose")
-        return (self.serve(environ={"OPENBLAS_CORETYPE": "Prescott"}),)
+        kernel = other_kernel()
+        if kernel is None:
+            pytest.skip("the BLAS here has no other kernel that works")
+        return (self.serve(environ={"OPENBLAS_CORETYPE": kernel}),)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_a_worker_that_is_killed_is_told_and_the_run_goes_on(place: Place) -> No
     process = endless(place, "--workers", "2")
     (first, _) = place.pids("lockstep worker")
     kill([first])
-    process.line_with(f"a worker (pid {first}) was killed by SIGKILL; its pieces go to the others")
+    process.line_with(f"a worker (pid {first}) was killed by SIGKILL; its micro-batches go to the others")
     process.line_with("epoch ")
     process.line_with("epoch ")
     process.send(signal.SIGINT)
@@ -113,7 +113,7 @@ def test_an_exception_of_the_model_reaches_the_person_with_its_traceback(place: 
     assert "Traceback (most recent call last):\n" in error
     assert 'raise ValueError("one too many")' in error
     assert error.endswith("ValueError: one too many\n")
-    assert "its pieces go to the others" not in out
+    assert "its micro-batches go to the others" not in out
     assert (place.folder / "run" / "weights.safetensors").is_file()
     assert place.is_empty(GONE_S)
 

@@ -146,7 +146,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(place: Place) -> 
     (folder,) = folders(place.pids("lockstep server"))
     assert {path.name for path in folder.iterdir()} - {CALLERS} == {"weights", "sums-0", "sums-1"}
     os.kill(place.pids("lockstep worker")[0], signal.SIGKILL)
-    process.line_with("was killed by SIGKILL; its pieces go to the others")
+    process.line_with("was killed by SIGKILL; its micro-batches go to the others")
     code, _, error = process.end()
     assert (code, error) == (0, "")
     assert not folder.exists()

@@ -141,5 +141,5 @@ def train_on_ray(on: str, job: Job, destination: Destination, display: Display, 
     demand("ray", "ray", f"--on {on}")
     from lockstep.launch.remote.ray_backend import ray_backend
 
-    with ray_backend(on, destination, display) as ground:
-        return train_on(ground, job, destination, display, chaos)
+    with ray_backend(on, destination, display) as backend:
+        return train_on(backend, job, destination, display, chaos)

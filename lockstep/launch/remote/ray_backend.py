@@ -57,21 +57,21 @@ Found = TypeVar("Found")
 
 @contextmanager
 def ray_backend(address: str, destination: Destination, display: Display) -> Iterator["RayBackend"]:
-    """Give the ground that is the Ray cluster at `address`: `ray` for the one that is running here.
+    """Give the backend for the Ray cluster at `address`: `ray` for the one that is running here.
 
     Nothing of ours is left there at the end. `UsageError` where there is no such cluster, or it is not fit for the run.
     """
     check(destination.launch)
     connect(address)
     folder = private_folder()
-    ground = RayBackend(destination, display, KeyFolder.create(folder / KEYS, [WORKER]))
+    backend = RayBackend(destination, display, KeyFolder.create(folder / KEYS, [WORKER]))
     try:
-        ground.reserve()
-        ground.examine()
-        yield ground
+        backend.reserve()
+        backend.examine()
+        yield backend
     finally:
         with uninterrupted():
-            ground.give_up()
+            backend.give_up()
             ray.shutdown()
             for path in (*(folder / KEYS).iterdir(), folder / KEYS, folder):
                 path.rmdir() if path.is_dir() else path.unlink()

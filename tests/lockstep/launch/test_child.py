@@ -37,12 +37,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Child:
 @pytest.mark.parametrize(("log", "words"), LAST_WORDS.values(), ids=LAST_WORDS)
 def test_last_words(good: Child, log: str, words: str) -> None:
     good.log.path.write_text(log, encoding="utf-8", errors="surrogateescape")
-    assert good.log.last_words() == words
+    assert good.log.last_message() == words
 
 
 def test_a_long_log_without_an_error_is_cut(good: Child) -> None:
     good.log.path.write_text("\n".join(map(str, range(100))), encoding="utf-8")
-    assert good.log.last_words().splitlines() == [str(number) for number in range(100 - TAIL_LINES, 100)]
+    assert good.log.last_message().splitlines() == [str(number) for number in range(100 - TAIL_LINES, 100)]
     assert good.log.last_error() == ""
 
 

@@ -1,4 +1,4 @@
-"""The places of workers: each death is told once, and somebody follows."""
+"""Workers that die: each death is reported once, and each is started again until that is hopeless."""
 
 from io import BytesIO
 from pathlib import Path
@@ -24,41 +24,41 @@ class Ended:
         return self.returncode
 
 
-def posts_of(codes: list[list[int]], most: int) -> tuple[WorkerSupervisor, ManualClock]:
+def supervisor_of(codes: list[list[int]], most: int) -> tuple[WorkerSupervisor, ManualClock]:
     """Return places at which processes end at once, by these exit codes in turn."""
     clock, left = ManualClock(), [list(row) for row in codes]
 
     def start(number: int) -> Child:
         return Child("a worker", Ended(left[number].pop(0)), ProcessLog(Path()))  # type: ignore[arg-type]
 
-    posts = WorkerSupervisor(start, [], clock, most)
-    posts.fill(len(codes))
-    return posts, clock
+    supervisor = WorkerSupervisor(start, [], clock, most)
+    supervisor.start_all(len(codes))
+    return supervisor, clock
 
 
 def test_each_death_is_told_once_and_the_next_one_comes_in_its_time() -> None:
-    posts, clock = posts_of([[-9, -9, 0], [0]], most=2)
-    assert posts.dead() == [0]
-    assert posts.dead() == []
-    first = posts.workers[0]
-    posts.follow()
-    assert posts.workers[0] is first
+    supervisor, clock = supervisor_of([[-9, -9, 0], [0]], most=2)
+    assert supervisor.dead() == [0]
+    assert supervisor.dead() == []
+    first = supervisor.workers[0]
+    supervisor.restart_due()
+    assert supervisor.workers[0] is first
     clock.advance(FIRST_S)
-    posts.follow()
-    assert posts.workers[0] is not first
-    assert posts.dead() == [0]
+    supervisor.restart_due()
+    assert supervisor.workers[0] is not first
+    assert supervisor.dead() == [0]
     clock.advance(2 * FIRST_S)
-    posts.follow()
-    assert posts.dead() == []
-    assert posts.workers[0].code == 0
+    supervisor.restart_due()
+    assert supervisor.dead() == []
+    assert supervisor.workers[0].code == 0
 
 
 def test_what_the_dead_one_holds_is_free_before_the_next_one_starts() -> None:
-    posts, clock = posts_of([[-9, 0], [0]], most=1)
-    first, second = (worker.process.stdin for worker in posts.workers if isinstance(worker, Child))
-    assert posts.dead() == [0]
+    supervisor, clock = supervisor_of([[-9, 0], [0]], most=1)
+    first, second = (worker.process.stdin for worker in supervisor.workers if isinstance(worker, Child))
+    assert supervisor.dead() == [0]
     clock.advance(FIRST_S)
-    posts.follow()
+    supervisor.restart_due()
     assert first is not None
     assert first.closed
     assert second is not None
@@ -66,25 +66,25 @@ def test_what_the_dead_one_holds_is_free_before_the_next_one_starts() -> None:
 
 
 def test_a_place_is_given_up_after_so_many_deaths() -> None:
-    posts, clock = posts_of([[-9, -9], [-9, 0]], most=1)
-    assert posts.dead() == [0, 1]
-    assert not posts.are_given_up()
+    supervisor, clock = supervisor_of([[-9, -9], [-9, 0]], most=1)
+    assert supervisor.dead() == [0, 1]
+    assert not supervisor.are_given_up()
     clock.advance(FIRST_S)
-    posts.follow()
-    assert posts.dead() == [0]
-    assert posts.is_given_up(0)
-    assert not posts.is_given_up(1)
-    assert not posts.are_given_up()
+    supervisor.restart_due()
+    assert supervisor.dead() == [0]
+    assert supervisor.is_given_up(0)
+    assert not supervisor.is_given_up(1)
+    assert not supervisor.are_given_up()
 
 
 @pytest.mark.parametrize(("code", "most"), [(2, 5), (-9, 0), (1, 0)])
 def test_a_run_all_of_whose_places_are_given_up_is_hopeless(code: int, most: int) -> None:
-    posts, clock = posts_of([[code], [code]], most)
-    assert posts.dead() == [0, 1]
-    assert posts.are_given_up()
+    supervisor, clock = supervisor_of([[code], [code]], most)
+    assert supervisor.dead() == [0, 1]
+    assert supervisor.are_given_up()
     clock.advance(1000.0)
-    posts.follow()
-    assert posts.dead() == []
+    supervisor.restart_due()
+    assert supervisor.dead() == []
 
 
 KILLED = -9

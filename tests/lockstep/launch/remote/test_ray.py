@@ -262,7 +262,7 @@ def test_a_node_that_goes_and_one_that_comes_change_nothing(place: Place, three:
     three.ask("add")
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
-    assert "is gone with its node; its pieces go to the others" in out
+    assert "is gone with its node; its micro-batches go to the others" in out
     assert digest(place, "run") == alone(place, *LENET)
     assert three.left(but_folders=True) == []
 
