@@ -13,7 +13,8 @@ from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import default_launch
 from lockstep.runs.run_dir import JOB, has_begun
 from ps.checkpoint.folder import CheckpointFolder
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, EpochLine, RunResult, read_result
+from ps.records.metrics import EpochRecord
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from ps.run.early_stopping import early_stopping_state
 
 
@@ -40,7 +41,7 @@ class Run:
         return self.result.test_r2
 
     @property
-    def history(self) -> list[EpochLine]:
+    def history(self) -> list[EpochRecord]:
         """One record an epoch: loss, accuracy, test_loss, test_accuracy, wall_s, weights_sha256.
 
         With `validation_split` val_loss and val_accuracy too; of a regression r2 and test_r2 in place of accuracies.
@@ -61,7 +62,7 @@ class Run:
         return model.eval()
 
     @property
-    def best_epoch(self) -> EpochLine:
+    def best_epoch(self) -> EpochRecord:
         """The record of the best epoch, by the job's `monitor` and `min_delta`."""
         judgement = early_stopping_state(self.job, self.history)
         assert judgement is not None  # a finished run has an epoch

@@ -16,7 +16,8 @@ from lockstep.launch.cluster import Cluster
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.runs.launch import Launch
 from lockstep.runs.session import Destination
-from ps.records.run_folder import METRICS, RunResult
+from ps.records.metrics import METRICS
+from ps.records.run_folder import RunResult
 from ps.run.timing import Split, StepTime, TimeBook
 
 #: Steps at the beginning of a run that do not count: buffers are made, caches filled.

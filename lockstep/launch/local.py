@@ -13,7 +13,7 @@ from lockstep.launch.process_backend import LocalBackend, ProcessBackend
 from lockstep.reports.display import Display
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import Setting
+from ps.records.recorder import Setting
 from ps.records.run_folder import RunResult
 from ps.setup import AdmissionPolicy, open_run
 

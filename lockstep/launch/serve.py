@@ -26,7 +26,7 @@ from lockstep.runs.launch import Transport
 from lockstep.runs.session import Destination, RunSession, open_session
 from ps.checkpoint.resuming import Resumption, coordinator_of
 from ps.coordinator.coordinator import Coordinator
-from ps.records.metrics import Setting
+from ps.records.recorder import Setting
 from ps.records.run_folder import RunResult
 from ps.run.info import RunInfo
 from ps.server.server import QUEUE, Server

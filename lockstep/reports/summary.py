@@ -10,7 +10,8 @@ from common.files.sanitize import printable
 from common.job.score import Score
 from lockstep.reports.cost_model import Measured, bytes_per_parameter, fitted
 from lockstep.reports.display import print_plainly
-from ps.records.run_folder import EpochLine, RunResult
+from ps.records.metrics import EpochRecord
+from ps.records.run_folder import RunResult
 from ps.run.timing import Split
 
 #: Seconds of training below which times say nothing.
@@ -27,7 +28,7 @@ def show_summary(console: Console, result: RunResult, folder: Path | None, cores
         console.print(Text(printable(f"note: {note}")), soft_wrap=not console.is_terminal)
 
 
-def epochs_table(history: list[EpochLine]) -> Table:
+def epochs_table(history: list[EpochRecord]) -> Table:
     """Return a line for each epoch."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     name = Score(history[0].accuracy, history[0].r2).name if history else "accuracy"

@@ -18,8 +18,9 @@ from lockstep.runs.run_dir import JOB, has_begun
 from ps.checkpoint.folder import CheckpointFolder
 from ps.checkpoint.resuming import fill
 from ps.records.ledger import Line, RunBegun, StepDone, WorkerIn, read_lines
+from ps.records.metrics import MOST_LINES_BYTES
 from ps.records.receipt import Receipt, receipt_of
-from ps.records.run_folder import CHECKPOINTS, LEDGER, MOST_BYTES, MOST_LINES_BYTES, RECEIPT
+from ps.records.run_folder import CHECKPOINTS, LEDGER, MOST_BYTES, RECEIPT
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 
 

@@ -12,7 +12,7 @@ from ps.checkpoint.checkpointer import Checkpointer
 from ps.checkpoint.folder import CheckpointFolder
 from ps.checkpoint.resuming import Resumption, begin_anew, beginning, best_of, check_identity, has_best, resume
 from ps.checkpoint.schedule import CheckpointSchedule
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import CHECKPOINTS, RunFolder
 from ps.setup import RunSetup
 

@@ -18,7 +18,7 @@ from ps.coordinator.membership import Membership
 from ps.coordinator.status import status_of
 from ps.coordinator.transitions import RunPhase, initial_phase
 from ps.records.ledger import Account
-from ps.records.metrics import MetricsRecorder
+from ps.records.recorder import MetricsRecorder
 from ps.records.run_folder import RunResult
 from ps.run.plan import Round, next_round
 from ps.run.progress import Progress

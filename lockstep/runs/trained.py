@@ -21,7 +21,8 @@ from lockstep.runs.launch import default_launch
 from lockstep.runs.run_dir import JOB
 from ps.checkpoint.checkpoint import Checkpoint
 from ps.checkpoint.folder import CheckpointFolder
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, EpochLine, read_result
+from ps.records.metrics import EpochRecord
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, read_result
 from ps.run.early_stopping import early_stopping_state
 
 #: The number of steps after which they were kept, or a name.
@@ -71,7 +72,7 @@ def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence
     )
 
 
-def _history(folder: Path, checkpoints: Sequence[Checkpoint]) -> list[EpochLine]:
+def _history(folder: Path, checkpoints: Sequence[Checkpoint]) -> list[EpochRecord]:
     if (folder / RESULT).exists():
         return read_result(folder).history
     return checkpoints[0].past.history if checkpoints else []

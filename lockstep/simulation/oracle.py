@@ -13,7 +13,7 @@ from lockstep.runs.single_process import SerialRun
 from lockstep.simulation.small import data, job_named
 from lockstep.verification.coverage import check_coverage
 from ps.records.ledger import Line, StepDone, read_lines
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import LEDGER, RunFolder, RunResult
 from ps.run.plan import plan_of
 from ps.setup import AdmissionPolicy, open_run

@@ -22,7 +22,7 @@ from lockstep.simulation.small import data, load
 from lockstep.simulation.world import Process
 from ps.checkpoint.resuming import Resumption, coordinator_of
 from ps.coordinator.coordinator import Coordinator
-from ps.records.metrics import Setting
+from ps.records.recorder import Setting
 from ps.run.info import RunInfo
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy, open_run

@@ -24,7 +24,7 @@ from common.files.reading import read_regular
 from common.files.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
 from common.job.job import Job
 from common.protocol.numerics import Fingerprint
-from ps.records.run_folder import EpochLine
+from ps.records.metrics import EpochRecord
 from ps.run.info import RunInfo
 
 PAST = "lockstep/past"
@@ -69,7 +69,7 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     count: Count
     #: Training samples in all.
     samples: Count
-    history: list[EpochLine]
+    history: list[EpochRecord]
     #: Seconds: since the first step, of the whole run, and of those in training rounds, computing and updates.
     elapsed_s: float
     wall_s: float
@@ -103,7 +103,7 @@ class Checkpoint:
     #: All arrays of the file but the past, by name.
     arrays: dict[str, NDArray[Any]]
 
-    def is_of(self, epoch: EpochLine) -> bool:
+    def is_of(self, epoch: EpochRecord) -> bool:
         """Tell whether it was taken at the end of that epoch."""
         history = self.past.history
         last = history[-1] if history and self.past.is_evaluated else None

@@ -11,7 +11,7 @@ from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress,
 from ps.checkpoint.folder import CheckpointFolder
 from ps.checkpoint.schedule import CheckpointSchedule
 from ps.records.ledger import WeightsAt
-from ps.records.metrics import MetricsRecorder
+from ps.records.recorder import MetricsRecorder
 from ps.records.run_folder import RunFolder
 from ps.run.progress import Progress
 
@@ -69,7 +69,7 @@ class Checkpointer:
 
     def _save(self, holder: WeightsHolder, progress: Progress, compute_s: float, now: float) -> bool:
         recorder, steps = self.recorder, holder.updates
-        recorder.note(WeightsAt(step=steps, weights_sha256=weights_digest(holder.weights)))
+        recorder.add_entries(WeightsAt(step=steps, weights_sha256=weights_digest(holder.weights)))
         if not self._sync():
             return False
         past = RunProgress(

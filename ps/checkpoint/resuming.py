@@ -7,14 +7,13 @@ from common.aggregation.layout import weights_digest
 from common.aggregation.tree import Vector
 from common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from common.job.tally import Tally
-from common.protocol.messages import EpochStatus
 from ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, RunProgress
 from ps.checkpoint.folder import CheckpointFolder
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.membership import Membership
 from ps.records.ledger import RunBegun, read_lines
-from ps.records.metrics import MetricsRecorder
 from ps.records.receipt import read_chain
+from ps.records.recorder import MetricsRecorder
 from ps.records.run_folder import RunFolder
 from ps.run.early_stopping import early_stopping_state
 from ps.run.info import RunInfo
@@ -97,7 +96,9 @@ def resume(opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder, chec
     recorder.setting = replace(recorder.setting, started=recorder.setting.started - past.wall_s)
     path = folder.ledger.path
     recorder.chain = read_chain(opening.facts, read_lines(path.read_bytes(), str(path)), str(path))
-    recorder.note(RunBegun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost))
+    recorder.add_entries(
+        RunBegun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost)
+    )
     return Resumption(round=following, progress=_progress(past, opening.facts), compute_s=past.compute_s)
 
 
@@ -139,14 +140,13 @@ def fill(shard: Shard, checkpoint: Checkpoint, opening: RunSetup) -> None:
 
 
 def _progress(past: RunProgress, facts: RunInfo) -> Progress:
-    names = EpochStatus.__struct_fields__
     return Progress(
         targets=facts.targets,
         guess=facts.guess,
         before_s=past.elapsed_s,
         steps=past.steps,
         epoch=Tally(past.loss_sum, past.correct, past.count),
-        history=[EpochStatus(**{name: getattr(epoch, name) for name in names}) for epoch in past.history],
+        history=[epoch.status() for epoch in past.history],
         samples=past.samples,
         audited=past.audited,
         unaudited=past.unaudited,

@@ -16,11 +16,11 @@ from common.files.reading import read_regular
 from common.files.safetensors import write
 from ps.records.ledger import LedgerEntry
 from ps.records.line_file import LineFile
+from ps.records.metrics import METRICS, EpochRecord, Record, encode_record
 from ps.records.receipt import Receipt
 from ps.run.timing import Split
 from ps.run.traffic import NOTHING, Moved
 
-METRICS = "metrics.jsonl"
 LEDGER = "ledger.jsonl"
 RECEIPT = "receipt.json"
 CHECKPOINTS = "checkpoints"
@@ -31,28 +31,6 @@ RESULT = "result.json"
 
 #: Bytes of a result or a receipt: an epoch takes a quarter of a KiB.
 MOST_BYTES = 2**26
-
-#: Bytes of a file of lines: a step takes some hundred.
-MOST_LINES_BYTES = 2**33
-
-
-class EpochLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One epoch in the history: means over its training samples, over the test set after it, and the weights then."""
-
-    epoch: int
-    loss: float
-    #: None in a regression, which has R² instead.
-    accuracy: float | None = None
-    test_loss: float
-    test_accuracy: float | None = None
-    r2: float | None = None
-    test_r2: float | None = None
-    #: Seconds from the first step to the end of the epoch's evaluation.
-    wall_s: float
-    weights_sha256: str
-    #: Over the validation set, None in a run without one.
-    val_loss: float | None = None
-    val_accuracy: float | None = None
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +64,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     dataset_sha256: str
     #: What computed it: versions, BLAS kernel, processor features.
     numerics: dict[str, Any]
-    history: list[EpochLine]
+    history: list[EpochRecord]
     #: Of a regression, whose `test_accuracy` is None.
     test_r2: float | None = None
     #: Number of values that are trained; 0 in the folder of an older version.
@@ -133,11 +111,11 @@ class RunFolder:
         self.metrics = LineFile(self.path / METRICS, self.say)
         self.ledger = LineFile(self.path / LEDGER, self.say)
 
-    def record(self, kind: str, figures: dict[str, Any]) -> None:
+    def add_record(self, record: Record) -> None:
         """Append one line to `metrics.jsonl`; buffered until `flush`."""
-        self.metrics.append(msgspec.json.encode({"kind": kind, **figures}))
+        self.metrics.append(encode_record(record))
 
-    def note(self, entry: LedgerEntry) -> None:
+    def add_entry(self, entry: LedgerEntry) -> None:
         """Append one line to `ledger.jsonl`; buffered until `flush`."""
         self.ledger.append(msgspec.json.encode(entry))
 

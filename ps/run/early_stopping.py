@@ -7,28 +7,9 @@ criteria: stop after so many strips without a better figure).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from common.job.job import Job, Monitor
-
-
-class MonitoredFigures(Protocol):
-    """What an epoch came to, as `EpochStatus` and `EpochRecord` have it."""
-
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def loss(self) -> float: ...
-    @property
-    def accuracy(self) -> float | None: ...
-    @property
-    def test_loss(self) -> float: ...
-    @property
-    def test_accuracy(self) -> float | None: ...
-    @property
-    def val_loss(self) -> float | None: ...
-    @property
-    def val_accuracy(self) -> float | None: ...
+from common.protocol.messages import EpochStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +22,7 @@ class EarlyStoppingState:
     waited: int
 
 
-def early_stopping_state(job: Job, history: Sequence[MonitoredFigures]) -> EarlyStoppingState | None:
+def early_stopping_state(job: Job, history: Sequence[EpochStatus]) -> EarlyStoppingState | None:
     """Return what a job's `monitor` and `min_delta` say of its epochs, None before the first."""
     if not history:
         return None
@@ -54,7 +35,7 @@ def early_stopping_state(job: Job, history: Sequence[MonitoredFigures]) -> Early
     return EarlyStoppingState(best=best.epoch, waited=history[-1].epoch - best.epoch)
 
 
-def is_stopped(job: Job, history: Sequence[MonitoredFigures]) -> bool:
+def is_stopped(job: Job, history: Sequence[EpochStatus]) -> bool:
     """Tell whether a run is to end although epochs are left: its `patience` is used up."""
     if job.patience is None:
         return False  # and no look at an ever longer history
@@ -68,7 +49,7 @@ def is_better(monitor: Monitor, figure: float, than: float, min_delta: float = 0
     return gain > min_delta
 
 
-def figure_of(epoch: MonitoredFigures, monitor: Monitor) -> float:
+def figure_of(epoch: EpochStatus, monitor: Monitor) -> float:
     """Return one figure of an epoch; ValueError where the run has no such figure."""
     figure = getattr(epoch, monitor)
     if not isinstance(figure, float):

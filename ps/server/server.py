@@ -40,7 +40,7 @@ from ps.coordinator import effects, events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.scheduling.buffer_pool import WINDOW
 from ps.coordinator.validation import check_result
-from ps.records.metrics import MetricsRecorder
+from ps.records.recorder import MetricsRecorder
 from ps.run.traffic import Traffic
 from ps.server.gradient_receiver import GradientReceiver
 from ps.server.peer_blocklist import PeerBlocklist

@@ -7,7 +7,7 @@ from common.protocol.shard_messages import Collected
 from ps.checkpoint.checkpointer import Checkpointer
 from ps.coordinator import effects, events
 from ps.coordinator.coordinator import Coordinator
-from ps.records.metrics import MetricsRecorder, carried
+from ps.records.recorder import MetricsRecorder, carried
 from ps.run.traffic import Traffic
 from ps.server.nonfinite_guard import NonFiniteGuard
 from ps.sharding.group.shell import ShardGroupShell
@@ -62,7 +62,7 @@ class StepCommitter:
     def record_epoch(self, effect: effects.RecordEpoch) -> None:
         """Record the figures of an epoch, with the weights as they are now."""
         holder = self.group.holder
-        self.recorder.note(*effect.account.other_entries("evaluate", holder.updates))
+        self.recorder.add_entries(*effect.account.other_entries("evaluate", holder.updates))
         self.recorder.epoch(effect.epoch, holder.weights)
 
     def take_due_checkpoint(self) -> None:

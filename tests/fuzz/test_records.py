@@ -31,8 +31,9 @@ from ps.records.ledger import (
     WorkerIn,
     read_lines,
 )
+from ps.records.metrics import METRICS
 from ps.records.receipt import Receipt, ReceiptLink
-from ps.records.run_folder import LEDGER, METRICS, RECEIPT, RESULT, read_result
+from ps.records.run_folder import LEDGER, RECEIPT, RESULT, read_result
 from ps.run.plan import plan_of
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of

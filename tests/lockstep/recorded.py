@@ -18,7 +18,7 @@ from lockstep.runs.run_dir import make_run_dir
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.resuming import coordinator_of
-from ps.records.metrics import Setting
+from ps.records.recorder import Setting
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shard.shard import Shard

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 
 from common.protocol.messages import EpochStatus, Status, WorkerStatus
-from ps.records.run_folder import EpochLine, RunResult
+from ps.records.metrics import EpochRecord
+from ps.records.run_folder import RunResult
 
 EPOCH = EpochStatus(epoch=1, loss=0.5, accuracy=0.875, test_loss=0.25, test_accuracy=0.9375, wall_s=12.34)
 
@@ -66,6 +67,6 @@ def result(**values: Any) -> RunResult:
         job_sha256="cd" * 32,
         dataset_sha256="ef" * 32,
         numerics={},
-        history=[EpochLine(**msgspec.to_builtins(EPOCH), weights_sha256="ab" * 32)],
+        history=[EpochRecord(**msgspec.to_builtins(EPOCH), weights_sha256="ab" * 32)],
     )
     return msgspec.structs.replace(good, **values)

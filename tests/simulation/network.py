@@ -23,7 +23,7 @@ from common.transport.memory import MemoryClient, MemoryNetwork
 from common.transport.port import ClientPort, Frames, Shortcut
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Finish
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import RunFolder
 from ps.run.info import RunInfo
 from ps.server.server import Server

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from common.aggregation.tree import Node, Vector
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.setup import AdmissionPolicy, open_run
 from ps.shard.shard import Shard
 from tests.simulation.network import Simulation, digest_with

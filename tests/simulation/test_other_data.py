@@ -17,7 +17,7 @@ from common.optim import SGD
 from common.random import Purpose, generator
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import RunResult
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.network import Simulation

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import RunResult
 from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.network import Simulation, digest_with

@@ -15,8 +15,9 @@ from lockstep.runs.launch import Launch
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.resuming import coordinator_of
-from ps.records.metrics import Setting
-from ps.records.run_folder import CHECKPOINTS, LEDGER, METRICS, RESULT
+from ps.records.metrics import METRICS
+from ps.records.recorder import Setting
+from ps.records.run_folder import CHECKPOINTS, LEDGER, RESULT
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.network import Simulation

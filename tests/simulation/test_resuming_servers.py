@@ -12,7 +12,7 @@ from lockstep.runs.launch import Launch
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.resuming import coordinator_of
-from ps.records.metrics import Setting
+from ps.records.recorder import Setting
 from ps.records.run_folder import RESULT, read_result
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy, open_run

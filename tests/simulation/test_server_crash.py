@@ -13,7 +13,7 @@ from ps.checkpoint.resuming import Resumption
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Effect, Finish
-from ps.records.metrics import Setting
+from ps.records.recorder import Setting
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation

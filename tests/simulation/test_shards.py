@@ -15,7 +15,7 @@ from common.job.job import Job
 from common.optim.clipping import BLOCK
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import RunResult
 from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.network import Simulation, digest_with

@@ -12,7 +12,7 @@ from common.protocol.messages import CallbackDecision, EpochStatus
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
 from ps.coordinator.transitions import RunPhase
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import CHECKPOINTS, RESULT, RunResult
 from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.network import Simulation

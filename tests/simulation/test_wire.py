@@ -21,7 +21,7 @@ from common.job.job import Job
 from common.random import Purpose, generator
 from common.runtime.clock import ManualClock
 from lockstep.runs.single_process import SerialRun
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.run.traffic import Moved
 from ps.setup import AdmissionPolicy, open_run
 from ps.shard.shard import Chunk, Shard

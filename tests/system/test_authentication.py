@@ -22,7 +22,7 @@ from common.transport.port import ClientPort, Frames, Shortcut
 from common.transport.zeromq.ports import dial, serve
 from common.transport.zeromq.server import ZeroMqServer
 from ps.coordinator.coordinator import Coordinator
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy, open_run
 from tests.common.transport.zeromq import zmtp

@@ -11,7 +11,7 @@ from lockstep.launch.report import PICTURE
 from lockstep.reports.display import print_plainly
 from lockstep.reports.plots.course import RunCurves, read_curves
 from lockstep.runs.extras import demand
-from ps.records.run_folder import METRICS
+from ps.records.metrics import METRICS
 
 #: Where pictures go that were given no folder: in the run's own, or, of several runs, here.
 PLOTS = Path("plots")

@@ -10,7 +10,8 @@ from common.errors import FileFormatError
 from common.files.reading import read_regular
 from common.files.sanitize import one_line
 from ps.records.ledger import Again, LedgerShare, Line, RunBegun, StepDone, WorkerIn, read_lines
-from ps.records.run_folder import LEDGER, MOST_LINES_BYTES
+from ps.records.metrics import MOST_LINES_BYTES
+from ps.records.run_folder import LEDGER
 
 #: Characters of a worker's name in a picture.
 MOST_NAME = 60

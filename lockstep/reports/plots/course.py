@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from common.errors import FileFormatError
 from common.files.json_file import convert, decode
 from common.files.reading import read_regular
-from ps.records.run_folder import METRICS, MOST_LINES_BYTES
+from ps.records.metrics import METRICS, MOST_LINES_BYTES
 
 Floats = NDArray[np.float64]
 

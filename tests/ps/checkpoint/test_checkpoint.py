@@ -13,11 +13,11 @@ from common.files.atomic import write_atomically
 from common.protocol.numerics import fingerprint
 from common.random import Purpose, generator
 from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
-from ps.records.run_folder import EpochLine
+from ps.records.metrics import EpochRecord
 from tests.ps.runs import facts_of
 
 LAYOUT = layout_of(nn.Sequential(nn.Linear(24, 4), nn.BatchNorm1d(4)))
-EPOCH = EpochLine(
+EPOCH = EpochRecord(
     epoch=1, loss=0.1, accuracy=0.5, test_loss=1 / 3, test_accuracy=0.7, wall_s=2.0, weights_sha256="0" * 64
 )
 PAST = RunProgress(

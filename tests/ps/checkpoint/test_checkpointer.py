@@ -16,8 +16,9 @@ from lockstep.runs.launch import Launch
 from lockstep.runs.session import Destination, RunSession, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.records.line_file import LineFile
-from ps.records.metrics import Setting
-from ps.records.run_folder import METRICS, RESULT
+from ps.records.metrics import METRICS
+from ps.records.recorder import Setting
+from ps.records.run_folder import RESULT
 from ps.run.progress import Progress
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.common.files.test_atomic import failing_at

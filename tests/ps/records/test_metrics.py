@@ -1,237 +1,82 @@
-"""What a run leaves on disk: lines of JSON, weights that others can read, a result with the fixed names."""
+"""The lines of `metrics.jsonl`: what is written is read back, as are the files of older versions."""
 
-import json
-import shutil
 from pathlib import Path
 
-import msgspec
-import numpy as np
 import pytest
-from safetensors import safe_open
 
-from common import nn
-from common.aggregation.layout import ParameterLayout, layout_of, weights_digest
-from common.aggregation.tree import Node, Vector
 from common.errors import FileFormatError
-from common.job.tally import Tally, pack_losses
-from common.protocol.messages import EpochStatus
-from ps.records.ledger import Account, Again, EpochDone, LedgerShare, RunBegun, StepDone, read_lines
-from ps.records.metrics import MetricsRecorder, Setting, carried
-from ps.records.receipt import Receipt
-from ps.records.run_folder import LEDGER, METRICS, RECEIPT, RESULT, WEIGHTS, RunFolder, read_result
-from ps.run.progress import Progress
-from ps.run.timing import Split
-from ps.run.traffic import Moved
-from tests.ps.runs import facts_of
+from ps.records.metrics import (
+    METRICS,
+    EpochRecord,
+    FailureRecord,
+    Record,
+    RunMetrics,
+    StepRecord,
+    encode_record,
+    read_metrics,
+)
 
-#: The issue's names, on which others rely.
-FIXED_NAMES = [
-    "model",
-    "dataset",
-    "seed",
-    "workers",
-    "servers",
-    "transport",
-    "epochs",
-    "steps",
-    "global_batch",
-    "micro_batches",
-    "wall_s",
-    "train_s",
-    "images_per_s",
-    "train_loss",
-    "test_loss",
-    "test_accuracy",
-    "weights_sha256",
-    "history",
-]
-HISTORY_NAMES = ["loss", "accuracy", "wall_s", "weights_sha256"]
-
-EPOCHS = [
-    EpochStatus(epoch=number, loss=1.0 / number, accuracy=0.5, test_loss=0.5, test_accuracy=0.75, wall_s=2.0 * number)
-    for number in (1, 2)
-]
+STEP = StepRecord(epoch=1, step=0, loss=2.0, accuracy=0.5, lr=0.1, samples=8, round_s=0.5, sums_bytes=64)
+STEP_LINE = (
+    b'{"kind":"step","epoch":1,"step":0,"loss":2.0,"accuracy":0.5,"lr":0.1,"samples":8,"round_s":0.5,"mean_s":0.0,'
+    b'"slowest_s":0.0,"update_s":0.0,"sums_bytes":64,"weights_bytes":0}'
+)
+FAILURE_LINE = b'{"kind":"failure","failure":"x","weights_after_steps":3}'
+EPOCH = EpochRecord(
+    epoch=1, loss=1.0, accuracy=0.5, test_loss=0.25, test_accuracy=0.75, wall_s=3.0, weights_sha256="ab" * 32
+)
 
 
-def layout() -> ParameterLayout:
-    return layout_of(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+def read(folder: Path, *lines: bytes) -> RunMetrics:
+    (folder / METRICS).write_bytes(b"".join(line + b"\n" for line in lines))
+    return read_metrics(folder)
 
 
-def weights() -> Vector:
-    return np.arange(layout().size, dtype=np.float32)
+@pytest.mark.parametrize("record", [STEP, StepRecord(epoch=1, step=0, loss=2.0, r2=0.5, lr=0.1, samples=8)])
+def test_a_step_is_read_as_it_was_written(tmp_path: Path, record: StepRecord) -> None:
+    assert read(tmp_path, encode_record(record)) == RunMetrics([record], [])
 
 
-def recorder_in(folder: Path | None) -> MetricsRecorder:
-    setting = Setting(servers=1, transport="ipc", started=5.0)
-    recorder = MetricsRecorder(facts_of(), setting, layout(), RunFolder(folder) if folder else None)
-    recorder.begin(weights_digest(weights()))
-    return recorder
-
-
-def account() -> Account:
-    """Return what a step came to that two workers have shared, a third having left."""
-    made = Account(4)
-    made.add(Again(work="train", step=0, lo=2, hi=4, rank=2, why="it left"))
-    made.record_accepted(Node(2, 4), 1, pack_losses([3.0, 4.0]))
-    made.record_accepted(Node(0, 2), 0, pack_losses([1.0, 2.0]))
-    return made
-
-
-def record(folder: Path | None) -> MetricsRecorder:
-    """Record a run of two epochs to its end."""
-    recorder, progress = recorder_in(folder), Progress()
-    progress.begin_round(10.0)
-    for step in range(6):
-        progress.end_step(Tally(16.0, 8, 16), 12.0, (1.0, 1.5))
-        moved = Moved(sums=1000 * step, weights=300 * step)
-        recorder.step(step, Tally(16.0, 8, 16), 0.1, 0.25, progress.last_step, moved)
-        recorder.account(step, account(), mark=7)
-        if step % 3 == 2:
-            recorder.epoch(EPOCHS[step // 3], weights())
-    recorder.finish(progress, workers=3, compute_s=4.0, weights=weights(), now=20.0)
-    recorder.close()
-    return recorder
-
-
-def test_the_result_has_the_fixed_names(tmp_path: Path) -> None:
-    record(tmp_path)
-    result = json.loads((tmp_path / RESULT).read_text())
-    assert set(FIXED_NAMES) <= set(result)
-    assert len(result["history"]) == 2
-    assert all(set(HISTORY_NAMES) <= set(epoch) for epoch in result["history"])
-
-
-def test_the_result_says_what_happened(tmp_path: Path) -> None:
-    recorder = record(tmp_path)
-    result = read_result(tmp_path)
-    assert result == recorder.result
-    assert (result.model, result.dataset, result.seed) == ("linear", "mnist", 0)
-    assert (result.workers, result.servers, result.transport) == (3, 1, "ipc")
-    assert (result.epochs, result.steps, result.global_batch, result.micro_batches) == (2, 6, 16, 4)
-    assert (result.wall_s, result.train_s, result.images_per_s) == (15.0, 12.0, 8.0)
-    assert (result.compute_s, result.update_s) == (4.0, 1.5)
-    assert result.moved == Moved(sums=2500, weights=750)
-    assert result.parameters == 2 * 3 + 3 + 2 * 3
-    assert result.split == Split(steps=4, compute_s=1.0, exchange_s=0.25, update_s=0.25, waiting_s=0.5)
-    assert (result.train_loss, result.test_loss, result.test_accuracy) == (0.5, 0.5, 0.75)
-    assert result.weights_sha256 == weights_digest(weights())
-    assert result.job_sha256 == facts_of().job.digest()
+def test_an_epoch_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read(tmp_path, encode_record(EPOCH)) == RunMetrics([], [EPOCH])
 
 
 @pytest.mark.parametrize(
-    ("sharing", "transport"), [({True}, "shm"), ({False}, "ipc"), ({True, False}, "shm+ipc"), (set(), "ipc")]
+    ("record", "line"),
+    [
+        (STEP, STEP_LINE),
+        (FailureRecord(failure="x", weights_after_steps=3), FAILURE_LINE),
+    ],
 )
-def test_the_transport_is_what_carried_the_vectors(sharing: set[bool], transport: str) -> None:
-    assert carried(Setting(servers=1, transport="ipc", started=0.0), sharing, "").transport == transport
+def test_the_lines_on_disk_stay_as_they_are(record: Record, line: bytes) -> None:
+    assert encode_record(record) == line
 
 
-def test_the_first_obstacle_to_sharing_is_told() -> None:
-    none = Setting(servers=1, transport="ipc", started=0.0)
-    full = Setting(servers=1, transport="ipc", obstacle="no room", started=0.0)
-    assert [carried(setting, {False}, "elsewhere").obstacle for setting in (none, full)] == ["elsewhere", "no room"]
+def test_an_older_version_wrote_no_times(tmp_path: Path) -> None:
+    line = b'{"kind":"step","epoch":1,"step":0,"loss":2.0,"accuracy":0.5,"lr":0.1,"samples":8}'
+    (step,) = read(tmp_path, line).steps
+    assert (step.loss, step.round_s, step.sums_bytes) == (2.0, 0.0, 0)
 
 
-def test_every_line_of_the_metrics_is_json(tmp_path: Path) -> None:
-    record(tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["step"] * 3 + ["epoch"] + ["step"] * 3 + ["epoch"]
-    assert lines[4] == {
-        "kind": "step",
-        "epoch": 2,
-        "step": 3,
-        "loss": 1.0,
-        "accuracy": 0.5,
-        "lr": 0.1,
-        "samples": 16,
-        "round_s": 2.0,
-        "mean_s": 1.0,
-        "slowest_s": 1.5,
-        "update_s": 0.25,
-        "sums_bytes": 3000,
-        "weights_bytes": 900,
-    }
-    assert lines[3] == {"kind": "epoch", **msgspec.to_builtins(EPOCHS[0]), "weights_sha256": weights_digest(weights())}
+def test_a_step_that_was_made_again_counts_as_it_was_made_last(tmp_path: Path) -> None:
+    def line(step: int, loss: float) -> bytes:
+        return encode_record(StepRecord(epoch=1, step=step, loss=loss, lr=0.1, samples=8))
+
+    read_back = read(tmp_path, line(0, 3.0), line(1, 2.0), line(0, 1.0))
+    assert [(step.step, step.loss) for step in read_back.steps] == [(0, 1.0), (1, 2.0)]
 
 
-def test_finished_epochs_are_on_disk_while_the_run_goes_on(tmp_path: Path) -> None:
-    recorder = recorder_in(tmp_path)
-    recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0, Progress().last_step)
-    recorder.epoch(EPOCHS[0], weights())
-    assert len((tmp_path / METRICS).read_text().splitlines()) == 2
-    recorder.close()
+def test_a_line_that_is_still_being_written_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_bytes(encode_record(STEP) + b"\n" + encode_record(EPOCH)[:20])
+    assert read_metrics(tmp_path) == RunMetrics([STEP], [])
 
 
-def test_the_weights_open_with_the_safetensors_package(tmp_path: Path) -> None:
-    record(tmp_path)
-    with safe_open(tmp_path / WEIGHTS, "numpy") as file:
-        assert file.metadata() == {"run": "test", "model": "linear", "steps": "6"}
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    expected = layout().read(weights())
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+def test_other_lines_are_left_out_and_damaged_ones_are_not(tmp_path: Path) -> None:
+    assert read(tmp_path, b'{"kind":"other"}', encode_record(STEP)).steps == [STEP]
+    with pytest.raises(FileFormatError, match="line 2 is not a record of a run"):
+        read(tmp_path, encode_record(STEP), b'{"kind":"epoch","epoch":"one"}')
 
 
-def test_a_scalar_keeps_its_shape(tmp_path: Path) -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(np.float32(2.0))
-
-    RunFolder(tmp_path).keep_weights(layout_of(Scaled()), np.array([3.0], np.float32), {})
-    with safe_open(tmp_path / WEIGHTS, "numpy") as file:
-        assert file.get_tensor("scale").shape == ()
-
-
-def test_nothing_half_written_is_left_beside_the_files(tmp_path: Path) -> None:
-    record(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {METRICS, LEDGER, WEIGHTS, RESULT, RECEIPT}
-
-
-def test_a_failed_run_keeps_its_weights_and_the_reason_but_no_result(tmp_path: Path) -> None:
-    recorder = recorder_in(tmp_path)
-    recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0, Progress().last_step)
-    recorder.fail("the loss is not finite", weights(), 1)
-    recorder.close()
-    assert {path.name for path in tmp_path.iterdir()} == {METRICS, LEDGER, WEIGHTS, RECEIPT}
-    last = json.loads((tmp_path / METRICS).read_text().splitlines()[-1])
-    assert last == {"kind": "failure", "failure": "the loss is not finite", "weights_after_steps": 1}
-
-
-def test_a_run_without_a_folder_is_kept_in_memory() -> None:
-    recorder = record(None)
-    assert recorder.result is not None
-    assert len(recorder.result.history) == 2
-    recorder.fail("late", weights(), 6)
-
-
-@pytest.mark.parametrize("damage", ["gone", "cut", "other"])
-def test_a_result_that_cannot_be_read_is_told(tmp_path: Path, damage: str) -> None:
-    record(tmp_path)
-    path = tmp_path / RESULT
-    if damage == "gone":
-        shutil.move(path, tmp_path / "elsewhere")
-    else:
-        path.write_bytes(path.read_bytes()[:100] if damage == "cut" else b'{"model": 3}')
-    with pytest.raises(FileFormatError, match="result"):
-        read_result(tmp_path)
-
-
-def test_the_ledger_tells_who_computed_what_and_what_was_in_vain(tmp_path: Path) -> None:
-    record(tmp_path)
-    lines = read_lines((tmp_path / LEDGER).read_bytes(), "ledger")
-    again, done = account().entries, account().step_done(0, 7)
-    assert lines[:3] == [RunBegun(step=0, weights_sha256=weights_digest(weights())), *again, done]
-    assert done == StepDone(step=0, shares=[LedgerShare(2, 4, 1), LedgerShare(0, 2, 0)], losses=done.losses, mark=7)
-    assert done.loss_sums().tolist() == [1.0, 2.0, 3.0, 4.0]
-    assert [line.step for line in lines if isinstance(line, StepDone)] == list(range(6))
-
-
-def test_the_receipt_and_the_ledger_have_the_same_chain(tmp_path: Path) -> None:
-    recorder = record(tmp_path)
-    receipt = msgspec.json.decode((tmp_path / RECEIPT).read_bytes(), type=Receipt)
-    assert receipt.chain == recorder.chain
-    assert [(link.epoch, link.step) for link in receipt.chain] == [(0, 0), (1, 3), (2, 6)]
-    assert len({link.link for link in receipt.chain}) == 3
-    lines = read_lines((tmp_path / LEDGER).read_bytes(), "ledger")
-    assert [line.link for line in lines if isinstance(line, EpochDone)] == [link.link for link in receipt.chain[1:]]
+def test_a_folder_without_figures_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="expected the folder of a run"):
+        read_metrics(tmp_path)

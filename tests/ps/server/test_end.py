@@ -13,7 +13,8 @@ from common.aggregation.layout import ParameterLayout, weights_digest
 from common.aggregation.tree import Vector
 from common.job.job import Job
 from ps.coordinator.effects import Finish
-from ps.records.run_folder import METRICS, RESULT, WEIGHTS, RunFolder
+from ps.records.metrics import METRICS
+from ps.records.run_folder import RESULT, WEIGHTS, RunFolder
 from ps.shard.shard import Chunk, Shard
 from tests.simulation.network import Simulation
 from tests.simulation.small import job_of

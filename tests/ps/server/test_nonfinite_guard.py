@@ -12,7 +12,7 @@ from common.errors import DivergedError
 from lockstep.runs.single_process import SerialRun
 from ps.coordinator.effects import Finish
 from ps.coordinator.failures import is_divergence
-from ps.records.metrics import MetricsRecorder, Setting
+from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import WEIGHTS, RunFolder
 from ps.setup import AdmissionPolicy
 from ps.shard.shard import Shard

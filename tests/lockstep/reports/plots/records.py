@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from ps.records.ledger import Again, LedgerEntry, LedgerShare, RunBegun, StepDone, WorkerIn
+from ps.records.metrics import EpochRecord, StepRecord
 from ps.records.run_folder import RunFolder
 
 
@@ -20,12 +21,24 @@ def write_steps(
     folder.mkdir(exist_ok=True)
     run = RunFolder(folder)
     for step in steps:
-        figures = {"loss": loss / (step + 1), "accuracy": 0.5, "lr": 0.1, "samples": 8}
-        times = {"round_s": 0.5, "mean_s": 0.2, "slowest_s": 0.3, "update_s": 0.1}
-        run.record("step", {"epoch": step // 4 + 1, "step": step, **figures, **times})
+        run.add_record(
+            StepRecord(
+                epoch=step // 4 + 1,
+                step=step,
+                loss=loss / (step + 1),
+                accuracy=0.5,
+                lr=0.1,
+                samples=8,
+                round_s=0.5,
+                mean_s=0.2,
+                slowest_s=0.3,
+                update_s=0.1,
+            )
+        )
         if step % 4 == 3:
-            test = {"test_loss": 0.25, "test_accuracy": 0.75, "wall_s": 3.0, "weights_sha256": "00"}
-            run.record("epoch", {"epoch": step // 4 + 1, "loss": 1.0, "accuracy": 0.5, **test, **chosen_by})
+            test = {"test_loss": 0.25, "test_accuracy": 0.75, "wall_s": 3.0}
+            figures = {"loss": 1.0, "accuracy": 0.5, **test, **chosen_by}
+            run.add_record(EpochRecord(epoch=step // 4 + 1, weights_sha256="00", **figures))
     run.close()
 
 
