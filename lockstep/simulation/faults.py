@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from common.transport.memory import MemoryClient, MemoryNetwork
 from lockstep.simulation.disk import Disk
-from lockstep.simulation.network.wires import Network, SimulatedWire
 from lockstep.simulation.scenario import Fault, ScheduledFault
 from lockstep.simulation.world import Process, World
 
@@ -19,7 +19,7 @@ class Scene(Protocol):
     """What things happen to."""
 
     world: World
-    network: Network
+    network: MemoryNetwork
     disk: Disk
 
     def one_of(self, whom: str, target: int) -> Process | None: ...
@@ -29,7 +29,7 @@ class Scene(Protocol):
 
 def happen(scene: Scene, it: ScheduledFault) -> None:
     """Let one thing happen."""
-    scene.world.note("story", f"{it.fault.value} {it.target}: {it.seconds:.3f} s, {it.ways}, fuse {it.fuse}")
+    scene.world.record("story", f"{it.fault.value} {it.target}: {it.seconds:.3f} s, {it.ways}, fuse {it.fuse}")
     scene.trouble(0.0)
     what, _, whom = it.fault.value.partition("-")
     match it.fault:
@@ -39,7 +39,7 @@ def happen(scene: Scene, it: ScheduledFault) -> None:
         case Fault.ADD_WORKER:
             scene.start_worker()
         case Fault.BREAK_WIRE | Fault.CUT_WIRE:
-            wires = [wire for wire in scene.network.wires if wire.peer is not None]
+            wires = [wire for wire in scene.network.clients if wire.peer is not None]
             if wires:
                 _harm_wire(scene, it, wires[it.target % len(wires)])
         case Fault.PARTITION:
@@ -74,9 +74,9 @@ def _harm(scene: Scene, what: str, it: ScheduledFault, process: Process) -> None
             raise AssertionError(f"{it.fault} happens to nobody")
 
 
-def _harm_wire(scene: Scene, it: ScheduledFault, wire: SimulatedWire) -> None:
+def _harm_wire(scene: Scene, it: ScheduledFault, wire: MemoryClient) -> None:
     if it.fault is Fault.BREAK_WIRE:
-        wire.break_off()
+        wire.disconnect()
         return
     wire.silence(up=it.ways != "down", down=it.ways != "up")
     _later(scene, it.seconds, wire.heal)
@@ -87,6 +87,6 @@ def _cut_off(scene: Scene, it: ScheduledFault) -> None:
     everybody = scene.world.processes
     if everybody:
         cut = everybody[it.target % len(everybody)]
-        for number, wire in enumerate(scene.network.of(cut)):
+        for number, wire in enumerate(scene.network.connections_of(cut)):
             wire.silence(up=it.ways != "down", down=it.ways != "up")
             _later(scene, it.seconds * (1 + (it.target + 7 * number) % 5) / 5, wire.heal)

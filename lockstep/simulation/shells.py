@@ -11,13 +11,13 @@ from common.job.job import Job
 from common.protocol.messages import PROTOCOL_VERSION, Join
 from common.protocol.numerics import fingerprint
 from common.protocol.shard_messages import ShardJoin
+from common.transport.links import wait_for_nothing
+from common.transport.memory import MemoryNetwork
 from lockstep.launch.serve import open_server
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
 from lockstep.simulation.disk import Writing
-from lockstep.simulation.network.ports import dial, serve, wait_in_the_world
-from lockstep.simulation.network.wires import Network
 from lockstep.simulation.small import data, load
 from lockstep.simulation.world import Process
 from ps.checkpoint.resuming import Resumption, coordinator_of
@@ -64,7 +64,7 @@ class SimulatedRun:
     folder: Path
     #: Where memory is shared.
     root: Path
-    network: Network
+    network: MemoryNetwork
     parts: Parts
     workers: int
     min_workers: int
@@ -111,7 +111,7 @@ class ServerProcess:
             if offers:
                 setup, sharing = share(setup, run.root)
                 stack.callback(sharing.close)
-            port = serve(run.network, SERVER, process)
+            port = run.network.server(SERVER, process)
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
             opened = open_server(
@@ -172,11 +172,11 @@ class ShardProcess:
         )
         server = ShardShell(
             ShardState(ShardConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
-            serve(run.network, address, process),
-            dial(run.network, SERVER, process),
+            run.network.server(address, process),
+            run.network.client(SERVER, process),
             process.clock,
             say,
-            wait_in_the_world,
+            wait_for_nothing,
             run.root if shares else None,
         )
         server.begin()
@@ -223,13 +223,13 @@ class WorkerProcess:
         )
         runner = WorkerShell(
             WorkerState(WorkerConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
-            dial(run.network, SERVER, process),
+            run.network.client(SERVER, process),
             process.clock,
             run.parts.load(number) if run.cache is None else _load_nothing,
             say,
             run.root if shares else None,
-            lambda address: dial(run.network, address, process),
-            wait_in_the_world,
+            lambda address: run.network.client(address, process),
+            wait_for_nothing,
             cache=run.cache,
         )
         runner.begin()

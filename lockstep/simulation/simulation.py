@@ -11,9 +11,9 @@ from common.protocol.codec import decode_header
 from common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from common.random import Purpose, generator
+from common.transport.memory import Link, MemoryNetwork
 from lockstep.simulation.disk import Disk, Writing
 from lockstep.simulation.faults import happen
-from lockstep.simulation.network.wires import Network, Quality
 from lockstep.simulation.scenario import Scenario, ScheduledFault
 from lockstep.simulation.shells import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
 from lockstep.simulation.small import job_named
@@ -27,6 +27,12 @@ BOUND_S, LIMIT = 120.0, 20_000
 
 #: Seconds until a process that is gone is started again, at least and at most.
 BACK_S = (0.05, 0.5)
+
+#: Seconds that any message takes, and between two attempts to dial.
+LEAST_S, REDIAL_S = 1e-4, (0.02, 0.5)
+
+#: Share of ended connections of which the server is not told.
+SWALLOWED = 0.2
 
 #: All that is said in a run.
 AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToShardMessage
@@ -60,7 +66,7 @@ class Simulation:
     failure: str = ""
     #: Until when something is not as it should be.
     troubled_until: float = 0.0
-    network: Network = field(init=False)
+    network: MemoryNetwork = field(init=False)
     run: SimulatedRun = field(init=False)
     #: What has happened, and how often.
     happened: Counter[str] = field(default_factory=Counter)
@@ -76,8 +82,15 @@ class Simulation:
     def __post_init__(self) -> None:
         story = self.story
         self._rng = generator(story.seed, Purpose.SIMULATE, layer=2)
-        quality = Quality(delay_s=story.delay_s, doubling=story.doubling, may_double=_brings_sums)
-        self.network = Network(self.world, generator(story.seed, Purpose.SIMULATE, layer=3), quality)
+        link = Link(
+            least_s=LEAST_S,
+            delay_s=story.delay_s,
+            repeats=story.doubling,
+            may_repeat=_brings_sums,
+            swallows=SWALLOWED,
+            redial_s=REDIAL_S,
+        )
+        self.network = MemoryNetwork(story.seed, link=link, timeline=self.world)
         (self.root / "run").mkdir()
         (self.root / "memory").mkdir()
         self.run = SimulatedRun(
@@ -143,14 +156,14 @@ class Simulation:
         process = Process(f"{name}-{self._started}", self.world, fuse=fuse or None)
         self._started += 1
         process.on_end = lambda ended, is_killed: self._ended(ended, on_end, is_killed=is_killed)
-        self.world.note(process.name, "starts")
+        self.world.record(process.name, "starts")
         process.start(lambda: open_shell(process))
         return process
 
     def _ended(self, process: Process, on_end: Callable[[], None], *, is_killed: bool) -> None:
         words = "" if process.shell is None or is_killed else process.shell.last_words()
         self._heed(process, words)
-        self.world.note(process.name, "is killed" if is_killed else f"ends{': ' * bool(words)}{self._plain(words)}")
+        self.world.record(process.name, "is killed" if is_killed else f"ends{': ' * bool(words)}{self._plain(words)}")
         on_end()
 
     def _start_servers(self) -> None:
@@ -215,7 +228,7 @@ class Simulation:
             return  # what it would have said that was killed
         process.tick()
         self._heed(process, text)
-        self.world.note(process.name, f"says {self._plain(text)}")
+        self.world.record(process.name, f"says {self._plain(text)}")
 
     def _heed(self, process: Process, text: str) -> None:
         """Take in what a process says: nobody here breaks the protocol, so that whoever is found to do so has a bug."""

@@ -86,14 +86,14 @@ class World:
         """Let something happen in so many seconds."""
         self.at(self.now + seconds, happening)
 
-    def note(self, who: str, what: str) -> None:
+    def record(self, who: str, what: str) -> None:
         """Book what happened."""
         line = f"{self.now:11.6f} {who}: {what}"
         self._digest.update(line.encode() + b"\n")
         if self.trace is not None:
             self.trace.append(line)
 
-    def note_message(self, who: str, frames: Sequence[memoryview]) -> None:
+    def record_message(self, who: str, frames: Sequence[memoryview]) -> None:
         """Book that a message was heard: by its head and its lengths, since a whole one may hold what is drawn anew."""
         head, arrays = bytes(frames[0][:HEAD_BYTES]), [frame.nbytes for frame in frames[1:]]
         self._digest.update(f"{self.now:.6f} {who} {head!r} {arrays}\n".encode())
@@ -209,9 +209,9 @@ class Process:
         if self.shell is not None and self.shell.is_over():
             self.end(is_killed=False)
         else:
-            self.look()
+            self.reschedule()
 
-    def look(self) -> None:
+    def reschedule(self) -> None:
         """Find out when there is something to do."""
         if self.shell is None or self.is_stopped or self.is_dead:
             self.due = math.inf
@@ -228,20 +228,20 @@ class Process:
         if shell is not None and not self.is_dead:
             self._live(shell.interrupt)
 
-    def look_after(self, arrival: float) -> None:
+    def wake(self, at: float) -> None:
         """Know of a message that arrives at a time."""
         if not (self.shell is None or self.is_stopped or self.is_dead):
-            self.due = min(self.due, max(arrival, self.busy_until))
+            self.due = min(self.due, max(at, self.busy_until))
 
     def stop(self) -> None:
         """Stand still, as by SIGSTOP."""
         self.is_stopped = True
-        self.look()
+        self.reschedule()
 
     def go_on(self) -> None:
         """Go on, as by SIGCONT."""
         self.is_stopped = False
-        self.look()
+        self.reschedule()
 
     def hurry(self) -> None:
         """Work as fast as the others again."""
@@ -250,7 +250,7 @@ class Process:
     def jump(self, seconds: float) -> None:
         """Let the clock jump ahead, as after a machine's sleep."""
         self.clock.ahead_s += seconds
-        self.look()
+        self.reschedule()
 
     def end(self, *, is_killed: bool) -> None:
         """End, now."""

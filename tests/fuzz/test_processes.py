@@ -69,10 +69,10 @@ class Employer:
 
     def tell(self, *messages: list[Buffer]) -> None:
         """Send the worker messages, and let it act until it waits."""
-        (line,) = self.network.lines()
+        (client,) = self.network.clients
         for frames in messages:
-            if line.peer is not None:
-                self.port.send(line.peer, frames)
+            if client.peer is not None:
+                self.port.send(client.peer, frames)
         for _ in range(50):
             if self.runner.ended is not None or not self.runner.step():
                 break
@@ -165,10 +165,10 @@ class Employed:
 
     def tell(self, *messages: list[Buffer]) -> None:
         """Let the server say something."""
-        (line,) = self.network.lines()
+        (client,) = self.network.clients
         for frames in messages:
-            if line.peer is not None:
-                self.port.send(line.peer, frames)
+            if client.peer is not None:
+                self.port.send(client.peer, frames)
         self.act()
 
     def visit(self, frames: list[Buffer]) -> None:

@@ -46,7 +46,7 @@ def test_a_shard_of_other_numerics_is_refused_with_both_named_and_another_takes_
         (late,) = simulation.shards
         late.is_hanging = True
         # The first one's word is on its way already.
-        simulation.network.lines()[0].to_server.clear()
+        simulation.network.clients[0].up.messages.clear()
         odd = simulation.add_shard(numerics=msgspec.structs.replace(fingerprint(), kernel="Z80"))
         simulation.run(until=lambda: odd.server.ended is not None)
         assert odd.server.ended is not None
@@ -134,12 +134,12 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         (shard,) = simulation.shards
         members = simulation.server.coordinator.membership.members.values()
         (rank,) = [member.rank for member in members if member.join.pid == 0]
-        (line,) = [line for line in shard.network.lines() if line.peer == peer_at(simulation, rank)]
+        (client,) = [client for client in shard.network.clients if client.peer == peer_at(simulation, rank)]
         assert shard.server.work is not None
         (frame, *_) = shard.server.work.place.shard.frames
         part = SumsFrame(step=7, lo=0, hi=8, start=frame.start)
         flooding.is_hanging = True
-        line.to_server.extend([sent(part, len(frame)) for _ in range(200)])
+        client.up.messages.extend([(0.0, sent(part, len(frame))) for _ in range(200)])
         simulation.run(until=lambda: any("left: " in text for text in simulation.said))
         told = f"worker {rank} (host host, pid 0) left: shard 1 lost it: it sends more than its leases ask for"
         assert any(text.startswith(told) for text in simulation.said)

@@ -181,8 +181,9 @@ def test_frames_that_are_lost_on_the_way_to_one_shard_are_computed_again() -> No
         # All of it is on its way; the connection to the shard breaks before that has read any.
         while slow.act() and slow.runner.state.leases:
             pass
-        (line,) = [line for line in simulation.shards[0].network.lines() if line.peer == peer_at(simulation, rank=0)]
-        line.to_server.clear()
+        network = simulation.shards[0].network
+        (client,) = [client for client in network.clients if client.peer == peer_at(simulation, rank=0)]
+        client.up.messages.clear()
         assert simulation.finish() == alone("clipped").weights_sha256
         assert any("leased again" in text for text in simulation.said)
 

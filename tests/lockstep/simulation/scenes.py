@@ -1,11 +1,11 @@
 """Small scenes: processes that note what they hear, over a network of one's choice."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from common.random import Purpose, generator
+from common.transport.memory import Link, MemoryNetwork, Message
 from common.transport.port import ClientPort, ServerPort
-from lockstep.simulation.network.ports import dial, serve
-from lockstep.simulation.network.wires import Network, Quality
+from lockstep.simulation.simulation import LEAST_S, REDIAL_S, SWALLOWED
 from lockstep.simulation.world import Process, World
 
 
@@ -68,21 +68,32 @@ def listener(world: World, name: str, alarm: float | None = None) -> Listener:
     return shell
 
 
+def link_of(repeats: float = 0.0, may_repeat: Callable[[Message], bool] = lambda message: True) -> Link:
+    """Return a link as the simulator has it."""
+    return Link(
+        least_s=LEAST_S,
+        delay_s=0.01,
+        repeats=repeats,
+        may_repeat=may_repeat,
+        swallows=SWALLOWED,
+        redial_s=REDIAL_S,
+    )
+
+
 @dataclass
 class Scene:
     """A server with two clients."""
 
     world: World = field(default_factory=World)
-    quality: Quality = field(default_factory=lambda: Quality(delay_s=0.01))
+    link: Link = field(default_factory=lambda: link_of())
 
     def __post_init__(self) -> None:
-        self.network = Network(self.world, generator(1, Purpose.SIMULATE), self.quality)
+        self.network = MemoryNetwork(1, link=self.link, timeline=self.world)
         self.server, self.one, self.two = (listener(self.world, name) for name in ("server", "one", "two"))
-        self.server_port = serve(self.network, "here", self.server.process)
+        self.server_port = self.network.server("here", self.server.process)
         self.server.port = self.server_port
-        self.ports = [dial(self.network, "here", client.process) for client in (self.one, self.two)]
+        self.ports = [self.network.client("here", client.process) for client in (self.one, self.two)]
         self.one.port, self.two.port = self.ports
-        self.wires = list(self.network.wires)
 
     def run(self, until: float = 100.0) -> None:
         """Let all happen that does before a time."""

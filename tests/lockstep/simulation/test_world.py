@@ -92,5 +92,5 @@ def test_one_that_is_killed_as_it_starts_has_no_shell() -> None:
 def test_the_digest_tells_whether_the_same_happened() -> None:
     worlds = [World(), World(), World()]
     for world, text in zip(worlds, ("a", "a", "b"), strict=True):
-        world.note("one", text)
+        world.record("one", text)
     assert worlds[0].digest() == worlds[1].digest() != worlds[2].digest()

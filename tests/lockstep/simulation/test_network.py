@@ -1,12 +1,11 @@
-"""The model network keeps what the ports promise, and breaks what they do not."""
+"""The network in virtual time keeps what the ports promise, and breaks what they do not."""
 
 import pytest
 
 from common.errors import AddressError
+from common.transport.memory import SILENCE_S
 from common.transport.port import PeerGone, PeerSlow
-from lockstep.simulation.network.ports import serve
-from lockstep.simulation.network.wires import PATIENCE_S, Quality
-from tests.lockstep.simulation.scenes import Scene
+from tests.lockstep.simulation.scenes import Scene, link_of
 
 LETTERS = [bytes([letter]) for letter in b"abcdefgh"]
 
@@ -43,7 +42,7 @@ def test_a_connection_that_breaks_loses_what_is_on_its_way_and_is_made_again() -
     scene.ports[0].send([b"before"])
     scene.run(1.0)
     scene.ports[0].send([b"lost"])
-    scene.wires[0].break_off()
+    scene.ports[0].disconnect()
     scene.ports[0].send([b"after"])
     scene.run(2.0)
     assert scene.server.words() == [b"before", b"after"]
@@ -58,13 +57,13 @@ def test_what_a_silent_wire_holds_back_comes_when_it_heals(ways: str) -> None:
     scene = Scene()
     scene.ports[0].send([b"first"])
     scene.run(1.0)
-    scene.wires[0].silence(up=ways != "down", down=ways != "up")
+    scene.ports[0].silence(up=ways != "down", down=ways != "up")
     scene.ports[0].send([b"second"])
     scene.server_port.send(scene.server.peers[0], [b"answer"])
     scene.run(2.0)
     assert (b"second" in scene.server.words()) == (ways == "down")
     assert (b"answer" in scene.one.words()) == (ways == "up")
-    scene.wires[0].heal()
+    scene.ports[0].heal()
     scene.run(3.0)
     assert scene.server.words() == [b"first", b"second"]
     assert scene.one.words() == [b"answer"]
@@ -74,14 +73,14 @@ def test_a_silence_that_lasts_breaks_the_connection() -> None:
     scene = Scene()
     scene.ports[0].send([b"first"])
     scene.run(1.0)
-    scene.wires[0].silence(up=True, down=True)
+    scene.ports[0].silence(up=True, down=True)
     scene.ports[0].send([b"lost"])
-    scene.run(2.0 + PATIENCE_S)
+    scene.run(2.0 + SILENCE_S)
     with pytest.raises(PeerGone):
         scene.server_port.send(scene.server.peers[0], [b"answer"])
-    scene.wires[0].heal()
+    scene.ports[0].heal()
     scene.ports[0].send([b"after"])
-    scene.run(4.0 + PATIENCE_S)
+    scene.run(4.0 + SILENCE_S)
     assert scene.server.words() == [b"first", b"after"]
 
 
@@ -92,7 +91,7 @@ def test_a_server_is_told_of_connections_that_ended() -> None:
     scene.run(1.0)
     told = []
     for _ in range(20):
-        scene.wires[0].break_off()
+        scene.ports[0].disconnect()
         scene.run(scene.world.now + 1.0)
         scene.ports[0].send([b"again"])
         scene.run(scene.world.now + 1.0)
@@ -104,12 +103,12 @@ def test_a_server_is_told_of_connections_that_ended() -> None:
 def test_another_server_hears_what_waited_for_one() -> None:
     scene = Scene()
     with pytest.raises(AddressError, match="'here' is in use"):
-        serve(scene.network, "here", scene.server.process)
+        scene.network.server("here", scene.server.process)
     scene.server_port.close()
     scene.ports[0].send([b"for whoever comes"])
     scene.run(1.0)
     assert scene.server.words() == []
-    scene.server.port = serve(scene.network, "here", scene.server.process)
+    scene.server.port = scene.network.server("here", scene.server.process)
     scene.run(2.0)
     assert scene.server.words() == [b"for whoever comes"]
 
@@ -133,7 +132,7 @@ def test_too_many_messages_are_refused() -> None:
 
 
 def test_a_message_that_may_be_said_again_is_now_and_then() -> None:
-    scene = Scene(quality=Quality(delay_s=0.01, doubling=0.5, may_double=lambda message: bytes(message[0][1:]) != b"a"))
+    scene = Scene(link=link_of(repeats=0.5, may_repeat=lambda message: bytes(message[0][1:]) != b"a"))
     send_all(scene)
     scene.run()
     assert heard_of(scene, 0).count(b"a") == 1
