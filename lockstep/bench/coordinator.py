@@ -1,7 +1,7 @@
-"""Drives the real coordinator with simulated workers in virtual time: what its decisions cost, by their number.
+"""Bench the decisions of the real coordinator, by the number of workers, which are simulated in virtual time.
 
-Simulated is what surrounds it. A worker computes its leases in turn, some workers are slower than others, and results
-of a step that is over come late, as they do from real ones.
+A worker computes its leases in turn, some workers are slower than others, and some results arrive after their step has
+ended, as happens with real workers.
 """
 
 from collections import defaultdict
@@ -20,46 +20,46 @@ from ps.coordinator.effects import Send
 from ps.run.info import RunInfo
 from ps.run.plan import plan_of
 
-#: Virtual seconds of computing one piece, of a message on its way, and how much longer the slowest worker takes.
-PIECE_S, WAY_S, SPREAD = 0.01, 0.0001, 0.2
+#: Virtual seconds to compute a micro-batch and to send a message, and how much longer the slowest worker takes.
+MICRO_BATCH_S, LATENCY_S, SPREAD = 0.01, 0.0001, 0.2
 
-#: Its multiples, as far as they lie between whole numbers, spread evenly: the workers' speeds.
+#: The fractional parts of its multiples are spread evenly; they give the speeds of the workers.
 GOLDEN = 0.6180339887498949
 
 #: Most micro-batches of a job.
-MOST_PIECES = 4096
+MAX_MICRO_BATCHES = 4096
 
 DIGEST = "0" * 64
 
 
 @dataclass
-class Crowd:
-    """A run with so many simulated workers, all of which joined at the beginning."""
+class SimulatedWorkers:
+    """A run with simulated workers, all of which join at the beginning."""
 
     workers: int
-    pieces: int
+    micro_batches: int
     steps: int
-    #: Tells what decisions take, and has nothing to do with the virtual time.
+    #: Measures the decisions; independent of virtual time.
     clock: Clock
     coordinator: Coordinator = field(init=False)
     #: Virtual seconds.
     now: float = 0.0
-    #: Events handled since the first step began, and the real seconds that this took.
+    #: Events handled since the first step start, and the real seconds that they took.
     handled: int = 0
     decide_s: float = 0.0
-    #: What is on its way to the coordinator: when it arrives, its number, what it is.
-    _coming: list[tuple[float, int, events.Event]] = field(default_factory=list)
+    #: Events on their way to the coordinator: (time of arrival, number, event).
+    _pending: list[tuple[float, int, events.Event]] = field(default_factory=list)
     _sent: int = 0
-    #: When each worker has computed all its leases.
+    #: When each worker will have computed all its leases.
     _free_at: dict[bytes, float] = field(default_factory=lambda: defaultdict(float))
 
     def __post_init__(self) -> None:
-        job = Job(model="linear", global_batch=self.pieces, micro_batches=self.pieces, steps=self.steps)
+        job = Job(model="linear", global_batch=self.micro_batches, micro_batches=self.micro_batches, steps=self.steps)
         facts = RunInfo(
-            run="crowd",
+            run="run",
             job=job,
-            plan=plan_of(job, self.pieces * self.steps, 1),
-            training_samples=self.pieces * self.steps,
+            plan=plan_of(job, self.micro_batches * self.steps, 1),
+            training_samples=self.micro_batches * self.steps,
             layout=DIGEST,
             dataset=DIGEST,
             source="",
@@ -67,7 +67,7 @@ class Crowd:
             min_workers=self.workers,
         )
         self.coordinator = Coordinator(facts)
-        self._come()
+        self._join_all()
 
     def run(self) -> None:
         """Run to the end."""
@@ -75,25 +75,25 @@ class Crowd:
             self.turn()
 
     def run_to_first_step(self) -> None:
-        """Run until all workers are there."""
+        """Run until all workers have joined."""
         while not self.coordinator.is_running():
             self.turn()
 
-    def _come(self) -> None:
+    def _join_all(self) -> None:
         """Let all workers join, and be prepared a second later."""
         for number in range(self.workers):
             peer = number.to_bytes(4, "big")
             join = Join(
-                protocol=PROTOCOL_VERSION, incarnation=str(number), host="crowd", pid=number, fingerprint=fingerprint()
+                protocol=PROTOCOL_VERSION, incarnation=str(number), host="run", pid=number, fingerprint=fingerprint()
             )
             self._send(0.0, events.WorkerJoined(peer=peer, join=join))
             self._send(1.0, events.WorkerPrepared(peer=peer))
 
     def turn(self) -> None:
-        """Let the coordinator handle what comes next, as a server does: it looks at the deadline first."""
-        at, _, event = self._coming[0]
+        """Let the coordinator handle the next event, after a look at its deadline, as a server does."""
+        at, _, event = self._pending[0]
         counts = self.coordinator.is_running()
-        began = self.clock.now()
+        start = self.clock.now()
         due = self.coordinator.deadline()
         is_time = due is not None and due <= at
         if is_time:
@@ -103,19 +103,19 @@ class Crowd:
             self.now = at
         effects = self.coordinator.handle(event, self.now)
         if counts:
-            self.decide_s += self.clock.now() - began
+            self.decide_s += self.clock.now() - start
             self.handled += 1
         if not is_time:
-            heappop(self._coming)
+            heappop(self._pending)
         for effect in effects:
             if isinstance(effect, Send) and isinstance(effect.message, Lease):
                 self._compute(effect.peer, effect.message)
 
     def _compute(self, peer: bytes, lease: Lease) -> None:
-        """Let a worker answer a lease once it has computed what it has."""
+        """Let a worker answer a lease after those that it already has."""
         speed = 1.0 + SPREAD * (int.from_bytes(peer, "big") * GOLDEN % 1.0)
-        takes_s = PIECE_S * speed * (lease.hi - lease.lo)
-        self._free_at[peer] = done = max(self._free_at[peer], self.now + WAY_S) + takes_s
+        takes_s = MICRO_BATCH_S * speed * (lease.hi - lease.lo)
+        self._free_at[peer] = done = max(self._free_at[peer], self.now + LATENCY_S) + takes_s
         result = Result(
             work=lease.work,
             step=lease.step,
@@ -127,29 +127,29 @@ class Crowd:
             compute_s=takes_s,
             number=lease.number,
         )
-        self._send(done + WAY_S, events.ResultReceived(peer=peer, result=result))
+        self._send(done + LATENCY_S, events.ResultReceived(peer=peer, result=result))
 
     def _send(self, at: float, event: events.Event) -> None:
         self._sent += 1
-        heappush(self._coming, (at, self._sent, event))
+        heappush(self._pending, (at, self._sent, event))
 
 
-def measure(workers: Sequence[int], pieces: int, steps: int, clock: Clock) -> Iterator[CoordinatorRow]:
-    """Yield a row for each number of workers, with so many micro-batches for each, as far as a job has so many."""
+def measure(workers: Sequence[int], per_worker: int, steps: int, clock: Clock) -> Iterator[CoordinatorRow]:
+    """Yield a row for each number of workers, with `per_worker` micro-batches each, up to the limit of a job."""
     first: float | None = None
     for count in workers:
-        crowd = Crowd(count, min(count * pieces, MOST_PIECES), steps, clock)
-        crowd.run()
-        us = crowd.decide_s / crowd.handled * 1e6
+        run = SimulatedWorkers(count, min(count * per_worker, MAX_MICRO_BATCHES), steps, clock)
+        run.run()
+        us = run.decide_s / run.handled * 1e6
         first = us if first is None else first
         yield CoordinatorRow(
             workers=count,
-            micro_batches=crowd.pieces,
+            micro_batches=run.micro_batches,
             steps=steps,
-            events=crowd.handled,
-            decide_s=crowd.decide_s,
-            events_per_s=crowd.handled / crowd.decide_s,
+            events=run.handled,
+            decide_s=run.decide_s,
+            events_per_s=run.handled / run.decide_s,
             us_per_event=us,
-            ms_per_step=crowd.decide_s / steps * 1e3,
+            ms_per_step=run.decide_s / steps * 1e3,
             growth=us / first,
         )

@@ -1,4 +1,4 @@
-"""Times the exchange alone: real server and worker processes, on a model whose gradient is filled and not computed."""
+"""Bench the exchange alone: real server and worker processes, with a gradient that is filled and not computed."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -11,11 +11,11 @@ import numpy as np
 
 from common.job.job import Job
 from common.runtime.environment import cores
-from lockstep.bench.baseline.baseline import Baseline
+from lockstep.bench.baseline import Baseline
 from lockstep.bench.filler import CLASSES, source_of
 from lockstep.bench.reports.rows import BaselineExchange, ExchangeRow
-from lockstep.bench.step.step import FIRST
-from lockstep.bench.timed_run import WARM_UP, Hashes, TimedRuns, timed_run
+from lockstep.bench.step import FIRST
+from lockstep.bench.timed_run import WARM_UP, DigestCheck, TimedRuns, timed_run
 from lockstep.launch.cluster import check_launch
 from lockstep.reports.cost_model import BYTES_PER_PARAMETER
 from lockstep.runs.job_file import resolve
@@ -24,16 +24,16 @@ from lockstep.runs.launch import Launch, Transport
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """What is to be measured: every combination."""
+    """What to measure: every combination."""
 
     parameters: tuple[int, ...]
     workers: tuple[int, ...]
     transports: tuple[Transport, ...]
     servers: tuple[int, ...]
-    #: Types of sums, and the one of weights.
+    #: Formats of sums, and the format of weights.
     wires: tuple[str, ...] = ("float32",)
     wire_weights: str = "float32"
-    #: Exchanges of each combination, and the turns that they are measured in.
+    #: Exchanges of each combination, and the turns in which they are measured.
     steps: int = 300
     rounds: int = 3
     peer_python: Path | None = None
@@ -43,21 +43,21 @@ class Exchange:
         return -(-self.steps // self.rounds)
 
     def job(self, folder: Path, parameters: int, workers: int, wire: str) -> Job:
-        """Return a job whose workers each push one gradient a step; what it needs is written into the folder."""
+        """Return a job whose workers push one gradient each per step; write its files into the folder."""
         steps = WARM_UP + self.turn_steps()
-        model, data = folder / f"filler-{parameters}.py", folder / f"nothing-{workers}.npz"
+        model, data = folder / f"filler-{parameters}.py", folder / f"blank-{workers}.npz"
         model.write_text(source_of(parameters), encoding="utf-8")
-        # A sample for each worker and step: one epoch, so that nothing is evaluated in between.
+        # One sample per worker and step, all in one epoch, so that nothing is evaluated in between.
         labels = np.arange(steps * workers) % CLASSES
-        nothing = np.zeros((labels.size, 1), dtype=np.uint8)
-        np.savez(data, x_train=nothing, y_train=labels, x_test=nothing[:CLASSES], y_test=labels[:CLASSES])
+        blank = np.zeros((labels.size, 1), dtype=np.uint8)
+        np.savez(data, x_train=blank, y_train=labels, x_test=blank[:CLASSES], y_test=labels[:CLASSES])
         values: dict[str, Any] = {
             "model": f"{model}:build",
             "data": str(data),
             "global_batch": workers,
             "micro_batches": workers,
         }
-        # Momentum would cost the server a pass that the peer does not make; the rate is below what changes a weight.
+        # The baseline has no momentum, which would cost the server a pass; the rate is too small to change a weight.
         values |= {"steps": steps, "wire": wire, "wire_weights": self.wire_weights}
         job, _ = resolve({**values, "optimizer": "sgd", "momentum": 0.0, "lr": 1e-9}, {}, Launch())
         return job
@@ -65,66 +65,66 @@ class Exchange:
 
 @dataclass
 class ExchangeBench:
-    """A bench under way, in a folder of its own."""
+    """A running bench, with a folder of its own."""
 
     exchange: Exchange
     folder: Path
     say: Callable[[str], None]
 
     def rows(self) -> Iterator[ExchangeRow]:
-        """Measure; yield each row as soon as it is there."""
+        """Measure, and yield each row as soon as it is known."""
         exchange = self.exchange
-        ways = [(servers, transport) for servers in exchange.servers for transport in exchange.transports]
-        for servers, transport in ways:
+        setups = [(servers, transport) for servers in exchange.servers for transport in exchange.transports]
+        for servers, transport in setups:
             check_launch(Launch(workers=1, servers=servers, transport=transport))
         for parameters in exchange.parameters:
             for workers in exchange.workers:
-                launches = [Launch(workers=workers, servers=servers, transport=way) for servers, way in ways]
+                launches = [Launch(workers=workers, servers=servers, transport=way) for servers, way in setups]
                 for wire in exchange.wires:
                     yield from self._measure(parameters, launches, wire)
 
     def _measure(self, parameters: int, launches: list[Launch], wire: str) -> Iterator[ExchangeRow]:
         exchange, workers = self.exchange, launches[0].workers
-        job, hashes = exchange.job(self.folder, parameters, workers, wire), Hashes()
+        job, digests = exchange.job(self.folder, parameters, workers, wire), DigestCheck()
         ours: dict[Launch, TimedRuns] = {launch: TimedRuns() for launch in launches}
         theirs: list[float] = []
         version = ""
         with ExitStack() as stack:
-            peer = self._peer(parameters, workers, stack)
+            baseline = self._baseline(parameters, workers, stack)
             for _ in range(exchange.rounds):
                 for launch, runs in ours.items():
                     result, steps = timed_run(job, launch, self.folder, self.say)
-                    hashes.check(job, result)
+                    digests.check(job, result)
                     runs.results.append(result)
                     runs.steps.append(steps)
-                if peer is not None:
-                    answer = peer.steps(FIRST + exchange.turn_steps())
+                if baseline is not None:
+                    answer = baseline.steps(FIRST + exchange.turn_steps())
                     theirs += answer.seconds[FIRST:]
                     version = answer.version
         for launch, runs in ours.items():
             yield row_of(parameters, launch, runs, theirs, version)
 
-    def _peer(self, parameters: int, workers: int, stack: ExitStack) -> Baseline | None:
+    def _baseline(self, parameters: int, workers: int, stack: ExitStack) -> Baseline | None:
         if self.exchange.peer_python is None:
             return None
-        peer = Baseline.start(self.exchange.peer_python, ["allreduce", str(parameters), str(workers)])
-        stack.callback(peer.close)
-        peer.steps(WARM_UP)
-        return peer
+        baseline = Baseline.start(self.exchange.peer_python, ["allreduce", str(parameters), str(workers)])
+        stack.callback(baseline.close)
+        baseline.steps(WARM_UP)
+        return baseline
 
 
 def row_of(parameters: int, launch: Launch, runs: TimedRuns, theirs: list[float], version: str) -> ExchangeRow:
-    """Return what was measured of one way."""
+    """Return the row of one launch."""
     seconds = statistics.median(runs.steady())
     volume = BYTES_PER_PARAMETER * parameters * launch.workers
-    peer = None
+    baseline = None
     if theirs:
-        peer_s = statistics.median(theirs)
-        peer = BaselineExchange(
+        baseline_s = statistics.median(theirs)
+        baseline = BaselineExchange(
             version=version,
-            ms_per_exchange=peer_s * 1e3,
-            gb_per_s=volume / peer_s / 1e9,
-            ratio=peer_s / seconds,
+            ms_per_exchange=baseline_s * 1e3,
+            gb_per_s=volume / baseline_s / 1e9,
+            ratio=baseline_s / seconds,
         )
     return ExchangeRow(
         parameters=parameters,
@@ -141,5 +141,5 @@ def row_of(parameters: int, launch: Launch, runs: TimedRuns, theirs: list[float]
         ms_per_exchange=seconds * 1e3,
         gb_per_s=volume / seconds / 1e9,
         split=runs.split(),
-        peer=peer,
+        peer=baseline,
     )

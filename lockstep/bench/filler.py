@@ -1,6 +1,7 @@
-"""A model that computes nothing: its gradient is filled with one number. What is left of a step is the exchange.
+"""A model that computes nothing: its gradient is filled with one number, so that a step is only the exchange.
 
-All of it but this is the real thing: the peer's all-reduce is measured with the same filling.
+All else is real. The all-reduce of the PyTorch baseline is measured with the same filling. A module of its own, because
+worker processes import it as a model file does.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.tensor import Tensor, apply
 from common.nn.module import Module, Parameter
 
-#: Classes of the data that it pretends to tell apart.
+#: Classes of the data.
 CLASSES = 2
 
 
@@ -21,17 +22,17 @@ def _nothing(weights: Array, *, samples: int) -> Array:
 
 
 def _fill(gradient: Array, saved: None, *_: Any, samples: int, out: Array) -> Array:
-    """Fill the weights' gradient; 0.5 has no other meaning than with the peer."""
+    """Fill the gradient of the weights, with the same value as the baseline."""
     out.fill(0.5)
     return out
 
 
-#: Without a derivative that takes no `out`: the parameters' gradients always have their place in a flat vector.
+#: Only with a derivative that takes `out`, because gradients of parameters always lie in a flat vector.
 fill = Primitive("fill", _nothing, (_fill,), reads=((),), writes=(0,))
 
 
 class Filler(Module):
-    """So many parameters, in one vector of zeros, that make no difference to the output."""
+    """A number of parameters in one vector of zeros, which do not affect the output."""
 
     weights: Parameter
 

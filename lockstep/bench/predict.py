@@ -1,4 +1,4 @@
-"""From what was measured on one machine to what many machines would do: the cost model, asked for each number."""
+"""Predict the speed of many machines from measurements on one, by the cost model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from lockstep.bench.reports.rows import MeasuredSpeed, Prediction, PredictionRow
 from lockstep.reports.cost_model import CostModel, Measured, bytes_per_parameter, fitted
 from ps.records.run_folder import RunResult
 
-#: Bits of a byte.
+#: Bits per byte.
 BITS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """What a prediction is made from: one job in one way, at one or more numbers of workers of one machine."""
+    """The measurements behind a prediction: one job on one machine, with one or more numbers of workers."""
 
     name: str
     is_weak: bool
@@ -27,12 +27,12 @@ class Basis:
     speeds: tuple[MeasuredSpeed, ...]
 
     def model(self) -> CostModel:
-        """Return the costs on the machine that was measured."""
+        """Return the costs on the measured machine."""
         return fitted(self.points, is_weak=self.is_weak, cores=self.cores)
 
 
 def read_basis(path: Path, model: str | None = None, batch: int | None = None) -> Basis:
-    """Return what a run's `result.json` says, or those rows of a scaling bench; `UsageError` where it is neither."""
+    """Return the basis in a `result.json` or the rows of a scaling bench. Raises UsageError if it is neither."""
     try:
         found = msgspec.json.decode(path.read_bytes(), type=RunResult | list[ScalingRow])
     except OSError as error:
@@ -43,11 +43,11 @@ def read_basis(path: Path, model: str | None = None, batch: int | None = None) -
         raise FileFormatError(
             f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --json`: {error}"
         ) from error
-    return basis_of_rows(chosen(found, model, batch)) if isinstance(found, list) else basis_of_result(found)
+    return basis_of_rows(matching_rows(found, model, batch)) if isinstance(found, list) else basis_of_result(found)
 
 
 def basis_of_result(result: RunResult) -> Basis:
-    """Return the basis that a run with workers is, whose machine is taken to be this one."""
+    """Return the basis of a run with workers, which is assumed to have run on this machine."""
     if result.split is None or not result.workers:
         raise UsageError(
             f"run {result.run!r} has no times of an exchange (workers = {result.workers}, steps = {result.steps}): "
@@ -68,9 +68,9 @@ def basis_of_result(result: RunResult) -> Basis:
 
 
 def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
-    """Return the basis that the rows of one model, batch and way are: those of the first row."""
+    """Return the basis of all rows with the model, batch and transport of the first one."""
     first = rows[0]
-    alike = [row for row in rows if _way(row) == _way(first)]
+    similar = [row for row in rows if _setup(row) == _setup(first)]
     points = [
         Measured(
             workers=row.workers,
@@ -80,7 +80,7 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
             parameters=row.parameters,
             split=row.split,
         )
-        for row in alike
+        for row in similar
     ]
     share = "each" if first.scaling == "weak" else "in all"
     return Basis(
@@ -88,16 +88,16 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
         is_weak=first.scaling == "weak",
         cores=first.cores,
         points=tuple(points),
-        speeds=tuple(MeasuredSpeed(workers=row.workers, images_per_s=row.images_per_s) for row in alike),
+        speeds=tuple(MeasuredSpeed(workers=row.workers, images_per_s=row.images_per_s) for row in similar),
     )
 
 
-def _way(row: ScalingRow) -> tuple[str, str, int, str, int]:
+def _setup(row: ScalingRow) -> tuple[str, str, int, str, int]:
     return row.model, row.scaling, row.batch, row.transport, row.servers
 
 
-def chosen(rows: Sequence[ScalingRow], model: str | None, batch: int | None) -> list[ScalingRow]:
-    """Return the rows of a model and a batch, None for any; `UsageError` where there is none."""
+def matching_rows(rows: Sequence[ScalingRow], model: str | None, batch: int | None) -> list[ScalingRow]:
+    """Return the rows of a model and a batch, None for any. Raises UsageError if there are none."""
     found = [row for row in rows if model in (None, row.model) and batch in (None, row.batch)]
     if not found:
         there = ", ".join(dict.fromkeys(f"{row.model} at {row.batch}" for row in rows)) or "none"
@@ -109,9 +109,9 @@ def chosen(rows: Sequence[ScalingRow], model: str | None, batch: int | None) -> 
 def predict(
     basis: Basis, workers: Sequence[int], servers: Sequence[int], link: float, types: tuple[str, str] | None = None
 ) -> Prediction:
-    """Return what so many machines, each with a link of `link` bytes/s, would do with a worker on each.
+    """Return the prediction for machines with a link of `link` bytes/s and one worker each.
 
-    `types` are those of sums and of weights on the wire, where they are to be others than those of the basis.
+    `types` are the formats of sums and weights, if they differ from those of the basis.
     """
     here = basis.model()
     model = replace(here, cores=None)
@@ -124,13 +124,13 @@ def predict(
         is_bound_by_link=model.is_bound_by_link(link),
         cores=basis.cores,
         measured=list(basis.speeds),
-        here=[MeasuredSpeed(workers=count, images_per_s=here.samples_per_s(count)) for count in _up_to_crowd(basis)],
+        here=[MeasuredSpeed(workers=count, images_per_s=here.samples_per_s(count)) for count in _worker_range(basis)],
         rows=[row for count in servers for row in _rows(model, workers, count, link)],
     )
 
 
-def _up_to_crowd(basis: Basis) -> range:
-    """Return the numbers of workers for which a machine that all of them share is of interest."""
+def _worker_range(basis: Basis) -> range:
+    """Return the numbers of workers for which to predict a single machine that they share."""
     return range(1, 4 * max(basis.cores, *(point.workers for point in basis.points)) + 1)
 
 

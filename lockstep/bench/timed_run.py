@@ -1,4 +1,4 @@
-"""Runs a job on a cluster of processes, the real thing, and reads from the run's records what its steady steps took."""
+"""Run a job on a cluster of processes, and read the times of its steady steps from the metrics of the run."""
 
 import shutil
 import statistics
@@ -20,13 +20,13 @@ from ps.records.metrics import METRICS
 from ps.records.run_folder import RunResult
 from ps.run.timing import Split, StepTime, TimeBook
 
-#: Steps at the beginning of a run that do not count: buffers are made, caches filled.
+#: Steps at the beginning of a run that do not count, while buffers are made and caches filled.
 WARM_UP = 20
 
-#: Training images in memory, at least, and test images: evaluations cost time and tell nothing here.
+#: Fewest training images in memory, and test images: few, because evaluations are not measured.
 SAMPLES, TEST_SAMPLES = 8192, 64
 
-#: Steps of an epoch, at least: each epoch's first step does not count.
+#: Fewest steps per epoch, since the first step of an epoch does not count.
 EPOCH_STEPS = 16
 
 
@@ -47,26 +47,26 @@ class TimedStep(msgspec.Struct, frozen=True):
 
 @dataclass
 class TimedRuns:
-    """Runs of one job in one way, and the steps of each."""
+    """Runs of one job with one launch, and the steps of each."""
 
     results: list[RunResult] = field(default_factory=list)
     steps: list[list[TimedStep]] = field(default_factory=list)
 
     def steady(self) -> list[float]:
-        """Return the seconds of the steps that count: without the warm-up and what follows an evaluation."""
-        return [step.round_s for step, counts in self._marked() if counts]
+        """Return the seconds of the steps that count, without the warm-up and the step after an evaluation."""
+        return [step.round_s for step, counts in self._counted() if counts]
 
     def split(self) -> Split:
-        """Return where the time went, of the half of the steps between the quartiles: a disturbance says nothing."""
+        """Return where the time went in the steps between the quartiles, so that disturbances are left out."""
         low, _, high = statistics.quantiles(self.steady(), n=4, method="inclusive")
         book = TimeBook()
-        for step, counts in self._marked():
+        for step, counts in self._counted():
             book.add(step.time(), step.update_s, is_counted=counts and low <= step.round_s <= high)
         split = book.split()
         assert split is not None  # the median is between the quartiles
         return split
 
-    def _marked(self) -> Iterator[tuple[TimedStep, bool]]:
+    def _counted(self) -> Iterator[tuple[TimedStep, bool]]:
         for steps in self.steps:
             before = 0
             for step in steps:
@@ -75,7 +75,7 @@ class TimedRuns:
 
 
 def write_data(folder: Path, global_batch: int) -> Path:
-    """Write the first images of MNIST, enough for steps of so many samples; return the path."""
+    """Write the first images of MNIST, enough for steps of `global_batch` samples, and return the path."""
     mnist = load("mnist")
     count = min(len(mnist.train), max(SAMPLES, EPOCH_STEPS * global_batch))
     path = folder / f"digits-{count}.npz"
@@ -87,10 +87,10 @@ def write_data(folder: Path, global_batch: int) -> Path:
 
 
 def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]) -> tuple[RunResult, list[TimedStep]]:
-    """Run the job once; return its result and its steps. What it leaves in `folder` is removed."""
+    """Run the job once, and return its result and its steps. Its run folder is removed."""
     run_dir = folder / "run"
     try:
-        # Without checkpoints: they would come at the end of these short epochs only, and tell nothing of a step.
+        # Without checkpoints, which would only be written at the end of these short epochs.
         launch = msgspec.structs.replace(launch, checkpoint_keep=0)
         destination = Destination(folder=run_dir, launch=launch)
         result = Cluster(job, destination, say=say, watch=lambda status: None, backend=LocalBackend(launch)).run()
@@ -101,13 +101,13 @@ def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]
 
 
 @dataclass
-class Hashes:
-    """The weights that jobs led to: the same job gives the same bits, whoever measures."""
+class DigestCheck:
+    """Checks that the same job always gives the same weights."""
 
     known: dict[str, str] = field(default_factory=dict)
 
     def check(self, job: Job, result: RunResult) -> None:
-        """Book the weights; `RunError` where the same job gave others before."""
+        """Record the weights of a run. Raises RunError if the same job gave others before."""
         before = self.known.setdefault(job.digest(), result.weights_sha256)
         if before != result.weights_sha256:
             raise RunError(

@@ -1,4 +1,4 @@
-"""What is between this machine and a server, looked at in the order in which a worker's connection meets it."""
+"""Examine the way from this machine to a server, in the order in which a worker's connection meets its obstacles."""
 
 import os
 import platform
@@ -30,39 +30,38 @@ from common.transport.auth.credentials import ClientKeys, Credential
 from common.transport.diagnosis import Diagnosis, Stage
 from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial
-from lockstep.doctor.finding import Finding
-from lockstep.doctor.report import findings_lines
+from lockstep.doctor.finding import Finding, findings_lines
 from lockstep.launch.remote.attendant import address_towards
 from ps.coordinator.registration import refused_for
 
-#: Seconds for an answer in all, and between two looks at what is in the way.
-PATIENCE_S, LOOK_S = 6.0, 1.0
+#: Seconds to wait for an answer in all, and between two looks at the cause of the delay.
+TIMEOUT_S, INTERVAL_S = 6.0, 1.0
 
-#: What an answer tells, of this machine or the other, that comes out no other way a second later.
-TOLD_AT_ONCE = (Stage.NAME, Stage.ROUTE, Stage.PORT)
+#: Obstacles that are certain at once: waiting longer would not change the diagnosis.
+CERTAIN_AT_ONCE = (Stage.NAME, Stage.ROUTE, Stage.PORT)
 
 #: Stage -> cause, and what to do.
-CURES = {
+REMEDIES = {
     Stage.NAME: (
-        "the name is misspelt, or this machine asks another name service than the one that knows it",
-        "correct it, or write the address in digits: `lockstep server` shows where it listens",
+        "the name is misspelt, or this machine uses a name service that does not know it",
+        "correct the name, or use the IP address: `lockstep server` shows where it listens",
     ),
     Stage.ROUTE: (
-        "no network of this machine leads there, or it is down",
+        "this machine has no network that leads there, or the network is down",
         "check the address and the cable (ip route get ADDRESS); both machines need a common network",
     ),
     Stage.FIREWALL: (
-        "packets are dropped without a word: by a firewall, or the host is off",
-        "allow TCP to that port at the server, inbound; workers need none; one port is enough",
+        "packets are dropped silently by a firewall, or the host is off",
+        "allow inbound TCP to that one port at the server; workers need no open port",
     ),
     Stage.PORT: (
-        "the host answers that nobody listens there: the server is not up yet, has ended, or has another port",
-        "start it, compare the port, and see that --bind is not 127.0.0.1 there",
+        "no program listens there: the server has not started yet, has ended, or uses another port",
+        "start the server, compare the port, and check that its --bind is not 127.0.0.1",
     ),
     Stage.SERVICE: ("another program listens there", "compare the port with the one that the server shows"),
     Stage.KEY: (
-        "the server lets in those whose keys it knows, and workers speak with no other server than their key's",
-        "give --key FILE with the worker's file of that server; `lockstep keys list DIR` there tells whom it lets in",
+        "the server admits only keys that it knows, and a worker talks only to the server of its key",
+        "pass --key FILE with a worker's key of that server; `lockstep keys list DIR` there lists the admitted keys",
     ),
     Stage.VERSION: (
         "the server runs another version of lockstep, or of NumPy",
@@ -71,27 +70,27 @@ CURES = {
 }
 
 NUMERICS = (
-    "another processor, or another BLAS, gives other bits",
-    "use machines of one kind, or start the server with --allow-mixed-numerics and lose the promise",
+    "another processor or another BLAS gives other bits",
+    "use machines of one kind, or start the server with --allow-mixed-numerics and give up identical bits",
 )
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """A way to a server that was examined."""
+    """The result of examining the way to a server."""
 
     address: str
-    #: What was found on the way, as heading and text, up to where it ends.
+    #: What was found on the way, as (heading, text), up to the first obstacle.
     steps: list[tuple[str, str]]
     findings: list[Finding]
 
     def lines(self) -> list[str]:
-        """Return it for a person."""
+        """Return the result as lines of text."""
         return [*(f"{heading:<10} {text}" for heading, text in self.steps), *findings_lines(self.findings)]
 
 
 @dataclass
 class Examiner:
-    """Asks for a place as a worker does, and gives it back at once."""
+    """Joins as a worker does, and leaves at once."""
 
     address: str
     credential: Credential
@@ -99,17 +98,19 @@ class Examiner:
     clock: Clock = field(default_factory=SystemClock)
 
     def examine(self) -> Connection:
-        """Go as far as one comes. AddressError where the address is malformed. Ten seconds at most, unless the name
-        service takes longer."""
+        """Go as far as possible, for at most ten seconds unless the name service takes longer.
+
+        Raises AddressError if the address is malformed.
+        """
         steps = list(self._way())
         with closing(dial(self.address, credential=self.credential)) as port:
             answer = self._ask(port)
             if isinstance(answer, Diagnosis):
                 return self._connection(steps, _finding(answer.stage, answer.text))
-            steps.append(("port", "a server of lockstep listens"))
+            steps.append(("port", "a Lockstep server listens there"))
             if isinstance(self.credential, ClientKeys):
-                steps.append(("key", "the server is the key's, and lets it in"))
-            return self._judged(steps, answer)
+                steps.append(("key", "the server is the one of the key, and admits it"))
+            return self._verdict(steps, answer)
 
     def _way(self) -> Iterator[tuple[str, str]]:
         parsed = parse(self.address)
@@ -121,11 +122,11 @@ class Examiner:
             yield "name", ", ".join(dict.fromkeys(str(entry[4][0]) for entry in found))
             yield "route", f"from {address_towards(parsed.host)}"
         except (OSError, LockstepError):
-            # What of it is in the way is found by trying to connect.
+            # The obstacle is found by trying to connect.
             return
 
     def _ask(self, port: ZeroMqClient) -> Message | Diagnosis:
-        """Return what the server says to a worker that joins, or why it says nothing."""
+        """Return the answer of the server to a joining worker, or why there is none."""
         join = Join(
             protocol=PROTOCOL_VERSION,
             incarnation=secrets.token_hex(8),
@@ -134,32 +135,32 @@ class Examiner:
             fingerprint=self.shown,
         )
         port.send(encode(join))
-        deadline, trouble = self.clock.now() + PATIENCE_S, None
-        while self.clock.now() < deadline and not _is_certain(trouble):
-            frames = port.receive(min(LOOK_S, max(0.0, deadline - self.clock.now())))
+        deadline, diagnosis = self.clock.now() + TIMEOUT_S, None
+        while self.clock.now() < deadline and not _is_certain(diagnosis):
+            frames = port.receive(min(INTERVAL_S, max(0.0, deadline - self.clock.now())))
             if frames is None:
-                trouble = port.trouble()
+                diagnosis = port.trouble()
                 continue
             try:
                 message, _ = decode(frames, ServerMessage)
             except RemoteProtocolError as error:
-                return Diagnosis(f"the server answers what cannot be understood: {error}", Stage.VERSION)
+                return Diagnosis(f"the answer of the server cannot be decoded: {error}", Stage.VERSION)
             if isinstance(message, Welcome):
-                port.send(encode(Leave(reason="it only looked (lockstep doctor --connect)")))
+                port.send(encode(Leave(reason="it only tested the connection (lockstep doctor --connect)")))
                 port.close(1.0)
             return message
-        return trouble or Diagnosis(
-            f"the server at {self.address} does not answer within {PATIENCE_S:g} s: it is stopped, or busy",
+        return diagnosis or Diagnosis(
+            f"the server at {self.address} does not answer within {TIMEOUT_S:g} s: it is stopped, or busy",
             Stage.SERVICE,
         )
 
-    def _judged(self, steps: list[tuple[str, str]], answer: Message) -> Connection:
+    def _verdict(self, steps: list[tuple[str, str]], answer: Message) -> Connection:
         kind = refused_for(answer.reason) if isinstance(answer, Refused) else ""
         if isinstance(answer, Refused) and kind == "version":
             return self._connection(steps, _finding(Stage.VERSION, f"the server refuses: {answer.reason}"))
         steps.append(("version", f"lockstep {self.shown.lockstep} (code {self.shown.code}), as at the server"))
         if isinstance(answer, Refused):
-            cause, change = NUMERICS if kind == "numerics" else ("it says why", "do what it says")
+            cause, change = NUMERICS if kind == "numerics" else ("the refusal names it", "do what the refusal says")
             finding = Finding(
                 kind=kind or "refused",
                 what="the server would refuse a worker of this machine",
@@ -171,7 +172,7 @@ class Examiner:
         steps.append(("numerics", f"{self.shown.canary}, as at the server"))
         match answer:
             case Welcome():
-                steps.append(("run", f"{answer.run}: a worker started here would be let in as worker {answer.rank}"))
+                steps.append(("run", f"{answer.run}: a worker started here would be admitted as worker {answer.rank}"))
             case Finished():
                 steps.append(("run", f"is over{answer.reason and ': '}{answer.reason}"))
             case Status():
@@ -182,15 +183,15 @@ class Examiner:
         return Connection(address=self.address, steps=steps, findings=list(findings))
 
 
-def _is_certain(trouble: Diagnosis | None) -> bool:
-    return trouble is not None and (trouble.is_final or trouble.stage in TOLD_AT_ONCE)
+def _is_certain(diagnosis: Diagnosis | None) -> bool:
+    return diagnosis is not None and (diagnosis.is_final or diagnosis.stage in CERTAIN_AT_ONCE)
 
 
 def _finding(stage: Stage, text: str) -> Finding:
-    cause, change = CURES[stage]
+    cause, change = REMEDIES[stage]
     return Finding(
         kind=stage.value,
-        what=f"a worker here comes no further than the {stage.value}",
+        what=f"a worker here gets no further than the {stage.value}",
         evidence=text,
         cause=cause,
         change=change,

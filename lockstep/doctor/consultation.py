@@ -1,4 +1,4 @@
-"""Where a patient comes from: a job, or a model and data in a notebook."""
+"""Examine a job, or a model and data in a notebook, for mistakes that make training fail."""
 
 import tempfile
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ from ps.setup import first_weights
 def doctor(
     model: Module | str, data: str | Path | Arrays = "mnist", *, walk: Walk = Tensor.backward, **values: Any
 ) -> Examination:
-    """Look for the mistakes that make training fail; return what was found, which a notebook shows.
+    """Look for mistakes that make training fail; return the findings, which a notebook shows.
 
-    `model` is examined as it is, values included, and not changed; a name is built, and drawn from the seed. `data` and
-    `values` are those of `fit`. `walk(loss)`, where it is given, is a backward pass of one's own to be examined with
+    `model` is examined as it is, values included, and not changed; the name of a model is built and initialized from
+    the seed. `data` and `values` are those of `fit`. `walk(loss)` is a backward pass of your own to be examined with
     the model: it has to add to the `.grad` of the leaves, and `common.autograd.graph` has the nodes.
 
-    Raises what `fit` raises where the call cannot be carried out.
+    Raises what `fit` raises if its arguments cannot be used.
     """
     name = type(model).__name__ if isinstance(model, Module) else model
     if isinstance(model, Module):
@@ -52,21 +52,21 @@ def doctor(
         return _examine(subject, job, model, str(data), workers, walk)
     with tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder:
         arrays = named_arrays(data)
-        found = _labels_of(job, arrays)
-        if found:
-            return Examination(subject, found, 0.0)
+        findings = _label_findings(job, arrays)
+        if findings:
+            return Examination(subject, findings, 0.0)
         path = Path(folder) / DATA
         np.savez(path, **arrays)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
         return _examine(subject, job, model, str(path), workers, walk)
 
 
 def examine_job(job: Job, workers: int | None) -> Examination:
-    """Look for mistakes in a job; `workers` are those that somebody asked for."""
+    """Look for mistakes in a job that would be trained with `workers`, if their number is given."""
     return _examine(f"{job.model_name()} on {job.data}", job, model_of(job), job.data, workers, Tensor.backward)
 
 
 def model_of(job: Job) -> Module:
-    """Return a job's model with the values that its training starts from."""
+    """Return a job's model with its initial values."""
     model = build_model(job.model).initialize(job.seed)
     layout = layout_of(model)
     model.load_state_dict(layout.read(first_weights(job, model, layout)))
@@ -75,21 +75,21 @@ def model_of(job: Job) -> Module:
 
 def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:
     clock = SystemClock()
-    began = clock.now()
-    found: Sequence[Finding] = _labels_in(job, data)
-    if not found:
+    start = clock.now()
+    findings: Sequence[Finding] = _file_label_findings(job, data)
+    if not findings:
         loaded = with_validation(load(data), job.validation_split, job.seed)
         if job.global_batch > len(loaded.train):
             raise JobError(
                 f"global_batch = {job.global_batch!r} is more than the {len(loaded.train)} training samples of "
                 f"{data!r}: expected at most as many"
             )
-        found = list(examined(ExaminationTarget(job, model, loaded, workers, walk), clock, cores()))
-    return Examination(subject, list(found), clock.now() - began)
+        findings = list(examined(ExaminationTarget(job, model, loaded, workers, walk), clock, cores()))
+    return Examination(subject, list(findings), clock.now() - start)
 
 
-def _labels_of(job: Job, arrays: dict[str, NDArray[Any]]) -> list[Finding]:
-    """Return what is wrong with labels that are to be classes."""
+def _label_findings(job: Job, arrays: dict[str, NDArray[Any]]) -> list[Finding]:
+    """Return what is wrong with labels that should be classes."""
     if Objective.of(job).is_regression:
         return []
     train, test = arrays["y_train"], arrays["y_test"]
@@ -97,9 +97,9 @@ def _labels_of(job: Job, arrays: dict[str, NDArray[Any]]) -> list[Finding]:
     return check_labels(train, test, is_sequence=is_sequence)
 
 
-def _labels_in(job: Job, data: str) -> list[Finding]:
-    """Return what is wrong with the labels of an .npz: as a dataset they would be refused, one at a time."""
+def _file_label_findings(job: Job, data: str) -> list[Finding]:
+    """Return what is wrong with the labels of an .npz file, which a dataset would refuse one at a time."""
     path = Path(data).expanduser()
     if path.suffix != ".npz" or not path.is_file():
         return []
-    return _labels_of(job, read_npz(path, ("x_train", "y_train", "y_test")))
+    return _label_findings(job, read_npz(path, ("x_train", "y_train", "y_test")))

@@ -1,12 +1,15 @@
-"""What the doctor says of one mistake; knows no check."""
+"""One mistake that the doctor found, and findings as lines for a terminal; knows no check."""
+
+import textwrap
+from collections.abc import Sequence
 
 import msgspec
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One mistake. Each text is one line; `change` is what a person has to do."""
+    """One mistake. Each text is one line; `change` is what the user has to do."""
 
-    #: What kind of mistake, in a word or two with hyphens: for programs.
+    #: The kind of mistake for programs, in a word or two joined by hyphens.
     kind: str
     what: str
     evidence: str
@@ -15,3 +18,22 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.evidence}; {self.cause}; {self.change}"
+
+
+#: Characters per line.
+WIDTH = 80
+
+
+def findings_lines(findings: Sequence[Finding]) -> list[str]:
+    """Return the findings, numbered, each after an empty line."""
+    lines = list[str]()
+    for number, finding in enumerate(findings, 1):
+        lines += ["", *wrapped(f"{number}. ", finding.what)]
+        for heading in ("evidence", "cause", "change"):
+            lines += wrapped(f"   {heading:<10}", getattr(finding, heading))
+    return lines
+
+
+def wrapped(lead: str, text: str) -> list[str]:
+    """Return text after a lead, with its other lines indented as far."""
+    return textwrap.wrap(text, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False)

@@ -1,28 +1,69 @@
-"""What this machine offers to a run, and what of it is in the way."""
+"""Examine this machine: what it offers to a run, what is in the way, and how fast it multiplies matrices.
+
+As a program it prints the last as one line of JSON, so that it can be measured under another environment."""
 
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import run
 
 import msgspec
+import numpy as np
 
-from common.errors import AddressError
+from common.errors import AddressError, RunError
 from common.protocol.numerics import Fingerprint, fingerprint
-from common.runtime.clock import SystemClock
+from common.runtime.blas import blas_kernel
+from common.runtime.clock import Clock, SystemClock
 from common.runtime.environment import child_environment, cores
 from common.transport.shared_memory.folder import shared_root
 from common.transport.zeromq.ports import serve
-from lockstep.doctor.finding import Finding
-from lockstep.doctor.gemm import Gemm, measured, measured_under
-from lockstep.doctor.report import findings_lines
+from lockstep.doctor.finding import Finding, findings_lines
 
-#: The variable by which people choose another kernel of OpenBLAS than the processor's own.
+#: The variable that selects another kernel of OpenBLAS than the default of the processor.
 CORETYPE = "OPENBLAS_CORETYPE"
 
-#: Docker's default for /dev/shm: a net of a million weights with two workers needs a third of it.
+#: Docker's default for /dev/shm, of which a net with a million weights and two workers needs a third.
 LITTLE_SHARED_BYTES = 64 * 2**20
+
+
+#: Rows and columns: large enough for a kernel's full speed, and for the second-level cache.
+SIZE = 384
+
+#: Seconds of measuring.
+DURATION_S = 0.15
+
+
+class Gemm(msgspec.Struct, frozen=True, kw_only=True):
+    """The measured speed of float32 matrix products with one thread."""
+
+    kernel: str
+    gflops: float
+
+
+def measured(clock: Clock) -> Gemm:
+    """Multiply for a moment, and return the speed of the fastest product."""
+    left, right = np.full((SIZE, SIZE), 0.5, np.float32), np.full((SIZE, SIZE), 0.25, np.float32)
+    out, best_s, until = np.empty_like(left), float("inf"), clock.now() + DURATION_S
+    while clock.now() < until:
+        began = clock.now()
+        np.matmul(left, right, out=out)
+        best_s = min(best_s, clock.now() - began)
+    return Gemm(kernel=blas_kernel(), gflops=2e-9 * SIZE**3 / best_s)
+
+
+def measured_under(environment: Mapping[str, str]) -> Gemm:
+    """Measure in another process, because a BLAS selects its kernel when it is loaded."""
+    done = run(
+        [sys.executable, "-P", "-m", "lockstep.doctor.machine"], env=dict(environment), capture_output=True, check=False
+    )
+    try:
+        return msgspec.json.decode(done.stdout, type=Gemm)
+    except msgspec.MsgspecError:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise RunError(f"matrices could not be multiplied in another process: {last or 'it printed nothing'}") from None
 
 
 class SharedMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,36 +79,36 @@ class SharedMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at; nothing of it is judged."""
+    """Facts about a machine, without a verdict."""
 
     system: str
     python: str
     cores: int
     fingerprint: Fingerprint
     gemm: Gemm
-    #: What `OPENBLAS_CORETYPE` is set to, empty where it is not, and what was measured without it.
+    #: The value of `OPENBLAS_CORETYPE`, empty if it is not set, and the speed without it.
     coretype: str
     gemm_without: Gemm | None
     shared: SharedMemory
-    #: Address -> why nobody could listen there, empty where it works.
+    #: Address -> why a server cannot listen there; empty if it can.
     ports: dict[str, str]
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine that was examined."""
+    """The facts about a machine, and the findings."""
 
     facts: MachineInfo
     findings: list[Finding]
 
 
 def examine_machine() -> Machine:
-    """Look at this machine; half a second, or one and a half where a kernel was chosen by hand."""
+    """Examine this machine. Takes half a second, or three times as long if a kernel was selected by hand."""
     facts = facts_of(child_environment())
     return Machine(facts=facts, findings=machine_findings(facts))
 
 
 def facts_of(environment: Mapping[str, str]) -> MachineInfo:
-    """Return the facts under that environment, as far as they depend on it."""
+    """Return the facts about this machine under an environment."""
     coretype = environment.get(CORETYPE, "")
     root = shared_root()
     usage = shutil.disk_usage(root)
@@ -86,7 +127,7 @@ def facts_of(environment: Mapping[str, str]) -> MachineInfo:
 
 
 def _ports() -> dict[str, str]:
-    """Try to listen as a server does."""
+    """Try to listen as a server does, on each transport."""
     with tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder:
         socket = Path(folder) / "server.sock"
         tried = {"tcp://127.0.0.1": "tcp://127.0.0.1:0", "ipc": f"ipc://{socket}"}
@@ -102,7 +143,7 @@ def _why_not(address: str) -> str:
 
 
 def machine_findings(facts: MachineInfo) -> list[Finding]:
-    """Return what is in the way of a run."""
+    """Return what would hinder a run."""
     return [*_threads(facts), *_coretype(facts), *_shared(facts.shared), *_unbindable(facts.ports)]
 
 
@@ -114,8 +155,8 @@ def _threads(facts: MachineInfo) -> list[Finding]:
         Finding(
             kind="threads",
             what=f"the BLAS uses {threads} threads",
-            evidence=f"{facts.fingerprint.blas} says so after it was told to use one",
-            cause="it was loaded before Lockstep and cannot be changed: other threads give other bits",
+            evidence=f"{facts.fingerprint.blas} reports it after it was asked to use one",
+            cause="it was loaded before Lockstep and cannot be changed; another number of threads gives other bits",
             change="set OPENBLAS_NUM_THREADS=1 and OMP_NUM_THREADS=1 before Python starts",
         )
     ]
@@ -128,9 +169,9 @@ def _coretype(facts: MachineInfo) -> list[Finding]:
     return [
         Finding(
             kind="kernel",
-            what=f"{CORETYPE}={facts.coretype} makes the BLAS use another kernel than this processor's",
+            what=f"{CORETYPE}={facts.coretype} makes the BLAS use another kernel than this processor's own",
             evidence=f"{chosen.gflops:.0f} GFLOP/s with {chosen.kernel}, {own.gflops:.0f} with {own.kernel}",
-            cause="somebody set the variable, perhaps so that different machines give the same bits",
+            cause="the variable is set, perhaps so that different machines give the same bits",
             change=f"unset {CORETYPE}, unless all machines of a run need this kernel",
         )
     ]
@@ -144,9 +185,9 @@ def _shared(shared: SharedMemory) -> list[Finding]:
             kind="shared-memory",
             what="there is little shared memory",
             evidence=f"{shared.folder} has {_mebibytes(shared.free_bytes)} of {_mebibytes(shared.total_bytes)} left",
-            cause="a container's default is 64 MiB; or other programs use it, or left files there",
-            change="start the container with --shm-size=1g (shm_size in compose), or remove what is left; without "
-            "enough, gradients and weights are sent over sockets",
+            cause="the default of a container is 64 MiB; or other programs use it, or left files there",
+            change="start the container with --shm-size=1g (shm_size in compose), or remove such files; without "
+            "enough, gradients and weights travel over sockets",
         )
     ]
 
@@ -158,7 +199,7 @@ def _unbindable(ports: Mapping[str, str]) -> list[Finding]:
             what=f"no server can listen at {name}",
             evidence=why,
             cause="the system, a container or a sandbox forbids it",
-            change="allow it, or train with the other transport (transport = ipc or tcp), or alone (workers = 0)",
+            change="allow it, or train over the other transport (transport = ipc or tcp) or with workers = 0",
         )
         for name, why in ports.items()
         if why
@@ -166,11 +207,11 @@ def _unbindable(ports: Mapping[str, str]) -> list[Finding]:
 
 
 def machine_lines(machine: Machine) -> list[str]:
-    """Return the facts, a line each, and the findings."""
+    """Return the facts, one per line, and the findings."""
     facts, shown = machine.facts, machine.facts.fingerprint
     chosen = f", by {CORETYPE}={facts.coretype}" if facts.coretype else ""
     free = _mebibytes(facts.shared.free_bytes)
-    memory = "" if facts.shared.is_memory else ", which is a disk's and slower"
+    memory = "" if facts.shared.is_memory else ", which is on a disk and slower"
     return [
         f"system         {facts.system}, Python {facts.python}",
         f"cores          {facts.cores}",
@@ -180,7 +221,7 @@ def machine_lines(machine: Machine) -> list[str]:
         f"shared memory  {facts.shared.folder}: {free} of {_mebibytes(facts.shared.total_bytes)} free{memory}",
         *(f"{'listens at':<14} {name}: {why or 'yes'}" for name, why in facts.ports.items()),
         f"versions       lockstep {shown.lockstep} (code {shown.code}), NumPy {shown.numpy}",
-        f"numerics       {shown.canary}: machines with equal ones give equal bits",
+        f"numerics       {shown.canary}: machines with the same value give the same bits",
         f"processor      {shown.features}",
         *(findings_lines(machine.findings) or ["", "no findings: nothing is in the way of a run"]),
     ]
@@ -188,3 +229,7 @@ def machine_lines(machine: Machine) -> list[str]:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(msgspec.json.encode(measured(SystemClock())) + b"\n")

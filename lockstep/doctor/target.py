@@ -1,4 +1,4 @@
-"""What is examined: a model as it is now, its data, and the job that would train it."""
+"""The target of an examination: a model as it is now, its data, and the job that would train it."""
 
 import copy
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from common.job.job import Job
 from common.job.objective import Objective
 from common.nn.module import Module
 
-#: What walks back from a loss, a single number, and leaves gradients in the leaves: `Tensor.backward`, or one's own.
+#: A backward pass from a scalar loss that leaves gradients in the leaves: `Tensor.backward`, or the user's own.
 Walk = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
 class ExaminationTarget:
-    """A model that is only ever copied, with what it would be trained on."""
+    """A model, which is only ever copied, with what it would be trained on."""
 
     job: Job
     model: Module
     data: TrainTest
-    #: Worker processes that somebody asked for; None where nobody did.
+    #: The number of worker processes that was asked for, if any.
     workers: int | None = None
     walk: Walk = Tensor.backward
 
@@ -44,7 +44,7 @@ class ExaminationTarget:
         return Objective.of(self.job)
 
     def batch(self, step: int, most: int) -> tuple[Vector, Vector]:
-        """Return the prepared samples of a step of the job, at most so many, and what the loss compares."""
+        """Return at most `most` prepared samples of a step of the job, and the targets of its loss."""
         sampler = self._sampler
         whole = np.concatenate([sampler.indices(step, m) for m in range(sampler.micro_batches)])[:most]
         train = self.data.train
@@ -54,7 +54,7 @@ class ExaminationTarget:
     @cached_property
     def _sampler(self) -> Sampler:
         job, samples = self.job, len(self.data.train)
-        # A batch larger than the data is the job's mistake, and not what is examined here.
+        # A batch larger than the data is a mistake of the job, which is reported elsewhere.
         return Sampler(samples, min(job.global_batch, samples), job.micro_batches, job.seed)
 
     @cached_property

@@ -20,8 +20,8 @@ CONFINED = {
     "runpy": ("common.nn.model_source",),
 }
 
-#: A script that runs alone under a Python which has the peer and not us: it cannot import what confines a module.
-ALONE = "lockstep.bench.baseline.torch_baseline"
+#: A script that runs alone under a Python which has torch and not us: it cannot import what confines a module.
+ALONE = "lockstep.bench.torch_baseline"
 
 #: The same for what is used rather than imported: attributes and builtins.
 CONFINED_USES = {

@@ -1,43 +1,47 @@
-"""What the benches over several processes measured: one row for each combination, as written to JSON."""
+"""The rows that the benches measure, one per combination, and how they are written to JSON or drawn."""
 
+import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from common.errors import RunError
 from common.files.atomic import write_atomically
 from ps.run.timing import Split
 
 
 class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The peer with as many processes, in its faster memory layout, measured in turns with ours."""
+    """The baseline with as many processes in its faster memory layout, measured in turns with ours."""
 
     version: str
     layout: str
     #: Median over as many steps as ours.
     ms_per_step: float
     images_per_s: float
-    #: Our images/s over the peer's: above 1 where we are faster.
+    #: Our images/s over the baseline's; above 1 if we are faster.
     ratio: float
 
 
 class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A model trained by so many workers in one way."""
+    """A model trained by a number of workers over one transport."""
 
     model: str
-    #: Weak: each worker has `batch` samples of a step. Strong: all of them have `batch` together.
+    #: Weak: each worker has `batch` samples per step. Strong: all workers share `batch` samples.
     scaling: Literal["weak", "strong"]
     batch: int
     workers: int
     servers: int
-    #: What was asked for, and what carried the messages.
+    #: The requested transport, and the one that carried the messages.
     transport: str
     carrier: str
     global_batch: int
     micro_batches: int
     parameters: int
-    #: Cores of the machine, which workers, servers and whoever measures share.
+    #: Cores of the machine, which workers, servers and the bench share.
     cores: int
     #: Steady steps measured, and their median.
     steps: int
@@ -45,28 +49,28 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     images_per_s: float
     #: Where the time of a step went, over the middle half of the steps.
     split: Split
-    #: Images/s for each worker over those of one worker in the same way; None where one worker was not measured.
+    #: Images/s per worker over the images/s of a single worker; None if a single worker was not measured.
     of_one_worker: float | None
-    #: Images/s of as many processes that train alone, at the same time, and share nothing; and our part of that.
+    #: Images/s of as many independent processes at the same time, and our share of that.
     ceiling_images_per_s: float
     of_ceiling: float
-    #: Of the weights at the end of each run: equal for equal jobs.
+    #: Digest of the weights at the end of each run; equal for equal jobs.
     weights_sha256: str
     peer: BaselineRow | None
 
 
 class BaselineExchange(msgspec.Struct, frozen=True, kw_only=True):
-    """The peer's all-reduce and update among as many processes, measured in turns with ours."""
+    """The baseline's all-reduce and update among as many processes, measured in turns with ours."""
 
     version: str
     ms_per_exchange: float
     gb_per_s: float
-    #: The peer's time over ours: above 1 where we are faster.
+    #: The baseline's time over ours; above 1 if we are faster.
     ratio: float
 
 
 class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Gradients pushed, summed, the weights updated and pulled: nothing is computed but the filling of a gradient."""
+    """An exchange: gradients are pushed and summed, weights are updated and pulled. Gradients are only filled."""
 
     parameters: int
     workers: int
@@ -74,7 +78,7 @@ class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
     transport: str
     carrier: str
     cores: int
-    #: Types of sums and of weights, and bytes of messages with either that crossed sockets in an exchange.
+    #: Formats of sums and of weights, and bytes of messages with either that crossed sockets in an exchange.
     wire: str
     wire_weights: str
     sums_bytes: int
@@ -82,7 +86,7 @@ class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
     #: Exchanges measured, and their median.
     steps: int
     ms_per_exchange: float
-    #: Gradients pushed and weights pulled, 8 bytes for each parameter and worker whatever the types, by that time.
+    #: Gradients pushed and weights pulled, 8 bytes per parameter and worker whatever the formats, over that time.
     gb_per_s: float
     #: Where the time of an exchange went, over the middle half of them; `compute_s` is the filling.
     split: Split
@@ -90,29 +94,29 @@ class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The real coordinator with simulated workers, in virtual time: what its decisions cost."""
+    """The costs of decisions of the real coordinator with simulated workers, in virtual time."""
 
     workers: int
     micro_batches: int
-    #: Steps made and events handled, from the first step on.
+    #: Steps made, and events handled from the first step on.
     steps: int
     events: int
-    #: Seconds that the coordinator took for them, the reading of its deadline before each included.
+    #: Seconds that the coordinator took for them, including the look at its deadline before each.
     decide_s: float
     events_per_s: float
     us_per_event: float
     ms_per_step: float
-    #: Microseconds of an event over those with the fewest workers: 1 where an event costs the same for any number.
+    #: Microseconds per event over those with the fewest workers; 1 if the costs do not depend on their number.
     growth: float
 
 
-class WireRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A type of the wire: nanoseconds a value, each the least of its turns."""
+class QuantizationRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A format of quantization: nanoseconds per value, the fastest of its turns."""
 
     wire: str
     values: int
     bytes_a_value: float
-    #: To add two halves and round, to pack rounded values, and to unpack them.
+    #: Adding two halves with rounding, packing rounded values, and unpacking them.
     add_ns: float
     pack_ns: float
     unpack_ns: float
@@ -126,7 +130,7 @@ class MeasuredSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cost model says of machines with a worker each, and servers with machines of their own."""
+    """What the cost model predicts for machines with one worker or one server each."""
 
     workers: int
     servers: int
@@ -134,23 +138,23 @@ class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
     images_per_s: float
     #: Images/s over those of one worker with as many servers.
     speedup: float
-    #: Part of a step in which the busiest link carries vectors.
+    #: Share of a step in which the busiest link carries vectors.
     link_share: float
-    #: Number of workers from which on a step takes twice as long as with a server for each; None where no number does.
+    #: Number of workers at which a step takes twice as long as with one server per worker; None if it never does.
     saturates_at: int | None
-    #: Fewest servers with which a step of so many workers does not take twice as long.
+    #: Fewest servers with which a step does not take twice as long.
     shards: int
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows for each number of servers and of workers, beside what they are predicted from."""
+    """Rows for each number of servers and workers, and the measurements that they are predicted from."""
 
     name: str
     scaling: Literal["weak", "strong"]
     link_gbit: float
-    #: Whether a server's link is what gets in the way first, or else what a server does for each worker.
+    #: Whether a server's link is the first bottleneck, or else its work per worker.
     is_bound_by_link: bool
-    #: Cores of the machine that was measured; what was measured there, and what the model says of it.
+    #: Cores of the measured machine; the speeds measured there, and what the model predicts for it.
     cores: int
     measured: list[MeasuredSpeed]
     here: list[MeasuredSpeed]
@@ -158,5 +162,55 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_rows(path: Path, rows: Sequence[msgspec.Struct]) -> None:
-    """Write rows as one JSON list, whole or not at all."""
+    """Write rows as one JSON list, atomically."""
     write_atomically(path, [msgspec.json.format(msgspec.json.encode(rows), indent=2), b"\n"])
+
+
+class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The baseline in its faster memory layout."""
+
+    version: str
+    layout: str
+    ms_per_step: float
+    peak_rss_mb: float
+    #: The baseline's time over ours; above 1 if we are faster.
+    ratio: float
+
+
+class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One row: a model at a batch size."""
+
+    model: str
+    batch: int
+    micro_batches: int
+    #: Median over `steps` steps.
+    ms_per_step: float
+    steps: int
+    images_per_s: float
+    peak_rss_mb: float
+    #: Share of the step that its unavoidable matrix products take at the peak, and that peak.
+    gemm_gflops_share: float
+    gemm_peak_gflops: float
+    peer: BaselineFigures | None = None
+
+
+def median_ms(seconds: Sequence[float]) -> float:
+    """Return the median in milliseconds."""
+    return statistics.median(seconds) * 1e3
+
+
+def mean_ratio(rows: Sequence[StepFigures]) -> float:
+    """Return the geometric mean of the baseline's times over ours."""
+    return statistics.geometric_mean(row.peer.ratio for row in rows if row.peer is not None)
+
+
+def draw_rows(kind: str, rows: msgspec.Struct | Sequence[msgspec.Struct], path: Path) -> None:
+    """Draw a plot of rows as a PNG, in another process, since matplotlib takes half a second to load.
+
+    Raises RunError if that fails.
+    """
+    command = [sys.executable, "-P", "-m", "lockstep.bench.reports.plot", kind, str(path)]
+    done = subprocess.run(command, input=msgspec.json.encode(rows), capture_output=True, check=False)
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise RunError(f"the plot {str(path)!r} could not be drawn: {last}")

@@ -1,13 +1,39 @@
-"""The rows of a bench for a person, a line each; below 80 columns."""
+"""The rows of the benches as lines of a table, within 80 columns."""
 
-from lockstep.bench.reports.rows import CoordinatorRow, ExchangeRow, Prediction, PredictionRow, ScalingRow, WireRow
+from lockstep.bench.reports.rows import (
+    CoordinatorRow,
+    ExchangeRow,
+    Prediction,
+    PredictionRow,
+    QuantizationRow,
+    ScalingRow,
+    StepFigures,
+)
 from ps.run.timing import Split
 
-SCALING_HEAD = "model   batch  workers over        ms  images/s   /one  /ceil  /peer  comp exch updt wait"
+
+def step_lines(figures: StepFigures) -> list[str]:
+    """Return the figures as lines."""
+    lines = [
+        f"{figures.model}, batch {figures.batch}, one thread, median of {figures.steps} steps",
+        f"step          {figures.ms_per_step:.3f} ms, {figures.images_per_s:,.0f} images/s",
+        f"products      {figures.gemm_gflops_share:.0%} of it at the peak of {figures.gemm_peak_gflops:.0f} GFLOP/s",
+        f"peak memory   {figures.peak_rss_mb:.0f} MB",
+    ]
+    if figures.peer is not None:
+        torch, size = figures.peer, figures.peer.peak_rss_mb
+        lines += [
+            f"torch         {torch.ms_per_step:.3f} ms, torch {torch.version}, {torch.layout}, {size:.0f} MB",
+            f"torch / ours  {torch.ratio:.2f}",
+        ]
+    return lines
+
+
+SCALING_HEAD = "model   batch  workers over        ms  images/s   /one  /ceil /torch  comp exch updt wait"
 
 
 def scaling_line(row: ScalingRow) -> str:
-    """Return a row on one line: times, what it is compared to, and the parts of a step."""
+    """Return a row as a line: times, ratios, and the parts of a step."""
     of_one = f"{row.of_one_worker:.0%}" if row.of_one_worker is not None else "-"
     ratio = f"{row.peer.ratio:.2f}x" if row.peer is not None else "-"
     where = f"{row.workers}+{row.servers} {row.transport}"
@@ -17,11 +43,11 @@ def scaling_line(row: ScalingRow) -> str:
     )
 
 
-EXCHANGE_HEAD = "parameters  workers over sums           ms    GB/s   /peer  fill exch updt wait"
+EXCHANGE_HEAD = "parameters  workers over sums           ms    GB/s  /torch  fill exch updt wait"
 
 
 def exchange_line(row: ExchangeRow) -> str:
-    """Return a row on one line."""
+    """Return a row as a line."""
     ratio = f"{row.peer.ratio:.2f}x" if row.peer is not None else "-"
     where = f"{row.workers}+{row.servers} {row.transport}"
     return (
@@ -34,18 +60,18 @@ COORDINATOR_HEAD = "workers  micro-batches    events   events/s  us/event  growt
 
 
 def coordinator_line(row: CoordinatorRow) -> str:
-    """Return a row on one line."""
+    """Return a row as a line."""
     return (
         f"{row.workers:>7}  {row.micro_batches:>13}  {row.events:>8,}  {row.events_per_s:>9,.0f}  "
         f"{row.us_per_event:>8.1f}  {row.growth:>5.2f}x  {row.ms_per_step:>7.2f}"
     )
 
 
-WIRE_HEAD = "sums       bytes/value  add+round ns   pack ns  unpack ns"
+QUANTIZATION_HEAD = "sums       bytes/value  add+round ns   pack ns  unpack ns"
 
 
-def wire_line(row: WireRow) -> str:
-    """Return a row on one line."""
+def quantization_line(row: QuantizationRow) -> str:
+    """Return a row as a line."""
     return f"{row.wire:<8}  {row.bytes_a_value:>12.3f}  {row.add_ns:>12.2f}  {row.pack_ns:>8.2f}  {row.unpack_ns:>9.2f}"
 
 
@@ -53,27 +79,27 @@ PREDICTION_HEAD = "workers  servers    ms/step      images/s  speedup  link  sha
 
 
 def prediction_line(row: PredictionRow) -> str:
-    """Return a row on one line."""
+    """Return a row as a line."""
     return (
         f"{row.workers:>7}  {row.servers:>7}  {row.ms_per_step:>9.2f}  {row.images_per_s:>12,.0f}  "
         f"{row.speedup:>6.1f}x  {row.link_share:>4.0%}  {row.shards:>13}"
     )
 
 
-def prediction_words(prediction: Prediction) -> list[str]:
-    """Return what a prediction comes to: where links saturate, and how many shards that takes."""
+def prediction_summary(prediction: Prediction) -> list[str]:
+    """Return a prediction in words: at how many workers links saturate, and how many shards avoid that."""
     lines = []
     for servers, row in {row.servers: row for row in prediction.rows}.items():
-        who = "1 server" if servers == 1 else f"{servers} servers"
+        name = "1 server" if servers == 1 else f"{servers} servers"
         if prediction.is_bound_by_link:
-            who = f"the {prediction.link_gbit:g} Gbit/s link of 1 server" if servers == 1 else f"the links of {who}"
+            name = f"the {prediction.link_gbit:g} Gbit/s link of 1 server" if servers == 1 else f"the links of {name}"
         if row.saturates_at is None:
-            lines.append(f"{who} would never be in the way")
+            lines.append(f"{name} would never be a bottleneck")
         else:
             at = "1 worker" if row.saturates_at == 1 else f"{row.saturates_at} workers"
-            lines.append(f"{who} would saturate at {at}: a step twice as long as with a server for each")
+            lines.append(f"{name} would saturate at {at}: a step takes twice as long as with one server per worker")
     most = max(prediction.rows, key=lambda row: row.workers)
-    lines.append(f"{most.workers} workers would take {most.shards} shards, so as not to be held up that long")
+    lines.append(f"{most.workers} workers would take {most.shards} shards, to avoid that")
     return lines
 
 

@@ -6,9 +6,8 @@ import click
 from rich.console import Console
 
 from common.runtime.clock import SystemClock
-from lockstep.bench.coordinator import MOST_PIECES, measure
-from lockstep.bench.reports.picture import draw
-from lockstep.bench.reports.rows import CoordinatorRow, write_rows
+from lockstep.bench.coordinator import MAX_MICRO_BATCHES, measure
+from lockstep.bench.reports.rows import CoordinatorRow, draw_rows, write_rows
 from lockstep.bench.reports.tables import COORDINATOR_HEAD, coordinator_line
 from lockstep.cli.bench.options import CROWDS, JSON_OPTION, PLOT_OPTION, check_plot
 from lockstep.reports.display import print_plainly
@@ -19,7 +18,11 @@ from lockstep.reports.display import print_plainly
     "--workers", type=CROWDS, default="1,10,100,1000", metavar="LIST", help="simulated workers  [1,10,100,1000]"
 )
 @click.option(
-    "--pieces", type=click.IntRange(1, MOST_PIECES), default=4, metavar="N", help="micro-batches for each worker  [4]"
+    "--pieces",
+    type=click.IntRange(1, MAX_MICRO_BATCHES),
+    default=4,
+    metavar="N",
+    help="micro-batches for each worker  [4]",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, metavar="N", help="steps of each run  [20]")
 @JSON_OPTION
@@ -41,4 +44,4 @@ def coordinator(
     if json_file is not None:
         write_rows(json_file, rows)
     if plot_file is not None:
-        draw("coordinator", rows, plot_file)
+        draw_rows("coordinator", rows, plot_file)

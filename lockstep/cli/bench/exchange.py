@@ -8,8 +8,7 @@ import click
 from rich.console import Console
 
 from lockstep.bench.exchange import Exchange, ExchangeBench
-from lockstep.bench.reports.picture import draw
-from lockstep.bench.reports.rows import ExchangeRow, write_rows
+from lockstep.bench.reports.rows import ExchangeRow, draw_rows, write_rows
 from lockstep.bench.reports.tables import EXCHANGE_HEAD, exchange_line
 from lockstep.cli.bench.options import (
     FEWEST_STEPS,
@@ -73,4 +72,4 @@ def exchange(json_file: Path | None, plot_file: Path | None, **asked: Any) -> No
             if json_file is not None:
                 write_rows(json_file, rows)
     if plot_file is not None:
-        draw("exchange", rows, plot_file)
+        draw_rows("exchange", rows, plot_file)

@@ -9,9 +9,8 @@ from rich.console import Console
 
 from common.runtime.environment import cores
 from lockstep.bench.predict import Basis, basis_of_rows, predict, read_basis
-from lockstep.bench.reports.picture import draw
-from lockstep.bench.reports.rows import write_rows
-from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_words
+from lockstep.bench.reports.rows import draw_rows, write_rows
+from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_summary
 from lockstep.bench.scaling import Scaling, ScalingBench
 from lockstep.cli.bench.options import (
     FEWEST_STEPS,
@@ -77,12 +76,12 @@ def predict_command(
     print_plainly(console, PREDICTION_HEAD)
     for row in prediction.rows:
         print_plainly(console, prediction_line(row))
-    for line in prediction_words(prediction):
+    for line in prediction_summary(prediction):
         print_plainly(console, line)
     if json_file is not None:
         write_rows(json_file, prediction.rows)
     if plot_file is not None:
-        draw("predict", prediction, plot_file)
+        draw_rows("predict", prediction, plot_file)
 
 
 def basis_for(source: Path | None, model: str | None, batch: int | None, steps: int) -> Basis:
@@ -107,7 +106,7 @@ def measured_here(model: str, batch: int, steps: int) -> Basis:
         transports=("auto",),
         servers=(1,),
         is_weak=True,
-        pieces=2,
+        micro_batches_per_worker=2,
         steps=steps,
         rounds=1,
     )

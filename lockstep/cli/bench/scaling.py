@@ -7,8 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from lockstep.bench.reports.picture import draw
-from lockstep.bench.reports.rows import ScalingRow, write_rows
+from lockstep.bench.reports.rows import ScalingRow, draw_rows, write_rows
 from lockstep.bench.reports.tables import SCALING_HEAD, scaling_line
 from lockstep.bench.scaling import Scaling, ScalingBench
 from lockstep.cli.bench.options import (
@@ -41,6 +40,7 @@ from lockstep.reports.display import print_plainly
 )
 @click.option(
     "--pieces",
+    "micro_batches_per_worker",
     type=click.IntRange(1, 1024),
     default=1,
     metavar="N",
@@ -78,4 +78,4 @@ def scaling(json_file: Path | None, plot_file: Path | None, **asked: Any) -> Non
         for row in rows:
             print_plainly(console, f"weights sha256  {row.weights_sha256}  {row.model}, {row.workers} {row.transport}")
     if plot_file is not None:
-        draw("scaling", rows, plot_file)
+        draw_rows("scaling", rows, plot_file)

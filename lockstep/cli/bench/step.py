@@ -10,10 +10,9 @@ from common.data.source import load
 from common.errors import UsageError
 from common.files.atomic import write_atomically
 from common.runtime.clock import SystemClock
-from lockstep.bench.reports.picture import draw
-from lockstep.bench.reports.step_result import StepFigures, lines_of, mean_ratio
-from lockstep.bench.step.grid import figures_of
-from lockstep.bench.step.step import StepBench, measure, profile
+from lockstep.bench.reports.rows import StepFigures, draw_rows, mean_ratio
+from lockstep.bench.reports.tables import step_lines
+from lockstep.bench.step import StepBench, figures_of, measure, profile
 from lockstep.cli.bench.options import NUMBERS, PEER_OPTION, PLOT_OPTION, WORDS, check_plot
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import resolve
@@ -71,7 +70,7 @@ def step(
         kept = msgspec.json.encode(rows[0] if len(rows) == 1 else rows)
         write_atomically(json_file, [msgspec.json.format(kept, indent=2), b"\n"])
     if plot_file is not None:
-        draw("step", rows, plot_file)
+        draw_rows("step", rows, plot_file)
 
 
 def _bench(model: str, batch: int, micro_batches: int) -> StepBench:
@@ -82,6 +81,6 @@ def _bench(model: str, batch: int, micro_batches: int) -> StepBench:
 
 
 def _told(figures: StepFigures) -> StepFigures:
-    for line in lines_of(figures):
+    for line in step_lines(figures):
         print_plainly(Console(highlight=False), line)
     return figures

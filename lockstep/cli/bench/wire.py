@@ -6,9 +6,9 @@ import click
 from rich.console import Console
 
 from common.runtime.clock import SystemClock
-from lockstep.bench.reports.rows import WireRow, write_rows
-from lockstep.bench.reports.tables import WIRE_HEAD, wire_line
-from lockstep.bench.wire import measure
+from lockstep.bench.quantization import measure
+from lockstep.bench.reports.rows import QuantizationRow, write_rows
+from lockstep.bench.reports.tables import QUANTIZATION_HEAD, quantization_line
 from lockstep.cli.bench.options import JSON_OPTION
 from lockstep.reports.display import print_plainly
 
@@ -23,10 +23,10 @@ def wire(values: int, repeats: int, json_file: Path | None) -> None:
     To add two halves of a node and round the sum, which every node takes once, by whoever computes it; and to pack and
     unpack what is sent.
     """
-    console, rows = Console(highlight=False), list[WireRow]()
-    print_plainly(console, WIRE_HEAD)
+    console, rows = Console(highlight=False), list[QuantizationRow]()
+    print_plainly(console, QUANTIZATION_HEAD)
     for row in measure(values, repeats, SystemClock()):
         rows.append(row)
-        print_plainly(console, wire_line(row))
+        print_plainly(console, quantization_line(row))
     if json_file is not None:
         write_rows(json_file, rows)

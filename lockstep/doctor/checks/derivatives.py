@@ -7,8 +7,8 @@ import numpy as np
 from common.autograd.graph import no_grad
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
+from lockstep.doctor.checks.signals import Call
 from lockstep.doctor.checks.slopes import Checked
-from lockstep.doctor.checks.watching import Call
 
 #: What a function's values and its derivative are at x, by its name.
 _KNOWN: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {

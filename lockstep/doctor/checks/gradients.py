@@ -9,8 +9,8 @@ from common.autograd.tensor import Tensor
 from common.nn.module import Module
 from common.random import Purpose, generator
 from lockstep.doctor.checks.derivatives import known_mistake
+from lockstep.doctor.checks.signals import Call, recorded_calls
 from lockstep.doctor.checks.slopes import Checked, Mismatch
-from lockstep.doctor.checks.watching import Call, watched
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.target import ExaminationTarget, Walk
 
@@ -24,15 +24,15 @@ JITTER = 0.01
 _SAME = 0.02
 
 
-def check_gradients(patient: ExaminationTarget) -> list[Finding]:
+def check_gradients(target: ExaminationTarget) -> list[Finding]:
     """Return a finding for each layer with a wrong gradient: one that only contains such a layer is not named."""
-    probe = patient.probe()
-    images, _ = patient.batch(0, SAMPLES)
+    probe = target.probe()
+    images, _ = target.batch(0, SAMPLES)
     for parameter in probe.parameters():
         parameter.data = parameter.data.astype(np.float64)
-    with watched(probe) as calls, np.errstate(all="ignore"):
+    with recorded_calls(probe) as calls, np.errstate(all="ignore"):
         # Tokens are chosen by, and not computed with.
-        probe(Tensor(images if patient.data.train.is_tokens else _jittered(images.astype(np.float64), 0)))
+        probe(Tensor(images if target.data.train.is_tokens else _jittered(images.astype(np.float64), 0)))
     findings: list[Finding] = []
     ill: set[str] = set()
     seen: set[Module] = set()
@@ -43,7 +43,7 @@ def check_gradients(patient: ExaminationTarget) -> list[Finding]:
         seen.add(call.module)
         if call.is_plain_chain and not is_root:
             continue
-        finding = _examine(call, patient.walk if is_root else Tensor.backward, number)
+        finding = _examine(call, target.walk if is_root else Tensor.backward, number)
         if finding is not None:
             findings.append(finding)
             ill.add(call.name)

@@ -1,4 +1,4 @@
-"""Whether samples are of a size that training copes with: near 0, and about 1."""
+"""Check that the samples have a size that suits training: a mean near 0 and a deviation of about 1."""
 
 import numpy as np
 
@@ -7,23 +7,23 @@ from lockstep.doctor.checks.signals import SAMPLES
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.target import ExaminationTarget
 
-#: Deviations and means of all values that need no normalising; bytes as parts of 255 are well within.
+#: Deviations and means that need no normalisation; bytes divided by 255 are well within.
 LEAST_DEVIATION, MOST_DEVIATION, MOST_MEAN = 0.02, 10.0, 10.0
 
-#: How many times the median deviation that of one feature may be.
+#: The largest deviation of one feature, as a multiple of the median deviation.
 MOST_OF_A_FEATURE = 100.0
 
 
-def check_samples(patient: ExaminationTarget) -> list[Finding]:
-    """Return whether the samples, as the model is given them, are not normalised."""
-    images, _ = patient.batch(0, SAMPLES)
-    if patient.data.train.is_tokens:
+def check_samples(target: ExaminationTarget) -> list[Finding]:
+    """Return whether the samples that the model receives are not normalised."""
+    images, _ = target.batch(0, SAMPLES)
+    if target.data.train.is_tokens:
         return []
     mean, deviation = float(np.mean(images, dtype=np.float64)), float(np.std(images, dtype=np.float64))
     if deviation == 0:
         return [_constant(mean)]
     if not LEAST_DEVIATION <= deviation <= MOST_DEVIATION or abs(mean) > MOST_MEAN:
-        return [_not_normalised(mean, deviation, patient.job.normalize)]
+        return [_not_normalised(mean, deviation, target.job.normalize)]
     return _uneven(images) if images.ndim == 2 else []
 
 
@@ -32,8 +32,8 @@ def _constant(value: float) -> Finding:
         kind="data",
         what="all samples are the same",
         evidence=f"each value is {value:.4g}",
-        cause="the data was not read, or lost when it was converted, as small numbers are that become integers",
-        change="look at the arrays before they are passed or saved",
+        cause="the data was not read, or was lost in a conversion, as when small numbers are cast to integers",
+        change="inspect the arrays before they are passed or saved",
     )
 
 
@@ -41,8 +41,8 @@ def _not_normalised(mean: float, deviation: float, is_normalised: bool) -> Findi
     return Finding(
         kind="data",
         what="the data is not normalised",
-        evidence=f"the values that the model is given have mean {mean:.4g} and deviation {deviation:.4g}",
-        cause="normalize = false passes them as they are: gradients grow with them, and one rate fits no layer"
+        evidence=f"the values that the model receives have mean {mean:.4g} and deviation {deviation:.4g}",
+        cause="normalize = false passes them unchanged: gradients grow with them, and no rate suits all layers"
         if not is_normalised
         else "these samples are far from the rest of the training set",
         change="set normalize = true, or subtract the mean and divide by the deviation",
@@ -60,9 +60,9 @@ def _uneven(features: Array) -> list[Finding]:
     return [
         Finding(
             kind="data",
-            what="the features are of very different sizes",
+            what="the features have very different sizes",
             evidence=f"feature {largest} has deviation {deviations[largest]:.3g}, the median feature {median:.3g}",
-            cause="normalize takes one mean and one deviation for all features: the largest drowns the others",
-            change="bring each feature to mean 0 and deviation 1 before the arrays are passed or saved",
+            cause="normalize uses one mean and one deviation for all features, so the largest drowns the others",
+            change="standardize each feature (mean 0, deviation 1) before the arrays are passed or saved",
         )
     ]

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from common.runtime.clock import ManualClock
-from lockstep.bench.coordinator import Crowd, measure
+from lockstep.bench.coordinator import SimulatedWorkers, measure
 from lockstep.bench.reports.rows import CoordinatorRow
 from lockstep.cli.main import run
 from ps.coordinator.transitions import RunPhase
@@ -16,7 +16,7 @@ from ps.coordinator.transitions import RunPhase
 
 @pytest.mark.parametrize("workers", [1, 3, 20])
 def test_a_crowd_finishes_its_run(workers: int) -> None:
-    crowd = Crowd(workers, 4 * workers, 3, ManualClock())
+    crowd = SimulatedWorkers(workers, 4 * workers, 3, ManualClock())
     while not crowd.coordinator.is_over():
         crowd.turn()
         crowd.coordinator.validate()
@@ -26,11 +26,11 @@ def test_a_crowd_finishes_its_run(workers: int) -> None:
 
 
 def test_slow_workers_do_less_and_nobody_waits_long() -> None:
-    crowd = Crowd(8, 64, 5, ManualClock())
+    crowd = SimulatedWorkers(8, 64, 5, ManualClock())
     crowd.run()
     split = crowd.coordinator.progress.last_step
     assert split.slowest_s < 1.2 * split.mean_s
-    # Eight pieces each at the mean speed, and one piece more at most.
+    # Eight micro-batches each at the mean speed, and one more at most.
     assert crowd.now < 1.0 + 5 * (8 * 0.011 + 0.012 + 0.001)
 
 
@@ -47,8 +47,10 @@ class OpcodeCount:
 
 
 def opcodes_per_event(workers: int) -> float:
-    Crowd(workers, 2 * workers, 2, ManualClock()).run()  # what is found once for a shape of the tree is known after it
-    crowd = Crowd(workers, 2 * workers, 2, ManualClock())
+    SimulatedWorkers(
+        workers, 2 * workers, 2, ManualClock()
+    ).run()  # what is found once for a shape of the tree is known after it
+    crowd = SimulatedWorkers(workers, 2 * workers, 2, ManualClock())
     crowd.run_to_first_step()
     before, opcodes = sys.gettrace(), OpcodeCount()
     sys.settrace(opcodes)
@@ -77,7 +79,7 @@ def test_rows_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_a_job_has_no_more_pieces_than_it_may_have() -> None:
+def test_a_job_has_no_more_micro_batches_than_it_may_have() -> None:
     (row,) = measure([3000], 4, 1, ManualClockThatMoves())
     assert row.micro_batches == 4096
 

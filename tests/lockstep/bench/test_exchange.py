@@ -1,4 +1,4 @@
-"""The exchange bench moves real gradients that nobody computed, and compares itself to the peer's all-reduce."""
+"""The exchange bench moves real gradients that nobody computed, and compares itself to the all-reduce of the baseline."""
 
 from pathlib import Path
 

@@ -8,7 +8,7 @@ import pytest
 
 from lockstep.bench.predict import basis_of_result, basis_of_rows, predict, read_basis
 from lockstep.bench.reports.rows import PredictionRow, ScalingRow, write_rows
-from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_words
+from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_summary
 from lockstep.cli.bench.options import LinkParam, Range
 from lockstep.cli.main import run
 from ps.run.timing import Split
@@ -69,7 +69,7 @@ def test_it_is_said_where_a_link_saturates_and_what_that_takes() -> None:
     prediction = predict(basis_of_result(RUN), [1, 100], [1, 4], LINK)
     one, *_ = (row.saturates_at for row in prediction.rows)
     shards = prediction.rows[-1].shards
-    words = prediction_words(prediction)
+    words = prediction_summary(prediction)
     assert words[0] == (
         f"the 1 Gbit/s link of 1 server would saturate at {one} workers: a step twice as long as with a server for each"
     )
@@ -77,7 +77,7 @@ def test_it_is_said_where_a_link_saturates_and_what_that_takes() -> None:
     assert words[2] == f"100 workers would take {shards} shards, so as not to be held up that long"
     fast = predict(basis_of_result(RUN), [2], [1], 1e15)
     assert not fast.is_bound_by_link
-    assert prediction_words(fast)[0].startswith("1 server would saturate at ")
+    assert prediction_summary(fast)[0].startswith("1 server would saturate at ")
 
 
 def test_a_line_fits_its_heading() -> None:

@@ -1,4 +1,4 @@
-"""The scaling bench trains for real, in turns with lone processes and the peer; its rows say what was measured."""
+"""The scaling bench trains for real, in turns with independent processes and the baseline; its rows hold what was measured."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.bench.reports.rows import ScalingRow
 from lockstep.bench.reports.tables import SCALING_HEAD, scaling_line
-from lockstep.bench.scaling import Turns, faster_peer
+from lockstep.bench.scaling import Turns, faster_baseline
 from lockstep.cli.main import run
 from tests.lockstep.bench.baselines import write_peer
 from tests.lockstep.bench.scaling_rows import scaling_row
@@ -79,15 +79,15 @@ def test_the_peer_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixture[
     own = tmp_path / "own.py"
     own.write_text("from lockstep import nn\n\n\ndef build():\n    return nn.Linear(784, 10)\n")
     assert run([*TINY, "--models", f"{own}:build", "--peer-python", "nowhere"]) == 2
-    assert "the peer has no model" in capsys.readouterr().err
+    assert "the PyTorch baseline has no model" in capsys.readouterr().err
 
 
 def test_the_faster_layout_of_the_peer_counts() -> None:
     turns = Turns(peers={"contiguous": [0.004, 0.004], "channels-last": [0.002, 0.002]}, peer_version="2")
-    peer = faster_peer(turns, 64, 64_000)
+    peer = faster_baseline(turns, 64, 64_000)
     assert peer is not None
     assert (peer.layout, peer.ms_per_step, peer.images_per_s, peer.ratio) == ("channels-last", 2.0, 32_000, 2.0)
-    assert faster_peer(Turns(), 64, 1.0) is None
+    assert faster_baseline(Turns(), 64, 1.0) is None
 
 
 def test_a_row_is_a_line_below_its_heading() -> None:

@@ -67,7 +67,7 @@ MODELS: dict[str, tuple[nn.Module, dict[str, Any], str, str]] = {
         r"2 \(LeavesTheGraph\).*no gradient arrives at its input: the forward leaves the graph.*",
     ),
     "breadth-first": (plants.net(nn.ReLU()), {"walk": plants.breadth_first}, "walk", "breadth-first or depth-first"),
-    "visited twice": (plants.net(nn.ReLU()), {"walk": plants.visited_twice}, "walk", "is visited twice, and hands on"),
+    "visited twice": (plants.net(nn.ReLU()), {"walk": plants.visited_twice}, "walk", "is visited twice, and passes on"),
     "a walk that raises": (plants.net(nn.ReLU()), {"walk": plants.raising}, "walk", "gives KeyError: 'no gradient"),
     "Kaiming with one value": (
         plants.with_weights(plants.one_number),
@@ -98,13 +98,13 @@ MODELS: dict[str, tuple[nn.Module, dict[str, Any], str, str]] = {
         plants.with_weights(lambda weight: np.multiply(weight, 30, out=weight), plants.net(nn.Tanh())),
         {},
         "saturated",
-        r"of 2 \(Tanh\) are saturated.*at -1 or 1",
+        r"of 2 \(Tanh\) are saturated.*near -1 or 1",
     ),
     "saturated sigmoid": (
         plants.with_weights(lambda weight: np.multiply(weight, 90, out=weight), plants.net(nn.Sigmoid())),
         {},
         "saturated",
-        r"of 2 \(Sigmoid\) are saturated.*at 0 or 1",
+        r"of 2 \(Sigmoid\) are saturated.*near 0 or 1",
     ),
     "vanishing gradients": (plants.deep(nn.Sigmoid, 10, 1.0), {}, "vanishing", "'1.weight' is .* times smaller than"),
     "exploding gradients": (
@@ -175,7 +175,7 @@ DATA: dict[str, tuple[Change, dict[str, Any], str, str]] = {
         {"x_train": tiny_arrays()[0][0].astype(np.float32), "x_test": tiny_arrays()[1][0].astype(np.float32)},
         {"normalize": False},
         "data",
-        "not normalised.*mean 5.*normalize = false passes them as they are",
+        "not normalised.*mean 5.*normalize = false passes them unchanged",
     ),
     "lost in a cast": (
         {

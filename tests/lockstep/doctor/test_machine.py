@@ -10,15 +10,17 @@ import pytest
 from common.protocol.numerics import fingerprint
 from common.runtime.clock import SystemClock
 from common.runtime.environment import child_environment
-from lockstep.doctor.gemm import Gemm, measured, measured_under
 from lockstep.doctor.machine import (
     CORETYPE,
+    Gemm,
     Machine,
     MachineInfo,
     SharedMemory,
     facts_of,
     machine_findings,
     machine_lines,
+    measured,
+    measured_under,
 )
 
 #: A machine on which nothing is in the way.

@@ -5,7 +5,7 @@ import pytest
 
 from common.nn.models import MODELS
 from common.runtime.clock import SystemClock
-from lockstep.bench.step.flops import gemm_peak, step_flops
+from lockstep.bench.step import gemm_peak, step_flops
 
 #: Multiplications of one image forward, layer by layer.
 LAYERS = {

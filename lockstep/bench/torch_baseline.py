@@ -1,11 +1,11 @@
-"""The peer: the same work in PyTorch, a thread a process; runs under a Python that has torch.
+"""The PyTorch baseline: the same work with one thread per process; runs under a Python that has torch.
 
-    PYTHON torch_peer.py step MODEL BATCH [--channels-last]             one process
-    PYTHON torch_peer.py ddp MODEL BATCH WORKERS [--channels-last]      DistributedDataParallel over gloo, BATCH each
-    PYTHON torch_peer.py allreduce PARAMETERS WORKERS                   gradients and the update alone, over gloo
+    PYTHON torch_baseline.py step MODEL BATCH [--channels-last]             one process
+    PYTHON torch_baseline.py ddp MODEL BATCH WORKERS [--channels-last]      DistributedDataParallel, BATCH each
+    PYTHON torch_baseline.py allreduce PARAMETERS WORKERS                   the exchange alone, over gloo
 
 Reads a number of steps from each line of standard input and answers with one line of JSON: the seconds of each step.
-Stands alone: nothing of Lockstep is importable where it runs.
+Imports nothing of Lockstep, which is not installed there.
 """
 
 import argparse
@@ -23,11 +23,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-#: Random images that are in memory before the first step.
+#: Random images in memory.
 SAMPLES = 4096
 
-#: For as long a process may wait for the others, who wait for whoever asks.
-PATIENCE = timedelta(days=7)
+#: How long a process may wait for the others, which wait for requests.
+TIMEOUT = timedelta(days=7)
 
 
 def build(name: str) -> nn.Module:
@@ -75,7 +75,7 @@ def stepper(name: str, batch: int, *, is_channels_last: bool, is_distributed: bo
 
 
 def exchanger(parameters: int) -> Callable[[int], None]:
-    """Return a function that fills a gradient, adds up everybody's, and steps SGD by it."""
+    """Return a function that fills a gradient, adds up the gradients of all processes, and makes a step of SGD."""
     gradient, weights = torch.rand(parameters), torch.rand(parameters)
 
     def exchange(_: int) -> None:
@@ -88,54 +88,54 @@ def exchanger(parameters: int) -> Callable[[int], None]:
 
 
 @contextlib.contextmanager
-def group(asked: argparse.Namespace) -> Iterator[None]:
-    """Join the group of processes, and leave with it; the first one starts the others, which go when it goes."""
+def group(options: argparse.Namespace) -> Iterator[None]:
+    """Join the group of processes; the first one starts the others, and ends with them."""
     others = []
-    is_first = asked.rank == 0
-    store = dist.TCPStore("127.0.0.1", asked.port, asked.workers, is_first, PATIENCE, wait_for_workers=False)
+    is_first = options.rank == 0
+    store = dist.TCPStore("127.0.0.1", options.port, options.workers, is_first, TIMEOUT, wait_for_workers=False)
     if is_first:
-        for rank in range(1, asked.workers):
+        for rank in range(1, options.workers):
             place = ["--rank", str(rank), "--port", str(store.port)]
             others.append(subprocess.Popen([sys.executable, *sys.argv, *place], stdin=subprocess.DEVNULL))
-    dist.init_process_group("gloo", store=store, rank=asked.rank, world_size=asked.workers, timeout=PATIENCE)
+    dist.init_process_group("gloo", store=store, rank=options.rank, world_size=options.workers, timeout=TIMEOUT)
     yield
     for other in others:
         other.wait()
-    # Without an orderly end: while gloo takes its threads down, it now and then finds one that still runs, and aborts.
+    # Not an orderly end: gloo sometimes aborts while it takes its threads down, if one of them still runs.
     sys.stdout.flush()
     os._exit(0)
 
 
-def requests(asked: argparse.Namespace) -> Iterator[int]:
-    """Yield the numbers of steps that are asked for; the first process reads them and tells the others."""
-    lines = iter(sys.stdin) if asked.rank == 0 else iter(())
+def requests(options: argparse.Namespace) -> Iterator[int]:
+    """Yield the requested numbers of steps, which the first process reads and broadcasts."""
+    lines = iter(sys.stdin) if options.rank == 0 else iter(())
     while True:
         count = torch.tensor(int(next(lines, "0")))
-        if asked.workers > 1:
+        if options.workers > 1:
             dist.broadcast(count, 0)
         if not count:
             return
         yield int(count)
 
 
-def serve(asked: argparse.Namespace, step: Callable[[int], None]) -> None:
-    """Make steps as asked; the first process answers."""
+def serve(options: argparse.Namespace, step: Callable[[int], None]) -> None:
+    """Make the requested steps; the first process answers."""
     number = 0
-    for count in requests(asked):
+    for count in requests(options):
         seconds = []
         for _ in range(count):
-            began = time.perf_counter()
+            start = time.perf_counter()
             step(number)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
             number += 1
         # Kilobytes on Linux, bytes on macOS.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        if asked.rank == 0:
+        if options.rank == 0:
             print(json.dumps({"version": torch.__version__, "seconds": seconds, "peak_rss_bytes": peak}), flush=True)
 
 
 def arguments() -> argparse.Namespace:
-    """Return what is asked for on the command line."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
     for name in ("step", "ddp", "allreduce"):
@@ -156,17 +156,17 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    asked = arguments()
+    options = arguments()
     torch.set_num_threads(1)
-    with group(asked) if asked.workers > 1 else contextlib.nullcontext():
-        if asked.mode == "allreduce":
-            step = exchanger(asked.parameters)
+    with group(options) if options.workers > 1 else contextlib.nullcontext():
+        if options.mode == "allreduce":
+            step = exchanger(options.parameters)
         else:
-            is_distributed = asked.workers > 1
+            is_distributed = options.workers > 1
             step = stepper(
-                asked.model, asked.batch, is_channels_last=asked.channels_last, is_distributed=is_distributed
+                options.model, options.batch, is_channels_last=options.channels_last, is_distributed=is_distributed
             )
-        serve(asked, step)
+        serve(options, step)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the wire's types cost where they are computed: to add two halves of a node and round, to pack, to unpack.
+"""Bench the formats of quantization: adding two children of a node with rounding, packing, and unpacking.
 
-In this process, on one frame. The least of many turns is what counts: whatever else the machine does only adds to it.
+Runs in this process on one frame. The fastest of many turns counts, since disturbances only add time.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,23 +12,23 @@ from common.aggregation.quantization.quantization import FORMATS, RoundingKey, q
 from common.aggregation.tree import Node
 from common.random import Purpose, generator
 from common.runtime.clock import Clock
-from lockstep.bench.reports.rows import WireRow
+from lockstep.bench.reports.rows import QuantizationRow
 
 
-def measure(count: int, repeats: int, clock: Clock) -> Iterator[WireRow]:
-    """Yield a row for each type, for so many values."""
+def measure(count: int, repeats: int, clock: Clock) -> Iterator[QuantizationRow]:
+    """Yield a row for each format, for `count` values."""
     left, right = generator(0, Purpose.CANARY).standard_normal((2, count), dtype=np.float32)
     for name in ("float32", *FORMATS):
-        wire, out, at = quantization_of(name, 0, count), np.empty_like(left), RoundingKey(0, Node(0, 2))
-        wire.add(left, right, out, at)
-        words = wire.pack(out, 0)
+        quantization, out, at = quantization_of(name, 0, count), np.empty_like(left), RoundingKey(0, Node(0, 2))
+        quantization.add(left, right, out, at)
+        words = quantization.pack(out, 0)
         turns: tuple[Callable[[], object], ...] = (
-            partial(wire.add, left, right, out, at),
-            partial(wire.pack, out, 0),
-            partial(wire.unpack, words, 0, out),
+            partial(quantization.add, left, right, out, at),
+            partial(quantization.pack, out, 0),
+            partial(quantization.unpack, words, 0, out),
         )
         add, pack, unpack = (_least_s(turn, repeats, clock) / count * 1e9 for turn in turns)
-        yield WireRow(
+        yield QuantizationRow(
             wire=name,
             values=count,
             bytes_a_value=words.nbytes / count,
@@ -40,8 +40,8 @@ def measure(count: int, repeats: int, clock: Clock) -> Iterator[WireRow]:
 
 def _least_s(turn: Callable[[], object], repeats: int, clock: Clock) -> float:
     def seconds() -> float:
-        began = clock.now()
+        start = clock.now()
         turn()
-        return clock.now() - began
+        return clock.now() - start
 
     return min(seconds() for _ in range(repeats))

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from common.runtime.clock import ManualClock
-from lockstep.bench.reports.rows import WireRow
-from lockstep.bench.reports.tables import WIRE_HEAD, wire_line
-from lockstep.bench.wire import measure
+from lockstep.bench.quantization import measure
+from lockstep.bench.reports.rows import QuantizationRow
+from lockstep.bench.reports.tables import QUANTIZATION_HEAD, quantization_line
 from lockstep.cli.main import run
 
 
@@ -31,12 +31,12 @@ def test_the_least_turn_counts() -> None:
 def test_rows_for_all_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file = tmp_path / "rows.json"
     assert run(["bench", "wire", "--values", "4096", "--repeats", "2", "--json", str(json_file)]) == 0
-    rows = msgspec.json.decode(json_file.read_bytes(), type=list[WireRow])
+    rows = msgspec.json.decode(json_file.read_bytes(), type=list[QuantizationRow])
     assert [(row.wire, row.bytes_a_value) for row in rows] == [
         ("float32", 4.0),
         ("float16", 2.0),
         ("bfloat16", 2.0),
         ("int8", 1.03125),
     ]
-    assert capsys.readouterr().out.splitlines() == [WIRE_HEAD, *map(wire_line, rows)]
-    assert {len(WIRE_HEAD)} == {len(wire_line(row)) for row in rows}
+    assert capsys.readouterr().out.splitlines() == [QUANTIZATION_HEAD, *map(quantization_line, rows)]
+    assert {len(QUANTIZATION_HEAD)} == {len(quantization_line(row)) for row in rows}

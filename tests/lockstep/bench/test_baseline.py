@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from common.errors import RunError
-from lockstep.bench.baseline.stepper import Stepper, all_at_once
+from lockstep.bench.baseline import Stepper, all_at_once
 
 #: Answers each line, with the number of the line as the version.
 HONEST = """

@@ -1,4 +1,4 @@
-"""The step bench makes real steps, takes the peer in its faster layout, and shows where the time goes."""
+"""The step bench makes real steps, takes the baseline in its faster layout, and shows where the time goes."""
 
 import json
 import sys
@@ -13,10 +13,8 @@ from common.data.source import load
 from common.errors import RunError, UsageError
 from common.job.job import Job
 from common.runtime.clock import ManualClock, SystemClock
-from lockstep.bench.baseline.baseline import Baseline, layouts_of
-from lockstep.bench.baseline.stepper import Answer
-from lockstep.bench.step.profile import Profile
-from lockstep.bench.step.step import FIRST, StepBench, faster_layout
+from lockstep.bench.baseline import Answer, Baseline, layouts_of
+from lockstep.bench.step import FIRST, Profile, StepBench, faster_layout
 from lockstep.cli.main import run
 from tests.lockstep.tiny_data import write_tiny
 
