@@ -1,4 +1,4 @@
-"""A trained model on a test set: its loss, and what it answers for each sample."""
+"""Evaluate a trained model on a test set: its loss, and its output for each sample."""
 
 from dataclasses import dataclass, field, replace
 
@@ -23,69 +23,69 @@ from worker.compute import Compute
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a model came to on a test set."""
+    """The outputs of a model on a test set, and their tally."""
 
     dataset: Dataset
-    #: Summed as a run's own evaluation sums it, so that the bits are the same.
+    #: Summed in the same order as in the evaluations of a run, so that the bits are the same.
     tally: Tally
-    #: The model's outputs: (n, classes), of sequences (n·t, classes), or of a regression (n, targets).
+    #: Outputs of the model: (n, classes), for sequences (n·t, classes), or for a regression (n, targets).
     outputs: Vector
     objective: Objective = field(default_factory=Objective)
 
     @property
     def targets(self) -> Array:
-        """What the outputs are compared with: a class for each row, or as many numbers as a row has."""
+        """What the outputs are compared with: a class per row, or as many numbers as a row has."""
         return self.objective.targets(self.dataset.labels)
 
     @property
     def confusion(self) -> Confusion:
-        """What is taken for what; `ModelError` for a regression."""
+        """The confusion matrix. Raises ModelError for a regression."""
         if self.objective.is_regression:
             raise ModelError("a regression has no classes")
         return Confusion.of(self.targets, self.outputs.argmax(axis=1), self.outputs.shape[1])
 
     @property
     def fit(self) -> list[TargetFigures]:
-        """How near the answers are, target by target; `ModelError` where there are classes."""
+        """The errors of a regression by target. Raises ModelError for a classifier."""
         if not self.objective.is_regression:
-            raise ModelError("a run with classes is no regression")
+            raise ModelError("a run with classes is not a regression")
         return figures_of(self.outputs, self.targets)
 
 
 def assess(trained: Trained, data: str | None = None) -> Assessment:
-    """Test a trained model on its own test set, or on that of another dataset, prepared by its own constants."""
+    """Evaluate a trained model on its own test set or that of another dataset, normalised as in training."""
     trained_on = dataset_of(trained.job)
     compute = Compute(trained.job, trained.model, trained_on)
     compute.weights[...] = trained.weights
     if data is not None:
         compute.data = _with_test_of(trained_on, load(data), data, compute.objective)
-    test, pieces = compute.data.test, list[Vector]()
+    test, outputs = compute.data.test, list[Vector]()
 
     def keep(name: str, module: Module, output: object) -> None:
         if module is trained.model:
             assert isinstance(output, Tensor)
-            pieces.append(output.data.copy())
+            outputs.append(output.data.copy())
 
     with trained.model.observe_outputs(keep):
         tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
     return Assessment(
-        test, tally, np.concatenate([compute.objective.rows(piece) for piece in pieces]), compute.objective
+        test, tally, np.concatenate([compute.objective.rows(chunk) for chunk in outputs]), compute.objective
     )
 
 
 def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective: Objective) -> TrainTest:
-    """Return the data with another test set; its labels become those that the objective compares."""
+    """Return the data with another test set, whose labels are converted to what the objective compares."""
     shape, classes = trained_on.test.sample_shape, trained_on.test.classes
     if other.test.sample_shape != shape:
         raise DataError(f"{data}: samples of shape {other.test.sample_shape}: expected {shape}, as it was trained on")
     if trained_on.test.targets != other.test.targets:
         raise DataError(
-            f"{data}: {other.test.targets} targets a sample: expected {trained_on.test.targets}, as it was trained on"
+            f"{data}: {other.test.targets} targets per sample: expected {trained_on.test.targets}, as it was trained on"
         )
     if trained_on.test.is_tokens != other.test.is_tokens:
         raise DataError(f"{data}: samples of dtype {str(other.test.images.dtype)!r}: expected tokens in both sets")
     if objective.is_regression:
-        # Whole numbers are numbers too: one set may have been written with them, and the other without.
+        # One of the sets may have been stored with whole numbers, and the other not.
         parts = [_as_numbers(part, objective) for part in (trained_on.train, other.test)]
         return replace(trained_on, train=parts[0], test=parts[1], validation=None)
     objective.check_labels(other.test)

@@ -1,4 +1,4 @@
-"""Figures of each class, from how often samples of one class are taken for another. Pure."""
+"""The confusion matrix of a classifier, and precision, recall and F1 of each class. Pure."""
 
 from dataclasses import dataclass
 
@@ -10,31 +10,31 @@ Integers = NDArray[np.int64]
 
 
 class ClassFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """How well one class is told from the others; what would divide by 0 is None."""
+    """The figures of one class; None if they would divide by 0."""
 
     label: int
     #: Test samples of this class.
     samples: int
-    #: The share of samples taken for this class that are of it, and of its own samples that are taken for it.
+    #: The share of samples predicted as this class that belong to it, and of its samples that are predicted as it.
     precision: float | None
     recall: float | None
     #: The harmonic mean of both.
     f1: float | None
-    #: The class that its samples are most often taken for instead, and how many are; None where all are right.
+    #: The class that its samples are most often mistaken for, and their number; None if all are right.
     mistaken_for: int | None
     mistakes: int
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts, (classes, classes): row i, column j are the samples of class i that are taken for class j."""
+    """Counts, (classes, classes): row i, column j is the number of samples of class i predicted as class j."""
 
     counts: Integers
 
     @classmethod
-    def of(cls, labels: Integers, taken_for: Integers, classes: int) -> "Confusion":
-        """Count samples by their class and the class that they are taken for, both (n,) in [0, classes)."""
-        return cls(np.bincount(labels * classes + taken_for, minlength=classes * classes).reshape(classes, classes))
+    def of(cls, labels: Integers, predicted: Integers, classes: int) -> "Confusion":
+        """Count samples by their class and their predicted class, both (n,) in [0, classes)."""
+        return cls(np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes))
 
     def figures(self) -> list[ClassFigures]:
         """Return the figures of each class, in order."""
@@ -42,16 +42,16 @@ class Confusion:
 
     def _figures(self, label: int) -> ClassFigures:
         right = int(self.counts[label, label])
-        samples, taken = int(self.counts[label].sum()), int(self.counts[:, label].sum())
+        samples, predicted = int(self.counts[label].sum()), int(self.counts[:, label].sum())
         others = self.counts[label].copy()
         others[label] = 0
         worst = int(others.argmax())
         return ClassFigures(
             label=label,
             samples=samples,
-            precision=_share(right, taken),
+            precision=_share(right, predicted),
             recall=_share(right, samples),
-            f1=_share(2 * right, samples + taken),
+            f1=_share(2 * right, samples + predicted),
             mistaken_for=worst if others[worst] else None,
             mistakes=int(others[worst]),
         )
@@ -66,7 +66,7 @@ MOST_SHOWN = 12
 
 
 def figures_lines(figures: list[ClassFigures]) -> list[str]:
-    """Return a line for each class."""
+    """Return one line per class."""
     head = "class  samples  precision   recall       F1  most often mistaken for"
     return [head, *map(_line, figures)]
 
@@ -79,12 +79,12 @@ def _line(one: ClassFigures) -> str:
 
 
 def matrix_lines(confusion: Confusion) -> list[str]:
-    """Return the matrix, a row for each class, none where it would not fit."""
+    """Return the matrix, one line per class, or none if it would not fit."""
     classes = len(confusion.counts)
     if classes > MOST_SHOWN:
         return []
     width = max(5, len(str(int(confusion.counts.max()))) + 1)
-    head = "taken for" + "".join(f"{label:>{width}}" for label in range(classes))
+    head = "predicted" + "".join(f"{label:>{width}}" for label in range(classes))
     rows = (
         f"class {label:>3}" + "".join(f"{count or '.':>{width}}" for count in row.tolist())
         for label, row in enumerate(confusion.counts)

@@ -1,4 +1,4 @@
-"""Figures of a regression: how near a model's answers are to the targets, one target at a time. Pure."""
+"""The errors of a regression by target. Pure."""
 
 import msgspec
 import numpy as np
@@ -8,13 +8,13 @@ Floats = NDArray[np.float32]
 
 
 class TargetFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """How near the answers are for one of a sample's numbers."""
+    """The errors of one of the numbers of a sample."""
 
     target: int
     #: Means of the squared and of the absolute error.
     mse: float
     mae: float
-    #: The share of the target's variance that is explained, at most 1; None where the target never varies.
+    #: The share of the variance that is explained, at most 1; None if the target is constant.
     r2: float | None
 
 
@@ -34,7 +34,7 @@ def figures_of(outputs: Floats, targets: Floats) -> list[TargetFigures]:
 
 
 def figures_lines(figures: list[TargetFigures]) -> list[str]:
-    """Return a line for each target."""
+    """Return one line per target."""
     head = "target  mean squared error  root of it  mean absolute error       R²"
     return [head, *map(_line, figures)]
 

@@ -1,4 +1,4 @@
-"""Proves from a run's ledger that each epoch used every sample once, and lists what was computed again. Pure."""
+"""Check by the ledger of a run that each epoch used every sample once, and list what was computed again. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from common.protocol.messages import OF_A_STEP
 from ps.records.ledger import Again, Line, RunBegun, StepDone, Unlisted
 from ps.run.plan import Plan
 
-#: Faults of one kind that are told of one step or epoch.
+#: Most faults of one kind to report per step or epoch.
 MOST_FAULTS = 3
 
 
 @dataclass
 class EpochCoverage:
-    """One epoch, as far as the ledger goes."""
+    """The coverage of one epoch, as far as the ledger goes."""
 
     epoch: int
     #: Training samples, and how many of them the epoch used.
@@ -25,24 +25,24 @@ class EpochCoverage:
     used: int = 0
     steps: int = 0
     micro_batches: int = 0
-    #: What speaks against it; empty where every sample was used once, or not yet.
+    #: Violations; empty if every sample was used once, or not yet.
     faults: list[str] = field(default_factory=list)
-    #: Work that was done, or begun, in vain.
+    #: Leases whose results were not used.
     again: list[Again] = field(default_factory=list)
-    #: More such work than is listed.
+    #: Number of further such leases, which the ledger does not list.
     unlisted: int = 0
 
     def is_whole(self) -> bool:
-        """Tell whether every sample was used."""
+        """Return whether every sample was used."""
         return self.used == self.samples
 
 
 @dataclass(frozen=True)
 class CoverageReport:
-    """A whole run."""
+    """The coverage of a whole run."""
 
     epochs: list[EpochCoverage]
-    #: Where the run was gone on with.
+    #: The points at which the run was resumed.
     resumed: list[RunBegun]
 
     def faults(self) -> list[str]:
@@ -50,7 +50,7 @@ class CoverageReport:
 
 
 def check_coverage(lines: list[Line], plan: Plan, sampler: Sampler) -> CoverageReport:
-    """Return what a ledger proves of a run with that plan and order of samples."""
+    """Return the coverage that a ledger shows, for a run with that plan and order of samples."""
     epochs: dict[int, EpochCoverage] = {}
     for line in lines:
         if isinstance(line, StepDone | Again | Unlisted):
@@ -73,29 +73,29 @@ def _count(epoch: EpochCoverage, steps: list[StepDone], sampler: Sampler) -> Non
     """Count how often an epoch's steps used each sample."""
     uses: NDArray[np.int64] = np.zeros(sampler.size, np.int64)
     for line in steps:
-        pieces = [piece for share in line.shares for piece in range(share.lo, share.hi)]
-        epoch.faults += _untiled(line, pieces, sampler.micro_batches)
-        for piece in pieces:
-            if piece < sampler.micro_batches:
-                np.add.at(uses, sampler.indices(line.step, piece), 1)
-        epoch.micro_batches += len(pieces)
+        micro_batches = [m for share in line.shares for m in range(share.lo, share.hi)]
+        epoch.faults += _miscounted(line, micro_batches, sampler.micro_batches)
+        for m in micro_batches:
+            if m < sampler.micro_batches:
+                np.add.at(uses, sampler.indices(line.step, m), 1)
+        epoch.micro_batches += len(micro_batches)
     epoch.steps, epoch.used = len(steps), int(np.count_nonzero(uses))
     for sample in np.flatnonzero(uses > 1)[:MOST_FAULTS]:
         epoch.faults.append(f"epoch {epoch.epoch}: sample {sample} was used {uses[sample]} times: expected once")
 
 
-def _untiled(line: StepDone, pieces: list[int], micro_batches: int) -> Iterator[str]:
-    counts = np.bincount(pieces, minlength=micro_batches)
-    for piece in np.flatnonzero(counts[:micro_batches] != 1)[:MOST_FAULTS]:
-        yield f"step {line.step}: micro-batch {piece} was added {counts[piece]} times: expected once"
-    for piece in np.flatnonzero(counts[micro_batches:])[:MOST_FAULTS]:
-        yield f"step {line.step}: micro-batch {piece + micro_batches} is none of the {micro_batches}"
+def _miscounted(line: StepDone, used: list[int], micro_batches: int) -> Iterator[str]:
+    counts = np.bincount(used, minlength=micro_batches)
+    for m in np.flatnonzero(counts[:micro_batches] != 1)[:MOST_FAULTS]:
+        yield f"step {line.step}: micro-batch {m} was added {counts[m]} times: expected once"
+    for m in np.flatnonzero(counts[micro_batches:])[:MOST_FAULTS]:
+        yield f"step {line.step}: micro-batch {m + micro_batches} is not one of the {micro_batches}"
 
 
 def _check_order(done: list[StepDone], plan: Plan, epochs: dict[int, EpochCoverage]) -> None:
-    """Demand that the steps are those from the first on, each once and in order."""
+    """Check that the ledger has all steps from the first on, each once and in order."""
     for expected, line in enumerate(done):
         if line.step != expected:
             number = plan.epoch_of(line.step)
-            epochs[number].faults.append(f"step {line.step} stands where step {expected} is expected")
+            epochs[number].faults.append(f"step {line.step} is in the place of step {expected}")
             return

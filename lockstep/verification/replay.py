@@ -1,6 +1,6 @@
-"""Computes one micro-batch of a recorded run again and looks into it: layer by layer, forward and backward.
+"""Compute one micro-batch of a recorded run again, and report each layer, forward and backward.
 
-The weights are brought to that step first. Nothing is updated by the piece that is looked at.
+The weights are brought to that step first. The micro-batch itself updates nothing.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 class LayerFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One array in numbers; of what is not finite in it only the count."""
+    """Figures of one array; of its values that are not finite, only their number."""
 
     shape: tuple[int, ...]
     #: The Euclidean norm, and the largest magnitude.
@@ -34,60 +34,58 @@ class LayerFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerReplay(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer's output, in the order in which the layers were done."""
+    """The output of one layer, and the gradients of its parameters."""
 
     name: str
     kind: str
     output: LayerFigures
-    #: Of its own parameters, by their qualified names.
+    #: Of the layer's own parameters, by their qualified names.
     gradients: dict[str, LayerFigures]
 
 
 class MicroBatchReplay(msgspec.Struct, frozen=True, kw_only=True):
-    """One micro-batch."""
+    """The figures of one micro-batch, layer by layer in the order of computation."""
 
     run: str
     step: int
     micro_batch: int
-    #: The places of the samples in the training set, and what is to be told of them, in order.
+    #: The indices of the samples in the training set, and their labels.
     samples: list[int]
     labels: list[Any]
-    #: What the model was given, after normalisation and shifts: in numbers, and its SHA-256.
+    #: The input of the model after normalisation and shifts, and its SHA-256.
     inputs: LayerFigures
     inputs_sha256: str
-    #: Sum over the samples, as text where it is not finite; what the ledger has, None where it has no such step.
+    #: Sum over the samples, as text if it is not finite; the value in the ledger, None if it has no such step.
     loss_sum: float | str
     recorded_loss_sum: float | None
     correct: int
-    #: Classes, or numbers, that were to be told.
+    #: Number of classes or values to predict.
     targets: int
     layers: list[LayerReplay]
-    #: Where the first number arose that is not finite; None where all are finite.
+    #: Where the first number that is not finite arose; None if all are finite.
     first_nonfinite: str | None
 
 
-class Watcher:
-    """Sees each operation and each layer's output as they are computed."""
+class ReplayObserver:
+    """Observes each operation and the output of each layer."""
 
     def __init__(self) -> None:
         self.outputs: list[tuple[str, str, Array]] = []
-        #: The first operation with a result that is not finite, and whether that was in the forward pass.
+        #: The first operation with a result that is not finite, with its direction, and the first such layer.
         self.operation = ""
         self.layer = ""
 
-    def operation_done(
-        self, primitive: Primitive, direction: str, function: Any, *arguments: Any, **options: Any
-    ) -> Any:
-        """Carry out one operation."""
+    def on_operation(self, primitive: Primitive, direction: str, function: Any, *arguments: Any, **options: Any) -> Any:
+        """Compute one operation, and check its result."""
         result = function(*arguments, **options)
-        # A derivative may write into memory that it was given.
+        # A derivative may write into an array that it receives.
         arrays = result if isinstance(result, tuple) else (result, options.get("out"))
         if not self.operation and not all(is_finite(array) for array in arrays):
             self.operation = f"{primitive.name}, {direction}"
         return result
 
-    def layer_done(self, name: str, module: Module, output: Any) -> None:
-        """Take in a layer's output."""
+    def on_layer(self, name: str, module: Module, output: Any) -> None:
+        """Record the output of a layer."""
         if isinstance(output, Tensor):
             kind = type(module).__name__
             self.outputs.append((name, kind, output.data.copy()))
@@ -95,37 +93,37 @@ class Watcher:
                 self.layer = f"layer {name} ({kind})" if name else f"the model ({kind})"
 
     def first_nonfinite(self, gradients: dict[str, Array]) -> str | None:
-        """Return where the first number arose that is not finite."""
+        """Return where the first number that is not finite arose."""
         if self.layer:
             return f"{self.layer}, in operation {self.operation or 'unknown'}"
         if self.operation.endswith("forward"):
             return f"the loss, in operation {self.operation}"
         odd = [name for name, gradient in gradients.items() if not is_finite(gradient)]
         if odd:
-            # Backward comes from the end: the last parameter is the first to have its gradient.
+            # Backward starts at the end, so that the last parameter is the first to get its gradient.
             return f"the gradient of {odd[-1]}, in operation {self.operation or 'unknown'}"
         return f"operation {self.operation}" if self.operation else None
 
 
 def replay(run: RecordedRun, opening: RunSetup, clock: Clock, step: int, micro_batch: int) -> MicroBatchReplay:
-    """Bring the opening's shard, which holds the weights of a step before, to `step`; look into a micro-batch of it."""
+    """Bring the shard, which holds the weights of an earlier step, to `step`, and inspect a micro-batch of it."""
     trainer = SingleProcessTrainer(opening, clock)
     for before in range(opening.shard.updates, step):
         trainer.step(before)
     trainer.compute.turn(step)
-    with np.errstate(all="ignore"):  # what is not finite is what is looked for
-        return look_into(run, trainer.compute, step, micro_batch)
+    with np.errstate(all="ignore"):  # values that are not finite are what we look for
+        return inspect(run, trainer.compute, step, micro_batch)
 
 
-def look_into(run: RecordedRun, compute: Compute, step: int, micro_batch: int) -> MicroBatchReplay:
-    """Compute a micro-batch on the weights at hand, by the engine, which can be watched."""
+def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int) -> MicroBatchReplay:
+    """Compute a micro-batch with the current weights, by autograd, which can be observed."""
     indices = compute.sampler.indices(step, micro_batch)
     images, targets = compute.batch(indices, step, micro_batch)
-    watcher, model = Watcher(), compute.model
+    observer, model = ReplayObserver(), compute.model
     model.train()
     model.zero_grad()
     model.reseed(compute.job.seed, step, micro_batch)
-    with observe(watcher.operation_done), model.observe_outputs(watcher.layer_done):
+    with observe(observer.on_operation), model.observe_outputs(observer.on_layer):
         outputs = model(Tensor(images))
         loss = compute.objective.training_loss(outputs, targets)
         loss.backward()
@@ -143,13 +141,13 @@ def look_into(run: RecordedRun, compute: Compute, step: int, micro_batch: int) -
         recorded_loss_sum=float(recorded.loss_sums()[micro_batch]) if recorded else None,
         correct=compute.objective.correct(outputs.data, targets),
         targets=targets.size,
-        layers=[layer_of(*output, gradients) for output in watcher.outputs],
-        first_nonfinite=watcher.first_nonfinite(gradients),
+        layers=[layer_of(*output, gradients) for output in observer.outputs],
+        first_nonfinite=observer.first_nonfinite(gradients),
     )
 
 
 def layer_of(name: str, kind: str, output: Array, gradients: dict[str, Array]) -> LayerReplay:
-    """Return a layer with the gradients of the parameters that are directly in it."""
+    """Return a layer with the gradients of its own parameters."""
     own = {
         parameter: figures_of(gradient)
         for parameter, gradient in gradients.items()
@@ -159,7 +157,7 @@ def layer_of(name: str, kind: str, output: Array, gradients: dict[str, Array]) -
 
 
 def figures_of(array: Array) -> LayerFigures:
-    """Return an array in numbers."""
+    """Return the figures of an array."""
     finite = array[np.isfinite(array)].astype(np.float64)
     return LayerFigures(
         shape=tuple(array.shape),
@@ -170,5 +168,5 @@ def figures_of(array: Array) -> LayerFigures:
 
 
 def is_finite(value: Any) -> bool:
-    """Tell whether an array holds finite numbers only; anything else counts as finite."""
+    """Return whether an array holds finite numbers only; anything else counts as finite."""
     return not isinstance(value, np.ndarray | np.generic) or value.dtype.kind != "f" or bool(np.isfinite(value).all())

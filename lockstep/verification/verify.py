@@ -1,4 +1,4 @@
-"""Computes a recorded run again on this machine, step by step, and finds the first place where it differs."""
+"""Compute a recorded run again on this machine, step by step, and find the first difference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,24 +22,24 @@ class Difference:
     """The first place where the run and its recomputation differ."""
 
     step: int
-    #: None where all losses agree, and the weights after the step do not.
+    #: None if all losses agree, but not the weights after the step.
     micro_batch: int | None
     text: str
 
 
 @dataclass
 class Verifier:
-    """One recomputation, from the weights that the opening's shard holds."""
+    """One recomputation, from the weights of the shard on."""
 
     run: RecordedRun
     opening: RunSetup
     clock: Clock
-    #: Micro-batches, and steps, that were found equal.
+    #: Micro-batches and steps that were found equal.
     micro_batches: int = 0
     steps: int = 0
     _steps: dict[int, StepDone] = field(init=False)
     _workers: dict[int, dict[int, str]] = field(init=False)
-    #: The SHA-256 of the weights after so many steps, with what it stands in.
+    #: Number of steps -> (source, SHA-256 of the weights after them).
     _digests: dict[int, list[tuple[str, str]]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,16 +47,16 @@ class Verifier:
         self._digests = {}
         for line in self.run.lines:
             if isinstance(line, RunBegun | WeightsAt):
-                named = "the weights that it went on with" if isinstance(line, RunBegun) else "the checkpoint"
+                named = "the weights that it was resumed from" if isinstance(line, RunBegun) else "the checkpoint"
                 self._digests.setdefault(line.step, []).append((named, line.weights_sha256))
             elif isinstance(line, EpochDone):
                 self._digests.setdefault(line.step, []).append((f"epoch {line.epoch}", line.weights_sha256))
 
     def verify(self, until: int, watch: Callable[[int], None]) -> Difference | None:
-        """Compute all steps before `until` again; return the first difference. `watch` is told after each step."""
+        """Compute all steps before `until` again, and return the first difference. Calls `watch` after each step."""
         first = self.opening.shard.updates
         if (odd := self._other_digest(first)) is not None:
-            text = f"the weights after {first} steps, which this begins with, are not the run's: {odd}"
+            text = f"the weights after {first} steps, from which this starts, are not those of the run: {odd}"
             return Difference(step=first, micro_batch=None, text=text)
         found: Difference | None = None
         trainer = SingleProcessTrainer(self.opening, self.clock)
@@ -83,7 +83,7 @@ class Verifier:
         self.micro_batches += len(here)
         weights = self.opening.shard.weights
         if checksum_after(step, weights) != recorded.mark:
-            return self._weights_difference(step, "the mark in the ledger")
+            return self._weights_difference(step, "the checksum in the ledger")
         self.steps += 1
         return self._compare_digests(step + 1)
 
@@ -92,25 +92,25 @@ class Verifier:
         if len(there) != len(here):
             text = f"step {recorded.step} has {len(there)} losses in the ledger: expected {len(here)}"
             return Difference(step=recorded.step, micro_batch=None, text=text)
-        piece = int(np.flatnonzero(there.view(np.uint32) != here.view(np.uint32))[0])
+        micro_batch = int(np.flatnonzero(there.view(np.uint32) != here.view(np.uint32))[0])
         text = (
-            f"step {recorded.step}, micro-batch {piece}: the sum of its losses was {there[piece]!s} "
-            f"({there[piece].tobytes()[::-1].hex()}), {self._who(recorded, piece)}; computed again it is "
-            f"{here[piece]!s} ({here[piece].tobytes()[::-1].hex()})"
+            f"step {recorded.step}, micro-batch {micro_batch}: the sum of its losses was {there[micro_batch]!s} "
+            f"({there[micro_batch].tobytes()[::-1].hex()}), {self._who(recorded, micro_batch)}; computed again it is "
+            f"{here[micro_batch]!s} ({here[micro_batch].tobytes()[::-1].hex()})"
         )
-        return Difference(step=recorded.step, micro_batch=piece, text=text)
+        return Difference(step=recorded.step, micro_batch=micro_batch, text=text)
 
-    def _who(self, recorded: StepDone, piece: int) -> str:
-        ranks = [share.rank for share in recorded.shares if share.lo <= piece < share.hi]
+    def _who(self, recorded: StepDone, micro_batch: int) -> str:
+        ranks = [share.rank for share in recorded.shares if share.lo <= micro_batch < share.hi]
         named = self._workers.get(recorded.step, {})
-        return " and ".join(f"by {named.get(rank, 'the process that trained alone')}" for rank in ranks) or "by nobody"
+        return " and ".join(f"by {named.get(rank, 'the single training process')}" for rank in ranks) or "by no worker"
 
     def _compare_digests(self, steps: int) -> Difference | None:
         odd = self._other_digest(steps)
         return None if odd is None else self._weights_difference(steps - 1, odd)
 
     def _other_digest(self, steps: int) -> str | None:
-        """Return what has another digest than the weights at hand after so many steps, None where nothing has."""
+        """Return which recorded digest differs from the current weights after that number of steps, if any."""
         here = weights_digest(self.opening.shard.weights) if steps in self._digests else ""
         odd = (pair for pair in self._digests.get(steps, []) if pair[1] != here)
         return next((f"{named} has SHA-256 {digest[:12]}…, here {here[:12]}…" for named, digest in odd), None)
@@ -118,19 +118,19 @@ class Verifier:
     def _weights_difference(self, step: int, where: str) -> Difference:
         text = (
             f"step {step}: the losses of all its micro-batches are the same, and the weights after it are not "
-            f"({where}): a gradient differs, or the update; computed {self._all(step)}"
+            f"({where}): a gradient differs, or the update; computed {self._workers_of(step)}"
         )
         return Difference(step=step, micro_batch=None, text=text)
 
-    def _all(self, step: int) -> str:
+    def _workers_of(self, step: int) -> str:
         recorded = self._steps.get(step)
         if recorded is None:
-            return "by nobody that the ledger knows"
+            return "by no worker that the ledger knows"
         return "; ".join(f"{share.lo}-{share.hi - 1} {self._who(recorded, share.lo)}" for share in recorded.shares)
 
 
 def steps_between(text: str, total: int) -> tuple[int, int]:
-    """Return the range that `A:B`, `A:`, `:B` or `A` stands for; ValueError where it is none within `total` steps."""
+    """Return the range of `A:B`, `A:`, `:B` or `A`. Raises ValueError if it is not within `total` steps."""
     first, colon, last = text.partition(":")
     low = int(first) if first else 0
     high = (int(last) if last else total) if colon else low + 1

@@ -82,7 +82,7 @@ def test_a_regression_is_evaluated_target_by_target(tmp_path: Path, capsys: pyte
     labels = np.zeros(4, np.int64)
     np.savez(tmp_path / "classes.npz", x_train=np.ones((4, 4)), y_train=labels, x_test=np.ones((4, 4)), y_test=labels)
     assert run(["evaluate", str(trained.folder), "--data", str(tmp_path / "classes.npz")]) == 2
-    assert "1 targets a sample: expected 2, as it was trained on" in capsys.readouterr().err
+    assert "1 targets per sample: expected 2, as it was trained on" in capsys.readouterr().err
 
 
 def test_a_text_is_evaluated_place_by_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +156,7 @@ def test_event_files_have_r2(tmp_path: Path) -> None:
 def test_a_regression_takes_no_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("PIL", reason="pictures are read by Pillow: .venv/bin/pip install -e '.[predict]'")
     assert run(["predict", str(of_table(tmp_path).folder), "x.png"]) == 2
-    assert capsys.readouterr().err.startswith("error: the model is a regression: expected one of classes")
+    assert capsys.readouterr().err.startswith("error: the model is a regression: expected a classifier")
 
 
 def test_a_text_is_exported_with_tokens_as_its_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from common.autograd.primitives.primitive import Array
 from common.errors import DataError
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
-from lockstep.evaluation.predictions.recognizer import Recognizer
+from lockstep.evaluation.predictions import Recognizer
 from lockstep.reports.display import print_plainly
 from lockstep.runs.extras import demand
 from lockstep.runs.trained import Moment, open_trained
@@ -42,12 +42,12 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
     """
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing where nobody predicts.
-    from lockstep.evaluation.predictions.picture_file import read_picture
+    from lockstep.evaluation.image_file import read_image
 
     recognizer = Recognizer.of(open_trained(run, moment), centres=not no_center)
     console = Console(highlight=False)
     for path in pictures:
-        picture = read_picture(path)
+        picture = read_image(path)
         try:
             probabilities = recognizer.probabilities(picture)
         except DataError as error:

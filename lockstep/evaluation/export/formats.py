@@ -1,4 +1,4 @@
-"""A trained model in the formats of others."""
+"""Export a trained model to other formats."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,17 +22,15 @@ Format = Literal["safetensors", "onnx", "npz"]
 
 @dataclass(frozen=True)
 class Exporter:
-    """What writes one trained model."""
+    """Writes one trained model to a file."""
 
     trained: Trained
     path: Path
 
     def write(self, to: Format) -> None:
-        """Write the file, whole or not at all; a `UsageError` where the model or the folder does not allow it."""
+        """Write the file atomically. Raises UsageError if the model or the folder does not allow it."""
         if not self.path.parent.is_dir():
-            raise UsageError(
-                f"cannot write {str(self.path)!r}: expected a folder that exists, {str(self.path.parent)!r}"
-            )
+            raise UsageError(f"cannot write {str(self.path)!r}: expected an existing folder, {str(self.path.parent)!r}")
         arrays = self.trained.layout.read(self.trained.weights)
         match to:
             case "safetensors":
@@ -46,7 +44,7 @@ class Exporter:
 
     def _onnx(self) -> bytes:
         demand("onnx", "export", "--to onnx")
-        # Here, as the extra may be missing where nobody writes ONNX.
+        # Imported here, since the extra may not be installed.
         from lockstep.evaluation.export.onnx_file import onnx_bytes
 
         model = self.trained.model
@@ -63,7 +61,7 @@ class Exporter:
         return Preparation.of(dataset_of(job).train) if job.normalize else Preparation(mean=0.0, std=1.0)
 
     def _metadata(self, preparation: Preparation) -> dict[str, str]:
-        """Return what somebody needs to know who uses the file: samples go in as (x - mean) / std, bytes / 255."""
+        """Return what users of the file need to know: inputs are (x - mean) / std, with bytes divided by 255 first."""
         job = self.trained.job
         return {
             "run": self.trained.folder.name,

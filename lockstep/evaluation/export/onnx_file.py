@@ -1,4 +1,4 @@
-"""Writes a graph as an ONNX file; the only file that imports the package, which is an extra."""
+"""Write a graph as an ONNX file; the only file that imports the onnx package, which is an extra."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from onnx import TensorProto, checker, helper, numpy_helper
 
 from lockstep.evaluation.export.onnx_nodes import INPUT, OPERATOR_SET, OUTPUT, OnnxGraph
 
-#: The version of the file's format that came with the operator set: older readers know it.
+#: The version of the file format that came with the operator set, so that older readers know it.
 FORMAT_VERSION = 9
 
 
@@ -19,7 +19,7 @@ def onnx_bytes(
     *,
     of_tokens: bool = False,
 ) -> bytes:
-    """Return the file's content, for any number of samples, checked by the package's own checker.
+    """Return the content of the file, for any number of samples, checked by the checker of the package.
 
     Samples are float32, or tokens as int64.
     """

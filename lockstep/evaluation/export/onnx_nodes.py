@@ -1,4 +1,4 @@
-"""Which operators of ONNX stand for each primitive; knows the standard, not the package.
+"""Translate primitives to operators of ONNX; knows the standard, not the package.
 
 https://onnx.ai/onnx/operators, operator set 20.
 """
@@ -21,7 +21,7 @@ from lockstep.evaluation.export.trace import (
     TracedWeight,
 )
 
-#: The version of the set of operators that is written: the first with Gelu.
+#: The version of the operator set, the first with Gelu.
 OPERATOR_SET = 20
 
 #: Names of the graph's input and output.
@@ -30,7 +30,7 @@ INPUT, OUTPUT = "images", "logits"
 
 @dataclass(frozen=True)
 class OnnxNode:
-    """One operator, with the names of what it reads and of its result."""
+    """One operator, with the names of its inputs and its output."""
 
     operator: str
     inputs: list[str]
@@ -40,19 +40,19 @@ class OnnxNode:
 
 @dataclass
 class OnnxGraph:
-    """Operators in order, and the arrays that they read beside the input."""
+    """Operators in order, and the arrays that they read besides the input."""
 
     nodes: list[OnnxNode] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        """Add an operator; return its result's name."""
+        """Add an operator, and return the name of its output."""
         output = output or f"between.{len(self.nodes)}"
         self.nodes.append(OnnxNode(operator, inputs, output, attributes))
         return output
 
     def constant(self, array: Any) -> str:
-        """Add an array that is read; return its name."""
+        """Add an array, and return its name."""
         name = f"constant.{len(self.arrays)}"
         self.arrays[name] = np.asarray(array)
         return name
@@ -61,7 +61,7 @@ class OnnxGraph:
         return self.constant(np.array(values, dtype=np.int64).reshape(-1))
 
     def name(self, operand: Operand) -> str:
-        """Return the name of what a step reads, empty for what is left out."""
+        """Return the name of an operand, empty for an omitted one."""
         match operand:
             case TracedInput():
                 return INPUT
@@ -72,12 +72,12 @@ class OnnxGraph:
             case TracedConstant(None):
                 return ""
             case TracedConstant(value):
-                # A Python number takes the dtype of the array beside it: float32, as all of a model is.
+                # A Python number takes the dtype of the other operand: float32, as all of a model is.
                 return self.constant(np.asarray(value, None if isinstance(value, np.ndarray) else np.float32))
 
 
 def graph_of(trace: Trace, weights: dict[str, NDArray[Any]]) -> OnnxGraph:
-    """Return the graph of a trace; `ModelError` names a primitive that has no counterpart."""
+    """Return the graph of a trace. Raises ModelError for a primitive that has no counterpart."""
     graph = OnnxGraph(arrays=dict(weights))
     for number, step in enumerate(trace.steps):
         write = _WRITERS.get(step.primitive)
@@ -102,7 +102,7 @@ Writer = Callable[[OnnxGraph, TracedStep, list[str], str], object]
 
 
 def _plain(operator: str, **attributes: Any) -> Writer:
-    """Return the writer of an operator that has the primitive's operands and no options."""
+    """Return the writer of an operator with the operands of the primitive and no options."""
     return lambda graph, step, names, out: graph.add(operator, names, out, **attributes)
 
 
@@ -158,7 +158,7 @@ def _adaptive_average(axes: int) -> Writer:
         if any(size % few for size, few in zip(sizes, wanted, strict=True)):
             raise ModelError(
                 f"adaptive average pooling from {sizes} to {tuple(wanted)} is not exported to ONNX: expected "
-                "sizes that divide"
+                "input sizes that are multiples of the output sizes"
             )
         kernel = [size // few for size, few in zip(sizes, wanted, strict=True)]
         graph.add("AveragePool", names, out, kernel_shape=kernel, strides=kernel)
@@ -228,7 +228,7 @@ def _along_axis(operator: str) -> Writer:
 
 def _causal_softmax(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     rows, columns = step.before[-2:]
-    # The standard has no mask for it: what is added leaves nothing of later places.
+    # The standard has no causal mask: adding -inf removes later positions.
     later = np.where(np.tri(rows, columns, columns - rows, dtype=np.bool_), 0, -np.inf).astype(np.float32)
     graph.add("Softmax", [graph.add("Add", [names[0], graph.constant(later)])], out, axis=-1)
 
@@ -245,7 +245,7 @@ def _index(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> No
             *((part.start or 0, ends if part.stop is None else part.stop) for _, part in cuts), strict=True
         )
         name = graph.add("Slice", [name, *map(graph.integers, (starts, stops, [axis for axis, _ in cuts]))])
-    # From the last, so that the axes before keep their places.
+    # From the last axis on, so that earlier axes keep their numbers.
     for axis, part in reversed([(axis, part) for axis, part in enumerate(parts) if type(part) is int]):
         name = graph.add("Gather", [name, graph.constant(np.int64(part))], axis=axis)
     graph.add("Identity", [name], out)

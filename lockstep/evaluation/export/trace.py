@@ -1,4 +1,4 @@
-"""What a model computes, as a list of primitives, whatever its classes: watched on two samples, and on three."""
+"""Trace a model as a list of primitives, by running it on two samples and on three."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from common.autograd.tensor import Tensor
 from common.errors import ModelError
 from common.nn.module import Module
 
-#: Numbers of samples that are watched: what differs between the two depends on the number.
+#: Numbers of samples to run: what differs between the two depends on the number.
 FEW, MORE = 2, 3
 
-#: Stands in a shape for the number of samples, or for what is left of it.
+#: Stands for the number of samples in a shape, or for a size that depends on it.
 ANY = -1
 
 
@@ -40,7 +40,7 @@ class TracedWeight:
 
 @dataclass(frozen=True, eq=False)
 class TracedConstant:
-    """An array or a number that the forward brings along; None where an argument was left out."""
+    """An array or a number of the forward itself; None for an omitted argument."""
 
     value: Any
 
@@ -50,24 +50,24 @@ Operand = TracedInput | TracedResult | TracedWeight | TracedConstant
 
 @dataclass(frozen=True)
 class TracedStep:
-    """One primitive that was applied."""
+    """One applied primitive."""
 
     primitive: str
     operands: tuple[Operand, ...]
-    #: Arrays among them are operands, too.
+    #: Arrays among the options are operands, too.
     options: Mapping[str, Any]
-    #: Of the result, and of the first operand; with the number of samples as it was watched.
+    #: Shapes of the result and of the first operand, with the number of samples of the run.
     shape: tuple[int, ...]
     before: tuple[int, ...]
 
 
 @dataclass
-class _Watch:
-    """What is known of arrays while a model computes."""
+class _Recorder:
+    """Records primitives while a model computes, and where their operands come from."""
 
     known: dict[int, Operand]
     steps: list[TracedStep] = field(default_factory=list)
-    #: All arrays that were seen, so that none of their ids is given to another.
+    #: All arrays that were seen, kept so that none of their ids is reused.
     held: list[Any] = field(default_factory=list)
 
     def __call__(self, primitive: Primitive, way: str, function: Any, *arrays: Any, **options: Any) -> Any:
@@ -96,44 +96,44 @@ class _Watch:
 
 @dataclass(frozen=True)
 class Trace:
-    """The steps of a model, and which of them is its output."""
+    """The steps of a model, and its output."""
 
     steps: list[TracedStep]
     output: Operand
-    #: Of the output, with `ANY` for the number of samples.
+    #: Shape of the output, with `ANY` for the number of samples.
     shape: tuple[int, ...]
 
 
 def trace_of(model: Module, samples: Array) -> Trace:
-    """Return what a model in evaluation mode does with samples, of which at least three are given.
+    """Return the trace of a model in evaluation mode, run on at least three samples.
 
-    `ModelError` where its forward leaves the primitives of this library, or depends on the samples by more than these.
+    Raises ModelError if its forward computes with anything but the primitives of this library.
     """
-    few, more = _watched(model, samples[:FEW]), _watched(model, samples[-MORE:])
+    few, more = _recorded(model, samples[:FEW]), _recorded(model, samples[-MORE:])
     if len(few.steps) != len(more.steps):
-        raise ModelError("the model's forward takes other steps for other samples, and cannot be exported as a graph")
+        raise ModelError("the model's forward takes other steps for other samples: it cannot be exported as a graph")
     steps = [_joined(one, other) for one, other in zip(few.steps, more.steps, strict=True)]
     if isinstance(few.output, TracedConstant):
         raise ModelError("the model's output does not come from its primitives: it cannot be exported as a graph")
     return Trace(steps, few.output, joined_shape(few.shape, more.shape))
 
 
-def _watched(model: Module, samples: Array) -> Trace:
+def _recorded(model: Module, samples: Array) -> Trace:
     x = Tensor(np.array(samples))
     known: dict[int, Operand] = {id(x.data): TracedInput()}
     known |= {id(parameter.data): TracedWeight(name) for name, parameter in model.named_parameters()}
     known |= {id(statistic.value): TracedWeight(name) for name, statistic in model.named_buffers()}
-    watch = _Watch(known, held=[x.data])
-    with no_grad(), observe(watch):
+    recorder = _Recorder(known, held=[x.data])
+    with no_grad(), observe(recorder):
         output = model(x)
-    return Trace(watch.steps, watch.operand(output.data), output.shape)
+    return Trace(recorder.steps, recorder.operand(output.data), output.shape)
 
 
 def _joined(few: TracedStep, more: TracedStep) -> TracedStep:
-    """Return a step that was watched twice, with `ANY` in shapes for what depends on the number of samples."""
+    """Return a step that was recorded twice, with `ANY` in shapes for what depends on the number of samples."""
     if few.primitive != more.primitive or not all(map(_is_same, few.operands, more.operands)):
         raise ModelError(
-            f"the model's forward does {few.primitive!r} with numbers that depend on the samples by more than the "
+            f"the model's forward applies {few.primitive!r} to numbers that depend on the samples not only through "
             "primitives of this library: it cannot be exported as a graph"
         )
     options = {name: _joined_option(few.primitive, value, more.options[name]) for name, value in few.options.items()}

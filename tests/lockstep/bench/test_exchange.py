@@ -1,4 +1,4 @@
-"""The exchange bench moves real gradients that nobody computed, and compares itself to the all-reduce of the baseline."""
+"""The exchange bench moves real gradients that nobody computed, next to the baseline's all-reduce."""
 
 from pathlib import Path
 

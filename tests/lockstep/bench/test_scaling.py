@@ -1,4 +1,4 @@
-"""The scaling bench trains for real, in turns with independent processes and the baseline; its rows hold what was measured."""
+"""The scaling bench trains for real, in turns with independent processes and the baseline."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--strong", "--workers", "1,3"], "a batch of 32 is not divided by 3 workers"),
+        (["--strong", "--workers", "1,3"], "a batch of 32 cannot be divided among 3 workers"),
         (["--models", "mlp.py:build", "--peer-python", "nowhere"], "model file 'mlp.py' cannot be read"),
         (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
         (["--transports", "auto,smoke"], "'smoke' is not one of"),
@@ -83,7 +83,7 @@ def test_the_peer_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_faster_layout_of_the_peer_counts() -> None:
-    turns = Turns(peers={"contiguous": [0.004, 0.004], "channels-last": [0.002, 0.002]}, peer_version="2")
+    turns = Turns(baselines={"contiguous": [0.004, 0.004], "channels-last": [0.002, 0.002]}, baseline_version="2")
     peer = faster_baseline(turns, 64, 64_000)
     assert peer is not None
     assert (peer.layout, peer.ms_per_step, peer.images_per_s, peer.ratio) == ("channels-last", 2.0, 32_000, 2.0)

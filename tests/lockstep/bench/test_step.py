@@ -110,7 +110,7 @@ def test_a_peer_that_is_not_there_is_told() -> None:
 
 def test_a_peer_without_torch_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     peer = Baseline.start(Path(sys.executable), ["step", "linear", "32"])
-    with pytest.raises(RunError, match="has its environment torch"):
+    with pytest.raises(RunError, match="is torch installed in its environment"):
         peer.steps(1)
     peer.close()
     assert "torch" in capfd.readouterr().err

@@ -40,10 +40,10 @@ def test_each_sample_once() -> None:
     [
         ([step(0, (0, 2))], "step 0: micro-batch 2 was added 0 times: expected once"),
         ([step(0, (0, 4), (1, 2))], "step 0: micro-batch 1 was added 2 times: expected once"),
-        ([step(0, (0, 4), (4, 5))], "step 0: micro-batch 4 is none of the 4"),
+        ([step(0, (0, 4), (4, 5))], "step 0: micro-batch 4 is not one of the 4"),
         ([step(0), step(0)], "epoch 1: sample "),
-        ([step(0), step(2)], "step 2 stands where step 1 is expected"),
-        ([step(1)], "step 1 stands where step 0 is expected"),
+        ([step(0), step(2)], "step 2 is in the place of step 1"),
+        ([step(1)], "step 1 is in the place of step 0"),
     ],
 )
 def test_what_fails_is_named(lines: list[Line], fault: str) -> None:
@@ -73,4 +73,4 @@ def test_the_command_prints_the_proof(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if '"kind":"step","step":2' not in line))
     assert run(["ledger", str(folder)]) == 1
-    assert "the ledger proves nothing: step 3 stands where step 2 is expected" in capsys.readouterr().err
+    assert "the ledger proves nothing: step 3 is in the place of step 2" in capsys.readouterr().err

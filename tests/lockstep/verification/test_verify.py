@@ -145,7 +145,7 @@ def test_a_checkpoint_of_other_weights_is_found(tmp_path: Path) -> None:
     (one / "run" / CHECKPOINTS / name).write_bytes((two / "run" / CHECKPOINTS / name).read_bytes())
     found = found_in(one / "run", 6)
     assert found is not None
-    assert "the weights after 6 steps, which this begins with, are not the run's: the checkpoint has" in found.text
+    assert "from which this starts, are not those of the run: the checkpoint has" in found.text
 
 
 def test_another_machine_or_job_is_refused_with_both_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

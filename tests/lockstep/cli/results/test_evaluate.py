@@ -31,7 +31,7 @@ def test_a_table_and_the_matrix_fit_80_columns(tmp_path: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[1:])) <= 80  # the first has the path of the data
     assert [line.split()[0] for line in lines[5:15]] == list("0123456789")
-    assert lines[-11].split() == ["taken", "for", *"0123456789"]
+    assert lines[-11].split() == ["predicted", *"0123456789"]
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,8 @@ def test_what_is_no_picture_or_empty_is_one_line(folder: Path, capsys: pytest.Ca
     Image.fromarray(np.full((30, 30), 200, np.uint8)).save(folder / "blank.png")
     (folder / "text.png").write_text("no picture")
     cases = {
-        "gone.png": "cannot be read (No such file or directory): expected a picture, as a PNG or JPEG",
-        "text.png": "cannot be read (of no format that Pillow knows, or damaged): expected a picture",
+        "gone.png": "cannot be read (No such file or directory): expected an image, such as PNG or JPEG",
+        "text.png": "cannot be read (damaged, or not a format that Pillow knows): expected an image",
         "blank.png": "nothing is drawn in it",
     }
     for name, text in cases.items():

@@ -113,7 +113,7 @@ def test_a_table_of_vectors_takes_integers_as_numbers() -> None:
             return self.table(x.data.astype(np.int64)).sum(dim=1)
 
     # Its indices are an array that NumPy made: they cannot be followed.
-    with pytest.raises(ModelError, match="'embedding' with numbers that depend on the samples"):
+    with pytest.raises(ModelError, match="'embedding' to numbers that depend on the samples"):
         trace_of(Words().eval(), np.array([[1, 2], [3, 4], [5, 6]], np.float32))
 
 

@@ -57,7 +57,7 @@ class OutOfNothing(nn.Module):
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        (ByNumPy(), "does 'relu' with numbers that depend on the samples by more than the primitives"),
+        (ByNumPy(), "applies 'relu' to numbers that depend on the samples not only through primitives"),
         (ByValue(), "takes other steps for other samples"),
         (OutOfNothing(), "the model's output does not come from its primitives"),
     ],

@@ -108,7 +108,7 @@ def test_safetensors_load_into_the_same_pytorch_model(tmp_path: Path) -> None:
             ["weights.st"],
             "'weights.st' ends in none of safetensors, onnx, npz: say which by --to: see `lockstep export",
         ),
-        (["gone/weights.npz"], "cannot write 'gone/weights.npz': expected a folder that exists, 'gone'"),
+        (["gone/weights.npz"], "cannot write 'gone/weights.npz': expected an existing folder, 'gone'"),
     ],
 )
 def test_what_cannot_be_written_is_one_line(

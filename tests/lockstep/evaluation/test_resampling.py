@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.random import Purpose, generator
-from lockstep.evaluation.predictions.resampling import resized
+from lockstep.evaluation.predictions import resized
 
 IMAGE = generator(0, Purpose.CANARY).random((24, 36))
 

@@ -6,8 +6,7 @@ import pytest
 from common.autograd.primitives.primitive import Array
 from common.data.source import load
 from common.errors import DataError
-from lockstep.evaluation.predictions.digit import BOX, as_digit
-from lockstep.evaluation.predictions.resampling import resized
+from lockstep.evaluation.predictions import BOX, as_digit, resized
 
 DIGITS = load("mnist").test.images[:30, 0] / 255.0
 
