@@ -58,7 +58,7 @@ MODELS: dict[str, tuple[nn.Module, dict[str, Any], str, str]] = {
         plants.own_linear(lambda g, x: g.T @ x[:, :5], lambda g: g.sum(axis=0)),
         {},
         "gradient",
-        "walking back raised RuntimeError: the gradient of argument 1 of 'own' has shape",
+        "backward raised RuntimeError: the gradient of argument 1 of 'own' has shape",
     ),
     "a layer that leaves the graph": (
         nn.Sequential(nn.Flatten(), nn.Linear(784, 32), plants.LeavesTheGraph(), nn.Linear(32, 10)),
