@@ -1,4 +1,4 @@
-"""The disk of a simulation: real files in memory, written by a process that may be killed meanwhile, or full."""
+"""The disk of a simulation: real files, written by processes that may be killed meanwhile, and possibly full."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from lockstep.simulation.world import Process
 
 @dataclass
 class Disk:
-    """What all servers of a run write to, one after the other."""
+    """The disk that all servers of a run write to, one after the other."""
 
     is_full: bool = False
 
@@ -26,43 +26,42 @@ class Disk:
 
 
 @dataclass
-class Writing:
-    """How one process writes to it."""
+class DiskWriter:
+    """The access of one process to the disk."""
 
     disk: Disk
     process: Process
-    #: After which nothing is written any more, as what a killed process still had in its memory.
+    #: Whether the process has ended: what it still had in its memory is lost.
     is_over: bool = False
 
-    def take_over(self, session: RunSession) -> None:
+    def attach(self, session: RunSession) -> None:
         """Write what a run's session has to write."""
         checkpointer = session.checkpointer
-        checkpointer.folder.write = self.whole
+        checkpointer.folder.write = self.write_file
         for lines in (checkpointer.run.metrics, checkpointer.run.ledger):
-            lines.write = self.lines
+            lines.write = self.write_lines
 
     def end(self) -> None:
         self.is_over = True
 
-    def lines(self, descriptor: int, lines: bytes) -> int:
-        """Write to an open file, as `os.write`: a full disk takes a part."""
+    def write_lines(self, descriptor: int, lines: bytes) -> int:
+        """Write to an open file, as `os.write` does, in two parts, between which the process may be killed."""
         if self.is_over:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         self.process.tick()
         self.disk.check()
-        # A process may be killed when a part is written.
         half = os.write(descriptor, lines[: len(lines) // 2])
         self.process.tick()
         return half + os.write(descriptor, lines[half:])
 
-    def whole(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
-        """Write a file, as `write_atomically`."""
+    def write_file(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        """Write a file, as `write_atomically` does."""
         self.process.tick()
         self.disk.check()
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         held = [bytes(part) for part in parts]
         partial.write_bytes(held[0])
-        # Killed here, it leaves a part beside the old file.
+        # A process that is killed here leaves a part next to the old file.
         self.process.tick()
         write_atomically(path, held)
         self.process.tick()

@@ -1,4 +1,4 @@
-"""What a seed means: a job, who carries it out over which network, and what happens to them. Pure."""
+"""A scenario, drawn from a seed: a job, the processes and network of its run, and the faults. Pure."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -6,26 +6,26 @@ from enum import Enum
 import numpy as np
 
 from common.random import Purpose, generator
-from lockstep.simulation.small import LONG, SHARDED, jobs
+from lockstep.simulation.jobs import LONG, SHARDED, jobs
 
-#: Most things that happen in a run, and the event of the world at which the last one may.
+#: Most faults in a run, and the last event at which one may occur.
 MOST_FAULTS, LAST_EVENT = 10, 250
 
-#: How often a server that is started is killed while it opens the run, or soon after.
-DOOM = 0.1
+#: Share of started servers that are killed while they open the run, or soon after.
+EARLY_KILLS = 0.1
 
-#: Shares of micro-batches that are audited: in half of the runs none is.
+#: Shares of micro-batches to audit: none in half of the runs.
 AUDITS = (0.0, 0.0, 0.3, 1.0)
 
-#: How often a run is of a job that takes longer.
+#: Share of runs with the long job.
 LONGER = 0.1
 
-#: How often workers have no data, and are sent the samples of their leases.
+#: Share of runs in which workers have no data, and receive the samples of their leases.
 SHIPPING = 0.3
 
 
-class Fault(Enum):
-    """What can happen."""
+class FaultKind(Enum):
+    """Everything that can go wrong."""
 
     KILL_WORKER = "kill-worker"
     KILL_SERVER = "kill-server"
@@ -45,121 +45,121 @@ class Fault(Enum):
     FILL_DISK = "fill-disk"
 
 
-#: How often each happens, in relation to the others; what stops a whole run is rarer.
+#: The relative frequency of each; what stops a whole run is rarer.
 WEIGHTS = {
-    Fault.KILL_WORKER: 4.0,
-    Fault.KILL_SERVER: 2.0,
-    Fault.KILL_SHARD: 1.0,
-    Fault.STOP_WORKER: 3.0,
-    Fault.STOP_SERVER: 1.0,
-    Fault.STOP_SHARD: 1.0,
-    Fault.INTERRUPT_WORKER: 1.0,
-    Fault.INTERRUPT_SERVER: 0.5,
-    Fault.SLOW_WORKER: 2.0,
-    Fault.ADD_WORKER: 1.0,
-    Fault.JUMP_WORKER: 1.0,
-    Fault.JUMP_SERVER: 0.5,
-    Fault.BREAK_WIRE: 3.0,
-    Fault.CUT_WIRE: 3.0,
-    Fault.PARTITION: 1.0,
-    Fault.FILL_DISK: 1.0,
+    FaultKind.KILL_WORKER: 4.0,
+    FaultKind.KILL_SERVER: 2.0,
+    FaultKind.KILL_SHARD: 1.0,
+    FaultKind.STOP_WORKER: 3.0,
+    FaultKind.STOP_SERVER: 1.0,
+    FaultKind.STOP_SHARD: 1.0,
+    FaultKind.INTERRUPT_WORKER: 1.0,
+    FaultKind.INTERRUPT_SERVER: 0.5,
+    FaultKind.SLOW_WORKER: 2.0,
+    FaultKind.ADD_WORKER: 1.0,
+    FaultKind.JUMP_WORKER: 1.0,
+    FaultKind.JUMP_SERVER: 0.5,
+    FaultKind.BREAK_WIRE: 3.0,
+    FaultKind.CUT_WIRE: 3.0,
+    FaultKind.PARTITION: 1.0,
+    FaultKind.FILL_DISK: 1.0,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduledFault:
-    """Something that happens in a run."""
+    """A fault at a certain event of a run."""
 
-    fault: Fault
-    #: After how many events of the world.
+    kind: FaultKind
+    #: The number of events before it.
     event: int
-    #: To whom, counted modulo those that there are.
+    #: Number of the process or wire, modulo their number at that time.
     target: int
-    #: For how many seconds, where it lasts.
+    #: Duration in seconds, if it lasts.
     seconds: float
-    #: After how many moments of its process's, where it is a kill.
-    fuse: int
-    #: Which ways, of a wire that falls silent: "up", "down" or "both".
+    #: Ticks of the process until it dies, if it is a kill.
+    kill_after: int
+    #: The silent directions of a wire: "up", "down" or "both".
     ways: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A simulated run before it happens."""
+    """The plan of a simulated run."""
 
     seed: int
     job: str
-    #: Of the job, None where it has its own.
+    #: Number of steps; None for that of the job.
     steps: int | None = None
     workers: int
     servers: int
-    #: Whether workers and shards share the server's memory; some of them, where this is between.
+    #: Share of the workers and shards that share the memory of the server.
     sharing: float
-    #: Mean seconds that a message takes, and how often one of a client is heard twice.
+    #: Mean seconds that a message takes, and the share of messages from clients that arrive twice.
     delay_s: float
     doubling: float
-    #: Which share of the micro-batches another worker computes again.
+    #: Share of the micro-batches that another worker computes again.
     audit: float
-    #: Whether workers have no data, and are sent the samples of their leases.
+    #: Whether workers have no data, and receive the samples of their leases.
     ships: bool
     #: Steps between checkpoints, and how many are kept.
     checkpoint_every: int
     keep: int
-    #: With how many workers the run begins.
+    #: Number of workers with which the run begins.
     min_workers: int
-    #: After how many moments of its life each server that is started is killed, the first ones; 0 where it is not.
-    doomed: tuple[int, ...]
-    happenings: tuple[ScheduledFault, ...]
+    #: Ticks until each of the first servers is killed; 0 if it is not.
+    early_kills: tuple[int, ...]
+    faults: tuple[ScheduledFault, ...]
 
-    def named(self) -> str:
-        """Return what there is to it in one line."""
-        told = ", ".join(f"{it.fault.value}@{it.event}" for it in self.happenings) or "nothing"
-        return f"{self.job}, {self.workers} workers, {self.servers} servers; happens: {told}"
+    def summary(self) -> str:
+        """Return the scenario as a line."""
+        faults = ", ".join(f"{fault.kind.value}@{fault.event}" for fault in self.faults) or "none"
+        return f"{self.job}, {self.workers} workers, {self.servers} servers; faults: {faults}"
 
 
 def scenario_of(
     seed: int, *, workers: int | None = None, servers: int | None = None, steps: int | None = None
 ) -> Scenario:
-    """Return what a seed means; what is given is not drawn."""
+    """Return the scenario of a seed; what is given is not drawn."""
     rng = generator(seed, Purpose.SIMULATE, layer=1)
     drawn = int(rng.choice([1, 1, 1, 2, 3]))
-    count = drawn if servers is None else servers
-    names = [name for name in jobs() if name in SHARDED or (count == 1 and name != LONG)]
+    server_count = drawn if servers is None else servers
+    names = [name for name in jobs() if name in SHARDED or (server_count == 1 and name != LONG)]
     job = str(rng.choice(names)) if rng.random() >= LONGER else LONG
-    working = int(rng.integers(1, 5)) if workers is None else workers
-    story = Scenario(
+    worker_count = int(rng.integers(1, 5)) if workers is None else workers
+    scenario = Scenario(
         seed=seed,
         job=job,
-        workers=working,
-        min_workers=int(rng.choice([1, working])),
-        # The first one begins the run, the others go on with what they find.
-        doomed=tuple(int(rng.integers(1, 120)) if rng.random() < DOOM else 0 for _ in range(4)),
-        servers=count,
+        workers=worker_count,
+        min_workers=int(rng.choice([1, worker_count])),
+        # The first one begins the run; the others resume it.
+        early_kills=tuple(int(rng.integers(1, 120)) if rng.random() < EARLY_KILLS else 0 for _ in range(4)),
+        servers=server_count,
         sharing=float(rng.choice([0.0, 0.0, 0.5, 1.0])),
         delay_s=float(rng.choice([0.0003, 0.002, 0.02])),
         doubling=float(rng.choice([0.0, 0.0, 0.2])),
-        # Drawn apart: the stories without it stay as they were.
+        # Drawn separately, so that scenarios without it stay as they were.
         audit=float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
         ships=bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
         checkpoint_every=int(rng.integers(1, 4)),
         keep=int(rng.integers(1, 3)),
-        happenings=_happenings(rng),
+        faults=_faults(rng),
     )
-    return replace(story, steps=steps)
+    return replace(scenario, steps=steps)
 
 
-def _happenings(rng: np.random.Generator) -> tuple[ScheduledFault, ...]:
-    faults, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
+def _faults(rng: np.random.Generator) -> tuple[ScheduledFault, ...]:
+    kinds, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
     found = [
         ScheduledFault(
-            fault=faults[int(rng.choice(len(faults), p=weights / weights.sum()))],
-            # Most of them early: a calm run has a hundred events.
+            kind=kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))],
+            # Most of them early, since a run without faults has a hundred events.
             event=int(LAST_EVENT * float(rng.random()) ** 2),
             target=int(rng.integers(0, 60)),
             seconds=float(0.01 * 1000 ** rng.random()),
-            fuse=int(rng.integers(1, 30)),
+            kill_after=int(rng.integers(1, 30)),
             ways=str(rng.choice(["up", "down", "both"])),
         )
         for _ in range(int(rng.integers(0, MOST_FAULTS + 1)))
     ]
-    return tuple(sorted(found, key=lambda it: it.event))
+    return tuple(sorted(found, key=lambda fault: fault.event))

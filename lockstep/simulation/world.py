@@ -1,8 +1,7 @@
-"""Virtual time, and the processes that live in it: who acts next is who has something to do first.
+"""Virtual time, and the processes in it: the next to act is the one with the earliest deadline or message.
 
-A process is a shell with a clock and ports of its own. It takes time when it acts, and can be killed, stopped or slowed
-down at any moment; so that a kill may fall between any two things that it does, each look at the clock and each message
-is such a moment.
+A process is a shell with a clock and ports of its own. Its actions take time, and it can be killed, stopped or slowed
+down at any tick: each look at the clock and each message is one, so that a kill may fall between any two of them.
 """
 
 import hashlib
@@ -13,42 +12,42 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-#: Seconds between two looks of a process at its clock.
-PACE_S = 1e-4
+#: Seconds that a tick takes.
+TICK_S = 1e-4
 
 
-#: Bytes of a message's header that tell what it is.
+#: Bytes of a header that identify the message.
 HEAD_BYTES = 16
 
-#: What every run draws anew, in the texts of messages: the name of shared memory and its nonce.
-DRAWN_ANEW = re.compile(r"lockstep-[0-9]+-[0-9]+-[0-9a-f]+|\b[0-9a-f]{32}\b")
+#: What differs in every run, in the texts of messages: the name of shared memory and its nonce.
+VARYING = re.compile(r"lockstep-[0-9]+-[0-9]+-[0-9a-f]+|\b[0-9a-f]{32}\b")
 
 
-class Killed(BaseException):  # nothing that a process would catch
-    """The end of a process in the middle of what it does."""
+class Killed(BaseException):  # so that no process catches it
+    """The end of a process in the middle of an action."""
 
 
 class SimulatedShell(Protocol):
-    """What acts: one of our shells."""
+    """A shell that can run in virtual time."""
 
     def step(self) -> bool:
         """Handle one message, or the passing of time."""
         ...
 
     def deadline(self) -> float | None:
-        """Return when it has something to do although no message comes, by its own clock."""
+        """Return the time by its own clock at which it has to act without a message."""
         ...
 
     def is_over(self) -> bool:
-        """Tell whether it has come to its end."""
+        """Return whether it has ended."""
         ...
 
-    def last_words(self) -> str:
-        """Return why it has ended, empty where all was well."""
+    def exit_reason(self) -> str:
+        """Return why it has ended, empty for success."""
         ...
 
     def cost_s(self) -> float:
-        """Return the seconds that its next act takes, beside a moment."""
+        """Return the seconds that its next action takes, besides its ticks."""
         ...
 
     def interrupt(self) -> None:
@@ -56,62 +55,62 @@ class SimulatedShell(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the system would take from a process that ends."""
+        """Release what the system would release when a process ends."""
         ...
 
 
 @dataclass
 class World:
-    """All processes of one simulated run, and what is to happen to them."""
+    """All processes of a simulated run, and what is scheduled."""
 
     now: float = 0.0
     processes: list["Process"] = field(default_factory=list)
-    #: Acts and other happenings so far.
+    #: Actions and scheduled events so far.
     events: int = 0
-    #: What happened, where somebody wants to read it.
+    #: A line per event, or None if no trace is wanted.
     trace: list[str] | None = None
-    #: Says what a message is, for the trace.
+    #: Describes a message for the trace.
     describe: Callable[[Sequence[memoryview]], str] = lambda frames: f"{len(frames)} frames"
-    #: What is to happen at a time, in the order of (time, number).
+    #: Scheduled actions, in the order of (time, number).
     _agenda: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _number: int = 0
     _digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
 
-    def at(self, time: float, happening: Callable[[], None]) -> None:
-        """Let something happen at a time."""
+    def at(self, time: float, action: Callable[[], None]) -> None:
+        """Schedule an action at a time."""
         self._number += 1
-        heapq.heappush(self._agenda, (max(time, self.now), self._number, happening))
+        heapq.heappush(self._agenda, (max(time, self.now), self._number, action))
 
-    def after(self, seconds: float, happening: Callable[[], None]) -> None:
-        """Let something happen in so many seconds."""
-        self.at(self.now + seconds, happening)
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Schedule an action in a number of seconds."""
+        self.at(self.now + seconds, action)
 
     def record(self, who: str, what: str) -> None:
-        """Book what happened."""
+        """Record an event."""
         line = f"{self.now:11.6f} {who}: {what}"
         self._digest.update(line.encode() + b"\n")
         if self.trace is not None:
             self.trace.append(line)
 
     def record_message(self, who: str, frames: Sequence[memoryview]) -> None:
-        """Book that a message was heard: by its head and its lengths, since a whole one may hold what is drawn anew."""
+        """Record a received message by its head and lengths, since its content may vary between equal runs."""
         head, arrays = bytes(frames[0][:HEAD_BYTES]), [frame.nbytes for frame in frames[1:]]
         self._digest.update(f"{self.now:.6f} {who} {head!r} {arrays}\n".encode())
         if self.trace is not None:
-            told = DRAWN_ANEW.sub("…", self.describe(frames))
-            self.trace.append(f"{self.now:11.6f} {who}: hears {told}")
+            text = VARYING.sub("…", self.describe(frames))
+            self.trace.append(f"{self.now:11.6f} {who}: receives {text}")
 
     def digest(self) -> str:
-        """Return the digest of all that happened so far."""
+        """Return the digest of all events so far."""
         return self._digest.hexdigest()
 
     def turn(self) -> bool:
-        """Let the next thing happen; return whether there was any."""
+        """Carry out the next event; return whether there was one."""
         actor = min(self.processes, key=_due, default=None)
         due = math.inf if actor is None else actor.due
         if self._agenda and self._agenda[0][0] <= due:
-            self.now, _, happening = heapq.heappop(self._agenda)
-            happening()
+            self.now, _, action = heapq.heappop(self._agenda)
+            action()
         elif actor is not None and due < math.inf:
             self.now = max(self.now, due)
             actor.act()
@@ -127,10 +126,10 @@ def _due(process: "Process") -> float:
 
 @dataclass
 class ProcessClock:
-    """The clock of one process: it runs while the process acts, and may jump ahead."""
+    """The clock of one process, which advances while the process acts, and may jump ahead."""
 
     process: "Process"
-    #: Seconds by which it is ahead of the world's.
+    #: Seconds by which it is ahead of the clock of the world.
     ahead_s: float = 0.0
 
     def now(self) -> float:
@@ -146,58 +145,58 @@ class Process:
     world: World
     clock: ProcessClock = field(init=False)
     shell: SimulatedShell | None = None
-    #: When it acts next, in seconds of the world's clock.
+    #: When it acts next, by the clock of the world.
     due: float = math.inf
-    #: Until when what it did last takes, and how far it has got within an act.
+    #: When its last action ends, and how far the current one has got.
     busy_until: float = 0.0
     lead_s: float = 0.0
-    #: Seconds between two of its moments, and how many times as long as a fast one it takes for work.
-    pace_s: float = PACE_S
+    #: Seconds per tick, and how many times as long as a fast one it takes for its work.
+    tick_s: float = TICK_S
     slowness: float = 1.0
     is_stopped: bool = False
     is_dead: bool = False
-    #: Moments until it is killed, None where it is not to be.
-    fuse: int | None = None
-    #: When the first message that it has not seen comes to each of its ports.
+    #: Ticks until it is killed, None if it is not.
+    kill_after: int | None = None
+    #: When the next message arrives, for each of its ports.
     arrivals: list[Callable[[], float]] = field(default_factory=list)
-    #: Is called when it has ended, with whether it was killed.
+    #: Called when it has ended, with whether it was killed.
     on_end: Callable[["Process", bool], None] = lambda process, is_killed: None
 
     def __post_init__(self) -> None:
         self.clock = ProcessClock(self)
 
     def time(self) -> float:
-        """Return the world's time as far as the process has got."""
+        """Return the time of the world as far as the process has got."""
         return self.world.now + self.lead_s
 
     def tick(self) -> None:
-        """Let a moment pass: the last one, where the process is to be killed now."""
-        self.lead_s += self.pace_s
-        if self.fuse is not None:
-            self.fuse -= 1
-            if self.fuse <= 0:
-                self.fuse = None
+        """Let a tick pass; raise Killed if it is the last one."""
+        self.lead_s += self.tick_s
+        if self.kill_after is not None:
+            self.kill_after -= 1
+            if self.kill_after <= 0:
+                self.kill_after = None
                 raise Killed
 
     def start(self, open_shell: Callable[[], SimulatedShell]) -> None:
-        """Begin to live."""
+        """Start the process."""
         self.world.processes.append(self)
-        self._live(lambda: self._open(open_shell))
+        self._run(lambda: self._open(open_shell))
 
     def _open(self, open_shell: Callable[[], SimulatedShell]) -> None:
         self.shell = open_shell()
 
     def act(self) -> None:
-        """Let the shell do one thing."""
+        """Let the shell carry out one action."""
         shell = self.shell
         assert shell is not None
         cost_s = shell.cost_s() * self.slowness
-        # Spread over the moments of the act, so that the process sees that it takes time.
-        self.pace_s = PACE_S + cost_s / 4
-        self._live(lambda: _step(shell))
-        self.pace_s = PACE_S
+        # Spread over the ticks of the action, so that the process sees that it takes time.
+        self.tick_s = TICK_S + cost_s / 4
+        self._run(lambda: _step(shell))
+        self.tick_s = TICK_S
 
-    def _live(self, act: Callable[[], None]) -> None:
+    def _run(self, act: Callable[[], None]) -> None:
         self.lead_s = 0.0
         try:
             act()
@@ -212,7 +211,7 @@ class Process:
             self.reschedule()
 
     def reschedule(self) -> None:
-        """Find out when there is something to do."""
+        """Find out when it has to act next."""
         if self.shell is None or self.is_stopped or self.is_dead:
             self.due = math.inf
             return
@@ -223,40 +222,40 @@ class Process:
         self.due = max(due, self.busy_until)
 
     def interrupt(self) -> None:
-        """End in order, as by SIGINT; what does not run ends when it does."""
+        """End in order, as by SIGINT; a stopped process ends when it resumes."""
         shell = self.shell
         if shell is not None and not self.is_dead:
-            self._live(shell.interrupt)
+            self._run(shell.interrupt)
 
     def wake(self, at: float) -> None:
-        """Know of a message that arrives at a time."""
+        """Act at a time, at which a message arrives, or earlier."""
         if not (self.shell is None or self.is_stopped or self.is_dead):
             self.due = min(self.due, max(at, self.busy_until))
 
     def stop(self) -> None:
-        """Stand still, as by SIGSTOP."""
+        """Stop, as by SIGSTOP."""
         self.is_stopped = True
         self.reschedule()
 
-    def go_on(self) -> None:
-        """Go on, as by SIGCONT."""
+    def resume(self) -> None:
+        """Resume, as by SIGCONT."""
         self.is_stopped = False
         self.reschedule()
 
-    def hurry(self) -> None:
+    def recover(self) -> None:
         """Work as fast as the others again."""
         self.slowness = 1.0
 
-    def jump(self, seconds: float) -> None:
-        """Let the clock jump ahead, as after a machine's sleep."""
+    def jump_clock(self, seconds: float) -> None:
+        """Let the clock jump ahead, as after the sleep of a machine."""
         self.clock.ahead_s += seconds
         self.reschedule()
 
     def end(self, *, is_killed: bool) -> None:
-        """End, now."""
+        """End at once."""
         if self.is_dead:
             return
-        self.is_dead, self.due, self.fuse = True, math.inf, None
+        self.is_dead, self.due, self.kill_after = True, math.inf, None
         self.world.processes.remove(self)
         if self.shell is not None:
             self.shell.close()

@@ -34,7 +34,7 @@ from common.protocol.messages import (
 )
 from common.protocol.numerics import fingerprint
 from common.transport.memory import MemoryClient
-from lockstep.simulation.small import data, jobs
+from lockstep.simulation.jobs import data, jobs
 from ps.setup import AdmissionPolicy
 from tests.fuzz.mutation import EDGES
 from tests.fuzz.tape import Tape

@@ -12,7 +12,7 @@ from common.protocol.shard_messages import Admit, Begin, Hello, ShardJoin, Shard
 from common.runtime.clock import ManualClock
 from common.transport.links import wait_for_nothing
 from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
-from lockstep.simulation.small import data, jobs, load
+from lockstep.simulation.jobs import data, jobs, load
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.sharding.process.shell import ShardShell
 from ps.sharding.process.state import ShardConfig, ShardState

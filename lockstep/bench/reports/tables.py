@@ -99,7 +99,7 @@ def prediction_summary(prediction: Prediction) -> list[str]:
             at = "1 worker" if row.saturates_at == 1 else f"{row.saturates_at} workers"
             lines.append(f"{name} would saturate at {at}: a step takes twice as long as with one server per worker")
     most = max(prediction.rows, key=lambda row: row.workers)
-    lines.append(f"{most.workers} workers would take {most.shards} shards, to avoid that")
+    lines.append(f"{most.workers} workers would need {most.shards} shards to avoid that")
     return lines
 
 

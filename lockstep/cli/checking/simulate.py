@@ -9,7 +9,7 @@ from common.errors import DifferenceError
 from common.runtime.clock import SystemClock
 from lockstep.cli.options.types import number_range
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.simulation.outcome import Outcome, simulate
+from lockstep.simulation.oracle import Outcome, simulate
 from lockstep.simulation.scenario import scenario_of
 
 #: Seeds that fail before no more are tried.
@@ -51,15 +51,15 @@ def simulate_command(
     failed: list[int] = []
     tally = OutcomeTally()
     for seed in seeds:
-        story = scenario_of(seed, workers=workers, servers=servers, steps=steps)
-        outcome = simulate(story, is_traced=is_traced)
+        scenario = scenario_of(seed, workers=workers, servers=servers, steps=steps)
+        outcome = simulate(scenario, is_traced=is_traced)
         tally.add(outcome)
         if is_traced:
-            for line in (story.named(), *outcome.trace):
+            for line in (scenario.summary(), *outcome.trace):
                 print_plainly(console, line)
-        if outcome.objections:
+        if outcome.violations:
             failed.append(seed)
-            print_plainly(console, f"seed {seed}: {outcome.objections[0]}")
+            print_plainly(console, f"seed {seed}: {outcome.violations[0]}")
             print_plainly(console, f"  replay it by: {replaying(seed, workers, servers, steps)}")
         if len(failed) == ENOUGH:
             break
@@ -93,7 +93,7 @@ class OutcomeTally:
         self.runs += 1
         self.events += outcome.events
         self.seconds += outcome.seconds
-        self.happened += outcome.happened
+        self.happened += outcome.faults
         self.digest = outcome.digest
 
     def told(self, took_s: float) -> str:

@@ -201,9 +201,7 @@ def _examine(call: Call, walk: Walk, number: int) -> Finding | None:
         with np.errstate(all="ignore"):
             mismatches = list(checked.mismatches(walk))
     except Exception as error:  # noqa: BLE001  # the user's derivative: whatever it raises is the finding
-        return _finding(
-            call, f"backward raised {_described(error)}", "its derivative does not fit its forward"
-        )
+        return _finding(call, f"backward raised {_described(error)}", "its derivative does not fit its forward")
     if not mismatches:
         return None
     return _finding(call, _evidence(mismatches), _cause(call, checked, mismatches))

@@ -73,7 +73,7 @@ def test_it_is_said_where_a_link_saturates_and_what_that_takes() -> None:
     name = "the 1 Gbit/s link of 1 server"
     assert words[0].startswith(f"{name} would saturate at {one} workers: a step takes twice as long as with one")
     assert words[1].startswith("the links of 4 servers would saturate at ")
-    assert words[2] == f"100 workers would take {shards} shards to avoid that"
+    assert words[2] == f"100 workers would need {shards} shards to avoid that"
     fast = predict(basis_of_result(RUN), [2], [1], 1e15)
     assert not fast.is_bound_by_link
     assert prediction_summary(fast)[0].startswith("1 server would saturate at ")

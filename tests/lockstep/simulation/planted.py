@@ -6,7 +6,7 @@ from dataclasses import replace
 import msgspec
 
 from common.aggregation.tree import Node, TreeSum, Vector, VectorTree
-from lockstep.simulation.shells import Parts
+from lockstep.simulation.processes import Parts
 from ps.checkpoint.resuming import Resumption
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator

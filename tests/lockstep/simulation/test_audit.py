@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from common.data.dataset import Dataset, TrainTest
-from lockstep.simulation.outcome import simulate
+from lockstep.simulation.jobs import data, load
+from lockstep.simulation.oracle import simulate
+from lockstep.simulation.processes import Parts
 from lockstep.simulation.scenario import Scenario, scenario_of
-from lockstep.simulation.shells import Parts
-from lockstep.simulation.small import data, load
 from ps.coordinator.scheduling.audit import is_difference
 from worker.setup import Loader
 
@@ -41,13 +41,13 @@ def audited(seed: int, share: float = 1.0) -> Scenario:
 
 
 def calm(seed: int, share: float = 1.0) -> Scenario:
-    return replace(audited(seed, share), happenings=(), doomed=(0,) * 4, min_workers=3)
+    return replace(audited(seed, share), faults=(), early_kills=(0,) * 4, min_workers=3)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_worker_that_computes_wrongly_is_named(seed: int) -> None:
     outcome = simulate(calm(seed), LYING)
-    (told,) = outcome.objections
+    (told,) = outcome.violations
     assert is_difference(told), told
     # Of the two that are named it is one.
     named = {int(part.partition(")")[0]) for part in told.split("pid ")[1:]}
@@ -56,12 +56,12 @@ def test_a_worker_that_computes_wrongly_is_named(seed: int) -> None:
 
 
 def test_a_part_of_the_pieces_is_enough_when_there_are_many_steps() -> None:
-    found = [simulate(calm(seed, 0.2), LYING).objections for seed in range(12)]
+    found = [simulate(calm(seed, 0.2), LYING).violations for seed in range(12)]
     assert sum(is_difference(told[0]) for told in found if told) > 6
 
 
 def test_it_is_found_among_faults_of_all_kinds() -> None:
-    found = [simulate(audited(seed), LYING).objections for seed in SEEDS]
+    found = [simulate(audited(seed), LYING).violations for seed in SEEDS]
     assert sum(is_difference(told[0]) for told in found if told) > len(SEEDS) / 2
     # Where nobody was there to audit, the bits are wrong: that is what would have come of all of them.
     assert all(not told or is_difference(told[0]) or "weights" in told[0] or "loss" in told[0] for told in found)
@@ -69,4 +69,4 @@ def test_it_is_found_among_faults_of_all_kinds() -> None:
 
 def test_without_a_fault_the_audit_objects_to_nothing() -> None:
     for seed in SEEDS:
-        assert simulate(audited(seed)).objections == (), f"seed {seed}"
+        assert simulate(audited(seed)).violations == (), f"seed {seed}"

@@ -4,40 +4,44 @@ from dataclasses import replace
 
 import pytest
 
-from lockstep.simulation.outcome import simulate
-from lockstep.simulation.scenario import Fault, Scenario, ScheduledFault, scenario_of
+from lockstep.simulation.oracle import simulate
+from lockstep.simulation.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
 
 #: More than there are slots of weights: what is left over from one step would come up again in a later one.
 STEPS = 3
 
 #: What happens, in a run with so many servers and workers, and to whom: wires are counted in the order of their making.
 CASES = [
-    (2, 1, Fault.BREAK_WIRE, 0),
-    (2, 1, Fault.BREAK_WIRE, 1),
-    (2, 1, Fault.BREAK_WIRE, 2),
-    (2, 1, Fault.CUT_WIRE, 2),
-    (2, 1, Fault.KILL_WORKER, 0),
-    (2, 1, Fault.KILL_SERVER, 0),
-    (2, 1, Fault.KILL_SHARD, 0),
-    (1, 2, Fault.BREAK_WIRE, 0),
-    (1, 2, Fault.KILL_WORKER, 0),
-    (1, 2, Fault.KILL_SERVER, 0),
+    (2, 1, FaultKind.BREAK_WIRE, 0),
+    (2, 1, FaultKind.BREAK_WIRE, 1),
+    (2, 1, FaultKind.BREAK_WIRE, 2),
+    (2, 1, FaultKind.CUT_WIRE, 2),
+    (2, 1, FaultKind.KILL_WORKER, 0),
+    (2, 1, FaultKind.KILL_SERVER, 0),
+    (2, 1, FaultKind.KILL_SHARD, 0),
+    (1, 2, FaultKind.BREAK_WIRE, 0),
+    (1, 2, FaultKind.KILL_WORKER, 0),
+    (1, 2, FaultKind.KILL_SERVER, 0),
 ]
 
 
 def calm(servers: int, workers: int) -> Scenario:
-    story = scenario_of(1, workers=workers, servers=servers, steps=STEPS)
-    return replace(story, job="clipped", happenings=(), doomed=(), doubling=0.0, sharing=0.0, delay_s=0.002, ships=True)
+    scenario = scenario_of(1, workers=workers, servers=servers, steps=STEPS)
+    return replace(
+        scenario, job="clipped", faults=(), early_kills=(), doubling=0.0, sharing=0.0, delay_s=0.002, ships=True
+    )
 
 
-def with_fault(story: Scenario, fault: Fault, event: int, target: int) -> Scenario:
-    happening = ScheduledFault(fault=fault, event=event, target=target, seconds=0.5, fuse=1 + event % 5, ways="both")
-    return replace(story, happenings=(happening,))
+def with_fault(scenario: Scenario, fault: FaultKind, event: int, target: int) -> Scenario:
+    happening = ScheduledFault(
+        kind=fault, event=event, target=target, seconds=0.5, kill_after=1 + event % 5, ways="both"
+    )
+    return replace(scenario, faults=(happening,))
 
 
 @pytest.mark.parametrize(("servers", "workers", "fault", "target"), CASES)
-def test_it_changes_nothing_at_any_event(servers: int, workers: int, fault: Fault, target: int) -> None:
-    story = calm(servers, workers)
-    for event in range(simulate(story).events):
-        found = simulate(with_fault(story, fault, event, target)).objections
+def test_it_changes_nothing_at_any_event(servers: int, workers: int, fault: FaultKind, target: int) -> None:
+    scenario = calm(servers, workers)
+    for event in range(simulate(scenario).events):
+        found = simulate(with_fault(scenario, fault, event, target)).violations
         assert found == (), f"{fault.value} of {target} at event {event}"

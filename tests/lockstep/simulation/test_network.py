@@ -5,7 +5,7 @@ import pytest
 from common.errors import AddressError
 from common.transport.memory import SILENCE_S
 from common.transport.port import PeerGone, PeerSlow
-from tests.lockstep.simulation.scenes import Scene, link_of
+from tests.lockstep.simulation.listeners import Scene, link_of
 
 LETTERS = [bytes([letter]) for letter in b"abcdefgh"]
 
@@ -100,7 +100,7 @@ def test_a_server_is_told_of_connections_that_ended() -> None:
     assert 10 <= len(set(told)) == len(told) < 20
 
 
-def test_another_server_hears_what_waited_for_one() -> None:
+def test_another_server_receives_what_waited_for_one() -> None:
     scene = Scene()
     with pytest.raises(AddressError, match="'here' is in use"):
         scene.network.server("here", scene.server.process)
@@ -113,7 +113,7 @@ def test_another_server_hears_what_waited_for_one() -> None:
     assert scene.server.words() == [b"for whoever comes"]
 
 
-def test_last_words_of_a_client_that_closes_are_heard() -> None:
+def test_exit_reason_of_a_client_that_closes_are_heard() -> None:
     scene = Scene()
     scene.ports[0].send([b"last words"])
     scene.ports[0].close(1.0)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lockstep.simulation.outcome import simulate
-from lockstep.simulation.scenario import Fault, scenario_of
+from lockstep.simulation.oracle import simulate
+from lockstep.simulation.scenario import FaultKind, scenario_of
 from tests.lockstep.simulation.planted import PLANTED
 
 #: Seeds that are tried, and how many of them in one test: tests are spread over the cores.
@@ -13,25 +13,25 @@ SEEDS, EACH = 500, 25
 @pytest.mark.parametrize("first", range(0, SEEDS, EACH))
 def test_every_seed_keeps_the_promise(first: int) -> None:
     for seed in range(first, first + EACH):
-        assert simulate(scenario_of(seed)).objections == (), f"replay: lockstep simulate --seeds {seed} --trace"
+        assert simulate(scenario_of(seed)).violations == (), f"replay: lockstep simulate --seeds {seed} --trace"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(SEEDS, 5000, 100))
 def test_many_more_seeds_keep_the_promise(first: int) -> None:
     for seed in range(first, first + 100):
-        assert simulate(scenario_of(seed)).objections == (), f"replay: lockstep simulate --seeds {seed} --trace"
+        assert simulate(scenario_of(seed)).violations == (), f"replay: lockstep simulate --seeds {seed} --trace"
 
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug: str) -> None:
-    assert any(simulate(scenario_of(seed), PLANTED[bug]).objections for seed in range(SEEDS))
+    assert any(simulate(scenario_of(seed), PLANTED[bug]).violations for seed in range(SEEDS))
 
 
 def test_whoever_is_found_to_break_the_protocol_speaks_against_a_run_that_would_recover() -> None:
     hasty = PLANTED["updates do not wait for all shards"]
-    found = (simulate(scenario_of(seed), hasty).objections for seed in range(SEEDS))
-    assert any("says the server broke the protocol: step " in told for objections in found for told in objections)
+    found = (simulate(scenario_of(seed), hasty).violations for seed in range(SEEDS))
+    assert any("reports: the server broke the protocol: step " in told for objections in found for told in objections)
 
 
 @pytest.mark.parametrize("seed", [3, 60, 145])
@@ -45,12 +45,12 @@ def test_the_seeds_tell_different_stories() -> None:
 
 
 def test_all_that_can_happen_does() -> None:
-    told = {it.fault for seed in range(SEEDS) for it in scenario_of(seed).happenings}
-    assert told == set(Fault)
+    told = {it.kind for seed in range(SEEDS) for it in scenario_of(seed).faults}
+    assert told == set(FaultKind)
 
 
 def test_a_trace_tells_who_heard_what() -> None:
     outcome = simulate(scenario_of(2), is_traced=True)
-    assert any("server-0: hears Join(" in line for line in outcome.trace)
-    assert any(": hears Lease(" in line for line in outcome.trace)
+    assert any("server-0: receives Join(" in line for line in outcome.trace)
+    assert any(": receives Lease(" in line for line in outcome.trace)
     assert simulate(scenario_of(2)).trace == ()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lockstep.simulation.world import PACE_S, Process, World
-from tests.lockstep.simulation.scenes import Listener, listener
+from lockstep.simulation.world import TICK_S, Process, World
+from tests.lockstep.simulation.listeners import Listener, listener
 
 
 def run(world: World) -> None:
@@ -32,7 +32,7 @@ def test_one_that_is_stopped_acts_when_it_goes_on() -> None:
     world = World()
     shell = listener(world, "one", 1.0)
     shell.process.stop()
-    world.at(5.0, shell.process.go_on)
+    world.at(5.0, shell.process.resume)
     run(world)
     assert shell.rang[0] == pytest.approx(5.0, abs=0.01)
 
@@ -40,7 +40,7 @@ def test_one_that_is_stopped_acts_when_it_goes_on() -> None:
 def test_a_clock_that_jumps_makes_what_is_due_come_sooner() -> None:
     world = World()
     shell = listener(world, "one", 10.0)
-    shell.process.jump(8.0)
+    shell.process.jump_clock(8.0)
     run(world)
     assert world.now == pytest.approx(2.0, abs=0.01)
     assert shell.rang[0] == pytest.approx(10.0, abs=0.01)
@@ -51,18 +51,18 @@ def test_acting_takes_time() -> None:
     shell = listener(world, "one", 1.0)
     shell.moments = 10
     run(world)
-    assert shell.process.busy_until == pytest.approx(1.0 + 11 * PACE_S)
+    assert shell.process.busy_until == pytest.approx(1.0 + 11 * TICK_S)
 
 
 def test_one_may_be_killed_at_any_moment_of_what_it_does() -> None:
     world, ended = World(), list[tuple[str, bool]]()
     shell = listener(world, "one", 1.0)
-    shell.moments, shell.process.fuse = 10, 5
+    shell.moments, shell.process.kill_after = 10, 5
     shell.process.on_end = lambda process, is_killed: ended.append((process.name, is_killed))
     run(world)
     assert ended == [("one", True)]
     assert shell.process.lead_s == 0.0
-    assert shell.process.busy_until == pytest.approx(1.0 + 5 * PACE_S)
+    assert shell.process.busy_until == pytest.approx(1.0 + 5 * TICK_S)
     assert shell.is_closed
 
 
@@ -77,7 +77,7 @@ def test_one_that_is_done_ends() -> None:
 
 def test_one_that_is_killed_as_it_starts_has_no_shell() -> None:
     world = World()
-    process = Process("one", world, fuse=1)
+    process = Process("one", world, kill_after=1)
 
     def open_shell() -> Listener:
         process.tick()

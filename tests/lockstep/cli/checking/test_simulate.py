@@ -23,7 +23,7 @@ def test_one_seed_is_replayed_with_its_trace(capsys: pytest.CaptureFixture[str])
     # But for the time that it took.
     assert all(other[:-2] + other[-1:] == first[:-2] + first[-1:] for other in others)
     assert first[-1].startswith("digest of the trace: ")
-    assert any(": hears Join(" in line for line in first)
+    assert any(": receives Join(" in line for line in first)
 
 
 def test_numbers_that_are_given_are_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Small jobs on small data, so that a run takes milliseconds; among them all that could depend on who computes."""
+"""Small jobs on small data, whose runs take milliseconds, with all that could depend on which worker computes."""
 
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ from common.random import Purpose, generator
 #: The name of the data in a job.
 DATA = "simulated"
 
-#: Training and test samples: an epoch ends with a short batch.
+#: Training and test samples; an epoch ends with a short batch.
 TRAIN, TEST = 20, 9
 
 CLASSES = 3
@@ -44,13 +44,13 @@ def _job(net: nn.Module, **values: Any) -> Job:
 
 
 def _wide(width: int) -> nn.Module:
-    """Return a net whose vector is long enough to be cut into slices."""
+    """Return a net whose weights can be split over several servers."""
     return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, CLASSES))
 
 
 @cache
 def jobs() -> dict[str, Job]:
-    """Return the jobs by their names."""
+    """Return the jobs by name."""
     noisy = nn.Sequential(
         nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, CLASSES)
     )
@@ -103,11 +103,11 @@ def jobs() -> dict[str, Job]:
 
 
 def job_named(name: str, steps: int | None) -> Job:
-    """Return a job, with another number of steps where one is given."""
+    """Return a job, with another number of steps if that is given."""
     job = jobs()[name]
     return job if steps is None else msgspec.structs.replace(job, steps=steps)
 
 
-#: The jobs whose vectors can be cut into three slices, and the one whose vector travels in several frames: it takes
+#: The jobs whose weights can be split over three servers, and the one whose sums travel in several frames, which takes
 #: longer.
 SHARDED, LONG = ("wide", "clipped"), "long"

@@ -11,7 +11,7 @@ from lockstep.simulation.world import Process, World
 
 @dataclass
 class Listener:
-    """A shell that notes when it hears what, and wakes at a time of its own."""
+    """A shell that notes when it receives what, and wakes at a time of its own."""
 
     process: Process
     port: ServerPort | ClientPort | None = None
@@ -47,7 +47,7 @@ class Listener:
     def is_over(self) -> bool:
         return self.is_done
 
-    def last_words(self) -> str:
+    def exit_reason(self) -> str:
         return ""
 
     def cost_s(self) -> float:

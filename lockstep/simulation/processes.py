@@ -17,8 +17,8 @@ from lockstep.launch.serve import open_server
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
-from lockstep.simulation.disk import Writing
-from lockstep.simulation.small import data, load
+from lockstep.simulation.disk import DiskWriter
+from lockstep.simulation.jobs import data, load
 from lockstep.simulation.world import Process
 from ps.checkpoint.resuming import Resumption, coordinator_of
 from ps.coordinator.coordinator import Coordinator
@@ -36,23 +36,23 @@ from worker.state import WorkerConfig, WorkerPhase, WorkerState
 
 SERVER = "memory://server"
 
-#: Seconds until a piece is leased again, and after which a server that is silent counts as gone.
+#: Seconds until a lease expires, and after which a silent server counts as lost.
 LEASE_S, SILENCE_S = 2.0, 30.0
 
-#: Seconds that a fast worker takes for a piece.
-PIECE_S = 0.004
+#: Seconds that a fast worker takes for a micro-batch.
+MICRO_BATCH_S = 0.004
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a server is made of; a test puts one with a bug in its place, to show that it is found."""
+    """The parts of a run; a test replaces one by a part with a bug, to show that it is found."""
 
     coordinator: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
-    #: How a worker, by its number among all processes, gets its data.
+    #: Number among all processes -> how that worker gets its data.
     load: Callable[[int], Loader] = lambda number: load
 
 
@@ -62,7 +62,7 @@ class SimulatedRun:
 
     job: Job
     folder: Path
-    #: Where memory is shared.
+    #: The folder of shared memory.
     root: Path
     network: MemoryNetwork
     parts: Parts
@@ -72,7 +72,7 @@ class SimulatedRun:
     checkpoint_every: int
     keep: int
     audit: float
-    #: Where workers keep the samples that they are sent, none of which has the data; None where all have it.
+    #: Where workers that have no data keep the samples that they receive; None if all have the data.
     cache: Path | None = None
 
 
@@ -82,14 +82,16 @@ class ServerProcess:
 
     server: Server
     session: RunSession
-    writing: Writing
+    writer: DiskWriter
     sharing: ServerSharedMemory | None
 
     @classmethod
-    def open(cls, run: SimulatedRun, process: Process, writing: Writing, say: Say, *, offers: bool) -> "ServerProcess":
+    def open(
+        cls, run: SimulatedRun, process: Process, writer: DiskWriter, say: Say, *, shares: bool
+    ) -> "ServerProcess":
         """Open the run, new or resumed, as `lockstep server` does.
 
-        A kill may come whenever something is said: what has been opened until then is closed again.
+        The process may be killed at any report: what has been opened until then is closed again.
         """
         admission = AdmissionPolicy(
             min_workers=run.min_workers,
@@ -108,7 +110,7 @@ class ServerProcess:
         setting = Setting(servers=run.servers, transport="memory", started=process.clock.now())
         setup, sharing = open_run("simulated", run.job, data(), admission), None
         with ExitStack() as stack:
-            if offers:
+            if shares:
                 setup, sharing = share(setup, run.root)
                 stack.callback(sharing.close)
             port = run.network.server(SERVER, process)
@@ -117,15 +119,15 @@ class ServerProcess:
             opened = open_server(
                 setup, destination, setting, port, process.clock, say, sharing, coordinator_at=run.parts.coordinator
             )
-            writing.take_over(opened.session)
+            writer.attach(opened.session)
             stack.pop_all()
-        return cls(run.parts.server(opened.server), opened.session, writing, sharing)
+        return cls(run.parts.server(opened.server), opened.session, writer, sharing)
 
     def step(self) -> bool:
-        happened = self.server.step()
+        is_busy = self.server.step()
         self.server.coordinator.validate()
         self.server.group.state.validate()
-        return happened
+        return is_busy
 
     def deadline(self) -> float | None:
         return self.server.deadline()
@@ -133,7 +135,7 @@ class ServerProcess:
     def is_over(self) -> bool:
         return self.server.ended is not None
 
-    def last_words(self) -> str:
+    def exit_reason(self) -> str:
         return "" if self.server.ended is None else self.server.ended.failure
 
     def cost_s(self) -> float:
@@ -143,10 +145,10 @@ class ServerProcess:
         self.server.interrupt()
 
     def close(self) -> None:
-        """End: what has not been written is lost where it was killed, and else has room at last."""
-        self.writing.disk.empty()
+        """End the process; what a killed one has not written is lost, and others find room on the disk."""
+        self.writer.disk.empty()
         if not self.is_over():
-            self.writing.end()
+            self.writer.end()
         self.server.port.close(1.0)
         self.session.recorder.close()
         if self.sharing is not None:
@@ -183,9 +185,9 @@ class ShardProcess:
         return cls(server)
 
     def step(self) -> bool:
-        happened = self.server.step()
+        is_busy = self.server.step()
         self.server.state.validate()
-        return happened
+        return is_busy
 
     def deadline(self) -> float | None:
         return self.server.state.deadline()
@@ -193,7 +195,7 @@ class ShardProcess:
     def is_over(self) -> bool:
         return self.server.ended is not None
 
-    def last_words(self) -> str:
+    def exit_reason(self) -> str:
         return "" if self.server.ended is None else self.server.ended.reason
 
     def cost_s(self) -> float:
@@ -244,14 +246,16 @@ class WorkerProcess:
     def is_over(self) -> bool:
         return self.runner.ended is not None
 
-    def last_words(self) -> str:
+    def exit_reason(self) -> str:
         return "" if self.runner.ended is None else self.runner.ended.reason
 
     def cost_s(self) -> float:
-        """Return what a piece takes, if one is about to be computed."""
+        """Return the seconds of a micro-batch, if one is about to be computed."""
         state = self.runner.state
-        has_work = state.phase is WorkerPhase.WAITING and state.leases and state.leases[0].step == state.weights_step
-        return PIECE_S if has_work else 0.0
+        is_computing = (
+            state.phase is WorkerPhase.WAITING and state.leases and state.leases[0].step == state.weights_step
+        )
+        return MICRO_BATCH_S if is_computing else 0.0
 
     def interrupt(self) -> None:
         self.runner.interrupt()
@@ -261,4 +265,4 @@ class WorkerProcess:
 
 
 def _load_nothing(name: str) -> TrainTest:
-    raise DataError(f"no dataset {name!r} here")
+    raise DataError(f"no dataset {name!r} on this host")
