@@ -1,4 +1,4 @@
-"""What an address may look like, and which of them are open to this machine alone; opens nothing."""
+"""What an address looks like, and which addresses are open to this machine only; opens nothing."""
 
 import ipaddress
 import re
@@ -27,13 +27,13 @@ class TcpAddress:
 
     @property
     def is_loopback(self) -> bool:
-        """Tell whether only processes of this machine can get there."""
+        """Whether only processes of this machine can connect."""
         if self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
-            # A name may lead anywhere.
+            # A name may resolve to anything.
             return False
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class IpcAddress:
 
 
 def parse(text: str) -> TcpAddress | IpcAddress:
-    """Return the address that `text` spells; raises AddressError."""
+    """Parse an address; raises AddressError."""
     scheme, separator, rest = text.partition("://")
     if separator and scheme == "tcp":
         return _parse_tcp(text, rest)
@@ -76,7 +76,7 @@ def _parse_tcp(text: str, rest: str) -> TcpAddress:
 
 
 def _parse_ipc(text: str, rest: str) -> IpcAddress:
-    # libzmq reads "@name" as an abstract socket and "*" as any free path: neither has a file that we could look after.
+    # libzmq reads "@name" as an abstract socket and "*" as any free path: neither has a file that we could guard.
     if not rest or rest[0] in "@*" or rest.endswith("/") or not rest.isprintable():
         raise AddressError(f"address {text!r} is malformed: expected 'ipc://PATH' with the path of a file")
     length = len(rest.encode())

@@ -1,16 +1,29 @@
-"""Why a client has no connection, in words that say what to do. Pure: is told what was found and what was heard."""
+"""Why a client has no connection: what its address answers, what its handshakes came to, and what to do about it."""
 
+import socket
+from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 
+from common.runtime.clock import SystemClock
+from common.transport.address import IpcAddress, TcpAddress, parse
 from common.transport.auth.credentials import ClientKeys, Credential, Token
 
-#: Handshakes that break off one after the other until that counts as the server's answer.
-ENOUGH = 2
+#: Handshakes in a row that have to fail before that counts as the server's answer.
+ENOUGH_FAILURES = 2
+
+#: Seconds that a probe may take; looking up a host name may take longer.
+TIMEOUT_S = 2.0
+
+#: The beginning of a greeting by ZeroMQ's RFC 23: a signature and the major version 3. A server answers with its own.
+_GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03"
+
+#: Where in its 64 bytes the server names its security mechanism.
+_MECHANISM = slice(12, 32)
 
 
 class Stage(Enum):
-    """How far a connection came, in this order."""
+    """How far a connection got, in this order."""
 
     NAME = "name"
     ROUTE = "route"
@@ -23,58 +36,58 @@ class Stage(Enum):
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is in the way."""
+    """What prevents a connection."""
 
     text: str
     stage: Stage
-    #: Whether it stays so however long one waits.
+    #: Whether waiting longer is of no use.
     is_final: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a look at an address came to: an obstacle, or else what listens there."""
+class ProbeResult:
+    """What probing an address found: an obstacle, or else what listens there."""
 
-    #: Why there is no connection, in the system's words; empty where there is one.
+    #: Why there is no connection; empty if there is one.
     obstacle: str = ""
-    #: How far it came, where there is none.
+    #: How far the probe got, if there is none.
     stage: Stage = Stage.ROUTE
-    #: How a ZeroMQ server wants its clients to show who they are; empty where it is no such server.
+    #: The security mechanism that a ZeroMQ server demands; empty if it is not one.
     mechanism: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
-    """What ZeroMQ told of a client's own attempts."""
+class HandshakeState:
+    """What ZeroMQ reported of a client's handshakes."""
 
-    #: Whether it is connected.
-    is_through: bool = False
-    #: Whether the server said that it does not let this client in.
+    #: Whether the client is connected.
+    is_connected: bool = False
+    #: Whether the server refused the client's credential.
     is_refused: bool = False
-    #: Handshakes that broke off one after the other.
+    #: Handshakes that failed in a row.
     failed: int = 0
-    #: Whether it has stopped trying: after a fault in what the other end said, ZeroMQ dials no more.
+    #: Whether ZeroMQ has stopped dialling, as it does after a protocol error of the other end.
     is_over: bool = False
 
 
 def mechanism_of(credential: Credential) -> str:
-    """Return what a client's greeting says of how it shows who it is."""
+    """Return the security mechanism that a client's greeting names."""
     return {ClientKeys: "CURVE", Token: "PLAIN"}.get(type(credential), "NULL")
 
 
-def explained(address: str, credential: Credential, heard: Heard, found: Found) -> Diagnosis | None:
-    """Return what is in the way of a connection to `address`, None where nothing is known to be."""
-    if heard.is_through:
+def diagnose(address: str, credential: Credential, handshakes: HandshakeState, probed: ProbeResult) -> Diagnosis | None:
+    """Return what prevents a connection to `address`; None if nothing is known to."""
+    if handshakes.is_connected:
         return None
-    if heard.is_refused:
+    if handshakes.is_refused:
         return Diagnosis(_refused(address, credential), Stage.KEY, is_final=True)
-    if found.obstacle:
-        return Diagnosis(found.obstacle, found.stage)
-    if not found.mechanism:
-        return Diagnosis(f"what listens at {address} is no server of ours: is this its port?", Stage.SERVICE)
-    if found.mechanism != mechanism_of(credential):
-        return Diagnosis(_mismatch(address, credential, found.mechanism), Stage.KEY, is_final=True)
-    if heard.failed >= ENOUGH:
+    if probed.obstacle:
+        return Diagnosis(probed.obstacle, probed.stage)
+    if not probed.mechanism:
+        return Diagnosis(f"what listens at {address} is not a lockstep server: is this its port?", Stage.SERVICE)
+    if probed.mechanism != mechanism_of(credential):
+        return Diagnosis(_mismatch(address, credential, probed.mechanism), Stage.KEY, is_final=True)
+    if handshakes.failed >= ENOUGH_FAILURES:
         has_keys = isinstance(credential, ClientKeys)
         return Diagnosis(_broken_off(address, credential), Stage.KEY if has_keys else Stage.VERSION, is_final=has_keys)
     return None
@@ -84,7 +97,7 @@ def _refused(address: str, credential: Credential) -> str:
     if isinstance(credential, ClientKeys):
         return (
             f"the server at {address} does not let the key {credential.pair.public!r} in: on its machine, `lockstep "
-            "keys list DIR` tells whom it does, and `lockstep keys allow DIR NAME KEY` changes that"
+            "keys list DIR` shows which it does, and `lockstep keys allow DIR NAME KEY` changes that"
         )
     return f"the server at {address} is that of another run"
 
@@ -94,14 +107,14 @@ def _mismatch(address: str, credential: Credential, mechanism: str) -> str:
         case "CURVE":
             return f"the server at {address} demands a key: expected --key FILE, with the file that its owner made"
         case "PLAIN":
-            return f"the server at {address} is one of `lockstep train`: it lets in nobody but the workers of that"
+            return f"the server at {address} belongs to `lockstep train`: it lets in only the workers of that run"
         case _ if isinstance(credential, ClientKeys):
             return (
                 f"the server at {address} has no keys, and cannot prove that it is yours: expected one that was "
-                "started with --keys (without --key, whoever listens there is taken for it)"
+                "started with --keys (without --key, any server that listens there is accepted)"
             )
         case _:
-            return f"the server at {address} asks for {mechanism!r}, which is none of ours: is this its port?"
+            return f"the server at {address} asks for {mechanism!r}, which lockstep does not use: is this its port?"
 
 
 def _broken_off(address: str, credential: Credential) -> str:
@@ -111,3 +124,59 @@ def _broken_off(address: str, credential: Credential) -> str:
             "file names, or it cannot look up keys; compare `lockstep keys list DIR` on its machine"
         )
     return f"the server at {address} breaks off the handshake: is the same version of lockstep on both sides?"
+
+
+def probe(address: str, timeout_s: float = TIMEOUT_S) -> ProbeResult:
+    """Return what is found at `address`; raises AddressError if it is malformed."""
+    try:
+        with closing(_connected(parse(address), timeout_s)) as connection:
+            return ProbeResult(mechanism=_mechanism(_greeting(connection, timeout_s)))
+    except socket.gaierror as error:
+        obstacle = f"the host of {address} is not known here ({error.strerror}): is its name right?"
+        return ProbeResult(obstacle=obstacle, stage=Stage.NAME)
+    except ConnectionRefusedError:
+        obstacle = f"nothing listens at {address}: is the server running, and is this its port?"
+        return ProbeResult(obstacle=obstacle, stage=Stage.PORT)
+    except FileNotFoundError:
+        return ProbeResult(obstacle=f"nothing listens at {address}: there is no such socket", stage=Stage.PORT)
+    except TimeoutError:
+        obstacle = f"nothing answers at {address} within {timeout_s:g} s: is a firewall in between?"
+        return ProbeResult(obstacle=obstacle, stage=Stage.FIREWALL)
+    except OSError as error:
+        return ProbeResult(obstacle=f"{address} cannot be reached: {error.strerror or error}", stage=Stage.ROUTE)
+
+
+def _connected(address: TcpAddress | IpcAddress, timeout_s: float) -> socket.socket:
+    if isinstance(address, TcpAddress):
+        return socket.create_connection((address.host, address.port), timeout_s)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(str(address.path))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _greeting(connection: socket.socket, timeout_s: float) -> bytes:
+    """Return as much of a server's greeting as comes in time."""
+    clock, greeting = SystemClock(), b""
+    end = clock.now() + timeout_s
+    try:
+        connection.sendall(_GREETING)
+        while len(greeting) < _MECHANISM.stop and (left := end - clock.now()) > 0.0:
+            connection.settimeout(left)
+            received = connection.recv(_MECHANISM.stop - len(greeting))
+            if not received:
+                break
+            greeting += received
+    except OSError:
+        # It listens, and that is all that it sent.
+        return greeting
+    return greeting
+
+
+def _mechanism(greeting: bytes) -> str:
+    is_ours = len(greeting) == _MECHANISM.stop and greeting[0] == 0xFF and greeting[9] & 1
+    return greeting[_MECHANISM].rstrip(b"\0").decode("ascii", "replace") if is_ours else ""

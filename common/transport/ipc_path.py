@@ -1,4 +1,4 @@
-"""Looks after the file of a unix socket, since libzmq deletes whatever is at the path that it binds to, live or not."""
+"""Guards the file of a unix socket, since libzmq deletes whatever is at the path that it binds to, live or not."""
 
 import errno
 import os
@@ -14,10 +14,10 @@ from common.errors import AddressError
 _PROBE_S = 2.0
 
 
-def make_free(path: Path) -> None:
+def free_path(path: Path) -> None:
     """Remove the socket file that a dead server left at `path`.
 
-    Raises AddressError where a live server listens there, or something other than a socket is there.
+    Raises AddressError if a live server listens there, or if it is not a socket.
     """
     try:
         mode = path.lstat().st_mode
@@ -26,7 +26,7 @@ def make_free(path: Path) -> None:
     except OSError as error:
         raise AddressError(f"address 'ipc://{path}' cannot be used ({error.strerror}): choose another path") from None
     if not stat.S_ISSOCK(mode):
-        raise AddressError(f"address 'ipc://{path}' is the path of something else: expected none or a socket's")
+        raise AddressError(f"address 'ipc://{path}' is the path of something else: expected a free path or a socket's")
     if _is_live(path):
         raise AddressError(f"address 'ipc://{path}' is in use by another server: stop that one or choose another path")
     path.unlink(missing_ok=True)
@@ -34,7 +34,7 @@ def make_free(path: Path) -> None:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Let files that are made within be open to this user only: who may write to a socket's file may connect to it."""
+    """Let only this user access files created within: whoever may write to a socket's file may connect to it."""
     before = os.umask(0o177)
     try:
         yield
@@ -43,7 +43,7 @@ def private_files() -> Iterator[None]:
 
 
 class SocketFile:
-    """The file of a socket that was bound just now, to be removed with it: libzmq leaves it there."""
+    """The file of a socket that was just bound, to be removed with it: libzmq leaves it."""
 
     def __init__(self, path: Path) -> None:
         # The working folder may change before the end.
@@ -62,5 +62,5 @@ class SocketFile:
 def _is_live(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_S)
-        # Refused: nobody listens. Anything else, as a full backlog or no permission, is not proof of a dead server.
+        # Refused: nobody listens. Anything else, such as a full backlog or no permission, does not prove a dead server.
         return probe.connect_ex(str(path)) not in (errno.ECONNREFUSED, errno.ENOENT)

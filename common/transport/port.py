@@ -1,7 +1,7 @@
-"""What a transport is: two tiny ports that move opaque frames; knows nothing of messages, and nothing of sockets.
+"""What a transport is: two small ports that move opaque frames; knows nothing of messages and sockets.
 
-Frames of one connection arrive whole, once at most and in the order they were sent; between connections there is no
-order. What was on its way when a connection broke is lost: ask again, apply once.
+Frames of one connection arrive whole, at most once and in the order in which they were sent; between connections there
+is no order. What was on its way when a connection broke is lost: ask again, apply once.
 """
 
 from collections.abc import Sequence
@@ -10,36 +10,36 @@ from typing import Protocol
 
 from common.errors import LockstepError, ProtocolError
 
-#: Anything that gives its bytes without a copy, C-contiguous.
+#: Any C-contiguous buffer, whose bytes are read without a copy.
 Frame = bytes | bytearray | memoryview
 #: What is sent together and arrives together; at least one.
 Frames = Sequence[Frame]
 
 
-class PeerGone(LockstepError):  # noqa: N818 -- a thing that happens in every run, and not a mistake
-    """There is no connection to this peer any more; nothing was sent."""
+class PeerGone(LockstepError):  # noqa: N818 -- happens in every run, and is not a mistake
+    """There is no longer a connection to this peer; nothing was sent."""
 
 
 class PeerSlow(LockstepError):  # noqa: N818 -- as above
-    """More than enough is already on its way to this peer; nothing was sent."""
+    """Too many messages are already on their way to this peer; nothing was sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a port takes in, and lets out, before anything is allocated for it."""
+    """The limits of what a port receives and sends, checked before anything is allocated."""
 
-    #: Longest frame; a connection on which a longer one comes is closed.
+    #: Longest frame; a connection that sends a longer one is closed.
     frame_bytes: int = 2**20
-    #: Most frames of one message; a connection on which a longer one comes is closed.
+    #: Most frames of one message; a connection that sends more is closed.
     frames: int = 4
-    #: Messages that may wait for one peer. It may count as slow from half of them on, since libzmq hears late of those
-    #: that were read.
+    #: Messages that may wait for one peer. It may count as slow from half of them on, since libzmq learns late which
+    #: were read.
     queue: int = 64
-    #: Messages of one peer that may wait to be received: with the two above what it can cost us, whatever it sends.
+    #: Messages of one peer that may wait to be received: with the above, they bound the memory it takes here.
     backlog: int = 8
 
     def check(self, frames: Frames) -> None:
-        """Raise ProtocolError, a bug of ours, where a peer with the same limits would not take `frames`."""
+        """Raise ProtocolError, for a bug of ours, if a peer with the same limits would refuse `frames`."""
         if not 0 < len(frames) <= self.frames:
             raise ProtocolError(f"a message of {len(frames)} frames: expected 1 to {self.frames}")
         longest = max(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
@@ -48,19 +48,19 @@ class Limits:
 
 
 class Shortcut(Protocol):
-    """A second way between two ends, for messages of one short frame; see `shared_memory.packet_socket`."""
+    """A second connection between two ends, for messages of one short frame; see `shared_memory.packet_socket`."""
 
     @property
     def descriptor(self) -> int:
-        """What to wait for."""
+        """The descriptor to wait for."""
         ...
 
     def send(self, frame: Frame, timeout_s: float = 0.0) -> None:
-        """Send a frame. Raises PeerSlow where too many wait and none is read within the time, and PeerGone."""
+        """Send a frame. Raises PeerSlow if too many wait and none is read within the time, or PeerGone."""
         ...
 
     def receive(self) -> bytes | None:
-        """Return the next frame, None where none has come. Raises PeerGone at the end."""
+        """Return the next frame, None if none has come. Raises PeerGone at the end."""
         ...
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class ServerPort(Protocol):
 
     @property
     def address(self) -> str:
-        """Where peers dial, the real port included."""
+        """The address that peers dial, with the actual port."""
         ...
 
     def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
@@ -87,35 +87,35 @@ class ServerPort(Protocol):
     def send(self, peer: bytes, frames: Frames) -> None:
         """Send a message without waiting; the caller may overwrite its buffers at once.
 
-        Raises PeerGone or PeerSlow. Where a signal handler's exception passes through, this one message may arrive
-        damaged or not at all.
+        Raises PeerGone or PeerSlow. If a signal handler raises meanwhile, this one message may arrive damaged or not at
+        all.
         """
         ...
 
     def lost(self) -> list[bytes]:
-        """Return the peers whose connections have ended since the last call, of those that were heard.
+        """Return the peers, of those that have sent a message, whose connections have ended since the last call.
 
-        `receive` returns None at once where one has, so that it is known in the same moment. None is told while
-        messages wait, its last words perhaps among them. It is a hint, which a network may swallow: `send` tells too.
+        `receive` returns None at once if one has, so that it is known immediately. None is reported while messages
+        wait, which may be its last ones. It is a hint, which a network may swallow: `send` reports it too.
         """
         ...
 
     def cut(self, peer: bytes) -> None:
-        """End the connection of a peer; what waits of it may still be heard, and it may dial again as another."""
+        """End the connection of a peer; its waiting messages may still be received, and it may dial again."""
         ...
 
     def allow(self, queue: int) -> None:
-        """Let at least `queue` messages wait for each peer that was heard by now.
+        """Let at least `queue` messages wait for each peer that has sent a message so far.
 
-        A peer that counts as slow already is not helped by it.
+        It does not help a peer that already counts as slow.
         """
         ...
 
     def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
-        """Send short messages to a peer over a shortcut from now on, and hear it there as well.
+        """Send short messages to a peer over a shortcut from now on, and receive from it there as well.
 
-        Between what goes over it and what does not there is no order. It lasts until another takes its place, one end
-        is closed or the connection is over, and is the port's to close: at once where there is nothing to shorten.
+        There is no order between messages over it and others. It lasts until another replaces it, one end is closed or
+        the connection ends. The port closes it: at once if it has no use for it.
         """
         ...
 
@@ -125,7 +125,7 @@ class ServerPort(Protocol):
 
 
 class ClientPort(Protocol):
-    """The end that dials, and dials again, until it is closed; its server may come later."""
+    """The end that dials, again and again until it is closed; its server may start later."""
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
         """Return the frames of the next message, or None if none came in time; as `ServerPort.receive`."""
@@ -134,14 +134,14 @@ class ClientPort(Protocol):
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         """Send a message, or keep it until there is a connection; as `ServerPort.send`.
 
-        Raises PeerSlow where too many are on their way and none arrives within the time.
+        Raises PeerSlow if too many are on their way and none arrives within the time.
         """
         ...
 
     def shorten(self, shortcut: Shortcut | None) -> None:
-        """Hear the server over a shortcut as well, and speak over it once it was heard; as `ServerPort.shorten`.
+        """Receive over a shortcut as well, and send over it once something came over it; as `ServerPort.shorten`.
 
-        None ends the one before.
+        None ends the previous one.
         """
         ...
 

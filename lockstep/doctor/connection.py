@@ -139,7 +139,7 @@ class Examiner:
         while self.clock.now() < deadline and not _is_certain(diagnosis):
             frames = port.receive(min(INTERVAL_S, max(0.0, deadline - self.clock.now())))
             if frames is None:
-                diagnosis = port.trouble()
+                diagnosis = port.diagnosis()
                 continue
             try:
                 message, _ = decode(frames, ServerMessage)

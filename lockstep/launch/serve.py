@@ -61,7 +61,7 @@ class Listening:
         """Listen, for a run of so many servers."""
         # The vectors that may wait for a worker come on top of it, once the model is known. Shards get more messages.
         limits = Limits(queue=QUEUE) if servers == 1 else Limits()
-        return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, denials=self.rejections)
+        return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, rejections=self.rejections)
 
 
 @dataclass(frozen=True, kw_only=True)

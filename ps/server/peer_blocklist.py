@@ -33,18 +33,18 @@ class PeerBlocklist:
     def report(self) -> None:
         """Print what is new, in as few lines as there may be."""
         for log in (self.rejections, self.broken, self.refused):
-            if log.untold:
-                for text in log.told(self.clock.now()):
+            if log.unreported:
+                for text in log.due(self.clock.now()):
                     self.say(text)
 
     def report_refusal(self, text: str) -> None:
         """Record and report that a peer was refused, which may come again."""
-        self.refused.note(text)
+        self.refused.record(text)
         self.report()
 
     def add(self, peer: bytes, reason: str) -> None:
         """Record and report that a peer broke the protocol."""
-        self.broken.note(f"refused a peer: {reason}")
+        self.broken.record(f"refused a peer: {reason}")
         self.report()
         self._peers[peer] = 0
         if len(self._peers) > REMEMBERED:

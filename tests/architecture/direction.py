@@ -76,7 +76,6 @@ TRANSPORT_ORDER = Order(
     groups=(
         ("common.transport.zeromq",),
         ("common.transport.links", "common.transport.memory", "common.transport.shared_memory"),
-        ("common.transport.probe",),
         ("common.transport.diagnosis",),
         ("common.transport.auth",),
         ("common.transport.limits",),

@@ -96,7 +96,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         lock = ServerKeys(SERVER, lambda: self.allowed())
-        self.port = Brief(serve("tcp://127.0.0.1:0", lock=lock, denials=self.denials))
+        self.port = Brief(serve("tcp://127.0.0.1:0", lock=lock, rejections=self.denials))
         opening = open_run("gate", job_of(), digits(), AdmissionPolicy(min_workers=9))
         setting = Setting(servers=1, transport="tcp", started=0.0)
         recorder = MetricsRecorder(opening.facts, setting, opening.layout, None)
@@ -200,7 +200,7 @@ def asks_with_a_password(address: str) -> None:
 #: Both ends of a handshake see that they do not agree, and whichever hangs up first has the word.
 DISAGREE = (
     r"^refused (127\.0\.0\.1|one that hung up at once): "
-    r"(it came without a key|its handshake came to no end \(.*\): has it the right key)"
+    r"(it came without a key|its handshake did not complete \(.*\): has it the right key)"
 )
 
 #: Each that is not to take part, and what the person at the server is told.
@@ -212,7 +212,7 @@ REFUSED: dict[str, tuple[Attempt, str]] = {
     ),
     "wrong server key": (
         asks(ClientKeys(WORKER, STRANGER.public), changed()),
-        r"^refused 127\.0\.0\.1: it takes this server for another one, with another key",
+        r"^refused 127\.0\.0\.1: it expects another server, with another key",
     ),
     "NULL mechanism": (asks_by(b"NULL"), DISAGREE),
     "PLAIN mechanism": (asks_by(b"PLAIN"), DISAGREE),
@@ -255,5 +255,5 @@ def test_while_the_authenticator_is_dead_nobody_takes_part(gate: Gate) -> None:
     has_died = r"^refused 127\.0\.0\.1: the authenticator has died \(SystemExit\).*: start the server again"
     gate.suffer(asks(GOOD, changed()), has_died)
     # The server's own key as well, which no list is looked up for.
-    gate.suffer(asks(ClientKeys(SERVER, SERVER.public), changed()), r"its handshake came to no end")
+    gate.suffer(asks(ClientKeys(SERVER, SERVER.public), changed()), r"its handshake did not complete")
     assert gate.hosts() == ["first"]

@@ -109,7 +109,7 @@ KINDS = {
     "route": ("route", "cannot be reached"),
     "port": ("port", "nothing listens at"),
     "firewall": ("firewall", "is a firewall in between?"),
-    "service": ("service", "is no server of ours"),
+    "service": ("service", "is not a lockstep server"),
     "key": ("key", "breaks off the handshake"),
     "no_key": ("key", "demands a key"),
     "version": ("version", f"speaks protocol {PROTOCOL_VERSION}, the server 9999"),

@@ -1,4 +1,4 @@
-"""Who may speak over a socket, as values: CURVE keys, or a token among the processes of one run. Opens nothing."""
+"""Who may use a socket, as values: CURVE keys, or a token among the processes of one run. Opens nothing."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class ClientKeys:
-    """What a client shows, and the public key of the only server that it speaks with."""
+    """What a client presents, and the public key of the only server that it talks to."""
 
     pair: KeyPair
     server: str
@@ -26,22 +26,22 @@ class ClientKeys:
 
 @dataclass(frozen=True)
 class ServerKeys:
-    """What a server shows, and whom it lets in."""
+    """What a server presents, and whom it lets in."""
 
     pair: KeyPair
-    #: Returns names by public key, as they are now. A `LockstepError` lets nobody in.
+    #: Returns the current names by public key. A `LockstepError` lets nobody in.
     allowed: Callable[[], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
 class Token:
-    """A secret that both ends know. It is sent as it is: only for sockets that never leave this machine."""
+    """A secret that both ends know. It is sent in clear text: only for sockets that never leave this machine."""
 
     text: str = field(repr=False)
 
 
-#: What a client shows; None where the server asks for nothing.
+#: What a client presents; None if the server asks for nothing.
 Credential = ClientKeys | Token | None
 
-#: What a server demands; None where everybody who can reach it may speak.
+#: What a server demands; None if everybody who can reach it is let in.
 Lock = ServerKeys | Token | None

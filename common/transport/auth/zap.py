@@ -1,4 +1,4 @@
-"""Whether a connection is let in: what ZeroMQ asks an authenticator (RFC 27) and how that is answered. Pure."""
+"""Whether a connection is let in: the requests of ZeroMQ to an authenticator (RFC 27) and their answers. Pure."""
 
 import hmac
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from common.errors import LockstepError
 from common.transport.auth.credentials import ServerKeys, Token
 
-#: What our sockets call themselves. ZeroMQ asks nobody about a socket without a name.
+#: The domain of our sockets. ZeroMQ asks no authenticator about a socket without one.
 DOMAIN = b"lockstep"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One connection that wants in."""
+    """One connection that asks to be let in."""
 
     domain: bytes
     #: The host, without a port; empty for a local socket.
@@ -30,26 +30,26 @@ class AuthReply:
     reason: str = ""
 
     @property
-    def is_admitted(self) -> bool:
+    def is_accepted(self) -> bool:
         """Tell whether the connection is let in."""
         return not self.reason
 
 
-def judge(request: Request, lock: ServerKeys | Token) -> AuthReply:
-    """Return whether a connection is let in. Whatever is not known to be right is wrong."""
+def authenticate(request: Request, lock: ServerKeys | Token) -> AuthReply:
+    """Return whether a connection is let in: only if everything is known to be right."""
     if request.domain != DOMAIN:
         return AuthReply(reason=f"the domain {request.domain!r} is not ours")
     match lock, request.mechanism, request.credentials:
         case ServerKeys(), "CURVE", (public,):
-            return _judge_key(public, lock)
+            return _authenticate_key(public, lock)
         case Token(), "PLAIN", (_, password) if hmac.compare_digest(password.encode(), lock.text.encode()):
             return AuthReply(name="token")
         case Token(), "PLAIN", (_, _):
             return AuthReply(reason="it does not have the token of this run, which only its own processes have")
-    return AuthReply(reason=f"it came by {request.mechanism}, which is not what this server asks for")
+    return AuthReply(reason=f"it uses the mechanism {request.mechanism}, which this server does not accept")
 
 
-def _judge_key(public: str, lock: ServerKeys) -> AuthReply:
+def _authenticate_key(public: str, lock: ServerKeys) -> AuthReply:
     if public == lock.pair.public:
         # Whoever has the server's own secret is the server: its shards, and a status asked on its machine.
         return AuthReply(name="server")

@@ -1,24 +1,24 @@
-"""For how long a host is not let in again of which a connection was cut off. Pure: the time is an argument.
+"""How long a host is blocked after one of its connections was cut off. Pure: the time is an argument.
 
-To cut off one that sends without measure costs time as well, and whoever is cut off can dial again at once: the others
-would go on at half their speed beside somebody who does nothing else. Connections that are open stay.
+Cutting off a client that sends without measure takes time too, and it can dial again at once: without a block, the
+others would run at half their speed next to a client that does nothing else. Connections that are open stay.
 """
 
 from dataclasses import dataclass, field
 
-#: Seconds for the first time; each time that follows is twice as long, up to the most.
+#: Seconds of the first block; each further one is twice as long, up to the most.
 FIRST_S, MOST_S = 1.0, 8.0
 
-#: Seconds without a cause, after those of the penalty, by which all is forgotten.
+#: Seconds after the end of a block without another until it is forgotten.
 FORGOTTEN_S = 60.0
 
-#: Hosts that are remembered: of more, the one that was cut off longest ago is forgotten.
-REMEMBERED = 1024
+#: Most hosts that are remembered; the one that was cut off longest ago is forgotten first.
+MOST_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class BackoffPeriod:
-    """Of one host: how many seconds it takes, and when they are over."""
+    """The block of one host: its length in seconds, and when it ends."""
 
     seconds: float
     until: float
@@ -26,12 +26,12 @@ class BackoffPeriod:
 
 @dataclass
 class HostBackoff:
-    """Those of all hosts."""
+    """The blocks of all hosts."""
 
     _of: dict[str, BackoffPeriod] = field(default_factory=dict)
 
-    def book(self, host: str, now: float) -> None:
-        """Book that a connection of a host was cut off; of one that is not let in now, this was opened before."""
+    def record(self, host: str, now: float) -> None:
+        """Record that a connection of a host was cut off. If the host is blocked now, this one was opened before."""
         before = self._of.pop(host, None)
         if before is None or now >= before.until + FORGOTTEN_S:
             before = BackoffPeriod(FIRST_S, now + FIRST_S)
@@ -39,10 +39,10 @@ class HostBackoff:
             seconds = min(2.0 * before.seconds, MOST_S)
             before = BackoffPeriod(seconds, now + seconds)
         self._of[host] = before
-        if len(self._of) > REMEMBERED:
+        if len(self._of) > MOST_REMEMBERED:
             del self._of[next(iter(self._of))]
 
-    def bars(self, host: str, now: float) -> bool:
-        """Tell whether a host is not let in."""
-        penalty = self._of.get(host)
-        return penalty is not None and now < penalty.until
+    def is_blocked(self, host: str, now: float) -> bool:
+        """Tell whether a host is blocked."""
+        period = self._of.get(host)
+        return period is not None and now < period.until

@@ -1,7 +1,7 @@
 """The authenticator of one context: a thread that answers ZeroMQ whether a connection is let in.
 
-Our own, and not pyzmq's: that one needs an event loop, reads key files whatever their mode, lets in everybody whose
-mechanism is NULL, and tells nobody whom it turned away.
+Not pyzmq's: that needs an event loop, reads key files of any mode, lets in every client whose mechanism is NULL, and
+does not report whom it refused.
 """
 
 import threading
@@ -10,27 +10,27 @@ import zmq
 from zmq.utils import z85
 
 from common.transport.auth.credentials import ServerKeys, Token
-from common.transport.auth.zap import AuthReply, Request, judge
+from common.transport.auth.zap import AuthReply, Request, authenticate
 from common.transport.limits.rejection_log import RejectionLog
 
 #: Where ZeroMQ asks.
 ENDPOINT = "inproc://zeromq.zap.01"
 
 #: Status codes of RFC 27.
-ADMITTED, REFUSED = b"200", b"400"
+ACCEPTED, REFUSED = b"200", b"400"
 
 
 class Authenticator:
-    """Answers until its context ends. If the thread dies its socket is closed, and ZeroMQ lets nobody in."""
+    """Answers until its context ends. If the thread dies, its socket is closed and ZeroMQ lets nobody in."""
 
     def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", lock: ServerKeys | Token, denials: RejectionLog
+        self, context: "zmq.Context[zmq.Socket[bytes]]", lock: ServerKeys | Token, rejections: RejectionLog
     ) -> None:
-        self._lock, self._denials = lock, denials
+        self._lock, self._rejections = lock, rejections
         self._socket = context.socket(zmq.REP)
         self._socket.set(zmq.LINGER, 0)
         self._socket.bind(ENDPOINT)
-        self.thread = threading.Thread(target=self._run, name="porter", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="authenticator", daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
@@ -52,23 +52,23 @@ class Authenticator:
         )
         host = request.address or "a local process"
         try:
-            verdict = self._judge(request)
+            verdict = self._authenticate(request)
         except BaseException as error:
-            # Said once, and for all that come after: of those is heard only that their handshakes come to no end.
-            self._denials.note(
+            # Reported once: of those that come later is known only that their handshakes do not complete.
+            self._rejections.record(
                 f"refused {host}: the authenticator has died ({type(error).__name__}), and nobody is let in any more: "
                 "start the server again"
             )
             raise
-        if verdict.is_admitted:
-            return [version, number, ADMITTED, b"", verdict.name.encode(), b""]
-        self._denials.note(f"refused {host}: {verdict.reason}")
+        if verdict.is_accepted:
+            return [version, number, ACCEPTED, b"", verdict.name.encode(), b""]
+        self._rejections.record(f"refused {host}: {verdict.reason}")
         return [version, number, REFUSED, b"not allowed", b"", b""]
 
-    def _judge(self, request: Request) -> AuthReply:
+    def _authenticate(self, request: Request) -> AuthReply:
         try:
-            return judge(request, self._lock)
-        except Exception as error:  # noqa: BLE001  # whatever it is, nobody is let in by it
+            return authenticate(request, self._lock)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must let nobody in
             return AuthReply(reason=f"the authenticator failed: {type(error).__name__}: {error}")
 
 

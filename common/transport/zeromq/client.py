@@ -1,25 +1,36 @@
-"""A client's port over ZeroMQ: a DEALER with its traps closed, a shortcut beside it. Sees frames, never a message."""
+"""A client's port over ZeroMQ: a DEALER, with a shortcut if there is one. Sees frames and never a message."""
 
 from collections import deque
+from dataclasses import replace
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from common.errors import AddressError
 from common.runtime.interrupts import held_back
 from common.transport.address import IpcAddress, TcpAddress
 from common.transport.auth.credentials import Credential
 from common.transport.auth.curve import secure_client
-from common.transport.diagnosis import Diagnosis, Found, explained
+from common.transport.diagnosis import Diagnosis, HandshakeState, ProbeResult, diagnose, probe
 from common.transport.port import Frames, Limits, PeerGone, PeerSlow, Shortcut
-from common.transport.probe import look_at
 from common.transport.shared_memory.packet_socket import is_short
-from common.transport.zeromq.handshakes import Handshakes
 from common.transport.zeromq.socket import LimitedSocket, milliseconds
 
-# A worker that starts first dials at once when its server comes, and does not storm one that stays away.
+# A worker that starts first connects as soon as its server is there, and does not flood one that is away.
 _REDIAL_MS = 20
 _REDIAL_MOST_MS = 1_000
 _CONNECT_MS = 5_000
+
+_EVENTS = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_DELAYED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
+)
 
 
 class ZeroMqClient:
@@ -32,9 +43,9 @@ class ZeroMqClient:
         self._socket.raw.set(zmq.RECONNECT_IVL_MAX, _REDIAL_MOST_MS)
         self._socket.raw.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
         self._shortcut: Shortcut | None = None
-        #: Whether the server was heard on it: before that, it may not listen there.
-        self._is_heard_there = False
-        #: What was left on the one before.
+        #: Whether a message came over it: before that, the server may not listen there.
+        self._is_shortcut_open = False
+        #: Messages left on the previous one.
         self._left: deque[list[memoryview]] = deque()
         self._handshakes = Handshakes(self._socket.raw)
         try:
@@ -51,14 +62,14 @@ class ZeroMqClient:
         if self._left:
             return self._left.popleft()
         for source in self._socket.wait(timeout_s):
-            frames = self._take_short() if isinstance(source, int) else self._socket.take(extra=0)
+            frames = self._receive_short() if isinstance(source, int) else self._socket.receive(extra=0)
             if frames is not None and len(frames) <= self._socket.limits.frames:
                 return frames
-        # Now and then it has to be read: ZeroMQ would wait for ever to tell us more.
-        self._handshakes.look()
+        # ZeroMQ blocks for ever if nobody reads its events.
+        self._handshakes.poll()
         return None
 
-    def _take_short(self) -> list[memoryview] | None:
+    def _receive_short(self) -> list[memoryview] | None:
         """Return the next message that came over the shortcut."""
         if self._shortcut is None:
             return None
@@ -69,11 +80,11 @@ class ZeroMqClient:
             return None
         if packet is None:
             return None
-        self._is_heard_there = True
+        self._is_shortcut_open = True
         return [memoryview(packet)]
 
     def shorten(self, shortcut: Shortcut | None) -> None:
-        while (frames := self._take_short()) is not None:
+        while (frames := self._receive_short()) is not None:
             self._left.append(frames)
         with held_back():
             self._end_shortcut()
@@ -86,25 +97,25 @@ class ZeroMqClient:
             if self._shortcut is not None:
                 self._socket.unwatch(self._shortcut.descriptor)
                 self._shortcut.close()
-            self._shortcut, self._is_heard_there = None, False
+            self._shortcut, self._is_shortcut_open = None, False
 
     def _send_short(self, frames: Frames, timeout_s: float) -> bool:
         """Send a short message over the shortcut; return whether it was."""
-        if self._shortcut is None or not self._is_heard_there or not is_short(frames):
+        if self._shortcut is None or not self._is_shortcut_open or not is_short(frames):
             return False
         try:
             self._shortcut.send(frames[0], timeout_s)
         except PeerGone:
-            # What the server has said before that may still be there: whoever reads finds the end.
-            self._is_heard_there = False
+            # What the server sent before that may still be there: reading it finds the end.
+            self._is_shortcut_open = False
             return False
         return True
 
-    def trouble(self) -> Diagnosis | None:
-        """Return what is in the way of a connection, None where nothing is known to be; may take some seconds."""
-        heard = self._handshakes.look()
-        is_told = heard.is_through or heard.is_refused
-        return explained(self._address, self._credential, heard, Found() if is_told else look_at(self._address))
+    def diagnosis(self) -> Diagnosis | None:
+        """Return what prevents a connection; None if nothing is known to. May take some seconds."""
+        state = self._handshakes.poll()
+        is_known = state.is_connected or state.is_refused
+        return diagnose(self._address, self._credential, state, ProbeResult() if is_known else probe(self._address))
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller wait for this port among others."""
@@ -119,16 +130,16 @@ class ZeroMqClient:
         try:
             self._socket.send(frames)
         except PeerSlow:
-            # Asked only now, since nearly always there is room.
-            if self._handshakes.look().is_over:
+            # Checked only now, since there is nearly always room.
+            if self._handshakes.poll().is_over:
                 self._redial()
             elif timeout_s <= 0.0 or not self._socket.raw.poll(milliseconds(timeout_s), zmq.POLLOUT):
                 raise
             self._socket.send(frames)
 
     def _redial(self) -> None:
-        """Dial anew where ZeroMQ has given up for good, and taken the queue along: another may listen there by now."""
-        # Otherwise it counts as dialled still, and nothing happens.
+        """Dial again after ZeroMQ has given up and dropped the queue: another server may listen there by now."""
+        # Otherwise it still counts as dialled, and nothing happens.
         self._socket.raw.disconnect(self._address)
         self._socket.raw.connect(self._address)
 
@@ -138,3 +149,37 @@ class ZeroMqClient:
             self._left.clear()
         self._handshakes.close()
         self._socket.close(linger_s)
+
+
+class Handshakes:
+    """The handshakes of one socket. Close it before the socket, or its context never ends."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self._socket = socket
+        self._monitor: zmq.Socket[bytes] = socket.get_monitor_socket(_EVENTS)
+        self._state = HandshakeState()
+
+    def poll(self) -> HandshakeState:
+        """Read the events of ZeroMQ; return the state after them."""
+        while not self._monitor.closed and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._record(parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))["event"])
+        return self._state
+
+    def _record(self, event: int) -> None:
+        match event:
+            case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._state = HandshakeState(is_connected=True)
+            case zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED:
+                self._state = replace(self._state, is_over=False)
+            case zmq.EVENT_DISCONNECTED:
+                # Unless the next event is that it will be tried again.
+                self._state = replace(self._state, is_connected=False, is_over=True)
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._state = replace(self._state, is_refused=True, failed=self._state.failed + 1)
+            case _:
+                self._state = replace(self._state, failed=self._state.failed + 1)
+
+    def close(self) -> None:
+        if not self._monitor.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(0)

@@ -1,26 +1,28 @@
-"""The server's port over ZeroMQ: a ROUTER with its traps closed, shortcuts beside it. Sees frames, never a message."""
+"""The server's port over ZeroMQ: a ROUTER, and shortcuts to its peers. Sees frames and never a message."""
 
 import errno
 from collections import deque
+from dataclasses import dataclass, field
 
 import zmq
 
 from common.errors import AddressError
 from common.runtime.clock import SystemClock
+from common.runtime.interrupts import held_back
 from common.transport.address import IpcAddress, TcpAddress
 from common.transport.auth.credentials import Lock
 from common.transport.auth.curve import secure_server
 from common.transport.ipc_path import SocketFile, private_files
 from common.transport.limits.ingress_quota import IngressQuota
 from common.transport.limits.rejection_log import RejectionLog
-from common.transport.port import Frames, Limits, Shortcut
+from common.transport.port import Frames, Limits, PeerGone, Shortcut
+from common.transport.shared_memory.packet_socket import is_short
 from common.transport.zeromq.authenticator import Authenticator
 from common.transport.zeromq.connections import ConnectionTracker
-from common.transport.zeromq.shortcuts import Shortcuts
 from common.transport.zeromq.socket import LimitedSocket, Source
 
-#: Seconds between two looks at what connections send that nothing comes of.
-LOOK_S = 0.02
+#: Seconds between two checks of the bytes that connections send without completing a message.
+CHECK_S = 0.02
 
 _CLOCK = SystemClock()
 
@@ -29,42 +31,42 @@ Received = tuple[bytes, list[memoryview]]
 
 _BIND_ADVICE = {
     errno.EADDRINUSE: "is in use: stop what listens there, or choose another port or port 0 for any that is free",
-    errno.EADDRNOTAVAIL: "is not an address of this machine: expected one, as 'tcp://127.0.0.1:5555'",
-    errno.ENODEV: "has a host that is no address of this machine: expected one in digits, as 'tcp://127.0.0.1:5555'",
+    errno.EADDRNOTAVAIL: "is not an address of this machine: expected one, such as 'tcp://127.0.0.1:5555'",
+    errno.ENODEV: "has a host that is not an address of this machine: expected a numeric one, as 'tcp://127.0.0.1:5555'",
     errno.EACCES: "is not allowed for this user: choose a port above 1023, or a folder that you may write to",
-    errno.ENOENT: "is in a folder that is not there: make it first",
-    errno.ENOTDIR: "is in a folder that is not one: expected the path of a file in a folder",
+    errno.ENOENT: "is in a folder that does not exist: create it first",
+    errno.ENOTDIR: "is in something that is not a folder: expected the path of a file in a folder",
 }
 
 
 class ZeroMqServer:
-    """A ROUTER: libzmq gives each connection its identity, since two peers with one of their own lose one another."""
+    """A ROUTER: libzmq gives each connection its identity, since two peers that chose the same would clash."""
 
     def __init__(
-        self, address: TcpAddress | IpcAddress, lock: Lock, limits: Limits, denials: RejectionLog | None
+        self, address: TcpAddress | IpcAddress, lock: Lock, limits: Limits, rejections: RejectionLog | None
     ) -> None:
         self._socket = LimitedSocket(zmq.ROUTER, address, limits)
-        # Without it, ROUTER drops silently what it cannot route or queue.
+        # Without it, ROUTER silently drops what it cannot route or queue.
         self._socket.raw.set(zmq.ROUTER_MANDATORY, 1)
-        #: Where nobody is to tell of them, they end no wait.
-        self._tells_denials, self._denials = denials is not None, denials or RejectionLog()
+        #: If nobody reports them, they do not end a wait.
+        self._reports_rejections, self._rejections = rejections is not None, rejections or RejectionLog()
         try:
             secure_server(self._socket.raw, lock)
-            # First, so that there is someone to ask when the first connection comes.
-            self.porter = None if lock is None else Authenticator(self._socket.context, lock, self._denials)
+            # First, so that it is there when the first connection comes.
+            self.authenticator = None if lock is None else Authenticator(self._socket.context, lock, self._rejections)
             self._bind(address)
         except BaseException:
             self._socket.close(0.0)
             raise
-        self._ends = ConnectionTracker(self._socket.raw, self._denials, _CLOCK)
-        self._socket.watch(self._ends.monitor)
+        self._connections = ConnectionTracker(self._socket.raw, self._rejections, _CLOCK)
+        self._socket.watch(self._connections.monitor)
         self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
         self._address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
-        self._rations = IngressQuota(limits)
+        self._quota = IngressQuota(limits)
         self._shortcuts = Shortcuts(self._socket)
-        #: Where something has come, and was not looked at yet.
+        #: Where something has come that was not read yet.
         self._ready: deque[Source] = deque()
-        self._looked = _CLOCK.now()
+        self._checked_at = _CLOCK.now()
 
     def _bind(self, address: TcpAddress | IpcAddress) -> None:
         try:
@@ -79,101 +81,100 @@ class ZeroMqServer:
         return self._address
 
     def receive(self, timeout_s: float | None) -> Received | None:
-        self._socket.demand_open()
+        self._socket.check_open()
         now = _CLOCK.now()
         end = None if timeout_s is None else now + timeout_s
         while True:
-            self._look(now)
+            self._check_quota(now)
             if not self._ready:
                 self._ready.extend(self._socket.wait(self._wait_s(now, end)))
                 now = _CLOCK.now()
-            # All are looked at before an end is, and once more after it: nobody's is told before his last words.
-            received = self._take_ready() or self._take_any()
+            # All messages are read before an end is reported, and once more after it.
+            received = self._receive_ready() or self._receive_any()
             if received is not None:
                 return received
-            self._ends.look()
-            if self._ends.has_any() or self._has_denials(now):
-                return self._take_any()
-            # Otherwise it was the end of one that was never heard, and concerns nobody.
+            self._connections.poll()
+            if self._connections.has_ended() or self._has_rejections(now):
+                return self._receive_any()
+            # Otherwise a connection ended that never sent a message, which concerns nobody.
             if end is not None and now >= end:
                 return None
 
-    def _take_ready(self) -> Received | None:
-        """Return a message from where one may be; each such place is looked at in its turn."""
+    def _receive_ready(self) -> Received | None:
+        """Return a message from a source that may have one; each is asked in its turn."""
         while self._ready:
             source = self._ready.popleft()
             if isinstance(source, int):
-                received = self._shortcuts.take(source)
+                received = self._shortcuts.receive(source)
             else:
-                received = self._take() if source is self._socket.raw else None
+                received = self._receive_long() if source is self._socket.raw else None
             if received is not None:
                 return received
         return None
 
-    def _take_any(self) -> Received | None:
+    def _receive_any(self) -> Received | None:
         """Return a message from anywhere."""
         self._ready.extend([self._socket.raw, *self._shortcuts.descriptors()])
-        return self._take_ready()
+        return self._receive_ready()
 
-    def _take(self) -> Received | None:
-        """Return a message that came over ZeroMQ, of which no more frames are there than may be."""
-        while (frames := self._socket.take(extra=1)) is not None:
+    def _receive_long(self) -> Received | None:
+        """Return a message that came over ZeroMQ; a peer whose message has too many frames is cut off."""
+        while (frames := self._socket.receive(extra=1)) is not None:
             peer = bytes(frames[0])
             if len(frames) - 1 > self._socket.limits.frames:
-                # On to what waits behind it.
                 self._cut_long(peer)
                 continue
-            self._ends.heard(peer, self._socket.first)
-            self._rations.heard[peer] += 1
+            self._connections.identify(peer, self._socket.first)
+            self._quota.messages[peer] += 1
             return peer, frames[1:]
         return None
 
     def _cut_long(self, peer: bytes) -> None:
         """Cut off a peer whose message, just read, has too many frames."""
-        self._denials.note(f"cut off a peer: its message has more than {self._socket.limits.frames} frames")
-        self._ends.heard(peer, self._socket.first)
-        self._ends.cut(peer)
+        self._rejections.record(f"cut off a peer: its message has more than {self._socket.limits.frames} frames")
+        self._connections.identify(peer, self._socket.first)
+        self._connections.cut(peer)
 
-    def _has_denials(self, now: float) -> bool:
-        return self._tells_denials and self._denials.has_news(now)
+    def _has_rejections(self, now: float) -> bool:
+        return self._reports_rejections and self._rejections.has_due(now)
 
     def _wait_s(self, now: float, end: float | None) -> float | None:
         left = None if end is None else end - now
         if not self.has_connections():
             return left
-        return LOOK_S if left is None else min(left, LOOK_S)
+        return CHECK_S if left is None else min(left, CHECK_S)
 
     def has_connections(self) -> bool:
         """Tell whether anybody is connected."""
-        return self._ends.has_open()
+        return self._connections.has_open()
 
-    def _look(self, now: float) -> None:
-        """Cut off who sends and sends, and of whom no message ever is whole."""
-        if now < self._looked + LOOK_S:
+    def _check_quota(self, now: float) -> None:
+        """Cut off peers that send more than their quota without completing a message."""
+        if now < self._checked_at + CHECK_S:
             return
-        self._looked = now
-        self._ends.look()
-        for descriptor in self._rations.gluttons(self._ends.flows()):
-            self._denials.note(f"cut off a peer: its message of more than {self._rations.allowance} bytes has no end")
-            self._ends.cut_off(descriptor)
+        self._checked_at = now
+        self._connections.poll()
+        for descriptor in self._quota.over_quota(self._connections.flows()):
+            self._rejections.record(f"cut off a peer: its message exceeds {self._quota.allowance} bytes")
+            self._connections.cut_off(descriptor)
 
     def cut(self, peer: bytes) -> None:
-        self._socket.demand_open()
+        self._socket.check_open()
         self._shortcuts.drop(peer)
-        self._ends.cut(peer)
+        self._connections.cut(peer)
 
     def lost(self) -> list[bytes]:
-        self._socket.demand_open()
-        lost = self._ends.take()
+        self._socket.check_open()
+        lost = self._connections.take_ended()
         for peer in lost:
             self._shortcuts.drop(peer)
-            del self._rations.heard[peer]
+            del self._quota.messages[peer]
         return lost
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller wait for this port among others."""
         self._socket.register(poller)
-        poller.register(self._ends.monitor, zmq.POLLIN)
+        poller.register(self._connections.monitor, zmq.POLLIN)
         for descriptor in self._shortcuts.descriptors():
             poller.register(descriptor, zmq.POLLIN)
 
@@ -183,11 +184,11 @@ class ZeroMqServer:
             self._socket.send([peer, *frames])
 
     def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
-        self._socket.demand_open()
+        self._socket.check_open()
         self._shortcuts.add(peer, shortcut)
 
     def allow(self, queue: int) -> None:
-        # For connections that are there: a later one gets what was set when the socket was bound.
+        # For existing connections: a later one gets what was set when the socket was bound.
         self._socket.raw.set(zmq.SNDHWM, max(queue, self._socket.limits.queue))
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -196,5 +197,66 @@ class ZeroMqServer:
             self._file.remove()
             self._file = None
         self._shortcuts.close()
-        self._ends.close()
+        self._connections.close()
         self._socket.close(linger_s)
+
+
+@dataclass
+class Shortcuts:
+    """The shortcuts of one server, by peer and by descriptor; without one, messages go over ZeroMQ."""
+
+    #: Whose wait they end.
+    socket: LimitedSocket
+    _of_peers: dict[bytes, Shortcut] = field(default_factory=dict)
+    _by_descriptor: dict[int, bytes] = field(default_factory=dict)
+
+    def add(self, peer: bytes, shortcut: Shortcut) -> None:
+        """Use this shortcut to a peer from now on."""
+        with held_back():
+            self.drop(peer)
+            self._of_peers[peer] = shortcut
+            self._by_descriptor[shortcut.descriptor] = peer
+            self.socket.watch(shortcut.descriptor)
+
+    def drop(self, peer: bytes) -> None:
+        """Close the shortcut to a peer, if it has one."""
+        with held_back():
+            shortcut = self._of_peers.pop(peer, None)
+            if shortcut is not None:
+                self.socket.unwatch(shortcut.descriptor)
+                del self._by_descriptor[shortcut.descriptor]
+                shortcut.close()
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors to wait for."""
+        return list(self._by_descriptor)
+
+    def receive(self, descriptor: int) -> Received | None:
+        """Return the next message that came over one, with its peer; None if there is none."""
+        peer = self._by_descriptor.get(descriptor)
+        if peer is None:
+            return None
+        try:
+            packet = self._of_peers[peer].receive()
+        except PeerGone:
+            # The end of the shortcut is not that of the peer, which its connection reports.
+            self.drop(peer)
+            return None
+        return None if packet is None else (peer, [memoryview(packet)])
+
+    def send(self, peer: bytes, frames: Frames) -> bool:
+        """Send a short message to a peer that has one; return whether it was. Raises PeerSlow."""
+        shortcut = self._of_peers.get(peer)
+        if shortcut is None or not is_short(frames):
+            return False
+        try:
+            shortcut.send(frames[0])
+        except PeerGone:
+            # What the peer sent before that may still be there: reading it finds the end.
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close all."""
+        for peer in list(self._of_peers):
+            self.drop(peer)

@@ -1,4 +1,4 @@
-"""One ZeroMQ socket in a context of its own, limited at both ends, that never blocks for longer than it is told."""
+"""One ZeroMQ socket in a context of its own, with limits on both sides; it never blocks longer than it is asked to."""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from common.errors import ProtocolError
 from common.transport.address import IpcAddress, TcpAddress
 from common.transport.port import Frame, Limits, PeerGone, PeerSlow
 
-#: A socket of ZeroMQ's, or the descriptor of one of the system's.
+#: A ZeroMQ socket, or the descriptor of a system socket.
 Source = zmq.Socket[bytes] | int
 
-#: How TCP finds a host that is gone without a word, within half a minute: seconds without a word after which it asks,
-#: between two questions, how many stay unanswered, and milliseconds for which what was sent may stay unacknowledged.
-#: Not by ZeroMQ's heartbeats: they abort the whole process (`Assertion failed: !_io_error`, libzmq issue 4841) where a
-#: peer goes whose messages have filled the queue, and take one that waits for a full queue for gone. A peer that hangs
-#: is for leases to find.
+#: How TCP detects within half a minute that a host has vanished: seconds of silence until it asks, seconds between two
+#: questions, how many may stay unanswered, and milliseconds for which sent bytes may stay unacknowledged. Not by
+#: ZeroMQ's heartbeats: they abort the whole process (`Assertion failed: !_io_error`, libzmq issue 4841) if a peer
+#: disconnects whose messages have filled the queue, and consider one gone that waits for a full queue. Hanging peers
+#: are found by their leases.
 _IDLE_S, _BETWEEN_S, _UNANSWERED, _UNACKNOWLEDGED_MS = 10, 5, 4, 30_000
 
-#: A signal that comes just before a poll does not end it: its handler waits for as long as this at most.
+#: A signal that comes just before a poll does not end it: its handler runs after this time at the latest.
 _POLL_S = 0.5
 
 
@@ -38,7 +38,7 @@ class LimitedSocket:
         for option, value in (
             # The default waits for ever when the socket is closed.
             (zmq.LINGER, 0),
-            # These count messages. Frames are short, so that they bound bytes too.
+            # These count messages. Frames are short, so they bound bytes too.
             (zmq.SNDHWM, limits.queue),
             (zmq.RCVHWM, limits.backlog),
             (zmq.MAXMSGSIZE, limits.frame_bytes),
@@ -52,7 +52,7 @@ class LimitedSocket:
             self.raw.set(option, value)
 
     def register(self, poller: zmq.Poller) -> None:
-        self.demand_open()
+        self.check_open()
         poller.register(self.raw, zmq.POLLIN)
 
     def watch(self, other: Source) -> None:
@@ -60,18 +60,18 @@ class LimitedSocket:
         self._poller.register(other, zmq.POLLIN)
 
     def unwatch(self, other: Source) -> None:
-        """Wait for another socket no longer."""
+        """Stop waiting for another socket."""
         self._poller.unregister(other)
 
     def wait(self, timeout_s: float | None) -> list[Source]:
-        """Wait until something has come, or for so many seconds, None for ever; return where it has."""
-        self.demand_open()
+        """Wait until something has come, or for so many seconds, None for ever; return the sources that have it."""
+        self.check_open()
         return wait_for(self._poller, timeout_s)
 
-    def take(self, extra: int) -> list[memoryview] | None:
-        """Return the frames of a message, None if none has come; of one that is too long, one more than may be.
+    def receive(self, extra: int) -> list[memoryview] | None:
+        """Return the frames of a message, None if none has come; of one that is too long, one more than the limit.
 
-        `extra` frames do not count.
+        `extra` frames are not counted.
         """
         frames: list[memoryview] = []
         has_more = True
@@ -89,7 +89,7 @@ class LimitedSocket:
         return frames
 
     def send(self, frames: Sequence[Frame]) -> None:
-        self.demand_open()
+        self.check_open()
         try:
             # A copy, since libzmq sends later and the caller overwrites its buffer now.
             self.raw.send_multipart(frames, zmq.DONTWAIT, copy=True)
@@ -98,9 +98,9 @@ class LimitedSocket:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            raise PeerGone("no connection to this peer: expected one that was heard and has not gone") from None
+            raise PeerGone("no connection to this peer: expected one that has sent a message and is there") from None
         except BaseException:
-            # A signal handler raised. Half a message would swallow the next one: end it, and let its peer refuse it.
+            # A signal handler raised. Half a message would swallow the next one: end it, and its peer refuses it.
             with suppress(zmq.ZMQError):
                 self.raw.send(b"", zmq.DONTWAIT)
             raise
@@ -113,7 +113,7 @@ class LimitedSocket:
         # Waits until the socket has lingered, so that a process may exit after this.
         self.context.term()
 
-    def demand_open(self) -> None:
+    def check_open(self) -> None:
         if self.raw.closed:
             raise ProtocolError("this port is closed: expected no more sends and receives after close()")
 
@@ -124,7 +124,7 @@ def milliseconds(seconds: float | None) -> int | None:
 
 
 def wait_for(poller: zmq.Poller, timeout_s: float | None) -> list[Source]:
-    """Wait until something has come, or for so many seconds, None for ever; return where it has."""
+    """Wait until something has come, or for so many seconds, None for ever; return the sources that have it."""
     left_s = math.inf if timeout_s is None else timeout_s
     while not (ready := poller.poll(milliseconds(min(left_s, _POLL_S)))):
         left_s -= _POLL_S

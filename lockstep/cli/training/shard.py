@@ -65,7 +65,7 @@ def shard(
     """
     with held(supervised) if supervised else nullcontext():
         lock, denials = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
-        port = serve(bind or bind_beside(address), lock=lock, insecure=insecure, denials=denials)
+        port = serve(bind or bind_beside(address), lock=lock, insecure=insecure, rejections=denials)
         with closing(port):
             if insecure:
                 say(WARNING)
@@ -94,4 +94,4 @@ def hold_slice(
     )
     state = ShardState(ShardConfig(address=address, join=join, timeout_s=timeout_s))
     clock, root = SystemClock(), shared_root()
-    return ShardShell(state, port, upstream, clock, say, wait_for_any, root, upstream.trouble, denials).run()
+    return ShardShell(state, port, upstream, clock, say, wait_for_any, root, upstream.diagnosis, denials).run()

@@ -34,7 +34,7 @@ def status(address: str, timeout: float, key: Path | None, as_json: bool) -> Non
     try:
         answer = ask_once(port, address, timeout)
     except UnreachableError as error:
-        trouble = port.trouble()
+        trouble = port.diagnosis()
         raise UnreachableError(f"{error}; {trouble.text}" if trouble else str(error)) from None
     finally:
         port.close()

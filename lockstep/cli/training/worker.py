@@ -93,7 +93,7 @@ def work(
     dial_others = partial(dial, credential=credential)
     state, load_once = WorkerState(facts), functools.cache(load)
     clock, root, kept = SystemClock(), shared_root(), cache or Path(cache_home()) / "lockstep"
-    return WorkerShell(state, port, clock, load_once, say, root, dial_others, wait_for_any, port.trouble, kept).run()
+    return WorkerShell(state, port, clock, load_once, say, root, dial_others, wait_for_any, port.diagnosis, kept).run()
 
 
 def say(text: str) -> None:

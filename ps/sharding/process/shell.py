@@ -112,7 +112,7 @@ class ShardShell:
             self._happen(self._time_passed())
             return True
         self.wait((self.upstream, self.port), left)
-        for text in self.denials.told(self.clock.now()):
+        for text in self.denials.due(self.clock.now()):
             self.say(text)
         return self._hear()
 

@@ -31,12 +31,12 @@ class Scene:
     """A server with keys, what it notes, and whoever dials."""
 
     lock: Lock = field(default_factory=lambda: ServerKeys(SERVER, lambda: {WORKER.public: "worker-1"}))
-    denials: RejectionLog = field(default_factory=RejectionLog)
+    rejections: RejectionLog = field(default_factory=RejectionLog)
     stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         self.server = self.stack.enter_context(
-            closing(serve("tcp://127.0.0.1:0", lock=self.lock, denials=self.denials))
+            closing(serve("tcp://127.0.0.1:0", lock=self.lock, rejections=self.rejections))
         )
 
     def dial(self, credential: Credential) -> ZeroMqClient:
@@ -46,9 +46,9 @@ class Scene:
         """Wait until a connection was refused, while no message may come; return what is told of it."""
         clock = SystemClock()
         end = clock.now() + within_s
-        while not self.denials.count and clock.now() < end:
+        while not self.rejections.count and clock.now() < end:
             assert self.server.receive(end - clock.now()) is None, "one was let in"
-        return self.denials.told(clock.now())
+        return self.rejections.due(clock.now())
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def gets_in(server: ZeroMqServer, client: ZeroMqClient) -> bool:
     """Tell whether a message comes through, and the answer."""
     client.send([b"hello"])
     clock = SystemClock()
-    end = clock.now() + zmtp.PATIENCE_S
+    end = clock.now() + zmtp.TIMEOUT_S
     # It may return sooner: others end, or are refused.
     while (received := server.receive(end - clock.now())) is None and clock.now() < end:
         server.lost()
     if received is None or bytes(received[1][0]) != b"hello":
         return False
     server.send(received[0], [b"welcome"])
-    answer = client.receive(zmtp.PATIENCE_S)
+    answer = client.receive(zmtp.TIMEOUT_S)
     return answer is not None and bytes(answer[0]) == b"welcome"
 
 
@@ -90,7 +90,7 @@ def test_a_worker_speaks_with_no_other_server_than_its_own() -> None:
     with scene.stack:
         client = scene.dial(GOOD)
         client.send([b"hello"])
-        assert "it takes this server for another one" in scene.refusals()[0]
+        assert "it expects another server" in scene.refusals()[0]
         assert client.receive(0.1) is None
 
 
@@ -107,9 +107,9 @@ def test_a_dead_authenticator_lets_nobody_in() -> None:
     scene = Scene(ServerKeys(SERVER, _die))
     with scene.stack:
         first = scene.dial(GOOD)
-        assert scene.server.porter is not None
-        scene.server.porter.thread.join(zmtp.PATIENCE_S)
-        assert not scene.server.porter.thread.is_alive()
+        assert scene.server.authenticator is not None
+        scene.server.authenticator.thread.join(zmtp.TIMEOUT_S)
+        assert not scene.server.authenticator.thread.is_alive()
         for client in (first, scene.dial(GOOD), scene.dial(ClientKeys(SERVER, SERVER.public))):
             client.send([b"hello"])
         assert "the authenticator has died (SystemExit)" in scene.refusals()[0]

@@ -11,31 +11,31 @@ def flow(received_bytes: int, peer: bytes | None = b"one", descriptor: int = 7) 
 
 
 def test_one_whose_messages_come_out_may_send_for_ever() -> None:
-    rations = IngressQuota(LIMITS)
+    quota = IngressQuota(LIMITS)
     for step in range(1000):
-        rations.heard[b"one"] += 1
-        assert rations.gluttons([flow(step * rations.allowance)]) == []
+        quota.messages[b"one"] += 1
+        assert quota.over_quota([flow(step * quota.allowance)]) == []
 
 
 def test_one_whose_message_has_no_end_is_found() -> None:
-    rations = IngressQuota(LIMITS)
-    rations.heard[b"one"] += 1
-    assert rations.gluttons([flow(5000)]) == []
-    assert rations.gluttons([flow(5000 + rations.allowance)]) == []
-    assert rations.gluttons([flow(5001 + rations.allowance)]) == [7]
+    quota = IngressQuota(LIMITS)
+    quota.messages[b"one"] += 1
+    assert quota.over_quota([flow(5000)]) == []
+    assert quota.over_quota([flow(5000 + quota.allowance)]) == []
+    assert quota.over_quota([flow(5001 + quota.allowance)]) == [7]
 
 
 def test_a_stranger_that_says_nothing_whole_is_found_and_nobody_else() -> None:
-    rations = IngressQuota(LIMITS)
+    quota = IngressQuota(LIMITS)
     others = [flow(10, b"two", 8)]
-    assert rations.gluttons([flow(0, None), *others]) == []
-    assert rations.gluttons([flow(rations.allowance + 1, None), *others]) == [7]
+    assert quota.over_quota([flow(0, None), *others]) == []
+    assert quota.over_quota([flow(quota.allowance + 1, None), *others]) == [7]
 
 
 def test_who_comes_after_one_has_a_ration_of_its_own() -> None:
-    rations = IngressQuota(LIMITS)
-    rations.gluttons([flow(0, None)])
-    rations.gluttons([])
-    assert rations.gluttons([flow(rations.allowance, None)]) == []
-    assert rations.gluttons([]) == []
-    assert rations.gluttons([flow(rations.allowance + 1, None)]) == [7]
+    quota = IngressQuota(LIMITS)
+    quota.over_quota([flow(0, None)])
+    quota.over_quota([])
+    assert quota.over_quota([flow(quota.allowance, None)]) == []
+    assert quota.over_quota([]) == []
+    assert quota.over_quota([flow(quota.allowance + 1, None)]) == [7]

@@ -19,7 +19,7 @@ from common.transport.zeromq.server import ZeroMqServer
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no sockets that keep the bounds of packets")
 
 #: Seconds that no test waits unless it fails.
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 @dataclass
@@ -44,16 +44,16 @@ class Pair:
 
     def hear(self) -> list[bytes]:
         clock = SystemClock()
-        deadline = clock.now() + PATIENCE_S
-        while (received := self.server.receive(PATIENCE_S)) is None:
+        deadline = clock.now() + TIMEOUT_S
+        while (received := self.server.receive(TIMEOUT_S)) is None:
             assert clock.now() < deadline
         assert received[0] == self.peer
         return [bytes(frame) for frame in received[1]]
 
     def read(self) -> list[bytes]:
         clock = SystemClock()
-        deadline = clock.now() + PATIENCE_S
-        while (frames := self.client.receive(PATIENCE_S)) is None:
+        deadline = clock.now() + TIMEOUT_S
+        while (frames := self.client.receive(TIMEOUT_S)) is None:
             assert clock.now() < deadline
         return [bytes(frame) for frame in frames]
 
@@ -65,7 +65,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     server = serve(f"ipc://{tmp_path}/s")
     client = dial(server.address)
     client.send([b"hello"])
-    received = server.receive(PATIENCE_S)
+    received = server.receive(TIMEOUT_S)
     assert received is not None
     at_client = call(tmp_path / "c", "1")
     at_server = callers.answer("1")
@@ -180,7 +180,7 @@ def test_last_words_over_it_are_heard_before_the_end_is_told(pair: Pair) -> None
         assert pair.hear() == [bytes([number])]
     ended: list[bytes] = []
     while not ended:
-        assert pair.server.receive(PATIENCE_S) is None
+        assert pair.server.receive(TIMEOUT_S) is None
         ended = pair.server.lost()
     assert ended == [pair.peer]
 
@@ -194,7 +194,7 @@ def test_who_talks_on_over_it_does_not_drown_the_others(pair: Pair) -> None:
         with suppress(PeerSlow):
             pair.client.send([b"again"])
             pair.client.send([b"and again"])
-        received = pair.server.receive(PATIENCE_S)
+        received = pair.server.receive(TIMEOUT_S)
         assert received is not None
         word = bytes(received[1][0])
         if word == b"hello":
@@ -236,8 +236,8 @@ def test_a_later_one_takes_its_place(pair: Pair, tmp_path: Path) -> None:
 def test_what_comes_over_it_ends_the_wait_for_several_ports(pair: Pair) -> None:
     pair.use()
     pair.client.send([b"up"])
-    wait_for_any([pair.server], PATIENCE_S)
+    wait_for_any([pair.server], TIMEOUT_S)
     assert pair.hear() == [b"up"]
     pair.server.send(pair.peer, [b"down"])
-    wait_for_any([pair.client], PATIENCE_S)
+    wait_for_any([pair.client], TIMEOUT_S)
     assert pair.read() == [b"down"]

@@ -17,7 +17,7 @@ from common.transport.port import Limits, PeerSlow
 from common.transport.zeromq.ports import dial, serve
 from tests.common.transport.zeromq import zmtp
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 class _InterruptedError(Exception):
@@ -56,7 +56,7 @@ def test_a_free_port_is_found_and_told(address: str) -> None:
 def test_the_address_that_is_told_can_be_dialled() -> None:
     with closing(serve("tcp://127.0.0.1:0")) as server, closing(dial(server.address)) as client:
         client.send([b"hello"])
-        assert server.receive(PATIENCE_S) is not None
+        assert server.receive(TIMEOUT_S) is not None
 
 
 def test_a_port_in_use_is_named_with_advice() -> None:
@@ -68,7 +68,7 @@ def test_a_port_in_use_is_named_with_advice() -> None:
 
 @pytest.mark.parametrize("address", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://192.0.2.1:5555", "tcp://example.org:5555"])
 def test_an_address_open_to_other_machines_is_refused(address: str) -> None:
-    with pytest.raises(AddressError, match="is open to other machines") as caught:
+    with pytest.raises(AddressError, match="is open to any other machine") as caught:
         serve(address)
     assert repr(address) in str(caught.value)
 
@@ -78,18 +78,18 @@ def test_an_address_open_to_other_machines_can_be_insisted_on() -> None:
         port = server.address.rpartition(":")[2]
         with closing(dial(f"tcp://127.0.0.1:{port}")) as client:
             client.send([b"hello"])
-            assert server.receive(PATIENCE_S) is not None
+            assert server.receive(TIMEOUT_S) is not None
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "example.org", "eth99"])
 def test_an_address_of_another_machine_cannot_be_bound_to(host: str) -> None:
-    with pytest.raises(AddressError, match="address of this machine: expected one"):
+    with pytest.raises(AddressError, match="address of this machine: expected"):
         serve(f"tcp://{host}:5555", insecure=True)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "tcp://127.0.0.1:*", "tcp://*:5555"])
 def test_only_one_server_can_be_dialled(address: str) -> None:
-    with pytest.raises(AddressError, match="names no one server"):
+    with pytest.raises(AddressError, match="does not name one server"):
         dial(address)
 
 
@@ -99,7 +99,7 @@ def test_a_live_socket_file_is_not_stolen(tmp_path: Path) -> None:
         with pytest.raises(AddressError, match="is in use by another server: stop that one"):
             serve(address)
         client.send([b"still here"])
-        assert server.receive(PATIENCE_S) is not None
+        assert server.receive(TIMEOUT_S) is not None
 
 
 def test_a_stale_socket_file_is_replaced_and_the_file_goes_with_the_server(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AddressError, match="is in a folder that is not there: make it first"):
+    with pytest.raises(AddressError, match="is in a folder that does not exist: create it first"):
         serve(f"ipc://{tmp_path}/absent/s")
 
 
@@ -161,7 +161,7 @@ def test_a_message_of_too_many_frames_is_dropped_and_the_next_is_heard(raw: zmq.
         raw.connect(server.address)
         raw.send_multipart([b"x"] * 4)
         raw.send_multipart([b"y"] * 3)
-        received = server.receive(PATIENCE_S)
+        received = server.receive(TIMEOUT_S)
         assert received is not None
         assert received[1] == [b"y"] * 3
 
@@ -172,7 +172,7 @@ def test_a_frame_that_is_too_long_is_not_taken_in(raw: zmq.Socket[bytes]) -> Non
         raw.send(bytes(1001))
         with closing(dial(server.address)) as client:
             client.send([bytes(1000)])
-            received = server.receive(PATIENCE_S)
+            received = server.receive(TIMEOUT_S)
             assert received is not None
             assert len(received[1][0]) == 1000
 
@@ -188,7 +188,7 @@ def test_a_client_that_found_another_program_finds_the_server_that_takes_its_pla
             assert zmtp.is_closed(connection)
     with closing(client), closing(serve(address)) as server:
         clock = SystemClock()
-        end = clock.now() + PATIENCE_S
+        end = clock.now() + TIMEOUT_S
         # Again and again: what went into the old queue on the way is lost with it.
         while (received := server.receive(0.05)) is None and clock.now() < end:
             client.send([b"hello"])
@@ -217,8 +217,8 @@ def test_a_signal_that_ends_no_poll_is_handled_soon_all_the_same() -> None:
             began = SystemClock().now()
             threading.Timer(0.05, signalled).start()
             with pytest.raises(_InterruptedError):
-                server.receive(PATIENCE_S)
-            assert SystemClock().now() - began < PATIENCE_S / 2
+                server.receive(TIMEOUT_S)
+            assert SystemClock().now() - began < TIMEOUT_S / 2
     finally:
         signal.signal(signal.SIGUSR1, before)
 

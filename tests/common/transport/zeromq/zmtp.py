@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from common.transport.address import TcpAddress, parse
 
 #: Seconds that no test waits unless it fails.
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 MORE, LONG, COMMAND = 1, 2, 4
 
@@ -41,7 +41,7 @@ def connected(address: str) -> socket.socket:
     """Return a connection over which nothing has been said."""
     parsed = parse(address)
     assert isinstance(parsed, TcpAddress)
-    return socket.create_connection((parsed.host, parsed.port), PATIENCE_S)
+    return socket.create_connection((parsed.host, parsed.port), TIMEOUT_S)
 
 
 def shaken(address: str, mechanism: bytes = b"NULL") -> socket.socket:
@@ -102,7 +102,7 @@ def send_until_closed(connection: socket.socket, piece: bytes, most: int) -> int
     sent = 0
     try:
         while sent < most:
-            readable, writable, _ = select.select([connection], [connection], [], PATIENCE_S)
+            readable, writable, _ = select.select([connection], [connection], [], TIMEOUT_S)
             if readable and not connection.recv(65536):
                 break
             if writable:
@@ -110,5 +110,5 @@ def send_until_closed(connection: socket.socket, piece: bytes, most: int) -> int
     except ConnectionError:
         return sent
     finally:
-        connection.settimeout(PATIENCE_S)
+        connection.settimeout(TIMEOUT_S)
     return sent
