@@ -1,9 +1,15 @@
-"""The command line's root."""
+"""The command line's root: all commands, in the groups that its help shows."""
 
 import click
 
 from common.protocol.numerics import own_version
-from lockstep.cli.bench.group import bench
+from lockstep.cli.bench.coordinator import coordinator
+from lockstep.cli.bench.exchange import exchange
+from lockstep.cli.bench.predict import predict_command
+from lockstep.cli.bench.scaling import scaling
+from lockstep.cli.bench.single import lone
+from lockstep.cli.bench.step import step
+from lockstep.cli.bench.wire import wire
 from lockstep.cli.checking.doctor import doctor
 from lockstep.cli.checking.find_lr import find_lr
 from lockstep.cli.checking.ledger import ledger
@@ -23,40 +29,48 @@ from lockstep.cli.training.train import train
 from lockstep.cli.training.worker import worker
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Root(click.Group):
+    """A group whose help shows its commands in sections."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections of commands: click's own place for this."""
+        for heading, commands in SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(command.name or "", command.get_short_help_str()) for command in commands])
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(own_version(), prog_name="lockstep", message="%(prog)s %(version)s")
 def cli() -> None:
     """Train neural networks on many processes, in NumPy: the same job gives the same bits.
 
     \b
-    On this machine, a server and a worker a core:
+    On this machine, a server and one worker per core:
       lockstep train --model lenet
     On several machines, the server on one and any number of workers anywhere:
       lockstep server --job job.toml --bind tcp://127.0.0.1:5555
       lockstep worker tcp://127.0.0.1:5555
-    `lockstep COMMAND --help` tells more. Exit codes: 0 done, 2 wrong usage or
-    job, 1 failed run, 130 interrupted.
+    `lockstep COMMAND --help` explains a command. Exit codes: 0 done, 2 wrong
+    usage or job, 1 failed run, 130 interrupted.
     """
 
 
-for command in (
-    train,
-    server,
-    worker,
-    shard,
-    node,
-    keys,
-    evaluate,
-    predict,
-    plot,
-    export,
-    ledger,
-    verify,
-    replay,
-    simulate,
-    status,
-    doctor,
-    find_lr,
-    bench,
-):
-    cli.add_command(command)
+@click.group(short_help="Measure how fast it is.")
+def bench() -> None:
+    """Measure how fast it is on this machine."""
+
+
+for measurement in (step, scaling, exchange, predict_command, coordinator, wire, lone):
+    bench.add_command(measurement)
+
+#: The commands by what they are for; each section is a folder next to this file.
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Training": (train, server, worker, shard, node, keys, status),
+    "Results": (evaluate, predict, plot, export),
+    "Checking": (doctor, find_lr, verify, replay, ledger, simulate),
+    "Benches": (bench,),
+}
+
+for section in SECTIONS.values():
+    for command in section:
+        cli.add_command(command)

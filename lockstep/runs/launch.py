@@ -14,7 +14,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Processes and transport of a run on this machine. Each field's description is its help text."""
 
     workers: Annotated[
-        int, Meta(ge=0, le=1024, description="worker processes; 0 trains in this process alone  [one a core]")
+        int, Meta(ge=0, le=1024, description="worker processes; 0 trains in this process alone  [one per core]")
     ] = 1
     min_workers: (
         Annotated[
@@ -54,10 +54,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = False
     checkpoint_keep: Annotated[
         int,
-        Meta(ge=0, le=1000, description="newest checkpoints that are kept, beside the best epoch's; 0: none at all"),
+        Meta(ge=0, le=1000, description="newest checkpoints that are kept, besides the best epoch's; 0: none at all"),
     ] = 2
     checkpoint_every_steps: (
-        Annotated[int, Meta(ge=1, description="steps between checkpoints, beside those of epochs  [not by steps]")]
+        Annotated[int, Meta(ge=1, description="steps between checkpoints, besides those of epochs  [not by steps]")]
         | None
     ) = None
     checkpoint_every_seconds: Annotated[
@@ -66,5 +66,5 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def default_launch() -> Launch:
-    """Return what is used where nothing is said: a worker a core."""
+    """Return what is used where nothing is said: one worker per core."""
     return Launch(workers=cores())

@@ -52,7 +52,7 @@ def test_one_worker_alone_is_told_of_once_and_not_waited_for(place: Place) -> No
 def test_a_share_that_is_none_is_refused(place: Place) -> None:
     code, _, error = place.start("train", *JOB, "--audit", "101%", "--run-dir", "run").end()
     assert code == 2
-    assert "'101%' is no share: expected 0% to 100%, or a number from 0 to 1" in error
+    assert "'101%' is not a valid share: expected 0% to 100%, or a number from 0 to 1" in error
 
 
 #: A model with which the first worker that builds it computes wrongly.

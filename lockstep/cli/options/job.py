@@ -12,25 +12,25 @@ from lockstep.runs.launch import Launch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: When checkpoints are taken, and how many stay.
+#: When checkpoints are written, and how many are kept.
 CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds")
 
-#: How the flags stand together in the help; what is in no group comes first.
+#: How the flags stand together in the help; flags in no group come first.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed"),
-    "Length and pieces": ("epochs", "steps", "global_batch", "micro_batches"),
+    "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
     "Fewer bytes": ("wire", "wire_weights"),
     "Optimizer": (
         *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "beta1", "beta2", "alpha", "eps"),
         *("clip_norm", "loss", "label_smoothing"),
     ),
-    "Course of the learning rate": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
-    "Choosing by figures": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
+    "Learning rate schedule": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
+    "Early stopping and the best epoch": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
     "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),
     "Checkpoints": CHECKPOINT_FIELDS,
 }
 
-#: Values that may be told in per cent.
+#: Values that may be given in per cent.
 SHARES = ("audit",)
 
 JOB_FIELDS = Job.__struct_fields__

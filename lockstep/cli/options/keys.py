@@ -1,4 +1,4 @@
-"""Flags that say who is let in, and who one is."""
+"""Flags that say who is admitted, and as whom a process joins."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ KEYS_OPTION = click.option(
     type=click.Path(path_type=Path),
     metavar="DIR",
     envvar="LOCKSTEP_KEYS",
-    help="let in those whose keys are listed in this folder of `lockstep keys`, and nobody else  [$LOCKSTEP_KEYS]",
+    help="admit only those whose keys are listed in this folder of `lockstep keys`  [$LOCKSTEP_KEYS]",
 )
 KEY_OPTION = click.option(
     "--key",
     type=click.Path(path_type=Path),
     metavar="FILE",
     envvar="LOCKSTEP_KEY",
-    help="show the key in this file, and speak with no server but its own  [$LOCKSTEP_KEY]",
+    help="use the key in this file, and talk to no server but its own  [$LOCKSTEP_KEY]",
 )
 INSECURE_OPTION = click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")

@@ -22,23 +22,23 @@ RESUME_OPTION = click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="go on with the run in DIR, from its last checkpoint, with any number of workers",
+    help="resume the run in DIR from its last checkpoint, with any number of workers",
 )
 LEASE_TIMEOUT_OPTION = click.option(
     "--lease-timeout",
     type=seconds,
     metavar="SECONDS",
     default=60.0,
-    help="seconds until a piece is leased to another worker  [60]",
+    help="seconds until a micro-batch is leased to another worker  [60]",
 )
 SUPERVISED_OPTION = click.option(
     "--supervised",
     type=click.Path(path_type=Path),
     hidden=True,
-    help="started by `train`: end with stdin, and remove this folder where `train` no longer can",
+    help="started by `train`: end when stdin does, and remove this folder if `train` no longer can",
 )
 PAUSE_OPTION = click.option(
-    "--pause", is_flag=True, hidden=True, help="started by `fit`: wait for what its callbacks say between two epochs"
+    "--pause", is_flag=True, hidden=True, help="started by `fit`: wait for its callbacks between two epochs"
 )
 PICTURE_OPTION = click.option(
     "--picture/--no-picture",
@@ -48,7 +48,7 @@ PICTURE_OPTION = click.option(
 )
 CHAOS_OPTION = click.option(
     "--chaos",
-    metavar="DEEDS",
+    metavar="ACTIONS",
     help="do this to the run's own processes, as 'kill-worker=1 stop-worker=2 slow-worker=1'",
 )
 CHAOS_SEED_OPTION = click.option(
@@ -56,7 +56,7 @@ CHAOS_SEED_OPTION = click.option(
     type=click.IntRange(min=0, max=2**63 - 1),
     default=0,
     metavar="INT",
-    help="what the moments of --chaos are drawn from  [0]",
+    help="seed of the moments of --chaos  [0]",
 )
 CHECKPOINT_OPTION = click.option(
     "--checkpoint",
@@ -76,5 +76,5 @@ WORKERS_OPTION = click.option(
     "--workers",
     type=crowd,
     metavar="INT",
-    help="worker processes; 0 trains in this process alone; 2..16 begins with 2 and takes up to 16  [one a core]",
+    help="worker processes; 0 trains in this process alone; 2..16 begins with 2 and takes up to 16  [one per core]",
 )

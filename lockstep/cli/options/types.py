@@ -15,19 +15,19 @@ def seconds(text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0.1 <= number < math.inf:
-        raise click.BadParameter(f"{text!r} is no time: expected seconds, at least 0.1")
+        raise click.BadParameter(f"{text!r} is not a valid time: expected seconds, at least 0.1")
     return number
 
 
 def share(text: str) -> float:
-    """Return a part of a whole, told as `1%` or `0.01`. Raises BadParameter."""
+    """Return a part of a whole, given as `1%` or `0.01`. Raises BadParameter."""
     number, sign, rest = text.strip().partition("%")
     try:
         part = float(number) / (100.0 if sign else 1.0)
     except ValueError:
         part = math.nan
     if rest or not 0.0 <= part <= 1.0:
-        raise click.BadParameter(f"{text!r} is no share: expected 0% to 100%, or a number from 0 to 1")
+        raise click.BadParameter(f"{text!r} is not a valid share: expected 0% to 100%, or a number from 0 to 1")
     return part
 
 
@@ -57,5 +57,5 @@ def crowd(text: str) -> int | tuple[int, int]:
         return int(text)
     found = re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise click.BadParameter(f"{text!r} is no number of workers: expected one as 4, or FEWEST..MOST as 2..16")
+        raise click.BadParameter(f"{text!r} is not a number of workers: expected one as 4, or FEWEST..MOST as 2..16")
     return int(found[1]), int(found[2])

@@ -14,10 +14,10 @@ _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path
 
 @click.group(short_help="Make keys for runs that other machines take part in.")
 def keys() -> None:
-    """Make keys, and say who is let in.
+    """Make keys, and choose who is admitted.
 
-    A server with keys speaks with workers whose keys it knows and with nobody else, encrypted, and workers check that
-    it is the server. The list of those let in is read at each connection: who was revoked keeps the one it has.
+    A server with keys accepts only workers whose keys it knows; all traffic is encrypted, and workers check that it is
+    the server. The list of admitted keys is read at each connection: a worker that is revoked keeps the one it has.
 
     \b
       lockstep keys create keys --workers 2
@@ -28,7 +28,9 @@ def keys() -> None:
 
 @keys.command(short_help="Make a folder with a server's key and workers' keys.")
 @_FOLDER
-@click.option("--workers", type=click.IntRange(0, 1000), default=1, metavar="N", help="keys of workers to make  [1]")
+@click.option(
+    "--workers", type=click.IntRange(0, 1000), default=1, metavar="N", help="number of worker keys to make  [1]"
+)
 @click.option("--name", "names", multiple=True, metavar="NAME", help="a worker's name; may be repeated")
 def create(folder: Path, workers: int, names: tuple[str, ...]) -> None:
     """Make DIR, which stays on the server's machine, with its key and one for each worker.
@@ -46,7 +48,7 @@ def create(folder: Path, workers: int, names: tuple[str, ...]) -> None:
 @_FOLDER
 @click.argument("name")
 def add(folder: Path, name: str) -> None:
-    """Make the key of another worker in DIR, and let it in from now on."""
+    """Make the key of another worker in DIR, which is admitted from now on."""
     path = KeyFolder(folder).add(name)
     click.echo(f"made {path}, to be moved to that worker's machine: --key {path.name}")
 
@@ -55,7 +57,7 @@ def add(folder: Path, name: str) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--server", required=True, metavar="KEY", help="the server's public key, or its file server.public")
 def make(file: Path, server: str) -> None:
-    """Make a worker's key in FILE, whose secret need not be sent anywhere; print what the server is to be told."""
+    """Make a worker's key in FILE, whose secret stays on this machine; print the command for the server's machine."""
     name = file.name.removesuffix(".key")
     check_names([name])
     public = server if Z85_KEY.fullmatch(server) else read_ours(Path(server), forbidden=0o022).strip()
@@ -67,29 +69,29 @@ def make(file: Path, server: str) -> None:
     click.echo(f"  lockstep keys allow DIR {name} '{pair.public}'")
 
 
-@keys.command(short_help="Let in a worker whose key was made elsewhere.")
+@keys.command(short_help="Admit a worker whose key was made elsewhere.")
 @_FOLDER
 @click.argument("name")
 @click.argument("public")
 def allow(folder: Path, name: str, public: str) -> None:
-    """Let in the worker NAME with the PUBLIC key that `lockstep keys make` printed."""
+    """Admit the worker NAME with the PUBLIC key that `lockstep keys make` printed."""
     KeyFolder(folder).allow(name, public)
-    click.echo(f"{name} is let in from now on")
+    click.echo(f"{name} is admitted from now on")
 
 
-@keys.command(short_help="Let a worker in no more.")
+@keys.command(short_help="Stop admitting a worker.")
 @_FOLDER
 @click.argument("name")
 def revoke(folder: Path, name: str) -> None:
-    """Let the worker NAME in no more. A connection that it has lasts until it ends."""
+    """Stop admitting the worker NAME. A connection that it has lasts until it ends."""
     KeyFolder(folder).revoke(name)
-    click.echo(f"{name} is not let in any more; a connection that it has lasts until it, or the run, ends")
+    click.echo(f"{name} is no longer admitted; a connection that it has lasts until it, or the run, ends")
 
 
-@keys.command("list", short_help="Tell who is let in.")
+@keys.command("list", short_help="List who is admitted.")
 @_FOLDER
 def list_command(folder: Path) -> None:
-    """Tell the server's public key, and the names and public keys of all that it lets in."""
+    """Print the server's public key, and the names and public keys of all that it admits."""
     made = KeyFolder(folder)
     click.echo(f"server  {made.server_key().pair.public}")
     for public, name in made.names().items():

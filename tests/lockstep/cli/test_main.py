@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.cli.main import run
+from lockstep.cli.root import SECTIONS, cli
 from tests.lockstep.tiny_data import write_tiny
 
 HERE = ["train", "--workers", "0", "--data", "tiny.npz"]
@@ -80,7 +81,10 @@ MISTAKES = {
     "bind folder": (["server", "--bind", "ipc://gone/x.sock"], "address 'ipc://gone/x.sock' is in a folder that is n"),
     "bind file": (["server", "--bind", "ipc://damaged.npz"], "address 'ipc://damaged.npz' is the path of something"),
     "dial": (["worker", "127.0.0.1:5555"], "address '127.0.0.1:5555' is malformed: expected 'tcp://HOST:PORT'"),
-    "timeout": (["worker", "tcp://127.0.0.1:1", "--timeout", "nan"], "invalid value for '--timeout': 'nan' is no time"),
+    "timeout": (
+        ["worker", "tcp://127.0.0.1:1", "--timeout", "nan"],
+        "invalid value for '--timeout': 'nan' is not a valid time",
+    ),
     "ask": (["status", "here"], "address 'here' is malformed"),
     "evaluate": (["evaluate", "gone"], "'gone' holds no weights of a run: expected a run folder, with job.toml and w"),
 }
@@ -125,7 +129,16 @@ def test_help_fits_80_columns_and_teaches(capsys: pytest.CaptureFixture[str], co
 
 def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 2
-    assert "Commands:" in capsys.readouterr().err
+    help_text = capsys.readouterr().err
+    assert all(f"{heading}:\n" in help_text for heading in SECTIONS)
+
+
+def test_the_help_shows_every_command_in_one_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    shown = [command.name for commands in SECTIONS.values() for command in commands]
+    assert sorted(map(str, shown)) == sorted(cli.commands)
+    assert all(f"\n  {name} " in text for name in shown)
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

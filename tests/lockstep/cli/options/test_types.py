@@ -13,7 +13,7 @@ def test_seconds(text: str, number: float) -> None:
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "0.05", "soon", ""])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(click.BadParameter, match=f"'{text}' is no time: expected seconds, at least 0.1"):
+    with pytest.raises(click.BadParameter, match=f"'{text}' is not a valid time: expected seconds, at least 0.1"):
         seconds(text)
 
 
@@ -26,5 +26,5 @@ def test_a_share_is_told_in_per_cent_or_not(text: str, part: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "%", "1.1", "101%", "-1%", "nan", "1%%", "1%x", "all"])
 def test_what_is_no_share_is_refused(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="is no share"):
+    with pytest.raises(click.BadParameter, match="is not a valid share"):
         share(text)

@@ -304,8 +304,14 @@ def test_a_client_from_outside_trains_with_two_servers(place: Place, three: Ray)
             "workers = 0, which trains in this process alone, has no use for a cluster",
         ),
         (("--on", "ray", "--transport", "ipc"), "transport = 'ipc' reaches no other machine: expected auto or tcp"),
-        (("--workers", "4..2"), "invalid value for '--workers': '4..2' is no number of workers: expected one as 4, or"),
-        (("--workers", "two"), "invalid value for '--workers': 'two' is no number of workers: expected one as 4, or F"),
+        (
+            ("--workers", "4..2"),
+            "invalid value for '--workers': '4..2' is not a number of workers: expected one as 4, or",
+        ),
+        (
+            ("--workers", "two"),
+            "invalid value for '--workers': 'two' is not a number of workers: expected one as 4, or F",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_told_before_anything_is_asked_of_ray(
