@@ -13,7 +13,7 @@ CALLED = {"on_train_begin": ("training",), "on_epoch_end": ("training", "epoch")
 
 
 def check_form(callbacks: Sequence[Callback]) -> None:
-    """Raise `JobError` where one is no callback, or has a method that would not be called as it is written."""
+    """Raise `JobError` if one is no callback, or has a method that would not be called as it is written."""
     if isinstance(callbacks, Callback):
         raise JobError(f"callbacks = {callbacks!r}: expected a list, also of one: callbacks=[…]")
     for callback in callbacks:

@@ -20,7 +20,7 @@ of workers.
 
 *Values of the job.* `EarlyStopping` becomes `patience`, `monitor`, `min_delta` and `keep_best` of the job. The server
 decides by them at the end of each epoch, from the history alone; so they are in `job.toml`, they are flags of
-`lockstep train`, and a run that is gone on with, or verified, comes to the same end without any Python of yours.
+`lockstep train`, and a run that is resumed, or verified, comes to the same end without any Python of yours.
 
 *Code.* Every other callback runs in the process that called `fit`, between two epochs, and the run waits for it: the
 next epoch begins when `on_epoch_end` of all callbacks has returned, and not at all where one called `training.stop()`.
@@ -69,7 +69,7 @@ class Training:
         self.is_stopped = True
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Return the weights after the last epoch, by name; `RunError` where they could not be written."""
+        """Return the weights after the last epoch, by name; `RunError` if they could not be written."""
         arrays, metadata = read(self.folder / EPOCH_WEIGHTS)
         epoch = self.history[-1].epoch
         if metadata.get("epoch") != str(epoch):

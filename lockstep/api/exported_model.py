@@ -32,7 +32,7 @@ class ModelText:
 class ExportedModel:
     """A model as a job can name it."""
 
-    #: The job's value; where there is a text, what stands in its place until that has a file.
+    #: The job's value; if there is a text, what stands in its place until that has a file.
     value: str | dict[str, Any]
     text: ModelText | None = None
 
@@ -53,7 +53,7 @@ def told(model: Model) -> ExportedModel:
 def model_text(model: Module | type[Module] | Callable[[], Module]) -> ModelText:
     """Return the text that builds a model: of its class, or of the function that returns it.
 
-    `ModelError` where the text cannot be had, uses what has no text, or would build another model than the one given.
+    `ModelError` if the text cannot be had, uses what has no text, or would build another model than the one given.
     """
     if isinstance(model, FunctionType):
         return ModelText(model.__name__, model.__name__, _text_of(model))
@@ -117,7 +117,7 @@ def _attributes(model: Module) -> Iterator[tuple[str, object]]:
 
 
 def _is_alike(here: Any, there: Any) -> bool:
-    """Tell whether two attributes come from the same constructor call: what is drawn or trained may differ."""
+    """Return whether two attributes come from the same constructor call: what is drawn or trained may differ."""
     if type(here) is not type(there):
         return False
     if isinstance(here, Module):

@@ -56,7 +56,7 @@ def fit(
     the model's own. Results go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes
     of the run, and leaves a checkpoint: `resume(run_dir)` goes on from there.
 
-    Raises `JobError`, `ModelError` or `DataError` where the call cannot be carried out, and `RunError` where the run
+    Raises `JobError`, `ModelError` or `DataError` if the call cannot be carried out, and `RunError` if the run
     fails.
     """
     arrays = None if isinstance(data, str | Path) else named_arrays(data)
@@ -76,7 +76,7 @@ def fit(
 
 
 def resume(folder: str | Path, *, verbose: bool = True, callbacks: Sequence[Callback] = (), **values: Any) -> Run:
-    """Go on with a run that was interrupted or killed, from its last checkpoint, and return it: the same bits.
+    """Resume a run that was interrupted or killed, from its last checkpoint, and return it: the same bits.
 
     `values` may change how it is carried out (`workers=2`), and not the job. Callbacks are to be given again; they are
     told of the epochs that come. A finished run is returned as it is.
@@ -90,7 +90,7 @@ def resume(folder: str | Path, *, verbose: bool = True, callbacks: Sequence[Call
 
 
 def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the job's values, with those that callbacks stand for; `JobError` where two say different things."""
+    """Return the job's values, with those that callbacks stand for; `JobError` if two say different things."""
     check_form(callbacks)
     given = dict(values)
     for callback in callbacks:
@@ -103,7 +103,7 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
 
 
 def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool) -> Run:
-    """Train to the end, with callbacks where there are any that are no values of the job."""
+    """Train to the end, with callbacks if there are any that are no values of the job."""
     folder = destination.folder
     called = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]
     overseer = CallbackRunner(called, Training(folder, job)) if called else None

@@ -20,7 +20,7 @@ INITIAL, DATA, MODEL = "initial.safetensors", "data.npz", "model.py"
 
 
 def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
-    """Return the four arrays of a dataset by name; `DataError` where there are not four arrays of numbers."""
+    """Return the four arrays of a dataset by name; `DataError` if there are not four arrays of numbers."""
     try:
         (x_train, y_train), (x_test, y_test) = data
     except (TypeError, ValueError):

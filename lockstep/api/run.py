@@ -35,7 +35,7 @@ class Run:
 
     @property
     def test_r2(self) -> float:
-        """R² over the test set, at most 1. `JobError` where there are classes."""
+        """R² over the test set, at most 1. `JobError` if there are classes."""
         if self.result.test_r2 is None:
             raise JobError("a run with classes has no R²: expected one with loss = 'mse'; see test_accuracy")
         return self.result.test_r2
@@ -96,7 +96,7 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Return a finished run from its folder; `JobError` where there is none, or one that is not finished."""
+    """Return a finished run from its folder; `JobError` if there is none, or one that is not finished."""
     path = Path(folder)
     if not (path / RESULT).is_file():
         if has_begun(path):

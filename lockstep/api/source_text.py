@@ -54,7 +54,7 @@ class Excerpt:
 
 
 def excerpt_of(definition: Definition) -> Excerpt:
-    """Return the text of a class or function; `ModelError` where it cannot be had, or not as something of its own."""
+    """Return the text of a class or function; `ModelError` if it cannot be had, or not as something of its own."""
     name = definition.__name__
     if name == "<lambda>":
         raise ModelError("a lambda has no text of its own: expected a function; write `def build(): return ...`")
@@ -157,7 +157,7 @@ class Gathering:
 
 
 def _import_of(name: str, value: object, user: str) -> str:
-    """Return the import that brings an installed thing, empty where it is a value."""
+    """Return the import that brings an installed thing, empty if it is a value."""
     if isinstance(value, ModuleType):
         if not _is_installed(value.__name__):
             raise ModelError(
@@ -197,7 +197,7 @@ def _namespace_of(definition: Definition) -> dict[str, Any]:
 
 
 def _is_installed(module: str) -> bool:
-    """Tell whether a worker of this machine can import a module: it has the same packages, and not our folder."""
+    """Return whether a worker of this machine can import a module: it has the same packages, and not our folder."""
     root = module.partition(".")[0]
     if root in OURS or root in sys.builtin_module_names:
         return True

@@ -31,7 +31,7 @@ from common.transport.diagnosis import Diagnosis, Stage
 from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial
 from lockstep.doctor.finding import Finding, findings_lines
-from lockstep.launch.remote.attendant import address_towards
+from lockstep.launch.remote.agent import address_towards
 from ps.coordinator.registration import refused_for
 
 #: Seconds to wait for an answer in all, and between two looks at the cause of the delay.

@@ -1,7 +1,7 @@
-"""`--chaos`: what a run does to its own processes, at moments that a seed draws, to show that nothing is lost by it.
+"""`--chaos`: faults that a run injects into its own processes, at moments drawn from a seed, to show that none matters.
 
-Moments are parts of the run, counted in steps, so that they do not depend on how fast a machine is. Whoever is stopped
-or slowed down is let go after some steps, or after some seconds where there are no steps without it.
+Moments are parts of the run, counted in steps, so that they do not depend on how fast a machine is. A process that is
+stopped or slowed down is released after some steps, or after some seconds if there are no steps without it.
 """
 
 import re
@@ -23,10 +23,10 @@ from lockstep.runs.launch import Launch
 FIRST, LAST = 0.05, 0.9
 
 #: Share of the run's steps for which a process stands still or is slow, and seconds after which it is let go anyway.
-SPELL, SPELL_S = 0.05, 3.0
+DISTURBANCE, DISTURBANCE_S = 0.05, 3.0
 
-#: Of each look at the run, a slow worker stands still for so many of so many.
-SLOW_LOOKS = (4, 5)
+#: A slow worker stands still for so many of so many polls of the run.
+SLOW_POLLS = (4, 5)
 
 #: Most times that one thing can be asked for.
 MOST = 1000
@@ -43,25 +43,25 @@ class ChaosAction(Enum):
     STOP_SERVER = "stop-server"
 
 
-#: Those after which somebody has to be started again.
+#: Those after which a process has to be started again.
 KILLS = frozenset({ChaosAction.KILL_WORKER, ChaosAction.KILL_SERVER, ChaosAction.KILL_SHARD})
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedAction:
-    """One deed, and when it is due."""
+    """One action, and when it is due."""
 
     #: A part of the run, in [0, 1).
     moment: float
-    deed: ChaosAction
-    #: Whose turn it is, counted modulo those that there are.
-    victim: int
+    action: ChaosAction
+    #: The number of the process, modulo those that there are.
+    target: int
 
 
 def parse_chaos(text: str) -> dict[ChaosAction, int]:
-    """Return what `kill-worker=5 slow-worker=1` asks for; `UsageError` where it is nothing that can be done."""
+    """Return the counts that `kill-worker=5 slow-worker=1` asks for; `UsageError` if it is malformed."""
     wanted: dict[ChaosAction, int] = {}
-    names = [deed.value for deed in ChaosAction]
+    names = [action.value for action in ChaosAction]
     for word in text.replace(",", " ").split():
         found = re.fullmatch(r"([a-z-]+)=([0-9]{1,6})", word)
         if found is None or not 0 < int(found[2]) <= MOST:
@@ -71,15 +71,15 @@ def parse_chaos(text: str) -> dict[ChaosAction, int]:
                 f"--chaos {word!r}: nothing is called {found[1]!r}{nearest(found[1], names)}: expected one of "
                 f"{', '.join(names)}"
             )
-        deed = ChaosAction(found[1])
-        wanted[deed] = wanted.get(deed, 0) + int(found[2])
+        action = ChaosAction(found[1])
+        wanted[action] = wanted.get(action, 0) + int(found[2])
     if not wanted:
         raise UsageError("--chaos asks for nothing: expected NAME=COUNT, as kill-worker=5")
     return wanted
 
 
 def check_chaos(wanted: dict[ChaosAction, int], launch: Launch) -> None:
-    """Raise `UsageError` where nobody is there for it to happen to."""
+    """Raise `UsageError` if the run has no process for it."""
     if not launch.workers:
         raise UsageError("--chaos does things to a run's processes, and --workers 0 has none: expected 1 or more")
     if ChaosAction.KILL_SHARD in wanted and launch.servers == 1:
@@ -96,10 +96,10 @@ def planned_actions(wanted: dict[ChaosAction, int], seed: int) -> list[PlannedAc
     rng = generator(seed, Purpose.SIMULATE, layer=4)
     made = [
         PlannedAction(
-            moment=FIRST + (LAST - FIRST) * float(rng.random()), deed=deed, victim=int(rng.integers(0, 2**31))
+            moment=FIRST + (LAST - FIRST) * float(rng.random()), action=action, target=int(rng.integers(0, 2**31))
         )
-        for deed in ChaosAction
-        for _ in range(wanted.get(deed, 0))
+        for action in ChaosAction
+        for _ in range(wanted.get(action, 0))
     ]
     return sorted(made, key=lambda it: it.moment)
 
@@ -112,7 +112,7 @@ class ChaosRequest:
     seed: int
 
 
-class Victims(Protocol):
+class RunProcesses(Protocol):
     """The processes of a run."""
 
     @property
@@ -124,90 +124,92 @@ class Victims(Protocol):
 
 
 @dataclass
-class Spell:
+class Disturbance:
     """A process that stands still, or is slow, for a while."""
 
     child: WatchedProcess
     is_slow: bool
-    #: Let go at that step, or at that time.
+    #: Released at that step, or at that time.
     until_step: int
     until_s: float
-    looks: int = 0
+    polls: int = 0
 
 
 @dataclass
 class Chaos:
-    """Carries out appointments; to be asked often."""
+    """Carries out the planned actions; to be called often."""
 
     ahead: list[PlannedAction]
     clock: Clock
     say: Callable[[str], None]
-    spells: list[Spell] = field(default_factory=list)
+    disturbances: list[Disturbance] = field(default_factory=list)
     #: How many were carried out.
     done: int = 0
 
-    def look(self, status: Status | None, victims: Victims) -> None:
-        """Do what is due now, if anything is: one thing at a time, so that a run can get up before the next."""
-        self._go_on(status)
+    def on_status(self, status: Status | None, processes: RunProcesses) -> None:
+        """Do what is due now, if anything is: one action at a time, so that the run can recover before the next."""
+        self._release_due(status)
         if status is None or not status.steps or not self.ahead:
             return
         due = self.ahead[0]
         # Before the first step nobody is at work yet.
         if status.step <= due.moment * status.steps or not status.step:
             return
-        child = self._victim(due, victims)
+        child = self._target(due, processes)
         if child is not None:
             del self.ahead[0]
             self.done += 1
-            self._do(due.deed, child, status)
+            self._do(due.action, child, status)
 
-    def _victim(self, due: PlannedAction, victims: Victims) -> WatchedProcess | None:
-        """Return whose turn it is, None where all of them are gone or stand still: then it is later."""
-        afflicted = [spell.child for spell in self.spells]
-        match due.deed:
+    def _target(self, due: PlannedAction, processes: RunProcesses) -> WatchedProcess | None:
+        """Return the process it is done to, None if all are gone or stand still: then it is done later."""
+        afflicted = [disturbance.child for disturbance in self.disturbances]
+        match due.action:
             case ChaosAction.KILL_SERVER | ChaosAction.STOP_SERVER:
-                group: Sequence[WatchedProcess] = [victims.server]
+                group: Sequence[WatchedProcess] = [processes.server]
             case ChaosAction.KILL_SHARD:
-                group = victims.shards
+                group = processes.shards
             case _:
-                group = victims.workers
+                group = processes.workers
         able = [child for child in group if child not in afflicted and not child.has_ended()]
-        return able[due.victim % len(able)] if able else None
+        return able[due.target % len(able)] if able else None
 
-    def _do(self, deed: ChaosAction, child: WatchedProcess, status: Status) -> None:
-        told = f"{child.named()} at step {status.step}"
-        if deed in KILLS:
-            self.say(f"chaos: killed {told}")
+    def _do(self, action: ChaosAction, child: WatchedProcess, status: Status) -> None:
+        where = f"{child.named()} at step {status.step}"
+        if action in KILLS:
+            self.say(f"chaos: killed {where}")
             child.kill_on_purpose()
             return
-        is_slow = deed is ChaosAction.SLOW_WORKER
-        until_step = status.step + max(2, round(SPELL * status.steps))
-        self.spells.append(Spell(child, is_slow, until_step, self.clock.now() + SPELL_S))
-        self.say(f"chaos: {'slowed down' if is_slow else 'stopped'} {told}, until step {until_step}")
+        is_slow = action is ChaosAction.SLOW_WORKER
+        until_step = status.step + max(2, round(DISTURBANCE * status.steps))
+        self.disturbances.append(Disturbance(child, is_slow, until_step, self.clock.now() + DISTURBANCE_S))
+        self.say(f"chaos: {'slowed down' if is_slow else 'stopped'} {where}, until step {until_step}")
         if not is_slow:
             child.send(signal.SIGSTOP)
 
-    def _go_on(self, status: Status | None) -> None:
-        """Let go those whose time has come; let the slow ones stand still for most of the time."""
-        for spell in list(self.spells):
-            is_over = self.clock.now() >= spell.until_s or (status is not None and status.step >= spell.until_step)
+    def _release_due(self, status: Status | None) -> None:
+        """Release the processes whose time is over; let the slow ones stand still for most of the time."""
+        for disturbance in list(self.disturbances):
+            is_over = self.clock.now() >= disturbance.until_s or (
+                status is not None and status.step >= disturbance.until_step
+            )
             if is_over:
-                self.spells.remove(spell)
-                spell.child.send(signal.SIGCONT)
-            elif spell.is_slow:
-                still, every = SLOW_LOOKS
-                spell.child.send(signal.SIGSTOP if spell.looks % every < still else signal.SIGCONT)
-                spell.looks += 1
+                self.disturbances.remove(disturbance)
+                disturbance.child.send(signal.SIGCONT)
+            elif disturbance.is_slow:
+                still, every = SLOW_POLLS
+                disturbance.child.send(signal.SIGSTOP if disturbance.polls % every < still else signal.SIGCONT)
+                disturbance.polls += 1
 
     def end(self) -> None:
-        """Let everybody go: the run is over."""
-        for spell in self.spells:
-            spell.child.send(signal.SIGCONT)
-        self.spells.clear()
+        """Release all processes: the run is over."""
+        for disturbance in self.disturbances:
+            disturbance.child.send(signal.SIGCONT)
+        self.disturbances.clear()
         left = f"; {len(self.ahead)} things were still to come when the run was over" if self.ahead else ""
         self.say(f"chaos: {self.done} things were done to the run{left}")
 
 
 def chaos_of(request: ChaosRequest, clock: Clock, say: Callable[[str], None]) -> Chaos:
-    """Return what does to a run what is asked for."""
+    """Return the chaos of a request."""
     return Chaos(planned_actions(request.counts, request.seed), clock, say)

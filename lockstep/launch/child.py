@@ -24,28 +24,28 @@ TAIL_LINES = 20
 
 @dataclass
 class ProcessLog:
-    """One process's part of a log file; before it are the words of those whose place it took."""
+    """One process's part of a log file; before it is the output of the processes that it replaces."""
 
     path: Path
     #: Bytes before its part.
     begin: int = 0
-    #: Bytes of the file that `news` has returned, or that were there before.
-    told_bytes: int = 0
+    #: Bytes of the file that `new_lines` has returned, or that were there before.
+    reported_bytes: int = 0
 
     @classmethod
     def at_end_of(cls, path: Path) -> "ProcessLog":
-        """Return the log of a process that is about to write; the file is made where there is none."""
+        """Return the log of a process that is about to write; the file is made if there is none."""
         with path.open("ab") as file:
             end = file.tell()
         return cls(path, end, end)
 
     def add(self, words: bytes) -> None:
-        """Write what a process has said elsewhere."""
+        """Append what a process has written elsewhere."""
         with self.path.open("ab") as file:
             file.write(words)
 
     def last_error(self) -> str:
-        """Return the text of the last error of ours, with all its lines; empty where there is none."""
+        """Return the text of our last error message, with all its lines; empty if there is none."""
         _, mark, words = ("\n" + self._text()).rpartition("\n" + ERROR_MARK)
         return words.strip() if mark else ""
 
@@ -56,12 +56,12 @@ class ProcessLog:
         tail = text[traceback:] if traceback >= 0 else "\n".join(text.splitlines()[-TAIL_LINES:])
         return self.last_error() or tail.strip()
 
-    def news(self) -> list[str]:
-        """Return the lines that came since the last call, but for one that has no end yet."""
+    def new_lines(self) -> list[str]:
+        """Return the lines written since the last call, without one that is not complete yet."""
         with self.path.open("rb") as file:
-            file.seek(self.told_bytes)
+            file.seek(self.reported_bytes)
             whole, end, _ = file.read().rpartition(b"\n")
-        self.told_bytes += len(whole) + len(end)
+        self.reported_bytes += len(whole) + len(end)
         return whole.decode(errors="replace").splitlines()
 
     def _text(self) -> str:
@@ -69,13 +69,13 @@ class ProcessLog:
 
 
 def keep_logs(folder: Path, run: Path) -> None:
-    """Move the logs in a folder into a run's, where they are added to those of the run's earlier parts."""
+    """Move the logs in a folder into a run's folder, where they are appended to those of the run's earlier parts."""
     for log in sorted(folder.glob(f"*{LOG}")):
         target = run / log.name
         has_earlier = target.exists() and target.stat().st_size > 0
         with target.open("ab") as file, log.open("rb") as words:
             if has_earlier:
-                file.write(f"--- the run was gone on with, until {wall_time()} ---\n".encode())
+                file.write(f"--- the run was resumed, until {wall_time()} ---\n".encode())
             shutil.copyfileobj(words, file)
         log.unlink()
 
@@ -93,7 +93,7 @@ class Child:
     @classmethod
     def start(cls, name: str, arguments: list[str], log: Path, folder: Path | None = None) -> "Child":
         """Start `lockstep` with these arguments in `folder`, or where we are; its standard error is added to `log`."""
-        told = ProcessLog.at_end_of(log)
+        process_log = ProcessLog.at_end_of(log)
         with log.open("ab") as errors:
             process = subprocess.Popen(
                 # -P: the working folder is not on the path, where a `common.py` of the user's would take our place.
@@ -106,7 +106,7 @@ class Child:
                 # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
                 start_new_session=True,
             )
-        return cls(name, process, told)
+        return cls(name, process, process_log)
 
     @property
     def pid(self) -> int:
@@ -120,16 +120,16 @@ class Child:
         return self.process.returncode
 
     def named(self) -> str:
-        """Return who it is."""
+        """Return its name and number."""
         return f"{self.name} (pid {self.pid})"
 
     def first_line(self) -> str:
-        """Wait for the first line of its standard output; empty where it ended before."""
+        """Wait for the first line of its standard output; empty if it ended before."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().decode().strip()
 
     def has_ended(self) -> bool:
-        """Tell whether the process is gone."""
+        """Return whether the process is gone."""
         return self.process.poll() is not None
 
     def wait(self, timeout_s: float) -> bool:
@@ -146,15 +146,15 @@ class Child:
             os.kill(self.pid, number)
 
     def kill_on_purpose(self) -> None:
-        """Send SIGKILL to a process that has done nothing to deserve it."""
+        """Send SIGKILL to a process that works as it should."""
         self.is_killed_on_purpose = True
         self.process.kill()
 
     def lived_s(self, born_s: float, now: float) -> float:
-        """Return for how many seconds it lived, if it were not for us."""
+        """Return how many seconds it lived, infinitely many if we killed it."""
         return math.inf if self.is_killed_on_purpose else now - born_s
 
-    def make_end(self, grace_s: float) -> None:
+    def end(self, grace_s: float) -> None:
         """Wait for the end, and after `grace_s` seconds kill; free what is held of the process."""
         if not self.wait(grace_s):
             self.process.kill()
@@ -164,6 +164,6 @@ class Child:
                 pipe.close()
 
     def how_it_ended(self) -> str:
-        """Return the exit code or signal in words."""
+        """Return its exit code or signal in words."""
         code = self.code
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

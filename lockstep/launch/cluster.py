@@ -27,13 +27,13 @@ from ps.coordinator.transitions import RunPhase
 from ps.records.run_folder import RESULT, RunResult, read_result
 
 #: Seconds between two looks at the run, and where something is done to it, or it waits for us.
-LOOK_S, CHAOS_LOOK_S = 0.2, 0.02
+POLL_S, CHAOS_POLL_S = 0.2, 0.02
 
 #: Seconds that processes have for an orderly end: together with the kill after it, well below five.
 GRACE_S = 2.0
 
-#: How those lines of the server begin that a person is to see at once.
-NOTICES = ("warning: ", "goes on after ", "begins anew: ")
+#: How the lines of the server begin that are shown at once.
+SHOWN = ("warning: ", NOTICE_MARK)
 
 #: The phases of a run that has not begun.
 BEFORE = (RunPhase.AWAITING_SERVERS.value, RunPhase.AWAITING_WORKERS.value)
@@ -56,7 +56,7 @@ class Cluster:
     folder: Path = field(init=False)
     server: WatchedProcess = field(init=False)
     workers: list[WatchedProcess] = field(default_factory=list)
-    #: The servers beside the first.
+    #: The other servers.
     shards: list[WatchedProcess] = field(default_factory=list)
     supervisor: WorkerSupervisor = field(init=False)
     #: Of the servers.
@@ -107,14 +107,14 @@ class Cluster:
                 self._keep_logs()
 
     def _start_servers(self, address: str) -> str:
-        """Start all servers, at an address or where there is room; return it, empty where the first ended at once."""
+        """Start all servers, at an address or wherever there is room; return it, empty if the first ended at once."""
         self._started_s = self.clock.now()
         self.server = self._start_server(address)
         address = self.server.first_line()
         if address:
             self._start_shards(address)
         else:
-            self.server.make_end(GRACE_S)
+            self.server.end(GRACE_S)
         return address
 
     def _start_server(self, address: str) -> WatchedProcess:
@@ -140,10 +140,10 @@ class Cluster:
             return self._owned(self.backend.start_worker(number, address, self.folder))
 
         for worker in self.workers:
-            worker.make_end(0.0)
+            worker.end(0.0)
         self.workers.clear()
         self.supervisor = WorkerSupervisor(start, self.workers, self.clock, self.launch.max_restarts)
-        self.supervisor.start_all(self.backend.places(self.launch))
+        self.supervisor.start_all(self.backend.worker_count(self.launch))
 
     def _owned(self, child: WatchedProcess) -> WatchedProcess:
         self._children.append(child)
@@ -152,11 +152,11 @@ class Cluster:
     def _follow(self, address: str) -> None:
         client = self.backend.observer(address, self.server)
         try:
-            while not self.server.wait(LOOK_S if self.chaos is None and self.is_to_stop is None else CHAOS_LOOK_S):
+            while not self.server.wait(POLL_S if self.chaos is None and self.is_to_stop is None else CHAOS_POLL_S):
                 # Before the question, so that the answer shows what came of it.
                 dead = self.supervisor.dead()
                 self._check_shards()
-                status = client.ask(LOOK_S)
+                status = client.ask(POLL_S)
                 self._relay()
                 self._report_deaths(dead, status)
                 self.supervisor.restart_due()
@@ -165,7 +165,7 @@ class Cluster:
                     self.watch(status)
                     self._run_callbacks(status, client)
                 if self.chaos is not None:
-                    self.chaos.look(status, self)
+                    self.chaos.on_status(status, self)
         finally:
             client.close()
             self._relay()
@@ -174,7 +174,7 @@ class Cluster:
         """Let callbacks decide whether a run that waits for them continues; repeat that if it was lost."""
         if self.is_to_stop is not None and status.phase == RunPhase.PAUSED.value:
             stops = self.is_to_stop(status.history)
-            client.tell(CallbackDecision(epoch=status.history[-1].epoch, stops=stops))
+            client.decide(CallbackDecision(epoch=status.history[-1].epoch, stops=stops))
 
     def _check_shards(self) -> None:
         """Raise if a shard is gone and the server does not report it: the run cannot begin without it."""
@@ -185,8 +185,8 @@ class Cluster:
         if dead is not None and not self.server.wait(GRACE_S):
             if dead.code > 0:
                 error = UsageError if dead.code == 2 else RunError
-                raise error(f"the run cannot go on with a server less: {exit_message(dead)}")
-            self.server.make_end(0.0)
+                raise error(f"the run cannot continue without a server: {exit_message(dead)}")
+            self.server.end(0.0)
 
     def _revive(self, address: str) -> str:
         """Start servers again that died, if the run can resume from what it has kept; return as `_start_servers`."""
@@ -194,9 +194,9 @@ class Cluster:
             delay_s = self._restarts.delay_s(dead.lived_s(self._started_s, self.clock.now()), dead.code)
             if delay_s is None:
                 return ""
-            self.say(f"{exit_message(dead)}; started again in {delay_s:.1f} s, to go on from the last checkpoint")
+            self.say(f"{exit_message(dead)}; started again in {delay_s:.1f} s, to resume from the last checkpoint")
             for shard in self.shards:
-                shard.make_end(0.0)
+                shard.end(0.0)
             self.shards.clear()
             threading.Event().wait(delay_s)
             self._is_second = bool(address)  # otherwise there were no workers yet
@@ -217,8 +217,8 @@ class Cluster:
 
     def _relay(self) -> None:
         """Show what the server reports of the run's files: where it resumes from, and what cannot be written."""
-        for line in self.server.log.news():
-            if line.startswith(NOTICES):
+        for line in self.server.log.new_lines():
+            if line.startswith(SHOWN):
                 self.say(line)
 
     def _report_deaths(self, dead: list[int], status: Status | None) -> None:
@@ -233,7 +233,7 @@ class Cluster:
         crashed = next((self.workers[number] for number in dead if has_crashed(self.workers[number])), None)
         if crashed is not None and not self._has_begun:
             raise RunError(crash_message(crashed))
-        if self.supervisor.are_given_up() and not self.backend.has_guests:
+        if self.supervisor.are_given_up() and not self.backend.has_external_workers:
             raise error(f"no worker is left: {exit_message(first)}")
         is_under_way = self._is_second or status is None or status.phase not in BEFORE
         if not is_under_way and any(map(self.supervisor.is_given_up, dead)):
@@ -294,4 +294,4 @@ def end_all(children: list[WatchedProcess]) -> None:
         child.send(signal.SIGTERM)
     deadline = clock.now() + GRACE_S
     for child in children:
-        child.make_end(max(0.0, deadline - clock.now()))
+        child.end(max(0.0, deadline - clock.now()))

@@ -14,22 +14,22 @@ from common.transport.auth.key_folder import KeyFolder, read_key
 #: The file with the token of a run whose processes are all of one machine, in the private folder that they share.
 TOKEN = "token"
 
-#: What is said where everybody is let in.
+#: What is printed if everybody is admitted.
 WARNING = "warning: --insecure: whoever reaches this address can take part in the run"
 
 
 def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = False) -> Lock:
-    """Return whom a server lets in: by a folder of keys, or by the token of its run, where there is either.
+    """Return whom a server admits: by a folder of keys, or by the token of its run, if there is either.
 
-    KeyFileError where the keys are not fit to be used.
+    `KeyFileError` if the keys cannot be used.
     """
     if keys is not None and is_insecure:
-        raise UsageError("--keys and --insecure contradict one another: leave one away")
+        raise UsageError("--keys and --insecure contradict one another: remove one")
     return _token_in(supervised) if keys is None else KeyFolder(keys).server()
 
 
 def credential_of(key: Path | None, supervised: Path | None) -> Credential:
-    """Return what a client shows: the key in a file, or the token of its run, where there is either."""
+    """Return what a client shows: the key in a file, or the token of its run, if there is either."""
     return _token_in(supervised) if key is None else read_key(key).client()
 
 
@@ -57,8 +57,8 @@ def dialled(address: str) -> str:
     return address
 
 
-def bind_beside(address: str) -> str:
-    """Return where a shard of the server at `address` listens, as near to it; `AddressError` where nobody can know."""
+def bind_near(address: str) -> str:
+    """Return where a shard of the server at `address` listens, next to it; `AddressError` if that cannot be known."""
     parsed = parse(address)
     if isinstance(parsed, IpcAddress):
         return f"{parsed}.{os.getpid()}"

@@ -83,25 +83,25 @@ STDIN = 0
 
 
 @contextmanager
-def held(folder: Path | None = None, run: Path | None = None) -> Iterator[None]:
+def ends_with_parent(folder: Path | None = None, run: Path | None = None) -> Iterator[None]:
     """Watch standard input, a pipe that the parent keeps open: its end means that the parent is gone.
 
     Then this process is interrupted, and `folder`, which the parent can no longer remove, is removed at the end. The
     server moves the logs that lie in it into the folder of its `run`; the others leave them to it.
     """
-    lifeline = threading.Thread(target=_watch, args=(folder, run), name="lifeline", daemon=True)
+    watch = threading.Thread(target=_watch, args=(folder, run), name="parent watch", daemon=True)
     try:
         # Within the `try`: the parent may be gone already.
-        lifeline.start()
+        watch.start()
         yield
     finally:
         with uninterrupted():
-            # Asked anew: what ended us may have been the parent's end too, before the thread saw it.
-            if _is_cut():
+            # Asked again: what ended us may have been the parent's end too, before the thread saw it.
+            if _is_parent_gone():
                 _sweep(folder, run)
 
 
-def _is_cut() -> bool:
+def _is_parent_gone() -> bool:
     poll = select.poll()
     poll.register(STDIN, select.POLLHUP)
     return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -17,8 +17,8 @@ from ps.records.recorder import Setting
 from ps.records.run_folder import RunResult
 from ps.setup import AdmissionPolicy, open_run
 
-#: Told of the epochs so far, between two of them: whether the run ends with the last.
-Verdicts = Callable[[Sequence[EpochStatus]], bool]
+#: Called with the epochs so far, between two of them; returns whether the run ends with the last.
+IsToStop = Callable[[Sequence[EpochStatus]], bool]
 
 
 def train_here(
@@ -26,7 +26,7 @@ def train_here(
     destination: Destination,
     display: Display,
     chaos: Chaos | None = None,
-    is_to_stop: Verdicts | None = None,
+    is_to_stop: IsToStop | None = None,
 ) -> RunResult:
     """Train to the end on this machine, showing the progress; the result is in the folder too."""
     launch = destination.launch
@@ -42,7 +42,7 @@ def train_on(
     destination: Destination,
     display: Display,
     chaos: Chaos | None = None,
-    is_to_stop: Verdicts | None = None,
+    is_to_stop: IsToStop | None = None,
 ) -> RunResult:
     """Train to the end with the processes of that backend."""
     launch = destination.launch
@@ -55,7 +55,7 @@ def train_on(
     return Cluster(job, destination, say=say, watch=watch, backend=backend, chaos=chaos, is_to_stop=is_to_stop).run()
 
 
-def train_alone(job: Job, destination: Destination, display: Display, is_to_stop: Verdicts | None = None) -> RunResult:
+def train_alone(job: Job, destination: Destination, display: Display, is_to_stop: IsToStop | None = None) -> RunResult:
     """Train in this process, without any transport."""
     clock = SystemClock()
     started = clock.now()

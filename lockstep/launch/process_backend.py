@@ -1,4 +1,4 @@
-"""Where a run's processes are: what starts them, and what is known of each. This machine, or those of a cluster."""
+"""Where a run's processes are started: the port, its implementation for this machine, and a run's private folder."""
 
 import os
 import re
@@ -37,11 +37,11 @@ class WatchedProcess(Protocol):
         ...
 
     def named(self) -> str:
-        """Return who it is, and where."""
+        """Return its name, number and place."""
         ...
 
     def first_line(self) -> str:
-        """Wait for the first line of its standard output; empty where it ended before."""
+        """Wait for the first line of its standard output; empty if it ended before."""
         ...
 
     def has_ended(self) -> bool: ...
@@ -55,11 +55,11 @@ class WatchedProcess(Protocol):
         ...
 
     def kill_on_purpose(self) -> None:
-        """Kill one that has done nothing to deserve it."""
+        """Kill one that works as it should."""
         ...
 
-    def make_end(self, grace_s: float) -> None:
-        """Wait for the end, and after `grace_s` seconds kill; free what is held of the process."""
+    def end(self, grace_s: float) -> None:
+        """Wait for the end, and kill after `grace_s` seconds; free what is held of the process."""
         ...
 
     def lived_s(self, born_s: float, now: float) -> float:
@@ -72,14 +72,14 @@ class WatchedProcess(Protocol):
 
 
 class Observer(Protocol):
-    """Asks the server how the run stands, and tells it what callbacks say."""
+    """Asks the server for the status of its run, and sends it what callbacks decide."""
 
     def ask(self, timeout_s: float) -> Status | None:
-        """Return how the run stands, None where no answer came in time."""
+        """Return how the run stands, None if no answer came in time."""
         ...
 
-    def tell(self, verdict: CallbackDecision) -> None:
-        """Tell the server whether the run goes on after an epoch."""
+    def decide(self, decision: CallbackDecision) -> None:
+        """Send the server whether the run continues after an epoch."""
         ...
 
     def close(self) -> None: ...
@@ -89,16 +89,16 @@ class ProcessBackend(Protocol):
     """The machines on which a run's processes are started."""
 
     @property
-    def has_guests(self) -> bool:
+    def has_external_workers(self) -> bool:
         """Whether workers that we did not start take part as well."""
         ...
 
-    def places(self, launch: Launch) -> int:
+    def worker_count(self, launch: Launch) -> int:
         """Return how many workers are to be started here."""
         ...
 
     def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
-        """Start the first server, at an address where there is one to keep; its `first_line` says where it listens.
+        """Start the first server, at an address if there is one to keep; its `first_line` says where it listens.
 
         `HERE` stands in the arguments for a folder of its own, to which `folder`'s job file has been brought; its log
         goes to `folder`.
@@ -127,11 +127,11 @@ class LocalBackend:
     """This machine alone."""
 
     launch: Launch
-    has_guests: bool = field(default=False, init=False)
+    has_external_workers: bool = field(default=False, init=False)
     #: What our processes show one another, where others can reach them.
     _token: Token | None = field(default=None, init=False)
 
-    def places(self, launch: Launch) -> int:
+    def worker_count(self, launch: Launch) -> int:
         return launch.workers
 
     def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
@@ -169,7 +169,7 @@ def start_here(name: str, arguments: list[str], folder: Path, log: str) -> Child
 #: Longest folder name below which a socket's path stays within the system's 107 bytes.
 FOLDER_LIMIT = 80
 
-#: How the folder of a process begins that may be killed at any time: with its number, so that others can tell.
+#: How the folder of a process begins that may be killed at any time: with its number, so that others can find out.
 _OWNED = re.compile(r"lockstep-of-([0-9]+)-")
 
 

@@ -68,5 +68,5 @@ def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
         steps = CheckpointFolder(folder / CHECKPOINTS, lambda text: None).steps()
         # A run whose loss is not finite would diverge again.
         if steps and not is_divergence(str(error)):
-            print_plainly(console, f"go on after step {steps[-1]} by: lockstep train --resume {folder}")
+            print_plainly(console, f"resume after step {steps[-1]} by: lockstep train --resume {folder}")
         raise

@@ -1,4 +1,4 @@
-"""Asks a server how its run stands, and tells it what callbacks say."""
+"""Asks a server for the status of its run, and sends it what callbacks decide."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class StatusClient:
     is_waiting: bool = False
 
     def ask(self, timeout_s: float) -> Status | None:
-        """Return how the run stands, None where no answer came in time: the next call waits on for it."""
+        """Return how the run stands, None if no answer came in time: the next call waits on for it."""
         if not self.is_waiting:
             self.port.send(encode(StatusRequest()))
             self.is_waiting = True
@@ -28,9 +28,9 @@ class StatusClient:
         message, _ = decode(frames, ServerMessage)
         return message if isinstance(message, Status) else None
 
-    def tell(self, verdict: CallbackDecision) -> None:
-        """Tell the server what callbacks say; where that is lost, the run is seen to pause still."""
-        self.port.send(encode(verdict))
+    def decide(self, decision: CallbackDecision) -> None:
+        """Send what callbacks decide; if it is lost, the status still says that the run is paused."""
+        self.port.send(encode(decision))
 
     def close(self) -> None:
         """Close the connection."""
@@ -38,7 +38,7 @@ class StatusClient:
 
 
 def ask_once(port: ClientPort, address: str, timeout_s: float) -> Status:
-    """Return how the run at `address` stands; `UnreachableError` where nobody answers in time."""
+    """Return how the run at `address` stands; `UnreachableError` if nobody answers in time."""
     status = StatusClient(port).ask(timeout_s)
     if status is None:
         raise UnreachableError(f"no server answered at {address} within {timeout_s:g} s")

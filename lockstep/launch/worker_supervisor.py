@@ -22,7 +22,7 @@ CRASHES = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE
 
 
 def has_crashed(process: WatchedProcess) -> bool:
-    """Tell whether a process has been ended by such a signal."""
+    """Return whether a process has been ended by such a signal."""
     return process.has_ended() and -process.code in CRASHES
 
 
@@ -95,12 +95,12 @@ class WorkerSupervisor:
         return found
 
     def is_given_up(self, number: int) -> bool:
-        """Tell whether a worker is not started again."""
+        """Return whether a worker is not started again."""
         worker = self.supervised[number]
         return worker.reported is self.workers[number] and worker.due_s is None
 
     def are_given_up(self) -> bool:
-        """Tell whether no worker is left, and none will be started."""
+        """Return whether no worker is left, and none will be started."""
         return all(map(self.is_given_up, range(len(self.supervised))))
 
     def restart_due(self) -> None:
@@ -109,5 +109,5 @@ class WorkerSupervisor:
             if worker.due_s is not None and self.clock.now() >= worker.due_s:
                 worker.due_s, worker.started_s = None, self.clock.now()
                 # What the dead one holds, a core of a cluster, is what the next one waits for.
-                self.workers[number].make_end(0.0)
+                self.workers[number].end(0.0)
                 self.workers[number] = self.start(number)

@@ -6,5 +6,5 @@ from common.job.job import Job
 
 
 def dataset_of(job: Job) -> TrainTest:
-    """Return a job's data with its validation set taken from the training set; `DataError` where it cannot be had."""
+    """Return a job's data with its validation set taken from the training set; `DataError` if it cannot be had."""
     return with_validation(load(job.data), job.validation_split, job.seed)

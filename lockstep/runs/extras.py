@@ -20,7 +20,7 @@ def demand(distribution: str, extra: str, what: str) -> None:
 
 
 def is_installed(distribution: str) -> bool:
-    """Tell whether this environment has a distribution, without importing it."""
+    """Return whether this environment has a distribution, without importing it."""
     try:
         importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -59,7 +59,7 @@ class Field:
     name: str
     #: What a flag's text is turned into.
     kind: type[str] | type[int] | type[float] | type[bool]
-    #: The only values allowed, empty where any of the kind is.
+    #: The only values allowed, empty if any of the kind is.
     choices: tuple[str, ...]
     description: str
     default: Any
@@ -94,7 +94,7 @@ def _kind_and_description(hint: Any) -> tuple[Any, str]:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Return the values of a job file; `JobError` where it cannot be read or is no TOML."""
+    """Return the values of a job file; `JobError` if it cannot be read or is no TOML."""
     try:
         text = read_regular(path, MOST_BYTES).decode()
         if _DEEP_KEY.search(text):
@@ -126,7 +126,7 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_la
     known = (*Job.__struct_fields__, *Launch.__struct_fields__)
     for key in values:
         if key not in known:
-            # The whole list only where nothing is near: it is long.
+            # The whole list only if nothing is near: it is long.
             advice = _meant(key[:MOST_TOLD], known) or f": expected one of {', '.join(known)}"
             raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
     launch_values = msgspec.to_builtins(default_launch) | {
@@ -137,7 +137,7 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_la
 
 
 def _meant(key: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)`, empty where nobody knows."""
+    """Return ` (did you mean 'x'?)`, empty if nobody knows."""
     return f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key, known)
 
 

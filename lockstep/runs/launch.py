@@ -66,5 +66,5 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def default_launch() -> Launch:
-    """Return what is used where nothing is said: one worker per core."""
+    """Return what is used if nothing is said: one worker per core."""
     return Launch(workers=cores())

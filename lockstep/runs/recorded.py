@@ -1,4 +1,4 @@
-"""A run as its folder tells of it, finished or not: to be proven, computed again, or looked into. Writes nothing."""
+"""A run as its folder records it, finished or not: to be checked, computed again, or inspected. Writes nothing."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from ps.setup import AdmissionPolicy, RunSetup, open_run
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What a run's folder tells."""
+    """What a run's folder records."""
 
     folder: Path
     job: Job
@@ -40,7 +40,7 @@ class RecordedRun:
 
 
 def read_run(folder: Path) -> RecordedRun:
-    """Return what a folder tells; `JobError` where it is no run's, `FileFormatError` where a file of it is damaged."""
+    """Return what a folder records; `JobError` if it is not a run's, `FileFormatError` if a file of it is damaged."""
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
     job, _ = resolve(read_values(folder / JOB), {}, default_launch())
@@ -52,14 +52,14 @@ def read_run(folder: Path) -> RecordedRun:
             f"cannot read {error.filename!r}: {error.strerror}: expected it in a run's folder"
         ) from error
     except msgspec.MsgspecError as error:
-        raise FileFormatError(f"{folder / RECEIPT}: is no receipt of a run: {error}") from error
+        raise FileFormatError(f"{folder / RECEIPT}: is not a receipt of a run: {error}") from error
     return RecordedRun(folder, job, receipt, read_lines(ledger, str(folder / LEDGER)))
 
 
 def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     """Build what the run began with; a `UsageError` that names both where something here is not the run's."""
-    opening = open_run(run.folder.name, run.job, load(run.job.data), AdmissionPolicy())
-    here, there = receipt_of(opening.facts, []), run.receipt
+    setup = open_run(run.folder.name, run.job, load(run.job.data), AdmissionPolicy())
+    here, there = receipt_of(setup.facts, []), run.receipt
     for what, was, is_ in (
         ("job", there.job_sha256, here.job_sha256),
         ("dataset", there.dataset_sha256, here.dataset_sha256),
@@ -71,32 +71,32 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
                 f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
             )
     numerics = _numerics_of(run)
-    differences = numerics.differences(opening.facts.fingerprint)
+    differences = numerics.differences(setup.facts.fingerprint)
     if differences and not allows_mixed_numerics:
         named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
         raise UsageError(
-            f"the numerics differ from the run's, so that other bits would prove nothing: {named}: use its machine and "
+            f"the numerics differ from the run's, so other bits would prove nothing: {named}: use its machine and "
             "version, or --allow-mixed-numerics"
         )
-    return opening
+    return setup
 
 
 def _numerics_of(run: RecordedRun) -> Fingerprint:
     try:
         return convert(run.receipt.numerics, Fingerprint)
     except msgspec.MsgspecError as error:
-        raise FileFormatError(f"{run.folder / RECEIPT}: tells no numerics of this version: {error}") from error
+        raise FileFormatError(f"{run.folder / RECEIPT}: has no numerics of this version: {error}") from error
 
 
-def bring_near(opening: RunSetup, folder: Path, step: int, say: Callable[[str], None]) -> None:
-    """Let the opening's shard hold the weights of the last whole checkpoint up to a step, if there is one."""
+def load_checkpoint_before(setup: RunSetup, folder: Path, step: int, say: Callable[[str], None]) -> None:
+    """Load the last whole checkpoint up to a step into the shard of `setup`, if there is one."""
     checkpoint = next(CheckpointFolder(folder / CHECKPOINTS, say).back_from(step), None)
     if checkpoint is not None:
-        fill(opening.shard, checkpoint, opening)
+        fill(setup.shard, checkpoint, setup)
 
 
 def workers_by_step(lines: Iterable[Line]) -> dict[int, dict[int, str]]:
-    """Return how each worker was called, by step and rank: ranks count anew when a run goes on."""
+    """Return the name of each worker, by step and rank: ranks start again when a run is resumed."""
     named: dict[int, str] = {}
     found: dict[int, dict[int, str]] = {}
     for line in lines:

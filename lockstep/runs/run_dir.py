@@ -25,7 +25,7 @@ def claimed_run_dir(wanted: Path | None, model: str) -> Iterator[Path]:
     """Claim the folder `wanted`, or a new one below `runs` named by the time and the model.
 
     Two runs that begin in the same moment never get the same one. Where nothing was written until the end, the claim
-    and the folders that were made for it are taken away. `UsageError` where the folder holds something, belongs to
+    and the folders that were made for it are taken away. `UsageError` if the folder holds something, belongs to
     another run, or cannot be made.
     """
     folder = check_run_dir(wanted) if wanted is not None else None
@@ -40,7 +40,7 @@ def claimed_run_dir(wanted: Path | None, model: str) -> Iterator[Path]:
 
 
 def check_run_dir(folder: Path) -> Path:
-    """Return the folder; `UsageError` where it holds something already, or could not be made or written to."""
+    """Return the folder; `UsageError` if it holds something already, or could not be made or written to."""
     named = f"run folder {str(folder)!r}"
     above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not above.is_dir():
@@ -53,7 +53,7 @@ def check_run_dir(folder: Path) -> Path:
 
 
 def has_begun(folder: Path) -> bool:
-    """Tell whether a run has written its job into the folder, and not only claimed it."""
+    """Return whether a run has written its job into the folder, and not only claimed it."""
     claim = folder / JOB
     return claim.is_file() and claim.stat().st_size > 0
 
@@ -99,9 +99,9 @@ def unclaim(folder: Path, made: Sequence[Path]) -> None:
 
 
 def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
-    """Return the job of the run in `folder`, and its launch with the flags given laid over it.
+    """Return the job of the run in `folder`, and its launch with the flags given overriding it.
 
-    `JobError` where there is no run, or a flag asks for another job than the run's: both values are named.
+    `JobError` if there is no run, or a flag asks for another job than the run's: both values are named.
     """
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run to go on with: expected a run folder, with its {JOB}")
@@ -116,8 +116,8 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
     return job, launch
 
 
-def check_alone(*, job: Path | None, run_dir: Path | None) -> None:
-    """Raise `UsageError` where --resume comes with what it settles itself."""
+def check_resume_flags(*, job: Path | None, run_dir: Path | None) -> None:
+    """Raise `UsageError` if --resume comes with what it settles itself."""
     for flag, value in (("--job", job), ("--run-dir", run_dir)):
         if value is not None:
             raise UsageError(
@@ -127,5 +127,5 @@ def check_alone(*, job: Path | None, run_dir: Path | None) -> None:
 
 
 def finished(folder: Path) -> RunResult | None:
-    """Return the result of a run that is finished already, None where it is not."""
+    """Return the result of a run that is finished already, None if it is not."""
     return read_result(folder) if (folder / RESULT).exists() else None

@@ -16,6 +16,9 @@ from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import CHECKPOINTS, RunFolder
 from ps.setup import RunSetup
 
+#: Begins what a person is to see at once, of all that a server prints, as `warning: ` does.
+NOTICE_MARK = "notice: "
+
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
@@ -78,7 +81,7 @@ def _start(
     checkpoints.sweep()
     checkpoint = next((found for found in checkpoints.back_from(sys.maxsize) if has_best(found, checkpoints)), None)
     if checkpoint is None:
-        checkpoints.say(f"begins anew: {str(folder.path)!r} has no checkpoint to go on from")
+        checkpoints.say(f"{NOTICE_MARK}starts over: {str(folder.path)!r} has no checkpoint to resume from")
         return begin_anew(setup, recorder, folder)
     check_identity(checkpoint, setup.facts, allows_mixed_numerics=setup.facts.allows_mixed_numerics)
     start = resume(setup, recorder, folder, checkpoint)
@@ -86,5 +89,5 @@ def _start(
         recorder.best = best_of(checkpoint, checkpoints, setup)
     checkpoints.set_aside(checkpoint.past.steps)
     total = setup.facts.plan.total_steps
-    checkpoints.say(f"goes on after step {checkpoint.past.steps} of {total}, from {checkpoint.path}")
+    checkpoints.say(f"{NOTICE_MARK}resumes after step {checkpoint.past.steps} of {total}, from {checkpoint.path}")
     return start

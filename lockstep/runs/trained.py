@@ -30,7 +30,7 @@ Moment = Literal["last", "best"] | int
 
 
 def kept_weights(folder: Path, job: Job, layout: ParameterLayout, moment: Moment) -> Vector:
-    """Return a run's weights; `JobError` where these were not kept, `ModelError` where they are another model's."""
+    """Return a run's weights; `JobError` if these were not kept, `ModelError` if they are another model's."""
     if moment == "last":
         return _vector(read(folder / WEIGHTS)[0], layout)
     checkpoints = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))

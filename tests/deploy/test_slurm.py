@@ -95,7 +95,7 @@ def test_out_of_time_it_takes_a_checkpoint_and_goes_on_after_a_requeue(machine: 
     gate.touch()
     second = machine.start(["bash", str(SCRIPT), *job], environ)
     assert second.wait(PATIENCE_S) == 0, machine.said(second)
-    assert "goes on after step 4" in machine.said(second)
+    assert "resumes after step 4" in machine.said(second)
     assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
     assert digest(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest(Path("alone"))
 

@@ -145,7 +145,7 @@ def test_stopping_after_any_step_changes_nothing(
     run(folder, before, is_resumed=False, stop_at=stop_at)
     assert not (folder / RESULT).exists()
     said = run(folder, after, is_resumed=True)
-    assert any(f"goes on after step {stop_at} of 7" in text for text in said)
+    assert any(f"resumes after step {stop_at} of 7" in text for text in said)
     assert bits(folder) == expected
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(folder: Path,
     damaged.write_bytes(damaged.read_bytes()[:-3])
     said = run(folder, 2, is_resumed=True)
     assert str(damaged) in said[0]
-    assert "goes on after step 4 of 7" in said[1]
+    assert "resumes after step 4 of 7" in said[1]
     assert bits(folder) == expected
     assert '"step":4,"weights_sha256"' in (folder / LEDGER).read_text()
     assert '"lost_steps":1' in (folder / LEDGER).read_text()
@@ -177,7 +177,7 @@ def test_without_a_whole_checkpoint_a_run_begins_anew(folder: Path, expected: di
         else:
             file.write_bytes(b"x" * 100)
     said = run(folder, 1, is_resumed=True)
-    assert any(text.startswith("begins anew: ") for text in said)
+    assert any(text.startswith("notice: starts over: ") for text in said)
     assert bits(folder) == expected
     assert '"lost_steps":2' in (folder / LEDGER).read_text().splitlines()[0]
 

@@ -273,7 +273,7 @@ def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Plac
     os.kill(shard, signal.SIGKILL)
     began = SystemClock().now()
     process.line_with(f"a shard (pid {shard}) was killed by SIGKILL; started again in ")
-    process.line_with("goes on after step ")
+    process.line_with("resumes after step ")
     process.line_with("epoch ")
     assert SystemClock().now() - began < BACK_S
     assert process.end()[0::2] == (0, "")

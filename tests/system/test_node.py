@@ -86,7 +86,7 @@ def test_a_launcher_that_stops_all_and_starts_all_again_loses_nothing(place: Pla
     assert [code for code, _, _ in ends] == [130, 130], ends
     assert place.is_empty(0.0)
     second = [place.start("node", *job, "--run-dir", "run", environ=torchrun(rank, 2, port)) for rank in (0, 1)]
-    second[0].line_with("goes on after step ")
+    second[0].line_with("resumes after step ")
     assert [process.end()[0] for process in second] == [0, 0]
     assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
     assert digest(place, "run") == digest(place, "alone")

@@ -48,7 +48,7 @@ def resumed(place: Place, workers: int, servers: int = 1) -> dict[str, Any]:
     flags = ("--workers", str(workers), "--servers", str(servers))
     code, out, error = place.start("train", "--resume", "run", *flags).end()
     assert (code, error) == (0, "")
-    assert "goes on after step " in out
+    assert "resumes after step " in out
     assert place.is_empty(GONE_S)
     return bits(place.folder / "run")
 
@@ -98,7 +98,7 @@ def test_an_interrupt_loses_no_step_and_verify_follows(place: Place, calm: dict[
     process.send(signal.SIGINT)
     code, out, error = process.end(GONE_S)
     assert (code, error.strip()) == (130, "error: interrupted")
-    step = int(out.partition("go on after step ")[2].split()[0])
+    step = int(out.partition("resume after step ")[2].split()[0])
     ledger = (place.folder / "run" / "ledger.jsonl").read_text()
     assert ledger.count('"kind":"step"') == step
     assert resumed(place, 2 - workers) == calm
@@ -106,7 +106,7 @@ def test_an_interrupt_loses_no_step_and_verify_follows(place: Place, calm: dict[
     code, out, error = place.start("verify", "run").end()
     assert (code, error) == (0, "")
     assert f"the same bits: steps 0 to {STEPS - 1}, the losses of {4 * STEPS:,} micro-batches" in out
-    assert out.startswith("gone on with after step ")
+    assert out.startswith("resumed after step ")
 
 
 def test_a_server_goes_on_by_hand(place: Place, calm: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ def test_the_logs_and_figures_of_all_parts_are_kept(place: Place, calm: dict[str
     for name, words in before.items():
         both = (place.folder / "run" / name).read_text()
         assert both.startswith(words)
-        assert "--- the run was gone on with, until " in both
+        assert "--- the run was resumed, until " in both
         assert both.count("joined run run as worker" if "worker" in name else " joined\n") >= 2
     assert steps_in(place) == list(range(STEPS))
     # What was there stays as it was, but for the end and what came after the checkpoint.

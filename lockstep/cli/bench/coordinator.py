@@ -33,7 +33,7 @@ def coordinator(
     """Let the real coordinator lead a run of simulated workers, in virtual time, and time its decisions.
 
     No vector is moved and no message: it is what a server's one thread spends on who computes what. It must stay small
-    beside the exchange, and an event must cost the same for any number of workers.
+    next to the exchange, and an event must cost the same for any number of workers.
     """
     check_plot(plot_file)
     console, rows = Console(highlight=False), list[CoordinatorRow]()

@@ -98,7 +98,7 @@ ROUNDS_OPTION = click.option(
 
 
 def check_plot(plot_file: Path | None) -> None:
-    """Raise `UsageError` where a picture could not be drawn in the end: before minutes are spent on measuring."""
+    """Raise `UsageError` if a picture could not be drawn in the end: before minutes are spent on measuring."""
     if plot_file is None:
         return
     if plot_file.suffix.lower() != ".png":

@@ -1,4 +1,4 @@
-"""`lockstep ledger`: the proof that each epoch of a run used every sample once."""
+"""`lockstep ledger`: the report that each epoch of a run used every sample once."""
 
 from pathlib import Path
 
@@ -18,48 +18,48 @@ from ps.run.plan import plan_of
 
 @click.command(short_help="Prove that a run used every sample once.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="print the proof as JSON")
+@click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
 def ledger(run: Path, as_json: bool) -> None:
     """Prove from the ledger in the folder RUN that each epoch used every sample once.
 
-    Beside it stand the micro-batches that were computed more than once, and why. Nothing is computed again: that is
-    `lockstep verify`. Exit code 1 where the proof fails.
+    With it are listed the micro-batches that were computed more than once, and why. Nothing is computed again: that is
+    `lockstep verify`. Exit code 1 if the report fails.
 
     \b
       lockstep ledger runs/20261124-231714-lenet
     """
-    past = read_run(run)
-    proof = proof_of(past)
+    recorded = read_run(run)
+    report = coverage_of(recorded)
     if as_json:
-        click.echo(msgspec.json.encode(proof).decode())
+        click.echo(msgspec.json.encode(report).decode())
     else:
-        for line in proof_lines(past, proof):
+        for line in coverage_lines(recorded, report):
             click.echo(printable(line))
-    check_proof(proof)
+    demand_coverage(report)
 
 
-def proof_of(past: RecordedRun) -> CoverageReport:
+def coverage_of(recorded: RecordedRun) -> CoverageReport:
     """Return what a run's ledger proves."""
-    data, job = dataset_of(past.job), past.job
+    data, job = dataset_of(recorded.job), recorded.job
     sampler = Sampler(len(data.train), job.global_batch, job.micro_batches, job.seed)
-    return check_coverage(past.lines, plan_of(job, len(data.train), len(data.test)), sampler)
+    return check_coverage(recorded.lines, plan_of(job, len(data.train), len(data.test)), sampler)
 
 
-def check_proof(proof: CoverageReport) -> None:
-    """Raise `DifferenceError` with the first fault of a proof that has one."""
-    faults = proof.faults()
+def demand_coverage(report: CoverageReport) -> None:
+    """Raise `DifferenceError` with the first fault of a report that has one."""
+    faults = report.faults()
     if faults:
         more = f"; and {len(faults) - 1} more faults" if len(faults) > 1 else ""
         raise DifferenceError(f"the ledger proves nothing: {faults[0]}{more}")
 
 
-def proof_lines(past: RecordedRun, proof: CoverageReport) -> list[str]:
-    """Return a proof for a person."""
-    names = workers_by_step(past.lines)
+def coverage_lines(recorded: RecordedRun, report: CoverageReport) -> list[str]:
+    """Return a report for a person."""
+    names = workers_by_step(recorded.lines)
     lines = [
-        f"gone on with after step {begun.step}: {begun.lost_steps} steps were computed again" for begun in proof.resumed
+        f"resumed after step {begun.step}: {begun.lost_steps} steps were computed again" for begun in report.resumed
     ]
-    for epoch in proof.epochs:
+    for epoch in report.epochs:
         lines.append(_epoch_line(epoch))
         lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in epoch.again]
         if epoch.unlisted:
@@ -77,6 +77,6 @@ def _epoch_line(epoch: EpochCoverage) -> str:
 
 
 def _again_line(again: Again, names: dict[int, str]) -> str:
-    what = "micro-batches" if again.work in OF_A_STEP else "evaluation pieces"
+    what = "micro-batches" if again.work in OF_A_STEP else "evaluation chunks"
     who = names.get(again.rank, f"worker {again.rank}")
     return f"step {again.step}, {what} {again.node()}, {who}: {again.why}"

@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.files.sanitize import one_line
 from common.runtime.clock import SystemClock
 from lockstep.reports.display import print_plainly
-from lockstep.runs.recorded import RecordedRun, bring_near, open_again, read_run
+from lockstep.runs.recorded import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.verification.replay import LayerReplay, MicroBatchReplay, replay
 
 #: Samples that are listed; `--json` has them all.
@@ -22,7 +22,7 @@ MOST_SAMPLES = 16
 @click.command("replay", short_help="Look into one micro-batch of a recorded run.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--step", type=click.IntRange(min=0), required=True, metavar="T", help="training step, from 0")
-@click.option("--micro-batch", type=click.IntRange(min=0), required=True, metavar="M", help="piece of it, from 0")
+@click.option("--micro-batch", type=click.IntRange(min=0), required=True, metavar="M", help="micro-batch of it, from 0")
 @click.option("--allow-mixed-numerics", is_flag=True, help="also on a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics: bool, as_json: bool) -> None:
@@ -35,25 +35,28 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
       lockstep replay runs/20261124-231714-lenet --step 412 --micro-batch 5
     """
     console = Console(highlight=False, stderr=as_json)
-    past = read_run(run)
-    check_place(past, step, micro_batch)
-    opening = open_again(past, allows_mixed_numerics=allow_mixed_numerics)
-    bring_near(opening, run, step, lambda text: print_plainly(console, text))
-    piece = replay(past, opening, SystemClock(), step, micro_batch)
+    recorded = read_run(run)
+    check_place(recorded, step, micro_batch)
+    setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
+    load_checkpoint_before(setup, run, step, lambda text: print_plainly(console, text))
+    piece = replay(recorded, setup, SystemClock(), step, micro_batch)
     if as_json:
         click.echo(msgspec.json.encode(piece).decode())
         return
     show(console, piece)
 
 
-def check_place(past: RecordedRun, step: int, micro_batch: int) -> None:
-    """Raise `UsageError` where the run has not come to that step, or has no such micro-batch."""
-    made = len(past.steps())
-    last = min(made, past.receipt.total_steps - 1)
+def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
+    """Raise `UsageError` if the run has not come to that step, or has no such micro-batch."""
+    made = len(recorded.steps())
+    last = min(made, recorded.receipt.total_steps - 1)
     if step > last:
         raise UsageError(f"--step {step}: the run has made {made} steps: expected at most {last}")
-    if micro_batch >= past.job.micro_batches:
-        raise UsageError(f"--micro-batch {micro_batch}: expected 0 to {past.job.micro_batches - 1}, as the job has it")
+    last_one = recorded.job.micro_batches - 1
+    if micro_batch > last_one:
+        raise UsageError(
+            f"--micro-batch {micro_batch}: expected 0 to {recorded.job.micro_batches - 1}, as the job has it"
+        )
 
 
 def show(console: Console, piece: MicroBatchReplay) -> None:

@@ -11,9 +11,9 @@ from common.aggregation.tree import Vector
 from common.errors import DifferenceError, UsageError
 from common.files.safetensors import read
 from common.runtime.clock import SystemClock
-from lockstep.cli.checking.ledger import check_proof, proof_lines, proof_of
+from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.runs.recorded import RecordedRun, bring_near, open_again, read_run
+from lockstep.runs.recorded import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.verification.verify import Difference, Verifier, steps_between
 from ps.records.ledger import EpochDone
 from ps.records.receipt import read_chain
@@ -30,30 +30,30 @@ from ps.setup import RunSetup
 def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_numerics: bool, as_json: bool) -> None:
     """Compute the run in the folder RUN again, in this process, and compare it bit by bit.
 
-    What is compared: the ledger, the loss of each micro-batch, a mark of the weights after each step, and their SHA-256
-    after each epoch and checkpoint. The first step and micro-batch that differ are named, with the worker that computed
-    them. Exit code 1 where anything differs.
+    What is compared: the ledger, the loss of each micro-batch, a checksum of the weights after each step, and their
+    SHA-256 after each epoch and checkpoint. The first step and micro-batch that differ are named, with the worker that computed
+    them. Exit code 1 if anything differs.
 
     \b
       lockstep verify runs/20261124-231714-lenet
       lockstep verify runs/20261124-231714-lenet --steps 400:420
     """
     console = Console(highlight=False, stderr=as_json)
-    past = read_run(run)
-    low, high = wanted_steps(past, steps)
-    proof = proof_of(past)
-    for line in proof_lines(past, proof):
+    recorded = read_run(run)
+    low, high = wanted_steps(recorded, steps)
+    report = coverage_of(recorded)
+    for line in coverage_lines(recorded, report):
         print_plainly(console, line)
-    check_proof(proof)
-    opening = open_again(past, allows_mixed_numerics=allow_mixed_numerics)
-    check_chain(past, opening)
+    demand_coverage(report)
+    setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
+    check_chain(recorded, setup)
     if low:
-        bring_near(opening, run, low, lambda text: print_plainly(console, text))
-    verifier = Verifier(past, opening, SystemClock())
-    first = opening.shard.updates
+        load_checkpoint_before(setup, run, low, lambda text: print_plainly(console, text))
+    verifier = Verifier(recorded, setup, SystemClock())
+    first = setup.shard.updates
     found = verifier.verify(high, Watch(console, high))
     if found is None and (run / RESULT).exists():
-        found = end_difference(past, opening, high)
+        found = end_difference(recorded, setup, high)
     if as_json:
         figures = {"run": run.name, "steps": [first, high], "micro_batches": verifier.micro_batches}
         click.echo(msgspec.json.encode({**figures, "is_same": found is None, "difference": found}).decode())
@@ -68,7 +68,7 @@ def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_num
 
 
 class Watch:
-    """Tells now and then how far it is."""
+    """Prints now and then how far it is."""
 
     def __init__(self, console: Console, until: int) -> None:
         self.console, self.until, self.clock = console, until, SystemClock()
@@ -80,21 +80,21 @@ class Watch:
             print_plainly(self.console, f"step {step + 1}/{self.until}: the same so far")
 
 
-def wanted_steps(past: RecordedRun, text: str | None) -> tuple[int, int]:
-    """Return the first step to be compared and the one behind the last; `UsageError` where there are none such."""
-    total = 1 + max(past.steps(), default=-1)
+def wanted_steps(recorded: RecordedRun, text: str | None) -> tuple[int, int]:
+    """Return the first step to be compared and the one behind the last; `UsageError` if there are none such."""
+    total = 1 + max(recorded.steps(), default=-1)
     if not total:
-        raise UsageError(f"the run in {str(past.folder)!r} has made no step yet: nothing is there to compare")
+        raise UsageError(f"the run in {str(recorded.folder)!r} has made no step yet: nothing is there to compare")
     try:
         return steps_between(text or ":", total)
     except ValueError:
         raise UsageError(f"--steps {text!r}: expected A:B with 0 <= A < B <= {total}, the run's steps") from None
 
 
-def check_chain(past: RecordedRun, opening: RunSetup) -> None:
-    """Raise `DifferenceError` where the receipt's chain is not the ledger's."""
-    chain = read_chain(opening.facts, past.lines, str(past.folder / LEDGER))
-    known = past.receipt.chain
+def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:
+    """Raise `DifferenceError` if the receipt's chain is not the ledger's."""
+    chain = read_chain(setup.facts, recorded.lines, str(recorded.folder / LEDGER))
+    known = recorded.receipt.chain
     for link, ours in zip(known, chain, strict=False):
         if link != ours:
             raise DifferenceError(
@@ -102,24 +102,24 @@ def check_chain(past: RecordedRun, opening: RunSetup) -> None:
                 f"{ours.weights_sha256[:12]}…: one of them was changed"
             )
     if len(known) > len(chain):
-        raise DifferenceError(f"the receipt tells of {len(known) - 1} epochs and the ledger of {len(chain) - 1}")
+        raise DifferenceError(f"the receipt has {len(known) - 1} epochs and the ledger {len(chain) - 1}")
 
 
-def end_difference(past: RecordedRun, opening: RunSetup, steps: int) -> Difference | None:
+def end_difference(recorded: RecordedRun, setup: RunSetup, steps: int) -> Difference | None:
     """Return where the files of a finished run are not what it came to, as far as `steps` steps tell."""
-    result = read_result(past.folder)
+    result = read_result(recorded.folder)
     if steps != result.steps:
         return None
-    arrays, _ = read(past.folder / WEIGHTS)
-    kept: Vector = opening.shard.weights.copy()
-    opening.layout.write(kept, arrays)
-    here = weights_digest(opening.shard.weights)
+    arrays, _ = read(recorded.folder / WEIGHTS)
+    kept: Vector = setup.shard.weights.copy()
+    setup.layout.write(kept, arrays)
+    here = weights_digest(setup.shard.weights)
     if 0 < result.weights_epoch < len(result.history):
         # They were compared with what this came to then.
-        ends = (line for line in past.lines if isinstance(line, EpochDone) and line.epoch == result.weights_epoch)
+        ends = (line for line in recorded.lines if isinstance(line, EpochDone) and line.epoch == result.weights_epoch)
         here = next((line.weights_sha256 for line in ends), "")
     for name, digest in ((WEIGHTS, weights_digest(kept)), (RESULT, result.weights_sha256)):
         if digest != here:
-            text = f"{past.folder / name} tells of weights {digest[:12]}…, and the run came to {here[:12]}…"
+            text = f"{recorded.folder / name} holds weights {digest[:12]}…, and the run came to {here[:12]}…"
             return Difference(step=steps, micro_batch=None, text=text)
     return None

@@ -36,7 +36,7 @@ from lockstep.runs.session import Destination
     "--run-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="folder of the run: begun there, or gone on with where it was begun  [runs/TIME-MODEL]",
+    help="folder of the run: begun there, or resumed where it was begun  [runs/TIME-MODEL]",
 )
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for rank 0; without it, for ever")
 @KEYS_OPTION
@@ -108,7 +108,7 @@ def lead(
 
 
 def all_of(place: LauncherPlace, launch: Launch) -> Launch:
-    """Return the launch with a worker for each process of the launcher; `JobError` where it asks for shards."""
+    """Return the launch with a worker for each process of the launcher; `JobError` if it asks for shards."""
     if launch.servers != 1:
         raise JobError(f"servers = {launch.servers!r} under {place.launcher}: expected 1, which rank 0 starts")
     if place.size is None:

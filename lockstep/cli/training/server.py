@@ -22,11 +22,11 @@ from lockstep.cli.options.run import (
     SUPERVISED_OPTION,
 )
 from lockstep.launch.endpoints import lock_of
-from lockstep.launch.lifetime import held
+from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import default_launch
-from lockstep.runs.run_dir import check_alone, claimed_run_dir, finished, resumed_job, unclaim
+from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, resumed_job, unclaim
 from lockstep.runs.session import Destination
 from ps.setup import AdmissionPolicy
 
@@ -82,7 +82,7 @@ def server(
     if supervised is not None:
         folder = resume or run_dir
         assert folder is not None  # `train` has claimed it, and perhaps written data into it
-        with held(supervised, folder):
+        with ends_with_parent(supervised, folder):
             try:
                 resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
                 destination = Destination(folder=folder, launch=launch, is_resumed=resume is not None)
@@ -90,7 +90,7 @@ def server(
             finally:
                 unclaim(folder, [folder])  # for a `train` that was killed, and cannot
     elif resume is not None:
-        check_alone(job=job, run_dir=run_dir)
+        check_resume_flags(job=job, run_dir=run_dir)
         service = resumed_service(resume, given, policy)
         serve_by_hand(replace(service, has_picture=picture), listening)
     else:

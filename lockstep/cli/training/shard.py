@@ -23,8 +23,8 @@ from lockstep.cli.options.run import SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.cli.training.worker import say
 from lockstep.launch.child import ERROR_MARK
-from lockstep.launch.endpoints import WARNING, bind_beside, dialled, lock_of, server_credential
-from lockstep.launch.lifetime import held
+from lockstep.launch.endpoints import WARNING, bind_near, dialled, lock_of, server_credential
+from lockstep.launch.lifetime import ends_with_parent
 from ps.sharding.process.effects import Exit
 from ps.sharding.process.shell import ShardShell
 from ps.sharding.process.state import ShardConfig, ShardState
@@ -63,9 +63,9 @@ def shard(
       lockstep shard tcp://127.0.0.1:5555
       lockstep shard tcp://192.168.1.7:5555 --bind tcp://192.168.1.8:5556 --keys keys
     """
-    with held(supervised) if supervised else nullcontext():
+    with ends_with_parent(supervised) if supervised else nullcontext():
         lock, denials = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
-        port = serve(bind or bind_beside(address), lock=lock, insecure=insecure, rejections=denials)
+        port = serve(bind or bind_near(address), lock=lock, insecure=insecure, rejections=denials)
         with closing(port):
             if insecure:
                 say(WARNING)

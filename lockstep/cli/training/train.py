@@ -31,7 +31,7 @@ from lockstep.reports.summary import show_summary
 from lockstep.runs.extras import demand
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import default_launch
-from lockstep.runs.run_dir import check_alone, claimed_run_dir, finished, resumed_job
+from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, resumed_job
 from lockstep.runs.session import Destination
 from ps.records.run_folder import RunResult
 
@@ -60,7 +60,7 @@ def train(
     """Train on this machine: a parameter server, and a worker a core.
 
     Values come from the job file, or else from the shipped job of the model (linear, mlp, lenet, cnn); flags are laid
-    over them. In brackets: what runs where nothing is given, which is LeNet's job. The result depends on the job alone:
+    over them. In brackets: what runs if nothing is given, which is LeNet's job. The result depends on the job alone:
     any number of workers gives the same weights, to the bit.
 
     \b
@@ -77,7 +77,7 @@ def train(
     request = None if chaos is None else ChaosRequest(parse_chaos(chaos), chaos_seed)
     manner = Manner(Console(highlight=False), request, on, picture)
     if resume is not None:
-        check_alone(job=job, run_dir=run_dir)
+        check_resume_flags(job=job, run_dir=run_dir)
         resume_run(manner, resume, given)
         return
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())

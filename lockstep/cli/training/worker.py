@@ -24,7 +24,7 @@ from lockstep.cli.options.run import SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.endpoints import credential_of
-from lockstep.launch.lifetime import held
+from lockstep.launch.lifetime import ends_with_parent
 from worker.effects import Exit
 from worker.shell import WorkerShell
 from worker.state import WorkerConfig, WorkerState
@@ -62,7 +62,7 @@ def worker(
     credential = credential_of(key, supervised)
     port = dial(address, credential=credential)
     if supervised:
-        with held(supervised):
+        with ends_with_parent(supervised):
             ended = work(port, address, timeout, credential, cache)
     else:
         say(f"dialling {address}")

@@ -17,12 +17,12 @@ class HeadBackend:
     """Starts what belongs to rank 0; its launcher starts the rest."""
 
     place: LauncherPlace
-    #: The server's folder of keys, None where there are none.
+    #: The server's folder of keys, None if there are none.
     keys: Path | None = None
     is_insecure: bool = False
-    has_guests: bool = field(default=True, init=False)
+    has_external_workers: bool = field(default=True, init=False)
 
-    def places(self, launch: Launch) -> int:
+    def worker_count(self, launch: Launch) -> int:
         return 1
 
     def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
@@ -36,8 +36,8 @@ class HeadBackend:
 
     def start_worker(self, number: int, server: str, folder: Path) -> WatchedProcess:
         showing = [] if self.keys is None else ["--key", str(self.keys / SERVER)]
-        arguments = ["worker", self.place.beside, "--supervised", HERE, *showing]
+        arguments = ["worker", self.place.local_address, "--supervised", HERE, *showing]
         return start_here("a worker", arguments, folder, "worker-0.log")
 
     def observer(self, address: str, server: WatchedProcess) -> Observer:
-        return StatusClient(dial(self.place.beside, credential=server_credential(self.keys, None)))
+        return StatusClient(dial(self.place.local_address, credential=server_credential(self.keys, None)))

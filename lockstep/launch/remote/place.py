@@ -28,15 +28,15 @@ class LauncherPlace:
 
     launcher: str
     rank: int
-    #: Processes of the run, None where the launcher does not say.
+    #: Processes of the run, None if the launcher does not say.
     size: int | None
-    #: Where the others find rank 0; the host is empty where nobody said and this is rank 0.
+    #: Where the others find rank 0; the host is empty if nobody said and this is rank 0.
     host: str
     port: int
 
     @property
     def is_on_one_host(self) -> bool:
-        """Tell whether nobody from another machine is to reach rank 0."""
+        """Return whether nobody from another machine is to reach rank 0."""
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
     @property
@@ -52,7 +52,7 @@ class LauncherPlace:
         return f"tcp://{'[::]' if ':' in self.host else '0.0.0.0'}:{self.port}"
 
     @property
-    def beside(self) -> str:
+    def local_address(self) -> str:
         """Where a worker on the machine of rank 0 dials."""
         if self.is_on_one_host:
             return self.address
@@ -70,22 +70,22 @@ class Environment:
         return bool(self.variables.get(name))
 
     def text(self, *names: str) -> str:
-        """Return the value of the first of these that has one, empty where none has."""
+        """Return the value of the first of these that has one, empty if none has."""
         return next((self.variables[name] for name in names if name in self), "")
 
     def number(self, name: str, least: int, most: int = 2**31 - 1) -> int:
-        """Return a number; `UsageError` where it is none, out of range, or missing."""
+        """Return a number; `UsageError` if it is none, out of range, or missing."""
         text = self.text(name)
         number = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
         if not least <= number <= most:
-            told = repr(text) if text else "not set"
-            raise UsageError(f"{self.launcher} has {name} = {told}: expected a whole number from {least} to {most}")
+            shown = repr(text) if text else "not set"
+            raise UsageError(f"{self.launcher} has {name} = {shown}: expected a whole number from {least} to {most}")
         return number
 
     def place(self, rank_name: str, size_name: str, host: str, port: int = PORT) -> LauncherPlace:
         """Return the place; `MASTER_ADDR` and `MASTER_PORT` come before `host` and `port`.
 
-        `UsageError` where the rank is not below the size, or rank 0 cannot be found.
+        `UsageError` if the rank is not below the size, or rank 0 cannot be found.
         """
         rank = self.number(rank_name, 0)
         size = self.number(size_name, 1) if size_name else None
@@ -110,7 +110,7 @@ def _torchrun(found: Environment) -> LauncherPlace:
                 f"{HEAD_HOST} and {HEAD_PORT}, or none"
             )
     place = found.place("RANK", "WORLD_SIZE", "")
-    # torchrun's own agent listens at that port, and tells its processes so.
+    # torchrun's own agent listens at that port, and its processes are given it.
     shift = int(found.text("TORCHELASTIC_USE_AGENT_STORE") == "True")
     return LauncherPlace(
         launcher=place.launcher, rank=place.rank, size=place.size, host=place.host, port=place.port + shift
@@ -118,14 +118,14 @@ def _torchrun(found: Environment) -> LauncherPlace:
 
 
 def _open_mpi(found: Environment) -> LauncherPlace:
-    """`mpirun` tells ranks and sizes; the host of rank 0 only where all are on one, or Slurm has given the nodes."""
+    """`mpirun` gives ranks and sizes; the host of rank 0 only if all are on one, or Slurm has given the nodes."""
     is_one_host = found.text("OMPI_COMM_WORLD_LOCAL_SIZE") == found.text("OMPI_COMM_WORLD_SIZE")
     host = "127.0.0.1" if is_one_host else first_host(found.text("SLURM_JOB_NODELIST"))
     return found.place("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", host, _job_port(found))
 
 
 def _slurm(found: Environment) -> LauncherPlace:
-    """`srun` tells ranks and sizes, and the nodes, on the first of which it puts rank 0."""
+    """`srun` gives ranks and sizes, and the nodes, on the first of which it puts rank 0."""
     if "SLURM_STEP_ID" not in found:
         raise UsageError(
             f"SLURM_PROCID = {found.text('SLURM_PROCID')!r} is set and SLURM_STEP_ID is not, so that this is the batch "
@@ -144,7 +144,7 @@ def _job_port(found: Environment) -> int:
 
 
 def _kubernetes(found: Environment) -> LauncherPlace:
-    """An Indexed Job tells the index of its pod, and nothing else."""
+    """An Indexed Job gives the index of its pod, and nothing else."""
     return found.place("JOB_COMPLETION_INDEX", "WORLD_SIZE" if "WORLD_SIZE" in found else "", "")
 
 
@@ -159,7 +159,7 @@ LAUNCHERS: tuple[tuple[str, str, Callable[[Environment], LauncherPlace]], ...] =
 
 
 def detect(environ: Mapping[str, str]) -> LauncherPlace:
-    """Return the place that a launcher has given to this process; `UsageError` where there was none."""
+    """Return the place that a launcher has given to this process; `UsageError` if there was none."""
     for launcher, mark, read in LAUNCHERS:
         found = Environment(launcher, environ)
         if mark in found:

@@ -26,18 +26,18 @@ from common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, Key
 from lockstep.launch.child import ProcessLog
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
 from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, WatchedProcess, private_folder
-from lockstep.launch.remote.attendant import KEYS, Attendant, bracketed
+from lockstep.launch.remote.agent import KEYS, LaunchAgent, bracketed
 from lockstep.launch.remote.ray_child import RayChild, RayObserver
 from lockstep.reports.display import Display
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import JOB
 from lockstep.runs.session import Destination
 
-#: Seconds between two looks at who waits for a place, and until that is told again.
-LOOK_S, TOLD_S = 0.1, 10.0
+#: Seconds between two polls for a place, and between two reminders that one is awaited.
+POLL_S, REMINDER_S = 0.1, 10.0
 
-#: Looks after which it is told first: Ray takes a moment even where there is room.
-PATIENT_LOOKS = 25
+#: Polls before the first reminder: Ray takes a moment even if there is room.
+FIRST_REMINDER = 25
 
 #: Seconds for an answer of an actor whose node has been found.
 ANSWER_S = 60.0
@@ -59,7 +59,7 @@ Found = TypeVar("Found")
 def ray_backend(address: str, destination: Destination, display: Display) -> Iterator["RayBackend"]:
     """Give the backend for the Ray cluster at `address`: `ray` for the one that is running here.
 
-    Nothing of ours is left there at the end. `UsageError` where there is no such cluster, or it is not fit for the run.
+    Nothing of ours is left there at the end. `UsageError` if there is no such cluster, or it is not fit for the run.
     """
     check(destination.launch)
     connect(address)
@@ -86,7 +86,7 @@ def check(launch: Launch) -> None:
 
 
 def connect(address: str) -> None:
-    """Become a driver of the cluster; `UsageError` where there is none."""
+    """Become a driver of the cluster; `UsageError` if there is none."""
     where = "auto" if address == "ray" else address
     named = own_environment().get("RAY_ADDRESS", "") if address == "ray" else address
     if named:
@@ -94,9 +94,9 @@ def connect(address: str) -> None:
     try:
         begin(where)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        told = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         raise UsageError(
-            f"no Ray cluster at {address!r} ({told}): start one by `ray start --head`, name it by RAY_ADDRESS, or give "
+            f"no Ray cluster at {address!r} ({text}): start one by `ray start --head`, name it by RAY_ADDRESS, or give "
             "--on ray://HOST:10001"
         ) from None
     finally:
@@ -119,7 +119,7 @@ def begin(where: str) -> None:
 
 
 def demand_listener(address: str, place: str) -> None:
-    """Raise `UsageError` where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    """Raise `UsageError` if nothing listens at HOST:PORT: Ray itself would try for minutes."""
     host, _, port = place.rpartition(":")
     if not (host and port.isascii() and port.isdigit()):
         return  # Ray has other names for what is here
@@ -138,7 +138,7 @@ class RayBackend:
     destination: Destination
     display: Display
     keys: KeyFolder
-    has_guests: bool = field(default=False, init=False)
+    has_external_workers: bool = field(default=False, init=False)
     #: The placement group, and attendants in it that have no process yet, by their bundle.
     _group: Any = None
     _idle: dict[int, Any] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class RayBackend:
         """The workers that the run begins with."""
         return self.destination.launch.min_workers or self.destination.launch.workers
 
-    def places(self, launch: Launch) -> int:
+    def worker_count(self, launch: Launch) -> int:
         return launch.workers
 
     def reserve(self) -> None:
@@ -156,22 +156,22 @@ class RayBackend:
         self._group = placement_group([{"CPU": 1}] * self.fewest, strategy="SPREAD")
         self._await(f"room for {self.fewest} workers", lambda: self._table()["state"] == "CREATED")
 
-    def _await(self, what: str, look: Callable[[], Found]) -> Found:
-        """Look until there is something; return it. Tell what is waited for while there is nothing."""
+    def _await(self, what: str, poll: Callable[[], Found]) -> Found:
+        """Poll until there is something, and return it; remind of what is awaited meanwhile."""
         looks = 0
-        while not (found := look()):
-            if looks % round(TOLD_S / LOOK_S) == PATIENT_LOOKS:
+        while not (found := poll()):
+            if looks % round(REMINDER_S / POLL_S) == FIRST_REMINDER:
                 cores = ray.cluster_resources().get("CPU", 0.0)
                 self.display.remind(f"waiting for {what}: Ray has {cores:g} cores in all")
             looks += 1
-            threading.Event().wait(LOOK_S)
+            threading.Event().wait(POLL_S)
         return found
 
     def examine(self) -> None:
-        """Look at each node; `UsageError` where one has other code, or does not see the run's folder."""
+        """Look at each node; `UsageError` if one has other code, or does not see the run's folder."""
         run_dir, text = self.destination.folder.absolute(), secrets.token_hex(16)
         self._idle = {bundle: self._attendant(bundle, cpus=1) for bundle in range(self.fewest)}
-        ours = Attendant().about()
+        ours = LaunchAgent().about()
         try:
             (run_dir / CHECK).write_text(text, encoding="utf-8")
             for bundle, actor in self._idle.items():
@@ -226,7 +226,7 @@ class RayBackend:
         strategy: Any = "SPREAD"
         if bundle is not None:
             strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-        kind = ray.remote(Attendant).options(num_cpus=cpus, scheduling_strategy=strategy, max_restarts=0)
+        kind = ray.remote(LaunchAgent).options(num_cpus=cpus, scheduling_strategy=strategy, max_restarts=0)
         return kind.remote()
 
     def _started(self, name: str, actor: Any, words: list[str], files: dict[str, str], log: Path) -> RayChild:

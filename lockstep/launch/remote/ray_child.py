@@ -18,7 +18,7 @@ from lockstep.launch.child import ProcessLog
 LOST = -int(signal.SIGKILL)
 
 #: Seconds between two looks of one who waits, and for an answer of an actor that may be gone.
-LOOK_S, ANSWER_S = 0.05, 5.0
+POLL_S, ANSWER_S = 0.05, 5.0
 
 
 @dataclass
@@ -27,7 +27,7 @@ class RayChild:
 
     name: str
     log: ProcessLog
-    #: The handle of an `Attendant`.
+    #: The handle of an `LaunchAgent`.
     actor: Any
     #: Comes to the pid and the node once it is placed.
     placed: Any
@@ -37,8 +37,8 @@ class RayChild:
     _node: str = ""
     _code: int | None = None
     _is_lost: bool = False
-    #: A look that is on its way.
-    _looking: Any = None
+    #: A poll that is on its way.
+    _polling: Any = None
 
     @property
     def pid(self) -> int:
@@ -57,27 +57,27 @@ class RayChild:
         return f"{self.name} (pid {self._pid} on {self._node})" if self._node else f"{self.name} (not placed yet)"
 
     def first_line(self) -> str:
-        """Wait for the first line of its standard output; empty where it ended before."""
+        """Wait for the first line of its standard output; empty if it ended before."""
         asked = self.actor.first_line.remote()
-        while self._answer(asked, LOOK_S) is None and not self._is_lost:
+        while self._answer(asked, POLL_S) is None and not self._is_lost:
             continue
         line = "" if self._is_lost else str(ray.get(asked))
         while not line and not self.has_ended():
-            self.wait(LOOK_S)
+            self.wait(POLL_S)
         return line
 
     def has_ended(self) -> bool:
-        """Tell whether the process is gone, as far as is known."""
-        return self._look(0.0)
+        """Return whether the process is gone, as far as is known."""
+        return self._poll(0.0)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the end; return whether it came in time."""
         deadline = self.clock.now() + timeout_s
-        while not self._look(max(0.0, deadline - self.clock.now())):
+        while not self._poll(max(0.0, deadline - self.clock.now())):
             left_s = deadline - self.clock.now()
             if left_s <= 0.0:
                 return False
-            threading.Event().wait(min(LOOK_S, left_s))
+            threading.Event().wait(min(POLL_S, left_s))
         return True
 
     def send(self, number: signal.Signals) -> None:
@@ -90,7 +90,7 @@ class RayChild:
         self.is_killed_on_purpose = True
         self.send(signal.SIGKILL)
 
-    def make_end(self, grace_s: float) -> None:
+    def end(self, grace_s: float) -> None:
         """Wait for the end, kill after `grace_s` seconds, and give the place back to Ray."""
         if self._place(0.0):
             self.wait(grace_s)
@@ -108,12 +108,12 @@ class RayChild:
             return "is gone with its node"
         return f"was killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with code {self.code}"
 
-    def _look(self, timeout_s: float) -> bool:
+    def _poll(self, timeout_s: float) -> bool:
         if self._code is None and self._place(timeout_s):
-            self._looking = self._looking or self.actor.look.remote()
-            seen = self._answer(self._looking, timeout_s)
+            self._polling = self._polling or self.actor.poll.remote()
+            seen = self._answer(self._polling, timeout_s)
             if seen is not None:
-                self._looking = None
+                self._polling = None
                 code, words = seen
                 self.log.add(words)
                 self._code = code
@@ -127,15 +127,15 @@ class RayChild:
         return bool(self._node) and not self._is_lost
 
     def _answer(self, asked: Any, timeout_s: float) -> Any:
-        """Return what an actor answers, None where it does not in time, or never will."""
+        """Return what an actor answers, None if it does not in time, or never will."""
         try:
             return ray.get(asked, timeout=timeout_s)
         except ray.exceptions.GetTimeoutError:
             return None
         except ray.exceptions.RayError as error:
-            # A look that a broken connection has cost can be had again; nothing else is asked twice.
-            is_again = asked is self._looking and isinstance(error, ray.exceptions.ActorUnavailableError)
-            self._looking = None
+            # A poll that a broken connection has cost can be repeated; nothing else is asked twice.
+            is_again = asked is self._polling and isinstance(error, ray.exceptions.ActorUnavailableError)
+            self._polling = None
             if not is_again:
                 self._is_lost = True
                 self._code = LOST if self._code is None else self._code
@@ -144,14 +144,14 @@ class RayChild:
 
 @dataclass
 class RayObserver:
-    """Asks a server how its run stands, through the actor beside it: from here there may be no way to it."""
+    """Asks a server for its status through the actor on its node: there may be no way to it from here."""
 
     actor: Any
     address: str
     _asked: Any = None
 
     def ask(self, timeout_s: float) -> Status | None:
-        """Return how the run stands, None where no answer came in time: the next call waits on for it."""
+        """Return how the run stands, None if no answer came in time: the next call waits on for it."""
         self._asked = self._asked or self.actor.status.remote(self.address, timeout_s)
         try:
             answer = ray.get(self._asked, timeout=timeout_s)
@@ -162,9 +162,9 @@ class RayObserver:
         self._asked = None
         return None if answer is None else msgspec.json.decode(answer, type=Status)
 
-    def tell(self, verdict: CallbackDecision) -> None:
+    def decide(self, decision: CallbackDecision) -> None:
         """Answer a run that pauses between two epochs."""
-        self.actor.tell.remote(self.address, verdict.epoch, verdict.stops)
+        self.actor.decide.remote(self.address, decision.epoch, decision.stops)
 
     def close(self) -> None:
         """Nothing is open here."""

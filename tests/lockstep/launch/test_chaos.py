@@ -13,7 +13,15 @@ import pytest
 from common.errors import UsageError
 from common.protocol.messages import Status
 from common.runtime.clock import ManualClock
-from lockstep.launch.chaos import SPELL_S, Chaos, ChaosAction, PlannedAction, check_chaos, parse_chaos, planned_actions
+from lockstep.launch.chaos import (
+    DISTURBANCE_S,
+    Chaos,
+    ChaosAction,
+    PlannedAction,
+    check_chaos,
+    parse_chaos,
+    planned_actions,
+)
 from lockstep.launch.child import Child, ProcessLog
 from lockstep.runs.launch import Launch
 from tests.lockstep.statuses import status
@@ -25,7 +33,7 @@ def test_what_is_asked_for_is_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "where"),
     [
         ("", "asks for nothing"),
         ("kill-worker", "'kill-worker': expected NAME=COUNT"),
@@ -34,10 +42,10 @@ def test_what_is_asked_for_is_counted() -> None:
         ("kill-wroker=1", "nothing is called 'kill-wroker' (did you mean 'kill-worker'?)"),
     ],
 )
-def test_what_cannot_be_done_is_named(text: str, told: str) -> None:
+def test_what_cannot_be_done_is_named(text: str, where: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_chaos(text)
-    assert told in str(error.value)
+    assert where in str(error.value)
 
 
 def test_a_run_without_processes_has_none_to_do_it_to() -> None:
@@ -51,7 +59,7 @@ def test_moments_depend_on_the_seed_alone() -> None:
     assert made == planned_actions(wanted, 7) != planned_actions(wanted, 8)
     assert [it.moment for it in made] == sorted(it.moment for it in made)
     assert all(0.05 <= it.moment < 0.9 for it in made)
-    assert [it.deed for it in made].count(ChaosAction.KILL_WORKER) == 5
+    assert [it.action for it in made].count(ChaosAction.KILL_WORKER) == 5
 
 
 @dataclass
@@ -74,7 +82,7 @@ def sleepers(tmp_path: Path) -> Iterator[Sleepers]:
     yield Sleepers(children[0], children[1:])
     for child in children:
         child.process.kill()
-        child.make_end(5.0)
+        child.end(5.0)
 
 
 def state_of(child: Child) -> str:
@@ -95,16 +103,16 @@ def at(step: int) -> Status:
 
 def chaos_with(*deeds: ChaosAction, moment: float = 0.1) -> tuple[Chaos, ManualClock, list[str]]:
     clock, said = ManualClock(), list[str]()
-    ahead = [PlannedAction(moment=moment, deed=deed, victim=1) for deed in deeds]
+    ahead = [PlannedAction(moment=moment, action=action, target=1) for action in deeds]
     return Chaos(ahead, clock, said.append), clock, said
 
 
 def test_a_worker_is_killed_when_its_moment_has_come(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.KILL_WORKER)
-    chaos.look(None, sleepers)
-    chaos.look(at(10), sleepers)
+    chaos.on_status(None, sleepers)
+    chaos.on_status(at(10), sleepers)
     assert said == []
-    chaos.look(at(11), sleepers)
+    chaos.on_status(at(11), sleepers)
     assert said == [f"chaos: killed a worker (pid {sleepers.workers[1].process.pid}) at step 11"]
     assert sleepers.workers[1].wait(5.0)
     assert not sleepers.workers[0].has_ended()
@@ -112,30 +120,30 @@ def test_a_worker_is_killed_when_its_moment_has_come(sleepers: Sleepers) -> None
 
 def test_one_that_is_stopped_goes_on_after_some_steps(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.STOP_SERVER)
-    chaos.look(at(20), sleepers)
+    chaos.on_status(at(20), sleepers)
     assert said == [f"chaos: stopped the server (pid {sleepers.server.process.pid}) at step 20, until step 25"]
     assert state_of(sleepers.server) == "T"
-    chaos.look(at(24), sleepers)
-    assert len(chaos.spells) == 1
-    chaos.look(at(25), sleepers)
-    assert not chaos.spells
+    chaos.on_status(at(24), sleepers)
+    assert len(chaos.disturbances) == 1
+    chaos.on_status(at(25), sleepers)
+    assert not chaos.disturbances
 
 
 def test_one_that_is_stopped_goes_on_after_some_time_without_steps(sleepers: Sleepers) -> None:
     chaos, clock, _ = chaos_with(ChaosAction.STOP_WORKER)
-    chaos.look(at(20), sleepers)
-    clock.advance(SPELL_S)
-    chaos.look(None, sleepers)
-    assert not chaos.spells
+    chaos.on_status(at(20), sleepers)
+    clock.advance(DISTURBANCE_S)
+    chaos.on_status(None, sleepers)
+    assert not chaos.disturbances
 
 
 def test_a_slow_one_stands_still_most_of_the_time(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.SLOW_WORKER)
-    chaos.look(at(20), sleepers)
+    chaos.on_status(at(20), sleepers)
     assert "slowed down a worker" in said[0]
     states = []
     for _ in range(4):
-        chaos.look(at(21), sleepers)
+        chaos.on_status(at(21), sleepers)
         states.append(state_of(sleepers.workers[1]))
     assert states == ["T"] * 4
 
@@ -143,16 +151,16 @@ def test_a_slow_one_stands_still_most_of_the_time(sleepers: Sleepers) -> None:
 def test_one_thing_is_done_at_a_time_and_to_those_that_can_act(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.STOP_WORKER, ChaosAction.STOP_WORKER, ChaosAction.KILL_WORKER)
     for _ in range(4):
-        chaos.look(at(50), sleepers)
+        chaos.on_status(at(50), sleepers)
     assert [text.partition(" (")[0] for text in said] == ["chaos: stopped a worker"] * 2
-    assert {spell.child.pid for spell in chaos.spells} == {it.pid for it in sleepers.workers}
-    chaos.look(at(60), sleepers)
+    assert {disturbance.child.pid for disturbance in chaos.disturbances} == {it.pid for it in sleepers.workers}
+    chaos.on_status(at(60), sleepers)
     assert "killed a worker" in said[2]
 
 
 def test_at_the_end_everybody_is_let_go(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.STOP_WORKER, ChaosAction.KILL_WORKER)
-    chaos.look(at(50), sleepers)
+    chaos.on_status(at(50), sleepers)
     chaos.end()
     assert said[-1] == "chaos: 1 things were done to the run; 1 things were still to come when the run was over"
     sleepers.workers[1].send(signal.SIGTERM)

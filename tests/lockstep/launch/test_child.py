@@ -24,7 +24,7 @@ LAST_WORDS = {
 def ended(folder: Path, log: str, arguments: list[str]) -> Child:
     """Return a child that has ended; its log is replaced by `log`."""
     child = Child.start("a worker", arguments, folder / "child.log")
-    child.make_end(60.0)
+    child.end(60.0)
     (folder / "child.log").write_text(log, encoding="utf-8", errors="surrogateescape")
     return child
 
@@ -67,11 +67,11 @@ def test_a_folder_of_the_same_name_where_we_stand_is_not_imported(
 
 def test_news_are_the_lines_since_the_last_call(good: Child) -> None:
     good.log.path.write_text("one\ntwo\nhal")
-    good.log.told_bytes = 0
-    assert good.log.news() == ["one", "two"]
-    assert good.log.news() == []
+    good.log.reported_bytes = 0
+    assert good.log.new_lines() == ["one", "two"]
+    assert good.log.new_lines() == []
     good.log.path.write_text("one\ntwo\nhalf\n")
-    assert good.log.news() == ["half"]
+    assert good.log.new_lines() == ["half"]
 
 
 def test_logs_are_added_to_those_of_earlier_parts(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_logs_are_added_to_those_of_earlier_parts(tmp_path: Path) -> None:
     keep_logs(ours, run)
     first, mark, second = (run / "server.log").read_text().splitlines()
     assert (first, second) == ("first", "second")
-    assert mark.startswith("--- the run was gone on with, until ")
+    assert mark.startswith("--- the run was resumed, until ")
     assert (run / "worker-0.log").read_text() == "a\n"
     assert (run / "worker-1.log").read_text() == "b\n"
     assert [path.name for path in ours.iterdir()] == ["job.toml"]

@@ -28,7 +28,7 @@ def test_what_there_is_to_go_on_with(tmp_path: Path, error: BaseException) -> No
     assert said(tmp_path, error) == f"the last good weights are kept in {tmp_path}\n"
     (tmp_path / CHECKPOINTS).mkdir()
     (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
-    assert said(tmp_path, error).endswith(f"\ngo on after step 12 by: lockstep train --resume {tmp_path}\n")
+    assert said(tmp_path, error).endswith(f"\nresume after step 12 by: lockstep train --resume {tmp_path}\n")
 
 
 def test_a_run_that_ended_well_a_moment_before_has_nothing_to_go_on_with(tmp_path: Path) -> None:

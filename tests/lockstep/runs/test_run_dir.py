@@ -7,7 +7,7 @@ import pytest
 from common.errors import JobError, UsageError
 from common.job.job import Job
 from lockstep.runs.launch import Launch
-from lockstep.runs.run_dir import check_alone, claimed_run_dir, finished, has_begun, make_run_dir, resumed_job
+from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, has_begun, make_run_dir, resumed_job
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,6 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("job", "run_dir"), [(Path("a.toml"), None), (None, Path("new"))])
 def test_what_the_run_settles_itself_cannot_be_given(job: Path | None, run_dir: Path | None) -> None:
-    check_alone(job=None, run_dir=None)
+    check_resume_flags(job=None, run_dir=None)
     with pytest.raises(UsageError, match="with --resume: a run goes on in its own folder and with its own job"):
-        check_alone(job=job, run_dir=run_dir)
+        check_resume_flags(job=job, run_dir=run_dir)

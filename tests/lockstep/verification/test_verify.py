@@ -9,7 +9,7 @@ import pytest
 from common.errors import UsageError
 from common.runtime.clock import ManualClock
 from lockstep.cli.main import run
-from lockstep.runs.recorded import bring_near, open_again, read_run
+from lockstep.runs.recorded import load_checkpoint_before, open_again, read_run
 from lockstep.verification.verify import Difference, Verifier, steps_between
 from ps.records.run_folder import CHECKPOINTS, LEDGER, RECEIPT, WEIGHTS
 from tests.lockstep.recorded import job_in, lying, record_alone, record_with_workers
@@ -21,7 +21,7 @@ def found_in(folder: Path, first: int = 0) -> Difference | None:
     past = read_run(folder)
     opening = open_again(past, allows_mixed_numerics=False)
     if first:
-        bring_near(opening, folder, first, lambda text: None)
+        load_checkpoint_before(opening, folder, first, lambda text: None)
     return Verifier(past, opening, ManualClock()).verify(7, lambda step: None)
 
 
@@ -133,7 +133,7 @@ def test_final_weights_that_were_exchanged_are_found(tmp_path: Path, capsys: pyt
     (folder / WEIGHTS).write_bytes(data)
     code, _, error = said(capsys, "verify", str(folder))
     assert code == 1
-    assert f"{folder / WEIGHTS} tells of weights" in error
+    assert f"{folder / WEIGHTS} holds weights" in error
 
 
 def test_a_checkpoint_of_other_weights_is_found(tmp_path: Path) -> None:

@@ -131,4 +131,4 @@ def test_rank_0_listens_everywhere_unless_all_are_on_its_machine(
     host: str, dialled: str, bound: str, beside: str
 ) -> None:
     place = LauncherPlace(launcher="torchrun", rank=0, size=1, host=host, port=9)
-    assert (place.address, place.bind, place.beside) == (dialled, bound, beside)
+    assert (place.address, place.bind, place.local_address) == (dialled, bound, beside)

@@ -276,7 +276,7 @@ def test_a_server_whose_node_goes_is_back_elsewhere_from_the_checkpoint(place: P
     (server,) = three.ours("server")
     assert three.ask(f"remove {three.ask(f'holder {server}')}") == "done"
     train.line_with("the server (pid")
-    train.line_with("goes on after step ")
+    train.line_with("resumes after step ")
     three.ask("add")
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)

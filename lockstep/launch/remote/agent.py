@@ -29,19 +29,19 @@ USAGE = 2
 KEYS = "keys"
 
 
-class Attendant:
-    """One process, and the folder that it has to itself; without a process it holds nothing."""
+class LaunchAgent:
+    """One process and its private folder; without a process it holds nothing."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._child: Child | None = None
         self._observer: StatusClient | None = None
-        #: Why there is no child, and how much of the log was told.
+        #: Why there is no child, and how much of the log was returned.
         self._fault = ""
-        self._told = 0
+        self._returned_bytes = 0
 
     def about(self) -> dict[str, str]:
-        """Return what has to be the same on all machines, and what tells this one from the others."""
+        """Return what has to be the same on all machines, and what distinguishes this one from the others."""
         return {
             "lockstep": own_version(),
             "code": code_digest(),
@@ -50,14 +50,14 @@ class Attendant:
         }
 
     def address_towards(self, host: str) -> str:
-        """Return this machine's address for `host`; empty where no way leads there."""
+        """Return this machine's address for `host`; empty if no way leads there."""
         try:
             return address_towards(host)
         except LockstepError:
             return ""
 
     def obstacle(self, folder: str, name: str, text: str) -> str:
-        """Return why this machine cannot use a folder with that text in a file, empty where it can."""
+        """Return why this machine cannot use a folder with that text in a file, empty if it can."""
         try:
             if (Path(folder) / name).read_text(encoding="utf-8") != text:
                 return "has another folder of that name"
@@ -68,7 +68,7 @@ class Attendant:
     def start(self, name: str, arguments: list[str], files: dict[str, str], working: str) -> tuple[int, str]:
         """Start `lockstep` in the folder `working`, with `files` in its own; return its pid and this machine's name.
 
-        Where it cannot be started the pid is 0, and a look tells why.
+        If it cannot be started the pid is 0, and `poll` returns why.
         `HERE` stands for its own folder in the arguments.
         """
         # An engine may kill this process, and with it the child, which would have removed the folder.
@@ -86,30 +86,30 @@ class Attendant:
         return self._child.pid, platform.node() or "unknown"
 
     def first_line(self) -> str:
-        """Wait for the first line of its standard output; empty where it ended before."""
+        """Wait for the first line of its standard output; empty if it ended before."""
         return "" if self._child is None else self._child.first_line()
 
-    def look(self) -> tuple[int | None, bytes]:
-        """Return its exit code, None while it runs, and what it has said since the last look."""
+    def poll(self) -> tuple[int | None, bytes]:
+        """Return its exit code, None while it runs, and what it has written since the last call."""
         if self._child is None:
             words, self._fault = self._fault, ""
             return USAGE, words.encode()
         # Before its words are read, so that the last ones are among them.
         code = self._child.code if self._child.has_ended() else None
         with self._child.log.path.open("rb") as file:
-            file.seek(self._told)
+            file.seek(self._returned_bytes)
             words_read = file.read()
-        self._told += len(words_read)
+        self._returned_bytes += len(words_read)
         return code, words_read
 
     def status(self, address: str, wait_s: float) -> bytes | None:
-        """Return how the run of the server at `address`, which is here, stands, as JSON; None where it does not say."""
+        """Return the status of the server at `address`, which is here, as JSON; None if it does not answer."""
         answer = self._asking(address).ask(wait_s)
         return None if answer is None else msgspec.json.encode(answer)
 
-    def tell(self, address: str, epoch: int, stops: bool) -> None:
+    def decide(self, address: str, epoch: int, stops: bool) -> None:
         """Answer a run that pauses between two epochs."""
-        self._asking(address).tell(CallbackDecision(epoch=epoch, stops=stops))
+        self._asking(address).decide(CallbackDecision(epoch=epoch, stops=stops))
 
     def _asking(self, address: str) -> StatusClient:
         if self._observer is None:
@@ -128,7 +128,7 @@ class Attendant:
         if self._observer is not None:
             self._observer.close()
         if self._child is not None:
-            self._child.make_end(grace_s)
+            self._child.end(grace_s)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -144,7 +144,7 @@ PORT = 9
 
 
 def address_towards(host: str) -> str:
-    """Return the address of the interface that leads to `host`; `UnreachableError` where none does.
+    """Return the address of the interface that leads to `host`; `UnreachableError` if none does.
 
     The system is asked for the way, by a UDP socket that sends nothing. The own host name would say less: it often
     leads to loopback, or to another of several networks.
