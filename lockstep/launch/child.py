@@ -9,6 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from common.errors import FailureKind
 from common.runtime.clock import wall_time
 from common.runtime.environment import child_environment
 
@@ -80,6 +83,22 @@ def keep_logs(folder: Path, run: Path) -> None:
         log.unlink()
 
 
+class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run failed, as its server writes it to the last line of its standard output."""
+
+    kind: FailureKind | None
+    text: str
+
+
+def exit_record(output: bytes) -> ExitRecord | None:
+    """Return the record on the last line of an output, None if there is none."""
+    lines = output.splitlines()
+    try:
+        return msgspec.json.decode(lines[-1], type=ExitRecord) if lines else None
+    except msgspec.MsgspecError:
+        return None
+
+
 @dataclass
 class Child:
     """One child process; it ends by itself when our end of its standard input closes."""
@@ -127,6 +146,11 @@ class Child:
         """Wait for the first line of its standard output; empty if it ended before."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().decode().strip()
+
+    def rest(self) -> bytes:
+        """Return what a process that has ended has written to its standard output after the first line, once."""
+        stdout = self.process.stdout
+        return b"" if stdout is None or stdout.closed else stdout.read()
 
     def has_ended(self) -> bool:
         """Return whether the process is gone."""

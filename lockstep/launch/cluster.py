@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.errors import JobError, LockstepError, RunError, UsageError
+from common.errors import DivergedError, FailureKind, JobError, LockstepError, RunError, UsageError
 from common.job.job import Job
 from common.protocol.messages import CallbackDecision, EpochStatus, Status
 from common.runtime.blas import blas_kernel
 from common.runtime.clock import Clock, SystemClock
 from common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos
-from lockstep.launch.child import keep_logs
+from lockstep.launch.child import exit_record, keep_logs
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, ProcessBackend, WatchedProcess, private_folder
 from lockstep.launch.worker_supervisor import Restarts, WorkerSupervisor, has_crashed
@@ -22,7 +22,7 @@ from lockstep.reports.final_status import final_status
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import has_begun
-from lockstep.runs.session import Destination
+from lockstep.runs.session import NOTICE_MARK, Destination
 from ps.coordinator.transitions import RunPhase
 from ps.records.run_folder import RESULT, RunResult, read_result
 
@@ -255,6 +255,9 @@ class Cluster:
             return RunError(f"{exit_message(killed)}, and its slice of the weights is gone with it")
         if has_crashed(server) and not has_begun(self.run_dir):
             return RunError(crash_message(server))
+        record = exit_record(server.rest())
+        if record is not None and record.kind is FailureKind.DIVERGED:
+            return DivergedError(record.text)
         error = UsageError if server.code == 2 else RunError
         return error(server.log.last_error() or exit_message(server))
 

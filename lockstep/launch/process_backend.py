@@ -44,6 +44,10 @@ class WatchedProcess(Protocol):
         """Wait for the first line of its standard output; empty if it ended before."""
         ...
 
+    def rest(self) -> bytes:
+        """Return what one that has ended has written to its standard output after the first line, once."""
+        ...
+
     def has_ended(self) -> bool: ...
 
     def wait(self, timeout_s: float) -> bool:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.errors import RunError
+from common.errors import DivergedError, RunError
 from common.runtime.environment import child_environment
 from lockstep.reports.display import print_plainly
 from lockstep.reports.summary import show_summary
 from lockstep.runs.extras import is_installed
 from ps.checkpoint.folder import CheckpointFolder
-from ps.coordinator.failures import is_divergence
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
 
 #: The picture of how a run went, in its folder.
@@ -67,6 +66,6 @@ def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
             print_plainly(console, f"the last good weights are kept in {folder}")
         steps = CheckpointFolder(folder / CHECKPOINTS, lambda text: None).steps()
         # A run whose loss is not finite would diverge again.
-        if steps and not is_divergence(str(error)):
+        if steps and not isinstance(error, DivergedError):
             print_plainly(console, f"resume after step {steps[-1]} by: lockstep train --resume {folder}")
         raise

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 
 from common.data.source import load
-from common.errors import RunError, SharingError
+from common.errors import DivergedError, FailureKind, RunError, SharingError
 from common.job.job import Job
 from common.runtime.clock import Clock, SystemClock
 from common.transport.auth.credentials import Lock, ServerKeys
@@ -18,6 +19,7 @@ from common.transport.port import Limits, ServerPort
 from common.transport.shared_memory.folder import shared_root, sweep
 from common.transport.zeromq.ports import serve
 from common.transport.zeromq.server import ZeroMqServer
+from lockstep.launch.child import ExitRecord
 from lockstep.launch.endpoints import WARNING, dialled
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.report import kept_on_failure, show_end
@@ -78,7 +80,12 @@ def serve_supervised(service: Service, listening: Listening) -> None:
     with closing(listening.serve(service.admission.servers)) as port:
         # Before the data is loaded, so that the workers start at the same time.
         click.echo(port.address)
-        serve_run(service, port, PlainDisplay(console, SystemClock()), listening.rejections)
+        try:
+            serve_run(service, port, PlainDisplay(console, SystemClock()), listening.rejections)
+        except RunError as error:
+            kind = FailureKind.DIVERGED if isinstance(error, DivergedError) else None
+            click.echo(msgspec.json.encode(ExitRecord(kind=kind, text=str(error))))
+            raise
 
 
 def serve_by_hand(service: Service, listening: Listening) -> None:
@@ -121,7 +128,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
     if ended.failure == INTERRUPTED:
         raise KeyboardInterrupt
     if ended.failure:
-        raise RunError(ended.failure)
+        raise (DivergedError if ended.is_diverged else RunError)(ended.failure)
     result = opened.session.recorder.result
     assert result is not None
     return result

@@ -14,9 +14,6 @@ from ps.coordinator.scheduling.stragglers import StragglerMonitor
 from ps.coordinator.status import late_text
 from ps.run.plan import EVALUATIONS
 
-#: What distinguishes the texts of divergence from others.
-_LOSS_MARK, _WEIGHTS_MARK = "is not finite; first seen in", "are not finite, although every loss was"
-
 #: Shares of a step that are listed.
 MOST_SHARES = 16
 
@@ -65,11 +62,6 @@ def diverged(event: events.LossDiverged, membership: Membership, state: RoundSta
     return Failure(text=text, is_diverged=True)
 
 
-def is_divergence(text: str) -> bool:
-    """Tell whether a failure is that of a loss, a gradient or weights which are not finite."""
-    return _LOSS_MARK in text or _WEIGHTS_MARK in text
-
-
 def diverged_text(
     work: Work, step: int, micro_batch: int, layer: str, quantity: Quantity = "loss", who: str = ""
 ) -> str:
@@ -81,7 +73,7 @@ def diverged_text(
     where = f"layer {layer}" if quantity == "loss" else f"that of {layer!r}"
     by = f" by {who}," if who else ""
     return (
-        f"the {quantity} of step {step}, {what} {micro_batch},{by} {_LOSS_MARK} {where}: "
+        f"the {quantity} of step {step}, {what} {micro_batch},{by} is not finite; first seen in {where}: "
         "lower the learning rate, warm it up or clip the gradient (--lr, --warmup-steps, --clip-norm)"
     )
 
@@ -95,7 +87,8 @@ def not_finite_text(step: int, parameter: str, shares: Sequence[tuple[int, int, 
     more = f" and {len(shares) - MOST_SHARES} more" if len(shares) > MOST_SHARES else ""
     where = f", first of {parameter!r}," if parameter else ""
     return (
-        f"the weights{where} after step {step} {_WEIGHTS_MARK}; they were updated from micro-batches {listed}{more}. "
+        f"the weights{where} after step {step} are not finite, although every loss was; they were updated "
+        f"from micro-batches {listed}{more}. "
         f"Compute one again with `lockstep replay RUN --step {step} --micro-batch M`: if its gradient is not finite, "
         "lower the learning rate or clip (--lr, --clip-norm); if it is, its worker sent something else"
     )

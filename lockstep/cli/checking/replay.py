@@ -54,9 +54,7 @@ def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
         raise UsageError(f"--step {step}: the run has made {made} steps: expected at most {last}")
     last_one = recorded.job.micro_batches - 1
     if micro_batch > last_one:
-        raise UsageError(
-            f"--micro-batch {micro_batch}: expected 0 to {recorded.job.micro_batches - 1}, as the job has it"
-        )
+        raise UsageError(f"--micro-batch {micro_batch}: expected 0 to {last_one}, as the job has it")
 
 
 def show(console: Console, piece: MicroBatchReplay) -> None:

@@ -31,8 +31,8 @@ def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_num
     """Compute the run in the folder RUN again, in this process, and compare it bit by bit.
 
     What is compared: the ledger, the loss of each micro-batch, a checksum of the weights after each step, and their
-    SHA-256 after each epoch and checkpoint. The first step and micro-batch that differ are named, with the worker that computed
-    them. Exit code 1 if anything differs.
+    SHA-256 after each epoch and checkpoint. The first step and micro-batch that differ are named, with the worker that
+    computed them. Exit code 1 if anything differs.
 
     \b
       lockstep verify runs/20261124-231714-lenet

@@ -89,6 +89,10 @@ class LaunchAgent:
         """Wait for the first line of its standard output; empty if it ended before."""
         return "" if self._child is None else self._child.first_line()
 
+    def rest(self) -> bytes:
+        """Return what one that has ended has written to its standard output after the first line, once."""
+        return b"" if self._child is None else self._child.rest()
+
     def poll(self) -> tuple[int | None, bytes]:
         """Return its exit code, None while it runs, and what it has written since the last call."""
         if self._child is None:

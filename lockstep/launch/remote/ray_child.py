@@ -66,6 +66,10 @@ class RayChild:
             self.wait(POLL_S)
         return line
 
+    def rest(self) -> bytes:
+        """Return what one that has ended has written to its standard output after the first line, once."""
+        return b"" if self._is_lost else self._answer(self.actor.rest.remote(), ANSWER_S) or b""
+
     def has_ended(self) -> bool:
         """Return whether the process is gone, as far as is known."""
         return self._poll(0.0)

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.errors import RunError
+from common.errors import DivergedError, RunError
 from lockstep.launch.report import PICTURE, draw_picture, kept_on_failure
-from ps.coordinator.failures import diverged_text
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
 from tests.lockstep.small_runs import small_run
 
@@ -42,7 +41,7 @@ def test_a_run_that_ended_well_a_moment_before_has_nothing_to_go_on_with(tmp_pat
 def test_a_run_that_diverged_would_do_so_again(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINTS).mkdir()
     (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
-    assert said(tmp_path, RunError(diverged_text("train", 14, 1, "0"))) == ""
+    assert said(tmp_path, DivergedError("the loss is not finite")) == ""
 
 
 def test_a_run_leaves_its_picture(tmp_path: Path) -> None:
