@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from common.errors import LockstepError, RemoteProtocolError
+from common.errors import LockstepError, RefusalKind, RemoteProtocolError
 from common.protocol.codec import decode, encode
 from common.protocol.messages import (
     PROTOCOL_VERSION,
@@ -32,7 +32,6 @@ from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial
 from lockstep.doctor.finding import Finding, findings_lines
 from lockstep.launch.remote.agent import address_towards
-from ps.coordinator.registration import refused_for
 
 #: Seconds to wait for an answer in all, and between two looks at the cause of the delay.
 TIMEOUT_S, INTERVAL_S = 6.0, 1.0
@@ -155,14 +154,14 @@ class Examiner:
         )
 
     def _verdict(self, steps: list[tuple[str, str]], answer: Message) -> Connection:
-        kind = refused_for(answer.reason) if isinstance(answer, Refused) else ""
-        if isinstance(answer, Refused) and kind == "version":
+        if isinstance(answer, Refused) and answer.kind is RefusalKind.VERSION:
             return self._connection(steps, _finding(Stage.VERSION, f"the server refuses: {answer.reason}"))
         steps.append(("version", f"lockstep {self.shown.lockstep} (code {self.shown.code}), as at the server"))
         if isinstance(answer, Refused):
-            cause, change = NUMERICS if kind == "numerics" else ("the refusal names it", "do what the refusal says")
+            has_other_numerics = answer.kind is RefusalKind.NUMERICS
+            cause, change = NUMERICS if has_other_numerics else ("the refusal names it", "do what the refusal says")
             finding = Finding(
-                kind=kind or "refused",
+                kind="numerics" if has_other_numerics else "refused",
                 what="the server would refuse a worker of this machine",
                 evidence=answer.reason,
                 cause=cause,

@@ -35,9 +35,6 @@ from ps.server.server import QUEUE, Server
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shared_memory import ServerSharedMemory, share
 
-#: What the coordinator gives as the failure of a run that was interrupted.
-INTERRUPTED = "interrupted"
-
 
 @dataclass(frozen=True)
 class Service:
@@ -125,10 +122,10 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
             say(f"vectors go over sockets: {offer.obstacle}")
         server = opened.server
         ended = server.run(watch=lambda: display.show(server.coordinator.status(clock.now())))
-    if ended.failure == INTERRUPTED:
+    if ended.kind is FailureKind.INTERRUPTED:
         raise KeyboardInterrupt
-    if ended.failure:
-        raise (DivergedError if ended.is_diverged else RunError)(ended.failure)
+    if ended.kind is not None:
+        raise (DivergedError if ended.kind is FailureKind.DIVERGED else RunError)(ended.failure)
     result = opened.session.recorder.result
     assert result is not None
     return result

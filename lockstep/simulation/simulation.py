@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from common.errors import FailureKind
 from common.protocol.codec import decode_header
 from common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
@@ -18,7 +19,6 @@ from lockstep.simulation.jobs import job_named
 from lockstep.simulation.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
 from lockstep.simulation.scenario import Scenario, ScheduledFault
 from lockstep.simulation.world import Process, SimulatedShell, World
-from ps.coordinator.scheduling.audit import is_difference
 from ps.records.run_folder import RunResult
 
 #: Virtual seconds after the last fault within which a run has to end, and events after which it counts as stuck.
@@ -204,7 +204,7 @@ class Simulation:
         ended = shell.server.ended if isinstance(shell, ServerProcess) else None
         if isinstance(shell, ServerProcess) and ended is not None and not ended.failure:
             self.result = shell.session.recorder.result
-        if ended is not None and is_difference(ended.failure):
+        if ended is not None and ended.kind is FailureKind.AUDIT:
             self.failure = ended.failure
         return self.result is not None or bool(self.failure)
 

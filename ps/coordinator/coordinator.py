@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
+from common.errors import FailureKind
 from common.protocol.messages import Eviction, Finished, Ping, Result, Status, shortened
 from common.statemachine.transitions import check_reached, targets_in
 from common.statemachine.vocabulary import Report, Send
@@ -38,7 +39,9 @@ class Coordinator:
     membership: Membership = field(default_factory=Membership)
     progress: Progress = field(default_factory=Progress)
     reminder: Reminder = field(default_factory=Reminder)
+    #: Why the run failed: the message for people, and its kind.
     failure: str = ""
+    failure_kind: FailureKind | None = None
     #: Workers that came before all servers were ready.
     early_joins: list[events.WorkerJoined] = field(default_factory=list)
     #: The round to begin with if a run is resumed; otherwise the plan's first.
@@ -122,13 +125,13 @@ class Coordinator:
             case events.StepUpdated():
                 return self._begin_next_round() + self._assign_leases(now) if event.step == self.round.step else []
             case events.ServerLost():
-                return self._fail(event.text, may_resume=True)
+                return self._fail(event.text, FailureKind.SERVER_LOST)
             case events.WeightsNotFinite():
-                return self._fail(event.text, is_diverged=True)
+                return self._fail(event.text, FailureKind.DIVERGED)
             case events.TimePassed():
                 return self._on_time_passed(now)
             case events.Interrupted():
-                return self._fail("interrupted")
+                return self._fail("interrupted", FailureKind.INTERRUPTED)
             case _:
                 assert_never(event)
 
@@ -138,7 +141,7 @@ class Coordinator:
         if refused := registration.refuse(event, self.membership, self.info):
             return refused
         if self.is_over():
-            return [Send(peer=event.peer, message=Finished(reason=shortened(self.failure)))]
+            return [Send(peer=event.peer, message=self._finished())]
         if event.peer in self.membership.members:
             return []
         if self.phase is RunPhase.AWAITING_SERVERS:
@@ -179,7 +182,7 @@ class Coordinator:
 
     def _on_ping(self, peer: bytes) -> list[Effect]:
         if self.is_over():
-            return [Send(peer=peer, message=Finished(reason=shortened(self.failure)))]
+            return [Send(peer=peer, message=self._finished())]
         return [Send(peer=peer, message=Ping())]
 
     def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
@@ -252,12 +255,12 @@ class Coordinator:
     def _on_lease_failed(self, event: events.LeaseFailed, now: float) -> list[Effect]:
         found = failures.lease_failed(event, self.membership, self.state)
         if isinstance(found, failures.Failure):
-            return self._fail(found.text)
+            return self._fail(found.text, found.kind)
         return [] if found is None else [found, *self._assign_leases(now)]
 
     def _on_diverged(self, event: events.LossDiverged) -> list[Effect]:
         found = failures.diverged(event, self.membership, self.state)
-        return [] if found is None else self._fail(found.text, is_diverged=found.is_diverged)
+        return [] if found is None else self._fail(found.text, found.kind)
 
     # Rounds follow one another
 
@@ -311,7 +314,7 @@ class Coordinator:
     def _accept_audited(self, member: Member, result: Result, now: float) -> list[Effect]:
         difference = self.state.audit.difference(member, result)
         if difference:
-            return self._fail(difference)
+            return self._fail(difference, FailureKind.AUDIT)
         self.state.accept_audited(member, result)
         self.progress.audited += 1
         self.membership.credit_audit(member, result.compute_s)
@@ -336,17 +339,20 @@ class Coordinator:
 
     def _finish(self) -> list[Effect]:
         self.phase = RunPhase.FINISHED
-        return [*self._dismiss(""), Finish(failure="")]
+        return [*self._dismiss(), Finish()]
 
-    def _fail(self, failure: str, *, is_diverged: bool = False, may_resume: bool = False) -> list[Effect]:
-        """End the run; if it `may_resume`, only this process: workers look for one that resumes from a checkpoint."""
-        self.phase, self.failure = RunPhase.FAILED, failure
-        finish = Finish(failure=failure, is_diverged=is_diverged)
-        return [finish] if may_resume else [*self._dismiss(failure), finish]
+    def _fail(self, failure: str, kind: FailureKind) -> list[Effect]:
+        self.phase, self.failure, self.failure_kind = RunPhase.FAILED, failure, kind
+        # Without a server only this process ends: workers look for one that resumes the run from a checkpoint.
+        dismissed = [] if kind is FailureKind.SERVER_LOST else self._dismiss()
+        return [*dismissed, Finish(failure=failure, kind=kind)]
 
-    def _dismiss(self, reason: str) -> list[Effect]:
+    def _dismiss(self) -> list[Effect]:
         peers = [*self.membership.members, *(early.peer for early in self.early_joins)]
-        return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in peers]
+        return [Send(peer=peer, message=self._finished()) for peer in peers]
+
+    def _finished(self) -> Finished:
+        return Finished(reason=shortened(self.failure), kind=self.failure_kind)
 
     # Time passes
 

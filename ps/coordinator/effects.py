@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from common.aggregation.tree import Node
+from common.errors import FailureKind
 from common.job.tally import Tally
 from common.protocol.messages import EpochStatus
 from common.statemachine.vocabulary import Report as Report
@@ -70,11 +71,11 @@ class RecordEpoch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finish:
-    """The run is over; `failure` says why, and is empty if it succeeded."""
+    """The run is over; `failure` is the message for people, empty if it succeeded."""
 
-    failure: str
-    #: Whether the weights led to values that are not finite, so that those before are kept.
-    is_diverged: bool = False
+    failure: str = ""
+    #: Why it failed, None if it succeeded. If it diverged, the weights before the last update are kept.
+    kind: FailureKind | None = None
 
 
 Effect = (

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.aggregation.tree import Node
+from common.errors import FailureKind
 from common.files.sanitize import indented, one_line
 from common.protocol.messages import Quantity, Work
 from ps.coordinator import events
@@ -23,7 +24,7 @@ class Failure:
     """Why the run ends."""
 
     text: str
-    is_diverged: bool = False
+    kind: FailureKind
 
 
 # Leases that fail
@@ -41,7 +42,7 @@ def lease_failed(event: events.LeaseFailed, membership: Membership, state: Round
     state.account.record_recomputed(failed.work, failed.step, [failed.node()], member.rank, f"it raised: {raised}")
     what = f"{at.named([failed.node()])} on {member.named()}"
     if is_second:
-        return Failure(text=f"{what} raised, as it did before:\n{indented(failed.traceback)}")
+        return Failure(text=f"{what} raised, as it did before:\n{indented(failed.traceback)}", kind=FailureKind.COMPUTE)
     return Report(text=f"{what} raised, and is tried once more:\n{indented(failed.traceback)}")
 
 
@@ -56,10 +57,10 @@ def diverged(event: events.LossDiverged, membership: Membership, state: RoundSta
     if found.work == "audit":
         # The first worker found it finite: this is not the model's fault.
         text = state.audit.divergence(member, found)
-        return Failure(text=text) if text else None
+        return Failure(text=text, kind=FailureKind.AUDIT) if text else None
     who = member.named() if found.quantity == "gradient" else ""
     text = diverged_text(found.work, found.step, found.micro_batch, found.layer, found.quantity, who)
-    return Failure(text=text, is_diverged=True)
+    return Failure(text=text, kind=FailureKind.DIVERGED)
 
 
 def diverged_text(
@@ -87,8 +88,8 @@ def not_finite_text(step: int, parameter: str, shares: Sequence[tuple[int, int, 
     more = f" and {len(shares) - MOST_SHARES} more" if len(shares) > MOST_SHARES else ""
     where = f", first of {parameter!r}," if parameter else ""
     return (
-        f"the weights{where} after step {step} are not finite, although every loss was; they were updated "
-        f"from micro-batches {listed}{more}. "
+        f"the weights{where} after step {step} are not finite, although every loss was; they were updated from "
+        f"micro-batches {listed}{more}. "
         f"Compute one again with `lockstep replay RUN --step {step} --micro-batch M`: if its gradient is not finite, "
         "lower the learning rate or clip (--lr, --clip-norm); if it is, its worker sent something else"
     )

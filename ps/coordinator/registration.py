@@ -1,6 +1,6 @@
 """How workers join a run and get work, and why some are refused. Pure."""
 
-from typing import Literal
+from dataclasses import dataclass
 
 from common.errors import RefusalKind
 from common.protocol.messages import PROTOCOL_VERSION, Join, Refused, Standby, shortened
@@ -12,62 +12,60 @@ from ps.coordinator.membership import Member, Membership, MemberState
 from ps.records.ledger import Account, WorkerIn
 from ps.run.info import RunInfo
 
-#: Fields of a fingerprint that are the same wherever the same versions are installed.
+#: Fields of a fingerprint that are the same wherever the same versions are installed. Other versions may compute alike,
+#: and are refused since nobody knows it.
 VERSIONS = ("lockstep", "code", "numpy", "blas")
 
 
-def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics: bool) -> str:
-    """Return the reason to refuse a worker or a shard, empty if there is none."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a worker or a shard may not join."""
+
+    kind: RefusalKind
+    reason: str
+
+
+def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics: bool) -> Refusal | None:
+    """Return why to refuse a worker or a shard of another version or with other numerics, None if it has ours."""
     who = "worker" if isinstance(join, Join) else "shard"
     if join.protocol != PROTOCOL_VERSION:
-        return (
+        return Refusal(
+            RefusalKind.VERSION,
             f"the {who} speaks protocol {join.protocol}, the server {PROTOCOL_VERSION}: "
-            "install the same version of lockstep on both"
+            "install the same version of lockstep on both",
         )
     differences = ours.differences(join.fingerprint)
-    if differences and not allows_mixed_numerics:
-        named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
-        return (
-            f"the numerics of host {join.host!r} differ from the server's, and so would its bits: {named}: "
-            "use equal machines and versions, or start the server with --allow-mixed-numerics and lose the promise"
-        )
-    return ""
+    if not differences or allows_mixed_numerics:
+        return None
+    named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
+    is_version = any(name in VERSIONS for name, _, _ in differences)
+    return Refusal(
+        RefusalKind.VERSION if is_version else RefusalKind.NUMERICS,
+        f"the numerics of host {join.host!r} differ from the server's, and so would its bits: {named}: "
+        "use equal machines and versions, or start the server with --allow-mixed-numerics and lose the promise",
+    )
 
 
-def refused_for(reason: str) -> Literal["version", "numerics", ""]:
-    """Return what a reason to refuse is about: other code, other arithmetic, or something else."""
-    if "protocol" in reason.partition(":")[0]:
-        return "version"
-    if not reason.startswith("the numerics of host "):
-        return ""
-    # Other versions may compute alike, and are refused since nobody knows it.
-    return "version" if any(f" {name} '" in reason for name in VERSIONS) else "numerics"
-
-
-def is_of_another_run(join: Join, info: RunInfo) -> bool:
-    """Tell whether a worker asks to rejoin a run that is not this one."""
-    return join.run not in ("", info.run)
-
-
-def _reason_to_refuse(event: events.WorkerJoined, membership: Membership, info: RunInfo) -> str:
+def _refusal(event: events.WorkerJoined, membership: Membership, info: RunInfo) -> Refusal | None:
     join = event.join
-    if is_of_another_run(join, info):
-        return f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
+    if join.run not in ("", info.run):
+        reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
+        return Refusal(RefusalKind.OTHER_RUN, reason)
     twin = membership.by_incarnation(join.incarnation)
     # One that has said nothing since may have dialled again, before its welcome came: see `admit`.
     if twin is not None and twin.peer != event.peer and twin.state is not MemberState.PREPARING:
-        return f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
+        reason = f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
+        return Refusal(RefusalKind.DUPLICATE, reason)
     return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
 
 
 def refuse(event: events.WorkerJoined, membership: Membership, info: RunInfo) -> list[Effect]:
     """Return what refuses a worker; nothing if it may join."""
-    reason = _reason_to_refuse(event, membership, info)
-    if not reason:
+    why = _refusal(event, membership, info)
+    if why is None:
         return []
-    kind = RefusalKind.OTHER_RUN if is_of_another_run(event.join, info) else RefusalKind.VERSION
-    refused = Refused(reason=shortened(reason), kind=kind)
-    return [Send(peer=event.peer, message=refused), ReportRefusal(text=f"refused a worker: {reason}")]
+    refused = Refused(reason=shortened(why.reason), kind=why.kind)
+    return [Send(peer=event.peer, message=refused), ReportRefusal(text=f"refused a worker: {why.reason}")]
 
 
 def admit(

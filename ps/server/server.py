@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
 from common.aggregation.tree import Vector
-from common.errors import RemoteProtocolError
+from common.errors import FailureKind, RemoteProtocolError
 from common.files.sanitize import one_line
 from common.protocol.codec import decode, encode
 from common.protocol.messages import (
@@ -131,7 +131,7 @@ class Server:
             self.port.close(LINGER_S)
             self.recorder.close()
         # None after an interrupt between the run's end and the writing of its result, which then is not there.
-        return self.ended or effects.Finish(failure="interrupted")
+        return self.ended or effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
 
     def interrupt(self) -> None:
         """End the run now."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common.errors import FailureKind
 from common.protocol.shard_messages import Collected
 from ps.checkpoint.checkpointer import Checkpointer
 from ps.coordinator import effects, events
@@ -74,9 +75,9 @@ class StepCommitter:
         """Write what the run has come to; return its end, which is a failure if the weights are not finite."""
         coordinator, recorder, group = self.coordinator, self.recorder, self.group
         progress, roster = coordinator.progress, coordinator.membership
-        if self.guard.text and not finish.failure:
-            finish = effects.Finish(failure=self.guard.text, is_diverged=True)
-        if not finish.failure:
+        if self.guard.text and finish.kind is None:
+            finish = effects.Finish(failure=self.guard.text, kind=FailureKind.DIVERGED)
+        if finish.kind is None:
             recorder.setting = carried(recorder.setting, roster.sharing, roster.obstacle)
             recorder.finish(
                 progress,
@@ -86,8 +87,9 @@ class StepCommitter:
                 now=group.clock.now(),
             )
         else:
-            if self.checkpointer is not None and not finish.is_diverged:
+            is_diverged = finish.kind is FailureKind.DIVERGED
+            if self.checkpointer is not None and not is_diverged:
                 self.checkpointer.take(group.holder, progress, roster.compute_s)
-            recorder.fail(finish.failure, *group.final_weights(is_diverged=finish.is_diverged))
+            recorder.fail(finish.failure, *group.final_weights(is_diverged=is_diverged))
         group.end(finish.failure)
         return finish

@@ -369,7 +369,7 @@ class Simulation:
     def finish(self) -> str:
         """Run to the end, which is to be a good one; return the digest of the weights."""
         self.run()
-        assert self.server.ended == Finish(failure=""), self.server.ended
+        assert self.server.ended == Finish(), self.server.ended
         assert self.recorder.result is not None
         return self.recorder.result.weights_sha256
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.data.dataset import Dataset, TrainTest
-from ps.coordinator.scheduling.audit import is_difference
+from common.errors import FailureKind
 from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import JOBS, digits, job_of
@@ -67,7 +67,7 @@ def test_a_worker_that_computes_wrongly_is_named_before_its_step_is_applied(
     simulation.run()
     ended = simulation.server.ended
     assert ended is not None
-    assert is_difference(ended.failure), ended
+    assert ended.kind is FailureKind.AUDIT, ended
     assert "(host host, pid 1)" in ended.failure
     assert "of step 0" in ended.failure
     assert simulation.server.shard.updates == 0

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from common.errors import FailureKind
 from ps.coordinator.effects import Finish
 from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation, Spoils
@@ -63,7 +64,7 @@ def test_in_shared_memory_it_ends_the_run_at_the_next_loss(place: int, servers: 
         simulation.run()
     ended = simulation.server.ended
     assert isinstance(ended, Finish)
-    assert ended.is_diverged
+    assert ended.kind is FailureKind.DIVERGED
     assert re.match(r"the loss of step 2, micro-batch \d, is not finite; first seen in layer \d", ended.failure)
     if simulation.sharing is not None:
         simulation.sharing.close()
@@ -104,7 +105,7 @@ def test_a_gradient_that_a_worker_finds_not_finite_ends_the_run_with_worker_piec
     with np.errstate(all="ignore"):
         simulation.run()
     assert isinstance(simulation.server.ended, Finish)
-    assert simulation.server.ended.is_diverged
+    assert simulation.server.ended.kind is FailureKind.DIVERGED
     assert re.match(
         r"the gradient of step 0, micro-batch \d, by worker [01] \(host host, pid [01]\), is not finite; "
         r"first seen in that of 'scale': lower the learning rate",

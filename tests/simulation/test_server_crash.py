@@ -124,6 +124,6 @@ def test_a_server_that_dies_at_an_event_changes_nothing(
     simulation.run(until=simulation.server.coordinator.is_running)
     assert simulation.clock.now() - died <= BACK_S
     simulation.run()
-    assert simulation.server.ended == Finish(failure="")
+    assert simulation.server.ended == Finish()
     simulation.server.recorder.close()
     assert bits(folder) == expected

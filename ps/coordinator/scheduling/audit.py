@@ -18,9 +18,6 @@ from ps.run.plan import Round
 #: Why the ledger lists a micro-batch that was audited.
 AUDITED = "for the audit: the same bits"
 
-#: What distinguishes the text of a difference from others.
-_MARK = "the audit found a difference"
-
 
 def chosen_for_audit(share: float, seed: int, step: int, micro_batches: int) -> frozenset[int]:
     """Return which micro-batches of a step are audited, each with the probability `share`."""
@@ -87,11 +84,7 @@ class Audit:
     def _describe(self, micro_batch: int, first: AuditFinding, what: str) -> str:
         of = self.round.named([Node(micro_batch, micro_batch + 1)])
         return (
-            f"{_MARK} in {of}: {first.named} {what}; one of them computes wrongly, and the step was not applied: find "
-            "out which with `lockstep verify`, or by leaving out one at a time, and resume from the last checkpoint"
+            f"the audit found a difference in {of}: {first.named} {what}; one of them computes wrongly, and the step"
+            " was not applied: find out which with `lockstep verify`, or by leaving out one at a time, and resume from "
+            "the last checkpoint"
         )
-
-
-def is_difference(text: str) -> bool:
-    """Tell whether a failure is that of an audit."""
-    return text.startswith(_MARK)

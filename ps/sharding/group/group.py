@@ -13,7 +13,7 @@ from common.protocol.messages import Finished, Ping, Refused, shortened
 from common.protocol.numerics import Fingerprint
 from common.protocol.shard_messages import ShardJoin, SquaresRequest, Update
 from common.statemachine.transitions import check_reached, targets_in
-from ps.coordinator.registration import refusal
+from ps.coordinator.registration import Refusal, refusal
 from ps.coordinator.status import Reminder
 from ps.sharding.group import events
 from ps.sharding.group.effects import (
@@ -158,27 +158,25 @@ class ShardGroup:
     def _join(self, event: events.ShardJoined, now: float) -> list[GroupEffect]:
         if self._heard(event.peer, now) is not None:
             return []
-        reason, kind = self._refusal(event.join)
-        if reason:
-            refused = Send(peer=event.peer, message=Refused(reason=shortened(reason), kind=kind))
-            return [refused, ReportRefusal(text=f"refused a shard: {reason}")]
+        if (why := self._refusal(event.join)) is not None:
+            refused = Send(peer=event.peer, message=Refused(reason=shortened(why.reason), kind=why.kind))
+            return [refused, ReportRefusal(text=f"refused a shard: {why.reason}")]
         taken = {member.index for member in self.members.values()}
         index = next(index for index in range(1, self.config.servers) if index not in taken)
         member = self.members[event.peer] = ShardMember(event.peer, index, event.join, heard=now)
         return [WelcomeShard(peer=event.peer, index=index), Report(text=f"{member.named()} joined")]
 
-    def _refusal(self, join: ShardJoin) -> tuple[str, RefusalKind]:
-        """Return why a shard is refused, with an empty text if it is not."""
+    def _refusal(self, join: ShardJoin) -> Refusal | None:
+        """Return why a shard is refused, None if it is not."""
         config = self.config
         if not self.others:
-            return "this run has one server: start that with --servers 2 or more", RefusalKind.FULL
+            return Refusal(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
         if self.phase is GroupPhase.ENDED:
-            return "the run is over", RefusalKind.OVER
+            return Refusal(RefusalKind.OVER, "the run is over")
         if len(self.members) == self.others:
             text = f"all {config.servers} servers of this run are there: start the server with more --servers"
-            return text, RefusalKind.FULL
-        reason = refusal(join, config.fingerprint, allows_mixed_numerics=config.allows_mixed_numerics)
-        return reason, RefusalKind.VERSION
+            return Refusal(RefusalKind.FULL, text)
+        return refusal(join, config.fingerprint, allows_mixed_numerics=config.allows_mixed_numerics)
 
     def _prepared(self, event: events.ShardPrepared, now: float) -> list[GroupEffect]:
         member = self._heard(event.peer, now)

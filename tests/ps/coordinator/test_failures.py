@@ -1,6 +1,7 @@
 """What raises, diverges or is interrupted ends the run with a clear word."""
 
 from common.aggregation.tree import Node
+from common.errors import FailureKind
 from common.protocol.messages import TEXT_LIMIT, ComputeFailed, Eviction, Finished, Lease
 from ps.coordinator import events
 from ps.coordinator.effects import Finish
@@ -32,7 +33,7 @@ def test_a_piece_that_raises_on_two_workers_stops_the_run_with_the_traceback() -
     (finish,) = finished(effects)
     assert "raised, as it did before:\n  Traceback: ValueError: odd image" in finish.failure
     assert "worker 1 (host host, pid 2)" in finish.failure
-    assert not finish.is_diverged
+    assert finish.kind is FailureKind.COMPUTE
     assert kinds(effects) == [Finished, Finished]
 
 
@@ -80,10 +81,10 @@ def test_divergence_stops_the_run_and_names_the_place() -> None:
     drive.finish_round()
     effects = drive.diverge(1)
     (finish,) = finished(effects)
-    assert finish.is_diverged
+    assert finish.kind is FailureKind.DIVERGED
     assert "the loss of step 1, micro-batch 2, is not finite; first seen in layer 3 (Linear)" in finish.failure
     assert "--clip-norm" in finish.failure
-    assert messages(effects) == [Finished(reason=finish.failure)]
+    assert messages(effects) == [Finished(reason=finish.failure, kind=FailureKind.DIVERGED)]
 
 
 def test_divergence_in_an_evaluation_is_told_as_such() -> None:
@@ -116,8 +117,8 @@ def test_an_interrupt_ends_the_run_and_everybody_is_told() -> None:
     drive.enter(1)
     drive.join(2)
     effects = drive.happen(events.Interrupted())
-    assert messages(effects) == [Finished(reason="interrupted")] * 2
-    assert effects[-1] == Finish(failure="interrupted")
+    assert messages(effects) == [Finished(reason="interrupted", kind=FailureKind.INTERRUPTED)] * 2
+    assert effects[-1] == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
     assert drive.coordinator.phase is RunPhase.FAILED
 
 
@@ -128,5 +129,5 @@ def test_the_others_finish_the_step_without_a_worker_on_which_all_fails() -> Non
         worker = next(worker for worker in (1, 2, 3) if drive.leases[worker])
         failing = worker == 1 and drive.coordinator.round.step == 0
         effects = drive.fail(worker) if failing else drive.answer(worker)
-    assert effects[-1] == Finish(failure="")
+    assert effects[-1] == Finish()
     assert Lease in kinds(drive.effects, 1)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from common.aggregation.tree import Node
-from common.errors import RefusalKind
+from common.errors import FailureKind, RefusalKind
 from common.job.job import Job
 from common.protocol.messages import (
     PROTOCOL_VERSION,
@@ -291,7 +291,8 @@ def test_after_the_end_late_comers_are_told(is_failed: bool) -> None:
         drive.happen(events.Interrupted())
     else:
         drive.finish()
-    told = [Finished(reason="interrupted" if is_failed else "")]
+    failed = Finished(reason="interrupted", kind=FailureKind.INTERRUPTED)
+    told = [failed if is_failed else Finished(reason="")]
     assert messages(drive.join(2)) == told
     assert messages(drive.ask(3)) == told
     assert kinds(drive.happen(events.StatusRequested(peer=b"observer"))) == [Status]

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from common.aggregation.layout import ParameterLayout, weights_digest
 from common.aggregation.tree import Vector
+from common.errors import FailureKind
 from common.job.job import Job
 from ps.coordinator.effects import Finish
 from ps.records.metrics import METRICS
@@ -77,7 +78,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_weights(tmp_path: Path
     simulation.recorder.close()
     ended = simulation.server.ended
     assert ended is not None
-    assert ended.is_diverged
+    assert ended.kind is FailureKind.DIVERGED
     # The third update ends the epoch, so that its evaluation is the first to see the weights.
     assert "the loss of step 3, evaluation chunk 0, is not finite; first seen in layer 0 (Conv2d)" in ended.failure
     assert worker.runner.ended is not None
@@ -100,7 +101,7 @@ def test_an_interrupt_in_the_middle_of_an_update_keeps_whole_weights(tmp_path: P
         simulation.run()
     simulation.server.interrupt()
     simulation.recorder.close()
-    assert simulation.server.ended == Finish(failure="interrupted")
+    assert simulation.server.ended == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
     assert digest_in(tmp_path, simulation.opening.layout) == digest_after(2)
 
 
@@ -110,7 +111,7 @@ def test_an_interrupt_before_anybody_came_ends_the_run() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted")
+    assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
     # Its address is free again.
     simulation.network.server()
 
@@ -132,4 +133,4 @@ def test_an_interrupt_while_the_result_is_kept_counts_as_one(tmp_path: Path) -> 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted")
+    assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)

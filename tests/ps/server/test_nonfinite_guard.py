@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.aggregation.tree import Node, Vector
-from common.errors import DivergedError
+from common.errors import DivergedError, FailureKind
 from lockstep.runs.single_process import SerialRun
 from ps.coordinator.effects import Finish
 from ps.records.recorder import MetricsRecorder, Setting
@@ -62,7 +62,7 @@ def test_the_run_ends_and_says_whose_sums_they_were(value: float, tmp_path: Path
     assert "the weights, first of '6.running_var', after step 1 are not finite, although every loss was" in failure
     assert re.search(r"micro-batches [0-9-]+ by worker [01] \(host host, pid [01]\)", failure)
     assert "`lockstep replay RUN --step 1 --micro-batch M`" in failure
-    assert simulation.server.ended.is_diverged
+    assert simulation.server.ended.kind is FailureKind.DIVERGED
 
 
 def test_the_weights_that_are_kept_are_those_before(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_the_progress_is_looked_at_now_and_then_and_at_the_end() -> None:
     server = simulation.server
     server.port = WorkingPort(server.port, simulation.add_worker(), simulation.clock)
     looks: list[float] = []
-    assert server.run(watch=lambda: looks.append(simulation.clock.now())) == Finish(failure="")
+    assert server.run(watch=lambda: looks.append(simulation.clock.now())) == Finish()
     assert looks[-1] == simulation.clock.now()
     assert all(later - earlier >= WATCH_S for earlier, later in pairwise(looks[:-1]))
     assert len(looks) >= 3

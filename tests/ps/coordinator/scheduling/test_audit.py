@@ -5,11 +5,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from common.errors import FailureKind
 from common.job.job import Job
 from common.protocol.messages import Diverged, Lease, Result
 from ps.coordinator import events
 from ps.coordinator.effects import AddSums, UpdateWeights
-from ps.coordinator.scheduling.audit import AUDITED, chosen_for_audit, is_difference
+from ps.coordinator.scheduling.audit import AUDITED, chosen_for_audit
 from ps.coordinator.transitions import RunPhase
 from ps.records.ledger import Again
 from ps.run.info import RunInfo
@@ -107,8 +108,7 @@ def test_a_difference_names_both_and_ends_the_run_before_the_update() -> None:
     assert drive.coordinator.phase is RunPhase.AUDITING
     drive.bring_all({2: OTHER})
     (finish,) = finished(drive.effects)
-    assert is_difference(finish.failure)
-    assert not finish.is_diverged
+    assert finish.kind is FailureKind.AUDIT
     assert "of step 0: " in finish.failure
     for named in ("worker 0 (host host, pid 1)", "worker 1 (host host, pid 2)", "aaaaaaaaaaaa…", "bbbbbbbbbbbb…"):
         assert named in finish.failure
@@ -125,7 +125,7 @@ def test_a_loss_that_only_the_second_one_finds_infinite_is_a_difference() -> Non
     diverged = Diverged(work="audit", step=0, micro_batch=lease.lo, layer="fc")
     drive.happen(events.LossDiverged(peer=peer_of(1), diverged=diverged))
     (finish,) = finished(drive.effects)
-    assert (is_difference(finish.failure), finish.is_diverged) == (True, False)
+    assert finish.kind is FailureKind.AUDIT
     assert "from layer fc on" in finish.failure
 
 
