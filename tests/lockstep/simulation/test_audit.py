@@ -71,6 +71,7 @@ def test_it_is_found_among_faults_of_all_kinds() -> None:
     )
 
 
-def test_without_a_fault_the_audit_objects_to_nothing() -> None:
-    for seed in SEEDS:
+@pytest.mark.parametrize("seeds", [range(15), pytest.param(SEEDS, marks=pytest.mark.slow)], ids=len)
+def test_without_a_fault_the_audit_objects_to_nothing(seeds: range) -> None:
+    for seed in seeds:
         assert simulate(audited(seed)).violations == (), f"seed {seed}"
