@@ -1,10 +1,11 @@
 """One BLAS thread for every test (rule R4): with more, a product may have other bits. A run tells of its fuzzing."""
 
 import os
+import sys
 
 import pytest
 
-from common.runtime.environment import use_one_blas_thread
+from common.runtime.environment import cache_home, use_one_blas_thread
 
 use_one_blas_thread()
 
@@ -14,6 +15,14 @@ os.environ["LOCKSTEP_PICTURE"] = "no"
 from common.runtime.blas import limit_blas_threads  # noqa: E402
 
 limit_blas_threads()
+
+if sys.dont_write_bytecode:
+    # Whoever asks for no bytecode wants none in the checkout. Without any, each of the hundreds of processes that the
+    # tests start would compile all modules again, a third of a second of computing: it goes to a folder elsewhere.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.path.join(cache_home(), "lockstep-tests")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -214,7 +214,7 @@ def test_a_folder_that_is_no_environment_is_left_alone(checkout: Checkout) -> No
 
 
 def test_pytest_gets_every_core_and_the_arguments(checkout: Checkout, tmp_path: Path) -> None:
-    prefix = f"{checkout.root}: -m pytest -n auto -m"
+    prefix = f"{checkout.root}: -m pytest -n auto --dist worksteal -m"
     assert checkout.run("test", cwd=tmp_path).stdout == f"{prefix} not slow\n"
     assert checkout.run("test", "tests/a b.py", "-x").stdout == f"{prefix} not slow tests/a b.py -x\n"
     assert checkout.run("test", "--all", "-x").stdout == f"{prefix} slow or not slow -x\n"
