@@ -20,7 +20,6 @@ from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.api.run import Run, load_run
 from lockstep.launch.local import train_here
 from lockstep.reports.display import Display, SilentDisplay, display_for
-from lockstep.reports.final_status import epoch_statuses
 from lockstep.reports.notebook_display import NotebookDisplay, notebook_page
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch import default_launch
@@ -113,7 +112,7 @@ def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback]
         overseer.begin()
         try:
             result = train_here(job, destination, display, is_to_stop=overseer.is_to_stop)
-            overseer.end(epoch_statuses(result))
+            overseer.end([epoch.status() for epoch in result.history])
         finally:
             (folder / EPOCH_WEIGHTS).unlink(missing_ok=True)
     return Run(result, folder, job)

@@ -91,7 +91,7 @@ class RateTest:
         """
         demand("matplotlib", "plot", "RateTest.plot")
         # Here, as the extra may be missing where nobody draws.
-        from lockstep.reports.plots.rates import rates_figure
+        from lockstep.reports.plots.learning import rates_figure
         from lockstep.reports.plots.style import save
 
         marks = {"suggestion": self.suggestion, "steepest": self.steepest, "at_minimum": self.at_minimum}

@@ -16,9 +16,9 @@ from lockstep.launch.cluster import Cluster
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.runs.launch import Launch
 from lockstep.runs.session import Destination
-from ps.records.metrics import METRICS
+from ps.records.metrics import StepRecord, read_metrics
 from ps.records.run_folder import RunResult
-from ps.run.timing import Split, StepTime, TimeBook
+from ps.run.timing import Split, TimeBook
 
 #: Steps at the beginning of a run that do not count, while buffers are made and caches filled.
 WARM_UP = 20
@@ -30,27 +30,12 @@ SAMPLES, TEST_SAMPLES = 8192, 64
 EPOCH_STEPS = 16
 
 
-class TimedStep(msgspec.Struct, frozen=True):
-    """What a run's metrics say of a training step; see `ps.run.timing.StepTime`."""
-
-    epoch: int
-    step: int
-    round_s: float
-    mean_s: float
-    slowest_s: float
-    update_s: float
-
-    def time(self) -> StepTime:
-        """Return the times without the update."""
-        return StepTime(round_s=self.round_s, mean_s=self.mean_s, slowest_s=self.slowest_s)
-
-
 @dataclass
 class TimedRuns:
     """Runs of one job with one launch, and the steps of each."""
 
     results: list[RunResult] = field(default_factory=list)
-    steps: list[list[TimedStep]] = field(default_factory=list)
+    steps: list[list[StepRecord]] = field(default_factory=list)
 
     def steady(self) -> list[float]:
         """Return the seconds of the steps that count, without the warm-up and the step after an evaluation."""
@@ -66,7 +51,7 @@ class TimedRuns:
         assert split is not None  # the median is between the quartiles
         return split
 
-    def _counted(self) -> Iterator[tuple[TimedStep, bool]]:
+    def _counted(self) -> Iterator[tuple[StepRecord, bool]]:
         for steps in self.steps:
             before = 0
             for step in steps:
@@ -86,7 +71,7 @@ def write_data(folder: Path, global_batch: int) -> Path:
     return path
 
 
-def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]) -> tuple[RunResult, list[TimedStep]]:
+def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]) -> tuple[RunResult, list[StepRecord]]:
     """Run the job once, and return its result and its steps. Its run folder is removed."""
     run_dir = folder / "run"
     try:
@@ -94,10 +79,10 @@ def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]
         launch = msgspec.structs.replace(launch, checkpoint_keep=0)
         destination = Destination(folder=run_dir, launch=launch)
         result = Cluster(job, destination, say=say, watch=lambda status: None, backend=LocalBackend(launch)).run()
-        lines = (run_dir / METRICS).read_bytes().splitlines()
+        steps = read_metrics(run_dir).steps
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
-    return result, [msgspec.json.decode(line, type=TimedStep) for line in lines if line.startswith(b'{"kind":"step"')]
+    return result, steps
 
 
 @dataclass

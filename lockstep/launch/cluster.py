@@ -18,7 +18,7 @@ from lockstep.launch.child import exit_record, keep_logs
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, ProcessBackend, WatchedProcess, private_folder
 from lockstep.launch.worker_supervisor import Restarts, WorkerSupervisor, has_crashed
-from lockstep.reports.final_status import final_status
+from lockstep.reports.summary import final_status
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import has_begun

@@ -1,7 +1,7 @@
-"""What a step would take with other workers, other servers and another link, from what it took as measured. Pure.
+"""The cost model of a step with other numbers of workers and servers and another link, from measured times. Pure.
 
-A step is: the slowest worker computes its pieces, sums and weights are exchanged, the server updates. Nothing of this
-overlaps here, so that what hides an exchange behind computing can only make it better than predicted.
+In a step, the slowest worker computes its micro-batches, sums and weights are exchanged, and the server updates. The
+model assumes no overlap, so that hiding an exchange behind computing can only be faster than predicted.
 """
 
 from bisect import bisect_left
@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from common.aggregation.quantization.quantization import bytes_per_value
 from ps.run.timing import Split
 
-#: Bytes that cross the server's link for one worker and one parameter: a float32 of sums in, one of weights out.
+#: Bytes that cross the link of the server per worker and parameter: a float32 of sums in, one of weights out.
 BYTES_PER_PARAMETER = 8.0
 
-#: Most workers that are looked through for the point at which a link saturates.
+#: Most workers to consider in the search for the point at which a link saturates.
 MOST_WORKERS = 65_536
 
 
@@ -29,7 +29,7 @@ class Measured:
     #: Values in a gradient.
     parameters: int
     split: Split
-    #: As `bytes_per_parameter` says it of the types on the wire.
+    #: See `bytes_per_parameter`.
     bytes_per_parameter: float = BYTES_PER_PARAMETER
 
 
@@ -38,53 +38,53 @@ class CostModel:
     """The costs of a step, in seconds."""
 
     parameters: int
-    #: Samples of one micro-batch, and what one worker with a core of its own computes for it.
-    piece_samples: float
-    piece_s: float
-    #: Micro-batches of a step: in all, or for each worker where `is_weak`.
-    pieces: float
-    #: Whether the step grows with the workers (weak scaling), or is the same for any number (strong scaling).
+    #: Samples of a micro-batch, and the seconds that a worker with its own core takes for it.
+    micro_batch_samples: float
+    micro_batch_s: float
+    #: Micro-batches of a step; per worker if `is_weak`.
+    micro_batches: float
+    #: Whether the step grows with the workers (weak scaling) or not (strong scaling).
     is_weak: bool
-    #: Parts of an exchange: what it takes at least, and what one server takes for each worker.
+    #: An exchange: the least that it takes, and what one server takes per worker.
     latency_s: float
     per_worker_s: float
     #: One server's update of all weights.
     update_s: float
-    #: What the slowest of several workers takes longer than its share of the pieces explains.
+    #: What the slowest of several workers takes longer than its share of the micro-batches explains.
     jitter_s: float
-    #: Cores that all workers share; None where each worker has one.
+    #: Cores that all workers share; None if each worker has its own.
     cores: int | None = None
-    #: What crosses a link for one worker, in and out.
+    #: Bytes that cross a link per worker and parameter, in and out.
     bytes_per_parameter: float = BYTES_PER_PARAMETER
 
     def samples(self, workers: int) -> float:
         """Return the samples of a step."""
-        return self._pieces(workers) * self.piece_samples
+        return self._micro_batches(workers) * self.micro_batch_samples
 
-    def _pieces(self, workers: int) -> float:
-        return self.pieces * workers if self.is_weak else self.pieces
+    def _micro_batches(self, workers: int) -> float:
+        return self.micro_batches * workers if self.is_weak else self.micro_batches
 
     def compute_s(self, workers: int) -> float:
         """Return the seconds until the slowest worker is done."""
-        pieces = self._pieces(workers)
-        # A piece is not divided: of 8 pieces the slowest of 3 workers has 3.
-        share = self.pieces if self.is_weak else -(-pieces // workers)
+        micro_batches = self._micro_batches(workers)
+        # A micro-batch is not divided: of 8, the slowest of 3 workers has 3.
+        share = self.micro_batches if self.is_weak else -(-micro_batches // workers)
         if self.cores is not None:
-            share = max(share, pieces / self.cores)
-        return self.piece_s * share + (self.jitter_s if workers > 1 else 0.0)
+            share = max(share, micro_batches / self.cores)
+        return self.micro_batch_s * share + (self.jitter_s if workers > 1 else 0.0)
 
     def link_s(self, workers: int, servers: int, link: float) -> float:
-        """Return the seconds for which the busiest link is in use; each machine's has `link` bytes/s each way.
+        """Return the seconds for which the busiest link is in use, with `link` bytes/s in each direction.
 
-        Pushing comes before pulling, so that both directions count although a link has both at once.
+        Pushing comes before pulling, so that both directions count although a link can carry both at once.
         """
-        # A worker's own link carries the whole vector, whatever the number of servers.
+        # The link of a worker carries the whole vector, whatever the number of servers.
         return self.bytes_per_parameter * self.parameters * max(1.0, workers / servers) / link
 
     def exchange_s(self, workers: int, servers: int = 1, link: float | None = None) -> float:
-        """Return the seconds of an exchange; `link` None stands for what was measured on one machine."""
+        """Return the seconds of an exchange; on one machine if `link` is None."""
         handling = self.per_worker_s * workers / servers
-        # A server adds what has come while the rest is on its way: the slower of the two counts.
+        # A server adds what has arrived while the rest is on its way, so that the slower of the two counts.
         return self.latency_s + (handling if link is None else max(handling, self.link_s(workers, servers, link)))
 
     def step_s(self, workers: int, servers: int = 1, link: float | None = None) -> float:
@@ -92,7 +92,7 @@ class CostModel:
         return self.compute_s(workers) + self.exchange_s(workers, servers, link) + self.update_s / servers
 
     def samples_per_s(self, workers: int, servers: int = 1, link: float | None = None) -> float:
-        """Return the training samples a second."""
+        """Return the training samples per second."""
         return self.samples(workers) / self.step_s(workers, servers, link)
 
     def link_share(self, workers: int, servers: int, link: float) -> float:
@@ -100,50 +100,50 @@ class CostModel:
         return self.link_s(workers, servers, link) / self.step_s(workers, servers, link)
 
     def slowdown(self, workers: int, servers: int, link: float | None = None) -> float:
-        """Return how much longer a step takes than it would with a server for each worker."""
+        """Return how many times as long a step takes as with one server per worker."""
         return self.step_s(workers, servers, link) / self.step_s(workers, workers, link)
 
     def saturation(self, servers: int, link: float | None = None) -> int | None:
-        """Return the number of workers from which on the servers make a step take twice as long as it need, or longer.
+        """Return the number of workers from which on a step takes at least twice as long as with one server each.
 
-        None where no number does: neither the servers' links nor what they do for each worker is ever in the way.
+        None if it never does.
         """
         numbers = range(1, MOST_WORKERS + 1)
         place = bisect_left(numbers, True, key=lambda workers: self.slowdown(workers, servers, link) >= 2.0)
         return numbers[place] if place < len(numbers) else None
 
     def shards(self, workers: int, link: float | None = None) -> int:
-        """Return the fewest servers with which a step does not take twice as long as with one for each worker."""
+        """Return the fewest servers with which a step does not take twice as long as with one per worker."""
         numbers = range(1, workers + 1)
         return numbers[bisect_left(numbers, True, key=lambda servers: self.slowdown(workers, servers, link) < 2.0)]
 
     def is_bound_by_link(self, link: float) -> bool:
-        """Tell whether a server's link and not the server itself is what gets in the way first."""
+        """Return whether the link of a server, and not the server itself, is the first bottleneck."""
         return self.bytes_per_parameter * self.parameters / link > self.per_worker_s
 
 
 def bytes_per_parameter(wire: str, wire_weights: str) -> float:
-    """Return the bytes that cross the server's link for one worker and one parameter: sums in, weights out."""
+    """Return the bytes that cross the link of the server per worker and parameter: sums in, weights out."""
     return bytes_per_value(wire) + bytes_per_value(wire_weights)
 
 
 def fitted(points: Sequence[Measured], *, is_weak: bool = False, cores: int | None = None) -> CostModel:
-    """Return the model of what was measured, at one or more numbers of workers that shared so many cores.
+    """Return the model that fits measurements with one or more numbers of workers that shared `cores` cores.
 
-    The point with most workers tells what a piece and an update cost. Of an exchange measured at several numbers of
-    workers, a straight line tells what grows with them; with one number all of it is taken to grow.
+    The point with the most workers gives the costs of a micro-batch and an update. The costs of an exchange are a
+    straight line over the numbers of workers; with only one number, all of it is assumed to grow with the workers.
     """
     most = max(points, key=lambda point: point.workers)
     busy = min(most.workers, most.micro_batches)
-    crowd = 1.0 if cores is None else max(1.0, busy / cores)
-    piece_s = most.split.compute_s * busy / most.micro_batches / crowd
+    contention = 1.0 if cores is None else max(1.0, busy / cores)
+    micro_batch_s = most.split.compute_s * busy / most.micro_batches / contention
     latency_s, per_worker_s = _line([(p.workers / p.servers, max(0.0, p.split.exchange_s)) for p in points])
-    pieces = most.micro_batches / most.workers if is_weak else float(most.micro_batches)
+    micro_batches = most.micro_batches / most.workers if is_weak else float(most.micro_batches)
     model = CostModel(
         parameters=most.parameters,
-        piece_samples=most.global_batch / most.micro_batches,
-        piece_s=piece_s,
-        pieces=pieces,
+        micro_batch_samples=most.global_batch / most.micro_batches,
+        micro_batch_s=micro_batch_s,
+        micro_batches=micro_batches,
         is_weak=is_weak,
         latency_s=latency_s,
         per_worker_s=per_worker_s,
@@ -158,7 +158,7 @@ def fitted(points: Sequence[Measured], *, is_weak: bool = False, cores: int | No
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the constant and the slope, neither below zero, of the line that fits best."""
+    """Return the constant and the slope of the best line, neither below zero."""
     count = len(points)
     mean_x, mean_y = sum(x for x, _ in points) / count, sum(y for _, y in points) / count
     spread = sum((x - mean_x) ** 2 for x, _ in points)

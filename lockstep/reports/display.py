@@ -1,4 +1,4 @@
-"""Shows a run under way: live in a terminal, in plain lines where there is none."""
+"""Show the progress of a run: live in a terminal, in plain lines elsewhere."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,25 +19,25 @@ from common.runtime.clock import Clock
 #: Seconds between two plain lines within an epoch.
 PLAIN_EVERY_S = 10.0
 
-#: Seconds between two pictures in a terminal.
+#: Seconds between two updates of a terminal.
 LIVE_EVERY_S = 0.2
 
-#: Workers that have a line of their own: more would push the bar out of an ordinary terminal.
+#: Most workers with a line of their own; more would push the bar out of an ordinary terminal.
 MOST_WORKER_LINES = 12
 
-#: Characters of a host's name: with them and a pid, a line fits 80 columns.
+#: Most characters of the name of a host, so that a line fits 80 columns.
 MOST_HOST = 12
 
 
 class Display(Protocol):
-    """What shows a run: a context, told of each new status."""
+    """Shows a run: a context manager that receives each new status."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def show(self, status: Status) -> None:
-        """Show how the run stands."""
+        """Show a status."""
         ...
 
     def say(self, text: str) -> None:
@@ -45,19 +45,19 @@ class Display(Protocol):
         ...
 
     def remind(self, text: str) -> None:
-        """Show for whom the run waits; called again and again with the same text."""
+        """Show what the run waits for; may be called repeatedly with the same text."""
         ...
 
 
 def display_for(console: Console, clock: Clock) -> Display:
-    """Return what fits the console."""
-    # A terminal that cannot move its cursor (TERM=dumb) is no better than a file.
+    """Return the display that suits the console."""
+    # A terminal that cannot move its cursor (TERM=dumb) is treated as a file.
     is_live = console.is_terminal and not console.is_dumb_terminal
     return LiveDisplay(console, clock) if is_live else PlainDisplay(console, clock)
 
 
 def epoch_line(epoch: EpochStatus, epochs: int) -> str:
-    """Return a finished epoch on one line."""
+    """Return a finished epoch as a line."""
     score, test = Score(epoch.accuracy, epoch.r2), Score(epoch.test_accuracy, epoch.test_r2)
     return (
         f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {score.name} {score.told()}  {_validation(epoch)}"
@@ -66,20 +66,20 @@ def epoch_line(epoch: EpochStatus, epochs: int) -> str:
 
 
 def _validation(epoch: EpochStatus) -> str:
-    """Return what is told of the validation set, empty where there is none: with a blank behind it."""
+    """Return the figure of the validation set and a space, or an empty string without one."""
     if epoch.val_loss is None:
         return ""
-    told = f"{epoch.val_loss:.4f}" if epoch.val_accuracy is None else f"{epoch.val_accuracy:.2%}"
-    return f"val {told}  "
+    figure = f"{epoch.val_loss:.4f}" if epoch.val_accuracy is None else f"{epoch.val_accuracy:.2%}"
+    return f"val {figure}  "
 
 
 def place(status: Status) -> str:
-    """Return how far a run is."""
+    """Return how far a run has got."""
     return f"epoch {status.epoch}/{status.epochs}  step {status.step}/{status.steps}"
 
 
 def figures(status: Status) -> str:
-    """Return how a run goes on one line, or for whom it waits."""
+    """Return the figures of a run as a line, or what it waits for."""
     if not status.elapsed_s:
         ready = sum(worker.state != "preparing" for worker in status.workers)
         return f"{status.phase}: {ready} of {status.min_workers} ready"
@@ -91,9 +91,9 @@ def figures(status: Status) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for a person: `7 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Return a duration as text: `7 s`, `3 min 20 s`, `2 h 5 min`."""
     if not math.isfinite(seconds):
-        return "unknown time"  # a server may say anything
+        return "unknown time"  # a server may send anything
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"
@@ -102,7 +102,7 @@ def duration(seconds: float) -> str:
 
 
 def epochs_after(shown: int, status: Status) -> list[EpochStatus]:
-    """Return the epochs that follow the one with the number `shown`: of a long run a status tells of the last ones."""
+    """Return the epochs after number `shown`; the status of a long run holds only the last ones."""
     history = status.history
     count = max(0, history[-1].epoch - shown) if history else 0
     return history[max(0, len(history) - count) :]
@@ -110,7 +110,7 @@ def epochs_after(shown: int, status: Status) -> list[EpochStatus]:
 
 @dataclass
 class PlainDisplay:
-    """Plain lines: one an epoch, and one every ten seconds in between."""
+    """Plain lines: one per epoch, and one every ten seconds in between."""
 
     console: Console
     clock: Clock
@@ -167,7 +167,7 @@ class SilentDisplay:
 
 @dataclass
 class LiveDisplay:
-    """A bar over the run and a line for each worker, redrawn in place; finished epochs scroll up above."""
+    """A progress bar and one line per worker, redrawn in place; finished epochs scroll up above them."""
 
     console: Console
     clock: Clock
@@ -175,7 +175,7 @@ class LiveDisplay:
     _bar: Progress = field(init=False)
     _shown_epoch: int = 0
     _shown_at: float = float("-inf")
-    #: What was last said, where that was a reminder.
+    #: The last line, if it was a reminder.
     _reminder: str = ""
 
     def __post_init__(self) -> None:
@@ -205,33 +205,33 @@ class LiveDisplay:
         now = self.clock.now()
         if now - self._shown_at >= LIVE_EVERY_S:
             self._shown_at = now
-            self._live.update(self._picture(status), refresh=True)
+            self._live.update(self._live_part(status), refresh=True)
 
     def say(self, text: str) -> None:
         self._reminder = ""
         print_plainly(self.console, text)
 
     def remind(self, text: str) -> None:
-        # Once: it would push away what stands above, and the picture says it all the time.
+        # Only once: it would push other lines away, and the live part shows it all the time.
         if text != self._reminder:
             self.say(text)
             self._reminder = text
 
-    def _picture(self, status: Status) -> Group:
+    def _live_part(self, status: Status) -> Group:
         self._bar.update(self._task, description=place(status), total=status.steps, completed=status.step)
-        # Cut rather than wrapped: a picture whose height changes leaves traces of itself above.
+        # Cut and not wrapped: if the height changed, traces of it would remain above.
         line = Text(f"{status.phase}  {figures(status)}" if status.elapsed_s else figures(status))
         line.no_wrap, line.overflow = True, "ellipsis"
         return Group(self._bar, line, workers_table(status.workers))
 
 
 def print_plainly(console: Console, text: str) -> None:
-    """Print text as text, whoever it comes from: no markup, no colours, no escapes, no line breaks of ours."""
+    """Print untrusted text plainly: without markup, colours, escapes or added line breaks."""
     console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def workers_table(workers: list[WorkerStatus]) -> Table:
-    """Return a line for each worker, as far as they fit."""
+    """Return one line per worker, as far as they fit."""
     table = Table.grid(padding=(0, 2))
     for _ in range(5):
         table.add_column(no_wrap=True)
@@ -239,7 +239,7 @@ def workers_table(workers: list[WorkerStatus]) -> Table:
         speed = f"{worker.samples / worker.compute_s:,.0f} samples/s" if worker.compute_s else ""
         where = f"{cut(worker.host, MOST_HOST)}:{worker.pid}"
         cells = (f"worker {worker.rank}", worker.state, f"{worker.samples:,} samples", speed, where)
-        # As texts: what a worker is called must not be taken for markup.
+        # As plain text: the name of a worker must not be interpreted as markup.
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     if len(workers) > MOST_WORKER_LINES:
         table.add_row(f"and {len(workers) - MOST_WORKER_LINES} more")

@@ -1,6 +1,6 @@
-"""Shows a run under a notebook's cell: its epochs and one line that moves, in one output that is replaced.
+"""Show a run below the cell of a notebook: its epochs and a line of progress, in one output that is replaced.
 
-A stream of lines would fill the notebook, and what moves a terminal's cursor does nothing there.
+A stream of lines would fill the notebook, and escapes that move the cursor of a terminal have no effect there.
 """
 
 import sys
@@ -14,10 +14,10 @@ from common.protocol.messages import Status
 from common.runtime.clock import Clock
 from lockstep.reports.display import epoch_line, epochs_after, figures, place
 
-#: Seconds between two pictures: each is kept by everybody who has the notebook open.
+#: Seconds between two updates, each of which goes to every browser that shows the notebook.
 PAGE_EVERY_S = 0.5
 
-#: Lines of epochs and words that are shown, beside the line that moves; with more, those in the middle are left out.
+#: Most lines besides the line of progress; of more, those in the middle are left out.
 MOST_LINES = 40
 
 
@@ -25,13 +25,13 @@ class Page(Protocol):
     """One output of a cell."""
 
     def show(self, text: str) -> None:
-        """Replace what is there."""
+        """Replace the output."""
         ...
 
 
 @dataclass
 class NotebookDisplay:
-    """Finished epochs, what was said, and how the run stands, on one page."""
+    """Finished epochs, messages, and a line of progress, in one output."""
 
     page: Page
     clock: Clock
@@ -45,7 +45,7 @@ class NotebookDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._draw("")
+        self._render("")
 
     def show(self, status: Status) -> None:
         news = epochs_after(self._shown_epoch, status)
@@ -54,31 +54,31 @@ class NotebookDisplay:
         now = self.clock.now()
         if news or now - self._shown_at >= PAGE_EVERY_S:
             self._shown_at = now
-            self._draw(f"{place(status)}  {figures(status)}" if status.elapsed_s else figures(status))
+            self._render(f"{place(status)}  {figures(status)}" if status.elapsed_s else figures(status))
 
     def say(self, text: str) -> None:
         self._lines.append(text)
-        self._draw("")
+        self._render("")
 
     def remind(self, text: str) -> None:
-        # Once: what follows from it is on the line that moves.
+        # Only once: the line of progress shows it as well.
         if text not in self._lines[-1:]:
             self.say(text)
 
-    def _draw(self, moving: str) -> None:
+    def _render(self, progress: str) -> None:
         lines = self._lines
         if len(lines) > MOST_LINES:
             half = MOST_LINES // 2
             lines = [*lines[:half], f"… {len(lines) - 2 * half} more …", *lines[-half:]]
-        # A notebook shows plain text with the colours and links that a terminal's escapes in it ask for.
-        self.page.show(printable("\n".join([*lines, moving] if moving else lines)))
+        # A notebook interprets escapes for colours and links in plain text.
+        self.page.show(printable("\n".join([*lines, progress] if progress else lines)))
 
 
 @dataclass
 class CellOutput:
-    """An output of the cell that runs, by IPython's display."""
+    """An output of the running cell, by the display function of IPython."""
 
-    #: IPython's: called with a bundle of what to show; `display_id=True` makes an output, and returns what updates it.
+    #: Called with a bundle of what to show; `display_id=True` makes an output, and returns its handle.
     display: Callable[..., Any]
     _handle: Any = None
 
@@ -91,8 +91,8 @@ class CellOutput:
 
 
 def notebook_page() -> Page | None:
-    """Return an output of the cell that runs, None outside a notebook."""
-    # Asked of what is there already: nobody who has no notebook pays for importing IPython.
+    """Return an output of the running cell, or None outside a notebook."""
+    # Looked up among the loaded modules, so that nobody else has to import IPython.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is None or not getattr(shell, "kernel", None):
         return None

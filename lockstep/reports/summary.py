@@ -1,4 +1,4 @@
-"""What is shown at the end of a run: a table of its epochs, its figures, and advice where there is some."""
+"""Show the end of a run: a table of its epochs, its figures, and advice."""
 
 from pathlib import Path
 
@@ -8,28 +8,30 @@ from rich.text import Text
 
 from common.files.sanitize import printable
 from common.job.score import Score
+from common.protocol.messages import Status
 from lockstep.reports.cost_model import Measured, bytes_per_parameter, fitted
 from lockstep.reports.display import print_plainly
+from ps.coordinator.transitions import RunPhase
 from ps.records.metrics import EpochRecord
 from ps.records.run_folder import RunResult
 from ps.run.timing import Split
 
-#: Seconds of training below which times say nothing.
+#: Seconds of training below which times mean nothing.
 NOTED_S = 0.5
 
 
 def show_summary(console: Console, result: RunResult, folder: Path | None, cores: int | None = None) -> None:
-    """Print the end of a run, all of whose workers shared so many cores; None where they were on several machines."""
+    """Print the end of a run whose workers shared `cores` cores; None if they ran on several machines."""
     console.print(epochs_table(result.history))
     for line in summary_lines(result, folder):
         print_plainly(console, line)
     for note in advice(result, cores):
-        # Words are kept whole in a terminal; elsewhere a line stays a line.
+        # Words are kept whole in a terminal; elsewhere, lines are not wrapped.
         console.print(Text(printable(f"note: {note}")), soft_wrap=not console.is_terminal)
 
 
 def epochs_table(history: list[EpochRecord]) -> Table:
-    """Return a line for each epoch."""
+    """Return a table with one line per epoch."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     name = Score(history[0].accuracy, history[0].r2).name if history else "accuracy"
     for heading in ("epoch", "train loss", f"train {name}", "test loss", f"test {name}", "seconds"):
@@ -47,8 +49,8 @@ def epochs_table(history: list[EpochRecord]) -> Table:
 
 
 def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
-    """Return the figures of a run, a line each."""
-    who = "this process alone" if result.workers == 0 else f"{result.workers} workers over {result.transport}"
+    """Return the figures of a run, one per line."""
+    who = "one process" if result.workers == 0 else f"{result.workers} workers over {result.transport}"
     if result.workers == 1:
         who = f"1 worker over {result.transport}"
     score = Score(result.test_accuracy, result.test_r2)
@@ -62,7 +64,7 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     if result.moved.sums:
         lines.insert(-1, f"a step sends    {moved_line(result)}")
     if result.audited or result.unaudited:
-        lines.append(f"audit           {audit_told(result)}")
+        lines.append(f"audit           {audit_line(result)}")
     if folder is not None:
         lines.append(f"run folder      {folder}")
     return lines
@@ -74,17 +76,17 @@ def moved_line(result: RunResult) -> str:
     return f"{sums:,.1f} kB of sums ({result.wire}), {weights:,.1f} kB of weights ({result.wire_weights})"
 
 
-def audit_told(result: RunResult) -> str:
-    """Return how many micro-batches were computed again, and how many were to be."""
-    missed = f"{result.unaudited:,} {'more ' if result.audited else ''}were to be, while no other worker was ready"
+def audit_line(result: RunResult) -> str:
+    """Return how many micro-batches were audited, and how many could not be."""
+    missed = f"{result.unaudited:,} {'more ' if result.audited else ''}could not be, since no other worker was ready"
     if not result.audited:
         return f"no micro-batch was computed again: {missed}"
-    told = f"{result.audited:,} micro-batches computed again by another worker: the same bits"
-    return f"{told}; {missed}" if result.unaudited else told
+    audited = f"{result.audited:,} micro-batches computed again by another worker: the same bits"
+    return f"{audited}; {missed}" if result.unaudited else audited
 
 
 def advice(result: RunResult, cores: int | None = None) -> list[str]:
-    """Return what the measured times say about the number of workers; `cores` as of `show_summary`."""
+    """Return advice on the number of workers from the measured times; `cores` as in `show_summary`."""
     if result.workers == 0:
         return []
     notes = []
@@ -93,13 +95,13 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
     if result.workers > result.micro_batches:
         notes.append(
             f"{result.micro_batches} micro-batches keep at most {result.micro_batches} workers busy; "
-            "a larger --micro-batches takes more, and gives other bits"
+            "a larger --micro-batches allows more, and gives other bits"
         )
-    # What one process alone would need: the same computing and updating, without any exchange.
-    alone_s = result.compute_s + result.update_s
-    if result.train_s > max(alone_s, NOTED_S):
+    # What a single process would need: the same computing and updates, without an exchange.
+    single_s = result.compute_s + result.update_s
+    if result.train_s > max(single_s, NOTED_S):
         notes.append(
-            f"training took {result.train_s:.1f} s; one process alone needs about {alone_s:.1f} s for the same bits: "
+            f"training took {result.train_s:.1f} s; a single process needs about {single_s:.1f} s for the same bits: "
             "this model is too small for workers to pay (--workers 0)"
         )
     if result.split is not None and result.train_s > NOTED_S:
@@ -108,7 +110,7 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
 
 
 def one_more(result: RunResult, split: Split, cores: int | None) -> str:
-    """Return what one more worker would bring: worth it is at least half of what it would bring at best."""
+    """Return the gain of one more worker, which is worth it if it is at least half of the ideal gain."""
     measured = Measured(
         workers=result.workers,
         servers=result.servers,
@@ -123,3 +125,27 @@ def one_more(result: RunResult, split: Split, cores: int | None) -> str:
     where = f" on {cores} cores" if cores is not None and cores < more else ""
     is_worth_it = gain - 1 >= 0.5 / result.workers
     return f"{more} workers{where} would give {gain:.2f}x: {'worth it' if is_worth_it else 'not worth it'}"
+
+
+def final_status(result: RunResult) -> Status:
+    """Return the status of a finished run."""
+    history = [epoch.status() for epoch in result.history]
+    return Status(
+        run=result.run,
+        model=result.model,
+        phase=RunPhase.FINISHED.value,
+        epoch=history[-1].epoch,
+        epochs=result.epochs,
+        step=result.steps,
+        steps=result.steps,
+        loss=result.train_loss,
+        accuracy=history[-1].accuracy,
+        r2=history[-1].r2,
+        images_per_s=result.images_per_s,
+        elapsed_s=history[-1].wall_s,
+        eta_s=0.0,
+        min_workers=result.workers,
+        workers=[],
+        history=history,
+        failure="",
+    )

@@ -13,8 +13,8 @@ from common.data.sampler import Sampler
 from common.errors import FileFormatError, UsageError
 from common.job.job import Job
 from common.protocol.numerics import fingerprint
-from lockstep.reports.plots.attendance import read_attendance
-from lockstep.reports.plots.course import read_curves
+from lockstep.reports.plots.curves import read_curves
+from lockstep.reports.plots.timeline import read_timeline
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch import Launch
 from lockstep.runs.recorded import read_run, workers_by_step
@@ -129,7 +129,7 @@ RUN_RECEIPT = msgspec.json.encode(
 METRICS_LINES = (
     b'{"kind":"step","epoch":1,"step":0,"loss":2.3,"accuracy":0.1,"lr":0.05,"samples":16,"round_s":0.1}\n'
     b'{"kind":"step","epoch":1,"step":1,"loss":2.2,"accuracy":0.1,"lr":0.05,"samples":16,"round_s":0.1}\n'
-    b'{"kind":"epoch","epoch":1,"test_loss":2.1,"test_accuracy":0.5,"wall_s":1.5}\n'
+    b'{"kind":"epoch","epoch":1,"loss":2.2,"test_loss":2.1,"test_accuracy":0.5,"wall_s":1.5,"weights_sha256":"00"}\n'
 )
 
 
@@ -157,7 +157,7 @@ def result_json() -> bytes:
 #: What a folder holds, and what reads it.
 FILES: dict[str, tuple[bytes, Callable[[Path], object]]] = {
     RECEIPT: (RUN_RECEIPT, read_run),
-    LEDGER: (WHOLE_LEDGER, read_attendance),
+    LEDGER: (WHOLE_LEDGER, read_timeline),
     METRICS: (METRICS_LINES, read_curves),
     RESULT: (result_json(), read_result),
 }

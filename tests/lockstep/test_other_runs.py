@@ -117,7 +117,7 @@ def test_of_a_regression_other_pictures_are_drawn(tmp_path: Path, capsys: pytest
     assert "left out" not in out
     out = told(capsys, "plot", str(text.folder))
     assert {path.name for path in (text.folder / "plots").iterdir()} >= {"learning.png", "confusion.png"}
-    assert "left out mistakes.png: samples of shape (6,) are no pictures" in out
+    assert "left out mistakes.png: samples of shape (6,) are not images" in out
     # Together, they share the curves that they both have.
     told(capsys, "plot", str(table.folder), str(text.folder), "--to", str(tmp_path / "both"))
     assert (tmp_path / "both" / "learning.png").is_file()
@@ -126,9 +126,9 @@ def test_of_a_regression_other_pictures_are_drawn(tmp_path: Path, capsys: pytest
 def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
     from lockstep.evaluation.assessment import assess
-    from lockstep.reports.plots.course import read_curves
+    from lockstep.reports.plots.curves import read_curves
     from lockstep.reports.plots.learning import learning
-    from lockstep.reports.plots.results import answers
+    from lockstep.reports.plots.results import regression_outputs
     from lockstep.runs.trained import open_trained
 
     trained = of_table(tmp_path)
@@ -136,7 +136,7 @@ def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> No
     assert (loss.get_ylabel(), score.get_title()) == ("mean squared error", "R²")
     tests = np.asarray(score.get_lines()[1].get_ydata(), dtype=np.float64)
     assert tests.tolist() == [epoch.test_r2 for epoch in trained.history]
-    first, second = answers(assess(open_trained(trained.folder))).axes
+    first, second = regression_outputs(assess(open_trained(trained.folder))).axes
     assert (first.get_xlabel(), second.get_ylabel()) == ("target", "answer")
     assert all(len(np.asarray(axes.get_lines()[1].get_xdata())) == 40 for axes in (first, second))
 

@@ -14,7 +14,7 @@ from lockstep.cli.training.status import show
 from lockstep.cli.training.worker import say
 from lockstep.reports.display import LiveDisplay, PlainDisplay, print_plainly
 from lockstep.reports.notebook_display import NotebookDisplay
-from lockstep.reports.plots.attendance import read_attendance
+from lockstep.reports.plots.timeline import read_timeline
 from lockstep.reports.summary import show_summary
 from lockstep.verification.replay import LayerFigures, LayerReplay
 from ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
@@ -128,6 +128,6 @@ def test_a_ledger_and_its_picture(tmp_path: Path) -> None:
         StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=2),
     ]
     write_ledger(tmp_path, entries)
-    (shown,) = read_attendance(tmp_path).names
+    (shown,) = read_timeline(tmp_path).names
     assert shown.isprintable()
     assert run(["plot", str(tmp_path)]) == 0

@@ -9,7 +9,7 @@ from rich.console import Console
 from common.errors import UsageError
 from lockstep.launch.report import PICTURE
 from lockstep.reports.display import print_plainly
-from lockstep.reports.plots.course import RunCurves, read_curves
+from lockstep.reports.plots.curves import RunCurves, read_curves
 from lockstep.runs.extras import demand
 from ps.records.metrics import METRICS
 
@@ -78,9 +78,9 @@ def _learning(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) ->
 
 def _pictures(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:
     # Here, as the extra may be missing where nobody draws; and it takes half a second to load.
-    from lockstep.reports.plots.pictures import Subject, draw
+    from lockstep.reports.plots.run_plots import Subject, plot_runs
 
-    return draw([Subject(run, course) for run, course in zip(runs, courses, strict=True)], folder)
+    return plot_runs([Subject(run, course) for run, course in zip(runs, courses, strict=True)], folder)
 
 
 def _events(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:

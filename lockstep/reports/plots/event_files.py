@@ -1,28 +1,28 @@
-"""Writes a run's course as TensorBoard's event files; the only file that imports tensorboardX, which is an extra."""
+"""Write the curves of a run as event files of TensorBoard; the only file that imports tensorboardX, an extra."""
 
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from lockstep.reports.plots.course import RunCurves
+from lockstep.reports.plots.curves import RunCurves
 from lockstep.reports.plots.throughput import parts_of
 
-#: How the names of our files end.
+#: The suffix of our files.
 SUFFIX = ".lockstep"
 
 
-def write_events(course: RunCurves, folder: Path, began: float) -> None:
-    """Write one run's figures into a folder of its own; `began` is when it did, in seconds since 1970.
+def write_events(curves: RunCurves, folder: Path, start: float) -> None:
+    """Write the figures of one run into a folder of its own; `start` is its beginning in seconds since 1970.
 
-    Training is by step. A test stands at the number of steps after which it was made. What an earlier call wrote there
-    is replaced: TensorBoard would draw both as one line, to and fro.
+    Training figures are by step, and evaluations at the number of steps before them. Replaces the files of an earlier
+    call, since TensorBoard would draw both as one zigzag line.
     """
     for earlier in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
         earlier.unlink()
     with SummaryWriter(str(folder), max_queue=1000, filename_suffix=SUFFIX) as writer:
-        parts = parts_of(course)
-        for place, step in enumerate(course.steps):
-            at = began + float(course.seconds[place])
+        parts = parts_of(curves)
+        for place, step in enumerate(curves.steps):
+            at = start + float(curves.seconds[place])
             figures = {
                 "loss/train": step.loss,
                 **_score("train", step.accuracy, step.r2),
@@ -32,8 +32,8 @@ def write_events(course: RunCurves, folder: Path, began: float) -> None:
             }
             for tag, value in figures.items():
                 writer.add_scalar(tag, value, step.step, walltime=at)
-        for epoch in course.epochs:
-            at, after = began + epoch.wall_s, course.ends.get(epoch.epoch, 0)
+        for epoch in curves.epochs:
+            at, after = start + epoch.wall_s, curves.ends.get(epoch.epoch, 0)
             figures = {"loss/test": epoch.test_loss, **_score("test", epoch.test_accuracy, epoch.test_r2)}
             if epoch.val_loss is not None:
                 figures |= {"loss/validation": epoch.val_loss, **_score("validation", epoch.val_accuracy, None)}

@@ -1,4 +1,4 @@
-"""Draws what a model came to: what it takes for what, its first layer, its worst mistakes, a regression's answers."""
+"""Plot a trained model: its confusion matrix, first layer and worst mistakes, or the outputs of a regression."""
 
 import math
 
@@ -14,18 +14,18 @@ from lockstep.evaluation.assessment import Assessment
 from lockstep.evaluation.confusion import Confusion
 from lockstep.reports.plots.style import colour, new_figure, tidy
 
-#: Classes of a confusion matrix whose counts are written into it; filters, mistakes, and targets, that are shown.
+#: Most classes whose counts are written into a confusion matrix, and most filters, mistakes and targets to show.
 MOST_COUNTED, MOST_FILTERS, MOST_MISTAKES, MOST_TARGETS = 20, 64, 30, 6
 
-#: Inches that a character of a title takes, which stands at 10 points.
+#: Inches per character of a title in 10 points.
 CHARACTER = 0.07
 
-#: Classes that are named at an axis: more would run into one another.
+#: Most classes that are labelled at an axis; more would overlap.
 MOST_TICKS = 32
 
 
 def confusion_matrix(confusion: Confusion) -> Figure:
-    """Return the counts: the colour tells the share of its class, without which the diagonal would hide the rest."""
+    """Return the counts, coloured by their share of the class, and without the diagonal, which would hide the rest."""
     counts = confusion.counts
     classes = len(counts)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
@@ -36,7 +36,7 @@ def confusion_matrix(confusion: Confusion) -> Figure:
     most = max(0.01, float(off_diagonal.max()))
     image = axes.imshow(100 * off_diagonal, cmap="Reds", vmin=0, vmax=100 * most)
     right, total = int(np.trace(counts)), int(counts.sum())
-    axes.set(title=f"{right:,} of {total:,} right ({right / max(1, total):.2%})", xlabel="taken for", ylabel="class")
+    axes.set(title=f"{right:,} of {total:,} correct ({right / max(1, total):.2%})", xlabel="predicted", ylabel="class")
     ticks = range(0, classes, math.ceil(classes / MOST_TICKS))
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
@@ -55,23 +55,23 @@ def _count(axes: Axes, row: int, column: int, count: int, is_dark: bool) -> None
 
 
 def first_layer(model: Module, sample_shape: tuple[int, ...]) -> Figure:
-    """Return the first layer's weights as pictures; `ModelError` where they are none."""
-    name, pictures = first_pictures(model, sample_shape)
-    # Of many units, those that have become something: others still show what was drawn at the start.
-    largest = np.sort(np.argsort(-np.square(pictures).sum(axis=(1, 2)), kind="stable")[:MOST_FILTERS])
-    shown = pictures[largest]
+    """Return the weights of the first layer as images. Raises ModelError if they are not images."""
+    name, images = first_images(model, sample_shape)
+    # Of many units, those with the largest weights: others still show their initial values.
+    largest = np.sort(np.argsort(-np.square(images).sum(axis=(1, 2)), kind="stable")[:MOST_FILTERS])
+    shown = images[largest]
     most = float(np.abs(shown).max()) or 1.0
-    which = f"the {len(shown)} largest of {len(pictures)}" if len(shown) < len(pictures) else f"all {len(pictures)}"
-    title = f"{name}, {which} units: red counts for it, blue against it (at most {most:.2g})"
+    which = f"the {len(shown)} largest of {len(images)}" if len(shown) < len(images) else f"all {len(images)}"
+    title = f"{name}, {which} units: red is positive, blue negative (at most {most:.2g})"
     figure, grid = _grid(len(shown), 1.15, title)
-    for axes, picture, unit in zip(grid, shown, largest.tolist(), strict=False):
-        axes.imshow(picture, cmap="RdBu_r", vmin=-most, vmax=most)
+    for axes, image, unit in zip(grid, shown, largest.tolist(), strict=False):
+        axes.imshow(image, cmap="RdBu_r", vmin=-most, vmax=most)
         axes.set_title(f"{unit}", fontsize=7, pad=2)
     return figure
 
 
-def first_pictures(model: Module, sample_shape: tuple[int, ...]) -> tuple[str, Array]:
-    """Return the name and the pictures (units, height, width) of the first weight with two axes or more."""
+def first_images(model: Module, sample_shape: tuple[int, ...]) -> tuple[str, Array]:
+    """Return the name and the images (units, height, width) of the first weight with two or more axes."""
     weights = ((name, parameter.data) for name, parameter in model.named_parameters() if parameter.ndim >= 2)
     name, weight = next(weights, ("", None))
     if weight is None:
@@ -80,44 +80,44 @@ def first_pictures(model: Module, sample_shape: tuple[int, ...]) -> tuple[str, A
         return name, weight.mean(axis=1)
     if weight.ndim == 2 and len(sample_shape) == 3 and weight.shape[1] == math.prod(sample_shape):
         return name, weight.reshape(len(weight), *sample_shape).mean(axis=1)
-    raise ModelError(f"{name!r} of shape {weight.shape} is no picture of samples of shape {sample_shape}")
+    raise ModelError(f"{name!r} of shape {weight.shape} is not an image of samples of shape {sample_shape}")
 
 
 def worst_mistakes(assessment: Assessment) -> Figure:
-    """Return the samples that the model is surest of wrongly; `ModelError` where there are none, or no pictures."""
+    """Return the mistakes of which the model is most certain. Raises ModelError without mistakes or images."""
     dataset = assessment.dataset
     if dataset.images.ndim != 4:
-        raise ModelError(f"samples of shape {dataset.sample_shape} are no pictures")
+        raise ModelError(f"samples of shape {dataset.sample_shape} are not images")
     wrong = surest_mistakes(assessment)
     if not wrong.size:
-        raise ModelError("all test samples are right")
+        raise ModelError("all test samples are correct")
     probabilities = _softmax(assessment.outputs)
     shown = wrong[:MOST_MISTAKES]
     which = f"the {len(shown)} worst of {len(wrong):,}" if len(shown) < len(wrong) else f"all {len(wrong)}"
-    figure, grid = _grid(len(shown), 1.35, f"{which} mistakes: what it is, not what it was taken for")
+    figure, grid = _grid(len(shown), 1.35, f"{which} mistakes: class, not prediction (its probability)")
     for axes, index in zip(grid, shown.tolist(), strict=False):
-        axes.imshow(_picture(dataset, index), cmap="gray")
-        taken = int(assessment.outputs[index].argmax())
-        axes.set_title(f"{dataset.labels[index]}, not {taken} ({probabilities[index, taken]:.0%})", fontsize=8)
+        axes.imshow(_image(dataset, index), cmap="gray")
+        predicted = int(assessment.outputs[index].argmax())
+        axes.set_title(f"{dataset.labels[index]}, not {predicted} ({probabilities[index, predicted]:.0%})", fontsize=8)
     return figure
 
 
-def answers(assessment: Assessment) -> Figure:
-    """Return a regression's answers over the targets, a panel for each target: on the line, they would be right."""
+def regression_outputs(assessment: Assessment) -> Figure:
+    """Return the outputs of a regression over the targets, one panel per target; correct ones lie on the line."""
     figures, outputs, targets = assessment.fit[:MOST_TARGETS], assessment.outputs, assessment.targets
     figure = new_figure(4.8 * len(figures), 4.6)
-    for axes, told in zip(figure.subplots(1, len(figures), squeeze=False).flat, figures, strict=True):
-        x, y = targets[:, told.target], outputs[:, told.target]
+    for axes, fit in zip(figure.subplots(1, len(figures), squeeze=False).flat, figures, strict=True):
+        x, y = targets[:, fit.target], outputs[:, fit.target]
         ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
         axes.plot(ends, ends, color="#555555", linewidth=0.8)
         axes.plot(x, y, ".", color=colour(0), markersize=3, alpha=max(0.15, min(1.0, 500 / len(x))))
-        r2 = "" if told.r2 is None else f", R² {told.r2:.4f}"
-        tidy(axes, title=f"root of the mean squared error {told.mse**0.5:.3g}{r2}", x="target", y="answer")
+        r2 = "" if fit.r2 is None else f", R² {fit.r2:.4f}"
+        tidy(axes, title=f"root mean squared error {fit.mse**0.5:.3g}{r2}", x="target", y="output")
     return figure
 
 
 def surest_mistakes(assessment: Assessment) -> np.typing.NDArray[np.intp]:
-    """Return the places of samples that are taken for another class, those with the least chance of theirs first."""
+    """Return the indices of mistakes, those with the smallest probability of the true class first."""
     labels, logits = assessment.targets, assessment.outputs
     own = _softmax(logits)[np.arange(len(labels)), labels]
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
@@ -129,8 +129,8 @@ def _softmax(logits: Array) -> Array:
     return np.asarray(raised / raised.sum(axis=1, keepdims=True))
 
 
-def _picture(dataset: Dataset, index: int) -> Array:
-    """Return a sample for `imshow`: (height, width), or with three colours (height, width, 3) from 0 to 1."""
+def _image(dataset: Dataset, index: int) -> Array:
+    """Return a sample for `imshow`: (height, width), or (height, width, 3) from 0 to 1 if it has three channels."""
     image = dataset.images[index].astype(np.float64)
     if len(image) != 3:
         return np.asarray(image.mean(axis=0))
@@ -139,9 +139,9 @@ def _picture(dataset: Dataset, index: int) -> Array:
 
 
 def _grid(count: int, inches: float, title: str) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many small empty axes, about twice as wide as high, and at least as wide as its title."""
+    """Return a figure with a grid of empty axes, about twice as wide as high, and at least as wide as its title."""
     most = min(count, max(4, math.ceil(2 * math.sqrt(count))))
-    # About twice as wide as high, with as few places left over as can be.
+    # About twice as wide as high, with as few empty places as possible.
     columns = min(range((most + 1) // 2, most + 1), key=lambda width: (-count % width, abs(width**2 - 2 * count)))
     rows = math.ceil(count / columns)
     figure = new_figure(max(5.0, columns * inches, CHARACTER * len(title)), rows * inches + 0.6)

@@ -1,4 +1,4 @@
-"""Draws how fast runs are, and where the time of their steps goes."""
+"""Plot how fast runs are, and where the time of their steps goes."""
 
 from collections.abc import Sequence
 
@@ -6,54 +6,54 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lockstep.reports.plots.course import Floats, RunCurves, smoothed
+from lockstep.reports.plots.curves import Floats, RunCurves, smoothed
 from lockstep.reports.plots.learning import thinned
 from lockstep.reports.plots.style import PARTS, PLAIN, colour, new_figure, tidy, whole_numbers
 
-#: Parts that a run's steps are smoothed over, and runs whose time is divided up.
+#: Windows over which a run is smoothed, and most runs whose time is split up.
 SMOOTHED, MOST_DIVIDED = 60, 4
 
 
-def throughput(courses: Sequence[RunCurves]) -> Figure:
-    """Return samples a second of all runs, and below it the parts of a step, a panel for each run."""
-    divided = courses[:MOST_DIVIDED]
-    figure = new_figure(12.0, 3.4 + 2.6 * len(divided))
-    speed, *panels = figure.subplots(1 + len(divided), 1, height_ratios=[3.4, *(2.6 for _ in divided)])
-    for place, course in enumerate(courses):
-        speed.plot(*thinned(course.column("step"), _speed(course)), color=colour(place), label=course.name)
+def throughput(runs: Sequence[RunCurves]) -> Figure:
+    """Return samples per second of all runs, and below it the parts of a step, one panel per run."""
+    split = runs[:MOST_DIVIDED]
+    figure = new_figure(12.0, 3.4 + 2.6 * len(split))
+    speed, *panels = figure.subplots(1 + len(split), 1, height_ratios=[3.4, *(2.6 for _ in split)])
+    for place, run in enumerate(runs):
+        speed.plot(*thinned(run.column("step"), _speed(run)), color=colour(place), label=run.name)
     tidy(speed, title="throughput", x="step", y="samples / s")
     speed.set_ylim(bottom=0)
     speed.yaxis.set_major_formatter(PLAIN)
     whole_numbers(speed)
-    if len(courses) > 1:
+    if len(runs) > 1:
         _legend_above(speed)
-    for axes, course in zip(panels, divided, strict=True):
-        _divide(axes, course)
+    for axes, run in zip(panels, split, strict=True):
+        _plot_split(axes, run)
     return figure
 
 
 def _legend_above(axes: Axes) -> None:
-    """Name the lines beside the panel's title, where none of them runs."""
+    """Put the legend next to the title of the panel, where there are no lines."""
     axes.set_title(axes.get_title(), loc="left")
     axes.set_title("")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize="small")
 
 
-def _window(course: RunCurves) -> int:
-    return max(1, len(course.steps) // SMOOTHED)
+def _window(run: RunCurves) -> int:
+    return max(1, len(run.steps) // SMOOTHED)
 
 
-def _speed(course: RunCurves) -> Floats:
-    """Return samples a second: of sums over a window, so that one slow step counts as long as it took."""
-    samples, seconds = (smoothed(course.column(field), _window(course)) for field in ("samples", "round_s"))
+def _speed(run: RunCurves) -> Floats:
+    """Return samples per second, from sums over a window, so that a slow step counts by its duration."""
+    samples, seconds = (smoothed(run.column(field), _window(run)) for field in ("samples", "round_s"))
     return np.divide(samples, seconds, out=np.zeros_like(samples), where=seconds > 0)
 
 
-def parts_of(course: RunCurves) -> dict[str, Floats]:
-    """Return the four parts of each step, in seconds: what is neither computed nor updated is exchange."""
-    whole, mean, slowest = (course.column(field) for field in ("round_s", "mean_s", "slowest_s"))
-    update = course.column("update_s")
-    # A step waits for the update of the one before.
+def parts_of(run: RunCurves) -> dict[str, Floats]:
+    """Return the four parts of each step in seconds; what is neither computing nor update is exchange."""
+    whole, mean, slowest = (run.column(field) for field in ("round_s", "mean_s", "slowest_s"))
+    update = run.column("update_s")
+    # A step waits for the update of the step before.
     before = np.concatenate([[0.0], update[:-1]])
     return {
         "compute": mean,
@@ -63,12 +63,12 @@ def parts_of(course: RunCurves) -> dict[str, Floats]:
     }
 
 
-def _divide(axes: Axes, course: RunCurves) -> None:
-    steps = course.column("step")
-    parts = {name: 1e3 * smoothed(values, _window(course)) for name, values in parts_of(course).items()}
+def _plot_split(axes: Axes, run: RunCurves) -> None:
+    steps = run.column("step")
+    parts = {name: 1e3 * smoothed(values, _window(run)) for name, values in parts_of(run).items()}
     drawn = [thinned(steps, values)[1] for values in parts.values()]
     axes.stackplot(thinned(steps, steps)[0], drawn, labels=list(parts), colors=[PARTS[name] for name in parts])
-    tidy(axes, title=f"time of a step, {course.name}", x="step", y="ms")
+    tidy(axes, title=f"time of a step, {run.name}", x="step", y="ms")
     axes.set_ylim(bottom=0)
     whole_numbers(axes)
     _legend_above(axes)

@@ -7,7 +7,7 @@ import pytest
 from lockstep.reports.cost_model import CostModel, Measured, bytes_per_parameter, fitted
 from ps.run.timing import Split
 
-#: One worker computes 8 pieces for 80 ms; the exchange takes 10 ms, of which 2 ms are there for any number of workers.
+#: One worker computes 8 micro-batches for 80 ms; the exchange takes 10 ms, of which 2 ms are there for any number of workers.
 ONE = Measured(
     workers=1,
     servers=1,
@@ -33,7 +33,7 @@ def test_one_point_takes_the_exchange_to_grow_with_the_workers() -> None:
     assert model.step_s(1) == pytest.approx(0.096)
     assert model.exchange_s(1) == pytest.approx(0.010)
     assert model.exchange_s(4) == pytest.approx(0.040)
-    # A quarter of the pieces, four times the exchange, the same update.
+    # A quarter of the micro-batches, four times the exchange, the same update.
     assert model.step_s(4) == pytest.approx(0.020 + 0.040 + 0.006)
 
 
@@ -49,9 +49,11 @@ def test_what_was_measured_is_predicted() -> None:
     assert fitted([TWO]).samples_per_s(2) == pytest.approx(128 / 0.067)
 
 
-@pytest.mark.parametrize(("workers", "pieces"), [(1, 8), (2, 4), (3, 3), (4, 2), (7, 2), (8, 1), (9, 1), (100, 1)])
-def test_pieces_are_not_divided(workers: int, pieces: int) -> None:
-    assert fitted([ONE]).compute_s(workers) == pytest.approx(0.010 * pieces)
+@pytest.mark.parametrize(
+    ("workers", "micro_batches"), [(1, 8), (2, 4), (3, 3), (4, 2), (7, 2), (8, 1), (9, 1), (100, 1)]
+)
+def test_micro_batches_are_not_divided(workers: int, micro_batches: int) -> None:
+    assert fitted([ONE]).compute_s(workers) == pytest.approx(0.010 * micro_batches)
 
 
 def test_the_slowest_of_several_takes_longer_than_its_share() -> None:
@@ -65,9 +67,9 @@ def test_workers_share_the_cores() -> None:
     model = fitted([ONE], cores=2)
     assert model.compute_s(2) == pytest.approx(0.040)
     assert model.compute_s(8) == pytest.approx(0.040)
-    # Measured with two workers a core, a piece took twice what it takes alone.
+    # Measured with two workers a core, a micro-batch took twice what it takes alone.
     crowded = fitted([TWO], cores=1)
-    assert crowded.piece_s == pytest.approx(0.005)
+    assert crowded.micro_batch_s == pytest.approx(0.005)
     assert crowded.compute_s(2) == pytest.approx(0.040 + 0.003)
 
 
@@ -95,7 +97,13 @@ def test_the_slower_of_link_and_server_counts() -> None:
 
 
 def by_hand(**values: float) -> CostModel:
-    given = {"piece_samples": 32, "piece_s": 0.1, "pieces": 1, "parameters": 1_250_000, "update_s": 0.0}
+    given = {
+        "micro_batch_samples": 32,
+        "micro_batch_s": 0.1,
+        "micro_batches": 1,
+        "parameters": 1_250_000,
+        "update_s": 0.0,
+    }
     rest = {"latency_s": 0.0, "per_worker_s": 0.0, "jitter_s": 0.0}
     return CostModel(**{**given, **rest, **values}, is_weak=True)  # type: ignore[arg-type]
 

@@ -40,7 +40,7 @@ def shown(on: Console) -> list[str]:
 def picture(of: Status) -> list[str]:
     """Return the live picture of a status as lines of text."""
     display, paper = LiveDisplay(console(is_terminal=True), ManualClock()), console(is_terminal=False)
-    paper.print(display._picture(of))
+    paper.print(display._live_part(of))
     return shown(paper)
 
 

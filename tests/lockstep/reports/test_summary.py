@@ -14,10 +14,10 @@ from ps.run.traffic import Moved
 from tests.lockstep.statuses import result
 
 TOO_SMALL = (
-    "training took 10.0 s; one process alone needs about 9.0 s for the same bits: "
+    "training took 10.0 s; a single process needs about 9.0 s for the same bits: "
     "this model is too small for workers to pay (--workers 0)"
 )
-TOO_MANY = "8 micro-batches keep at most 8 workers busy; a larger --micro-batches takes more, and gives other bits"
+TOO_MANY = "8 micro-batches keep at most 8 workers busy; a larger --micro-batches allows more, and gives other bits"
 
 ADVICE = {
     "workers paid": (result(), []),
@@ -67,7 +67,7 @@ def test_nothing_is_predicted_of_a_run_that_was_too_short() -> None:
 
 @pytest.mark.parametrize(
     ("workers", "who"),
-    [(0, "this process alone"), (1, "1 worker over ipc"), (3, "3 workers over ipc")],
+    [(0, "one process"), (1, "1 worker over ipc"), (3, "3 workers over ipc")],
 )
 def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
     console = Console(width=80, file=io.StringIO(), force_terminal=True, record=True)
@@ -82,7 +82,7 @@ def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
         "time            12.3 s, of which training 10.0 s",
         f"weights sha256  {'ab' * 32}",
         "run folder      runs/mine",
-        *(["note: training took 10.0 s; one process alone needs about 9.0 s for the same"] if workers else []),
+        *(["note: training took 10.0 s; a single process needs about 9.0 s for the same"] if workers else []),
     ]
     assert max(map(len, lines)) <= 80
 
@@ -108,11 +108,11 @@ def test_what_a_step_sends_is_told_where_anything_was_sent() -> None:
             3,
             2,
             (
-                "3 micro-batches computed again by another worker: the same bits; 2 more were to be, while no other "
+                "3 micro-batches computed again by another worker: the same bits; 2 more could not be, since no other "
                 "worker was ready"
             ),
         ),
-        (0, 5, "no micro-batch was computed again: 5 were to be, while no other worker was ready"),
+        (0, 5, "no micro-batch was computed again: 5 could not be, since no other worker was ready"),
     ],
 )
 def test_the_audit_is_told_where_there_was_one(audited: int, unaudited: int, told: str | None) -> None:

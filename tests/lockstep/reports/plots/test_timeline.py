@@ -5,38 +5,41 @@ from pathlib import Path
 import pytest
 
 from common.errors import FileFormatError
-from lockstep.reports.plots.attendance import Given, read_attendance
+from lockstep.reports.plots.timeline import ComputedShare, read_timeline
 from ps.records.ledger import LedgerShare, RunBegun, StepDone
 from tests.lockstep.reports.plots.records import LEDGER, write_ledger
 
 
 def test_workers_have_a_row_each_and_ranks_count_anew_after_a_restart(tmp_path: Path) -> None:
     write_ledger(tmp_path, LEDGER)
-    attendance = read_attendance(tmp_path)
-    assert attendance.names == ["0: here, pid 11", "1: there, pid 22", "0: new, pid 33, after restart 1"]
-    assert attendance.used == {0: [Given(0, 0, 2, 0), Given(0, 2, 4, 1)], 1: [Given(1, 0, 4, 2)]}
-    assert attendance.vain == [Given(1, 2, 4, 1)]
-    assert attendance.micro_batches == 4
+    workers = read_timeline(tmp_path)
+    assert workers.names == ["0: here, pid 11", "1: there, pid 22", "0: new, pid 33, after restart 1"]
+    assert workers.used == {
+        0: [ComputedShare(0, 0, 2, 0), ComputedShare(0, 2, 4, 1)],
+        1: [ComputedShare(1, 0, 4, 2)],
+    }
+    assert workers.unused == [ComputedShare(1, 2, 4, 1)]
+    assert workers.micro_batches == 4
 
 
 def test_shares_are_of_the_micro_batches_of_some_steps(tmp_path: Path) -> None:
     write_ledger(tmp_path, LEDGER)
-    shares, edges = read_attendance(tmp_path).shares(bins=9)
+    shares, edges = read_timeline(tmp_path).shares(bins=9)
     assert edges.tolist() == [0, 1, 2]
     assert shares.tolist() == [[0.5, 0], [0.5, 0], [0, 1]]
-    together, _ = read_attendance(tmp_path).shares(bins=1)
+    together, _ = read_timeline(tmp_path).shares(bins=1)
     assert together.tolist() == [[0.25], [0.25], [0.5]]
 
 
 def test_a_process_alone_is_a_row_too(tmp_path: Path) -> None:
     step = StepDone(step=0, shares=[LedgerShare(0, 8, 0)], losses=bytes(32), mark=1)
     write_ledger(tmp_path, [RunBegun(step=0, weights_sha256="00"), step])
-    assert read_attendance(tmp_path).names == ["this process"]
+    assert read_timeline(tmp_path).names == ["this process"]
 
 
 def test_a_folder_without_a_ledger_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"ledger.jsonl': No such file"):
-        read_attendance(tmp_path)
+        read_timeline(tmp_path)
     write_ledger(tmp_path, LEDGER[:3])
     with pytest.raises(FileFormatError, match=r"ledger.jsonl' has no step yet"):
-        read_attendance(tmp_path)
+        read_timeline(tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import FileFormatError
-from lockstep.reports.plots.course import read_curves, smoothed
+from lockstep.reports.plots.curves import read_curves, smoothed
 from tests.lockstep.reports.plots.records import write_steps
 
 
@@ -39,9 +39,11 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
 def test_what_is_no_record_is_told_with_its_line(tmp_path: Path) -> None:
     write_steps(tmp_path, range(2))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"kind":"failure","failure":"no record that is drawn"}\n{"kind":"step","step":"two"}\n')
+        file.write(
+            b'{"kind":"failure","failure":"no record that is plotted","weights_after_steps":2}\n{"kind":"step","step":"two"}\n'
+        )
     with pytest.raises(
-        FileFormatError, match=r"line 4 is no record of a run: Expected `int`, got `str` - at `\$.step`"
+        FileFormatError, match=r"line 4 is not a record of a run: Expected `int`, got `str` - at `\$.step`"
     ):
         read_curves(tmp_path)
 

@@ -18,18 +18,17 @@ from common.job.tally import Tally
 from lockstep import nn
 from lockstep.evaluation.assessment import Assessment
 from lockstep.evaluation.confusion import Confusion
-from lockstep.reports.plots.attendance import read_attendance
-from lockstep.reports.plots.course import Floats, RunCurves, read_curves
+from lockstep.reports.plots.curves import Floats, RunCurves, read_curves
 from lockstep.reports.plots.learning import learning
 from lockstep.reports.plots.results import (
     confusion_matrix,
+    first_images,
     first_layer,
-    first_pictures,
     surest_mistakes,
     worst_mistakes,
 )
 from lockstep.reports.plots.throughput import parts_of, throughput
-from lockstep.reports.plots.timeline import VAIN, close_steps, timeline
+from lockstep.reports.plots.timeline import UNUSED, close_steps, read_timeline, timeline
 from tests.lockstep.reports.plots.records import LEDGER, write_ledger, write_steps
 
 
@@ -88,30 +87,30 @@ def test_throughput_is_samples_a_second(tmp_path: Path) -> None:
     assert [axes.get_title(loc="left") for axes in panels] == ["time of a step, a", "time of a step, b"]
 
 
-def test_the_timeline_shows_leases_and_what_was_in_vain(tmp_path: Path) -> None:
+def test_the_timeline_shows_leases_and_what_was_not_used(tmp_path: Path) -> None:
     (course,) = courses(tmp_path, "run")
     write_ledger(tmp_path / "run", LEDGER)
-    attendance = read_attendance(tmp_path / "run")
-    whole, close, *_ = timeline(course, attendance).axes
-    assert [label.get_text() for label in close.get_yticklabels()] == attendance.names
+    workers = read_timeline(tmp_path / "run")
+    whole, close, *_ = timeline(course, workers).axes
+    assert [label.get_text() for label in close.get_yticklabels()] == workers.names
     bars = sorted(
         (bar.get_x(), bar.get_width(), round(bar.get_y() + 0.4)) for bar in close.patches if isinstance(bar, Rectangle)
     )
     assert bars == [(0.0, 0.5, 0), (0.5, 0.5, 1), (1.0, 1.0, 2), (1.5, 0.5, 1)]
     (cross,) = whole.get_lines()
-    assert (cross.get_color(), ys(cross).tolist()) == (VAIN, [1])
+    assert (cross.get_color(), ys(cross).tolist()) == (UNUSED, [1])
     assert xs(cross).tolist() == [0.5]  # after the first step, which took half a second
 
 
-def test_steps_are_shown_closely_where_something_was_in_vain() -> None:
-    def attendance(vain: int | None) -> Any:
-        found = [] if vain is None else [SimpleNamespace(step=vain)]
-        return SimpleNamespace(used={step: [] for step in range(100)}, vain=found)
+def test_steps_are_shown_closely_where_something_was_not_used() -> None:
+    def workers(unused: int | None) -> Any:
+        found = [] if unused is None else [SimpleNamespace(step=unused)]
+        return SimpleNamespace(used={step: [] for step in range(100)}, unused=found)
 
-    assert close_steps(attendance(None)) == list(range(46, 58))
-    assert close_steps(attendance(30)) == list(range(26, 38))
-    assert close_steps(attendance(99)) == list(range(88, 100))
-    assert close_steps(attendance(0)) == list(range(12))
+    assert close_steps(workers(None)) == list(range(46, 58))
+    assert close_steps(workers(30)) == list(range(26, 38))
+    assert close_steps(workers(99)) == list(range(88, 100))
+    assert close_steps(workers(0)) == list(range(12))
 
 
 def test_the_matrix_has_the_counts_and_colours_for_mistakes_alone() -> None:
@@ -122,7 +121,7 @@ def test_the_matrix_has_the_counts_and_colours_for_mistakes_alone() -> None:
         ((1, 1), "4"),
     ]
     assert np.asarray(axes.images[0].get_array()).tolist() == [[0, 25], [0, 0]]
-    assert axes.get_title() == "7 of 8 right (87.50%)"
+    assert axes.get_title() == "7 of 8 correct (87.50%)"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_the_matrix_has_the_counts_and_colours_for_mistakes_alone() -> None:
 def test_the_first_layer_is_shown_as_pictures(
     model: nn.Module, shape: tuple[int, ...], pictures: tuple[int, ...]
 ) -> None:
-    _, found = first_pictures(model, shape)
+    _, found = first_images(model, shape)
     assert found.shape == pictures
     shown = [axes for axes in first_layer(model, shape).axes if axes.images]
     assert len(shown) == min(64, pictures[0])
@@ -167,7 +166,7 @@ def test_of_many_units_the_largest_are_shown() -> None:
     "model", [nn.Sequential(nn.Linear(5, 4)), nn.Sequential(nn.Conv2d(1, 2, 1)), nn.BatchNorm1d(3)]
 )
 def test_a_first_layer_that_is_no_picture_is_told(model: nn.Module) -> None:
-    with pytest.raises(ModelError, match=r"is no picture of samples|has no weight with units"):
+    with pytest.raises(ModelError, match=r"is not an image of samples|has no weight with units"):
         first_layer(model, (1, 28, 28))
 
 
@@ -188,8 +187,8 @@ def test_the_worst_mistakes_come_first() -> None:
 @pytest.mark.parametrize(
     ("found", "text"),
     [
-        (assessment([[5, 0], [0, 5]]), "all test samples are right"),
-        (assessment([[0, 5], [0, 5]], shape=(4,)), r"samples of shape \(4,\) are no pictures"),
+        (assessment([[5, 0], [0, 5]]), "all test samples are correct"),
+        (assessment([[0, 5], [0, 5]], shape=(4,)), r"samples of shape \(4,\) are not images"),
     ],
 )
 def test_mistakes_that_cannot_be_shown_are_told(found: Assessment, text: str) -> None:
