@@ -77,7 +77,7 @@ class Link:
     #: Share of messages that are repeated, of those that `may_repeat`: our transport never does, but senders may.
     repeats: float = 0.0
     may_repeat: Callable[[Message], bool] = lambda message: True
-    #: Share of ended connections of which the server is not told.
+    #: Share of ended connections that are not reported to the server.
     swallows: float = 0.0
     #: Least and most seconds between two attempts to dial; None connects as soon as there is a server.
     redial_s: tuple[float, float] | None = None

@@ -79,7 +79,9 @@ class ExchangeBench:
             check_launch(Launch(workers=1, servers=servers, transport=transport))
         for parameters in exchange.parameters:
             for workers in exchange.workers:
-                launches = [Launch(workers=workers, servers=servers, transport=way) for servers, way in setups]
+                launches = [
+                    Launch(workers=workers, servers=servers, transport=transport) for servers, transport in setups
+                ]
                 for wire in exchange.wires:
                     yield from self._measure(parameters, launches, wire)
 

@@ -184,10 +184,10 @@ class ScalingBench:
         job, result, steady = cell.job, runs.results[-1], runs.steady()
         speed = job.global_batch / statistics.median(steady)
         ceiling = sum(cell.single_job.global_batch / statistics.median(seconds) for seconds in turns.single)
-        way = (job.model_name(), cell.batch, launch.transport, launch.servers)
+        setup = (job.model_name(), cell.batch, launch.transport, launch.servers)
         if launch.workers == 1:
-            self._one[way] = speed
-        one = self._one.get(way)
+            self._one[setup] = speed
+        one = self._one.get(setup)
         return ScalingRow(
             model=job.model_name(),
             scaling="weak" if self.scaling.is_weak else "strong",

@@ -1,4 +1,4 @@
-"""Bench one training step of one process with one thread, beside the same step in PyTorch."""
+"""Bench one training step of one process with one thread, next to the same step in PyTorch."""
 
 import resource
 import statistics
@@ -145,7 +145,7 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-#: Side of the square product that measures the peak: large enough to be bound by arithmetic alone.
+#: Side of the square product that measures the peak: large enough to be bound by arithmetic only.
 PEAK_SIDE = 1024
 
 #: How often the peak is measured; the best counts.

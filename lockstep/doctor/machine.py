@@ -1,4 +1,4 @@
-"""Examine this machine: what it offers to a run, what is in the way, and how fast it multiplies matrices.
+"""Examine this machine: what it offers to a run, what would hinder it, and how fast it multiplies matrices.
 
 As a program it prints the last as one line of JSON, so that it can be measured under another environment."""
 
@@ -48,9 +48,9 @@ def measured(clock: Clock) -> Gemm:
     left, right = np.full((SIZE, SIZE), 0.5, np.float32), np.full((SIZE, SIZE), 0.25, np.float32)
     out, best_s, until = np.empty_like(left), float("inf"), clock.now() + DURATION_S
     while clock.now() < until:
-        began = clock.now()
+        start = clock.now()
         np.matmul(left, right, out=out)
-        best_s = min(best_s, clock.now() - began)
+        best_s = min(best_s, clock.now() - start)
     return Gemm(kernel=blas_kernel(), gflops=2e-9 * SIZE**3 / best_s)
 
 
@@ -223,7 +223,7 @@ def machine_lines(machine: Machine) -> list[str]:
         f"versions       lockstep {shown.lockstep} (code {shown.code}), NumPy {shown.numpy}",
         f"numerics       {shown.canary}: machines with the same value give the same bits",
         f"processor      {shown.features}",
-        *(findings_lines(machine.findings) or ["", "no findings: nothing is in the way of a run"]),
+        *(findings_lines(machine.findings) or ["", "no findings: nothing would hinder a run"]),
     ]
 
 

@@ -39,13 +39,13 @@ class ReferenceRun:
 @cache
 def reference_run(job: str, steps: int | None) -> ReferenceRun:
     """Return the run of a small job in one process."""
-    opening = open_run("alone", job_named(job, steps), data(), AdmissionPolicy())
-    with tempfile.TemporaryDirectory(prefix="lockstep-alone-") as name:
+    setup = open_run("reference", job_named(job, steps), data(), AdmissionPolicy())
+    with tempfile.TemporaryDirectory(prefix="lockstep-reference-") as name:
         folder = RunFolder(Path(name))
         setting = Setting(servers=0, transport="none", started=0.0)
-        recorder = MetricsRecorder(opening.facts, setting, opening.layout, folder)
-        recorder.begin(opening.shard.digest())
-        result = SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
+        recorder = MetricsRecorder(setup.facts, setting, setup.layout, folder)
+        recorder.begin(setup.shard.digest())
+        result = SerialRun(setup, recorder, ManualClock(), lambda status: None).train()
         return ReferenceRun(result, _steps(_ledger_in(folder.path)))
 
 

@@ -30,7 +30,7 @@ RESTART_S = (0.05, 0.5)
 #: Seconds that every message takes, and least and most seconds between two attempts to dial.
 LEAST_S, REDIAL_S = 1e-4, (0.02, 0.5)
 
-#: Share of ended connections of which the server is not told.
+#: Share of ended connections that are not reported to the server.
 SWALLOWED = 0.2
 
 #: All messages of a run.

@@ -105,10 +105,10 @@ class ReplayObserver:
         return f"operation {self.operation}" if self.operation else None
 
 
-def replay(run: RecordedRun, opening: RunSetup, clock: Clock, step: int, micro_batch: int) -> MicroBatchReplay:
+def replay(run: RecordedRun, setup: RunSetup, clock: Clock, step: int, micro_batch: int) -> MicroBatchReplay:
     """Bring the shard, which holds the weights of an earlier step, to `step`, and inspect a micro-batch of it."""
-    trainer = SingleProcessTrainer(opening, clock)
-    for before in range(opening.shard.updates, step):
+    trainer = SingleProcessTrainer(setup, clock)
+    for before in range(setup.shard.updates, step):
         trainer.step(before)
     trainer.compute.turn(step)
     with np.errstate(all="ignore"):  # values that are not finite are what we look for

@@ -32,7 +32,7 @@ class Verifier:
     """One recomputation, from the weights of the shard on."""
 
     run: RecordedRun
-    opening: RunSetup
+    setup: RunSetup
     clock: Clock
     #: Micro-batches and steps that were found equal.
     micro_batches: int = 0
@@ -54,12 +54,12 @@ class Verifier:
 
     def verify(self, until: int, watch: Callable[[int], None]) -> Difference | None:
         """Compute all steps before `until` again, and return the first difference. Calls `watch` after each step."""
-        first = self.opening.shard.updates
+        first = self.setup.shard.updates
         if (odd := self._other_digest(first)) is not None:
             text = f"the weights after {first} steps, from which this starts, are not those of the run: {odd}"
             return Difference(step=first, micro_batch=None, text=text)
         found: Difference | None = None
-        trainer = SingleProcessTrainer(self.opening, self.clock)
+        trainer = SingleProcessTrainer(self.setup, self.clock)
         for step in range(first, until):
             if found is not None:
                 return found
@@ -81,7 +81,7 @@ class Verifier:
         if here.tobytes() != recorded.losses:
             return self._loss_difference(recorded, here)
         self.micro_batches += len(here)
-        weights = self.opening.shard.weights
+        weights = self.setup.shard.weights
         if checksum_after(step, weights) != recorded.mark:
             return self._weights_difference(step, "the checksum in the ledger")
         self.steps += 1
@@ -111,7 +111,7 @@ class Verifier:
 
     def _other_digest(self, steps: int) -> str | None:
         """Return which recorded digest differs from the current weights after that number of steps, if any."""
-        here = weights_digest(self.opening.shard.weights) if steps in self._digests else ""
+        here = weights_digest(self.setup.shard.weights) if steps in self._digests else ""
         odd = (pair for pair in self._digests.get(steps, []) if pair[1] != here)
         return next((f"{named} has SHA-256 {digest[:12]}…, here {here[:12]}…" for named, digest in odd), None)
 

@@ -1,4 +1,4 @@
-"""The rows that the benches measure, one per combination, and how they are written to JSON or drawn."""
+"""The rows that the benches measure, one per combination, and how they are written to JSON or plotted."""
 
 import statistics
 import subprocess
@@ -204,8 +204,8 @@ def mean_ratio(rows: Sequence[StepFigures]) -> float:
     return statistics.geometric_mean(row.peer.ratio for row in rows if row.peer is not None)
 
 
-def draw_rows(kind: str, rows: msgspec.Struct | Sequence[msgspec.Struct], path: Path) -> None:
-    """Draw a plot of rows as a PNG, in another process, since matplotlib takes half a second to load.
+def plot_rows(kind: str, rows: msgspec.Struct | Sequence[msgspec.Struct], path: Path) -> None:
+    """Plot rows as a PNG, in another process, since matplotlib takes half a second to load.
 
     Raises RunError if that fails.
     """
@@ -213,4 +213,4 @@ def draw_rows(kind: str, rows: msgspec.Struct | Sequence[msgspec.Struct], path: 
     done = subprocess.run(command, input=msgspec.json.encode(rows), capture_output=True, check=False)
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise RunError(f"the plot {str(path)!r} could not be drawn: {last}")
+        raise RunError(f"the plot {str(path)!r} could not be made: {last}")

@@ -29,7 +29,7 @@ def step_lines(figures: StepFigures) -> list[str]:
     return lines
 
 
-SCALING_HEAD = "model   batch  workers over        ms  images/s   /one  /ceil /torch  comp exch updt wait"
+SCALING_HEAD = "model  batch over            ms  images/s  /one /ceil /torch comp exch updt wait"
 
 
 def scaling_line(row: ScalingRow) -> str:
@@ -38,8 +38,8 @@ def scaling_line(row: ScalingRow) -> str:
     ratio = f"{row.peer.ratio:.2f}x" if row.peer is not None else "-"
     where = f"{row.workers}+{row.servers} {row.transport}"
     return (
-        f"{row.model[:7]:<7} {row.batch:>5}  {where:<13} {row.ms_per_step:>8.3f} {row.images_per_s:>9,.0f}  "
-        f"{of_one:>5}  {row.of_ceiling:>5.0%}  {ratio:>5}  {shares(row.split)}"
+        f"{row.model[:6]:<6} {row.batch:>5} {where:<10} {row.ms_per_step:>7.3f} {row.images_per_s:>9,.0f} "
+        f"{of_one:>5} {row.of_ceiling:>5.0%} {ratio:>6} {shares(row.split)}"
     )
 
 

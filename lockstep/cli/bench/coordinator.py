@@ -7,7 +7,7 @@ from rich.console import Console
 
 from common.runtime.clock import SystemClock
 from lockstep.bench.coordinator import MAX_MICRO_BATCHES, measure
-from lockstep.bench.reports.rows import CoordinatorRow, draw_rows, write_rows
+from lockstep.bench.reports.rows import CoordinatorRow, plot_rows, write_rows
 from lockstep.bench.reports.tables import COORDINATOR_HEAD, coordinator_line
 from lockstep.cli.bench.options import CROWDS, JSON_OPTION, PLOT_OPTION, check_plot
 from lockstep.reports.display import print_plainly
@@ -44,4 +44,4 @@ def coordinator(
     if json_file is not None:
         write_rows(json_file, rows)
     if plot_file is not None:
-        draw_rows("coordinator", rows, plot_file)
+        plot_rows("coordinator", rows, plot_file)

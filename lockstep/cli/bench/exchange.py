@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from lockstep.bench.exchange import Exchange, ExchangeBench
-from lockstep.bench.reports.rows import ExchangeRow, draw_rows, write_rows
+from lockstep.bench.reports.rows import ExchangeRow, plot_rows, write_rows
 from lockstep.bench.reports.tables import EXCHANGE_HEAD, exchange_line
 from lockstep.cli.bench.options import (
     FEWEST_STEPS,
@@ -53,8 +53,8 @@ from lockstep.reports.display import print_plainly
 def exchange(json_file: Path | None, plot_file: Path | None, **asked: Any) -> None:
     """Time the exchange alone: each worker fills a gradient with a number instead of computing one.
 
-    Server and workers are those of `lockstep train`. In turns with them runs the peer: torch's all-reduce over gloo
-    among as many processes, with the same filling and the same update.
+    Server and workers are those of `lockstep train`. In turns with them runs the baseline: the all-reduce of torch
+    over gloo among as many processes, with the same filling and the same update.
 
     \b
       lockstep bench exchange --params 535818,25000000 --transports auto,tcp
@@ -72,4 +72,4 @@ def exchange(json_file: Path | None, plot_file: Path | None, **asked: Any) -> No
             if json_file is not None:
                 write_rows(json_file, rows)
     if plot_file is not None:
-        draw_rows("exchange", rows, plot_file)
+        plot_rows("exchange", rows, plot_file)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from common.runtime.environment import cores
 from lockstep.bench.predict import Basis, basis_of_rows, predict, read_basis
-from lockstep.bench.reports.rows import draw_rows, write_rows
+from lockstep.bench.reports.rows import plot_rows, write_rows
 from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_summary
 from lockstep.bench.scaling import Scaling, ScalingBench
 from lockstep.cli.bench.options import (
@@ -81,7 +81,7 @@ def predict_command(
     if json_file is not None:
         write_rows(json_file, prediction.rows)
     if plot_file is not None:
-        draw_rows("predict", prediction, plot_file)
+        plot_rows("predict", prediction, plot_file)
 
 
 def basis_for(source: Path | None, model: str | None, batch: int | None, steps: int) -> Basis:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from lockstep.bench.reports.rows import ScalingRow, draw_rows, write_rows
+from lockstep.bench.reports.rows import ScalingRow, plot_rows, write_rows
 from lockstep.bench.reports.tables import SCALING_HEAD, scaling_line
 from lockstep.bench.scaling import Scaling, ScalingBench
 from lockstep.cli.bench.options import (
@@ -56,8 +56,8 @@ from lockstep.reports.display import print_plainly
 def scaling(json_file: Path | None, plot_file: Path | None, **asked: Any) -> None:
     """Train with several numbers of workers, as `lockstep train` does, and time the steady steps.
 
-    In turns with it run as many processes that train alone and share nothing, which is the ceiling, and the peer: torch
-    DistributedDataParallel over gloo in its faster memory layout. The split of a step is that of its mean worker.
+    In turns with it run as many independent processes, which are the ceiling, and the baseline: DistributedDataParallel
+    of torch over gloo in its faster memory layout. The split of a step is that of its mean worker.
 
     \b
       lockstep bench scaling --models mlp --batches 128 --json scaling.json
@@ -78,4 +78,4 @@ def scaling(json_file: Path | None, plot_file: Path | None, **asked: Any) -> Non
         for row in rows:
             print_plainly(console, f"weights sha256  {row.weights_sha256}  {row.model}, {row.workers} {row.transport}")
     if plot_file is not None:
-        draw_rows("scaling", rows, plot_file)
+        plot_rows("scaling", rows, plot_file)

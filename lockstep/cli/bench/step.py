@@ -10,7 +10,7 @@ from common.data.source import load
 from common.errors import UsageError
 from common.files.atomic import write_atomically
 from common.runtime.clock import SystemClock
-from lockstep.bench.reports.rows import StepFigures, draw_rows, mean_ratio
+from lockstep.bench.reports.rows import StepFigures, mean_ratio, plot_rows
 from lockstep.bench.reports.tables import step_lines
 from lockstep.bench.step import StepBench, figures_of, measure, profile
 from lockstep.cli.bench.options import NUMBERS, PEER_OPTION, PLOT_OPTION, WORDS, check_plot
@@ -43,7 +43,7 @@ def step(
     """Time whole training steps: forward, loss, backward, update.
 
     One process with one BLAS thread, on MNIST in memory: the code that a worker and a server run. The median over the
-    steps counts, and with a peer the ratio of the two medians. Of several models or batches, each is measured in a
+    steps counts, and with a baseline the ratio of the two medians. Of several models or batches, each is measured in a
     process of its own, and the file is a list.
 
     \b
@@ -65,17 +65,17 @@ def step(
         flags += ["--peer-python", str(peer_python)] if peer_python else []
         rows = [_told(figures) for figures in figures_of(models, batches, flags)]
         if peer_python:
-            print_plainly(Console(), f"geometric mean of peer / ours: {mean_ratio(rows):.2f}")
+            print_plainly(Console(), f"geometric mean of torch / ours: {mean_ratio(rows):.2f}")
     if json_file is not None:
         kept = msgspec.json.encode(rows[0] if len(rows) == 1 else rows)
         write_atomically(json_file, [msgspec.json.format(kept, indent=2), b"\n"])
     if plot_file is not None:
-        draw_rows("step", rows, plot_file)
+        plot_rows("step", rows, plot_file)
 
 
 def _bench(model: str, batch: int, micro_batches: int) -> StepBench:
     values = {"model": model, "global_batch": batch, "micro_batches": micro_batches}
-    # Momentum as the peer has it; a step count beyond what is measured, so that no epoch ends early.
+    # Momentum as in the baseline; a step count beyond what is measured, so that no epoch ends early.
     job, _ = resolve({**values, "lr": 0.01, "momentum": 0.9, "epochs": 1000}, {}, Launch(workers=0))
     return StepBench(job, load(job.data), SystemClock())
 

@@ -231,7 +231,7 @@ def _evidence(mismatches: list[Mismatch]) -> str:
     """Return both slopes of the first argument with a wrong gradient, and the names of the others."""
     first, others = mismatches[0], [each.argument for each in mismatches[1:]]
     text = f"along a random direction of {first.argument} the output changes by {first.numeric[0]:.4g}"
-    text += f", and its gradient says {first.exact[0]:.4g}"
+    text += f", and by its gradient it should be {first.exact[0]:.4g}"
     return f"{text}; also wrong: {', '.join(others)}" if others else text
 
 

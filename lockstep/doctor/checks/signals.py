@@ -83,10 +83,10 @@ def _record_call(
 
 
 def _record_primitive(
-    active: list[Call], primitive: Primitive, way: str, function: Callable[..., Any], *arrays: Any, **options: Any
+    active: list[Call], primitive: Primitive, direction: str, function: Callable[..., Any], *arrays: Any, **options: Any
 ) -> Any:
     result = function(*arrays, **options)
-    if way == "forward" and active:
+    if direction == "forward" and active:
         active[-1].applied.append((primitive.name, result[0] if primitive.keeps else result))
     return result
 

@@ -62,7 +62,7 @@ class TracedStep:
 
 
 @dataclass
-class _Recorder:
+class _Tracer:
     """Records primitives while a model computes, and where their operands come from."""
 
     known: dict[int, Operand]
@@ -70,10 +70,10 @@ class _Recorder:
     #: All arrays that were seen, kept so that none of their ids is reused.
     held: list[Any] = field(default_factory=list)
 
-    def __call__(self, primitive: Primitive, way: str, function: Any, *arrays: Any, **options: Any) -> Any:
+    def __call__(self, primitive: Primitive, direction: str, function: Any, *arrays: Any, **options: Any) -> Any:
         outcome = function(*arrays, **options)
         result = np.asarray(outcome[0] if primitive.keeps else outcome)
-        if way == "forward":
+        if direction == "forward":
             self.steps.append(
                 TracedStep(
                     primitive=primitive.name,
@@ -123,10 +123,10 @@ def _recorded(model: Module, samples: Array) -> Trace:
     known: dict[int, Operand] = {id(x.data): TracedInput()}
     known |= {id(parameter.data): TracedWeight(name) for name, parameter in model.named_parameters()}
     known |= {id(statistic.value): TracedWeight(name) for name, statistic in model.named_buffers()}
-    recorder = _Recorder(known, held=[x.data])
-    with no_grad(), observe(recorder):
+    tracer = _Tracer(known, held=[x.data])
+    with no_grad(), observe(tracer):
         output = model(x)
-    return Trace(recorder.steps, recorder.operand(output.data), output.shape)
+    return Trace(tracer.steps, tracer.operand(output.data), output.shape)
 
 
 def _joined(few: TracedStep, more: TracedStep) -> TracedStep:
@@ -155,5 +155,5 @@ def _is_same(few: Any, more: Any) -> bool:
 
 
 def joined_shape(few: Sequence[int], more: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape that was seen with both numbers of samples, with `ANY` where the two differ."""
+    """Return a shape that was seen with both numbers of samples, with `ANY` for sizes that differ."""
     return tuple(one if one == other else ANY for one, other in zip(few, more, strict=True))

@@ -58,6 +58,6 @@ def save(figure: Figure, path: Path) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=RESOLUTION, format="png")
-    write_atomically(path, [picture.getvalue()])
+    image = io.BytesIO()
+    figure.savefig(image, dpi=RESOLUTION, format="png")
+    write_atomically(path, [image.getvalue()])

@@ -66,8 +66,8 @@ def parts_of(run: RunCurves) -> dict[str, Floats]:
 def _plot_split(axes: Axes, run: RunCurves) -> None:
     steps = run.column("step")
     parts = {name: 1e3 * smoothed(values, _window(run)) for name, values in parts_of(run).items()}
-    drawn = [thinned(steps, values)[1] for values in parts.values()]
-    axes.stackplot(thinned(steps, steps)[0], drawn, labels=list(parts), colors=[PARTS[name] for name in parts])
+    areas = [thinned(steps, values)[1] for values in parts.values()]
+    axes.stackplot(thinned(steps, steps)[0], areas, labels=list(parts), colors=[PARTS[name] for name in parts])
     tidy(axes, title=f"time of a step, {run.name}", x="step", y="ms")
     axes.set_ylim(bottom=0)
     whole_numbers(axes)

@@ -75,7 +75,7 @@ def test_the_facts_of_this_machine() -> None:
     assert facts.ports == {"tcp://127.0.0.1": "", "ipc": ""}
     lines = machine_lines(Machine(facts=facts, findings=[]))
     assert len(lines) == 13
-    assert lines[-1] == "no findings: nothing is in the way of a run"
+    assert lines[-1] == "no findings: nothing would hinder a run"
 
 
 def test_another_process_measures_the_kernel_that_it_was_told_to_use() -> None:

@@ -7,7 +7,7 @@ import pytest
 from lockstep.reports.cost_model import CostModel, Measured, bytes_per_parameter, fitted
 from ps.run.timing import Split
 
-#: One worker computes 8 micro-batches for 80 ms; the exchange takes 10 ms, of which 2 ms are there for any number of workers.
+#: One worker computes 8 micro-batches for 80 ms; the exchange takes 10 ms, of which 2 ms do not depend on the workers.
 ONE = Measured(
     workers=1,
     servers=1,

@@ -40,7 +40,7 @@ def test_what_is_no_record_is_told_with_its_line(tmp_path: Path) -> None:
     write_steps(tmp_path, range(2))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(
-            b'{"kind":"failure","failure":"no record that is plotted","weights_after_steps":2}\n{"kind":"step","step":"two"}\n'
+            b'{"kind":"failure","failure":"not plotted","weights_after_steps":2}\n{"kind":"step","step":"two"}\n'
         )
     with pytest.raises(
         FileFormatError, match=r"line 4 is not a record of a run: Expected `int`, got `str` - at `\$.step`"
