@@ -21,13 +21,6 @@ class SendWeights:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AddSums:
-    """Add the vector that came with the event just handled to the step's tree, unless it came before it in parts."""
-
-    node: Node
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class AddSharedSums:
     """Add the vector that is in a worker's slot to the step's tree: it stays there until a lease names that slot."""
 
@@ -81,7 +74,6 @@ class Finish:
 Effect = (
     Send
     | SendWeights
-    | AddSums
     | AddSharedSums
     | AwaitShards
     | ForgetWorker

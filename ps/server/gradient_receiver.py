@@ -1,11 +1,17 @@
-"""Which of the sums that workers send are added to the server's own slice, and how they get there."""
+"""Which of the sums that workers send are added to the server's own slice, and how they get there.
+
+There is one way in for sums that travel: as frames, which are added as they come, if the coordinator's lease table has
+a lease that asks for them. A vector that fits into one frame comes with its result, and is a frame like any other:
+a message of its own would cost a small model's exchange a tenth of its time. Sums in shared memory are added when the
+coordinator says so, since it lends the slots that they are in.
+"""
 
 from dataclasses import dataclass, field
 
 from common.aggregation.tree import Node, Vector, is_node
 from common.errors import RemoteProtocolError
 from common.protocol.messages import Lease, Result, SumsFrame
-from ps.coordinator.membership import Membership
+from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.validation import not_finite
 from ps.shard.frame_book import FrameBook
 from ps.shard.shard import Shard
@@ -16,8 +22,9 @@ from ps.shared_memory import ServerSharedMemory
 class GradientReceiver:
     """The way of sums from workers to the shard in the coordinator's process."""
 
+    #: Knows who was leased what.
+    coordinator: Coordinator
     shard: Shard
-    roster: Membership
     sharing: ServerSharedMemory | None
     book: FrameBook = field(init=False)
 
@@ -26,20 +33,13 @@ class GradientReceiver:
         #: The index of the frame that begins there.
         self._frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
 
-    def _shares(self, peer: bytes) -> bool:
-        """Tell whether a peer is a worker that sends no frames."""
-        member = self.roster.members.get(peer)
-        return member is not None and member.shares
-
     def expect(self, peer: bytes, lease: Lease) -> None:
-        """Get ready for a lease before its worker does: for its frames, or for its sums in the slot that it names."""
-        member = self.roster.members.get(peer)
+        """Get ready for a lease before its worker does: for its messages, or for its sums in the slot that it names."""
+        member = self.coordinator.membership.members.get(peer)
         if member is not None and member.shares:
             self.shard.settle(self._slot(member.rank, lease.slot))
-        elif lease.work == "train":
-            self.book.grant(peer, lease.step, Node(lease.lo, lease.hi))
         else:
-            self.book.expect(peer, 1)
+            self.book.expect(peer, 1 + (len(self.shard.frames) if lease.work == "train" else 0))
 
     def _slot(self, rank: int, slot: int) -> Vector:
         """Return the sums in a worker's slot, over the whole vector."""
@@ -48,43 +48,52 @@ class GradientReceiver:
 
     def on_frame(self, peer: bytes, received: SumsFrame, values: Vector) -> bool:
         """Add a frame straight from the memory it was received in if a lease asks for it; return whether one does."""
-        frame, node = self._frame_at.get(received.start), received.node()
+        node, frame = received.node(), self._frame_at.get(received.start)
         if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
-            raise RemoteProtocolError(
-                f"sums over [{received.lo}, {received.hi}) from {received.start} on: not a frame of any lease"
-            )
-        _check_length(values, self.shard.policy.wire.words(self.shard.frames[frame]))
-        if received.step != self.shard.updates:
-            # Late, while the book is still of that step: other servers are not done with it, and we are.
-            self.book.count(peer)
-            return False
-        if not self.book.take(peer, received.step, node, frame):
-            return False
-        if not self.shard.is_finite(frame, values):
-            raise not_finite(received.step, node)
-        self.shard.receive(frame, node, values)
-        return True
+            raise RemoteProtocolError(f"sums over {node} from {received.start} on: not a frame of any lease")
+        self.book.count(peer)
+        return self._add(peer, received.step, node, frame, values)
 
-    def is_whole(self, peer: bytes, result: Result, arrays: list[Vector]) -> bool:
-        """Tell whether a result came with all its sums: otherwise some of them came too late to be added.
+    def on_result(self, peer: bytes, result: Result, arrays: list[Vector]) -> bool:
+        """Add the frame that a result carries, if any; tell whether the coordinator may count the result.
 
-        Sums in shared memory are not checked for values that are not finite, which takes a fifth of an exchange's
-        time: their worker, which only our own user can have started, did so, and `NonFiniteGuard` checks the weights.
+        It may not if sums that a lease asks for have not all come. The coordinator refuses what no lease asks for.
         """
         self.book.count(peer)
-        if result.work != "train" or self._shares(peer):
-            return True
+        step, node = result.step, result.node()
         if arrays:
             if len(self.shard.frames) > 1:
                 raise RemoteProtocolError(f"a result with {len(arrays[0])} sums: expected them in frames of their own")
-            _check_length(arrays[0], self.shard.policy.wire.words(self.shard.frames[0]))
-            if not self.shard.is_finite(0, arrays[0]):
-                raise not_finite(result.step, result.node())
-            return True
-        return self.book.is_whole(peer, result.step, result.node())
+            self._add(peer, step, node, 0, arrays[0])
+        return result.work != "train" or not self._is_asked(peer, step, node) or self.book.is_whole(peer, step, node)
+
+    def _is_asked(self, peer: bytes, step: int, node: Node) -> bool:
+        """Tell whether a lease of the step at hand asks a worker to send the sums of a node.
+
+        When other servers are still making a step's update, and this one has made it, what comes is late.
+        """
+        member, state = self.coordinator.membership.members.get(peer), self.coordinator.state
+        if member is None or member.shares or state.round.work != "train":
+            return False
+        return step == state.round.step == self.shard.updates and state.leases.was_granted(member.rank, node)
+
+    def _add(self, peer: bytes, step: int, node: Node, frame: int, values: Vector) -> bool:
+        expected = self.shard.policy.wire.words(self.shard.frames[frame])
+        if len(values) != expected:
+            raise RemoteProtocolError(f"sums of {len(values)} values: expected {expected}")
+        if not self._is_asked(peer, step, node) or not self.book.add(peer, step, node, frame):
+            return False
+        if not self.shard.is_finite(frame, values):
+            raise not_finite(step, node)
+        self.shard.receive(frame, node, values)
+        return True
 
     def add_shared(self, node: Node, rank: int, slot: int) -> None:
-        """Add our slice of the sums in a worker's slot, which stay there until a lease names it again."""
+        """Add our slice of the sums in a worker's slot, which stay there until a lease names it again.
+
+        They are not checked for values that are not finite, which takes a fifth of an exchange's time: their worker,
+        which only our own user can have started, did so, and `NonFiniteGuard` checks the weights.
+        """
         start, size = self.shard.start, self.shard.weights.size
         self.shard.add(node, self._slot(rank, slot)[start : start + size])
 
@@ -93,8 +102,3 @@ class GradientReceiver:
         self.book.forget(peer)
         if self.sharing is not None:
             self.sharing.forget(rank)
-
-
-def _check_length(values: Vector, expected: int) -> None:
-    if len(values) != expected:
-        raise RemoteProtocolError(f"sums of {len(values)} values: expected {expected}")

@@ -25,11 +25,13 @@ class NonFiniteGuard:
     #: The message for people, empty while all weights are finite.
     text: str = ""
 
-    def check(self, done: UpdateWeights, shard: Shard, roster: Membership, *, others_are_finite: bool = True) -> None:
+    def check(
+        self, done: UpdateWeights, shard: Shard, membership: Membership, *, others_are_finite: bool = True
+    ) -> None:
         """Check the weights after an update, once the workers that waited for them have them."""
         place = shard.first_not_finite()
         if self.text or (place is None and others_are_finite):
             return
-        named = {member.rank: member.named() for member in roster.members.values()}
+        named = {member.rank: member.named() for member in membership.members.values()}
         shares = [(share.lo, share.hi, named.get(share.rank, f"worker {share.rank}")) for share in done.account.shares]
         self.text = not_finite_text(done.step, "" if place is None else self.layout.name_at(place), sorted(shares))

@@ -101,13 +101,13 @@ class Server:
 
     def __post_init__(self) -> None:
         coordinator, setup = self.coordinator, self.setup
-        facts, roster = coordinator.info, coordinator.membership
+        info = coordinator.info
         self.blocklist = PeerBlocklist(self.port, self.clock, self.say, self.rejections)
         self.group = ShardGroupShell(
-            facts,
+            info,
             setup.shard,
             (len(setup.data.train), len(setup.data.test)),
-            roster,
+            coordinator.membership,
             port=self.port,
             clock=self.clock,
             say=self.say,
@@ -115,9 +115,9 @@ class Server:
             sharing=self.sharing,
         )
         self.shard = self.group.own
-        self.receiver = GradientReceiver(self.shard, roster, self.sharing)
+        self.receiver = GradientReceiver(coordinator, self.shard, self.sharing)
         self.committer = StepCommitter(coordinator, self.group, self.recorder, self.checkpointer, self.traffic)
-        self.samples = None if facts.manifest is None else SampleSender(setup.data, facts.manifest)
+        self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
@@ -207,8 +207,8 @@ class Server:
                 return events.WorkerAdvanced(peer=peer) if is_added else None
             case Result():
                 check_result(message, self.coordinator.info)
-                is_whole = self.receiver.is_whole(peer, message, self._arrays)
-                return events.ResultReceived(peer=peer, result=message) if is_whole else None
+                may_count = self.receiver.on_result(peer, message, self._arrays)
+                return events.ResultReceived(peer=peer, result=message) if may_count else None
             case ComputeFailed():
                 return events.LeaseFailed(peer=peer, failed=message)
             case Diverged():
@@ -285,9 +285,6 @@ class Server:
                 return self._send(effect.peer, effect.message)
             case effects.SendWeights():
                 return self._send_weights(effect.peer, effect.step)
-            case effects.AddSums():
-                if self._arrays:
-                    self.shard.receive(0, effect.node, self._arrays[0])
             case effects.AddSharedSums():
                 self.receiver.add_shared(effect.node, effect.rank, effect.slot)
                 return self.group.add_shared(effect)

@@ -74,22 +74,22 @@ class StepCommitter:
     def finish(self, finish: effects.Finish) -> effects.Finish:
         """Write what the run has come to; return its end, which is a failure if the weights are not finite."""
         coordinator, recorder, group = self.coordinator, self.recorder, self.group
-        progress, roster = coordinator.progress, coordinator.membership
+        progress, membership = coordinator.progress, coordinator.membership
         if self.guard.text and finish.kind is None:
             finish = effects.Finish(failure=self.guard.text, kind=FailureKind.DIVERGED)
         if finish.kind is None:
-            recorder.setting = carried(recorder.setting, roster.sharing, roster.obstacle)
+            recorder.setting = carried(recorder.setting, membership.sharing, membership.obstacle)
             recorder.finish(
                 progress,
-                workers=roster.most_prepared,
-                compute_s=roster.compute_s,
+                workers=membership.most_prepared,
+                compute_s=membership.compute_s,
                 weights=group.holder.weights,
                 now=group.clock.now(),
             )
         else:
             is_diverged = finish.kind is FailureKind.DIVERGED
             if self.checkpointer is not None and not is_diverged:
-                self.checkpointer.take(group.holder, progress, roster.compute_s)
+                self.checkpointer.take(group.holder, progress, membership.compute_s)
             recorder.fail(finish.failure, *group.final_weights(is_diverged=is_diverged))
         group.end(finish.failure)
         return finish

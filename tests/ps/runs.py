@@ -95,13 +95,18 @@ class Drive:
     leases: dict[int, list[Lease]] = field(default_factory=dict)
     #: All effects so far.
     effects: list[Effect] = field(default_factory=list)
+    #: Of all training results that counted, the nodes, in order.
+    counted: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.coordinator = Coordinator(self.facts)
 
     def happen(self, event: events.Event) -> list[Effect]:
         """Let the coordinator handle an event at the present time; it is to be consistent afterwards."""
+        account = self.coordinator.state.account
+        before = len(account.shares)
         effects = self.coordinator.handle(event, self.now)
+        self.counted += [Node(share.lo, share.hi) for share in account.shares[before:]]
         self.coordinator.validate()
         deadline = self.coordinator.deadline()
         if isinstance(event, events.TimePassed):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from common.aggregation.tree import Node, TreeSum
 from common.job.tally import Tally
 from common.protocol.messages import Result
-from ps.coordinator.effects import AddSharedSums, AddSums, AwaitShards, Effect
+from ps.coordinator.effects import AddSharedSums, AwaitShards, Effect
 from ps.coordinator.membership import Member
 from ps.coordinator.scheduling.audit import AUDITED, Audit
 from ps.coordinator.scheduling.buffer_pool import WINDOW, BufferPool
@@ -79,27 +79,22 @@ class RoundState:
     def on_result(self, member: Member, result: Result, *, has_shards: bool) -> tuple[list[Effect], bool]:
         """Check a result; return what is to be done with its sums, and whether it counts by now.
 
-        With shards it does not before all of them have their part.
+        Sums that travel came before it; those in shared memory are still in their slot, or not to be had any more. With
+        shards a result does not count before all of them have their part.
         """
-        add = self._addition(member, result)
-        if add is None or not self.is_needed(result) or not self.leases.was_granted(member.rank, result.node()):
+        rank, node, is_training = member.rank, result.node(), result.work == "train"
+        slot = self.buffers.slot_of(rank, result.number) if member.shares and is_training else None
+        is_lost = member.shares and is_training and slot is None
+        if is_lost or not self.is_needed(result) or not self.leases.was_granted(rank, node):
             self.refuse(member, result)
             return [], False
-        if result.work != "train":
-            return [], True
-        if not has_shards:
-            return [add], True
-        if not self.pending.add(member.rank, result):
+        effects: list[Effect] = [] if slot is None else [AddSharedSums(node=node, rank=rank, slot=slot)]
+        if not is_training or not has_shards:
+            return effects, True
+        if not self.pending.add(rank, result):
             self.refuse(member, result)
             return [], False
-        return [add, AwaitShards(rank=member.rank, node=result.node())], False
-
-    def _addition(self, member: Member, result: Result) -> AddSums | AddSharedSums | None:
-        """Return how the sums of a result get into the tree, None if they are not to be had any more."""
-        if not member.shares or result.work != "train":
-            return AddSums(node=result.node())
-        slot = self.buffers.slot_of(member.rank, result.number)
-        return None if slot is None else AddSharedSums(node=result.node(), rank=member.rank, slot=slot)
+        return [*effects, AwaitShards(rank=rank, node=node)], False
 
     def is_needed(self, result: Result) -> bool:
         """Tell whether a result is of this round, and no other was faster."""

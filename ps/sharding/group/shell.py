@@ -67,7 +67,7 @@ class ShardGroupShell:
     whole: Shard
     #: Samples of the dataset, to train and to test.
     samples: tuple[int, int]
-    roster: Membership
+    membership: Membership
     _: KW_ONLY
     port: ServerPort
     clock: Clock
@@ -154,7 +154,7 @@ class ShardGroupShell:
         return max(0, min(owned.stop, self.whole.policy.parameter_size) - owned.start)
 
     def _worker_lost(self, peer: bytes, lost: WorkerLost) -> list[coordinator_events.Event]:
-        member = self.roster.by_rank(lost.rank)
+        member = self.membership.by_rank(lost.rank)
         if member is None:
             return []
         reason = f"shard {self.state.members[peer].index} lost it: {one_line(lost.reason)}"
@@ -255,7 +255,7 @@ class ShardGroupShell:
 
     def admit(self, peer: bytes, *, shares: bool) -> list[coordinator_events.Event]:
         """Inform all shards that a worker takes part."""
-        member = self.roster.members.get(peer)
+        member = self.membership.members.get(peer)
         if member is None:
             return []
         return self._send_all(Admit(rank=member.rank, incarnation=member.join.incarnation, shares=shares))
@@ -281,7 +281,7 @@ class ShardGroupShell:
 
     def update(self, step: int, count: int, collected: Collected) -> list[coordinator_events.Event]:
         """Let all servers make an update, and the shards send their new weights to the workers that are ready."""
-        pushed = frozenset(member.rank for member in self.roster.ready() if not member.shares and self.state.others)
+        pushed = frozenset(member.rank for member in self.membership.ready() if not member.shares and self.state.others)
         self._update = DistributedUpdate(began=self.clock.now(), collected=collected, pushed=pushed)
         if self.gathered is not None and collected != "nothing":
             self.gathered.begin()

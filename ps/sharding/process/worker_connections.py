@@ -97,9 +97,10 @@ class WorkerConnections:
             return False
         if not is_node(node.lo, node.hi, self.micro_batches):
             raise RemoteProtocolError(f"sums over [{node.lo}, {node.hi}): no node of {self.micro_batches} pieces")
-        if self.book.step != step or (peer, node) not in self.book.missing:
-            self.book.grant(peer, step, node)
-        return self.book.take(peer, step, node, frame)
+        if not self.book.has_any(peer, step, node):
+            self.book.expect(peer, self.book.frames + 1)
+        self.book.count(peer)
+        return self.book.add(peer, step, node, frame)
 
     def validate(self) -> None:
         """Raise AssertionError where the books contradict one another: for tests, after each event."""

@@ -3,11 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.aggregation.tree import Node
 from common.job.job import Job
 from common.protocol.messages import Diverged, Lease, Result
 from ps.coordinator import events
-from ps.coordinator.effects import AddSums, UpdateWeights
+from ps.coordinator.effects import UpdateWeights
 from ps.coordinator.transitions import RunPhase
 from tests.ps.runs import Drive, facts_of, peer_of, result_of
 
@@ -102,19 +101,15 @@ def test_any_story_ends_with_every_piece_counted_once(
     story.finish()
     effects = story.drive.effects
     assert story.drive.coordinator.phase is RunPhase.FINISHED
-    added: list[Node] = []
     steps = []
     for effect in effects:
-        if isinstance(effect, AddSums):
-            added.append(effect.node)
-        elif isinstance(effect, UpdateWeights):
-            pieces = sorted(piece for node in added for piece in range(node.lo, node.hi))
-            assert pieces == list(range(micro_batches))
+        if isinstance(effect, UpdateWeights):
+            shares = effect.account.shares
+            assert sorted(at for share in shares for at in range(share.lo, share.hi)) == list(range(micro_batches))
             assert effect.tally.count == micro_batches
             steps.append(effect.step)
-            added = []
     assert steps == [0, 1, 2]
-    assert not added
+    assert sum(map(len, story.drive.counted)) == 3 * micro_batches
 
 
 def test_the_stories_lease_work_of_both_kinds() -> None:

@@ -7,12 +7,12 @@ import pytest
 from common.aggregation.tree import Node
 from common.errors import RefusalKind
 from common.protocol.messages import SLOTS, Lease, Refused
-from ps.coordinator.effects import AddSharedSums, AddSums, Effect, ForgetWorker, SendWeights
+from ps.coordinator.effects import AddSharedSums, Effect, ForgetWorker, SendWeights
 from tests.ps.runs import Drive, facts_of, kinds, messages, peer_of, result_of, said
 
 
-def added(effects: list[Effect]) -> list[AddSharedSums | AddSums]:
-    return [effect for effect in effects if isinstance(effect, AddSharedSums | AddSums)]
+def added(effects: list[Effect]) -> list[AddSharedSums]:
+    return [effect for effect in effects if isinstance(effect, AddSharedSums)]
 
 
 def sent_weights(effects: list[Effect]) -> list[bytes]:
@@ -38,7 +38,7 @@ def test_the_leases_that_a_worker_holds_name_different_slots() -> None:
     assert sorted(numbers) == [1, 2, 3, 4]
 
 
-def test_sums_are_taken_from_the_slot_of_the_lease_or_from_the_message() -> None:
+def test_sums_are_added_from_the_slot_of_the_lease_or_came_before_the_result() -> None:
     drive = Drive(facts_of(min_workers=2))
     drive.enter(1, shares=True)
     drive.enter(2)
@@ -49,7 +49,8 @@ def test_sums_are_taken_from_the_slot_of_the_lease_or_from_the_message() -> None
     ]
     assert added(drive.answer(1)) + added(drive.answer(1)) == expected
     other = drive.leases[2][0]
-    assert added(drive.answer(2)) == [AddSums(node=Node(other.lo, other.hi))]
+    assert added(drive.answer(2)) == []
+    assert drive.counted[-1] == Node(other.lo, other.hi)
 
 
 def late() -> tuple[Drive, Lease, Lease]:

@@ -7,7 +7,7 @@ from common.aggregation.tree import Node, TreeSum
 from common.job.job import Job
 from common.job.tally import Tally
 from common.protocol.messages import Eviction, Lease, Result
-from ps.coordinator.effects import AddSums, Finish, RecordEpoch, SendWeights, UpdateWeights
+from ps.coordinator.effects import Finish, RecordEpoch, SendWeights, UpdateWeights
 from ps.coordinator.scheduling.buffer_pool import WINDOW
 from ps.coordinator.transitions import RunPhase
 from tests.ps.runs import Drive, facts_of, finished, kinds, messages, peer_of, result_of, said
@@ -24,11 +24,9 @@ def test_one_worker_gets_the_whole_round() -> None:
 def test_leases_cover_all_pieces_exactly_once(workers: int) -> None:
     drive = Drive(facts_of(Job(model="linear", global_batch=64, micro_batches=64), min_workers=workers))
     drive.enter(*range(workers))
-    added: list[Node] = []
     while drive.coordinator.round.work == "train":
-        worker = max(drive.leases, key=lambda one: (len(drive.leases[one]), one))
-        added += [effect.node for effect in drive.answer(worker) if isinstance(effect, AddSums)]
-    pieces = sorted(piece for node in added for piece in range(node.lo, node.hi))
+        drive.answer(max(drive.leases, key=lambda one: (len(drive.leases[one]), one)))
+    pieces = sorted(piece for node in drive.counted for piece in range(node.lo, node.hi))
     assert pieces == list(range(64))
 
 
@@ -74,7 +72,6 @@ def test_a_finished_tree_updates_the_weights_before_the_next_step_is_leased() ->
     drive.enter(1)
     effects = drive.answer(1)
     assert effects == [
-        AddSums(node=Node(0, 4)),
         UpdateWeights(step=0, tally=Tally(4.0, 0, 4)),
         SendWeights(peer=peer_of(1), step=1),
         effects[-1],
@@ -121,8 +118,10 @@ def test_a_doubled_result_is_ignored() -> None:
     drive = Drive(facts_of(min_workers=2))
     drive.enter(1, 2)
     result = result_of(drive.leases[1][0])
-    assert AddSums(node=result.node()) in drive.answer(1)
+    drive.answer(1)
+    assert drive.counted == [result.node()]
     assert drive.send(1, result) == []
+    assert drive.counted == [result.node()]
     assert drive.coordinator.membership.members[peer_of(1)].samples == result.count
 
 
@@ -131,7 +130,9 @@ def test_sums_that_nobody_asked_for_are_not_added() -> None:
     drive.enter(1, 2)
     asked = drive.leases[2][0]
     assert drive.send(1, result_of(asked)) == []
-    assert AddSums(node=result_of(asked).node()) in drive.answer(2)
+    assert drive.counted == []
+    drive.answer(2)
+    assert drive.counted == [result_of(asked).node()]
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(0, 3), (1, 3), (0, 5), (3, 3), (4, 2), (0, 2**31)])
@@ -185,8 +186,8 @@ def test_a_late_result_counts_if_it_is_the_first_and_its_worker_gets_work_again(
     while drive.leases[2]:
         drive.answer(2)
     drive.pass_time(2.0)
-    effects = drive.send(1, late)
-    assert AddSums(node=late.node()) in effects
+    drive.send(1, late)
+    assert drive.counted[-1] == late.node()
     drive.leases[2] = [lease for lease in drive.leases[2] if lease.lo != late.lo]
     drive.finish_round()
     assert drive.send(1, late) == []

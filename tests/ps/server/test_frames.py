@@ -69,9 +69,9 @@ def test_weights_are_sent_in_frames_before_the_lease() -> None:
 @pytest.mark.parametrize(
     ("bad", "size", "text"),
     [
-        (part(5), FRAME, "sums over [0, 4) from 5 on: not a frame of any lease"),
+        (part(5), FRAME, "sums over 0-3 from 5 on: not a frame of any lease"),
         (part(3 * FRAME), FRAME, "not a frame of any lease"),
-        (part(lo=1, hi=3), FRAME, "sums over [1, 3) from 0 on: not a frame of any lease"),
+        (part(lo=1, hi=3), FRAME, "sums over 1-2 from 0 on: not a frame of any lease"),
         (part(hi=2**31), FRAME, "not a frame of any lease"),
         (part(), FRAME - 1, f"sums of {FRAME - 1} values: expected {FRAME}"),
         (part(2 * FRAME), FRAME, f"sums of {FRAME} values: expected {SIZE - 2 * FRAME}"),
