@@ -16,7 +16,7 @@ from common.runtime.clock import Clock
 from lockstep.bench.reports.rows import CoordinatorRow
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.effects import Send
+from ps.coordinator.effects import Send, UpdateWeights
 from ps.run.info import RunInfo
 from ps.run.plan import plan_of
 
@@ -102,6 +102,8 @@ class SimulatedWorkers:
         else:
             self.now = at
         effects = self.coordinator.handle(event, self.now)
+        for update in [effect for effect in effects if isinstance(effect, UpdateWeights)]:
+            effects += self.coordinator.handle(events.StepUpdated(step=update.step), self.now)
         if counts:
             self.decide_s += self.clock.now() - start
             self.handled += 1

@@ -272,15 +272,14 @@ class Coordinator:
             self.state.begin_audit()
             self.phase = RunPhase.AUDITING
             return []
-        tally, account, effects = self.state.tallies.total(), self.state.account, list[Effect]()
+        tally, account = self.state.tallies.total(), self.state.account
         if self.round.work == "train":
             self.progress.end_step(tally, now, self.membership.end_step())
-            effects.append(UpdateWeights(step=self.round.step, tally=tally, account=account))
-            if self.info.servers > 1:
-                self.progress.begin_round(now)
-                self.phase = RunPhase.UPDATING
-                return effects
-        elif self.round.work == "validate":
+            self.progress.begin_round(now)
+            self.phase = RunPhase.UPDATING
+            return [UpdateWeights(step=self.round.step, tally=tally, account=account)]
+        effects: list[Effect] = []
+        if self.round.work == "validate":
             self.progress.end_validation(tally)
         else:
             number = self.info.plan.epoch_of(self.round.step - 1)

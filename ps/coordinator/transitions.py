@@ -20,7 +20,7 @@ class RunPhase(Enum):
     EVALUATING = "evaluating"
     #: All results of a step are there, and some of its micro-batches are computed again.
     AUDITING = "auditing"
-    #: All results of a step are there, and other servers have not made its update yet.
+    #: All results of a step are there, and not all servers have made its update yet.
     UPDATING = "updating"
     #: Between two epochs, until callbacks have decided whether the run continues.
     PAUSED = "waiting for callbacks"
@@ -51,8 +51,8 @@ _T, _E = frozenset({RunPhase.TRAINING}), frozenset({RunPhase.EVALUATING})
 _A, _U, _P = frozenset({RunPhase.AUDITING}), frozenset({RunPhase.UPDATING}), frozenset({RunPhase.PAUSED})
 _END, _FAIL = frozenset({RunPhase.FINISHED}), frozenset({RunPhase.FAILED})
 
-#: The end of a step, or of its audit: the next round may be training, evaluating, or none.
-_STEP = _T | _E | _A | _U | _END
+#: What an audit may turn into: its end is that of the step.
+_AUDIT = _A | _U
 
 #: For each event, what may follow in the phases AWAITING_SERVERS (_S), AWAITING_WORKERS (_W), TRAINING (_T),
 #: EVALUATING (_E), AUDITING (_A), UPDATING (_U), PAUSED (_P), FINISHED (_END) and FAILED (_FAIL).
@@ -60,15 +60,25 @@ _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
     events.WorkerJoined: (_S, _W, _T, _E, _A, _U, _P, _END, _FAIL),
     # A run that resumes from a checkpoint may begin with an evaluation. An audit waits for nobody: what may leave it
     # without a worker ends it.
-    events.WorkerPrepared: (IGNORED, _W | _T | _E | _P, _T, _E, _STEP, _U, _P, IGNORED, IGNORED),
-    events.WorkerAdvanced: (IGNORED, IGNORED, _T, _E, _STEP, _U, _P, IGNORED, IGNORED),
-    events.ResultReceived: (IGNORED, IGNORED, _STEP, _T | _E | _P | _END, _STEP | _FAIL, _U, _P, IGNORED, IGNORED),
+    events.WorkerPrepared: (IGNORED, _W | _T | _E | _P, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
+    events.WorkerAdvanced: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
+    events.ResultReceived: (
+        IGNORED,
+        IGNORED,
+        _T | _A | _U,
+        _T | _E | _P | _END,
+        _AUDIT | _FAIL,
+        _U,
+        _P,
+        IGNORED,
+        IGNORED,
+    ),
     events.LeaseFailed: (
         IGNORED,
         IGNORED,
         _T | _FAIL,
         _E | _FAIL,
-        _STEP | _FAIL,
+        _AUDIT | _FAIL,
         IGNORED,
         IGNORED,
         IGNORED,
@@ -85,9 +95,9 @@ _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
         IGNORED,
         IGNORED,
     ),
-    events.WorkerLeft: (_S, _W, _T, _E, _STEP, _U, _P, IGNORED, IGNORED),
+    events.WorkerLeft: (_S, _W, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
     # After the end a worker is told so; nothing else is of use any more.
-    events.WorkerPinged: (_S, _W, _T, _E, _STEP, _U, _P, _END, _FAIL),
+    events.WorkerPinged: (_S, _W, _T, _E, _AUDIT, _U, _P, _END, _FAIL),
     events.StatusRequested: (_S, _W, _T, _E, _A, _U, _P, _END, _FAIL),
     events.ServersReady: (_W, *[IGNORED] * 8),
     events.CallbacksDecided: (*[IGNORED] * 6, _P | _T | _END, IGNORED, IGNORED),
@@ -95,7 +105,7 @@ _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
     events.StepUpdated: (*[IGNORED] * 5, _T | _E | _END, *[IGNORED] * 3),
     events.ServerLost: (*[_FAIL] * 7, IGNORED, IGNORED),
     events.WeightsNotFinite: (IGNORED, IGNORED, *[_FAIL] * 5, IGNORED, IGNORED),
-    events.TimePassed: (_S, _W, _T, _E, _STEP, _U, _P, IGNORED, IGNORED),
+    events.TimePassed: (_S, _W, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
     events.Interrupted: (*[_FAIL] * 7, IGNORED, IGNORED),
 }
 

@@ -274,8 +274,8 @@ class Server:
         while pending:
             for effect in self.coordinator.handle(pending.popleft(), self.clock.now()):
                 pending.extend(self._perform(effect))
-            # Afterwards: what workers wait for has been sent.
-            self.committer.record_completed()
+        # Afterwards: what workers wait for has been sent.
+        self.committer.record_completed()
         if self.ended is None:
             self.committer.take_due_checkpoint()
 

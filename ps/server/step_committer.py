@@ -73,6 +73,7 @@ class StepCommitter:
 
     def finish(self, finish: effects.Finish) -> effects.Finish:
         """Write what the run has come to; return its end, which is a failure if the weights are not finite."""
+        self.record_completed()
         coordinator, recorder, group = self.coordinator, self.recorder, self.group
         progress, membership = coordinator.progress, coordinator.membership
         if self.guard.text and finish.kind is None:

@@ -20,7 +20,7 @@ from common.protocol.messages import (
 from common.protocol.numerics import Fingerprint, fingerprint
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.effects import Effect, Finish, Report, ReportRefusal, Send
+from ps.coordinator.effects import Effect, Finish, Report, ReportRefusal, Send, UpdateWeights
 from ps.run.info import RunInfo
 from ps.run.plan import plan_of
 
@@ -106,6 +106,9 @@ class Drive:
         account = self.coordinator.state.account
         before = len(account.shares)
         effects = self.coordinator.handle(event, self.now)
+        for update in [effect for effect in effects if isinstance(effect, UpdateWeights)]:
+            # As a server does that has all of the weights.
+            effects += self.coordinator.handle(events.StepUpdated(step=update.step), self.now)
         self.counted += [Node(share.lo, share.hi) for share in account.shares[before:]]
         self.coordinator.validate()
         deadline = self.coordinator.deadline()
