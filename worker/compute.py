@@ -1,21 +1,23 @@
-"""One piece of work: (weights, step, micro-batch) to sums. Whoever computes it gets the same bits: no state of the run.
+"""The work of a lease: (weights, step, micro-batch) to sums. Whoever computes it gets the same bits.
 
-Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
+It has no state of the run. An evaluation is leased in the same way: the chunks of a held-out set take the place of the
+micro-batches of a step. Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.aggregation.finiteness import first_not_finite
 from common.aggregation.layout import Binding, ParameterLayout, layout_of
 from common.aggregation.quantization.quantization import Quantization, RoundingKey, quantization_of
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Node, Vector, VectorPool
-from common.autograd.graph import Leaf, no_grad, tell_finished
+from common.autograd.capture import Capture, capture
+from common.autograd.graph import OnFinal, no_grad, observing
+from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
 from common.data.preparation import Preparation
@@ -24,11 +26,10 @@ from common.job.job import Job
 from common.job.objective import Objective
 from common.job.tally import Tally
 from common.nn.inspection import first_nonfinite_layer
-from common.nn.module import Module, Stochastic
-from common.protocol.messages import OF_A_STEP, Quantity, Work
+from common.nn.module import Module, Parameter, Stochastic, is_repeatable
+from common.protocol.messages import OF_A_STEP, Work
 from common.random import Purpose, generator
-from worker.gradient_buckets import GradientBuckets, Push
-from worker.training_pass import TrainingPass
+from worker.gradient_sink import GradientSink, NotFiniteError, SendBucket
 
 #: Two vectors of weights, or none.
 Slots = tuple[Vector, Vector] | tuple[()]
@@ -37,14 +38,59 @@ Slots = tuple[Vector, Vector] | tuple[()]
 Integers = NDArray[np.int64]
 
 
-class NotFiniteError(ArithmeticError):
-    """The loss of a piece is not finite, or its gradient: the piece, and the first layer, or parameter, that is not."""
+@dataclass
+class TrainingPass:
+    """Forward and backward of a model over a micro-batch: by the engine the first time, then by what was captured.
 
-    def __init__(self, piece: int, layer: str, quantity: Quantity = "loss") -> None:
-        super().__init__(f"the {quantity} of piece {piece}, {layer}")
-        self.piece = piece
-        self.layer = layer
-        self.quantity: Quantity = quantity
+    Either way the bits are the same.
+    """
+
+    model: Module
+    parameters: list[Parameter]
+    objective: Objective
+    #: Whether the model is known to do the same with every batch of one shape.
+    _is_repeatable: bool = field(init=False)
+    #: By the shape of the images: what follows from it is the same for all batches of a job.
+    _captures: dict[tuple[int, ...], Capture] = field(default_factory=dict)
+    #: What walks back over the last forward.
+    _pending: Tensor | Capture | None = None
+
+    def __post_init__(self) -> None:
+        self._is_repeatable = is_repeatable(self.model)
+
+    def forward(self, images: Array, targets: Array) -> tuple[Array, Array]:
+        """Return the sum of the losses, a number, and the model's outputs; `targets` are as the objective has them."""
+        # An observer of the engine wants to see it at work.
+        captured = self._captures.get(images.shape) if observing.get() is None else None
+        if captured is not None:
+            loss, outputs = captured.forward(images, targets)
+            self._pending = captured
+            return loss, outputs
+        return self._forward_by_engine(images, targets)
+
+    def _forward_by_engine(self, images: Array, targets: Array) -> tuple[Array, Array]:
+        if self._is_repeatable:
+            results, captured = capture(self._compute, (images, targets), self.parameters)
+            if captured is not None:
+                self._captures[images.shape] = captured
+        else:
+            results = self._compute(images, targets)
+        loss, outputs = results
+        self._pending = loss
+        return loss.data, outputs.data
+
+    def _compute(self, images: Array, targets: Array) -> tuple[Tensor, Tensor]:
+        outputs = self.model(Tensor(images))
+        return self.objective.training_loss(outputs, targets), outputs
+
+    def backward(self, on_final: OnFinal | None = None) -> None:
+        """Add to the parameters' gradients those of the last forward, once after each; `on_final` as in `Tensor`."""
+        pending, self._pending = self._pending, None
+        if isinstance(pending, Capture):
+            pending.backward(on_final)
+        else:
+            assert pending is not None
+            pending.backward(retain_graph=False, on_final=on_final)
 
 
 @dataclass
@@ -58,9 +104,9 @@ class Compute:
     slots: Slots = ()
     #: Where sums may be written, each of the layout's size: by default one new vector.
     sums: tuple[Vector, ...] = ()
-    #: Frames in which sums are pushed: by default those of one server.
+    #: Frames in which sums are sent: by default those of one server.
     frames: Sequence[Slice] = ()
-    #: Mean and deviation of the training set where not all of it is here; by default they are computed.
+    #: Mean and deviation of the training set if not all of it is here; by default they are computed.
     moments: tuple[float, float] | None = None
     #: The slot that the model computes with, and the vector of sums that it writes into.
     weights: Vector = field(init=False)
@@ -75,11 +121,9 @@ class Compute:
     _binding: Binding = field(init=False)
     _pool: VectorPool = field(init=False)
     _pass: TrainingPass = field(init=False)
-    #: The sum of losses of each piece that `train` was last called for, in order; float32 each.
+    #: The sum of losses of each micro-batch that `train` was last called for, in order; float32 each.
     losses: list[float] = field(default_factory=list)
-    _final: GradientBuckets = field(init=False)
-    #: The place of each parameter in the layout, by where it gets its gradient.
-    _places: dict[Leaf | None, int] = field(init=False)
+    _sink: GradientSink = field(init=False)
     #: Whether any module draws random numbers in its forward.
     _draws: bool = field(init=False)
 
@@ -96,8 +140,8 @@ class Compute:
         slots = [read_only(slot) for slot in self.slots]
         self._binding = Binding(self.model, self.layout, slots, self.sums)
         self.frames = self.frames or Slice(0, self.layout.size).frames()
-        self._final = GradientBuckets(self.layout.parameters, self.frames)
-        self._places = {parameter.leaf: place for place, parameter in enumerate(self._binding.parameters)}
+        leaves = [parameter.leaf for parameter in self._binding.parameters]
+        self._sink = GradientSink(self.layout, self.frames, self.wire, leaves)
         self.model.train()  # every part of it, whatever the model's builder left behind: `_put` looks at the root only
         self._draws = any(isinstance(module, Stochastic) for module in self.model.modules())
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
@@ -126,24 +170,23 @@ class Compute:
             self._binding.write_to(into)
             self.into = sums
 
-    def train(self, step: int, node: Node, push: Push | None = None) -> tuple[Vector, Tally]:
-        """Return the sums over the pieces of a node, added and rounded over the tree, and their tally.
+    def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
+        """Return the sums over the micro-batches of a node, added and rounded over the tree, and their tally.
 
-        The vector is `into`, overwritten by the next call. `push` is told of each of its frames once, as soon as that
-        is final: with one piece, while backward is still on its way. Raises `NotFiniteError`: for a loss before any
-        push, for a gradient before that of the frame.
+        The vector is `into`, overwritten by the next call. `send` gets each of its frames once, as soon as that is
+        final: with one micro-batch, while backward is still on its way. Raises `NotFiniteError`: for a loss before
+        anything is sent, for a gradient before its frame is.
         """
         self.losses.clear()
-        with np.errstate(all="ignore"):  # what is not finite is found in the loss, and told with its place
-            return self.into, self._sum(step, node, self.into, push)
+        with np.errstate(all="ignore"):  # what is not finite is found in the loss, and reported with its place
+            return self.into, self._sum(step, node, self.into, send)
 
-    def _sum(self, step: int, node: Node, out: Vector, push: Push | None = None) -> Tally:
+    def _sum(self, step: int, node: Node, out: Vector, send: SendBucket | None = None) -> Tally:
         """Write the sums over a node into `out`; whatever that is, backward writes into the vector `into`."""
         if len(node) == 1:
-            tally = self._piece(step, node.lo, push and self._rounding(step, node, push))
-            if push is None:
-                self.wire.round(self.into, RoundingKey(step, node))
-                self._demand_finite(node, self.into)
+            self._sink.begin(self.into, RoundingKey(step, node), send)
+            tally = self._micro_batch(step, node.lo)
+            self._sink.end()
             if out is not self.into:
                 np.copyto(out, self.into)
             return tally
@@ -152,46 +195,16 @@ class Compute:
             tally = self._sum(step, first, left)
             # The tally is a floating-point sum too, so it is added over the same tree.
             tally = tally + self._sum(step, second, self.into)
-            self._merge(left, out, push, RoundingKey(step, node))
+            self._sink.merge(left, self.into, out, RoundingKey(step, node), send)
         return tally
 
-    def _merge(self, left: Vector, out: Vector, push: Push | None, at: RoundingKey) -> None:
-        """Add two halves of a node, the second of which is in the vector of sums."""
-        if push is None:
-            self.wire.add(left, self.into, out, at)
-            self._demand_finite(at.node, out)
-            return
-        for frame in self.frames:
-            self.wire.add(frame.of(left), frame.of(self.into), frame.of(out), replace(at, start=frame.start))
-            self._demand_finite(at.node, frame.of(out), frame.start)
-            push(frame)
-
-    def _rounding(self, step: int, node: Node, push: Push) -> Push:
-        """Return what rounds a piece's frame, and then pushes it."""
-
-        def round_and_push(frame: Slice) -> None:
-            self.wire.round(frame.of(self.into), RoundingKey(step, node, frame.start))
-            self._demand_finite(node, frame.of(self.into), frame.start)
-            push(frame)
-
-        return round_and_push
-
-    def _demand_finite(self, node: Node, sums: Vector, start: int = 0) -> None:
-        """Raise `NotFiniteError` where the sums from `start` on would make all others infinite, or no numbers."""
-        place = first_not_finite(sums)
-        if place is not None:
-            raise NotFiniteError(node.lo, self.layout.name_at(start + place), "gradient")
-
-    def _piece(self, step: int, micro_batch: int, push: Push | None) -> Tally:
+    def _micro_batch(self, step: int, micro_batch: int) -> Tally:
         """Compute one micro-batch into the vector of sums."""
         indices = self.sampler.indices(step, micro_batch)
         count = len(indices)
         if count == 0:
             self.losses.append(0.0)
             self.into.fill(0.0)
-            if push is not None:
-                self._final.begin(push)
-                self._final.end()
             return Tally()
         if self.layout.statistics:
             # A statistic that this forward does not observe stays what it is: its sum is count times its value.
@@ -210,46 +223,46 @@ class Compute:
         if self.layout.statistics and self.data.train.targets != 1:
             # They are weighted by samples, and all sums are divided by the number of targets.
             self.into[self.layout.parameter_size :] *= np.float32(self.data.train.targets)
-        self._walk_back(push)
+        self._backward()
         return self.objective.tally(loss, outputs, targets)
 
     def samples_of(self, work: Work, step: int, node: Node) -> Integers:
         """Return the places, in the set that the work is about, of all samples that a node needs."""
         if work in OF_A_STEP:
-            return np.concatenate([self.sampler.indices(step, piece) for piece in range(node.lo, node.hi)])
+            return np.concatenate([self.sampler.indices(step, micro_batch) for micro_batch in range(node.lo, node.hi)])
         held_out = self.data.test if work == "evaluate" else self.data.validation
-        rows = [evaluation_rows(piece, len(held_out or ())) for piece in range(node.lo, node.hi)]
+        rows = [evaluation_rows(chunk, len(held_out or ())) for chunk in range(node.lo, node.hi)]
         return np.arange(rows[0].start, rows[-1].stop)
 
-    def pieces_of(self, work: Work) -> int:
-        """Return into how many pieces a round of that kind is cut."""
+    def micro_batches_of(self, work: Work) -> int:
+        """Return into how many micro-batches, or chunks, a round of that kind is divided."""
         if work in OF_A_STEP:
             return self.job.micro_batches
         held_out = self.data.test if work == "evaluate" else self.data.validation
         return 0 if held_out is None else evaluation_chunks(len(held_out))
 
     def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:
-        """Return the tally of a node of pieces, added over their tree: of the test set, or to "validate" of that set.
+        """Return the tally of a node of chunks, added over their tree: of the test set, or to "validate" of that set.
 
         Raises `NotFiniteError`.
         """
         if len(node) == 1:
             with no_grad(), np.errstate(all="ignore"):  # as in `train`
-                return self._evaluate_piece(node.lo, work)
+                return self._evaluate_chunk(node.lo, work)
         first, second = node.halves()
         return self.evaluate(first, work) + self.evaluate(second, work)
 
-    def _evaluate_piece(self, piece: int, work: Work) -> Tally:
+    def _evaluate_chunk(self, chunk: int, work: Work) -> Tally:
         held_out = self.data.test if work == "evaluate" else self.data.validation
-        assert held_out is not None, "a validation set is validated that this job does not have"
-        rows = evaluation_rows(piece, len(held_out))
+        assert held_out is not None, "this job does not have the set that is to be evaluated"
+        rows = evaluation_rows(chunk, len(held_out))
         targets = self.objective.targets(held_out.labels[rows])
         images = self.preparation.images(held_out.images[rows])
         self._put(is_training=False)
         outputs = self.model(Tensor(images))
         loss = self.objective.test_loss(outputs, targets)
         if not math.isfinite(loss.data):
-            raise self._not_finite(piece, images)
+            raise self._not_finite(chunk, images)
         return self.objective.tally(loss.data, outputs.data, targets)
 
     def batch(self, indices: Integers, step: int, micro_batch: int) -> tuple[Vector, Vector]:
@@ -261,29 +274,19 @@ class Compute:
         images = self.preparation.images(train.images.take(indices, axis=0), rng)
         return images, self.objective.targets(train.labels.take(indices, axis=0))
 
-    def _not_finite(self, piece: int, images: Vector) -> NotFiniteError:
-        return NotFiniteError(piece, first_nonfinite_layer(self.model, Tensor(images)) or "the loss itself")
+    def _not_finite(self, micro_batch: int, images: Vector) -> NotFiniteError:
+        return NotFiniteError(micro_batch, first_nonfinite_layer(self.model, Tensor(images)) or "the loss itself")
 
     def _put(self, *, is_training: bool) -> None:
         """Put the whole model into one mode."""
         if self.model.training != is_training:
             self.model.train(is_training)
 
-    def _walk_back(self, push: Push | None) -> None:
-        """Write all gradients into the vector of sums: zeros where a parameter took no part in the forward."""
+    def _backward(self) -> None:
+        """Write all gradients into the vector of sums: zeros if a parameter took no part in the forward."""
         for parameter in self._binding.parameters:
             parameter.grad = None
-        if push is None:
-            self._pass.backward()
-            self._fill_gaps()
-            return
-        self._final.begin(push)
-        with tell_finished(lambda leaf: self._final.finish(self._places[leaf])):
-            self._pass.backward()
-        self._fill_gaps()
-        self._final.end()
-
-    def _fill_gaps(self) -> None:
+        self._pass.backward(self._sink.on_final)
         for parameter, sums in zip(self._binding.parameters, self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)

@@ -2,15 +2,8 @@
 
 from dataclasses import dataclass
 
-from common.protocol.messages import Lease, Result, Welcome, WorkerMessage
-from common.statemachine.vocabulary import Report as Report
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Send:
-    """Send a message that carries no array."""
-
-    message: WorkerMessage
+from common.client.vocabulary import ClientEffect
+from common.protocol.messages import Lease, Result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,30 +14,17 @@ class SendResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prepare:
-    """Build the model and load the data; answered by `Prepared` or `PreparationFailed`."""
-
-    welcome: Welcome
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeLease:
-    """Compute a lease; answered by `PieceComputed`, `PieceDiverged` or `PieceRaised`."""
+    """Compute a lease; answered by `LeaseComputed`, `LeaseDiverged`, `LeaseRaised` or `SamplesMissing`."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Greet:
-    """Tell the run's other servers, where there are any, who is behind the connections to them."""
+class IntroduceToShards:
+    """Send the run's other servers, if there are any, who is behind the connections to them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exit:
-    """End the process with this code; `reason` is empty where all went well."""
+WorkEffect = SendResult | ComputeLease | IntroduceToShards
 
-    code: int
-    reason: str
-
-
-Effect = Send | SendResult | Prepare | Greet | ComputeLease | Report | Exit
+Effect = WorkEffect | ClientEffect

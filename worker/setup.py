@@ -1,4 +1,4 @@
-"""From a welcome to a model with its data, checked to be the server's; reads the disk, opens no socket."""
+"""From a welcome to a model with its data, checked to be the server's, and to the memory that both share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,16 +6,19 @@ from pathlib import Path
 
 from common.aggregation.layout import layout_of
 from common.aggregation.slices import frames_of
+from common.aggregation.tree import Vector
 from common.data.dataset import TrainTest
 from common.data.manifest import Manifest
 from common.data.source import with_validation
 from common.errors import DataError, ModelError, SharingError
 from common.nn.model_source import read_model_source
 from common.protocol.messages import Welcome
-from common.transport.shared_memory.packet_socket import PacketSocket
+from common.protocol.shared_memory import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
+from common.transport.shared_memory.folder import SharedFolder
+from common.transport.shared_memory.packet_socket import PacketSocket, call
+from common.transport.shared_memory.segment import Allocate, reserve
 from worker.compute import Compute
-from worker.sample_store import SampleStore
-from worker.sharing import attach
+from worker.samples import SampleStore
 
 #: How a dataset is loaded from its name; an argument so that workers in one process can share one.
 Loader = Callable[[str], TrainTest]
@@ -23,16 +26,16 @@ Loader = Callable[[str], TrainTest]
 
 @dataclass(frozen=True)
 class Workplace:
-    """What computes, and whether in memory that the server sees."""
+    """What computes leases, and whether in memory that the server sees."""
 
     compute: Compute
-    #: What was read in that memory, empty where none is shared.
+    #: What was read in that memory, empty if none is shared.
     nonce: str = ""
     #: Why none is shared although it was offered.
     obstacle: str = ""
-    #: Where samples are kept that the server sends; None where the data is here.
+    #: Where samples are stored that the server sends; None if the data is here.
     store: SampleStore | None = None
-    #: A shorter way to the server, which was asked for; None where there is none.
+    #: A shortcut to the server that was requested; None if there is none.
     shortcut: PacketSocket | None = None
 
 
@@ -40,13 +43,13 @@ class Workplace:
 class Places:
     """Folders of this machine that a worker may use."""
 
-    #: Where shared memory is looked for, and where samples are kept that a server sends; None where there is none.
+    #: Where shared memory is, and where samples are stored that a server sends; None if there is no such folder.
     memory: Path | None = None
     cache: Path | None = None
 
 
 def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
-    """Return what computes this run's pieces; `ModelError` or `DataError` where it is not the server's."""
+    """Return what computes this run's leases; `ModelError` or `DataError` if it is not the server's."""
     job = welcome.job
     model_source = read_model_source(job.model)
     source = model_source.digest
@@ -78,7 +81,7 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
 
 
 def _data_of(welcome: Welcome, load: Loader, cache: Path | None) -> tuple[TrainTest, SampleStore | None]:
-    """Return the server's data as it is here, or as far as it has been sent, and then where that is kept."""
+    """Return the server's data: as it is here, or what has been sent of it, together with its store."""
     job, manifest = welcome.job, welcome.manifest
     try:
         data = load(job.data)
@@ -100,3 +103,31 @@ def _shipped(welcome: Welcome, manifest: Manifest, cache: Path) -> tuple[TrainTe
     job = welcome.job
     store = SampleStore.open(cache / manifest.key(welcome.dataset, job.validation_split, job.seed), manifest)
     return store.data(job.data), store
+
+
+@dataclass(frozen=True)
+class SharedVectors:
+    """What a worker computes with if it shares memory."""
+
+    #: What was read there, by which the server knows that we see its memory.
+    nonce: str
+    #: The weights, read only.
+    slots: tuple[Vector, Vector]
+    #: Where sums are written.
+    sums: tuple[Vector, ...]
+    #: A shortcut to the server that was requested, None if there can be none.
+    shortcut: PacketSocket | None
+
+
+def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve) -> SharedVectors:
+    """Map the weights that the server offers, and make room for our sums; `SharingError` if that fails."""
+    folder = SharedFolder.join(root, welcome.memory)
+    try:
+        weights = folder.attach(WEIGHTS, weights_shape(size))
+        folder.nonce = weights.nonce
+        sums = folder.make(sums_file(welcome.rank), sums_shape(size), allocate)
+        shortcut = call(folder.path / CALLERS, sums_file(welcome.rank))
+    finally:
+        folder.close()
+    first, second = weights.vectors
+    return SharedVectors(weights.nonce.hex(), (first, second), sums.vectors, shortcut)

@@ -14,6 +14,7 @@ import numpy as np
 from common.autograd.graph import (
     GraphNode,
     Leaf,
+    OnFinal,
     Parent,
     backward_over,
     latest_first,
@@ -79,9 +80,9 @@ class Capture:
                 values[slot] = None
         return [values[slot] for slot in self._outputs]
 
-    def backward(self) -> None:
-        """Add the gradient of the first output, a single number, to each leaf."""
-        backward_over(self._nodes, self._seed, retain_graph=False)
+    def backward(self, on_final: OnFinal | None = None) -> None:
+        """Add the gradient of the first output, a single number, to each leaf; `on_final` as in `Tensor.backward`."""
+        backward_over(self._nodes, self._seed, retain_graph=False, on_final=on_final)
 
 
 class _Recorder:

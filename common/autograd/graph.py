@@ -22,9 +22,6 @@ _watching: ContextVar[bool] = ContextVar("watching", default=False)
 Observer = Callable[..., Any]
 observing: ContextVar[Observer | None] = ContextVar("observing", default=None)
 
-#: Told of leaves whose gradients are final while the walk back goes on.
-_finishing: ContextVar[Callable[[Any], None] | None] = ContextVar("finishing", default=None)
-
 _serials = count()
 
 
@@ -203,16 +200,6 @@ def observe(observer: Observer) -> Iterator[None]:
         observing.reset(token)
 
 
-@contextmanager
-def tell_finished(finished: Callable[[Leaf], None]) -> Iterator[None]:
-    """Within the context, let each walk back call `finished` with each leaf as soon as its gradient is final."""
-    token = _finishing.set(finished)
-    try:
-        yield
-    finally:
-        _finishing.reset(token)
-
-
 def record(primitive: Primitive, parents: list[Parent], options: dict[str, Any], result: Array) -> GraphNode | None:
     """Return the node of a result; None where no argument that has a derivative wants a gradient."""
     derivatives = primitive.derivatives
@@ -223,7 +210,13 @@ def record(primitive: Primitive, parents: list[Parent], options: dict[str, Any],
     return GraphNode(primitive, parents, options, result)
 
 
-def backward(root: GraphNode | Leaf, gradient: Array, retain_graph: bool = True) -> None:
+#: Is called with each leaf as soon as its gradient is final, while the walk back goes on.
+OnFinal = Callable[[Leaf], None]
+
+
+def backward(
+    root: GraphNode | Leaf, gradient: Array, retain_graph: bool = True, on_final: OnFinal | None = None
+) -> None:
     """Add to each leaf under `root` its gradient, given that of `root`.
 
     The sums are taken in one fixed order, latest use first, so that the bits depend on the graph alone. With
@@ -231,26 +224,27 @@ def backward(root: GraphNode | Leaf, gradient: Array, retain_graph: bool = True)
     """
     if isinstance(root, Leaf):
         root.accumulate(gradient)
+        if on_final is not None:
+            on_final(root)
         return
-    backward_over(latest_first(root), gradient, retain_graph)
+    backward_over(latest_first(root), gradient, retain_graph, on_final)
 
 
-def backward_over(nodes: list[GraphNode], gradient: Array, retain_graph: bool) -> None:
+def backward_over(nodes: list[GraphNode], gradient: Array, retain_graph: bool, on_final: OnFinal | None = None) -> None:
     """Walk nodes, consumers before what they consumed, given the gradient of the first; as `backward`."""
     pending: dict[GraphNode, Array] = {nodes[0]: gradient}
     owned: set[GraphNode] = set()
-    finished = _finishing.get()
-    uses = Counter(_leaves(nodes)) if finished is not None else None
+    uses = Counter(_leaves(nodes)) if on_final is not None else None
     for node in nodes:
         _propagate(node, pending.pop(node), pending, owned)
         owned.discard(node)
         if not retain_graph:
             node.release()
-        if finished is not None and uses is not None:
+        if on_final is not None and uses is not None:
             for leaf in _leaves([node]):
                 uses[leaf] -= 1
                 if not uses[leaf]:
-                    finished(leaf)
+                    on_final(leaf)
 
 
 def _leaves(nodes: list[GraphNode]) -> Iterator[Leaf]:

@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from common.autograd.graph import GraphNode, Leaf, Parent, Version, backward, observing, record, recording, version_of
+from common.autograd.graph import (
+    GraphNode,
+    Leaf,
+    OnFinal,
+    Parent,
+    Version,
+    backward,
+    observing,
+    record,
+    recording,
+    version_of,
+)
 from common.autograd.primitives import activation, elementwise, indexing, linear_algebra, reduction, shape
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.primitives.reduction import Axis
@@ -182,11 +193,12 @@ class Tensor:
         """Drop the gradient: `grad` is None until the next `backward`."""
         self.grad = None
 
-    def backward(self, gradient: Any = None, retain_graph: bool = True) -> None:
+    def backward(self, gradient: Any = None, retain_graph: bool = True, on_final: OnFinal | None = None) -> None:
         """Add to `grad` of every leaf that this tensor was computed from.
 
         `gradient` has the tensor's shape; it may be left out for a single element, where it is 1. The graph can be
         walked again; with `retain_graph=False` its arrays are freed on the way, which saves memory in a training loop.
+        `on_final` is called with each leaf as soon as its gradient is final, while the walk goes on.
         """
         if self._node is None:
             raise RuntimeError("backward() of a tensor that does not require a gradient: nothing to compute")
@@ -198,7 +210,7 @@ class Tensor:
             seed = np.asarray(_as_array(gradient), self.dtype)
             if seed.shape != self.shape:
                 raise RuntimeError(f"gradient of shape {seed.shape} for a tensor of shape {self.shape}: must be equal")
-        backward(self._node, seed, retain_graph)
+        backward(self._node, seed, retain_graph, on_final)
 
     def detach(self) -> "Tensor":
         """Return the same memory outside the graph."""

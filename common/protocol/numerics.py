@@ -29,8 +29,7 @@ DECIDING = (
     "ps.run.plan",
     "ps.shard",
     "worker.compute",
-    "worker.gradient_buckets",
-    "worker.training_pass",
+    "worker.gradient_sink",
 )
 
 #: A comment, or a string: it may be a docstring, and a `#` in it means nothing. Not by `ast` or `tokenize`: they take a

@@ -29,7 +29,7 @@ from lockstep.runs.job_file import resolve
 from lockstep.runs.launch import Launch
 from lockstep.runs.single_process import SingleProcessTrainer
 from ps.setup import AdmissionPolicy, RunSetup, open_run
-from worker.compute import NotFiniteError
+from worker.gradient_sink import NotFiniteError
 
 Floats = NDArray[np.float64]
 

@@ -25,7 +25,8 @@ from ps.run.progress import Progress
 from ps.server.nonfinite_guard import NonFiniteGuard, NonFiniteWeightsError
 from ps.setup import RunSetup
 from ps.shard.checksum import checksum_after
-from worker.compute import Compute, NotFiniteError
+from worker.compute import Compute
+from worker.gradient_sink import NotFiniteError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +180,7 @@ class SerialRun:
         if isinstance(error, NotFiniteError | NonFiniteWeightsError):
             failure = str(error)
             if isinstance(error, NotFiniteError):
-                failure = diverged_text(at.work, at.step, error.piece, error.layer, error.quantity)
+                failure = diverged_text(at.work, at.step, error.micro_batch, error.layer, error.quantity)
             self.recorder.fail(failure, *shard.before_last())
             return DivergedError(failure)
         failure = f"step {at.step} raised:\n{traceback.format_exc()}"

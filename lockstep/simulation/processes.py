@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common.client.client import ClientConfig
 from common.data.dataset import TrainTest
 from common.errors import DataError
 from common.job.job import Job
@@ -28,11 +29,11 @@ from ps.server.server import Server
 from ps.setup import AdmissionPolicy, open_run
 from ps.shard.shard import Shard
 from ps.sharding.process.shell import ShardShell
-from ps.sharding.process.state import ShardConfig, ShardState
+from ps.sharding.process.state import ShardState
 from ps.shared_memory import ServerSharedMemory, share
 from worker.setup import Loader
 from worker.shell import WorkerShell
-from worker.state import WorkerConfig, WorkerPhase, WorkerState
+from worker.state import WorkerState
 
 SERVER = "memory://server"
 
@@ -173,7 +174,7 @@ class ShardProcess:
             address=address,
         )
         server = ShardShell(
-            ShardState(ShardConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
+            ShardState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.server(address, process),
             run.network.client(SERVER, process),
             process.clock,
@@ -224,7 +225,7 @@ class WorkerProcess:
             fingerprint=fingerprint(),
         )
         runner = WorkerShell(
-            WorkerState(WorkerConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
+            WorkerState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.client(SERVER, process),
             process.clock,
             run.parts.load(number) if run.cache is None else _load_nothing,
@@ -241,7 +242,7 @@ class WorkerProcess:
         return self.runner.step()
 
     def deadline(self) -> float | None:
-        return self.runner.state.deadline()
+        return self.runner.deadline()
 
     def is_over(self) -> bool:
         return self.runner.ended is not None
@@ -251,11 +252,7 @@ class WorkerProcess:
 
     def cost_s(self) -> float:
         """Return the seconds of a micro-batch, if one is about to be computed."""
-        state = self.runner.state
-        is_computing = (
-            state.phase is WorkerPhase.WAITING and state.leases and state.leases[0].step == state.weights_step
-        )
-        return MICRO_BATCH_S if is_computing else 0.0
+        return MICRO_BATCH_S if self.runner.state.has_work() else 0.0
 
     def interrupt(self) -> None:
         self.runner.interrupt()

@@ -14,7 +14,7 @@ from ps.coordinator.failures import diverged_text
 from ps.records.ledger import EpochDone, RunBegun, StepDone, WeightsAt
 from ps.setup import RunSetup
 from ps.shard.checksum import checksum_after
-from worker.compute import NotFiniteError
+from worker.gradient_sink import NotFiniteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,9 @@ class Verifier:
         try:
             trainer.step(step)
         except NotFiniteError as error:
-            diverged = diverged_text("train", step, error.piece, error.layer, error.quantity)
+            diverged = diverged_text("train", step, error.micro_batch, error.layer, error.quantity)
             text = f"{diverged}; in the run it was finite"
-            return Difference(step=step, micro_batch=error.piece, text=text)
+            return Difference(step=step, micro_batch=error.micro_batch, text=text)
         here = np.array(trainer.compute.losses, "<f4")
         if here.tobytes() != recorded.losses:
             return self._loss_difference(recorded, here)

@@ -38,6 +38,8 @@ RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
 
 #: State machines and the rules that they follow: these decide, and shells act.
 PURE = (
+    "common.client.client",
+    "common.client.vocabulary",
     "common.statemachine.transitions",
     "common.statemachine.vocabulary",
     "ps.coordinator.coordinator",
@@ -64,6 +66,10 @@ PURE = (
     "ps.run.timing",
     "ps.shard.checksum",
     "ps.shard.shard",
+    "ps.sharding.process.effects",
+    "ps.sharding.process.events",
+    "ps.sharding.process.state",
+    "ps.sharding.process.worker_connections",
     "worker.effects",
     "worker.events",
     "worker.state",

@@ -31,6 +31,7 @@ PACKAGE_ORDER = Order(
     groups=(
         ("lockstep",),
         ("ps", "worker"),
+        ("common.client",),
         ("common.statemachine",),
         ("common.protocol",),
         ("common.transport",),

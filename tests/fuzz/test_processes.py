@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
+from common.client.client import ClientConfig
 from common.protocol.codec import Buffer, encode
 from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
 from common.protocol.numerics import fingerprint
@@ -15,14 +16,14 @@ from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.simulation.jobs import data, jobs, load
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.sharding.process.shell import ShardShell
-from ps.sharding.process.state import ShardConfig, ShardState
+from ps.sharding.process.state import SILENCE_S, ShardState
 from tests.common.protocol.test_codec import EXAMPLES
 from tests.fuzz.bar import ROOM_BYTES, amounts, bounded, examine
 from tests.fuzz.strangers import Stage
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
 from worker.shell import WorkerShell
-from worker.state import WorkerConfig, WorkerState
+from worker.state import WorkerState
 
 #: Lies that are told to one run.
 TOLD = 40
@@ -63,7 +64,7 @@ class Employer:
     def __post_init__(self) -> None:
         self.port = self.network.server()
         join = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
-        state = WorkerState(WorkerConfig(address="memory://", join=join))
+        state = WorkerState(ClientConfig(address="memory://", join=join, silence_s=600.0))
         self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append)
         self.runner.begin()
 
@@ -157,7 +158,7 @@ class Employed:
         join = ShardJoin(
             protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint(), address=address
         )
-        state = ShardState(ShardConfig(address="memory://", join=join))
+        state = ShardState(ClientConfig(address="memory://", join=join, silence_s=SILENCE_S))
         upstream, port = self.network.client(), self.visited.server()
         self.shard = ShardShell(state, port, upstream, self.clock, lambda text: None, wait_for_nothing)
         self.shard.begin()

@@ -25,6 +25,7 @@ from ps.shard.shard import Shard
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.network import Simulation
 from worker.compute import Compute
+from worker.gradient_sink import SendBucket
 
 
 def job_in(folder: Path, **values: Any) -> Job:
@@ -87,11 +88,11 @@ class LyingCompute:
     step: int
     micro_batch: int
 
-    def train(self, step: int, node: Node, push: Any = None) -> tuple[Vector, Tally]:
+    def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
         is_lying = (step, self.micro_batch) == (self.step, node.lo)
         if is_lying:
             flip(self.compute.slots[step % 2], 3000, 30)
-        sums, tally = Compute.train(self.compute, step, node, push)
+        sums, tally = Compute.train(self.compute, step, node, send)
         if is_lying:
             flip(self.compute.slots[step % 2], 3000, 30)
         return sums, tally

@@ -18,7 +18,7 @@ from common.transport.shared_memory.segment import Allocate
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shared_memory import ServerSharedMemory, share
 from tests.simulation.small import digits, job_of
-from worker.sharing import SharedVectors, attach
+from worker.setup import SharedVectors, attach
 
 #: Values of a vector of the small job.
 SIZE = 7850

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.aggregation.tree import Vector
+from common.client.client import ClientConfig
 from common.data.dataset import TrainTest
 from common.job.job import Job
 from common.protocol.codec import decode, encode
@@ -30,12 +31,12 @@ from ps.server.server import Server
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shard.shard import Shard
 from ps.sharding.process.shell import ShardShell
-from ps.sharding.process.state import ShardConfig, ShardState
+from ps.sharding.process.state import SILENCE_S, ShardState
 from ps.shared_memory import ServerSharedMemory, share
 from tests.simulation.small import digits
 from worker.setup import Loader
 from worker.shell import WorkerShell
-from worker.state import WorkerConfig, WorkerState
+from worker.state import WorkerState
 
 #: Seconds that one act takes, and turns after which a run counts as stuck.
 TICK_S, LIMIT = 0.01, 20_000
@@ -252,7 +253,7 @@ class Simulation:
             address=f"memory://{number}",
         )
         server = ShardShell(
-            ShardState(ShardConfig(address="memory://", join=join)),
+            ShardState(ClientConfig(address="memory://", join=join, silence_s=SILENCE_S)),
             network.server(),
             self.network.client(),
             self.clock,
@@ -284,7 +285,7 @@ class Simulation:
             pid=len(self.workers),
             fingerprint=numerics or fingerprint(),
         )
-        state = WorkerState(WorkerConfig(address="memory://", join=join))
+        state = WorkerState(ClientConfig(address="memory://", join=join, silence_s=600.0))
         life = Life(dies_after_parts)
 
         def connect(network: MemoryNetwork) -> ClientPort:
@@ -327,7 +328,7 @@ class Simulation:
 
     def _let_time_pass(self) -> bool:
         """Move time to the next deadline of anybody; return False where there is none."""
-        deadlines = [worker.runner.state.deadline() for worker in self.workers if worker.can_act()]
+        deadlines = [worker.runner.deadline() for worker in self.workers if worker.can_act()]
         deadlines += [shard.server.state.deadline() for shard in self.shards if shard.can_act()]
         deadlines.append(self.server.deadline())
         due = [at for at in deadlines if at is not None]

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from common.aggregation.tree import Node
+from common.client.vocabulary import Exit
+from common.errors import FailureKind
 from common.files.safetensors import read
 from common.protocol.codec import encode
 from common.protocol.messages import SumsFrame
@@ -18,7 +20,6 @@ from ps.records.run_folder import LEDGER, WEIGHTS, RunFolder
 from ps.setup import AdmissionPolicy
 from ps.sharding.group.effects import ConfirmSums, GroupEffect
 from ps.sharding.group.group import ShardGroup
-from ps.sharding.process.effects import Exit
 from tests.simulation.network import Simulation
 from tests.simulation.test_shards import SHARDED, TIMEOUT_S, alone, peer_at, simulated
 
@@ -68,6 +69,7 @@ def test_one_shard_too_many_is_refused() -> None:
             code=2,
             reason="the server refused this shard: all 2 servers of this run are there: start the server with more "
             "--servers",
+            kind=FailureKind.REFUSED,
         )
         simulation.add_worker()
         assert simulation.finish() == alone("plain").weights_sha256
@@ -103,7 +105,9 @@ def test_a_shard_that_dies_fails_the_run_with_its_cause(phase: RunPhase) -> None
         simulation.drain()
         # The run may go on from a checkpoint: a worker looks for it.
         assert worker.runner.ended is None
-        assert simulation.shards[0].server.ended == Exit(code=1, reason=f"the run failed: {ended.failure}")
+        assert simulation.shards[0].server.ended == Exit(
+            code=1, reason=f"the run failed: {ended.failure}", kind=FailureKind.SERVER_LOST
+        )
 
 
 def test_a_shard_that_hangs_fails_the_run_in_the_end() -> None:
@@ -122,9 +126,13 @@ def test_a_shard_whose_server_is_gone_ends() -> None:
         simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.AWAITING_WORKERS)
         while shard.server.step():
             pass
-        simulation.clock.advance(61.0)
-        assert shard.server.step()
-        assert shard.server.ended == Exit(code=1, reason="the server at memory:// has been silent for 61 s")
+        for _ in range(12):
+            assert shard.server.ended is None
+            simulation.clock.advance(5.0)
+            shard.server.step()
+        assert shard.server.ended is not None
+        assert (shard.server.ended.code, shard.server.ended.kind) == (1, FailureKind.UNREACHABLE)
+        assert shard.server.ended.reason.startswith("the server at memory:// has been silent for 6")
 
 
 def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> None:
@@ -135,8 +143,8 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         members = simulation.server.coordinator.membership.members.values()
         (rank,) = [member.rank for member in members if member.join.pid == 0]
         (client,) = [client for client in shard.network.clients if client.peer == peer_at(simulation, rank)]
-        assert shard.server.work is not None
-        (frame, *_) = shard.server.work.place.shard.frames
+        assert shard.server.executor is not None
+        (frame, *_) = shard.server.executor.storage.shard.frames
         part = SumsFrame(step=7, lo=0, hi=8, start=frame.start)
         flooding.is_hanging = True
         client.up.messages.extend([(0.0, sent(part, len(frame))) for _ in range(200)])

@@ -189,9 +189,7 @@ def test_frames_that_are_lost_on_the_way_to_one_shard_are_computed_again() -> No
 
 
 def peer_at(simulation: Simulation, rank: int) -> bytes:
-    visitors = simulation.shards[0].server.state.visitors
-    assert visitors is not None
-    peer = visitors.by_rank[rank].peer
+    peer = simulation.shards[0].server.state.workers.by_rank[rank].peer
     assert peer is not None
     return peer
 

@@ -17,7 +17,7 @@ from common.transport.port import Frames, Shortcut
 from ps.setup import AdmissionPolicy
 from tests.simulation.network import Simulation, Worker, digest_with
 from tests.simulation.small import job_of, noisy_net, other_digits
-from worker.sample_fetcher import PARTS
+from worker.samples import PARTS
 
 SHIPPING = AdmissionPolicy(ships_data=True)
 
@@ -46,10 +46,10 @@ def run(job: Job, cache_dir: Path, workers: int = 1, seed: int = 1) -> Simulatio
 
 def here(worker: Worker) -> int:
     """Return how many training samples a worker has."""
-    supply = worker.runner._supply
-    assert supply is not None
-    part = supply.store.parts["train"]
-    return part.facts.samples - len(part.missing(np.arange(part.facts.samples)))
+    fetcher = worker.runner._fetcher
+    assert fetcher is not None
+    part = fetcher.store.parts["train"]
+    return part.info.samples - len(part.missing(np.arange(part.info.samples)))
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -68,7 +68,7 @@ def test_a_worker_with_the_data_asks_for_nothing(tmp_path: Path) -> None:
     simulation = Simulation(JOBS["plain"], 1, SHIPPING)
     worker = simulation.add_worker(cache=tmp_path)
     assert simulation.finish() == expected("plain")
-    assert worker.runner._supply is None
+    assert worker.runner._fetcher is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,7 +161,7 @@ def test_an_answer_that_is_lost_is_asked_for_again(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
 def test_a_worker_whose_disk_is_full_says_so_and_costs_the_run_nothing(tmp_path: Path) -> None:
     simulation = run(JOBS["plain"], tmp_path, workers=2)
-    simulation.run(until=lambda: all(worker.runner._supply is not None for worker in simulation.workers))
+    simulation.run(until=lambda: all(worker.runner._fetcher is not None for worker in simulation.workers))
     (images,) = (tmp_path / "0").glob("*/train.images")
     images.unlink()
     images.symlink_to("/dev/full")

@@ -1,19 +1,14 @@
-"""A worker's state to be driven by hand, with the time told."""
+"""A worker's state to be driven by hand, with the time given."""
 
 from dataclasses import dataclass, field
 
-import msgspec
-
-from common.job.job import Job
-from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Message, Result, Welcome, Work
-from common.protocol.numerics import fingerprint
-from worker import events
-from worker.effects import Effect, Exit, Report, Send
-from worker.state import WorkerConfig, WorkerState
-
-DIGEST = "0123456789abcdef" * 4
-JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
-WELCOME = Welcome(rank=2, run="blue", job=Job(), layout=DIGEST, dataset=DIGEST, source="")
+from common.client.vocabulary import Started
+from common.protocol.messages import Lease, Result, Work
+from common.statemachine.vocabulary import TimePassed
+from tests.common.client.clients import PREPARED, WELCOMED, config_of
+from worker.effects import Effect
+from worker.events import Event, InboxEmptied, LeaseReceived, WeightsReceived
+from worker.state import WorkerPhase, WorkerState
 
 
 def lease_of(step: int, lo: int = 0, hi: int = 1, work: Work = "train") -> Lease:
@@ -26,53 +21,50 @@ def result_of(lease: Lease) -> Result:
     )
 
 
+LEASE = lease_of(3)
+
+
 @dataclass
 class Drive:
     """A worker's state, and the time."""
 
-    timeout_s: float | None = None
-    incarnation: str = JOIN.incarnation
     now: float = 100.0
-    state: WorkerState = field(init=False)
+    state: WorkerState = field(default_factory=lambda: WorkerState(config_of()))
 
-    def __post_init__(self) -> None:
-        join = msgspec.structs.replace(JOIN, incarnation=self.incarnation)
-        self.state = WorkerState(WorkerConfig(address="tcp://h:1", join=join, timeout_s=self.timeout_s))
-
-    def happen(self, event: events.Event) -> list[Effect]:
+    def dispatch(self, event: Event) -> list[Effect]:
         return self.state.handle(event, self.now)
-
-    def start(self) -> list[Effect]:
-        return self.happen(events.Started())
 
     def enter(self) -> list[Effect]:
         """Start, be welcomed, and be prepared."""
-        return self.start() + self.happen(events.Welcomed(welcome=WELCOME)) + self.happen(events.Prepared())
+        return self.dispatch(Started()) + self.dispatch(WELCOMED) + self.dispatch(PREPARED)
 
     def weights(self, step: int) -> list[Effect]:
-        return self.happen(events.WeightsReceived(step=step))
+        return self.dispatch(WeightsReceived(step=step))
 
     def lease(self, lease: Lease) -> list[Effect]:
-        return self.happen(events.LeaseReceived(lease=lease))
+        return self.dispatch(LeaseReceived(lease=lease))
+
+    def empty_inbox(self) -> list[Effect]:
+        return self.dispatch(InboxEmptied())
 
     def pass_time(self, seconds: float) -> list[Effect]:
         """Let time pass, waking the state at each of its deadlines."""
         end, effects = self.now + seconds, list[Effect]()
         while (due := self.state.deadline()) is not None and due <= end:
             self.now = max(self.now, due)
-            effects += self.happen(events.TimePassed())
+            effects += self.dispatch(TimePassed())
         self.now = end
         return effects
 
 
-def sent(effects: list[Effect]) -> list[Message]:
-    """Return the messages that carry no array."""
-    return [effect.message for effect in effects if isinstance(effect, Send)]
-
-
-def said(effects: list[Effect]) -> list[str]:
-    return [effect.text for effect in effects if isinstance(effect, Report)]
-
-
-def exits(effects: list[Effect]) -> list[Exit]:
-    return [effect for effect in effects if isinstance(effect, Exit)]
+def drive_in(phase: WorkerPhase) -> Drive:
+    """Return a worker that has come to a phase by the usual way."""
+    drive = Drive()
+    if phase is not WorkerPhase.OUTSIDE:
+        drive.enter()
+    if phase is WorkerPhase.COMPUTING:
+        drive.weights(3)
+        drive.lease(LEASE)
+        drive.empty_inbox()
+    assert drive.state.phase is phase
+    return drive

@@ -18,7 +18,8 @@ from common.nn.description import describe
 from common.nn.model_source import build_model
 from common.random import Purpose, generator
 from tests.simulation.small import JOBS, digits, job_of, long_test_set
-from worker.compute import Compute, NotFiniteError
+from worker.compute import Compute
+from worker.gradient_sink import NotFiniteError
 
 #: Dropout, batch normalisation and random shifts; six pieces.
 NOISY = JOBS["noisy"]
@@ -212,10 +213,10 @@ def test_a_loss_that_is_not_finite_names_the_piece_and_the_layer() -> None:
     compute.layout.read(compute.weights)["3.bias"][2] = np.inf
     with pytest.raises(NotFiniteError) as raised:
         compute.train(0, Node(2, 4))
-    assert (raised.value.piece, raised.value.layer) == (2, "3 (Linear)")
+    assert (raised.value.micro_batch, raised.value.layer) == (2, "3 (Linear)")
     with pytest.raises(NotFiniteError) as raised:
         compute.evaluate(Node(0, 1))
-    assert (raised.value.piece, raised.value.layer) == (0, "3 (Linear)")
+    assert (raised.value.micro_batch, raised.value.layer) == (0, "3 (Linear)")
 
 
 def test_the_layer_is_looked_for_with_the_masks_of_the_forward() -> None:

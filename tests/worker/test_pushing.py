@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common import nn
-from common.aggregation.slices import FRAME, Slice
+from common.aggregation.slices import FRAME
 from common.aggregation.tree import Node, Vector
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
@@ -14,7 +14,8 @@ from common.protocol.messages import Lease, Result, SumsFrame, Weights, WorkerMe
 from tests.simulation.small import JOBS, digits, job_of
 from tests.worker.test_compute import compute_of
 from tests.worker.test_shell import Bench
-from worker.compute import Compute, NotFiniteError
+from worker.compute import Compute
+from worker.gradient_sink import NotFiniteError
 
 #: Three frames, of which the first two hold the first layer's weights.
 MLP = job_of(model="mlp", micro_batches=4)
@@ -24,11 +25,11 @@ def pushed(compute: Compute, node: Node, step: int = 0) -> tuple[list[int], byte
     """Return where the frames began in the order of their pushes, what was in them then, and the sums at the end."""
     frames: dict[int, bytes] = {}
 
-    def push(frame: Slice) -> None:
-        assert frame.start not in frames, "pushed twice"
-        frames[frame.start] = frame.of(compute.into).tobytes()
+    def send(start: int, words: Vector) -> None:
+        assert start not in frames, "sent twice"
+        frames[start] = words.tobytes()
 
-    sums, _ = compute.train(step, node, push)
+    sums, _ = compute.train(step, node, send)
     return list(frames), b"".join(frames[start] for start in sorted(frames)), sums.tobytes()
 
 
@@ -59,11 +60,11 @@ def test_the_first_push_comes_while_backward_is_on_its_way() -> None:
     first = compute._binding.gradients[0]
     states: list[bool] = []
 
-    def push(frame: Slice) -> None:
+    def send(start: int, words: Vector) -> None:
         states.append(bool(np.isnan(first).any()))
 
     compute.into.fill(np.nan)
-    compute.train(0, Node(0, 1), push)
+    compute.train(0, Node(0, 1), send)
     assert states[0]
     assert not states[-1]
 
@@ -72,7 +73,7 @@ def test_a_loss_that_is_not_finite_pushes_nothing() -> None:
     compute = compute_of(MLP)
     compute.weights.fill(np.nan)
     with pytest.raises(NotFiniteError):
-        compute.train(0, Node(0, 1), lambda frame: pytest.fail("pushed"))
+        compute.train(0, Node(0, 1), lambda start, words: pytest.fail("pushed"))
 
 
 class Rooted(Module):
@@ -97,10 +98,10 @@ def test_a_gradient_that_is_not_finite_is_not_pushed_and_the_next_one_has_its_bi
         return Compute(job_of(wire=wire), Rooted(), digits())
 
     compute, fresh, starts = made(), made(), list[int]()
-    push = (lambda frame: starts.append(frame.start)) if is_pushing else None
+    send = (lambda start, words: starts.append(start)) if is_pushing else None
     with pytest.raises(NotFiniteError) as raised:
-        compute.train(0, node, push)
-    assert (raised.value.piece, raised.value.layer, raised.value.quantity) == (node.lo, "scale", "gradient")
+        compute.train(0, node, send)
+    assert (raised.value.micro_batch, raised.value.layer, raised.value.quantity) == (node.lo, "scale", "gradient")
     assert 2 * FRAME not in starts
     for good in (compute, fresh):
         good.weights[:] = 0.01

@@ -9,6 +9,7 @@ import pytest
 
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Vector
+from common.client.client import ClientConfig
 from common.data.dataset import TrainTest
 from common.errors import DataError
 from common.job.job import Job
@@ -31,12 +32,12 @@ from common.runtime.clock import ManualClock
 from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
 from common.transport.port import Frames, PeerGone, Shortcut
 from ps.setup import AdmissionPolicy, open_run
+from tests.common.client.clients import JOIN
 from tests.simulation.network import Simulation
 from tests.simulation.small import digits, job_of, load_digits, other_digits
-from tests.worker.states import JOIN
 from worker.setup import Loader, Places, prepare
 from worker.shell import WorkerShell
-from worker.state import WorkerConfig, WorkerState
+from worker.state import WorkerState
 
 
 class Bench:
@@ -47,7 +48,7 @@ class Bench:
         self.port: MemoryServer = self.network.server()
         self.opening = open_run("bench", job, digits(), AdmissionPolicy())
         self.said: list[str] = []
-        state = WorkerState(WorkerConfig(address="memory://", join=JOIN))
+        state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
         self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append)
         self.peer = b""
 
@@ -279,7 +280,11 @@ def test_nobody_reads_while_there_is_no_server() -> None:
     network, clock = MemoryNetwork(1), ManualClock()
     said: list[str] = []
     runner = WorkerShell(
-        WorkerState(WorkerConfig(address="memory://", join=JOIN)), network.client(), clock, load_digits, said.append
+        WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0)),
+        network.client(),
+        clock,
+        load_digits,
+        said.append,
     )
     runner.begin()
     for _ in range(100):
@@ -348,7 +353,7 @@ class Interrupting:
 
 def test_an_interrupt_is_told_to_the_server() -> None:
     port = Interrupting()
-    state = WorkerState(WorkerConfig(address="memory://", join=JOIN))
+    state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
     ended = WorkerShell(state, port, ManualClock(), load_digits, print).run()
     assert ended.code == 130
     assert port.sent == [JOIN, Leave(reason="interrupted"), Leave(reason="closed")]

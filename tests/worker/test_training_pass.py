@@ -13,7 +13,7 @@ from common.nn.layers.containers import Sequential
 from common.nn.layers.embedding import Embedding, PositionalEmbedding
 from common.nn.layers.linear import Flatten, Linear
 from common.nn.module import Module
-from worker.training_pass import TrainingPass
+from worker.compute import TrainingPass
 
 RNG = np.random.default_rng(5)
 
@@ -48,15 +48,15 @@ def passes(smoothing: float = 0.0) -> tuple[TrainingPass, TrainingPass]:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_replayed_or_not_the_bits_are_equal(smoothing: float) -> None:
-    replayed, plain = passes(smoothing)
+def test_captured_or_not_the_bits_are_equal(smoothing: float) -> None:
+    captured, plain = passes(smoothing)
     for size in (6, 6, 5, 6, 5):
         images, labels = batch(size)
-        assert gradients(replayed, images, labels) == gradients(plain, images, labels)
+        assert gradients(captured, images, labels) == gradients(plain, images, labels)
 
 
 def test_an_observer_sees_the_engine_at_work_and_changes_nothing() -> None:
-    replayed, plain = passes()
+    captured, plain = passes()
     names: list[str] = []
 
     def observer(
@@ -66,9 +66,9 @@ def test_an_observer_sees_the_engine_at_work_and_changes_nothing() -> None:
         return function(*arrays, **options)
 
     images, labels = batch(4)
-    gradients(replayed, images, labels)
+    gradients(captured, images, labels)
     with observe(observer):
-        observed = gradients(replayed, images, labels)
+        observed = gradients(captured, images, labels)
     assert observed == gradients(plain, images, labels)
     assert names.count("linear") > 2
 
@@ -78,25 +78,25 @@ def over_tokens(kind: type[Linear]) -> Module:
     return Sequential(Embedding(9, 8), PositionalEmbedding(6, 8), layer, kind(8, 9)).initialize(1)
 
 
-def test_attention_is_replayed_with_the_same_bits() -> None:
+def test_attention_is_captured_with_the_same_bits() -> None:
     known, own = over_tokens(Linear), over_tokens(Own)
     objective = Objective(label_smoothing=0.1)
-    replayed = TrainingPass(known, list(known.parameters()), objective)
+    captured = TrainingPass(known, list(known.parameters()), objective)
     plain = TrainingPass(own, list(own.parameters()), objective)
     for size in (5, 5, 3, 5):
         tokens = RNG.integers(0, 9, (size, 6), dtype=np.int32)
         targets = objective.targets(RNG.integers(0, 9, (size, 6)))
-        assert gradients(replayed, tokens, targets) == gradients(plain, tokens, targets)
-    assert len(replayed._replays) == 2
-    assert not plain._replays
+        assert gradients(captured, tokens, targets) == gradients(plain, tokens, targets)
+    assert len(captured._captures) == 2
+    assert not plain._captures
 
 
-def test_a_regression_is_replayed_with_the_same_bits() -> None:
+def test_a_regression_is_captured_with_the_same_bits() -> None:
     known, own = model(Linear), model(Own)
-    replayed = TrainingPass(known, list(known.parameters()), Objective("mse"))
+    captured = TrainingPass(known, list(known.parameters()), Objective("mse"))
     plain = TrainingPass(own, list(own.parameters()), Objective("mse"))
     for size in (6, 6, 5):
         images, _ = batch(size)
         targets = RNG.standard_normal((size, 3)).astype(np.float32)
-        assert gradients(replayed, images, targets) == gradients(plain, images, targets)
-    assert len(replayed._replays) == 2
+        assert gradients(captured, images, targets) == gradients(plain, images, targets)
+    assert len(captured._captures) == 2

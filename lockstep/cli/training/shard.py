@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from common.client.client import ClientConfig
+from common.client.vocabulary import Exit
 from common.files.sanitize import one_line
 from common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION
 from common.protocol.numerics import fingerprint
@@ -25,9 +27,8 @@ from lockstep.cli.training.worker import say
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.endpoints import WARNING, bind_near, dialled, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
-from ps.sharding.process.effects import Exit
 from ps.sharding.process.shell import ShardShell
-from ps.sharding.process.state import ShardConfig, ShardState
+from ps.sharding.process.state import SILENCE_S, ShardState
 
 
 @click.command(short_help="Hold a slice of the weights for the server at ADDRESS.")
@@ -92,6 +93,6 @@ def hold_slice(
         fingerprint=fingerprint(),
         address=dialled(port.address),
     )
-    state = ShardState(ShardConfig(address=address, join=join, timeout_s=timeout_s))
+    state = ShardState(ClientConfig(address=address, join=join, timeout_s=timeout_s, silence_s=SILENCE_S))
     clock, root = SystemClock(), shared_root()
     return ShardShell(state, port, upstream, clock, say, wait_for_any, root, upstream.diagnosis, denials).run()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from common.client.client import ClientConfig
+from common.client.vocabulary import Exit
 from common.data.source import load
 from common.files.sanitize import one_line, printable
 from common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION, Join
@@ -25,9 +27,8 @@ from lockstep.cli.options.types import seconds
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.lifetime import ends_with_parent
-from worker.effects import Exit
 from worker.shell import WorkerShell
-from worker.state import WorkerConfig, WorkerState
+from worker.state import SILENCE_S, WorkerState
 
 
 @click.command(short_help="Compute for the server at ADDRESS.")
@@ -89,9 +90,10 @@ def work(
         pid=os.getpid(),
         fingerprint=fingerprint(),
     )
-    facts = WorkerConfig(address=address, join=join, timeout_s=timeout_s)
+    silence_s = SILENCE_S if timeout_s is None else timeout_s
+    config = ClientConfig(address=address, join=join, timeout_s=timeout_s, silence_s=silence_s)
     dial_others = partial(dial, credential=credential)
-    state, load_once = WorkerState(facts), functools.cache(load)
+    state, load_once = WorkerState(config), functools.cache(load)
     clock, root, kept = SystemClock(), shared_root(), cache or Path(cache_home()) / "lockstep"
     return WorkerShell(state, port, clock, load_once, say, root, dial_others, wait_for_any, port.diagnosis, kept).run()
 

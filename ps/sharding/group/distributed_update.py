@@ -63,7 +63,7 @@ class DistributedUpdate:
 
     def on_done(self, done: UpdateDone) -> None:
         """Record that a shard has made the update."""
-        self.checksum += int(done.mark)
+        self.checksum += int(done.checksum)
         self.are_finite = self.are_finite and done.is_finite
         self.moved = Moved(sums=self.moved.sums + done.sums_bytes, weights=self.moved.weights + done.weights_bytes)
 

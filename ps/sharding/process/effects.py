@@ -3,28 +3,14 @@
 from dataclasses import dataclass
 
 from common.aggregation.tree import Node
-from common.protocol.messages import Leave, Ping, Refused
-from common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome, SumsAck, Update, WorkerLost
-from common.statemachine.vocabulary import Report as Report
+from common.client.vocabulary import ClientEffect
+from common.protocol.messages import Refused
+from common.protocol.shard_messages import Update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tell:
-    """Send a message without arrays to the server."""
-
-    message: ShardJoin | ShardReady | SumsAck | WorkerLost | Leave | Ping
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepare:
-    """Make room for the slice; answered by `Prepared` or `PreparationFailed`."""
-
-    welcome: ShardWelcome
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SendWeights:
-    """Send the weights in use to a worker."""
+class SendSlice:
+    """Send the weights of the slice that are in use to a worker."""
 
     peer: bytes
 
@@ -39,7 +25,7 @@ class AddFrame:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AddSharedSlice:
-    """Add the sums in a worker's slot of shared memory, and be done with that memory."""
+    """Add the sums in a worker's slot of shared memory; afterwards that memory is not used any more."""
 
     node: Node
     rank: int
@@ -54,7 +40,7 @@ class MapSums:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DropSums:
+class UnmapSums:
     """Give back what was mapped of a worker."""
 
     rank: int
@@ -62,7 +48,7 @@ class DropSums:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SendSquares:
-    """Tell the server what the blocks of the mean over `count` samples add to the squared norm."""
+    """Send the server what the blocks of the mean over `count` samples add to the squared norm."""
 
     step: int
     count: int
@@ -70,38 +56,19 @@ class SendSquares:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateSlice:
-    """Make the update; send the server what it is to be sent of the slice, and then that it is done."""
+    """Make the update; send the server what it collects of the slice, and then that the update is done."""
 
     update: Update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefusePeer:
-    """Tell a peer that nothing more is taken from it."""
+    """Tell a peer that nothing more is accepted from it."""
 
     peer: bytes
     refused: Refused
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exit:
-    """End the process with this code; `reason` is empty where all went well."""
+SliceEffect = SendSlice | AddFrame | AddSharedSlice | MapSums | UnmapSums | SendSquares | UpdateSlice | RefusePeer
 
-    code: int
-    reason: str
-
-
-ShardEffect = (
-    Tell
-    | Prepare
-    | SendWeights
-    | AddFrame
-    | AddSharedSlice
-    | MapSums
-    | DropSums
-    | SendSquares
-    | UpdateSlice
-    | RefusePeer
-    | Report
-    | Exit
-)
+ShardEffect = SliceEffect | ClientEffect

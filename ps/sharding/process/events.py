@@ -1,60 +1,15 @@
-"""What can happen to a shard, in the past tense."""
+"""What can happen to a shard, in the past tense; what happens between it and the server's run is in `common.client`."""
 
 from dataclasses import dataclass
 
-from common.protocol.messages import Eviction, Finished, Refused, SumsFrame
-from common.protocol.shard_messages import (
-    AddFromMemory,
-    Admit,
-    Hello,
-    SendWeightsTo,
-    ShardWelcome,
-    SquaresRequest,
-    Update,
-)
-from common.statemachine.vocabulary import Interrupted as Interrupted
+from common.client.vocabulary import ClientEvent
+from common.protocol.messages import SumsFrame
+from common.protocol.shard_messages import AddFromMemory, Admit, Hello, SendWeightsTo, SquaresRequest, Update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Started:
-    """The process is up and the server's address is dialled, which does not mean that anybody is there."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Welcomed:
-    welcome: ShardWelcome
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JoinRefused:
-    refused: Refused
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evicted:
-    """The server does not know this shard, or no more."""
-
-    fenced: Eviction
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """There is room for the slice; what was read in the server's memory, or why nothing was, as in `ShardReady`."""
-
-    frames: int
-    micro_batches: int
-    nonce: str = ""
-    obstacle: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreparationFailed:
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Begun:
-    """All of the state is there: that after `steps` updates."""
+class SliceFilled:
+    """The slice is as it was after `steps` updates."""
 
     steps: int
 
@@ -70,27 +25,29 @@ class WorkerForgotten:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerGreeted:
+class WorkerConnected:
     peer: bytes
     hello: Hello
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WeightsWanted:
-    serve: SendWeightsTo
+class WeightsRequested:
+    request: SendWeightsTo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SumsFrameReceived:
-    """A frame of sums came, which is frame number `frame` of the slice."""
+class SumsReceived:
+    """Sums came that are frame number `frame` of the slice."""
 
     peer: bytes
-    part: SumsFrame
+    sums: SumsFrame
     frame: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SumsShared:
+    """The sums of a worker are in its shared memory."""
+
     add: AddFromMemory
 
 
@@ -103,12 +60,12 @@ class SumsMissing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SquaresWanted:
-    asked: SquaresRequest
+class SquaresRequested:
+    request: SquaresRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateWanted:
+class UpdateRequested:
     update: Update
 
 
@@ -121,58 +78,32 @@ class PeerFailed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServerAsked:
-    """The server wants to know whether anybody is there."""
+class PingReceived:
+    """The server asks whether anybody is there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerHeard:
-    """The server said something that the shell has seen to."""
+    """The server sent something that the shell has carried out."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunFinished:
-    finished: Finished
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProtocolBroken:
-    """The server sent what it must not."""
-
-    fault: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TimePassed:
-    """The deadline came before anything else did."""
-
-    #: What is in the way of a connection to the server, as far as that is known, and whether it will stay there.
-    obstacle: str = ""
-    is_hopeless: bool = False
-
-
-ShardEvent = (
-    Started
-    | Welcomed
-    | JoinRefused
-    | Evicted
-    | Prepared
-    | PreparationFailed
-    | Begun
+SliceEvent = (
+    SliceFilled
     | WorkerAdmitted
     | WorkerForgotten
-    | WorkerGreeted
-    | WeightsWanted
-    | SumsFrameReceived
+    | WorkerConnected
+    | WeightsRequested
+    | SumsReceived
     | SumsShared
     | SumsMissing
-    | SquaresWanted
-    | UpdateWanted
+    | SquaresRequested
+    | UpdateRequested
     | PeerFailed
-    | ServerAsked
+    | PingReceived
     | ServerHeard
-    | RunFinished
-    | ProtocolBroken
-    | TimePassed
-    | Interrupted
 )
+
+ShardEvent = SliceEvent | ClientEvent
+
+#: What does not come from the server.
+FROM_WORKERS = (WorkerConnected, SumsReceived, PeerFailed)

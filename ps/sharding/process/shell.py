@@ -1,15 +1,16 @@
 """A shard's shell: turns frames into events and effects into frames, for workers and the server. Decides nothing."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
 from common.aggregation.tree import Vector
+from common.client.shell import ClientShell
+from common.client.vocabulary import ClientEvent, Exit, PreparationFailed, Prepared, Welcomed
 from common.errors import LockstepError, RemoteProtocolError
 from common.protocol.codec import decode, encode
-from common.protocol.messages import Eviction, Finished, Join, Message, Ping, Refused, SumsFrame, Weights
+from common.protocol.messages import Join, Message, Ping, SumsFrame, Weights, Welcome, shortened
 from common.protocol.shard_messages import (
     AddFromMemory,
     Admit,
@@ -19,6 +20,7 @@ from common.protocol.shard_messages import (
     Hello,
     InitialFrame,
     SendWeightsTo,
+    ShardReady,
     ShardWelcome,
     SquaresRequest,
     ToShardMessage,
@@ -37,18 +39,17 @@ from ps.sharding.process import effects, events
 from ps.sharding.process.executor import SliceExecutor
 from ps.sharding.process.state import ShardState
 from ps.sharding.process.storage import storage_of
-from ps.sharding.process.transitions import ShardPhase
 
-#: Seconds for which last words may still go out.
+#: Seconds for which the last messages may still be sent.
 LINGER_S = 1.0
 
-#: Messages without arrays that may wait for a worker.
+#: Messages without arrays that may be queued for a worker.
 QUEUE = 32
 
 
 @dataclass
-class ShardShell:
-    """One shard's process: its state, and the means by which the state's effects happen."""
+class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
+    """One shard's process: its state, and what carries out the effects of the state."""
 
     state: ShardState
     #: Where workers dial.
@@ -58,211 +59,156 @@ class ShardShell:
     clock: Clock
     say: Callable[[str], None]
     wait: Wait
-    #: Where memory that a server offers is looked for, None where none is to be shared.
+    #: Where memory that a server offers is found, None if none is to be shared.
     root: Path | None = None
-    #: Finds out what is in the way of a connection to the server, None where nothing can be.
-    trouble: Callable[[], Diagnosis | None] | None = None
-    #: Connections that were not let in.
-    denials: RejectionLog = field(default_factory=RejectionLog)
-    #: Set once the shard has ended: the process's exit code and the reason.
-    ended: effects.Exit | None = None
-    work: SliceExecutor | None = None
+    diagnose: Callable[[], Diagnosis | None] | None = None
+    #: Connections that were rejected.
+    rejections: RejectionLog = field(default_factory=RejectionLog)
+    ended: Exit | None = None
+    expected = ToShardMessage
+    arrays: list[Vector] = field(default_factory=list)
+    executor: SliceExecutor | None = None
     #: What crossed the workers' sockets since the last update.
     traffic: Traffic = field(default_factory=Traffic)
     #: The index of the frame that begins there.
     _frame_at: dict[int, int] = field(default_factory=dict)
-    #: The arrays of the message at hand.
-    _arrays: list[Vector] = field(default_factory=list)
-
-    def run(self) -> effects.Exit:
-        """Serve until the run is over, the server is gone, or the process is interrupted."""
-        try:
-            self.begin()
-            while self.ended is None:
-                self.step()
-        except KeyboardInterrupt:
-            self.interrupt()
-        finally:
-            self.close()
-        assert self.ended is not None
-        return self.ended
 
     def close(self) -> None:
-        """Give back what the process holds."""
         self.port.close(LINGER_S)
         self.upstream.close(LINGER_S)
-        if self.work is not None:
-            self.work.place.close()
-
-    def begin(self) -> None:
-        """Ask for a slice of the run."""
-        self._happen(events.Started())
-
-    def interrupt(self) -> None:
-        """Leave the run now."""
-        self._happen(events.Interrupted())
+        if self.executor is not None:
+            self.executor.storage.close()
 
     def step(self) -> bool:
         """Handle one message, or the passing of time; return whether anything happened."""
         deadline = self.state.deadline()
-        if self._hear():
+        if self._receive():
             return True
         left = None if deadline is None else deadline - self.clock.now()
         if left is not None and left <= 0.0:
-            self._happen(self._time_passed())
+            self.expire()
             return True
         self.wait((self.upstream, self.port), left)
-        for text in self.denials.due(self.clock.now()):
+        for text in self.rejections.due(self.clock.now()):
             self.say(text)
-        return self._hear()
+        return self._receive()
 
-    def _time_passed(self) -> events.TimePassed:
-        """Return that time passed, and where no server has answered yet, what is in the way."""
-        trouble = self.trouble() if self.state.phase is ShardPhase.JOINING and self.trouble is not None else None
-        if trouble is None:
-            return events.TimePassed()
-        return events.TimePassed(obstacle=trouble.text, is_hopeless=trouble.is_final)
+    # From messages to events
 
-    def _hear(self) -> bool:
+    def _receive(self) -> bool:
         """Handle one message, if there is any: the server's first, which says who takes part."""
         frames = self.upstream.receive(0.0)
         if frames is not None:
-            self._hear_server(frames)
+            self.on_server_message(frames)
             return True
         received = self.port.receive(0.0)
         if received is not None:
-            self._hear_worker(*received)
+            self._on_worker_message(*received)
             return True
         lost = self.port.lost()
         for peer in lost:
-            self._happen(events.PeerFailed(peer=peer, reason="its connection is gone"))
+            self.dispatch(events.PeerFailed(peer=peer, reason="its connection is gone"))
         return bool(lost)
 
-    def _hear_server(self, frames: list[memoryview]) -> None:
+    def _on_worker_message(self, peer: bytes, frames: list[memoryview]) -> None:
         try:
-            message, self._arrays = decode(frames, ToShardMessage)
-            event = self._event(message)
-        except RemoteProtocolError as error:
-            event = events.ProtocolBroken(fault=str(error))
-        self._happen(event)
-
-    def _hear_worker(self, peer: bytes, frames: list[memoryview]) -> None:
-        try:
-            message, self._arrays = decode(frames, WorkerToShardMessage | Join)
+            message, self.arrays = decode(frames, WorkerToShardMessage | Join)
             self.traffic.came(message, frames)
-            self._happen(self._visit(peer, message))
+            self.dispatch(self._worker_event_of(peer, message))
         except RemoteProtocolError as error:
-            self._happen(events.PeerFailed(peer=peer, reason=str(error)))
+            self.dispatch(events.PeerFailed(peer=peer, reason=str(error)))
 
-    def _visit(self, peer: bytes, message: Message) -> events.ShardEvent:
+    def _worker_event_of(self, peer: bytes, message: Message) -> events.SliceEvent:
         match message:
             case Hello():
                 self._make_room()
-                return events.WorkerGreeted(peer=peer, hello=message)
+                return events.WorkerConnected(peer=peer, hello=message)
             case SumsFrame():
-                return events.SumsFrameReceived(peer=peer, part=message, frame=self._frame_of(message))
+                return events.SumsReceived(peer=peer, sums=message, frame=self._frame_of(message))
             case _:
-                raise RemoteProtocolError(f"this is a shard: workers dial the server, {self.state.facts.address}")
+                raise RemoteProtocolError(f"this is a shard: workers dial the server, {self.state.config.address}")
 
-    def _frame_of(self, part: SumsFrame) -> int:
-        frame = self._frame_at.get(part.start)
-        if self.work is not None and frame is not None:
-            shard = self.work.place.shard
-            if len(self._arrays[0]) == shard.policy.wire.words(shard.frames[frame]):
-                if shard.is_finite(frame, self._arrays[0]):
+    def _frame_of(self, sums: SumsFrame) -> int:
+        frame = self._frame_at.get(sums.start)
+        if self.executor is not None and frame is not None:
+            shard = self.executor.storage.shard
+            if len(self.arrays[0]) == shard.policy.wire.words(shard.frames[frame]):
+                if shard.is_finite(frame, self.arrays[0]):
                     return frame
-                raise not_finite(part.step, part.node())
-        raise RemoteProtocolError(f"{len(self._arrays[0])} sums from {part.start} on: no frame of this slice")
+                raise not_finite(sums.step, sums.node())
+        raise RemoteProtocolError(f"{len(self.arrays[0])} sums from {sums.start} on: not a frame of this slice")
 
-    def _event(self, message: Message) -> events.ShardEvent:
+    def event_of(self, message: Message) -> events.ShardEvent:
         match message:
             case ShardWelcome():
-                return events.Welcomed(welcome=message)
-            case Refused():
-                return events.JoinRefused(refused=message)
-            case Eviction():
-                return events.Evicted(fenced=message)
+                return Welcomed(welcome=message, place=f"shard {message.index} of {message.servers} servers")
             case InitialFrame():
-                self._demand_work().place.fill(message.name, message.start, self._arrays[0])
+                self._demand_slice().storage.fill(message.name, message.start, self.arrays[0])
                 return events.ServerHeard()
             case Begin():
-                self._demand_work().place.begin(message.steps)
-                return events.Begun(steps=message.steps)
+                self._demand_slice().storage.begin(message.steps)
+                return events.SliceFilled(steps=message.steps)
             case Admit():
                 return events.WorkerAdmitted(admit=message)
             case Forget():
                 return events.WorkerForgotten(rank=message.rank)
             case SendWeightsTo():
-                return events.WeightsWanted(serve=message)
+                return events.WeightsRequested(request=message)
             case AddFromMemory():
                 return events.SumsShared(add=message)
             case SquaresRequest():
                 self._demand_sums(message.step, message.count)
-                return events.SquaresWanted(asked=message)
+                return events.SquaresRequested(request=message)
             case Update():
                 self._demand_sums(message.step, message.count)
-                return events.UpdateWanted(update=message)
+                return events.UpdateRequested(update=message)
             case Collect():
-                self._demand_work().tell_held(message.steps, has_state=False)
+                self._demand_slice().send_held(message.steps, has_state=False)
                 return events.ServerHeard()
-            case Finished():
-                return events.RunFinished(finished=message)
             case Ping():
-                return events.ServerAsked()
+                return events.PingReceived()
             case _:
-                raise RemoteProtocolError(f"a {type(message).__name__} is no message for a shard")
+                raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a shard")
 
     def _demand_sums(self, step: int, count: int) -> None:
-        """Raise `RemoteProtocolError` where the sums of the step at hand are not all there, or over no samples."""
-        shard = self._demand_work().place.shard
+        """Raise `RemoteProtocolError` if the sums of the step at hand are incomplete, or over no samples."""
+        shard = self._demand_slice().storage.shard
         if step == shard.updates and (count < 1 or not shard.is_whole()):
             raise RemoteProtocolError(f"step {step} over {count} samples, whose sums are not all there")
 
-    def _demand_work(self) -> SliceExecutor:
+    def _demand_slice(self) -> SliceExecutor:
         """Return what works on the slice; `RemoteProtocolError` before the welcome."""
-        if self.work is None:
+        if self.executor is None:
             raise RemoteProtocolError("a state before the welcome")
-        return self.work
+        return self.executor
 
-    def _happen(self, event: events.ShardEvent) -> None:
-        """Let the state handle an event, and whatever its effects lead to."""
-        pending = deque([event])
-        while pending:
-            for effect in self.state.handle(pending.popleft(), self.clock.now()):
-                pending.extend(self._perform(effect))
+    # From effects to actions
 
-    def _perform(self, effect: effects.ShardEffect) -> Iterator[events.ShardEvent]:
+    def perform(self, effect: effects.SliceEffect) -> Iterable[events.ShardEvent]:
+        executor = self._demand_slice()
         match effect:
-            case effects.Tell():
-                self._tell(effect.message)
-            case effects.Prepare():
-                yield self._prepare(effect.welcome)
-            case effects.SendWeights():
+            case effects.SendSlice():
                 yield from self._send_weights(effect.peer)
             case effects.RefusePeer():
                 for _ in self._send(effect.peer, effect.refused):
                     break  # it is given up already
             case effects.MapSums():
-                yield from self._demand_work().map(effect.rank)
-            case effects.DropSums():
-                self._demand_work().drop(effect.rank)
-            case effects.Report():
-                self.say(effect.text)
-            case effects.Exit():
-                self.ended = effect
+                yield from executor.map_sums(effect.rank)
+            case effects.UnmapSums():
+                executor.unmap_sums(effect.rank)
             case effects.AddFrame() | effects.AddSharedSlice() | effects.SendSquares() | effects.UpdateSlice():
-                self._demand_work().do(effect, self._arrays)
+                executor.perform(effect, self.arrays)
             case _:
                 assert_never(effect)
 
-    def _tell(self, message: Message, *arrays: Vector) -> None:
+    def send_to_server(self, message: Message, *arrays: Vector) -> None:
         try:
-            self.upstream.send(encode(message, arrays), self.state.facts.silence_s)
+            self.upstream.send(encode(message, arrays), self.state.config.silence_s)
         except PeerSlow:
             # Nobody has read for so long: the server's silence ends this.
             return
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[events.ShardEvent]:
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterable[events.ShardEvent]:
         frames = encode(message, arrays)
         try:
             self.port.send(peer, frames)
@@ -272,34 +218,30 @@ class ShardShell:
         except PeerSlow:
             yield events.PeerFailed(peer=peer, reason="it does not read what it is sent")
 
-    def _send_weights(self, peer: bytes) -> Iterator[events.ShardEvent]:
-        place = self._demand_work().place
-        shard, wire = place.shard, place.shard.policy.wire_weights
+    def _send_weights(self, peer: bytes) -> Iterable[events.ShardEvent]:
+        storage = self._demand_slice().storage
+        shard, wire = storage.shard, storage.shard.policy.wire_weights
         for frame in shard.frames:
-            values = shard.served_weights[frame.start - place.owned.start : frame.stop - place.owned.start]
+            values = shard.served_weights[frame.start - storage.owned.start : frame.stop - storage.owned.start]
             words = wire.pack(values, frame.start)
             for failed in self._send(peer, Weights(step=shard.updates, start=frame.start), words):
                 yield failed
                 return
 
-    def _prepare(self, welcome: ShardWelcome) -> events.ShardEvent:
+    def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
+        assert isinstance(welcome, ShardWelcome)
         try:
-            place = storage_of(welcome, self.root)
+            storage = storage_of(welcome, self.root)
         except LockstepError as error:
-            return events.PreparationFailed(reason=str(error))
+            return PreparationFailed(reason=str(error))
         except MemoryError:
-            return events.PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
-        self.work, shard = SliceExecutor(place, self._tell, self.traffic), place.shard
-        self._frame_at = {frame.start: index for index, frame in enumerate(shard.frames)}
+            return PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
+        self.executor = SliceExecutor(storage, self.send_to_server, self.traffic)
+        self._frame_at = {frame.start: index for index, frame in enumerate(storage.shard.frames)}
         self._make_room()
-        return events.Prepared(
-            frames=len(shard.frames),
-            micro_batches=shard.micro_batches,
-            nonce=place.nonce,
-            obstacle=place.obstacle,
-        )
+        return Prepared(ready=ShardReady(nonce=storage.nonce, obstacle=shortened(storage.obstacle)))
 
     def _make_room(self) -> None:
-        """Let the weights for a window of leases wait for each worker that is there."""
-        if self.work is not None:
-            self.port.allow(QUEUE + WINDOW * len(self.work.place.shard.frames))
+        """Let the weights for a window of leases be queued for each worker that is there."""
+        if self.executor is not None:
+            self.port.allow(QUEUE + WINDOW * len(self.executor.storage.shard.frames))

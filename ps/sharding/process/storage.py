@@ -25,9 +25,9 @@ class ShardStorage:
     owned: Slice
     #: Of the whole vector.
     size: int
-    #: The server's folder of shared memory, None where it is not shared.
+    #: The server's folder of shared memory, None if it is not shared.
     folder: SharedFolder | None = None
-    #: What was read there, in hex, and why nothing was where that was expected.
+    #: What was read there, in hex, and why nothing was although it was offered.
     nonce: str = ""
     obstacle: str = ""
 
@@ -37,22 +37,22 @@ class ShardStorage:
         return self.folder is not None and self.shard.policy.wire_weights.is_exact
 
     def begin(self, steps: int) -> None:
-        """Take in that the slice has been filled with what it was after so many steps."""
+        """Record that the slice has been filled with what it was after so many steps."""
         self.shard.updates = steps
         self.shard.serve()
 
     def fill(self, name: str, start: int, values: Vector) -> None:
-        """Take a frame of a vector that the slice begins with; `RemoteProtocolError` where there is no such place."""
+        """Copy a frame of a vector that the slice begins with; `RemoteProtocolError` if there is no such place."""
         for vector, first in self._vectors(name):
-            place = Slice(start - first, start - first + len(values))
-            if not 0 <= place.start < place.stop <= vector.size:
-                raise RemoteProtocolError(f"values {start} to {start + len(values)} of {name!r}: not of this slice")
-            vector[place.start : place.stop] = values
+            part = Slice(start - first, start - first + len(values))
+            if not 0 <= part.start < part.stop <= vector.size:
+                raise RemoteProtocolError(f"values {start} to {start + len(values)} of {name!r}: not in this slice")
+            vector[part.start : part.stop] = values
 
     def _vectors(self, name: str) -> list[tuple[Vector, int]]:
         """Return the vectors of that name, with the place of the first value of each in the whole one."""
         if name == WEIGHTS:
-            # Both: where the weights at hand turn out to be of no use, there are none before them.
+            # Both: if the weights at hand turn out to be useless, there are none before them.
             return [(slot, self.owned.start) for slot in self.shard.slots]
         if name == MOMENTA:
             return [(self.shard.policy.momenta, 0)]
@@ -61,7 +61,7 @@ class ShardStorage:
         return [(self.shard.state[name], self.owned.start)]
 
     def sums_of(self, rank: int) -> tuple[Vector, ...]:
-        """Map a worker's slots of sums; return our part of each. `SharingError` where that cannot be."""
+        """Map a worker's slots of sums; return our part of each. `SharingError` if that fails."""
         if self.folder is None:
             raise SharingError("this shard does not share memory")
         vectors = self.folder.attach(sums_file(rank), sums_shape(self.size)).vectors
@@ -74,9 +74,9 @@ class ShardStorage:
 
 
 def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
-    """Return the place of a shard; a `UsageError` where the job cannot be carried out by this one.
+    """Return the storage of a shard; a `UsageError` if this process cannot carry out the job.
 
-    `root` is the folder in which shared memory is looked for, None where there is none.
+    `root` is the folder that holds shared memory, None if there is none.
     """
     job, size = welcome.job, welcome.size
     owned = slices_for(size, welcome.servers)[welcome.index]
@@ -84,7 +84,7 @@ def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
     momenta = np.zeros(size - welcome.parameter_size, np.float32)
     policy = policy_for(job, plan, welcome.parameter_size, momenta)
 
-    def place(served: tuple[Vector, Vector], folder: SharedFolder | None, nonce: str, obstacle: str) -> ShardStorage:
+    def storage(served: tuple[Vector, Vector], folder: SharedFolder | None, nonce: str, obstacle: str) -> ShardStorage:
         slots = served
         if not policy.wire_weights.is_exact:
             # Of what is served already: workers may read it before we are sent the weights, and a shard rounds at once.
@@ -96,14 +96,14 @@ def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
     if welcome.memory and root is not None:
         try:
             folder, first, second, nonce = _attach(root, welcome)
-            return place((owned.of(first), owned.of(second)), folder, nonce, "")
+            return storage((owned.of(first), owned.of(second)), folder, nonce, "")
         except SharingError as error:
             obstacle = str(error)
-    return place((np.zeros(len(owned), np.float32), np.zeros(len(owned), np.float32)), None, "", obstacle)
+    return storage((np.zeros(len(owned), np.float32), np.zeros(len(owned), np.float32)), None, "", obstacle)
 
 
 def _attach(root: Path, welcome: ShardWelcome) -> tuple[SharedFolder, Vector, Vector, str]:
-    """Map the weights, of which a slice is ours to write."""
+    """Map the weights, of which this process writes one slice."""
     folder = SharedFolder.join(root, welcome.memory)
     try:
         weights = folder.attach(WEIGHTS_FILE, weights_shape(welcome.size), is_writable=True)

@@ -11,8 +11,8 @@ from common.protocol.messages import SumsFrame
 from common.protocol.shard_messages import Admit, Hello
 from ps.shard.frame_book import FrameBook
 
-#: Connections that have said who they are and are nobody's yet.
-STRANGERS = 4096
+#: Connections whose workers the server has not admitted yet.
+MOST_UNIDENTIFIED = 4096
 
 
 @dataclass
@@ -20,11 +20,11 @@ class WorkerConnection:
     """One worker."""
 
     admit: Admit
-    #: Its connection, None before it greeted, or where it needs none.
+    #: Its connection, None before it said who it is, or if it needs none.
     peer: bytes | None = None
     #: The step whose weights it is to be sent, and the one of which it was.
-    wanted: int | None = None
-    served: int | None = None
+    wanted_step: int | None = None
+    served_step: int | None = None
 
 
 @dataclass
@@ -34,77 +34,79 @@ class WorkerConnections:
     micro_batches: int
     book: FrameBook
     by_rank: dict[int, WorkerConnection] = field(default_factory=dict)
-    #: Who is behind a connection, by its own words, the last ones.
+    #: Who is behind a connection, by its own last message.
     hellos: dict[bytes, Hello] = field(default_factory=dict)
 
     def admit(self, admit: Admit) -> None:
-        """Book that a worker takes part."""
-        visitor = self.by_rank.setdefault(admit.rank, WorkerConnection(admit))
-        visitor.peer = next((peer for peer, hello in self.hellos.items() if _are_one(hello, visitor.admit)), None)
+        """Book that a worker takes sums."""
+        worker = self.by_rank.setdefault(admit.rank, WorkerConnection(admit))
+        worker.peer = next((peer for peer, hello in self.hellos.items() if _are_one(hello, worker.admit)), None)
 
-    def forget(self, rank: int) -> None:
-        """Book that a worker is gone."""
-        visitor = self.by_rank.pop(rank, None)
-        if visitor is not None and visitor.peer is not None:
-            self.forget_peer(visitor.peer)
+    def remove(self, rank: int) -> None:
+        """Record that a worker is gone."""
+        worker = self.by_rank.pop(rank, None)
+        if worker is not None and worker.peer is not None:
+            self.remove_peer(worker.peer)
 
-    def forget_peer(self, peer: bytes) -> None:
-        """Book that a connection is of no use any more."""
+    def remove_peer(self, peer: bytes) -> None:
+        """Record that a connection is not used any more."""
         self.hellos.pop(peer, None)
         self.book.forget(peer)
 
-    def greet(self, peer: bytes, hello: Hello) -> WorkerConnection | None:
-        """Book who is behind a connection; return the worker, if it takes part already."""
+    def identify(self, peer: bytes, hello: Hello) -> WorkerConnection | None:
+        """Record who is behind a connection; return the worker, if it takes part already."""
         before = self.by_rank.get(self.hellos.get(peer, hello).rank)
         if before is not None and before.peer == peer and not _are_one(hello, before.admit):
-            before.peer = before.served = None  # who it was before is nobody's any more
+            before.peer = before.served_step = None  # the worker that it was before has no connection any more
         self.hellos[peer] = hello
-        if len(self.hellos) > STRANGERS + len(self.by_rank):
-            known = {visitor.peer for visitor in self.by_rank.values()}
+        if len(self.hellos) > MOST_UNIDENTIFIED + len(self.by_rank):
+            known = {worker.peer for worker in self.by_rank.values()}
             del self.hellos[next(peer for peer in self.hellos if peer not in known)]
-        visitor = self.by_rank.get(hello.rank)
-        if visitor is None or not _are_one(hello, visitor.admit):
+        worker = self.by_rank.get(hello.rank)
+        if worker is None or not _are_one(hello, worker.admit):
             return None
-        if visitor.peer != peer:
-            visitor.peer, visitor.served = peer, None
-        return visitor
+        if worker.peer != peer:
+            worker.peer, worker.served_step = peer, None
+        return worker
 
     def rank_of(self, peer: bytes) -> int | None:
-        """Return the worker behind a connection, None where it is nobody's."""
+        """Return the rank of the worker behind a connection, None if there is none."""
         hello = self.hellos.get(peer)
-        visitor = None if hello is None else self.by_rank.get(hello.rank)
-        return hello.rank if hello is not None and visitor is not None and visitor.peer == peer else None
+        worker = None if hello is None else self.by_rank.get(hello.rank)
+        return hello.rank if hello is not None and worker is not None and worker.peer == peer else None
 
-    def is_due(self, visitor: WorkerConnection, step: int) -> bool:
+    def is_due(self, worker: WorkerConnection, step: int) -> bool:
         """Tell whether a worker is to be sent the weights of this step now; if so, it counts as served."""
-        if visitor.peer is None or visitor.wanted != step or visitor.served == step:
+        if worker.peer is None or worker.wanted_step != step or worker.served_step == step:
             return False
-        visitor.served = step
+        worker.served_step = step
         return True
 
-    def take(self, peer: bytes, part: SumsFrame, frame: int, step: int) -> bool:
-        """Book a frame that came in the step at hand; return whether it is to be added.
+    def accept(self, peer: bytes, sums: SumsFrame, frame: int, step: int) -> bool:
+        """Record a frame that came in the step at hand; return whether it is to be added.
 
-        Of a worker that is served at this step any node of the tree is taken in, each once: what it was leased the
-        server knows, and says later than the worker may be done with it. The tree holds each piece once, whoever
-        sends what. `RemoteProtocolError` where there is no such node, or it sends for ever.
+        A worker that was sent the weights of this step may send any node of the tree, each once: only the server knows
+        what was leased, and a shard would learn of it later than the worker may be done. The tree holds each
+        micro-batch once, whoever sends it. `RemoteProtocolError` if there is no such node, or it never stops sending.
         """
-        rank, node = self.rank_of(peer), part.node()
+        rank, node = self.rank_of(peer), sums.node()
         if rank is None:
             return False
-        if part.step != step or self.by_rank[rank].served != step:
+        if sums.step != step or self.by_rank[rank].served_step != step:
             self.book.count(peer)
             return False
         if not is_node(node.lo, node.hi, self.micro_batches):
-            raise RemoteProtocolError(f"sums over [{node.lo}, {node.hi}): no node of {self.micro_batches} pieces")
+            raise RemoteProtocolError(
+                f"sums over [{node.lo}, {node.hi}): not a node of {self.micro_batches} micro-batches"
+            )
         if not self.book.has_any(peer, step, node):
             self.book.expect(peer, self.book.frames + 1)
         self.book.count(peer)
         return self.book.add(peer, step, node, frame)
 
     def validate(self) -> None:
-        """Raise AssertionError where the books contradict one another: for tests, after each event."""
-        peers = [visitor.peer for visitor in self.by_rank.values() if visitor.peer is not None]
+        """Raise AssertionError if the records contradict one another: for tests, after each event."""
+        peers = [worker.peer for worker in self.by_rank.values() if worker.peer is not None]
         assert len(set(peers)) == len(peers), "two workers are behind one connection"
         assert all(self.hellos[peer].rank in self.by_rank for peer in peers)
 

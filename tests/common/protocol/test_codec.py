@@ -110,7 +110,7 @@ EXAMPLES: list[Message] = [
     SumsAck(rank=1, step=3, lo=0, hi=2),
     Squares(step=3),
     CollectedFrame(name="weights", steps=4, start=0),
-    UpdateDone(step=3, mark=str(2**64 - 1)),
+    UpdateDone(step=3, checksum=str(2**64 - 1)),
     WorkerLost(rank=1, reason="it does not read what it is sent"),
     ShardWelcome(
         index=1,

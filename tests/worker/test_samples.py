@@ -10,7 +10,7 @@ import pytest
 from common.data.manifest import manifest_of, packed, part_of
 from common.errors import DataError, RemoteProtocolError
 from tests.simulation.small import digits
-from worker.sample_store import Places, SampleStore
+from worker.samples import Places, SampleStore
 
 PLACES = np.array([7, 3, 39])
 
@@ -29,8 +29,8 @@ def put(store: SampleStore, places: Places = PLACES) -> None:
 
 
 def asked(store: SampleStore, places: Places) -> list[int]:
-    wanted = store.wanted("train", places)
-    return [] if wanted is None else [int(place) for place in np.frombuffer(wanted.places, "<u4")]
+    request = store.request_for("train", places)
+    return [] if request is None else [int(place) for place in np.frombuffer(request.places, "<u4")]
 
 
 def test_what_is_not_here_is_wanted_in_order(folder: Path) -> None:
@@ -133,4 +133,4 @@ def test_the_test_set_is_a_set_of_its_own(folder: Path) -> None:
     assert test is not None
     store.put("test", PLACES[:2], packed(test, PLACES[:2]))
     assert asked(store, PLACES[:2]) == [7, 3]
-    assert store.wanted("test", PLACES[:2]) is None
+    assert store.request_for("test", PLACES[:2]) is None

@@ -1,7 +1,7 @@
 """Weights are whole once all their frames have come; those of a newer step end the wait."""
 
 from common.aggregation.slices import FRAME, Slice
-from worker.assembly import WeightsAssembly, assembly_of
+from worker.connections import WeightsAssembly, assembly_of
 
 
 def assembly() -> WeightsAssembly:
@@ -9,22 +9,22 @@ def assembly() -> WeightsAssembly:
 
 
 def test_the_last_frame_makes_them_whole_whichever_it_is() -> None:
-    book = assembly()
-    assert [book.take(0, start) for start in (FRAME, 2 * FRAME, 0)] == [False, False, True]
+    frames = assembly()
+    assert [frames.add(0, start) for start in (FRAME, 2 * FRAME, 0)] == [False, False, True]
 
 
 def test_a_frame_that_comes_twice_counts_once() -> None:
-    book = assembly()
-    assert [book.take(0, start) for start in (0, 0, FRAME, 0, 2 * FRAME, 0)] == [False] * 4 + [True, False]
+    frames = assembly()
+    assert [frames.add(0, start) for start in (0, 0, FRAME, 0, 2 * FRAME, 0)] == [False] * 4 + [True, False]
 
 
 def test_a_newer_step_ends_the_wait_for_an_older() -> None:
-    book = assembly()
-    book.take(3, 0)
-    book.take(3, FRAME)
-    assert [book.take(4, start) for start in (0, FRAME)] == [False, False]
-    assert not book.take(3, 2 * FRAME)
-    assert book.take(4, 2 * FRAME)
+    frames = assembly()
+    frames.add(3, 0)
+    frames.add(3, FRAME)
+    assert [frames.add(4, start) for start in (0, FRAME)] == [False, False]
+    assert not frames.add(3, 2 * FRAME)
+    assert frames.add(4, 2 * FRAME)
 
 
 def test_lengths_are_those_of_the_frames() -> None:

@@ -1,0 +1,85 @@
+"""A frame is final with the last gradient in it; it is checked before it is sent."""
+
+import numpy as np
+import pytest
+
+from common.aggregation.layout import LayoutEntry, ParameterLayout
+from common.aggregation.quantization.quantization import RoundingKey, quantization_of
+from common.aggregation.slices import Slice
+from common.aggregation.tree import Node, Vector
+from common.autograd.graph import Leaf
+from worker.gradient_sink import GradientSink, NotFiniteError
+
+#: Of sizes 3, 4 and 2 at 0, 3 and 7; statistics at [9, 11).
+LAYOUT = ParameterLayout(
+    parameters=(LayoutEntry("a", (3,), 0), LayoutEntry("b", (2, 2), 3), LayoutEntry("c", (2,), 7)),
+    statistics=(LayoutEntry("d", (2,), 9),),
+)
+FRAMES = [Slice(0, 4), Slice(4, 8), Slice(8, 11)]
+LEAVES = [Leaf(entry.shape, np.dtype(np.float32)) for entry in LAYOUT.parameters]
+KEY = RoundingKey(0, Node(0, 1))
+
+
+def sink_of(frames: list[Slice] = FRAMES) -> GradientSink:
+    return GradientSink(LAYOUT, frames, quantization_of("float32", 0, LAYOUT.parameter_size), LEAVES)
+
+
+def pushed(*finished: int, frames: list[Slice] = FRAMES) -> tuple[list[int], list[int]]:
+    """Return the frames sent while gradients become final in that order, and those at the end."""
+    sink, sums, seen = sink_of(frames), np.arange(11, dtype=np.float32), list[int]()
+
+    def send(start: int, words: Vector) -> None:
+        (frame,) = [index for index, each in enumerate(frames) if each.start == start]
+        assert words.tobytes() == frames[frame].of(sums).tobytes()
+        seen.append(frame)
+
+    for _ in range(2):  # the second micro-batch is like the first
+        seen.clear()
+        sink.begin(sums, KEY, send)
+        on_final = sink.on_final
+        assert on_final is not None
+        for parameter in finished:
+            on_final(LEAVES[parameter])
+        meanwhile = len(seen)
+        sink.end()
+    return seen[:meanwhile], seen[meanwhile:]
+
+
+def test_sums_that_are_not_sent_are_checked_all_the_same() -> None:
+    sink, sums = sink_of(), np.zeros(11, np.float32)
+    sink.begin(sums, KEY, None)
+    assert sink.on_final is None
+    sink.end()
+    sums[8] = np.nan
+    with pytest.raises(NotFiniteError) as raised:
+        sink.end()
+    assert (raised.value.micro_batch, raised.value.layer) == (0, "c")
+
+
+def test_a_frame_that_is_not_finite_is_not_sent() -> None:
+    sink, sums, seen = sink_of(), np.zeros(11, np.float32), list[int]()
+    sums[3] = np.inf
+    sink.begin(sums, KEY, lambda start, words: seen.append(start))
+    with pytest.raises(NotFiniteError) as raised:
+        sink.end()
+    assert (raised.value.layer, raised.value.quantity, seen) == ("b", "gradient", [])
+
+
+@pytest.mark.parametrize(
+    ("finished", "meanwhile", "at_the_end"),
+    [
+        ((2, 1, 0), [2, 1, 0], []),
+        ((0, 1, 2), [0, 1, 2], []),
+        ((1, 0, 2), [0, 1, 2], []),
+        ((2, 0), [2], [0, 1]),
+        ((), [], [0, 1, 2]),
+    ],
+)
+def test_a_frame_is_pushed_with_its_last_gradient_or_at_the_end(
+    finished: tuple[int, ...], meanwhile: list[int], at_the_end: list[int]
+) -> None:
+    assert pushed(*finished) == (meanwhile, at_the_end)
+
+
+def test_statistics_are_pushed_at_the_end() -> None:
+    assert pushed(0, 1, 2, frames=[Slice(0, 9), Slice(9, 11)]) == ([0], [1])
