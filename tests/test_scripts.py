@@ -236,13 +236,17 @@ def test_notebooks_get_the_tools_and_the_arguments(checkout: Checkout, tmp_path:
 
 @pytest.mark.slow
 def test_a_fresh_clone_trains_in_an_environment_of_its_own(tmp_path: Path) -> None:
-    """Needs git and a package index."""
+    """Needs git and a package index. The commands that the README shows next need no other installation."""
     clone, run = tmp_path / "a fresh clone", tmp_path / "run"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "VIRTUAL_ENV")}
+    unwanted = ("PYTHON", "PYTHONPATH", "VIRTUAL_ENV", "LOCKSTEP_PICTURE")
+    environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     command = [str(clone / "scripts" / "train"), "--model", "linear", "--steps", "5", "--run-dir", str(run)]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     assert json.loads((run / "result.json").read_text(encoding="utf-8"))["steps"] == 5
+    lockstep = str(clone / ".venv" / "bin" / "lockstep")
+    subprocess.run([lockstep, "plot", str(run)], cwd=tmp_path, env=environment, check=True)
+    subprocess.run([lockstep, "predict", str(run), str(run / "learning.png")], env=environment, check=True)
 
 
 def test_advisories_that_cannot_be_asked_for_are_one_line(checkout: Checkout) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder as something to use: its job, and a model with the weights of a moment of the run."""
+"""A run's folder as something to use: its job, its data, and a model with the weights of a moment of the run."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from common.aggregation.layout import ParameterLayout, layout_of, weights_digest
 from common.aggregation.tree import Vector
+from common.data.dataset import TrainTest
+from common.data.source import load, with_validation
 from common.errors import JobError
 from common.files.safetensors import read
 from common.job.job import Job
@@ -106,3 +108,8 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     weights = kept_weights(folder, job, layout, moment)
     model.load_state_dict(layout.read(weights))
     return Trained(folder, job, model.eval(), layout, weights)
+
+
+def dataset_of(job: Job) -> TrainTest:
+    """Return a job's data with its validation set taken from the training set; `DataError` if it cannot be had."""
+    return with_validation(load(job.data), job.validation_split, job.seed)

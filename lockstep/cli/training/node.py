@@ -4,12 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 from rich.console import Console
 
-from common.errors import JobError
-from common.job.job import Job
-from common.runtime.clock import SystemClock
 from common.runtime.environment import own_environment
 from common.transport.auth.key_folder import SERVER
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
@@ -17,17 +13,12 @@ from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import JOB_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.cli.training.worker import say, worker
-from lockstep.launch.endpoints import WARNING
-from lockstep.launch.local import train_on
-from lockstep.launch.remote.head import HeadBackend
-from lockstep.launch.remote.place import LauncherPlace, detect
-from lockstep.launch.report import kept_on_failure, show_end
-from lockstep.reports.display import display_for, print_plainly
+from lockstep.launch.remote.head import HeadBackend, train_as_head
+from lockstep.launch.remote.place import detect
+from lockstep.reports.display import print_plainly
 from lockstep.reports.summary import show_summary
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch import Launch, default_launch
-from lockstep.runs.run_dir import claimed_run_dir, finished, has_begun, resumed_job
-from lockstep.runs.session import Destination
+from lockstep.runs.job_file import read_values
+from lockstep.runs.run_dir import finished, has_begun
 
 
 @click.command(cls=GroupedCommand, short_help="Take part in a run as the launcher says.")
@@ -84,44 +75,9 @@ def node(
         context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys), supervised=None)
         return
     backend = HeadBackend(place=place, keys=keys, is_insecure=insecure)
-    lead(backend, read_values(job) if job else {}, run_dir, given, has_picture=picture)
+    train_as_head(backend, read_values(job) if job else {}, run_dir, given, has_picture=picture)
 
 
 def own_key(keys: Path | None) -> Path | None:
-    """Return the server's own key, which whoever has its folder may show."""
+    """Return the server's own key, which every rank that sees its folder may use."""
     return None if keys is None else keys / SERVER
-
-
-def lead(
-    backend: HeadBackend, values: dict[str, Any], run_dir: Path | None, given: dict[str, Any], *, has_picture: bool
-) -> None:
-    """Be rank 0: begin the run in the folder, or resume it, and show how it goes."""
-    if run_dir is not None and has_begun(run_dir):
-        job, launch = resumed_job(run_dir, {**values, **given})
-        destination = Destination(folder=run_dir, launch=all_of(backend.place, launch), is_resumed=True)
-        carry_out(backend, job, destination, has_picture=has_picture)
-        return
-    job, launch = resolve(values, given, default_launch())
-    with claimed_run_dir(run_dir, job.model_name()) as folder:
-        destination = Destination(folder=folder, launch=all_of(backend.place, launch))
-        carry_out(backend, job, destination, has_picture=has_picture)
-
-
-def all_of(place: LauncherPlace, launch: Launch) -> Launch:
-    """Return the launch with a worker for each process of the launcher; `JobError` if it asks for shards."""
-    if launch.servers != 1:
-        raise JobError(f"servers = {launch.servers!r} under {place.launcher}: expected 1, which rank 0 starts")
-    if place.size is None:
-        return msgspec.structs.replace(launch, workers=max(1, launch.min_workers or 1))
-    return msgspec.structs.replace(launch, workers=place.size)
-
-
-def carry_out(backend: HeadBackend, job: Job, destination: Destination, *, has_picture: bool) -> None:
-    """Train to the end and show how it went."""
-    console, place = Console(highlight=False), backend.place
-    print_plainly(console, f"rank 0 of {place.size or 'many'} by {place.launcher}: serves at {place.bind}, and works")
-    if backend.is_insecure:
-        print_plainly(console, WARNING)
-    with kept_on_failure(console, destination.folder), display_for(console, SystemClock()) as display:
-        result = train_on(backend, job, destination, display)
-    show_end(console, result, destination.folder, has_picture=has_picture)

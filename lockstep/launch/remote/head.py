@@ -1,15 +1,28 @@
-"""The machine of rank 0, under a launcher: it has the server and one worker, and the other ranks are its guests."""
+"""Rank 0 of a launcher's run: it has the server and one worker; the other ranks join as workers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import msgspec
+from rich.console import Console
+
+from common.errors import JobError
+from common.job.job import Job
+from common.runtime.clock import SystemClock
 from common.transport.auth.key_folder import SERVER
 from common.transport.zeromq.ports import dial
-from lockstep.launch.endpoints import server_credential
+from lockstep.launch.endpoints import WARNING, server_credential
+from lockstep.launch.local import train_on
 from lockstep.launch.process_backend import HERE, Observer, WatchedProcess, start_here
 from lockstep.launch.remote.place import LauncherPlace
+from lockstep.launch.report import kept_on_failure, show_end
 from lockstep.launch.status_client import StatusClient
-from lockstep.runs.launch import Launch
+from lockstep.reports.display import display_for, print_plainly
+from lockstep.runs.job_file import resolve
+from lockstep.runs.launch import Launch, default_launch
+from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
+from lockstep.runs.session import Destination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +54,38 @@ class HeadBackend:
 
     def observer(self, address: str, server: WatchedProcess) -> Observer:
         return StatusClient(dial(self.place.local_address, credential=server_credential(self.keys, None)))
+
+
+def train_as_head(
+    backend: HeadBackend, values: dict[str, Any], run_dir: Path | None, given: dict[str, Any], *, has_picture: bool
+) -> None:
+    """Be rank 0: begin the run in the folder, or resume it, and show how it goes."""
+    if run_dir is not None and has_begun(run_dir):
+        job, launch = resumed_job(run_dir, {**values, **given})
+        destination = Destination(folder=run_dir, launch=_with_all_workers(backend.place, launch), is_resumed=True)
+        _carry_out(backend, job, destination, has_picture=has_picture)
+        return
+    job, launch = resolve(values, given, default_launch())
+    with claimed_run_dir(run_dir, job.model_name()) as folder:
+        destination = Destination(folder=folder, launch=_with_all_workers(backend.place, launch))
+        _carry_out(backend, job, destination, has_picture=has_picture)
+
+
+def _with_all_workers(place: LauncherPlace, launch: Launch) -> Launch:
+    """Return the launch with a worker for each process of the launcher; `JobError` if it asks for shards."""
+    if launch.servers != 1:
+        raise JobError(f"servers = {launch.servers!r} under {place.launcher}: expected 1, which rank 0 starts")
+    if place.size is None:
+        return msgspec.structs.replace(launch, workers=max(1, launch.min_workers or 1))
+    return msgspec.structs.replace(launch, workers=place.size)
+
+
+def _carry_out(backend: HeadBackend, job: Job, destination: Destination, *, has_picture: bool) -> None:
+    """Train to the end and show how it went."""
+    console, place = Console(highlight=False), backend.place
+    print_plainly(console, f"rank 0 of {place.size or 'many'} by {place.launcher}: serves at {place.bind}, and works")
+    if backend.is_insecure:
+        print_plainly(console, WARNING)
+    with kept_on_failure(console, destination.folder), display_for(console, SystemClock()) as display:
+        result = train_on(backend, job, destination, display)
+    show_end(console, result, destination.folder, has_picture=has_picture)
