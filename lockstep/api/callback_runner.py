@@ -13,7 +13,7 @@ CALLED = {"on_train_begin": ("training",), "on_epoch_end": ("training", "epoch")
 
 
 def check_form(callbacks: Sequence[Callback]) -> None:
-    """Raise `JobError` if one is no callback, or has a method that would not be called as it is written."""
+    """Raise `JobError` if one is not a callback, or has a method that would not be called as it is written."""
     if isinstance(callbacks, Callback):
         raise JobError(f"callbacks = {callbacks!r}: expected a list, also of one: callbacks=[…]")
     for callback in callbacks:
@@ -28,7 +28,7 @@ def check_form(callbacks: Sequence[Callback]) -> None:
 
 
 def _check_names(callback: Callback) -> None:
-    """Refuse what Keras and Lightning would call, and nobody here."""
+    """Refuse methods that Keras and Lightning would call, and that are never called here."""
     unknown = [name for name in dir(type(callback)) if name.startswith("on_") and name not in CALLED]
     if unknown:
         raise JobError(
@@ -55,7 +55,7 @@ def _check_parameters(callback: Callback, name: str, given: tuple[str, ...]) -> 
 
 @dataclass
 class CallbackRunner:
-    """The callbacks of one run, and what they have said."""
+    """The callbacks of one run, and what they have decided."""
 
     callbacks: Sequence[Callback]
     training: Training
@@ -63,12 +63,12 @@ class CallbackRunner:
     _stopped_after: int | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        """Tell all that the run begins."""
+        """Call `on_train_begin` of all callbacks."""
         for callback in self.callbacks:
             _call(callback.on_train_begin, self.training)
 
     def is_to_stop(self, history: Sequence[EpochStatus]) -> bool:
-        """Tell of the epochs that are over and new; return whether the run ends with the last of them."""
+        """Call `on_epoch_end` for each new epoch; return whether the run ends with the last of them."""
         training = self.training
         last = training.history[-1].epoch if training.history else 0
         for epoch in (epoch for epoch in history if epoch.epoch > last):
@@ -80,15 +80,15 @@ class CallbackRunner:
         return self._stopped_after is not None and history[-1].epoch >= self._stopped_after
 
     def end(self, history: Sequence[EpochStatus]) -> None:
-        """Tell of the last epoch, after which nobody asks, and of the end."""
+        """Call `on_epoch_end` for the last epoch, after which nobody asks, and `on_train_end`."""
         self.is_to_stop(history)
         for callback in self.callbacks:
             _call(callback.on_train_end, self.training)
 
 
-def _call(method: Callable[..., object], *told: object) -> None:
+def _call(method: Callable[..., object], *arguments: object) -> None:
     try:
-        method(*told)
+        method(*arguments)
     except LockstepError:
         raise
     except Exception as error:

@@ -20,15 +20,15 @@ of workers.
 
 *Values of the job.* `EarlyStopping` becomes `patience`, `monitor`, `min_delta` and `keep_best` of the job. The server
 decides by them at the end of each epoch, from the history alone; so they are in `job.toml`, they are flags of
-`lockstep train`, and a run that is resumed, or verified, comes to the same end without any Python of yours.
+`lockstep train`, and a run that is resumed, or verified, ends at the same epoch without any Python of yours.
 
 *Code.* Every other callback runs in the process that called `fit`, between two epochs, and the run waits for it: the
-next epoch begins when `on_epoch_end` of all callbacks has returned, and not at all where one called `training.stop()`.
-No step is made meanwhile, so that where the run ends does not depend on how long a callback took. Server and workers go
-on answering; each epoch costs a tenth of a second of waiting. The alternative, a word that reaches the server at some
-later step, would end the run at a step that differs from machine to machine.
+next epoch begins when `on_epoch_end` of all callbacks has returned, and not at all if one called `training.stop()`.
+No step is made meanwhile, so that where the run ends does not depend on how long a callback took. Server and workers
+keep answering; each epoch costs a tenth of a second of waiting. The alternative, a message that reaches the server at
+some later step, would end the run at a step that differs from machine to machine.
 
-Schedules count to the end of all epochs of the job, whether the run comes to it or not.
+Schedules count to the end of all epochs of the job, whether the run gets there or not.
 
 There is nothing to be called after each step: steps are made by other processes, faster than this one could follow;
 `metrics.jsonl` in the run's folder has a line for each.
@@ -54,7 +54,7 @@ from ps.run.early_stopping import figure_of, is_better
 
 @dataclass
 class Training:
-    """What a callback is told of, and the one thing that it can do: `stop`."""
+    """What a callback is given, and the one thing that it can do: `stop`."""
 
     #: The run's folder.
     folder: Path
@@ -75,7 +75,7 @@ class Training:
         if metadata.get("epoch") != str(epoch):
             raise RunError(
                 f"{self.folder / EPOCH_WEIGHTS}: is of epoch {metadata.get('epoch')}: expected that of epoch {epoch}; "
-                "the server's log tells why it could not be written"
+                "the server's log says why it could not be written"
             )
         return arrays
 
@@ -93,7 +93,7 @@ class Callback:
         """Before the first epoch; the job is known to be good, and nothing is computed yet."""
 
     def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
-        """After an epoch and its evaluation, which the record `epoch` tells of: each once, in order, the last too."""
+        """After an epoch and its evaluation, which `epoch` records: each once, in order, the last too."""
 
     def on_train_end(self, training: Training) -> None:
         """After the run has ended well: of itself, early, or by `training.stop()`."""
@@ -147,9 +147,9 @@ class LambdaCallback(Callback):
 class ModelCheckpoint(Callback):
     """Write the weights to `path` after each epoch, or with `save_best_only` after each that is the best so far.
 
-    `path` may hold figures of the epoch, as "weights-{epoch:02d}-{val_loss:.3f}.safetensors"; where it holds none, the
-    file is replaced. `monitor` is as in `EarlyStopping`. To go on with a run, its own checkpoints serve: these files
-    hold weights alone.
+    `path` may hold figures of the epoch, as "weights-{epoch:02d}-{val_loss:.3f}.safetensors"; if it holds none, the
+    file is replaced. `monitor` is as in `EarlyStopping`. A run is resumed from its own checkpoints: these files hold
+    weights alone.
     """
 
     path: str | Path
@@ -179,8 +179,10 @@ class ModelCheckpoint(Callback):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write(path, arrays, {"epoch": str(epoch.epoch), monitor: repr(figure)})
             except OSError as error:
-                told = error.strerror or str(error)
-                raise RunError(f"ModelCheckpoint cannot write {str(path)!r}: {told}: expected a file's path") from error
+                reason = error.strerror or str(error)
+                raise RunError(
+                    f"ModelCheckpoint cannot write {str(path)!r}: {reason}: expected a file's path"
+                ) from error
 
     def _path(self, epoch: EpochStatus) -> Path:
         figures = {name: value for name, value in msgspec.to_builtins(epoch).items() if value is not None}

@@ -1,4 +1,4 @@
-"""How a model is told to the workers: by a name, as data, or as the text of a file that builds it on this machine."""
+"""How a model reaches the workers: as a name, as data, or as the text of a file that builds it on this machine."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ class ModelText:
 class ExportedModel:
     """A model as a job can name it."""
 
-    #: The job's value; if there is a text, what stands in its place until that has a file.
+    #: The job's value; if there is a text, a placeholder until that has a file.
     value: str | dict[str, Any]
     text: ModelText | None = None
 
 
 def told(model: Model) -> ExportedModel:
-    """Return how a model is told: a name as it is, the library's layers as data, and everything else as its text.
+    """Return how a model is sent: a name as it is, the library's layers as data, and everything else as its text.
 
     Raises as `model_text`.
     """
@@ -74,7 +74,7 @@ def _text_of(definition: Definition) -> str:
 
 
 def _check_own(model: Module) -> None:
-    """Raise where the model is a container of ours around a class of theirs: its arguments are known to nobody."""
+    """Raise if the model is a container of ours around a class of theirs, whose arguments nobody knows."""
     if is_describable(type(model)):
         own = next(type(module).__name__ for module in model.modules() if not is_describable(type(module)))
         raise ModelError(
@@ -83,7 +83,7 @@ def _check_own(model: Module) -> None:
         )
 
 
-#: What every module has of its own, and what tells nothing of how it was built.
+#: What every module has, and what does not show how it was built.
 PASSING = ("training", "rng", "_observers")
 
 

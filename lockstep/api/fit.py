@@ -40,10 +40,10 @@ def fit(
 ) -> Run:
     """Train a model and return the run; `model` itself stays as it is, the trained one is `run.model`.
 
-    `model` is a Module, the name of a shipped model, or `FILE.py:FUNCTION`. One made of the library's layers is told to
-    the workers as data. A class of your own, from a notebook's cell or a script, is told by its source text, with what
-    it uses of the definitions beside it; so its constructor has to take no arguments, or you give a function that
-    returns the model. That text stands in the run's folder, and is built by processes of this machine only.
+    `model` is a Module, the name of a shipped model, or `FILE.py:FUNCTION`. One made of the library's layers is sent to
+    the workers as data. A class of your own, from a notebook's cell or a script, is sent as its source text, with the
+    definitions that it uses; so its constructor must take no arguments, or you pass a function that returns the model.
+    That text is kept in the run's folder, and is built by processes of this machine only.
 
     `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`: images
     uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
@@ -53,7 +53,7 @@ def fit(
 
     The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
     the model's own. Results go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes
-    of the run, and leaves a checkpoint: `resume(run_dir)` goes on from there.
+    of the run, and leaves a checkpoint: `resume(run_dir)` continues from there.
 
     Raises `JobError`, `ModelError` or `DataError` if the call cannot be carried out, and `RunError` if the run
     fails.
@@ -77,8 +77,8 @@ def fit(
 def resume(folder: str | Path, *, verbose: bool = True, callbacks: Sequence[Callback] = (), **values: Any) -> Run:
     """Resume a run that was interrupted or killed, from its last checkpoint, and return it: the same bits.
 
-    `values` may change how it is carried out (`workers=2`), and not the job. Callbacks are to be given again; they are
-    told of the epochs that come. A finished run is returned as it is.
+    `values` may change how it is carried out (`workers=2`), and not the job. Callbacks have to be given again; they are
+    called for the epochs that follow. A finished run is returned as it is.
     """
     path = Path(folder)
     job, launch = resumed_job(path, _with_values_of(callbacks, values))
@@ -106,7 +106,7 @@ def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback]
     folder = destination.folder
     called = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]
     overseer = CallbackRunner(called, Training(folder, job)) if called else None
-    with _display(verbose) as display, _told_where(folder, display):
+    with _display(verbose) as display, _resume_hint(folder, display):
         if overseer is None:
             return Run(train_here(job, destination, display), folder, job)
         overseer.begin()
@@ -119,13 +119,13 @@ def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback]
 
 
 @contextmanager
-def _told_where(folder: Path, display: Display) -> Iterator[None]:
-    """Say how to go on with a run that is interrupted."""
+def _resume_hint(folder: Path, display: Display) -> Iterator[None]:
+    """Print how to resume a run that is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
         if has_begun(folder):
-            display.say(f"interrupted: what was reached is kept; go on by lockstep.runs.run_dir({str(folder)!r})")
+            display.say(f"interrupted: what was reached is kept; resume by lockstep.resume({str(folder)!r})")
         raise
 
 

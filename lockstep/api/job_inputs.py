@@ -1,4 +1,4 @@
-"""What the calling process has, written into the run's folder: what workers cannot be told by a name."""
+"""What the calling process has in memory, written into the run's folder: weights, data, a model's source."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

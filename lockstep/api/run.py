@@ -72,7 +72,7 @@ class Run:
     def best_model(self) -> Module:
         """A model with the weights after the best epoch, in evaluation mode.
 
-        Of runs with `keep_best` or `patience` these are there; of others only where that epoch has a checkpoint.
+        Of runs with `keep_best` or `patience` these are there; of others only if that epoch has a checkpoint.
         Otherwise `JobError`.
         """
         best = self.best_epoch
@@ -100,9 +100,7 @@ def load_run(folder: str | Path) -> Run:
     path = Path(folder)
     if not (path / RESULT).is_file():
         if has_begun(path):
-            raise JobError(
-                f"the run in {str(folder)!r} is not finished: go on with it by lockstep.runs.run_dir({str(folder)!r})"
-            )
+            raise JobError(f"the run in {str(folder)!r} is not finished: resume it by lockstep.resume({str(folder)!r})")
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
     job, _ = resolve(read_values(path / JOB), {}, default_launch())
     return Run(read_result(path), path, job)

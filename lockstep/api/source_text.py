@@ -125,7 +125,7 @@ class Gathering:
                 continue
             if borrowed not in namespace:
                 raise ModelError(f"{name} uses {borrowed!r}, which is defined nowhere: define it, or import it")
-            self._bring(borrowed, namespace[borrowed], name)
+            self._add_name(borrowed, namespace[borrowed], name)
         self.parts.append(text)
 
     def text(self) -> str:
@@ -133,7 +133,7 @@ class Gathering:
         imports = "".join(f"{line}\n" for line in sorted(set(self.imports)))
         return "\n\n".join(part for part in (imports, *self.parts) if part)
 
-    def _bring(self, name: str, value: object, user: str) -> None:
+    def _add_name(self, name: str, value: object, user: str) -> None:
         """Let `name` stand for `value` in the file."""
         if isinstance(value, type | FunctionType) and not _is_installed(value.__module__):
             self.add(value)
@@ -144,7 +144,7 @@ class Gathering:
             (self.imports if line else self.parts).append(line or f"{name} = {_plain(name, value, user)}\n")
 
     def _take(self, name: str, value: object, user: str) -> bool:
-        """Book what a name stands for; return whether that is new."""
+        """Record what a name stands for; return whether that is new."""
         if name in self._taken:
             if self._taken[name] is not value:
                 raise ModelError(
@@ -157,7 +157,7 @@ class Gathering:
 
 
 def _import_of(name: str, value: object, user: str) -> str:
-    """Return the import that brings an installed thing, empty if it is a value."""
+    """Return the import of something installed, empty if it is a plain value."""
     if isinstance(value, ModuleType):
         if not _is_installed(value.__name__):
             raise ModelError(

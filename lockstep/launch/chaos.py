@@ -22,7 +22,7 @@ from lockstep.runs.launch import Launch
 #: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
 FIRST, LAST = 0.05, 0.9
 
-#: Share of the run's steps for which a process stands still or is slow, and seconds after which it is let go anyway.
+#: Share of the run's steps for which a process stands still or is slow, and seconds after which it is released anyway.
 DISTURBANCE, DISTURBANCE_S = 0.05, 3.0
 
 #: A slow worker stands still for so many of so many polls of the run.
@@ -152,7 +152,7 @@ class Chaos:
         if status is None or not status.steps or not self.ahead:
             return
         due = self.ahead[0]
-        # Before the first step nobody is at work yet.
+        # Before the first step no process is at work yet.
         if status.step <= due.moment * status.steps or not status.step:
             return
         child = self._target(due, processes)

@@ -21,7 +21,7 @@ LOG = ".log"
 #: What `lockstep` prints before the text of an error, at the start of a line.
 ERROR_MARK = "error: "
 
-#: Most lines of a log that are shown where it holds no error of ours.
+#: Most lines of a log that are shown if it holds no error of ours.
 TAIL_LINES = 20
 
 

@@ -26,7 +26,7 @@ from lockstep.runs.session import NOTICE_MARK, Destination
 from ps.coordinator.transitions import RunPhase
 from ps.records.run_folder import RESULT, RunResult, read_result
 
-#: Seconds between two looks at the run, and where something is done to it, or it waits for us.
+#: Seconds between two polls of the run, and if faults are injected or callbacks are awaited.
 POLL_S, CHAOS_POLL_S = 0.2, 0.02
 
 #: Seconds that processes have for an orderly end: together with the kill after it, well below five.
@@ -123,7 +123,7 @@ class Cluster:
         # One that was killed before it had begun the run begins it.
         is_resumed = self.destination.is_resumed or has_begun(self.run_dir)
         arguments += ["--resume" if is_resumed else "--run-dir", str(self.run_dir)]
-        # The others join a run that goes on when they are back: not all may be.
+        # The others join a resumed run when they are back: not all may be.
         needed = 1 if self._is_second else self.launch.min_workers or self.launch.workers
         arguments += ["--min-workers", str(needed)]
         arguments += ["--pause"] if self.is_to_stop is not None else []

@@ -43,7 +43,7 @@ class InterruptOnce:
 
 
 def interrupt_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this process as SIGINT does, and SIGINT even where the shell had it ignored."""
+    """Let SIGTERM and SIGHUP end this process as SIGINT does, and SIGINT even if the shell had it ignored."""
     handler = InterruptOnce(SystemClock())
     signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGTERM, handler)
@@ -53,7 +53,7 @@ def interrupt_on_signals() -> None:
 
 
 def ignore_signals() -> dict[signal.Signals, Handler]:
-    """Let no signal but SIGKILL change how this process goes on; return the handlers that were there."""
+    """Let no signal but SIGKILL affect this process; return the handlers that were there."""
     # Blocked first, which also handles what has come: Python complains of a signal whose handler is gone by then.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}

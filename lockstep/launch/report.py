@@ -54,7 +54,7 @@ def draw_picture(folder: Path) -> bool:
 
 @contextmanager
 def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
-    """Say where the weights of a run are that fails or is interrupted, and how it is resumed."""
+    """If a run fails or is interrupted, print where its weights are and how it is resumed."""
     try:
         yield
     except (RunError, KeyboardInterrupt) as error:

@@ -178,7 +178,7 @@ class MemoryOffer:
 
 @contextmanager
 def shared_memory(setup: RunSetup, transport: Transport, root: Path) -> Iterator[MemoryOffer]:
-    """Put a run's weights where workers can share them, for as long as the context lasts.
+    """Put a run's weights into memory that workers can share, for as long as the context lasts.
 
     With `auto` the run goes over sockets if that fails, with `shm` a `SharingError` is raised; others never share.
     """

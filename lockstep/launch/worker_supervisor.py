@@ -30,7 +30,7 @@ def has_crashed(process: WatchedProcess) -> bool:
 class Restarts:
     """The deaths of one process and of those that took its place."""
 
-    #: How many deaths in a row are put up with.
+    #: How many deaths in a row are followed by a restart.
     most: int
     #: Tells it from the others, so that not all are started in the same moment.
     seed: str

@@ -45,7 +45,7 @@ MOST_PARTS = 16
 _PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
 _DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_PART}){{{MOST_PARTS}}}", re.ASCII)
 
-#: What keys are called by Keras, Lightning and PyTorch, where it is not near to what they are called here.
+#: What keys are called by Keras, Lightning and PyTorch, if that is not near to the name here.
 ELSEWHERE = {"batch_size": "global_batch", "learning_rate": "lr", "num_workers": "workers"}
 
 #: The names of the shipped jobs, which are those of the models.
@@ -108,7 +108,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def shipped_values(model: str) -> dict[str, Any]:
-    """Return the values of the shipped job of a model, none for a model of one's own."""
+    """Return the values of the shipped job of a model, none for another model."""
     if model not in SHIPPED:
         return {}
     text = resources.files("lockstep").joinpath("jobs", f"{model}.toml").read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_la
 
 
 def _meant(key: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)`, empty if nobody knows."""
+    """Return ` (did you mean 'x'?)`, empty if no key is near."""
     return f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key, known)
 
 
@@ -152,7 +152,7 @@ def _convert(values: dict[str, Any], to: type[S]) -> S:
 
 
 def _told(fact: str, field: Field) -> str:
-    """Return the validator's fact in a person's words: `expected a whole number >= 1`."""
+    """Return the validator's fact in plain words: `expected a whole number >= 1`."""
     if field.choices and fact.startswith("Invalid enum value"):
         return f"expected one of {', '.join(field.choices)}"
     words = re.sub(r"`([^`]+)`", lambda kinds: _kinds(kinds[1]), fact)

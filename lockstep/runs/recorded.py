@@ -57,7 +57,7 @@ def read_run(folder: Path) -> RecordedRun:
 
 
 def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
-    """Build what the run began with; a `UsageError` that names both where something here is not the run's."""
+    """Build what the run began with; a `UsageError` names both values if something here is not the run's."""
     setup = open_run(run.folder.name, run.job, load(run.job.data), AdmissionPolicy())
     here, there = receipt_of(setup.facts, []), run.receipt
     for what, was, is_ in (

@@ -74,7 +74,7 @@ def _new_run_dirs(model: str) -> list[Path]:
 
 
 def _claim(candidates: list[Path], *, is_wanted: bool) -> Path:
-    """Return the first folder that nobody else has claimed: of those who make its job file, one succeeds."""
+    """Return the first folder that no other run has claimed: of several that create its job file, one succeeds."""
     for folder in candidates:
         try:
             folder.mkdir(parents=True, exist_ok=is_wanted)
@@ -88,7 +88,7 @@ def _claim(candidates: list[Path], *, is_wanted: bool) -> Path:
 
 
 def unclaim(folder: Path, made: Sequence[Path]) -> None:
-    """Take away a claim that came to nothing, with the folders, made for it, that are empty then."""
+    """Remove a claim that was not used, with the folders made for it that are then empty."""
     if has_begun(folder):
         return
     with suppress(FileNotFoundError, NotADirectoryError):
@@ -104,15 +104,19 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
     `JobError` if there is no run, or a flag asks for another job than the run's: both values are named.
     """
     if not has_begun(folder):
-        raise JobError(f"{str(folder)!r} holds no run to go on with: expected a run folder, with its {JOB}")
-    # Who goes on waits for other workers than the run began with.
+        raise JobError(f"{str(folder)!r} holds no run to resume: expected a run folder, with its {JOB}")
+    # A resumed run waits for other workers than it began with.
     values = {key: value for key, value in read_values(folder / JOB).items() if key != "min_workers"}
     job, _ = resolve(values, {}, default_launch())
     wanted, launch = resolve(values, given, default_launch())
     odd = [name for name in job.__struct_fields__ if getattr(job, name) != getattr(wanted, name)]
     if odd:
-        told = "; ".join(f"{name} = {getattr(job, name)!r} in the run, {getattr(wanted, name)!r} here" for name in odd)
-        raise JobError(f"{str(folder)!r} is a run of another job: {told}: leave such flags out, or begin a new run")
+        differences = "; ".join(
+            f"{name} = {getattr(job, name)!r} in the run, {getattr(wanted, name)!r} here" for name in odd
+        )
+        raise JobError(
+            f"{str(folder)!r} is a run of another job: {differences}: remove these flags, or begin a new run"
+        )
     return job, launch
 
 
@@ -121,8 +125,8 @@ def check_resume_flags(*, job: Path | None, run_dir: Path | None) -> None:
     for flag, value in (("--job", job), ("--run-dir", run_dir)):
         if value is not None:
             raise UsageError(
-                f"{flag} {str(value)!r} with --resume: a run goes on in its own folder and with its own job: leave "
-                "it out"
+                f"{flag} {str(value)!r} with --resume: a run is resumed in its own folder and with its own job: remove "
+                "it"
             )
 
 

@@ -60,7 +60,7 @@ def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence
     history = _history(folder, checkpoints)
     judgement = early_stopping_state(job, history)
     if judgement is None:
-        raise JobError(f"{str(folder)!r} tells of no finished epoch, and so of no best one: expected one at least")
+        raise JobError(f"{str(folder)!r} has no finished epoch, and so no best one: expected at least one")
     best = next(epoch for epoch in history if epoch.epoch == judgement.best)
     if (folder / RESULT).exists() and read_result(folder).weights_sha256 == best.weights_sha256:
         return kept_weights(folder, job, layout, "last")
@@ -99,7 +99,7 @@ class Trained:
 
 
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
-    """Return what a run came to, in the end or at another moment; a `UsageError` says what is missing or damaged."""
+    """Return a run's weights, the last ones or others; a `UsageError` says what is missing or damaged."""
     if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
         raise JobError(f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}")
     job, _ = resolve(read_values(folder / JOB), {}, default_launch())

@@ -136,7 +136,7 @@ def test_what_cannot_go_on_is_told(place: Place, calm_run: Path) -> None:
     for flags, told in (
         (("--lr", "0.7"), "'calm' is a run of another job: lr = 0.1 in the run, 0.7 here"),
         (("--job", "calm/job.toml"), "--job 'calm/job.toml' with --resume: a run goes on"),
-        (("--run-dir", "new"), "--run-dir 'new' with --resume: a run goes on in its own folder"),
+        (("--run-dir", "new"), "--run-dir 'new' with --resume: a run is resumed in its own folder"),
     ):
         code, _, error = place.start("train", "--resume", "calm", *flags).end()
         assert code == 2

@@ -32,7 +32,7 @@ def doctor(
 
     It checks the gradients of each layer, the walk back over the graph, first weights, dead and saturated units, sizes
     of activations and gradients, the first loss, labels, the size of samples, the learning rate by a few steps, and the
-    number of workers where one is given. Exit codes: 0 nothing found, 1 something found, 2 wrong usage or job.
+    number of workers if one is given. Exit codes: 0 nothing found, 1 something found, 2 wrong usage or job.
 
     \b
       lockstep doctor job.toml

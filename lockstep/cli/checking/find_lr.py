@@ -13,7 +13,7 @@ from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch import default_launch
 
-#: What is told of a test, in that order.
+#: What is printed of a test, in that order.
 FIGURES = ("suggestion", "steepest", "at_minimum")
 
 
@@ -36,8 +36,8 @@ def find_lr(
 ) -> None:
     """Find a learning rate for the job file JOB, or for the job that train's flags give.
 
-    The rate rises from step to step, and the loss tells where it is too much (Smith's range test). It takes seconds, in
-    this process, and writes no run. Schedule and length are the test's own; the rest is the job's.
+    The rate rises from step to step, and the loss shows where it is too large (Smith's range test). It takes seconds,
+    in this process, and writes no run. Schedule and length are the test's own; the rest is the job's.
 
     \b
       lockstep find-lr --model lenet --plot rates.png

@@ -39,11 +39,11 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
     check_place(recorded, step, micro_batch)
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     load_checkpoint_before(setup, run, step, lambda text: print_plainly(console, text))
-    piece = replay(recorded, setup, SystemClock(), step, micro_batch)
+    replayed = replay(recorded, setup, SystemClock(), step, micro_batch)
     if as_json:
-        click.echo(msgspec.json.encode(piece).decode())
+        click.echo(msgspec.json.encode(replayed).decode())
         return
-    show(console, piece)
+    show(console, replayed)
 
 
 def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
@@ -57,25 +57,25 @@ def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
         raise UsageError(f"--micro-batch {micro_batch}: expected 0 to {last_one}, as the job has it")
 
 
-def show(console: Console, piece: MicroBatchReplay) -> None:
+def show(console: Console, replayed: MicroBatchReplay) -> None:
     """Print a micro-batch for a person."""
-    for line in piece_lines(piece):
+    for line in summary_lines(replayed):
         print_plainly(console, line)
-    console.print(layers_table(piece.layers))
-    print_plainly(console, f"first number that is not finite: {piece.first_nonfinite or 'none'}")
+    console.print(layers_table(replayed.layers))
+    print_plainly(console, f"first number that is not finite: {replayed.first_nonfinite or 'none'}")
 
 
-def piece_lines(piece: MicroBatchReplay) -> list[str]:
-    """Return what stands above the layers."""
-    listed = ", ".join(map(str, piece.samples[:MOST_SAMPLES]))
-    more = f", … ({len(piece.samples)} in all)" if len(piece.samples) > MOST_SAMPLES else ""
-    recorded = "not recorded" if piece.recorded_loss_sum is None else f"recorded as {piece.recorded_loss_sum!r}"
+def summary_lines(replayed: MicroBatchReplay) -> list[str]:
+    """Return the lines above the table of layers."""
+    listed = ", ".join(map(str, replayed.samples[:MOST_SAMPLES]))
+    more = f", … ({len(replayed.samples)} in all)" if len(replayed.samples) > MOST_SAMPLES else ""
+    recorded = "not recorded" if replayed.recorded_loss_sum is None else f"recorded as {replayed.recorded_loss_sum!r}"
     return [
-        f"step {piece.step}, micro-batch {piece.micro_batch} of run {piece.run}",
+        f"step {replayed.step}, micro-batch {replayed.micro_batch} of run {replayed.run}",
         f"samples   {listed}{more}",
-        f"inputs    {piece.inputs.shape}, norm {piece.inputs.norm:.6g}, SHA-256 {piece.inputs_sha256[:12]}…",
-        f"loss sum  {piece.loss_sum!r}, {recorded}",
-        f"correct   {piece.correct} of {piece.targets}",
+        f"inputs    {replayed.inputs.shape}, norm {replayed.inputs.norm:.6g}, SHA-256 {replayed.inputs_sha256[:12]}…",
+        f"loss sum  {replayed.loss_sum!r}, {recorded}",
+        f"correct   {replayed.correct} of {replayed.targets}",
     ]
 
 

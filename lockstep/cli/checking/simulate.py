@@ -34,12 +34,12 @@ def simulate_command(
     """Simulate runs of small jobs, in one process and in virtual time, in which everything goes wrong that can.
 
     The coordinator, the shards and the workers are the real ones, with their shells and files; network, clocks and disk
-    are a model. A seed tells who takes part and what happens: crashes and restarts at any moment, processes that stand
-    still or are slow, clocks that jump, connections that break, fall silent one way or both, networks that split and
-    heal in any order, messages that come late or twice, a full disk.
+    are a model. A seed determines who takes part and what happens: crashes and restarts at any moment, processes that
+    stand still or are slow, clocks that jump, connections that break, fall silent one way or both, networks that split
+    and heal in any order, messages that come late or twice, a full disk.
 
     Each run has to end in bounded time with the bits of one process, every sample used once. A seed replays
-    identically; one that fails is told with the command that replays it, and the exit code is 1.
+    identically; one that fails is reported with the command that replays it, and the exit code is 1.
 
     \b
       lockstep simulate --seeds 0:500
@@ -47,7 +47,7 @@ def simulate_command(
     """
     console = Console(highlight=False, soft_wrap=True)
     clock = SystemClock()
-    began = told = clock.now()
+    began = reported = clock.now()
     failed: list[int] = []
     tally = OutcomeTally()
     for seed in seeds:
@@ -63,10 +63,10 @@ def simulate_command(
             print_plainly(console, f"  replay it by: {replaying(seed, workers, servers, steps)}")
         if len(failed) == ENOUGH:
             break
-        if clock.now() - told >= PLAIN_EVERY_S:
-            told = clock.now()
+        if clock.now() - reported >= PLAIN_EVERY_S:
+            reported = clock.now()
             print_plainly(console, f"seed {seed}: {tally.runs} runs, {len(failed)} failed so far")
-    print_plainly(console, tally.told(clock.now() - began))
+    print_plainly(console, tally.line(clock.now() - began))
     if len(seeds) == 1:
         print_plainly(console, f"digest of the trace: {tally.digest}")
     if failed:
@@ -81,7 +81,7 @@ def replaying(seed: int, workers: int | None, servers: int | None, steps: int | 
 
 
 class OutcomeTally:
-    """What all runs came to."""
+    """The outcomes of all runs, summed."""
 
     def __init__(self) -> None:
         self.runs = self.events = 0
@@ -96,7 +96,7 @@ class OutcomeTally:
         self.happened += outcome.faults
         self.digest = outcome.digest
 
-    def told(self, took_s: float) -> str:
+    def line(self, took_s: float) -> str:
         """Return it in one line."""
         kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.happened.items()))
         return (

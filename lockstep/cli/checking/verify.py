@@ -72,11 +72,11 @@ class Watch:
 
     def __init__(self, console: Console, until: int) -> None:
         self.console, self.until, self.clock = console, until, SystemClock()
-        self.told = self.clock.now()
+        self.shown = self.clock.now()
 
     def __call__(self, step: int) -> None:
-        if self.clock.now() - self.told >= PLAIN_EVERY_S:
-            self.told = self.clock.now()
+        if self.clock.now() - self.shown >= PLAIN_EVERY_S:
+            self.shown = self.clock.now()
             print_plainly(self.console, f"step {step + 1}/{self.until}: the same so far")
 
 
@@ -106,7 +106,7 @@ def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:
 
 
 def end_difference(recorded: RecordedRun, setup: RunSetup, steps: int) -> Difference | None:
-    """Return where the files of a finished run are not what it came to, as far as `steps` steps tell."""
+    """Return where the files of a finished run differ from what was computed, if all its steps were."""
     result = read_result(recorded.folder)
     if steps != result.steps:
         return None
@@ -115,11 +115,11 @@ def end_difference(recorded: RecordedRun, setup: RunSetup, steps: int) -> Differ
     setup.layout.write(kept, arrays)
     here = weights_digest(setup.shard.weights)
     if 0 < result.weights_epoch < len(result.history):
-        # They were compared with what this came to then.
+        # They were compared with the weights of that epoch.
         ends = (line for line in recorded.lines if isinstance(line, EpochDone) and line.epoch == result.weights_epoch)
         here = next((line.weights_sha256 for line in ends), "")
     for name, digest in ((WEIGHTS, weights_digest(kept)), (RESULT, result.weights_sha256)):
         if digest != here:
-            text = f"{recorded.folder / name} holds weights {digest[:12]}…, and the run came to {here[:12]}…"
+            text = f"{recorded.folder / name} holds weights {digest[:12]}…, and the run computed {here[:12]}…"
             return Difference(step=steps, micro_batch=None, text=text)
     return None

@@ -26,7 +26,7 @@ def export(run: Path, file: Path, moment: Moment, to: Format | None) -> None:
     npz          the same for numpy.load
     onnx         the whole model, for onnxruntime and others (extra: export)
 
-    The model takes samples that are prepared: (x - mean) / std, where bytes count as parts of 255. Both numbers are in
+    The model takes prepared samples: (x - mean) / std, with bytes divided by 255. Both numbers are in
     the metadata of safetensors and onnx.
 
     \b

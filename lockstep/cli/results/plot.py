@@ -77,14 +77,14 @@ def _learning(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) ->
 
 
 def _pictures(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:
-    # Here, as the extra may be missing where nobody draws; and it takes half a second to load.
+    # Here, as the extra may be missing if nobody draws; and it takes half a second to load.
     from lockstep.reports.plots.run_plots import Subject, plot_runs
 
     return plot_runs([Subject(run, course) for run, course in zip(runs, courses, strict=True)], folder)
 
 
 def _events(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:
-    # Here, as the extra may be missing where nobody writes event files.
+    # Here, as the extra may be missing if nobody writes event files.
     from lockstep.reports.plots.event_files import write_events
 
     for run, course in zip(runs, courses, strict=True):

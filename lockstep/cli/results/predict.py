@@ -15,14 +15,14 @@ from lockstep.reports.display import print_plainly
 from lockstep.runs.extras import demand
 from lockstep.runs.trained import Moment, open_trained
 
-#: Classes that are told after the likeliest.
+#: Classes that are shown after the likeliest.
 OTHERS = 2
 
 #: Characters of a line, and of a picture's name in it.
 WIDTH, MOST_NAME = 80, 36
 
 
-@click.command(short_help="Tell what pictures show.")
+@click.command(short_help="Classify pictures.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @CHECKPOINT_OPTION
@@ -30,7 +30,7 @@ WIDTH, MOST_NAME = 80, 36
 @click.option("--no-center", is_flag=True, help="only bring pictures to the size of the samples, as they are")
 @click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, a line for each picture")
 def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool) -> None:
-    """Tell what the model in the folder RUN takes PICTURES for, with its probabilities.
+    """Classify PICTURES with the model in the folder RUN, and print its probabilities.
 
     Pictures may be of any size and of any format that Pillow reads. For a model of images of 28 by 28, as MNIST's, a
     picture shows one digit, dark on light or light on dark, which is brought into MNIST's form: into a box of 20 by 20,
@@ -41,7 +41,7 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
       lockstep predict runs/20261124-231714-lenet scans/*.jpg --json
     """
     demand("pillow", "predict", "lockstep predict")
-    # Here, as the extra may be missing where nobody predicts.
+    # Here, as the extra may be missing if nobody predicts.
     from lockstep.evaluation.image_file import read_image
 
     recognizer = Recognizer.of(open_trained(run, moment), centres=not no_center)

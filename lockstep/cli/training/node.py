@@ -52,10 +52,10 @@ def node(
 
     The environment says which place this process has, under torchrun (RANK WORLD_SIZE MASTER_ADDR MASTER_PORT), Slurm,
     Open MPI, or in a pod of a Kubernetes job (JOB_COMPLETION_INDEX). Rank 0 serves and works, the others work: a worker
-    for each process. Where the launcher does not say where rank 0 is, MASTER_ADDR does.
+    for each process. If the launcher does not say where rank 0 is, set MASTER_ADDR.
 
-    With --run-dir, a run that was interrupted goes on when the same command is started again. Rank 0 needs --keys, and
-    the others --key, or the same --keys where they see the folder. Exit codes are those of `lockstep train`.
+    With --run-dir, a run that was interrupted is resumed when the same command is started again. Rank 0 needs --keys,
+    and the others --key, or the same --keys if they see the folder. Exit codes are those of `lockstep train`.
 
     \b
       srun lockstep node --job job.toml --run-dir runs/mine --keys keys

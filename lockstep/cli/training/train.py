@@ -57,7 +57,7 @@ def train(
     workers: int | tuple[int, int] | None,
     **flags: Any,
 ) -> None:
-    """Train on this machine: a parameter server, and a worker a core.
+    """Train on this machine: a parameter server, and one worker per core.
 
     Values come from the job file, or else from the shipped job of the model (linear, mlp, lenet, cnn); flags are laid
     over them. In brackets: what runs if nothing is given, which is LeNet's job. The result depends on the job alone:
@@ -69,8 +69,8 @@ def train(
       lockstep train --job examples/cnn.toml --run-dir runs/mine
       lockstep train --model examples/my_model.py:build
       lockstep train --workers 0             in this process alone, the same bits
-      lockstep train --resume runs/mine      go on where it stopped, the same bits
-      lockstep train --chaos stop-worker=2   do that to itself, the same bits
+      lockstep train --resume runs/mine      resume where it stopped, the same bits
+      lockstep train --chaos stop-worker=2   stop workers on purpose, the same bits
       lockstep train --on ray --workers 2..16 --run-dir /shared/mine
     """
     given = {**counts(workers), **{key: value for key, value in flags.items() if value is not None}}

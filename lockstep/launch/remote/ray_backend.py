@@ -105,7 +105,7 @@ def connect(address: str) -> None:
 
 
 def begin(where: str) -> None:
-    """Connect; again where the cluster took us and then gave up on the process that it starts for each client.
+    """Connect; again if the cluster accepted us and then gave up on the process that it starts for each client.
 
     It waits 30 s for that one, which on a busy head takes longer; the second is quicker.
     """
@@ -158,12 +158,12 @@ class RayBackend:
 
     def _await(self, what: str, poll: Callable[[], Found]) -> Found:
         """Poll until there is something, and return it; remind of what is awaited meanwhile."""
-        looks = 0
+        polls = 0
         while not (found := poll()):
-            if looks % round(REMINDER_S / POLL_S) == FIRST_REMINDER:
+            if polls % round(REMINDER_S / POLL_S) == FIRST_REMINDER:
                 cores = ray.cluster_resources().get("CPU", 0.0)
                 self.display.remind(f"waiting for {what}: Ray has {cores:g} cores in all")
-            looks += 1
+            polls += 1
             threading.Event().wait(POLL_S)
         return found
 
@@ -234,7 +234,7 @@ class RayBackend:
         return RayChild(name, ProcessLog.at_end_of(log), actor, placed)
 
     def _living(self) -> list[int]:
-        """Return the bundles whose nodes live; where none does, wait until Ray has found room for one again."""
+        """Return the bundles whose nodes live; if none does, wait until Ray has found room for one again."""
         return self._await("room for a server", self._bundles_alive)
 
     def _bundles_alive(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""A process that an actor of Ray watches on some node: what is known of it here. Ray carries words, and no vector."""
+"""A process that an actor of Ray watches on another machine. Ray carries text, never a vector."""
 
 import math
 import signal
@@ -17,7 +17,7 @@ from lockstep.launch.child import ProcessLog
 #: The exit code of a process whose machine is gone: as if somebody had killed it.
 LOST = -int(signal.SIGKILL)
 
-#: Seconds between two looks of one who waits, and for an answer of an actor that may be gone.
+#: Seconds between two polls, and for an answer of an actor that may be gone.
 POLL_S, ANSWER_S = 0.05, 5.0
 
 
@@ -42,7 +42,7 @@ class RayChild:
 
     @property
     def pid(self) -> int:
-        """The number of the process on its node, 0 where it has none yet."""
+        """The number of the process on its node, 0 if it has none yet."""
         return self._pid
 
     @property

@@ -230,7 +230,7 @@ def test_what_a_callback_raises_ends_the_run_and_is_the_cause(tmp_path: Path) ->
         fit("linear", tiny_arrays(), run_dir=tmp_path, callbacks=[BrokenCallback()], **BRIEF)
     assert isinstance(told.value.__cause__, ZeroDivisionError)
     assert not (tmp_path / RESULT).exists()
-    with pytest.raises(JobError, match=r"is not finished: go on with it by lockstep.runs.run_dir\("):
+    with pytest.raises(JobError, match=r"is not finished: resume it by lockstep.resume\("):
         load_run(tmp_path)
 
 

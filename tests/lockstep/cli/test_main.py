@@ -77,8 +77,11 @@ MISTAKES = {
     "dir file": ([*HERE, "--run-dir", "damaged.npz"], "run folder 'damaged.npz': 'damaged.npz' is no folder"),
     "dir below": ([*HERE, "--run-dir", "damaged.npz/x"], "run folder 'damaged.npz/x': "),
     "bind": (["server", "--bind", "here"], "address 'here' is malformed: expected 'tcp://HOST:PORT'"),
-    "bind open": (["server", "--bind", "tcp://0.0.0.0:5555"], "address 'tcp://0.0.0.0:5555' is open to other machine"),
-    "bind folder": (["server", "--bind", "ipc://gone/x.sock"], "address 'ipc://gone/x.sock' is in a folder that is n"),
+    "bind open": (["server", "--bind", "tcp://0.0.0.0:5555"], "address 'tcp://0.0.0.0:5555' is open to any other mach"),
+    "bind folder": (
+        ["server", "--bind", "ipc://gone/x.sock"],
+        "address 'ipc://gone/x.sock' is in a folder that",
+    ),
     "bind file": (["server", "--bind", "ipc://damaged.npz"], "address 'ipc://damaged.npz' is the path of something"),
     "dial": (["worker", "127.0.0.1:5555"], "address '127.0.0.1:5555' is malformed: expected 'tcp://HOST:PORT'"),
     "timeout": (

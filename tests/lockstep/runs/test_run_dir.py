@@ -73,14 +73,14 @@ def test_a_flag_that_says_the_same_is_no_other_job(run: Path) -> None:
 
 def test_another_job_is_refused_with_both_named(run: Path) -> None:
     told = (
-        r"is a run of another job: epochs = 3 in the run, 4 here; lr = 0\.3 in the run, 0\.2 here: leave such flags out"
+        r"is a run of another job: epochs = 3 in the run, 4 here; lr = 0\.3 in the run, 0\.2 here: remove these flags"
     )
     with pytest.raises(JobError, match=told):
         resumed_job(run, {"lr": 0.2, "epochs": 4})
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="holds no run to go on with"):
+    with pytest.raises(JobError, match="holds no run to resume"):
         resumed_job(tmp_path, {})
     assert finished(tmp_path) is None
 
@@ -88,5 +88,5 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("job", "run_dir"), [(Path("a.toml"), None), (None, Path("new"))])
 def test_what_the_run_settles_itself_cannot_be_given(job: Path | None, run_dir: Path | None) -> None:
     check_resume_flags(job=None, run_dir=None)
-    with pytest.raises(UsageError, match="with --resume: a run goes on in its own folder and with its own job"):
+    with pytest.raises(UsageError, match="with --resume: a run is resumed in its own folder and with its own job"):
         check_resume_flags(job=job, run_dir=run_dir)

@@ -77,7 +77,7 @@ def test_what_was_not_kept_is_told_with_what_was(tmp_path: Path) -> None:
 def test_a_run_without_an_epoch_has_no_best(tmp_path: Path) -> None:
     done = trained(tmp_path, checkpoint_keep=0)
     (done.folder / RESULT).unlink()
-    with pytest.raises(JobError, match="tells of no finished epoch"):
+    with pytest.raises(JobError, match="has no finished epoch"):
         open_trained(done.folder, "best")
     with pytest.raises(JobError, match="after 3 steps: expected --checkpoint last"):
         open_trained(done.folder, 3)
