@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from common.errors import FailureKind
+from common.errors import ComputeError, DivergedError, FailureKind, RunError
 from common.runtime.clock import wall_time
 from common.runtime.environment import child_environment
 
@@ -83,11 +83,19 @@ def keep_logs(folder: Path, run: Path) -> None:
         log.unlink()
 
 
+#: The errors of failures that have one of their own; the others are plain errors of a run.
+ERRORS = {FailureKind.DIVERGED: DivergedError, FailureKind.COMPUTE: ComputeError}
+
+
 class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How a run failed, as its server writes it to the last line of its standard output."""
 
-    kind: FailureKind | None
+    kind: FailureKind
     text: str
+
+    def error(self) -> RunError:
+        """Return the error to raise."""
+        return ERRORS.get(self.kind, RunError)(self.text)
 
 
 def exit_record(output: bytes) -> ExitRecord | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.errors import DivergedError, FailureKind, JobError, LockstepError, RunError, UsageError
+from common.errors import JobError, LockstepError, RunError, UsageError
 from common.job.job import Job
 from common.protocol.messages import CallbackDecision, EpochStatus, Status
 from common.runtime.blas import blas_kernel
@@ -256,8 +256,8 @@ class Cluster:
         if has_crashed(server) and not has_begun(self.run_dir):
             return RunError(crash_message(server))
         record = exit_record(server.rest())
-        if record is not None and record.kind is FailureKind.DIVERGED:
-            return DivergedError(record.text)
+        if record is not None:
+            return record.error()
         error = UsageError if server.code == 2 else RunError
         return error(server.log.last_error() or exit_message(server))
 

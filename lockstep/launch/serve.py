@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 
 from common.data.source import load
-from common.errors import DivergedError, FailureKind, RunError, SharingError
+from common.errors import FailureKind, SharingError
 from common.job.job import Job
 from common.runtime.clock import Clock, SystemClock
 from common.transport.auth.credentials import Lock, ServerKeys
@@ -77,12 +77,10 @@ def serve_supervised(service: Service, listening: Listening) -> None:
     with closing(listening.serve(service.admission.servers)) as port:
         # Before the data is loaded, so that the workers start at the same time.
         click.echo(port.address)
-        try:
-            serve_run(service, port, PlainDisplay(console, SystemClock()), listening.rejections)
-        except RunError as error:
-            kind = FailureKind.DIVERGED if isinstance(error, DivergedError) else None
-            click.echo(msgspec.json.encode(ExitRecord(kind=kind, text=str(error))))
-            raise
+        ended = serve_run(service, port, PlainDisplay(console, SystemClock()), listening.rejections)
+    if isinstance(ended, ExitRecord) and ended.kind is not FailureKind.INTERRUPTED:
+        click.echo(msgspec.json.encode(ended))
+    result_of(ended)
 
 
 def serve_by_hand(service: Service, listening: Listening) -> None:
@@ -99,12 +97,12 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
             print_plainly(console, f"and {shards} {'shards' if shards > 1 else 'shard'} by:")
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
         with kept_on_failure(console, service.destination.folder), display_for(console, SystemClock()) as display:
-            result = serve_run(service, port, display, listening.rejections)
+            result = result_of(serve_run(service, port, display, listening.rejections))
     show_end(console, result, service.destination.folder, has_picture=service.has_picture)
 
 
-def serve_run(service: Service, port: ServerPort, display: Display, rejections: RejectionLog) -> RunResult:
-    """Serve a run to its end. `RunError` if it fails, `KeyboardInterrupt` if it was interrupted."""
+def serve_run(service: Service, port: ServerPort, display: Display, rejections: RejectionLog) -> RunResult | ExitRecord:
+    """Serve a run to its end; return its result, or how it failed."""
     clock = SystemClock()
     started = clock.now()
     destination, transport = service.destination, service.destination.launch.transport
@@ -122,13 +120,20 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
             say(f"vectors go over sockets: {offer.obstacle}")
         server = opened.server
         ended = server.run(watch=lambda: display.show(server.coordinator.status(clock.now())))
-    if ended.kind is FailureKind.INTERRUPTED:
-        raise KeyboardInterrupt
     if ended.kind is not None:
-        raise (DivergedError if ended.kind is FailureKind.DIVERGED else RunError)(ended.failure)
+        return ExitRecord(kind=ended.kind, text=ended.failure.rstrip())
     result = opened.session.recorder.result
     assert result is not None
     return result
+
+
+def result_of(ended: RunResult | ExitRecord) -> RunResult:
+    """Return the result of a run, or raise a `RunError`, or `KeyboardInterrupt` if it was interrupted."""
+    if isinstance(ended, RunResult):
+        return ended
+    if ended.kind is FailureKind.INTERRUPTED:
+        raise KeyboardInterrupt
+    raise ended.error()
 
 
 def open_server(

@@ -59,8 +59,8 @@ def train(
 ) -> None:
     """Train on this machine: a parameter server, and one worker per core.
 
-    Values come from the job file, or else from the shipped job of the model (linear, mlp, lenet, cnn); flags are laid
-    over them. In brackets: what runs if nothing is given, which is LeNet's job. The result depends on the job alone:
+    Values come from the job file, or else from the shipped job of the model (linear, mlp, lenet, cnn); flags override
+    them. In brackets: what runs if nothing is given, which is LeNet's job. The result depends on the job alone:
     any number of workers gives the same weights, to the bit.
 
     \b
@@ -69,8 +69,8 @@ def train(
       lockstep train --job examples/cnn.toml --run-dir runs/mine
       lockstep train --model examples/my_model.py:build
       lockstep train --workers 0             in this process alone, the same bits
-      lockstep train --resume runs/mine      resume where it stopped, the same bits
-      lockstep train --chaos stop-worker=2   stop workers on purpose, the same bits
+      lockstep train --resume runs/mine      from where it stopped, same bits
+      lockstep train --chaos stop-worker=2   workers stopped on purpose
       lockstep train --on ray --workers 2..16 --run-dir /shared/mine
     """
     given = {**counts(workers), **{key: value for key, value in flags.items() if value is not None}}

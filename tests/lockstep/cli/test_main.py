@@ -80,7 +80,7 @@ MISTAKES = {
     "bind open": (["server", "--bind", "tcp://0.0.0.0:5555"], "address 'tcp://0.0.0.0:5555' is open to any other mach"),
     "bind folder": (
         ["server", "--bind", "ipc://gone/x.sock"],
-        "address 'ipc://gone/x.sock' is in a folder that",
+        "address 'ipc://gone/x.sock' is in a folder that does not",
     ),
     "bind file": (["server", "--bind", "ipc://damaged.npz"], "address 'ipc://damaged.npz' is the path of something"),
     "dial": (["worker", "127.0.0.1:5555"], "address '127.0.0.1:5555' is malformed: expected 'tcp://HOST:PORT'"),
