@@ -49,7 +49,7 @@ class AdmissionPolicy:
 class RunSetup:
     """All that a run begins with."""
 
-    facts: RunInfo
+    info: RunInfo
     model: Module
     data: TrainTest
     layout: ParameterLayout
@@ -77,7 +77,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # says where there are too many
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
-    facts = RunInfo(
+    info = RunInfo(
         run=run,
         job=job,
         plan=plan,
@@ -98,7 +98,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
     )
     weights = first_weights(job, model, layout)
     shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model, layout), job.micro_batches)
-    return RunSetup(facts=facts, model=model, data=data, layout=layout, shard=shard)
+    return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard)
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:

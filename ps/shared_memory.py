@@ -67,4 +67,4 @@ def share(opening: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[
     else:
         shard = replace(opening.shard, rounded=(first, second))
     sharing = ServerSharedMemory(folder, size, callers=Callers.at(folder.path / CALLERS))
-    return replace(opening, shard=shard, facts=replace(opening.facts, memory=folder.name)), sharing
+    return replace(opening, shard=shard, info=replace(opening.info, memory=folder.name)), sharing

@@ -55,7 +55,7 @@ class SimulatedWorkers:
 
     def __post_init__(self) -> None:
         job = Job(model="linear", global_batch=self.micro_batches, micro_batches=self.micro_batches, steps=self.steps)
-        facts = RunInfo(
+        info = RunInfo(
             run="run",
             job=job,
             plan=plan_of(job, self.micro_batches * self.steps, 1),
@@ -66,7 +66,7 @@ class SimulatedWorkers:
             fingerprint=fingerprint(),
             min_workers=self.workers,
         )
-        self.coordinator = Coordinator(facts)
+        self.coordinator = Coordinator(info)
         self._join_all()
 
     def run(self) -> None:

@@ -153,7 +153,7 @@ def open_server(
     """
     session = open_session(setup, setting, destination, clock, say)
     try:
-        coordinator = coordinator_at(setup.facts, session.start)
+        coordinator = coordinator_at(setup.info, session.start)
         server = Server(
             coordinator,
             setup,
@@ -207,7 +207,7 @@ def _offer(setup: RunSetup, transport: Transport, root: Path) -> MemoryOffer:
         if transport == "shm":
             raise
         return MemoryOffer(setup, obstacle=str(error))
-    return MemoryOffer(replace(shared, facts=replace(shared.facts, needs_memory=transport == "shm")), memory)
+    return MemoryOffer(replace(shared, info=replace(shared.info, needs_memory=transport == "shm")), memory)
 
 
 def _with_address(display: Display, address: str) -> Callable[[str], None]:

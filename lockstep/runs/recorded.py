@@ -59,7 +59,7 @@ def read_run(folder: Path) -> RecordedRun:
 def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     """Build what the run began with; a `UsageError` names both values if something here is not the run's."""
     setup = open_run(run.folder.name, run.job, load(run.job.data), AdmissionPolicy())
-    here, there = receipt_of(setup.facts, []), run.receipt
+    here, there = receipt_of(setup.info, []), run.receipt
     for what, was, is_ in (
         ("job", there.job_sha256, here.job_sha256),
         ("dataset", there.dataset_sha256, here.dataset_sha256),
@@ -71,7 +71,7 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
                 f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
             )
     numerics = _numerics_of(run)
-    differences = numerics.differences(setup.facts.fingerprint)
+    differences = numerics.differences(setup.info.fingerprint)
     if differences and not allows_mixed_numerics:
         named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
         raise UsageError(

@@ -48,7 +48,7 @@ def open_session(
     launch = destination.launch
     folder = _folder(setup, destination, say)
     folder.ledger.open()
-    recorder = MetricsRecorder(setup.facts, setting, setup.layout, folder)
+    recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)
     try:
         start = _start(setup, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
@@ -69,7 +69,7 @@ def open_session(
 def _folder(setup: RunSetup, destination: Destination, say: Callable[[str], None]) -> RunFolder:
     if destination.is_resumed:
         return RunFolder(destination.folder, say)
-    return make_run_dir(destination.folder, setup.facts.job, destination.launch, say)
+    return make_run_dir(destination.folder, setup.info.job, destination.launch, say)
 
 
 def _start(
@@ -83,11 +83,11 @@ def _start(
     if checkpoint is None:
         checkpoints.say(f"{NOTICE_MARK}starts over: {str(folder.path)!r} has no checkpoint to resume from")
         return begin_anew(setup, recorder, folder)
-    check_identity(checkpoint, setup.facts, allows_mixed_numerics=setup.facts.allows_mixed_numerics)
+    check_identity(checkpoint, setup.info, allows_mixed_numerics=setup.info.allows_mixed_numerics)
     start = resume(setup, recorder, folder, checkpoint)
-    if setup.facts.job.keep_best:
+    if setup.info.job.keep_best:
         recorder.best = best_of(checkpoint, checkpoints, setup)
     checkpoints.set_aside(checkpoint.past.steps)
-    total = setup.facts.plan.total_steps
+    total = setup.info.plan.total_steps
     checkpoints.say(f"{NOTICE_MARK}resumes after step {checkpoint.past.steps} of {total}, from {checkpoint.path}")
     return start

@@ -56,7 +56,7 @@ class SingleProcessTrainer:
 
     def __post_init__(self) -> None:
         opening = self.opening
-        self.compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.served)
+        self.compute = Compute(opening.info.job, opening.model, opening.data, opening.shard.served)
 
     def step(self, step: int) -> None:
         """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""
@@ -78,7 +78,7 @@ class SingleProcessTrainer:
 
     @property
     def _whole(self) -> Node:
-        return Node(0, self.opening.facts.job.micro_batches)
+        return Node(0, self.opening.info.job.micro_batches)
 
 
 @dataclass
@@ -112,13 +112,13 @@ class SerialRun:
             while at is not None:
                 progress.begin_round(self.clock.now())
                 self._round(at, trainer, progress)
-                then = next_round(opening.facts.job, opening.facts.plan, at, progress.history)
+                then = next_round(opening.info.job, opening.info.plan, at, progress.history)
                 if self.guard.text and then is None:
                     raise NonFiniteWeightsError(self.guard.text)
                 if self.keeper is not None and then is not None and not self.guard.text:
                     self.keeper.look(opening.shard, progress, self.compute_s)
                 phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
-                self.watch(status_of(opening.facts, progress, phase, then or at, self.clock.now(), []))
+                self.watch(status_of(opening.info, progress, phase, then or at, self.clock.now(), []))
                 at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:
             self._keep(progress)
@@ -139,7 +139,7 @@ class SerialRun:
 
     def _stops_before(self, then: Round, progress: Progress) -> bool:
         """Ask callbacks whether the run ends before a round."""
-        is_paused = initial_phase(self.opening.facts, then) is RunPhase.PAUSED
+        is_paused = initial_phase(self.opening.info, then) is RunPhase.PAUSED
         return is_paused and self.is_to_stop is not None and self.is_to_stop(progress.history)
 
     def _round(self, at: Round, trainer: SingleProcessTrainer, progress: Progress) -> None:
@@ -150,7 +150,7 @@ class SerialRun:
             if at.work == "validate":
                 progress.end_validation(tally)
                 return
-            number = self.opening.facts.plan.epoch_of(at.step - 1)
+            number = self.opening.info.plan.epoch_of(at.step - 1)
             with held_back():
                 epoch = progress.end_epoch(number, tally, self.clock.now())
                 self.recorder.epoch(epoch, self.opening.shard.weights)

@@ -43,7 +43,7 @@ def reference_run(job: str, steps: int | None) -> ReferenceRun:
     with tempfile.TemporaryDirectory(prefix="lockstep-reference-") as name:
         folder = RunFolder(Path(name))
         setting = Setting(servers=0, transport="none", started=0.0)
-        recorder = MetricsRecorder(setup.facts, setting, setup.layout, folder)
+        recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
         recorder.begin(setup.shard.digest())
         result = SerialRun(setup, recorder, ManualClock(), lambda status: None).train()
         return ReferenceRun(result, _steps(_ledger_in(folder.path)))

@@ -47,13 +47,13 @@ class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
     numerics: Fingerprint
 
     @classmethod
-    def of(cls, facts: RunInfo) -> "CheckpointIdentity":
+    def of(cls, info: RunInfo) -> "CheckpointIdentity":
         return cls(
-            job=facts.job,
-            source=facts.source,
-            dataset=facts.dataset,
-            layout=facts.layout,
-            numerics=facts.fingerprint,
+            job=info.job,
+            source=info.source,
+            dataset=info.dataset,
+            layout=info.layout,
+            numerics=info.fingerprint,
         )
 
 

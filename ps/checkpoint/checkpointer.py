@@ -47,7 +47,7 @@ class Checkpointer:
             return
         ends_epoch, self.seen = at[1] > self.seen[1], at
         # Without the best epoch's, a run that is to end with it could not go on from a later one.
-        is_needed = ends_epoch and self.recorder.facts.job.keep_best and self.best() == holder.updates
+        is_needed = ends_epoch and self.recorder.info.job.keep_best and self.best() == holder.updates
         if is_needed or self.cadence.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch):
             self.take(holder, progress, compute_s)
 
@@ -92,7 +92,7 @@ class Checkpointer:
         )
         held = HeldState(weights=holder.weights, state=holder.state)
         return self.folder.save(
-            steps, sealed_parts(CheckpointIdentity.of(recorder.facts), past, recorder.layout, held), self.best()
+            steps, sealed_parts(CheckpointIdentity.of(recorder.info), past, recorder.layout, held), self.best()
         )
 
     def _sync(self) -> bool:

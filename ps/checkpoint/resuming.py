@@ -35,7 +35,7 @@ class Resumption:
 
 def beginning(opening: RunSetup) -> Resumption:
     """Return where a new run begins."""
-    return Resumption(round=opening.facts.plan.first(), progress=Progress(opening.facts.targets, opening.facts.guess))
+    return Resumption(round=opening.info.plan.first(), progress=Progress(opening.info.targets, opening.info.guess))
 
 
 def coordinator_of(info: RunInfo, start: Resumption) -> Coordinator:
@@ -52,9 +52,9 @@ def begin_anew(opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder) 
     return beginning(opening)
 
 
-def check_identity(checkpoint: Checkpoint, facts: RunInfo, *, allows_mixed_numerics: bool = False) -> None:
+def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numerics: bool = False) -> None:
     """Raise a `UsageError` that names both where the job, the model, the data or the numerics are not the run's."""
-    there, here, path = checkpoint.identity, CheckpointIdentity.of(facts), checkpoint.path
+    there, here, path = checkpoint.identity, CheckpointIdentity.of(info), checkpoint.path
     values = {name: (getattr(there.job, name), getattr(here.job, name)) for name in there.job.__struct_fields__}
     odd = "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, (was, is_) in values.items() if was != is_)
     if odd:
@@ -86,7 +86,7 @@ def resume(opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder, chec
     `FileFormatError` where the folder's files are not those of the run.
     """
     past = checkpoint.past
-    following = opening.facts.plan.at(past.steps, is_evaluated=past.is_evaluated)
+    following = opening.info.plan.at(past.steps, is_evaluated=past.is_evaluated)
     if following is None:
         raise FileFormatError(f"{checkpoint.path}: is of a run's end, after which nothing follows: remove the file")
     fill(opening.shard, checkpoint, opening)
@@ -95,11 +95,11 @@ def resume(opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder, chec
     recorder.steps, recorder.update_s = past.steps, past.update_s
     recorder.setting = replace(recorder.setting, started=recorder.setting.started - past.wall_s)
     path = folder.ledger.path
-    recorder.chain = read_chain(opening.facts, read_lines(path.read_bytes(), str(path)), str(path))
+    recorder.chain = read_chain(opening.info, read_lines(path.read_bytes(), str(path)), str(path))
     recorder.add_entries(
         RunBegun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost)
     )
-    return Resumption(round=following, progress=_progress(past, opening.facts), compute_s=past.compute_s)
+    return Resumption(round=following, progress=_progress(past, opening.info), compute_s=past.compute_s)
 
 
 def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:
@@ -139,10 +139,10 @@ def fill(shard: Shard, checkpoint: Checkpoint, opening: RunSetup) -> None:
     shard.serve()
 
 
-def _progress(past: RunProgress, facts: RunInfo) -> Progress:
+def _progress(past: RunProgress, info: RunInfo) -> Progress:
     return Progress(
-        targets=facts.targets,
-        guess=facts.guess,
+        targets=info.targets,
+        guess=info.guess,
         before_s=past.elapsed_s,
         steps=past.steps,
         epoch=Tally(past.loss_sum, past.correct, past.count),

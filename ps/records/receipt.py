@@ -42,24 +42,24 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     chain: list[ReceiptLink]
 
 
-def receipt_of(facts: RunInfo, chain: list[ReceiptLink]) -> Receipt:
+def receipt_of(info: RunInfo, chain: list[ReceiptLink]) -> Receipt:
     """Return the receipt of a run that has come to the end of `chain`."""
     return Receipt(
-        run=facts.run,
-        job_sha256=facts.job.digest(),
-        dataset_sha256=facts.dataset,
-        layout_sha256=facts.layout,
-        model_source_sha256=facts.source,
-        code=facts.fingerprint.code,
-        numerics=msgspec.to_builtins(facts.fingerprint),
-        total_steps=facts.plan.total_steps,
+        run=info.run,
+        job_sha256=info.job.digest(),
+        dataset_sha256=info.dataset,
+        layout_sha256=info.layout,
+        model_source_sha256=info.source,
+        code=info.fingerprint.code,
+        numerics=msgspec.to_builtins(info.fingerprint),
+        total_steps=info.plan.total_steps,
         chain=chain,
     )
 
 
-def first_link(facts: RunInfo, weights_sha256: str) -> ReceiptLink:
+def first_link(info: RunInfo, weights_sha256: str) -> ReceiptLink:
     """Return the link before the first epoch: over the job, the data, the model and its first weights."""
-    said = f"{facts.job.digest()} {facts.dataset} {facts.layout} {facts.source} {weights_sha256}"
+    said = f"{info.job.digest()} {info.dataset} {info.layout} {info.source} {weights_sha256}"
     return ReceiptLink(epoch=0, step=0, weights_sha256=weights_sha256, link=hashlib.sha256(said.encode()).hexdigest())
 
 
@@ -70,12 +70,12 @@ def next_link(before: ReceiptLink, *, epoch: int, step: int, weights_sha256: str
     return ReceiptLink(epoch=epoch, step=step, weights_sha256=weights_sha256, link=digest)
 
 
-def read_chain(facts: RunInfo, lines: Sequence[Line], name: str) -> list[ReceiptLink]:
+def read_chain(info: RunInfo, lines: Sequence[Line], name: str) -> list[ReceiptLink]:
     """Return the links as a ledger has them; `FileFormatError` where they do not follow from one another."""
     begun = next((line for line in lines if isinstance(line, RunBegun)), None)
     if begun is None:
         raise FileFormatError(f"{name}: has no beginning: expected the ledger of this run")
-    chain = [first_link(facts, begun.weights_sha256)]
+    chain = [first_link(info, begun.weights_sha256)]
     for line in lines:
         if isinstance(line, EpochDone):
             link = next_link(chain[-1], epoch=line.epoch, step=line.step, weights_sha256=line.weights_sha256)

@@ -43,7 +43,7 @@ def carried(setting: Setting, sharing: Collection[bool], obstacle: str) -> Setti
 class MetricsRecorder:
     """The record of one run."""
 
-    facts: RunInfo
+    info: RunInfo
     setting: Setting
     layout: ParameterLayout
     folder: RunFolder | None
@@ -64,7 +64,7 @@ class MetricsRecorder:
 
     def begin(self, first_weights_sha256: str, lost_steps: int = 0) -> None:
         """Open the ledger and the receipt of a run that begins with these weights; see `RunBegun`."""
-        self.chain = [first_link(self.facts, first_weights_sha256)]
+        self.chain = [first_link(self.info, first_weights_sha256)]
         self.add_entries(RunBegun(step=0, weights_sha256=first_weights_sha256, lost_steps=lost_steps))
         self.keep_receipt()
 
@@ -74,17 +74,17 @@ class MetricsRecorder:
         """Keep the figures of a training step; `moved` is what crossed sockets since the one before."""
         self.update_s += update_s
         self.traffic.add(moved)
-        self.times.add(time, update_s, is_counted=step % self.facts.plan.steps_per_epoch != 0)
+        self.times.add(time, update_s, is_counted=step % self.info.plan.steps_per_epoch != 0)
         if self.folder is not None:
-            guess = self.facts.guess
+            guess = self.info.guess
             record = StepRecord(
-                epoch=self.facts.plan.epoch_of(step),
+                epoch=self.info.plan.epoch_of(step),
                 step=step,
                 loss=tally.loss,
                 accuracy=tally.accuracy if guess is None else None,
                 r2=None if guess is None else score_of(tally, guess.train).r2,
                 lr=rate,
-                samples=tally.count // self.facts.targets,
+                samples=tally.count // self.info.targets,
                 round_s=time.round_s,
                 mean_s=time.mean_s,
                 slowest_s=time.slowest_s,
@@ -108,22 +108,22 @@ class MetricsRecorder:
         if self.folder is not None:
             self.folder.add_record(record)
             self._link(status.epoch, digest)
-            if self.facts.pauses:
+            if self.info.pauses:
                 self.folder.keep_epoch(self.layout, weights, status.epoch)
             self.folder.flush()
         # Last, as in `account`.
         self.history.append(record)
-        if self.facts.job.keep_best and self.best_epoch() == record.epoch:
+        if self.info.job.keep_best and self.best_epoch() == record.epoch:
             self.best = weights.copy()
 
     def best_epoch(self) -> int | None:
         """Return the number of the best epoch so far, None before the first."""
-        judgement = early_stopping_state(self.facts.job, self.history)
+        judgement = early_stopping_state(self.info.job, self.history)
         return None if judgement is None else judgement.best
 
     def ends_at(self, epoch: int) -> int:
         """Return after how many steps an epoch ends."""
-        return min(epoch * self.facts.plan.steps_per_epoch, self.facts.plan.total_steps)
+        return min(epoch * self.info.plan.steps_per_epoch, self.info.plan.total_steps)
 
     def _link(self, epoch: int, digest: str) -> None:
         step = self.ends_at(epoch)
@@ -140,22 +140,22 @@ class MetricsRecorder:
     def keep_receipt(self) -> None:
         """Write the receipt as it is by now."""
         if self.folder is not None:
-            self.folder.keep_receipt(receipt_of(self.facts, self.chain))
+            self.folder.keep_receipt(receipt_of(self.info, self.chain))
 
     def finish(self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float) -> RunResult:
         """Keep the weights and the result of a run that went well."""
-        facts, job, kept = self.facts, self.facts.job, self.history[-1]
+        info, job, kept = self.info, self.info.job, self.history[-1]
         if self.best is not None:
             weights, kept = self.best, self.history[(self.best_epoch() or 0) - 1]
         self.result = RunResult(
-            run=facts.run,
+            run=info.run,
             model=job.model_name(),
             dataset=job.data,
             seed=job.seed,
             workers=workers,
             servers=self.setting.servers,
             transport=self.setting.transport,
-            epochs=facts.plan.epochs,
+            epochs=info.plan.epochs,
             steps=progress.steps,
             global_batch=job.global_batch,
             micro_batches=job.micro_batches,
@@ -172,8 +172,8 @@ class MetricsRecorder:
             test_r2=kept.test_r2,
             weights_sha256=weights_digest(weights),
             job_sha256=job.digest(),
-            dataset_sha256=facts.dataset,
-            numerics=msgspec.to_builtins(facts.fingerprint),
+            dataset_sha256=info.dataset,
+            numerics=msgspec.to_builtins(info.fingerprint),
             history=self.history,
             obstacle=self.setting.obstacle,
             wire=job.wire,
@@ -191,8 +191,8 @@ class MetricsRecorder:
         return self.result
 
     def _why_stopped(self) -> str:
-        job, epochs = self.facts.job, len(self.history)
-        if epochs == self.facts.plan.epochs:
+        job, epochs = self.info.job, len(self.history)
+        if epochs == self.info.plan.epochs:
             return ""
         if is_stopped(job, self.history):
             return f"{job.patience} epochs in a row had no better {job.monitored()}"
@@ -206,7 +206,7 @@ class MetricsRecorder:
 
     def _keep(self, weights: Vector, steps: int) -> None:
         assert self.folder is not None
-        metadata = {"run": self.facts.run, "model": self.facts.job.model_name(), "steps": str(steps)}
+        metadata = {"run": self.info.run, "model": self.info.job.model_name(), "steps": str(steps)}
         self.folder.keep_weights(self.layout, weights, metadata)
 
     def close(self) -> None:

@@ -81,7 +81,7 @@ class Employer:
             pass
 
     def welcome(self) -> Welcome:
-        return OPENING.facts.welcome(0)
+        return OPENING.info.welcome(0)
 
 
 def employ(tape: Tape) -> Employer:
@@ -113,7 +113,7 @@ def order(tape: Tape) -> list[Buffer]:
             step, start = tape.choose((0, 0, 1, 2, 2**62)), tape.choose((0, 0, 1, 4096))
             return encode(Weights(step=step, start=start), [values])
         case 3:
-            facts = OPENING.facts
+            info = OPENING.info
             odd = {
                 "source": "f" * 64,
                 "dataset": "0" * 64,
@@ -123,7 +123,7 @@ def order(tape: Tape) -> list[Buffer]:
                 "rank": 2**62,
             }
             name = tape.choose(tuple(odd))
-            return encode(msgspec.structs.replace(facts.welcome(0), **{name: odd[name]}))
+            return encode(msgspec.structs.replace(info.welcome(0), **{name: odd[name]}))
         case _:
             return [made_up(tape), *([tape.raw(4 * tape.below(9))] if tape.happens() else [])]
 

@@ -109,7 +109,7 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
     opening = simulation.opening
     session = open_session(opening, setting, destination, simulation.clock, lambda text: None)
     simulation.server = Server(
-        coordinator_of(opening.facts, session.start),
+        coordinator_of(opening.info, session.start),
         opening,
         session.recorder,
         simulation.server.port,

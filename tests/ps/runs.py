@@ -89,7 +89,7 @@ def result_of(lease: Lease) -> Result:
 class Drive:
     """A coordinator, the time, and what every worker was sent and has not answered yet."""
 
-    facts: RunInfo = field(default_factory=facts_of)
+    info: RunInfo = field(default_factory=facts_of)
     now: float = 100.0
     coordinator: Coordinator = field(init=False)
     leases: dict[int, list[Lease]] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Drive:
     counted: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.coordinator = Coordinator(self.facts)
+        self.coordinator = Coordinator(self.info)
 
     def happen(self, event: events.Event) -> list[Effect]:
         """Let the coordinator handle an event at the present time; it is to be consistent afterwards."""

@@ -23,9 +23,9 @@ def opened(**values: Any) -> RunSetup:
 
 def test_the_facts_are_those_of_job_data_and_model() -> None:
     opening = opened(model="mlp")
-    facts, layout = opening.facts, layout_of(build_model("mlp"))
-    assert (facts.dataset, facts.layout, facts.source) == (digits().digest, layout.digest(), "")
-    assert (facts.min_workers, facts.lease_timeout_s, facts.training_samples) == (2, 7.0, 40)
+    info, layout = opening.info, layout_of(build_model("mlp"))
+    assert (info.dataset, info.layout, info.source) == (digits().digest, layout.digest(), "")
+    assert (info.min_workers, info.lease_timeout_s, info.training_samples) == (2, 7.0, 40)
     assert opening.shard.weights.size == layout.size
 
 

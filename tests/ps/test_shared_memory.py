@@ -36,7 +36,7 @@ def shared(tmp_path: Path) -> Iterator[tuple[RunSetup, ServerSharedMemory]]:
 
 
 def joined(opening: RunSetup, root: Path, rank: int = 0) -> SharedVectors:
-    worker = attach(root, opening.facts.welcome(rank), SIZE)
+    worker = attach(root, opening.info.welcome(rank), SIZE)
     if worker.shortcut is not None:
         worker.shortcut.close()
     return worker
@@ -89,7 +89,7 @@ def test_neither_can_write_what_is_the_others(shared: tuple[RunSetup, ServerShar
 
 def test_the_nonce_is_not_in_the_welcome(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
     opening, _ = shared
-    assert joined(opening, tmp_path).nonce not in repr(opening.facts.welcome(0))
+    assert joined(opening, tmp_path).nonce not in repr(opening.info.welcome(0))
 
 
 @pytest.mark.parametrize("nonce", ["", "0" * 32])
@@ -124,7 +124,7 @@ def test_a_worker_has_the_shortcut_that_it_asked_for_unless_it_was_forgotten() -
     # A path that is short enough for sockets.
     with TemporaryDirectory() as folder:
         opening, sharing = share(opened(), Path(folder))
-        first, second = (attach(Path(folder), opening.facts.welcome(rank), SIZE).shortcut for rank in (0, 1))
+        first, second = (attach(Path(folder), opening.info.welcome(rank), SIZE).shortcut for rank in (0, 1))
         assert first is not None
         assert second is not None
         sharing.forget(1)
@@ -162,7 +162,7 @@ def test_no_room_for_the_sums_is_the_workers_to_tell(
 ) -> None:
     opening, sharing = shared
     with pytest.raises(SharingError, match=r"has no room for 0\.1 MiB"):
-        attach(tmp_path, opening.facts.welcome(0), SIZE, refuse(errno.ENOSPC))
+        attach(tmp_path, opening.info.welcome(0), SIZE, refuse(errno.ENOSPC))
     assert {path.name for path in sharing.folder.path.iterdir()} - {CALLERS} == {"weights"}
 
 
@@ -170,7 +170,7 @@ def test_a_worker_with_another_model_attaches_nothing(
     shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
 ) -> None:
     with pytest.raises(SharingError, match=r"weights has \d+ bytes: expected"):
-        attach(tmp_path, shared[0].facts.welcome(0), 10 * SIZE)
+        attach(tmp_path, shared[0].info.welcome(0), 10 * SIZE)
 
 
 def test_a_worker_elsewhere_sees_nothing(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:

@@ -226,10 +226,10 @@ class Simulation:
             self.opening, self.sharing = share(self.opening, self.root)
         self.opening = replace(self.opening, shard=self.shard_of(self.opening.shard))
         setting = Setting(servers=self.admission.servers, transport="memory", started=self.clock.now())
-        self.recorder = MetricsRecorder(self.opening.facts, setting, self.opening.layout, self.folder)
+        self.recorder = MetricsRecorder(self.opening.info, setting, self.opening.layout, self.folder)
         self.recorder.begin(self.opening.shard.digest())
         self.server = Server(
-            self.coordinator_of(self.opening.facts),
+            self.coordinator_of(self.opening.info),
             self.opening,
             self.recorder,
             self.network.server(),

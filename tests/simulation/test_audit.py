@@ -50,7 +50,7 @@ def test_an_audited_run_comes_to_the_same_bits(tmp_path: Path, servers: int, sha
         simulation.add_worker(doubles=not shares)
     assert simulation.finish() == unaudited(wire)
     assert simulation.recorder.result is not None
-    steps = simulation.opening.facts.plan.total_steps
+    steps = simulation.opening.info.plan.total_steps
     assert simulation.recorder.result.audited == steps * WIRES[wire].micro_batches
     assert simulation.recorder.result.unaudited == 0
 

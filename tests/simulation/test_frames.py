@@ -27,7 +27,7 @@ TIMEOUT_S = 5.0
 def alone() -> str:
     """Return the digest of one process without any transport: the oracle."""
     opening = open_run("alone", JOB, digits(), AdmissionPolicy())
-    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train().weights_sha256
 
 

@@ -67,14 +67,14 @@ JOBS = {
 def alone(name: str) -> RunResult:
     chosen, data = JOBS[name]
     opening = open_run("alone", chosen, data(), AdmissionPolicy())
-    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
 
 
 def train_alone(chosen: Job, data: TrainTest) -> RunSetup:
     """Train in one process; return what it began with, whose shard has the last weights."""
     opening = open_run("alone", chosen, data, AdmissionPolicy())
-    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
     return opening
 

@@ -21,7 +21,7 @@ def alone(name: str) -> RunResult:
     """Return the result of one process without any transport: the oracle."""
     opening = open_run("alone", JOBS[name], digits(), AdmissionPolicy())
     setting = Setting(servers=0, transport="none", started=0.0)
-    recorder = MetricsRecorder(opening.facts, setting, opening.layout, None)
+    recorder = MetricsRecorder(opening.info, setting, opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
 
 

@@ -89,10 +89,10 @@ def run(
         finally:
             session.recorder.close()
         return said
-    simulation = Simulation(opening.facts.job, admission=AdmissionPolicy(min_workers=workers))
+    simulation = Simulation(opening.info.job, admission=AdmissionPolicy(min_workers=workers))
     session = open_session(opening, setting, destination, simulation.clock, said.append)
     simulation.server = Server(
-        coordinator_of(replace(opening.facts, min_workers=workers), session.start),
+        coordinator_of(replace(opening.info, min_workers=workers), session.start),
         opening,
         session.recorder,
         simulation.server.port,
@@ -191,9 +191,9 @@ def test_what_is_not_the_runs_is_refused_with_both_named(folder: Path) -> None:
     with pytest.raises(DataError, match="has changed since"):
         run(folder, 0, is_resumed=True, opening=other_data)
     opening = opening_of()
-    odd = replace(opening.facts, source="0" * 64)
+    odd = replace(opening.info, source="0" * 64)
     with pytest.raises(UsageError, match="the file of model"):
-        run(folder, 0, is_resumed=True, opening=replace(opening, facts=odd))
+        run(folder, 0, is_resumed=True, opening=replace(opening, info=odd))
 
 
 def vars_of(job: Job) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def part(folder: Path, workers: int, servers: int, *, is_resumed: bool, stop_at:
         opening, SETTING, destination_in(folder, is_resumed=is_resumed), simulation.clock, simulation.said.append
     )
     simulation.server = Server(
-        coordinator_of(opening.facts, session.start),
+        coordinator_of(opening.info, session.start),
         opening,
         session.recorder,
         simulation.server.port,

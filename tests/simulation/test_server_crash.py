@@ -55,7 +55,7 @@ def take_place(simulation: Simulation, folder: Path, crash: tuple[type[events.Ev
     session = open_session(opening, setting, destination, simulation.clock, simulation.said.append)
     simulation.server.port.close()
     simulation.server = Server(
-        coordinator_at(session.start, replace(opening.facts, min_workers=1 if is_resumed else 2), crash),
+        coordinator_at(session.start, replace(opening.info, min_workers=1 if is_resumed else 2), crash),
         opening,
         session.recorder,
         simulation.network.server(),
@@ -65,11 +65,11 @@ def take_place(simulation: Simulation, folder: Path, crash: tuple[type[events.Ev
     )
 
 
-def coordinator_at(start: Resumption, facts: Any, crash: tuple[type[events.Event], int, bool] | None) -> Coordinator:
+def coordinator_at(start: Resumption, info: Any, crash: tuple[type[events.Event], int, bool] | None) -> Coordinator:
     if crash is None:
-        return Coordinator(facts, progress=start.progress, start=start.round)
+        return Coordinator(info, progress=start.progress, start=start.round)
     kind, left, is_after = crash
-    return Crashing(facts, progress=start.progress, start=start.round, kind=kind, left=left, is_after=is_after)
+    return Crashing(info, progress=start.progress, start=start.round, kind=kind, left=left, is_after=is_after)
 
 
 @pytest.fixture(scope="module")

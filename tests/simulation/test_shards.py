@@ -52,7 +52,7 @@ TIMEOUT_S = 5.0
 def alone(name: str) -> RunResult:
     """Return the result of one process without any transport: the oracle."""
     opening = open_run("alone", SHARDED[name], digits(), AdmissionPolicy())
-    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
 
 

@@ -25,7 +25,7 @@ JOB = JOBS["stopped"]
 def alone(job: Job, **values: Any) -> RunResult:
     """Return what one process without any transport comes to."""
     opening = open_run("alone", job, digits(), AdmissionPolicy(pauses="is_to_stop" in values))
-    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None, **values).train()
 
 

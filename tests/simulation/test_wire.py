@@ -124,7 +124,7 @@ def alone_named(name: str) -> str:
 def alone(job: Job) -> str:
     """Return the digest of one process without any transport."""
     opening = open_run("alone", job, digits(), AdmissionPolicy())
-    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train().weights_sha256
 
 
@@ -198,7 +198,7 @@ def test_rounded_weights_take_half_of_float32s_bytes() -> None:
 def gradient(wire: str) -> Vector:
     """Return the sum of LeNet's gradients over a step of eight pieces."""
     opening = open_run("alone", job_of(model="lenet", micro_batches=8, wire=wire), digits(), AdmissionPolicy())
-    compute = Compute(opening.facts.job, opening.model, opening.data, opening.shard.served)
+    compute = Compute(opening.info.job, opening.model, opening.data, opening.shard.served)
     return compute.train(0, Node(0, 8))[0].copy()
 
 

@@ -99,9 +99,9 @@ class Gate:
         self.port = Brief(serve("tcp://127.0.0.1:0", lock=lock, rejections=self.denials))
         opening = open_run("gate", job_of(), digits(), AdmissionPolicy(min_workers=9))
         setting = Setting(servers=1, transport="tcp", started=0.0)
-        recorder = MetricsRecorder(opening.facts, setting, opening.layout, None)
+        recorder = MetricsRecorder(opening.info, setting, opening.layout, None)
         self.server = Server(
-            Coordinator(opening.facts),
+            Coordinator(opening.info),
             opening,
             recorder,
             self.port,

@@ -53,7 +53,7 @@ class Bench:
         self.peer = b""
 
     def welcome(self) -> Welcome:
-        return self.opening.facts.welcome(0)
+        return self.opening.info.welcome(0)
 
     def begin(self) -> None:
         self.runner.begin()

@@ -42,7 +42,7 @@ def test_sums_are_where_the_server_sees_them_and_no_vector_is_sent(tmp_path: Pat
     answers = bench.send(Lease(work="train", step=0, lo=node.lo, hi=node.hi, number=9, slot=slot))
     assert [(type(answer), isinstance(answer, Result) and answer.number) for answer in answers] == [(Result, 9)]
     alone = open_run("alone", job_of(model="mlp"), digits(), AdmissionPolicy())
-    expected, _ = Compute(alone.facts.job, alone.model, alone.data, alone.shard.slots).train(0, node)
+    expected, _ = Compute(alone.info.job, alone.model, alone.data, alone.shard.slots).train(0, node)
     assert sharing.sums[0][slot].tobytes() == expected.tobytes()
     assert np.array_equal(sharing.sums[0][1 - slot], other)
     sharing.close()
@@ -81,7 +81,7 @@ def test_memory_that_is_not_here_is_told_and_frames_are_taken(tmp_path: Path) ->
 
 def test_where_nothing_is_offered_nothing_is_told(tmp_path: Path) -> None:
     bench = SharingBench(tmp_path, tmp_path)
-    bench.opening = replace(bench.opening, facts=replace(bench.opening.facts, memory=""))
+    bench.opening = replace(bench.opening, info=replace(bench.opening.info, memory=""))
     assert told(bench) == Ready()
 
 

@@ -93,7 +93,7 @@ def wanted_steps(recorded: RecordedRun, text: str | None) -> tuple[int, int]:
 
 def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:
     """Raise `DifferenceError` if the receipt's chain is not the ledger's."""
-    chain = read_chain(setup.facts, recorded.lines, str(recorded.folder / LEDGER))
+    chain = read_chain(setup.info, recorded.lines, str(recorded.folder / LEDGER))
     known = recorded.receipt.chain
     for link, ours in zip(known, chain, strict=False):
         if link != ours:

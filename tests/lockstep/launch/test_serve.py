@@ -21,9 +21,9 @@ def opened() -> RunSetup:
 def test_memory_is_offered_and_taken_away_at_the_end(tmp_path: Path, transport: Transport, needs: bool) -> None:
     with shared_memory(opened(), transport, tmp_path) as offer:
         assert offer.memory is not None
-        facts = offer.setup.facts
-        assert (facts.memory, facts.needs_memory, offer.obstacle) == (offer.memory.folder.name, needs, "")
-        assert [path.name for path in tmp_path.iterdir()] == [facts.memory]
+        info = offer.setup.info
+        assert (info.memory, info.needs_memory, offer.obstacle) == (offer.memory.folder.name, needs, "")
+        assert [path.name for path in tmp_path.iterdir()] == [info.memory]
         assert offer.setup.shard.digest() == opened().shard.digest()
     assert list(tmp_path.iterdir()) == []
 
@@ -31,13 +31,13 @@ def test_memory_is_offered_and_taken_away_at_the_end(tmp_path: Path, transport: 
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_sockets_offer_none(tmp_path: Path, transport: Transport) -> None:
     with shared_memory(opened(), transport, tmp_path) as offer:
-        assert (offer.memory, offer.obstacle, offer.setup.facts.memory) == (None, "", "")
+        assert (offer.memory, offer.obstacle, offer.setup.info.memory) == (None, "", "")
         assert list(tmp_path.iterdir()) == []
 
 
 def test_without_memory_auto_goes_on_and_says_why(tmp_path: Path) -> None:
     with shared_memory(opened(), "auto", tmp_path / "gone") as offer:
-        assert (offer.memory, offer.setup.facts.memory) == (None, "")
+        assert (offer.memory, offer.setup.info.memory) == (None, "")
         assert "cannot be made: No such file or directory" in offer.obstacle
 
 

@@ -24,8 +24,8 @@ from ps.sharding.group.group import ShardGroup
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:
     """Return what makes a coordinator of a kind, as `coordinator_of` does."""
 
-    def make(facts: RunInfo, start: Resumption) -> Coordinator:
-        return kind(facts, membership=Membership(compute_s=start.compute_s), progress=start.progress, start=start.round)
+    def make(info: RunInfo, start: Resumption) -> Coordinator:
+        return kind(info, membership=Membership(compute_s=start.compute_s), progress=start.progress, start=start.round)
 
     return make
 
@@ -86,11 +86,11 @@ def with_trees(kind: type[VectorTree]) -> Callable[[Shard], Shard]:
     return change
 
 
-def made_again(facts: RunInfo, start: Resumption) -> Coordinator:
+def made_again(info: RunInfo, start: Resumption) -> Coordinator:
     """Make the coordinator of a run that makes the last update of its checkpoint once more."""
     steps = start.progress.steps
-    at = facts.plan.at(steps - 1, is_evaluated=True) if steps else start.round
-    return coordinating(Coordinator)(facts, replace(start, round=at or start.round))
+    at = info.plan.at(steps - 1, is_evaluated=True) if steps else start.round
+    return coordinating(Coordinator)(info, replace(start, round=at or start.round))
 
 
 class Unfenced(Coordinator):

@@ -94,10 +94,10 @@ def test_a_result_of_a_step_to_come_is_no_work() -> None:
 
 
 def test_a_run_may_begin_anywhere() -> None:
-    facts = facts_of()
+    info = facts_of()
     for steps, is_evaluated, phase in ((0, False, "training"), (3, False, "evaluating"), (3, True, "training")):
-        drive = Drive(facts)
-        drive.coordinator = Coordinator(facts, start=facts.plan.at(steps, is_evaluated=is_evaluated))
+        drive = Drive(info)
+        drive.coordinator = Coordinator(info, start=info.plan.at(steps, is_evaluated=is_evaluated))
         drive.enter(1)
         assert drive.coordinator.phase.value == phase
         assert drive.coordinator.round.step == steps

@@ -38,18 +38,18 @@ def test_a_join_of_another_run_is_refused_and_told_of() -> None:
     (refused,) = messages(effects)
     assert isinstance(refused, Refused)
     assert refused.kind is RefusalKind.OTHER_RUN
-    assert f"asks for run 'another': this is run {drive.facts.run!r}" in refused.reason
+    assert f"asks for run 'another': this is run {drive.info.run!r}" in refused.reason
     assert f"refused a worker: {refused.reason}" in said(effects)
     assert drive.coordinator.membership.members == {}
-    ours = msgspec.structs.replace(join_of(1), run=drive.facts.run)
+    ours = msgspec.structs.replace(join_of(1), run=drive.info.run)
     assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=ours)), 1) == [Welcome]
 
 
 def test_a_worker_is_welcomed_with_all_that_it_must_know() -> None:
     drive = Drive()
     effects = drive.join(1)
-    facts = drive.facts
-    assert messages(effects) == [Welcome(rank=0, run="test", job=facts.job, layout=DIGEST, dataset=DIGEST, source="")]
+    info = drive.info
+    assert messages(effects) == [Welcome(rank=0, run="test", job=info.job, layout=DIGEST, dataset=DIGEST, source="")]
     assert "worker 0 (host host, pid 1) joined" in said(effects)
 
 

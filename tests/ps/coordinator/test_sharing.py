@@ -62,7 +62,7 @@ def late() -> tuple[Drive, Lease, Lease]:
     assert drive.coordinator.round.step == 1
     first, second = drive.leases[1]
     drive.leases[2].clear()
-    drive.pass_time(drive.facts.lease_timeout_s)
+    drive.pass_time(drive.info.lease_timeout_s)
     drive.leases[1] = []
     drive.send(1, result_of(first))
     assert [lease.slot for lease in drive.leases[1]] == [0, 1]

@@ -35,8 +35,8 @@ def test_epoch_and_step_in_training_evaluation_and_at_the_end() -> None:
 def test_the_longest_status_fits_a_header() -> None:
     progress = Progress()
     progress.history = [msgspec.structs.replace(EPOCH, epoch=number) for number in range(1, HISTORY_LIMIT + 10)]
-    facts = facts_of(Job(model=f"{'x' * 300}.py:build", global_batch=16))
-    told = status_of(facts, progress, RunPhase.TRAINING, Round("train", 2, 4), 0.0, [WORKER] * 4096, "x" * 50_000)
+    info = facts_of(Job(model=f"{'x' * 300}.py:build", global_batch=16))
+    told = status_of(info, progress, RunPhase.TRAINING, Round("train", 2, 4), 0.0, [WORKER] * 4096, "x" * 50_000)
     decoded, _ = decode(encode(told), ServerMessage)
     assert decoded == told
     assert told.history[-1].epoch == HISTORY_LIMIT + 9

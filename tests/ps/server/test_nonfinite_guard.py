@@ -81,7 +81,7 @@ def test_the_weights_that_are_kept_are_those_before(tmp_path: Path) -> None:
 def test_a_process_alone_says_it_too(tmp_path: Path) -> None:
     simulation = simulation_of(np.nan, tmp_path)
     opening = simulation.opening
-    recorder = MetricsRecorder(opening.facts, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     recorder.begin(opening.shard.digest())
     with pytest.raises(DivergedError, match="after step 1 are not finite, although every loss was"):
         SerialRun(opening, recorder, simulation.clock, lambda status: None).train()

@@ -19,8 +19,8 @@ def asked(*places: int, part: PartName = "train") -> SamplesRequest:
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_the_samples_that_are_asked_for_are_sent(part: PartName) -> None:
     samples, words = SHIPPING.answer(asked(5, 2, part=part))
-    facts, data = SHIPPING.manifest.parts()[part], digits().train if part == "train" else digits().test
-    sent = unpacked(facts, 2, words)
+    info, data = SHIPPING.manifest.parts()[part], digits().train if part == "train" else digits().test
+    sent = unpacked(info, 2, words)
     assert sent is not None
     assert sent == (data.images[[5, 2]].tobytes(), data.labels[[5, 2]].tobytes())
     assert samples.places == asked(5, 2).places
