@@ -5,11 +5,11 @@ decides never changes the result, only who computes it: the sums are added over 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from common.errors import FailureKind
-from common.protocol.messages import Eviction, Finished, Ping, Result, Status, shortened
+from common.protocol.messages import Eviction, Finished, Ping, Result, Status, Welcome, shortened
 from common.statemachine.transitions import check_reached, targets_in
 from common.statemachine.vocabulary import Report, Send
 from ps.coordinator import events, failures, registration
@@ -42,6 +42,9 @@ class Coordinator:
     #: Why the run failed: the message for people, and its kind.
     failure: str = ""
     failure_kind: FailureKind | None = None
+    #: Addresses of the other servers once they are ready, and whether all servers see the memory that is offered.
+    shards: Sequence[str] = ()
+    offers_memory: bool = True
     #: Workers that came before all servers were ready.
     early_joins: list[events.WorkerJoined] = field(default_factory=list)
     #: The round to begin with if a run is resumed; otherwise the plan's first.
@@ -147,11 +150,13 @@ class Coordinator:
         if self.phase is RunPhase.AWAITING_SERVERS:
             self.early_joins = [early for early in self.early_joins if early.peer != event.peer] + [event]
             return []
-        return registration.admit(event, self.membership, self.info, self.state.account, now)
+        return registration.admit(event, self.membership, self.state.account, self._welcome, now)
+
+    def _welcome(self, rank: int) -> Welcome:
+        return self.info.welcome(rank, shards=self.shards, offers_memory=self.offers_memory)
 
     def _on_servers_ready(self, event: events.ServersReady, now: float) -> list[Effect]:
-        memory = self.info.memory if event.shares else ""
-        self.info = replace(self.info, shards=event.addresses, memory=memory)
+        self.shards, self.offers_memory = event.addresses, event.shares
         self.membership.obstacle = self.membership.obstacle or event.obstacle
         self.phase = RunPhase.AWAITING_WORKERS
         early, self.early_joins = self.early_joins, []

@@ -1,9 +1,10 @@
 """How workers join a run and get work, and why some are refused. Pure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import RefusalKind
-from common.protocol.messages import PROTOCOL_VERSION, Join, Refused, Standby, shortened
+from common.protocol.messages import PROTOCOL_VERSION, Join, Refused, Standby, Welcome, shortened
 from common.protocol.numerics import Fingerprint
 from common.protocol.shard_messages import ShardJoin
 from ps.coordinator import events
@@ -69,17 +70,20 @@ def refuse(event: events.WorkerJoined, membership: Membership, info: RunInfo) ->
 
 
 def admit(
-    event: events.WorkerJoined, membership: Membership, info: RunInfo, account: Account, now: float
+    event: events.WorkerJoined, membership: Membership, account: Account, welcome: Callable[[int], Welcome], now: float
 ) -> list[Effect]:
-    """Give a worker a rank, and drop its previous connection: the welcome may have been lost with that."""
+    """Give a worker a rank, and drop its previous connection: the welcome may have been lost with that.
+
+    `welcome` makes the welcome of a rank.
+    """
     effects: list[Effect] = []
     if (twin := membership.by_incarnation(event.join.incarnation)) is not None:
         membership.remove(twin.peer)
         effects += [Report(text=f"{twin.named()} left: it dialled again"), ForgetWorker(peer=twin.peer, rank=twin.rank)]
     member = membership.admit(event.peer, event.join, now)
     account.add(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
-    welcome = Send(peer=event.peer, message=info.welcome(member.rank))
-    return [*effects, welcome, Report(text=f"{member.named()} joined")]
+    send = Send(peer=event.peer, message=welcome(member.rank))
+    return [*effects, send, Report(text=f"{member.named()} joined")]
 
 
 def prepared(member: Member, event: events.WorkerPrepared, membership: Membership, info: RunInfo) -> list[Effect]:

@@ -1,5 +1,6 @@
-"""What is known of a run from its start to its end."""
+"""What is known of a run from its start to its end, and does not change."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.data.manifest import Manifest
@@ -13,7 +14,7 @@ from ps.run.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """The facts of one run."""
+    """The constants of one run."""
 
     run: str
     job: Job
@@ -23,33 +24,31 @@ class RunInfo:
     dataset: str
     source: str
     fingerprint: Fingerprint
-    #: Classes, or numbers, of one sample: they are what tallies count.
+    #: Labels, or numbers, of one sample: they are what tallies count.
     targets: int = 1
-    #: What a regression's R² is measured by; None where there are classes.
+    #: What a regression's R² is measured by; None in a classification.
     guess: Guess | None = None
     #: Ready workers to begin with.
     min_workers: int = 1
-    #: Seconds after which a piece is given to another worker.
+    #: Seconds after which any lease expires.
     lease_timeout_s: float = 60.0
     #: Admit workers whose numerics differ, and with them other bits.
     allows_mixed_numerics: bool = False
-    #: The folder of memory that workers on this machine may share, empty where there is none.
+    #: The folder of memory that workers on this machine may share, empty if there is none.
     memory: str = ""
-    #: Turn away workers, and other servers, that do not share it.
+    #: Refuse workers, and other servers, that do not share it.
     needs_memory: bool = False
-    #: Before each epoch but the first, wait for the word to go on: callbacks have a say.
+    #: Before each epoch but the first, wait for what callbacks decide.
     pauses: bool = False
     #: Servers that share the weights.
     servers: int = 1
-    #: Where the others are reached, in the order of their slices: known once they are there.
-    shards: tuple[str, ...] = ()
     #: The share of micro-batches that another worker computes again.
     audit: float = 0.0
-    #: Of the data, where its samples are sent to workers that do not have it.
+    #: Of the data, if its samples are sent to workers that do not have it.
     manifest: Manifest | None = None
 
-    def welcome(self, rank: int) -> Welcome:
-        """Return what a worker is told when it gets its place."""
+    def welcome(self, rank: int, *, shards: Sequence[str] = (), offers_memory: bool = True) -> Welcome:
+        """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""
         return Welcome(
             rank=rank,
             run=one_line(self.run, NAME_LIMIT),
@@ -57,7 +56,7 @@ class RunInfo:
             layout=self.layout,
             dataset=self.dataset,
             source=self.source,
-            memory=self.memory,
-            shards=list(self.shards),
+            memory=self.memory if offers_memory else "",
+            shards=list(shards),
             manifest=self.manifest,
         )

@@ -16,7 +16,7 @@ WINDOW_S = 5.0
 class Progress:
     """The figures of a run so far."""
 
-    #: The run's: see `RunFacts`.
+    #: The run's: see `RunInfo`.
     targets: int = 1
     guess: Guess | None = None
     #: When the first step was begun, in seconds of the coordinator's clock; None before.
