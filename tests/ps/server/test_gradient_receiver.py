@@ -30,7 +30,7 @@ class Received:
 
     def __post_init__(self) -> None:
         setup = open_run("run", JOB, digits(), AdmissionPolicy(min_workers=self.workers))
-        self.coordinator = Coordinator(setup.facts)
+        self.coordinator = Coordinator(setup.info)
         self.receiver = GradientReceiver(self.coordinator, setup.shard, None)
         for worker in range(self.workers):
             self.handle(events.WorkerJoined(peer=peer_of(worker), join=join_of(worker)))
