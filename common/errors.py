@@ -1,23 +1,23 @@
-"""Every error that Lockstep raises on purpose, in one tree; it knows nothing of who raises them.
+"""Every error that Lockstep raises on purpose, in one tree; it does not know who raises them.
 
     LockstepError
-    ├── UsageError                what a person asked for cannot be done; exit code 2
+    ├── UsageError                what the user asked for cannot be done; exit code 2
     │   ├── JobError              a value of the job is unknown, mistyped or out of range
     │   ├── ModelError            a model cannot be imported, described or built
-    │   ├── DataError             a dataset is missing, damaged or not what the job says
+    │   ├── DataError             a dataset is missing, damaged or not the one that the job names
     │   ├── FileFormatError       a file of weights is not what its format demands
     │   ├── AddressError          an address is malformed, in use, or not allowed
     │   ├── KeyFileError          a key or a file of keys is missing, malformed, or open to others
     │   └── SharingError          memory cannot be shared between processes: no room, or not the same machine
     ├── RunError                  the run itself failed; exit code 1
     │   ├── DivergedError         a loss or gradient is not finite
-    │   ├── PieceError            a piece of work raised, with the worker's traceback
+    │   ├── ComputeError          a micro-batch raised on a worker, with its traceback
     │   ├── CallbackError         a callback raised
     │   └── UnreachableError      nobody answers at the address
-    ├── DifferenceError           what was recorded of a run is not what its job comes to; exit code 1
+    ├── DifferenceError           what was recorded of a run is not what its job computes; exit code 1
     ├── ProtocolError             our side would break the protocol: a bug here
     └── RemoteProtocolError       the peer broke it: bad frames, wrong version, wrong digest
-        └── RefusedError          the server turned the worker away, with its reason
+        └── RefusedError          the server refused the worker, with its reason
 
 The text of each is one line: a fact in lower case, the offending value, what was expected, what to do. A text is for
 people: what a program decides on is a kind of failure or refusal, in events, messages and exit records.
@@ -31,7 +31,7 @@ class LockstepError(Exception):
 
 
 class UsageError(LockstepError):
-    """What a person asked for cannot be done; the text says what to change."""
+    """What the user asked for cannot be done; the text explains what to change."""
 
 
 class JobError(UsageError):
@@ -71,11 +71,11 @@ class DivergedError(RunError):
 
 
 class ComputeError(RunError):
-    """A piece of work raised on a worker: carries its traceback."""
+    """A micro-batch raised an exception on a worker: carries its traceback."""
 
 
 class CallbackError(RunError):
-    """A callback of a person's own raised; that is the cause of this."""
+    """A user's callback raised; that is the cause of this."""
 
 
 class UnreachableError(RunError):
@@ -83,7 +83,7 @@ class UnreachableError(RunError):
 
 
 class DifferenceError(LockstepError):
-    """What was recorded of a run is not what its job comes to: names the first place."""
+    """What was recorded of a run is not what its job computes: names the first difference."""
 
 
 class ProtocolError(LockstepError):
@@ -95,7 +95,7 @@ class RemoteProtocolError(LockstepError):
 
 
 class RefusedError(RemoteProtocolError):
-    """The server turned this worker away; the text is the server's reason."""
+    """The server refused this worker; the text is the server's reason."""
 
 
 class RefusalKind(StrEnum):

@@ -1,4 +1,4 @@
-"""Counter-based random numbers (rule R2): what is drawn depends on the key alone, never on who drew before.
+"""Counter-based random numbers (rule R2): what is drawn depends on the key alone, never on earlier draws.
 
 Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a key and a counter into
 random bits. Seed and purpose are the key; the rest is the counter, so that no generator's state is carried anywhere.
@@ -31,13 +31,13 @@ def generator(
     `at` is the step, or the epoch for what belongs to an epoch; `first` is the count at which to begin. All arguments
     are in [0, 2**64).
     """
-    # Philox counts up from the lowest word, so what tells places apart goes into the higher ones.
+    # Philox counts up from the lowest word, so what distinguishes places goes into the higher ones.
     counter = np.array([first, layer, micro_batch, at], dtype=np.uint64)
     key = np.array([seed, int(purpose)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))
 
 
-#: Used where nobody passes a generator, in notebooks: a run keys its draws by their place.
+#: Used when no generator is passed, in notebooks: a run keys its draws by their place.
 _defaults = {purpose: generator(0, purpose) for purpose in (Purpose.INITIALISE, Purpose.DROPOUT)}
 
 

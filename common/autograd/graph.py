@@ -1,4 +1,4 @@
-"""The record of what was computed, and the walk back over it. Names no primitive and has never heard of `Tensor`."""
+"""The graph of what was computed, and the backward pass over it. Names no primitive and does not know `Tensor`."""
 
 import zlib
 from collections import Counter
@@ -28,7 +28,7 @@ _serials = count()
 class Version:
     """How often the memory of an array, and of all its views, was changed in place."""
 
-    #: Class attributes are the defaults: making one costs nothing until it is changed.
+    #: Class attributes are the defaults: creating a version costs nothing until it changes.
     count = 0
     #: Whether a view of the memory was made by a primitive.
     viewed = False
@@ -45,7 +45,7 @@ def version_of(result: Array, arrays: Sequence[Any], versions: Sequence[Version 
 
 
 class Leaf:
-    """Where a walk ends: the gradient of a tensor that was made and not computed."""
+    """Where a backward pass ends: the gradient of a tensor that was created and not computed."""
 
     __slots__ = ("buffer", "dtype", "grad", "shape")
 
@@ -54,7 +54,7 @@ class Leaf:
         self.dtype = dtype
         #: The sum of the gradients since it was last dropped. It is `buffer` where there is one.
         self.grad: Array | None = None
-        #: Memory of the leaf's shape and dtype; what it holds has no meaning while `grad` is None.
+        #: Memory of the leaf's shape and dtype; its contents have no meaning while `grad` is None.
         self.buffer: Array | None = None
 
     def accumulate(self, gradient: Array) -> None:
@@ -79,7 +79,7 @@ class GraphNode:
         self, primitive: Primitive, parents: Sequence["Parent"], options: dict[str, Any], result: Array
     ) -> None:
         self.primitive = primitive
-        #: One an argument; None where no gradient is wanted.
+        #: One per argument; None if no gradient is wanted.
         self.parents = parents
         self.options = options
         self.shape = result.shape
@@ -89,12 +89,12 @@ class GraphNode:
         #: The arguments that the derivatives read, None for the others.
         self.arrays: list[Any] | None = None
         self.saved: Any = None
-        #: Whose memory must not have changed, and the count that it had.
+        #: The versions of the memory that must not have changed, and their counts.
         self.watched: list[tuple[Version, int]] = []
         self.digests: list[int] | None = None
 
     def keep(self, arrays: list[Any], saved: Any, versions: Sequence[Version | None], own: Version) -> None:
-        """Hold on to what the derivatives read. `saved` is the result, at version `own`, or what the primitive kept."""
+        """Keep what the derivatives read. `saved` is the result, at version `own`, or what the primitive kept."""
         primitive, watched = self.primitive, self.watched
         held: list[Any] = [None] * len(arrays)
         if primitive.keeps:
@@ -115,12 +115,12 @@ class GraphNode:
             self.digests = self._digest()
 
     def release(self) -> None:
-        """Let go of everything: the node cannot be walked again."""
+        """Drop everything: the node cannot be walked again."""
         self.arrays = self.saved = None
         self.watched = []
 
     def check(self) -> list[Any]:
-        """Return the kept arguments; raise RuntimeError where they are gone or no longer what they were."""
+        """Return the kept arguments; raise RuntimeError if they are gone or no longer what they were."""
         if self.arrays is None:
             raise RuntimeError(
                 f"the graph was already released at {self.primitive.name!r}: "
@@ -128,12 +128,12 @@ class GraphNode:
             )
         for version, seen in self.watched:
             if version.count != seen:
-                self._blame(f"it is at version {version.count}, expected {seen}")
+                self._raise_changed(f"it is at version {version.count}, expected {seen}")
         if self.digests is not None and self.digests != self._digest():
-            self._blame("its contents differ")
+            self._raise_changed("its contents differ")
         return self.arrays
 
-    def _blame(self, evidence: str) -> None:
+    def _raise_changed(self, evidence: str) -> None:
         raise RuntimeError(
             f"an array that the gradient of {self.primitive.name!r} needs, result shape {self.shape}, was changed "
             f"in place: {evidence}; compute a new tensor instead, or change a copy"
@@ -144,12 +144,12 @@ class GraphNode:
         return [zlib.crc32(each.tobytes()) for each in held if isinstance(each, np.ndarray)]
 
 
-#: What stands for an argument in the graph.
+#: An argument in the graph.
 Parent = GraphNode | Leaf | None
 
 
 def needed(primitive: Primitive, parents: Sequence[Parent]) -> Iterable[int]:
-    """Return the indices, perhaps more than once, of what the derivatives that are wanted read."""
+    """Return the indices, perhaps repeated, of what the wanted derivatives read."""
     if primitive.reads is None:
         return (*range(len(parents)), RESULT)
     return [
@@ -179,7 +179,7 @@ def enable_grad() -> Iterator[None]:
 
 @contextmanager
 def detect_in_place() -> Iterator[None]:
-    """Digest every kept array, so that `backward` also finds writes that go past `Tensor`, straight into an ndarray.
+    """Digest every kept array, so that `backward` also finds writes that bypass `Tensor`, straight into an ndarray.
 
     For debugging: it reads all arrays once more in each direction.
     """
@@ -192,7 +192,7 @@ def detect_in_place() -> Iterator[None]:
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[None]:
-    """Let `observer` call every primitive and derivative inside: what it returns is taken for their result."""
+    """Let `observer` call every primitive and derivative inside: what it returns counts as their result."""
     token = observing.set(observer)
     try:
         yield
@@ -201,7 +201,7 @@ def observe(observer: Observer) -> Iterator[None]:
 
 
 def record(primitive: Primitive, parents: list[Parent], options: dict[str, Any], result: Array) -> GraphNode | None:
-    """Return the node of a result; None where no argument that has a derivative wants a gradient."""
+    """Return the node of a result; None if no argument that has a derivative wants a gradient."""
     derivatives = primitive.derivatives
     if isinstance(derivatives, tuple) and None in derivatives:
         parents = [parent if derivative else None for parent, derivative in zip(parents, derivatives, strict=True)]
@@ -220,7 +220,7 @@ def backward(
     """Add to each leaf under `root` its gradient, given that of `root`.
 
     The sums are taken in one fixed order, latest use first, so that the bits depend on the graph alone. With
-    `retain_graph=False` every node lets go of its arrays once they are used: their memory serves the rest of the walk.
+    `retain_graph=False` every node drops its arrays once they are used: their memory serves the rest of the pass.
     """
     if isinstance(root, Leaf):
         root.accumulate(gradient)
@@ -248,7 +248,7 @@ def backward_over(nodes: list[GraphNode], gradient: Array, retain_graph: bool, o
 
 
 def _leaves(nodes: list[GraphNode]) -> Iterator[Leaf]:
-    """Yield the leaves that nodes hand gradients to, one that is used more than once as often as that."""
+    """Yield the leaves that nodes pass gradients to, each as often as it is used."""
     return (parent for node in nodes for parent in node.parents if type(parent) is Leaf)
 
 
@@ -265,7 +265,7 @@ def latest_first(root: GraphNode) -> list[GraphNode]:
 
 
 def _propagate(node: GraphNode, upstream: Array, pending: dict[GraphNode, Array], owned: set[GraphNode]) -> None:
-    """Hand `upstream`, the gradient of the node's result, on to the node's parents."""
+    """Pass `upstream`, the gradient of the node's result, on to the node's parents."""
     arrays = node.check()
     primitive, saved, options = node.primitive, node.saved, node.options
     derivatives = primitive.derivatives
@@ -300,7 +300,7 @@ def _observed(primitive: Primitive, observer: Observer) -> Any:
 
 
 def _add(gradient: Array, node: GraphNode, pending: dict[GraphNode, Array], owned: set[GraphNode]) -> None:
-    """Add to what the node has got so far. The first gradient may be somebody else's array: only a sum is ours."""
+    """Add to what the node has received so far. The first gradient may be another owner's array: only a sum is ours."""
     known = pending.get(node)
     if known is None:
         pending[node] = gradient

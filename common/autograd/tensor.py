@@ -23,7 +23,7 @@ from common.autograd.primitives import activation, elementwise, indexing, linear
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.primitives.reduction import Axis
 
-#: What goes into a primitive as it is. Python numbers stay so: NumPy then lets the array decide the dtype (NEP 50).
+#: Types that primitives take as they are. With Python numbers, NumPy lets the array decide the dtype (NEP 50).
 _PLAIN = frozenset({np.ndarray, float, int, bool, type(None)})
 
 #: Types, not their subclasses: `np.float64` is a `float`.
@@ -45,7 +45,7 @@ class Tensor:
     __array_ufunc__ = None
 
     _data: Array
-    #: None where no gradient is wanted; a Leaf if the tensor was made, a Node if it was computed.
+    #: None if no gradient is wanted; a Leaf if the tensor was created, a GraphNode if it was computed.
     _node: Parent
     #: Shared with every view of the same memory that a primitive made.
     _version: Version
@@ -59,7 +59,7 @@ class Tensor:
 
     @staticmethod
     def _apply(primitive: Primitive, *operands: Any, **options: Any) -> "Tensor":
-        """Compute the primitive on tensors, arrays and numbers, and record it where a gradient is wanted."""
+        """Compute the primitive on tensors, arrays and numbers, and record it if a gradient is wanted."""
         arrays: list[Any] = []
         parents: list[Parent] = []
         versions: list[Version | None] = []
@@ -132,17 +132,17 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether the tensor was made and not computed from others that require a gradient."""
+        """Whether the tensor was created and not computed from others that require a gradient."""
         return type(self._node) is not GraphNode
 
     @property
     def grad_fn(self) -> GraphNode | None:
-        """The place in the graph of a computed tensor."""
+        """The node of a computed tensor."""
         return self._node if type(self._node) is GraphNode else None
 
     @property
     def leaf(self) -> Leaf | None:
-        """Where a tensor that was made, and requires a gradient, gets it."""
+        """The leaf of a tensor that was created and requires a gradient."""
         return self._node if type(self._node) is Leaf else None
 
     @property
@@ -226,7 +226,7 @@ class Tensor:
         return np.array(self.numpy(), dtype, copy=copy)
 
     def item(self) -> Any:
-        """Return the only element as a Python number; raise ValueError where there are more or none."""
+        """Return the only element as a Python number; raise ValueError if there are more or none."""
         return self._data.item()
 
     def tolist(self) -> Any:
@@ -501,7 +501,7 @@ class Tensor:
 
 
 def apply(primitive: Primitive, *operands: Any, **options: Any) -> Tensor:
-    """Compute a primitive on tensors, arrays and numbers, and record it where a gradient is wanted."""
+    """Compute a primitive on tensors, arrays and numbers, and record it if a gradient is wanted."""
     return Tensor._apply(primitive, *operands, **options)
 
 
@@ -538,7 +538,7 @@ def _as_array(data: Any, dtype: DTypeLike | None = None) -> Array:
     if array.dtype.kind not in "fiub":
         raise TypeError(f"a tensor cannot hold {data!r}, dtype {array.dtype}: expected floats, integers or bools")
     if dtype is None and array.dtype.kind != "b" and type(data) in _TYPED_BY_HAND:
-        # As PyTorch: what is typed by hand has single precision, what comes from NumPy keeps its own.
+        # As PyTorch: numbers typed by hand have single precision, arrays from NumPy keep theirs.
         dtype = np.float32
     return np.asarray(array, dtype)
 
@@ -558,7 +558,7 @@ def _require_floating(array: Array) -> None:
 
 
 def _matching(gradient: Any, array: Array, name: str) -> Array:
-    """Return `gradient` as an array; raise ValueError where its shape or dtype is not that of `array`."""
+    """Return `gradient` as an array; raise ValueError if its shape or dtype is not that of `array`."""
     found: Array = np.asarray(gradient)
     if found.shape != array.shape or found.dtype != array.dtype:
         raise ValueError(

@@ -21,7 +21,7 @@ class Dataset:
     images: NDArray[Any]
     #: Classes, int64 in [0, classes): one per sample, (n,), or one per token, (n, t). Or numbers, float32 (n, targets).
     labels: NDArray[Any]
-    #: 0 where labels are real numbers.
+    #: 0 if labels are real numbers.
     classes: int
 
     def __post_init__(self) -> None:

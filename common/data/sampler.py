@@ -1,4 +1,4 @@
-"""Which samples a micro-batch or a chunk of an evaluation uses (rule R3): arithmetic, so that it is nobody's state."""
+"""Which samples a micro-batch or a chunk of an evaluation uses (rule R3): pure arithmetic, no state."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Writes a file so that its name always leads to a whole one, the old or the new; knows nothing of what is in it."""
+"""Writes a file so that its name always leads to a complete one, the old or the new."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -12,11 +12,11 @@ Sync = Callable[[int], None]
 def write_atomically(path: Path, parts: Iterable[bytes | memoryview], sync: Sync = os.fsync) -> None:
     """Replace the file at `path` by the bytes of `parts`, which are C-contiguous, one after the other.
 
-    When this returns, the file outlives a loss of power. A failure leaves the old file, and nothing beside it; raises
-    OSError where the folder cannot be written to or is full. Only where the last act fails, which makes the new name
-    outlive a loss of power as well, the new file is there, whole.
+    When this returns, the file outlives a loss of power. A failure leaves only the old file; raises
+    OSError if the folder cannot be written to or is full. Only if the last step fails, which makes the new name
+    durable as well, the new file is there, complete.
     """
-    # Beside the file: a rename is atomic within one file system only. The process id keeps two writers apart.
+    # In the same folder: a rename is atomic within one file system only. The process id keeps two writers apart.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:

@@ -1,4 +1,4 @@
-"""Decodes JSON that lay in a file, where anybody may have changed it: one kind of error, whatever is wrong with it."""
+"""Decodes JSON from files, which anybody may have changed: with one kind of error, whatever is wrong."""
 
 from functools import cache
 from typing import Any, TypeVar, overload
@@ -15,10 +15,10 @@ def decode(data: bytes | memoryview | str, kind: type[T]) -> T: ...
 @overload
 def decode(data: bytes | memoryview | str, kind: object) -> Any: ...
 def decode(data: bytes | memoryview | str, kind: Any) -> Any:
-    """Return what JSON says, as a value of that kind; `msgspec.DecodeError`, in one line, where it says nothing such.
+    """Decode JSON as a value of that kind; raises `msgspec.DecodeError`, in one line.
 
-    By itself msgspec raises three more: for bytes that are no UTF-8, for halves of surrogates, and for objects nested
-    deeper than Python's calls may be.
+    By itself msgspec raises three more: for bytes that are not UTF-8, for lone surrogates, and for objects nested
+    deeper than Python's recursion limit.
     """
     decoder = _decoder(kind)
     try:
@@ -37,5 +37,5 @@ def convert(value: object, kind: type[T]) -> T:
 
 @cache
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    # Made once for each kind, since a ledger has many lines.
+    # Created once per kind, since a ledger has many lines.
     return msgspec.json.Decoder(kind)

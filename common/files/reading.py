@@ -1,4 +1,4 @@
-"""Opens files for reading as far as they are files of a length that we take; knows nothing of what is in them.
+"""Opens regular files up to a given length for reading.
 
 A path may come from a job, and a job from another machine: a device never ends, a pipe holds its reader for ever.
 """
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 def open_regular(path: Path, most_bytes: int) -> io.BufferedReader:
-    """Return a regular file, open for reading; OSError where it is none, or is longer than that."""
+    """Return a regular file, open for reading; OSError if it is not one or is longer than that."""
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "its name has a null in it", str(path))
     # Not blocking, since to open a pipe waits for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _demand_file(path, os.fstat(descriptor), most_bytes)
+        _check_regular(path, os.fstat(descriptor), most_bytes)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -30,10 +30,10 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def _demand_file(path: Path, found: os.stat_result, most_bytes: int) -> None:
+def _check_regular(path: Path, found: os.stat_result, most_bytes: int) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     if found.st_size > most_bytes:
         raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, above {most_bytes}", str(path))

@@ -1,4 +1,4 @@
-"""Reads and writes safetensors files, strictly; it knows nothing of models, layouts or runs.
+"""Reads and writes safetensors files, strictly; knows no models, layouts or runs.
 
 The format (https://github.com/huggingface/safetensors): the header's length as a little-endian uint64, a JSON object
 {name: {dtype, shape, data_offsets}} with text under "__metadata__", and the arrays' bytes without gap or overlap. Every
@@ -22,7 +22,7 @@ from common.files.atomic import write_atomically
 from common.files.reading import open_regular
 from common.files.sanitize import one_line
 
-#: Bytes of a file: as much as a vector of weights, and the optimizer's beside it, may have.
+#: Bytes of a file: the most that a vector of weights with its optimizer state may have.
 MAX_FILE_BYTES = 2**36
 #: The format allows 100 MB; ten thousand arrays need one. What a parser makes of a header may take fifty times as much.
 MAX_HEADER_BYTES = 2**20
@@ -52,7 +52,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the header says of one array; offsets are bytes from the end of the header."""
+    """The header's entry of one array; offsets are bytes from the end of the header."""
 
     dtype: str
     shape: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
@@ -92,7 +92,7 @@ def parts_of(
 def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Return the arrays in the order of their bytes, which they share and which may be written to, and the metadata.
 
-    Raises FileFormatError where the file cannot be read or is not one that `write` or another strict writer made.
+    Raises FileFormatError if the file cannot be read or is not one that `write` or another strict writer made.
     """
     try:
         with open_regular(path, MAX_FILE_BYTES) as file:
@@ -125,7 +125,7 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, _Entr
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: {_METADATA!r} of the header: {_lowered(error)}") from None
     entries = {name: _entry(path, name, value) for name, value in header.items()}
-    _demand_each_once(path, text)
+    _check_unique_keys(path, text)
     return entries, metadata
 
 
@@ -139,8 +139,8 @@ def _parse(path: Path, text: bytes) -> dict[str, msgspec.Raw]:
         raise FileFormatError(f"{path}: header: {_lowered(error)}: expected one JSON object, each key once") from None
 
 
-def _demand_each_once(path: Path, text: bytes) -> None:
-    """Demand that no key of a header, or of what is in it, stands there twice; it is one, and so is not deep."""
+def _check_unique_keys(path: Path, text: bytes) -> None:
+    """Raise FileFormatError if a key occurs twice in a header or in an object within it."""
     try:
         json.loads(text, object_pairs_hook=_without_duplicates)
     except ValueError as error:
@@ -188,7 +188,7 @@ def _check_layout(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
         covered = end
     if covered != size:
         what = "truncated" if covered > size else "too long"
-        raise FileFormatError(f"{path}: {what}: {size} bytes of data: expected {covered}, as its header says")
+        raise FileFormatError(f"{path}: {what}: {size} bytes of data: expected {covered}, as in its header")
 
 
 def _array(path: Path, name: str, entry: _Entry, data: NDArray[np.uint8]) -> NDArray[Any]:

@@ -1,17 +1,17 @@
-"""Texts of others as text: what a peer or a file says can neither move a cursor, nor begin a line, nor fill a screen.
+"""Makes texts from peers and files safe to print: they cannot move the cursor, begin a line or fill the screen.
 
-Knows nothing of who says what. Whoever shows a text, or puts it into one of ours, takes it through here.
+Every such text that is shown, or that becomes a part of one of ours, passes through here.
 """
 
-#: Characters of a text that is a part of one of our lines.
+#: Most characters of a foreign text within one of our lines.
 LINE_LIMIT = 500
 
 
 def one_line(text: str, limit: int = LINE_LIMIT) -> str:
-    """Return a text on one line: what cannot be printed is escaped, and one longer than `limit` loses its middle.
+    """Return a text on one line: unprintable characters are escaped, and one longer than `limit` loses its middle.
 
-    Not printable are control characters, ANSI's escapes among them, line ends, spaces but the usual one, what turns the
-    direction of writing, and halves of surrogates: `str.isprintable` goes by Unicode's categories.
+    Unprintable are control characters including ANSI escapes, line ends, spaces other than the usual one, marks of the
+    writing direction, and lone surrogates: `str.isprintable` follows Unicode's categories.
     """
     if not text.isprintable():
         # Cut first, so that a text of a megabyte costs no more than what is shown of it.
@@ -22,13 +22,13 @@ def one_line(text: str, limit: int = LINE_LIMIT) -> str:
 def indented(text: str) -> str:
     """Return a text of several lines, each as `one_line` has it, with two spaces before it.
 
-    A log is read line by line, by people and by us: what comes from elsewhere begins none.
+    Logs are read line by line, by people and by programs: a foreign text must not begin a line.
     """
     return "\n".join(f"  {one_line(line.expandtabs())}".rstrip() for line in text.split("\n"))
 
 
 def printable(text: str) -> str:
-    """Return a text of several lines as it is shown: each as `one_line` has it, as long as it is."""
+    """Return a text of several lines for printing, each as `one_line` returns it, without a limit."""
     if text.isprintable():
         return text
     # The longest escape has ten characters.

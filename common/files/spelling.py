@@ -5,6 +5,6 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)`, empty where nothing is near."""
+    """Return ` (did you mean 'x'?)`, empty if nothing is near."""
     found = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,7 +1,7 @@
-"""What a job's loss makes of a model's outputs: a sum of losses, and how many are right. Pure; holds no state.
+"""The loss of a job: a sum of losses of a model's outputs, and how many are right. Pure; holds no state.
 
 A loss compares a sample's outputs with its *targets*: one class, a class for each place of a sequence, or real numbers.
-Targets are what is counted, so that a mean is one over targets: over the characters of a text, not over its pieces.
+Targets are what is counted, so that a mean is one over targets: over the characters of a text, for example.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from common.job.tally import Tally
 
 @dataclass(frozen=True)
 class Objective:
-    """What is made as small as it can be."""
+    """The function that is minimised."""
 
     loss: str = "cross-entropy"
     label_smoothing: float = 0.0
@@ -44,11 +44,11 @@ class Objective:
         return outputs.reshape(-1, outputs.shape[-1]) if outputs.ndim == 3 and not self.is_regression else outputs
 
     def training_loss(self, outputs: Tensor, targets: Array, reduction: str = "sum") -> Tensor:
-        """Return the losses of outputs, added up, or their mean over the targets, to be walked back from."""
+        """Return the losses of outputs, summed, or their mean over the targets, as a tensor with a gradient."""
         return self._loss(outputs, targets, self.label_smoothing, reduction)
 
     def test_loss(self, outputs: Tensor, targets: Array) -> Tensor:
-        """Return the sum of losses without what is for training alone: smoothed labels."""
+        """Return the sum of losses without label smoothing, which is for training only."""
         return self._loss(outputs, targets, 0.0, "sum")
 
     def _loss(self, outputs: Tensor, targets: Array, smoothing: float, reduction: str) -> Tensor:
@@ -63,13 +63,13 @@ class Objective:
         return Tally(float(loss), self.correct(outputs, targets), targets.size)
 
     def correct(self, outputs: Array, targets: Array) -> int:
-        """Return how many classes are told rightly; 0 where there are none."""
+        """Return how many classes are predicted correctly; 0 for a regression."""
         if self.is_regression:
             return 0
         return int(np.count_nonzero(self.rows(outputs).argmax(axis=1) == targets))
 
     def check_labels(self, data: Dataset) -> None:
-        """Raise `DataError` where the labels are real numbers and the loss is one of classes."""
+        """Raise `DataError` if the labels are real numbers and the loss is one of classes."""
         if not self.is_regression and not data.classes:
             raise DataError(
                 "the labels are real numbers, and loss = 'cross-entropy' needs classes: expected integers, as of "
@@ -77,20 +77,23 @@ class Objective:
             )
 
     def check_fit(self, data: Dataset, output_shape: tuple[int, ...]) -> None:
-        """Raise `ModelError` where the model's output for two samples of `data` is not what the loss compares."""
+        """Raise `ModelError` if the model's output for two samples of `data` is not what the loss compares."""
         labels = data.labels.shape[1:]
         if self.is_regression:
-            expected, told = (2, data.targets), f"one number for each of {data.targets} targets, as loss = 'mse' needs"
+            expected, meaning = (
+                (2, data.targets),
+                f"one number for each of {data.targets} targets, as loss = 'mse' needs",
+            )
         else:
-            expected, told = (2, *labels, data.classes), f"one number for each of {data.classes} classes"
+            expected, meaning = (2, *labels, data.classes), f"one number for each of {data.classes} classes"
         if output_shape != expected:
             raise ModelError(
                 f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
-                f"expected {expected}, {told}; change the last layer"
+                f"expected {expected}, {meaning}; change the last layer"
             )
 
     def guess(self, data: Dataset) -> float | None:
-        """Return the loss of who always answers with the targets' mean, by which R² is measured; None for classes."""
+        """Return the loss of always predicting the targets' mean, against which R² is measured; None for classes."""
         if not self.is_regression:
             return None
         targets = self.targets(data.labels).astype(np.float64)

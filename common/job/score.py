@@ -6,7 +6,7 @@ from common.job.tally import Tally
 
 
 class Guess(NamedTuple):
-    """The mean squared error of who always answers with the targets' mean: over the training set, and the test set."""
+    """The mean squared error of always predicting the targets' mean, over the training set and the test set."""
 
     train: float
     test: float
@@ -20,7 +20,7 @@ class Score(NamedTuple):
     #: The coefficient of determination: the share of the targets' variance that is explained, at most 1.
     r2: float | None
 
-    def told(self) -> str:
+    def text(self) -> str:
         """Return the number without its name."""
         return f"{self.accuracy:.2%}" if self.accuracy is not None else f"{self.r2 or 0.0:.4f}"
 

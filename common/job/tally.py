@@ -1,4 +1,4 @@
-"""What is counted beside the gradients of some samples: adds up over the same tree as they do."""
+"""What is counted along with the gradients of some samples; it is summed over the same tree."""
 
 import struct
 from collections.abc import Sequence
@@ -29,5 +29,5 @@ class Tally:
 
 
 def pack_losses(losses: Sequence[float]) -> bytes:
-    """Return sums of losses, one a piece, as little-endian float32: the bits that the pieces came to."""
+    """Return the loss sums of micro-batches as little-endian float32: the bits that they computed."""
     return struct.pack(f"<{len(losses)}f", *losses)

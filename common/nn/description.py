@@ -46,7 +46,7 @@ def is_describable(kind: type[Module]) -> bool:
 def describe(module: Module) -> Description:
     """Return the description of `module` as it is now; arguments that equal their defaults are left out.
 
-    ModelError where a class is not Lockstep's own, or where a module with state is used in two places (two would be
+    ModelError if a class is not Lockstep's own, or where a module with state is used in two places (two would be
     built).
     """
     places: dict[int, str] = {}
@@ -61,7 +61,7 @@ def describe(module: Module) -> Description:
 
 
 def build(description: Mapping[str, Any], *, most_values: int = MAX_VALUES) -> Module:
-    """Return a new module, with parameters from the default generator; ModelError says what is wrong with the data.
+    """Return a new module, with parameters from the default generator; ModelError explains what is wrong with the data.
 
     Nothing is built of a description that comes to more than `most_values` values.
     """
@@ -81,7 +81,7 @@ def _describe(module: Module, name: str) -> Description:
         where = f"the module at {name!r}" if name else "the model"
         raise ModelError(
             f"{where} is a {kind.__qualname__}, which cannot be described: expected only classes of lockstep.nn; "
-            "give a model of your own as path/to/file.py:function"
+            "give your own model as path/to/file.py:function"
         )
     if isinstance(module, Sequential | ModuleList):
         return {"class": kind.__name__, "args": _children(module, name), "kwargs": {}}
@@ -106,7 +106,7 @@ def _arguments(module: Module) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return an argument as data. A `bias` is a parameter or None where the argument was True or False."""
+    """Return an argument as data. A `bias` is a parameter or None if the argument was True or False."""
     if value is None or isinstance(value, Parameter):
         return value is not None
     return list(value) if isinstance(value, tuple) else value
@@ -169,7 +169,7 @@ def _named_children(args: list[Any], depth: int) -> dict[str, Module]:
 
 def _argument(value: object) -> object:
     if isinstance(value, Mapping):
-        raise TypeError(f"{_shown(value)} is no argument of a layer: expected a number, text, bool or list")
+        raise TypeError(f"{_shown(value)} is not an argument of a layer: expected a number, text, bool or list")
     return tuple(value) if isinstance(value, list) else value
 
 

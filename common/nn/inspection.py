@@ -1,4 +1,4 @@
-"""Finds the layer where numbers go wrong; changes nothing in the model it looks at."""
+"""Finds the layer where numbers go wrong; leaves the model as it is."""
 
 import copy
 
@@ -13,7 +13,7 @@ def first_nonfinite_layer(model: Module, x: Tensor) -> str | None:
     """Return which module's output is the first, in order of execution, to hold a NaN or an infinity.
 
     As `"3.1 (Linear)"`; `"the input"` where x is not finite itself, the bare class where only the model's own output is
-    not, None where all are finite. Runs forward once on a copy, in the mode that the model is in: running statistics
+    not, None if all are finite. Runs forward once on a copy, in the mode that the model is in: running statistics
     and the generators of dropout stay as they are, so the call repeats just what a failed forward did if the model has
     been reseeded as then.
     """
@@ -21,13 +21,13 @@ def first_nonfinite_layer(model: Module, x: Tensor) -> str | None:
         return "the input"
     found: list[str] = []
 
-    def look(name: str, module: Module, output: object) -> None:
+    def record(name: str, module: Module, output: object) -> None:
         if not found and not _is_finite(output):
             kind = type(module).__name__
             found.append(f"{name} ({kind})" if name else kind)
 
     probe = copy.deepcopy(model)
-    with no_grad(), np.errstate(all="ignore"), probe.observe_outputs(look):
+    with no_grad(), np.errstate(all="ignore"), probe.observe_outputs(record):
         probe(x)
     return found[0] if found else None
 

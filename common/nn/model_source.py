@@ -1,7 +1,7 @@
 """From a job's `model` value to a Module: a name, a description as data, or the user's own `path/to/file.py:function`.
 
-Two processes have the same model if the file's digests agree. That is why the file stands alone: its folder is not on
-the import path, since what it imported from there could differ unnoticed.
+Two processes have the same model if the file's digests agree. Therefore the file must be self-contained: its
+folder is not on the import path, since what it imported from there could differ unnoticed.
 """
 
 import difflib
@@ -38,7 +38,7 @@ class ModelFile:
         return hashlib.sha256(self.source).hexdigest()
 
     def build(self) -> Module:
-        """Run the file and call its function; ModelError where either raises or no Module comes back."""
+        """Run the file and call its function; ModelError if either raises or no Module comes back."""
         function = self._function_of(self._run())
         try:
             model = function()
@@ -80,7 +80,7 @@ class ModelFile:
 
 
 def read_model_file(name: str) -> ModelFile:
-    """Read the file of `path/to/file.py:function`; ModelError where the name is no such pair or the file is missing."""
+    """Read the file of `path/to/file.py:function`; ModelError if the name is malformed or the file is missing."""
     path, _, function = name.rpartition(":")
     if not path or not function.isidentifier():
         raise ModelError(f"model {name!r} names no function in a file: expected path/to/file.py:function")
@@ -88,12 +88,12 @@ def read_model_file(name: str) -> ModelFile:
 
 
 def load_model(name: str) -> Module:
-    """Build the model that `path/to/file.py:function` names; ModelError, one line, says what is wrong with it."""
+    """Build the model that `path/to/file.py:function` names; ModelError, one line, explains what is wrong with it."""
     return read_model_file(name).build()
 
 
 def source_digest(path: str | Path) -> str:
-    """Return SHA-256 of the file's bytes, hexadecimal; ModelError where it cannot be read."""
+    """Return SHA-256 of the file's bytes, hexadecimal; ModelError if it cannot be read."""
     return hashlib.sha256(_read(Path(path))).hexdigest()
 
 

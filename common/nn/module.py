@@ -29,8 +29,8 @@ _REPEATABLE: set[type["Module"]] = set()
 class Parameter(Tensor):
     """A `Tensor` that a `Module` registers when it is assigned to one of its attributes.
 
-    `.data` is float32 unless float64 is given. It may be made a view into a flat vector at any time, so whoever changes
-    a parameter's values writes into `.data` and never replaces it.
+    `.data` is float32 unless float64 is given. It may become a view into a flat vector at any time: to change a
+    parameter's values, write into `.data` and never replace it.
     """
 
     __slots__ = ()
@@ -110,7 +110,7 @@ class Module:
         return 0
 
     def extra_repr(self) -> str:
-        """Return what stands between the brackets of `repr`, on one line."""
+        """Return the text between the brackets of `repr`, on one line."""
         return ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -135,7 +135,7 @@ class Module:
     # What the module consists of
 
     def add_module(self, name: str, module: "Module") -> None:
-        """Register `module` under a name that need not be an identifier, as `"0"`; KeyError where it is taken."""
+        """Register `module` under a name that need not be an identifier, as `"0"`; KeyError if it is taken."""
         if not name or "." in name or name in dir(self):
             raise KeyError(f"{name!r} cannot name a module: expected a name without dots that is not taken yet")
         setattr(self, name, module)

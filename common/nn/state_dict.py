@@ -1,4 +1,4 @@
-"""Copies a state dict into a module's arrays, all of it or nothing; has not heard of modules."""
+"""Copies a state dict into a module's arrays, all of it or nothing; does not know modules."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ _COUNTER = "num_batches_tracked"
 
 
 class IncompatibleKeys(NamedTuple):
-    """What `load_state_dict(strict=False)` passed over."""
+    """What `load_state_dict(strict=False)` ignored."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -23,7 +23,7 @@ def load(
     """Copy `given` into the arrays of `own` that have the same names; `owner` is what the error calls them.
 
     Raises RuntimeError, before anything is copied, that names every key whose shape differs and, if `strict`, every
-    key that only one side has; TypeError where values are no numbers. PyTorch's `num_batches_tracked` is passed over.
+    key that only one side has; TypeError if values are not numbers. PyTorch's `num_batches_tracked` is ignored.
     """
     missing = [key for key in own if key not in given]
     unexpected = [key for key in given if key not in own and not is_counter(key, own)]
@@ -44,7 +44,7 @@ def load(
 
 
 def is_counter(key: str, own: Mapping[str, object]) -> bool:
-    """Tell whether a key is that of PyTorch's count of batches, beside a running mean of our own."""
+    """Tell whether a key is that of PyTorch's count of batches, next to a running mean of ours."""
     prefix, name = key[: -len(_COUNTER)], key[-len(_COUNTER) :]
     return name == _COUNTER and prefix + "running_mean" in own
 

@@ -19,7 +19,7 @@ class LoadedBlas:
     suffix: str
 
     def function(self, name: str) -> Callable[..., object] | None:
-        """Return an exported function by its plain OpenBLAS name, None where it is not exported."""
+        """Return an exported function by its plain OpenBLAS name, None if it is not exported."""
         return getattr(self.library, f"{self.prefix}openblas_{name}{self.suffix}", None)
 
 
@@ -46,7 +46,7 @@ def limit_blas_threads() -> None:
 
 
 def blas_threads() -> int:
-    """Return the number of threads of the loaded BLAS, 0 where it does not say."""
+    """Return the number of threads of the loaded BLAS, 0 if it does not report them."""
     blas = loaded_blas()
     getter = blas.function("get_num_threads") if blas else None
     threads = getter() if getter is not None else 0

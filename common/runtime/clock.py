@@ -23,7 +23,7 @@ class SystemClock:
 
 @dataclass
 class ManualClock:
-    """Time that moves only when told: for simulations and tests."""
+    """Time that moves only by `advance`: for simulations and tests."""
 
     #: Seconds; only ever grows.
     seconds: float = field(default=0.0)

@@ -1,6 +1,6 @@
-"""Holding interrupts back while books are written that must agree with one another.
+"""Defers interrupts while state is changed that must stay consistent.
 
-By Python's own handlers and not by the mask of signals: the system may give a signal to any thread of a process.
+By Python's own handlers and not by the signal mask: the system may deliver a signal to any thread of a process.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass
 class _Hold:
-    """How many contexts hold interrupts back, and whether one came: the main thread's alone, as signals are."""
+    """How many contexts defer interrupts, and whether one came. For the main thread only, as signals are."""
 
     depth: int = 0
     has_come: bool = False
@@ -20,7 +20,7 @@ _hold = _Hold()
 
 
 def interrupt() -> None:
-    """Raise `KeyboardInterrupt`, at the end of `held_back` where that is entered: for the handlers of signals."""
+    """Raise `KeyboardInterrupt`, at the end of `held_back` if inside it: for signal handlers."""
     if _hold.depth:
         _hold.has_come = True
     else:
@@ -29,7 +29,7 @@ def interrupt() -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let an interrupt wait for the end of the context; to be short: nobody waits for long on Ctrl-C."""
+    """Defer an interrupt to the end of the context, which must be short: nobody waits long after Ctrl-C."""
     _hold.depth += 1
     try:
         yield

@@ -1,4 +1,4 @@
-"""Keeps freed memory for the next step: pages fresh from the system are the dearest thing in NumPy training."""
+"""Keeps freed memory for the next step: fresh pages from the system are the most expensive thing in NumPy training."""
 
 import ctypes
 import sys
@@ -6,7 +6,7 @@ import sys
 #: glibc's `mallopt` options (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
-#: Bytes of the largest block that comes from the heap, where it is used again: glibc's own limit for it on 64 bits.
+#: Bytes of the largest block from the heap, which reuses blocks: glibc's own limit on 64 bits.
 LARGEST = 32 << 20
 
 #: Bytes of free memory at the heap's top that are kept.
@@ -14,11 +14,11 @@ KEPT = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Let the allocator hand the arrays of one step to the next, for this process; return whether it could be told.
+    """Let the allocator hand the arrays of one step to the next, for this process; return whether it accepted that.
 
     glibc gives blocks of 128 KiB and more back to the system as soon as they are freed, and their successors arrive
-    page by page, zeroed. A step asks for the same sizes in the same order, so that what it freed fits: the arena that
-    other frameworks write is there already. An array that somebody keeps is simply not free.
+    page by page, zeroed. A step asks for the same sizes in the same order, so that what it freed fits: this is the
+    arena that other frameworks write themselves. An array that is still referenced is simply not free.
     """
     if sys.platform != "linux":
         return False

@@ -60,8 +60,8 @@ def epoch_line(epoch: EpochStatus, epochs: int) -> str:
     """Return a finished epoch as a line."""
     score, test = Score(epoch.accuracy, epoch.r2), Score(epoch.test_accuracy, epoch.test_r2)
     return (
-        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {score.name} {score.told()}  {_validation(epoch)}"
-        f"test {test.told()}  {epoch.wall_s:.1f} s"
+        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {score.name} {score.text()}  {_validation(epoch)}"
+        f"test {test.text()}  {epoch.wall_s:.1f} s"
     )
 
 
@@ -85,7 +85,7 @@ def figures(status: Status) -> str:
         return f"{status.phase}: {ready} of {status.min_workers} ready"
     score = Score(status.accuracy, status.r2)
     return (
-        f"loss {status.loss:.4f}  {score.name} {score.told()}  "
+        f"loss {status.loss:.4f}  {score.name} {score.text()}  "
         f"{status.images_per_s:,.0f} samples/s  {duration(status.eta_s)} left"
     )
 

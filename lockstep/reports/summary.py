@@ -40,9 +40,9 @@ def epochs_table(history: list[EpochRecord]) -> Table:
         table.add_row(
             str(epoch.epoch),
             f"{epoch.loss:.4f}",
-            Score(epoch.accuracy, epoch.r2).told(),
+            Score(epoch.accuracy, epoch.r2).text(),
             f"{epoch.test_loss:.4f}",
-            Score(epoch.test_accuracy, epoch.test_r2).told(),
+            Score(epoch.test_accuracy, epoch.test_r2).text(),
             f"{epoch.wall_s:.1f}",
         )
     return table
@@ -56,7 +56,7 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     score = Score(result.test_accuracy, result.test_r2)
     lines = [
         "",
-        f"{'test ' + score.name:<15} {score.told()}",
+        f"{'test ' + score.name:<15} {score.text()}",
         f"throughput      {result.images_per_s:,.0f} samples/s, {who}",
         f"time            {result.wall_s:.1f} s, of which training {result.train_s:.1f} s",
         f"weights sha256  {result.weights_sha256}",

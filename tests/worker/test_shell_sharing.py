@@ -90,7 +90,7 @@ def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path, name: str) 
     bench = SharingBench(tmp_path, tmp_path)
     (ready,) = bench.enter(msgspec.structs.replace(bench.welcome(), memory=name))
     assert isinstance(ready, Ready)
-    assert "is no name of a shared folder" in ready.obstacle
+    assert "is not the name of a shared folder" in ready.obstacle
     bench.sharing.close()
 
 

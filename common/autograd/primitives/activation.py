@@ -36,8 +36,8 @@ def _leaky_relu_derivative(gradient: Array, _: None, x: Array, negative_slope: f
 def _coefficients(dtype: np.dtype[np.floating]) -> tuple[float, Array]:
     """Return the bound beyond which erf rounds to 1, and the Chebyshev series of `erf(sqrt(t)) / sqrt(t)`.
 
-    That function of `t = x**2` is entire, so the series converges faster than any power; that it leaves the odd
-    factor x outside keeps the relative accuracy near 0. The values come from the C library.
+    That function of `t = x**2` is entire, so the series converges faster than any power; leaving out the odd
+    factor x keeps the relative accuracy near 0. The values come from the C library.
     """
     bound, degree = (4.0, 24) if dtype == np.float32 else (6.0, 56)
 

@@ -61,7 +61,7 @@ def _clip_derivative(gradient: Array, _: None, x: Array, low: Operand | None, hi
 def _dropout(x: Array, *, p: float, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return `x` times a mask of 0, with probability `p`, and 1 / (1 - p) (Srivastava et al. 2014, inverted), and it.
 
-    The numbers are drawn in logical order, one a sample after the other: neither the memory layout nor a cut of the
+    The numbers are drawn in logical order, one sample after the other: neither the memory layout nor a cut of the
     batch into blocks changes which elements are dropped.
     """
     if not 0.0 <= p <= 1.0:

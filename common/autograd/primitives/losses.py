@@ -1,7 +1,7 @@
 """Losses over a batch: a number with reduction "mean" or "sum", one loss a sample with "none".
 
-Class indices are integers of shape (batch,) beside logits (batch, classes), or (batch, ...) beside (batch, classes,
-...); a single sample is () beside (classes,), as in PyTorch.
+Class indices are integers of shape (batch,) for logits (batch, classes), or (batch, ...) for (batch, classes,
+...); a single sample is () for (classes,), as in PyTorch.
 """
 
 from functools import lru_cache

@@ -42,7 +42,7 @@ def _batch_norm(
 ) -> tuple[Array, _Standardised]:
     """Return (x - mean) / sqrt(var + eps) · weight + bias over the batch's own statistics (Ioffe & Szegedy 2015).
 
-    `x` (batch, channels, ...), `weight` and `bias` (channels,). Whoever has `batch_statistics(x)` already passes them
+    `x` (batch, channels, ...), `weight` and `bias` (channels,). A caller that has `batch_statistics(x)` passes them
     as `mean` and `var`, so that they are not computed twice; the gradient accounts for their dependence on `x` anyway.
     """
     if mean is None or var is None:

@@ -1,4 +1,4 @@
-"""What a primitive is: a function on plain arrays with its derivatives beside it. Has never heard of `Tensor`."""
+"""What a primitive is: a function on plain arrays, with its derivatives next to it. Does not know `Tensor`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class Primitive:
     """A differentiable function on arrays.
 
     `forward(*arrays, **options)` returns the result; with `keeps`, it returns `(result, saved)`. Each derivative gets
-    as `saved` that second value, or the result itself where the primitive keeps nothing else. A `None` in
-    `derivatives` marks an argument that has no gradient (integer indices). There is one entry an array argument; where
+    as `saved` that second value, or the result itself if the primitive keeps nothing else. A `None` in
+    `derivatives` marks an argument that has no gradient (integer indices). There is one entry per array argument; if
     their number varies (concatenate), `derivatives` is a single function of `(index, gradient, saved, *arrays)`.
 
-    `reads` tells for each derivative the indices of the arguments whose values it uses, with `RESULT` for the result
-    where nothing else is saved; `None` stands for all. A derivative gets `None` for whatever no derivative that is
-    wanted reads: the graph keeps no such array alive, and nobody is blamed for changing it in place.
+    `reads` has for each derivative the indices of the arguments whose values it uses, with `RESULT` for the result if
+    nothing else is saved; `None` means all. A derivative gets `None` for whatever no wanted derivative reads: the graph
+    keeps no such array alive, and it may be changed in place.
 
     `writes` are the indices of the arguments whose derivative takes `out=`, an array of the argument's shape and dtype
     which it fills and returns: a parameter's gradient then lands in its buffer without a copy.

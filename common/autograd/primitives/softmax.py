@@ -34,7 +34,7 @@ softmax = Primitive("softmax", _softmax, (_softmax_x,), reads=((RESULT,),))
 def _causal_softmax(x: Array) -> Array:
     """Return the softmax of each row over the columns up to its own: (..., t, s), row i of t sees s - t + i + 1 of s.
 
-    Others come out as 0, so that the derivative is that of softmax. Raises ValueError where a row would see nothing.
+    Others come out as 0, so that the derivative is that of softmax. Raises ValueError if a row would see nothing.
     """
     if x.ndim < 2 or x.shape[-2] > x.shape[-1]:
         raise ValueError(f"causal_softmax got shape {x.shape!r}, expected (..., t, s) with t up to s")

@@ -29,7 +29,7 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
     """Return the array of unsigned bytes in the IDX file at `path`, which must have this many dimensions.
 
-    The array is read-only. Raises DataError where the file cannot be
+    The array is read-only. Raises DataError if the file cannot be
     read, is of another kind, or is longer or shorter than its header says.
     """
     contents = _contents(path)
@@ -117,7 +117,7 @@ def _shape(path: Path, header: bytes | memoryview, dimensions: int) -> tuple[int
     if len(header) < 4 + 4 * dimensions:
         raise DataError(f"{path}: ends within its header: expected {dimensions} dimensions of 4 bytes each")
     shape = struct.unpack(f">{dimensions}I", header[4:])
-    # Sizes beside a 0 count as well: NumPy has no array of them.
+    # Sizes next to a 0 count as well: NumPy has no array of them.
     if math.prod(size or 1 for size in shape) > MAX_BYTES:
         raise DataError(f"{path}: its header claims {_times(shape)} values: expected at most {MAX_BYTES}")
     return shape

@@ -1,6 +1,6 @@
 """Reads arrays by name from an .npz file, which is a zip of .npy files; it knows nothing of what they mean.
 
-`numpy.load` allocates what an array's header claims before it looks at the data, and parses that header as Python; this
+`numpy.load` allocates what an array's header claims before it reads the data, and parses that header as Python; this
 checks the claim first, takes of the header three things only, and reads no pickles. Nor is an archive believed: its
 directory is bounded, since `zipfile` makes an object of each line, and members unpack to what they claim at most. The
 formats: numpy.lib.format (NEP 1) and PKWARE's APPNOTE.
@@ -43,9 +43,9 @@ _PLAIN_DTYPE = re.compile(r"'[<>|=]?[biuf][0-9]{1,2}'", re.ASCII)
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the arrays called `names`; what else is in the file is not looked at.
+    """Return the arrays called `names`; nothing else in the file is read.
 
-    Raises DataError where the file cannot be read, an array is missing, of a kind that needs pickle, or damaged.
+    Raises DataError if the file cannot be read, an array is missing, of a kind that needs pickle, or damaged.
     """
     try:
         with _Bounded(open_regular(path, MAX_BYTES).detach()) as file, zipfile.ZipFile(file) as archive:
@@ -54,8 +54,8 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}): expected an .npz file") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error) as error:
-        told = one_line(str(error))
-        raise DataError(f"{path}: damaged ({told}): expected an .npz file as numpy.savez writes it") from None
+        reason = one_line(str(error))
+        raise DataError(f"{path}: damaged ({reason}): expected an .npz file as numpy.savez writes it") from None
     except zlib.error as error:
         raise DataError(f"{path}: damaged ({error}): expected an .npz file; write it again") from None
 
@@ -78,7 +78,9 @@ def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[Any]
         entry = archive.getinfo(f"{name}.npy")
     except KeyError:
         there = ", ".join(sorted(other.removesuffix(".npy") for other in archive.namelist())[:10]) or "nothing"
-        raise DataError(f"{path}: no array {name!r}: expected it beside the others; it has {one_line(there)}") from None
+        raise DataError(
+            f"{path}: no array {name!r}: expected it next to the others; it has {one_line(there)}"
+        ) from None
     if entry.compress_type not in _METHODS:
         raise DataError(f"{path}: {name!r} is packed by method {entry.compress_type}: expected deflate, as by NumPy")
     if entry.file_size > min(MAX_BYTES, entry.compress_size * DEFLATE_RATIO):
@@ -108,7 +110,7 @@ def _read_header(stream: IO[bytes], path: Path, name: str) -> tuple[tuple[int, .
     if not _PLAIN_DTYPE.fullmatch(descr) or order not in ("True", "False") or not _SIZES.fullmatch(sizes):
         raise DataError(f"{path}: {name!r} has the header {one_line(text.strip(), 120)!r}: expected plain numbers")
     shape = tuple(int(size) for size in re.findall("[0-9]+", sizes))
-    # Sizes beside a 0 count as well: NumPy has no array of them.
+    # Sizes next to a 0 count as well: NumPy has no array of them.
     if len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) > MAX_BYTES:
         raise ValueError(f"{name!r} claims the shape {sizes}")
     return shape, order == "True", _dtype(descr.strip("'"))

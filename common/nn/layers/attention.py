@@ -18,11 +18,11 @@ from common.random import Purpose, default_generator
 
 @layer(repeatable=True)
 class MultiheadAttention(Module):
-    """Attention of each place of a sequence to all of it, by several heads: (n, t, embed_dim) to the same shape.
+    """Attention of each position of a sequence to all positions, by several heads: (n, t, embed_dim) to the same shape.
 
-    Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.2. With `is_causal` a place sees itself and
-    what is before it. PyTorch's `attention(x, x, x)` with `batch_first=True`, names and layouts of the weights too:
-    `in_proj_weight` (3·embed_dim, embed_dim) has the queries', the keys' and the values' rows, in this order.
+    Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.2. With `is_causal` a position sees only
+    itself and earlier ones. It is PyTorch's `attention(x, x, x)` with `batch_first=True`, with names and layouts of
+    the weights: `in_proj_weight` (3·embed_dim, embed_dim) has the rows of queries, keys and values, in this order.
     """
 
     in_proj_weight: Parameter
@@ -77,12 +77,12 @@ class MultiheadAttention(Module):
 
 @layer(repeatable=True)
 class TransformerEncoderLayer(Module):
-    """Attention, then two linear layers at each place, each with a way around: (n, t, d_model) to the same shape.
+    """Attention, then two linear layers per position, each with a residual: (n, t, d_model) to the same shape.
 
-    Vaswani et al., 2017, section 3.1; with `norm_first` the normalisation stands before each, which trains deeper nets
+    Vaswani et al., 2017, section 3.1; with `norm_first` the normalisation comes before each, which trains deeper nets
     without a warm-up (Xiong et al., "On layer normalization in the Transformer architecture", ICML 2020). `is_causal`
-    is that of `MultiheadAttention`. As PyTorch's layer with `batch_first=True`, but that dropout, where there is any,
-    leaves the attention's own weights alone.
+    is that of `MultiheadAttention`. As PyTorch's layer with `batch_first=True`, but dropout, if there is any, leaves
+    the attention weights alone.
     """
 
     def __init__(
@@ -141,5 +141,5 @@ class TransformerEncoderLayer(Module):
 
 
 def _dropout(p: float) -> Module:
-    """Return what drops, where anything is to be dropped: a model without it is known to do the same with any batch."""
+    """Return Dropout only if it is needed: a model without it is repeatable."""
     return Dropout(p) if p else Identity()

@@ -44,7 +44,7 @@ class Linear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype.kind != "f":
-            # NumPy would turn them into float64, and what stands for something into a size.
+            # NumPy would turn them into float64, and tokens into magnitudes.
             raise TypeError(f"Linear got {x.dtype} of shape {x.shape}: expected floats; put an Embedding before it")
         return F.linear(x, self.weight, self.bias)
 

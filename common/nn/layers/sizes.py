@@ -7,12 +7,12 @@ from typing import SupportsIndex
 
 
 def positive(value: SupportsIndex, what: str) -> int:
-    """Return `value` as an int; TypeError where it is no integer, ValueError below 1. `what` names it in the text."""
+    """Return `value` as an int; TypeError if it is not an integer, ValueError below 1. `what` names it in the text."""
     return _checked(value, what, at_least=1)
 
 
 def per_axis(value: SupportsIndex | Sequence[int], axes: int, what: str, at_least: int = 1) -> tuple[int, ...]:
-    """Return one number for each of `axes` axes; TypeError, ValueError where that cannot be or one is too small."""
+    """Return one number for each of `axes` axes; TypeError, ValueError if that cannot be or one is too small."""
     sizes = tuple(value) if isinstance(value, Sequence) else (value,) * axes
     if len(sizes) != axes:
         raise ValueError(f"{what} is {value!r}: expected one integer, or {axes} of them")

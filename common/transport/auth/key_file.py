@@ -1,4 +1,4 @@
-"""Files that hold a secret key: written once, for this user only, and read only where they are still that."""
+"""Files of secret keys: written once, for this user only, and read only if they are still private."""
 
 import os
 import re
@@ -12,10 +12,10 @@ from typing import Any
 from common.errors import KeyFileError
 from common.transport.auth.credentials import Z85_KEY, ClientKeys, KeyPair
 
-#: What a key may be called.
+#: Valid names of keys.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-#: More bytes than any file of keys has.
+#: Most bytes of a key file.
 MOST_BYTES = 4096
 
 _BANNER = "# A secret key of lockstep: whoever has it counts as {name}. Keep it readable for its user only.\n"
@@ -27,16 +27,16 @@ class SecretKey:
 
     name: str
     pair: KeyPair
-    #: The public key of the server that a worker speaks with; the server's own file has none.
+    #: The public key of the server that a worker talks to; empty in the server's own file.
     server: str = ""
 
     def client(self) -> ClientKeys:
-        """Return what a client shows with it; whoever has the server's own key speaks with that server."""
+        """Return what a client presents with it; with the server's own key, it talks to that server."""
         return ClientKeys(self.pair, self.server or self.pair.public)
 
 
 def write_secret(path: Path, key: SecretKey) -> None:
-    """Write a new file of mode 0600; KeyFileError, with nothing changed, where there is one already."""
+    """Write a new file of mode 0600; KeyFileError, with nothing changed, if the file exists."""
     lines = {"name": key.name, "public": key.pair.public, "secret": key.pair.secret}
     if key.server:
         lines["server"] = key.server
@@ -46,11 +46,11 @@ def write_secret(path: Path, key: SecretKey) -> None:
 
 
 def write_new(path: Path, text: str, mode: int) -> None:
-    """Write a file that was not there; KeyFileError, with nothing left, where that cannot be."""
+    """Write a new file; KeyFileError, with nothing left, if that fails."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     except FileExistsError:
-        raise KeyFileError(f"{str(path)!r} is there already: choose another name, or remove it first") from None
+        raise KeyFileError(f"{str(path)!r} exists already: choose another name, or remove it first") from None
     except OSError as error:
         raise KeyFileError(f"{str(path)!r} cannot be written: {error.strerror}") from None
     try:
@@ -65,7 +65,7 @@ def write_new(path: Path, text: str, mode: int) -> None:
 def read_secret(path: Path) -> SecretKey:
     """Return what a file of `write_secret` holds.
 
-    KeyFileError where it is missing, malformed, somebody else's, or where others may read or write it.
+    KeyFileError if it is missing, malformed, another user's, or readable or writable by others.
     """
     values = _parsed(path, read_ours(path, forbidden=0o077))
     if not {"name", "public", "secret"} <= values.keys() <= {"name", "public", "secret", "server"}:
@@ -74,31 +74,31 @@ def read_secret(path: Path) -> SecretKey:
         raise KeyFileError(_malformed(path, f"its name is {values['name']!r}"))
     for field in values.keys() - {"name"}:
         if not (isinstance(values[field], str) and Z85_KEY.fullmatch(values[field])):
-            # Not the value: it may be a secret.
-            raise KeyFileError(_malformed(path, f"its {field} is no key of 40 characters"))
+            # Without the value: it may be a secret.
+            raise KeyFileError(_malformed(path, f"its {field} is not a key of 40 characters"))
     return SecretKey(values["name"], KeyPair(values["public"], values["secret"]), values.get("server", ""))
 
 
 def read_ours(path: Path, *, forbidden: int, most: int = MOST_BYTES) -> str:
-    """Return the text of a short file of this user; KeyFileError where it is not, or has one of the forbidden modes."""
+    """Return the text of a short file of this user; KeyFileError if it is another's, or has a forbidden mode."""
     try:
-        # Not blocking, since a FIFO of that name would hold us for ever.
+        # Not blocking, since opening a FIFO of that name would block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise KeyFileError(
             f"{str(path)!r} cannot be read: {error.strerror}; expected a file that `lockstep keys` has made"
         ) from None
     with os.fdopen(descriptor, "rb") as file:
-        _demand_ours(path, os.fstat(descriptor), forbidden)
+        _check_ours(path, os.fstat(descriptor), forbidden)
         data = file.read(most + 1)
     if len(data) > most:
         raise KeyFileError(_malformed(path, f"it is longer than {most} bytes"))
     return _text(path, data)
 
 
-def _demand_ours(path: Path, found: os.stat_result, forbidden: int) -> None:
+def _check_ours(path: Path, found: os.stat_result, forbidden: int) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise KeyFileError(f"{str(path)!r} is no regular file: expected one of `lockstep keys`")
+        raise KeyFileError(f"{str(path)!r} is not a regular file: expected one of `lockstep keys`")
     if found.st_uid != os.geteuid():
         raise KeyFileError(
             f"{str(path)!r} belongs to user {found.st_uid}, and this process to {os.geteuid()}: chown it, or copy it"
@@ -113,7 +113,7 @@ def _text(path: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise KeyFileError(_malformed(path, "it is no text")) from None
+        raise KeyFileError(_malformed(path, "it is not text")) from None
 
 
 def _parsed(path: Path, text: str) -> Mapping[str, Any]:
@@ -124,4 +124,4 @@ def _parsed(path: Path, text: str) -> Mapping[str, Any]:
 
 
 def _malformed(path: Path, what: str) -> str:
-    return f"{str(path)!r} is no key file: {what}; expected one of `lockstep keys create`, as it was written"
+    return f"{str(path)!r} is not a key file: {what}; expected one of `lockstep keys create`, as it was written"

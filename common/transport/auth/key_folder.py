@@ -1,10 +1,10 @@
-"""A server's folder of keys: its own, those of workers that were made here, and the list of all that it lets in.
+"""A server's folder of keys: its own, those of workers that were created here, and the list of all that it lets in.
 
 DIR            0700
 ├── server.key      0600  the server's secret
-├── server.public         its public key, for workers that make their own
-├── allowed               who is let in: a line each, public key and name
-└── NAME.key        0600  a worker's secret and the server's public key: to be moved to the worker's machine
+├── server.public         its public key, for workers that create their own
+├── allowed               who is let in: a public key and a name per line
+└── NAME.key        0600  a worker's secret and the server's public key: move it to the worker's machine
 """
 
 import os
@@ -20,7 +20,7 @@ from common.transport.auth.credentials import Z85_KEY, ServerKeys
 from common.transport.auth.curve import new_pair, public_of
 from common.transport.auth.key_file import NAME, SecretKey, read_ours, read_secret, write_new, write_secret
 
-#: Names of what lies in the folder, which no worker may have.
+#: Names of files in the folder, which no worker may have.
 SERVER, SERVER_PUBLIC, ALLOWED = "server.key", "server.public", "allowed"
 
 #: Most bytes of the list: some thousand workers.
@@ -29,22 +29,22 @@ _LIST_BYTES = 2**20
 
 @dataclass(frozen=True)
 class KeyFolder:
-    """A folder that `create` has made."""
+    """A folder that `create` has written."""
 
     path: Path
 
     @classmethod
     def create(cls, path: Path, names: Sequence[str]) -> "KeyFolder":
-        """Make the folder, a key of the server, and one of each worker; nothing that is there is changed.
+        """Create the folder, a key of the server, and one for each worker; existing files stay as they are.
 
-        KeyFileError where there is such a folder, unless it is empty.
+        KeyFileError if the folder exists and is not empty.
         """
         check_names(names)
         if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
             raise KeyFileError(
-                f"{str(path)!r} is there already: choose another, or add a worker by `lockstep keys add {path} NAME`"
+                f"{str(path)!r} exists already: choose another, or add a worker by `lockstep keys add {path} NAME`"
             )
-        # Beside it, and then renamed: a folder with half of its keys would be taken for a whole one.
+        # In a temporary folder, then renamed: a folder with half of its keys would be mistaken for a complete one.
         target = path.absolute()
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
@@ -58,32 +58,32 @@ class KeyFolder:
                 folder.add(name)
             partial.rename(target)
         except OSError as error:
-            raise KeyFileError(f"{str(path)!r} cannot be made: {error.strerror}") from None
+            raise KeyFileError(f"{str(path)!r} cannot be created: {error.strerror}") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return cls(path)
 
     def server(self) -> ServerKeys:
-        """Return what the server shows, and whom it lets in, by the list as it is at each moment."""
+        """Return what the server presents, and whom it lets in by the current list."""
         key, allowed = self.server_key(), AllowList(self.path / ALLOWED)
-        # A list that cannot be read is told now, and not by a server that lets nobody in.
+        # A list that cannot be read is an error now, and not a server that lets nobody in.
         allowed()
         return ServerKeys(key.pair, allowed)
 
     def server_key(self) -> SecretKey:
         """Return the server's own key."""
-        self._demand_private()
+        self._check_private()
         return checked(read_secret(self.path / SERVER), self.path / SERVER)
 
     def names(self) -> Mapping[str, str]:
         """Return the names of all that are let in, by public key."""
-        self._demand_private()
+        self._check_private()
         return AllowList(self.path / ALLOWED)()
 
     def add(self, name: str) -> Path:
-        """Make the key of another worker, and let it in; return the worker's file."""
+        """Create the key of another worker, and let it in; return the worker's file."""
         check_names([name])
-        self._demand_new(name)
+        self._check_new(name)
         path = self.path / f"{name}.key"
         pair = new_pair()
         write_secret(path, SecretKey(name, pair, self.server_key().pair.public))
@@ -95,25 +95,27 @@ class KeyFolder:
         return path
 
     def allow(self, name: str, public: str) -> None:
-        """Let the owner of a key in that was made elsewhere."""
+        """Let in the owner of a key that was created elsewhere."""
         check_names([name])
         if not Z85_KEY.fullmatch(public):
-            raise KeyFileError(f"{public!r} is no public key: expected 40 characters, as `lockstep keys make` prints")
-        self._demand_new(name)
+            raise KeyFileError(
+                f"{public!r} is not a public key: expected 40 characters, as `lockstep keys make` prints"
+            )
+        self._check_new(name)
         names = self.names()
         if public in names:
-            raise KeyFileError(f"the key {public!r} is let in already, as {names[public]!r}: nothing is to be done")
+            raise KeyFileError(f"the key {public!r} is let in already, as {names[public]!r}: nothing to do")
         self._write({**names, public: name})
 
     def revoke(self, name: str) -> None:
-        """Let a worker in no more."""
+        """No longer let a worker in."""
         names = self.names()
         if name not in names.values():
             known = ", ".join(names.values()) or "nobody"
-            raise KeyFileError(f"no worker {name!r} is let in: expected one of those that are: {known}")
+            raise KeyFileError(f"no worker {name!r} is let in: expected one of {known}")
         self._write({public: other for public, other in names.items() if other != name})
 
-    def _demand_new(self, name: str) -> None:
+    def _check_new(self, name: str) -> None:
         if name in self.names().values():
             raise KeyFileError(f"a worker {name!r} is let in already: choose another name, or revoke that one first")
 
@@ -125,7 +127,7 @@ class KeyFolder:
         except OSError as error:
             raise KeyFileError(f"{str(path)!r} cannot be written: {error.strerror}") from None
 
-    def _demand_private(self) -> None:
+    def _check_private(self) -> None:
         try:
             found = self.path.stat()
         except OSError as error:
@@ -134,10 +136,10 @@ class KeyFolder:
                 f"`lockstep keys create {self.path}`"
             ) from None
         if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):
-            # Whoever may write into it decides who is let in. To read it is no harm: each secret is looked at itself.
+            # Whoever may write into it decides who is let in. Reading it does no harm: each secret is checked itself.
             raise KeyFileError(
                 f"the folder of keys {str(self.path)!r} has mode {stat.S_IMODE(found.st_mode):04o} and belongs to user "
-                f"{found.st_uid}: expected nobody else to write there: chmod 700 {str(self.path)!r}"
+                f"{found.st_uid}: expected it to be writable by its user only: chmod 700 {str(self.path)!r}"
             )
 
 
@@ -146,20 +148,20 @@ class AllowList:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._state: tuple[int, int, int] | None = None
         self._names: Mapping[str, str] = {}
 
     def __call__(self) -> Mapping[str, str]:
-        """Return names by public key; KeyFileError where the list is missing, malformed, or open to be written to."""
+        """Return names by public key; KeyFileError if the list is missing, malformed, or writable by others."""
         try:
             found = self._path.stat()
         except OSError as error:
             raise KeyFileError(f"the list {str(self._path)!r} cannot be read: {error.strerror}") from None
-        seen = found.st_mtime_ns, found.st_size, found.st_ino
-        if seen != self._seen:
+        state = found.st_mtime_ns, found.st_size, found.st_ino
+        if state != self._state:
             text = read_ours(self._path, forbidden=0o022, most=_LIST_BYTES)
             self._names = dict(_entry(self._path, line) for line in text.splitlines() if line and line[0] != "#")
-            self._seen = seen
+            self._state = state
         return self._names
 
 
@@ -171,7 +173,7 @@ def _entry(path: Path, line: str) -> tuple[str, str]:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise KeyFileError where a worker cannot be called so."""
+    """Raise KeyFileError if a name is not valid for a worker."""
     for name in names:
         if not NAME.fullmatch(name) or name == "server":
             raise KeyFileError(
@@ -179,16 +181,16 @@ def check_names(names: Sequence[str]) -> None:
                 "and not 'server'"
             )
     if len(set(names)) != len(names):
-        raise KeyFileError(f"two workers have one name in {', '.join(names)}: expected different ones")
+        raise KeyFileError(f"two workers have the same name in {', '.join(names)}: expected different ones")
 
 
 def checked(key: SecretKey, path: Path) -> SecretKey:
-    """Return a key whose halves belong together; KeyFileError where they do not."""
+    """Return a key whose halves belong together; KeyFileError if they do not."""
     if public_of(key.pair.secret) != key.pair.public:
         raise KeyFileError(f"the public and the secret key in {str(path)!r} do not belong together: make a new one")
     return key
 
 
 def read_key(path: Path) -> SecretKey:
-    """Return the key in a worker's file, or a server's; KeyFileError where it is not fit to be used."""
+    """Return the key in a worker's file, or a server's; KeyFileError if it cannot be used."""
     return checked(read_secret(path), path)

@@ -1,8 +1,9 @@
-"""A run's folder of shared memory: made by one process, joined by others of its user, and swept once its maker is gone.
+"""A run's folder of shared memory: created by one process, joined by others of its user, and removed once its
+creator is gone.
 
-Its maker holds a lock on it. The system frees that when the process ends, however it ends, so whoever gets the lock
-knows that the maker is gone. A pid with its start time would tell the same on one machine, but not between containers
-that share the memory and not the pids, where each would take the other's folder away; and not where there is no /proc.
+The creator holds a lock on it. The system releases that when the process ends, however it ends, so whoever gets the
+lock knows that the creator is gone. A pid with its start time would show the same on one machine, but not between
+containers that share the memory and not the pids, where each would remove the other's folder, or without /proc.
 """
 
 import fcntl
@@ -21,22 +22,22 @@ from common.transport.shared_memory.segment import (
     Segment,
     Shape,
     attach,
+    check_private,
     create,
-    demand_private,
     reserve,
 )
 
-#: `lockstep-UID-PID-RANDOM`: uid and pid tell a person whose it is.
+#: `lockstep-UID-PID-RANDOM`: uid and pid show people whose it is.
 NAME = re.compile(r"lockstep-(?P<uid>[0-9]{1,10})-[0-9]{1,10}-[0-9a-f]{16}")
 
-#: How often a folder is tried to be made: each time, a sweep may be quicker than our lock.
+#: Attempts to create a folder: each time, a sweep may be quicker than our lock.
 _TRIES = 10
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def shared_root() -> Path:
-    """Return the folder whose files are memory, or the one for temporary files where there is none."""
+    """Return the folder whose files are memory, or that of temporary files if there is none."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
@@ -46,36 +47,36 @@ class SharedFolder:
     """An open folder of mode 0700, with files of mode 0600 that are mapped as vectors."""
 
     path: Path
-    #: Known to whoever can read the memory, and said nowhere else.
+    #: Known only to processes that can read the memory.
     nonce: bytes
     _descriptor: int = field(repr=False)
 
     @classmethod
     def create(cls, root: Path) -> "SharedFolder":
-        """Make a folder in `root`, to be ours until `remove`; `SharingError` where that cannot be."""
+        """Create a folder in `root`, which is ours until `remove`; `SharingError` if that fails."""
         for _ in range(_TRIES):
             path = root / f"lockstep-{os.geteuid()}-{os.getpid()}-{secrets.token_hex(8)}"
             try:
                 path.mkdir(mode=0o700)
                 descriptor = _locked(path)
             except OSError as error:
-                raise SharingError(f"{path} cannot be made: {error.strerror}") from None
+                raise SharingError(f"{path} cannot be created: {error.strerror}") from None
             if descriptor is not None:
                 return cls(path, secrets.token_bytes(NONCE_BYTES), descriptor)
-        raise SharingError(f"{root} has no folder of ours: each of {_TRIES} was swept at once")
+        raise SharingError(f"{root} has no folder for us: each of {_TRIES} was swept at once")
 
     @classmethod
     def join(cls, root: Path, name: str) -> "SharedFolder":
-        """Open a folder that another process has made in `root`; `SharingError` where there is none of ours."""
+        """Open a folder that another process created in `root`; `SharingError` if it is missing or another user's."""
         path = root / name
         if not NAME.fullmatch(name):
-            raise SharingError(f"{name!r} is no name of a shared folder")
+            raise SharingError(f"{name!r} is not the name of a shared folder")
         try:
             descriptor = os.open(path, _OPEN_FOLDER)
         except OSError as error:
             raise SharingError(f"{path} cannot be opened here: {error.strerror}") from None
         try:
-            demand_private(path, os.fstat(descriptor))
+            check_private(path, os.fstat(descriptor))
         except SharingError:
             os.close(descriptor)
             raise
@@ -95,7 +96,7 @@ class SharedFolder:
         return attach(self.path / name, shape, folder=self._descriptor, is_writable=is_writable)
 
     def drop(self, name: str) -> None:
-        """Remove a file, if it is there; whoever has mapped it keeps its memory."""
+        """Remove a file, if it is there; processes that have mapped it keep its memory."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
 
@@ -105,15 +106,15 @@ class SharedFolder:
         self.close()
 
     def close(self) -> None:
-        """Close the folder, which stays there; our lock on it goes."""
+        """Close the folder, which stays there; our lock on it is released."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def sweep(root: Path) -> list[Path]:
-    """Remove the folders of this user in `root` whose makers are gone; return them. Never raises."""
-    return [path for path in _ours(root) if _take_away(path)]
+    """Remove the folders of this user in `root` whose creators are gone; return them. Never raises."""
+    return [path for path in _ours(root) if _remove_if_abandoned(path)]
 
 
 def _ours(root: Path) -> list[Path]:
@@ -125,7 +126,7 @@ def _ours(root: Path) -> list[Path]:
     return [root / name for name, match in found if match and int(match["uid"]) == os.geteuid()]
 
 
-def _take_away(path: Path) -> bool:
+def _remove_if_abandoned(path: Path) -> bool:
     try:
         descriptor = _locked(path)
     except OSError:
@@ -142,7 +143,7 @@ def _take_away(path: Path) -> bool:
 
 
 def _locked(path: Path) -> int | None:
-    """Return the descriptor of a folder that is now locked by us, None where another has it, or has removed it."""
+    """Return the descriptor of a folder that is now locked by us, None if another process has it, or has removed it."""
     try:
         descriptor = os.open(path, _OPEN_FOLDER)
     except FileNotFoundError:
@@ -162,7 +163,7 @@ def _locked(path: Path) -> int | None:
 
 def _remove(path: Path, descriptor: int) -> bool:
     """Remove an open folder and its files; return whether it is gone."""
-    # Again where one that has joined was just making a file.
+    # Again if a process that has joined was just creating a file.
     for _ in range(_TRIES):
         try:
             for name in os.listdir(descriptor):

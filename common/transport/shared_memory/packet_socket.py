@@ -1,8 +1,8 @@
-"""A shortcut between two processes of one user on one machine: a socket of the system's own, beside ZeroMQ's.
+"""A shortcut between two processes of one user on one machine: a system socket, in addition to ZeroMQ's.
 
 A message over ZeroMQ wakes three threads in turn: the one that sends, the one that receives, the one that waits for it.
-A packet over a shortcut wakes one. Where vectors lie in shared memory and headers alone travel, that is a fifth of an
-exchange's time. Like ZeroMQ's, a packet orders memory: what was written before it was sent is seen by who receives it.
+A packet over a shortcut wakes one. If vectors lie in shared memory and only headers travel, that is a fifth of an
+exchange's time. Like ZeroMQ's messages, a packet orders memory: its receiver sees what was written before it was sent.
 """
 
 import select
@@ -16,7 +16,7 @@ from common.transport.port import Frame, Frames, PeerGone, PeerSlow
 #: Longest packet in bytes: the result of a lease of all the micro-batches that a job may have.
 PACKET_BYTES = 2**15
 
-#: Callers that wait for an answer: more than a machine has workers.
+#: Most callers that wait for an answer: more than a machine has workers.
 BACKLOG = 128
 
 
@@ -28,11 +28,11 @@ class PacketSocket:
 
     @property
     def descriptor(self) -> int:
-        """What to wait for; -1 once it is closed."""
+        """The descriptor to wait for; -1 once it is closed."""
         return self._socket.fileno()
 
     def send(self, frame: Frame, timeout_s: float = 0.0) -> None:
-        """Send a packet. Raises PeerSlow where too many wait and none is read within the time, and PeerGone."""
+        """Send a packet. Raises PeerSlow if too many wait and none is read within the time, or PeerGone."""
         try:
             if not self._put(frame) and not (self._has_room(timeout_s) and self._put(frame)):
                 raise PeerSlow("too many packets wait for this peer: expected one that reads them")
@@ -52,7 +52,7 @@ class PacketSocket:
         return timeout_s > 0.0 and bool(waiting.poll(timeout_s * 1000.0))
 
     def receive(self) -> bytes | None:
-        """Return the next packet, None where none has come; raises PeerGone at the end, and after one too long."""
+        """Return the next packet, None if none has come; raises PeerGone at the end, and after one too long."""
         try:
             packet = self._read()
         except BlockingIOError:
@@ -67,7 +67,7 @@ class PacketSocket:
         try:
             return self._socket.recv(PACKET_BYTES + 1)
         except ConnectionResetError:
-            # The other end was closed before it had read all of ours. Linux tells that first, and once; what it had
+            # The other end was closed before it had read all of ours. Linux reports that first, and once; what it had
             # sent before is still there.
             return self._socket.recv(PACKET_BYTES + 1)
 
@@ -83,16 +83,16 @@ def is_short(frames: Frames) -> bool:
 
 @dataclass
 class Callers:
-    """Where others ask for a shortcut: the file of a socket, which only this user may open."""
+    """Where others ask for a shortcut: a socket file that only this user may open."""
 
     _socket: socket.socket
-    #: Who has called and was not answered yet: by name, and those whose name has not come yet.
+    #: Unanswered callers, by name, and those whose name has not come yet.
     _waiting: dict[bytes, PacketSocket] = field(default_factory=dict)
     _nameless: list[PacketSocket] = field(default_factory=list)
 
     @classmethod
     def at(cls, path: Path) -> "Callers | None":
-        """Listen, until `close`; None where the system has no such sockets, or the path is too long for one."""
+        """Listen, until `close`; None if the system has no such sockets, or the path is too long for one."""
         try:
             listening = _packets()
         except OSError:
@@ -107,7 +107,7 @@ class Callers:
         return cls(listening)
 
     def answer(self, name: str) -> PacketSocket | None:
-        """Take in all who have called since; return the shortcut to the one of a name, None where he has not."""
+        """Accept all new callers; return the shortcut to the one of this name, None if it has not called."""
         self._accept()
         nameless, self._nameless = self._nameless, []
         for caller in nameless[-BACKLOG:]:
@@ -126,7 +126,7 @@ class Callers:
             self._nameless.append(PacketSocket(caller))
 
     def _ask(self, caller: PacketSocket) -> None:
-        """Keep a caller under the name that he says, or until he says one; of two of one name it is the later."""
+        """Keep a caller under its name, or until that has come; of two with one name, the later."""
         try:
             name = caller.receive()
         except PeerGone:
@@ -143,7 +143,7 @@ class Callers:
         self._waiting[name] = caller
 
     def close(self) -> None:
-        """Answer nobody any more; the file stays."""
+        """Stop answering; the file stays."""
         self._socket.close()
         for caller in (*self._waiting.values(), *self._nameless):
             caller.close()
@@ -152,7 +152,7 @@ class Callers:
 
 
 def call(path: Path, name: str) -> PacketSocket | None:
-    """Ask for a shortcut by a name, which the other end may answer later, or never; None where none can be had."""
+    """Ask for a shortcut by a name, which the other end may answer later or never; None if none is possible."""
     try:
         calling = _packets()
     except OSError:
@@ -167,7 +167,7 @@ def call(path: Path, name: str) -> PacketSocket | None:
 
 
 def _packets() -> socket.socket:
-    """Return a socket that keeps the bounds and the order of packets; `OSError` on systems that have none (macOS)."""
+    """Return a socket that keeps packets whole and in order; `OSError` on systems without such (macOS)."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     made.setblocking(False)
     return made

@@ -1,6 +1,6 @@
-"""A file that processes map as vectors of float32; knows nothing of what these are for, or of who may write when.
+"""A file that processes map as vectors of float32; does not know what they are for, or who may write when.
 
-Memory behind every byte is had before anything is mapped: a write to a page for which there is none would be a SIGBUS.
+Memory for every byte is reserved before anything is mapped: a write to a page without memory would be a SIGBUS.
 """
 
 import errno
@@ -17,19 +17,19 @@ import numpy as np
 from common.aggregation.tree import Vector
 from common.errors import SharingError
 
-#: Bytes before the first vector, and what each is rounded up to: the largest page of the systems that we run on.
+#: Bytes before the first vector, and the multiple that each occupies: the largest page of the supported systems.
 PAGE_BYTES = 16_384
 
 #: Bytes at the head by which a process proves that it sees this very memory.
 NONCE_BYTES = 16
 
-#: What a file system that cannot reserve space answers, where its library does not write zeros by itself.
+#: Errors of a file system that cannot reserve space, if the C library does not write zeros by itself.
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 #: No space; more than the user's quota; more than `ulimit -f`.
 _TOO_MUCH = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-#: Gives memory to that many bytes of an open, empty file; `OSError` where there is none. An argument for tests.
+#: Reserves memory for so many bytes of an open, empty file; `OSError` if there is none. An argument for tests.
 Allocate = Callable[[int, int], None]
 
 
@@ -53,14 +53,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Segment:
-    """A mapped file. It stays mapped as long as one of its vectors is in use, whatever becomes of the file."""
+    """A mapped file. It stays mapped while one of its vectors is in use, whatever happens to the file."""
 
     nonce: bytes
     vectors: tuple[Vector, ...]
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Give memory to `size` bytes of an open, empty file; `OSError` where there is none."""
+    """Reserve memory for `size` bytes of an open, empty file; `OSError` if there is none."""
     if sys.platform != "darwin":
         try:
             os.posix_fallocate(descriptor, 0, size)
@@ -73,21 +73,21 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def write_zeros(descriptor: int, size: int) -> None:
-    """Do the same where the system has no call for it."""
+    """Do the same on systems without a call for it."""
     zeros = bytes(2**20)
     while size > 0:
         size -= os.write(descriptor, zeros[:size])
 
 
 def create(path: Path, shape: Shape, nonce: bytes, *, folder: int, allocate: Allocate = reserve) -> Segment:
-    """Make a file of mode 0600 and map it for writing; `SharingError`, with nothing left, where that cannot be.
+    """Create a file of mode 0600 and map it for writing; `SharingError`, with nothing left, if that fails.
 
-    `folder` is the open folder in which the last part of `path` is made.
+    `folder` is the open folder in which the last part of `path` is created.
     """
     try:
         descriptor = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
     except OSError as error:
-        raise SharingError(f"{path} cannot be made: {error.strerror}") from None
+        raise SharingError(f"{path} cannot be created: {error.strerror}") from None
     try:
         allocate(descriptor, shape.total)
         os.pwrite(descriptor, nonce, 0)
@@ -100,19 +100,19 @@ def create(path: Path, shape: Shape, nonce: bytes, *, folder: int, allocate: All
 
 
 def attach(path: Path, shape: Shape, *, folder: int, is_writable: bool = False) -> Segment:
-    """Map a file that another process has made; `SharingError` where it is not that.
+    """Map a file that another process has created; `SharingError` if it is anything else.
 
-    Without `is_writable`, whoever writes into the vectors gets a `ValueError`.
+    Without `is_writable`, writing into the vectors is a `ValueError`.
     """
     flags = os.O_RDWR if is_writable else os.O_RDONLY
     try:
-        # Not blocking, since a FIFO of that name would hold us for ever.
+        # Not blocking, since opening a FIFO of that name would block for ever.
         descriptor = os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError as error:
         what = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
         raise SharingError(f"{path} {what}") from None
     try:
-        _demand_ours(path, os.fstat(descriptor), shape)
+        _check_ours(path, os.fstat(descriptor), shape)
         return _mapped(descriptor, shape, is_writable=is_writable)
     except OSError as error:
         raise SharingError(f"{path} cannot be mapped: {error.strerror}") from None
@@ -120,20 +120,20 @@ def attach(path: Path, shape: Shape, *, folder: int, is_writable: bool = False) 
         os.close(descriptor)
 
 
-def demand_private(path: Path, found: os.stat_result) -> None:
-    """Raise `SharingError` unless a file or folder is this user's, and open to nobody else."""
+def check_private(path: Path, found: os.stat_result) -> None:
+    """Raise `SharingError` unless a file or folder belongs to this user and is open to nobody else."""
     if found.st_uid != os.geteuid():
-        raise SharingError(f"{path} belongs to user {found.st_uid}: expected {os.geteuid()}, who runs this process")
+        raise SharingError(f"{path} belongs to user {found.st_uid}: expected {os.geteuid()}, as this process")
     if found.st_mode & 0o077:
         raise SharingError(
             f"{path} has mode {stat.S_IMODE(found.st_mode):04o}: expected it to be open to its user only"
         )
 
 
-def _demand_ours(path: Path, found: os.stat_result, shape: Shape) -> None:
+def _check_ours(path: Path, found: os.stat_result, shape: Shape) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise SharingError(f"{path} is no regular file")
-    demand_private(path, found)
+        raise SharingError(f"{path} is not a regular file")
+    check_private(path, found)
     if found.st_size != shape.total:
         raise SharingError(f"{path} has {found.st_size} bytes: expected {shape.total}")
 
@@ -149,7 +149,7 @@ def _mapped(descriptor: int, shape: Shape, *, is_writable: bool) -> Segment:
 def _refusal(path: Path, shape: Shape, error: OSError) -> str:
     """Return why there is no memory for a file."""
     if error.errno not in _TOO_MUCH:
-        return f"{path} cannot be made: {error.strerror}"
+        return f"{path} cannot be created: {error.strerror}"
     space = os.statvfs(path.parent.parent)
     free = space.f_bavail * space.f_frsize
     return (

@@ -119,7 +119,7 @@ def resumed_service(folder: Path, given: Mapping[str, Any], policy: Mapping[str,
     if (result := finished(folder)) is not None:
         score = Score(result.test_accuracy, result.test_r2)
         raise UsageError(
-            f"the run in {str(folder)!r} is finished, with a test {score.name} of {score.told()}: nothing is left to "
+            f"the run in {str(folder)!r} is finished, with a test {score.name} of {score.text()}: nothing is left to "
             "serve"
         )
     return service_of(job, policy, Destination(folder=folder, launch=launch, is_resumed=True))

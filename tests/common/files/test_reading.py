@@ -31,12 +31,12 @@ def test_one_that_is_too_long_is_not_read(tmp_path: Path) -> None:
 
 def test_a_pipe_holds_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         read_regular(tmp_path / "pipe", 8)
 
 
 def test_a_device_is_no_file() -> None:
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         read_regular(Path("/dev/zero"), 8)
 
 

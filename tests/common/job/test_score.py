@@ -16,4 +16,4 @@ from common.job.tally import Tally
 def test_classes_have_accuracy_and_numbers_r2(tally: Tally, guess: float | None, score: Score, told: str) -> None:
     found = score_of(tally, guess)
     assert found == score
-    assert f"{found.name} {found.told()}" == told
+    assert f"{found.name} {found.text()}" == told

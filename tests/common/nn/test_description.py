@@ -139,7 +139,7 @@ def test_another_class_of_a_known_name_cannot_be_described() -> None:
         ({"class": "Linear", "args": [3]}, r"cannot build Linear from \[3\] and \{\}: .*out_features"),
         ({"class": "Linear", "args": [3, 0]}, "out_features is 0: expected at least 1"),
         ({"class": "Linear", "args": [3, 4], "kwargs": {"biass": True}}, "biass"),
-        ({"class": "Linear", "args": [{"class": "ReLU"}, 4]}, "is no argument of a layer"),
+        ({"class": "Linear", "args": [{"class": "ReLU"}, 4]}, "is not an argument of a layer"),
         ({"class": "Dropout", "args": [1.5]}, r"dropout probability is 1.5: expected a number in \[0, 1\]"),
         ({"class": "Sequential", "args": [3]}, "a module is described by 3"),
         ({"class": "Sequential", "args": [["a.b", {"class": "ReLU"}]]}, "'a.b' cannot name a module"),

@@ -35,7 +35,7 @@ def _conv2d(
 ) -> tuple[Array, _Seen]:
     """Correlate `x` (batch, in, height, width) with `weight` (out, in/groups, kh, kw), plus `bias` (out,).
 
-    Returns (batch, out, oh, ow). Raises ValueError where the shapes do not fit together.
+    Returns (batch, out, oh, ow). Raises ValueError if the shapes do not fit together.
     """
     check_images(x, "conv2d")
     _check_weight(x, weight, bias, groups)

@@ -46,7 +46,7 @@ def test_what_is_saved_is_read(save: Any, array: NDArray[Any], file: Path) -> No
 
 def test_a_missing_array_is_named_with_those_there(file: Path) -> None:
     np.savez(file, x=np.ones(1), y=np.ones(1))
-    with pytest.raises(DataError, match="no array 'x_train': expected it beside the others; it has x, y"):
+    with pytest.raises(DataError, match="no array 'x_train': expected it next to the others; it has x, y"):
         read_npz(file, ["x_train"])
 
 

@@ -105,14 +105,14 @@ def test_a_file_cannot_be_made_once_the_folder_is_gone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("root", ["gone", "file"])
 def test_a_root_that_is_no_folder_is_told(tmp_path: Path, root: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SharingError, match=rf"{root}/lockstep-\S+ cannot be made: No"):
+    with pytest.raises(SharingError, match=rf"{root}/lockstep-\S+ cannot be created: No"):
         SharedFolder.create(tmp_path / root)
     assert sweep(tmp_path / root) == []
 
 
 @pytest.mark.parametrize("name", ["..", "/etc", "a/b", "lockstep-0-1-zz", f"../lockstep-0-1-{'0' * 16}", ""])
 def test_only_a_folder_of_ours_can_be_joined_whatever_a_server_says(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SharingError, match="is no name of a shared folder"):
+    with pytest.raises(SharingError, match="is not the name of a shared folder"):
         SharedFolder.join(tmp_path, name)
 
 
@@ -220,7 +220,7 @@ def test_a_maker_that_a_sweep_has_overtaken_makes_another(tmp_path: Path, sweeps
 
 def test_a_maker_that_is_overtaken_for_ever_gives_up(tmp_path: Path) -> None:
     Swept.sweeps = 10
-    with pytest.raises(SharingError, match="has no folder of ours: each of 10 was swept at once"):
+    with pytest.raises(SharingError, match="has no folder for us: each of 10 was swept at once"):
         SharedFolder.create(Swept(tmp_path))
     assert list(tmp_path.iterdir()) == []
 

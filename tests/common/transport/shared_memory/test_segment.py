@@ -96,7 +96,7 @@ def test_the_file_is_open_to_its_user_only_and_all_there(tmp_path: Path, folder:
 
 def test_a_name_that_is_taken_is_refused_and_kept(tmp_path: Path, folder: int) -> None:
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(SharingError, match=r"a cannot be made: File exists"):
+    with pytest.raises(SharingError, match=r"a cannot be created: File exists"):
         made(tmp_path / "a", folder)
     assert (tmp_path / "a").read_text() == "mine"
 
@@ -116,7 +116,7 @@ def test_whatever_else_the_system_says_is_told(tmp_path: Path, folder: int) -> N
     def allocate(descriptor: int, size: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with pytest.raises(SharingError, match=r"a cannot be made: Input/output error"):
+    with pytest.raises(SharingError, match=r"a cannot be created: Input/output error"):
         create(tmp_path / "a", SHAPE, NONCE, folder=folder, allocate=allocate)
     assert list(tmp_path.iterdir()) == []
 
@@ -166,13 +166,13 @@ def test_a_symbolic_link(tmp_path: Path, folder: int) -> None:
 
 def test_a_fifo_holds_nobody(tmp_path: Path, folder: int) -> None:
     os.mkfifo(tmp_path / "pipe", 0o600)
-    with pytest.raises(SharingError, match=r"pipe is no regular file"):
+    with pytest.raises(SharingError, match=r"pipe is not a regular file"):
         attach(tmp_path / "pipe", SHAPE, folder=folder)
 
 
 def test_a_folder(tmp_path: Path, folder: int) -> None:
     (tmp_path / "sub").mkdir(mode=0o700)
-    with pytest.raises(SharingError, match=r"sub is no regular file"):
+    with pytest.raises(SharingError, match=r"sub is not a regular file"):
         attach(tmp_path / "sub", SHAPE, folder=folder)
 
 
@@ -195,7 +195,7 @@ def test_a_file_of_another_size(tmp_path: Path, folder: int, other: Shape) -> No
 def test_a_file_of_another_user(tmp_path: Path, folder: int) -> None:
     made(tmp_path / "a", folder)
     os.chown(tmp_path / "a", 1, -1)
-    with pytest.raises(SharingError, match=r"a belongs to user 1: expected 0, who runs this process"):
+    with pytest.raises(SharingError, match=r"a belongs to user 1: expected 0, as this process"):
         attach(tmp_path / "a", SHAPE, folder=folder)
 
 
