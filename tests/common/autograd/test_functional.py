@@ -13,10 +13,10 @@ X = np.random.default_rng(0).standard_normal((4, 3, 5, 5)).astype(np.float32)
 
 
 def test_every_public_name_is_a_function_with_a_tensor_as_its_result() -> None:
-    for name in F.__all__:
-        function = getattr(F, name)
-        assert callable(function)
-        assert function.__annotations__["return"] in (Tensor, tuple[Tensor, ...])
+    own = {name: value for name, value in vars(F).items() if getattr(value, "__module__", "") == F.__name__}
+    functions = [value for name, value in own.items() if not name.startswith("_")]
+    assert len(functions) > 50
+    assert all(each.__annotations__["return"] in (Tensor, tuple[Tensor, ...]) for each in functions)
 
 
 @pytest.mark.parametrize("name", ["add", "subtract", "multiply", "divide", "power", "matmul", "maximum", "minimum"])
