@@ -178,7 +178,7 @@ def permute(x: Any, dims: Sequence[int]) -> Tensor:
 
 
 def squeeze(x: Tensor, dim: Axis = None) -> Tensor:
-    """Drop axes of size 1: all of them, or `dim` where its size is 1."""
+    """Drop axes of size 1: all of them, or `dim` if its size is 1."""
     return x.squeeze(dim)
 
 
@@ -359,7 +359,7 @@ def batch_norm(
     """Return `(x - mean) / sqrt(var + eps) * weight + bias` of each channel of (batch, channels, ...).
 
     In training, mean and variance are those of the batch, and the running arrays (channels,), where given, move towards
-    them by `momentum`, in place, the variance with the divisor count - 1 as in PyTorch (count where that is 0).
+    them by `momentum`, in place, the variance with the divisor count - 1 as in PyTorch (count if that is 0).
     Otherwise the running arrays are used.
     """
     if not training:

@@ -98,7 +98,7 @@ def check_gradients(
 
 
 def _gradient_of(tensor: Tensor, index: int) -> Array:
-    """Return the gradient that was computed, zeros where none was: the function may not use an argument."""
+    """Return the gradient that was computed, zeros if none was: the function may ignore an argument."""
     gradient = tensor.grad
     if gradient is None:
         return np.zeros(tensor.shape)
@@ -111,7 +111,7 @@ def _gradient_of(tensor: Tensor, index: int) -> Array:
 
 
 def _directions(shape: tuple[int, ...], rng: np.random.Generator, elementwise: bool) -> Iterator[tuple[Array, str]]:
-    """Yield directions of the argument's shape, each with words for where it points."""
+    """Yield directions of the argument's shape, each with a text for an error message."""
     if not elementwise:
         yield rng.standard_normal(shape), ""
         return

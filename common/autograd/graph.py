@@ -52,7 +52,7 @@ class Leaf:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
         self.dtype = dtype
-        #: The sum of the gradients since it was last dropped. It is `buffer` where there is one.
+        #: The sum of the gradients since it was last dropped. It is `buffer` if there is one.
         self.grad: Array | None = None
         #: Memory of the leaf's shape and dtype; its contents have no meaning while `grad` is None.
         self.buffer: Array | None = None

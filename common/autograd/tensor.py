@@ -196,7 +196,7 @@ class Tensor:
     def backward(self, gradient: Any = None, retain_graph: bool = True, on_final: OnFinal | None = None) -> None:
         """Add to `grad` of every leaf that this tensor was computed from.
 
-        `gradient` has the tensor's shape; it may be left out for a single element, where it is 1. The graph can be
+        `gradient` has the tensor's shape; it defaults to 1 for a single element. The graph can be
         walked again; with `retain_graph=False` its arrays are freed on the way, which saves memory in a training loop.
         `on_final` is called with each leaf as soon as its gradient is final, while the walk goes on.
         """
@@ -480,7 +480,7 @@ class Tensor:
         return self._apply(shape.permute, self, axes=_sizes(dims))
 
     def squeeze(self, dim: Axis = None) -> "Tensor":
-        """Drop axes of size 1: all of them, or `dim` where its size is 1 (PyTorch's rule: others stay)."""
+        """Drop axes of size 1: all of them, or `dim` if its size is 1 (PyTorch's rule: others stay)."""
         if dim is not None:
             chosen = dim if isinstance(dim, tuple) else (dim,)
             dim = tuple(each for each in chosen if self.shape[each] == 1)

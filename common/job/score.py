@@ -30,7 +30,7 @@ class Score(NamedTuple):
 
 
 def score_of(tally: Tally, guess: float | None) -> Score:
-    """Return the score of a tally, measured by `guess` where its targets are real numbers."""
+    """Return the score of a tally, measured against `guess` if its targets are real numbers."""
     if guess is None:
         return Score(tally.accuracy, None)
     # Where all targets are equal there is nothing to explain.

@@ -46,7 +46,7 @@ def is_describable(kind: type[Module]) -> bool:
 def describe(module: Module) -> Description:
     """Return the description of `module` as it is now; arguments that equal their defaults are left out.
 
-    ModelError if a class is not Lockstep's own, or where a module with state is used in two places (two would be
+    ModelError if a class is not Lockstep's own, or if a module with state is used in two places (two would be
     built).
     """
     places: dict[int, str] = {}
@@ -89,7 +89,7 @@ def _describe(module: Module, name: str) -> Description:
 
 
 def _children(container: Module, prefix: str) -> list[Any]:
-    """Describe what a container holds, as `[name, description]` where the names are not just positions."""
+    """Describe what a container holds, as `[name, description]` if the names are not just positions."""
     items = list(container.named_children(remove_duplicate=False))
     described = [_describe(child, f"{prefix}.{name}" if prefix else name) for name, child in items]
     names = [name for name, _ in items]

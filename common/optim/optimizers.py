@@ -58,7 +58,7 @@ class Optimizer:
             np.copyto(slots.gradient, parameter.grad.reshape(-1))
             weights = parameter.data.reshape(-1)
             self._update(weights, slots)
-            # A view where the array is contiguous, else a copy that has to go back.
+            # A view if the array is contiguous, else a copy that has to be written back.
             if not np.may_share_memory(weights, parameter.data):
                 parameter.data[...] = weights.reshape(parameter.data.shape)
             slots.step += 1

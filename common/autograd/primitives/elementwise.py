@@ -25,7 +25,7 @@ def masked(gradient: Array, mask: Array) -> Array:
 
 
 def _power_by_base(gradient: Array, _: None, base: Array, exponent: Operand) -> Array:
-    """Return `g y x**(y - 1)`; where `y == 0` that is 0 even at `x == 0`, as in PyTorch."""
+    """Return `g y x**(y - 1)`; if `y == 0` that is 0 even at `x == 0`, as in PyTorch."""
     if isinstance(exponent, int | float):
         by_number: Array = gradient * (exponent * base ** (exponent - 1)) if exponent else np.zeros_like(gradient)
         return by_number

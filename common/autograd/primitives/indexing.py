@@ -22,7 +22,7 @@ def _take(x: Array, index: Index) -> tuple[Array, Shape]:
 
 
 def _take_derivative(gradient: Array, shape: Shape, _: None, index: Index) -> Array:
-    """Put the gradient back where its elements came from; what was taken twice adds up."""
+    """Put the gradient back where its elements came from; elements taken twice add up."""
     whole = np.zeros(shape, gradient.dtype)
     if may_repeat(index):
         np.add.at(whole, index, gradient)
@@ -32,7 +32,7 @@ def _take_derivative(gradient: Array, shape: Shape, _: None, index: Index) -> Ar
 
 
 def _put(x: Array, values: Array, index: Index) -> tuple[Array, Shape]:
-    """Return a copy of `x` with `values` at `index`; where an index repeats, the last value stays (as in NumPy)."""
+    """Return a copy of `x` with `values` at `index`; if an index repeats, the last value stays (as in NumPy)."""
     replaced = x.copy("K")
     replaced[index] = values
     return replaced, np.shape(values)
@@ -45,7 +45,7 @@ def _put_by_target(gradient: Array, shape: Shape, x: None, values: None, index: 
 
 
 def _put_by_values(gradient: Array, shape: Shape, x: None, values: None, index: Index) -> Array:
-    """Return the gradient at `index`, of the last value only where an element was replaced more than once."""
+    """Return the gradient at `index`, of the last value only if an element was replaced more than once."""
     if not may_repeat(index):
         return gradient[index]
     serials = np.empty(gradient.shape, np.int64)

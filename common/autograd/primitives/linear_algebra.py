@@ -17,7 +17,7 @@ def _as_columns(y: Array) -> Array:
 
 
 def _full(gradient: Array, x: Array, y: Array) -> Array:
-    """Return the gradient with the axes that NumPy drops from the product where an operand is a vector."""
+    """Return the gradient with the axes that NumPy drops from the product if an operand is a vector."""
     if y.ndim == 1:
         gradient = gradient[..., np.newaxis]
     return gradient[..., np.newaxis, :] if x.ndim == 1 else gradient

@@ -43,7 +43,7 @@ class Primitive:
     writes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise TypeError where `reads` has not one tuple for each derivative."""
+        """Raise TypeError unless `reads` has one tuple per derivative."""
         reads, count = self.reads, len(self.derivatives) if isinstance(self.derivatives, tuple) else 0
         if reads is not None and (len(reads) != count or not all(isinstance(each, tuple) for each in reads)):
             raise TypeError(f"reads of {self.name!r} is {reads!r}: expected {count} tuples, one for each derivative")

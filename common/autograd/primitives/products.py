@@ -18,11 +18,11 @@ from common.runtime.blas import blas_kernel
 _IN_PLACE = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
 #: Multiply-adds up to which they do.
 _SMALL = 1_000_000
-#: Elements of the result up to which they do where the right operand is read along its columns.
+#: Elements of the result up to which they do if the right operand is read along its columns.
 _SMALL_ACROSS = 1_152
 #: Products no side of which is this short gain nothing: 64 columns took 8 % longer in blocks.
 _THIN = 32
-#: The same where the right operand is read along its columns, which is what copying it costs most for.
+#: The same if the right operand is read along its columns, when copying it costs most.
 _THIN_ACROSS = 128
 #: Blocks narrower than this would be slower than the whole.
 _NARROWEST = 16

@@ -62,7 +62,7 @@ class _BatchNorm(Module):
         return y
 
     def _check(self, x: Tensor) -> None:
-        """Raise ValueError where `x` is not of a shape that the layer accepts."""
+        """Raise ValueError if `x` is not of a shape that the layer accepts."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

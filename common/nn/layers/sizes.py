@@ -20,7 +20,7 @@ def per_axis(value: SupportsIndex | Sequence[int], axes: int, what: str, at_leas
 
 
 def one_or_each(value: SupportsIndex | Sequence[int], axes: int, what: str, at_least: int = 1) -> int | tuple[int, ...]:
-    """Check as `per_axis` does, and return one int where one was given."""
+    """Check as `per_axis` does, and return one int if one was given."""
     sizes = per_axis(value, axes, what, at_least)
     return sizes[0] if isinstance(value, SupportsIndex) else sizes
 

@@ -86,7 +86,7 @@ avg_pool1d = Primitive(
 
 
 def _adaptive_avg_pool2d(x: Array, *, output_size: Pair) -> tuple[Array, tuple[int, ...]]:
-    """Return means over oh × ow windows that cover the image, of near-equal size, overlapping where it does not divide.
+    """Return means over oh × ow windows that cover the image, of near-equal size, overlapping if it does not divide.
 
     Window k along an axis of n elements is [floor(k n / o), ceil((k + 1) n / o)), as in PyTorch.
     """

@@ -134,7 +134,7 @@ def _along_axes(
 
 
 def _padded(x: Array, rows: Window, columns: Window, dtype: np.dtype[np.generic]) -> Array:
-    """Return `x` with zeros around it, as (channels, height, width, batch); a view where nothing is to be done."""
+    """Return `x` with zeros around it, as (channels, height, width, batch); a view if nothing has to be copied."""
     if rows.padding == columns.padding == 0:
         return batch_innermost(x).astype(dtype, copy=False)
     batch, channels = x.shape[:2]

@@ -20,7 +20,7 @@ from common.autograd.primitives.spatial.windows import Pair, Tap, as_images, poo
 
 
 def _max_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Array:
-    """Return the largest element of each window; NaN where a window holds one. The stride defaults to the kernel."""
+    """Return the largest element of each window; NaN if a window holds one. The stride defaults to the kernel."""
     check_images(x, "max_pool2d")
     rows, columns = pooling_windows(x.shape[2:], kernel_size, stride, padding)
     images = batch_innermost(x)

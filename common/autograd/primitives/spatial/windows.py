@@ -31,7 +31,7 @@ class Window:
 
     @property
     def count(self) -> int:
-        """The number of windows; the last elements stay unseen where the stride does not divide (PyTorch's floor)."""
+        """The number of windows; the last elements are skipped if the stride does not divide (PyTorch's floor)."""
         return (self.size + 2 * self.padding - self.reach) // self.stride + 1
 
     @property
