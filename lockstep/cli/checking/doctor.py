@@ -21,18 +21,18 @@ from lockstep.runs.launch import default_launch
 @click.command(cls=GroupedCommand, short_help="Look for what makes training fail.")
 @click.argument("job_file", metavar="[JOB]", required=False, type=click.Path(path_type=Path))
 @click.option("--machine", "is_machine", is_flag=True, help="examine this machine instead of a job")
-@click.option("--connect", metavar="ADDRESS", help="examine the way to the server at ADDRESS instead")
+@click.option("--connect", metavar="ADDRESS", help="examine the connection to the server at ADDRESS instead")
 @KEY_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 @job_options((*JOB_FIELDS, *LAUNCH_FIELDS))
 def doctor(
     job_file: Path | None, is_machine: bool, connect: str | None, key: Path | None, as_json: bool, **flags: Any
 ) -> int:
-    """Look for the mistakes that make training fail: in the job file JOB, or in the job that train's flags give.
+    """Look for the mistakes that make training fail: in the job file JOB, or in a job from the flags of train.
 
-    It checks the gradients of each layer, the walk back over the graph, first weights, dead and saturated units, sizes
-    of activations and gradients, the first loss, labels, the size of samples, the learning rate by a few steps, and the
-    number of workers if one is given. Exit codes: 0 nothing found, 1 something found, 2 wrong usage or job.
+    It checks the gradients of each layer, the backward pass, initial weights, dead and saturated units, sizes of
+    activations and gradients, the first loss, labels, the size of samples, the learning rate by a few steps, and the
+    number of workers if it is given. Exit codes: 0 nothing found, 1 something found, 2 wrong usage or job.
 
     \b
       lockstep doctor job.toml

@@ -1,4 +1,4 @@
-"""`lockstep simulate`: many runs in virtual time, in which all goes wrong that can, and what speaks against them."""
+"""`lockstep simulate`: many runs in virtual time, with faults of all kinds, and the violations found."""
 
 from collections import Counter
 
@@ -12,8 +12,8 @@ from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.simulation.oracle import Outcome, simulate
 from lockstep.simulation.scenario import scenario_of
 
-#: Seeds that fail before no more are tried.
-ENOUGH = 5
+#: Failed seeds after which to stop.
+MOST_FAILURES = 5
 
 
 @click.command("simulate", short_help="Try the protocol in virtual time, with faults of all kinds.")
@@ -21,7 +21,7 @@ ENOUGH = 5
 @click.option("--workers", type=click.IntRange(1, 64), metavar="N", help="workers  [1 to 4, by the seed]")
 @click.option("--servers", type=click.IntRange(1, 3), metavar="N", help="servers that share the weights  [by the seed]")
 @click.option("--steps", type=click.IntRange(3, 1000), metavar="N", help="steps of the run  [by its job]")
-@click.option("--trace", "is_traced", is_flag=True, help="print all that happens")
+@click.option("--trace", "is_traced", is_flag=True, help="print all events")
 @click.pass_context
 def simulate_command(
     context: click.Context,
@@ -31,15 +31,15 @@ def simulate_command(
     steps: int | None,
     is_traced: bool,
 ) -> None:
-    """Simulate runs of small jobs, in one process and in virtual time, in which everything goes wrong that can.
+    """Simulate runs of small jobs, in one process and in virtual time, with faults of all kinds.
 
     The coordinator, the shards and the workers are the real ones, with their shells and files; network, clocks and disk
-    are a model. A seed determines who takes part and what happens: crashes and restarts at any moment, processes that
-    stand still or are slow, clocks that jump, connections that break, fall silent one way or both, networks that split
-    and heal in any order, messages that come late or twice, a full disk.
+    are simulated. A seed determines the processes and the faults: crashes and restarts at any moment, processes that
+    stop or are slow, clocks that jump, connections that break or fall silent in one direction or both, networks that
+    split and heal in any order, messages that arrive late or twice, a full disk.
 
-    Each run has to end in bounded time with the bits of one process, every sample used once. A seed replays
-    identically; one that fails is reported with the command that replays it, and the exit code is 1.
+    Each run has to end in bounded time with the bits of one process, and every sample used once. A seed replays
+    identically. A failed seed is reported with the command that replays it, and the exit code is 1.
 
     \b
       lockstep simulate --seeds 0:500
@@ -47,7 +47,7 @@ def simulate_command(
     """
     console = Console(highlight=False, soft_wrap=True)
     clock = SystemClock()
-    began = reported = clock.now()
+    start = reported = clock.now()
     failed: list[int] = []
     tally = OutcomeTally()
     for seed in seeds:
@@ -60,46 +60,46 @@ def simulate_command(
         if outcome.violations:
             failed.append(seed)
             print_plainly(console, f"seed {seed}: {outcome.violations[0]}")
-            print_plainly(console, f"  replay it by: {replaying(seed, workers, servers, steps)}")
-        if len(failed) == ENOUGH:
+            print_plainly(console, f"  replay it with: {replay_command(seed, workers, servers, steps)}")
+        if len(failed) == MOST_FAILURES:
             break
         if clock.now() - reported >= PLAIN_EVERY_S:
             reported = clock.now()
             print_plainly(console, f"seed {seed}: {tally.runs} runs, {len(failed)} failed so far")
-    print_plainly(console, tally.line(clock.now() - began))
+    print_plainly(console, tally.summary(clock.now() - start))
     if len(seeds) == 1:
         print_plainly(console, f"digest of the trace: {tally.digest}")
     if failed:
         raise DifferenceError(f"{len(failed)} of {tally.runs} simulated runs broke the promise: seeds {failed}")
 
 
-def replaying(seed: int, workers: int | None, servers: int | None, steps: int | None) -> str:
-    """Return the command that carries out a seed's run again."""
+def replay_command(seed: int, workers: int | None, servers: int | None, steps: int | None) -> str:
+    """Return the command that replays a seed."""
     given = (("--workers", workers), ("--servers", servers), ("--steps", steps))
     flags = "".join(f" {flag} {value}" for flag, value in given if value is not None)
     return f"lockstep simulate --seeds {seed}{flags} --trace"
 
 
 class OutcomeTally:
-    """The outcomes of all runs, summed."""
+    """The totals of all runs."""
 
     def __init__(self) -> None:
         self.runs = self.events = 0
         self.seconds = 0.0
-        self.happened: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
         self.digest = ""
 
     def add(self, outcome: Outcome) -> None:
         self.runs += 1
         self.events += outcome.events
         self.seconds += outcome.seconds
-        self.happened += outcome.faults
+        self.faults += outcome.faults
         self.digest = outcome.digest
 
-    def line(self, took_s: float) -> str:
-        """Return it in one line."""
-        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.happened.items()))
+    def summary(self, took_s: float) -> str:
+        """Return the totals as a line."""
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
         return (
             f"{self.runs} runs, {self.events:,} events, {self.seconds:,.0f} s of virtual time in {took_s:.1f} s; "
-            f"happened: {kinds or 'nothing'}"
+            f"faults: {kinds or 'none'}"
         )

@@ -24,10 +24,10 @@ from lockstep.runs.trained import Moment, open_trained
 @BEST_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
 def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None:
-    """Evaluate the weights in the folder RUN on its test set, or on another: in all, and class by class.
+    """Evaluate the weights in the folder RUN on its test set or another, in total and per class.
 
-    Precision is the share of samples taken for a class that are of it; recall the share of its own samples that are
-    taken for it. Of a regression, R² is the share of the targets' variance that is explained.
+    Precision is the share of the samples predicted as a class that belong to it, and recall the share of its samples
+    that are predicted as it. For a regression, R² is the explained share of the variance of the targets.
 
     \b
       lockstep evaluate runs/20261124-231714-lenet
@@ -48,7 +48,7 @@ def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None
 
 
 def figures(tested: Assessment) -> dict[str, Any]:
-    """Return what only a run with classes has, or only a regression."""
+    """Return the figures that only a classifier has, or only a regression."""
     if tested.objective.is_regression:
         return {"test_r2": r2_of(tested), "targets": tested.fit}
     confusion = tested.confusion

@@ -1,4 +1,4 @@
-"""`lockstep plot`: pictures of runs."""
+"""`lockstep plot`: plots of runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,33 +13,33 @@ from lockstep.reports.plots.curves import RunCurves, read_curves
 from lockstep.runs.extras import demand
 from ps.records.metrics import METRICS
 
-#: Where pictures go that were given no folder: in the run's own, or, of several runs, here.
+#: The default folder for plots of several runs; those of a single run go into its own folder.
 PLOTS = Path("plots")
 
 
-@click.command(short_help="Draw pictures of runs.")
+@click.command(short_help="Plot runs.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--to", "to", type=click.Path(path_type=Path), metavar="DIR", help="folder for them  [RUN/plots]")
-@click.option("--learning", "is_brief", is_flag=True, help="draw only the first of them")
+@click.option("--learning", "is_brief", is_flag=True, help="make only the first of them")
 @click.option("--tensorboard", "is_events", is_flag=True, help="write event files for TensorBoard instead")
 def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: bool) -> None:
-    """Draw PNGs of the run in the folder RUN, or of several runs together.
+    """Plot the run in the folder RUN, or several runs together, as PNGs.
 
     \b
     learning     loss, accuracy or R², learning rate
-    throughput   samples a second, and where the time of a step goes
-    timeline     who computed what, and when
-    confusion    what is taken for what
-    first_layer  the weights that see the samples
-    mistakes     the samples that it is surest of, wrongly
-    answers      of a regression instead: what it says over what is right
+    throughput   samples per second, and where the time of a step goes
+    timeline     which worker computed what, and when
+    confusion    the confusion matrix
+    first_layer  the weights of the first layer
+    mistakes     the mistakes of which the model is most certain
+    answers      for a regression instead: its outputs over the targets
 
-    Several runs share the first two. A run that is not finished is drawn as far as it has come. Pictures need the extra
+    Several runs share the first two. A run that has not finished is plotted as far as it has got. Plots need the extra
     plot; event files need the extra tensorboard.
 
     \b
       lockstep plot runs/20261124-231714-lenet
-      lockstep plot runs/* --to pictures
+      lockstep plot runs/* --to plots
       lockstep plot runs/* --to events --tensorboard
     """
     folder = to or (runs[0] / "plots" if len(runs) == 1 else PLOTS)
@@ -48,48 +48,48 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: boo
         demand("tensorboardX", "tensorboard", "--tensorboard")
     else:
         demand("matplotlib", "plot", "lockstep plot")
-    courses = _courses(runs)
+    curves = _curves_of(runs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from None
-    lines = _events if is_events else _learning if is_brief else _pictures
-    for line in lines(runs, courses, folder):
+    lines = _events if is_events else _learning if is_brief else _plots
+    for line in lines(runs, curves, folder):
         print_plainly(console, line)
 
 
-def _courses(runs: tuple[Path, ...]) -> list[RunCurves]:
-    courses = [read_curves(run) for run in runs]
-    names = [course.name for course in courses]
+def _curves_of(runs: tuple[Path, ...]) -> list[RunCurves]:
+    curves = [read_curves(run) for run in runs]
+    names = [each.name for each in curves]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two runs have the name {twice!r}: expected folders of different names")
-    return courses
+    return curves
 
 
-def _learning(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:
-    # Here, as in `_pictures`; and without the test set, which the others need.
+def _learning(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
+    # Imported here as in `_plots`, and without the test set, which the others need.
     from lockstep.reports.plots.learning import learning
     from lockstep.reports.plots.style import save
 
-    save(learning(courses), folder / PICTURE)
+    save(learning(curves), folder / PICTURE)
     yield f"wrote {folder / PICTURE}"
 
 
-def _pictures(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:
-    # Here, as the extra may be missing if nobody draws; and it takes half a second to load.
+def _plots(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
+    # Imported here, since the extra may not be installed, and takes half a second to load.
     from lockstep.reports.plots.run_plots import Subject, plot_runs
 
-    return plot_runs([Subject(run, course) for run, course in zip(runs, courses, strict=True)], folder)
+    return plot_runs([Subject(run, each) for run, each in zip(runs, curves, strict=True)], folder)
 
 
-def _events(runs: tuple[Path, ...], courses: list[RunCurves], folder: Path) -> Iterator[str]:
-    # Here, as the extra may be missing if nobody writes event files.
+def _events(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
+    # Imported here, since the extra may not be installed.
     from lockstep.reports.plots.event_files import write_events
 
-    for run, course in zip(runs, courses, strict=True):
+    for run, each in zip(runs, curves, strict=True):
         # The last line was written when the run ended, or just now.
         ended = (run / METRICS).stat().st_mtime
-        lasted = max([float(course.seconds[-1]), *(epoch.wall_s for epoch in course.epochs)])
-        write_events(course, folder / course.name, ended - lasted)
-        yield f"wrote {folder / course.name}: show it by `tensorboard --logdir {folder}`"
+        duration_s = max([float(each.seconds[-1]), *(epoch.wall_s for epoch in each.epochs)])
+        write_events(each, folder / each.name, ended - duration_s)
+        yield f"wrote {folder / each.name}: show it by `tensorboard --logdir {folder}`"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.cli.checking.simulate import replaying
+from lockstep.cli.checking.simulate import replay_command
 from lockstep.cli.main import run
 
 
@@ -10,7 +10,7 @@ def test_seeds_that_keep_the_promise_are_told_in_a_line(capsys: pytest.CaptureFi
     assert run(["simulate", "--seeds", "0:3"]) == 0
     out, error = capsys.readouterr()
     assert out.startswith("3 runs, ")
-    assert "; happened: " in out
+    assert "; faults: " in out
     assert error == ""
 
 
@@ -29,7 +29,7 @@ def test_one_seed_is_replayed_with_its_trace(capsys: pytest.CaptureFixture[str])
 def test_numbers_that_are_given_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["simulate", "--seeds", "4", "--workers", "2", "--servers", "2", "--steps", "3", "--trace"]) == 0
     assert ", 2 workers, 2 servers" in capsys.readouterr().out
-    assert replaying(4, 2, None, 3) == "lockstep simulate --seeds 4 --workers 2 --steps 3 --trace"
+    assert replay_command(4, 2, None, 3) == "lockstep simulate --seeds 4 --workers 2 --steps 3 --trace"
 
 
 @pytest.mark.parametrize("seeds", ["", "3:3", "5:2", "a", "-1:4", "1:2:3"])
