@@ -1,4 +1,4 @@
-"""A stand-in for the Python that has torch: it takes the peer's arguments and answers as the peer does."""
+"""A stand-in for the Python that has torch: it takes the arguments of the baseline and answers as it does."""
 
 import sys
 from pathlib import Path

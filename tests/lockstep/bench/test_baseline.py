@@ -30,7 +30,7 @@ def test_each_line_is_answered() -> None:
         assert stepper.process.returncode == 0
 
 
-def test_a_death_is_told_with_the_exit_code() -> None:
+def test_a_death_is_reported_with_the_exit_code() -> None:
     stepper = start("raise SystemExit(7)")
     with pytest.raises(RunError, match="the thing died with exit code 7"):
         stepper.steps(1)

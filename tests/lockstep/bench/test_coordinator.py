@@ -66,7 +66,7 @@ def test_an_event_costs_the_same_for_any_number_of_workers() -> None:
     assert opcodes_per_event(64) < 1.3 * opcodes_per_event(8)
 
 
-def test_rows_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
     flags = ["--workers", "1,4", "--steps", "2", "--json", str(json_file), "--plot", str(plot_file)]
     assert run(["bench", "coordinator", *flags]) == 0

@@ -27,7 +27,7 @@ def test_a_gradient_is_filled_where_it_belongs() -> None:
     assert gradient.tolist() == [0.5] * 5
 
 
-def test_exchanges_are_timed_beside_the_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exchanges_are_timed_next_to_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     python, calls = write_peer(tmp_path)
     json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
     flags = ["--params", "1000", "--peer-python", str(python), "--json", str(json_file), "--plot", str(plot_file)]
@@ -59,7 +59,7 @@ def test_the_bytes_of_each_type_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--wire", "float8"], "float8"),
         (["--params", "0"], "0 is not in the range"),
@@ -67,6 +67,6 @@ def test_the_bytes_of_each_type_are_counted(tmp_path: Path) -> None:
         (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
     ],
 )
-def test_mistakes_are_one_line(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*TINY, *flags]) == 2
-    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]

@@ -57,7 +57,7 @@ def test_rows_of_one_way_are_taken_together() -> None:
     assert at.ms_per_step == pytest.approx(80 + 64 + 6 / 16)
 
 
-def test_the_machine_that_was_measured_is_predicted_beside() -> None:
+def test_the_machine_that_was_measured_is_predicted_next_to() -> None:
     prediction = predict(basis_of_rows(ROWS), [1], [1], LINK)
     assert [at.workers for at in prediction.here] == list(range(1, 9))
     # 80 ms and 10 ms for each worker, until four share two cores.
@@ -94,9 +94,11 @@ def test_the_command_reads_both_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [(row.servers, row.workers) for row in rows] == [(s, w) for s in (1, 2) for w in (1, 2, 4, 8)]
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert run([*ask, "--from", str(rows_file), "--batch", "32", "--link", "10Gbit"]) == 0
-    told = capsys.readouterr().out
-    assert f"from lenet, 128 samples a step, ipc, measured with 1 worker on {basis_of_result(RUN).cores} cores" in told
-    assert "from mlp, 32 samples each, shm, measured with 1 worker on 2 cores" in told
+    message = capsys.readouterr().out
+    assert (
+        f"from lenet, 128 samples a step, ipc, measured with 1 worker on {basis_of_result(RUN).cores} cores" in message
+    )
+    assert "from mlp, 32 samples each, shm, measured with 1 worker on 2 cores" in message
 
 
 @pytest.mark.slow
@@ -106,7 +108,7 @@ def test_without_a_file_this_machine_is_measured(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--workers", "8..2"], "'8..2' is no range: expected FROM..TO"),
         (["--workers", "1..many"], "'many' is not a valid integer"),
@@ -115,22 +117,22 @@ def test_without_a_file_this_machine_is_measured(capsys: pytest.CaptureFixture[s
         (["--from", "nowhere.json"], "cannot read 'nowhere.json': No such file or directory"),
     ],
 )
-def test_mistakes_are_one_line(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "predict", *flags]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert told in line
+    assert message in line
 
 
-def test_files_that_are_of_no_use_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_of_no_use_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "file.json"
-    for text, told in [
+    for text, message in [
         (b"{}", "is neither a run's result.json nor a file of `lockstep bench scaling --json`"),
         (msgspec.json.encode(result(workers=0)), "has no times of an exchange (workers = 0"),
         (b"[]", "the scaling bench measured no row"),
     ]:
         path.write_bytes(text)
         assert run(["bench", "predict", "--from", str(path)]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     write_rows(path, ROWS)
     assert run(["bench", "predict", "--from", str(path), "--model", "cnn"]) == 2
     assert "measured no cnn: expected one of its combinations: mlp at 64, mlp at 32" in capsys.readouterr().err

@@ -21,7 +21,7 @@ def rows_of(path: Path) -> list[ScalingRow]:
     return msgspec.json.decode(path.read_bytes(), type=list[ScalingRow])
 
 
-def test_weak_scaling_beside_the_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weak_scaling_next_to_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     python, calls = write_peer(tmp_path)
     json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
     assert run([*TINY, "--peer-python", str(python), "--json", str(json_file), "--plot", str(plot_file)]) == 0
@@ -56,7 +56,7 @@ def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--strong", "--workers", "1,3"], "a batch of 32 cannot be divided among 3 workers"),
         (["--models", "mlp.py:build", "--peer-python", "nowhere"], "model file 'mlp.py' cannot be read"),
@@ -68,21 +68,21 @@ def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFix
         (["--models", "resnet"], "model = 'resnet' is not known"),
     ],
 )
-def test_mistakes_are_one_line(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*TINY, *flags]) in (1, 2)
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("error: ")
-    assert told in error[-1]
+    assert message in error[-1]
 
 
-def test_the_peer_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_baseline_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.py"
     own.write_text("from lockstep import nn\n\n\ndef build():\n    return nn.Linear(784, 10)\n")
     assert run([*TINY, "--models", f"{own}:build", "--peer-python", "nowhere"]) == 2
     assert "the PyTorch baseline has no model" in capsys.readouterr().err
 
 
-def test_the_faster_layout_of_the_peer_counts() -> None:
+def test_the_faster_layout_of_the_baseline_counts() -> None:
     turns = Turns(baselines={"contiguous": [0.004, 0.004], "channels-last": [0.002, 0.002]}, baseline_version="2")
     peer = faster_baseline(turns, 64, 64_000)
     assert peer is not None

@@ -50,16 +50,18 @@ def test_several_are_measured_each_in_its_own_process(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--model", "linear,mlp", "--profile"], "--profile shows one model at one batch"),
         (["--model", "linear,nosuch", "--steps", "30"], "model = 'nosuch' is not known"),
         (["--plot", "figures.pdf"], "only PNG can be drawn"),
     ],
 )
-def test_what_cannot_be_measured_is_told(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_measured_is_reported(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["bench", "step", "--batch", "8", *flags]) != 0
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_profile_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,12 +105,12 @@ def test_layouts() -> None:
     assert layouts_of("cnn") == ("contiguous", "channels-last")
 
 
-def test_a_peer_that_is_not_there_is_told() -> None:
+def test_a_baseline_that_is_not_there_is_reported() -> None:
     with pytest.raises(UsageError, match="cannot run --peer-python 'nowhere'"):
         Baseline.start(Path("nowhere"), ["step", "linear", "32"])
 
 
-def test_a_peer_without_torch_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_without_torch_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
     peer = Baseline.start(Path(sys.executable), ["step", "linear", "32"])
     with pytest.raises(RunError, match="is torch installed in its environment"):
         peer.steps(1)

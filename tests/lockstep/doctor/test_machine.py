@@ -1,4 +1,4 @@
-"""What is in the way of a run on a machine, from facts alone; and the facts of this one."""
+"""Findings about a machine from given facts, and the facts about this machine."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ from lockstep.doctor.machine import (
     measured_under,
 )
 
-#: A machine on which nothing is in the way.
+#: A machine without findings.
 GOOD = MachineInfo(
     system="Linux",
     python="3.11",

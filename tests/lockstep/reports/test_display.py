@@ -1,4 +1,4 @@
-"""What is shown of a run under way: lines and pictures that fit 80 columns, and none too many."""
+"""The display of a run: lines that fit 80 columns, and not too many of them."""
 
 import io
 import re
@@ -65,7 +65,7 @@ def test_figures_of_a_run_that_waits_say_for_whom() -> None:
     assert figures(waiting) == "waiting for workers: 1 of 2 ready"
 
 
-def test_the_live_picture() -> None:
+def test_the_live_display() -> None:
     bar, line, *workers = picture(status(workers=[worker(0), worker(1, state="preparing", samples=0, compute_s=0.0)]))
     assert bar.startswith("epoch 2/8  step 700/3752 ━━━")
     assert bar.endswith("19%")
@@ -77,7 +77,7 @@ def test_the_live_picture() -> None:
     ]
 
 
-def test_the_live_picture_neither_wraps_nor_outgrows_the_terminal() -> None:
+def test_the_live_display_neither_wraps_nor_outgrows_the_terminal() -> None:
     many = [
         worker(rank, host="a-host-with-a-name-that-is-long." * 3, samples=10**8, compute_s=1e3) for rank in range(200)
     ]
@@ -111,7 +111,7 @@ def test_a_live_display_says_a_reminder_once_until_something_else_is_said() -> N
     assert on.export_text().count("0 of 1 are ready") == 2
 
 
-def test_a_live_display_draws_a_few_pictures_a_second_at_most() -> None:
+def test_a_live_display_makes_a_few_updates_a_second_at_most() -> None:
     on, clock = console(is_terminal=True), ManualClock()
     with LiveDisplay(on, clock) as display:
         for step in range(1000):
@@ -138,15 +138,15 @@ def window(first: int, last: int) -> Status:
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_each_epoch_is_told_once_where_a_status_tells_of_the_last_ones(is_terminal: bool) -> None:
+def test_each_epoch_is_reported_once_where_a_status_tells_of_the_last_ones(is_terminal: bool) -> None:
     on = console(is_terminal=is_terminal)
     kind = LiveDisplay if is_terminal else PlainDisplay
     with kind(on, ManualClock()) as display:
         # Between the last two more epochs ended than a status tells of; a server that was started again has fewer.
         for first, last in ((1, 3), (3, 5), (4, 5), (4, 6), (3, 4), (9, 11)):
             display.show(window(first, last))
-    told = re.findall(r"epoch (\d+)/8  loss 0.5000", "\n".join(shown(on)))
-    assert list(map(int, told)) == [1, 2, 3, 4, 5, 6, 9, 10, 11]
+    message = re.findall(r"epoch (\d+)/8  loss 0.5000", "\n".join(shown(on)))
+    assert list(map(int, message)) == [1, 2, 3, 4, 5, 6, 9, 10, 11]
 
 
 def test_plain_lines_repeat_reminders() -> None:

@@ -47,7 +47,7 @@ def test_each_epoch_stays_once_where_a_status_tells_of_the_last_ones() -> None:
     ]
 
 
-def test_a_few_pictures_a_second_at_most() -> None:
+def test_a_few_updates_a_second_at_most() -> None:
     paper, clock = Paper(), ManualClock()
     with NotebookDisplay(paper, clock) as display:
         for step in range(1000):
@@ -56,7 +56,7 @@ def test_a_few_pictures_a_second_at_most() -> None:
     assert len(paper.pages) <= 4
 
 
-def test_a_reminder_is_told_once_until_something_else_is_said() -> None:
+def test_a_reminder_is_reported_once_until_something_else_is_said() -> None:
     paper = Paper()
     display = NotebookDisplay(paper, ManualClock())
     for _ in range(3):

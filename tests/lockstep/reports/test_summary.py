@@ -93,14 +93,14 @@ def test_without_a_terminal_a_note_is_one_line() -> None:
     assert console.export_text().splitlines()[-1] == f"note: {TOO_SMALL}"
 
 
-def test_what_a_step_sends_is_told_where_anything_was_sent() -> None:
+def test_what_a_step_sends_is_reported_where_anything_was_sent() -> None:
     sent = result(wire="int8", moved=Moved(sums=63_870, weights=247_100))
     assert "a step sends    63.9 kB of sums (int8), 247.1 kB of weights (float32)" in summary_lines(sent, None)
     assert not any("sends" in line for line in summary_lines(result(), None))
 
 
 @pytest.mark.parametrize(
-    ("audited", "unaudited", "told"),
+    ("audited", "unaudited", "message"),
     [
         (0, 0, None),
         (1200, 0, "1,200 micro-batches computed again by another worker: the same bits"),
@@ -115,7 +115,7 @@ def test_what_a_step_sends_is_told_where_anything_was_sent() -> None:
         (0, 5, "no micro-batch was computed again: 5 could not be, since no other worker was ready"),
     ],
 )
-def test_the_audit_is_told_where_there_was_one(audited: int, unaudited: int, told: str | None) -> None:
+def test_the_audit_is_reported_where_there_was_one(audited: int, unaudited: int, message: str | None) -> None:
     lines = summary_lines(msgspec.structs.replace(result(), audited=audited, unaudited=unaudited), None)
     found = [line for line in lines if line.startswith("audit ")]
-    assert found == ([] if told is None else [f"audit           {told}"])
+    assert found == ([] if message is None else [f"audit           {message}"])

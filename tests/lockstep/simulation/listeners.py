@@ -1,4 +1,4 @@
-"""Small scenes: processes that note what they hear, over a network of one's choice."""
+"""Processes that note what they receive, over a network of a given quality."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

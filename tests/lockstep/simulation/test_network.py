@@ -84,20 +84,20 @@ def test_a_silence_that_lasts_breaks_the_connection() -> None:
     assert scene.server.words() == [b"first", b"after"]
 
 
-def test_a_server_is_told_of_connections_that_ended() -> None:
+def test_ended_connections_are_reported_to_the_server() -> None:
     scene = Scene()
     for port in scene.ports:
         port.send([b"here"])
     scene.run(1.0)
-    told = []
+    lost = []
     for _ in range(20):
         scene.ports[0].disconnect()
         scene.run(scene.world.now + 1.0)
         scene.ports[0].send([b"again"])
         scene.run(scene.world.now + 1.0)
-        told += scene.server_port.lost()
+        lost += scene.server_port.lost()
     # A network may swallow some.
-    assert 10 <= len(set(told)) == len(told) < 20
+    assert 10 <= len(set(lost)) == len(lost) < 20
 
 
 def test_another_server_receives_what_waited_for_one() -> None:

@@ -31,10 +31,12 @@ def test_a_planted_bug_is_found(bug: str) -> None:
     assert any(simulate(scenario_of(seed), PLANTED[bug]).violations for seed in range(SEARCHED))
 
 
-def test_whoever_is_found_to_break_the_protocol_speaks_against_a_run_that_would_recover() -> None:
+def test_a_reported_breach_of_the_protocol_is_a_violation_even_if_the_run_would_recover() -> None:
     hasty = PLANTED["updates do not wait for all shards"]
     found = (simulate(scenario_of(seed), hasty).violations for seed in range(SEARCHED))
-    assert any("reports: the server broke the protocol: step " in told for objections in found for told in objections)
+    assert any(
+        "reports: the server broke the protocol: step " in message for objections in found for message in objections
+    )
 
 
 @pytest.mark.parametrize("seed", [3, 60, 145])
@@ -43,13 +45,13 @@ def test_a_seed_replays_identically(seed: int) -> None:
     assert len(set(traces)) == 1
 
 
-def test_the_seeds_tell_different_stories() -> None:
+def test_the_seeds_give_different_scenarios() -> None:
     assert len({simulate(scenario_of(seed)).digest for seed in range(5)}) == 5
 
 
 def test_all_that_can_happen_does() -> None:
-    told = {it.kind for seed in range(SEARCHED) for it in scenario_of(seed).faults}
-    assert told == set(FaultKind)
+    message = {it.kind for seed in range(SEARCHED) for it in scenario_of(seed).faults}
+    assert message == set(FaultKind)
 
 
 def test_a_trace_tells_who_heard_what() -> None:

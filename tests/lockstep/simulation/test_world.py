@@ -20,12 +20,12 @@ def test_who_is_due_first_acts_first() -> None:
 
 
 def test_what_is_to_happen_happens_in_order() -> None:
-    world, told = World(), list[str]()
-    world.after(2.0, lambda: told.append("second"))
-    world.after(1.0, lambda: told.append("first"))
-    world.after(2.0, lambda: told.append("third"))
+    world, message = World(), list[str]()
+    world.after(2.0, lambda: message.append("second"))
+    world.after(1.0, lambda: message.append("first"))
+    world.after(2.0, lambda: message.append("third"))
     run(world)
-    assert told == ["first", "second", "third"]
+    assert message == ["first", "second", "third"]
 
 
 def test_one_that_is_stopped_acts_when_it_goes_on() -> None:

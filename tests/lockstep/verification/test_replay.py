@@ -108,7 +108,7 @@ def test_a_loss_that_overflows_is_looked_into_at_the_step_that_failed(
     assert (found["recorded_loss_sum"], isinstance(found["loss_sum"], str)) == (None, True)
 
 
-def test_a_place_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_outside_the_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(
         record_alone(tmp_path, job_in(tmp_path, model=dict(describe(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))))))
     )

@@ -164,17 +164,17 @@ def test_another_machine_or_job_is_refused_with_both_named(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("text", "bounds"), [("2:5", (2, 5)), (":5", (0, 5)), ("2:", (2, 7)), (":", (0, 7)), ("3", (3, 4))]
 )
-def test_steps_are_told_as_a_range(text: str, bounds: tuple[int, int]) -> None:
+def test_steps_are_reported_as_a_range(text: str, bounds: tuple[int, int]) -> None:
     assert steps_between(text, 7) == bounds
 
 
 @pytest.mark.parametrize("text", ["5:2", "3:3", "0:8", "-1:3", "7", "x", "1:2:3"])
-def test_what_is_no_range_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_what_is_no_range_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     folder = record_alone(tmp_path, job_in(tmp_path))
     code, _, error = said(capsys, "verify", str(folder), f"--steps={text}")
     assert (code, error) == (2, f"error: --steps {text!r}: expected A:B with 0 <= A < B <= 7, the run's steps\n")
 
 
-def test_a_folder_of_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_no_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = said(capsys, "verify", str(tmp_path))
     assert (code, f"{str(tmp_path)!r} holds no run" in error) == (2, True)

@@ -163,9 +163,9 @@ def test_a_run_is_exported_with_what_its_samples_go_through(tmp_path: Path, caps
     assert run(["export", str(trained.folder), str(path)]) == 0
     assert capsys.readouterr().out == f"wrote {path}, {path.stat().st_size:,} bytes\n"
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    told = session.get_modelmeta().custom_metadata_map
+    message = session.get_modelmeta().custom_metadata_map
     raw = np.arange(2 * 784, dtype=np.float32).reshape(2, 1, 28, 28) % 256
-    prepared = ((raw / 255 - float(told["mean"])) / float(told["std"])).astype(np.float32)
+    prepared = ((raw / 255 - float(message["mean"])) / float(message["std"])).astype(np.float32)
     with no_grad():
         expected = trained.model(Tensor(prepared)).data
     np.testing.assert_allclose(session.run(None, {"images": prepared})[0], expected, atol=1e-5)

@@ -68,9 +68,9 @@ def test_safetensors_and_npz_hold_the_state_dict(tmp_path: Path) -> None:
     expected = trained.model.state_dict()
     for name in ("weights.safetensors", "weights.npz"):
         assert run(["export", str(trained.folder), str(tmp_path / name)]) == 0
-    arrays, told = read(tmp_path / "weights.safetensors")
-    assert told["format"] == "pt"
-    assert 0 < float(told["std"]) < float(told["mean"]) < 0.5
+    arrays, message = read(tmp_path / "weights.safetensors")
+    assert message["format"] == "pt"
+    assert 0 < float(message["std"]) < float(message["mean"]) < 0.5
     same(arrays, expected)
     with np.load(tmp_path / "weights.npz", allow_pickle=False) as archive:
         same(dict(archive), expected)

@@ -36,7 +36,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
     assert len(read_curves(tmp_path).steps) == 2
 
 
-def test_what_is_no_record_is_told_with_its_line(tmp_path: Path) -> None:
+def test_what_is_no_record_is_reported_with_its_line(tmp_path: Path) -> None:
     write_steps(tmp_path, range(2))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(
@@ -48,7 +48,7 @@ def test_what_is_no_record_is_told_with_its_line(tmp_path: Path) -> None:
         read_curves(tmp_path)
 
 
-def test_a_folder_without_steps_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_steps_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="No such file or directory: expected the folder of a run"):
         read_curves(tmp_path)
     (tmp_path / "metrics.jsonl").touch()

@@ -1,4 +1,4 @@
-"""What the pictures show: lines, bars and texts of their axes, and which cannot be drawn."""
+"""What the plots show: lines, bars and texts of their axes, and which cannot be made."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,7 +113,7 @@ def test_steps_are_shown_closely_where_something_was_not_used() -> None:
     assert close_steps(workers(0)) == list(range(12))
 
 
-def test_the_matrix_has_the_counts_and_colours_for_mistakes_alone() -> None:
+def test_the_matrix_has_the_counts_and_colours_for_mistakes_only() -> None:
     axes = confusion_matrix(Confusion(np.array([[3, 1], [0, 4]]))).axes[0]
     assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
         ((0, 0), "3"),
@@ -132,9 +132,7 @@ def test_the_matrix_has_the_counts_and_colours_for_mistakes_alone() -> None:
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 4, 7)), (3, 6, 4), (7, 6, 4)),
     ],
 )
-def test_the_first_layer_is_shown_as_pictures(
-    model: nn.Module, shape: tuple[int, ...], pictures: tuple[int, ...]
-) -> None:
+def test_the_first_layer_is_shown_as_plots(model: nn.Module, shape: tuple[int, ...], pictures: tuple[int, ...]) -> None:
     _, found = first_images(model, shape)
     assert found.shape == pictures
     shown = [axes for axes in first_layer(model, shape).axes if axes.images]
@@ -165,7 +163,7 @@ def test_of_many_units_the_largest_are_shown() -> None:
 @pytest.mark.parametrize(
     "model", [nn.Sequential(nn.Linear(5, 4)), nn.Sequential(nn.Conv2d(1, 2, 1)), nn.BatchNorm1d(3)]
 )
-def test_a_first_layer_that_is_no_picture_is_told(model: nn.Module) -> None:
+def test_a_first_layer_that_is_no_plot_is_reported(model: nn.Module) -> None:
     with pytest.raises(ModelError, match=r"is not an image of samples|has no weight with units"):
         first_layer(model, (1, 28, 28))
 
@@ -191,7 +189,7 @@ def test_the_worst_mistakes_come_first() -> None:
         (assessment([[0, 5], [0, 5]], shape=(4,)), r"samples of shape \(4,\) are not images"),
     ],
 )
-def test_mistakes_that_cannot_be_shown_are_told(found: Assessment, text: str) -> None:
+def test_mistakes_that_cannot_be_shown_are_reported(found: Assessment, text: str) -> None:
     with pytest.raises(ModelError, match=text):
         worst_mistakes(found)
 

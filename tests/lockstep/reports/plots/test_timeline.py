@@ -37,7 +37,7 @@ def test_a_process_alone_is_a_row_too(tmp_path: Path) -> None:
     assert read_timeline(tmp_path).names == ["this process"]
 
 
-def test_a_folder_without_a_ledger_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_ledger_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"ledger.jsonl': No such file"):
         read_timeline(tmp_path)
     write_ledger(tmp_path, LEDGER[:3])
