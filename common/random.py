@@ -18,9 +18,10 @@ class Purpose(IntEnum):
     DROPOUT = 4
     CANARY = 5
     SIMULATE = 6
-    AUDIT = 8
-    ROUND = 8
     VALIDATE = 7
+    AUDIT = 8
+    #: The value of AUDIT too, which can no longer change. Their draws still differ: `layer` is 0 there and never here.
+    ROUND = 8
 
 
 def generator(
