@@ -123,7 +123,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a worker")
 
     def _lease_received(self, lease: Lease) -> events.Event:
-        """Check a lease: it would take years to find out that one of impossible micro-batches is empty."""
+        """Check that a lease is a node of the tree: 2**31 micro-batches that do not exist would take years."""
         micro_batches = 0 if self._compute is None else self._compute.micro_batches_of(lease.work)
         if self._compute is not None and not is_node(lease.lo, lease.hi, micro_batches):
             raise RemoteProtocolError(

@@ -42,7 +42,9 @@ def arrays_of(message: Message) -> range:
 def encode(message: Message, arrays: Sequence[Vector] = ()) -> list[Buffer]:
     """Return the frames of a message; the array frames are views, valid while the arrays do not change."""
     if len(arrays) not in arrays_of(message):
-        raise ProtocolError(f"a {type(message).__name__} carries {_told(arrays_of(message))} arrays, not {len(arrays)}")
+        raise ProtocolError(
+            f"a {type(message).__name__} carries {_listed(arrays_of(message))} arrays, not {len(arrays)}"
+        )
     header = msgpack.packb(msgspec.to_builtins(message), use_bin_type=True)
     if len(header) > HEADER_LIMIT:
         raise ProtocolError(f"the header of a {type(message).__name__} has {len(header)} bytes, over {HEADER_LIMIT}")
@@ -59,12 +61,12 @@ def decode(frames: Sequence[Buffer], expected: Any) -> tuple[Message, list[Vecto
     message = decode_header(frames[0], expected)
     if len(frames) - 1 not in arrays_of(message):
         raise RemoteProtocolError(
-            f"a {type(message).__name__} with {len(frames) - 1} arrays: expected {_told(arrays_of(message))}"
+            f"a {type(message).__name__} with {len(frames) - 1} arrays: expected {_listed(arrays_of(message))}"
         )
     return message, [array_from(frame) for frame in frames[1:]]
 
 
-def _told(numbers: range) -> str:
+def _listed(numbers: range) -> str:
     return " or ".join(map(str, numbers))
 
 
@@ -87,19 +89,19 @@ def decode_header(frame: Buffer, expected: Any) -> Message:
         message: Message = msgspec.convert(fields, _kinds(expected).get(_kind(fields), expected))
     except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
         # msgspec's ValidationError and msgpack's format errors are ValueErrors.
-        # What is wrong is told in the peer's own words, a key of the header perhaps.
-        raise RemoteProtocolError(f"a header that is no message of this protocol: {one_line(str(error))}") from error
+        # The error quotes the peer's own words, perhaps a key of the header.
+        raise RemoteProtocolError(f"a header that is not a message of this protocol: {one_line(str(error))}") from error
     return message
 
 
 @cache
 def _kinds(expected: Any) -> dict[str, type[Message]]:
-    """Return the classes of a union by their tags: the validator takes 6 us to find the one, and 1 to check it."""
+    """Return the classes of a union by their tags: the validator takes 6 us to find the one and 1 us to check it."""
     return {kind.__struct_config__.tag: kind for kind in get_args(expected)}
 
 
 def _kind(fields: Any) -> str:
-    """Return the tag of a message, empty where it says none."""
+    """Return the tag of a message, empty if it has none."""
     kind = fields.get("type") if isinstance(fields, dict) else None
     return kind if isinstance(kind, str) else ""
 

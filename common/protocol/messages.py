@@ -1,4 +1,4 @@
-"""What processes say to one another, as typed values; knows nothing of bytes or sockets.
+"""The messages between processes, as typed values; knows nothing of bytes or sockets.
 
 Each message is a frozen, keyword-only value. Its `type` in the header is the name of its class in snake case. A message
 may carry raw arrays; its class says which.
@@ -16,17 +16,17 @@ from common.errors import FailureKind, RefusalKind
 from common.job.job import Job
 from common.protocol.numerics import Fingerprint
 
-#: Changes with every change to a message's meaning; two sides with different numbers do not talk.
+#: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
 PROTOCOL_VERSION = 6
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
 
-#: Most epochs that a status tells of: with 4096 workers they stay below the limit of a header, and take a millisecond.
+#: Most epochs in a status: with 4096 workers they stay below the limit of a header, and take a millisecond.
 HISTORY_LIMIT = 1000
 
-#: Vectors that a worker has for its sums in memory which it shares, of which a lease names one: as many as the leases
-#: that it may hold.
+#: Vectors that a worker has for its sums in shared memory, of which a lease names one: as many as the leases that it
+#: may hold.
 SLOTS = 2
 
 #: Bytes of the places of samples at most.
@@ -45,12 +45,12 @@ ShortText = Annotated[str, Meta(max_length=NAME_LIMIT, pattern=rf"^[^{UNPRINTABL
 HexDigest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 MicroBatch = Annotated[int, Meta(ge=0, le=2**31)]
-#: Thirty years: what is added up of these stays a number, which JSON can tell.
+#: Thirty years at most: their sums stay numbers, which JSON can hold.
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 #: What is computed: gradients, or these again, or figures of the validation set, or of the test set.
 Work = Literal["train", "audit", "validate", "evaluate"]
 
-#: What may be no number of a piece.
+#: What may be not finite in a micro-batch.
 Quantity = Literal["loss", "gradient"]
 
 #: What is of a training step, on the weights before it; the rest is on those after an epoch's last one.
@@ -58,8 +58,8 @@ OF_A_STEP: frozenset[Work] = frozenset({"train", "audit"})
 
 
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
-    """Return a text that a peer takes: one too long loses its middle, since a traceback tells most at its ends."""
-    # A file's name may hold what is no Unicode, and with it a traceback.
+    """Return a text that a peer accepts: one too long loses its middle, as a traceback is most useful at its ends."""
+    # A file's name may hold what is not Unicode, and with it a traceback.
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     half = (limit - 1) // 2
     return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
@@ -81,29 +81,28 @@ class Join(Message, frozen=True, kw_only=True):
     """Ask for a place in the run."""
 
     protocol: Count
-    #: Drawn anew by each process: two lives of one worker are two incarnations.
+    #: Drawn by each process: a worker that is started again, or rejoins, is another incarnation.
     incarnation: ShortText
     host: ShortText
     pid: Count
     fingerprint: Fingerprint
-    #: The run that it was in and was let go of; empty for one that was in none.
+    #: The run that it was evicted from; empty if it was in none.
     run: ShortText = ""
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """The model is built and the data is loaded, both as the welcome demanded."""
+    """The model is built and the data is loaded, both as the welcome demands."""
 
-    #: What the worker has read in the memory that it was offered, in hex: it stands nowhere else. Empty where it shares
-    #: none.
+    #: What the worker has read in the memory that it was offered, in hex: it is nowhere else. Empty if it shares none.
     nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
-    #: Why it does not share what it was offered.
+    #: Why it does not share the memory that it was offered.
     obstacle: Text = ""
 
 
 class SumsFrame(Message, frozen=True, kw_only=True):
-    """A frame of the sums over the pieces `[lo, hi)`: one float32 array, from element `start` of the vector on.
+    """A frame of the sums over the micro-batches `[lo, hi)`: one float32 array, from element `start` of the vector on.
 
-    Frames come in any order, before the result; where all sums fit into one frame, the result carries it.
+    Frames come in any order, before the result; if all sums fit into one frame, the result carries it.
     """
 
     step: Count
@@ -116,7 +115,10 @@ class SumsFrame(Message, frozen=True, kw_only=True):
 
 
 class Result(Message, frozen=True, kw_only=True):
-    """What the pieces `[lo, hi)` came to. In training it carries the flat vector of sums, if that is one frame long."""
+    """The result of a lease. In training it carries the flat vector of sums, if that is one frame long.
+
+    `[lo, hi)` are micro-batches of a step, or chunks of an evaluation: both are leased in the same way.
+    """
 
     work: Work
     step: Count
@@ -128,9 +130,9 @@ class Result(Message, frozen=True, kw_only=True):
     compute_s: Seconds
     #: The lease's.
     number: Count = 0
-    #: In training and audits, the sum of losses of each piece: float32, little-endian, in order.
+    #: In training and audits, the sum of losses of each micro-batch: float32, little-endian, in order.
     losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
-    #: Of the sums and all that is told here of the pieces, where the lease asks for it; otherwise empty.
+    #: Of the sums and the figures here, if the lease asks for it; otherwise empty.
     digest: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
     def node(self) -> Node:
@@ -138,7 +140,7 @@ class Result(Message, frozen=True, kw_only=True):
 
 
 class ComputeFailed(Message, frozen=True, kw_only=True):
-    """Computing the pieces `[lo, hi)` raised."""
+    """Computing the micro-batches `[lo, hi)` raised an exception."""
 
     work: Work
     step: Count
@@ -151,7 +153,7 @@ class ComputeFailed(Message, frozen=True, kw_only=True):
 
 
 class Diverged(Message, frozen=True, kw_only=True):
-    """The loss of a piece is not finite, or its gradient, which is not sent then."""
+    """The loss of a micro-batch is not finite, or its gradient, which is then not sent."""
 
     work: Work
     step: Count
@@ -162,21 +164,21 @@ class Diverged(Message, frozen=True, kw_only=True):
 
 
 class Leave(Message, frozen=True, kw_only=True):
-    """The worker goes, with its reason; what it holds is to be given to others."""
+    """The process leaves, for this reason; what it holds is to be given to others."""
 
     reason: Text
 
 
 class SamplesRequest(Message, frozen=True, kw_only=True):
-    """The worker lacks samples of a lease: answered by `Samples`, by the coordinator alone; asked again where lost."""
+    """Samples of a lease are missing: answered by `Samples`, by the coordinator alone; repeated if it is lost."""
 
     part: PartName
-    #: Places in that set, unsigned 32-bit, little-endian: as many as `PartFacts.in_a_message` says, at most.
+    #: Places in that set, unsigned 32-bit, little-endian: as many as `PartInfo.in_a_message` says, at most.
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    """A worker without work asks whether the server is still there; answered by the same."""
+    """Is anybody there? Answered by the same."""
 
 
 # From the server to a worker
@@ -209,13 +211,13 @@ class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Eviction(Message, frozen=True, kw_only=True):
-    """The server does not know the worker, or no more: nothing that it sends is applied, until it joins anew."""
+    """The server does not know the process, or no longer: nothing that it sends is applied until it joins again."""
 
     reason: Text
 
 
 class Samples(Message, frozen=True, kw_only=True):
-    """Samples that were asked for: one array, whose bytes are those of the images and then of the labels."""
+    """Samples that were requested: one array, whose bytes are those of the images and then of the labels."""
 
     part: PartName
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
@@ -238,16 +240,16 @@ class Weights(Message, frozen=True, kw_only=True):
 
 
 class Lease(Message, frozen=True, kw_only=True):
-    """The pieces `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights.
+    """The micro-batches `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights.
 
-    To a worker that shares memory it says too that these are in their slot.
+    For a worker that shares memory it also means that these are in their slot.
     """
 
     work: Work
     step: Count
     lo: MicroBatch
     hi: MicroBatch
-    #: Tells leases of the same pieces apart, and the vector of sums to write into where memory is shared.
+    #: Distinguishes leases of the same micro-batches, and names the vector of sums to write into in shared memory.
     number: Count = 0
     slot: Annotated[int, Meta(ge=0, lt=SLOTS)] = 0
     #: Whether the result is to have a digest.
@@ -266,11 +268,11 @@ class Finished(Message, frozen=True, kw_only=True):
 
 
 class StatusRequest(Message, frozen=True, kw_only=True):
-    """Ask how the run stands."""
+    """Request the status of the run."""
 
 
 class CallbackDecision(Message, frozen=True, kw_only=True):
-    """What callbacks say after an epoch, where the run pauses for them: it goes on, or ends there."""
+    """What callbacks decide after an epoch, if the run pauses for them: whether it continues or ends."""
 
     epoch: Count
     stops: bool
@@ -293,7 +295,7 @@ class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     epoch: Count
     loss: float
-    #: None in a regression, where R² is told instead.
+    #: None in a regression, which has R² instead.
     accuracy: float | None = None
     test_loss: float
     test_accuracy: float | None = None
@@ -307,7 +309,7 @@ class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Status(Message, frozen=True, kw_only=True):
-    """How the run stands."""
+    """The status of the run."""
 
     run: ShortText
     model: ShortText
@@ -329,7 +331,7 @@ class Status(Message, frozen=True, kw_only=True):
     history: Annotated[list[EpochStatus], Meta(max_length=HISTORY_LIMIT)]
     #: Why the run failed; empty where it did not.
     failure: Text
-    #: Connections that were not let in, and peers that were and broke the protocol.
+    #: Connections that were rejected, and peers that were accepted and broke the protocol.
     refused: Count = 0
     broken: Count = 0
 

@@ -1,4 +1,4 @@
-"""What the servers of one run say to one another, and workers to the shards: the other messages of the protocol.
+"""The messages between the servers of one run, and from workers to shards: the rest of the protocol.
 
 The coordinator, which owns the first slice itself, is "the server" here; each other process with a slice is a shard.
 """
@@ -25,7 +25,7 @@ from common.protocol.messages import (
 )
 from common.protocol.numerics import Fingerprint
 
-#: The vectors of a slice that are no slot of the optimizer.
+#: The vectors of a slice that are not slots of the optimizer.
 WEIGHTS, MOMENTA = "weights", "momenta"
 
 #: What a shard sends of its slice with an update: nothing, the new weights, or these and the optimizer's slots.
@@ -94,7 +94,7 @@ class UpdateDone(Message, frozen=True, kw_only=True):
 
 
 class WorkerLost(Message, frozen=True, kw_only=True):
-    """The shard cannot go on with a worker."""
+    """The shard cannot continue with a worker."""
 
     rank: Count
     reason: Text
@@ -104,7 +104,7 @@ class WorkerLost(Message, frozen=True, kw_only=True):
 
 
 class ShardWelcome(Message, frozen=True, kw_only=True):
-    """The place among the servers, and all that the shard must know of the run."""
+    """The place among the servers, and all that the shard must know about the run."""
 
     #: The slice: 0 is the server's own.
     index: Annotated[int, Meta(ge=1)]
@@ -148,7 +148,7 @@ class Forget(Message, frozen=True, kw_only=True):
 
 
 class SendWeightsTo(Message, frozen=True, kw_only=True):
-    """A worker is given work at a step: send it the weights, and take its sums."""
+    """A worker has a lease of a step: send it the weights, and accept its sums."""
 
     rank: Count
     step: Count
@@ -168,7 +168,7 @@ class AddFromMemory(Message, frozen=True, kw_only=True):
 
 
 class SquaresRequest(Message, frozen=True, kw_only=True):
-    """The tree of a step is whole, over `count` samples: what do the squares of your blocks come to?"""
+    """The tree of a step is whole, over `count` samples: request what the squares of the blocks add up to."""
 
     step: Count
     count: Count
@@ -196,13 +196,13 @@ class Collect(Message, frozen=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """Who dials."""
+    """Who is behind a new connection."""
 
     rank: Count
     incarnation: ShortText
 
 
-#: What only a shard says that has a slice of the run.
+#: What only a shard sends that has a slice of the run.
 SliceMessage = ShardReady | SumsAck | Squares | CollectedFrame | UpdateDone | WorkerLost
 ShardMessage = ShardJoin | SliceMessage | Leave | Ping
 ToShardMessage = (
@@ -221,5 +221,5 @@ ToShardMessage = (
     | Finished
     | Ping
 )
-#: What a shard hears from workers.
+#: What workers send a shard.
 WorkerToShardMessage = Hello | SumsFrame

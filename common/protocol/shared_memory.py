@@ -1,4 +1,4 @@
-"""What the memory of a run holds that processes share: where which vectors are, and who makes them.
+"""What the shared memory of a run holds: where which vectors are, and who makes them.
 
 The server makes one file with both slots of weights; each worker makes one with its slots of sums, once it has read
 back what the server wrote. Either maps the other's for reading only.

@@ -141,7 +141,7 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
     assert f"pid {first.popen.pid}" in told
     server.line_with("was evicted")
     first.send(signal.SIGCONT)
-    assert "joins anew" in first.error_with("joins anew")
+    assert "rejoining" in first.error_with("rejoining")
     assert f"worker 2 (host {os.uname().nodename}, pid {first.popen.pid}) joined" in server.line_with(" joined")
     server.line_with("epoch ")
     if steps == 10**6:
