@@ -37,7 +37,7 @@ class ExportedModel:
     text: ModelText | None = None
 
 
-def told(model: Model) -> ExportedModel:
+def exported(model: Model) -> ExportedModel:
     """Return how a model is sent: a name as it is, the library's layers as data, and everything else as its text.
 
     Raises as `model_text`.

@@ -15,10 +15,10 @@ from common.nn.module import Module
 from common.runtime.clock import SystemClock
 from lockstep.api.callback_runner import CallbackRunner, check_form
 from lockstep.api.callbacks import Callback, EarlyStopping, Training
-from lockstep.api.exported_model import Model, told
+from lockstep.api.exported_model import Model, exported
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.api.run import Run, load_run
-from lockstep.launch.local import train_here
+from lockstep.launch.cluster import train_here
 from lockstep.reports.display import Display, SilentDisplay, display_for
 from lockstep.reports.notebook_display import NotebookDisplay, notebook_page
 from lockstep.runs.job_file import resolve
@@ -59,7 +59,7 @@ def fit(
     fails.
     """
     arrays = None if isinstance(data, str | Path) else named_arrays(data)
-    known = told(model)
+    known = exported(model)
     given = {"model": known.value, **_with_values_of(callbacks, values)}
     if arrays is None:
         given["data"] = str(data)

@@ -22,7 +22,7 @@ from common.errors import JobError, RunError
 from common.job.job import Job
 from common.optim.schedules import Exponential
 from common.runtime.clock import SystemClock
-from lockstep.api.exported_model import Model, told
+from lockstep.api.exported_model import Model, exported
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.runs.extras import demand
 from lockstep.runs.job_file import resolve
@@ -76,7 +76,7 @@ class RateTest:
     def suggestion(self) -> float:
         """A rate to train with, which leaves a margin: a tenth of `at_minimum`, or `steepest` where that is less.
 
-        fastai has both. A model that learns its few samples by heart within the test has no minimum to tell anything.
+        fastai has both. A model that learns its few samples by heart within the test has no minimum.
         """
         return min(self.at_minimum / 10, self.steepest)
 
@@ -123,7 +123,7 @@ def find_lr(
 
     Raises what `fit` raises, and `RunError` where the loss is not finite before a rate could be found.
     """
-    known = told(model)
+    known = exported(model)
     arrays = None if isinstance(data, str | Path) else named_arrays(data)
     job, _ = resolve({}, {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value}, Launch())
     with (
@@ -142,10 +142,10 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
             f"{3 * SETTLING} steps"
         )
     job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0)
-    opening = open_run("rates", job, load(job.data), AdmissionPolicy())
+    setup = open_run("rates", job, load(job.data), AdmissionPolicy())
     schedule = Exponential(lowest, highest, steps=steps)
-    opening.shard.policy = replace(opening.shard.policy, schedule=schedule)
-    losses = _losses(opening, steps)
+    setup.shard.policy = replace(setup.shard.policy, schedule=schedule)
+    losses = _losses(setup, steps)
     if len(losses) < 2 * SETTLING:
         raise RunError(
             f"the loss was not finite, or {TOO_MUCH:g} times the best, after {len(losses)} steps: expected at least "
@@ -154,9 +154,9 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
     return RateTest(np.array([schedule.rate(step) for step in range(len(losses))]), np.array(losses))
 
 
-def _losses(opening: RunSetup, steps: int) -> list[float]:
+def _losses(setup: RunSetup, steps: int) -> list[float]:
     """Make steps until the loss is too much; return the mean loss of each step's batch before its update."""
-    trainer, losses = SingleProcessTrainer(opening, SystemClock()), list[float]()
+    trainer, losses = SingleProcessTrainer(setup, SystemClock()), list[float]()
     best, average = math.inf, 0.0
     for step in range(steps):
         try:

@@ -1,4 +1,4 @@
-"""The processes of a run: starts server and workers, watches them, shows the progress, leaves nothing behind."""
+"""Trains a job: in this process alone, or with a server and workers, which are started, watched, and ended with it."""
 
 import shutil
 import signal
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.data.source import load
 from common.errors import JobError, LockstepError, RunError, UsageError
 from common.job.job import Job
 from common.protocol.messages import CallbackDecision, EpochStatus, Status
@@ -16,15 +17,27 @@ from common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos
 from lockstep.launch.child import exit_record, keep_logs
 from lockstep.launch.lifetime import uninterrupted
-from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, ProcessBackend, WatchedProcess, private_folder
+from lockstep.launch.process_backend import (
+    HERE,
+    JOB_FILE,
+    LocalBackend,
+    Observer,
+    ProcessBackend,
+    WatchedProcess,
+    private_folder,
+)
 from lockstep.launch.worker_supervisor import Restarts, WorkerSupervisor, has_crashed
+from lockstep.reports.display import Display
 from lockstep.reports.summary import final_status
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import has_begun
-from lockstep.runs.session import NOTICE_MARK, Destination
+from lockstep.runs.session import NOTICE_MARK, Destination, open_session
+from lockstep.runs.single_process import SerialRun
 from ps.coordinator.transitions import RunPhase
+from ps.records.recorder import Setting
 from ps.records.run_folder import RESULT, RunResult, read_result
+from ps.setup import AdmissionPolicy, open_run
 
 #: Seconds between two polls of the run, and if faults are injected or callbacks are awaited.
 POLL_S, CHAOS_POLL_S = 0.2, 0.02
@@ -298,3 +311,54 @@ def end_all(children: list[WatchedProcess]) -> None:
     deadline = clock.now() + GRACE_S
     for child in children:
         child.end(max(0.0, deadline - clock.now()))
+
+
+#: Called with the epochs so far, between two of them; returns whether the run ends with the last.
+IsToStop = Callable[[Sequence[EpochStatus]], bool]
+
+
+def train_here(
+    job: Job,
+    destination: Destination,
+    display: Display,
+    chaos: Chaos | None = None,
+    is_to_stop: IsToStop | None = None,
+) -> RunResult:
+    """Train to the end on this machine, showing the progress; the result is in the folder too."""
+    launch = destination.launch
+    check_launch(launch)
+    if launch.workers == 0:
+        return train_alone(job, destination, display, is_to_stop)
+    return train_on(LocalBackend(launch), job, destination, display, chaos, is_to_stop)
+
+
+def train_on(
+    backend: ProcessBackend,
+    job: Job,
+    destination: Destination,
+    display: Display,
+    chaos: Chaos | None = None,
+    is_to_stop: IsToStop | None = None,
+) -> RunResult:
+    """Train to the end with the processes of that backend."""
+    launch = destination.launch
+    if launch.min_workers is not None and launch.min_workers > launch.workers:
+        raise JobError(
+            f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
+            "begin: expected at most as many"
+        )
+    say, watch = display.say, display.show
+    return Cluster(job, destination, say=say, watch=watch, backend=backend, chaos=chaos, is_to_stop=is_to_stop).run()
+
+
+def train_alone(job: Job, destination: Destination, display: Display, is_to_stop: IsToStop | None = None) -> RunResult:
+    """Train in this process, without any transport."""
+    clock = SystemClock()
+    started = clock.now()
+    setup = open_run(destination.folder.name, job, load(job.data), AdmissionPolicy(pauses=is_to_stop is not None))
+    setting = Setting(servers=0, transport="none", started=started)
+    session = open_session(setup, setting, destination, clock, display.say)
+    if destination.launch.audit:
+        display.say("nothing is audited: this process computes alone")
+    run = SerialRun(setup, session.recorder, clock, display.show, session.start, session.checkpointer, is_to_stop)
+    return run.train()

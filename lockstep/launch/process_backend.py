@@ -14,8 +14,8 @@ from common.runtime.environment import cores, keep_to_core
 from common.transport.auth.credentials import Token
 from common.transport.zeromq.ports import dial
 from lockstep.launch.child import Child, ProcessLog
+from lockstep.launch.client import StatusClient
 from lockstep.launch.endpoints import make_token
-from lockstep.launch.status_client import StatusClient
 from lockstep.runs.launch import Launch
 
 #: Stands in a command for the private folder of the process that it starts, on whatever machine that is.

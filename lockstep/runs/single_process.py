@@ -31,7 +31,7 @@ from worker.gradient_sink import NotFiniteError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SingleProcessSums:
-    """The sums of a step: where they are, what they came to, and the seconds of forward and backward."""
+    """The sums of a step: where they are, their tally, and the seconds of forward and backward."""
 
     sums: Vector
     tally: Tally
@@ -50,13 +50,13 @@ class SingleProcessUpdate:
 class SingleProcessTrainer:
     """A worker and a shard that share their memory."""
 
-    opening: RunSetup
+    setup: RunSetup
     clock: Clock
     compute: Compute = field(init=False)
 
     def __post_init__(self) -> None:
-        opening = self.opening
-        self.compute = Compute(opening.info.job, opening.model, opening.data, opening.shard.served)
+        setup = self.setup
+        self.compute = Compute(setup.info.job, setup.model, setup.data, setup.shard.served)
 
     def step(self, step: int) -> None:
         """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""
@@ -71,58 +71,58 @@ class SingleProcessTrainer:
 
     def update(self, step: int, done: SingleProcessSums) -> SingleProcessUpdate:
         """Change the weights by the sums of a step."""
-        shard, began = self.opening.shard, self.clock.now()
+        shard, began = self.setup.shard, self.clock.now()
         shard.add(self._whole, done.sums)
         rate = shard.update(step, done.tally.count)
         return SingleProcessUpdate(rate=rate, update_s=self.clock.now() - began)
 
     @property
     def _whole(self) -> Node:
-        return Node(0, self.opening.info.job.micro_batches)
+        return Node(0, self.setup.info.job.micro_batches)
 
 
 @dataclass
 class SerialRun:
     """One run in one process."""
 
-    opening: RunSetup
+    setup: RunSetup
     recorder: MetricsRecorder
     clock: Clock
-    #: Is told how the run stands after each round.
+    #: Called with the status of the run after each round.
     watch: Callable[[Status], None]
     #: Where it begins: by default at the beginning.
     start: Resumption | None = None
-    keeper: Checkpointer | None = None
-    #: Asked between two epochs, where the run pauses for callbacks: whether it ends with the one that is over.
+    checkpointer: Checkpointer | None = None
+    #: Called between two epochs if the run pauses for callbacks: whether it ends with the one that is over.
     is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     #: Seconds spent in computing gradients.
     compute_s: float = 0.0
     guard: NonFiniteGuard = field(init=False)
 
     def __post_init__(self) -> None:
-        self.guard = NonFiniteGuard(self.opening.layout)
+        self.guard = NonFiniteGuard(self.setup.layout)
 
     def train(self) -> RunResult:
-        """Train to the end; `DivergedError` where a loss is not finite, `ComputeError` where the model raises."""
-        opening, start = self.opening, self.start or beginning(self.opening)
+        """Train to the end; `DivergedError` if a loss is not finite, `ComputeError` if the model raises."""
+        setup, start = self.setup, self.start or beginning(self.setup)
         progress, self.compute_s = start.progress, start.compute_s
         at: Round | None = start.round
-        trainer = SingleProcessTrainer(opening, self.clock)
+        trainer = SingleProcessTrainer(setup, self.clock)
         try:
             while at is not None:
                 progress.begin_round(self.clock.now())
                 self._round(at, trainer, progress)
-                then = next_round(opening.info.job, opening.info.plan, at, progress.history)
+                then = next_round(setup.info.job, setup.info.plan, at, progress.history)
                 if self.guard.text and then is None:
                     raise NonFiniteWeightsError(self.guard.text)
-                if self.keeper is not None and then is not None and not self.guard.text:
-                    self.keeper.look(opening.shard, progress, self.compute_s)
+                if self.checkpointer is not None and then is not None and not self.guard.text:
+                    self.checkpointer.look(setup.shard, progress, self.compute_s)
                 phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
-                self.watch(status_of(opening.info, progress, phase, then or at, self.clock.now(), []))
+                self.watch(status_of(setup.info, progress, phase, then or at, self.clock.now(), []))
                 at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:
             self._keep(progress)
-            self.recorder.fail("interrupted", *opening.shard.whole())
+            self.recorder.fail("interrupted", *setup.shard.whole())
             raise
         except (LockstepError, OSError):
             raise
@@ -134,26 +134,26 @@ class SerialRun:
         finally:
             self.recorder.close()
         return self.recorder.finish(
-            progress, workers=0, compute_s=self.compute_s, weights=opening.shard.weights, now=self.clock.now()
+            progress, workers=0, compute_s=self.compute_s, weights=setup.shard.weights, now=self.clock.now()
         )
 
     def _stops_before(self, then: Round, progress: Progress) -> bool:
         """Ask callbacks whether the run ends before a round."""
-        is_paused = initial_phase(self.opening.info, then) is RunPhase.PAUSED
+        is_paused = initial_phase(self.setup.info, then) is RunPhase.PAUSED
         return is_paused and self.is_to_stop is not None and self.is_to_stop(progress.history)
 
     def _round(self, at: Round, trainer: SingleProcessTrainer, progress: Progress) -> None:
-        """Carry out one round: an interrupt finds it done, with all that is booked of it, or not done at all."""
+        """Carry out one round: an interrupt finds it done, with all that is recorded of it, or not done at all."""
         if at.work != "train":
             trainer.compute.turn(at.step)
             tally = trainer.compute.evaluate(Node(0, at.micro_batches), at.work)
             if at.work == "validate":
                 progress.end_validation(tally)
                 return
-            number = self.opening.info.plan.epoch_of(at.step - 1)
+            number = self.setup.info.plan.epoch_of(at.step - 1)
             with held_back():
                 epoch = progress.end_epoch(number, tally, self.clock.now())
-                self.recorder.epoch(epoch, self.opening.shard.weights)
+                self.recorder.epoch(epoch, self.setup.shard.weights)
             return
         done = trainer.sums(at.step)
         if self.guard.text:
@@ -164,19 +164,19 @@ class SerialRun:
             update = trainer.update(at.step, done)
             progress.end_step(done.tally, self.clock.now(), (done.compute_s, done.compute_s))
             self.recorder.step(at.step, done.tally, update.rate, update.update_s, progress.last_step)
-            self.recorder.account(at.step, account, checksum_after(at.step, self.opening.shard.weights))
+            self.recorder.account(at.step, account, checksum_after(at.step, self.setup.shard.weights))
             self.compute_s += done.compute_s
         made = UpdateWeights(step=at.step, tally=done.tally, account=account)
-        self.guard.check(made, self.opening.shard, Membership())
+        self.guard.check(made, self.setup.shard, Membership())
 
     def _keep(self, progress: Progress) -> None:
-        """Keep what the run has come to."""
-        if self.keeper is not None:
-            self.keeper.take(self.opening.shard, progress, self.compute_s)
+        """Save a checkpoint of the weights as they are."""
+        if self.checkpointer is not None:
+            self.checkpointer.take(self.setup.shard, progress, self.compute_s)
 
     def _failure(self, at: Round, error: Exception) -> RunError:
-        """Keep the last good weights; return what a person is told, as they would be of a worker's exception."""
-        shard = self.opening.shard
+        """Keep the last good weights; return the error to raise, as of a worker's exception."""
+        shard = self.setup.shard
         if isinstance(error, NotFiniteError | NonFiniteWeightsError):
             failure = str(error)
             if isinstance(error, NotFiniteError):

@@ -9,11 +9,9 @@ from common.client.client import ClientConfig
 from common.data.dataset import TrainTest
 from common.errors import DataError
 from common.job.job import Job
-from common.protocol.messages import PROTOCOL_VERSION, Join
-from common.protocol.numerics import fingerprint
-from common.protocol.shard_messages import ShardJoin
 from common.transport.links import wait_for_nothing
 from common.transport.memory import MemoryNetwork
+from lockstep.launch.client import ProcessIdentity
 from lockstep.launch.serve import open_server
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import has_begun
@@ -165,14 +163,7 @@ class ShardProcess:
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "ShardProcess":
         address = f"memory://{process.name}"
-        join = ShardJoin(
-            protocol=PROTOCOL_VERSION,
-            incarnation=process.name,
-            host="host",
-            pid=number,
-            fingerprint=fingerprint(),
-            address=address,
-        )
+        join = ProcessIdentity(incarnation=process.name, host="host", pid=number).shard_join(address)
         server = ShardShell(
             ShardState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.server(address, process),
@@ -217,13 +208,7 @@ class WorkerProcess:
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
-        join = Join(
-            protocol=PROTOCOL_VERSION,
-            incarnation=process.name,
-            host="host",
-            pid=number,
-            fingerprint=fingerprint(),
-        )
+        join = ProcessIdentity(incarnation=process.name, host="host", pid=number).worker_join()
         runner = WorkerShell(
             WorkerState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.client(SERVER, process),

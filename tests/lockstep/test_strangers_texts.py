@@ -11,7 +11,7 @@ from common.runtime.clock import ManualClock
 from lockstep.cli.checking.replay import layers_table
 from lockstep.cli.main import run
 from lockstep.cli.training.status import show
-from lockstep.cli.training.worker import say
+from lockstep.launch.client import say
 from lockstep.reports.display import LiveDisplay, PlainDisplay, print_plainly
 from lockstep.reports.notebook_display import NotebookDisplay
 from lockstep.reports.plots.timeline import read_timeline

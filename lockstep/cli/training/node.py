@@ -12,7 +12,8 @@ from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, 
 from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import JOB_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.cli.training.worker import say, worker
+from lockstep.cli.training.worker import worker
+from lockstep.launch.client import say
 from lockstep.launch.remote.head import HeadBackend, train_as_head
 from lockstep.launch.remote.place import detect
 from lockstep.reports.display import print_plainly

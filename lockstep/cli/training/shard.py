@@ -1,34 +1,19 @@
-"""`lockstep shard`: a server process beside the first, which holds a slice of the weights."""
+"""`lockstep shard`: another server process of a run, which holds a slice of the weights."""
 
-import os
-import platform
-import secrets
 from contextlib import closing, nullcontext
 from pathlib import Path
 
 import click
 
-from common.client.client import ClientConfig
-from common.client.vocabulary import Exit
-from common.files.sanitize import one_line
-from common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION
-from common.protocol.numerics import fingerprint
-from common.protocol.shard_messages import ShardJoin
-from common.runtime.clock import SystemClock
 from common.transport.limits.rejection_log import RejectionLog
-from common.transport.shared_memory.folder import shared_root
-from common.transport.zeromq.client import ZeroMqClient
-from common.transport.zeromq.ports import dial, serve, wait_for_any
-from common.transport.zeromq.server import ZeroMqServer
+from common.transport.zeromq.ports import dial, serve
 from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.cli.training.worker import say
 from lockstep.launch.child import ERROR_MARK
-from lockstep.launch.endpoints import WARNING, bind_near, dialled, lock_of, server_credential
+from lockstep.launch.client import hold_slice, say
+from lockstep.launch.endpoints import WARNING, bind_near, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
-from ps.sharding.process.shell import ShardShell
-from ps.sharding.process.state import SILENCE_S, ShardState
 
 
 @click.command(short_help="Hold a slice of the weights for the server at ADDRESS.")
@@ -36,7 +21,7 @@ from ps.sharding.process.state import SILENCE_S, ShardState
 @click.option(
     "--bind",
     metavar="ADDRESS",
-    help="where workers reach this shard: tcp://HOST:PORT (port 0: a free one) or ipc://PATH  [beside the server, on "
+    help="where workers reach this shard: tcp://HOST:PORT (port 0: a free one) or ipc://PATH  [next to the server, on "
     "its machine]",
 )
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
@@ -55,7 +40,7 @@ def shard(
 ) -> None:
     """Hold a slice of the weights for the server at ADDRESS until its run is over.
 
-    That server was started with `--servers`; its run begins once all shards are there, and cannot go on without one.
+    That server was started with `--servers`; its run begins once all shards are there, and cannot continue without one.
     What they are to do comes from the server: a shard needs neither the data nor the model. With keys, all servers of
     a run have copies of one folder: they are one server to the workers, and to one another. Exit codes: 0 the run is
     done, 1 it failed or there is no server, 2 the server refused this shard, 130 interrupted.
@@ -65,34 +50,17 @@ def shard(
       lockstep shard tcp://192.168.1.7:5555 --bind tcp://192.168.1.8:5556 --keys keys
     """
     with ends_with_parent(supervised) if supervised else nullcontext():
-        lock, denials = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
-        port = serve(bind or bind_near(address), lock=lock, insecure=insecure, rejections=denials)
+        lock, rejections = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
+        port = serve(bind or bind_near(address), lock=lock, insecure=insecure, rejections=rejections)
         with closing(port):
             if insecure:
                 say(WARNING)
             if not supervised:
                 say(f"dialling {address}, listening on {port.address}")
             upstream = dial(address, credential=server_credential(keys, supervised))
-            ended = hold_slice(port, upstream, address, timeout, denials)
+            ended = hold_slice(port, upstream, address, timeout, rejections)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
     elif not supervised:
         say("the run is done")
     context.exit(ended.code)
-
-
-def hold_slice(
-    port: ZeroMqServer, upstream: ZeroMqClient, address: str, timeout_s: float | None, denials: RejectionLog
-) -> Exit:
-    """Hold a slice for the server until one of us ends."""
-    join = ShardJoin(
-        protocol=PROTOCOL_VERSION,
-        incarnation=secrets.token_hex(8),
-        host=one_line(platform.node() or "unknown", NAME_LIMIT),
-        pid=os.getpid(),
-        fingerprint=fingerprint(),
-        address=dialled(port.address),
-    )
-    state = ShardState(ClientConfig(address=address, join=join, timeout_s=timeout_s, silence_s=SILENCE_S))
-    clock, root = SystemClock(), shared_root()
-    return ShardShell(state, port, upstream, clock, say, wait_for_any, root, upstream.diagnosis, denials).run()

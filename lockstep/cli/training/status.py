@@ -11,8 +11,8 @@ from common.protocol.messages import Status
 from common.transport.zeromq.ports import dial
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.cli.options.types import seconds
+from lockstep.launch.client import ask_once
 from lockstep.launch.endpoints import credential_of
-from lockstep.launch.status_client import ask_once
 from lockstep.reports.display import epoch_line, figures, place, print_plainly, workers_table
 
 

@@ -24,7 +24,7 @@ from lockstep.cli.options.run import (
     WORKERS_OPTION,
 )
 from lockstep.launch.chaos import Chaos, ChaosRequest, chaos_of, check_chaos, parse_chaos
-from lockstep.launch.local import train_here, train_on
+from lockstep.launch.cluster import train_here, train_on
 from lockstep.launch.report import kept_on_failure, show_end
 from lockstep.reports.display import Display, display_for, print_plainly
 from lockstep.reports.summary import show_summary

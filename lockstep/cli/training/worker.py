@@ -1,34 +1,18 @@
 """`lockstep worker`: one worker, which needs nothing but the server's address."""
 
-import functools
-import os
-import platform
-import secrets
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
-from common.client.client import ClientConfig
-from common.client.vocabulary import Exit
-from common.data.source import load
-from common.files.sanitize import one_line, printable
-from common.protocol.messages import NAME_LIMIT, PROTOCOL_VERSION, Join
-from common.protocol.numerics import fingerprint
-from common.runtime.clock import SystemClock
-from common.runtime.environment import cache_home
-from common.transport.auth.credentials import Credential
-from common.transport.shared_memory.folder import shared_root
-from common.transport.zeromq.client import ZeroMqClient
-from common.transport.zeromq.ports import dial, wait_for_any
+from common.transport.zeromq.ports import dial
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.cli.options.run import SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.launch.child import ERROR_MARK
+from lockstep.launch.client import say, work
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.lifetime import ends_with_parent
-from worker.shell import WorkerShell
-from worker.state import SILENCE_S, WorkerState
 
 
 @click.command(short_help="Compute for the server at ADDRESS.")
@@ -62,42 +46,12 @@ def worker(
     """
     credential = credential_of(key, supervised)
     port = dial(address, credential=credential)
-    if supervised:
-        with ends_with_parent(supervised):
-            ended = work(port, address, timeout, credential, cache)
-    else:
+    if not supervised:
         say(f"dialling {address}")
+    with ends_with_parent(supervised) if supervised else nullcontext():
         ended = work(port, address, timeout, credential, cache)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
     elif not supervised:
         say("the run is done")
     context.exit(ended.code)
-
-
-def work(
-    port: ZeroMqClient,
-    address: str,
-    timeout_s: float | None,
-    credential: Credential = None,
-    cache: Path | None = None,
-) -> Exit:
-    """Work for the server until one of us ends; all servers of a run are shown the same."""
-    join = Join(
-        protocol=PROTOCOL_VERSION,
-        incarnation=secrets.token_hex(8),
-        host=one_line(platform.node() or "unknown", NAME_LIMIT),
-        pid=os.getpid(),
-        fingerprint=fingerprint(),
-    )
-    silence_s = SILENCE_S if timeout_s is None else timeout_s
-    config = ClientConfig(address=address, join=join, timeout_s=timeout_s, silence_s=silence_s)
-    dial_others = partial(dial, credential=credential)
-    state, load_once = WorkerState(config), functools.cache(load)
-    clock, root, kept = SystemClock(), shared_root(), cache or Path(cache_home()) / "lockstep"
-    return WorkerShell(state, port, clock, load_once, say, root, dial_others, wait_for_any, port.diagnosis, kept).run()
-
-
-def say(text: str) -> None:
-    """Print a line to standard error: standard output is for results."""
-    click.echo(printable(text), err=True)

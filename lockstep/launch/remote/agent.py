@@ -19,8 +19,8 @@ from common.protocol.numerics import code_digest, own_version
 from common.transport.auth.key_folder import KeyFolder
 from common.transport.zeromq.ports import dial
 from lockstep.launch.child import ERROR_MARK, Child
+from lockstep.launch.client import StatusClient
 from lockstep.launch.process_backend import HERE, own_folder
-from lockstep.launch.status_client import StatusClient
 
 #: The exit code of a command that could not be begun.
 USAGE = 2

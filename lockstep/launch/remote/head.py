@@ -12,12 +12,12 @@ from common.job.job import Job
 from common.runtime.clock import SystemClock
 from common.transport.auth.key_folder import SERVER
 from common.transport.zeromq.ports import dial
+from lockstep.launch.client import StatusClient
+from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
-from lockstep.launch.local import train_on
 from lockstep.launch.process_backend import HERE, Observer, WatchedProcess, start_here
 from lockstep.launch.remote.place import LauncherPlace
 from lockstep.launch.report import kept_on_failure, show_end
-from lockstep.launch.status_client import StatusClient
 from lockstep.reports.display import display_for, print_plainly
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch import Launch, default_launch

@@ -13,7 +13,7 @@ from common.errors import ModelError
 from common.nn.model_source import load_model
 from common.nn.module import Module
 from lockstep import fit, nn
-from lockstep.api.exported_model import Model, ModelText, model_text, told
+from lockstep.api.exported_model import Model, ModelText, exported, model_text
 from lockstep.api.source_text import borrowed_names, excerpt_of
 from tests.lockstep.api import zoo
 from tests.lockstep.tiny_data import tiny_arrays
@@ -53,9 +53,9 @@ def test_the_same_definitions_give_the_same_text() -> None:
 
 
 def test_what_is_made_of_layers_is_told_as_data() -> None:
-    assert told(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))).text is None
-    assert told("mlp").value == "mlp"
-    assert told(zoo.Net()).value == "Net.py:build"
+    assert exported(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))).text is None
+    assert exported("mlp").value == "mlp"
+    assert exported(zoo.Net()).value == "Net.py:build"
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {

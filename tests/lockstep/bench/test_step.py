@@ -22,10 +22,10 @@ from tests.lockstep.tiny_data import write_tiny
 def test_the_bench_trains(tmp_path: Path) -> None:
     data = str(write_tiny(tmp_path))
     bench = StepBench(Job(model="linear", data=data, global_batch=32, micro_batches=2), load(data), SystemClock())
-    before = bench.trainer.opening.shard.digest()
+    before = bench.trainer.setup.shard.digest()
     assert len(bench.times(3)) == 3
-    assert bench.trainer.opening.shard.updates == 3
-    assert bench.trainer.opening.shard.digest() != before
+    assert bench.trainer.setup.shard.updates == 3
+    assert bench.trainer.setup.shard.digest() != before
 
 
 def test_figures_are_written_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
