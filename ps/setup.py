@@ -30,7 +30,7 @@ from ps.shard.shard import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class AdmissionPolicy:
-    """Whom a run takes in, and how long it waits for them."""
+    """Which workers a run admits, and how long it waits for them."""
 
     min_workers: int = 1
     lease_timeout_s: float = 60.0
@@ -39,7 +39,7 @@ class AdmissionPolicy:
     servers: int = 1
     #: As in `RunInfo`.
     pauses: bool = False
-    #: The share of micro-batches that another worker computes again.
+    #: The share of micro-batches that a second worker computes again.
     audit: float = 0.0
     #: Whether workers that lack the data are sent the samples of their leases.
     ships_data: bool = False
@@ -57,7 +57,7 @@ class RunSetup:
 
 
 def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) -> RunSetup:
-    """Build what a run begins with; a `UsageError` where the job, the model or the data do not go together.
+    """Build what a run begins with; a `UsageError` if the job, the model or the data do not go together.
 
     `data` is as it was loaded: the validation set is taken from it here.
     """
@@ -75,7 +75,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
-    slices_for(layout.size, admission.servers)  # says where there are too many
+    slices_for(layout.size, admission.servers)  # raises if there are too many
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
         run=run,
@@ -102,7 +102,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:
-    """Return what R² is measured by over both sets; None where there are classes."""
+    """Return what R² is measured by over both sets; None in a classification."""
     train, test = objective.guess(data.train), objective.guess(data.test)
     return None if train is None or test is None else Guess(train, test)
 
@@ -117,14 +117,14 @@ def first_weights(job: Job, model: Module, layout: ParameterLayout) -> Vector:
 
 
 def two_samples(data: TrainTest, max_shift: int) -> Vector:
-    """Return two prepared samples; `DataError` where what they are cannot be shifted."""
+    """Return two prepared samples; `DataError` if they cannot be shifted."""
     image, label = (np.repeat(array[:1], 2, axis=0) for array in (data.train.images, data.train.labels))
     pair = Dataset(image, label, data.train.classes)
     return Preparation.of(pair, max_shift).images(pair.images)
 
 
 def dry_run(model: Module, images: Vector) -> tuple[int, ...]:
-    """Return the shape of the model's output for `images`; `ModelError` where it raises."""
+    """Return the shape of the model's output for `images`; `ModelError` if it raises."""
     model.eval()
     try:
         with no_grad():
@@ -132,5 +132,5 @@ def dry_run(model: Module, images: Vector) -> tuple[int, ...]:
     except LockstepError:
         raise
     except Exception as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ModelError(f"the model cannot take samples of shape {images.shape[1:]}: it raised {told}") from error
+        raised = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"the model cannot take samples of shape {images.shape[1:]}: it raised {raised}") from error

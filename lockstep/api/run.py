@@ -64,9 +64,9 @@ class Run:
     @property
     def best_epoch(self) -> EpochRecord:
         """The record of the best epoch, by the job's `monitor` and `min_delta`."""
-        judgement = early_stopping_state(self.job, self.history)
-        assert judgement is not None  # a finished run has an epoch
-        return self.history[judgement.best - 1]
+        stopping = early_stopping_state(self.job, self.history)
+        assert stopping is not None  # a finished run has an epoch
+        return self.history[stopping.best - 1]
 
     @cached_property
     def best_model(self) -> Module:

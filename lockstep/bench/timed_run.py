@@ -18,7 +18,7 @@ from lockstep.runs.launch import Launch
 from lockstep.runs.session import Destination
 from ps.records.metrics import StepRecord, read_metrics
 from ps.records.run_folder import RunResult
-from ps.run.timing import Split, TimeBook
+from ps.run.timing import Split, StepTimeTotals
 
 #: Steps at the beginning of a run that do not count, while buffers are made and caches filled.
 WARM_UP = 20
@@ -44,7 +44,7 @@ class TimedRuns:
     def split(self) -> Split:
         """Return where the time went in the steps between the quartiles, so that disturbances are left out."""
         low, _, high = statistics.quantiles(self.steady(), n=4, method="inclusive")
-        book = TimeBook()
+        book = StepTimeTotals()
         for step, counts in self._counted():
             book.add(step.time(), step.update_s, is_counted=counts and low <= step.round_s <= high)
         split = book.split()

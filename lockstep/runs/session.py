@@ -8,10 +8,9 @@ from pathlib import Path
 from common.runtime.clock import Clock
 from lockstep.runs.launch import Launch
 from lockstep.runs.run_dir import make_run_dir
-from ps.checkpoint.checkpointer import Checkpointer
+from ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
 from ps.checkpoint.folder import CheckpointFolder
-from ps.checkpoint.resuming import Resumption, begin_anew, beginning, best_of, check_identity, has_best, resume
-from ps.checkpoint.schedule import CheckpointSchedule
+from ps.checkpoint.resuming import Resumption, begin_again, best_of, check_identity, first_round, has_best, resume
 from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import CHECKPOINTS, RunFolder
 from ps.setup import RunSetup
@@ -77,17 +76,17 @@ def _start(
 ) -> Resumption:
     if not is_resumed:
         recorder.begin(setup.shard.digest())
-        return beginning(setup)
+        return first_round(setup)
     checkpoints.sweep()
     checkpoint = next((found for found in checkpoints.back_from(sys.maxsize) if has_best(found, checkpoints)), None)
     if checkpoint is None:
         checkpoints.say(f"{NOTICE_MARK}starts over: {str(folder.path)!r} has no checkpoint to resume from")
-        return begin_anew(setup, recorder, folder)
+        return begin_again(setup, recorder, folder)
     check_identity(checkpoint, setup.info, allows_mixed_numerics=setup.info.allows_mixed_numerics)
     start = resume(setup, recorder, folder, checkpoint)
     if setup.info.job.keep_best:
         recorder.best = best_of(checkpoint, checkpoints, setup)
-    checkpoints.set_aside(checkpoint.past.steps)
+    checkpoints.set_aside(checkpoint.progress.steps)
     total = setup.info.plan.total_steps
-    checkpoints.say(f"{NOTICE_MARK}resumes after step {checkpoint.past.steps} of {total}, from {checkpoint.path}")
+    checkpoints.say(f"{NOTICE_MARK}resumes after step {checkpoint.progress.steps} of {total}, from {checkpoint.path}")
     return start

@@ -11,7 +11,7 @@ from common.protocol.messages import EpochStatus, Status
 from common.runtime.clock import Clock
 from common.runtime.interrupts import held_back
 from ps.checkpoint.checkpointer import Checkpointer
-from ps.checkpoint.resuming import Resumption, beginning
+from ps.checkpoint.resuming import Resumption, first_round
 from ps.coordinator.effects import UpdateWeights
 from ps.coordinator.failures import diverged_text
 from ps.coordinator.membership import Membership
@@ -104,7 +104,7 @@ class SerialRun:
 
     def train(self) -> RunResult:
         """Train to the end; `DivergedError` if a loss is not finite, `ComputeError` if the model raises."""
-        setup, start = self.setup, self.start or beginning(self.setup)
+        setup, start = self.setup, self.start or first_round(self.setup)
         progress, self.compute_s = start.progress, start.compute_s
         at: Round | None = start.round
         trainer = SingleProcessTrainer(setup, self.clock)
@@ -116,7 +116,7 @@ class SerialRun:
                 if self.guard.text and then is None:
                     raise NonFiniteWeightsError(self.guard.text)
                 if self.checkpointer is not None and then is not None and not self.guard.text:
-                    self.checkpointer.look(setup.shard, progress, self.compute_s)
+                    self.checkpointer.take_if_due(setup.shard, progress, self.compute_s)
                 phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
                 self.watch(status_of(setup.info, progress, phase, then or at, self.clock.now(), []))
                 at = None if then is not None and self._stops_before(then, progress) else then

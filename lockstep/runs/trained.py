@@ -38,7 +38,7 @@ def kept_weights(folder: Path, job: Job, layout: ParameterLayout, moment: Moment
     checkpoints = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
     if moment == "best":
         return _best(folder, job, layout, checkpoints)
-    found = next((checkpoint for checkpoint in checkpoints if checkpoint.past.steps == moment), None)
+    found = next((checkpoint for checkpoint in checkpoints if checkpoint.progress.steps == moment), None)
     if found is not None:
         return _of_checkpoint(found, layout)
     raise JobError(f"{str(folder)!r} holds no whole checkpoint after {moment} steps: {_advice(folder, checkpoints)}")
@@ -58,10 +58,10 @@ def _of_checkpoint(checkpoint: Checkpoint, layout: ParameterLayout) -> Vector:
 
 def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
     history = _history(folder, checkpoints)
-    judgement = early_stopping_state(job, history)
-    if judgement is None:
+    stopping = early_stopping_state(job, history)
+    if stopping is None:
         raise JobError(f"{str(folder)!r} has no finished epoch, and so no best one: expected at least one")
-    best = next(epoch for epoch in history if epoch.epoch == judgement.best)
+    best = next(epoch for epoch in history if epoch.epoch == stopping.best)
     if (folder / RESULT).exists() and read_result(folder).weights_sha256 == best.weights_sha256:
         return kept_weights(folder, job, layout, "last")
     # By their digest: a checkpoint of the epoch's last step may have been taken before the epoch was evaluated.
@@ -77,11 +77,11 @@ def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence
 def _history(folder: Path, checkpoints: Sequence[Checkpoint]) -> list[EpochRecord]:
     if (folder / RESULT).exists():
         return read_result(folder).history
-    return checkpoints[0].past.history if checkpoints else []
+    return checkpoints[0].progress.history if checkpoints else []
 
 
 def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:
-    steps = [str(checkpoint.past.steps) for checkpoint in reversed(checkpoints)]
+    steps = [str(checkpoint.progress.steps) for checkpoint in reversed(checkpoints)]
     there = [f"--checkpoint {step}" for step in steps] + ["--checkpoint last"] * (folder / WEIGHTS).exists()
     return f"expected {', '.join(there)}" if there else "it has none"
 

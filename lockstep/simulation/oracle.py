@@ -58,7 +58,7 @@ def violations(job: str, steps: int | None, result: RunResult, folder: Path) -> 
         if line.losses != there.losses:
             yield f"step {step} has other losses than in one process"
             break
-        if line.mark != there.mark:
+        if line.checksum != there.checksum:
             yield f"the weights after step {step} are not those of one process"
             break
     for epoch, there_too in zip(result.history, reference.result.history, strict=False):

@@ -82,7 +82,7 @@ class Verifier:
             return self._loss_difference(recorded, here)
         self.micro_batches += len(here)
         weights = self.setup.shard.weights
-        if checksum_after(step, weights) != recorded.mark:
+        if checksum_after(step, weights) != recorded.checksum:
             return self._weights_difference(step, "the checksum in the ledger")
         self.steps += 1
         return self._compare_digests(step + 1)

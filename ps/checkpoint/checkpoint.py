@@ -1,7 +1,7 @@
-"""A checkpoint: all that a run needs to go on with the same bits, as one safetensors file under a seal.
+"""A checkpoint: all that a run needs to resume with the same bits, as one safetensors file under a seal.
 
 The weights are under their own names, so that everybody can read them; each slot of the optimizer is
-`optimizer/SLOT/NAME`, and what the run has come to, as JSON, is the array `lockstep/past`. The seal is the SHA-256 of
+`optimizer/SLOT/NAME`, and the run's progress, as JSON, is the array `lockstep/past`. The seal is the SHA-256 of
 the whole file in which its own 64 digits are zeros: no bit of the file can change without being found.
 """
 
@@ -27,9 +27,9 @@ from common.protocol.numerics import Fingerprint
 from ps.records.metrics import EpochRecord
 from ps.run.info import RunInfo
 
-PAST = "lockstep/past"
+PROGRESS_ARRAY = "lockstep/past"
 
-#: What stands in the header before the seal, and in its place while the digest is taken.
+#: What precedes the seal in the header, and what is in its place while the digest is taken.
 _KEY, _BLANK = b'"sha256":"', b"0" * 64
 
 
@@ -58,9 +58,9 @@ class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run has come to, beside its weights."""
+    """How far a run has come, next to its weights."""
 
-    #: Training steps made, and whether the evaluation is done that follows them, where one does.
+    #: Training steps made, and whether the evaluation that may follow them is done.
     steps: Count
     is_evaluated: bool
     #: Over the training samples of the epoch at hand.
@@ -76,7 +76,7 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     train_s: float
     compute_s: float
     update_s: float
-    #: Lengths of the files of lines, in bytes: what stands behind these comes from later steps.
+    #: Lengths of the files of lines, in bytes: what comes after these is of later steps.
     metrics_bytes: Count
     ledger_bytes: Count
     #: Micro-batches, as in `Progress`.
@@ -99,24 +99,24 @@ class Checkpoint:
 
     path: Path
     identity: CheckpointIdentity
-    past: RunProgress
-    #: All arrays of the file but the past, by name.
+    progress: RunProgress
+    #: All arrays of the file but the progress, by name.
     arrays: dict[str, NDArray[Any]]
 
     def is_of(self, epoch: EpochRecord) -> bool:
         """Tell whether it was taken at the end of that epoch."""
-        history = self.past.history
-        last = history[-1] if history and self.past.is_evaluated else None
+        history = self.progress.history
+        last = history[-1] if history and self.progress.is_evaluated else None
         return last is not None and (last.epoch, last.weights_sha256) == (epoch.epoch, epoch.weights_sha256)
 
     def held(self, layout: ParameterLayout, slots: Iterable[str]) -> HeldState:
-        """Return the vectors for a layout and an optimizer's slots; `FileFormatError` where they are not the file's."""
+        """Return the vectors for a layout and an optimizer's slots; `FileFormatError` if the file has others."""
         weights = np.empty(layout.size, np.float32)
         state = {slot: np.empty(layout.parameter_size, np.float32) for slot in slots}
         places = _places(layout, weights, state)
         odd = sorted(places.keys() ^ self.arrays.keys())
         if odd:
-            raise FileFormatError(f"{self.path}: array {odd[0]!r} is in the file or in the model, and not in both")
+            raise FileFormatError(f"{self.path}: array {odd[0]!r} is in the file or in the model, but not in both")
         for name, place in places.items():
             if self.arrays[name].shape != place.shape or self.arrays[name].dtype != np.float32:
                 raise FileFormatError(f"{self.path}: array {name!r} is not float32 of shape {place.shape}")
@@ -135,14 +135,14 @@ def _places(layout: ParameterLayout, weights: Vector, state: Mapping[str, Vector
 
 
 def sealed_parts(
-    identity: CheckpointIdentity, past: RunProgress, layout: ParameterLayout, held: HeldState
+    identity: CheckpointIdentity, progress: RunProgress, layout: ParameterLayout, held: HeldState
 ) -> list[bytes | memoryview]:
     """Return the bytes of a checkpoint, to be written one after the other."""
     arrays: dict[str, NDArray[Any]] = dict(_places(layout, held.weights, held.state))
-    arrays[PAST] = np.frombuffer(msgspec.json.encode(past), np.uint8)
+    arrays[PROGRESS_ARRAY] = np.frombuffer(msgspec.json.encode(progress), np.uint8)
     metadata = {
         "format": "lockstep checkpoint 1",
-        "step": str(past.steps),
+        "step": str(progress.steps),
         "job": msgspec.json.encode(identity.job).decode(),
         "source": identity.source,
         "dataset": identity.dataset,
@@ -161,11 +161,11 @@ def sealed_parts(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return a checkpoint; `FileFormatError` where it cannot be read, is none, or differs from its seal in any bit."""
+    """Return a checkpoint; `FileFormatError` if it cannot be read, or differs from its seal in any bit."""
     _check_seal(path)
     arrays, metadata = read(path)
     try:
-        past = decode(arrays.pop(PAST).data, RunProgress)
+        progress = decode(arrays.pop(PROGRESS_ARRAY).data, RunProgress)
         identity = CheckpointIdentity(
             job=decode(metadata["job"], Job),
             source=metadata["source"],
@@ -175,10 +175,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, msgspec.MsgspecError) as error:
         raise FileFormatError(
-            f"{path}: is no checkpoint of this version of lockstep ({error}): expected one; go on with the version "
+            f"{path}: is not a checkpoint of this version of lockstep ({error}): expected one; resume with the version "
             "that wrote it"
         ) from error
-    return Checkpoint(path=path, identity=identity, past=past, arrays=arrays)
+    return Checkpoint(path=path, identity=identity, progress=progress, arrays=arrays)
 
 
 def _check_seal(path: Path) -> None:
@@ -191,7 +191,7 @@ def _check_seal(path: Path) -> None:
     start = header.find(_KEY) + len(_KEY)
     seal = header[start : start + len(_BLANK)]
     if start < len(_KEY) or len(seal) < len(_BLANK):
-        raise FileFormatError(f"{path}: has no seal of {len(data)} bytes: it is damaged, cut off, or no checkpoint")
+        raise FileFormatError(f"{path}: has no seal of {len(data)} bytes: it is damaged, cut off, or not a checkpoint")
     digest = hashlib.sha256(data[:start])
     digest.update(_BLANK)
     digest.update(data[start + len(_BLANK) :])

@@ -41,7 +41,7 @@ class CheckpointFolder:
             kept = self.steps()
             stays = f"that of step {kept[-1]} stays" if kept else "there is none yet"
             self.say(
-                f"warning: cannot write checkpoint {str(path)!r}: {error.strerror}: the run goes on without it, and "
+                f"warning: cannot write checkpoint {str(path)!r}: {error.strerror}: the run continues without it, and "
                 f"{stays}"
             )
             return False

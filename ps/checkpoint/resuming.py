@@ -1,4 +1,4 @@
-"""From a checkpoint to a run that goes on as if it had never stopped."""
+"""From a checkpoint to a run that continues as if it had never stopped."""
 
 from collections import deque
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from ps.shard.shard import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
-    """Where a run goes on."""
+    """Where a run begins or resumes."""
 
     round: Round
     progress: Progress
@@ -33,27 +33,27 @@ class Resumption:
     compute_s: float = 0.0
 
 
-def beginning(opening: RunSetup) -> Resumption:
+def first_round(setup: RunSetup) -> Resumption:
     """Return where a new run begins."""
-    return Resumption(round=opening.info.plan.first(), progress=Progress(opening.info.targets, opening.info.guess))
+    return Resumption(round=setup.info.plan.first(), progress=Progress(setup.info.targets, setup.info.guess))
 
 
 def coordinator_of(info: RunInfo, start: Resumption) -> Coordinator:
-    """Return the coordinator of a run that begins there."""
+    """Return the coordinator of a run that begins or resumes there."""
     membership = Membership(compute_s=start.compute_s)
     return Coordinator(info, membership=membership, progress=start.progress, start=start.round)
 
 
-def begin_anew(opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:
-    """Cut off all lines of a run that came to no checkpoint, and return its beginning."""
+def begin_again(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:
+    """Begin a run again that has no checkpoint: cut off all its lines, and return its beginning."""
     folder.metrics.cut(0)
     lost = _steps_in(folder.ledger.cut(0))
-    recorder.begin(opening.shard.digest(), lost_steps=lost)
-    return beginning(opening)
+    recorder.begin(setup.shard.digest(), lost_steps=lost)
+    return first_round(setup)
 
 
 def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numerics: bool = False) -> None:
-    """Raise a `UsageError` that names both where the job, the model, the data or the numerics are not the run's."""
+    """Raise a `UsageError` that names both if the job, the model, the data or the numerics are not the run's."""
     there, here, path = checkpoint.identity, CheckpointIdentity.of(info), checkpoint.path
     values = {name: (getattr(there.job, name), getattr(here.job, name)) for name in there.job.__struct_fields__}
     odd = "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, (was, is_) in values.items() if was != is_)
@@ -80,40 +80,40 @@ def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numeri
         raise ModelError(f"model {here.job.model_name()!r} has other parameters than when {path} was written")
 
 
-def resume(opening: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkpoint: Checkpoint) -> Resumption:
+def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkpoint: Checkpoint) -> Resumption:
     """Bring the shard, the record and the folder's files to where a checkpoint was taken; return what follows.
 
-    `FileFormatError` where the folder's files are not those of the run.
+    `FileFormatError` if the folder's files are not those of the run.
     """
-    past = checkpoint.past
-    following = opening.info.plan.at(past.steps, is_evaluated=past.is_evaluated)
+    saved = checkpoint.progress
+    following = setup.info.plan.at(saved.steps, is_evaluated=saved.is_evaluated)
     if following is None:
         raise FileFormatError(f"{checkpoint.path}: is of a run's end, after which nothing follows: remove the file")
-    fill(opening.shard, checkpoint, opening)
-    lost = _cut_lines(folder, past)
-    recorder.history = list(past.history)
-    recorder.steps, recorder.update_s = past.steps, past.update_s
-    recorder.setting = replace(recorder.setting, started=recorder.setting.started - past.wall_s)
+    fill(setup.shard, checkpoint, setup)
+    lost = _cut_lines(folder, saved)
+    recorder.history = list(saved.history)
+    recorder.steps, recorder.update_s = saved.steps, saved.update_s
+    recorder.setting = replace(recorder.setting, started=recorder.setting.started - saved.wall_s)
     path = folder.ledger.path
-    recorder.chain = read_chain(opening.info, read_lines(path.read_bytes(), str(path)), str(path))
+    recorder.chain = read_chain(setup.info, read_lines(path.read_bytes(), str(path)), str(path))
     recorder.add_entries(
-        RunBegun(step=past.steps, weights_sha256=weights_digest(opening.shard.weights), lost_steps=lost)
+        RunBegun(step=saved.steps, weights_sha256=weights_digest(setup.shard.weights), lost_steps=lost)
     )
-    return Resumption(round=following, progress=_progress(past, opening.info), compute_s=past.compute_s)
+    return Resumption(round=following, progress=_progress(saved, setup.info), compute_s=saved.compute_s)
 
 
 def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:
-    """Return the checkpoint of the best epoch that another one tells of, None before the first or where it is gone."""
-    past, judgement = checkpoint.past, early_stopping_state(checkpoint.identity.job, checkpoint.past.history)
-    if judgement is None:
+    """Return the checkpoint of the best epoch in another one's history, None before the first or if it is gone."""
+    saved, stopping = checkpoint.progress, early_stopping_state(checkpoint.identity.job, checkpoint.progress.history)
+    if stopping is None:
         return None
-    record = past.history[judgement.best - 1]
-    return next((found for found in checkpoints.back_from(past.steps) if found.is_of(record)), None)
+    record = saved.history[stopping.best - 1]
+    return next((found for found in checkpoints.back_from(saved.steps) if found.is_of(record)), None)
 
 
 def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
-    """Tell whether a run can go on from a checkpoint: one that ends with the best weights needs those so far."""
-    if not checkpoint.identity.job.keep_best or not checkpoint.past.history:
+    """Tell whether a run can be resumed from a checkpoint: to end with the best weights it needs those so far."""
+    if not checkpoint.identity.job.keep_best or not checkpoint.progress.history:
         return True
     if _best(checkpoint, checkpoints) is not None:
         return True
@@ -121,53 +121,53 @@ def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
     return False
 
 
-def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, opening: RunSetup) -> Vector | None:
+def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, setup: RunSetup) -> Vector | None:
     """Return the weights of the best epoch before a checkpoint, None before the first."""
     best = _best(checkpoint, checkpoints)
-    return None if best is None else best.held(opening.layout, opening.shard.state).weights
+    return None if best is None else best.held(setup.layout, setup.shard.state).weights
 
 
-def fill(shard: Shard, checkpoint: Checkpoint, opening: RunSetup) -> None:
+def fill(shard: Shard, checkpoint: Checkpoint, setup: RunSetup) -> None:
     """Let a shard of the whole vector hold what the checkpoint has."""
-    held = checkpoint.held(opening.layout, shard.state)
+    held = checkpoint.held(setup.layout, shard.state)
     # Both: where the weights at hand turn out to be of no use, there are none before them.
     for slot in shard.slots:
         slot[...] = held.weights
     for name, values in held.state.items():
         shard.state[name][...] = values
-    shard.updates = checkpoint.past.steps
+    shard.updates = checkpoint.progress.steps
     shard.serve()
 
 
-def _progress(past: RunProgress, info: RunInfo) -> Progress:
+def _progress(saved: RunProgress, info: RunInfo) -> Progress:
     return Progress(
         targets=info.targets,
         guess=info.guess,
-        before_s=past.elapsed_s,
-        steps=past.steps,
-        epoch=Tally(past.loss_sum, past.correct, past.count),
-        history=[epoch.status() for epoch in past.history],
-        samples=past.samples,
-        audited=past.audited,
-        unaudited=past.unaudited,
-        train_s=past.train_s,
-        recent=deque([(past.train_s, past.samples)]),
+        before_s=saved.elapsed_s,
+        steps=saved.steps,
+        epoch=Tally(saved.loss_sum, saved.correct, saved.count),
+        history=[epoch.status() for epoch in saved.history],
+        samples=saved.samples,
+        audited=saved.audited,
+        unaudited=saved.unaudited,
+        train_s=saved.train_s,
+        recent=deque([(saved.train_s, saved.samples)]),
     )
 
 
-def _cut_lines(folder: RunFolder, past: RunProgress) -> int:
-    """Cut off the lines of later steps than the checkpoint's; return of how many steps there were any."""
-    for file, size in ((folder.metrics, past.metrics_bytes), (folder.ledger, past.ledger_bytes)):
+def _cut_lines(folder: RunFolder, saved: RunProgress) -> int:
+    """Cut off the lines of steps after the checkpoint; return of how many steps there were any."""
+    for file, size in ((folder.metrics, saved.metrics_bytes), (folder.ledger, saved.ledger_bytes)):
         file.open()
         if file.size() < size:
             raise FileFormatError(
                 f"{file.path}: {file.size()} bytes: expected at least {size}, as when the checkpoint was written; put "
                 "the run's own file back"
             )
-    folder.metrics.cut(past.metrics_bytes)
-    return _steps_in(folder.ledger.cut(past.ledger_bytes))
+    folder.metrics.cut(saved.metrics_bytes)
+    return _steps_in(folder.ledger.cut(saved.ledger_bytes))
 
 
 def _steps_in(lines: bytes) -> int:
-    # Not parsed: what a loss of power left there may be anything.
+    # Not parsed: after a loss of power there may be anything.
     return lines.count(b'"kind":"step"')

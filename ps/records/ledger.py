@@ -1,8 +1,8 @@
 """The ledger: who computed each micro-batch of each step, what its loss was, and what had to be computed again. Pure.
 
 One JSON line for each entry, in the order in which things happened. With the job's arithmetic of samples it proves that
-an epoch used each sample exactly once; with the losses, which come for free, it names the place where a run that is
-computed again differs.
+an epoch used each sample exactly once; with the losses, which come for free, it names the place where a recomputed run
+differs.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from common.errors import FileFormatError
 from common.files.json_file import decode
 from common.protocol.messages import Result, Work
 
-#: Most entries that one round brings beside its own: what a peer sends must not fill our memory.
+#: Most entries of a round next to its own: what a peer sends must not fill our memory.
 MOST_ENTRIES = 1000
 
 Count = Annotated[int, Meta(ge=0, le=2**62)]
@@ -33,12 +33,12 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", f
 
 
 class RunBegun(LedgerEntry, frozen=True, kw_only=True, tag="begun"):
-    """A process took up the run after `step` steps; ranks count anew from here."""
+    """A process began or resumed the run after `step` steps; ranks start from 0 again."""
 
     step: Count
-    #: Of the weights that it goes on with.
+    #: Of the weights that it continues with.
     weights_sha256: str
-    #: Steps that were made before, and are to be made again: they came after the checkpoint that this goes on from.
+    #: Steps that were made before, and are made again: they came after the checkpoint that the run is resumed from.
     lost_steps: Count = 0
 
 
@@ -50,7 +50,7 @@ class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker"):
     pid: Count
 
     def named(self) -> str:
-        """Return how a person is told of it."""
+        """Return how the worker is named in messages to people."""
         return f"worker {self.rank} (host {self.host}, pid {self.pid})"
 
 
@@ -63,7 +63,7 @@ class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
 
     def __post_init__(self) -> None:
         if self.lo >= self.hi:
-            raise ValueError(f"no micro-batches from {self.lo} to {self.hi}")
+            raise ValueError(f"micro-batches from {self.lo} to {self.hi}: expected at least one")
 
 
 class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
@@ -73,12 +73,12 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
     shares: list[LedgerShare]
     #: The sum of losses of each micro-batch: float32, little-endian, in order.
     losses: bytes
-    #: Of the weights after the update: see `ps.shard.checksum`. Up to 64 bits.
-    mark: Annotated[int, Meta(ge=0)]
+    #: Of the weights after the update: see `ps.shard.checksum`. Up to 64 bits. On disk it is called `mark`.
+    checksum: Annotated[int, Meta(ge=0)] = msgspec.field(name="mark")
 
     def __post_init__(self) -> None:
-        if self.mark >= 2**64:  # more than the validator can compare with
-            raise ValueError(f"a mark of {self.mark.bit_length()} bits: expected at most 64")
+        if self.checksum >= 2**64:  # more than the validator can compare with
+            raise ValueError(f"a checksum of {self.checksum.bit_length()} bits: expected at most 64")
         if len(self.losses) % 4:
             raise ValueError(f"losses of {len(self.losses)} bytes: expected 4 for each micro-batch")
 
@@ -102,7 +102,7 @@ class Again(LedgerEntry, frozen=True, kw_only=True, tag="again"):
 
 
 class Unlisted(LedgerEntry, frozen=True, kw_only=True, tag="unlisted"):
-    """More entries of one round than are listed."""
+    """Entries of one round beyond the limit, which are only counted."""
 
     work: Work
     step: Count
@@ -172,9 +172,9 @@ class Account:
             why = "others had done it, or it came twice"
             self.record_recomputed(result.work, result.step, [result.node()], rank, why)
 
-    def step_done(self, step: int, mark: int) -> StepDone:
+    def step_done(self, step: int, checksum: int) -> StepDone:
         """Return the entry of a training step that is over."""
-        return StepDone(step=step, shares=self.shares, losses=bytes(self._losses), mark=mark)
+        return StepDone(step=step, shares=self.shares, losses=bytes(self._losses), checksum=checksum)
 
     def other_entries(self, work: Work, step: int) -> list[LedgerEntry]:
         """Return the entries next to it, of a round of that kind."""
@@ -184,14 +184,16 @@ class Account:
 
 
 def read_lines(data: bytes, name: str) -> list[Line]:
-    """Return the entries of a ledger; `FileFormatError` with the number of the first line that is none.
+    """Return the entries of a ledger; `FileFormatError` with the number of the first line that is not one.
 
     A last line without its end, cut off when the process was killed, is left out.
     """
     lines: list[Line] = []
-    for number, text in enumerate(data.split(b"\n")[:-1], 1):
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
-            lines.append(decode(text, Line))
+            lines.append(decode(line, Line))
         except msgspec.MsgspecError as error:
-            raise FileFormatError(f"{name}: line {number} is no entry of a ledger: {error}: it was changed") from error
+            raise FileFormatError(
+                f"{name}: line {number} is not an entry of a ledger: {error}: it was changed"
+            ) from error
     return lines

@@ -1,4 +1,4 @@
-"""A file of lines that grows as a run goes on. A full disk costs no line and no run: the lines wait in memory."""
+"""A file of lines that grows during a run. A full disk costs no line and no run: the lines wait in memory."""
 
 import fcntl
 import os
@@ -18,7 +18,7 @@ Write = Callable[[int, bytes], int]
 
 @dataclass
 class LineFile:
-    """Appends to a file, which is made at the first write; `say` is told when that fails, and when it works again."""
+    """Appends to a file, which is made at the first write; `say` reports when that fails, and when it works again."""
 
     path: Path
     say: Callable[[str], None] = lambda text: None
@@ -31,7 +31,7 @@ class LineFile:
     _is_failing: bool = False
 
     def open(self) -> None:
-        """Open for this process alone, until it closes or ends; `UsageError` where another one has the file."""
+        """Open for this process alone, until it closes or ends; `UsageError` if another one has the file."""
         if self._descriptor >= 0:
             return
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -40,7 +40,7 @@ class LineFile:
         except OSError as error:
             os.close(descriptor)
             raise UsageError(
-                f"run folder {str(self.path.parent)!r} is in use by a run that still goes on: wait for its end, or "
+                f"run folder {str(self.path.parent)!r} is in use by a run that is not over: wait for its end, or "
                 "interrupt it"
             ) from error
         self._descriptor, self._written_bytes = descriptor, os.fstat(descriptor).st_size
@@ -56,7 +56,7 @@ class LineFile:
         return self._written_bytes + sum(map(len, self._waiting))
 
     def flush(self) -> None:
-        """Hand what waits to the system; where it takes nothing, the rest waits for the next call."""
+        """Write the lines that wait; if that fails, the rest waits for the next call."""
         try:
             self.open()
             self._catch_up()
@@ -66,7 +66,7 @@ class LineFile:
         except OSError as error:
             if not self._is_failing:
                 self.say(
-                    f"warning: cannot write to {str(self.path)!r}: {error.strerror}: the run goes on, and its lines "
+                    f"warning: cannot write to {str(self.path)!r}: {error.strerror}: the run continues, and its lines "
                     "wait in memory"
                 )
             self._is_failing = True
@@ -76,7 +76,7 @@ class LineFile:
         self._is_failing = False
 
     def _catch_up(self) -> None:
-        """Forget what is written, as the file's length tells: an interrupt may have come before we could."""
+        """Forget what is written, by the file's length: an interrupt may have come before we could."""
         size = os.fstat(self._descriptor).st_size
         taken = size - self._written_bytes
         if taken:
@@ -93,7 +93,7 @@ class LineFile:
             self.fsync(self._descriptor)
 
     def cut(self, size: int) -> bytes:
-        """Forget what lies behind the first `size` bytes, and return it; nothing may wait to be written."""
+        """Cut off what follows the first `size` bytes, and return it; nothing may wait to be written."""
         self.open()
         behind = self.path.read_bytes()[size:]
         self._written_bytes = min(size, self._written_bytes)

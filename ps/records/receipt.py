@@ -26,7 +26,7 @@ class ReceiptLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What `receipt.json` says of a run, finished or not."""
+    """What `receipt.json` says about a run, finished or not."""
 
     run: str
     job_sha256: str
@@ -43,7 +43,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def receipt_of(info: RunInfo, chain: list[ReceiptLink]) -> Receipt:
-    """Return the receipt of a run that has come to the end of `chain`."""
+    """Return the receipt of a run whose links so far are `chain`."""
     return Receipt(
         run=info.run,
         job_sha256=info.job.digest(),
@@ -59,19 +59,21 @@ def receipt_of(info: RunInfo, chain: list[ReceiptLink]) -> Receipt:
 
 def first_link(info: RunInfo, weights_sha256: str) -> ReceiptLink:
     """Return the link before the first epoch: over the job, the data, the model and its first weights."""
-    said = f"{info.job.digest()} {info.dataset} {info.layout} {info.source} {weights_sha256}"
-    return ReceiptLink(epoch=0, step=0, weights_sha256=weights_sha256, link=hashlib.sha256(said.encode()).hexdigest())
+    covered = f"{info.job.digest()} {info.dataset} {info.layout} {info.source} {weights_sha256}"
+    return ReceiptLink(
+        epoch=0, step=0, weights_sha256=weights_sha256, link=hashlib.sha256(covered.encode()).hexdigest()
+    )
 
 
 def next_link(before: ReceiptLink, *, epoch: int, step: int, weights_sha256: str) -> ReceiptLink:
     """Return the link after another epoch."""
-    said = f"{before.link} {epoch} {step} {weights_sha256}"
-    digest = hashlib.sha256(said.encode()).hexdigest()
+    covered = f"{before.link} {epoch} {step} {weights_sha256}"
+    digest = hashlib.sha256(covered.encode()).hexdigest()
     return ReceiptLink(epoch=epoch, step=step, weights_sha256=weights_sha256, link=digest)
 
 
 def read_chain(info: RunInfo, lines: Sequence[Line], name: str) -> list[ReceiptLink]:
-    """Return the links as a ledger has them; `FileFormatError` where they do not follow from one another."""
+    """Return the links as a ledger has them; `FileFormatError` if they do not follow from one another."""
     begun = next((line for line in lines if isinstance(line, RunBegun)), None)
     if begun is None:
         raise FileFormatError(f"{name}: has no beginning: expected the ledger of this run")

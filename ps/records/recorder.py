@@ -17,24 +17,24 @@ from ps.records.run_folder import RunFolder, RunResult
 from ps.run.early_stopping import early_stopping_state, is_stopped
 from ps.run.info import RunInfo
 from ps.run.progress import Progress
-from ps.run.timing import StepTime, TimeBook
-from ps.run.traffic import NOTHING, Moved, TrafficBook
+from ps.run.timing import StepTime, StepTimeTotals
+from ps.run.traffic import NOTHING, Moved, TrafficTotals
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a run was carried out: what `result.json` tells beside the job."""
+    """How a run was carried out: what `result.json` says next to the job."""
 
     servers: int
     transport: str
-    #: Why vectors did not go through shared memory where they might have.
+    #: Why vectors did not go through shared memory although they might have.
     obstacle: str = ""
     #: When the server was started, in seconds of the clock that the run goes by.
     started: float
 
 
 def carried(setting: Setting, sharing: Collection[bool], obstacle: str) -> Setting:
-    """Return the setting with what carried the vectors of workers some of which shared memory, and some perhaps not."""
+    """Return the setting with the transports that workers used: `sharing` has whether they shared memory."""
     names = [name for shares, name in ((True, "shm"), (False, setting.transport)) if shares in sharing]
     return replace(setting, transport="+".join(names) or setting.transport, obstacle=setting.obstacle or obstacle)
 
@@ -51,19 +51,19 @@ class MetricsRecorder:
     #: Seconds spent in updates so far.
     update_s: float = 0.0
     #: Where the time of the steps so far went.
-    times: TimeBook = field(default_factory=TimeBook)
-    traffic: TrafficBook = field(default_factory=TrafficBook)
+    times: StepTimeTotals = field(default_factory=StepTimeTotals)
+    traffic: TrafficTotals = field(default_factory=TrafficTotals)
     #: Steps whose entry is in the ledger.
     steps: int = 0
     #: The receipt's links, from the one before the first epoch on.
     chain: list[ReceiptLink] = field(default_factory=list)
-    #: A copy of the weights after the best epoch, where the run is to end with those.
+    #: A copy of the weights after the best epoch, if the run is to end with those.
     best: Vector | None = None
     #: Set once the run has ended well.
     result: RunResult | None = None
 
     def begin(self, first_weights_sha256: str, lost_steps: int = 0) -> None:
-        """Open the ledger and the receipt of a run that begins with these weights; see `RunBegun`."""
+        """Begin the ledger and the receipt of a run that begins with these weights; see `RunBegun`."""
         self.chain = [first_link(self.info, first_weights_sha256)]
         self.add_entries(RunBegun(step=0, weights_sha256=first_weights_sha256, lost_steps=lost_steps))
         self.keep_receipt()
@@ -71,7 +71,7 @@ class MetricsRecorder:
     def step(
         self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime, moved: Moved = NOTHING
     ) -> None:
-        """Keep the figures of a training step; `moved` is what crossed sockets since the one before."""
+        """Record the figures of a training step; `moved` is what crossed sockets since the one before."""
         self.update_s += update_s
         self.traffic.add(moved)
         self.times.add(time, update_s, is_counted=step % self.info.plan.steps_per_epoch != 0)
@@ -94,15 +94,15 @@ class MetricsRecorder:
             )
             self.folder.add_record(record)
 
-    def account(self, step: int, account: Account, mark: int) -> None:
-        """Keep who computed a training step, and what was computed in vain."""
+    def account(self, step: int, account: Account, checksum: int) -> None:
+        """Record who computed a training step, and what was computed without being used."""
         if self.folder is not None:
-            self.add_entries(*account.other_entries("train", step), account.step_done(step, mark))
-        # Last, so that after an interrupt it tells whether all is there.
+            self.add_entries(*account.other_entries("train", step), account.step_done(step, checksum))
+        # Last, so that after an interrupt it shows whether all is there.
         self.steps = step + 1
 
     def epoch(self, status: EpochStatus, weights: Vector) -> None:
-        """Keep the figures of an epoch, and of the weights after it what is asked for."""
+        """Record the figures of an epoch, and keep the weights after it if callbacks or the job ask for them."""
         digest = weights_digest(weights)
         record = EpochRecord(**msgspec.structs.asdict(status), weights_sha256=digest)
         if self.folder is not None:
@@ -118,8 +118,8 @@ class MetricsRecorder:
 
     def best_epoch(self) -> int | None:
         """Return the number of the best epoch so far, None before the first."""
-        judgement = early_stopping_state(self.info.job, self.history)
-        return None if judgement is None else judgement.best
+        stopping = early_stopping_state(self.info.job, self.history)
+        return None if stopping is None else stopping.best
 
     def ends_at(self, epoch: int) -> int:
         """Return after how many steps an epoch ends."""
@@ -143,7 +143,7 @@ class MetricsRecorder:
             self.folder.keep_receipt(receipt_of(self.info, self.chain))
 
     def finish(self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float) -> RunResult:
-        """Keep the weights and the result of a run that went well."""
+        """Write the weights and the result of a run that succeeded."""
         info, job, kept = self.info, self.info.job, self.history[-1]
         if self.best is not None:
             weights, kept = self.best, self.history[(self.best_epoch() or 0) - 1]
@@ -199,7 +199,7 @@ class MetricsRecorder:
         return f"a callback stopped it after epoch {epochs}"
 
     def fail(self, failure: str, weights: Vector, steps: int) -> None:
-        """Keep the weights of a run that failed, as they were after `steps` updates."""
+        """Write the weights of a run that failed, as they were after `steps` updates."""
         if self.folder is not None:
             self.folder.add_record(FailureRecord(failure=failure, weights_after_steps=steps))
             self._keep(weights, steps)

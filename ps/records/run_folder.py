@@ -1,4 +1,4 @@
-"""What a run leaves on disk: lines of figures and of the ledger, weights, a result, a receipt. Knows no socket."""
+"""What a run leaves on disk: metrics, ledger, weights, result and receipt. Knows no socket."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ MOST_BYTES = 2**26
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What `result.json` says of a finished run."""
+    """What `result.json` says about a finished run."""
 
     run: str
     model: str
@@ -52,7 +52,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     train_s: float
     #: Training samples a second of `train_s`.
     images_per_s: float
-    #: Seconds that the workers spent in computing, added up, and those that the server spent in updates.
+    #: Seconds that all workers spent in computing, and that the server spent in updates.
     compute_s: float
     update_s: float
     #: Mean training loss of the epoch whose weights these are, and the test figures after it.
@@ -69,38 +69,37 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     test_r2: float | None = None
     #: Number of values that are trained; 0 in the folder of an older version.
     parameters: int = 0
-    #: Where the time of an average step went; None where no step was followed by another in its epoch.
+    #: Where the time of an average step went; None if no step was followed by another in its epoch.
     split: Split | None = None
-    #: Why vectors did not go through shared memory where they might have; empty where they did.
+    #: Why vectors did not go through shared memory although they might have; empty if they did.
     obstacle: str = ""
     #: After which epoch the weights are; 0 in the folder of an older version.
     weights_epoch: int = 0
-    #: Why there are fewer epochs than the job has; empty where there are not.
+    #: Why there are fewer epochs than the job has; empty if there are not.
     stopped: str = ""
     #: The types of sums and of weights on the wire, and the bytes that crossed sockets in an average step.
     wire: str = "float32"
     wire_weights: str = "float32"
     moved: Moved = NOTHING
-    #: Micro-batches that another worker computed again, to the same bits, and those that were to be while nobody was
-    #: there for it.
+    #: Micro-batches that a second worker audited, with the same bits, and those that had to go without for lack of one.
     audited: int = 0
     unaudited: int = 0
 
 
 def read_result(folder: Path) -> RunResult:
-    """Return the result in a finished run's folder; `FileFormatError` where it is damaged or missing."""
+    """Return the result in a finished run's folder; `FileFormatError` if it is damaged or missing."""
     path = folder / RESULT
     try:
         return decode(read_regular(path, MOST_BYTES), RunResult)
     except OSError as error:
         raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected a finished run") from error
     except msgspec.MsgspecError as error:
-        raise FileFormatError(f"{str(path)!r} is no result of a run: {error}") from error
+        raise FileFormatError(f"{str(path)!r} is not the result of a run: {error}") from error
 
 
 @dataclass
 class RunFolder:
-    """An existing folder that takes in a run; `say` is told of what cannot be written for now."""
+    """An existing folder that a run is recorded in; `say` reports what cannot be written for now."""
 
     path: Path
     say: Callable[[str], None] = lambda text: None
@@ -120,7 +119,7 @@ class RunFolder:
         self.ledger.append(msgspec.json.encode(entry))
 
     def flush(self) -> None:
-        """Hand what was recorded to the system."""
+        """Write what was recorded."""
         self.metrics.flush()
         self.ledger.flush()
 
@@ -134,11 +133,11 @@ class RunFolder:
         write(self.path / WEIGHTS, layout.read(vector), metadata)
 
     def keep_epoch(self, layout: ParameterLayout, vector: Vector, epoch: int) -> None:
-        """Write the weights after an epoch for callbacks; where that fails, the run does not."""
+        """Write the weights after an epoch for callbacks; if that fails, the run does not."""
         try:
             write(self.path / EPOCH_WEIGHTS, layout.read(vector), {"epoch": str(epoch)})
         except OSError as error:
-            self.say(f"warning: cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run goes on")
+            self.say(f"warning: cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run continues")
 
     def keep_result(self, result: RunResult) -> None:
         """Write `result.json`, whole or not at all."""

@@ -1,8 +1,8 @@
 """Which epoch was the best so far, and whether the run has waited long enough for a better one. Pure.
 
-From the job and the history alone: so every process that has these comes to the same end, whoever computed the epochs,
-and whoever went on from a checkpoint (Prechelt, "Early stopping, but when?", 1998, calls this the third class of
-criteria: stop after so many strips without a better figure).
+This follows from the job and the history alone: every process that has these decides the same, whoever computed the
+epochs, and whether or not the run was resumed from a checkpoint. Prechelt ("Early stopping, but when?", 1998) calls
+this the third class of criteria: stop after so many strips without a better figure.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from common.protocol.messages import EpochStatus
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStoppingState:
-    """What is to be said of a run's epochs so far."""
+    """What a job's rule says about the epochs so far."""
 
     #: The number of the best one, counted from 1; of equals the first.
     best: int
@@ -23,7 +23,7 @@ class EarlyStoppingState:
 
 
 def early_stopping_state(job: Job, history: Sequence[EpochStatus]) -> EarlyStoppingState | None:
-    """Return what a job's `monitor` and `min_delta` say of its epochs, None before the first."""
+    """Return what a job's `monitor` and `min_delta` say about its epochs, None before the first."""
     if not history:
         return None
     best = history[0]
@@ -38,9 +38,9 @@ def early_stopping_state(job: Job, history: Sequence[EpochStatus]) -> EarlyStopp
 def is_stopped(job: Job, history: Sequence[EpochStatus]) -> bool:
     """Tell whether a run is to end although epochs are left: its `patience` is used up."""
     if job.patience is None:
-        return False  # and no look at an ever longer history
-    verdict = early_stopping_state(job, history)
-    return verdict is not None and verdict.waited >= job.patience
+        return False  # without a look at an ever longer history
+    stopping = early_stopping_state(job, history)
+    return stopping is not None and stopping.waited >= job.patience
 
 
 def is_better(monitor: Monitor, figure: float, than: float, min_delta: float = 0.0) -> bool:
@@ -50,7 +50,7 @@ def is_better(monitor: Monitor, figure: float, than: float, min_delta: float = 0
 
 
 def figure_of(epoch: EpochStatus, monitor: Monitor) -> float:
-    """Return one figure of an epoch; ValueError where the run has no such figure."""
+    """Return one figure of an epoch; ValueError if the run does not have it."""
     figure = getattr(epoch, monitor)
     if not isinstance(figure, float):
         raise ValueError(f"{monitor} is {figure!r}: expected a run with validation_split above 0")

@@ -26,15 +26,15 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Number of steps that were averaged.
     steps: int
-    #: Seconds that the average worker computes: forward, backward, the sums of its own pieces. By its own clock: what
-    #: other processes take of its core meanwhile is in it, what it sends meanwhile is not.
+    #: Seconds that the average worker computes: forward, backward, the sums of its own micro-batches. By its own clock:
+    #: what other processes take of its core meanwhile is in it, what it sends meanwhile is not.
     compute_s: float
     #: Seconds in which sums and weights are on their way, copied or added. It is what is left of the step: the slowest
     #: worker does not compute and nothing is updated. An exchange that hides behind computing is not in it.
     exchange_s: float
     #: Seconds that the server takes to change the weights, for which all workers wait.
     update_s: float
-    #: Seconds that the average worker waits for the slowest one of the step: uneven shares of pieces, uneven cores.
+    #: Seconds that the average worker waits for the slowest one of the step: uneven shares of the work, uneven cores.
     waiting_s: float
 
     @property
@@ -44,8 +44,8 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass
-class TimeBook:
-    """Adds up the times of steps, told in their order."""
+class StepTimeTotals:
+    """Adds up the times of steps, which are added in their order."""
 
     steps: int = 0
     round_s: float = 0.0
@@ -56,7 +56,7 @@ class TimeBook:
     _last_update_s: float = 0.0
 
     def add(self, time: StepTime, update_s: float, *, is_counted: bool) -> None:
-        """Book a step and its update; one that does not count, an epoch's first, only for the sake of the next."""
+        """Add a step and its update; a step that does not count, an epoch's first, only matters for the next."""
         if is_counted:
             self.steps += 1
             self.round_s += time.round_s
@@ -66,7 +66,7 @@ class TimeBook:
         self._last_update_s = update_s
 
     def split(self) -> Split | None:
-        """Return where the time went, None where no step counted."""
+        """Return where the time went, None if no step counted."""
         if not self.steps:
             return None
         return Split(

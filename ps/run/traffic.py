@@ -10,7 +10,7 @@ from common.protocol.messages import Message, Result, SumsFrame, Weights
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that crossed sockets: sums came in, weights went out. None of either where memory is shared."""
+    """Bytes that crossed sockets: sums came in, weights went out. With shared memory there are none."""
 
     sums: int = 0
     weights: int = 0
@@ -21,17 +21,17 @@ NOTHING = Moved()
 
 @dataclass
 class Traffic:
-    """Counts what crosses the sockets of one server, and what others report of theirs."""
+    """Counts what crosses the sockets of one server, and what other servers report."""
 
     _sums: int = 0
     _weights: int = 0
 
-    def came(self, message: Message, frames: Sequence[Buffer]) -> None:
-        """Count a message that came, if it brings sums."""
+    def record_received(self, message: Message, frames: Sequence[Buffer]) -> None:
+        """Count a message that was received, if it brings sums."""
         if isinstance(message, SumsFrame) or (isinstance(message, Result) and len(frames) > 1):
             self._sums += _bytes_of(frames)
 
-    def went(self, message: Message, frames: Sequence[Buffer]) -> None:
+    def record_sent(self, message: Message, frames: Sequence[Buffer]) -> None:
         """Count a message that was sent, if it brings weights."""
         if isinstance(message, Weights):
             self._weights += _bytes_of(frames)
@@ -41,7 +41,7 @@ class Traffic:
         self._sums += moved.sums
         self._weights += moved.weights
 
-    def take(self) -> Moved:
+    def drain(self) -> Moved:
         """Return what was counted since the last call."""
         moved = Moved(sums=self._sums, weights=self._weights)
         self._sums = self._weights = 0
@@ -49,7 +49,7 @@ class Traffic:
 
 
 @dataclass
-class TrafficBook:
+class TrafficTotals:
     """Adds up what was moved, step by step."""
 
     steps: int = 0
@@ -57,7 +57,7 @@ class TrafficBook:
     weights: int = 0
 
     def add(self, moved: Moved) -> None:
-        """Book a step."""
+        """Add a step."""
         self.steps += 1
         self.sums += moved.sums
         self.weights += moved.weights

@@ -181,7 +181,7 @@ class Server:
         happened: Sequence[events.Event]
         try:
             message, self._arrays = decode(frames, WorkerMessage | ShardMessage)
-            self.traffic.came(message, frames)
+            self.traffic.record_received(message, frames)
             happened = self._events_of(peer, message)
         except RemoteProtocolError as error:
             happened = self._turn_away(peer, str(error))
@@ -329,5 +329,5 @@ class Server:
             return [events.WorkerLeft(peer=peer, reason="its connection is gone")]
         except PeerSlow:
             return [events.WorkerLeft(peer=peer, reason="it does not read what it is sent")]
-        self.traffic.went(message, frames)
+        self.traffic.record_sent(message, frames)
         return []

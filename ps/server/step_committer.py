@@ -44,7 +44,7 @@ class StepCommitter:
         if checkpointer is None or not checkpointer.folder.keep:
             return "weights" if ends_epoch else "nothing"
         # Never the weights alone: they and the optimizer's slots are to be of one step.
-        is_due = ends_epoch or checkpointer.cadence.is_due(step + 1, self.group.clock.now(), ends_epoch=False)
+        is_due = ends_epoch or checkpointer.schedule.is_due(step + 1, self.group.clock.now(), ends_epoch=False)
         return "all" if is_due else "nothing"
 
     def record_completed(self) -> None:
@@ -55,7 +55,7 @@ class StepCommitter:
         update, coordinator = self._update, self.coordinator
         assert update is not None  # that is what is done
         self.traffic.add(done.moved)
-        time, moved = coordinator.progress.last_step, self.traffic.take()
+        time, moved = coordinator.progress.last_step, self.traffic.drain()
         self.recorder.step(update.step, update.tally, done.rate, done.seconds, time, moved)
         self.recorder.account(update.step, update.account, self.group.checksum(done))
         self.guard.check(update, self.group.own, coordinator.membership, others_are_finite=done.are_finite)
@@ -69,7 +69,9 @@ class StepCommitter:
     def take_due_checkpoint(self) -> None:
         """Take a checkpoint if one is due."""
         if self.checkpointer is not None and not self.guard.text:
-            self.checkpointer.look(self.group.holder, self.coordinator.progress, self.coordinator.membership.compute_s)
+            self.checkpointer.take_if_due(
+                self.group.holder, self.coordinator.progress, self.coordinator.membership.compute_s
+            )
 
     def finish(self, finish: effects.Finish) -> effects.Finish:
         """Write what the run has come to; return its end, which is a failure if the weights are not finite."""

@@ -21,7 +21,7 @@ from tests.fuzz.test_records import DIGEST, odd_json
 
 JOB = Job(model={"class": "Linear", "args": [2, 3]}, data="digits", epochs=2, global_batch=16, micro_batches=4)
 LAYOUT = layout_of(build_model(JOB.model))
-PAST = RunProgress(
+PROGRESS = RunProgress(
     steps=3,
     is_evaluated=True,
     loss_sum=1.5,
@@ -39,7 +39,7 @@ PAST = RunProgress(
 )
 IDENTITY = CheckpointIdentity(job=JOB, source="", dataset=DIGEST, layout=LAYOUT.digest(), numerics=fingerprint())
 HELD = HeldState(weights=np.zeros(LAYOUT.size, np.float32), state={"momentum_buffer": np.ones(LAYOUT.size, np.float32)})
-LENGTH, HEADER, *ARRAYS = (bytes(part) for part in sealed_parts(IDENTITY, PAST, LAYOUT, HELD))
+LENGTH, HEADER, *ARRAYS = (bytes(part) for part in sealed_parts(IDENTITY, PROGRESS, LAYOUT, HELD))
 WHOLE = b"".join((LENGTH, HEADER, *ARRAYS))
 KEY = b'"sha256":"'
 
@@ -90,7 +90,7 @@ def test_checkpoints(cases: int, file: Path) -> None:
 def test_a_whole_one_is_read(file: Path) -> None:
     assert sealed(HEADER, b"".join(ARRAYS)) == WHOLE
     file.write_bytes(WHOLE)
-    assert read_checkpoint(file).past == PAST
+    assert read_checkpoint(file).progress == PROGRESS
 
 
 DEEP = b'{\\"a\\":' * 20_000

@@ -124,8 +124,8 @@ def test_a_ledger_and_its_picture(tmp_path: Path) -> None:
     entries = [
         RunBegun(step=0, weights_sha256="00"),
         WorkerIn(rank=0, host=name, pid=11),
-        StepDone(step=0, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=1),
-        StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=2),
+        StepDone(step=0, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), checksum=1),
+        StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), checksum=2),
     ]
     write_ledger(tmp_path, entries)
     (shown,) = read_timeline(tmp_path).names

@@ -219,7 +219,7 @@ def lines_of(folder: Path) -> list[tuple[int, ...] | tuple[int, str]]:
     told: list[tuple[int, ...] | tuple[int, str]] = []
     for line in read_lines((folder / LEDGER).read_bytes(), "the ledger"):
         if isinstance(line, StepDone):
-            told.append((line.step, line.mark, *line.losses))
+            told.append((line.step, line.checksum, *line.losses))
         elif isinstance(line, EpochDone):
             told.append((line.step, line.weights_sha256))
     return told

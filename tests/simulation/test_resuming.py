@@ -212,6 +212,6 @@ def test_lines_that_are_gone_are_told(folder: Path, name: str) -> None:
 def test_a_run_that_goes_on_is_nobody_elses(folder: Path) -> None:
     opening, setting = opening_of(), Setting(servers=1, transport="memory", started=0.0)
     session = open_session(opening, setting, destination_in(folder, is_resumed=False), ManualClock(), lambda text: None)
-    with pytest.raises(UsageError, match="is in use by a run that still goes on"):
+    with pytest.raises(UsageError, match="is in use by a run that is not over"):
         run(folder, 0, is_resumed=True)
     session.recorder.close()

@@ -56,7 +56,7 @@ class SliceExecutor:
                 if update.collected != "nothing":
                     self.send_held(update.step + 1, has_state=update.collected == "all")
                 checksum = checksum_in(storage.shard, update.step, storage.size)
-                moved = self.traffic.take()
+                moved = self.traffic.drain()
                 self.send(
                     UpdateDone(
                         step=update.step,

@@ -113,7 +113,7 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
     def _on_worker_message(self, peer: bytes, frames: list[memoryview]) -> None:
         try:
             message, self.arrays = decode(frames, WorkerToShardMessage | Join)
-            self.traffic.came(message, frames)
+            self.traffic.record_received(message, frames)
             self.dispatch(self._worker_event_of(peer, message))
         except RemoteProtocolError as error:
             self.dispatch(events.PeerFailed(peer=peer, reason=str(error)))
@@ -212,7 +212,7 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
         frames = encode(message, arrays)
         try:
             self.port.send(peer, frames)
-            self.traffic.went(message, frames)
+            self.traffic.record_sent(message, frames)
         except PeerGone:
             yield events.PeerFailed(peer=peer, reason="its connection is gone")
         except PeerSlow:

@@ -36,9 +36,9 @@ def trained(folder: Path, **values: Any) -> Run:
 
 
 def best_of(run: Run) -> int:
-    judgement = early_stopping_state(run.job, run.history)
-    assert judgement is not None
-    return judgement.best
+    stopping = early_stopping_state(run.job, run.history)
+    assert stopping is not None
+    return stopping.best
 
 
 def test_the_best_epochs_weights_and_those_of_a_step(tmp_path: Path) -> None:

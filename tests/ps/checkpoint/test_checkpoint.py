@@ -20,7 +20,7 @@ LAYOUT = layout_of(nn.Sequential(nn.Linear(24, 4), nn.BatchNorm1d(4)))
 EPOCH = EpochRecord(
     epoch=1, loss=0.1, accuracy=0.5, test_loss=1 / 3, test_accuracy=0.7, wall_s=2.0, weights_sha256="0" * 64
 )
-PAST = RunProgress(
+PROGRESS = RunProgress(
     steps=7,
     is_evaluated=False,
     loss_sum=1e300 / 3,
@@ -48,13 +48,13 @@ def held() -> HeldState:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "step-00000007.safetensors"
-    write_atomically(path, sealed_parts(CheckpointIdentity.of(facts_of()), PAST, LAYOUT, held()))
+    write_atomically(path, sealed_parts(CheckpointIdentity.of(facts_of()), PROGRESS, LAYOUT, held()))
     return path
 
 
 def test_it_comes_back_as_it_went_in(file: Path) -> None:
     checkpoint, kept = read_checkpoint(file), held()
-    assert (checkpoint.identity, checkpoint.past) == (CheckpointIdentity.of(facts_of()), PAST)
+    assert (checkpoint.identity, checkpoint.progress) == (CheckpointIdentity.of(facts_of()), PROGRESS)
     back = checkpoint.held(LAYOUT, kept.state)
     assert back.weights.tobytes() == kept.weights.tobytes()
     assert {name: slot.tobytes() for name, slot in back.state.items()} == {

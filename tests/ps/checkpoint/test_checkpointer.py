@@ -123,7 +123,7 @@ def test_lines_that_the_disk_fails_to_keep_cost_a_checkpoint_that_would_refer_to
     train(opening, session)
     (told,) = said
     assert told.startswith(
-        f"warning: cannot write to '{tmp_path}/run': {os.strerror(errno.EIO)}: the run goes on without"
+        f"warning: cannot write to '{tmp_path}/run': {os.strerror(errno.EIO)}: the run continues without"
     )
     assert session.checkpointer.folder.steps()[-1] == 7
     assert (tmp_path / "run" / RESULT).exists()

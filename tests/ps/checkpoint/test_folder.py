@@ -13,10 +13,10 @@ from common.files.atomic import write_atomically
 from ps.checkpoint.checkpoint import CheckpointIdentity, sealed_parts
 from ps.checkpoint.folder import CheckpointFolder
 from tests.common.files.test_atomic import failing_at
-from tests.ps.checkpoint.test_checkpoint import LAYOUT, PAST, held
+from tests.ps.checkpoint.test_checkpoint import LAYOUT, PROGRESS, held
 from tests.ps.runs import facts_of
 
-PARTS = sealed_parts(CheckpointIdentity.of(facts_of()), PAST, LAYOUT, held())
+PARTS = sealed_parts(CheckpointIdentity.of(facts_of()), PROGRESS, LAYOUT, held())
 
 
 @dataclass
@@ -59,7 +59,7 @@ def test_what_cannot_be_written_is_told_and_the_old_file_stays(tmp_path: Path, r
     folder, said = folder_in(tmp_path)
     folder.write = FullDisk(room, error).write
     assert not folder.save(1, PARTS, None)
-    assert said.pop().endswith(f"{os.strerror(error)}: the run goes on without it, and there is none yet")
+    assert said.pop().endswith(f"{os.strerror(error)}: the run continues without it, and there is none yet")
     folder.write = write_atomically
     folder.save(2, PARTS, None)
     before = folder.file_of(2).read_bytes()
@@ -85,7 +85,7 @@ def test_a_disk_that_fails_to_keep_what_it_took_is_told_and_nothing_wrong_is_eve
     assert said.pop().startswith(f"warning: cannot write checkpoint '{folder.file_of(2)}': {os.strerror(errno.EIO)}: ")
     assert folder.file_of(1).read_bytes() == before
     # Where only its name is in doubt, the file is whole.
-    assert [checkpoint.past for checkpoint in folder.back_from(9)] == [PAST] * call
+    assert [checkpoint.progress for checkpoint in folder.back_from(9)] == [PROGRESS] * call
     assert not list(folder.path.glob(".*"))
 
 

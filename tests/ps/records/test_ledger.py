@@ -51,7 +51,7 @@ def test_a_last_line_that_was_cut_off_is_left_out() -> None:
     "line", [b"", b"{}", b'{"kind":"begun"}', b'{"kind":"begun","step":-1}', b"\xff", b'{"kind":"x"}']
 )
 def test_another_line_is_named(line: bytes) -> None:
-    with pytest.raises(FileFormatError, match="ledger: line 2 is no entry of a ledger"):
+    with pytest.raises(FileFormatError, match="ledger: line 2 is not an entry of a ledger"):
         read_lines(msgspec.json.encode(AGAIN) + b"\n" + line + b"\n", "ledger")
 
 

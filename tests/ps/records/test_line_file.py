@@ -61,7 +61,9 @@ def test_a_full_disk_costs_no_line_and_is_told_once(tmp_path: Path, room: int) -
     for number in range(3):
         file.append(b"line %d" % number)
         file.flush()
-    told = f"warning: cannot write to '{tmp_path}/lines': No space left on device: the run goes on, and its lines wait"
+    told = (
+        f"warning: cannot write to '{tmp_path}/lines': No space left on device: the run continues, and its lines wait"
+    )
     assert disk.said == [f"{told} in memory"]
     assert (tmp_path / "lines").read_bytes() == b"line 0\nline 1\nline 2\n"[:room]
     disk.room = 1000
@@ -84,7 +86,7 @@ def test_an_interrupt_within_a_write_doubles_nothing(tmp_path: Path) -> None:
 def test_a_file_is_one_writers(tmp_path: Path) -> None:
     first, second = LineFile(tmp_path / "lines"), LineFile(tmp_path / "lines")
     first.open()
-    with pytest.raises(UsageError, match="is in use by a run that still goes on"):
+    with pytest.raises(UsageError, match="is in use by a run that is not over"):
         second.open()
     first.close()
     second.open()

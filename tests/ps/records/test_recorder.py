@@ -86,7 +86,7 @@ def record(folder: Path | None) -> MetricsRecorder:
         progress.end_step(Tally(16.0, 8, 16), 12.0, (1.0, 1.5))
         moved = Moved(sums=1000 * step, weights=300 * step)
         recorder.step(step, Tally(16.0, 8, 16), 0.1, 0.25, progress.last_step, moved)
-        recorder.account(step, account(), mark=7)
+        recorder.account(step, account(), checksum=7)
         if step % 3 == 2:
             recorder.epoch(EPOCHS[step // 3], weights())
     recorder.finish(progress, workers=3, compute_s=4.0, weights=weights(), now=20.0)
@@ -223,7 +223,7 @@ def test_the_ledger_tells_who_computed_what_and_what_was_in_vain(tmp_path: Path)
     lines = read_lines((tmp_path / LEDGER).read_bytes(), "ledger")
     again, done = account().entries, account().step_done(0, 7)
     assert lines[:3] == [RunBegun(step=0, weights_sha256=weights_digest(weights())), *again, done]
-    assert done == StepDone(step=0, shares=[LedgerShare(2, 4, 1), LedgerShare(0, 2, 0)], losses=done.losses, mark=7)
+    assert done == StepDone(step=0, shares=[LedgerShare(2, 4, 1), LedgerShare(0, 2, 0)], losses=done.losses, checksum=7)
     assert done.loss_sums().tolist() == [1.0, 2.0, 3.0, 4.0]
     assert [line.step for line in lines if isinstance(line, StepDone)] == list(range(6))
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from common.protocol.codec import encode
 from common.protocol.messages import Message, Ping, Result, SumsFrame, Weights
-from ps.run.traffic import Moved, Traffic, TrafficBook
+from ps.run.traffic import Moved, Traffic, TrafficTotals
 
 VALUES = np.ones(100, np.float32)
 
@@ -15,9 +15,9 @@ def counted(*messages: Message, values: np.ndarray | None = VALUES) -> Moved:
     traffic = Traffic()
     for message in messages:
         frames = encode(message, [] if values is None else [values])
-        traffic.came(message, frames)
-        traffic.went(message, frames)
-    return traffic.take()
+        traffic.record_received(message, frames)
+        traffic.record_sent(message, frames)
+    return traffic.drain()
 
 
 def test_sums_that_come_and_weights_that_go_are_counted_with_their_headers() -> None:
@@ -38,12 +38,12 @@ def test_what_was_taken_is_not_counted_again() -> None:
     traffic = Traffic()
     traffic.add(Moved(sums=7, weights=5))
     traffic.add(Moved(sums=1))
-    assert [traffic.take(), traffic.take()] == [Moved(sums=8, weights=5), Moved()]
+    assert [traffic.drain(), traffic.drain()] == [Moved(sums=8, weights=5), Moved()]
 
 
 def test_the_mean_is_over_the_steps() -> None:
-    book = TrafficBook()
-    assert book.mean() == Moved()
+    totals = TrafficTotals()
+    assert totals.mean() == Moved()
     for sums in (100, 200, 301):
-        book.add(Moved(sums=sums, weights=10))
-    assert book.mean() == Moved(sums=200, weights=10)
+        totals.add(Moved(sums=sums, weights=10))
+    assert totals.mean() == Moved(sums=200, weights=10)

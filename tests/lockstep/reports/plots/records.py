@@ -47,13 +47,13 @@ LEDGER: list[LedgerEntry] = [
     RunBegun(step=0, weights_sha256="00"),
     WorkerIn(rank=0, host="here", pid=11),
     WorkerIn(rank=1, host="there", pid=22),
-    StepDone(step=0, shares=[LedgerShare(0, 2, 0), LedgerShare(2, 4, 1)], losses=bytes(16), mark=1),
+    StepDone(step=0, shares=[LedgerShare(0, 2, 0), LedgerShare(2, 4, 1)], losses=bytes(16), checksum=1),
     Again(work="train", step=1, lo=2, hi=4, rank=1, why="it left"),
     Again(work="evaluate", step=1, lo=0, hi=1, rank=1, why="it left"),
-    StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=2),
+    StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), checksum=2),
     RunBegun(step=1, weights_sha256="01", lost_steps=1),
     WorkerIn(rank=0, host="new", pid=33),
-    StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), mark=2),
+    StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), checksum=2),
 ]
 
 

@@ -32,7 +32,7 @@ def test_shares_are_of_the_micro_batches_of_some_steps(tmp_path: Path) -> None:
 
 
 def test_a_process_alone_is_a_row_too(tmp_path: Path) -> None:
-    step = StepDone(step=0, shares=[LedgerShare(0, 8, 0)], losses=bytes(32), mark=1)
+    step = StepDone(step=0, shares=[LedgerShare(0, 8, 0)], losses=bytes(32), checksum=1)
     write_ledger(tmp_path, [RunBegun(step=0, weights_sha256="00"), step])
     assert read_timeline(tmp_path).names == ["this process"]
 
