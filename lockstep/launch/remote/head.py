@@ -39,10 +39,10 @@ class HeadBackend:
         return 1
 
     def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
-        opening = [] if self.keys is None else ["--keys", str(self.keys)]
-        opening += ["--insecure"] if self.is_insecure else []
+        access = [] if self.keys is None else ["--keys", str(self.keys)]
+        access += ["--insecure"] if self.is_insecure else []
         # At the same address again: the others know no other.
-        return start_here("the server", [*arguments, "--bind", self.place.bind, *opening], folder, "server.log")
+        return start_here("the server", [*arguments, "--bind", self.place.bind, *access], folder, "server.log")
 
     def start_shard(self, number: int, server: str, folder: Path) -> WatchedProcess:
         raise NotImplementedError("a launcher's processes are a server and workers: `lockstep node` refuses shards")

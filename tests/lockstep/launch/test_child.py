@@ -1,15 +1,17 @@
-"""Children: their last words are what a person is told, and they end by themselves with their parent."""
+"""Children: their last message is what is shown, and they end by themselves with their parent."""
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from lockstep.launch.child import TAIL_LINES, Child, keep_logs
+from common.errors import DivergedError, FailureKind, RunError
+from lockstep.launch.child import TAIL_LINES, Child, ExitRecord, exit_record, keep_logs
 from lockstep.launch.cluster import exit_message
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
 
-LAST_WORDS = {
+LAST_MESSAGES = {
     "an error": ("joined\nerror: no such file\n", "no such file"),
     "the first line": ("error: no such file\n", "no such file"),
     "the last of two": ("error: one\nmore\nerror: two\n", "two"),
@@ -34,7 +36,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Child:
     return ended(tmp_path_factory.mktemp("child"), "", ["--version"])
 
 
-@pytest.mark.parametrize(("log", "words"), LAST_WORDS.values(), ids=LAST_WORDS)
+@pytest.mark.parametrize(("log", "words"), LAST_MESSAGES.values(), ids=LAST_MESSAGES)
 def test_last_words(good: Child, log: str, words: str) -> None:
     good.log.path.write_text(log, encoding="utf-8", errors="surrogateescape")
     assert good.log.last_message() == words
@@ -94,3 +96,16 @@ def test_logs_are_added_to_those_of_earlier_parts(tmp_path: Path) -> None:
 def test_what_another_process_has_taken_is_nobodys_fault(tmp_path: Path) -> None:
     keep_logs(tmp_path / "gone", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_how_a_run_failed_is_read_from_the_last_line_of_its_servers_output() -> None:
+    record = ExitRecord(kind=FailureKind.DIVERGED, text="the loss is not finite")
+    found = exit_record(b"a line before\n" + msgspec.json.encode(record) + b"\n")
+    assert found == record
+    assert type(record.error()) is DivergedError
+    assert type(ExitRecord(kind=FailureKind.AUDIT, text="").error()) is RunError
+
+
+@pytest.mark.parametrize("output", [b"", b"no record\n", b'{"kind": "unheard of", "text": ""}\n'])
+def test_without_a_record_there_is_none(output: bytes) -> None:
+    assert exit_record(output) is None
