@@ -1,5 +1,6 @@
 """`lockstep simulate`: many runs in virtual time, with faults of all kinds, and the violations found."""
 
+import textwrap
 from collections import Counter
 
 import click
@@ -11,6 +12,9 @@ from lockstep.cli.options.types import number_range
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.simulation.oracle import Outcome, simulate
 from lockstep.simulation.scenario import scenario_of
+
+#: Characters per line.
+WIDTH = 80
 
 #: Failed seeds after which to stop.
 MOST_FAILURES = 5
@@ -66,7 +70,8 @@ def simulate_command(
         if clock.now() - reported >= PLAIN_EVERY_S:
             reported = clock.now()
             print_plainly(console, f"seed {seed}: {tally.runs} runs, {len(failed)} failed so far")
-    print_plainly(console, tally.summary(clock.now() - start))
+    for line in tally.lines(clock.now() - start):
+        print_plainly(console, line)
     if len(seeds) == 1:
         print_plainly(console, f"digest of the trace: {tally.digest}")
     if failed:
@@ -96,10 +101,8 @@ class OutcomeTally:
         self.faults += outcome.faults
         self.digest = outcome.digest
 
-    def summary(self, took_s: float) -> str:
-        """Return the totals as a line."""
+    def lines(self, took_s: float) -> list[str]:
+        """Return the totals as lines."""
         kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
-        return (
-            f"{self.runs} runs, {self.events:,} events, {self.seconds:,.0f} s of virtual time in {took_s:.1f} s; "
-            f"faults: {kinds or 'none'}"
-        )
+        totals = f"{self.runs} runs, {self.events:,} events, {self.seconds:,.0f} s of virtual time in {took_s:.1f} s"
+        return [*textwrap.wrap(f"faults: {kinds or 'none'}", WIDTH, break_on_hyphens=False), totals]

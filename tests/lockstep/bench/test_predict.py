@@ -25,7 +25,7 @@ RUN = result(
     split=Split(steps=9, compute_s=0.080, exchange_s=0.010, update_s=0.006, waiting_s=0.0),
 )
 
-#: The same in the rows of the scaling bench: 4 pieces a worker, 20 ms each.
+#: The same in the rows of the scaling bench: 4 micro-batches per worker, 20 ms each.
 ROWS = [
     scaling_row(workers=1, exchange_s=0.010, images_per_s=640.0),
     scaling_row(workers=2, exchange_s=0.020, images_per_s=1200.0),
@@ -36,7 +36,7 @@ ROWS = [
 
 def test_a_run_predicts_the_same_step_on_more_machines() -> None:
     prediction = predict(basis_of_result(RUN), [1, 8], [1, 8], LINK)
-    # 8 MB for each worker take 64 ms; each of eight workers has one piece of 10 ms.
+    # 8 MB for each worker take 64 ms; each of eight workers has one micro-batch of 10 ms.
     assert [(row.servers, row.workers) for row in prediction.rows] == [(1, 1), (1, 8), (8, 1), (8, 8)]
     steps = [row.ms_per_step for row in prediction.rows]
     assert steps == pytest.approx([80 + 64 + 6, 10 + 512 + 6, 80 + 64 + 6 / 8, 10 + 64 + 6 / 8])

@@ -25,8 +25,8 @@ ADVICE = {
     "too small a model": (result(compute_s=8.5, update_s=0.5), [TOO_SMALL]),
     "one worker": (result(workers=1, compute_s=8.5, update_s=0.5), [TOO_SMALL]),
     "too short to tell": (result(train_s=0.4, compute_s=0.1, update_s=0.0), []),
-    "as many workers as pieces": (result(workers=8), []),
-    "more workers than pieces": (result(workers=9), [TOO_MANY]),
+    "as many workers as micro-batches": (result(workers=8), []),
+    "more workers than micro-batches": (result(workers=9), [TOO_MANY]),
     "no shared memory": (result(obstacle="/dev/shm is full"), ["vectors went over sockets: /dev/shm is full"]),
     "both": (result(workers=9, compute_s=8.5, update_s=0.5), [TOO_MANY, TOO_SMALL]),
 }
@@ -46,13 +46,13 @@ def part_of(workers: int, exchange_s: float) -> RunResult:
 ONE_MORE = {
     # 80 ms and no exchange to speak of: half of it.
     "pays": (part_of(1, 0.0), None, "2 workers would give 2.00x: worth it"),
-    # 40 ms and 20 ms: 3 of 8 pieces and 30 ms.
+    # 40 ms and 20 ms: 3 of 8 micro-batches and 30 ms.
     "exchange eats it": (part_of(2, 0.020), None, "3 workers would give 1.00x: not worth it"),
     "no core is left": (part_of(2, 0.0), 2, "3 workers on 2 cores would give 1.00x: not worth it"),
     "cores are left": (part_of(2, 0.0), 3, "3 workers would give 1.33x: worth it"),
-    # 4 pieces of 10 ms and 12 ms: 3 pieces and 18 ms.
+    # 4 micro-batches of 10 ms and 12 ms: 3 micro-batches and 18 ms.
     "too little": (part_of(2, 0.012), None, "3 workers would give 1.08x: not worth it"),
-    "no piece is left": (part_of(8, 0.0), None, "9 workers would give 1.00x: not worth it"),
+    "no micro-batch is left": (part_of(8, 0.0), None, "9 workers would give 1.00x: not worth it"),
 }
 
 

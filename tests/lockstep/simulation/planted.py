@@ -31,7 +31,7 @@ def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coo
 
 
 class Credulous(LeaseTable):
-    """Takes sums of pieces that are done."""
+    """Accepts sums of micro-batches that are done."""
 
     def may_accept(self, node: Node) -> bool:
         return True
@@ -49,7 +49,7 @@ class CredulousCoordinator(Coordinator):
 
 
 class Heap(VectorTree):
-    """Keeps what comes, whether it has it already or not, and adds it up when there is something of each piece."""
+    """Keeps all sums, even repeated ones, and adds them up once all micro-batches are covered."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +57,7 @@ class Heap(VectorTree):
 
     def add(self, node: Node, value: Vector) -> bool:
         self.heap.append((node, value.copy()))
-        if {piece for one, _ in self.heap for piece in range(one.lo, one.hi)} == set(range(self.micro_batches)):
+        if {m for one, _ in self.heap for m in range(one.lo, one.hi)} == set(range(self.micro_batches)):
             super().add(Node(0, self.micro_batches), self.added())
             self.heap.clear()
         return True

@@ -47,23 +47,25 @@ def build():
 """
 
 
-def replayed(capsys: pytest.CaptureFixture[str], folder: Path, step: int, piece: int) -> dict[str, Any]:
-    place = ("--step", str(step), "--micro-batch", str(piece))
+def replayed(capsys: pytest.CaptureFixture[str], folder: Path, step: int, micro_batch: int) -> dict[str, Any]:
+    place = ("--step", str(step), "--micro-batch", str(micro_batch))
     assert run(["replay", str(folder), *place, "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
-@pytest.mark.parametrize(("step", "piece"), [(0, 0), (2, 1), (5, 2), (6, 0)])
-def test_it_is_the_runs_own_piece(tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int, piece: int) -> None:
+@pytest.mark.parametrize(("step", "micro_batch"), [(0, 0), (2, 1), (5, 2), (6, 0)])
+def test_it_is_the_runs_own_micro_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int, micro_batch: int
+) -> None:
     job = job_in(tmp_path, model=noisy_net(), micro_batches=3, max_shift=1, label_smoothing=0.1)
     folder = record_alone(tmp_path, job)
-    found = replayed(capsys, folder, step, piece)
+    found = replayed(capsys, folder, step, micro_batch)
     past = read_run(folder)
-    recorded = past.steps()[step].loss_sums()[piece]
+    recorded = past.steps()[step].loss_sums()[micro_batch]
     assert np.float32(found["loss_sum"]) == np.float32(found["recorded_loss_sum"]) == recorded
     compute = Compute(job, open_again(past, allows_mixed_numerics=False).model, load(job.data))
-    assert found["samples"] == compute.sampler.indices(step, piece).tolist()
+    assert found["samples"] == compute.sampler.indices(step, micro_batch).tolist()
     assert found["labels"] == load(job.data).train.labels[found["samples"]].tolist()
     assert [layer["kind"] for layer in found["layers"]][:3] == ["Conv2d", "BatchNorm2d", "ReLU"]
     assert set(found["layers"][0]["gradients"]) == {"0.weight", "0.bias"}

@@ -9,8 +9,9 @@ from lockstep.cli.main import run
 def test_seeds_that_keep_the_promise_are_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["simulate", "--seeds", "0:3"]) == 0
     out, error = capsys.readouterr()
-    assert out.startswith("3 runs, ")
-    assert "; faults: " in out
+    assert out.startswith("faults: ")
+    assert out.splitlines()[-1].startswith("3 runs, ")
+    assert all(len(line) <= 80 for line in out.splitlines())
     assert error == ""
 
 
