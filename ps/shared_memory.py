@@ -1,4 +1,4 @@
-"""The server's end of the memory that it shares with workers on its machine: a shell, which decides nothing."""
+"""The server's end of the memory that it shares with processes on its machine. A shell, which decides nothing."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,11 +21,11 @@ class ServerSharedMemory:
     size: int
     #: By rank, the slots of sums of the workers that share.
     sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
-    #: Where workers ask for a shortcut, None where there can be none.
+    #: Where workers ask for a shortcut, None if there can be none.
     callers: Callers | None = None
 
     def admit(self, rank: int, nonce: str) -> None:
-        """Map the sums of a worker that says to have read the nonce; `RemoteProtocolError` where it has not."""
+        """Map the sums of a worker that claims to have read the nonce; `RemoteProtocolError` if it has not."""
         if nonce != self.folder.nonce.hex():
             raise RemoteProtocolError(f"the nonce {nonce!r} is not that of the shared memory")
         try:
@@ -35,11 +35,11 @@ class ServerSharedMemory:
         self.sums[rank] = segment.vectors
 
     def take_shortcut(self, rank: int) -> PacketSocket | None:
-        """Return the shortcut that a worker has asked for, if it has, to be the caller's."""
+        """Return the shortcut that a worker has asked for, if it has; the caller owns it."""
         return None if self.callers is None else self.callers.answer(sums_file(rank))
 
     def forget(self, rank: int) -> None:
-        """Give back the memory of a worker that is gone."""
+        """Release the memory of a worker that is gone."""
         self.sums.pop(rank, None)
         unanswered = self.take_shortcut(rank)
         if unanswered is not None:
@@ -53,18 +53,18 @@ class ServerSharedMemory:
         self.folder.remove()
 
 
-def share(opening: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[RunSetup, ServerSharedMemory]:
-    """Move what workers compute with into memory that they may share here; `SharingError` where there is none."""
-    folder, size = SharedFolder.create(root), opening.layout.size
+def share(setup: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[RunSetup, ServerSharedMemory]:
+    """Move what workers compute with into memory that they may share here; `SharingError` if there is none."""
+    folder, size = SharedFolder.create(root), setup.layout.size
     try:
         first, second = folder.make(WEIGHTS, weights_shape(size), allocate).vectors
     except SharingError:
         folder.remove()
         raise
-    first[:], second[:] = opening.shard.served
-    if opening.shard.policy.wire_weights.is_exact:
-        shard = replace(opening.shard, slots=(first, second))
+    first[:], second[:] = setup.shard.served
+    if setup.shard.policy.wire_weights.is_exact:
+        shard = replace(setup.shard, slots=(first, second))
     else:
-        shard = replace(opening.shard, rounded=(first, second))
+        shard = replace(setup.shard, rounded=(first, second))
     sharing = ServerSharedMemory(folder, size, callers=Callers.at(folder.path / CALLERS))
-    return replace(opening, shard=shard, info=replace(opening.info, memory=folder.name)), sharing
+    return replace(setup, shard=shard, info=replace(setup.info, memory=folder.name)), sharing

@@ -122,7 +122,7 @@ class SerialRun:
                 at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:
             self._keep(progress)
-            self.recorder.fail("interrupted", *setup.shard.whole())
+            self.recorder.fail("interrupted", *setup.shard.current_weights())
             raise
         except (LockstepError, OSError):
             raise
@@ -181,8 +181,8 @@ class SerialRun:
             failure = str(error)
             if isinstance(error, NotFiniteError):
                 failure = diverged_text(at.work, at.step, error.micro_batch, error.layer, error.quantity)
-            self.recorder.fail(failure, *shard.before_last())
+            self.recorder.fail(failure, *shard.previous_weights())
             return DivergedError(failure)
         failure = f"step {at.step} raised:\n{traceback.format_exc()}"
-        self.recorder.fail(failure, *shard.whole())
+        self.recorder.fail(failure, *shard.current_weights())
         return ComputeError(failure.rstrip())

@@ -136,7 +136,7 @@ def fill(shard: Shard, checkpoint: Checkpoint, setup: RunSetup) -> None:
     for name, values in held.state.items():
         shard.state[name][...] = values
     shard.updates = checkpoint.progress.steps
-    shard.serve()
+    shard.refresh_served()
 
 
 def _progress(saved: RunProgress, info: RunInfo) -> Progress:

@@ -8,8 +8,8 @@ from common.protocol.shard_messages import MOMENTA, WEIGHTS
 from ps.shard.checksum import checksum_of, window_of
 from ps.shard.shard import Shard
 
-#: A named vector's frame and its values.
-Piece = tuple[str, Slice, Vector]
+#: A frame of a named vector, with its values.
+NamedFrame = tuple[str, Slice, Vector]
 
 
 def own_part(whole: Shard, owned: Slice) -> Shard:
@@ -24,8 +24,8 @@ def own_part(whole: Shard, owned: Slice) -> Shard:
     return part
 
 
-def beginning_of(whole: Shard, owned: Slice, *, has_weights: bool) -> Iterator[Piece]:
-    """Yield what the shard of a slice is to be sent at the beginning, which may be in the middle of a run."""
+def initial_frames(whole: Shard, owned: Slice, *, has_weights: bool) -> Iterator[NamedFrame]:
+    """Yield what the shard of a slice is sent when it joins, which may be in the middle of a run."""
     if not has_weights:
         for frame in owned.frames():
             yield WEIGHTS, frame, frame.of(whole.weights)
@@ -39,13 +39,13 @@ def beginning_of(whole: Shard, owned: Slice, *, has_weights: bool) -> Iterator[P
 
 
 def trained_frames(owned: Slice, parameter_size: int) -> list[Slice]:
-    """Return the frames of a slice's part of the trained values, which there need not be."""
+    """Return the frames of a slice's part of the trained values: none if it has no such part."""
     stop = min(owned.stop, parameter_size)
     return Slice(owned.start, stop).frames() if owned.start < stop else []
 
 
-def held_frames(shard: Shard, updates: int, *, has_weights: bool, has_state: bool) -> Iterator[Piece]:
-    """Yield what a shard holds after its last update, or the weights after the last but one."""
+def held_frames(shard: Shard, updates: int, *, has_weights: bool, has_state: bool) -> Iterator[NamedFrame]:
+    """Yield what a shard holds after its last update, or the weights after the one before."""
     owned = Slice(shard.start, shard.start + shard.weights.size)
     if has_weights:
         weights = shard.slots[updates % 2]
@@ -58,7 +58,7 @@ def held_frames(shard: Shard, updates: int, *, has_weights: bool, has_state: boo
 
 
 def checksum_in(shard: Shard, step: int, size: int) -> int:
-    """Return the mark of that part of the window after the update of `step` which lies in a shard's slice."""
+    """Return the checksum, after the update of `step`, of the part of the window that lies in a shard's slice."""
     window, owned = window_of(step, size), Slice(shard.start, shard.start + shard.weights.size)
     start, stop = max(window.start, owned.start), min(window.stop, owned.stop)
     return checksum_of(shard.weights[start - owned.start : stop - owned.start]) if start < stop else 0

@@ -19,7 +19,7 @@ from common.optim.rules import CHUNK, Rule
 from common.optim.schedules import Schedule
 
 #: Weights with the number of updates that led to them.
-Kept = tuple[Vector, int]
+WeightsAfter = tuple[Vector, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +39,21 @@ class UpdatePolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class UpdateChunk:
     """What goes through an update together, to stay in cache: views that are made once. It lies within a frame."""
 
     #: The frame's index, and the part of it.
     frame: int
     part: slice
-    #: Room for the mean.
+    #: Memory for the mean.
     mean: Vector
     #: This part of both slots of weights.
     slots: tuple[Vector, Vector]
-    #: The same of what workers are served, None where that is the weights themselves.
+    #: The same of what workers are served, None if that is the weights themselves.
     served: tuple[Vector, Vector] | None
-    #: Of trained values, the optimizer's slots; empty for a rule without any.
+    #: For trained values, the optimizer's slots; empty for a rule without any.
     state: dict[str, Vector]
-    #: Of running statistics, their momenta; None for trained values.
+    #: For running statistics, their momenta; None for trained values.
     momenta: Vector | None
 
 
@@ -61,8 +61,8 @@ class Chunk:
 class Shard:
     """The weights, the optimizer's state, and the tree of the step at hand.
 
-    The weights after step t are in slot t % 2: an update reads the one slot and writes the other, so that the weights
-    that it began with stay whole, whatever interrupts it and whoever still reads them.
+    The weights after step t are in slot t % 2: an update reads one slot and writes the other, so that the weights that
+    it began with stay whole, whatever interrupts it and whoever still reads them.
     """
 
     #: Each as long as the slice.
@@ -71,18 +71,18 @@ class Shard:
     micro_batches: int
     #: Where the slice begins in the whole vector: a multiple of clipping's BLOCK.
     start: int = 0
-    #: Where the weights are as the policy rounds them for workers, slot by slot: by default new vectors, if it does.
+    #: Memory for the weights as the policy rounds them for workers, slot by slot; by default new vectors, if it does.
     rounded: tuple[Vector, Vector] | None = None
     frames: list[Slice] = field(init=False)
     #: What workers compute with, slot by slot: the weights rounded, or the weights themselves.
     served: tuple[Vector, Vector] = field(init=False)
     #: Of the trained values.
     state: dict[str, Vector] = field(init=False)
-    #: One a frame.
+    #: One for each frame.
     trees: list[VectorTree] = field(init=False)
     #: Number of updates made so far.
     updates: int = 0
-    _chunks: list[Chunk] = field(init=False)
+    _chunks: list[UpdateChunk] = field(init=False)
 
     def __post_init__(self) -> None:
         owned = Slice(self.start, self.start + self.weights.size)
@@ -91,30 +91,30 @@ class Shard:
         self.served = self.slots
         if not self.policy.wire_weights.is_exact:
             self.served = self.rounded or (np.zeros_like(self.weights), np.zeros_like(self.weights))
-        self.serve()
+        self.refresh_served()
         pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
         self.trees = [VectorTree(self.micro_batches, pools[len(frame)], self._addition(frame)) for frame in self.frames]
-        room = np.empty(min(CHUNK, len(owned)), np.float32)
-        self._chunks = [chunk for frame in range(len(self.frames)) for chunk in self._chunks_of(frame, room)]
+        memory = np.empty(min(CHUNK, len(owned)), np.float32)
+        self._chunks = [chunk for frame in range(len(self.frames)) for chunk in self._chunks_of(frame, memory)]
 
-    def _chunks_of(self, frame: int, room: Vector) -> Iterator[Chunk]:
+    def _chunks_of(self, frame: int, memory: Vector) -> Iterator[UpdateChunk]:
         """Yield the chunks of a frame: none has trained values and statistics both."""
         whole, trained = self.frames[frame], self.policy.parameter_size
         if whole.start < trained:
             for part in Slice(whole.start, min(whole.stop, trained)).cut(CHUNK):
-                yield self._chunk(frame, part, room)
+                yield self._chunk(frame, part, memory)
         if trained < whole.stop:
             for part in Slice(max(whole.start, trained), whole.stop).cut(CHUNK):
-                yield self._chunk(frame, part, room)
+                yield self._chunk(frame, part, memory)
 
-    def _chunk(self, frame: int, part: Slice, room: Vector) -> Chunk:
+    def _chunk(self, frame: int, part: Slice, memory: Vector) -> UpdateChunk:
         (first, second), served = self.slots, self.served
         trained, in_slice = self.policy.parameter_size, slice(part.start - self.start, part.stop - self.start)
         is_trained = part.start < trained
-        return Chunk(
+        return UpdateChunk(
             frame=frame,
             part=slice(part.start - self.frames[frame].start, part.stop - self.frames[frame].start),
-            mean=room[: len(part)],
+            mean=memory[: len(part)],
             slots=(first[in_slice], second[in_slice]),
             served=None if served is self.slots else (served[0][in_slice], served[1][in_slice]),
             state={name: slot[in_slice] for name, slot in self.state.items()} if is_trained else {},
@@ -128,11 +128,11 @@ class Shard:
 
     @property
     def served_weights(self) -> Vector:
-        """What workers compute with at the step at hand."""
+        """The vector that workers compute with at the step at hand."""
         return self.served[self.updates % 2]
 
-    def serve(self) -> None:
-        """Round what the slots hold anew: they were written by somebody else."""
+    def refresh_served(self) -> None:
+        """Round the weights for workers again, after somebody else has written the slots."""
         if self.served is self.slots:
             return
         with np.errstate(all="ignore"):  # the slot that is not in use may hold anything
@@ -141,7 +141,7 @@ class Shard:
                 self.policy.wire_weights.round(served, RoundingKey(self.updates, Node(0, 1), self.start))
 
     def _addition(self, frame: Slice) -> Addition | None:
-        """Return how two halves of a node come to its value in this frame: None where they are only added."""
+        """Return how two halves of a node result in its value in this frame: None if they are only added."""
         wire = self.policy.wire
 
         def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
@@ -150,22 +150,22 @@ class Shard:
         return None if wire.is_exact else add
 
     def add(self, node: Node, sums: Vector) -> None:
-        """Take the sums of a node over the whole slice, which must stay unchanged until the update or `settle`."""
+        """Add the sums of a node over the whole slice, which must stay unchanged until the update or `settle`."""
         with np.errstate(all="ignore"):  # as in `add_frame`
             for tree, frame in zip(self.trees, self.frames, strict=True):
                 tree.add(node, sums[frame.start - self.start : frame.stop - self.start])
 
     def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
-        """Take one frame of the sums of a node, which must stay unchanged until the update.
+        """Add one frame of the sums of a node, which must stay unchanged until the update.
 
-        A node that is known wholly is left as it is, one that is known partly is taken for the whole of it: the bits
-        are the same.
+        Sums of a node that the tree has are ignored, those of one that it has in parts replace the parts: the bits are
+        the same.
         """
-        with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is told with its place
+        with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is reported with its place
             self.trees[frame].add(node, sums)
 
     def receive(self, frame: int, node: Node, words: Vector) -> None:
-        """Take one frame of the sums of a node as it travelled; as `add_frame`."""
+        """Add one frame of the sums of a node as it travelled; as `add_frame`."""
         if self.policy.wire.is_exact:
             self.add_frame(frame, node, words)
             return
@@ -175,12 +175,12 @@ class Shard:
             self.trees[frame].add_own(node, sums)
 
     def is_finite(self, frame: int, words: Vector) -> bool:
-        """Tell whether one frame of sums, as it travelled, holds numbers alone."""
+        """Tell whether one frame of sums, as it travelled, holds finite values only."""
         part = self.frames[frame]
         return self.policy.wire.is_finite(words, part.start, len(part))
 
     def settle(self, memory: Vector) -> None:
-        """Copy what is still to be read from there, where other sums will be written after this."""
+        """Copy what is still to be read from some memory, since other sums will be written there after this."""
         for tree in self.trees:
             tree.settle(memory)
 
@@ -213,13 +213,13 @@ class Shard:
                 mean = _mean(terms, chunk, samples)
                 if scale is not None and chunk.momenta is None:
                     mean *= np.float32(scale)
-                self._follow(chunk, mean, step, rate)
+                self._update_chunk(chunk, mean, step, rate)
         self.updates = step + 1
         for tree in self.trees:
             tree.reset()
         return rate
 
-    def _follow(self, chunk: Chunk, mean: Vector, step: int, rate: float) -> None:
+    def _update_chunk(self, chunk: UpdateChunk, mean: Vector, step: int, rate: float) -> None:
         """Write a chunk of the new weights."""
         old, new = chunk.slots[step % 2], chunk.slots[(step + 1) % 2]
         if chunk.momenta is None:
@@ -235,16 +235,16 @@ class Shard:
             self.policy.wire_weights.round(served, RoundingKey(step + 1, Node(0, 1), start))
 
     def first_not_finite(self) -> int | None:
-        """Return the place in the whole vector of the first weight in use that is not finite, None where all are."""
+        """Return the place in the whole vector of the first weight in use that is not finite, None if all are."""
         place = first_not_finite(self.weights)
         return None if place is None else self.start + place
 
-    def whole(self) -> Kept:
-        """Return the weights after the last update that was made to its end."""
+    def current_weights(self) -> WeightsAfter:
+        """Return the weights after the last complete update."""
         return self.weights, self.updates
 
-    def before_last(self) -> Kept:
-        """Return the weights that the last update began with: those now in use give a loss that is not finite."""
+    def previous_weights(self) -> WeightsAfter:
+        """Return the weights that the last update began with, for a run whose current ones are not finite."""
         updates = max(0, self.updates - 1)
         return self.slots[updates % 2], updates
 
@@ -253,8 +253,8 @@ class Shard:
         return weights_digest(self.weights)
 
 
-def _mean(terms: list[list[Vector]], chunk: Chunk, count: np.float32) -> Vector:
-    """Return a chunk's part of the mean, in the chunk's room for it."""
+def _mean(terms: list[list[Vector]], chunk: UpdateChunk, count: np.float32) -> Vector:
+    """Return a chunk's part of the mean, in the chunk's memory for it."""
     parts = [term[chunk.part] for term in terms[chunk.frame]]
     total = parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], out=chunk.mean)
     return np.divide(total, count, out=chunk.mean)

@@ -5,6 +5,7 @@ The loop rounds by definitions of its own, in the plainest way; planted mistakes
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from lockstep.runs.single_process import SerialRun
 from ps.records.recorder import MetricsRecorder, Setting
 from ps.run.traffic import Moved
 from ps.setup import AdmissionPolicy, open_run
-from ps.shard.shard import Chunk, Shard
+from ps.shard.shard import Shard, UpdateChunk
 from tests.simulation.network import Simulation, digest_with
 from tests.simulation.small import digits, job_of, noisy_net
 from tests.simulation.test_frames import ACTIONS, TIMEOUT_S, act
@@ -150,7 +151,9 @@ def test_memory_that_is_shared_holds_what_would_have_travelled(
     simulation = Simulation(JOBS[name], 4, admission, root=tmp_path, shards_share=shards_share)
     simulation.add_worker()
     simulation.add_worker(shares=False)
-    assert simulation.finish() == alone_named(name)
+    assert simulation.sharing is not None
+    with closing(simulation.sharing):
+        assert simulation.finish() == alone_named(name)
 
 
 @settings(derandomize=True, deadline=None, max_examples=15)
@@ -281,9 +284,9 @@ class ServesTheWeightsThemselves(Shard):
         for slot, served in zip(self.slots, self.served, strict=True):
             served[:] = slot
 
-    def _follow(self, chunk: Chunk, mean: Vector, step: int, rate: float) -> None:
-        super()._follow(chunk, mean, step, rate)
-        self.serve()
+    def _update_chunk(self, chunk: UpdateChunk, mean: Vector, step: int, rate: float) -> None:
+        super()._update_chunk(chunk, mean, step, rate)
+        self.refresh_served()
 
 
 def test_weights_that_are_rounded_for_some_workers_alone_are_noticed(tmp_path: Path) -> None:
@@ -291,5 +294,7 @@ def test_weights_that_are_rounded_for_some_workers_alone_are_noticed(tmp_path: P
         return ServesTheWeightsThemselves(shard.slots, shard.policy, shard.micro_batches, rounded=shard.rounded)
 
     simulation = Simulation(JOBS["both"], 1, root=tmp_path, shard_of=careless)
+    assert simulation.sharing is not None
     simulation.add_worker()
-    assert simulation.finish() != alone_named("both")
+    with closing(simulation.sharing):
+        assert simulation.finish() != alone_named("both")

@@ -40,8 +40,8 @@ from ps.coordinator import events as coordinator_events
 from ps.coordinator.membership import Membership
 from ps.run.info import RunInfo
 from ps.shard.checksum import MODULUS
-from ps.shard.partition import beginning_of, checksum_in, held_frames, own_part
-from ps.shard.shard import Kept, Shard
+from ps.shard.partition import checksum_in, held_frames, initial_frames, own_part
+from ps.shard.shard import Shard, WeightsAfter
 from ps.sharding.group import effects, events
 from ps.sharding.group.distributed_update import CompletedUpdate, DistributedUpdate
 from ps.sharding.group.gathered import GatheredWeights
@@ -245,7 +245,7 @@ class ShardGroupShell:
 
     def _fill(self, effect: effects.FillShard) -> Iterator[events.GroupEvent]:
         has_weights = effect.shares and self.whole.policy.wire_weights.is_exact
-        frames = list(beginning_of(self.whole, self.slices[effect.index], has_weights=has_weights))
+        frames = list(initial_frames(self.whole, self.slices[effect.index], has_weights=has_weights))
         self.port.allow(QUEUE + len(frames))
         for name, part, values in frames:
             yield from self._send(effect.peer, InitialFrame(name=name, start=part.start), values)
@@ -332,7 +332,7 @@ class ShardGroupShell:
 
     # The run ends
 
-    def final_weights(self, *, is_diverged: bool) -> Kept:
+    def final_weights(self, *, is_diverged: bool) -> WeightsAfter:
         """Return the weights of a run that fails: after the last complete update, or before it if that diverged.
 
         Shards may not answer any more: if not all of them do in time, these are the weights that were gathered last.
@@ -340,7 +340,7 @@ class ShardGroupShell:
         """
         gathered = self.gathered
         if gathered is None:
-            return self.own.before_last() if is_diverged else self.own.whole()
+            return self.own.previous_weights() if is_diverged else self.own.current_weights()
         updates = max(0, self.state.step - is_diverged)
         if updates == gathered.updates:
             return gathered.weights, updates

@@ -39,7 +39,7 @@ class ShardStorage:
     def begin(self, steps: int) -> None:
         """Record that the slice has been filled with what it was after so many steps."""
         self.shard.updates = steps
-        self.shard.serve()
+        self.shard.refresh_served()
 
     def fill(self, name: str, start: int, values: Vector) -> None:
         """Copy a frame of a vector that the slice begins with; `RemoteProtocolError` if there is no such place."""

@@ -16,7 +16,7 @@ from common.job.job import Job
 from ps.coordinator.effects import Finish
 from ps.records.metrics import METRICS
 from ps.records.run_folder import RESULT, WEIGHTS, RunFolder
-from ps.shard.shard import Chunk, Shard
+from ps.shard.shard import Shard, UpdateChunk
 from tests.simulation.network import Simulation
 from tests.simulation.small import job_of
 
@@ -60,8 +60,8 @@ class ExplodingShard(Shard):
 class InterruptedShard(Shard):
     """Ctrl-C in the middle of the third update."""
 
-    def _follow(self, chunk: Chunk, gradient: Vector, step: int, rate: float) -> None:
-        super()._follow(chunk, gradient, step, rate)
+    def _update_chunk(self, chunk: UpdateChunk, gradient: Vector, step: int, rate: float) -> None:
+        super()._update_chunk(chunk, gradient, step, rate)
         if step == 2:
             raise KeyboardInterrupt
 

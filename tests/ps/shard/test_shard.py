@@ -136,16 +136,16 @@ def test_a_sum_that_is_known_is_not_added_again() -> None:
 
 def test_the_weights_before_the_last_update_are_kept() -> None:
     shard = shard_of(SGDRule())
-    assert shard.before_last()[1] == 0
-    assert shard.before_last()[0].tobytes() == shard.weights.tobytes()
+    assert shard.previous_weights()[1] == 0
+    assert shard.previous_weights()[0].tobytes() == shard.weights.tobytes()
     add(shard, vectors(4))
     shard.update(0, 4)
     first = shard.weights.copy()
     add(shard, vectors(4))
     shard.update(1, 4)
-    kept, updates = shard.before_last()
+    kept, updates = shard.previous_weights()
     assert (kept.tobytes(), updates) == (first.tobytes(), 1)
-    kept, updates = shard.whole()
+    kept, updates = shard.current_weights()
     assert (kept.tobytes(), updates) == (shard.weights.tobytes(), 2)
 
 
@@ -163,7 +163,7 @@ def test_an_interrupt_in_the_middle_of_an_update_leaves_whole_weights_to_keep() 
     add(shard, vectors(4))
     with pytest.raises(KeyboardInterrupt):
         shard.update(0, 4)
-    kept, updates = shard.whole()
+    kept, updates = shard.current_weights()
     assert (kept.tobytes(), updates) == (before, 0)
 
 
@@ -173,7 +173,7 @@ def test_what_overflows_is_left_for_the_next_loss_to_show() -> None:
     add(shard, [huge] * 4)
     shard.update(0, 1)
     assert not np.isfinite(shard.weights).all()
-    assert np.isfinite(shard.before_last()[0]).all()
+    assert np.isfinite(shard.previous_weights()[0]).all()
 
 
 #: Longer than two frames, with statistics that begin within one and end in the next.
