@@ -12,7 +12,7 @@ import pytest
 from lockstep.cli.main import run
 from tests.architecture.source import ROOT
 from tests.deploy.stand_in import Machine, digest
-from tests.system.jobs import gated_model
+from tests.system.jobs import gated_model, hold
 from tests.system.processes import PATIENCE_S
 
 SCRIPT = ROOT / "deploy" / "slurm.sbatch"
@@ -85,8 +85,8 @@ def test_out_of_time_it_takes_a_checkpoint_and_goes_on_after_a_requeue(machine: 
     os.mkfifo(gate)
     job = [*JOB, "--model", gated_model(machine.folder, gate, is_training=False)]
     first = machine.start(["bash", str(SCRIPT), *job], environ)
-    # Opening waits for a reader: the first epoch's steps are made, and it is being evaluated.
-    held = os.open(gate, os.O_WRONLY)
+    # The first epoch's steps are made, and it is being evaluated.
+    held = hold(gate, first)
     first.send_signal(signal.SIGUSR1)
     assert first.wait(PATIENCE_S) == 0, machine.said(first)
     assert Path("scontrol.txt").read_text() == f"requeue {environ['SLURM_JOB_ID']}\n"

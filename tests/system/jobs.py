@@ -1,5 +1,9 @@
 """Jobs for tests with real processes: done in a moment, never done, or stopped at a moment of the test's choice."""
 
+import errno
+import os
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 #: Flags of a job that is over in a moment.
@@ -28,6 +32,26 @@ class Gated(nn.Module):
 def build():
     return Gated()
 """
+
+
+#: Seconds between two looks at a gate.
+LOOK_S = 0.02
+
+
+def hold(gate: Path, process: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> int:
+    """Wait until somebody stands at the gate; return it, held from the other side until it is closed.
+
+    An open that waits would wait forever if the process that is to come there has failed.
+    """
+    while True:
+        try:
+            return os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_S)
+            raise AssertionError(f"ended with {process.returncode} before anybody stood at the gate")
 
 
 def gated_model(folder: Path, gate: Path, *, is_training: bool) -> str:
