@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lockstep.cli.main import run
 from tests.architecture.source import ROOT
 
 #: Seconds that no process of these tests comes near.
@@ -191,9 +192,10 @@ class Containers:
         return services
 
     def make_keys(self) -> None:
-        """Make the keys as its service does, and hand each service its secrets."""
+        """Make the keys by the command of its service, and hand each service its secrets."""
         (self.root / "host").mkdir()
-        assert self.start(self.services["keys"]["command"]).wait(PATIENCE_S) == 0
+        with chdir(self.root):
+            assert run(self.services["keys"]["command"]) == 0
         for name, service in self.services.items():
             folder = self.root / f"secrets-{name}"
             folder.mkdir()

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 from lockstep.cli.main import run
 from tests.lockstep.tiny_data import write_tiny
 
@@ -24,3 +26,15 @@ def digest_alone(*job: str) -> str:
     with TemporaryDirectory() as folder:
         result = json.loads((train_alone(Path(folder), *job) / "result.json").read_text())
     return str(result["weights_sha256"])
+
+
+def run_here(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run a command in the test's own process; return its exit code and what it printed, as `Process.end` does.
+
+    For what is refused before any process is started: a process of its own would cost a second of imports.
+    """
+    capsys.readouterr()
+    with chdir(folder):
+        code = run(list(arguments))
+    out, error = capsys.readouterr()
+    return code, out, error

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from tests.system.alone import digest_alone, run_here
 from tests.system.processes import GONE_S, Place
 
 JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--steps", "6")
@@ -19,24 +20,24 @@ def digest(place: Place, name: str) -> str:
     "how",
     [
         ("--transport", "shm"),
-        ("--transport", "tcp"),
         ("--transport", "ipc", "--servers", "2"),
+        pytest.param(("--transport", "tcp"), marks=pytest.mark.slow),
         pytest.param(("--transport", "ipc"), marks=pytest.mark.slow),
         pytest.param(("--transport", "shm", "--servers", "2"), marks=pytest.mark.slow),
         pytest.param(("--transport", "tcp", "--servers", "2"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
-def test_all_is_computed_twice_and_is_the_same(place: Place, how: tuple[str, ...]) -> None:
-    assert place.start("train", *JOB, "--workers", "0", "--run-dir", "alone").end()[0::2] == (0, "")
+def test_all_is_computed_twice_and_is_the_same(
+    place: Place, capsys: pytest.CaptureFixture[str], how: tuple[str, ...]
+) -> None:
     process = place.start("train", *JOB, "--workers", "2", "--audit", "100%", *how, "--run-dir", "run")
     code, out, error = process.end()
     assert (code, error) == (0, "")
-    assert digest(place, "run") == digest(place, "alone")
+    assert digest(place, "run") == digest_alone(*JOB)
     assert "audit           24 micro-batches computed again by another worker: the same bits\n" in out
-    code, out, _ = place.start("ledger", "run").end()
-    assert code == 0
-    assert out.count("for the audit: the same bits") == 24
+    code, out, _ = run_here(place.folder, capsys, "ledger", "run")
+    assert (code, out.count("for the audit: the same bits")) == (0, 24)
     assert place.is_empty(GONE_S)
 
 
@@ -49,8 +50,8 @@ def test_one_worker_alone_is_told_of_once_and_not_waited_for(place: Place) -> No
     assert "audit           no micro-batch was computed again: " in out
 
 
-def test_a_share_that_is_none_is_refused(place: Place) -> None:
-    code, _, error = place.start("train", *JOB, "--audit", "101%", "--run-dir", "run").end()
+def test_a_share_that_is_none_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run_here(place.folder, capsys, "train", *JOB, "--audit", "101%", "--run-dir", "run")
     assert code == 2
     assert "'101%' is not a valid share: expected 0% to 100%, or a number from 0 to 1" in error
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from lockstep.cli.main import run
-from tests.system.jobs import BRIEF, ENDLESS, gated_model
+from tests.system.jobs import BRIEF, ENDLESS, gated_model, hold
 from tests.system.processes import GONE_S, Place
 
 
@@ -71,7 +71,7 @@ def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pyt
     assert place.is_empty(0.0)
 
 
-@pytest.mark.parametrize("transport", ["shm", "ipc"])
+@pytest.mark.parametrize("transport", ["shm", pytest.param("ipc", marks=pytest.mark.slow)])
 def test_who_computes_while_the_server_ends_is_told_why_it_did(place: Place, transport: str) -> None:
     gate = place.folder / "gate"
     os.mkfifo(gate)
@@ -80,7 +80,7 @@ def test_who_computes_while_the_server_ends_is_told_why_it_did(place: Place, tra
     address = place.address()
     server = place.start("server", *BRIEF, *flags, "--bind", address)
     worker = place.start("worker", address)
-    held = os.open(gate, os.O_WRONLY)  # as soon as the worker stands there, in its only piece
+    held = hold(gate, worker.popen)  # as soon as the worker stands there, in its only piece
     server.send(signal.SIGINT)
     assert server.end(GONE_S)[0] == 130
     # Its result meets nobody; what it was told before waits for it.

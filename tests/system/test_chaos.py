@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.system.alone import digest_alone, run_here
 from tests.system.processes import GONE_S, Place
 
 #: Long enough for things to happen to it.
@@ -20,7 +21,7 @@ def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
 
 
 def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> None:
-    calm, _ = train(place, "calm", "--workers", "0")
+    calm = digest_alone(*LASTING)
     wanted = "kill-worker=2 stop-worker=1 slow-worker=1 stop-server=1 kill-server=1"
     digest, done = train(place, "wild", "--workers", "3", "--chaos", wanted, "--chaos-seed", "7")
     assert digest == calm
@@ -31,9 +32,10 @@ def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> N
     assert done[-1] == "chaos: 6 things were done to the run"
 
 
+@pytest.mark.slow
 def test_a_shard_may_be_killed_too(place: Place) -> None:
     model = ("--model", "mlp")
-    calm, _ = train(place, "calm", *model, "--workers", "0", "--steps", "100")
+    calm = digest_alone(*LASTING, *model, "--steps", "100")
     flags = ("--workers", "2", "--servers", "2", "--steps", "100", "--chaos", "kill-shard=1", "--chaos-seed", "1")
     digest, done = train(place, "wild", *model, *flags)
     assert digest == calm
@@ -42,7 +44,7 @@ def test_a_shard_may_be_killed_too(place: Place) -> None:
 
 @pytest.mark.slow
 def test_fifty_killed_workers_change_nothing(place: Place) -> None:
-    calm, _ = train(place, "calm", "--workers", "0", "--steps", "12000")
+    calm = digest_alone(*LASTING, "--steps", "12000")
     flags = ("--workers", "3", "--steps", "12000", "--chaos", "kill-worker=50", "--chaos-seed", "3")
     digest, done = train(place, "wild", *flags)
     assert digest == calm
@@ -58,8 +60,10 @@ def test_fifty_killed_workers_change_nothing(place: Place) -> None:
         (("--workers", "2", "--chaos", "kill-server=1", "--max-restarts", "0"), "none is started again"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_anything_begins(place: Place, flags: tuple[str, ...], told: str) -> None:
-    code, _, error = place.start("train", *LASTING, "--run-dir", "run", *flags).end()
+def test_what_cannot_be_done_is_refused_before_anything_begins(
+    place: Place, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], told: str
+) -> None:
+    code, _, error = run_here(place.folder, capsys, "train", *LASTING, "--run-dir", "run", *flags)
     assert code == 2
     assert error.count("\n") == 1
     assert told in error

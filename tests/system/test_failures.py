@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from tests.system.alone import run_here
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, Process
 
@@ -103,7 +104,7 @@ def test_a_run_without_its_server_ends(place: Place) -> None:
     assert place.is_empty(GONE_S)
 
 
-@pytest.mark.parametrize("workers", ["0", "1", "2"])
+@pytest.mark.parametrize("workers", ["0", "2", pytest.param("1", marks=pytest.mark.slow)])
 def test_an_exception_of_the_model_reaches_the_person_with_its_traceback(place: Place, workers: str) -> None:
     (place.folder / "raises.py").write_text(RAISES)
     flags = ("--model", "raises.py:build", "--workers", workers, "--run-dir", "run", "--steps", "1000")
@@ -133,9 +134,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights(place: Pl
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_bad_input_leaves_nothing(place: Place, workers: str) -> None:
+def test_bad_input_leaves_nothing(place: Place, capsys: pytest.CaptureFixture[str], workers: str) -> None:
     before = sorted(place.folder.rglob("*"))
-    code, out, error = place.start("train", "--data", "gone", "--workers", workers).end()
+    code, out, error = run_here(place.folder, capsys, "train", "--data", "gone", "--workers", workers)
     assert (code, out) == (2, "")
     assert error.startswith("error: no dataset 'gone'")
     assert error.count("\n") == 1

@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from common.runtime.clock import SystemClock
+from tests.system.alone import train_alone
 from tests.system.jobs import gated_model
 from tests.system.processes import GONE_S, Place, Process, is_gone
 
@@ -60,9 +61,8 @@ def digest(place: Place, name: str = "run") -> str:
 
 
 def calm(place: Place, flags: tuple[str, ...]) -> str:
-    """Return the digest of a run that nothing befalls."""
-    process = place.start("train", *flags, "--workers", "0", "--run-dir", "calm")
-    assert process.end()[0::2] == (0, "")
+    """Return the digest of a run in which nothing fails."""
+    train_alone(place.folder, *flags)
     return digest(place, "calm")
 
 
@@ -82,7 +82,7 @@ def kill(pid: int) -> None:
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_workers_that_are_killed_again_and_again_change_nothing(place: Place, kills: int) -> None:
-    flags, draw, done = job(place, 500 + 100 * kills), random.Random(kills), 0
+    flags, draw, done = job(place, 200 + 100 * kills), random.Random(kills), 0
     expected = calm(place, flags)
     process = place.start("train", *flags, "--workers", "2", "--run-dir", "run", "--max-restarts", "1000")
     for line in process.lines():
@@ -210,8 +210,8 @@ def seconds_until_back(place: Place, process: Process, servers: list[int]) -> fl
 
 
 @pytest.mark.parametrize("point", [
-    "before the first step",
     "at a checkpoint",
+    pytest.param("before the first step", marks=pytest.mark.slow),
     pytest.param("in the first steps", marks=pytest.mark.slow),
     pytest.param("in a step", marks=pytest.mark.slow),
     pytest.param("before the run's folder", marks=pytest.mark.slow),
@@ -225,7 +225,7 @@ def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, poi
     began = clock.now()
     expected = calm(place, flags)
     # Of a machine that does other things as well, no more is demanded than it can do.
-    slack_s, back = 2.0 * (clock.now() - began), list[float]()
+    slack_s, back = 6.0 * (clock.now() - began), list[float]()
     for attempt in range(3 * times):
         process = place.start("train", *flags, "--workers", "2", "--run-dir", "run")
         wait_for(place, process, point)

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from common.runtime.clock import SystemClock
-from tests.system.jobs import BRIEF, ENDLESS, gated_model
+from tests.system.jobs import BRIEF, ENDLESS, gated_model, hold
 from tests.system.processes import GONE_S, Place, Process
 
 #: How `train` is ended, and the exit code that a shell sees.
@@ -16,8 +16,14 @@ ENDINGS = {signal.SIGINT: 130, signal.SIGTERM: 130, signal.SIGHUP: 130, signal.S
 #: Where a run stands meanwhile.
 MOMENTS = ("loading", "training", "evaluating")
 
-#: Those that are tried at each moment in the short form; the others, while it trains.
-OFTEN = (signal.SIGINT, signal.SIGTERM)
+#: Those of the suite: each signal, and each moment. The others take `scripts/test --all`.
+COVERING = {
+    ("loading", signal.SIGTERM),
+    ("training", signal.SIGINT),
+    ("training", signal.SIGHUP),
+    ("training", signal.SIGKILL),
+    ("evaluating", signal.SIGINT),
+}
 
 
 def stopped_at(place: Place, moment: str) -> tuple[Process, int]:
@@ -30,8 +36,7 @@ def stopped_at(place: Place, moment: str) -> tuple[Process, int]:
         model = gated_model(place.folder, gate, is_training=moment == "training")
     flags = [*BRIEF, "--model", model, "--steps", "1", "--workers", "2", "--run-dir", "run"]
     process = place.start("train", *flags)
-    # Opening waits for the reader: who gets past here knows that a process stands at the gate.
-    return process, os.open(gate, os.O_WRONLY)
+    return process, hold(gate, process.popen)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +45,7 @@ def stopped_at(place: Place, moment: str) -> tuple[Process, int]:
         pytest.param(
             moment,
             number,
-            marks=[] if moment == "training" or number in OFTEN else pytest.mark.slow,
+            marks=[] if (moment, number) in COVERING else pytest.mark.slow,
             id=f"{number.name}-{moment}",
         )
         for moment in MOMENTS
@@ -58,7 +63,7 @@ def test_everything_is_gone(place: Place, moment: str, number: signal.Signals) -
     assert (place.folder / "run").exists() == (moment != "loading")
 
 
-@pytest.mark.parametrize("process_group", [False, True])
+@pytest.mark.parametrize("process_group", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_impatient_person_changes_nothing(place: Place, process_group: bool) -> None:
     process = place.start("train", *ENDLESS, "--workers", "2", "--run-dir", "run")
     process.line_with("epoch 2/")
@@ -99,7 +104,7 @@ WHOLE = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micr
          "--checkpoint-every-steps", "3", "--workers", "2")  # fmt: skip
 
 
-@pytest.mark.parametrize("times", [6, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_an_interrupt_at_any_moment_of_a_whole_run(place: Place, times: int) -> None:
     """Moments are spread over a run's whole life, from the start of its first process to the end of its last.
 
@@ -157,7 +162,7 @@ def build():
 """
 
 
-@pytest.mark.parametrize("phase", ["building", "training", "evaluating"])
+@pytest.mark.parametrize("phase", ["building", "evaluating", pytest.param("training", marks=pytest.mark.slow)])
 def test_an_exception_leaves_nothing_either(place: Place, phase: str) -> None:
     (place.folder / "raising.py").write_text(RAISING.format(phase=phase))
     process = place.start("train", *BRIEF, "--model", "raising.py:build", "--workers", "2", "--run-dir", "run")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.system.alone import train_alone
+from tests.system.alone import run_here, train_alone
 from tests.system.processes import GONE_S, Place
 
 #: Three steps an epoch, checkpoints within epochs. Over in seconds, many times the 0.2 s between two looks of `train`
 #: at its server: a shorter run has come to its end by the time that its first epochs are printed.
-EPOCHS = 120
+EPOCHS = 80
 STEPS = 3 * EPOCHS
 JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micro-batches", "4", "--epochs", str(EPOCHS))
 OFTEN = ("--checkpoint-every-steps", "7")
@@ -53,7 +53,9 @@ def resumed(place: Place, workers: int, servers: int = 1) -> dict[str, Any]:
     return bits(place.folder / "run")
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 3), pytest.param(2, 0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(0, 2), *(pytest.param(2, after, marks=pytest.mark.slow) for after in (0, 3))]
+)
 def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
     process = place.start("train", *JOB, *OFTEN, "--workers", str(before), "--run-dir", "run")
     process.line_with("epoch 5/")
@@ -79,7 +81,9 @@ def test_the_server_alone_is_killed(place: Place, calm: dict[str, Any]) -> None:
     assert resumed(place, 1) == calm
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(1, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 3), (2, 1)))]
+)
 def test_another_number_of_servers_goes_on(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
     flags = ("--workers", "2", "--servers", str(before), "--run-dir", "run")
     process = place.start("train", *JOB, *OFTEN, *flags)
@@ -89,7 +93,7 @@ def test_another_number_of_servers_goes_on(place: Place, calm: dict[str, Any], b
     assert resumed(place, 2, after) == calm
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_an_interrupt_loses_no_step_and_verify_follows(place: Place, calm: dict[str, Any], workers: int) -> None:
     process = place.start(
         "train", *JOB, "--checkpoint-every-seconds", "1e6", "--workers", str(workers), "--run-dir", "run"
@@ -121,16 +125,16 @@ def test_a_server_goes_on_by_hand(place: Place, calm: dict[str, Any]) -> None:
     assert bits(place.folder / "run") == calm
 
 
-def test_a_finished_run_says_so(place: Place, calm_run: Path) -> None:
+def test_a_finished_run_says_so(place: Place, capsys: pytest.CaptureFixture[str], calm_run: Path) -> None:
     copytree(calm_run, place.folder / "calm")
-    code, out, error = place.start("train", "--resume", "calm").end()
+    code, out, error = run_here(place.folder, capsys, "train", "--resume", "calm")
     assert (code, error) == (0, "")
     assert out.startswith("the run in calm is finished: nothing is left to do\n")
-    code, _, error = place.start("server", "--resume", "calm", "--bind", place.address()).end()
+    code, _, error = run_here(place.folder, capsys, "server", "--resume", "calm", "--bind", place.address())
     assert (code, "the run in 'calm' is finished" in error) == (2, True)
 
 
-def test_what_cannot_go_on_is_told(place: Place, calm_run: Path) -> None:
+def test_what_cannot_go_on_is_told(place: Place, capsys: pytest.CaptureFixture[str], calm_run: Path) -> None:
     copytree(calm_run, place.folder / "calm")
     (place.folder / "calm" / "result.json").unlink()
     for flags, told in (
@@ -138,7 +142,7 @@ def test_what_cannot_go_on_is_told(place: Place, calm_run: Path) -> None:
         (("--job", "calm/job.toml"), "--job 'calm/job.toml' with --resume: a run goes on"),
         (("--run-dir", "new"), "--run-dir 'new' with --resume: a run is resumed in its own folder"),
     ):
-        code, _, error = place.start("train", "--resume", "calm", *flags).end()
+        code, _, error = run_here(place.folder, capsys, "train", "--resume", "calm", *flags)
         assert code == 2
         assert told in error
         assert error.count("\n") == 1
@@ -150,7 +154,7 @@ def steps_in(place: Place) -> list[int]:
     return [line["step"] for line in lines if line["kind"] == "step"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_the_logs_and_figures_of_all_parts_are_kept(place: Place, calm: dict[str, Any], number: signal.Signals) -> None:
     process = place.start("train", *JOB, *OFTEN, "--workers", "2", "--run-dir", "run")
     process.line_with("epoch 3/")

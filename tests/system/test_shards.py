@@ -27,11 +27,10 @@ def result_in(place: Place, name: str = "run") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("servers", "transport"),
     [
-        ("2", "tcp"),
         ("3", "shm"),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
-            for each in (("3", "tcp"), ("2", "ipc"), ("3", "ipc"), ("2", "shm"))
+            for each in (("2", "tcp"), ("3", "tcp"), ("2", "ipc"), ("3", "ipc"), ("2", "shm"))
         ),
     ],
 )
@@ -84,8 +83,8 @@ def test_a_shard_that_is_killed_fails_the_run_with_one_line(place: Place, transp
 @pytest.mark.parametrize(
     ("number", "transport"),
     [
-        (signal.SIGINT, "tcp"),
         (signal.SIGKILL, "shm"),
+        pytest.param(signal.SIGINT, "tcp", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "shm", marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, "tcp", marks=pytest.mark.slow),
     ],
