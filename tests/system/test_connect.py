@@ -150,7 +150,7 @@ def test_a_good_way_is_told_step_by_step_and_the_run_is_left_alone(
     headings = [line.split()[0] for line in lines]
     key = ["key"] if name == "good_with_key" else []
     assert headings == ["address", "name", "route", "port", *key, "version", "numerics", "run"]
-    assert "would be let in" in lines[-1]
+    assert "would be admitted" in lines[-1]
     assert scene.place.pids("lockstep server")
     flags = asked[1:]
     assert run(["status", asked[0], *flags, "--json"]) == 0
