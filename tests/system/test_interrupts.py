@@ -28,11 +28,12 @@ COVERING = {
 
 def stopped_at(place: Place, moment: str) -> tuple[Process, int]:
     """Start a run that waits at a gate at that moment; return it with the gate, held from the other side."""
-    gate = place.folder / ("gate.py" if moment == "loading" else "gate")
+    gate = place.folder / "gate"
     os.mkfifo(gate)
-    # While it loads, the server stands in reading the model's own file.
-    model = "gate.py:build"
-    if moment != "loading":
+    if moment == "loading":
+        (place.folder / "loading.py").write_text(f"open({str(gate)!r}).read()\n")
+        model = "loading.py:build"
+    else:
         model = gated_model(place.folder, gate, is_training=moment == "training")
     flags = [*BRIEF, "--model", model, "--steps", "1", "--workers", "2", "--run-dir", "run"]
     process = place.start("train", *flags)
