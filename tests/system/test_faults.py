@@ -134,7 +134,7 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
     server.line_with("epoch 8/")
     first.send(signal.SIGSTOP)
     # The stop may fall on a step as well as on the evaluation that ends an epoch.
-    held = r"(micro-batches .* of|evaluation pieces .* after) step \d+"
+    held = r"(micro-batches .* of|evaluation chunks .* after) step \d+"
     late = re.compile(rf"worker \d \(host .*, pid \d+\) holds {held} for [2-9]\.\d s \(median ")
     told = server.line_with(" holds ")
     assert late.match(told), told
