@@ -1,6 +1,6 @@
 """The checkpoints of a run: the newest few and the best one; a damaged one is named, and the one before it is used.
 
-What cannot be written is told, and costs the run nothing but this checkpoint: those before stay as they are.
+If a checkpoint cannot be written, that is reported, and costs the run nothing else: those before stay as they are.
 """
 
 import re
@@ -20,11 +20,11 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 @dataclass
 class CheckpointFolder:
-    """The folder of one run's checkpoints; `say` is told of what cannot be written or read."""
+    """The folder of one run's checkpoints; `say` reports what cannot be written or read."""
 
     path: Path
     say: Callable[[str], None]
-    #: How many are kept beside the best one.
+    #: How many are kept next to the best one.
     keep: int = 2
     write: Writer = write_atomically
 
@@ -79,7 +79,7 @@ class CheckpointFolder:
                 path.replace(path.with_name(f"{path.name}.damaged"))
 
     def back_from(self, step: int) -> Iterator[Checkpoint]:
-        """Yield the whole checkpoints up to a step, the last one first; damaged ones are told of."""
+        """Yield the whole checkpoints up to a step, the last one first; damaged ones are reported."""
         for at in reversed([at for at in self.steps() if at <= step]):
             try:
                 yield read_checkpoint(self.file_of(at))

@@ -27,8 +27,8 @@ def test_the_shares_of_a_step_tile_it_with_their_losses() -> None:
     drive.finish()
     for update in updates(drive):
         done = update.account.step_done(update.step, 0)
-        pieces = sorted(piece for share in done.shares for piece in range(share.lo, share.hi))
-        assert pieces == list(range(4))
+        covered = sorted(micro_batch for share in done.shares for micro_batch in range(share.lo, share.hi))
+        assert covered == list(range(4))
         assert done.loss_sums().tolist() == [1.0] * 4
     assert {share.rank for share in updates(drive)[0].account.shares} == {0, 1, 2}
     assert again(drive) == []

@@ -9,7 +9,7 @@ from ps.coordinator.transitions import RunPhase
 from tests.ps.runs import Drive, facts_of, finished, kinds, messages, peer_of, said
 
 
-def test_a_piece_that_raised_goes_to_another_worker_and_the_traceback_is_said() -> None:
+def test_a_micro_batch_that_raised_goes_to_another_worker_and_the_traceback_is_said() -> None:
     drive = Drive(facts_of(min_workers=2))
     drive.enter(1, 2)
     node = Node(drive.leases[1][0].lo, drive.leases[1][0].hi)
@@ -22,7 +22,7 @@ def test_a_piece_that_raised_goes_to_another_worker_and_the_traceback_is_said() 
     assert drive.coordinator.phase is RunPhase.FINISHED
 
 
-def test_a_piece_that_raises_on_two_workers_stops_the_run_with_the_traceback() -> None:
+def test_a_micro_batch_that_raises_on_two_workers_stops_the_run_with_the_traceback() -> None:
     drive = Drive(facts_of(min_workers=2))
     drive.enter(1, 2)
     node = drive.leases[1][0]
@@ -37,14 +37,14 @@ def test_a_piece_that_raises_on_two_workers_stops_the_run_with_the_traceback() -
     assert kinds(effects) == [Finished, Finished]
 
 
-def test_a_piece_that_raises_twice_on_the_only_worker_stops_the_run() -> None:
+def test_a_micro_batch_that_raises_twice_on_the_only_worker_stops_the_run() -> None:
     drive = Drive()
     drive.enter(1)
     assert not finished(drive.fail(1))
     assert finished(drive.fail(1))
 
 
-def test_pieces_of_different_steps_may_each_raise_once() -> None:
+def test_micro_batches_of_different_steps_may_each_raise_once() -> None:
     drive = Drive()
     drive.enter(1)
     while not drive.coordinator.is_over():

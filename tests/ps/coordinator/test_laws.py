@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order: the books stay consistent, every piece counts once, and a run can be finished."""
+"""Whatever happens in whatever order: the books stay consistent, every micro-batch counts once, and a run can be finished."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,7 +83,7 @@ class Story:
 
 
 def nonsense(number: int, step: int) -> Result:
-    """Return a result that is late, early, of no node, or of no such piece."""
+    """Return a result that is late, early, of no node, or of no such micro-batch."""
     lo, hi, step = [(0, 1, step + 1), (1, 3, step), (0, 2**31, step), (4, 2, step), (0, 1, max(0, step - 1) + 7)][
         number % 5
     ]
@@ -92,7 +92,7 @@ def nonsense(number: int, step: int) -> Result:
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(st.integers(1, 9), st.integers(1, 3), st.lists(HAPPENINGS, max_size=60))
-def test_any_story_ends_with_every_piece_counted_once(
+def test_any_story_ends_with_every_micro_batch_counted_once(
     micro_batches: int, min_workers: int, happenings: list[tuple[str, int]]
 ) -> None:
     story = Story(micro_batches, min_workers)

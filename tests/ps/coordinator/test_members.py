@@ -237,7 +237,7 @@ def test_what_a_worker_held_goes_to_others_when_it_leaves() -> None:
     assert drive.leases[2]
 
 
-def test_one_that_leaves_without_work_is_told_without_pieces() -> None:
+def test_one_that_leaves_without_work_is_told_without_micro_batches() -> None:
     drive = Drive()
     drive.join(1)
     assert said(drive.leave(1)) == "worker 0 (host host, pid 1) left: interrupted"

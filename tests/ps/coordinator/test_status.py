@@ -1,11 +1,12 @@
 """What a status says, and that it always fits a header."""
 
 import msgspec
+import pytest
 
 from common.job.job import Job
 from common.protocol.codec import decode, encode
 from common.protocol.messages import HISTORY_LIMIT, EpochStatus, ServerMessage, Status, WorkerStatus
-from ps.coordinator.status import status_of
+from ps.coordinator.status import REMINDER_S, Reminder, status_of
 from ps.coordinator.transitions import RunPhase
 from ps.run.plan import Round
 from ps.run.progress import Progress
@@ -40,3 +41,19 @@ def test_the_longest_status_fits_a_header() -> None:
     decoded, _ = decode(encode(told), ServerMessage)
     assert decoded == told
     assert told.history[-1].epoch == HISTORY_LIMIT + 9
+
+
+def test_it_is_due_at_once_and_then_every_few_seconds() -> None:
+    reminder = Reminder()
+    due = [at for at in range(21) if reminder.is_due(float(at), is_waiting=True)]
+    assert due == [0, 5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("pause", [0.1, 100.0])
+def test_waiting_that_begins_anew_is_told_at_once(pause: float) -> None:
+    reminder = Reminder()
+    assert reminder.is_due(0.0, is_waiting=True)
+    assert not reminder.is_due(0.1, is_waiting=False)
+    assert reminder.due is None
+    assert reminder.is_due(0.1 + pause, is_waiting=True)
+    assert reminder.due == 0.1 + pause + REMINDER_S

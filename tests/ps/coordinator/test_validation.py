@@ -57,7 +57,7 @@ def test_losses_that_are_not_finite_are_told_by_themselves(value: float) -> None
 
 
 @pytest.mark.parametrize("losses", [b"", b"1", bytes(4), bytes(12)])
-def test_there_is_one_loss_for_each_piece(losses: bytes) -> None:
+def test_there_is_one_loss_for_each_micro_batch(losses: bytes) -> None:
     assert "expected 4 for each of its micro-batches" in contradiction(result_with(losses=losses), FACTS)
 
 

@@ -21,13 +21,13 @@ def test_one_worker_gets_the_whole_round() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
-def test_leases_cover_all_pieces_exactly_once(workers: int) -> None:
+def test_leases_cover_all_micro_batches_exactly_once(workers: int) -> None:
     drive = Drive(facts_of(Job(model="linear", global_batch=64, micro_batches=64), min_workers=workers))
     drive.enter(*range(workers))
     while drive.coordinator.round.work == "train":
         drive.answer(max(drive.leases, key=lambda one: (len(drive.leases[one]), one)))
-    pieces = sorted(piece for node in drive.counted for piece in range(node.lo, node.hi))
-    assert pieces == list(range(64))
+    covered = sorted(micro_batch for node in drive.counted for micro_batch in range(node.lo, node.hi))
+    assert covered == list(range(64))
 
 
 def test_nobody_holds_more_than_the_window() -> None:
@@ -49,7 +49,7 @@ def test_leases_grow_smaller_towards_the_end() -> None:
     sizes = [lease.hi - lease.lo for lease in leases]
     assert sizes == sorted(sizes, reverse=True)
     assert (sizes[0], sizes[-1]) == (16, 1)
-    # A round of 64 pieces costs few messages.
+    # A round of 64 micro-batches costs few messages.
     assert len(sizes) <= 24
 
 
@@ -100,17 +100,17 @@ def test_a_run_evaluates_after_each_epoch_and_finishes() -> None:
 
 def test_counts_are_added_over_the_tree_whoever_answers_first() -> None:
     job = Job(model="linear", epochs=1, global_batch=16, micro_batches=8)
-    losses = [0.1 * 3**piece for piece in range(8)]
+    losses = [0.1 * 3**micro_batch for micro_batch in range(8)]
     tree: TreeSum[Tally] = TreeSum(8, lambda left, right: left + right)
-    for piece, loss in enumerate(losses):
-        tree.add(Node(piece, piece + 1), Tally(loss, 0, 2))
+    for micro_batch, loss in enumerate(losses):
+        tree.add(Node(micro_batch, micro_batch + 1), Tally(loss, 0, 2))
     for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 3, 1, 5, 0, 6, 2, 4]):
         drive = Drive(facts_of(job))
         drive.enter(1)
         effects = []
-        for piece in order:
-            part = result_of(Lease(work="train", step=0, lo=piece, hi=piece + 1))
-            effects += drive.send(1, msgspec.structs.replace(part, loss_sum=losses[piece], count=2))
+        for micro_batch in order:
+            part = result_of(Lease(work="train", step=0, lo=micro_batch, hi=micro_batch + 1))
+            effects += drive.send(1, msgspec.structs.replace(part, loss_sum=losses[micro_batch], count=2))
         assert [effect.tally for effect in effects if isinstance(effect, UpdateWeights)] == [tree.total()]
 
 
@@ -160,7 +160,7 @@ def test_a_strangers_result_is_not_applied_and_it_is_told_to_join_anew() -> None
     assert len(effects) == 1
 
 
-def test_a_lease_runs_out_and_its_pieces_go_to_another() -> None:
+def test_a_lease_runs_out_and_its_micro_batches_go_to_another() -> None:
     drive = Drive(facts_of(min_workers=2))
     drive.enter(1, 2)
     held = [Node(lease.lo, lease.hi) for lease in drive.leases[1]]
@@ -205,7 +205,7 @@ def test_time_runs_anew_for_what_a_worker_holds_when_it_answers() -> None:
     assert "leased again" in said(drive.pass_time(11.0))
 
 
-def test_one_silent_worker_alone_gets_its_pieces_again_when_it_asks() -> None:
+def test_one_silent_worker_alone_gets_its_micro_batches_again_when_it_asks() -> None:
     drive = Drive()
     drive.enter(1)
     drive.pass_time(61.0)

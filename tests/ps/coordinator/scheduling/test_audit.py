@@ -54,7 +54,7 @@ def again(drive: Drive) -> list[Again]:
     return [entry for update in updates for entry in update.account.entries if isinstance(entry, Again)]
 
 
-def test_what_is_chosen_follows_from_seed_step_and_piece() -> None:
+def test_what_is_chosen_follows_from_seed_step_and_micro_batch() -> None:
     first = [chosen_for_audit(0.1, 7, step, 64) for step in range(100)]
     assert first == [chosen_for_audit(0.1, 7, step, 64) for step in range(100)]
     assert first != [chosen_for_audit(0.1, 8, step, 64) for step in range(100)]
@@ -65,14 +65,14 @@ def test_what_is_chosen_follows_from_seed_step_and_piece() -> None:
     assert chosen_for_audit(0.0, 7, 0, 8) == frozenset()
 
 
-def test_a_piece_to_be_audited_is_leased_by_itself_and_asked_for_its_digest() -> None:
+def test_a_micro_batch_to_be_audited_is_leased_by_itself_and_asked_for_its_digest() -> None:
     drive = Audited(audited(min_workers=1))
     drive.enter(1)
     leases = [message for message in messages(drive.effects) if isinstance(message, Lease)]
     assert [(lease.lo, lease.hi, lease.is_digested) for lease in leases] == [(0, 1, True), (1, 2, True)]
 
 
-def test_every_piece_is_computed_again_by_another_worker_and_booked() -> None:
+def test_every_micro_batch_is_computed_again_by_another_worker_and_booked() -> None:
     drive = Audited(audited())
     drive.enter(1, 2)
     drive.bring_all()
@@ -82,13 +82,15 @@ def test_every_piece_is_computed_again_by_another_worker_and_booked() -> None:
     entries = again(drive)
     assert {entry.why for entry in entries} == {AUDITED}
     assert [(entry.step, entry.lo) for entry in sorted(entries, key=lambda it: (it.step, it.lo))] == [
-        (step, piece) for step in range(6) for piece in range(4)
+        (step, micro_batch) for step in range(6) for micro_batch in range(4)
     ]
     for effect in drive.effects:
         if isinstance(effect, UpdateWeights):
-            first = {piece: share.rank for share in effect.account.shares for piece in range(share.lo, share.hi)}
+            first = {
+                micro_batch: share.rank for share in effect.account.shares for micro_batch in range(share.lo, share.hi)
+            }
             second = {entry.lo: entry.rank for entry in effect.account.entries if isinstance(entry, Again)}
-            assert all(first[piece] != rank for piece, rank in second.items())
+            assert all(first[micro_batch] != rank for micro_batch, rank in second.items())
 
 
 def test_the_audit_adds_nothing_to_the_sums() -> None:
@@ -187,12 +189,12 @@ def test_results_of_the_step_that_come_during_its_audit_are_of_no_use() -> None:
     assert finished(drive.effects)[0].failure == ""
 
 
-def test_a_part_of_the_pieces_is_audited() -> None:
+def test_a_part_of_the_micro_batches_is_audited() -> None:
     job = Job(model="linear", epochs=2, global_batch=16, micro_batches=16)
     drive = Audited(audited(0.25, job=job))
     drive.enter(1, 2)
     drive.bring_all()
-    expected = {(step, piece) for step in range(6) for piece in chosen_for_audit(0.25, job.seed, step, 16)}
+    expected = {(step, micro_batch) for step in range(6) for micro_batch in chosen_for_audit(0.25, job.seed, step, 16)}
     assert {(lease.step, lease.lo) for lease in drive.of_audits()} == expected
     assert {(entry.step, entry.lo) for entry in again(drive)} == expected
     assert 0 < len(expected) < 96

@@ -41,14 +41,14 @@ class Line:
     memory: list[tuple[str, int]] = field(default_factory=lambda: [("nothing", 0)] * SLOTS)
     read: list[int] = field(default_factory=list)
 
-    def act(self, action: str, piece: int) -> None:
+    def act(self, action: str, micro_batch: int) -> None:
         match action:
-            case "lease" if len(self.held) < SLOTS and Node(piece, piece + 1) not in self.held.values():
-                slot, number = self.book.lend(RANK, Node(piece, piece + 1), list(self.held.values()))
-                self.held[number] = Node(piece, piece + 1)
+            case "lease" if len(self.held) < SLOTS and Node(micro_batch, micro_batch + 1) not in self.held.values():
+                slot, number = self.book.lend(RANK, Node(micro_batch, micro_batch + 1), list(self.held.values()))
+                self.held[number] = Node(micro_batch, micro_batch + 1)
                 self.inbox.append((slot, number))
             case "end":
-                self.held = dict(list(self.held.items())[piece % (SLOTS + 1) :])
+                self.held = dict(list(self.held.items())[micro_batch % (SLOTS + 1) :])
             case "begin" if self.inbox and self.at_work is None:
                 self.at_work = self.inbox.popleft()
                 self.memory[self.at_work[0]] = ("writing", self.at_work[1])
@@ -75,8 +75,8 @@ STORIES = st.lists(st.tuples(ACTIONS, st.integers(0, 3)), max_size=60)
 
 
 def tell(line: Line, story: list[tuple[str, int]]) -> None:
-    for action, piece in story:
-        line.act(action, piece)
+    for action, micro_batch in story:
+        line.act(action, micro_batch)
 
 
 @settings(derandomize=True, deadline=None, max_examples=500)
@@ -122,7 +122,7 @@ def test_a_late_result_whose_slot_is_still_its_own_is_read() -> None:
     assert line.read == [1]
 
 
-def test_the_same_pieces_leased_again_to_the_same_worker_are_another_lease() -> None:
+def test_the_same_micro_batches_leased_again_to_the_same_worker_are_another_lease() -> None:
     book = BufferPool()
     first = book.lend(RANK, Node(0, 2), [])
     again = book.lend(RANK, Node(0, 2), [])

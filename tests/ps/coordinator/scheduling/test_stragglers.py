@@ -49,7 +49,7 @@ def keep_busy(drive: Drive, worker: int, seconds: float) -> str:
     return "\n".join(filter(None, told))
 
 
-def test_a_worker_that_hangs_is_told_of_within_seconds_and_its_pieces_go_on() -> None:
+def test_a_worker_that_hangs_is_told_of_within_seconds_and_its_micro_batches_go_on() -> None:
     drive = practised()
     while drive.leases[2]:
         drive.answer(2)
@@ -93,7 +93,7 @@ def test_one_that_says_anything_keeps_its_place() -> None:
 
 
 def late_and_the_other_is_not() -> Drive:
-    """Return a run in which worker 1 was late, and worker 2 has its pieces."""
+    """Return a run in which worker 1 was late, and worker 2 has its micro-batches."""
     drive = practised(job=LONG)
     while drive.leases[2]:
         drive.answer(2)
