@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order: the books stay consistent, every micro-batch counts once, and a run can be finished."""
+"""Whatever happens in whatever order: the state is consistent, every micro-batch counts once, and a run can finish."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
