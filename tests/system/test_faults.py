@@ -26,18 +26,27 @@ def build():
     )
 """
 
-#: A model that ends every worker that builds it.
+#: A model that ends every worker after two steps. The server tries a model with two samples.
 BROKEN = """
 import os
-import sys
 
 from lockstep import nn
 
 
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores, self.calls = nn.Linear(784, 10), 0
+
+    def forward(self, images):
+        self.calls += self.training
+        if self.calls > 8:
+            os.abort()
+        return self.scores(images.reshape(images.shape[0], 784))
+
+
 def build():
-    if "worker" in sys.argv:
-        os.abort()
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    return Broken()
 """
 
 DATA = ("--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "4", "--momentum", "0.9")
@@ -283,7 +292,7 @@ def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Plac
 
 def test_a_run_that_is_hopeless_ends_with_the_root_cause(place: Place) -> None:
     (place.folder / "broken.py").write_text(BROKEN)
-    flags = ("--model", "broken.py:build", *DATA, "--steps", "5", "--workers", "1", "--run-dir", "run")
+    flags = ("--model", "broken.py:build", *DATA, "--steps", "1000", "--workers", "1", "--run-dir", "run")
     process = place.start("train", *flags, "--max-restarts", "2")
     code, out, error = process.end()
     assert code == 1
