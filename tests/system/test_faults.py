@@ -144,8 +144,8 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
     first.send(signal.SIGSTOP)
     # The stop may fall on a step as well as on the evaluation that ends an epoch.
     held = r"(micro-batches .* of|evaluation chunks .* after) step \d+"
-    late = re.compile(rf"worker \d \(host .*, pid \d+\) holds {held} for [2-9]\.\d s \(median ")
-    told = server.line_with(" holds ")
+    late = re.compile(rf"worker \d \(host .*, pid \d+\) has held {held} for [2-9]\.\d s \(median ")
+    told = server.line_with(" has held ")
     assert late.match(told), told
     assert f"pid {first.popen.pid}" in told
     server.line_with("was evicted")
