@@ -21,11 +21,11 @@ from common.job.objective import Objective
 from common.job.score import Guess
 from common.nn.model_source import read_model_source
 from common.nn.module import Module
-from common.protocol.numerics import fingerprint
+from common.protocol.fingerprint import fingerprint
 from ps.run.info import RunInfo
 from ps.run.plan import plan_of
-from ps.shard.policy import policy_of
 from ps.shard.shard import Shard
+from ps.shard.update_policy import policy_of
 
 
 @dataclass(frozen=True, kw_only=True)

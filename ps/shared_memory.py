@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.aggregation.tree import Vector
 from common.errors import RemoteProtocolError, SharingError
-from common.protocol.shared_memory import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
+from common.protocol.memory_offer import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
 from common.transport.shared_memory.folder import SharedFolder
 from common.transport.shared_memory.packet_socket import Callers, PacketSocket
 from common.transport.shared_memory.segment import Allocate, reserve

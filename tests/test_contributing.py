@@ -12,7 +12,7 @@ import pytest
 
 from tests.architecture.direction import ORDERS
 from tests.architecture.source import PACKAGES, ROOT
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

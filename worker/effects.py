@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.client.vocabulary import ClientEffect
+from common.client.events_and_effects import ClientEffect
 from common.protocol.messages import Lease, Result
 
 

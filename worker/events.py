@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.client.vocabulary import ClientEvent
+from common.client.events_and_effects import ClientEvent
 from common.protocol.messages import Lease, Quantity, Result, SamplesRequest, Standby
 
 

@@ -12,8 +12,8 @@ from common.data.manifest import Manifest
 from common.data.source import with_validation
 from common.errors import DataError, ModelError, SharingError
 from common.nn.model_source import read_model_source
+from common.protocol.memory_offer import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
 from common.protocol.messages import Welcome
-from common.protocol.shared_memory import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
 from common.transport.shared_memory.folder import SharedFolder
 from common.transport.shared_memory.packet_socket import PacketSocket, call
 from common.transport.shared_memory.segment import Allocate, reserve

@@ -10,8 +10,8 @@ from typing import assert_never
 
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Node, Vector, is_node
+from common.client.events_and_effects import ClientEvent, Exit, PreparationFailed, Prepared, Welcomed
 from common.client.shell import ClientShell
-from common.client.vocabulary import ClientEvent, Exit, PreparationFailed, Prepared, Welcomed
 from common.errors import DataError, LockstepError, RemoteProtocolError
 from common.job.tally import Tally, pack_losses
 from common.protocol.codec import encode

@@ -10,12 +10,12 @@ from enum import Enum
 from typing import assert_never
 
 from common.client.client import Client, ClientConfig, ClientPhase
-from common.client.vocabulary import ClientEvent, Prepared, SendToServer
+from common.client.events_and_effects import ClientEvent, Prepared, SendToServer
 from common.errors import FailureKind, ProtocolError
 from common.files.sanitize import one_line
 from common.protocol.messages import NAME_LIMIT, ComputeFailed, Diverged, Lease, Ready, SamplesRequest, shortened
+from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.statemachine.transitions import IGNORED, ILLEGAL, TransitionTable, check_reached, table_of, targets_in
-from common.statemachine.vocabulary import Interrupted, Report, TimePassed
 from worker.effects import ComputeLease, Effect, IntroduceToShards, SendResult
 from worker.events import (
     Event,

@@ -9,7 +9,7 @@ from typing import assert_never
 
 import msgspec
 
-from common.client.vocabulary import (
+from common.client.events_and_effects import (
     ClientEffect,
     ClientEvent,
     Evicted,
@@ -30,8 +30,8 @@ from common.files.sanitize import one_line
 from common.protocol.messages import Join, Leave, Ping, Refused, shortened
 from common.protocol.shard_messages import ShardJoin
 from common.runtime.backoff import Backoff
+from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.statemachine.transitions import IGNORED, ILLEGAL, TransitionTable, check_reached, table_of, targets_in
-from common.statemachine.vocabulary import Interrupted, Report, TimePassed
 
 #: Seconds until a server that does not answer is asked again: at first, and at most. One that was there may be back at
 #: any moment.

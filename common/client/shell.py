@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from common.aggregation.tree import Vector
 from common.client.client import ClientPhase
-from common.client.vocabulary import (
+from common.client.events_and_effects import (
     ClientEffect,
     ClientEvent,
     Evicted,
@@ -25,7 +25,7 @@ from common.protocol.codec import decode
 from common.protocol.messages import Eviction, Finished, Message, Refused, Welcome
 from common.protocol.shard_messages import ShardWelcome
 from common.runtime.clock import Clock
-from common.statemachine.vocabulary import Interrupted, Report, TimePassed
+from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.transport.diagnosis import Diagnosis
 
 Event = TypeVar("Event")

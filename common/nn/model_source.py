@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from common.errors import ModelError
+from common.files.did_you_mean import nearest
 from common.files.reading import read_regular
-from common.files.spelling import nearest
 from common.nn.description import build
 from common.nn.models import MODELS
 from common.nn.module import Module

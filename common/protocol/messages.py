@@ -14,7 +14,7 @@ from common.aggregation.tree import Node
 from common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
 from common.errors import FailureKind, RefusalKind
 from common.job.job import Job
-from common.protocol.numerics import Fingerprint
+from common.protocol.fingerprint import Fingerprint
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
 PROTOCOL_VERSION = 6

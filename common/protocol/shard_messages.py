@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from common.aggregation.tree import Node
 from common.job.job import Job
+from common.protocol.fingerprint import Fingerprint
 from common.protocol.messages import (
     SLOTS,
     Count,
@@ -23,7 +24,6 @@ from common.protocol.messages import (
     SumsFrame,
     Text,
 )
-from common.protocol.numerics import Fingerprint
 
 #: The vectors of a slice that are not slots of the optimizer.
 WEIGHTS, MOMENTA = "weights", "momenta"

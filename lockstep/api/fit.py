@@ -22,7 +22,7 @@ from lockstep.launch.cluster import train_here
 from lockstep.reports.display import Display, SilentDisplay, display_for
 from lockstep.reports.notebook_display import NotebookDisplay, notebook_page
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch import default_launch
+from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
 from lockstep.runs.session import Destination
 from ps.records.run_folder import EPOCH_WEIGHTS, RESULT

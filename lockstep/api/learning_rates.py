@@ -24,9 +24,9 @@ from common.optim.schedules import Exponential
 from common.runtime.clock import SystemClock
 from lockstep.api.exported_model import Model, exported
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
-from lockstep.runs.extras import demand
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
+from lockstep.runs.optional_packages import demand
 from lockstep.runs.single_process import SingleProcessTrainer
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from worker.gradient_sink import NotFiniteError

@@ -10,7 +10,7 @@ from common.job.job import Job
 from common.nn.model_source import build_model
 from common.nn.module import Module
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch import default_launch
+from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import JOB, has_begun
 from ps.checkpoint.folder import CheckpointFolder
 from ps.records.metrics import EpochRecord

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from common.job.job import Job
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Result
-from common.protocol.numerics import fingerprint
 from common.runtime.clock import Clock
 from lockstep.bench.reports.rows import CoordinatorRow
 from ps.coordinator import events

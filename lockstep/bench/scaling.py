@@ -19,7 +19,7 @@ from lockstep.bench.step import WARM_UP as STEP_WARM_UP
 from lockstep.bench.timed_run import WARM_UP, DigestCheck, TimedRuns, timed_run, write_data
 from lockstep.launch.cluster import check_launch
 from lockstep.runs.job_file import resolve, to_toml
-from lockstep.runs.launch import Launch, Transport
+from lockstep.runs.launch_config import Launch, Transport
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from common.errors import RunError
 from common.job.job import Job
 from lockstep.launch.cluster import Cluster
 from lockstep.launch.process_backend import LocalBackend
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from ps.records.metrics import StepRecord, read_metrics
 from ps.records.run_folder import RunResult

@@ -2,7 +2,7 @@
 
 import click
 
-from common.protocol.numerics import own_version
+from common.protocol.fingerprint import own_version
 from lockstep.cli.bench.coordinator import coordinator
 from lockstep.cli.bench.exchange import exchange
 from lockstep.cli.bench.predict import predict_command

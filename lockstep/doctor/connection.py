@@ -12,6 +12,7 @@ import msgspec
 
 from common.errors import LockstepError, RefusalKind, RemoteProtocolError
 from common.protocol.codec import decode, encode
+from common.protocol.fingerprint import Fingerprint, fingerprint
 from common.protocol.messages import (
     PROTOCOL_VERSION,
     Finished,
@@ -23,7 +24,6 @@ from common.protocol.messages import (
     Status,
     Welcome,
 )
-from common.protocol.numerics import Fingerprint, fingerprint
 from common.runtime.clock import Clock, SystemClock
 from common.transport.address import TcpAddress, parse
 from common.transport.auth.credentials import ClientKeys, Credential

@@ -25,7 +25,7 @@ from lockstep.doctor.examination import Examination, examined
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.target import ExaminationTarget, Walk
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from ps.setup import first_weights
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from common.runtime.clock import Clock
 from lockstep.doctor.checks.activations import check_activations, check_norms
+from lockstep.doctor.checks.backward_order import check_walk
 from lockstep.doctor.checks.first_steps import check_first_loss, check_rate, first_steps
 from lockstep.doctor.checks.gradients import check_gradients
 from lockstep.doctor.checks.initial_values import check_initial_values
 from lockstep.doctor.checks.labels import check_balance, check_classes
+from lockstep.doctor.checks.magnitudes import signals_of
 from lockstep.doctor.checks.samples import check_samples
-from lockstep.doctor.checks.signals import signals_of
-from lockstep.doctor.checks.walk import check_walk
 from lockstep.doctor.checks.workers import check_workers
 from lockstep.doctor.finding import Finding, findings_lines, wrapped
 from lockstep.doctor.target import ExaminationTarget

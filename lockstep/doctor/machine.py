@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from common.errors import AddressError, RunError
-from common.protocol.numerics import Fingerprint, fingerprint
+from common.protocol.fingerprint import Fingerprint, fingerprint
 from common.runtime.blas import blas_kernel
 from common.runtime.clock import Clock, SystemClock
 from common.runtime.environment import child_environment, cores

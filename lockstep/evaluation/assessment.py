@@ -16,7 +16,7 @@ from common.job.tally import Tally
 from common.nn.module import Module
 from lockstep.evaluation.confusion import Confusion
 from lockstep.evaluation.regression import TargetFigures, figures_of
-from lockstep.runs.trained import Trained, dataset_of
+from lockstep.runs.trained_model import Trained, dataset_of
 from worker.compute import Compute
 
 

@@ -10,7 +10,7 @@ from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.data.preparation import Preparation
 from common.errors import DataError
-from lockstep.runs.trained import Trained, dataset_of
+from lockstep.runs.trained_model import Trained, dataset_of
 
 #: The weights of red, green and blue in brightness (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114])

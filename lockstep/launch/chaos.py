@@ -12,12 +12,12 @@ from enum import Enum
 from typing import Protocol
 
 from common.errors import UsageError
-from common.files.spelling import nearest
+from common.files.did_you_mean import nearest
 from common.protocol.messages import Status
 from common.random import Purpose, generator
 from common.runtime.clock import Clock
 from lockstep.launch.process_backend import WatchedProcess
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 
 #: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
 FIRST, LAST = 0.05, 0.9

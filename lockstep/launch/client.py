@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from common.client.client import ClientConfig
-from common.client.vocabulary import Exit
+from common.client.events_and_effects import Exit
 from common.data.source import load
 from common.errors import UnreachableError
 from common.files.sanitize import one_line, printable
 from common.protocol.codec import decode, encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
     NAME_LIMIT,
     PROTOCOL_VERSION,
@@ -24,7 +25,6 @@ from common.protocol.messages import (
     Status,
     StatusRequest,
 )
-from common.protocol.numerics import fingerprint
 from common.protocol.shard_messages import ShardJoin
 from common.runtime.clock import SystemClock
 from common.runtime.environment import cache_home
@@ -36,9 +36,9 @@ from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial, wait_for_any
 from common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.endpoints import dialled
-from ps.sharding.process.shell import ShardShell
-from ps.sharding.process.state import SILENCE_S as SHARD_SILENCE_S
-from ps.sharding.process.state import ShardState
+from ps.shard_process.shell import ShardShell
+from ps.shard_process.state import SILENCE_S as SHARD_SILENCE_S
+from ps.shard_process.state import ShardState
 from worker.shell import WorkerShell
 from worker.state import SILENCE_S, WorkerState
 

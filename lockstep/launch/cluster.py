@@ -30,7 +30,7 @@ from lockstep.launch.worker_supervisor import Restarts, WorkerSupervisor, has_cr
 from lockstep.reports.display import Display
 from lockstep.reports.summary import final_status
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import NOTICE_MARK, Destination, open_session
 from lockstep.runs.single_process import SerialRun

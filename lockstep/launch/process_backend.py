@@ -16,7 +16,7 @@ from common.transport.zeromq.ports import dial
 from lockstep.launch.child import Child, ProcessLog
 from lockstep.launch.client import StatusClient
 from lockstep.launch.endpoints import make_token
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 
 #: Stands in a command for the private folder of the process that it starts, on whatever machine that is.
 HERE = "{here}"

@@ -22,9 +22,9 @@ from common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.child import ExitRecord
 from lockstep.launch.endpoints import WARNING, dialled
 from lockstep.launch.lifetime import uninterrupted
-from lockstep.launch.report import kept_on_failure, show_end
+from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.reports.display import Display, PlainDisplay, display_for, print_plainly
-from lockstep.runs.launch import Transport
+from lockstep.runs.launch_config import Transport
 from lockstep.runs.session import Destination, RunSession, open_session
 from ps.checkpoint.resuming import Resumption, coordinator_of
 from ps.coordinator.coordinator import Coordinator

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 
 from common.errors import JobError
+from common.files.did_you_mean import nearest
 from common.files.reading import read_regular
 from common.files.sanitize import cut, one_line
-from common.files.spelling import nearest
 from common.job.job import Job, check
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 
 S = TypeVar("S", Job, Launch)
 

@@ -10,7 +10,7 @@ from common.errors import JobError, UsageError
 from common.job.job import Job
 from common.runtime.clock import wall_time
 from lockstep.runs.job_file import read_values, resolve, to_toml
-from lockstep.runs.launch import Launch, default_launch
+from lockstep.runs.launch_config import Launch, default_launch
 from ps.records.run_folder import RESULT, RunFolder, RunResult, read_result
 
 #: Where runs go that were given no folder.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.runtime.clock import Clock
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import make_run_dir
 from ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
 from ps.checkpoint.folder import CheckpointFolder

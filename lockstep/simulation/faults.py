@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from common.transport.memory import MemoryClient, MemoryNetwork
+from common.transport.in_memory import MemoryClient, MemoryNetwork
 from lockstep.simulation.disk import Disk
 from lockstep.simulation.scenario import FaultKind, ScheduledFault
 from lockstep.simulation.world import Process, World

@@ -9,11 +9,11 @@ from common.client.client import ClientConfig
 from common.data.dataset import TrainTest
 from common.errors import DataError
 from common.job.job import Job
+from common.transport.in_memory import MemoryNetwork
 from common.transport.links import wait_for_nothing
-from common.transport.memory import MemoryNetwork
 from lockstep.launch.client import ProcessIdentity
 from lockstep.launch.serve import open_server
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
 from lockstep.simulation.disk import DiskWriter
@@ -26,8 +26,8 @@ from ps.run.info import RunInfo
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy, open_run
 from ps.shard.shard import Shard
-from ps.sharding.process.shell import ShardShell
-from ps.sharding.process.state import ShardState
+from ps.shard_process.shell import ShardShell
+from ps.shard_process.state import ShardState
 from ps.shared_memory import ServerSharedMemory, share
 from worker.setup import Loader
 from worker.shell import WorkerShell

@@ -12,7 +12,7 @@ from common.protocol.codec import decode_header
 from common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from common.random import Purpose, generator
-from common.transport.memory import Link, MemoryNetwork
+from common.transport.in_memory import Link, MemoryNetwork
 from lockstep.simulation.disk import Disk, DiskWriter
 from lockstep.simulation.faults import inject
 from lockstep.simulation.jobs import job_named

@@ -15,7 +15,7 @@ from common.autograd.primitives.primitive import Primitive
 from common.autograd.tensor import Tensor
 from common.nn.module import Module
 from common.runtime.clock import Clock
-from lockstep.runs.recorded import RecordedRun
+from lockstep.runs.recorded_run import RecordedRun
 from lockstep.runs.single_process import SingleProcessTrainer
 from ps.setup import RunSetup
 from worker.compute import Compute

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from common.aggregation.layout import weights_digest
 from common.runtime.clock import Clock
-from lockstep.runs.recorded import RecordedRun, workers_by_step
+from lockstep.runs.recorded_run import RecordedRun, workers_by_step
 from lockstep.runs.single_process import SingleProcessTrainer
 from ps.coordinator.failures import diverged_text
 from ps.records.ledger import EpochDone, RunBegun, StepDone, WeightsAt

@@ -23,7 +23,7 @@ from common.files.json_file import decode
 from common.files.reading import read_regular
 from common.files.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
 from common.job.job import Job
-from common.protocol.numerics import Fingerprint
+from common.protocol.fingerprint import Fingerprint
 from ps.records.metrics import EpochRecord
 from ps.run.info import RunInfo
 

@@ -10,8 +10,8 @@ from typing import assert_never
 
 from common.errors import FailureKind
 from common.protocol.messages import Eviction, Finished, Ping, Result, Status, Welcome, shortened
+from common.statemachine.events_and_effects import Report, Send
 from common.statemachine.transitions import check_reached, targets_in
-from common.statemachine.vocabulary import Report, Send
 from ps.coordinator import events, failures, registration
 from ps.coordinator.effects import Effect, Finish, ForgetWorker, RecordEpoch, UpdateWeights
 from ps.coordinator.membership import Member, Membership, MemberState

@@ -6,9 +6,9 @@ from common.aggregation.tree import Node
 from common.errors import FailureKind
 from common.job.tally import Tally
 from common.protocol.messages import EpochStatus
-from common.statemachine.vocabulary import Report as Report
-from common.statemachine.vocabulary import ReportRefusal as ReportRefusal
-from common.statemachine.vocabulary import Send as Send
+from common.statemachine.events_and_effects import Report as Report
+from common.statemachine.events_and_effects import ReportRefusal as ReportRefusal
+from common.statemachine.events_and_effects import Send as Send
 from ps.records.ledger import Account
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from common.aggregation.tree import Node
 from common.protocol.messages import ComputeFailed, Diverged, Join, Result
-from common.statemachine.vocabulary import Interrupted as Interrupted
-from common.statemachine.vocabulary import TimePassed as TimePassed
+from common.statemachine.events_and_effects import Interrupted as Interrupted
+from common.statemachine.events_and_effects import TimePassed as TimePassed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import RefusalKind
+from common.protocol.fingerprint import Fingerprint
 from common.protocol.messages import PROTOCOL_VERSION, Join, Refused, Standby, Welcome, shortened
-from common.protocol.numerics import Fingerprint
 from common.protocol.shard_messages import ShardJoin
 from ps.coordinator import events
 from ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send

@@ -7,8 +7,8 @@ from common.data.manifest import Manifest
 from common.files.sanitize import one_line
 from common.job.job import Job
 from common.job.score import Guess
+from common.protocol.fingerprint import Fingerprint
 from common.protocol.messages import NAME_LIMIT, Welcome
-from common.protocol.numerics import Fingerprint
 from ps.run.plan import Plan
 
 

@@ -13,7 +13,7 @@ from common.errors import RemoteProtocolError
 from common.protocol.messages import Lease, Result, SumsFrame
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.validation import not_finite
-from ps.shard.frame_book import FrameBook
+from ps.shard.received_frames import ReceivedFrames
 from ps.shard.shard import Shard
 from ps.shared_memory import ServerSharedMemory
 
@@ -26,10 +26,10 @@ class GradientReceiver:
     coordinator: Coordinator
     shard: Shard
     sharing: ServerSharedMemory | None
-    book: FrameBook = field(init=False)
+    book: ReceivedFrames = field(init=False)
 
     def __post_init__(self) -> None:
-        self.book = FrameBook(len(self.shard.frames))
+        self.book = ReceivedFrames(len(self.shard.frames))
         #: The index of the frame that begins there.
         self._frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
 

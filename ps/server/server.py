@@ -49,7 +49,7 @@ from ps.server.status_rate_limit import StatusRateLimit
 from ps.server.step_committer import StepCommitter
 from ps.setup import RunSetup
 from ps.shard.shard import Shard
-from ps.sharding.group.shell import ShardGroupShell
+from ps.shard_group.shell import ShardGroupShell
 from ps.shared_memory import ServerSharedMemory
 
 #: Seconds for which the last messages may still go out.

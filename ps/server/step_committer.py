@@ -11,7 +11,7 @@ from ps.coordinator.coordinator import Coordinator
 from ps.records.recorder import MetricsRecorder, carried
 from ps.run.traffic import Traffic
 from ps.server.nonfinite_guard import NonFiniteGuard
-from ps.sharding.group.shell import ShardGroupShell
+from ps.shard_group.shell import ShardGroupShell
 
 
 @dataclass

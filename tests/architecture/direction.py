@@ -65,9 +65,9 @@ PROTOCOL_ORDER = Order(
     scope="common.protocol",
     groups=(
         ("common.protocol.codec",),
-        ("common.protocol.shard_messages", "common.protocol.shared_memory"),
+        ("common.protocol.shard_messages", "common.protocol.memory_offer"),
         ("common.protocol.messages",),
-        ("common.protocol.numerics",),
+        ("common.protocol.fingerprint",),
     ),
 )
 
@@ -76,7 +76,7 @@ TRANSPORT_ORDER = Order(
     scope="common.transport",
     groups=(
         ("common.transport.zeromq",),
-        ("common.transport.links", "common.transport.memory", "common.transport.shared_memory"),
+        ("common.transport.links", "common.transport.in_memory", "common.transport.shared_memory"),
         ("common.transport.diagnosis",),
         ("common.transport.auth",),
         ("common.transport.limits",),
@@ -91,7 +91,7 @@ SERVER_ORDER = Order(
     scope="ps",
     groups=(
         ("ps.server",),
-        ("ps.sharding",),
+        ("ps.shard_group", "ps.shard_process"),
         ("ps.shared_memory", "ps.checkpoint"),
         ("ps.setup",),
         ("ps.coordinator", "ps.shard"),

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lockstep.cli.main import run
-from lockstep.launch.remote.place import PORT
+from lockstep.launch.remote.launcher import PORT
 from tests.architecture.source import ROOT
 from tests.deploy.published import DOCUMENTS, faults
 from tests.deploy.stand_in import Machine, digest

@@ -14,7 +14,7 @@ from common.nn.description import build
 from lockstep import Run, fit
 from lockstep.doctor.consultation import examine_job
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from tests.architecture.source import ROOT
 
 EXAMPLES = ROOT / "examples"

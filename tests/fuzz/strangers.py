@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import RemoteProtocolError
 from common.job.job import Job
 from common.protocol.codec import Buffer, decode, encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
     PROTOCOL_VERSION,
     CallbackDecision,
@@ -32,14 +33,13 @@ from common.protocol.messages import (
     StatusRequest,
     SumsFrame,
 )
-from common.protocol.numerics import fingerprint
-from common.transport.memory import MemoryClient
+from common.transport.in_memory import MemoryClient
 from lockstep.simulation.jobs import data, jobs
 from ps.setup import AdmissionPolicy
 from tests.fuzz.mutation import EDGES
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 
 #: Turns that are taken after each lie, and steps of a run: enough that it does not end before its liar.
 TURNS, STEPS = 3, 40

@@ -12,7 +12,7 @@ from common.aggregation.layout import layout_of
 from common.errors import FileFormatError, UsageError
 from common.job.job import Job
 from common.nn.model_source import build_model
-from common.protocol.numerics import fingerprint
+from common.protocol.fingerprint import fingerprint
 from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged

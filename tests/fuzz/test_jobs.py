@@ -14,7 +14,7 @@ from common.job.job import Job
 from common.nn.description import build, describe
 from common.nn.model_source import load_model, source_digest
 from lockstep.runs.job_file import read_values, resolve, to_toml
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape

@@ -7,16 +7,16 @@ import pytest
 
 from common.client.client import ClientConfig
 from common.protocol.codec import Buffer, encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
-from common.protocol.numerics import fingerprint
 from common.protocol.shard_messages import Admit, Begin, Hello, ShardJoin, ShardWelcome
 from common.runtime.clock import ManualClock
+from common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from common.transport.links import wait_for_nothing
-from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.simulation.jobs import data, jobs, load
 from ps.setup import AdmissionPolicy, RunSetup, open_run
-from ps.sharding.process.shell import ShardShell
-from ps.sharding.process.state import SILENCE_S, ShardState
+from ps.shard_process.shell import ShardShell
+from ps.shard_process.state import SILENCE_S, ShardState
 from tests.common.protocol.test_codec import EXAMPLES
 from tests.fuzz.bar import ROOM_BYTES, amounts, bounded, examine
 from tests.fuzz.strangers import Stage

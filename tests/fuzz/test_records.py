@@ -12,12 +12,12 @@ import pytest
 from common.data.sampler import Sampler
 from common.errors import FileFormatError, UsageError
 from common.job.job import Job
-from common.protocol.numerics import fingerprint
+from common.protocol.fingerprint import fingerprint
 from lockstep.reports.plots.curves import read_curves
 from lockstep.reports.plots.timeline import read_timeline
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch import Launch
-from lockstep.runs.recorded import read_run, workers_by_step
+from lockstep.runs.launch_config import Launch
+from lockstep.runs.recorded_run import read_run, workers_by_step
 from lockstep.runs.run_dir import JOB
 from lockstep.verification.coverage import check_coverage
 from ps.records.ledger import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import SharingError
-from common.protocol.shared_memory import WEIGHTS, weights_shape
+from common.protocol.memory_offer import WEIGHTS, weights_shape
 from common.transport.shared_memory.folder import NAME, SharedFolder, sweep
 from common.transport.shared_memory.segment import Shape
 from tests.fuzz.bar import amounts, bear, examine

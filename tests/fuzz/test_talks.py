@@ -6,6 +6,7 @@ import msgspec
 
 from common.job.tally import pack_losses
 from common.protocol.codec import Buffer, decode, encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
     OF_A_STEP,
     PROTOCOL_VERSION,
@@ -20,15 +21,14 @@ from common.protocol.messages import (
     ServerMessage,
     Weights,
 )
-from common.protocol.numerics import fingerprint
-from common.transport.memory import MemoryClient
+from common.transport.in_memory import MemoryClient
 from lockstep.simulation.jobs import data, jobs
 from ps.setup import AdmissionPolicy
 from tests.fuzz.bar import amounts, examine
 from tests.fuzz.tape import Tape
 from tests.fuzz.test_processes import OPENING, Employer
 from tests.fuzz.wire import almost, packed
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="liar", host="h", pid=1, fingerprint=fingerprint(), run="")
 

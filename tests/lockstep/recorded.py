@@ -13,7 +13,7 @@ from common.data.source import load
 from common.job.job import Job
 from common.job.tally import Tally
 from common.runtime.clock import ManualClock
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import make_run_dir
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
@@ -23,7 +23,7 @@ from ps.server.server import Server
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shard.shard import Shard
 from tests.lockstep.tiny_data import write_tiny
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from worker.compute import Compute
 from worker.gradient_sink import SendBucket
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lockstep import Run, fit, nn
-from lockstep.runs.trained import Trained, open_trained
+from lockstep.runs.trained_model import Trained, open_trained
 from tests.lockstep.tiny_data import write_tiny
 
 

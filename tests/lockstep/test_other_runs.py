@@ -129,7 +129,7 @@ def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> No
     from lockstep.reports.plots.curves import read_curves
     from lockstep.reports.plots.learning import learning
     from lockstep.reports.plots.results import regression_outputs
-    from lockstep.runs.trained import open_trained
+    from lockstep.runs.trained_model import open_trained
 
     trained = of_table(tmp_path)
     loss, score, _ = learning([read_curves(trained.folder)]).axes

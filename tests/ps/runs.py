@@ -7,6 +7,7 @@ import msgspec
 from common.aggregation.tree import Node
 from common.job.job import Job
 from common.job.tally import pack_losses
+from common.protocol.fingerprint import Fingerprint, fingerprint
 from common.protocol.messages import (
     PROTOCOL_VERSION,
     ComputeFailed,
@@ -17,7 +18,6 @@ from common.protocol.messages import (
     Result,
     Work,
 )
-from common.protocol.numerics import Fingerprint, fingerprint
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Effect, Finish, Report, ReportRefusal, Send, UpdateWeights

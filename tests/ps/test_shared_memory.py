@@ -12,7 +12,7 @@ import pytest
 
 from common.aggregation.layout import weights_digest
 from common.errors import RemoteProtocolError, SharingError
-from common.protocol.shared_memory import CALLERS
+from common.protocol.memory_offer import CALLERS
 from common.transport.port import PeerGone
 from common.transport.shared_memory.segment import Allocate
 from ps.setup import AdmissionPolicy, RunSetup, open_run

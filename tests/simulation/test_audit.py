@@ -10,7 +10,7 @@ import pytest
 from common.data.dataset import Dataset, TrainTest
 from common.errors import FailureKind
 from ps.setup import AdmissionPolicy
-from tests.simulation.network import Simulation, digest_with
+from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import JOBS, digits, job_of
 
 

@@ -13,7 +13,7 @@ from lockstep.runs.single_process import SerialRun
 from ps.records.recorder import MetricsRecorder, Setting
 from ps.setup import AdmissionPolicy, open_run
 from ps.shard.shard import Shard
-from tests.simulation.network import Simulation, digest_with
+from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 
 #: Three frames; eight pieces, so that leases are of one, two, four or all of them.

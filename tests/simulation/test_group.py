@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from common.aggregation.tree import Node
-from common.client.vocabulary import Exit
+from common.client.events_and_effects import Exit
 from common.errors import FailureKind
 from common.files.safetensors import read
 from common.protocol.codec import encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import SumsFrame
-from common.protocol.numerics import fingerprint
 from ps.coordinator.transitions import RunPhase
 from ps.records.ledger import EpochDone, StepDone, read_lines
 from ps.records.run_folder import LEDGER, WEIGHTS, RunFolder
 from ps.setup import AdmissionPolicy
-from ps.sharding.group.effects import ConfirmSums, GroupEffect
-from ps.sharding.group.group import ShardGroup
-from tests.simulation.network import Simulation
+from ps.shard_group.effects import ConfirmSums, GroupEffect
+from ps.shard_group.group import ShardGroup
+from tests.simulation.cluster import Simulation
 from tests.simulation.test_shards import SHARDED, TIMEOUT_S, alone, peer_at, simulated
 
 # Shards come, and go

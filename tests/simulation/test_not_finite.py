@@ -10,7 +10,7 @@ import pytest
 from common.errors import FailureKind
 from ps.coordinator.effects import Finish
 from ps.setup import AdmissionPolicy
-from tests.simulation.network import Simulation, Spoils
+from tests.simulation.cluster import Simulation, Spoils
 from tests.simulation.small import JOBS
 from tests.simulation.test_promise import alone
 

@@ -20,7 +20,7 @@ from lockstep.runs.single_process import SerialRun
 from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import RunResult
 from ps.setup import AdmissionPolicy, RunSetup, open_run
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 
 

@@ -17,7 +17,7 @@ from common.job.job import Job
 from common.nn.models import MODELS
 from ps.setup import AdmissionPolicy
 from ps.shard.shard import Shard
-from tests.simulation.network import Simulation, digest_with
+from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 
 #: Pieces of different sizes: 40 samples are two batches of 17 and one of 6, cut into five.

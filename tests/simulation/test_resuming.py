@@ -11,7 +11,7 @@ import pytest
 from common.errors import DataError, FileFormatError, JobError, UsageError
 from common.job.job import Job
 from common.runtime.clock import ManualClock
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.resuming import coordinator_of
@@ -20,7 +20,7 @@ from ps.records.recorder import Setting
 from ps.records.run_folder import CHECKPOINTS, LEDGER, RESULT
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy, RunSetup, open_run
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of, noisy_net, other_digits
 
 #: Seven steps, three an epoch; all that could depend on where it stopped: momenta, statistics, dropout, a schedule,

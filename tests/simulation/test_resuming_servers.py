@@ -8,7 +8,7 @@ import pytest
 from common import nn
 from common.nn.description import describe
 from common.runtime.clock import ManualClock
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.resuming import coordinator_of
@@ -16,7 +16,7 @@ from ps.records.recorder import Setting
 from ps.records.run_folder import RESULT, read_result
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy, open_run
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
 
 #: Six steps, three an epoch, of a vector that can be cut into three slices, with slots of the optimizer and clipping.

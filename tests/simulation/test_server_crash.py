@@ -16,7 +16,7 @@ from ps.coordinator.effects import Effect, Finish
 from ps.records.recorder import Setting
 from ps.server.server import Server
 from ps.setup import AdmissionPolicy
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.test_resuming import JOB, bits, calm, destination_in, opening_of
 
 #: Seconds within which a worker is back.

@@ -18,7 +18,7 @@ from lockstep.runs.single_process import SerialRun
 from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import RunResult
 from ps.setup import AdmissionPolicy, open_run
-from tests.simulation.network import Simulation, digest_with
+from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 from tests.simulation.test_frames import ACTIONS, act
 

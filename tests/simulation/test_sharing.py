@@ -15,7 +15,7 @@ from ps.run.info import RunInfo
 from ps.setup import AdmissionPolicy
 from ps.shard.shard import Shard
 from tests.ps.careless import CarelessCoordinator
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
 from tests.simulation.test_promise import ACTIONS, act, alone
 

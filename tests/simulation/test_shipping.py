@@ -12,10 +12,10 @@ from common.errors import DataError
 from common.job.job import Job
 from common.protocol.codec import decode
 from common.protocol.messages import Lease, Samples, SamplesRequest, ServerMessage, WorkerMessage
-from common.transport.memory import MemoryClient
+from common.transport.in_memory import MemoryClient
 from common.transport.port import Frames, Shortcut
 from ps.setup import AdmissionPolicy
-from tests.simulation.network import Simulation, Worker, digest_with
+from tests.simulation.cluster import Simulation, Worker, digest_with
 from tests.simulation.small import job_of, noisy_net, other_digits
 from worker.samples import PARTS
 

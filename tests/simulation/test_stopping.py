@@ -15,7 +15,7 @@ from ps.coordinator.transitions import RunPhase
 from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import CHECKPOINTS, RESULT, RunResult
 from ps.setup import AdmissionPolicy, open_run
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS, digits, job_of
 from tests.simulation.test_resuming import bits, run
 

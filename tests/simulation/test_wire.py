@@ -26,7 +26,7 @@ from ps.records.recorder import MetricsRecorder, Setting
 from ps.run.traffic import Moved
 from ps.setup import AdmissionPolicy, open_run
 from ps.shard.shard import Shard, UpdateChunk
-from tests.simulation.network import Simulation, digest_with
+from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of, noisy_net
 from tests.simulation.test_frames import ACTIONS, TIMEOUT_S, act
 from tests.simulation.test_reference import Rounding, keep, reference

@@ -10,6 +10,7 @@ from common.aggregation.slices import FRAME
 from common.aggregation.tree import Node
 from common.job.tally import pack_losses
 from common.protocol.codec import decode, encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
     PROTOCOL_VERSION,
     Join,
@@ -25,7 +26,6 @@ from common.protocol.messages import (
     Welcome,
     WorkerMessage,
 )
-from common.protocol.numerics import fingerprint
 from common.transport.port import ClientPort, PeerSlow
 from tests.system.processes import GONE_S
 

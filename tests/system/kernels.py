@@ -4,7 +4,7 @@ import subprocess
 import sys
 from functools import cache
 
-from common.protocol.numerics import fingerprint
+from common.protocol.fingerprint import fingerprint
 from common.runtime.environment import child_environment
 
 #: Kernels for x86-64, newest first. That a processor has what one needs does not mean that it works: the one for
@@ -12,7 +12,7 @@ from common.runtime.environment import child_environment
 KERNELS = ("SkylakeX", "Haswell", "Zen", "Sandybridge", "Nehalem", "Core2", "Prescott")
 
 #: Prints which kernel is used, and what comes of the canary with it.
-ASK = "from common.protocol.numerics import fingerprint; print(fingerprint().kernel, fingerprint().canary)"
+ASK = "from common.protocol.fingerprint import fingerprint; print(fingerprint().kernel, fingerprint().canary)"
 
 
 @cache

@@ -12,8 +12,8 @@ import pytest
 import zmq
 
 from common.protocol.codec import decode, encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, ServerMessage, Welcome
-from common.protocol.numerics import fingerprint
 from common.runtime.clock import SystemClock
 from common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
 from common.transport.auth.curve import new_pair

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.protocol.shared_memory import CALLERS
+from common.protocol.memory_offer import CALLERS
 from common.transport.shared_memory.folder import shared_root
 from tests.system.alone import digest_alone
 from tests.system.jobs import BRIEF, ENDLESS

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from common.client.vocabulary import Started
+from common.client.events_and_effects import Started
 from common.protocol.messages import Lease, Result, Work
-from common.statemachine.vocabulary import TimePassed
+from common.statemachine.events_and_effects import TimePassed
 from tests.common.client.clients import PREPARED, WELCOMED, config_of
 from worker.effects import Effect
 from worker.events import Event, InboxEmptied, LeaseReceived, WeightsReceived

@@ -29,11 +29,11 @@ from common.protocol.messages import (
     WorkerMessage,
 )
 from common.runtime.clock import ManualClock
-from common.transport.memory import MemoryClient, MemoryNetwork, MemoryServer
+from common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from common.transport.port import Frames, PeerGone, Shortcut
 from ps.setup import AdmissionPolicy, open_run
 from tests.common.client.clients import JOIN
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 from worker.setup import Loader, Places, prepare
 from worker.shell import WorkerShell

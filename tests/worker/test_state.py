@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from common.client.client import FIRST_RETRY_S
-from common.client.vocabulary import Evicted, Exit, Prepared, RunFinished, SendToServer, Started
+from common.client.events_and_effects import Evicted, Exit, Prepared, RunFinished, SendToServer, Started
 from common.errors import FailureKind, ProtocolError
 from common.protocol.messages import (
     NAME_LIMIT,
@@ -21,8 +21,8 @@ from common.protocol.messages import (
     SamplesRequest,
     Standby,
 )
+from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.statemachine.transitions import ILLEGAL
-from common.statemachine.vocabulary import Interrupted, Report, TimePassed
 from tests.common.client.clients import PREPARED, WELCOMED, exits, reports, sent
 from tests.worker.states import LEASE, Drive, drive_in, lease_of, result_of
 from worker import events

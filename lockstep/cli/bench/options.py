@@ -8,9 +8,9 @@ import click
 
 from common.errors import UsageError
 from lockstep.reports.cost_model import MOST_WORKERS
-from lockstep.runs.extras import demand
 from lockstep.runs.job_file import fields
-from lockstep.runs.launch import Transport
+from lockstep.runs.launch_config import Transport
+from lockstep.runs.optional_packages import demand
 
 
 class Several(click.ParamType[tuple[Any, ...]]):

@@ -7,12 +7,12 @@ import click
 import msgspec
 
 from common.data.source import load
-from common.protocol.numerics import own_version
+from common.protocol.fingerprint import own_version
 from common.runtime.clock import SystemClock
 from lockstep.bench.baseline import Answer
 from lockstep.bench.step import StepBench, peak_rss_bytes
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 
 
 @click.command(hidden=True)

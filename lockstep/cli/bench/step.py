@@ -16,7 +16,7 @@ from lockstep.bench.step import StepBench, figures_of, measure, profile
 from lockstep.cli.bench.options import NUMBERS, PEER_OPTION, PLOT_OPTION, WORDS, check_plot
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 
 
 @click.command(short_help="One process, one thread: a training step.")

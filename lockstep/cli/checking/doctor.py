@@ -15,7 +15,7 @@ from lockstep.doctor.machine import examine_machine, machine_lines
 from lockstep.launch.endpoints import credential_of
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch import default_launch
+from lockstep.runs.launch_config import default_launch
 
 
 @click.command(cls=GroupedCommand, short_help="Look for what makes training fail.")

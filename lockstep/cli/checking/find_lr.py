@@ -11,7 +11,7 @@ from lockstep.api.learning_rates import rates_of
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, job_options
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch import default_launch
+from lockstep.runs.launch_config import default_launch
 
 #: What is printed of a test, in that order.
 FIGURES = ("suggestion", "steepest", "at_minimum")

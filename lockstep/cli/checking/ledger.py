@@ -9,8 +9,8 @@ from common.data.sampler import Sampler
 from common.errors import DifferenceError
 from common.files.sanitize import printable
 from common.protocol.messages import OF_A_STEP
-from lockstep.runs.recorded import RecordedRun, read_run, workers_by_step
-from lockstep.runs.trained import dataset_of
+from lockstep.runs.recorded_run import RecordedRun, read_run, workers_by_step
+from lockstep.runs.trained_model import dataset_of
 from lockstep.verification.coverage import CoverageReport, EpochCoverage, check_coverage
 from ps.records.ledger import Again
 from ps.run.plan import plan_of

@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.files.sanitize import one_line
 from common.runtime.clock import SystemClock
 from lockstep.reports.display import print_plainly
-from lockstep.runs.recorded import RecordedRun, load_checkpoint_before, open_again, read_run
+from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.verification.replay import LayerReplay, MicroBatchReplay, replay
 
 #: Samples that are listed; `--json` has them all.

@@ -13,7 +13,7 @@ from common.files.safetensors import read
 from common.runtime.clock import SystemClock
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.runs.recorded import RecordedRun, load_checkpoint_before, open_again, read_run
+from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.verification.verify import Difference, Verifier, steps_between
 from ps.records.ledger import EpochDone
 from ps.records.receipt import read_chain

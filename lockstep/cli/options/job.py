@@ -8,7 +8,7 @@ import click
 from common.job.job import Job
 from lockstep.cli.options.types import share
 from lockstep.runs.job_file import Field, fields, shipped_values
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -5,7 +5,7 @@ import re
 
 import click
 
-from lockstep.runs.trained import Moment
+from lockstep.runs.trained_model import Moment
 
 
 def seconds(text: str) -> float:

@@ -14,7 +14,7 @@ from lockstep.evaluation.assessment import Assessment, assess
 from lockstep.evaluation.confusion import figures_lines, matrix_lines
 from lockstep.evaluation.regression import figures_lines as target_lines
 from lockstep.reports.display import print_plainly
-from lockstep.runs.trained import Moment, open_trained
+from lockstep.runs.trained_model import Moment, open_trained
 
 
 @click.command(short_help="Evaluate a finished run on a test set.")

@@ -7,7 +7,7 @@ import click
 
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.evaluation.export.formats import Exporter, Format
-from lockstep.runs.trained import Moment, open_trained
+from lockstep.runs.trained_model import Moment, open_trained
 
 FORMATS = get_args(Format)
 

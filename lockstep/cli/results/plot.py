@@ -7,10 +7,10 @@ import click
 from rich.console import Console
 
 from common.errors import UsageError
-from lockstep.launch.report import PICTURE
+from lockstep.launch.run_end import PICTURE
 from lockstep.reports.display import print_plainly
 from lockstep.reports.plots.curves import RunCurves, read_curves
-from lockstep.runs.extras import demand
+from lockstep.runs.optional_packages import demand
 from ps.records.metrics import METRICS
 
 #: The default folder for plots of several runs; those of a single run go into its own folder.

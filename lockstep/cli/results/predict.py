@@ -12,8 +12,8 @@ from common.errors import DataError
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.evaluation.predictions import Recognizer
 from lockstep.reports.display import print_plainly
-from lockstep.runs.extras import demand
-from lockstep.runs.trained import Moment, open_trained
+from lockstep.runs.optional_packages import demand
+from lockstep.runs.trained_model import Moment, open_trained
 
 #: Classes that are shown after the likeliest.
 OTHERS = 2

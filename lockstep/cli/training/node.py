@@ -15,7 +15,7 @@ from lockstep.cli.options.types import seconds
 from lockstep.cli.training.worker import worker
 from lockstep.launch.client import say
 from lockstep.launch.remote.head import HeadBackend, train_as_head
-from lockstep.launch.remote.place import detect
+from lockstep.launch.remote.launcher import detect
 from lockstep.reports.display import print_plainly
 from lockstep.reports.summary import show_summary
 from lockstep.runs.job_file import read_values

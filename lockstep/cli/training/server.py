@@ -25,7 +25,7 @@ from lockstep.launch.endpoints import lock_of
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch import default_launch
+from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, resumed_job, unclaim
 from lockstep.runs.session import Destination
 from ps.setup import AdmissionPolicy

@@ -25,12 +25,12 @@ from lockstep.cli.options.run import (
 )
 from lockstep.launch.chaos import Chaos, ChaosRequest, chaos_of, check_chaos, parse_chaos
 from lockstep.launch.cluster import train_here, train_on
-from lockstep.launch.report import kept_on_failure, show_end
+from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.reports.display import Display, display_for, print_plainly
 from lockstep.reports.summary import show_summary
-from lockstep.runs.extras import demand
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch import default_launch
+from lockstep.runs.launch_config import default_launch
+from lockstep.runs.optional_packages import demand
 from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, resumed_job
 from lockstep.runs.session import Destination
 from ps.records.run_folder import RunResult

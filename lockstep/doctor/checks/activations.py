@@ -4,7 +4,7 @@ import numpy as np
 
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
-from lockstep.doctor.checks.signals import Call, Signals, root_mean_square
+from lockstep.doctor.checks.magnitudes import Call, Signals, root_mean_square
 from lockstep.doctor.finding import Finding
 
 #: Largest share of dead units of a layer at the start. With few samples, some always are.

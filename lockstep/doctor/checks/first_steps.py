@@ -8,11 +8,11 @@ from statistics import median
 import numpy as np
 
 from common.autograd.tensor import Tensor
-from common.job.policy import rule_of, schedule_of
+from common.job.optimizer import rule_of, schedule_of
 from common.nn.module import Parameter
 from common.optim.optimizers import Optimizer
 from common.runtime.clock import Clock
-from lockstep.doctor.checks.signals import Signals
+from lockstep.doctor.checks.magnitudes import Signals
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.target import ExaminationTarget
 from ps.run.plan import plan_of

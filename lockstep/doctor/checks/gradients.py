@@ -12,7 +12,7 @@ from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.nn.module import Module
 from common.random import Purpose, generator
-from lockstep.doctor.checks.signals import Call, recorded_calls
+from lockstep.doctor.checks.magnitudes import Call, recorded_calls
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.target import ExaminationTarget, Walk
 

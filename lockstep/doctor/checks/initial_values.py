@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from common.nn.module import Module, Parameter
-from lockstep.doctor.checks.signals import named
+from lockstep.doctor.checks.magnitudes import named
 from lockstep.doctor.finding import Finding
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from common.autograd.primitives.primitive import Array
-from lockstep.doctor.checks.signals import SAMPLES
+from lockstep.doctor.checks.magnitudes import SAMPLES
 from lockstep.doctor.finding import Finding
 from lockstep.doctor.target import ExaminationTarget
 

@@ -13,8 +13,8 @@ from common.files.atomic import write_atomically
 from common.files.safetensors import write
 from lockstep.evaluation.export.onnx_nodes import graph_of
 from lockstep.evaluation.export.trace import MORE, trace_of
-from lockstep.runs.extras import demand
-from lockstep.runs.trained import Trained, dataset_of
+from lockstep.runs.optional_packages import demand
+from lockstep.runs.trained_model import Trained, dataset_of
 
 Format = Literal["safetensors", "onnx", "npz"]
 

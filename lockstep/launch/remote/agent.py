@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from common.errors import LockstepError, UnreachableError
+from common.protocol.fingerprint import code_digest, own_version
 from common.protocol.messages import CallbackDecision
-from common.protocol.numerics import code_digest, own_version
 from common.transport.auth.key_folder import KeyFolder
 from common.transport.zeromq.ports import dial
 from lockstep.launch.child import ERROR_MARK, Child

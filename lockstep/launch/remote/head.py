@@ -16,11 +16,11 @@ from lockstep.launch.client import StatusClient
 from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
 from lockstep.launch.process_backend import HERE, Observer, WatchedProcess, start_here
-from lockstep.launch.remote.place import LauncherPlace
-from lockstep.launch.report import kept_on_failure, show_end
+from lockstep.launch.remote.launcher import LauncherPlace
+from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.reports.display import display_for, print_plainly
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch import Launch, default_launch
+from lockstep.runs.launch_config import Launch, default_launch
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
 from lockstep.runs.session import Destination
 

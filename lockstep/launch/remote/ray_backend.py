@@ -29,7 +29,7 @@ from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, WatchedPro
 from lockstep.launch.remote.agent import KEYS, LaunchAgent, bracketed
 from lockstep.launch.remote.ray_child import RayChild, RayObserver
 from lockstep.reports.display import Display
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB
 from lockstep.runs.session import Destination
 

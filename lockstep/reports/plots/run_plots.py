@@ -15,7 +15,7 @@ from lockstep.reports.plots.results import confusion_matrix, first_layer, regres
 from lockstep.reports.plots.style import save
 from lockstep.reports.plots.throughput import throughput
 from lockstep.reports.plots.timeline import read_timeline, timeline
-from lockstep.runs.trained import Trained, open_trained
+from lockstep.runs.trained_model import Trained, open_trained
 
 
 @dataclass(frozen=True)

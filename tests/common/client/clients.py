@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from common.client.client import Client, ClientConfig, ClientPhase
-from common.client.vocabulary import ClientEvent, Exit, Prepared, SendToServer, Started, Welcomed
+from common.client.events_and_effects import ClientEvent, Exit, Prepared, SendToServer, Started, Welcomed
 from common.job.job import Job
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import PROTOCOL_VERSION, Join, Message, Ready, Welcome
-from common.protocol.numerics import fingerprint
-from common.statemachine.vocabulary import Interrupted, Report, TimePassed
+from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 
 DIGEST = "0123456789abcdef" * 4
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())

@@ -13,7 +13,7 @@ from common.client.client import (
     TRANSITIONS,
     ClientPhase,
 )
-from common.client.vocabulary import (
+from common.client.events_and_effects import (
     ClientEvent,
     Evicted,
     Exit,
@@ -28,8 +28,8 @@ from common.client.vocabulary import (
 )
 from common.errors import FailureKind, ProtocolError, RefusalKind
 from common.protocol.messages import Finished, Join, Leave, Ping, Ready, Refused
+from common.statemachine.events_and_effects import Interrupted, TimePassed
 from common.statemachine.transitions import ILLEGAL
-from common.statemachine.vocabulary import Interrupted, TimePassed
 from tests.common.client.clients import (
     JOIN,
     PREPARED,

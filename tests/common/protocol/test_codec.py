@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common.errors import FailureKind, ProtocolError, RefusalKind, RemoteProtocolError
 from common.job.job import Job
 from common.protocol.codec import HEADER_LIMIT, decode, encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
     CallbackDecision,
     ComputeFailed,
@@ -37,7 +38,6 @@ from common.protocol.messages import (
     WorkerMessage,
     WorkerStatus,
 )
-from common.protocol.numerics import fingerprint
 from common.protocol.shard_messages import (
     AddFromMemory,
     Admit,

@@ -12,7 +12,7 @@ import pytest
 from common.errors import ProtocolError
 from common.transport.auth.credentials import ClientKeys, Credential, Lock, ServerKeys
 from common.transport.auth.curve import new_pair
-from common.transport.memory import MemoryNetwork
+from common.transport.in_memory import MemoryNetwork
 from common.transport.port import ClientPort, Frames, Limits, PeerGone, PeerSlow, ServerPort
 from common.transport.zeromq.ports import dial, serve
 

@@ -8,7 +8,7 @@ import pytest
 
 from common.aggregation.layout import Binding, layout_of
 from common.autograd.tensor import Tensor
-from lockstep.bench.filler import Filler
+from lockstep.bench.constant_gradient import Filler
 from lockstep.bench.reports.rows import ExchangeRow
 from lockstep.bench.reports.tables import EXCHANGE_HEAD, exchange_line
 from lockstep.cli.main import run

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from common.protocol.numerics import fingerprint
+from common.protocol.fingerprint import fingerprint
 from common.runtime.clock import SystemClock
 from common.runtime.environment import child_environment
 from lockstep.doctor.machine import (

@@ -23,7 +23,7 @@ from lockstep.launch.chaos import (
     planned_actions,
 )
 from lockstep.launch.child import Child, ProcessLog
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from tests.lockstep.statuses import status
 
 

@@ -8,7 +8,7 @@ import pytest
 from common.errors import SharingError
 from common.transport.shared_memory.folder import NAME
 from lockstep.launch.serve import shared_memory
-from lockstep.runs.launch import Transport
+from lockstep.runs.launch_config import Transport
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.small import digits, job_of
 

@@ -14,7 +14,7 @@ from common.errors import JobError
 from common.job.job import Job
 from common.nn.models import MODELS
 from lockstep.runs.job_file import SHIPPED, fields, read_values, resolve, shipped_values, to_toml
-from lockstep.runs.launch import Launch, default_launch
+from lockstep.runs.launch_config import Launch, default_launch
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT

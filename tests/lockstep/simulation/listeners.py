@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from common.transport.memory import Link, MemoryNetwork, Message
+from common.transport.in_memory import Link, MemoryNetwork, Message
 from common.transport.port import ClientPort, ServerPort
 from lockstep.simulation.simulation import LEAST_S, REDIAL_S, SWALLOWED
 from lockstep.simulation.world import Process, World

@@ -17,8 +17,8 @@ from ps.run.info import RunInfo
 from ps.run.plan import Round
 from ps.server.server import Server
 from ps.shard.shard import Shard
-from ps.sharding.group.effects import ConfirmSums, GroupEffect
-from ps.sharding.group.group import ShardGroup
+from ps.shard_group.effects import ConfirmSums, GroupEffect
+from ps.shard_group.group import ShardGroup
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import AddressError
-from common.transport.memory import SILENCE_S
+from common.transport.in_memory import SILENCE_S
 from common.transport.port import PeerGone, PeerSlow
 from tests.lockstep.simulation.listeners import Scene, link_of
 

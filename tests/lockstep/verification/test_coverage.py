@@ -8,7 +8,7 @@ from common.aggregation.tree import Node
 from common.data.sampler import Sampler
 from common.job.tally import pack_losses
 from lockstep.cli.main import run
-from lockstep.runs.recorded import read_run
+from lockstep.runs.recorded_run import read_run
 from lockstep.verification.coverage import check_coverage
 from ps.records.ledger import Account, Again, Line, RunBegun, StepDone, Unlisted
 from ps.run.plan import Plan

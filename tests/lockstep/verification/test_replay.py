@@ -11,7 +11,7 @@ from common import nn
 from common.data.source import load
 from common.nn.description import describe
 from lockstep.cli.main import run
-from lockstep.runs.recorded import open_again, read_run
+from lockstep.runs.recorded_run import open_again, read_run
 from lockstep.verification.replay import figures_of
 from ps.records.ledger import StepDone
 from tests.lockstep.recorded import job_in, record_alone

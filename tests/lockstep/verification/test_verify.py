@@ -9,7 +9,7 @@ import pytest
 from common.errors import UsageError
 from common.runtime.clock import ManualClock
 from lockstep.cli.main import run
-from lockstep.runs.recorded import load_checkpoint_before, open_again, read_run
+from lockstep.runs.recorded_run import load_checkpoint_before, open_again, read_run
 from lockstep.verification.verify import Difference, Verifier, steps_between
 from ps.records.run_folder import CHECKPOINTS, LEDGER, RECEIPT, WEIGHTS
 from tests.lockstep.recorded import job_in, lying, record_alone, record_with_workers

@@ -10,7 +10,7 @@ from common import nn
 from common.aggregation.layout import layout_of
 from common.errors import FileFormatError
 from common.files.atomic import write_atomically
-from common.protocol.numerics import fingerprint
+from common.protocol.fingerprint import fingerprint
 from common.random import Purpose, generator
 from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
 from ps.records.metrics import EpochRecord

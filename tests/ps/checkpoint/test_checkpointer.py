@@ -12,7 +12,7 @@ import pytest
 
 from common.files.atomic import write_atomically
 from common.runtime.clock import ManualClock
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination, RunSession, open_session
 from lockstep.runs.single_process import SerialRun
 from ps.checkpoint.checkpointer import SPARING, CheckpointSchedule

@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 
 from common.protocol.codec import decode, encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import Join, Refused, ServerMessage
-from common.protocol.numerics import fingerprint
 from common.protocol.shard_messages import ShardJoin
 from common.runtime.clock import ManualClock
+from common.transport.in_memory import MemoryNetwork
 from common.transport.limits.rejection_log import LINES, WINDOW_S, RejectionLog
-from common.transport.memory import MemoryNetwork
 from ps.coordinator import events
 from ps.server.peer_blocklist import PeerBlocklist
 from ps.setup import AdmissionPolicy
 from tests.ps.runs import Drive, facts_of, join_of, peer_of
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
 
 TIMES = 200

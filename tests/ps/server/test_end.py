@@ -17,7 +17,7 @@ from ps.coordinator.effects import Finish
 from ps.records.metrics import METRICS
 from ps.records.run_folder import RESULT, WEIGHTS, RunFolder
 from ps.shard.shard import Shard, UpdateChunk
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 
 

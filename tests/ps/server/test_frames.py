@@ -16,9 +16,9 @@ from common.protocol.messages import (
     SumsFrame,
     Weights,
 )
-from common.transport.memory import MemoryClient
+from common.transport.in_memory import MemoryClient
 from tests.ps.server.test_server import JOIN, digest_of, heard
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 
 #: Three frames.

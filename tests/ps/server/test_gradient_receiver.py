@@ -7,7 +7,7 @@ import pytest
 
 from common.aggregation.tree import Node
 from common.protocol.messages import Lease, Result, SumsFrame
-from common.statemachine.vocabulary import Send
+from common.statemachine.events_and_effects import Send
 from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
 from ps.server.gradient_receiver import GradientReceiver

@@ -15,7 +15,7 @@ from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import WEIGHTS, RunFolder
 from ps.setup import AdmissionPolicy
 from ps.shard.shard import Shard
-from tests.simulation.network import Simulation
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
 
 #: Running statistics are what training computes nothing from: no loss tells of them before the epoch is over.

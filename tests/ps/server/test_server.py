@@ -11,6 +11,7 @@ import pytest
 from common.aggregation.layout import weights_digest
 from common.job.job import Job
 from common.protocol.codec import decode, encode
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
     PROTOCOL_VERSION,
     Finished,
@@ -25,15 +26,14 @@ from common.protocol.messages import (
     StatusRequest,
     Weights,
 )
-from common.protocol.numerics import fingerprint
 from common.runtime.clock import ManualClock
-from common.transport.memory import MemoryClient
+from common.transport.in_memory import MemoryClient
 from common.transport.port import Frames, ServerPort, Shortcut
 from ps.coordinator.effects import Finish
 from ps.server.server import WATCH_S
 from ps.server.status_rate_limit import AT_ONCE, PER_SECOND
 from ps.setup import AdmissionPolicy
-from tests.simulation.network import Simulation, Worker
+from tests.simulation.cluster import Simulation, Worker
 from tests.simulation.small import JOBS, job_of
 
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())

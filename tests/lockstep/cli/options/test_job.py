@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from common.job.job import Job
 from lockstep.cli.options.job import GROUPS, JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
 from lockstep.cli.training.train import train
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 
 #: Flags that the issue fixes by name.
 FIXED = (

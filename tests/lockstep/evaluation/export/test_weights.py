@@ -14,7 +14,7 @@ from lockstep import Tensor, nn
 from lockstep.cli.main import run
 from lockstep.doctor.consultation import model_of
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch import Launch
+from lockstep.runs.launch_config import Launch
 from tests.lockstep.small_runs import small_run
 
 #: Weights of a net that PyTorch 2.13 trained the statistics of, as `safetensors.torch.save_file(model.state_dict())`

@@ -1,0 +1,109 @@
+"""A run as its folder records it, finished or not: to be checked, computed again, or inspected. Writes nothing."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from common.data.source import load
+from common.errors import FileFormatError, JobError, UsageError
+from common.files.json_file import convert, decode
+from common.files.reading import read_regular
+from common.job.job import Job
+from common.protocol.fingerprint import Fingerprint
+from lockstep.runs.job_file import read_values, resolve
+from lockstep.runs.launch_config import default_launch
+from lockstep.runs.run_dir import JOB, has_begun
+from ps.checkpoint.folder import CheckpointFolder
+from ps.checkpoint.resuming import fill
+from ps.records.ledger import Line, RunBegun, StepDone, WorkerIn, read_lines
+from ps.records.metrics import MOST_LINES_BYTES
+from ps.records.receipt import Receipt, receipt_of
+from ps.records.run_folder import CHECKPOINTS, LEDGER, MOST_BYTES, RECEIPT
+from ps.setup import AdmissionPolicy, RunSetup, open_run
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What a run's folder records."""
+
+    folder: Path
+    job: Job
+    receipt: Receipt
+    #: The ledger's.
+    lines: list[Line]
+
+    def steps(self) -> dict[int, StepDone]:
+        """Return the entries of training steps."""
+        return {line.step: line for line in self.lines if isinstance(line, StepDone)}
+
+
+def read_run(folder: Path) -> RecordedRun:
+    """Return what a folder records; `JobError` if it is not a run's, `FileFormatError` if a file of it is damaged."""
+    if not has_begun(folder):
+        raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
+    job, _ = resolve(read_values(folder / JOB), {}, default_launch())
+    try:
+        receipt = decode(read_regular(folder / RECEIPT, MOST_BYTES), Receipt)
+        ledger = read_regular(folder / LEDGER, MOST_LINES_BYTES)
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot read {error.filename!r}: {error.strerror}: expected it in a run's folder"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{folder / RECEIPT}: is not a receipt of a run: {error}") from error
+    return RecordedRun(folder, job, receipt, read_lines(ledger, str(folder / LEDGER)))
+
+
+def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
+    """Build what the run began with; a `UsageError` names both values if something here is not the run's."""
+    setup = open_run(run.folder.name, run.job, load(run.job.data), AdmissionPolicy())
+    here, there = receipt_of(setup.info, []), run.receipt
+    for what, was, is_ in (
+        ("job", there.job_sha256, here.job_sha256),
+        ("dataset", there.dataset_sha256, here.dataset_sha256),
+        ("model's file", there.model_source_sha256, here.model_source_sha256),
+        ("model", there.layout_sha256, here.layout_sha256),
+    ):
+        if was != is_:
+            raise UsageError(
+                f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
+            )
+    numerics = _numerics_of(run)
+    differences = numerics.differences(setup.info.fingerprint)
+    if differences and not allows_mixed_numerics:
+        named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
+        raise UsageError(
+            f"the numerics differ from the run's, so other bits would prove nothing: {named}: use its machine and "
+            "version, or --allow-mixed-numerics"
+        )
+    return setup
+
+
+def _numerics_of(run: RecordedRun) -> Fingerprint:
+    try:
+        return convert(run.receipt.numerics, Fingerprint)
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{run.folder / RECEIPT}: has no numerics of this version: {error}") from error
+
+
+def load_checkpoint_before(setup: RunSetup, folder: Path, step: int, say: Callable[[str], None]) -> None:
+    """Load the last whole checkpoint up to a step into the shard of `setup`, if there is one."""
+    checkpoint = next(CheckpointFolder(folder / CHECKPOINTS, say).back_from(step), None)
+    if checkpoint is not None:
+        fill(setup.shard, checkpoint, setup)
+
+
+def workers_by_step(lines: Iterable[Line]) -> dict[int, dict[int, str]]:
+    """Return the name of each worker, by step and rank: ranks start again when a run is resumed."""
+    named: dict[int, str] = {}
+    found: dict[int, dict[int, str]] = {}
+    for line in lines:
+        if isinstance(line, RunBegun):
+            named = {}
+        elif isinstance(line, WorkerIn):
+            named = {**named, line.rank: line.named()}
+        elif isinstance(line, StepDone):
+            found[line.step] = named
+    return found

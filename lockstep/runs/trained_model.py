@@ -1,0 +1,115 @@
+"""A run's folder as something to use: its job, its data, and a model with the weights of a moment of the run."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.aggregation.layout import ParameterLayout, layout_of, weights_digest
+from common.aggregation.tree import Vector
+from common.data.dataset import TrainTest
+from common.data.source import load, with_validation
+from common.errors import JobError
+from common.files.safetensors import read
+from common.job.job import Job
+from common.nn.model_source import build_model
+from common.nn.module import Module
+from lockstep.runs.job_file import read_values, resolve
+from lockstep.runs.launch_config import default_launch
+from lockstep.runs.run_dir import JOB
+from ps.checkpoint.checkpoint import Checkpoint
+from ps.checkpoint.folder import CheckpointFolder
+from ps.records.metrics import EpochRecord
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, read_result
+from ps.run.early_stopping import early_stopping_state
+
+#: The number of steps after which they were kept, or a name.
+Moment = Literal["last", "best"] | int
+
+
+def kept_weights(folder: Path, job: Job, layout: ParameterLayout, moment: Moment) -> Vector:
+    """Return a run's weights; `JobError` if these were not kept, `ModelError` if they are another model's."""
+    if moment == "last":
+        return _vector(read(folder / WEIGHTS)[0], layout)
+    checkpoints = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
+    if moment == "best":
+        return _best(folder, job, layout, checkpoints)
+    found = next((checkpoint for checkpoint in checkpoints if checkpoint.progress.steps == moment), None)
+    if found is not None:
+        return _of_checkpoint(found, layout)
+    raise JobError(f"{str(folder)!r} holds no whole checkpoint after {moment} steps: {_advice(folder, checkpoints)}")
+
+
+def _vector(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vector:
+    weights = np.zeros(layout.size, dtype=np.float32)
+    layout.write(weights, arrays)
+    return weights
+
+
+def _of_checkpoint(checkpoint: Checkpoint, layout: ParameterLayout) -> Vector:
+    # Beside them it has the optimizer's slots.
+    names = layout.read(np.empty(layout.size, dtype=np.float32))
+    return _vector({name: array for name, array in checkpoint.arrays.items() if name in names}, layout)
+
+
+def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
+    history = _history(folder, checkpoints)
+    stopping = early_stopping_state(job, history)
+    if stopping is None:
+        raise JobError(f"{str(folder)!r} has no finished epoch, and so no best one: expected at least one")
+    best = next(epoch for epoch in history if epoch.epoch == stopping.best)
+    if (folder / RESULT).exists() and read_result(folder).weights_sha256 == best.weights_sha256:
+        return kept_weights(folder, job, layout, "last")
+    # By their digest: a checkpoint of the epoch's last step may have been taken before the epoch was evaluated.
+    for weights in (_of_checkpoint(checkpoint, layout) for checkpoint in checkpoints):
+        if weights_digest(weights) == best.weights_sha256:
+            return weights
+    raise JobError(
+        f"{str(folder)!r} holds no checkpoint of its best epoch, which was {best.epoch}: "
+        f"{_advice(folder, checkpoints)}; a run with --keep-best always has it"
+    )
+
+
+def _history(folder: Path, checkpoints: Sequence[Checkpoint]) -> list[EpochRecord]:
+    if (folder / RESULT).exists():
+        return read_result(folder).history
+    return checkpoints[0].progress.history if checkpoints else []
+
+
+def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:
+    steps = [str(checkpoint.progress.steps) for checkpoint in reversed(checkpoints)]
+    there = [f"--checkpoint {step}" for step in steps] + ["--checkpoint last"] * (folder / WEIGHTS).exists()
+    return f"expected {', '.join(there)}" if there else "it has none"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights of a run that was finished, or kept them when it failed."""
+
+    folder: Path
+    job: Job
+    #: In evaluation mode.
+    model: Module
+    layout: ParameterLayout
+    weights: Vector
+
+
+def open_trained(folder: Path, moment: Moment = "last") -> Trained:
+    """Return a run's weights, the last ones or others; a `UsageError` says what is missing or damaged."""
+    if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
+        raise JobError(f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}")
+    job, _ = resolve(read_values(folder / JOB), {}, default_launch())
+    model = build_model(job.model)
+    layout = layout_of(model)
+    weights = kept_weights(folder, job, layout, moment)
+    model.load_state_dict(layout.read(weights))
+    return Trained(folder, job, model.eval(), layout, weights)
+
+
+def dataset_of(job: Job) -> TrainTest:
+    """Return a job's data with its validation set taken from the training set; `DataError` if it cannot be had."""
+    return with_validation(load(job.data), job.validation_split, job.seed)

@@ -1,0 +1,28 @@
+"""From a job's values to how a shard updates its weights."""
+
+from common.aggregation.layout import ParameterLayout, statistic_momenta
+from common.aggregation.quantization.quantization import quantization_of
+from common.aggregation.tree import Vector
+from common.job.job import Job
+from common.job.optimizer import rule_of, schedule_of
+from common.nn.module import Module
+from ps.run.plan import Plan
+from ps.shard.shard import UpdatePolicy
+
+
+def policy_of(job: Job, plan: Plan, model: Module, layout: ParameterLayout) -> UpdatePolicy:
+    """Return how a shard is to turn this job's sums into weights."""
+    return policy_for(job, plan, layout.parameter_size, statistic_momenta(model, layout))
+
+
+def policy_for(job: Job, plan: Plan, parameter_size: int, momenta: Vector) -> UpdatePolicy:
+    """Return the same where the model is not at hand: with so many trained values, and its statistics' momenta."""
+    return UpdatePolicy(
+        rule=rule_of(job),
+        schedule=schedule_of(job, plan.total_steps, plan.steps_per_epoch),
+        clip_norm=job.clip_norm,
+        parameter_size=parameter_size,
+        momenta=momenta,
+        wire=quantization_of(job.wire, job.seed, parameter_size),
+        wire_weights=quantization_of(job.wire_weights, job.seed, parameter_size),
+    )

@@ -1,0 +1,127 @@
+"""A run's folder as something to use: which of its weights are meant, and the model that has them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.aggregation.layout import weights_digest
+from common.errors import FileFormatError, JobError, ModelError
+from common.files.safetensors import write
+from lockstep import nn
+from lockstep.api.fit import fit
+from lockstep.api.run import Run
+from lockstep.cli.main import run
+from lockstep.runs.trained_model import open_trained
+from ps.records.run_folder import CHECKPOINTS, RESULT
+from ps.run.early_stopping import early_stopping_state
+from tests.lockstep.small_runs import small_run
+from tests.lockstep.tiny_data import write_tiny
+
+
+def trained(folder: Path, **values: Any) -> Run:
+    """Train with a rate so large that the last epoch is not the best."""
+    given: dict[str, Any] = {
+        "epochs": 5,
+        "lr": 1.5,
+        "workers": 0,
+        "global_batch": 32,
+        "micro_batches": 4,
+        "checkpoint_keep": 9,
+    }
+    data = write_tiny(folder)
+    return fit("linear", data, run_dir=folder / "run", verbose=False, **{**given, **values})
+
+
+def best_of(run: Run) -> int:
+    stopping = early_stopping_state(run.job, run.history)
+    assert stopping is not None
+    return stopping.best
+
+
+def test_the_best_epochs_weights_and_those_of_a_step(tmp_path: Path) -> None:
+    done = trained(tmp_path, checkpoint_every_steps=1)
+    best = done.history[best_of(done) - 1]
+    assert best.epoch < 5
+    assert weights_digest(open_trained(done.folder, "best").weights) == best.weights_sha256
+    assert weights_digest(open_trained(done.folder).weights) == done.weights_sha256
+    steps = done.result.steps // 5
+    assert weights_digest(open_trained(done.folder, 4 * steps).weights) == done.history[3].weights_sha256
+
+
+def test_the_best_may_be_the_last(tmp_path: Path) -> None:
+    done = trained(tmp_path, lr=0.01, checkpoint_keep=0)
+    assert best_of(done) == 5
+    assert weights_digest(open_trained(done.folder, "best").weights) == done.weights_sha256
+
+
+def test_of_a_run_that_is_not_finished_the_checkpoints_tell(tmp_path: Path) -> None:
+    done = trained(tmp_path, checkpoint_every_steps=1)
+    best = done.history[best_of(done) - 1]
+    (done.folder / RESULT).unlink()
+    assert weights_digest(open_trained(done.folder, "best").weights) == best.weights_sha256
+
+
+def test_what_was_not_kept_is_told_with_what_was(tmp_path: Path) -> None:
+    done = trained(tmp_path, checkpoint_every_steps=1)
+    best, steps = best_of(done), done.result.steps // 5
+    with pytest.raises(JobError, match=rf"no whole checkpoint after 7777 steps: expected .*--checkpoint {4 * steps}, "):
+        open_trained(done.folder, 7777)
+    (done.folder / CHECKPOINTS / f"step-{best * steps:08d}.safetensors").unlink()
+    with pytest.raises(JobError, match=rf"no checkpoint of its best epoch, which was {best}: expected --checkpoint "):
+        open_trained(done.folder, "best")
+
+
+def test_a_run_without_an_epoch_has_no_best(tmp_path: Path) -> None:
+    done = trained(tmp_path, checkpoint_keep=0)
+    (done.folder / RESULT).unlink()
+    with pytest.raises(JobError, match="has no finished epoch"):
+        open_trained(done.folder, "best")
+    with pytest.raises(JobError, match="after 3 steps: expected --checkpoint last"):
+        open_trained(done.folder, 3)
+
+
+def test_evaluate_and_export_take_either_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = trained(tmp_path, checkpoint_every_steps=1)
+    best = done.history[best_of(done) - 1]
+    told = []
+    for flags in (["--best"], ["--checkpoint", "best"], []):
+        assert run(["evaluate", str(done.folder), "--json", *flags]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert [one["weights_sha256"] for one in told] == [best.weights_sha256] * 2 + [done.weights_sha256]
+    assert told[0]["test_accuracy"] == best.test_accuracy
+    for name, flags in (("best.npz", ["--best"]), ("last.npz", [])):
+        assert run(["export", str(done.folder), str(tmp_path / name), *flags]) == 0
+    assert (tmp_path / "best.npz").read_bytes() != (tmp_path / "last.npz").read_bytes()
+    assert run(["evaluate", str(done.folder), "--checkpoint", "first"]) == 2
+    assert "'first' names no weights: expected last, best, or a number of steps" in capsys.readouterr().err
+
+
+def test_the_model_has_the_weights_of_the_run(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    run = small_run(tmp_path, model)
+    trained = open_trained(run.folder)
+    assert not trained.model.training
+    assert trained.job == run.job
+    expected = run.model.state_dict()
+    assert expected.keys() == trained.layout.read(trained.weights).keys()
+    for name, array in trained.model.state_dict().items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    folder = small_run(tmp_path).folder
+    write(folder / "weights.safetensors", {"1.weight": np.ones((10, 3), np.float32), "1.bias": np.ones(10, np.float32)})
+    with pytest.raises(ModelError, match=r"weights do not fit the model: '1.weight' is \(10, 3\), not \(10, 784\)"):
+        open_trained(folder)
+
+
+def test_a_folder_without_weights_and_damaged_ones_are_told(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"holds no weights of a run: expected a run folder, with job.toml and weights"):
+        open_trained(tmp_path)
+    folder = small_run(tmp_path).folder
+    (folder / "weights.safetensors").write_bytes(b"nonsense that is long enough")
+    with pytest.raises(FileFormatError, match="claims a header of"):
+        open_trained(folder)
