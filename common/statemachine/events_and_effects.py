@@ -33,6 +33,8 @@ class Report:
     """Print a line for the person at this process."""
 
     text: str
+    #: Whether it repeats, now and then, what the process still waits for.
+    is_reminder: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -107,7 +107,6 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
     started = clock.now()
     destination, transport = service.destination, service.destination.launch.transport
     setup = open_run(destination.folder.name, service.job, load(service.job.data), service.admission)
-    say = _with_address(display, port.address)
     with shared_memory(setup, transport, shared_root()) as offer:
         setting = Setting(
             servers=destination.launch.servers,
@@ -115,10 +114,12 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
             obstacle=offer.obstacle,
             started=started,
         )
-        opened = open_server(offer.setup, destination, setting, port, clock, say, offer.memory, rejections)
+        opened = open_server(offer.setup, destination, setting, port, clock, display.say, offer.memory, rejections)
         if offer.obstacle:
-            say(f"vectors go over sockets: {offer.obstacle}")
+            display.say(f"vectors go over sockets: {offer.obstacle}")
         server = opened.server
+        # With the address, which the coordinator does not know.
+        server.remind = lambda text: display.remind(f"{text}, at {port.address}")
         ended = server.run(watch=lambda: display.show(server.coordinator.status(clock.now())))
     if ended.kind is not None:
         return ExitRecord(kind=ended.kind, text=ended.failure.rstrip())
@@ -208,15 +209,3 @@ def _offer(setup: RunSetup, transport: Transport, root: Path) -> MemoryOffer:
             raise
         return MemoryOffer(setup, obstacle=str(error))
     return MemoryOffer(replace(shared, info=replace(shared.info, needs_memory=transport == "shm")), memory)
-
-
-def _with_address(display: Display, address: str) -> Callable[[str], None]:
-    """Return what shows the coordinator's messages, with the address, which it does not know, in its reminders."""
-
-    def say(text: str) -> None:
-        if text.startswith("waiting for"):
-            display.remind(f"{text}, at {address}")
-        else:
-            display.say(text)
-
-    return say

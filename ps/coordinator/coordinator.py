@@ -370,7 +370,7 @@ class Coordinator:
 
     def _remind(self, now: float) -> list[Effect]:
         text = waiting_text(self.phase, self.membership, self.info)
-        return [Report(text=text)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
+        return [Report(text=text, is_reminder=True)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
 
     def status(self, now: float) -> Status:
         """Return the status of the run."""

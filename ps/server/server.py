@@ -75,6 +75,8 @@ class Server:
     clock: Clock
     say: Callable[[str], None]
     _: KW_ONLY
+    #: Shows what the run still waits for; by default `say` does.
+    remind: Callable[[str], None] | None = None
     #: The memory that workers and shards on this machine share, if there is any.
     sharing: ServerSharedMemory | None = None
     #: Takes the checkpoints, if there are to be any.
@@ -110,7 +112,7 @@ class Server:
             coordinator.membership,
             port=self.port,
             clock=self.clock,
-            say=self.say,
+            report=self._report,
             report_refusal=self.blocklist.report_refusal,
             sharing=self.sharing,
         )
@@ -298,7 +300,7 @@ class Server:
             case effects.RecordEpoch():
                 self.committer.record_epoch(effect)
             case effects.Report():
-                self.say(effect.text)
+                self._report(effect)
             case effects.ReportRefusal():
                 self.blocklist.report_refusal(effect.text)
             case effects.Finish():
@@ -306,6 +308,10 @@ class Server:
             case _:
                 assert_never(effect)
         return []
+
+    def _report(self, report: effects.Report) -> None:
+        show = self.remind if report.is_reminder and self.remind is not None else self.say
+        show(report.text)
 
     def _send_weights(self, peer: bytes, step: int) -> Sequence[events.Event]:
         """Send our slice of the weights after so many steps; let the other servers send theirs."""

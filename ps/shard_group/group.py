@@ -303,7 +303,7 @@ class ShardGroup:
         ready = sum(member.is_ready for member in self.members.values())
         text = f"waiting for shards: {ready} of {self.others} are ready"
         is_waiting = self.phase is GroupPhase.WAITING
-        return [Report(text=text)] if self.reminder.is_due(now, is_waiting=is_waiting) else []
+        return [Report(text=text, is_reminder=True)] if self.reminder.is_due(now, is_waiting=is_waiting) else []
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""

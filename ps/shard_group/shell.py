@@ -71,7 +71,7 @@ class ShardGroupShell:
     _: KW_ONLY
     port: ServerPort
     clock: Clock
-    say: Callable[[str], None]
+    report: Callable[[effects.Report], None]
     report_refusal: Callable[[str], None]
     #: The memory that workers and shards on this machine share, if there is any.
     sharing: ServerSharedMemory | None = None
@@ -207,7 +207,7 @@ class ShardGroupShell:
             case effects.LoseShard():
                 yield coordinator_events.ServerLost(text=effect.text)
             case effects.Report():
-                self.say(effect.text)
+                self.report(effect)
             case effects.ReportRefusal():
                 self.report_refusal(effect.text)
             case _:
