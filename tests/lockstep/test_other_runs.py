@@ -137,7 +137,7 @@ def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> No
     tests = np.asarray(score.get_lines()[1].get_ydata(), dtype=np.float64)
     assert tests.tolist() == [epoch.test_r2 for epoch in trained.history]
     first, second = regression_outputs(assess(open_trained(trained.folder))).axes
-    assert (first.get_xlabel(), second.get_ylabel()) == ("target", "answer")
+    assert (first.get_xlabel(), second.get_ylabel()) == ("target", "output")
     assert all(len(np.asarray(axes.get_lines()[1].get_xdata())) == 40 for axes in (first, second))
 
 

@@ -280,7 +280,7 @@ def digest_of(kind: Callable[..., Shard], workers: int) -> str:
 class ServesTheWeightsThemselves(Shard):
     """The mistake of rounding weights only where they are sent, and not where they are shared."""
 
-    def serve(self) -> None:
+    def refresh_served(self) -> None:
         for slot, served in zip(self.slots, self.served, strict=True):
             served[:] = slot
 

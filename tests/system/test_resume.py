@@ -139,7 +139,7 @@ def test_what_cannot_go_on_is_told(place: Place, capsys: pytest.CaptureFixture[s
     (place.folder / "calm" / "result.json").unlink()
     for flags, told in (
         (("--lr", "0.7"), "'calm' is a run of another job: lr = 0.1 in the run, 0.7 here"),
-        (("--job", "calm/job.toml"), "--job 'calm/job.toml' with --resume: a run goes on"),
+        (("--job", "calm/job.toml"), "--job 'calm/job.toml' with --resume: a run is resumed"),
         (("--run-dir", "new"), "--run-dir 'new' with --resume: a run is resumed in its own folder"),
     ):
         code, _, error = run_here(place.folder, capsys, "train", "--resume", "calm", *flags)
