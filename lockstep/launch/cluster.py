@@ -171,10 +171,11 @@ class Cluster:
                 self._check_shards()
                 status = client.ask(POLL_S)
                 self._relay()
+                if status is not None:
+                    self._has_begun = self._has_begun or status.phase not in BEFORE
                 self._report_deaths(dead, status)
                 self.supervisor.restart_due()
                 if status is not None:
-                    self._has_begun = self._has_begun or status.phase not in BEFORE
                     self.watch(status)
                     self._run_callbacks(status, client)
                 if self.chaos is not None:
@@ -244,7 +245,8 @@ class Cluster:
         first = self.workers[dead[0]]
         error = UsageError if first.code == 2 else RunError
         crashed = next((self.workers[number] for number in dead if has_crashed(self.workers[number])), None)
-        if crashed is not None and not self._has_begun:
+        # Asked after the death, the server knows whether the run had begun; if it does not answer, nobody does.
+        if crashed is not None and status is not None and not self._has_begun:
             raise RunError(crash_message(crashed))
         if self.supervisor.are_given_up() and not self.backend.has_external_workers:
             raise error(f"no worker is left: {exit_message(first)}")
