@@ -1,9 +1,9 @@
 """Which of the sums that workers send are added to the server's own slice, and how they get there.
 
 There is one way in for sums that travel: as frames, which are added as they come, if the coordinator's lease table has
-a lease that asks for them. A vector that fits into one frame comes with its result, and is a frame like any other:
-a message of its own would cost a small model's exchange a tenth of its time. Sums in shared memory are added when the
-coordinator says so, since it lends the slots that they are in.
+a lease that asks for them. A vector that fits into one frame comes with its result, which saves a message per lease,
+and is a frame like any other. Sums in shared memory are added when the coordinator says so, since it lends the slots
+that they are in.
 """
 
 from dataclasses import dataclass, field
