@@ -4,6 +4,8 @@ from lockstep import Tensor, no_grad, nn, F, optim, fit
 run = fit("mlp", "mnist", workers=4, epochs=3)
 """
 
+from typing import TYPE_CHECKING
+
 from common.runtime.environment import use_one_blas_thread
 from common.runtime.memory import keep_freed_memory
 
@@ -15,11 +17,13 @@ from common.autograd import functional as F  # noqa: E402
 from common.autograd.graph import no_grad  # noqa: E402
 from common.autograd.tensor import Tensor  # noqa: E402
 from common.runtime.blas import limit_blas_threads  # noqa: E402
-from lockstep.api.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint  # noqa: E402
-from lockstep.api.fit import fit, resume  # noqa: E402
-from lockstep.api.learning_rates import find_lr  # noqa: E402
-from lockstep.api.run import Run, load_run  # noqa: E402
-from lockstep.doctor.consultation import doctor  # noqa: E402
+
+if TYPE_CHECKING:
+    from lockstep.api.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
+    from lockstep.api.fit import fit, resume
+    from lockstep.api.learning_rates import find_lr
+    from lockstep.api.run import Run, load_run
+    from lockstep.checkup.consultation import doctor
 
 limit_blas_threads()  # rule R4 once more: a notebook may have imported NumPy already
 
@@ -40,3 +44,27 @@ __all__ = [
     "optim",
     "resume",
 ]
+
+
+if not TYPE_CHECKING:  # to a type checker they are the imports above, and any other name is wrong
+
+    def __getattr__(name):
+        """Import what only a person uses when it is first used: each process of a run imports this module."""
+        match name:
+            case "fit" | "resume":
+                from lockstep.api import fit as module
+            case "Callback" | "EarlyStopping" | "LambdaCallback" | "ModelCheckpoint":
+                from lockstep.api import callbacks as module
+            case "Run" | "load_run":
+                from lockstep.api import run as module
+            case "find_lr":
+                from lockstep.api import learning_rates as module
+            case "doctor":
+                from lockstep.checkup import consultation as module
+            case _:
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = getattr(module, name)
+        return globals()[name]
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from common.version import VERSION
 from tests.architecture.confinement import LONGEST, PURE
 from tests.architecture.direction import ORDERS
 from tests.architecture.rules import violations
@@ -167,8 +167,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_the_wheel_has_the_packages_and_nothing_else(wheel: list[str]) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert {name.partition("/")[0] for name in wheel} == {*PACKAGES, f"lockstep_sgd-{version}.dist-info"}
+    assert {name.partition("/")[0] for name in wheel} == {*PACKAGES, f"lockstep_sgd-{VERSION}.dist-info"}
 
 
 def test_the_wheel_has_every_module_at_its_path(wheel: list[str]) -> None:

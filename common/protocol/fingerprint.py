@@ -1,7 +1,6 @@
 """What makes two machines compute the same bits, and how to tell (rules R4 and R6)."""
 
 import hashlib
-import importlib.metadata
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -12,9 +11,7 @@ import numpy as np
 
 from common.random import Purpose, generator
 from common.runtime.blas import blas_kernel, blas_threads
-
-#: What pip calls the package; `lockstep` in the public index is another project.
-DISTRIBUTION = "lockstep-sgd"
+from common.version import VERSION
 
 #: Packages and modules whose code decides the bits of a result: from a sample to the sums, and from these to weights.
 DECIDING = (
@@ -129,16 +126,11 @@ def blas_name() -> str:
     return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
 
 
-def own_version() -> str:
-    """Return the version of the code that runs."""
-    return importlib.metadata.version(DISTRIBUTION)
-
-
 @cache
 def fingerprint() -> Fingerprint:
     """Return this process's fingerprint; computed once, in about 20 ms."""
     return Fingerprint(
-        lockstep=own_version(),
+        lockstep=VERSION,
         code=code_digest(),
         numpy=np.__version__,
         blas=blas_name(),

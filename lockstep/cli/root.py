@@ -2,7 +2,7 @@
 
 import click
 
-from common.protocol.fingerprint import own_version
+from common.version import VERSION
 from lockstep.cli.bench.coordinator import coordinator
 from lockstep.cli.bench.exchange import exchange
 from lockstep.cli.bench.predict import predict_command
@@ -40,7 +40,7 @@ class Root(click.Group):
 
 
 @click.group(cls=Root)
-@click.version_option(own_version(), prog_name="lockstep", message="%(prog)s %(version)s")
+@click.version_option(VERSION, prog_name="lockstep", message="%(prog)s %(version)s")
 def cli() -> None:
     """Train neural networks on many processes, in NumPy: the same job gives the same bits.
 

@@ -1,17 +1,12 @@
-"""The clients of a server: a worker, a shard, and an observer that asks for the status of the run."""
+"""What the clients of a server have in common, and an observer, which asks for the status of the run."""
 
-import functools
 import os
 import platform
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
-from common.client.client import ClientConfig
-from common.client.events_and_effects import Exit
-from common.data.source import load
 from common.errors import UnreachableError
 from common.files.sanitize import one_line, printable
 from common.protocol.codec import decode, encode
@@ -26,21 +21,7 @@ from common.protocol.messages import (
     StatusRequest,
 )
 from common.protocol.shard_messages import ShardJoin
-from common.runtime.clock import SystemClock
-from common.runtime.environment import cache_home
-from common.transport.auth.credentials import Credential
-from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import ClientPort
-from common.transport.shared_memory.folder import shared_root
-from common.transport.zeromq.client import ZeroMqClient
-from common.transport.zeromq.ports import dial, wait_for_any
-from common.transport.zeromq.server import ZeroMqServer
-from lockstep.launch.endpoints import dialled
-from ps.shard_process.shell import ShardShell
-from ps.shard_process.state import SILENCE_S as SHARD_SILENCE_S
-from ps.shard_process.state import ShardState
-from worker.shell import WorkerShell
-from worker.state import SILENCE_S, WorkerState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,46 +58,6 @@ def own_identity() -> ProcessIdentity:
     """Return a new incarnation of this process."""
     host = one_line(platform.node() or "unknown", NAME_LIMIT)
     return ProcessIdentity(incarnation=secrets.token_hex(8), host=host, pid=os.getpid())
-
-
-def work(
-    port: ZeroMqClient, address: str, timeout_s: float | None, credential: Credential = None, cache: Path | None = None
-) -> Exit:
-    """Work for the server until one of us ends; all servers of a run are shown the same credential."""
-    silence_s = SILENCE_S if timeout_s is None else timeout_s
-    join = own_identity().worker_join()
-    shell = WorkerShell(
-        WorkerState(ClientConfig(address=address, join=join, timeout_s=timeout_s, silence_s=silence_s)),
-        port,
-        SystemClock(),
-        functools.cache(load),
-        say,
-        shared_root(),
-        functools.partial(dial, credential=credential),
-        wait_for_any,
-        port.diagnosis,
-        cache or Path(cache_home()) / "lockstep",
-    )
-    return shell.run()
-
-
-def hold_slice(
-    port: ZeroMqServer, upstream: ZeroMqClient, address: str, timeout_s: float | None, rejections: RejectionLog
-) -> Exit:
-    """Hold a slice of the weights for the server until one of us ends."""
-    join = own_identity().shard_join(dialled(port.address))
-    shell = ShardShell(
-        ShardState(ClientConfig(address=address, join=join, timeout_s=timeout_s, silence_s=SHARD_SILENCE_S)),
-        port,
-        upstream,
-        SystemClock(),
-        say,
-        wait_for_any,
-        shared_root(),
-        upstream.diagnosis,
-        rejections,
-    )
-    return shell.run()
 
 
 def say(text: str) -> None:

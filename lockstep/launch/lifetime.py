@@ -14,8 +14,7 @@ from types import FrameType
 
 from common.runtime.clock import Clock, SystemClock
 from common.runtime.interrupts import interrupt
-from lockstep.launch.child import LOG, keep_logs
-from lockstep.runs.run_dir import has_begun
+from lockstep.launch.child import LOG
 
 #: What stands for a signal's handler: a function, a constant of the system, or nothing that Python knows of.
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
@@ -83,13 +82,13 @@ STDIN = 0
 
 
 @contextmanager
-def ends_with_parent(folder: Path | None = None, run: Path | None = None) -> Iterator[None]:
+def ends_with_parent(folder: Path | None = None, rescue: Callable[[], None] | None = None) -> Iterator[None]:
     """Watch standard input, a pipe that the parent keeps open: its end means that the parent is gone.
 
     Then this process is interrupted, and `folder`, which the parent can no longer remove, is removed at the end. The
-    server moves the logs that lie in it into the folder of its `run`; the others leave them to it.
+    server does `rescue` before, and so keeps the logs that lie in it; the others leave them to it.
     """
-    watch = threading.Thread(target=_watch, args=(folder, run), name="parent watch", daemon=True)
+    watch = threading.Thread(target=_watch, args=(folder, rescue), name="parent watch", daemon=True)
     try:
         # Within the `try`: the parent may be gone already.
         watch.start()
@@ -98,7 +97,7 @@ def ends_with_parent(folder: Path | None = None, run: Path | None = None) -> Ite
         with uninterrupted():
             # Asked again: what ended us may have been the parent's end too, before the thread saw it.
             if _is_parent_gone():
-                _sweep(folder, run)
+                _sweep(folder, rescue)
 
 
 def _is_parent_gone() -> bool:
@@ -107,23 +106,22 @@ def _is_parent_gone() -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-def _watch(folder: Path | None, run: Path | None) -> None:
+def _watch(folder: Path | None, rescue: Callable[[], None] | None) -> None:
     # Not through `sys.stdin`: its lock, held by a daemon thread, would abort the interpreter at its end.
     while os.read(STDIN, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(GRACE_S)
-    _sweep(folder, run)
+    _sweep(folder, rescue)
     os._exit(130)
 
 
-def _sweep(folder: Path | None, run: Path | None) -> None:
+def _sweep(folder: Path | None, rescue: Callable[[], None] | None) -> None:
     if folder is None:
         return
-    if run is not None:
+    if rescue is not None:
         with suppress(OSError):
-            if has_begun(run):
-                keep_logs(folder, run)
+            rescue()
         shutil.rmtree(folder, ignore_errors=True)
         return
     with suppress(OSError):

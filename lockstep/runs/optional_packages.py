@@ -6,11 +6,10 @@ import shlex
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 from common.errors import UsageError
-from common.protocol.fingerprint import DISTRIBUTION
+from common.version import DISTRIBUTION
 
 
 def demand(distribution: str, extra: str, what: str) -> None:
@@ -51,4 +50,4 @@ def editable_checkout() -> Path | None:
     origin: dict[str, Any] = json.loads(text or "{}")
     if not origin.get("dir_info", {}).get("editable"):
         return None
-    return Path(url2pathname(urlsplit(origin["url"]).path)).resolve()
+    return Path(unquote(urlsplit(origin["url"]).path)).resolve()

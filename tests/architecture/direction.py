@@ -109,7 +109,7 @@ APPLICATION_ORDER = Order(
         ("lockstep.simulation",),
         ("lockstep.verification",),
         ("lockstep.bench",),
-        ("lockstep.doctor",),
+        ("lockstep.checkup",),
         ("lockstep.api",),
         ("lockstep.launch",),
         ("lockstep.reports",),

@@ -12,7 +12,7 @@ import pytest
 from common.data.source import load
 from common.nn.description import build
 from lockstep import Run, fit
-from lockstep.doctor.consultation import examine_job
+from lockstep.checkup.consultation import examine_job
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch
 from tests.architecture.source import ROOT

@@ -4,7 +4,6 @@ from collections import deque
 from dataclasses import replace
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from common.errors import AddressError
 from common.runtime.interrupts import held_back
@@ -14,7 +13,7 @@ from common.transport.auth.curve import secure_client
 from common.transport.diagnosis import Diagnosis, HandshakeState, ProbeResult, diagnose, probe
 from common.transport.port import Frames, Limits, PeerGone, PeerSlow, Shortcut
 from common.transport.shared_memory.packet_socket import is_short
-from common.transport.zeromq.socket import LimitedSocket, milliseconds
+from common.transport.zeromq.socket import LimitedSocket, milliseconds, monitored_event
 
 # A worker that starts first connects as soon as its server is there, and does not flood one that is away.
 _REDIAL_MS = 20
@@ -162,7 +161,7 @@ class Handshakes:
     def poll(self) -> HandshakeState:
         """Read the events of ZeroMQ; return the state after them."""
         while not self._monitor.closed and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._record(parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))["event"])
+            self._record(monitored_event(self._monitor)[0])
         return self._state
 
     def _record(self, event: int) -> None:

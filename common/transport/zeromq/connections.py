@@ -12,12 +12,12 @@ from contextlib import suppress
 from typing import TypeVar
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from common.runtime.clock import Clock
 from common.transport.limits.host_backoff import HostBackoff
 from common.transport.limits.ingress_quota import Flow
 from common.transport.limits.rejection_log import RejectionLog
+from common.transport.zeromq.socket import monitored_event
 
 T = TypeVar("T")
 
@@ -80,17 +80,17 @@ class ConnectionTracker:
     def poll(self) -> None:
         """Read the events of ZeroMQ."""
         while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event = parse_monitor_message(self.monitor.recv_multipart(zmq.DONTWAIT))
-            match event["event"]:
+            event, value = monitored_event(self.monitor)
+            match event:
                 case zmq.EVENT_ACCEPTED:
-                    self._begin(event["value"])
+                    self._begin(value)
                 case zmq.EVENT_DISCONNECTED:
-                    self._end(event["value"])
+                    self._end(value)
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                    code = event["value"]
+                    code = value
                     self._failure = _REASONS.get(code, f"it broke the handshake (0x{code:x})")
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                    self._failure = self._failure or _incomplete(event["value"])
+                    self._failure = self._failure or _incomplete(value)
 
     def _begin(self, descriptor: int) -> None:
         self._blocked.discard(descriptor)

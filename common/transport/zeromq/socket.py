@@ -1,6 +1,7 @@
 """One ZeroMQ socket in a context of its own, with limits on both sides; it never blocks longer than it is asked to."""
 
 import math
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -19,6 +20,9 @@ Source = zmq.Socket[bytes] | int
 #: disconnects whose messages have filled the queue, and consider one gone that waits for a full queue. Hanging peers
 #: are found by their leases.
 _IDLE_S, _BETWEEN_S, _UNANSWERED, _UNACKNOWLEDGED_MS = 10, 5, 4, 30_000
+
+#: An event of ZeroMQ's monitor, and what it is about: a descriptor, or why a handshake failed (zmq_socket_monitor(3)).
+_MONITORED = struct.Struct("=Hi")
 
 #: A signal that comes just before a poll does not end it: its handler runs after this time at the latest.
 _POLL_S = 0.5
@@ -116,6 +120,15 @@ class LimitedSocket:
     def check_open(self) -> None:
         if self.raw.closed:
             raise ProtocolError("this port is closed: expected no more sends and receives after close()")
+
+
+def monitored_event(monitor: zmq.Socket[bytes]) -> tuple[int, int]:
+    """Return the next event of a monitor that has one, and its value.
+
+    `zmq.utils.monitor` could read it too, but imports asyncio, which nothing here needs: a tenth of a worker's start.
+    """
+    event, value = _MONITORED.unpack(monitor.recv_multipart(zmq.DONTWAIT)[0])
+    return event, value
 
 
 def milliseconds(seconds: float | None) -> int | None:

@@ -7,8 +7,8 @@ import click
 import msgspec
 
 from common.data.source import load
-from common.protocol.fingerprint import own_version
 from common.runtime.clock import SystemClock
+from common.version import VERSION
 from lockstep.bench.baseline import Answer
 from lockstep.bench.step import StepBench, peak_rss_bytes
 from lockstep.runs.job_file import read_values, resolve
@@ -21,7 +21,6 @@ def lone(job_file: Path) -> None:
     """Make as many steps of the job as each line of standard input says; answer with what each took."""
     job, _ = resolve(read_values(job_file), {}, Launch(workers=0))
     bench = StepBench(job, load(job.data), SystemClock())
-    version = own_version()
     for line in sys.stdin:
-        answer = Answer(version, bench.times(int(line)), peak_rss_bytes())
+        answer = Answer(VERSION, bench.times(int(line)), peak_rss_bytes())
         click.echo(msgspec.json.encode(answer))

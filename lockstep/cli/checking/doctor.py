@@ -7,11 +7,11 @@ import click
 import msgspec
 from rich.console import Console
 
+from lockstep.checkup.connection import Examiner
+from lockstep.checkup.consultation import examine_job
+from lockstep.checkup.machine import examine_machine, machine_lines
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
 from lockstep.cli.options.keys import KEY_OPTION
-from lockstep.doctor.connection import Examiner
-from lockstep.doctor.consultation import examine_job
-from lockstep.doctor.machine import examine_machine, machine_lines
 from lockstep.launch.endpoints import credential_of
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve

@@ -2,10 +2,12 @@
 
 import math
 import re
+from typing import TYPE_CHECKING
 
 import click
 
-from lockstep.runs.trained_model import Moment
+if TYPE_CHECKING:  # for its name alone: a worker needs nothing of what it would import
+    from lockstep.runs.trained_model import Moment
 
 
 def seconds(text: str) -> float:
@@ -31,7 +33,7 @@ def share(text: str) -> float:
     return part
 
 
-def moment(text: str) -> Moment:
+def moment(text: str) -> "Moment":
     """Return which of a run's weights `last`, `best` or a number of steps names. Raises BadParameter."""
     if text == "last":
         return "last"

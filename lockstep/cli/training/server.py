@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from lockstep.cli.options.run import (
     RUN_DIR_OPTION,
     SUPERVISED_OPTION,
 )
+from lockstep.launch.child import keep_logs
 from lockstep.launch.endpoints import lock_of
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
-from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, resumed_job, unclaim
+from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, has_begun, resumed_job, unclaim
 from lockstep.runs.session import Destination
 from ps.setup import AdmissionPolicy
 
@@ -82,7 +84,7 @@ def server(
     if supervised is not None:
         folder = resume or run_dir
         assert folder is not None  # `train` has claimed it, and perhaps written data into it
-        with ends_with_parent(supervised, folder):
+        with ends_with_parent(supervised, partial(keep_logs_of_begun, supervised, folder)):
             try:
                 resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
                 destination = Destination(folder=folder, launch=launch, is_resumed=resume is not None)
@@ -98,6 +100,12 @@ def server(
         with claimed_run_dir(run_dir, resolved.model_name()) as folder:
             service = service_of(resolved, policy, Destination(folder=folder, launch=launch))
             serve_by_hand(replace(service, has_picture=picture), listening)
+
+
+def keep_logs_of_begun(supervised: Path, folder: Path) -> None:
+    """Move the logs in our private folder into that of the run, if that has begun."""
+    if has_begun(folder):
+        keep_logs(supervised, folder)
 
 
 def service_of(job: Job, policy: Mapping[str, Any], destination: Destination) -> Service:

@@ -11,9 +11,10 @@ from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.launch.child import ERROR_MARK
-from lockstep.launch.client import hold_slice, say
+from lockstep.launch.client import say
 from lockstep.launch.endpoints import WARNING, bind_near, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.shard import hold_slice
 
 
 @click.command(short_help="Hold a slice of the weights for the server at ADDRESS.")

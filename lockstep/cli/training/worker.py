@@ -10,9 +10,10 @@ from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.cli.options.run import SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.launch.child import ERROR_MARK
-from lockstep.launch.client import say, work
+from lockstep.launch.client import say
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.worker import work
 
 
 @click.command(short_help="Compute for the server at ADDRESS.")

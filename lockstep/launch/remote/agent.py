@@ -14,10 +14,11 @@ from pathlib import Path
 import msgspec
 
 from common.errors import LockstepError, UnreachableError
-from common.protocol.fingerprint import code_digest, own_version
+from common.protocol.fingerprint import code_digest
 from common.protocol.messages import CallbackDecision
 from common.transport.auth.key_folder import KeyFolder
 from common.transport.zeromq.ports import dial
+from common.version import VERSION
 from lockstep.launch.child import ERROR_MARK, Child
 from lockstep.launch.client import StatusClient
 from lockstep.launch.process_backend import HERE, own_folder
@@ -43,7 +44,7 @@ class LaunchAgent:
     def about(self) -> dict[str, str]:
         """Return what has to be the same on all machines, and what distinguishes this one from the others."""
         return {
-            "lockstep": own_version(),
+            "lockstep": VERSION,
             "code": code_digest(),
             "python": sys.executable,
             "host": platform.node() or "unknown",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from common.protocol.fingerprint import DISTRIBUTION
+from common.version import DISTRIBUTION
 from lockstep.runs.optional_packages import command_for, demand
 from tests.architecture.source import PACKAGES, ROOT
 

@@ -11,8 +11,8 @@ from common.autograd.graph import no_grad
 from common.errors import ModelError
 from common.files.safetensors import read
 from lockstep import Tensor, nn
+from lockstep.checkup.consultation import model_of
 from lockstep.cli.main import run
-from lockstep.doctor.consultation import model_of
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from tests.lockstep.small_runs import small_run

@@ -14,7 +14,7 @@ from common.autograd.tensor import Tensor
 from common.nn.inspection import first_nonfinite_layer
 from common.nn.layers.containers import Sequential
 from common.nn.module import Module
-from lockstep.doctor.target import ExaminationTarget
+from lockstep.checkup.target import ExaminationTarget
 
 
 @dataclass

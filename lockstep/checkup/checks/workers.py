@@ -1,9 +1,9 @@
 """Check that the workers pay, given the micro-batches, the cores, and the costs of a step and an exchange."""
 
 from common.aggregation.layout import layout_of
-from lockstep.doctor.checks.first_steps import SAMPLES, FirstSteps
-from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import ExaminationTarget
+from lockstep.checkup.checks.first_steps import SAMPLES, FirstSteps
+from lockstep.checkup.finding import Finding
+from lockstep.checkup.target import ExaminationTarget
 
 #: Seconds that an exchange takes at least, and per float32 sent and received, on one machine over shared memory:
 #: two workers take 0.18 ms with 7,850 parameters and 29 ms with 25 million.

@@ -12,9 +12,9 @@ from common.job.optimizer import rule_of, schedule_of
 from common.nn.module import Parameter
 from common.optim.optimizers import Optimizer
 from common.runtime.clock import Clock
-from lockstep.doctor.checks.magnitudes import Signals
-from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import ExaminationTarget
+from lockstep.checkup.checks.magnitudes import Signals
+from lockstep.checkup.finding import Finding
+from lockstep.checkup.target import ExaminationTarget
 from ps.run.plan import plan_of
 
 #: How far the first loss may be above guessing, and the last above the first: a factor and a summand.

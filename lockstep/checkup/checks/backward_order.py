@@ -6,8 +6,8 @@ import numpy as np
 
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
-from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import Walk
+from lockstep.checkup.finding import Finding
+from lockstep.checkup.target import Walk
 
 #: Where the small graphs are evaluated; any point without symmetries will do.
 _AT = np.array([0.3, -0.7, 1.1])

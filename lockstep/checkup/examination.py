@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common.runtime.clock import Clock
-from lockstep.doctor.checks.activations import check_activations, check_norms
-from lockstep.doctor.checks.backward_order import check_walk
-from lockstep.doctor.checks.first_steps import check_first_loss, check_rate, first_steps
-from lockstep.doctor.checks.gradients import check_gradients
-from lockstep.doctor.checks.initial_values import check_initial_values
-from lockstep.doctor.checks.labels import check_balance, check_classes
-from lockstep.doctor.checks.magnitudes import signals_of
-from lockstep.doctor.checks.samples import check_samples
-from lockstep.doctor.checks.workers import check_workers
-from lockstep.doctor.finding import Finding, findings_lines, wrapped
-from lockstep.doctor.target import ExaminationTarget
+from lockstep.checkup.checks.activations import check_activations, check_norms
+from lockstep.checkup.checks.backward_order import check_walk
+from lockstep.checkup.checks.first_steps import check_first_loss, check_rate, first_steps
+from lockstep.checkup.checks.gradients import check_gradients
+from lockstep.checkup.checks.initial_values import check_initial_values
+from lockstep.checkup.checks.labels import check_balance, check_classes
+from lockstep.checkup.checks.magnitudes import signals_of
+from lockstep.checkup.checks.samples import check_samples
+from lockstep.checkup.checks.workers import check_workers
+from lockstep.checkup.finding import Finding, findings_lines, wrapped
+from lockstep.checkup.target import ExaminationTarget
 from ps.setup import dry_run, two_samples
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from common.autograd.primitives.primitive import Array
-from lockstep.doctor.checks.magnitudes import SAMPLES
-from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import ExaminationTarget
+from lockstep.checkup.checks.magnitudes import SAMPLES
+from lockstep.checkup.finding import Finding
+from lockstep.checkup.target import ExaminationTarget
 
 #: Deviations and means that need no normalisation; bytes divided by 255 are well within.
 LEAST_DEVIATION, MOST_DEVIATION, MOST_MEAN = 0.02, 10.0, 10.0

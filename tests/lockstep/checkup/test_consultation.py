@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lockstep import doctor, nn
-from lockstep.doctor.examination import Examination
-from tests.lockstep.doctor import plants
+from lockstep.checkup.examination import Examination
+from tests.lockstep.checkup import plants
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
 
 #: A job that suits the small dataset.

@@ -20,7 +20,7 @@ from common.runtime.clock import Clock, SystemClock
 from common.runtime.environment import child_environment, cores
 from common.transport.shared_memory.folder import shared_root
 from common.transport.zeromq.ports import serve
-from lockstep.doctor.finding import Finding, findings_lines
+from lockstep.checkup.finding import Finding, findings_lines
 
 #: The variable that selects another kernel of OpenBLAS than the default of the processor.
 CORETYPE = "OPENBLAS_CORETYPE"
@@ -57,7 +57,10 @@ def measured(clock: Clock) -> Gemm:
 def measured_under(environment: Mapping[str, str]) -> Gemm:
     """Measure in another process, because a BLAS selects its kernel when it is loaded."""
     done = run(
-        [sys.executable, "-P", "-m", "lockstep.doctor.machine"], env=dict(environment), capture_output=True, check=False
+        [sys.executable, "-P", "-m", "lockstep.checkup.machine"],
+        env=dict(environment),
+        capture_output=True,
+        check=False,
     )
     try:
         return msgspec.json.decode(done.stdout, type=Gemm)

@@ -30,7 +30,7 @@ from common.transport.auth.credentials import ClientKeys, Credential
 from common.transport.diagnosis import Diagnosis, Stage
 from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial
-from lockstep.doctor.finding import Finding, findings_lines
+from lockstep.checkup.finding import Finding, findings_lines
 from lockstep.launch.remote.agent import address_towards
 
 #: Seconds to wait for an answer in all, and between two looks at the cause of the delay.

@@ -10,7 +10,7 @@ import pytest
 from common.protocol.fingerprint import fingerprint
 from common.runtime.clock import SystemClock
 from common.runtime.environment import child_environment
-from lockstep.doctor.machine import (
+from lockstep.checkup.machine import (
     CORETYPE,
     Gemm,
     Machine,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.doctor.finding import Finding
+from lockstep.checkup.finding import Finding
 
 #: Largest share of the training samples that one class may have.
 MOST_OF_ONE = 0.9

@@ -12,9 +12,9 @@ from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.nn.module import Module
 from common.random import Purpose, generator
-from lockstep.doctor.checks.magnitudes import Call, recorded_calls
-from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import ExaminationTarget, Walk
+from lockstep.checkup.checks.magnitudes import Call, recorded_calls
+from lockstep.checkup.finding import Finding
+from lockstep.checkup.target import ExaminationTarget, Walk
 
 #: A wrong derivative is wrong in every direction, with probability 1; one that crosses a kink is not.
 DIRECTIONS = 3

@@ -20,10 +20,10 @@ from common.nn.module import Module
 from common.runtime.clock import SystemClock
 from common.runtime.environment import cores
 from lockstep.api.job_inputs import DATA, Arrays, named_arrays
-from lockstep.doctor.checks.labels import check_labels
-from lockstep.doctor.examination import Examination, examined
-from lockstep.doctor.finding import Finding
-from lockstep.doctor.target import ExaminationTarget, Walk
+from lockstep.checkup.checks.labels import check_labels
+from lockstep.checkup.examination import Examination, examined
+from lockstep.checkup.finding import Finding
+from lockstep.checkup.target import ExaminationTarget, Walk
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from ps.setup import first_weights

@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from common.nn.module import Module, Parameter
-from lockstep.doctor.checks.magnitudes import named
-from lockstep.doctor.finding import Finding
+from lockstep.checkup.checks.magnitudes import named
+from lockstep.checkup.finding import Finding
 
 
 def check_initial_values(model: Module) -> list[Finding]:

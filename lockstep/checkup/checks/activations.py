@@ -4,8 +4,8 @@ import numpy as np
 
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
-from lockstep.doctor.checks.magnitudes import Call, Signals, root_mean_square
-from lockstep.doctor.finding import Finding
+from lockstep.checkup.checks.magnitudes import Call, Signals, root_mean_square
+from lockstep.checkup.finding import Finding
 
 #: Largest share of dead units of a layer at the start. With few samples, some always are.
 MOST_DEAD = 0.5

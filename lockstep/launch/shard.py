@@ -1,0 +1,33 @@
+"""A shard in this process, over real sockets."""
+
+from common.client.client import ClientConfig
+from common.client.events_and_effects import Exit
+from common.runtime.clock import SystemClock
+from common.transport.limits.rejection_log import RejectionLog
+from common.transport.shared_memory.folder import shared_root
+from common.transport.zeromq.client import ZeroMqClient
+from common.transport.zeromq.ports import wait_for_any
+from common.transport.zeromq.server import ZeroMqServer
+from lockstep.launch.client import own_identity, say
+from lockstep.launch.endpoints import dialled
+from ps.shard_process.shell import ShardShell
+from ps.shard_process.state import SILENCE_S, ShardState
+
+
+def hold_slice(
+    port: ZeroMqServer, upstream: ZeroMqClient, address: str, timeout_s: float | None, rejections: RejectionLog
+) -> Exit:
+    """Hold a slice of the weights for the server until one of us ends."""
+    join = own_identity().shard_join(dialled(port.address))
+    shell = ShardShell(
+        ShardState(ClientConfig(address=address, join=join, timeout_s=timeout_s, silence_s=SILENCE_S)),
+        port,
+        upstream,
+        SystemClock(),
+        say,
+        wait_for_any,
+        shared_root(),
+        upstream.diagnosis,
+        rejections,
+    )
+    return shell.run()
