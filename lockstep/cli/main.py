@@ -7,6 +7,7 @@ import click
 
 from common.errors import LockstepError, UsageError
 from common.files.sanitize import printable
+from lockstep.cli.root import cli
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 
@@ -25,9 +26,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; return its exit code."""
-    command, rest, name = _command_of(arguments)
     try:
-        code = command.main(rest, prog_name=name, standalone_mode=False, help_option_names=["-h", "--help"])
+        code = cli.main(arguments, prog_name="lockstep", standalone_mode=False, help_option_names=["-h", "--help"])
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return USAGE
@@ -41,30 +41,6 @@ def run(arguments: list[str]) -> int:
         # What no one foresaw: a full disk, a folder taken away. The reason says more than our own frames would.
         return _end(str(error), FAILED)
     return code if isinstance(code, int) else 0
-
-
-def _command_of(arguments: list[str]) -> tuple[click.Command, list[str], str]:
-    """Return the command that is called, its arguments, and its name in texts.
-
-    The processes of a run import their own command only, and so start in two thirds of the time.
-    """
-    match arguments:
-        case ["worker", *rest]:
-            from lockstep.cli.training.worker import worker
-
-            return worker, rest, "lockstep worker"
-        case ["shard", *rest]:
-            from lockstep.cli.training.shard import shard
-
-            return shard, rest, "lockstep shard"
-        case ["server", *rest]:
-            from lockstep.cli.training.server import server
-
-            return server, rest, "lockstep server"
-        case _:
-            from lockstep.cli.root import cli
-
-            return cli, arguments, "lockstep"
 
 
 def _end(text: str, code: int) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lockstep.cli.main import run
-from lockstep.cli.root import SECTIONS, cli
+from lockstep.cli.root import SECTIONS, command_named
+from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny
 
 HERE = ["train", "--workers", "0", "--data", "tiny.npz"]
@@ -139,9 +140,21 @@ def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_help_shows_every_command_in_one_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
-    shown = [command.name for commands in SECTIONS.values() for command in commands]
-    assert sorted(map(str, shown)) == sorted(cli.commands)
+    shown = [name for names in SECTIONS.values() for name in names]
+    assert len(set(shown)) == len(shown)
     assert all(f"\n  {name} " in text for name in shown)
+
+
+def test_every_module_of_a_command_has_its_name_in_its_section() -> None:
+    folders = {"Training": "training", "Results": "results", "Checking": "checking"}
+    for heading, folder in folders.items():
+        modules = {path.stem.replace("_", "-") for path in (ROOT / "lockstep" / "cli" / folder).glob("[!_]*.py")}
+        assert set(SECTIONS[heading]) == modules
+    for names in SECTIONS.values():
+        for name in names:
+            command = command_named(name)
+            assert command is not None
+            assert command.name == name
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,20 @@
+"""`lockstep bench`: the group of all benches."""
+
+import click
+
+from lockstep.cli.bench.coordinator import coordinator
+from lockstep.cli.bench.exchange import exchange
+from lockstep.cli.bench.predict import predict_command
+from lockstep.cli.bench.scaling import scaling
+from lockstep.cli.bench.single import lone
+from lockstep.cli.bench.step import step
+from lockstep.cli.bench.wire import wire
+
+
+@click.group(short_help="Measure how fast it is.")
+def bench() -> None:
+    """Measure how fast it is on this machine."""
+
+
+for measurement in (step, scaling, exchange, predict_command, coordinator, wire, lone):
+    bench.add_command(measurement)
