@@ -1,7 +1,7 @@
 """Every notebook runs whole, from a clean kernel, its solutions too: what it asserts holds, and no warning is shown.
 
-The second trains a convolutional net to 99 % and the third starts some thirty processes: minutes of computing, for
-`scripts/test --all`. The suite runs the first, and checks of all of them that the names they use exist (test_names.py).
+That takes minutes of computing: it is for `scripts/test --all`, and CI runs it after the suite, which checks that the
+names in them exist (test_names.py).
 """
 
 from pathlib import Path
@@ -21,14 +21,9 @@ from nbclient.exceptions import CellExecutionError
 
 from tests.notebooks.execution import executed
 
-#: Those that are quick enough for the suite.
-QUICK = {"1_linear_by_hand"}
 
-
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in NOTEBOOKS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS])
 def test_runs_whole(path: Path) -> None:
     assert complaints(executed(with_solutions(read(path)))) == []
 

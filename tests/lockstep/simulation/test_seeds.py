@@ -7,7 +7,7 @@ from lockstep.simulation.scenario import FaultKind, scenario_of
 from tests.lockstep.simulation.planted import PLANTED
 
 #: Seeds that are tried, and how many of them in one test: tests are spread over the cores.
-SEEDS, EACH = 200, 25
+SEEDS, EACH = 100, 25
 
 #: Seeds within which a planted bug is found, and every fault occurs.
 SEARCHED = 500
