@@ -30,7 +30,7 @@ TOLD = 40
 
 
 @amounts("server")
-@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("servers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_server_with_somebody_who_lies(cases: int, servers: int) -> None:
     told = 0
     stage = Stage(servers)

@@ -19,7 +19,7 @@ def digest(place: Place, name: str) -> str:
 @pytest.mark.parametrize(
     "how",
     [
-        ("--transport", "shm"),
+        pytest.param(("--transport", "shm"), marks=pytest.mark.slow),
         ("--transport", "ipc", "--servers", "2"),
         pytest.param(("--transport", "tcp"), marks=pytest.mark.slow),
         pytest.param(("--transport", "ipc"), marks=pytest.mark.slow),

@@ -69,7 +69,12 @@ def make_wrong(keys: Path, wrong: str) -> list[str]:
     [
         pytest.param("no key", "demands a key: expected --key FILE", "refused ", marks=pytest.mark.slow),
         ("unknown key", "does not let the key", "its key '"),
-        ("wrong server key", "breaks off the handshake: its key is not", "it expects another server"),
+        pytest.param(
+            "wrong server key",
+            "breaks off the handshake: its key is not",
+            "it expects another server",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_worker_with_the_wrong_key_says_so_and_the_run_goes_on(

@@ -105,6 +105,7 @@ def test_three_hosts_with_keys_come_to_the_bits_of_one_process(lab: Lab, job: tu
     assert (result.workers, result.transport) == (2, "tcp")
 
 
+@pytest.mark.slow
 def test_a_cable_that_is_pulled_for_a_moment_is_no_matter(lab: Lab) -> None:
     server, workers = lab.begin(*LONG)
     server.line_with("epoch 2/")
