@@ -25,6 +25,17 @@ if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+#: Seconds for a test that takes minutes.
+SLOW_S = 3600.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests marked slow more time than the others, if they do not ask for another limit."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SLOW_S))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell how many cases the rooms of tests/fuzz looked at, in all processes of the run."""
     reports = [report for report in terminalreporter.stats.get("passed", []) if isinstance(report, pytest.TestReport)]
