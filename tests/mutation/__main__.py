@@ -36,7 +36,10 @@ def mutate(modules: tuple[str, ...], tests: tuple[str, ...], jobs: int | None) -
         sys.exit(f"error: {error}")
     chosen = list(tests) or sorted({mirrored_tests(path).as_posix() for path in paths})
     prepare(paths, chosen)
-    if mutmut("run", *(["--max-children", str(jobs)] if jobs else []), is_shown=True).returncode != 0:
+    # Its progress is for a terminal: elsewhere it is thousands of lines.
+    ran = mutmut("run", *(["--max-children", str(jobs)] if jobs else []), is_shown=sys.stdout.isatty())
+    if ran.returncode != 0:
+        click.echo(ran.stdout or "", err=True)
         click.echo("error: mutmut could not run the tests, see above: do they pass without any change?", err=True)
         sys.exit(2)
     found = results()
@@ -44,11 +47,11 @@ def mutate(modules: tuple[str, ...], tests: tuple[str, ...], jobs: int | None) -
     survivors = [mutant for mutant in found if mutant.status in SURVIVED]
     by_function = tests_by_function()
     for mutant in survivors:
-        ran = by_function.get(mutant.function, [])
-        click.echo(f"\n{mutant.name}: {mutant.status}, {len(ran)} tests ran")
+        tests_run = by_function.get(mutant.function, [])
+        click.echo(f"\n{mutant.name}: {mutant.status}, {len(tests_run)} tests ran")
         for line in difference(mutant):
             click.echo(f"    {line}")
-        for name in ran[:NAMED]:
+        for name in sorted(tests_run)[:NAMED]:
             click.echo(f"    ran {name}")
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     click.echo(f"\n{len(found)} changes: {told}; tests: {' '.join(chosen)}; more: cd {FOLDER} and mutmut browse")
