@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -120,24 +119,22 @@ def test_what_a_worker_had_is_given_back(shared: tuple[RunSetup, ServerSharedMem
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no sockets that keep the bounds of packets")
-def test_a_worker_has_the_shortcut_that_it_asked_for_unless_it_was_forgotten() -> None:
-    # A path that is short enough for sockets.
-    with TemporaryDirectory() as folder:
-        opening, sharing = share(opened(), Path(folder))
-        first, second = (attach(Path(folder), opening.info.welcome(rank), SIZE).shortcut for rank in (0, 1))
-        assert first is not None
-        assert second is not None
-        sharing.forget(1)
-        assert sharing.take_shortcut(1) is None
-        with pytest.raises(PeerGone):
-            second.receive()
-        mine = sharing.take_shortcut(0)
-        assert mine is not None
-        mine.send(b"a lease")
-        assert first.receive() == b"a lease"
-        sharing.close()
-        for end in (first, second, mine):
-            end.close()
+def test_a_worker_has_the_shortcut_that_it_asked_for_unless_it_was_forgotten(short_root: Path) -> None:
+    opening, sharing = share(opened(), short_root)
+    first, second = (attach(short_root, opening.info.welcome(rank), SIZE).shortcut for rank in (0, 1))
+    assert first is not None
+    assert second is not None
+    sharing.forget(1)
+    assert sharing.take_shortcut(1) is None
+    with pytest.raises(PeerGone):
+        second.receive()
+    mine = sharing.take_shortcut(0)
+    assert mine is not None
+    mine.send(b"a lease")
+    assert first.receive() == b"a lease"
+    sharing.close()
+    for end in (first, second, mine):
+        end.close()
 
 
 def test_nothing_is_left_at_the_end_and_the_weights_can_still_be_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Who acts next is drawn from the seed. A worker can be killed, hang, or be heard 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -188,10 +189,17 @@ class ShardProcess:
             self.server.port.close()
             self.server.upstream.close()
 
+    def close(self) -> None:
+        """Give back what the system would take from a process that has ended: connections, and shared memory."""
+        self.server.close()
+
 
 @dataclass
 class Simulation:
-    """One run: a server, its workers, the network between them."""
+    """One run: a server, its workers, the network between them.
+
+    One that offers memory, or keeps a run folder, has to be closed: it is the subject of a `with`.
+    """
 
     job: Job
     seed: int = 0
@@ -239,6 +247,23 @@ class Simulation:
         )
         for _ in range(self.admission.servers - 1):
             self.add_shard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes, and remove the memory that was offered."""
+        for worker in self.workers:
+            worker.die()
+        for shard in self.shards:
+            shard.close()
+        self.server.port.close()
+        self.recorder.close()
+        if self.sharing is not None:
+            self.sharing.close()
 
     def add_shard(self, *, numerics: Fingerprint | None = None) -> ShardProcess:
         """Start a shard."""

@@ -44,11 +44,11 @@ def simulation_of(servers: int, root: Path | None, seed: int = 1, wire: str = "f
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("servers", [1, 2])
-def test_an_audited_run_comes_to_the_same_bits(tmp_path: Path, servers: int, shares: bool, wire: str) -> None:
-    simulation = simulation_of(servers, tmp_path if shares else None, wire=wire)
-    for _ in range(3):
-        simulation.add_worker(doubles=not shares)
-    assert simulation.finish() == unaudited(wire)
+def test_an_audited_run_comes_to_the_same_bits(short_root: Path, servers: int, shares: bool, wire: str) -> None:
+    with simulation_of(servers, short_root if shares else None, wire=wire) as simulation:
+        for _ in range(3):
+            simulation.add_worker(doubles=not shares)
+        assert simulation.finish() == unaudited(wire)
     assert simulation.recorder.result is not None
     steps = simulation.opening.info.plan.total_steps
     assert simulation.recorder.result.audited == steps * WIRES[wire].micro_batches
@@ -58,13 +58,13 @@ def test_an_audited_run_comes_to_the_same_bits(tmp_path: Path, servers: int, sha
 @pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("servers", [1, 2])
 def test_a_worker_that_computes_wrongly_is_named_before_its_step_is_applied(
-    tmp_path: Path, servers: int, shares: bool
+    short_root: Path, servers: int, shares: bool
 ) -> None:
-    simulation = simulation_of(servers, tmp_path if shares else None)
-    simulation.add_worker()
-    simulation.add_worker(load=faulty)
-    simulation.add_worker()
-    simulation.run()
+    with simulation_of(servers, short_root if shares else None) as simulation:
+        simulation.add_worker()
+        simulation.add_worker(load=faulty)
+        simulation.add_worker()
+        simulation.run()
     ended = simulation.server.ended
     assert ended is not None
     assert ended.kind is FailureKind.AUDIT, ended

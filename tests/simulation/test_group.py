@@ -226,18 +226,15 @@ def lines_of(folder: Path) -> list[tuple[int, ...] | tuple[int, str]]:
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
-def test_the_ledger_and_the_weights_are_those_of_one_server(tmp_path: Path, is_shared: bool) -> None:
+def test_the_ledger_and_the_weights_are_those_of_one_server(tmp_path: Path, short_root: Path, is_shared: bool) -> None:
     folders = [tmp_path / "one", tmp_path / "three"]
     for folder, servers in zip(folders, (1, 3), strict=True):
         folder.mkdir()
         admission = AdmissionPolicy(servers=servers)
-        root = tmp_path if is_shared else None
-        simulation = Simulation(SHARDED["plain"], 1, admission, folder=RunFolder(folder), root=root)
-        simulation.add_worker()
-        simulation.finish()
-        simulation.recorder.close()
-        if simulation.sharing is not None:
-            simulation.sharing.close()
+        root = short_root if is_shared else None
+        with Simulation(SHARDED["plain"], 1, admission, folder=RunFolder(folder), root=root) as simulation:
+            simulation.add_worker()
+            simulation.finish()
     one, three = folders
     assert len(lines_of(one)) > 3
     assert lines_of(one) == lines_of(three)
@@ -245,14 +242,14 @@ def test_the_ledger_and_the_weights_are_those_of_one_server(tmp_path: Path, is_s
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
-def test_what_an_interrupted_run_keeps_is_whole(tmp_path: Path, is_shared: bool) -> None:
+def test_what_an_interrupted_run_keeps_is_whole(tmp_path: Path, short_root: Path, is_shared: bool) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    root = tmp_path if is_shared else None
-    simulation = Simulation(SHARDED["plain"], 1, AdmissionPolicy(servers=3), folder=RunFolder(folder), root=root)
-    simulation.add_worker()
-    simulation.run_to(2)
-    simulation.server.interrupt()
+    root, admission = short_root if is_shared else None, AdmissionPolicy(servers=3)
+    with Simulation(SHARDED["plain"], 1, admission, folder=RunFolder(folder), root=root) as simulation:
+        simulation.add_worker()
+        simulation.run_to(2)
+        simulation.server.interrupt()
     arrays, metadata = read(folder / WEIGHTS)
     # Where memory is shared it is at hand; otherwise the shards, which cannot act meanwhile, do not bring it in time.
     steps = 2 if is_shared else 0
@@ -264,5 +261,3 @@ def test_what_an_interrupted_run_keeps_is_whole(tmp_path: Path, is_shared: bool)
     assert {name: array.tobytes() for name, array in arrays.items()} == {
         name: array.tobytes() for name, array in whole.items()
     }
-    if simulation.sharing is not None:
-        simulation.sharing.close()

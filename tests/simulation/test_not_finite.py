@@ -56,18 +56,17 @@ def test_who_sends_no_numbers_is_refused_by_name_and_the_run_has_its_bits(name: 
 
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("place", [0, -1])
-def test_in_shared_memory_it_ends_the_run_at_the_next_loss(place: int, servers: int, tmp_path: Path) -> None:
-    simulation = Simulation(JOBS["mlp"], admission=AdmissionPolicy(min_workers=2, servers=servers), root=tmp_path)
-    simulation.add_worker()
-    simulation.add_worker(spoils=Spoils(1, place))
-    with np.errstate(all="ignore"):
-        simulation.run()
+def test_in_shared_memory_it_ends_the_run_at_the_next_loss(place: int, servers: int, short_root: Path) -> None:
+    admission = AdmissionPolicy(min_workers=2, servers=servers)
+    with Simulation(JOBS["mlp"], admission=admission, root=short_root) as simulation:
+        simulation.add_worker()
+        simulation.add_worker(spoils=Spoils(1, place))
+        with np.errstate(all="ignore"):
+            simulation.run()
     ended = simulation.server.ended
     assert isinstance(ended, Finish)
     assert ended.kind is FailureKind.DIVERGED
     assert re.match(r"the loss of step 2, micro-batch \d, is not finite; first seen in layer \d", ended.failure)
-    if simulation.sharing is not None:
-        simulation.sharing.close()
 
 
 @pytest.mark.parametrize("place", [0, -1])

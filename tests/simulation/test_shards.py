@@ -74,12 +74,8 @@ def simulated(
 ) -> Iterator[Simulation]:
     """A run with so many servers; `root` is where memory is shared."""
     admission = AdmissionPolicy(min_workers=workers, servers=servers, lease_timeout_s=timeout_s)
-    simulation = Simulation(SHARDED[name], seed, admission, root=root, shards_share=shards_share)
-    try:
+    with Simulation(SHARDED[name], seed, admission, root=root, shards_share=shards_share) as simulation:
         yield simulation
-    finally:
-        if simulation.sharing is not None:
-            simulation.sharing.close()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -112,9 +108,9 @@ def test_the_statistics_lie_across_slices() -> None:
 @pytest.mark.parametrize("servers", [2, 3])
 @pytest.mark.parametrize("name", ["clipped", "statistics", "rounded"])
 def test_workers_and_shards_that_share_memory_give_the_same_bits(
-    tmp_path: Path, name: str, servers: int, workers: int
+    short_root: Path, name: str, servers: int, workers: int
 ) -> None:
-    with simulated(name, servers, seed=servers, workers=workers, root=tmp_path) as simulation:
+    with simulated(name, servers, seed=servers, workers=workers, root=short_root) as simulation:
         for number in range(workers):
             simulation.add_worker(doubles=number == 1)
         assert simulation.finish() == alone(name).weights_sha256
@@ -123,16 +119,16 @@ def test_workers_and_shards_that_share_memory_give_the_same_bits(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_some_that_share_and_some_that_do_not_give_the_same_bits(tmp_path: Path, seed: int) -> None:
-    with simulated("clipped", 3, seed=seed, workers=3, root=tmp_path) as simulation:
+def test_some_that_share_and_some_that_do_not_give_the_same_bits(short_root: Path, seed: int) -> None:
+    with simulated("clipped", 3, seed=seed, workers=3, root=short_root) as simulation:
         for number in range(3):
             simulation.add_worker(shares=number % 2 == seed % 2, doubles=number == 0)
         assert simulation.finish() == alone("clipped").weights_sha256
 
 
-def test_a_shard_without_the_memory_lets_all_go_over_sockets(tmp_path: Path) -> None:
-    with simulated("clipped", 2, workers=2, root=tmp_path, shards_share=False) as simulation:
-        simulation.shards[0].server.root = tmp_path / "elsewhere"
+def test_a_shard_without_the_memory_lets_all_go_over_sockets(short_root: Path) -> None:
+    with simulated("clipped", 2, workers=2, root=short_root, shards_share=False) as simulation:
+        simulation.shards[0].server.root = short_root / "elsewhere"
         simulation.add_worker()
         simulation.add_worker()
         assert simulation.finish() == alone("clipped").weights_sha256
@@ -205,9 +201,9 @@ def test_whatever_happens_to_workers_changes_nothing(seed: int, story: list[tupl
 @settings(derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 40), ACTIONS, st.integers(1, 16)), max_size=10))
 def test_whatever_happens_to_workers_that_share_changes_nothing(
-    tmp_path: Path, seed: int, story: list[tuple[int, str, int]]
+    short_root: Path, seed: int, story: list[tuple[int, str, int]]
 ) -> None:
-    with simulated("small", 2, seed=seed, timeout_s=TIMEOUT_S, root=tmp_path) as simulation:
+    with simulated("small", 2, seed=seed, timeout_s=TIMEOUT_S, root=short_root) as simulation:
         play(simulation, story)
         assert simulation.finish() == alone("small").weights_sha256
 

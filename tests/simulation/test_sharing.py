@@ -1,5 +1,6 @@
 """The promise where workers share the server's memory: all of them, or some, and whoever is late tears nothing."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from ps.coordinator.coordinator import Coordinator
 from ps.run.info import RunInfo
 from ps.setup import AdmissionPolicy
 from ps.shard.shard import Shard
+from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.ps.careless import CarelessCoordinator
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
@@ -33,11 +35,8 @@ def simulated(
     """A run that offers memory; at its end nothing is left of that."""
     admission = AdmissionPolicy(min_workers=workers)
     simulation = Simulation(JOBS[name], seed, admission, root=root, coordinator_of=coordinator_of, shard_of=shard_of)
-    try:
+    with simulation:
         yield simulation
-    finally:
-        assert simulation.sharing is not None
-        simulation.sharing.close()
     assert list(root.iterdir()) == []
 
 
@@ -49,9 +48,9 @@ def transport(simulation: Simulation) -> str:
 @pytest.mark.parametrize("name", JOBS)
 @pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
 def test_any_number_of_workers_that_share_gives_the_bits_of_one_process(
-    tmp_path: Path, name: str, workers: int
+    short_root: Path, name: str, workers: int
 ) -> None:
-    with simulated(tmp_path, name, workers, workers=workers) as simulation:
+    with simulated(short_root, name, workers, workers=workers) as simulation:
         for _ in range(workers):
             simulation.add_worker()
         assert simulation.finish() == alone(name).weights_sha256
@@ -60,8 +59,8 @@ def test_any_number_of_workers_that_share_gives_the_bits_of_one_process(
 
 @pytest.mark.parametrize("name", JOBS)
 @pytest.mark.parametrize("seed", range(3))
-def test_some_that_share_and_some_that_do_not_give_the_same_bits(tmp_path: Path, name: str, seed: int) -> None:
-    with simulated(tmp_path, name, seed, workers=3) as simulation:
+def test_some_that_share_and_some_that_do_not_give_the_same_bits(short_root: Path, name: str, seed: int) -> None:
+    with simulated(short_root, name, seed, workers=3) as simulation:
         for number in range(3):
             simulation.add_worker(shares=number % 2 == seed % 2, doubles=number == 1)
         assert simulation.finish() == alone(name).weights_sha256
@@ -70,8 +69,8 @@ def test_some_that_share_and_some_that_do_not_give_the_same_bits(tmp_path: Path,
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("name", ["linear", "noisy", "short"])
-def test_any_order_of_arrival_gives_the_same_bits(tmp_path: Path, name: str, seed: int) -> None:
-    with simulated(tmp_path, name, 100 + seed, workers=3) as simulation:
+def test_any_order_of_arrival_gives_the_same_bits(short_root: Path, name: str, seed: int) -> None:
+    with simulated(short_root, name, 100 + seed, workers=3) as simulation:
         for _ in range(3):
             simulation.add_worker(doubles=True)
         assert simulation.finish() == alone(name).weights_sha256
@@ -80,9 +79,9 @@ def test_any_order_of_arrival_gives_the_same_bits(tmp_path: Path, name: str, see
 @settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 60), ACTIONS, st.integers(0, 9)), max_size=12))
 def test_whatever_happens_to_workers_changes_nothing(
-    tmp_path: Path, seed: int, story: list[tuple[int, str, int]]
+    short_root: Path, seed: int, story: list[tuple[int, str, int]]
 ) -> None:
-    with simulated(tmp_path, "short", seed) as simulation:
+    with simulated(short_root, "short", seed) as simulation:
         simulation.add_worker()
         for turns, action, number in story:
             for _ in range(turns):
@@ -115,13 +114,13 @@ def late(simulation: Simulation) -> str:
     return simulation.finish()
 
 
-def test_a_late_worker_that_writes_into_a_slot_again_tears_nothing(tmp_path: Path) -> None:
-    with simulated(tmp_path, workers=2) as simulation:
+def test_a_late_worker_that_writes_into_a_slot_again_tears_nothing(short_root: Path) -> None:
+    with simulated(short_root, workers=2) as simulation:
         assert late(simulation) == alone("linear").weights_sha256
 
 
-def test_reading_the_slot_of_a_lease_that_has_ended_is_found(tmp_path: Path) -> None:
-    with simulated(tmp_path, workers=2, coordinator_of=CarelessCoordinator) as simulation:
+def test_reading_the_slot_of_a_lease_that_has_ended_is_found(short_root: Path) -> None:
+    with simulated(short_root, workers=2, coordinator_of=CarelessCoordinator) as simulation:
         assert late(simulation) != alone("linear").weights_sha256
 
 
@@ -136,15 +135,15 @@ def forgetful(shard: Shard) -> Shard:
     return Forgetful(shard.slots, shard.policy, shard.micro_batches)
 
 
-def test_leaving_sums_where_others_will_be_written_is_found(tmp_path: Path) -> None:
-    with simulated(tmp_path, "lenet", workers=2, shard_of=forgetful) as simulation:
+def test_leaving_sums_where_others_will_be_written_is_found(short_root: Path) -> None:
+    with simulated(short_root, "lenet", workers=2, shard_of=forgetful) as simulation:
         for _ in range(2):
             simulation.add_worker()
         assert simulation.finish() != alone("lenet").weights_sha256
 
 
-def test_a_worker_that_wakes_when_its_weights_are_overwritten_changes_nothing(tmp_path: Path) -> None:
-    with simulated(tmp_path, workers=2) as simulation:
+def test_a_worker_that_wakes_when_its_weights_are_overwritten_changes_nothing(short_root: Path) -> None:
+    with simulated(short_root, workers=2) as simulation:
         sleeper = simulation.add_worker()
         simulation.add_worker()
         simulation.run(until=lambda: len(sleeper.runner.state.leases) > 0)
@@ -155,23 +154,45 @@ def test_a_worker_that_wakes_when_its_weights_are_overwritten_changes_nothing(tm
         assert simulation.finish() == alone("linear").weights_sha256
 
 
-def test_the_memory_of_a_worker_that_is_gone_is_given_back(tmp_path: Path) -> None:
-    with simulated(tmp_path, workers=2) as simulation:
+#: Part of a path that leaves no room for the name of a socket in that folder.
+LONG = "x" * 120
+
+
+@pytest.mark.parametrize("part", ["", LONG], ids=["socket", "no socket"])
+def test_the_memory_of_a_worker_that_is_gone_is_given_back(short_root: Path, part: str) -> None:
+    root = short_root / part
+    root.mkdir(exist_ok=True)
+    with simulated(root, workers=2) as simulation:
         first, second = simulation.add_worker(), simulation.add_worker()
         simulation.run_to(1)
         assert simulation.sharing is not None
         folder = simulation.sharing.folder.path
-        assert sorted(path.name for path in folder.iterdir()) == ["sums-0", "sums-1", "weights"]
+        has_socket = part == "" and sys.platform == "linux"
+        kept = ["callers", "weights"] if has_socket else ["weights"]
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*kept, "sums-0", "sums-1"])
         first.die()
         simulation.run(until=lambda: any("left" in text for text in simulation.said))
         (left,) = simulation.server.coordinator.membership.members.values()
-        assert sorted(path.name for path in folder.iterdir()) == [f"sums-{left.rank}", "weights"]
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*kept, f"sums-{left.rank}"])
         assert simulation.finish() == alone("linear").weights_sha256
         second.die()
 
 
-def test_where_memory_is_needed_one_that_does_not_share_is_sent_away(tmp_path: Path) -> None:
-    with simulated(tmp_path) as simulation:
+@LINUX_ONLY
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_simulation_that_is_over_leaves_nothing_open(short_root: Path, is_killed: bool) -> None:
+    with nothing_left_open(), simulated(short_root, workers=2) as simulation:
+        for _ in range(2):
+            simulation.add_worker()
+        simulation.run_to(1)
+        if is_killed:
+            simulation.workers[0].die()
+        simulation.finish()
+        del simulation
+
+
+def test_where_memory_is_needed_one_that_does_not_share_is_sent_away(short_root: Path) -> None:
+    with simulated(short_root) as simulation:
         coordinator = simulation.server.coordinator
         coordinator.info = replace(coordinator.info, needs_memory=True)
         odd = simulation.add_worker(shares=False)
@@ -182,10 +203,10 @@ def test_where_memory_is_needed_one_that_does_not_share_is_sent_away(tmp_path: P
         assert simulation.finish() == alone("linear").weights_sha256
 
 
-def test_why_a_worker_does_not_share_is_in_the_result(tmp_path: Path) -> None:
-    with simulated(tmp_path) as simulation:
+def test_why_a_worker_does_not_share_is_in_the_result(short_root: Path) -> None:
+    with simulated(short_root) as simulation:
         elsewhere = simulation.add_worker()
-        elsewhere.runner.root = tmp_path / "elsewhere"
+        elsewhere.runner.root = short_root / "elsewhere"
         assert simulation.finish() == alone("linear").weights_sha256
         result = simulation.recorder.result
         assert result is not None

@@ -5,7 +5,6 @@ The loop rounds by definitions of its own, in the plainest way; planted mistakes
 
 import math
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -144,15 +143,13 @@ def test_any_number_of_servers_gives_the_bits_of_one_process(name: str, servers:
 @pytest.mark.parametrize("name", JOBS)
 @pytest.mark.parametrize(("servers", "shards_share"), [(1, True), (3, True), (3, False)])
 def test_memory_that_is_shared_holds_what_would_have_travelled(
-    name: str, servers: int, shards_share: bool, tmp_path: Path
+    name: str, servers: int, shards_share: bool, short_root: Path
 ) -> None:
     # One vector is too short to be cut.
     admission = AdmissionPolicy(min_workers=2, servers=1 if name == "noisy" else servers)
-    simulation = Simulation(JOBS[name], 4, admission, root=tmp_path, shards_share=shards_share)
-    simulation.add_worker()
-    simulation.add_worker(shares=False)
-    assert simulation.sharing is not None
-    with closing(simulation.sharing):
+    with Simulation(JOBS[name], 4, admission, root=short_root, shards_share=shards_share) as simulation:
+        simulation.add_worker()
+        simulation.add_worker(shares=False)
         assert simulation.finish() == alone_named(name)
 
 
@@ -289,12 +286,10 @@ class ServesTheWeightsThemselves(Shard):
         self.refresh_served()
 
 
-def test_weights_that_are_rounded_for_some_workers_alone_are_noticed(tmp_path: Path) -> None:
+def test_weights_that_are_rounded_for_some_workers_alone_are_noticed(short_root: Path) -> None:
     def careless(shard: Shard) -> Shard:
         return ServesTheWeightsThemselves(shard.slots, shard.policy, shard.micro_batches, rounded=shard.rounded)
 
-    simulation = Simulation(JOBS["both"], 1, root=tmp_path, shard_of=careless)
-    assert simulation.sharing is not None
-    simulation.add_worker()
-    with closing(simulation.sharing):
+    with Simulation(JOBS["both"], 1, root=short_root, shard_of=careless) as simulation:
+        simulation.add_worker()
         assert simulation.finish() != alone_named("both")

@@ -103,21 +103,19 @@ def test_sums_of_a_wrong_length_cost_the_worker_its_place_and_the_run_goes_on() 
     ("is_offered", "fault"),
     [(True, "sums that are not there"), (True, "is not that of the shared memory"), (False, "it was not offered")],
 )
-def test_who_says_to_share_memory_and_does_not_loses_its_place(tmp_path: Path, is_offered: bool, fault: str) -> None:
-    simulation = Simulation(job_of(), root=tmp_path if is_offered else None)
-    nonce = "0" * 32
-    if simulation.sharing is not None and "sums" in fault:
-        nonce = simulation.sharing.folder.nonce.hex()
-    odd = simulation.network.client()
-    odd.send(encode(JOIN))
-    odd.send(encode(Ready(nonce=nonce)))
-    simulation.run_until_quiet()
-    (refused,) = [message for message in heard(odd) if isinstance(message, Refused)]
-    assert fault in refused.reason
-    simulation.add_worker()
-    assert simulation.finish() == digest_of(job_of())
-    if simulation.sharing is not None:
-        simulation.sharing.close()
+def test_who_says_to_share_memory_and_does_not_loses_its_place(short_root: Path, is_offered: bool, fault: str) -> None:
+    with Simulation(job_of(), root=short_root if is_offered else None) as simulation:
+        nonce = "0" * 32
+        if simulation.sharing is not None and "sums" in fault:
+            nonce = simulation.sharing.folder.nonce.hex()
+        odd = simulation.network.client()
+        odd.send(encode(JOIN))
+        odd.send(encode(Ready(nonce=nonce)))
+        simulation.run_until_quiet()
+        (refused,) = [message for message in heard(odd) if isinstance(message, Refused)]
+        assert fault in refused.reason
+        simulation.add_worker()
+        assert simulation.finish() == digest_of(job_of())
 
 
 def digest_of(job: Job) -> str:

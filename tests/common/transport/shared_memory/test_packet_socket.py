@@ -15,17 +15,17 @@ pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no s
 
 
 @pytest.fixture
-def callers(tmp_path: Path) -> Iterator[Callers]:
-    callers = Callers.at(tmp_path / "callers")
+def callers(short_root: Path) -> Iterator[Callers]:
+    callers = Callers.at(short_root / "callers")
     assert callers is not None
     yield callers
     callers.close()
 
 
 @pytest.fixture
-def ends(callers: Callers, tmp_path: Path) -> Iterator[tuple[PacketSocket, PacketSocket]]:
+def ends(callers: Callers, short_root: Path) -> Iterator[tuple[PacketSocket, PacketSocket]]:
     """Who has called, and who has answered."""
-    caller = call(tmp_path / "callers", "sums-0")
+    caller = call(short_root / "callers", "sums-0")
     answered = callers.answer("sums-0")
     assert caller is not None
     assert answered is not None
@@ -102,8 +102,8 @@ def test_who_does_not_read_is_slow_until_it_does(ends: tuple[PacketSocket, Packe
     assert answered.receive() == b"on"
 
 
-def test_callers_are_told_apart_by_name_and_the_later_of_two_counts(callers: Callers, tmp_path: Path) -> None:
-    path = tmp_path / "callers"
+def test_callers_are_told_apart_by_name_and_the_later_of_two_counts(callers: Callers, short_root: Path) -> None:
+    path = short_root / "callers"
     assert callers.answer("sums-1") is None
     before, one, two = (call(path, name) for name in ("sums-1", "sums-1", "sums-2"))
     assert before is not None
@@ -122,9 +122,9 @@ def test_callers_are_told_apart_by_name_and_the_later_of_two_counts(callers: Cal
         end.close()
 
 
-def test_who_calls_and_is_slow_to_say_his_name_is_waited_for(callers: Callers, tmp_path: Path) -> None:
+def test_who_calls_and_is_slow_to_say_his_name_is_waited_for(callers: Callers, short_root: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as slow:
-        slow.connect(str(tmp_path / "callers"))
+        slow.connect(str(short_root / "callers"))
         assert callers.answer("sums-1") is None
         slow.send(b"sums-1")
         answered = callers.answer("sums-1")
@@ -134,8 +134,8 @@ def test_who_calls_and_is_slow_to_say_his_name_is_waited_for(callers: Callers, t
         answered.close()
 
 
-def test_of_those_who_are_never_answered_the_last_are_kept(callers: Callers, tmp_path: Path) -> None:
-    path, made = tmp_path / "callers", list[PacketSocket | None]()
+def test_of_those_who_are_never_answered_the_last_are_kept(callers: Callers, short_root: Path) -> None:
+    path, made = short_root / "callers", list[PacketSocket | None]()
     for number in range(BACKLOG + 1):
         made.append(call(path, str(number)))
         assert callers.answer("nobody") is None
@@ -147,14 +147,14 @@ def test_of_those_who_are_never_answered_the_last_are_kept(callers: Callers, tmp
             end.close()
 
 
-def test_the_file_is_open_to_this_user_only(callers: Callers, tmp_path: Path) -> None:
-    assert stat.S_IMODE((tmp_path / "callers").stat().st_mode) == 0o600
+def test_the_file_is_open_to_this_user_only(callers: Callers, short_root: Path) -> None:
+    assert stat.S_IMODE((short_root / "callers").stat().st_mode) == 0o600
 
 
-def test_there_is_none_where_nobody_listens_or_the_path_is_too_long(tmp_path: Path) -> None:
-    assert call(tmp_path / "callers", "sums-0") is None
-    assert Callers.at(tmp_path / ("long" * 40)) is None
-    assert call(tmp_path / ("long" * 40), "sums-0") is None
+def test_there_is_none_where_nobody_listens_or_the_path_is_too_long(short_root: Path) -> None:
+    assert call(short_root / "callers", "sums-0") is None
+    assert Callers.at(short_root / ("long" * 40)) is None
+    assert call(short_root / ("long" * 40), "sums-0") is None
 
 
 @pytest.mark.parametrize(
