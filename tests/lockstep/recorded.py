@@ -39,13 +39,14 @@ def job_in(folder: Path, **values: Any) -> Job:
 
 @dataclass
 class LyingShard(Shard):
-    """Flips one bit of one weight after the update of step 4."""
+    """Flips one bit of one weight after the update of one step."""
 
     bit: int = 0
+    step: int = 4
 
     def update(self, step: int, count: int, scale: float | None = None) -> float:
         rate = super().update(step, count, scale)
-        if step == 4:
+        if step == self.step:
             flip(self.weights, 100, self.bit)
         return rate
 
@@ -55,12 +56,12 @@ def flip(weights: Vector, index: int, bit: int) -> None:
     weights.view(np.uint32)[index] ^= np.uint32(1 << bit)
 
 
-def lying(bit: int) -> Callable[[RunSetup], RunSetup]:
+def lying(bit: int, step: int = 4) -> Callable[[RunSetup], RunSetup]:
     """Return what gives an opening a shard that flips that bit."""
 
     def lie(opening: RunSetup) -> RunSetup:
         shard = opening.shard
-        return replace(opening, shard=LyingShard(shard.slots, shard.policy, shard.micro_batches, bit=bit))
+        return replace(opening, shard=LyingShard(shard.slots, shard.policy, shard.micro_batches, bit=bit, step=step))
 
     return lie
 
