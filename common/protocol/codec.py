@@ -23,7 +23,8 @@ Buffer = bytes | bytearray | memoryview
 #: Longest header in bytes: a status with some thousand workers fits.
 HEADER_LIMIT = 2**20
 
-#: Most elements of one list or map in a header. 16 KiB of msgpack may claim 67 MiB of them otherwise.
+#: Most elements of one list or map in a header. Each takes a byte at least, so that a short header may claim fewer:
+#: room is made for what a list claims, and again for each list within it, of which msgpack allows some three hundred.
 ITEMS_LIMIT = 2**15
 
 #: Most arrays behind a header.
@@ -75,6 +76,7 @@ def decode_header(frame: Buffer, expected: Any) -> Message:
     size = memoryview(frame).nbytes
     if size > HEADER_LIMIT:
         raise RemoteProtocolError(f"a header of {size} bytes: expected at most {HEADER_LIMIT}")
+    items = min(size, ITEMS_LIMIT)
     try:
         fields = msgpack.unpackb(
             frame,
@@ -83,8 +85,8 @@ def decode_header(frame: Buffer, expected: Any) -> Message:
             max_str_len=HEADER_LIMIT,
             max_bin_len=0,
             max_ext_len=0,
-            max_array_len=ITEMS_LIMIT,
-            max_map_len=ITEMS_LIMIT,
+            max_array_len=items,
+            max_map_len=items,
         )
         message: Message = msgspec.convert(fields, _kinds(expected).get(_kind(fields), expected))
     except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:

@@ -1,15 +1,20 @@
 """The codec gives back what it was given, and answers anything else with the project's typed error."""
 
+import tracemalloc
+from collections.abc import Callable
+from typing import Any, Literal
+
 import msgpack
 import msgspec
 import numpy as np
 import pytest
+import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import FailureKind, ProtocolError, RefusalKind, RemoteProtocolError
 from common.job.job import Job
-from common.protocol.codec import HEADER_LIMIT, decode, encode
+from common.protocol.codec import HEADER_LIMIT, ITEMS_LIMIT, decode, encode
 from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
     CallbackDecision,
@@ -63,6 +68,7 @@ from common.protocol.shard_messages import (
 )
 
 DIGEST = "0123456789abcdef" * 4
+ONES = np.ones(2, np.float32)
 EXAMPLES: list[Message] = [
     Join(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint()),
     Ready(),
@@ -191,16 +197,125 @@ def header(**fields: object) -> bytes:
         [header(type="weights", step=0, start=0), b"1234", b"1234"],
         [header(type="sums_frame", step=0, lo=0, hi=1, start=0)],
         [header(type="sums_frame", step=0, lo=0, hi=1, start=-1), b"1234"],
-        [b"\x00" * (HEADER_LIMIT + 1)],
         [b"\x91" * 16384 + b"\xc0"],  # sixteen thousand nested lists
-        [b"\xdd\x00\xff\xff\xff" + b"\xc0" * 100],  # a list that claims sixteen million elements
-        [(b"\xdc\xff\xff" * 4000)[:16384]],  # lists of 65,535 within one another: the allocation bomb
+        [header(type=["weights"], step=0, start=0), b"1234"],
+        [header(type={}, step=0, start=0), b"1234"],
+        [header(type="weights", step=0, start=0), b"123456"],
     ],
     ids=range(17),
 )
 def test_nonsense_is_refused(frames: list[bytes]) -> None:
     with pytest.raises(RemoteProtocolError):
         decode(frames, WorkerMessage | ServerMessage)
+
+
+def welcome(*arguments: object, **values: object) -> bytes:
+    """Return the header of a welcome whose model has these arguments and these values: all the room there is."""
+    whole = msgspec.to_builtins(Welcome(rank=0, run="r", job=Job(), layout=DIGEST, dataset=DIGEST, source=""))
+    whole["job"]["model"] = {"class": "Linear", "args": arguments, **values}
+    return header(**whole)
+
+
+def model_in(frame: bytes) -> dict[str, Any]:
+    message, _ = decode([frame], ServerMessage)
+    assert isinstance(message, Welcome)
+    assert isinstance(message.job.model, dict)
+    return message.job.model
+
+
+def test_a_header_is_as_long_as_the_limit_at_most() -> None:
+    room = HEADER_LIMIT - len(welcome("x" * 2**16)) + 2**16
+    assert len(frame := welcome("x" * room)) == HEADER_LIMIT
+    assert model_in(frame)["args"] == ["x" * room]
+    with pytest.raises(RemoteProtocolError, match="a header of 1048577 bytes: expected at most 1048576"):
+        decode([welcome("x" * (room + 1))], ServerMessage)
+
+
+def test_we_send_no_longer_header_than_a_peer_takes() -> None:
+    job = Job(model={"class": "Linear", "args": ["x" * HEADER_LIMIT]})
+    message = Welcome(rank=0, run="r", job=job, layout=DIGEST, dataset=DIGEST, source="")
+    with pytest.raises(ProtocolError, match=r"the header of a Welcome has \d{7} bytes, over 1048576"):
+        encode(message)
+
+
+def test_a_list_has_as_many_elements_as_the_limit_at_most() -> None:
+    assert model_in(welcome(*range(ITEMS_LIMIT)))["args"] == list(range(ITEMS_LIMIT))
+    with pytest.raises(RemoteProtocolError, match="32769 exceeds max_array_len"):
+        decode([welcome(*range(ITEMS_LIMIT + 1))], ServerMessage)
+
+
+def test_a_map_has_as_many_keys_as_the_limit_at_most() -> None:
+    keys = {f"{number:x}": 0 for number in range(ITEMS_LIMIT - 1)}
+    assert len(model_in(welcome(more={**keys, "x": 0}))["more"]) == ITEMS_LIMIT
+    with pytest.raises(RemoteProtocolError, match="32769 exceeds max_map_len"):
+        decode([welcome(more={**keys, "x": 0, "y": 0})], ServerMessage)
+
+
+@pytest.mark.parametrize("value", [b"x", msgpack.ExtType(1, b"x"), msgpack.Timestamp(1)])
+def test_a_header_holds_neither_bytes_nor_types_of_its_own(value: object) -> None:
+    with pytest.raises(RemoteProtocolError, match=r"exceeds max_(bin|ext)_len\(0\)"):
+        decode([welcome(value)], ServerMessage)
+
+
+@pytest.mark.parametrize("count", [100, 300, 5000])
+@pytest.mark.parametrize("claimed", [2**15 - 1, 2**16 - 1])
+def test_lists_within_lists_take_no_more_room_than_their_header_may_have(count: int, claimed: int) -> None:
+    """The allocation bomb: each list claims many elements, of which its first is the next list."""
+    frame = (b"\xdc" + claimed.to_bytes(2, "big")) * count
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError):
+            decode([frame], WorkerMessage)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("wrap", [bytearray, lambda data: memoryview(bytearray(data)), zmq.Frame, bytes])
+def test_arrays_are_read_only_whatever_they_arrive_in(wrap: Callable[[bytes], bytearray]) -> None:
+    _, (array,) = decode([wrap(bytes(frame)) for frame in encode(Weights(step=0, start=0), [ONES])], ServerMessage)
+    assert array.tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 2.0
+
+
+@pytest.mark.parametrize(
+    ("frames", "text"),
+    [
+        ([], "a message of 0 frames: expected 1 to 2"),
+        ([header(type="weights", step=0, start=0), b"1234", b"1234"], "a message of 3 frames: expected 1 to 2"),
+        ([header(type="weights", step=0, start=0)], "a Weights with 0 arrays: expected 1$"),
+        ([header(type="ping"), b"1234"], "a Ping with 1 arrays: expected 0$"),
+        ([header(type="weights", step=0, start=0), b"12345"], "an array of 5 bytes: expected a multiple of 4"),
+    ],
+)
+def test_the_number_of_frames_and_their_sizes_are_told(frames: list[bytes], text: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=text):
+        decode(frames, ServerMessage)
+
+
+@pytest.mark.parametrize("work", ["audit", "validate", "evaluate"])
+def test_only_a_result_of_training_carries_sums(work: Literal["audit", "validate", "evaluate"]) -> None:
+    result = Result(work=work, step=3, lo=0, hi=2, loss_sum=1.0, correct=3, count=4, compute_s=0.1)
+    frames = encode(result)
+    assert decode(frames, WorkerMessage) == (result, [])
+    with pytest.raises(ProtocolError, match="a Result carries 0 arrays, not 1"):
+        encode(result, [ONES])
+    with pytest.raises(RemoteProtocolError, match="a Result with 1 arrays: expected 0"):
+        decode([*frames, b"1234"], WorkerMessage)
+
+
+def test_what_a_peer_wrote_is_quoted_in_one_line() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode([header(type="ping", **{"a\n\x1b[2J": 1})], WorkerMessage)
+    assert str(caught.value).isprintable()
+
+
+def test_an_array_in_another_order_of_bytes_or_of_places_is_sent_as_it_is_meant() -> None:
+    for array in (np.array([1.0, 2.0], ">f4"), np.array([1.0, 9.0, 2.0, 9.0], np.float32)[::2]):
+        frames = encode(Weights(step=0, start=0), [array])
+        assert bytes(frames[1]) == np.array([1.0, 2.0], "<f4").tobytes()
 
 
 def test_a_servers_message_is_no_workers() -> None:
