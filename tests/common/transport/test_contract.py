@@ -15,6 +15,7 @@ from common.transport.auth.curve import new_pair
 from common.transport.in_memory import MemoryNetwork
 from common.transport.port import ClientPort, Frames, Limits, PeerGone, PeerSlow, ServerPort
 from common.transport.zeromq.ports import dial, serve
+from tests.leftovers import LINUX_ONLY, nothing_left_open
 
 #: Seconds that no test waits unless it fails.
 PATIENCE_S = 20.0
@@ -330,14 +331,24 @@ def test_a_closing_client_lets_its_last_words_out(net: Net) -> None:
     assert hear(server)[1][0] == b"bye"
 
 
+@LINUX_ONLY
 def test_closing_gives_all_file_descriptors_back(net: Net) -> None:
-    def open_and_close() -> int:
-        server, client, _ = connected(net)
-        server.close()
-        client.close()
-        return len(os.listdir("/dev/fd"))
+    connected(net)
+    net.close()
+    with nothing_left_open():
+        for _ in range(3):
+            server, client, peer = connected(net)
+            server.send(peer, [b"hello"])
+            client.close()
+            server.close()
 
-    assert {open_and_close() for _ in range(4)} == {len(os.listdir("/dev/fd"))}
+
+@LINUX_ONLY
+def test_closing_gives_them_back_if_nobody_was_met(net: Net) -> None:
+    net.server().close()
+    with nothing_left_open():
+        net.client().close()
+        net.server().close()
 
 
 def lost(server: ServerPort) -> list[bytes]:

@@ -196,10 +196,19 @@ def test_a_client_that_found_another_program_finds_the_server_that_takes_its_pla
         assert received[1] == [b"hello"]
 
 
-def test_closing_without_a_server_does_not_wait(tmp_path: Path) -> None:
-    client = dial(f"ipc://{tmp_path}/s")
+@pytest.mark.parametrize("linger_s", [0.0, 0.05])
+def test_closing_without_a_server_does_not_wait(short_root: Path, linger_s: float) -> None:
+    address = f"ipc://{short_root}/s"
+    client = dial(address)
     client.send([b"never heard"])
-    client.close()
+    closing_it = threading.Thread(target=client.close, args=(linger_s,), daemon=True)
+    closing_it.start()
+    closing_it.join(TIMEOUT_S)
+    assert not closing_it.is_alive()
+    # What was to be sent is gone with it, and so is what would have sent it.
+    with closing(serve(address)) as server:
+        assert server.receive(0.1) is None
+        assert server.lost() == []
 
 
 def test_a_signal_that_ends_no_poll_is_handled_soon_all_the_same() -> None:
