@@ -16,6 +16,7 @@ from common.transport.port import PeerGone
 from common.transport.shared_memory.segment import Allocate
 from ps.setup import AdmissionPolicy, RunSetup, open_run
 from ps.shared_memory import ServerSharedMemory, share
+from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.simulation.small import digits, job_of
 from worker.setup import SharedVectors, attach
 
@@ -175,3 +176,27 @@ def test_a_worker_elsewhere_sees_nothing(shared: tuple[RunSetup, ServerSharedMem
     elsewhere.mkdir()
     with pytest.raises(SharingError, match="cannot be opened here: No such file"):
         joined(shared[0], elsewhere)
+
+
+@LINUX_ONLY
+def test_a_server_and_workers_that_come_and_go_leave_nothing_open(short_root: Path) -> None:
+    with nothing_left_open():
+        opening, sharing = share(opened(), short_root)
+        for rank in range(3):
+            nonce = joined(opening, short_root, rank).nonce
+            sharing.admit(rank, nonce)
+        sharing.forget(0)
+        # Each rank has called; two of these calls have not been answered.
+        shortcut = sharing.take_shortcut(1)
+        if shortcut is not None:
+            shortcut.close()
+        sharing.close()
+        del opening, sharing
+    assert list(short_root.iterdir()) == []
+
+
+@LINUX_ONLY
+def test_memory_that_is_refused_leaves_nothing_open(tmp_path: Path) -> None:
+    with nothing_left_open(), pytest.raises(SharingError):
+        share(opened(), tmp_path, refuse(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from common.files.atomic import write_atomically
 from ps.checkpoint.checkpoint import CheckpointIdentity, sealed_parts
 from ps.checkpoint.folder import CheckpointFolder
 from tests.common.files.test_atomic import failing_at
+from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.ps.checkpoint.test_checkpoint import LAYOUT, PROGRESS, held
 from tests.ps.runs import facts_of
 
@@ -131,3 +132,19 @@ def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
     folder, _ = folder_in(tmp_path)
     assert (folder.steps(), list(folder.back_from(9))) == ([], [])
     folder.sweep()
+
+
+@LINUX_ONLY
+def test_writing_and_reading_leave_nothing_open(tmp_path: Path) -> None:
+    folder, _ = folder_in(tmp_path)
+    with nothing_left_open():
+        for step in (1, 2, 3):
+            assert folder.save(step, PARTS, None)
+        folder.write = FullDisk(100).write
+        assert not folder.save(4, PARTS, None)
+        folder.file_of(3).write_bytes(b"damaged")
+        assert len(list(folder.back_from(3))) == 1
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]

@@ -1,6 +1,7 @@
 """What a run leaves on disk: lines of JSON, weights that others can read, a result with the fixed names."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from common import nn
 from common.aggregation.layout import ParameterLayout, layout_of, weights_digest
 from common.aggregation.tree import Node, Vector
-from common.errors import FileFormatError
+from common.errors import FileFormatError, UsageError
 from common.job.tally import Tally, pack_losses
 from common.protocol.messages import EpochStatus
 from ps.records.ledger import Account, Again, EpochDone, LedgerShare, RunBegun, StepDone, read_lines
@@ -23,6 +24,7 @@ from ps.records.run_folder import LEDGER, RECEIPT, RESULT, WEIGHTS, RunFolder, r
 from ps.run.progress import Progress
 from ps.run.timing import Split
 from ps.run.traffic import Moved
+from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.ps.runs import facts_of
 
 #: The issue's names, on which others rely.
@@ -236,3 +238,25 @@ def test_the_receipt_and_the_ledger_have_the_same_chain(tmp_path: Path) -> None:
     assert len({link.link for link in receipt.chain}) == 3
     lines = read_lines((tmp_path / LEDGER).read_bytes(), "ledger")
     assert [line.link for line in lines if isinstance(line, EpochDone)] == [link.link for link in receipt.chain[1:]]
+
+
+@LINUX_ONLY
+def test_a_run_folder_that_is_closed_leaves_nothing_open(tmp_path: Path) -> None:
+    with nothing_left_open():
+        record(tmp_path)
+        failed = recorder_in(tmp_path)
+        failed.fail("a loss is not finite", weights(), 3)
+        failed.close()
+    # A second close is none of a descriptor that somebody else has got meanwhile.
+    taken = os.open(tmp_path, os.O_RDONLY)
+    failed.close()
+    os.close(taken)
+
+
+@LINUX_ONLY
+def test_a_run_folder_that_another_run_has_leaves_nothing_open(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    first.ledger.open()
+    with nothing_left_open(), pytest.raises(UsageError, match="is in use by a run that is not over"):
+        RunFolder(tmp_path).ledger.open()
+    first.close()

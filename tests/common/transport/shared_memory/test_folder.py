@@ -13,6 +13,7 @@ import pytest
 from common.errors import SharingError
 from common.transport.shared_memory.folder import NAME, SharedFolder, shared_root, sweep
 from common.transport.shared_memory.segment import Shape
+from tests.leftovers import LINUX_ONLY, nothing_left_open
 
 SHAPE = Shape(vectors=2, size=100)
 
@@ -91,6 +92,29 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     folder.close()
     vector[:] = 1.0
     assert list(tmp_path.iterdir()) == []
+
+
+@LINUX_ONLY
+def test_what_is_made_joined_and_swept_leaves_nothing_open(tmp_path: Path) -> None:
+    with nothing_left_open():
+        folder = SharedFolder.create(tmp_path)
+        folder.make("weights", SHAPE)
+        joined = SharedFolder.join(tmp_path, folder.name)
+        joined.attach("weights", SHAPE)
+        joined.make("sums-0", SHAPE)
+        assert sweep(tmp_path) == []
+        joined.close()
+        folder.close()  # as by the end of its process
+        assert sweep(tmp_path) == [folder.path]
+        SharedFolder.create(tmp_path).remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@LINUX_ONLY
+def test_a_folder_that_is_not_joined_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / name_of(1)).mkdir(mode=0o755)
+    with nothing_left_open(), pytest.raises(SharingError, match="has mode 0755"):
+        SharedFolder.join(tmp_path, name_of(1))
 
 
 def test_a_file_cannot_be_made_once_the_folder_is_gone(tmp_path: Path) -> None:

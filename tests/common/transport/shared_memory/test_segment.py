@@ -21,6 +21,7 @@ from common.transport.shared_memory.segment import (
     reserve,
     write_zeros,
 )
+from tests.leftovers import LINUX_ONLY, nothing_left_open
 
 NONCE = bytes(range(16))
 SHAPE = Shape(vectors=2, size=5000)
@@ -203,3 +204,27 @@ def test_vectors_are_of_the_type_that_is_computed_with(tmp_path: Path, folder: i
     vectors = made(tmp_path / "a", folder).vectors
     assert all(vector.dtype == np.float32 and vector.flags.c_contiguous for vector in vectors)
     assert all(not vector.any() for vector in vectors)
+
+
+@LINUX_ONLY
+def test_nothing_stays_open_or_mapped_without_its_vectors(tmp_path: Path, folder: int) -> None:
+    with nothing_left_open():
+        for number in range(3):
+            ours = made(tmp_path / str(number), folder)
+            theirs = attach(tmp_path / str(number), SHAPE, folder=folder)
+            assert theirs.nonce == ours.nonce
+        del ours, theirs
+
+
+@LINUX_ONLY
+def test_a_refusal_leaves_nothing_open(tmp_path: Path, folder: int) -> None:
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "short").write_bytes(b"")
+    with nothing_left_open():
+        with pytest.raises(SharingError):
+            create(tmp_path / "a", SHAPE, NONCE, folder=folder, allocate=refuse)
+        with pytest.raises(SharingError):
+            attach(tmp_path / "short", SHAPE, folder=folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["short"]
