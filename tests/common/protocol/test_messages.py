@@ -1,5 +1,7 @@
 """Texts that a peer may send are limited, and ours keep to the limit."""
 
+import math
+
 import msgspec
 import pytest
 
@@ -7,13 +9,20 @@ from common.aggregation.tree import Node
 from common.errors import RefusalKind
 from common.protocol.messages import (
     NAME_LIMIT,
+    PLACES_BYTES,
     TEXT_LIMIT,
+    CallbackDecision,
     ComputeFailed,
+    Diverged,
     Finished,
+    Lease,
     Message,
     Ping,
+    Ready,
     Refused,
     Result,
+    Samples,
+    SamplesRequest,
     Status,
     StatusRequest,
     SumsFrame,
@@ -63,3 +72,72 @@ def test_a_refusal_for_its_version_can_be_read_by_another_version() -> None:
     other = Refused(reason="this is run 'green'", kind=RefusalKind.OTHER_RUN)
     assert msgspec.to_builtins(other)["kind"] == "other_run"
     assert msgspec.convert(msgspec.to_builtins(other), Refused) == other
+
+
+def taken(kind: type[Message], **values: object) -> bool:
+    """Tell whether a peer takes a message with these values."""
+    try:
+        msgspec.convert({"type": kind.__struct_config__.tag, **values}, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+LEASE = {"work": "train", "step": 0, "lo": 0, "hi": 1}
+RESULT = {**LEASE, "loss_sum": 1.0, "correct": 0, "count": 0, "compute_s": 0.0}
+DIVERGED = {"work": "train", "step": 0, "micro_batch": 0, "layer": ""}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "field", "good", "bad"),
+    [
+        (Finished, {}, "reason", ["", "x" * 20_000, "a\nb"], ["x" * 20_001]),
+        (Lease, LEASE, "step", [0, 2**62], [-1, 2**62 + 1, 0.5, True, "0"]),
+        (Lease, LEASE, "lo", [0, 2**31], [-1, 2**31 + 1]),
+        (Lease, LEASE, "hi", [0, 2**31], [-1, 2**31 + 1]),
+        (Lease, LEASE, "number", [0, 2**62], [-1, 2**62 + 1]),
+        (Lease, LEASE, "slot", [0, 1], [-1, 2]),
+        (Lease, LEASE, "work", ["train", "audit", "validate", "evaluate"], ["", "Train", "steal"]),
+        (Result, RESULT, "count", [0, 2**62], [-1, 2**62 + 1]),
+        (Result, RESULT, "correct", [0, 2**62], [-1, 2**62 + 1]),
+        (Result, RESULT, "compute_s", [0.0, 1e9], [-0.1, 1.1e9, math.inf, math.nan]),
+        (Result, RESULT, "losses", [b"", bytes(4 * 4096)], [bytes(4 * 4096 + 1)]),
+        (Result, RESULT, "digest", ["", "0123456789abcdef" * 4], ["0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n"]),
+        (Ready, {}, "nonce", ["", "0123456789abcdef" * 2], ["0" * 31, "0" * 33, "A" * 32, "0" * 32 + "\n", "\n"]),
+        (Ready, {}, "obstacle", ["", "x" * 20_000], ["x" * 20_001]),
+        (Diverged, DIVERGED, "layer", ["", "x" * 255, "0 (Linear)"], ["x" * 256, "\n", "a\n", "\x1b[2J", "\u202e"]),
+        (Diverged, DIVERGED, "quantity", ["loss", "gradient"], ["", "weights"]),
+        (
+            SamplesRequest,
+            {"part": "train", "places": b""},
+            "places",
+            [b"", bytes(PLACES_BYTES)],
+            [bytes(PLACES_BYTES + 1)],
+        ),
+        (Samples, {"part": "train", "places": b""}, "places", [b"", bytes(PLACES_BYTES)], [bytes(PLACES_BYTES + 1)]),
+        (CallbackDecision, {"epoch": 1, "stops": True}, "stops", [True, False], [0, 1, "yes", None]),
+    ],
+)
+def test_a_field_takes_what_is_within_its_limits(
+    kind: type[Message], values: dict[str, object], field: str, good: list[object], bad: list[object]
+) -> None:
+    assert [value for value in good if not taken(kind, **{**values, field: value})] == []
+    assert [value for value in bad if taken(kind, **{**values, field: value})] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x00", "a\x1f", "a\x7f", "a\x85", "a\xa0", "a\xad", "\u061c", "\u200b", "\u2028", "\ufeff"]
+)
+def test_a_name_can_be_printed_in_a_line(name: str) -> None:
+    assert not taken(Diverged, **{**DIVERGED, "layer": name})
+
+
+@pytest.mark.parametrize("name", ["a b", "é", "日本", "~", "\xa1", "\u2010", "\u2030"])
+def test_a_name_may_be_in_any_writing(name: str) -> None:
+    assert taken(Diverged, **{**DIVERGED, "layer": name})
+
+
+@pytest.mark.parametrize("length", [4, 5, 6, 7, 254, 255])
+def test_a_text_is_shortened_to_the_limit_and_one_that_fits_is_not(length: int) -> None:
+    assert shortened("x" * length, length) == "x" * length
+    assert len(shortened("x" * (length + 1), length)) == (length - 1) // 2 * 2 + 1

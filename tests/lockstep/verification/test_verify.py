@@ -171,6 +171,25 @@ def test_a_stray_bit_outside_the_window_of_the_checksum_is_found_at_the_end_of_t
     assert "the weights after it are not (epoch 1 has SHA-256 " in found.text
 
 
+def test_a_digest_that_differs_in_its_last_digit_differs(honest: RecordedRun) -> None:
+    right = weights_after(honest, 3)
+    line = WeightsAt(step=3, weights_sha256=right[:-1] + ("0" if right[-1] != "0" else "1"))
+    found = found_by(replace(honest, lines=[*honest.lines, line]), 7)
+    assert found is not None
+    assert found.step == 2
+
+
+def test_what_is_not_finite_here_and_was_in_the_run_is_a_difference(honest: RecordedRun) -> None:
+    run = replace(honest, lines=[line for line in honest.lines if not isinstance(line, RunBegun)])
+    setup = open_again(run, allows_mixed_numerics=False)
+    setup.shard.weights[:] = np.nan
+    found = Verifier(run, setup, ManualClock()).verify(7, lambda step: None)
+    assert found is not None
+    assert (found.step, found.micro_batch) == (0, 0)
+    assert found.text.startswith("the loss of step 0, micro-batch 0, is not finite; first seen in layer ")
+    assert found.text.endswith("; in the run it was finite")
+
+
 def test_a_step_that_is_not_in_the_ledger_is_named(honest: RecordedRun) -> None:
     run = replace(honest, lines=[line for line in honest.lines if not (isinstance(line, StepDone) and line.step == 2)])
     assert found_by(run, 7) == Difference(
