@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from common import nn
-from common.aggregation.slices import FRAME
+from common.aggregation.layout import layout_of
+from common.aggregation.slices import FRAME, Slice
 from common.aggregation.tree import Node, Vector
 from common.autograd import functional as F
+from common.autograd.graph import no_grad
 from common.autograd.tensor import Tensor
 from common.nn.module import Module, Parameter
 from common.protocol.codec import decode, encode
@@ -128,6 +130,69 @@ def test_a_parameter_that_is_used_twice_is_pushed_after_its_last_use() -> None:
 
     _, frames, sums = pushed(made(), Node(0, 1))
     assert frames == sums == made().train(0, Node(0, 1))[0].tobytes()
+
+
+class Odd(Module):
+    """A layer used twice, a frozen one, one that takes no part, and one that takes part if the batch is wide enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(784, 12)
+        self.twice = nn.Linear(12, 12)
+        self.unused = nn.Linear(12, 12)
+        self.sometimes = nn.Linear(12, 12)
+        self.last = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with no_grad():
+            features = self.frozen(x.flatten(1))
+        hidden = self.twice(F.relu(self.twice(features)))
+        return self.last(self.sometimes(hidden) if len(x.data) > 1 else hidden)
+
+
+#: The second batch has five samples for four micro-batches, the third two: half of them are empty.
+ODD = job_of(global_batch=19, micro_batches=4)
+
+
+def odd(frame: int = 1000) -> Compute:
+    """Return what computes the odd model's sums, in frames that end in the middle of its layers."""
+    model = Odd()
+    size = layout_of(model).size
+    compute = Compute(ODD, model, digits(), frames=list(Slice(0, size).cut(frame)))
+    compute.weights[:] = np.sin(np.arange(size, dtype=np.float32)) / 8
+    return compute
+
+
+def alone(step: int, node: Node) -> Vector:
+    """Return the sums of one process that has the engine alone, with no memory that it could have written before."""
+    if len(node) > 1:
+        first, second = node.halves()
+        return alone(step, first) + alone(step, second)
+    compute = odd()
+    indices, sums = compute.sampler.indices(step, node.lo), compute._new_vector()
+    if not len(indices):
+        return sums
+    images, targets = compute.batch(indices, step, node.lo)
+    model = Odd()
+    for name, parameter in model.named_parameters():
+        parameter.data[...] = compute.layout.read(compute.weights)[name]
+    compute.objective.training_loss(model(Tensor(images)), targets).backward()
+    for entry, parameter in zip(compute.layout.parameters, model.parameters(), strict=True):
+        if parameter.grad is not None:
+            entry.view(sums)[...] = parameter.grad
+    return sums
+
+
+@pytest.mark.parametrize("node", [Node(0, 1), Node(1, 2), Node(0, 2), Node(0, 4)], ids=str)
+@pytest.mark.parametrize("step", [0, 2])
+def test_pushed_or_not_an_odd_model_has_the_bits_of_one_process(step: int, node: Node) -> None:
+    expected = alone(step, node).tobytes()
+    pushing, plain = odd(), odd()
+    for compute in (pushing, plain):
+        compute.train(0, Node(0, 4))  # leaves sums behind
+        compute.into.fill(7.0)  # as does whatever had the memory before
+    _, frames, sums = pushed(pushing, node, step)
+    assert frames == sums == plain.train(step, node)[0].tobytes() == expected
 
 
 # The runner

@@ -109,6 +109,7 @@ def test_leases_of_older_weights_are_dropped() -> None:
     drive.weights(3)
     drive.lease(lease_of(3))
     drive.weights(4)
+    assert not drive.state.leases
     drive.lease(lease_of(3, 1, 2))
     drive.lease(lease_of(4))
     assert list(drive.state.leases) == [lease_of(4)]
@@ -141,8 +142,10 @@ def test_a_lease_that_is_quicker_than_its_weights_waits_for_them() -> None:
     drive.lease(lease_of(3))
     drive.lease(lease_of(4))
     assert list(drive.state.leases) == [lease_of(4)]
+    assert not drive.state.has_work()
     drive.weights(4)
     assert list(drive.state.leases) == [lease_of(4)]
+    assert drive.state.has_work()
     drive.lease(lease_of(3))
     assert list(drive.state.leases) == [lease_of(4)]
 
@@ -172,8 +175,8 @@ def test_divergence_and_errors_are_told_with_their_place() -> None:
         Diverged(work="train", step=3, micro_batch=7, layer="0.weight", quantity="gradient")
     ]
     drive = drive_in(WorkerPhase.COMPUTING)
-    assert sent(drive.dispatch(events.LeaseRaised(lease=LEASE, traceback="Traceback"))) == [
-        ComputeFailed(work="train", step=3, lo=0, hi=1, traceback="Traceback")
+    assert sent(drive.dispatch(events.LeaseRaised(lease=lease_of(3, 2, 4), traceback="Traceback"))) == [
+        ComputeFailed(work="train", step=3, lo=2, hi=4, traceback="Traceback")
     ]
     assert drive.state.phase is WorkerPhase.WAITING
 
@@ -280,3 +283,103 @@ def test_samples_that_cannot_be_kept_end_the_worker() -> None:
     drive = missing()
     *_, last = drive.dispatch(events.SamplesNotStored(reason="no room"))
     assert last == Exit(code=1, reason="no room", kind=FailureKind.PREPARATION)
+
+
+def test_of_what_is_lacking_the_first_is_computed_first() -> None:
+    drive = drive_in(WorkerPhase.COMPUTING)
+    drive.dispatch(events.LeaseComputed(result=result_of(LEASE)))
+    drive.lease(lease_of(3, 0, 1))
+    drive.lease(lease_of(3, 1, 2))
+    drive.empty_inbox()
+    assert not drive.state.has_work()  # it computes already
+    drive.dispatch(events.SamplesMissing(lease=LEASE, request=REQUEST))
+    assert list(drive.state.leases) == [LEASE, lease_of(3, 1, 2)]
+
+
+def test_samples_are_asked_for_again_some_time_after_they_were_asked_for() -> None:
+    drive = drive_in(WorkerPhase.COMPUTING)
+    drive.now += 5000.0
+    drive.dispatch(events.SamplesMissing(lease=LEASE, request=REQUEST))
+    assert (drive.state.deadline() or 0.0) > drive.now
+
+
+def test_an_empty_inbox_is_no_sign_of_a_server() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    heard = drive.state.client.heard
+    drive.now += 5.0
+    drive.empty_inbox()
+    assert drive.state.client.heard == heard
+
+
+def test_one_that_waits_for_weights_asks_for_no_samples() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.lease(lease_of(0))
+    assert set(sent(drive.pass_time(2 * FIRST_RETRY_S))) == {Ping()}
+
+
+def sharing() -> Drive:
+    """Return a worker that computes in the server's memory, and waits."""
+    drive = Drive()
+    drive.dispatch(Started())
+    drive.dispatch(WELCOMED)
+    drive.dispatch(Prepared(ready=Ready(nonce="0" * 32)))
+    return drive
+
+
+def test_where_memory_is_shared_a_lease_says_that_its_weights_are_there() -> None:
+    drive = sharing()
+    for step in (3, 4):
+        drive.lease(lease_of(step))
+        assert drive.empty_inbox() == [ComputeLease(lease=lease_of(step))]
+        drive.dispatch(events.LeaseComputed(result=result_of(lease_of(step))))
+
+
+# A worker that joins again, late: nothing of before is left.
+
+
+def evicted_late(drive: Drive) -> Drive:
+    """Let the server restart after more than an hour of a run: it knows this worker no more."""
+    for _ in range(50):
+        drive.now += 100.0
+        drive.dispatch(events.ServerPinged())
+    drive.dispatch(Evicted(reason="a restart"))
+    return drive
+
+
+def rejoined(drive: Drive) -> Drive:
+    evicted_late(drive)
+    drive.dispatch(WELCOMED)
+    drive.dispatch(PREPARED)
+    return drive
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_one_that_rejoins_computes_with_new_weights_alone_whatever_their_step(step: int) -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.weights(3)
+    rejoined(drive)
+    assert drive.lease(lease_of(step)) == drive.empty_inbox() == []
+    drive.weights(step)
+    assert drive.empty_inbox() == [ComputeLease(lease=lease_of(step))]
+
+
+def test_one_that_rejoins_does_not_wait_for_samples_of_before() -> None:
+    drive = rejoined(missing())
+    assert REQUEST not in sent(drive.pass_time(2 * FIRST_RETRY_S))
+    drive.weights(3)
+    assert drive.empty_inbox() == []
+    drive.lease(lease_of(3, 1, 2))
+    assert drive.empty_inbox() == [ComputeLease(lease=lease_of(3, 1, 2))]
+
+
+def test_one_that_rejoins_shares_memory_only_if_it_does_so_now() -> None:
+    drive = rejoined(sharing())
+    assert not drive.state.shares
+    drive.lease(lease_of(3))
+    assert not drive.state.has_work()
+
+
+def test_one_that_rejoins_late_waits_for_a_server_as_long_as_any() -> None:
+    drive = evicted_late(drive_in(WorkerPhase.WAITING))
+    assert not exits(drive.pass_time(599.0))
+    assert exits(drive.pass_time(1.0))

@@ -3,6 +3,7 @@
 from itertools import product
 from typing import get_args
 
+import msgspec
 import pytest
 
 from common.client.client import (
@@ -25,6 +26,7 @@ from common.client.events_and_effects import (
     RunFinished,
     SendToServer,
     Started,
+    Welcomed,
 )
 from common.errors import FailureKind, ProtocolError, RefusalKind
 from common.protocol.messages import Finished, Join, Leave, Ping, Ready, Refused
@@ -229,8 +231,10 @@ def test_an_evicted_process_joins_its_run_again_and_otherwise_another_as_a_new_o
     assert drive.client.phase is ClientPhase.JOINED
 
 
-def test_a_process_that_rejoins_asks_often_and_not_for_ever() -> None:
+@pytest.mark.parametrize("joined_s", [0.0, 5000.0])
+def test_a_process_that_rejoins_asks_often_and_not_for_ever(joined_s: float) -> None:
     drive = client_in(ClientPhase.JOINED)
+    drive.now += joined_s
     drive.dispatch(Evicted(reason="a restart"))
     effects = drive.pass_time(599.0)
     assert len(sent(effects)) >= 599.0 / MOST_RETRY_S
@@ -279,3 +283,44 @@ def test_an_interrupt_in_any_phase_is_reported_to_the_server_and_ends_it(phase: 
     effects = client_in(phase).dispatch(Interrupted())
     assert sent(effects) == [Leave(reason="interrupted")]
     assert exits(effects) == [Exit(code=130, reason="interrupted", kind=FailureKind.INTERRUPTED)]
+
+
+def test_a_server_that_fell_silent_again_is_asked_and_reported_as_soon_as_at_first() -> None:
+    drive = client_in(ClientPhase.JOINED)
+    drive.pass_time(300.0)
+    drive.client.on_message(drive.now)
+    assert (drive.client.deadline() or 0.0) <= drive.now + FIRST_RETRY_S
+    assert len(reports(drive.pass_time(FIRST_REPORT_S + MOST_RETRY_S))) == 1
+
+
+def test_a_process_that_rejoins_late_asks_again_as_soon_as_at_first() -> None:
+    drive = client_in(ClientPhase.JOINED)
+    drive.pass_time(300.0)
+    drive.dispatch(Evicted(reason="a restart"))
+    assert drive.now < (drive.client.deadline() or 0.0) <= drive.now + FIRST_RETRY_S
+
+
+def test_an_obstacle_is_no_sign_of_a_server() -> None:
+    drive = ClientDrive()
+    drive.start()
+    due, drive.now = drive.client.deadline(), drive.now + 0.5
+    drive.dispatch(ObstacleFound(obstacle="nothing listens there", is_final=False))
+    assert drive.client.deadline() == due
+
+
+def test_a_process_that_was_stopped_asks_twice_before_it_gives_up() -> None:
+    drive = client_in(ClientPhase.JOINED)
+    drive.now += 3600.0
+    assert sent(drive.dispatch(TimePassed())) == [Ping()]
+    assert sent(drive.dispatch(TimePassed())) == [Ping()]
+    assert exits(drive.dispatch(TimePassed()))
+
+
+def test_an_evicted_process_asks_for_the_run_that_it_was_in_last() -> None:
+    drive = client_in(ClientPhase.JOINED)
+    drive.dispatch(Evicted(reason="a restart"))
+    drive.dispatch(Welcomed(welcome=msgspec.structs.replace(WELCOME, run="green"), place="worker 0"))
+    drive.dispatch(PREPARED)
+    (join,) = sent(drive.dispatch(Evicted(reason="another")))
+    assert isinstance(join, Join)
+    assert (join.run, join.incarnation) == ("green", f"{JOIN.incarnation}.2")

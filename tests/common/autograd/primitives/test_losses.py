@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common.autograd.primitives.losses import bce_with_logits, cross_entropy, mse, nll
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.primitives.softmax import log_softmax
+from common.autograd.tensor import Tensor
 from tests.common.autograd.primitives import twins
 from tests.common.autograd.primitives.directional import check_derivatives, gradients_of, layouts, result_of
 
@@ -155,3 +156,22 @@ def test_an_empty_batch_sums_to_zero_and_has_no_mean(primitive: Primitive) -> No
     gradient, _ = gradients_of(primitive, np.ones((), np.float32), scores, target)
     assert gradient is not None
     assert gradient.shape == (0, 3)
+
+
+@pytest.mark.parametrize("primitive", [cross_entropy, nll, mse, bce_with_logits], ids=lambda each: each.name)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_second_backward_has_the_bits_of_the_first(primitive: Primitive, reduction: str, smoothing: float) -> None:
+    scores = Tensor(np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32), requires_grad=True)
+    target = np.abs(scores.data) if primitive in (mse, bce_with_logits) else np.array([0, 2, 1, 1, 0])
+    options = {"label_smoothing": smoothing} if primitive is cross_entropy else {}
+    before = target.copy()
+    loss = Tensor._apply(primitive, scores, target, reduction=reduction, **options)
+    found = []
+    for _ in range(2):
+        scores.grad = None
+        loss.backward(np.full(loss.shape, 3, np.float32))
+        assert scores.grad is not None
+        found.append(scores.grad.tobytes())
+    assert found[0] == found[1]
+    np.testing.assert_array_equal(target, before)
