@@ -7,9 +7,12 @@ import select
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from common.runtime.environment import child_environment
 
@@ -99,17 +102,13 @@ class Process:
 
     def line_with(self, text: str) -> str:
         """Wait for a line that holds `text`; return it."""
-        seen = []
-        for line in self.lines():
-            if text in line:
-                return line
-            seen.append(line)
-        raise AssertionError(f"ended without {text!r}: {seen}; {self.end()}")
+        assert self.popen.stdout is not None
+        return line_with(text, self.popen.stdout, PATIENCE_S)
 
     def error_with(self, text: str) -> str:
         """Wait for a line of standard error that holds `text`; return it."""
         assert self.popen.stderr is not None
-        return next(line.rstrip("\n") for line in self.popen.stderr if text in line)
+        return line_with(text, self.popen.stderr, PATIENCE_S)
 
     def end(self, within_s: float = PATIENCE_S) -> tuple[int, str, str]:
         """Wait for the end; return the exit code, and what is left of standard output and standard error."""
@@ -126,6 +125,27 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
+
+
+def line_with(text: str, stream: IO[str], within_s: float) -> str:
+    """Wait for a line that holds `text`; return it. AssertionError, with what came, if it does not come in time."""
+    until, seen = time.monotonic() + within_s, list[str]()
+    while line := _next_line(stream, until - time.monotonic(), f"no line with {text!r} in {within_s:g} s", seen):
+        if text in line:
+            return line.rstrip("\n")
+        seen.append(line.rstrip("\n"))
+    raise AssertionError(f"ended without {text!r}: {seen}")
+
+
+def _next_line(stream: IO[str], within_s: float, complaint: str, seen: list[str]) -> str:
+    # A thread for each line: `select` does not see what the stream has read ahead, and one for all would read on.
+    came = list[str]()
+    thread = threading.Thread(target=lambda: came.append(stream.readline()), daemon=True)
+    thread.start()
+    thread.join(max(0.0, within_s))
+    if not came:
+        raise AssertionError(f"{complaint}: {seen}")
+    return came[0]
 
 
 def _read(pid: int, name: str) -> bytes:
