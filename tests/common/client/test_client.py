@@ -12,6 +12,8 @@ from common.client.client import (
     MOST_JOIN_RETRY_S,
     MOST_RETRY_S,
     TRANSITIONS,
+    Client,
+    ClientConfig,
     ClientPhase,
 )
 from common.client.events_and_effects import (
@@ -30,6 +32,7 @@ from common.client.events_and_effects import (
 )
 from common.errors import FailureKind, ProtocolError, RefusalKind
 from common.protocol.messages import Finished, Join, Leave, Ping, Ready, Refused
+from common.protocol.shard_messages import ShardJoin
 from common.statemachine.events_and_effects import Interrupted, TimePassed
 from common.statemachine.transitions import ILLEGAL
 from tests.common.client.clients import (
@@ -324,3 +327,13 @@ def test_an_evicted_process_asks_for_the_run_that_it_was_in_last() -> None:
     (join,) = sent(drive.dispatch(Evicted(reason="another")))
     assert isinstance(join, Join)
     assert (join.run, join.incarnation) == ("green", f"{JOIN.incarnation}.2")
+
+
+def test_a_shard_that_rejoins_is_a_new_incarnation_too() -> None:
+    join = ShardJoin(protocol=1, incarnation="a", host="h", pid=1, fingerprint=JOIN.fingerprint, address="tcp://h:2")
+    config = ClientConfig(address="tcp://h:1", join=join, silence_s=600.0)
+    client = Client(config, role="shard", may_rejoin=True)
+    for event in (Started(), WELCOMED, PREPARED):
+        client.handle(event, 100.0)
+    (again,) = sent(client.handle(Evicted(reason="a restart"), 5000.0))
+    assert again == msgspec.structs.replace(join, incarnation="a.1")
