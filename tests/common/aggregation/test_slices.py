@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.aggregation.slices import FRAME, Slice, slices_for
+from common.aggregation.slices import FRAME, Slice, frames_of, slices_for
 from common.errors import JobError
 from common.optim.clipping import BLOCK
 from common.optim.rules import CHUNK
@@ -45,3 +45,18 @@ def test_a_slice_of_a_vector_is_a_view() -> None:
     part = Slice(3, 5).of(vector)
     part[:] = 0.0
     assert vector.tolist() == [0, 1, 2, 0, 0, 5, 6, 7, 8, 9]
+
+
+def test_a_slice_of_whole_frames_has_no_empty_one() -> None:
+    assert list(Slice(3, 11).cut(4)) == [Slice(3, 7), Slice(7, 11)]
+
+
+def test_a_vector_of_whole_blocks_has_no_more_than_those() -> None:
+    assert slices_for(3 * BLOCK, 3) == [Slice(place * BLOCK, (place + 1) * BLOCK) for place in range(3)]
+    with pytest.raises(JobError, match="expected 1 to 3"):
+        slices_for(3 * BLOCK, 4)
+
+
+def test_the_frames_of_a_server_begin_where_its_slice_does() -> None:
+    # A slice of one and a half frames each.
+    assert [frame.start for frame in frames_of(3 * FRAME, 2)] == [0, FRAME, 3 * FRAME // 2, 5 * FRAME // 2]

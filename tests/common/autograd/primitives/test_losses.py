@@ -167,7 +167,7 @@ def test_a_second_backward_has_the_bits_of_the_first(primitive: Primitive, reduc
     options = {"label_smoothing": smoothing} if primitive is cross_entropy else {}
     before = target.copy()
     loss = Tensor._apply(primitive, scores, target, reduction=reduction, **options)
-    found = []
+    found = list[bytes]()
     for _ in range(2):
         scores.grad = None
         loss.backward(np.full(loss.shape, 3, np.float32))
