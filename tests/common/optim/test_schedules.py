@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
+from common.optim.schedules import Constant, Cosine, Exponential, LinearWarmup, OneCycle, Schedule, Step
 
 # From torch 2.13.0+cpu, for each line: o.param_groups[0]["lr"] before each step of
 #   o = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1); s = <scheduler>(o, <options>)
@@ -69,3 +69,29 @@ def test_a_cycle_of_any_length_stays_between_its_rates(steps: int, pct_start: fl
 def test_options_out_of_range_are_named(make: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()
+
+
+def test_what_is_not_given_is_as_in_pytorch() -> None:
+    assert Step(1.0, every=1).gamma == 0.1
+    assert LinearWarmup(Constant(1.0), steps=1).start_factor == 1.0 / 3.0
+
+
+def test_a_range_test_ends_at_its_last_rate_and_stays_there() -> None:
+    schedule = Exponential(1e-3, 1e-1, steps=3)
+    assert [schedule.rate(step) for step in range(5)] == pytest.approx([1e-3, 1e-2, 1e-1, 1e-1, 1e-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "name"),
+    [
+        (Step, {"lr": 1.0, "every": 1, "gamma": -1.0}, "gamma"),
+        (Cosine, {"lr": 1.0, "steps": 1, "min_lr": -1.0}, "min_lr"),
+        (OneCycle, {"max_lr": -1.0, "steps": 1}, "max_lr"),
+        (OneCycle, {"max_lr": 1.0, "steps": 0}, "steps"),
+        (Exponential, {"first": 0.0, "last": 1.0, "steps": 2}, "first"),
+        (Exponential, {"first": 1.0, "last": 2.0, "steps": 1}, "steps"),
+    ],
+)
+def test_every_option_has_its_limits(kind: Any, values: dict[str, float], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is .*: expected"):
+        kind(**values)
