@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from common import nn
-from common.aggregation.layout import Binding, gather, layout_of, statistic_momenta, weights_digest
+from common.aggregation.layout import (
+    Binding,
+    LayoutEntry,
+    ParameterLayout,
+    gather,
+    layout_of,
+    statistic_momenta,
+    weights_digest,
+)
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.errors import ModelError
@@ -159,3 +167,15 @@ def test_the_digest_of_weights_is_that_of_their_little_endian_bytes() -> None:
     assert weights_digest(vector) == expected
     assert weights_digest(np.array([1.0, 0.0, -2.5, 0.0], np.float32)[::2]) == expected
     assert weights_digest(np.empty(0, np.float32)) == hashlib.sha256(b"").hexdigest()
+
+
+def test_a_position_has_the_name_of_its_array_and_a_digest_every_part_of_an_entry() -> None:
+    first, second = LayoutEntry("a", (2, 3), 0), LayoutEntry("b", (2,), 6)
+    layout = ParameterLayout((first,), (second,))
+    assert [layout.name_at(position) for position in (0, 5, 6, 7)] == ["a", "a", "b", "b"]
+    others = [
+        ParameterLayout((first, second), ()),
+        ParameterLayout((LayoutEntry("a", (3, 2), 0),), (second,)),
+        ParameterLayout((first,), (LayoutEntry("b", (2,), 7),)),
+    ]
+    assert len({each.digest() for each in (layout, *others)}) == 4
