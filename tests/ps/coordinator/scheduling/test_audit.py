@@ -198,3 +198,12 @@ def test_a_part_of_the_micro_batches_is_audited() -> None:
     assert {(lease.step, lease.lo) for lease in drive.of_audits()} == expected
     assert {(entry.step, entry.lo) for entry in again(drive)} == expected
     assert 0 < len(expected) < 96
+
+
+def test_what_the_audit_computes_counts_as_time_of_the_step_and_of_no_gradient() -> None:
+    drive = Audited(audited())
+    drive.enter(1, 2)
+    drive.bring_all()
+    # Two workers computed four micro-batches twice, half a second each.
+    assert drive.coordinator.progress.last_step.mean_s == 2.0
+    assert drive.coordinator.membership.compute_s == 6 * 4 * 0.5

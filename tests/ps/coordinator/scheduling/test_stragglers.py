@@ -180,3 +180,13 @@ def test_a_worker_that_is_late_does_not_lose_its_place_while_the_server_does_not
     assert "was evicted" not in said(drive.happen(events.TimePassed()))
     drive.answer(1)
     drive.finish()
+
+
+def test_one_that_was_late_and_left_is_not_looked_for_any_more() -> None:
+    drive = practised()
+    while drive.leases[2]:
+        drive.answer(2)
+    assert "leased again to worker 1" in said(drive.pass_time(FLOOR_S + 0.1))
+    drive.leave(1)
+    assert not drive.coordinator.stragglers.evictions.times
+    assert "was evicted" not in keep_busy(drive, 2, 10.0)
