@@ -12,6 +12,7 @@ import numpy as np
 
 from common.aggregation.tree import Vector
 from common.client.client import ClientConfig
+from common.client.events_and_effects import Exit
 from common.data.dataset import TrainTest
 from common.job.job import Job
 from common.protocol.codec import decode, encode
@@ -25,6 +26,7 @@ from common.transport.links import wait_for_nothing
 from common.transport.port import ClientPort, Frames, Shortcut
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Finish
+from ps.records.ledger import Account, LedgerShare
 from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import RunFolder
 from ps.run.info import RunInfo
@@ -195,6 +197,18 @@ class ShardProcess:
 
 
 @dataclass
+class CountingRecorder(MetricsRecorder):
+    """A recorder that also remembers who computed which micro-batches of each step, whether it has a folder or not."""
+
+    shares: dict[int, list[LedgerShare]] = field(default_factory=dict)
+
+    def account(self, step: int, account: Account, checksum: int) -> None:
+        super().account(step, account, checksum)
+        assert step not in self.shares, f"step {step} is recorded twice"
+        self.shares[step] = list(account.shares)
+
+
+@dataclass
 class Simulation:
     """One run: a server, its workers, the network between them.
 
@@ -222,7 +236,7 @@ class Simulation:
     clock: ManualClock = field(default_factory=ManualClock)
     network: MemoryNetwork = field(init=False)
     opening: RunSetup = field(init=False)
-    recorder: MetricsRecorder = field(init=False)
+    recorder: CountingRecorder = field(init=False)
     server: Server = field(init=False)
     sharing: ServerSharedMemory | None = None
 
@@ -234,7 +248,7 @@ class Simulation:
             self.opening, self.sharing = share(self.opening, self.root)
         self.opening = replace(self.opening, shard=self.shard_of(self.opening.shard))
         setting = Setting(servers=self.admission.servers, transport="memory", started=self.clock.now())
-        self.recorder = MetricsRecorder(self.opening.info, setting, self.opening.layout, self.folder)
+        self.recorder = CountingRecorder(self.opening.info, setting, self.opening.layout, self.folder)
         self.recorder.begin(self.opening.shard.digest())
         self.server = Server(
             self.coordinator_of(self.opening.info),
@@ -397,7 +411,36 @@ class Simulation:
         self.run()
         assert self.server.ended == Finish(), self.server.ended
         assert self.recorder.result is not None
+        self.check_records()
         return self.recorder.result.weights_sha256
+
+    def check_records(self) -> None:
+        """Check what a run that ended well has recorded and released, whatever happened on the way."""
+        assert self.recorder.result is not None
+        assert list(self.recorder.shares) == list(range(self.recorder.result.steps))
+        for step, shares in self.recorder.shares.items():
+            counted = sorted(one for share in shares for one in range(share.lo, share.hi))
+            assert counted == list(range(self.job.micro_batches)), f"step {step} counted {counted}"
+        state, group = self.server.coordinator.state, self.server.group.state
+        assert not state.leases.held, "leases are held after the end"
+        assert not state.pending.results, "sums are awaited after the end"
+        assert not group.awaited, "the shards are waited for after the end"
+
+    def check_released(self) -> None:
+        """Let everybody read what was last sent; all that can act have ended, and their sockets are closed."""
+        self.drain()
+        self.server.port.close()
+        for worker in self.workers:
+            if not (worker.is_dead or worker.is_hanging):
+                assert worker.runner.ended == Exit(code=0, reason=""), worker.runner.ended
+                worker.runner.close()
+        for shard in self.shards:
+            if not (shard.is_dead or shard.is_hanging):
+                assert shard.server.ended == Exit(code=0, reason=""), shard.server.ended
+                shard.server.close()
+        for network in (self.network, *(shard.network for shard in self.shards)):
+            assert not network.servers, "a server is still there"
+            assert not any(client.is_open for client in network.clients), "a connection is still open"
 
 
 def digest_with(job: Job, workers: int, seed: int, servers: int = 1) -> str:

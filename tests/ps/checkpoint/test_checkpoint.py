@@ -1,7 +1,9 @@
 """A checkpoint comes back as it went in, everybody can read it, and no damage to it goes unnoticed."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -12,7 +14,14 @@ from common.errors import FileFormatError
 from common.files.atomic import write_atomically
 from common.protocol.fingerprint import fingerprint
 from common.random import Purpose, generator
-from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
+from ps.checkpoint.checkpoint import (
+    Checkpoint,
+    CheckpointIdentity,
+    HeldState,
+    RunProgress,
+    read_checkpoint,
+    sealed_parts,
+)
 from ps.records.metrics import EpochRecord
 from tests.ps.runs import facts_of
 
@@ -130,3 +139,53 @@ def test_another_model_or_optimizer_is_told(file: Path) -> None:
 
 def test_the_identity_is_what_decides_the_bits() -> None:
     assert CheckpointIdentity.of(facts_of()).numerics == fingerprint()
+
+
+#: Each digest is another one.
+IDENTITY = msgspec.structs.replace(
+    CheckpointIdentity.of(facts_of()), source="1" * 64, dataset="2" * 64, layout="3" * 64
+)
+
+
+def written(path: Path, progress: RunProgress = PROGRESS) -> Checkpoint:
+    write_atomically(path, sealed_parts(IDENTITY, progress, LAYOUT, held()))
+    return read_checkpoint(path)
+
+
+def test_the_identity_is_of_the_run_and_comes_back(tmp_path: Path) -> None:
+    info = replace(facts_of(), source="1" * 64, dataset="2" * 64, layout="3" * 64)
+    assert CheckpointIdentity.of(info) == IDENTITY
+    assert written(tmp_path / "one").identity == IDENTITY
+
+
+@pytest.mark.parametrize(
+    ("epoch", "digest", "is_evaluated", "expected"),
+    [(2, "2", True, True), (1, "1", True, False), (2, "1", True, False), (3, "2", True, False), (2, "2", False, False)],
+)
+def test_it_is_of_the_epoch_whose_evaluation_came_last(
+    tmp_path: Path, epoch: int, digest: str, is_evaluated: bool, expected: bool
+) -> None:
+    history = [msgspec.structs.replace(EPOCH, epoch=number, weights_sha256=str(number) * 64) for number in (1, 2)]
+    progress = msgspec.structs.replace(PROGRESS, history=history, is_evaluated=is_evaluated)
+    checkpoint = written(tmp_path / "one", progress)
+    of = msgspec.structs.replace(EPOCH, epoch=epoch, weights_sha256=digest * 64)
+    assert checkpoint.is_of(of) is expected
+
+
+def test_an_array_that_the_model_has_and_the_file_has_not_is_told(file: Path) -> None:
+    checkpoint = read_checkpoint(file)
+    del checkpoint.arrays["0.bias"]
+    with pytest.raises(FileFormatError, match=r"array '0\.bias' is in the file or in the model, but not in both"):
+        checkpoint.held(LAYOUT, ["exp_avg", "exp_avg_sq"])
+
+
+def test_an_array_that_only_the_file_has_is_told(file: Path) -> None:
+    with pytest.raises(FileFormatError, match="is in the file or in the model, but not in both"):
+        read_checkpoint(file).held(LAYOUT, ["exp_avg"])
+
+
+def test_an_array_of_another_type_is_told(file: Path) -> None:
+    checkpoint = read_checkpoint(file)
+    checkpoint.arrays["0.bias"] = checkpoint.arrays["0.bias"].astype(np.float64)
+    with pytest.raises(FileFormatError, match=r"array '0\.bias' is not float32"):
+        checkpoint.held(LAYOUT, ["exp_avg", "exp_avg_sq"])

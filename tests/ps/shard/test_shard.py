@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common.aggregation.layout import weights_digest
+from common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey, quantization_of
 from common.aggregation.slices import FRAME, Slice, slices_for
 from common.aggregation.tree import Node, Vector
 from common.optim.clipping import BLOCK, add_blocks, scale_for, squared_norm
@@ -251,3 +252,135 @@ def test_frames_come_in_any_order_and_in_nodes_of_any_shape() -> None:
     for shard in (whole, framed):
         shard.update(0, 4)
     assert framed.digest() == whole.digest()
+
+
+#: What travels as eight bits, with random rounding, and weights that are rounded for workers.
+INT8, BFLOAT16 = (quantization_of(name, 3, LONG_TRAINED) for name in ("int8", "bfloat16"))
+
+
+def long_policy(wire: Quantization, wire_weights: Quantization = BFLOAT16) -> UpdatePolicy:
+    momenta = np.full(LONG - LONG_TRAINED, 0.25, np.float32)
+    return UpdatePolicy(
+        rule=SGDRule(momentum=0.9),
+        schedule=Constant(0.1),
+        clip_norm=None,
+        parameter_size=LONG_TRAINED,
+        momenta=momenta,
+        wire=wire,
+        wire_weights=wire_weights,
+    )
+
+
+def long_shard(owned: Slice, policy: UpdatePolicy, micro_batches: int = 4) -> Shard:
+    first = generator(5, Purpose.CANARY).standard_normal(LONG, dtype=np.float32)
+    return Shard((owned.of(first).copy(), np.zeros(len(owned), np.float32)), policy, micro_batches, owned.start)
+
+
+def rounded_sum(frame: Slice, sums: list[Vector], step: int) -> Vector:
+    """Return a frame's sum over the tree of four, each node rounded by its own key."""
+    left, right, whole = (np.empty(len(frame), np.float32) for _ in range(3))
+    INT8.add(frame.of(sums[0]), frame.of(sums[1]), left, RoundingKey(step, Node(0, 2), frame.start))
+    INT8.add(frame.of(sums[2]), frame.of(sums[3]), right, RoundingKey(step, Node(2, 4), frame.start))
+    INT8.add(left, right, whole, RoundingKey(step, Node(0, 4), frame.start))
+    return whole
+
+
+def test_sums_are_rounded_by_step_node_and_place_wherever_a_slice_begins() -> None:
+    steps = list(generator(6, Purpose.CANARY).standard_normal((2, 4, LONG), dtype=np.float32))
+    for sums in steps:
+        for piece in range(4):
+            for frame in Slice(0, LONG).frames():
+                INT8.round(frame.of(sums[piece]), RoundingKey(0, Node(piece, piece + 1), frame.start))
+    expected = long_shard(Slice(0, LONG), long_policy(EXACT))
+    shards = [long_shard(owned, long_policy(INT8)) for owned in slices_for(LONG, 2)]
+    for step, pieces in enumerate(steps):
+        sums = list(pieces)
+        whole = np.concatenate([rounded_sum(frame, sums, step) for frame in expected.frames])
+        expected.add(Node(0, 4), whole)
+        expected.update(step, 7)
+        for shard in shards:
+            for index, frame in enumerate(shard.frames):
+                for piece in (2, 0, 3, 1):
+                    words = INT8.pack(frame.of(sums[piece]), frame.start)
+                    assert shard.is_finite(index, words)
+                    shard.receive(index, Node(piece, piece + 1), words)
+            shard.update(step, 7)
+    assert b"".join(shard.weights.tobytes() for shard in shards) == expected.weights.tobytes()
+    assert b"".join(shard.served_weights.tobytes() for shard in shards) == expected.served_weights.tobytes()
+    nearest = expected.weights.copy()
+    BFLOAT16.round(nearest, RoundingKey(2, Node(0, 1), 0))
+    assert expected.served_weights.tobytes() == nearest.tobytes() != expected.weights.tobytes()
+
+
+def test_a_value_that_is_not_finite_is_found_among_rounded_sums_and_statistics() -> None:
+    shard = long_shard(Slice(0, LONG), long_policy(INT8))
+    *_, frame = shard.frames
+    for place in (0, len(frame) - 1):
+        values = np.zeros(len(frame), np.float32)
+        assert shard.is_finite(len(shard.frames) - 1, INT8.pack(values, frame.start))
+        values[place] = np.inf
+        assert not shard.is_finite(len(shard.frames) - 1, INT8.pack(values, frame.start))
+
+
+def test_rounded_weights_are_in_the_memory_that_is_given_for_both_slots_from_the_start() -> None:
+    slots, memory = vectors(2), vectors(2, seed=9)
+    policy = replace(policy_of(SGDRule()), wire_weights=quantization_of("bfloat16", 3, TRAINED))
+    shard = Shard((slots[0], slots[1]), policy, 4, rounded=(memory[0], memory[1]))
+    assert shard.served[0] is memory[0]
+    assert shard.served[1] is memory[1]
+    for slot, served in zip(slots, memory, strict=True):
+        expected = slot.copy()
+        policy.wire_weights.round(expected, RoundingKey(0, Node(0, 1), 0))
+        assert served.tobytes() == expected.tobytes()
+    add(shard, vectors(4))
+    shard.update(0, 4)
+    assert shard.served_weights is memory[1]
+
+
+def test_what_others_will_write_over_is_copied_in_every_frame() -> None:
+    (memory,) = generator(7, Purpose.CANARY).standard_normal((1, LONG), dtype=np.float32)
+    shards = [long_shard(Slice(0, LONG), long_policy(EXACT), micro_batches=2) for _ in range(2)]
+    other = memory.copy()
+    for shard in shards:
+        shard.add(Node(0, 1), memory if shard is shards[0] else other)
+    shards[0].settle(memory)
+    memory[:] = np.nan
+    for shard in shards:
+        shard.add(Node(1, 2), np.ones(LONG, np.float32))
+        shard.update(0, 2)
+    assert shards[0].digest() == shards[1].digest()
+
+
+def test_a_shard_is_whole_once_every_frame_is() -> None:
+    shard = long_shard(Slice(0, LONG), long_policy(EXACT))
+    for index, frame in enumerate(shard.frames):
+        assert not shard.is_whole()
+        shard.add_frame(index, Node(0, 4), np.zeros(len(frame), np.float32))
+    assert shard.is_whole()
+
+
+def test_a_weight_that_is_not_finite_is_named_by_its_place_in_the_whole_vector() -> None:
+    shard = long_shard(Slice(BLOCK, 3 * BLOCK), long_policy(EXACT))
+    assert shard.first_not_finite() is None
+    shard.weights[5] = np.nan
+    assert shard.first_not_finite() == BLOCK + 5
+
+
+def test_a_shard_has_the_optimizers_state_of_its_own_trained_values() -> None:
+    sizes = [slot.size for slot in long_shard(Slice(BLOCK, 3 * BLOCK), long_policy(EXACT)).state.values()]
+    assert sizes == [2 * BLOCK]
+    statistics = long_shard(Slice(LONG_TRAINED, LONG), long_policy(EXACT))
+    assert [slot.size for slot in statistics.state.values()] == [0]
+    statistics.add(Node(0, 4), np.ones(LONG - LONG_TRAINED, np.float32))
+    assert statistics.squares(1).size == 0
+
+
+def test_memory_for_sums_that_were_unpacked_is_used_again() -> None:
+    shard = long_shard(Slice(0, BLOCK), long_policy(INT8), micro_batches=2)
+    (frame,) = shard.frames
+    words = INT8.pack(np.ones(BLOCK, np.float32), frame.start)
+    for step in range(2):
+        for piece in range(2):
+            shard.receive(0, Node(piece, piece + 1), words)
+        shard.update(step, 2)
+        assert len(shard.trees[0].pool.free) == 2
