@@ -440,7 +440,7 @@ class Simulation:
                 shard.server.close()
         for network in (self.network, *(shard.network for shard in self.shards)):
             assert not network.servers, "a server is still there"
-            assert not any(client.is_open for client in network.clients), "a connection is still open"
+            assert not network.clients, "a connection is still open"
 
 
 def digest_with(job: Job, workers: int, seed: int, servers: int = 1) -> str:

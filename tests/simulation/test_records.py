@@ -63,7 +63,7 @@ def records_in(folder: Path) -> Records:
         begun=[line for line in lines if isinstance(line, RunBegun)],
         receipt=msgspec.json.decode((folder / RECEIPT).read_bytes(), type=Receipt),
         result=without,
-        metrics=[figures(record) for record in (*metrics.steps, *metrics.epochs)],
+        metrics=[*map(figures, metrics.steps), *map(figures, metrics.epochs)],
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import msgspec
+import pytest
 
 from common.aggregation.tree import Node
 from common.errors import FailureKind
@@ -178,7 +179,7 @@ def test_each_round_is_timed_from_its_own_beginning() -> None:
 def test_a_sign_of_progress_extends_what_is_held() -> None:
     drive = Drive()
     drive.enter(1)
-    drive.now += 40.0
+    drive.pass_time(40.0)
     drive.happen(events.WorkerAdvanced(peer=peer_of(1)))
     assert [one.deadline for one in drive.coordinator.leases.held_by(0)] == [drive.now + drive.info.lease_timeout_s]
     drive.now += 1.0
@@ -219,3 +220,12 @@ def test_what_is_lost_in_a_validation_is_listed_with_its_epoch() -> None:
     drive.finish_round()
     (record,) = [effect for effect in drive.finish_round() if isinstance(effect, RecordEpoch)]
     assert [entry.work for entry in record.account.entries if isinstance(entry, Again)] == ["validate"]
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_memory_is_offered_where_all_servers_see_it(shares: bool) -> None:
+    drive = Drive(replace(several(), memory="lockstep-1"))
+    drive.happen(replace(SHARDS, shares=shares))
+    (welcome,) = messages(drive.join(1))
+    assert isinstance(welcome, Welcome)
+    assert welcome.memory == ("lockstep-1" if shares else "")

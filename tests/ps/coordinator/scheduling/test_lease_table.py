@@ -151,3 +151,40 @@ def test_four_thousand_micro_batches_are_no_trouble() -> None:
         assert table.lease(micro_batch % 8, 1, 9.0, is_alone=False) == Node(micro_batch, micro_batch + 1)
         assert table.accept(Node(micro_batch, micro_batch + 1))
     assert table.is_complete()
+
+
+def test_what_failed_on_the_only_worker_may_still_be_assigned_to_it() -> None:
+    table = LeaseTable(2)
+    table.lease(0, 1, 9.0, is_alone=True)
+    table.record_failure(Node(0, 1), 0)
+    assert table.unassignable([0]) == []
+    assert table.unassignable([0, 1]) == []
+    table.lease(1, 1, 9.0, is_alone=False)
+    table.record_failure(Node(0, 1), 1)
+    assert table.unassignable([0, 1]) == [0]
+
+
+def test_what_is_accepted_by_itself_is_not_accepted_as_part_of_a_node() -> None:
+    table = LeaseTable(4, single=frozenset({1}))
+    assert [table.may_accept(node) for node in (Node(0, 4), Node(0, 2), Node(2, 4), Node(1, 2))] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert not table.accept(Node(0, 2))
+    assert table.free() == 4
+
+
+def test_all_that_hold_a_part_of_a_node_lose_it_and_who_has_done_its_part_holds_nothing() -> None:
+    table = LeaseTable(4)
+    for rank in range(4):
+        table.lease(rank, 1, 9.0, is_alone=False)
+    table.accept(Node(0, 1))
+    assert table.holders(Node(0, 4)) == [1, 2, 3]
+    table = LeaseTable(4)
+    for rank in range(4):
+        table.lease(rank, 1, 9.0, is_alone=False)
+    assert table.accept(Node(0, 4))
+    assert not table.held
+    table.validate()

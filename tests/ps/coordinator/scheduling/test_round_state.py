@@ -1,0 +1,167 @@
+"""The state of a round: results that servers are still to acknowledge, and what counts, once."""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from common.aggregation.tree import Node
+from common.protocol.messages import Lease, Result
+from ps.coordinator.effects import AddSharedSums, AwaitShards
+from ps.coordinator.membership import Member, MemberState
+from ps.coordinator.scheduling.audit import AUDITED, Audit
+from ps.coordinator.scheduling.round_state import PendingAcknowledgements, RoundState
+from ps.records.ledger import Again
+from ps.run.plan import Round
+from tests.ps.runs import join_of, peer_of, result_of
+
+ROUND = Round("train", 5, 8)
+NODE, OTHER = Node(0, 2), Node(2, 4)
+
+
+def member_of(rank: int, *, shares: bool = False) -> Member:
+    return Member(peer_of(rank), rank, join_of(rank), MemberState.READY, shares=shares)
+
+
+def result(node: Node = NODE, number: int = 1, *, step: int = 5) -> Result:
+    return result_of(Lease(work="train", step=step, lo=node.lo, hi=node.hi, number=number))
+
+
+def leased(*members: Member, chosen: frozenset[int] = frozenset()) -> RoundState:
+    """Return a round of which each member holds two micro-batches, in turn."""
+    state = RoundState(ROUND, Audit(ROUND, chosen))
+    for member in members:
+        node = state.leases.lease(member.rank, 2, 9.0, is_alone=False)
+        assert node is not None
+        state.buffers.lend(member.rank, node, [])
+    return state
+
+
+def again(state: RoundState) -> Iterator[tuple[str, int, int, str]]:
+    for entry in state.account.entries:
+        assert isinstance(entry, Again)
+        yield entry.work, entry.lo, entry.rank, entry.why
+
+
+def test_a_result_is_awaited_once_and_the_first_one_counts() -> None:
+    pending, first = PendingAcknowledgements(), result(number=1)
+    assert pending.add(0, first)
+    assert not pending.add(0, result(number=2))
+    assert pending.acknowledge(0, NODE) is first
+    assert pending.acknowledge(0, NODE) is None
+
+
+def test_results_are_told_apart_by_worker_and_node() -> None:
+    pending = PendingAcknowledgements()
+    assert pending.add(0, result(number=1))
+    assert pending.add(0, result(OTHER, number=2))
+    assert pending.add(1, result(number=3))
+    assert (pending.numbers(0), pending.numbers(1), pending.numbers(2)) == ([1, 2], [3], [])
+    assert [pending.has(rank) for rank in range(3)] == [True, True, False]
+
+
+def test_what_is_awaited_of_a_worker_that_is_gone_is_forgotten_and_nothing_else() -> None:
+    pending = PendingAcknowledgements()
+    pending.add(0, result())
+    pending.add(0, result(OTHER))
+    pending.add(1, result())
+    pending.remove(0)
+    assert list(pending.results) == [(1, NODE)]
+
+
+def test_a_worker_that_is_gone_has_nothing_pending_and_what_it_held_is_listed() -> None:
+    state = leased(member_of(0))
+    state.on_result(member_of(0), result(), has_shards=True)
+    assert state.release(0, "it left: killed") == [NODE]
+    assert not state.pending.results
+    assert list(again(state)) == [("train", 0, 0, "it left: killed")]
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("has_shards", [False, True])
+def test_a_result_counts_at_once_or_when_all_servers_have_its_sums(has_shards: bool, shares: bool) -> None:
+    member = member_of(0, shares=shares)
+    state = leased(member)
+    effects, counts = state.on_result(member, result(), has_shards=has_shards)
+    added = [AddSharedSums(node=NODE, rank=0, slot=0)] if shares else []
+    assert effects == [*added, *([AwaitShards(rank=0, node=NODE)] if has_shards else [])]
+    assert counts is not has_shards
+
+
+def test_a_result_that_comes_again_while_the_first_is_awaited_is_refused_and_listed() -> None:
+    member = member_of(0)
+    state = leased(member)
+    state.on_result(member, result(), has_shards=True)
+    assert state.on_result(member, result(), has_shards=True) == ([], False)
+    assert list(again(state)) == [("train", 0, 0, "others had done it, or it came twice")]
+
+
+def test_what_is_evaluated_is_in_no_slot_and_waits_for_no_server() -> None:
+    member, at = member_of(0, shares=True), Round("evaluate", 5, 8)
+    state = RoundState(at, Audit(at))
+    state.leases.lease(0, 2, 9.0, is_alone=False)
+    state.buffers.lend(0, NODE, [])
+    for number in (1, 7):
+        one = msgspec.structs.replace(result(number=number), work="evaluate")
+        assert state.on_result(member, one, has_shards=True) == ([], True)
+    state.accept(member, one)
+    assert state.account.shares == []
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_sums_in_a_slot_that_is_another_leases_are_lost(number: int) -> None:
+    member = member_of(0, shares=True)
+    state = leased(member)
+    assert state.on_result(member, result(number=number), has_shards=False) == ([], False)
+
+
+def test_a_result_is_needed_if_it_is_of_this_round_and_not_done() -> None:
+    state = leased(member_of(0))
+    assert state.is_needed(result())
+    assert not state.is_needed(result(step=4))
+    assert not state.is_needed(msgspec.structs.replace(result(), work="audit"))
+    state.accept(member_of(0), result())
+    assert not state.is_needed(result())
+
+
+@pytest.mark.parametrize(("step", "is_listed"), [(4, True), (5, True), (6, False)])
+def test_a_result_of_a_step_to_come_is_not_listed(step: int, is_listed: bool) -> None:
+    state = leased(member_of(0))
+    state.refuse(member_of(0), result(step=step))
+    assert bool(state.account.entries) is is_listed
+
+
+def test_others_have_something_to_do_if_their_lease_or_a_larger_one_ends() -> None:
+    first, second = member_of(0), member_of(1)
+    assert not leased(first, second).accept(first, result())
+    assert leased(first, second).accept(second, result())
+    assert leased(first, second).accept(first, result(Node(0, 1)))
+
+
+def test_slots_are_in_use_by_what_is_held_and_what_is_read() -> None:
+    member = member_of(0)
+    state = leased(member)
+    assert state.slots_in_use(0) == [0]
+    state.on_result(member, result(), has_shards=True)
+    state.leases.release(0)
+    assert state.slots_in_use(0) == [0]
+    state.pending.acknowledge(0, NODE)
+    assert state.slots_in_use(0) == []
+
+
+def test_an_audit_is_a_round_of_its_own_that_ends_as_the_step_it_was() -> None:
+    first, second = member_of(0), member_of(1)
+    state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
+    assert not state.leases.may_accept(Node(2, 4))
+    for micro_batch in range(8):
+        state.accept(first, result(Node(micro_batch, micro_batch + 1)))
+    assert state.audit.is_due()
+    state.begin_audit()
+    assert (state.round.work, state.leases.free()) == ("audit", 1)
+    assert state.leases.unassignable([0]) == [3]
+    state.accept_audited(second, msgspec.structs.replace(result(Node(3, 4)), work="audit"))
+    assert state.leases.is_complete()
+    assert list(again(state)) == [("audit", 3, 1, AUDITED)]
+    state.end_audit()
+    assert state.round == ROUND
+    assert not state.audit.is_due()
