@@ -1,5 +1,6 @@
 """A checkpoint comes back as it went in, everybody can read it, and no damage to it goes unnoticed."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from common import nn
 from common.aggregation.layout import layout_of
 from common.errors import FileFormatError
 from common.files.atomic import write_atomically
+from common.files.safetensors import parts_of
 from common.protocol.fingerprint import fingerprint
 from common.random import Purpose, generator
 from ps.checkpoint.checkpoint import (
@@ -189,3 +191,14 @@ def test_an_array_of_another_type_is_told(file: Path) -> None:
     checkpoint.arrays["0.bias"] = checkpoint.arrays["0.bias"].astype(np.float64)
     with pytest.raises(FileFormatError, match=r"array '0\.bias' is not float32"):
         checkpoint.held(LAYOUT, ["exp_avg", "exp_avg_sq"])
+
+
+def test_a_sealed_file_of_another_version_is_told(tmp_path: Path) -> None:
+    # As it was written, but for the array of the progress.
+    blank = b"0" * 64
+    length, header, *rest = parts_of({"x": np.zeros(2, np.float32)}, {"sha256": blank.decode()})
+    data = b"".join((length, header, *rest))
+    path = tmp_path / "other"
+    path.write_bytes(data.replace(blank, hashlib.sha256(data).hexdigest().encode()))
+    with pytest.raises(FileFormatError, match="is not a checkpoint of this version of lockstep"):
+        read_checkpoint(path)

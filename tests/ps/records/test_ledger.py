@@ -6,12 +6,15 @@ import pytest
 from common.aggregation.tree import Node
 from common.errors import FileFormatError
 from common.job.tally import pack_losses
+from common.protocol.messages import Result
 from ps.records.ledger import (
     MOST_ENTRIES,
     Account,
     Again,
     EpochDone,
+    LedgerShare,
     RunBegun,
+    StepDone,
     Unlisted,
     WeightsAt,
     WorkerIn,
@@ -60,3 +63,64 @@ def test_what_a_round_lists_is_bounded() -> None:
     for _ in range(MOST_ENTRIES + 7):
         account.add(AGAIN)
     assert account.other_entries("train", 3) == [AGAIN] * MOST_ENTRIES + [Unlisted(work="train", step=3, count=7)]
+
+
+def test_a_share_has_at_least_one_micro_batch() -> None:
+    assert LedgerShare(1, 2, 0).hi == 2
+    for lo, hi in ((1, 1), (2, 1)):
+        with pytest.raises(ValueError, match="expected at least one"):
+            LedgerShare(lo, hi, 0)
+
+
+def test_a_checksum_has_64_bits_at_most_and_losses_four_bytes_each() -> None:
+    assert StepDone(step=0, shares=[], losses=b"1234", checksum=2**64 - 1).loss_sums().size == 1
+    with pytest.raises(ValueError, match="a checksum of 65 bits"):
+        StepDone(step=0, shares=[], losses=b"", checksum=2**64)
+    with pytest.raises(ValueError, match="losses of 5 bytes"):
+        StepDone(step=0, shares=[], losses=b"12345", checksum=0)
+
+
+def test_losses_stand_at_their_micro_batches_and_those_of_another_length_nowhere() -> None:
+    account = Account(4)
+    account.record_accepted(Node(2, 4), 1, pack_losses([3.0, 4.0]))
+    account.record_accepted(Node(0, 2), 0, pack_losses([1.0]))
+    done = account.step_done(0, 7)
+    assert done.loss_sums().tolist() == [0.0, 0.0, 3.0, 4.0]
+    assert done.shares == [LedgerShare(2, 4, 1), LedgerShare(0, 2, 0)]
+    assert type(done.losses) is bytes
+
+
+def test_the_entries_of_the_round_before_are_added_within_the_limit() -> None:
+    before, account = Account(4), Account(4)
+    for _ in range(MOST_ENTRIES + 2):
+        before.add(AGAIN)
+    other = WorkerIn(rank=0, host="b", pid=812)
+    account.add(other)
+    account.unlisted = 4
+    account.merge(before)
+    # One of those that the round before lists has no room any more.
+    assert account.entries == [other, *[AGAIN] * (MOST_ENTRIES - 1)]
+    assert account.unlisted == 4 + 2 + 1
+    assert len(before.entries) == MOST_ENTRIES
+
+
+def test_a_round_with_room_for_all_lists_nothing_more() -> None:
+    account = Account(4)
+    account.add(AGAIN)
+    assert account.other_entries("train", 3) == [AGAIN]
+
+
+@pytest.mark.parametrize(("lo", "hi", "count"), [(0, 2, 1), (2, 2, 0), (3, 2, 0)])
+def test_a_result_that_nobody_needs_is_listed_if_it_is_of_any_micro_batch(lo: int, hi: int, count: int) -> None:
+    account = Account(4)
+    result = Result(work="train", step=3, lo=lo, hi=hi, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
+    account.record_unused(result, 1)
+    assert len(account.entries) == count
+
+
+def test_each_node_that_is_computed_again_has_an_entry() -> None:
+    account = Account(8)
+    account.record_recomputed("train", 3, [Node(0, 2), Node(4, 5)], 1, "it left: killed")
+    expected = [AGAIN, Again(work="train", step=3, lo=4, hi=5, rank=1, why="it left: killed")]
+    assert account.entries == expected
+    assert AGAIN.node() == Node(0, 2)
