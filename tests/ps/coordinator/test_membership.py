@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ps.coordinator.membership import Membership, MemberState
+from ps.coordinator.membership import PROBE_S, Membership, MemberState
 from tests.ps.runs import join_of, peer_of
 
 
@@ -63,3 +63,60 @@ def test_validate_finds_a_planted_contradiction(plant: Callable[[Membership], No
     plant(made)
     with pytest.raises(AssertionError):
         made.validate(2)
+
+
+def test_a_probe_waits_twice_as_long_each_time_until_its_member_says_something() -> None:
+    made, now = Membership(), 500.0
+    member = made.admit(peer_of(0), join_of(0), now)
+    waits = []
+    for _ in range(3):
+        due = made.next_probe()
+        assert due is not None
+        waits.append(due - now)
+        now = due
+        assert made.to_probe(now) == [member]
+    assert waits == [PROBE_S, 2 * PROBE_S, 4 * PROBE_S]
+    assert made.on_message(member.peer, now) is member
+    assert made.to_probe(now + PROBE_S) == [member]
+    assert made.next_probe() == now + PROBE_S + 2 * PROBE_S
+
+
+def test_members_are_probed_in_the_order_of_their_ranks() -> None:
+    made = Membership()
+    for worker, at in ((0, 3.0), (1, 1.0), (2, 2.0)):
+        made.admit(peer_of(worker), join_of(worker), at)
+    assert [member.rank for member in made.to_probe(10.0)] == [0, 1, 2]
+
+
+def test_samples_of_a_member_add_up_and_the_most_that_were_prepared_is_kept() -> None:
+    made = roster()
+    member = made.members[peer_of(1)]
+    made.credit(member, 3, 1.0)
+    made.credit(member, 4, 0.5)
+    assert (member.samples, member.compute_s) == (7, 1.5)
+    made.remove(peer_of(2))
+    made.remove(peer_of(0))
+    made.activate(made.admit(peer_of(9), join_of(9), 0.0), capacity=2)
+    assert made.most_prepared == 3
+
+
+def test_a_worker_that_left_within_a_step_is_among_those_that_computed_it() -> None:
+    made = roster()
+    for worker in (0, 1):
+        made.credit(made.members[peer_of(worker)], 1, 2.0)
+    for worker in (0, 1):
+        made.remove(peer_of(worker))
+    assert made.end_step() == (2.0, 2.0)
+
+
+def test_a_member_that_is_late_is_not_shown_as_computing() -> None:
+    made = roster()
+    first = made.members[peer_of(0)]
+    assert first.status(is_busy=True).state == "computing"
+    made.set_state(first, MemberState.SUSPECT)
+    assert first.status(is_busy=True).state == "suspect"
+
+
+def test_more_that_are_ready_than_can_have_work_let_nobody_in() -> None:
+    made = roster()
+    assert made.activate_standby(1) == []

@@ -7,14 +7,16 @@ import pytest
 
 from common.errors import FailureKind
 from common.job.job import Job
-from common.protocol.messages import Diverged, Lease, Result
+from common.protocol.messages import Diverged, Lease, Quantity, Result
 from ps.coordinator import events
 from ps.coordinator.effects import UpdateWeights
-from ps.coordinator.scheduling.audit import AUDITED, chosen_for_audit
+from ps.coordinator.membership import Member
+from ps.coordinator.scheduling.audit import AUDITED, Audit, chosen_for_audit
 from ps.coordinator.transitions import RunPhase
 from ps.records.ledger import Again
 from ps.run.info import RunInfo
-from tests.ps.runs import Drive, facts_of, finished, messages, peer_of, result_of, said
+from ps.run.plan import Round
+from tests.ps.runs import Drive, facts_of, finished, join_of, messages, peer_of, result_of, said
 
 #: What workers find.
 SAME, OTHER = "a" * 64, "b" * 64
@@ -207,3 +209,46 @@ def test_what_the_audit_computes_counts_as_time_of_the_step_and_of_no_gradient()
     # Two workers computed four micro-batches twice, half a second each.
     assert drive.coordinator.progress.last_step.mean_s == 2.0
     assert drive.coordinator.membership.compute_s == 6 * 4 * 0.5
+
+
+STEP = Round("train", 0, 4)
+
+
+def recorded(digest: str = SAME) -> tuple[Audit, Member, Result]:
+    """Return an audit of one micro-batch whose first result is there, with another worker and its result."""
+    audit = Audit(STEP, frozenset({1}))
+    first, second = (Member(peer_of(rank), rank, join_of(rank)) for rank in (4, 5))
+    lease = Lease(work="train", step=0, lo=1, hi=2)
+    audit.record(first, msgspec.structs.replace(result_of(lease), digest=SAME))
+    audit.record(first, result_of(Lease(work="train", step=0, lo=2, hi=3)))
+    return audit, second, msgspec.structs.replace(result_of(lease), digest=digest, work="audit")
+
+
+def test_only_what_is_chosen_is_recorded_and_its_worker_does_not_get_it_again() -> None:
+    audit, second, same = recorded()
+    assert audit.excluded() == {1: 4}
+    assert audit.is_due()
+    assert audit.difference(second, same) == ""
+
+
+@pytest.mark.parametrize("digest", ["", "a" * 12, "a" * 63 + "b"])
+def test_digests_are_compared_whole(digest: str) -> None:
+    audit, second, other = recorded(digest)
+    assert "found a difference in micro-batches 1 of step 0: worker 4 (host host, pid 4) found aaaaaaaaaaaa…, " in (
+        audit.difference(second, other)
+    )
+
+
+@pytest.mark.parametrize(("quantity", "where"), [("loss", "from layer fc on"), ("gradient", "first of 'fc'")])
+def test_a_value_that_only_the_second_worker_finds_infinite_is_named(quantity: Quantity, where: str) -> None:
+    audit, second, _ = recorded()
+    text = audit.divergence(second, Diverged(work="audit", step=0, micro_batch=1, layer="fc", quantity=quantity))
+    assert (
+        f"worker 4 (host host, pid 4) found a finite {quantity}, worker 5 (host host, pid 5) one that is not, {where};"
+        in text
+    )
+
+
+def test_only_training_is_audited() -> None:
+    assert Audit.of(STEP, 1.0, 7).chosen == frozenset(range(4))
+    assert Audit.of(Round("evaluate", 3, 4), 1.0, 7).chosen == frozenset()
