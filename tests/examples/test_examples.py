@@ -92,6 +92,7 @@ def test_the_regressions_file_is_what_its_script_draws(tmp_path: Path) -> None:
     assert load(str(tmp_path / "again.npz")).digest == load(str(EXAMPLES / "regression" / "friedman.npz")).digest
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_root")
 def test_the_language_model_knows_more_than_how_often_characters_occur(characters: Path, tmp_path: Path) -> None:
     run = train("language/job.toml", characters, tmp_path, steps=25)

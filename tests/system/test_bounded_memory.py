@@ -60,8 +60,8 @@ def memory(process: Process, field: str) -> int:
     return int(found[1]) * 1024
 
 
-#: Those of the suite: one that sends what is kept, and one that reads nothing. `test_floods` sends what is refused.
-COVERING = {"send_one_frame", "never_read"}
+#: That of the suite: one that reads nothing. `test_floods` sends what is refused.
+COVERING = {"never_read"}
 
 #: Seconds between two signs of life of one that does not read, and for which it goes on with them at least: there is
 #: to be more for it than it may be kept.

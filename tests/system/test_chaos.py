@@ -21,6 +21,19 @@ def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
 
 
 def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> None:
+    calm = digest_alone(*LASTING, "--steps", "600")
+    flags = ("--workers", "2", "--steps", "600", "--chaos", "kill-worker=1 kill-server=1", "--chaos-seed", "7")
+    digest, done = train(place, "wild", *flags)
+    assert digest == calm
+    assert sorted(line.partition(" (")[0] for line in done[:-1]) == [
+        "chaos: killed a worker",
+        "chaos: killed the server",
+    ]
+    assert done[-1] == "chaos: 2 things were done to the run"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_harmed_in_every_way_comes_to_the_bits_of_a_calm_one(place: Place) -> None:
     calm = digest_alone(*LASTING)
     wanted = "kill-worker=2 stop-worker=1 slow-worker=1 stop-server=1 kill-server=1"
     digest, done = train(place, "wild", "--workers", "3", "--chaos", wanted, "--chaos-seed", "7")

@@ -89,7 +89,8 @@ def kill(pid: int) -> None:
     assert is_gone(pid, GONE_S)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 50])
 def test_workers_that_are_killed_again_and_again_change_nothing(place: Place, kills: int) -> None:
     flags, draw, done = job(place, 200 + 100 * kills), random.Random(kills), 0
     expected = calm(place, flags)

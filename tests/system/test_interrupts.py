@@ -105,7 +105,8 @@ WHOLE = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micr
          "--checkpoint-every-steps", "3", "--workers", "2")  # fmt: skip
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [2, 100])
 def test_an_interrupt_at_any_moment_of_a_whole_run(place: Place, times: int) -> None:
     """Moments are spread over a run's whole life, from the start of its first process to the end of its last.
 
