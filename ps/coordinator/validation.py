@@ -36,8 +36,8 @@ def contradiction(result: Result, info: RunInfo) -> str:
     if not (math.isfinite(result.loss_sum) and np.isfinite(np.frombuffer(result.losses, "<f4")).all()):
         return f"a sum of losses that is not finite, {result.loss_sum}: expected a report of that instead"
     samples = _samples(result, info)
-    if samples is not None and result.count != samples * info.targets:
-        return f"a count of {result.count} for micro-batches {result.node()} of step {result.step}: expected {samples}"
+    if samples is not None and result.count != (count := samples * info.targets):
+        return f"a count of {result.count} for micro-batches {result.node()} of step {result.step}: expected {count}"
     return ""
 
 

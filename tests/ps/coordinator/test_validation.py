@@ -1,6 +1,7 @@
 """What follows from the job alone is not taken on anybody's word: counts, and that losses are numbers."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -65,3 +66,24 @@ def test_what_is_of_no_round_is_for_the_books_to_refuse() -> None:
     lease = Lease(work="train", step=10**9, lo=0, hi=4096)
     odd = result_with(step=lease.step, lo=lease.lo, hi=lease.hi, count=3, losses=bytes(4 * 4096))
     assert contradiction(odd, FACTS) == ""
+
+
+def test_each_target_of_a_sample_counts() -> None:
+    of_three = replace(FACTS, targets=3)
+    assert contradiction(result_with(count=24), of_three) == ""
+    assert contradiction(result_with(), of_three) == "a count of 8 for micro-batches 0-1 of step 0: expected 24"
+
+
+def test_the_steps_of_every_epoch_are_those_of_the_first() -> None:
+    steps = FACTS.plan.steps_per_epoch
+    assert contradiction(result_with(step=steps), FACTS) == ""
+    assert contradiction(result_with(step=2 * steps + 2, count=4), FACTS) == ""
+    assert contradiction(result_with(step=steps + 2), FACTS) != ""
+
+
+def test_an_audited_micro_batch_has_its_loss() -> None:
+    assert "losses of 0 bytes" in contradiction(result_with(work="audit", losses=b""), FACTS)
+
+
+def test_no_micro_batches_have_no_losses() -> None:
+    assert contradiction(result_with(lo=2, hi=1, losses=b""), FACTS) == ""  # of no round: not for us to refuse
