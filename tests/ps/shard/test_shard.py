@@ -337,6 +337,15 @@ def test_rounded_weights_are_in_the_memory_that_is_given_for_both_slots_from_the
     assert shard.served_weights is memory[1]
 
 
+def test_weights_that_are_served_rounded_are_the_same_in_any_slices_from_the_start() -> None:
+    """Statistics, which are not rounded, lie in the last slice."""
+    served = [
+        b"".join(long_shard(owned, long_policy(EXACT)).served_weights.tobytes() for owned in slices_for(LONG, servers))
+        for servers in (1, 2, 3)
+    ]
+    assert len(set(served)) == 1
+
+
 def test_what_others_will_write_over_is_copied_in_every_frame() -> None:
     (memory,) = generator(7, Purpose.CANARY).standard_normal((1, LONG), dtype=np.float32)
     shards = [long_shard(Slice(0, LONG), long_policy(EXACT), micro_batches=2) for _ in range(2)]
