@@ -12,6 +12,7 @@ from common.aggregation.layout import (
     ParameterLayout,
     gather,
     layout_of,
+    running_statistics,
     statistic_momenta,
     weights_digest,
 )
@@ -97,6 +98,9 @@ def test_a_scalar_has_a_place_too() -> None:
     [
         ({"0.bias": np.zeros(4, np.float32)}, r"'0.bias' is \(4,\), not \(3,\)"),
         ({"9.bias": np.zeros(4, np.float32)}, "'9.bias' is in only one of them"),
+        # As many values, in another shape.
+        ({"0.weight": np.zeros((4, 3), np.float32)}, r"'0.weight' is \(4, 3\), not \(3, 4\)"),
+        ({"1.running_mean": np.zeros(1, np.float32)}, r"'1.running_mean' is \(1,\), not \(3,\)"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(change: dict[str, np.ndarray], text: str) -> None:
@@ -156,9 +160,34 @@ def test_a_bound_model_turns_from_one_vector_to_another() -> None:
     assert weights[1][:29].tolist() == [0.0] * 29
 
 
-def test_momenta_stand_where_their_statistics_do() -> None:
+def test_pytorchs_counters_are_no_part_of_the_weights() -> None:
+    layout = layout_of(net())
+    vector = np.zeros(layout.size, np.float32)
+    layout.write(vector, {**net().state_dict(), "1.num_batches_tracked": np.array(7)})
+    assert vector.tobytes() == gather(net(), layout).tobytes()
+    with pytest.raises(ModelError, match=r"'9\.num_batches_tracked' is in only one of them"):
+        layout.write(vector, {**net().state_dict(), "9.num_batches_tracked": np.array(7)})
+
+
+def test_a_bound_model_has_its_statistics_in_the_vector_at_hand() -> None:
     model = net()
-    assert statistic_momenta(model, layout_of(model)).tolist() == [0.25] * 6
+    layout = layout_of(model)
+    weights = [gather(model, layout), gather(model, layout)]
+    binding = Binding(model, layout, weights, [np.zeros(layout.size, np.float32)])
+    weights[1][29:32] = 5.0
+    x = Tensor(np.ones((4, 4), np.float32))
+    model.eval()
+    before = model(x).detach().numpy().copy()
+    binding.read_from(1)
+    assert model(x).detach().numpy().tolist() != before.tolist()
+    assert running_statistics(model)["1.running_mean"].value.tolist() == [5.0] * 3
+
+
+def test_momenta_stand_where_their_statistics_do() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.25), nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=0.5)
+    )
+    assert statistic_momenta(model, layout_of(model)).tolist() == [0.25] * 6 + [0.5] * 4
 
 
 def test_the_digest_of_weights_is_that_of_their_little_endian_bytes() -> None:
