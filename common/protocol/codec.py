@@ -23,8 +23,8 @@ Buffer = bytes | bytearray | memoryview
 #: Longest header in bytes: a status with some thousand workers fits.
 HEADER_LIMIT = 2**20
 
-#: Most elements of one list or map in a header. Each takes a byte at least, so that a short header may claim fewer:
-#: room is made for what a list claims, and again for each list within it, of which msgpack allows some three hundred.
+#: Most elements of one list or map in a header. Each takes at least a byte, so a short header may claim no more than its
+#: length: room is made for what a list claims, and again for each list within it, and msgpack does not limit the depth.
 ITEMS_LIMIT = 2**15
 
 #: Most arrays behind a header.

@@ -17,7 +17,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 
 
 class Commands(Mapping[str, click.Command]):
-    """All commands by name, each imported when it is looked up: so the processes of a run start in half of the time."""
+    """All commands by name, each imported when it is looked up: the processes of a run need one command each."""
 
     def __getitem__(self, name: str) -> click.Command:
         command = command_named(name)

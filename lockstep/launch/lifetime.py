@@ -86,7 +86,7 @@ def ends_with_parent(folder: Path | None = None, rescue: Callable[[], None] | No
     """Watch standard input, a pipe that the parent keeps open: its end means that the parent is gone.
 
     Then this process is interrupted, and `folder`, which the parent can no longer remove, is removed at the end. The
-    server does `rescue` before, and so keeps the logs that lie in it; the others leave them to it.
+    server calls `rescue` first, which keeps the logs in that folder; the others leave this to the server.
     """
     watch = threading.Thread(target=_watch, args=(folder, rescue), name="parent watch", daemon=True)
     try:

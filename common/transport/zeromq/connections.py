@@ -87,8 +87,7 @@ class ConnectionTracker:
                 case zmq.EVENT_DISCONNECTED:
                     self._end(value)
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                    code = value
-                    self._failure = _REASONS.get(code, f"it broke the handshake (0x{code:x})")
+                    self._failure = _REASONS.get(value, f"it broke the handshake (0x{value:x})")
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                     self._failure = self._failure or _incomplete(value)
 
