@@ -23,8 +23,8 @@ Buffer = bytes | bytearray | memoryview
 #: Longest header in bytes: a status with some thousand workers fits.
 HEADER_LIMIT = 2**20
 
-#: Most elements of one list or map in a header. Each takes at least a byte, so a short header may claim no more than its
-#: length: room is made for what a list claims, and again for each list within it, and msgpack does not limit the depth.
+#: Most elements of one list or map in a header. Each takes at least a byte, so a short header may claim no more than
+#: its length. Room is made for what a list claims, and again for each list in it; msgpack sets no limit to the depth.
 ITEMS_LIMIT = 2**15
 
 #: Most arrays behind a header.
