@@ -21,8 +21,10 @@ from lockstep.simulation.scenario import Scenario, ScheduledFault
 from lockstep.simulation.world import Process, SimulatedShell, World
 from ps.records.run_folder import RunResult
 
-#: Virtual seconds after the last fault within which a run has to end, and events after which it counts as stuck.
+#: Virtual seconds after the last fault within which a run has to end, and events after which it counts as stuck; and
+#: what each step of a longer run may add to both.
 BOUND_S, LIMIT = 120.0, 20_000
+STEP_BOUND_S, STEP_LIMIT = 1.0, 200
 
 #: Least and most seconds until an ended process is started again.
 RESTART_S = (0.05, 0.5)
@@ -114,6 +116,8 @@ class Simulation:
         self._start_servers()
         for _ in range(self.scenario.workers):
             self.start_worker()
+        steps = self.scenario.steps or 0
+        bound_s, limit = BOUND_S + STEP_BOUND_S * steps, LIMIT + STEP_LIMIT * steps
         while self.result is None and not self.failure:
             while self._pending and self._pending[-1].event <= self.world.events:
                 fault = self._pending.pop()
@@ -122,10 +126,10 @@ class Simulation:
             if not self.world.turn():
                 return "no process acts, and nothing is scheduled"
             self._check_versions()
-            if self.world.events > LIMIT:
-                return f"the run is stuck: it has not ended after {LIMIT} events"
-            if not self._pending and self.world.now > self.disturbed_until + BOUND_S:
-                return f"the run has not ended within {BOUND_S:g} s of the last fault"
+            if self.world.events > limit:
+                return f"the run is stuck: it has not ended after {limit} events"
+            if not self._pending and self.world.now > self.disturbed_until + bound_s:
+                return f"the run has not ended within {bound_s:g} s of the last fault"
         return self.failure
 
     def close(self) -> None:

@@ -26,6 +26,11 @@ def test_many_more_seeds_keep_the_promise(first: int) -> None:
         assert simulate(scenario_of(seed)).violations == (), f"replay: lockstep simulate --seeds {seed} --trace"
 
 
+@pytest.mark.slow
+def test_a_long_run_is_not_taken_for_one_that_is_stuck() -> None:
+    assert simulate(scenario_of(1, workers=2, servers=1, steps=1000)).violations == ()
+
+
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(bug: str) -> None:
     assert any(simulate(scenario_of(seed), PLANTED[bug]).violations for seed in range(SEARCHED))
