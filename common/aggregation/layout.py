@@ -89,8 +89,19 @@ def running_statistics(module: Module) -> dict[str, RunningStatistic]:
     return {name: buffer for name, buffer in module.named_buffers() if isinstance(buffer, RunningStatistic)}
 
 
+def check_trained(module: Module) -> None:
+    """Raise `ModelError` with the first parameter that is frozen: update rules, as weight decay, would change it."""
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            raise ModelError(
+                f"the parameter {name!r} has requires_grad=False: expected True, since a job trains all parameters; "
+                "to keep a part of the model as it is, write `.detach()` behind its output, with weight_decay = 0"
+            )
+
+
 def layout_of(module: Module) -> ParameterLayout:
-    """Return the layout of a model, in the order of `named_parameters` and `named_buffers`."""
+    """Return the layout of a model, in the order of `named_parameters` and `named_buffers`. Raises `ModelError`."""
+    check_trained(module)
     offset = 0
     parameters, statistics = [], []
     for name, parameter in module.named_parameters():

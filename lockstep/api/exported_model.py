@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from common.aggregation.layout import check_trained
 from common.errors import ModelError
 from common.nn.description import describe, is_describable
 from common.nn.module import Module, Parameter, RunningStatistic
@@ -40,10 +41,12 @@ class ExportedModel:
 def exported(model: Model) -> ExportedModel:
     """Return how a model is sent: a name as it is, the library's layers as data, and everything else as its text.
 
-    Raises as `model_text`.
+    Raises as `model_text`, and `ModelError` if a parameter is frozen, which is lost on that way.
     """
     if isinstance(model, str):
         return ExportedModel(model)
+    if isinstance(model, Module):
+        check_trained(model)
     if isinstance(model, Module) and all(is_describable(type(module)) for module in model.modules()):
         return ExportedModel(dict(describe(model)))
     text = model_text(model)

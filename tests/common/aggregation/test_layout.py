@@ -198,6 +198,17 @@ def test_the_digest_of_weights_is_that_of_their_little_endian_bytes() -> None:
     assert weights_digest(np.empty(0, np.float32)) == hashlib.sha256(b"").hexdigest()
 
 
+def test_a_parameter_that_is_frozen_is_named_since_a_job_would_train_it() -> None:
+    model = net()
+    list(model.parameters())[4].requires_grad = False
+    with pytest.raises(ModelError) as raised:
+        layout_of(model)
+    assert str(raised.value) == (
+        "the parameter '3.weight' has requires_grad=False: expected True, since a job trains all parameters; "
+        "to keep a part of the model as it is, write `.detach()` behind its output, with weight_decay = 0"
+    )
+
+
 def test_a_position_has_the_name_of_its_array_and_a_digest_every_part_of_an_entry() -> None:
     first, second = LayoutEntry("a", (2, 3), 0), LayoutEntry("b", (2,), 6)
     layout = ParameterLayout((first,), (second,))
