@@ -1,5 +1,7 @@
 """Makes a ZeroMQ socket demand or present keys, and creates keys; sees neither a file nor a message."""
 
+from collections.abc import Callable
+
 import zmq
 
 from common.errors import KeyFileError
@@ -27,9 +29,9 @@ def public_of(secret: str) -> str:
     return zmq.curve_public(secret.encode()).decode()
 
 
-def check_curve() -> None:
+def check_curve(has: Callable[[str], bool] = zmq.has) -> None:
     """Raise KeyFileError if the installed ZeroMQ cannot use keys."""
-    if not zmq.has("curve"):
+    if not has("curve"):
         raise KeyFileError(
             f"this ZeroMQ ({zmq.zmq_version()}) was built without CURVE and cannot use keys: expected one with "
             "libsodium, as in the wheels of pyzmq (pip install --force-reinstall --only-binary pyzmq pyzmq)"

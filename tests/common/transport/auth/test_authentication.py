@@ -11,9 +11,10 @@ import zmq
 from common.errors import AddressError, KeyFileError
 from common.runtime.clock import SystemClock
 from common.transport.auth.credentials import ClientKeys, Credential, Lock, ServerKeys, Token
-from common.transport.auth.curve import new_pair, secure_server
+from common.transport.auth.curve import check_curve, new_pair, secure_server
 from common.transport.auth.zap import DOMAIN
 from common.transport.limits.rejection_log import RejectionLog
+from common.transport.port import Limits
 from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial, serve
 from common.transport.zeromq.server import ZeroMqServer
@@ -79,6 +80,19 @@ def test_an_old_protocol_that_knows_no_keys_is_no_way_in(scene: Scene, major: in
         connection.sendall(b"\xff" + bytes(8) + b"\x7f" + bytes([major, 0]) + zmtp.message([b"", b"hello"]) * 4)
         assert scene.server.receive(0.5) is None
         assert zmtp.is_closed(connection)
+
+
+def test_a_frame_that_is_encrypted_may_be_as_long_as_any_other() -> None:
+    limits = Limits(frame_bytes=1000)
+    with (
+        closing(serve("tcp://127.0.0.1:0", lock=ServerKeys(SERVER, dict), limits=limits)) as server,
+        closing(dial(server.address, credential=ClientKeys(SERVER, SERVER.public), limits=limits)) as client,
+    ):
+        client.send([bytes(1000)])
+        received = server.receive(zmtp.TIMEOUT_S)
+        assert received is not None
+        server.send(received[0], [bytes(1000)])
+        assert client.receive(zmtp.TIMEOUT_S) is not None
 
 
 def test_who_has_the_servers_own_key_gets_in(scene: Scene) -> None:
@@ -161,6 +175,15 @@ def test_the_domain_is_ours_and_asked_for() -> None:
         secure_server(router, ServerKeys(SERVER, dict))
         assert router.getsockopt_string(zmq.ZAP_DOMAIN).rstrip("\0") == DOMAIN.decode()
         assert router.get(zmq.ZAP_ENFORCE_DOMAIN) == 1
+
+
+def test_a_zeromq_without_keys_is_told_with_the_cure() -> None:
+    with pytest.raises(KeyFileError) as caught:
+        check_curve(lambda feature: feature != "curve")
+    assert str(caught.value) == (
+        f"this ZeroMQ ({zmq.zmq_version()}) was built without CURVE and cannot use keys: expected one with "
+        "libsodium, as in the wheels of pyzmq (pip install --force-reinstall --only-binary pyzmq pyzmq)"
+    )
 
 
 def test_secrets_are_not_shown() -> None:
