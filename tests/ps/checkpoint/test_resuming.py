@@ -1,14 +1,18 @@
 """What a resumed run takes over from a checkpoint: both slots of weights, all figures, whatever the clock shows."""
 
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from common.errors import FileFormatError
+from common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from common.files.atomic import write_atomically
+from common.job.job import Job
+from common.job.score import Guess
 from common.job.tally import Tally
 from common.random import Purpose, generator
 from ps.checkpoint.checkpoint import (
@@ -19,7 +23,18 @@ from ps.checkpoint.checkpoint import (
     read_checkpoint,
     sealed_parts,
 )
-from ps.checkpoint.resuming import Resumption, begin_again, coordinator_of, fill, resume
+from ps.checkpoint.folder import CheckpointFolder
+from ps.checkpoint.resuming import (
+    Resumption,
+    begin_again,
+    best_of,
+    check_identity,
+    coordinator_of,
+    fill,
+    first_round,
+    has_best,
+    resume,
+)
 from ps.records.ledger import RunBegun, read_lines
 from ps.records.metrics import EpochRecord
 from ps.records.receipt import first_link, next_link
@@ -27,6 +42,7 @@ from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import RunFolder
 from ps.run.plan import Round
 from ps.setup import AdmissionPolicy, RunSetup, open_run
+from tests.ps.runs import facts_of
 from tests.simulation.small import digits, job_of
 
 #: Seven steps, three an epoch.
@@ -64,8 +80,10 @@ METRICS_LINES = (b'{"before":1}\n', b'{"after":1}\n')
 LOST = b'{"kind":"step"}\n{"kind":"step"}\n'
 
 
-def opened() -> RunSetup:
-    return open_run("run", JOB, digits(), AdmissionPolicy())
+def opened(job: Job = JOB) -> RunSetup:
+    """Return the setup of a run whose samples have two targets each, as a regression's may."""
+    setup = open_run("run", job, digits(), AdmissionPolicy())
+    return replace(setup, info=replace(setup.info, targets=2, guess=Guess(0.25, 0.5)))
 
 
 def checkpoint_of(setup: RunSetup, path: Path, saved: RunProgress = SAVED) -> Checkpoint:
@@ -138,6 +156,13 @@ def test_memory_that_others_map_is_filled_and_not_replaced(tmp_path: Path) -> No
     assert all(one is other for one, other in zip(before, after, strict=True))
 
 
+def test_a_new_run_begins_with_the_first_step_and_with_what_its_score_is_measured_by() -> None:
+    setup = opened()
+    start = first_round(setup)
+    assert (start.round, start.compute_s) == (Round("train", 0, JOB.micro_batches), 0.0)
+    assert (start.progress.targets, start.progress.guess) == (2, Guess(0.25, 0.5))
+
+
 def test_every_figure_goes_on_from_where_it_was(tmp_path: Path) -> None:
     setup, recorder, _, start = resumed(tmp_path)
     assert start.round == Round("train", 4, JOB.micro_batches)
@@ -146,7 +171,7 @@ def test_every_figure_goes_on_from_where_it_was(tmp_path: Path) -> None:
     assert (progress.audited, progress.unaudited) == (11, 13)
     assert progress.epoch == Tally(2.5, 5, 9)
     assert progress.history == [EPOCH.status()]
-    assert (progress.targets, progress.guess) == (setup.info.targets, setup.info.guess)
+    assert (progress.targets, progress.guess) == (2, Guess(0.25, 0.5))
     assert start.compute_s == 60.0
     assert coordinator_of(setup.info, start).membership.compute_s == 60.0
     assert (recorder.steps, recorder.update_s, recorder.history) == (4, 3.0, [EPOCH])
@@ -163,8 +188,8 @@ def test_time_runs_on_although_the_clock_of_the_new_server_begins_anywhere(tmp_p
     # Of the time until then nothing is training, and the speed is that of the new steps alone.
     progress.end_step(Tally(1.0, 0, 16), now + 2.0)
     assert (progress.last_step.round_s, progress.train_s) == (2.0, 72.0)
-    assert progress.recent == deque([(70.0, 56), (72.0, 72)])
-    assert progress.images_per_s() == 8.0
+    assert progress.recent == deque([(70.0, 56), (72.0, 64)])
+    assert progress.images_per_s() == 4.0
 
 
 def test_lines_after_the_checkpoint_are_cut_off_and_counted(tmp_path: Path) -> None:
@@ -216,5 +241,156 @@ def test_the_checkpoint_of_an_ended_run_is_an_error(tmp_path: Path) -> None:
     setup, folder = opened(), RunFolder(tmp_path)
     saved = msgspec.structs.replace(SAVED, steps=7, is_evaluated=True)
     checkpoint = checkpoint_of(setup, tmp_path / "checkpoint", saved)
-    with pytest.raises(FileFormatError, match="is of a run's end"):
+    with pytest.raises(FileFormatError) as caught:
         resume(setup, recorder_of(setup, folder), folder, checkpoint)
+    assert str(caught.value) == (
+        f"{tmp_path / 'checkpoint'}: is of a run's end, after which nothing follows: remove the file"
+    )
+
+
+@pytest.mark.parametrize("name", ["metrics", "ledger"])
+def test_a_file_that_is_shorter_than_at_the_checkpoint_is_an_error_and_nothing_is_cut(
+    tmp_path: Path, name: str
+) -> None:
+    setup, folder = opened(), RunFolder(tmp_path)
+    file = folder.metrics if name == "metrics" else folder.ledger
+    for path in (folder.metrics.path, folder.ledger.path):
+        path.write_bytes(b"x" * 10)
+    sizes = {"metrics_bytes": 10, "ledger_bytes": 10, f"{name}_bytes": 11}
+    checkpoint = checkpoint_of(setup, tmp_path / "checkpoint", msgspec.structs.replace(SAVED, **sizes))
+    with pytest.raises(FileFormatError) as caught:
+        resume(setup, recorder_of(setup, folder), folder, checkpoint)
+    assert str(caught.value) == (
+        f"{file.path}: 10 bytes: expected at least 11, as when the checkpoint was written; put the run's own file back"
+    )
+    folder.close()
+    assert folder.metrics.path.stat().st_size == folder.ledger.path.stat().st_size == 10
+
+
+@pytest.mark.parametrize("ledger", [b"not JSON\n", b""])
+def test_a_ledger_of_something_else_is_named(tmp_path: Path, ledger: bytes) -> None:
+    setup, folder = opened(), RunFolder(tmp_path)
+    folder.ledger.path.write_bytes(ledger)
+    saved = msgspec.structs.replace(SAVED, ledger_bytes=len(ledger))
+    checkpoint = checkpoint_of(setup, tmp_path / "checkpoint", saved)
+    with pytest.raises(FileFormatError) as caught:
+        resume(setup, recorder_of(setup, folder), folder, checkpoint)
+    folder.close()
+    assert str(caught.value).startswith(f"{folder.ledger.path}: ")
+
+
+def taken_by(**values: Any) -> Checkpoint:
+    """Return a checkpoint of a run that differs from that of `facts_of` in these values of its identity."""
+    identity = msgspec.structs.replace(CheckpointIdentity.of(facts_of()), **values)
+    return Checkpoint(path=Path("step-4"), identity=identity, progress=SAVED, arrays={})
+
+
+HERE = facts_of()
+OTHER_JOB = msgspec.structs.replace(HERE.job, epochs=3, seed=9, model="mlp")
+OTHER_NUMERICS = msgspec.structs.replace(HERE.fingerprint, kernel="Z80", threads=7)
+#: What differs, and what is reported: the first difference in this order.
+DIFFERENCES: list[tuple[dict[str, Any], type[UsageError], str]] = [
+    (
+        {"job": OTHER_JOB, "source": "b" * 64},
+        JobError,
+        (
+            "step-4 is of another job: model = 'mlp' in the run, 'linear' here; seed = 9 in the run, 0 here; "
+            "epochs = 3 in the run, 2 here: expected the same; a new run may begin with --initial step-4"
+        ),
+    ),
+    (
+        {"source": "b" * 64, "dataset": "b" * 64},
+        ModelError,
+        (
+            "the file of model 'linear' has changed since step-4 was written "
+            "(SHA-256 bbbbbbbbbbbb… then, aaaaaaaaaaaa… now): expected the same file"
+        ),
+    ),
+    (
+        {"dataset": "b" * 64, "numerics": OTHER_NUMERICS},
+        DataError,
+        (
+            "the dataset 'mnist' has changed since step-4 was written "
+            "(SHA-256 bbbbbbbbbbbb… then, 0123456789ab… now): expected the same data"
+        ),
+    ),
+    (
+        {"numerics": OTHER_NUMERICS, "layout": "b" * 64},
+        UsageError,
+        (
+            "the numerics differ from those that wrote step-4, and so would the bits: "
+            f"kernel 'Z80' in the run, {HERE.fingerprint.kernel!r} here; threads 7 in the run, "
+            f"{HERE.fingerprint.threads} here: use the machine and version of the run"
+        ),
+    ),
+    ({"layout": "b" * 64}, ModelError, "model 'linear' has other parameters than when step-4 was written"),
+]
+
+
+@pytest.mark.parametrize(("values", "kind", "text"), DIFFERENCES)
+def test_a_checkpoint_of_another_run_is_refused_with_the_first_difference(
+    values: dict[str, Any], kind: type[UsageError], text: str
+) -> None:
+    source = "a" * 64
+    with pytest.raises(UsageError) as caught:
+        check_identity(taken_by(**{"source": source, **values}), replace(HERE, source=source))
+    assert type(caught.value) is kind
+    assert str(caught.value) == text
+
+
+def test_a_checkpoint_of_the_same_run_is_accepted_and_of_other_numerics_if_that_is_allowed() -> None:
+    check_identity(taken_by(), HERE)
+    check_identity(taken_by(numerics=OTHER_NUMERICS), HERE, allows_mixed_numerics=True)
+    with pytest.raises(ModelError, match="other parameters"):
+        check_identity(taken_by(numerics=OTHER_NUMERICS, layout="b" * 64), HERE, allows_mixed_numerics=True)
+
+
+#: Two epochs, of which the first is the better one.
+EPOCHS = [
+    msgspec.structs.replace(EPOCH, epoch=number, test_loss=0.1 * number, weights_sha256=str(number) * 64)
+    for number in (1, 2)
+]
+
+
+def saved_epochs(path: Path, setup: RunSetup) -> tuple[CheckpointFolder, list[str]]:
+    """Save the checkpoints of two epochs, whose weights are all 3 and all 6: the steps."""
+    said: list[str] = []
+    folder = CheckpointFolder(path / "checkpoints", said.append)
+    for steps, history in ((3, EPOCHS[:1]), (6, EPOCHS)):
+        saved = msgspec.structs.replace(SAVED, steps=steps, is_evaluated=True, history=history)
+        held = HeldState(weights=np.full(setup.layout.size, steps, np.float32), state=setup.shard.state)
+        folder.save(steps, sealed_parts(CheckpointIdentity.of(setup.info), saved, setup.layout, held), None)
+    return folder, said
+
+
+def test_a_run_that_keeps_the_best_weights_resumes_with_those_so_far(tmp_path: Path) -> None:
+    setup = opened(job_of(steps=7, momentum=0.9, keep_best=True))
+    folder, said = saved_epochs(tmp_path, setup)
+    last = read_checkpoint(folder.file_of(6))
+    best = best_of(last, folder, setup)
+    assert best is not None
+    assert best.tolist() == [3.0] * setup.layout.size
+    assert has_best(last, folder)
+    assert said == []
+
+
+def test_a_checkpoint_without_the_best_epochs_is_not_used_and_that_is_told(tmp_path: Path) -> None:
+    setup = opened(job_of(steps=7, momentum=0.9, keep_best=True))
+    folder, said = saved_epochs(tmp_path, setup)
+    last = read_checkpoint(folder.file_of(6))
+    folder.file_of(3).unlink()
+    assert best_of(last, folder, setup) is None
+    assert not has_best(last, folder)
+    assert said == [f"warning: {folder.file_of(6)}: the best epoch's weights are gone: the one before it is used"]
+
+
+@pytest.mark.parametrize(("keep_best", "history"), [(True, []), (False, EPOCHS)])
+def test_a_run_needs_no_best_weights_before_its_first_epoch_or_if_it_does_not_keep_them(
+    tmp_path: Path, keep_best: bool, history: list[EpochRecord]
+) -> None:
+    setup, said = opened(job_of(steps=7, keep_best=keep_best)), list[str]()
+    folder = CheckpointFolder(tmp_path / "checkpoints", said.append)
+    checkpoint = checkpoint_of(setup, tmp_path / "one", msgspec.structs.replace(SAVED, history=history))
+    assert has_best(checkpoint, folder)
+    assert best_of(checkpoint, folder, setup) is None
+    assert said == []

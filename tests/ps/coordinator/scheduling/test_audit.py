@@ -231,22 +231,33 @@ def test_only_what_is_chosen_is_recorded_and_its_worker_does_not_get_it_again() 
     assert audit.difference(second, same) == ""
 
 
-@pytest.mark.parametrize("digest", ["", "a" * 12, "a" * 63 + "b"])
-def test_digests_are_compared_whole(digest: str) -> None:
+#: What follows a difference.
+ADVICE = (
+    "; one of them computes wrongly, and the step was not applied: find out which with `lockstep verify`, or by "
+    "leaving out one at a time, and resume from the last checkpoint"
+)
+
+
+@pytest.mark.parametrize(
+    ("digest", "shown"), [("", ""), ("a" * 12, "a" * 12), ("a" * 63 + "b", "a" * 12), (OTHER, "b" * 12)]
+)
+def test_digests_are_compared_whole(digest: str, shown: str) -> None:
     audit, second, other = recorded(digest)
-    assert "found a difference in micro-batches 1 of step 0: worker 4 (host host, pid 4) found aaaaaaaaaaaa…, " in (
-        audit.difference(second, other)
+    assert audit.difference(second, other) == (
+        "the audit found a difference in micro-batches 1 of step 0: worker 4 (host host, pid 4) found aaaaaaaaaaaa…, "
+        f"worker 5 (host host, pid 5) {shown}…{ADVICE}"
     )
 
 
 @pytest.mark.parametrize(("quantity", "where"), [("loss", "from layer fc on"), ("gradient", "first of 'fc'")])
 def test_a_value_that_only_the_second_worker_finds_infinite_is_named(quantity: Quantity, where: str) -> None:
     audit, second, _ = recorded()
-    text = audit.divergence(second, Diverged(work="audit", step=0, micro_batch=1, layer="fc", quantity=quantity))
-    assert (
-        f"worker 4 (host host, pid 4) found a finite {quantity}, worker 5 (host host, pid 5) one that is not, {where};"
-        in text
+    diverged = Diverged(work="audit", step=0, micro_batch=1, layer="fc", quantity=quantity)
+    assert audit.divergence(second, diverged) == (
+        "the audit found a difference in micro-batches 1 of step 0: worker 4 (host host, pid 4) found a finite "
+        f"{quantity}, worker 5 (host host, pid 5) one that is not, {where}{ADVICE}"
     )
+    assert audit.divergence(second, msgspec.structs.replace(diverged, micro_batch=2)) == ""
 
 
 def test_only_training_is_audited() -> None:

@@ -11,6 +11,10 @@ from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, overlap
 RANKS = st.integers(0, 3)
 
 
+def members(node: Node) -> set[int]:
+    return set(range(node.lo, node.hi))
+
+
 class LeaseTableMachine(RuleBasedStateMachine):
     """Records the same in a set of done micro-batches and a list of leases."""
 
@@ -40,12 +44,11 @@ class LeaseTableMachine(RuleBasedStateMachine):
     @rule(lo=st.integers(-1, 20), length=st.integers(-1, 20))
     def accept(self, lo: int, length: int) -> None:
         node = Node(lo, lo + length)
-        members = set(range(node.lo, node.hi))
-        is_new = is_node(node.lo, node.hi, self.table.total) and not members & self.done
+        is_new = is_node(node.lo, node.hi, self.table.total) and not members(node) & self.done
         assert self.table.accept(node) == is_new
         if is_new:
-            self.done |= members
-            self.held = [held for held in self.held if not overlap(held.node, node)]
+            self.done |= members(node)
+            self.held = [held for held in self.held if not members(held.node) & members(node)]
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -53,8 +56,8 @@ class LeaseTableMachine(RuleBasedStateMachine):
         node = data.draw(st.sampled_from(self.held)).node
         assert self.table.accept(node)
         assert not self.table.accept(node)
-        self.done |= set(range(node.lo, node.hi))
-        self.held = [held for held in self.held if not overlap(held.node, node)]
+        self.done |= members(node)
+        self.held = [held for held in self.held if not members(held.node) & members(node)]
 
     @rule(rank=RANKS)
     def release(self, rank: int) -> None:
@@ -133,16 +136,35 @@ def test_a_late_result_ends_the_lease_that_shares_micro_batches_with_it() -> Non
     assert table.free() == 2
 
 
-@pytest.mark.parametrize("corrupt", ["held twice", "not marked"])
-def test_validate_finds_a_planted_contradiction(corrupt: str) -> None:
+def planted(what: str) -> LeaseTable:
+    """Return a table of which a micro-batch is held, with a contradiction."""
     table = LeaseTable(4)
     table.lease(0, 1, 9.0, is_alone=False)
-    if corrupt == "held twice":
-        table.held[1] = [HeldLease(Node(0, 1), 1, 9.0)]
-    else:
-        table.held.clear()
-    with pytest.raises(AssertionError):
-        table.validate()
+    match what:
+        case "twice":
+            table.held[1] = [HeldLease(Node(0, 1), 1, 9.0)]
+        case "unmarked":
+            table.held.clear()
+        case "empty":
+            table.held[1] = []
+        case "later":
+            table.held[0] = [HeldLease(Node(0, 1), 0, 10.0)]
+    return table
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("twice", "HeldLease(node=Node(lo=0, hi=1), rank=1, deadline=9.0) is done or held"),
+        ("unmarked", "a micro-batch is marked as held that no lease has"),
+        ("empty", "rank 1 holds an empty list"),
+        ("later", "a lease expires at another time than is recorded"),
+    ],
+)
+def test_validate_finds_a_planted_contradiction(what: str, told: str) -> None:
+    with pytest.raises(AssertionError) as caught:
+        planted(what).validate()
+    assert str(caught.value) == told
 
 
 def test_four_thousand_micro_batches_are_no_trouble() -> None:
@@ -188,3 +210,42 @@ def test_all_that_hold_a_part_of_a_node_lose_it_and_who_has_done_its_part_holds_
     assert table.accept(Node(0, 4))
     assert not table.held
     table.validate()
+
+
+@pytest.mark.parametrize("other", [Node(0, 2), Node(4, 6)])
+def test_nodes_that_are_neighbours_do_not_overlap(other: Node) -> None:
+    node = Node(2, 4)
+    assert not overlap(node, other)
+    assert not overlap(other, node)
+    assert overlap(node, Node(0, 8))
+    assert overlap(Node(3, 4), node)
+
+
+def test_parts_of_a_lease_are_granted_to_its_worker_alone_even_when_it_has_ended() -> None:
+    table = LeaseTable(8)
+    assert table.lease(0, 2, 9.0, is_alone=False) == Node(0, 2)
+    assert table.lease(1, 4, 9.0, is_alone=False) == Node(2, 4)
+    table.release(0)
+    nodes = [Node(0, 2), Node(0, 1), Node(1, 2), Node(0, 4), Node(1, 3), Node(2, 3), Node(4, 5)]
+    assert [node for node in nodes if table.was_granted(0, node)] == [Node(0, 2), Node(0, 1), Node(1, 2)]
+    assert [node for node in nodes if table.was_granted(1, node)] == [Node(2, 3)]
+
+
+def test_a_failure_and_a_result_concern_the_holders_of_their_own_micro_batches_only() -> None:
+    table = LeaseTable(4)
+    for rank in range(3):
+        table.lease(rank, 1, 9.0, is_alone=False)
+    assert table.holders(Node(2, 4)) == [2]
+    assert table.record_failure(Node(2, 3), 2) is False
+    assert table.failed_on == {2: [2]}
+
+
+def test_a_worker_alone_gets_a_node_whole_although_it_failed_on_a_part_of_it() -> None:
+    table = LeaseTable(4)
+    table.lease(0, 1, 9.0, is_alone=False)
+    table.lease(1, 1, 9.0, is_alone=False)
+    table.record_failure(Node(1, 2), 1)
+    table.release(0)
+    assert table.lease(1, 4, 9.0, is_alone=False) == Node(0, 1)
+    table.release(1)
+    assert table.lease(1, 4, 9.0, is_alone=True) == Node(0, 4)

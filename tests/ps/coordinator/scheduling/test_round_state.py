@@ -37,10 +37,10 @@ def leased(*members: Member, chosen: frozenset[int] = frozenset()) -> RoundState
     return state
 
 
-def again(state: RoundState) -> Iterator[tuple[str, int, int, str]]:
+def again(state: RoundState) -> Iterator[tuple[str, int, int, int, str]]:
     for entry in state.account.entries:
         assert isinstance(entry, Again)
-        yield entry.work, entry.lo, entry.rank, entry.why
+        yield entry.work, entry.step, entry.lo, entry.rank, entry.why
 
 
 def test_a_result_is_awaited_once_and_the_first_one_counts() -> None:
@@ -74,7 +74,7 @@ def test_a_worker_that_is_gone_has_nothing_pending_and_what_it_held_is_listed() 
     state.on_result(member_of(0), result(), has_shards=True)
     assert state.release(0, "it left: killed") == [NODE]
     assert not state.pending.results
-    assert list(again(state)) == [("train", 0, 0, "it left: killed")]
+    assert list(again(state)) == [("train", 5, 0, 0, "it left: killed")]
 
 
 @pytest.mark.parametrize("shares", [False, True])
@@ -93,7 +93,24 @@ def test_a_result_that_comes_again_while_the_first_is_awaited_is_refused_and_lis
     state = leased(member)
     state.on_result(member, result(), has_shards=True)
     assert state.on_result(member, result(), has_shards=True) == ([], False)
-    assert list(again(state)) == [("train", 0, 0, "others had done it, or it came twice")]
+    assert list(again(state)) == [("train", 5, 0, 0, "others had done it, or it came twice")]
+
+
+@pytest.mark.parametrize(("rank", "node"), [(0, OTHER), (0, Node(4, 6)), (1, NODE)])
+def test_a_result_that_no_lease_asked_its_worker_for_is_refused_and_listed_although_it_is_needed(
+    rank: int, node: Node
+) -> None:
+    state = leased(member_of(0), member_of(1))
+    assert state.is_needed(result(node))
+    assert state.on_result(member_of(rank), result(node), has_shards=False) == ([], False)
+    assert [(entry[2], entry[3]) for entry in again(state)] == [(node.lo, rank)]
+
+
+def test_a_result_of_a_lease_that_others_have_done_is_refused() -> None:
+    state = leased(member_of(0))
+    state.accept(member_of(3), result())
+    assert [(share.rank, share.lo, share.hi) for share in state.account.shares] == [(3, 0, 2)]
+    assert state.on_result(member_of(0), result(), has_shards=False) == ([], False)
 
 
 def test_what_is_evaluated_is_in_no_slot_and_waits_for_no_server() -> None:
@@ -161,7 +178,7 @@ def test_an_audit_is_a_round_of_its_own_that_ends_as_the_step_it_was() -> None:
     assert state.leases.unassignable([0]) == [3]
     state.accept_audited(second, msgspec.structs.replace(result(Node(3, 4)), work="audit"))
     assert state.leases.is_complete()
-    assert list(again(state)) == [("audit", 3, 1, AUDITED)]
+    assert list(again(state)) == [("audit", 5, 3, 1, AUDITED)]
     state.end_audit()
     assert state.round == ROUND
     assert not state.audit.is_due()

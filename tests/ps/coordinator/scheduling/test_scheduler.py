@@ -5,7 +5,7 @@ import pytest
 from common.aggregation.tree import Node
 from common.job.job import Job
 from common.protocol.messages import SLOTS, Lease
-from ps.coordinator.effects import Effect
+from ps.coordinator.effects import Effect, Send, SendWeights
 from ps.coordinator.membership import Member, MemberState
 from ps.coordinator.scheduling.audit import Audit
 from ps.coordinator.scheduling.lease_table import HeldLease
@@ -65,11 +65,27 @@ def test_a_second_lease_does_not_begin_the_time_again() -> None:
     assert timeouts.held_s(0, NOW + 7.0) == 7.0
 
 
+def practise(timeouts: LeaseTimeouts, rank: int, seconds: float) -> None:
+    """Record that a worker has taken so many seconds for each of its micro-batches so far."""
+    for _ in range(ENOUGH):
+        timeouts.begin(rank, 0.0)
+        one = result_of(Lease(work="train", step=0, lo=0, hi=1))
+        timeouts.record(rank, one, [HeldLease(Node(0, 1), rank, 0.0)], seconds)
+
+
+def test_the_time_for_a_lease_goes_by_what_its_own_worker_took_before() -> None:
+    state, timeouts = state_of(), LeaseTimeouts(LIMIT_S)
+    for rank, seconds in ((0, 1.0), (1, 3.0)):
+        practise(timeouts, rank, seconds)
+    assign_leases(state, [member_of(0), member_of(1)], 2, timeouts, NOW)
+    first, second = (state.leases.held_by(rank)[0].deadline - NOW for rank in range(2))
+    assert (first, second) == (timeouts.timeout_s(0, "train", 4), timeouts.timeout_s(1, "train", 3))
+    assert first != second
+
+
 def test_the_time_for_a_lease_counts_what_is_held_before_it() -> None:
     state, member, timeouts = state_of(), member_of(0), LeaseTimeouts(LIMIT_S)
-    for _ in range(ENOUGH):  # a second for each micro-batch
-        timeouts.begin(0, 0.0)
-        timeouts.record(0, result_of(Lease(work="train", step=0, lo=0, hi=1)), [HeldLease(Node(0, 1), 0, 0.0)], 1.0)
+    practise(timeouts, 0, 1.0)
     assign_leases(state, [member], 2, timeouts, NOW)
     first, second = state.leases.held_by(0)
     assert (len(first.node), len(second.node)) == (4, 2)
@@ -86,8 +102,17 @@ def test_a_micro_batch_that_is_audited_asks_for_a_digest_and_others_do_not() -> 
 def test_a_worker_that_shares_no_memory_is_sent_the_weights_of_a_step_once() -> None:
     state, member = state_of(), member_of(0, shares=False)
     effects = assign_leases(state, [member], 2, LeaseTimeouts(LIMIT_S), NOW)
-    assert [type(effect).__name__ for effect in effects] == ["SendWeights", "Send", "Send"]
+    assert [type(effect) for effect in effects] == [SendWeights, Send, Send]
+    assert effects[0] == SendWeights(peer=member.peer, step=ROUND.step)
     assert member.weights_step == ROUND.step
+
+
+def test_the_one_ready_worker_is_given_again_what_failed_on_it() -> None:
+    state, member = state_of(), member_of(0)
+    assign(state, member, ready=1)
+    state.leases.record_failure(Node(0, 16), 0)
+    assert assign(state, member, ready=2) == []
+    assert [(lease.lo, lease.hi) for lease in assign(state, member, ready=1)] == [(0, 16)]
 
 
 def test_only_the_one_ready_worker_gets_the_whole_round() -> None:
