@@ -19,7 +19,7 @@ from common.autograd.capture import Capture, capture
 from common.autograd.graph import OnFinal, no_grad, observing
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
-from common.data.dataset import TrainTest
+from common.data.dataset import Dataset, TrainTest
 from common.data.preparation import Preparation
 from common.data.sampler import Sampler, evaluation_chunks, evaluation_rows
 from common.job.job import Job
@@ -230,16 +230,19 @@ class Compute:
         """Return the places, in the set that the work is about, of all samples that a node needs."""
         if work in OF_A_STEP:
             return np.concatenate([self.sampler.indices(step, micro_batch) for micro_batch in range(node.lo, node.hi)])
-        held_out = self.data.test if work == "evaluate" else self.data.validation
-        rows = [evaluation_rows(chunk, len(held_out or ())) for chunk in range(node.lo, node.hi)]
-        return np.arange(rows[0].start, rows[-1].stop)
+        size = len(self._held_out(work) or ())
+        return np.arange(evaluation_rows(node.lo, size).start, evaluation_rows(node.hi - 1, size).stop)
 
     def micro_batches_of(self, work: Work) -> int:
         """Return into how many micro-batches, or chunks, a round of that kind is divided."""
         if work in OF_A_STEP:
             return self.job.micro_batches
-        held_out = self.data.test if work == "evaluate" else self.data.validation
+        held_out = self._held_out(work)
         return 0 if held_out is None else evaluation_chunks(len(held_out))
+
+    def _held_out(self, work: Work) -> Dataset | None:
+        """Return the set that an evaluation is about, None if the job does not have it."""
+        return self.data.test if work == "evaluate" else self.data.validation
 
     def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:
         """Return the tally of a node of chunks, added over their tree: of the test set, or to "validate" of that set.
@@ -253,8 +256,8 @@ class Compute:
         return self.evaluate(first, work) + self.evaluate(second, work)
 
     def _evaluate_chunk(self, chunk: int, work: Work) -> Tally:
-        held_out = self.data.test if work == "evaluate" else self.data.validation
-        assert held_out is not None, "this job does not have the set that is to be evaluated"
+        held_out = self._held_out(work)
+        assert held_out is not None  # of a set that the job does not have, `micro_batches_of` is 0
         rows = evaluation_rows(chunk, len(held_out))
         targets = self.objective.targets(held_out.labels[rows])
         images = self.preparation.images(held_out.images[rows])

@@ -1,23 +1,25 @@
 """A piece is a function of weights, job and place: whoever computes it, after whatever, gets the same bits."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from common import nn
 from common.aggregation.layout import gather, layout_of
+from common.aggregation.slices import Slice
 from common.aggregation.tree import Node, Vector
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
-from common.data.dataset import TrainTest
+from common.data.dataset import Dataset, TrainTest
 from common.data.sampler import evaluation_chunks
 from common.job.job import Job
 from common.job.tally import Tally
 from common.nn.description import describe
 from common.nn.model_source import build_model
+from common.protocol.messages import Work
 from common.random import Purpose, generator
-from tests.simulation.small import JOBS, digits, job_of, long_test_set
+from tests.simulation.small import JOBS, digits, job_of, long_test_set, noisy_net
 from worker.compute import Compute
 from worker.gradient_sink import NotFiniteError
 
@@ -126,6 +128,18 @@ def test_shifts_are_keyed_by_step_and_micro_batch() -> None:
     assert images_of(still, 0, 0) == images_of(still, 2, 1)
 
 
+def test_images_are_shifted_whatever_they_are_scaled_by() -> None:
+    rows = np.arange(4)
+    for normalize, moments, mean, std in ((False, None, 0.0, 1.0), (True, (0.5, 0.25), 0.5, 0.25)):
+        still, moving = (
+            Compute(job, build_model("linear"), digits(), moments=moments)
+            for job in (job_of(normalize=normalize), job_of(normalize=normalize, max_shift=3))
+        )
+        expected = (digits().train.images[rows] / 255.0 - mean) / std
+        np.testing.assert_allclose(still.batch(rows, 0, 0)[0], expected, rtol=1e-5, atol=1e-5)
+        assert len({images_of(moving, step, 0) for step in range(3)}) == 3
+
+
 def test_dropout_is_keyed_by_step_and_micro_batch() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
     # One batch is the whole set, so that every step has the same samples in another order.
@@ -162,7 +176,7 @@ def test_an_empty_micro_batch_is_nothing() -> None:
     assert counts == [0, 0, 1, 0, 1]
     compute.train(0, Node(0, 1))
     sums, tally = compute.train(2, Node(0, 1))
-    assert tally == Tally()
+    assert (tally, compute.losses) == (Tally(), [0.0])
     assert not sums.any()
 
 
@@ -173,6 +187,55 @@ def test_statistics_travel_as_sums_over_the_samples() -> None:
     images = compute.preparation.images(digits().train.images[compute.sampler.indices(0, 0)]).reshape(-1, 784)
     mean = sums[compute.layout.parameter_size :][:784] / tally.count
     np.testing.assert_allclose(mean, images.mean(axis=0), rtol=1e-5, atol=1e-5)
+
+
+def regression() -> TrainTest:
+    """Return images with two numbers to predict for each."""
+    train, test = (
+        Dataset(part.images, np.stack([part.labels, -part.labels], axis=1).astype(np.float32), 0)
+        for part in (digits().train, digits().test)
+    )
+    return TrainTest("numbers", train, test)
+
+
+def test_with_several_targets_a_sample_sums_of_statistics_are_divided_by_all_of_them() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 2))
+    compute = compute_of(job_of(model=dict(describe(net)), loss="mse"), regression())
+    sums, tally = compute.train(0, Node(0, 1))
+    rows = compute.sampler.indices(0, 0)
+    images = compute.preparation.images(digits().train.images[rows]).reshape(-1, 784)
+    mean = sums[compute.layout.parameter_size :][:784] / tally.count
+    assert tally.count == 2 * len(rows)
+    np.testing.assert_allclose(mean, images.mean(axis=0), rtol=1e-5, atol=1e-5)
+
+
+def test_if_all_layers_are_finite_and_the_loss_is_not_that_is_named() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
+    compute = compute_of(job_of(model=dict(describe(net)), loss="mse"), regression())
+    compute.layout.read(compute.weights)["1.bias"][:] = 1e30
+    with pytest.raises(NotFiniteError) as raised:
+        compute.train(0, Node(1, 2))
+    assert raised.value.layer == "the loss itself"
+
+
+def test_a_vector_of_weights_packs_what_is_trained_and_leaves_statistics_as_they_are() -> None:
+    compute = compute_of(job_of(model=noisy_net(), wire_weights="bfloat16"))
+    trained, size = compute.layout.parameter_size, compute.layout.size
+    assert compute.wire_weights.words(Slice(0, size)) == -(-trained // 2) + size - trained
+
+
+def test_it_turns_to_the_weights_of_a_step_and_writes_where_it_is_told_or_else_to_the_first_place() -> None:
+    job, model = job_of(), build_model("linear")
+    size = layout_of(model).size
+    sums = (np.zeros(size, np.float32), np.zeros(size, np.float32))
+    compute = Compute(job, model, digits(), sums=sums)
+    for step, into in ((1, 1), (1, 0), (2, 1), (3, 0)):
+        compute.turn(step, into=into)
+        assert compute.weights is compute.slots[step % 2]
+        assert compute.train(step, Node(0, 1))[0] is sums[into]
+    compute.turn(4, into=1)
+    compute.turn(4)
+    assert compute.into is sums[0]
 
 
 def write_file(path: Any, text: str) -> str:
@@ -252,6 +315,45 @@ def test_evaluation_is_added_over_the_tree_of_its_pieces() -> None:
     whole = compute.evaluate(Node(0, 3))
     assert whole == (one + two) + three
     assert whole.count == 1100
+
+
+def validated() -> TrainTest:
+    """Return a validation set of two chunks besides a test set of three."""
+    data = long_test_set()
+    held_out = Dataset(data.test.images[:600], data.test.labels[:600][::-1].copy(), 10)
+    return TrainTest("digits", data.train, data.test, held_out)
+
+
+def test_an_evaluation_is_of_the_set_that_its_work_names() -> None:
+    compute, data = compute_of(job_of(), validated()), validated()
+    assert [compute.micro_batches_of(work) for work in get_args(Work)] == [4, 4, 2, 3]
+    assert compute_of(job_of()).micro_batches_of("validate") == 0
+    other = compute_of(job_of(), TrainTest("digits", data.train, data.validation or data.test))
+    whole = compute.evaluate(Node(0, 2), "validate")
+    assert (whole, whole.count) == (other.evaluate(Node(0, 2)), 600)
+    assert whole != compute.evaluate(Node(0, 2))
+
+
+def test_what_a_node_needs_is_the_samples_of_all_that_is_in_it() -> None:
+    compute = compute_of(job_of(), validated())
+    indices = compute.sampler.indices
+    expected: list[tuple[Work, Node, list[int]]] = [
+        ("train", Node(1, 3), [*indices(1, 1), *indices(1, 2)]),
+        ("audit", Node(1, 3), [*indices(1, 1), *indices(1, 2)]),
+        ("evaluate", Node(0, 3), [*range(1100)]),
+        ("evaluate", Node(1, 2), [*range(366, 733)]),
+        ("validate", Node(0, 2), [*range(600)]),
+        ("validate", Node(1, 2), [*range(300, 600)]),
+    ]
+    for work, node, places in expected:
+        assert compute.samples_of(work, 1, node).tolist() == places
+
+
+def test_numbers_that_grow_out_of_bounds_in_an_evaluation_warn_nobody_since_the_loss_tells() -> None:
+    compute = compute_of(job_of(model="mlp"))
+    compute.weights[:] = 3e38
+    with pytest.raises(NotFiniteError):
+        compute.evaluate(Node(0, 1))
 
 
 def test_without_normalisation_images_are_only_scaled() -> None:

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from common.client.client import FIRST_RETRY_S
-from common.client.events_and_effects import Evicted, Exit, Prepared, RunFinished, SendToServer, Started
-from common.errors import FailureKind, ProtocolError
+from common.client.events_and_effects import Evicted, Exit, JoinRefused, Prepared, RunFinished, SendToServer, Started
+from common.errors import FailureKind, ProtocolError, RefusalKind
 from common.protocol.messages import (
     NAME_LIMIT,
     TEXT_LIMIT,
@@ -18,6 +18,7 @@ from common.protocol.messages import (
     Leave,
     Ping,
     Ready,
+    Refused,
     SamplesRequest,
     Standby,
 )
@@ -76,6 +77,12 @@ def test_while_it_computes_nothing_but_an_interrupt_reaches_it() -> None:
     drive = drive_in(WorkerPhase.COMPUTING)
     assert sent(drive.dispatch(Interrupted())) == [Leave(reason="interrupted")]
     assert drive.state.phase is WorkerPhase.OUTSIDE
+
+
+def test_one_that_is_refused_says_that_a_worker_was() -> None:
+    refused = JoinRefused(refused=Refused(reason="the run is over", kind=RefusalKind.OVER))
+    expected = Exit(code=2, reason="the server refused this worker: the run is over", kind=FailureKind.REFUSED)
+    assert drive_in(WorkerPhase.OUTSIDE).dispatch(refused) == [expected]
 
 
 @pytest.mark.parametrize("nonce", ["", "0" * 32])

@@ -1,10 +1,12 @@
+"""Captured or by the engine, a pass over a micro-batch has the same bits."""
+
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from common.autograd.graph import observe
+from common.autograd.graph import Leaf, observe
 from common.autograd.primitives.primitive import Array, Primitive
 from common.job.objective import Objective
 from common.nn.layers.activations import ReLU
@@ -71,6 +73,35 @@ def test_an_observer_sees_the_engine_at_work_and_changes_nothing() -> None:
         observed = gradients(captured, images, labels)
     assert observed == gradients(plain, images, labels)
     assert names.count("linear") > 2
+
+
+def test_once_captured_the_model_itself_is_no_longer_called_unless_somebody_observes_the_engine() -> None:
+    captured, _ = passes()
+    called: list[str] = []
+    with captured.model.observe_outputs(lambda name, module, output: called.append(name)):
+
+        def calls(size: int) -> int:
+            called.clear()
+            gradients(captured, *batch(size))
+            return len(called)
+
+        assert [calls(size) for size in (6, 6, 5, 5, 6)] == [5, 0, 5, 0, 0]
+        with observe(lambda primitive, direction, function, *arrays, **options: function(*arrays, **options)):
+            assert calls(6) == 5
+
+
+def test_every_gradient_is_told_of_when_it_is_final_and_graphs_are_freed_on_the_way() -> None:
+    captured, plain = passes()
+    for made in (captured, captured, plain):
+        final: list[Leaf] = []
+        made.forward(*batch(4))
+        graph = made._pending
+        made.backward(final.append)
+        assert set(final) == {parameter.leaf for parameter in made.parameters}
+        assert len(final) == len(made.parameters)
+        assert graph is not None
+        with pytest.raises(RuntimeError, match="the graph was already released"):
+            graph.backward()
 
 
 def over_tokens(kind: type[Linear]) -> Module:
