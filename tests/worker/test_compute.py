@@ -215,7 +215,7 @@ def test_if_all_layers_are_finite_and_the_loss_is_not_that_is_named() -> None:
     compute.layout.read(compute.weights)["1.bias"][:] = 1e30
     with pytest.raises(NotFiniteError) as raised:
         compute.train(0, Node(1, 2))
-    assert raised.value.layer == "the loss itself"
+    assert (raised.value.layer, raised.value.quantity) == ("the loss itself", "loss")
 
 
 def test_a_vector_of_weights_packs_what_is_trained_and_leaves_statistics_as_they_are() -> None:
