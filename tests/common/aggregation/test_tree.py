@@ -1,6 +1,7 @@
 """Rule R5: whoever sums what, in whatever order and however often, the root of the tree has the same bits."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -190,14 +191,15 @@ def test_largest_node_at_is_the_largest_that_fits(micro_batches: int) -> None:
 
 @pytest.mark.parametrize(("lo", "limit"), [(-1, 2), (2, 2), (3, 2), (0, 9), (8, 9)])
 def test_no_node_is_found_outside(lo: int, limit: int) -> None:
-    with pytest.raises(ValueError, match="no node of the tree over 8 micro-batches"):
+    with pytest.raises(ValueError, match=rf"^\[{lo}, {limit}\) holds no node of the tree over 8 micro-batches$"):
         largest_node_at(lo, limit, 8, 8)
 
 
 @pytest.mark.parametrize("node", [Node(1, 3), Node(0, 3), Node(0, 9), Node(4, 7), Node(-1, 1)])
 def test_what_is_no_node_is_refused_and_changes_nothing(node: Node) -> None:
     tree: TreeSum[int] = TreeSum(8, lambda left, right: left + right)
-    with pytest.raises(ValueError, match="is not a node"):
+    text = rf"^\[{node.lo}, {node.hi}\) is not a node of the tree over 8 micro-batches$"
+    with pytest.raises(ValueError, match=text):
         tree.add(node, 1)
     assert not tree.held
     assert tree.add(Node(0, 8), 1)
@@ -205,6 +207,61 @@ def test_what_is_no_node_is_refused_and_changes_nothing(node: Node) -> None:
 
 def test_the_path_leads_from_the_root_to_the_node() -> None:
     assert list(path_to(Node(4, 5), 6)) == [Node(0, 6), Node(4, 6), Node(4, 5)]
+
+
+def test_a_sum_takes_the_place_of_its_parts_which_are_dropped() -> None:
+    dropped: list[int] = []
+    tree: TreeSum[int] = TreeSum(16, lambda left, right: left + right, dropped.append)
+    for node, value in ((Node(0, 1), 1), (Node(8, 9), 2), (Node(2, 4), 3), (Node(4, 5), 4)):
+        tree.add(node, value)
+    assert tree.add(Node(0, 4), 5)
+    assert tree.held == {Node(8, 9): 2, Node(4, 5): 4, Node(0, 4): 5}
+    assert dropped == [1, 3]
+    assert tree.add(Node(0, 16), 6)
+    assert tree.held == {Node(0, 16): 6}
+    assert dropped == [1, 3, 2, 4, 5]
+
+
+def test_a_sum_of_vectors_of_the_pool_stays_in_one_of_them_and_gives_the_others_back() -> None:
+    vectors, pool = pieces_of(4), PoisoningPool(SIZE)
+    tree = VectorTree(4, pool)
+
+    def owned(piece: int) -> Vector:
+        vector = pool.take()
+        np.copyto(vector, vectors[piece])
+        return vector
+
+    def free() -> list[int]:
+        return [id(vector) for vector in pool.free]
+
+    first, second = owned(0), owned(1)
+    assert tree.add_own(Node(1, 2), second)
+    assert tree.add_own(Node(0, 1), first)
+    assert tree.sum_of(Node(0, 2)) is first
+    assert free() == [id(second)]
+    # One that came already, one that is added to the caller's, and one to which the caller's is added.
+    assert not tree.add_own(Node(0, 1), owned(0))
+    assert free() == [id(second)]
+    tree.add(Node(3, 4), vectors[3])
+    assert tree.add_own(Node(2, 3), third := owned(2))
+    assert third is second
+    assert tree.sum_of(Node(2, 4)) is third
+    assert free() == []
+    assert tree.total() is first
+    assert free() == [id(third)]
+    assert first.tobytes() == reference(vectors, 0, 4).tobytes()
+    tree.reset()
+    tree.add(Node(0, 1), vectors[0])
+    assert tree.add_own(Node(1, 2), second := owned(1))
+    assert tree.sum_of(Node(0, 2)) is second
+
+
+def test_a_vector_that_is_lent_is_back_afterwards() -> None:
+    pool = VectorPool(SIZE)
+    with suppress(KeyError), pool.lent() as vector:
+        assert (vector.shape, vector.dtype, pool.free) == ((SIZE,), np.dtype(np.float32), [])
+        raise KeyError
+    assert pool.take() is vector
 
 
 def test_a_cleared_tree_takes_the_same_pieces_again() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.sampler import Sampler
+from common.data.sampler import EVALUATION_SAMPLES, Sampler, evaluation_chunks, evaluation_rows
 from common.random import Purpose, generator
 
 SIZES = {"size": st.integers(1, 60), "global_batch": st.integers(1, 70), "micro_batches": st.integers(1, 9)}
@@ -50,6 +50,11 @@ def test_what_was_asked_before_changes_nothing() -> None:
     np.testing.assert_array_equal(asked.indices(9, 2), fresh.indices(9, 2))
 
 
+def test_the_order_of_an_epoch_is_drawn_once() -> None:
+    sampler = Sampler(50, 10, 1, seed=0)
+    assert np.shares_memory(sampler.indices(5, 0), sampler.indices(5, 0))
+
+
 def test_seed_and_epoch_change_the_order() -> None:
     orders = {
         tuple(Sampler(50, 50, 1, seed).indices(step, 0).tolist()) for seed, step in ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -65,11 +70,22 @@ def test_indices_are_int64_and_cannot_be_overwritten() -> None:
 
 @pytest.mark.parametrize(("step", "micro_batch"), [(-1, 0), (0, -1), (0, 2)])
 def test_a_place_that_is_not_there_is_refused(step: int, micro_batch: int) -> None:
-    with pytest.raises(ValueError, match=r"expected a step from 0 and a micro-batch in \[0, 2\)"):
+    with pytest.raises(ValueError, match=rf"^step {step}, micro-batch {micro_batch}: expected a step from 0 and a "):
+        Sampler(5, 5, 2, seed=0).indices(step, micro_batch)
+    with pytest.raises(ValueError, match=r"and a micro-batch in \[0, 2\)$"):
         Sampler(5, 5, 2, seed=0).indices(step, micro_batch)
 
 
 @pytest.mark.parametrize("name", ["size", "global_batch", "micro_batches"])
 def test_sizes_below_one_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is 0: expected at least 1"):
+    with pytest.raises(ValueError, match=f"^{name} is 0: expected at least 1$"):
         Sampler(**({"size": 5, "global_batch": 5, "micro_batches": 1, "seed": 0} | {name: 0}))
+
+
+@pytest.mark.parametrize(("samples", "chunks"), [(0, 1), (1, 1), (500, 1), (501, 2), (1000, 2), (1001, 3)])
+def test_an_evaluation_is_cut_into_equal_chunks_of_all_samples_in_order(samples: int, chunks: int) -> None:
+    assert evaluation_chunks(samples) == chunks
+    parts = [np.arange(samples)[evaluation_rows(chunk, samples)] for chunk in range(chunks)]
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(samples))
+    lengths = [len(part) for part in parts]
+    assert max(lengths) <= min(EVALUATION_SAMPLES, min(lengths) + 1)

@@ -1,6 +1,8 @@
 """Each rule gives PyTorch's numbers, and the same bits however the vector is cut."""
 
 import itertools
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -113,14 +115,28 @@ def test_slots_have_the_names_of_pytorch(rule: Rule, names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: SGDRule(momentum=-0.1), r"momentum is -0.1: expected a number in \[0, 1\)"),
-        (lambda: SGDRule(nesterov=True), "nesterov without momentum"),
-        (lambda: SGDRule(weight_decay=float("nan")), "weight_decay is nan: expected a finite number of at least 0"),
-        (lambda: AdamRule(beta2=1.0), "beta2 is 1.0"),
-        (lambda: AdamWRule(eps=-1.0), "eps is -1.0"),
-        (lambda: RMSPropRule(alpha=1.5), "alpha is 1.5"),
+        (lambda: SGDRule(momentum=-0.1), "momentum is -0.1: expected a number in [0, 1)"),
+        (lambda: SGDRule(nesterov=True), "nesterov without momentum: expected a momentum above 0, as 0.9"),
+        (lambda: SGDRule(weight_decay=math.nan), "weight_decay is nan: expected a finite number of at least 0"),
+        (lambda: AdamRule(beta1=1.0), "beta1 is 1.0: expected a number in [0, 1)"),
+        (lambda: AdamRule(beta2=1.0), "beta2 is 1.0: expected a number in [0, 1)"),
+        (lambda: AdamRule(weight_decay=math.inf), "weight_decay is inf: expected a finite number of at least 0"),
+        (lambda: AdamWRule(eps=-1.0), "eps is -1.0: expected a finite number of at least 0"),
+        (lambda: AdamWRule(eps=math.inf), "eps is inf: expected a finite number of at least 0"),
+        (lambda: RMSPropRule(alpha=1.5), "alpha is 1.5: expected a number in [0, 1)"),
+        (lambda: RMSPropRule(momentum=math.nan), "momentum is nan: expected a number in [0, 1)"),
+        (lambda: RMSPropRule(eps=-0.5), "eps is -0.5: expected a finite number of at least 0"),
+        (lambda: RMSPropRule(weight_decay=-0.5), "weight_decay is -0.5: expected a finite number of at least 0"),
     ],
 )
 def test_options_out_of_range_are_named(make: Any, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         make()
+
+
+def test_options_may_be_at_the_ends_of_their_ranges() -> None:
+    for rule in (AdamRule(0.0, 0.0, 0.0, 0.0), AdamWRule(0.0, 0.0, 0.0, 0.0), RMSPropRule(0.0, 0.0, 0.0, 0.0)):
+        # With nothing kept and nothing added, each step is as long as the learning rate.
+        assert run(rule, np.ones(2, np.float32), np.array([[2.0, -3.0]], np.float32))["weights"].tolist() == (
+            np.array([0.9, 1.1], np.float32).tolist()
+        )
