@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,19 @@ def test_the_weights_before_stay_as_they_were(rule: Rule) -> None:
     assert weights.tolist() == WEIGHTS
 
 
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_an_update_takes_no_memory_of_its_own(rule: Rule) -> None:
+    weights, gradient, out = (np.ones(25_000, np.float32) for _ in range(3))
+    state = rule.init(weights.size)
+    tracemalloc.start()
+    try:
+        rule.update(weights, gradient, state, 0, 0.1, out)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < weights.nbytes / 2
+
+
 @pytest.mark.parametrize(
     ("rule", "names"),
     [
@@ -135,6 +149,7 @@ def test_options_out_of_range_are_named(make: Any, text: str) -> None:
 
 
 def test_options_may_be_at_the_ends_of_their_ranges() -> None:
+    assert SGDRule(0.0, weight_decay=0.0).init(2) == {}
     for rule in (AdamRule(0.0, 0.0, 0.0, 0.0), AdamWRule(0.0, 0.0, 0.0, 0.0), RMSPropRule(0.0, 0.0, 0.0, 0.0)):
         # With nothing kept and nothing added, each step is as long as the learning rate.
         assert run(rule, np.ones(2, np.float32), np.array([[2.0, -3.0]], np.float32))["weights"].tolist() == (
