@@ -69,7 +69,7 @@ class CheckpointFolder:
     def sweep(self) -> None:
         """Remove what a process that was killed has left half written; no other may be writing."""
         for path in self.path.glob(".*.partial"):
-            path.unlink(missing_ok=True)
+            path.unlink()
 
     def set_aside(self, behind: int) -> None:
         """Rename the files of later steps than `behind`, so that they neither count nor are lost."""

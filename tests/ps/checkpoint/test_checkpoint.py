@@ -126,8 +126,42 @@ def test_other_files_are_refused(file: Path, content: bytes) -> None:
 
 
 def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match="cannot be read"):
+    with pytest.raises(FileFormatError) as caught:
         read_checkpoint(tmp_path / "nothing")
+    assert str(caught.value) == (
+        f"{tmp_path / 'nothing'}: cannot be read (No such file or directory): expected a checkpoint"
+    )
+
+
+def sealed(path: Path, data: bytes) -> Path:
+    """Write data with its digest in the place of 64 zeros; return the path."""
+    path.write_bytes(data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode()))
+    return path
+
+
+def test_a_seal_counts_within_the_header_only(tmp_path: Path) -> None:
+    header = b'{"sha256":"' + b"0" * 64
+    path = sealed(tmp_path / "one", (len(header) - 1).to_bytes(8, "little") + header)
+    with pytest.raises(FileFormatError) as caught:
+        read_checkpoint(path)
+    assert str(caught.value) == (
+        f"{path}: has no seal of {8 + len(header)} bytes: it is damaged, cut off, or not a checkpoint"
+    )
+
+
+def test_damage_is_told_with_the_digest_and_the_seal(file: Path) -> None:
+    data, place = file.read_bytes(), file.read_bytes().index(b'"sha256":"') + 10
+    seal = data[place : place + 64].decode()
+    damage = data[:-1] + bytes([data[-1] ^ 1])
+    found = hashlib.sha256(damage.replace(seal.encode(), b"0" * 64)).hexdigest()
+    file.write_bytes(damage)
+    with pytest.raises(FileFormatError) as caught:
+        read_checkpoint(file)
+    assert str(caught.value) == (f"{file}: is damaged: its SHA-256 is {found[:12]}…, and its seal says {seal[:12]}…")
+    # Whatever is in its place.
+    file.write_bytes(data[:place] + b"\xff" * 64 + data[place + 64 :])
+    with pytest.raises(FileFormatError, match=f"and its seal says {chr(0xFFFD) * 12}…$"):
+        read_checkpoint(file)
 
 
 def test_another_model_or_optimizer_is_told(file: Path) -> None:
@@ -195,10 +229,11 @@ def test_an_array_of_another_type_is_told(file: Path) -> None:
 
 def test_a_sealed_file_of_another_version_is_told(tmp_path: Path) -> None:
     # As it was written, but for the array of the progress.
-    blank = b"0" * 64
-    length, header, *rest = parts_of({"x": np.zeros(2, np.float32)}, {"sha256": blank.decode()})
-    data = b"".join((length, header, *rest))
-    path = tmp_path / "other"
-    path.write_bytes(data.replace(blank, hashlib.sha256(data).hexdigest().encode()))
-    with pytest.raises(FileFormatError, match="is not a checkpoint of this version of lockstep"):
+    data = b"".join(parts_of({"x": np.zeros(2, np.float32)}, {"sha256": "0" * 64}))
+    path = sealed(tmp_path / "other", data)
+    with pytest.raises(FileFormatError) as caught:
         read_checkpoint(path)
+    assert str(caught.value) == (
+        f"{path}: is not a checkpoint of this version of lockstep ('lockstep/past'): expected one; resume with the "
+        "version that wrote it"
+    )

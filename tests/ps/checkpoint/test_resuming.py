@@ -173,7 +173,9 @@ def test_every_figure_goes_on_from_where_it_was(tmp_path: Path) -> None:
     assert progress.history == [EPOCH.status()]
     assert (progress.targets, progress.guess) == (2, Guess(0.25, 0.5))
     assert start.compute_s == 60.0
-    assert coordinator_of(setup.info, start).membership.compute_s == 60.0
+    coordinator = coordinator_of(setup.info, start)
+    assert (coordinator.membership.compute_s, coordinator.round) == (60.0, start.round)
+    assert coordinator.progress is progress
     assert (recorder.steps, recorder.update_s, recorder.history) == (4, 3.0, [EPOCH])
 
 
