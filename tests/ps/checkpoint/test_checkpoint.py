@@ -76,7 +76,8 @@ def test_it_comes_back_as_it_went_in(file: Path) -> None:
 def test_the_weights_open_with_the_safetensors_package_under_their_own_names(file: Path) -> None:
     weights = LAYOUT.read(held().weights)
     with safe_open(file, "numpy") as opened:
-        assert opened.metadata()["step"] == "7"
+        metadata = opened.metadata()
+        assert (metadata["format"], metadata["step"]) == ("lockstep checkpoint 1", "7")
         for name, array in weights.items():
             np.testing.assert_array_equal(opened.get_tensor(name), array)
         np.testing.assert_array_equal(
@@ -139,9 +140,9 @@ def sealed(path: Path, data: bytes) -> Path:
     return path
 
 
-def test_a_seal_counts_within_the_header_only(tmp_path: Path) -> None:
-    header = b'{"sha256":"' + b"0" * 64
-    path = sealed(tmp_path / "one", (len(header) - 1).to_bytes(8, "little") + header)
+@pytest.mark.parametrize(("header", "cut"), [(b'{"sha256":"' + b"0" * 64, 1), (b'{"sha-256":"' + b"0" * 64, 0)])
+def test_a_seal_counts_under_its_name_within_the_header_only(tmp_path: Path, header: bytes, cut: int) -> None:
+    path = sealed(tmp_path / "one", (len(header) - cut).to_bytes(8, "little") + header)
     with pytest.raises(FileFormatError) as caught:
         read_checkpoint(path)
     assert str(caught.value) == (

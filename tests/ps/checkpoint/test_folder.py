@@ -54,6 +54,16 @@ def test_the_newest_and_the_best_stay(tmp_path: Path, keep: int, best: int | Non
     assert (folder.steps(), said) == (kept, [])
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_told_and_the_others_go(tmp_path: Path) -> None:
+    folder, said = folder_in(tmp_path, keep=1)
+    folder.path.mkdir()
+    folder.file_of(1).mkdir()
+    folder.save(2, PARTS, None)
+    folder.save(3, PARTS, None)
+    assert folder.steps() == [1, 3]
+    assert said == [f"warning: cannot remove old checkpoint '{folder.file_of(1)}': {os.strerror(errno.EISDIR)}"] * 2
+
+
 @pytest.mark.parametrize("room", [0, 8, 100, 2000])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 def test_what_cannot_be_written_is_told_and_the_old_file_stays(tmp_path: Path, room: int, error: int) -> None:
