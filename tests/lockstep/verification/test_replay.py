@@ -1,5 +1,6 @@
 """A micro-batch is looked into: its samples and loss are those of the run, and the first NaN's place is named."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,16 @@ import numpy as np
 import pytest
 
 from common import nn
+from common.autograd import functional as F
+from common.autograd.primitives.elementwise import add, multiply, negate
+from common.autograd.tensor import Tensor
 from common.data.source import load
 from common.nn.description import describe
+from common.runtime.clock import ManualClock
 from lockstep.cli.main import run
 from lockstep.runs.recorded_run import open_again, read_run
-from lockstep.verification.replay import figures_of
+from lockstep.runs.single_process import SingleProcessTrainer
+from lockstep.verification.replay import LayerReplay, MicroBatchReplay, ReplayObserver, figures_of, is_finite, replay
 from ps.records.ledger import StepDone
 from tests.lockstep.recorded import job_in, record_alone
 from tests.simulation.small import noisy_net
@@ -70,6 +76,112 @@ def test_it_is_the_runs_own_micro_batch(
     assert [layer["kind"] for layer in found["layers"]][:3] == ["Conv2d", "BatchNorm2d", "ReLU"]
     assert set(found["layers"][0]["gradients"]) == {"0.weight", "0.bias"}
     assert found["first_nonfinite"] is None
+
+
+def test_every_figure_is_that_of_the_array_in_its_place(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 10))
+    job = job_in(tmp_path, model=dict(describe(net)), max_shift=1)
+    recorded = read_run(record_alone(tmp_path, job))
+    found = replay(recorded, open_again(recorded, allows_mixed_numerics=False), ManualClock(), 1, 2)
+    # The same by hand: a step, then the micro-batch with the model alone.
+    trainer = SingleProcessTrainer(open_again(recorded, allows_mixed_numerics=False), ManualClock())
+    trainer.step(0)
+    trainer.compute.turn(1)
+    compute, model = trainer.compute, trainer.compute.model
+    indices = compute.sampler.indices(1, 2)
+    images, targets = compute.batch(indices, 1, 2)
+    model.zero_grad()
+    model.reseed(job.seed, 1, 2)
+    arrays = [Tensor(images)]
+    for layer in model.children():
+        arrays.append(layer(arrays[-1]))
+    loss = F.cross_entropy(arrays[-1], targets, reduction="sum")
+    loss.backward()
+    figures = [figures_of(array.data) for array in (*arrays[1:], arrays[-1])]
+    gradients = {name: figures_of(parameter.grad) for name, parameter in model.named_parameters()}  # type: ignore[arg-type]
+    kinds = {"0": "Flatten", "1": "Linear", "2": "ReLU", "3": "Dropout", "4": "Linear", "": "Sequential"}
+    assert found == MicroBatchReplay(
+        run="run",
+        step=1,
+        micro_batch=2,
+        samples=indices.tolist(),
+        labels=targets.tolist(),
+        inputs=figures_of(images),
+        inputs_sha256=hashlib.sha256(images.tobytes()).hexdigest(),
+        loss_sum=float(loss.data),
+        recorded_loss_sum=float(loss.data),
+        correct=int((arrays[-1].data.argmax(axis=1) == targets).sum()),
+        targets=12,
+        layers=[
+            LayerReplay(
+                name=name,
+                kind=kind,
+                output=output,
+                gradients={key: figures for key, figures in gradients.items() if name and key.startswith(f"{name}.")},
+            )
+            for (name, kind), output in zip(kinds.items(), figures, strict=True)
+        ],
+        first_nonfinite=None,
+    )
+
+
+NAN, ONE = np.full(2, np.nan, np.float32), np.ones(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("layer", "operation", "gradients", "place"),
+    [
+        ("layer 1 (Odd)", "log, forward", {"a": NAN}, "layer 1 (Odd), in operation log, forward"),
+        ("layer 1 (Odd)", "", {}, "layer 1 (Odd), in operation unknown"),
+        ("", "exp, forward", {"a": NAN}, "the loss, in operation exp, forward"),
+        ("", "sqrt, backward", {"a": NAN, "b": NAN, "c": ONE}, "the gradient of b, in operation sqrt, backward"),
+        ("", "", {"a": NAN, "b": ONE}, "the gradient of a, in operation unknown"),
+        ("", "sqrt, backward", {"a": ONE}, "operation sqrt, backward"),
+        ("", "", {"a": ONE}, None),
+    ],
+)
+def test_the_first_of_layer_loss_and_gradients_is_named(
+    layer: str, operation: str, gradients: dict[str, Any], place: str | None
+) -> None:
+    observer = ReplayObserver()
+    observer.layer, observer.operation = layer, operation
+    assert observer.first_nonfinite(gradients) == place
+
+
+def test_the_first_operation_and_the_first_layer_with_such_a_result_are_kept() -> None:
+    observer = ReplayObserver()
+    observer.on_layer("0", nn.ReLU(), (NAN, "no tensor"))
+    observer.on_layer("1", nn.ReLU(), Tensor(ONE))
+    assert (observer.layer, observer.operation) == ("", "")
+    observer.on_layer("", nn.Tanh(), Tensor(NAN))
+    observer.on_layer("2", nn.ReLU(), Tensor(NAN))
+    assert observer.layer == "the model (Tanh)"
+    assert [(name, kind) for name, kind, _ in observer.outputs] == [("1", "ReLU"), ("", "Tanh"), ("2", "ReLU")]
+    assert observer.on_operation(add, "forward", np.add, ONE, ONE).tolist() == [2.0, 2.0]
+    # A derivative may return several arrays, or write one that it was given.
+    assert observer.on_operation(add, "backward", lambda *arrays: arrays, ONE, NAN) == (ONE, NAN)
+    assert observer.operation == "add, backward"
+    observer.operation = ""
+    assert observer.on_operation(multiply, "backward", lambda *arrays, out: None, ONE, ONE, out=NAN) is None
+    assert observer.operation == "multiply, backward"
+    observer.on_operation(negate, "forward", np.negative, NAN)
+    assert observer.operation == "multiply, backward"
+
+
+def test_an_output_is_recorded_as_it_was() -> None:
+    observer, output = ReplayObserver(), Tensor(ONE.copy())
+    observer.on_layer("1", nn.ReLU(), output)
+    output.data[:] = 7.0
+    assert observer.outputs[0][2].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(ONE, True), (NAN, False), (np.float32(np.inf), False), (np.float64(1), True), (np.arange(3), True), (None, True),
+     (np.array(["text"]), True)],
+)  # fmt: skip
+def test_only_floats_can_be_other_than_finite(value: object, expected: bool) -> None:
+    assert is_finite(value) is expected
 
 
 def test_the_norms_are_those_of_the_arrays() -> None:
