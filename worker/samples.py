@@ -74,15 +74,14 @@ class PartStore:
         return unknown[~self._verified[unknown]]
 
     def _is_here(self, place: int) -> bool:
-        stored = int(self._checksums[place])
-        return stored != 0 and stored == checksum(self.images[place].tobytes(), self.labels[place].tobytes())
+        return int(self._checksums[place]) == checksum(self.images[place].tobytes(), self.labels[place].tobytes())
 
     def put(self, places: Places, images: bytes, labels: bytes) -> None:
         """Store samples; OSError if there is no room: what was written then counts as missing."""
         with (
-            open(self._path(".images"), "r+b", buffering=0) as to_images,
-            open(self._path(".labels"), "r+b", buffering=0) as to_labels,
-            open(self._path(".marks"), "r+b", buffering=0) as to_checksums,
+            open(self._path(".images"), "r+b") as to_images,
+            open(self._path(".labels"), "r+b") as to_labels,
+            open(self._path(".marks"), "r+b") as to_checksums,
         ):
             for place, image, label in self._each(places, images, labels):
                 # Not through the mapping: a full disk would end the process there, instead of raising.
