@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ps.coordinator.membership import PROBE_S, Membership, MemberState
+from common.protocol.messages import WorkerStatus
+from ps.coordinator.membership import PROBE_S, Member, Membership, MemberState
 from tests.ps.runs import join_of, peer_of
 
 
@@ -15,20 +16,23 @@ def roster() -> Membership:
     return made
 
 
-def make_third_ready(made: Membership) -> None:
-    made.members[peer_of(2)].state = MemberState.READY
+def member_of(made: Membership, worker: int) -> Member:
+    return made.members[peer_of(worker)]
 
 
-def make_first_silent(made: Membership) -> None:
-    made.members[peer_of(0)].state = MemberState.SUSPECT
-
-
-def give_a_rank_twice(made: Membership) -> None:
-    made.members[peer_of(1)].rank = 0
-
-
-def make_twins(made: Membership) -> None:
-    made.members[peer_of(1)].join = join_of(0)
+#: What is planted, and what of the complaint tells it from the others.
+PLANTS: dict[str, tuple[Callable[[Membership], object], str]] = {
+    "one more is ready": (lambda made: made.set_state(member_of(made, 2), MemberState.READY), "more workers are ready"),
+    "a free place": (lambda made: made.set_state(member_of(made, 0), MemberState.SUSPECT), "without need"),
+    "a rank twice": (lambda made: setattr(member_of(made, 1), "rank", 0), "the order of joining"),
+    "ranks in another order": (lambda made: setattr(member_of(made, 0), "rank", 2), "the order of joining"),
+    "a rank to come": (lambda made: setattr(made, "next_rank", 2), "^$"),
+    "another's peer": (lambda made: setattr(member_of(made, 0), "peer", b"other"), "^$"),
+    "twins": (lambda made: setattr(member_of(made, 1), "join", join_of(0)), "twins"),
+    "a state uncounted": (lambda made: setattr(member_of(made, 2), "state", MemberState.SUSPECT), "counted wrongly"),
+    "fewer prepared": (lambda made: setattr(made, "most_prepared", 2), "^$"),
+    "one that is not probed": (lambda made: made.probes.drop(peer_of(1)), "those that are probed"),
+}
 
 
 def test_two_places_seat_two_and_the_third_stands_by() -> None:
@@ -57,12 +61,72 @@ def test_a_free_place_is_filled_in_the_order_of_joining() -> None:
     assert made.activate_standby(2) == []
 
 
-@pytest.mark.parametrize("plant", [make_third_ready, make_first_silent, give_a_rank_twice, make_twins])
-def test_validate_finds_a_planted_contradiction(plant: Callable[[Membership], None]) -> None:
+@pytest.mark.parametrize(("plant", "complaint"), PLANTS.values(), ids=PLANTS)
+def test_validate_finds_a_planted_contradiction(plant: Callable[[Membership], object], complaint: str) -> None:
     made = roster()
     plant(made)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=complaint):
         made.validate(2)
+
+
+def test_a_member_is_found_by_its_rank_its_incarnation_and_its_peer_as_long_as_it_is_there() -> None:
+    made = roster()
+    second = member_of(made, 1)
+    assert made.by_rank(1) is made.by_incarnation(join_of(1).incarnation) is made.on_message(peer_of(1), 0.0) is second
+    assert made.remove(peer_of(1)) is second
+    made.activate_standby(2)
+    made.validate(2)
+    assert made.by_rank(1) is made.by_incarnation(join_of(1).incarnation) is made.on_message(peer_of(1), 0.0) is None
+    assert made.remove(peer_of(1)) is None
+    made.validate(2)
+
+
+def test_whoever_prepares_is_not_among_those_that_are_prepared_and_gets_a_rank_of_its_own() -> None:
+    made = roster()
+    made.remove(peer_of(2))
+    newcomer = made.admit(peer_of(3), join_of(3), 5.0)
+    assert (newcomer.rank, newcomer.state, newcomer.weights_step, newcomer.shares) == (
+        3,
+        MemberState.PREPARING,
+        None,
+        False,
+    )
+    assert (made.count_prepared(), made.count(MemberState.PREPARING)) == (2, 1)
+    assert made.activate(newcomer, capacity=2) is False
+    assert made.activate(newcomer, capacity=3) is True
+    assert [member.rank for member in made.ready()] == [0, 1, 3]
+
+
+def test_as_many_leave_standby_as_there_are_free_places() -> None:
+    made = Membership()
+    for worker in range(4):
+        made.activate(made.admit(peer_of(worker), join_of(worker), 0.0), capacity=1)
+    assert [member.rank for member in made.activate_standby(3)] == [1, 2]
+    made.validate(3)
+
+
+def test_what_an_audit_computes_counts_for_the_step_alone() -> None:
+    made = roster()
+    first, second = member_of(made, 0), member_of(made, 1)
+    made.credit(first, 4, 1.0)
+    for _ in range(2):
+        made.credit_audit(first, 2.0)
+    made.credit_audit(second, 3.0)
+    assert (first.samples, first.compute_s, made.compute_s) == (4, 1.0, 1.0)
+    assert made.end_step() == (4.0, 5.0)
+
+
+def test_a_status_says_who_a_member_is_and_what_it_did() -> None:
+    made = roster()
+    member = member_of(made, 1)
+    made.credit(member, 7, 1.5)
+    join = member.join
+    assert member.named() == f"worker 1 (host {join.host}, pid {join.pid})"
+    assert member.status(is_busy=True) == WorkerStatus(
+        rank=1, host=join.host, pid=join.pid, state="computing", samples=7, compute_s=1.5
+    )
+    assert member.status(is_busy=False).state == "ready"
+    assert member_of(made, 2).status(is_busy=False).state == "standby"
 
 
 def test_a_probe_waits_twice_as_long_each_time_until_its_member_says_something() -> None:
