@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from common.aggregation.tree import Node
+from common.errors import RemoteProtocolError
 from common.job.tally import pack_losses
 from common.protocol.messages import Lease, Result
-from ps.coordinator.validation import contradiction
+from ps.coordinator.validation import check_result, contradiction, not_finite
 from tests.ps.runs import facts_of
 
 FACTS = facts_of()
@@ -86,4 +88,13 @@ def test_an_audited_micro_batch_has_its_loss() -> None:
 
 
 def test_no_micro_batches_have_no_losses() -> None:
-    assert contradiction(result_with(lo=2, hi=1, losses=b""), FACTS) == ""  # of no round: not for us to refuse
+    for lo in (1, 2, 3):
+        assert contradiction(result_with(lo=lo, hi=1, losses=b""), FACTS) == ""  # of no round: not for us to refuse
+
+
+def test_a_contradiction_is_a_breach_of_the_protocol() -> None:
+    check_result(result_with(), FACTS)
+    with pytest.raises(RemoteProtocolError) as raised:
+        check_result(result_with(count=7), FACTS)
+    assert str(raised.value) == contradiction(result_with(count=7), FACTS)
+    assert str(not_finite(3, Node(0, 2))) == "a gradient that is not finite, of micro-batches 0-1 of step 3"
