@@ -1,42 +1,36 @@
 """What can happen to a worker, in the past tense; what happens between it and the server is in `common.client`."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from common.client.events_and_effects import ClientEvent
 from common.protocol.messages import Lease, Quantity, Result, SamplesRequest, Standby
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StandbyRequested:
+class StandbyRequested(Struct, frozen=True, kw_only=True):
     standby: Standby
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightsReceived:
+class WeightsReceived(Struct, frozen=True, kw_only=True):
     """All weights of a step are in their slot."""
 
     step: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeaseReceived:
+class LeaseReceived(Struct, frozen=True, kw_only=True):
     lease: Lease
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InboxEmptied:
+class InboxEmptied(Struct, frozen=True, kw_only=True):
     """No message is waiting: if there is work, it is time to compute."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeaseComputed:
+class LeaseComputed(Struct, frozen=True, kw_only=True):
     """The sums of the lease at hand are in the shell's hands."""
 
     result: Result
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeaseDiverged:
+class LeaseDiverged(Struct, frozen=True, kw_only=True):
     lease: Lease
     #: The micro-batch, or the chunk of an evaluation.
     micro_batch: int
@@ -44,34 +38,29 @@ class LeaseDiverged:
     quantity: Quantity = "loss"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeaseRaised:
+class LeaseRaised(Struct, frozen=True, kw_only=True):
     lease: Lease
     traceback: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplesMissing:
+class SamplesMissing(Struct, frozen=True, kw_only=True):
     """A lease cannot be computed yet: samples are missing, of which these are to be requested next."""
 
     lease: Lease
     request: SamplesRequest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplesReceived:
+class SamplesReceived(Struct, frozen=True, kw_only=True):
     """Some samples are here."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplesNotStored:
+class SamplesNotStored(Struct, frozen=True, kw_only=True):
     """Samples came that cannot be stored."""
 
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerPinged:
+class ServerPinged(Struct, frozen=True, kw_only=True):
     """The server is there, and has nothing else to send."""
 
 

@@ -1,6 +1,6 @@
 """What can happen between a server and a process that joins its run, and what that process then does."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from common.errors import FailureKind
 from common.protocol.messages import Finished, Message, Ready, Refused, Welcome
@@ -10,58 +10,49 @@ from common.statemachine.events_and_effects import Interrupted, Report, TimePass
 # Events
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Started:
+class Started(Struct, frozen=True, kw_only=True):
     """The process is up and the server's address is dialled, which does not mean that anybody is there."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Welcomed:
+class Welcomed(Struct, frozen=True, kw_only=True):
     welcome: Welcome | ShardWelcome
     #: The place in the run, for people.
     place: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JoinRefused:
+class JoinRefused(Struct, frozen=True, kw_only=True):
     refused: Refused
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evicted:
+class Evicted(Struct, frozen=True, kw_only=True):
     """The server does not know this process, or no longer."""
 
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
+class Prepared(Struct, frozen=True, kw_only=True):
     """Everything that the welcome demands is there."""
 
     ready: Ready | ShardReady
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreparationFailed:
+class PreparationFailed(Struct, frozen=True, kw_only=True):
     """Something that the welcome demands cannot be had, or is not the server's."""
 
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunFinished:
+class RunFinished(Struct, frozen=True, kw_only=True):
     finished: Finished
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProtocolBroken:
+class ProtocolBroken(Struct, frozen=True, kw_only=True):
     """The server sent what it must not."""
 
     fault: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObstacleFound:
+class ObstacleFound(Struct, frozen=True, kw_only=True):
     """Something prevents a connection to the server."""
 
     obstacle: str
@@ -86,22 +77,19 @@ ClientEvent = (
 # Effects
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SendToServer:
+class SendToServer(Struct, frozen=True, kw_only=True):
     """Send the server a message that carries no array."""
 
     message: Message
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepare:
+class Prepare(Struct, frozen=True, kw_only=True):
     """Get what the welcome demands; answered by `Prepared` or `PreparationFailed`."""
 
     welcome: Welcome | ShardWelcome
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exit:
+class Exit(Struct, frozen=True, kw_only=True):
     """End the process with this code; `reason` is empty and `kind` None if all went well."""
 
     code: int

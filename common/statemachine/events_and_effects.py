@@ -1,35 +1,31 @@
 """What every state machine understands and may ask for, whoever it decides for: events and effects."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from common.protocol.messages import Message
 
 # Events
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TimePassed:
+class TimePassed(Struct, frozen=True, kw_only=True):
     """The deadline came before anything else did."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interrupted:
+class Interrupted(Struct, frozen=True, kw_only=True):
     """A person or the system wants this process to end now."""
 
 
 # Effects
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Send:
+class Send(Struct, frozen=True, kw_only=True):
     """Send a peer a message that carries no array."""
 
     peer: bytes
     message: Message
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class Report(Struct, frozen=True, kw_only=True):
     """Print a line for the person at this process."""
 
     text: str
@@ -37,8 +33,7 @@ class Report:
     is_reminder: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReportRefusal:
+class ReportRefusal(Struct, frozen=True, kw_only=True):
     """Print that somebody was not admitted, who may try again and again."""
 
     text: str

@@ -1,6 +1,6 @@
 """What the coordinator wants done, as imperatives; the shell does it, in order."""
 
-from dataclasses import dataclass, field
+from msgspec import Struct
 
 from common.aggregation.tree import Node
 from common.errors import FailureKind
@@ -12,16 +12,14 @@ from common.statemachine.events_and_effects import Send as Send
 from ps.records.ledger import Account
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SendWeights:
+class SendWeights(Struct, frozen=True, kw_only=True):
     """Send the flat vector as it is after `step` steps."""
 
     peer: bytes
     step: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AddSharedSums:
+class AddSharedSums(Struct, frozen=True, kw_only=True):
     """Add the vector that is in a worker's slot to the step's tree: it stays there until a lease names that slot."""
 
     node: Node
@@ -29,41 +27,36 @@ class AddSharedSums:
     slot: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AwaitShards:
+class AwaitShards(Struct, frozen=True, kw_only=True):
     """Raise `SumsAcknowledged` once all shards have their part of the sums of that worker's result."""
 
     rank: int
     node: Node
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForgetWorker:
+class ForgetWorker(Struct, frozen=True, kw_only=True):
     """A worker is gone: release what was kept for it."""
 
     peer: bytes
     rank: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateWeights:
+class UpdateWeights(Struct, frozen=True, kw_only=True):
     """The tree is whole: make one step of the optimizer with the mean over `tally.count` samples."""
 
     step: int
     tally: Tally
-    account: Account = field(default_factory=Account, compare=False)
+    account: Account
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecordEpoch:
+class RecordEpoch(Struct, frozen=True, kw_only=True):
     """Record an epoch's figures, with the digest of the weights as they are now."""
 
     epoch: EpochStatus
-    account: Account = field(default_factory=Account, compare=False)
+    account: Account
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finish:
+class Finish(Struct, frozen=True, kw_only=True):
     """The run is over; `failure` is the message for people, empty if it succeeded."""
 
     failure: str = ""

@@ -1,6 +1,6 @@
 """What can happen to the coordinator, in the past tense."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from common.aggregation.tree import Node
 from common.protocol.messages import ComputeFailed, Diverged, Join, Result
@@ -8,14 +8,12 @@ from common.statemachine.events_and_effects import Interrupted as Interrupted
 from common.statemachine.events_and_effects import TimePassed as TimePassed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerJoined:
+class WorkerJoined(Struct, frozen=True, kw_only=True):
     peer: bytes
     join: Join
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerPrepared:
+class WorkerPrepared(Struct, frozen=True, kw_only=True):
     """It has the model and the data."""
 
     peer: bytes
@@ -24,56 +22,48 @@ class WorkerPrepared:
     obstacle: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerAdvanced:
+class WorkerAdvanced(Struct, frozen=True, kw_only=True):
     """The worker is on its way through a lease: some of the sums are there."""
 
     peer: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResultReceived:
+class ResultReceived(Struct, frozen=True, kw_only=True):
     peer: bytes
     result: Result
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeaseFailed:
+class LeaseFailed(Struct, frozen=True, kw_only=True):
     peer: bytes
     failed: ComputeFailed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossDiverged:
+class LossDiverged(Struct, frozen=True, kw_only=True):
     peer: bytes
     diverged: Diverged
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerLeft:
+class WorkerLeft(Struct, frozen=True, kw_only=True):
     """The worker said so, broke the protocol, or can no longer be reached."""
 
     peer: bytes
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerPinged:
+class WorkerPinged(Struct, frozen=True, kw_only=True):
     """A worker without work asked whether the server is there."""
 
     peer: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StatusRequested:
+class StatusRequested(Struct, frozen=True, kw_only=True):
     peer: bytes
     #: Numbers of connections that were not let in, and of peers that broke the protocol.
     refused: int = 0
     broken: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CallbacksDecided:
+class CallbacksDecided(Struct, frozen=True, kw_only=True):
     """Callbacks have run after an epoch."""
 
     epoch: int
@@ -81,8 +71,7 @@ class CallbacksDecided:
     stops: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServersReady:
+class ServersReady(Struct, frozen=True, kw_only=True):
     """All shards are ready."""
 
     #: Where workers reach them, in the order of their slices.
@@ -92,30 +81,26 @@ class ServersReady:
     obstacle: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SumsAcknowledged:
+class SumsAcknowledged(Struct, frozen=True, kw_only=True):
     """All shards have their part of the sums of a result."""
 
     rank: int
     node: Node
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepUpdated:
+class StepUpdated(Struct, frozen=True, kw_only=True):
     """All shards have the new weights of their slices."""
 
     step: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerLost:
+class ServerLost(Struct, frozen=True, kw_only=True):
     """A shard is gone."""
 
     text: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightsNotFinite:
+class WeightsNotFinite(Struct, frozen=True, kw_only=True):
     """The weights are not finite, although all losses are."""
 
     text: str

@@ -1,6 +1,6 @@
 """What is to be done about shards, as imperatives; the shell does it, in order."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from common.aggregation.tree import Node
 from common.statemachine.events_and_effects import Report as Report
@@ -8,16 +8,14 @@ from common.statemachine.events_and_effects import ReportRefusal as ReportRefusa
 from common.statemachine.events_and_effects import Send as Send
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WelcomeShard:
+class WelcomeShard(Struct, frozen=True, kw_only=True):
     """Send a shard its place and the job."""
 
     peer: bytes
     index: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FillShard:
+class FillShard(Struct, frozen=True, kw_only=True):
     """Send a shard what its slice begins with: the weights only if it does not share them."""
 
     peer: bytes
@@ -25,8 +23,7 @@ class FillShard:
     shares: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnnounceGroup:
+class AnnounceGroup(Struct, frozen=True, kw_only=True):
     """All shards are ready: workers may be welcomed."""
 
     addresses: tuple[str, ...]
@@ -35,21 +32,18 @@ class AnnounceGroup:
     obstacle: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConfirmSums:
+class ConfirmSums(Struct, frozen=True, kw_only=True):
     """All shards have the sums of a worker's result."""
 
     rank: int
     node: Node
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FindScale:
+class FindScale(Struct, frozen=True, kw_only=True):
     """Find the factor of clipping: the squares of all shards have come."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateOwnSlice:
+class UpdateOwnSlice(Struct, frozen=True, kw_only=True):
     """Make the server's own part of the update."""
 
     step: int
@@ -57,15 +51,13 @@ class UpdateOwnSlice:
     scale: float | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CompleteStep:
+class CompleteStep(Struct, frozen=True, kw_only=True):
     """All slices have their new weights."""
 
     step: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoseShard:
+class LoseShard(Struct, frozen=True, kw_only=True):
     """A shard is gone without which the run cannot go on."""
 
     text: str

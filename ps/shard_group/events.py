@@ -1,20 +1,18 @@
 """What can happen to the shards of a run as its server sees them, in the past tense."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from common.aggregation.tree import Node
 from common.protocol.shard_messages import Collected, ShardJoin, SumsAck
 from common.statemachine.events_and_effects import TimePassed as TimePassed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardJoined:
+class ShardJoined(Struct, frozen=True, kw_only=True):
     peer: bytes
     join: ShardJoin
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardPrepared:
+class ShardPrepared(Struct, frozen=True, kw_only=True):
     """It has room for its slice; whether in memory that the server sees, and why not if that was expected."""
 
     peer: bytes
@@ -22,34 +20,29 @@ class ShardPrepared:
     obstacle: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardPinged:
+class ShardPinged(Struct, frozen=True, kw_only=True):
     """It reported that it is alive."""
 
     peer: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SumsAwaited:
+class SumsAwaited(Struct, frozen=True, kw_only=True):
     """A worker's result came: all shards are to have its sums before it counts."""
 
     rank: int
     node: Node
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SumsConfirmed:
+class SumsConfirmed(Struct, frozen=True, kw_only=True):
     peer: bytes
     ack: SumsAck
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerRemoved:
+class WorkerRemoved(Struct, frozen=True, kw_only=True):
     rank: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TreeCompleted:
+class TreeCompleted(Struct, frozen=True, kw_only=True):
     """All results of a step count."""
 
     step: int
@@ -59,35 +52,30 @@ class TreeCompleted:
     collected: Collected
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SquaresReceived:
+class SquaresReceived(Struct, frozen=True, kw_only=True):
     peer: bytes
     step: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScaleFound:
+class ScaleFound(Struct, frozen=True, kw_only=True):
     """The factor of clipping, from the squares of all shards."""
 
     scale: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SliceUpdated:
+class SliceUpdated(Struct, frozen=True, kw_only=True):
     peer: bytes
     step: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardGone:
+class ShardGone(Struct, frozen=True, kw_only=True):
     """The shard left, broke the protocol, or can no longer be reached."""
 
     peer: bytes
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunEnded:
+class RunEnded(Struct, frozen=True, kw_only=True):
     """`reason` is empty if it ended well."""
 
     reason: str

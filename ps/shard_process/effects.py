@@ -1,6 +1,6 @@
 """What a shard's state wants done, as imperatives; the shell does it, in order."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from common.aggregation.tree import Node
 from common.client.events_and_effects import ClientEffect
@@ -8,23 +8,20 @@ from common.protocol.messages import Refused
 from common.protocol.shard_messages import Update
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SendSlice:
+class SendSlice(Struct, frozen=True, kw_only=True):
     """Send the weights of the slice that are in use to a worker."""
 
     peer: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AddFrame:
+class AddFrame(Struct, frozen=True, kw_only=True):
     """Add the array that came with the event just handled to the tree of a frame."""
 
     frame: int
     node: Node
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AddSharedSlice:
+class AddSharedSlice(Struct, frozen=True, kw_only=True):
     """Add the sums in a worker's slot of shared memory; afterwards that memory is not used any more."""
 
     node: Node
@@ -32,37 +29,32 @@ class AddSharedSlice:
     slot: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MapSums:
+class MapSums(Struct, frozen=True, kw_only=True):
     """Map the sums of a worker that shares memory."""
 
     rank: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UnmapSums:
+class UnmapSums(Struct, frozen=True, kw_only=True):
     """Give back what was mapped of a worker."""
 
     rank: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SendSquares:
+class SendSquares(Struct, frozen=True, kw_only=True):
     """Send the server what the blocks of the mean over `count` samples add to the squared norm."""
 
     step: int
     count: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateSlice:
+class UpdateSlice(Struct, frozen=True, kw_only=True):
     """Make the update; send the server what it collects of the slice, and then that the update is done."""
 
     update: Update
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RefusePeer:
+class RefusePeer(Struct, frozen=True, kw_only=True):
     """Tell a peer that nothing more is accepted from it."""
 
     peer: bytes

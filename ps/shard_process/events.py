@@ -1,42 +1,36 @@
 """What can happen to a shard, in the past tense; what happens between it and the server's run is in `common.client`."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from common.client.events_and_effects import ClientEvent
 from common.protocol.messages import SumsFrame
 from common.protocol.shard_messages import AddFromMemory, Admit, Hello, SendWeightsTo, SquaresRequest, Update
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SliceFilled:
+class SliceFilled(Struct, frozen=True, kw_only=True):
     """The slice is as it was after `steps` updates."""
 
     steps: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerAdmitted:
+class WorkerAdmitted(Struct, frozen=True, kw_only=True):
     admit: Admit
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerForgotten:
+class WorkerForgotten(Struct, frozen=True, kw_only=True):
     rank: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerConnected:
+class WorkerConnected(Struct, frozen=True, kw_only=True):
     peer: bytes
     hello: Hello
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightsRequested:
+class WeightsRequested(Struct, frozen=True, kw_only=True):
     request: SendWeightsTo
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SumsReceived:
+class SumsReceived(Struct, frozen=True, kw_only=True):
     """Sums came that are frame number `frame` of the slice."""
 
     peer: bytes
@@ -44,46 +38,39 @@ class SumsReceived:
     frame: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SumsShared:
+class SumsShared(Struct, frozen=True, kw_only=True):
     """The sums of a worker are in its shared memory."""
 
     add: AddFromMemory
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SumsMissing:
+class SumsMissing(Struct, frozen=True, kw_only=True):
     """The sums of a worker that shares memory cannot be mapped."""
 
     rank: int
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SquaresRequested:
+class SquaresRequested(Struct, frozen=True, kw_only=True):
     request: SquaresRequest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateRequested:
+class UpdateRequested(Struct, frozen=True, kw_only=True):
     update: Update
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PeerFailed:
+class PeerFailed(Struct, frozen=True, kw_only=True):
     """A peer broke the protocol, or can no longer be reached."""
 
     peer: bytes
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PingReceived:
+class PingReceived(Struct, frozen=True, kw_only=True):
     """The server asks whether anybody is there."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerHeard:
+class ServerHeard(Struct, frozen=True, kw_only=True):
     """The server sent something that the shell has carried out."""
 
 

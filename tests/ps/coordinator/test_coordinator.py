@@ -225,7 +225,7 @@ def test_what_is_lost_in_a_validation_is_listed_with_its_epoch() -> None:
 @pytest.mark.parametrize("shares", [False, True])
 def test_memory_is_offered_where_all_servers_see_it(shares: bool) -> None:
     drive = Drive(replace(several(), memory="lockstep-1"))
-    drive.happen(replace(SHARDS, shares=shares))
+    drive.happen(msgspec.structs.replace(SHARDS, shares=shares))
     (welcome,) = messages(drive.join(1))
     assert isinstance(welcome, Welcome)
     assert welcome.memory == ("lockstep-1" if shares else "")
