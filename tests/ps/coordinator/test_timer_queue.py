@@ -38,3 +38,13 @@ def test_the_heap_does_not_grow_with_what_is_put_off() -> None:
             alarms.set(key, float(at))
         alarms.soonest()
     assert len(alarms._heap) <= 6
+    for _ in range(1000):
+        alarms.set("a", 1000.0)
+    assert len(alarms._heap) <= 6
+
+
+def test_keys_of_one_time_come_in_the_order_in_which_they_were_set_and_are_not_compared() -> None:
+    alarms, keys = TimerQueue[object](), [object() for _ in range(4)]
+    for key in keys:
+        alarms.set(key, 3.0)
+    assert alarms.due(3.0) == keys

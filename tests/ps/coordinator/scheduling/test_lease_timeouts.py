@@ -5,7 +5,14 @@ import pytest
 from common.aggregation.tree import Node
 from common.protocol.messages import Result, Work
 from ps.coordinator.scheduling.lease_table import HeldLease
-from ps.coordinator.scheduling.stragglers import ENOUGH, FLOOR_S, GRACE_S, NEWCOMER_S, LeaseTimeouts
+from ps.coordinator.scheduling.stragglers import (
+    ENOUGH,
+    FLOOR_S,
+    GRACE_S,
+    NEWCOMER_S,
+    DurationEstimate,
+    LeaseTimeouts,
+)
 
 TIMEOUT_S = 60.0
 
@@ -101,3 +108,41 @@ def test_one_that_is_gone_is_forgotten() -> None:
     timeouts.remove(0)
     assert timeouts.held_s(0, 1e6) == 0.0
     assert timeouts.timeout_s(0, "train", 1) == TIMEOUT_S  # by what others took: 120 s
+    assert timeouts.median_s(0, "train") == pytest.approx(30.0)
+
+
+def test_the_others_are_not_forgotten_with_it() -> None:
+    timeouts = made([1.0] * 10)
+    timeouts.begin(1, 0.0)
+    timeouts.remove(1)
+    assert timeouts.timeout_s(0, "train", 1) == pytest.approx(4.0)
+    timeouts.remove(1)
+
+
+def test_an_audit_takes_as_long_as_training() -> None:
+    timeouts = made([1.0] * 10, work="audit")
+    assert timeouts.timeout_s(0, "train", 2) == timeouts.timeout_s(0, "audit", 2) == pytest.approx(8.0)
+    assert timeouts.median_s(0, "audit") == pytest.approx(1.0)
+
+
+def test_of_two_other_kinds_the_slower_one_is_the_hint() -> None:
+    timeouts, now = LeaseTimeouts(TIMEOUT_S), 0.0
+    node = Node(0, 1)
+    kinds: list[tuple[Work, float]] = [("train", 0.05), ("validate", 0.0625)]
+    for work, seconds in kinds * ENOUGH:
+        timeouts.begin(0, now)
+        now += seconds
+        timeouts.record(0, result_of(node, work), [HeldLease(node, 0, 0.0)], now)
+    assert timeouts.timeout_s(0, "evaluate", 2) == pytest.approx(50.0)
+
+
+def test_medians_are_those_of_the_last_leases_and_come_at_every_eighth_once_there_were_eight() -> None:
+    estimate, seen = DurationEstimate(), list[float]()
+    for seconds in range(1, 49):
+        assert estimate.is_known() == (seconds > ENOUGH)
+        estimate.add(float(seconds))
+        seen.append(estimate.median_s)
+    assert seen[:8] == [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]
+    assert seen[8:16] == [4.5] * 7 + [8.5]
+    assert seen[-9:] == [24.5] * 8 + [32.5]  # of 9 to 40, then of 17 to 48
+    assert (estimate.deviation_s, estimate.bound_s(2)) == (8.0, 2 * (4 * 32.5 + 8 * 8.0))

@@ -2,11 +2,22 @@
 
 import pytest
 
+from common.aggregation.tree import Node
 from common.job.job import Job
-from common.protocol.messages import Eviction, Lease, Ping, Welcome
+from common.protocol.messages import Eviction, Lease, Ping, Result, Welcome
 from ps.coordinator import events
 from ps.coordinator.effects import ForgetWorker
-from ps.coordinator.scheduling.stragglers import CHECK_S, FLOOR_S, PROBATION, STALL_S, StallDetector
+from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from ps.coordinator.scheduling.stragglers import (
+    CHECK_S,
+    EVICTION_S,
+    FLOOR_S,
+    PROBATION,
+    STALL_S,
+    LeaseTimeouts,
+    StallDetector,
+    StragglerMonitor,
+)
 from tests.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
 
 
@@ -23,6 +34,76 @@ def test_a_gap_is_missed_whole_and_once() -> None:
     assert lookout.check(130.0) == 30.0
     assert lookout.check(130.5) == 0.0
     assert lookout.due() == 130.5 + CHECK_S
+
+
+# The monitor by itself
+
+
+def monitor_of_one() -> StragglerMonitor:
+    """Return a monitor of worker 0, which got work at 100 s."""
+    made = StragglerMonitor(LeaseTimeouts(60.0))
+    made.timeouts.begin(0, 100.0)
+    return made
+
+
+@pytest.mark.parametrize("held_s", [1.0, 5.0])
+def test_one_that_is_late_is_evicted_once_it_was_as_late_again_if_others_work(held_s: float) -> None:
+    made, now = monitor_of_one(), 100.0 + held_s
+    assert made.record_late(0, now) == held_s
+    due = now + max(EVICTION_S, held_s)
+    assert made.to_evict(due - 0.1, has_others=True) == []
+    assert made.to_evict(due, has_others=False) == []
+    assert made.to_evict(due + EVICTION_S - 0.1, has_others=True) == []
+    assert made.to_evict(due + EVICTION_S, has_others=True) == [0]
+    assert made.to_evict(1e6, has_others=True) == []
+
+
+def test_one_that_is_late_is_on_probation_for_twenty_times_as_long_whatever_it_says() -> None:
+    made = monitor_of_one()
+    assert not made.is_on_probation(0, 104.0)
+    made.record_late(0, 104.0)
+    made.on_message(0)
+    assert made.to_evict(1e6, has_others=True) == []
+    until = 104.0 + PROBATION * 4.0
+    assert [made.is_on_probation(0, at) for at in (104.0, until - 0.1, until)] == [True, True, False]
+    assert not made.is_on_probation(1, 104.0)
+    made.record_late(0, 104.0)
+    made.remove(0)
+    assert not made.is_on_probation(0, 104.0)
+    assert (made.to_evict(1e6, has_others=True), made.timeouts.held_s(0, 200.0)) == ([], 0.0)
+
+
+def test_time_in_which_the_server_did_not_run_puts_everything_off() -> None:
+    made, leases = monitor_of_one(), LeaseTable(4)
+    leases.lease(0, 4, 110.0, is_alone=False)
+    made.check(100.0, leases)
+    made.record_late(0, 101.0)
+    for now in (131.0, 132.0):
+        made.check(now, leases)
+        assert (leases.next_deadline(), made.evictions.soonest()) == (141.0, 135.0)
+        assert made.timeouts.held_s(0, 132.0) == 1.0
+
+
+def test_the_next_check_is_at_the_first_of_all_times_and_there_is_none_without_work() -> None:
+    made, leases = monitor_of_one(), LeaseTable(4)
+    assert made.deadline(leases) is None
+    leases.lease(0, 2, 100.5, is_alone=False)
+    assert made.deadline(leases) == 100.5
+    leases.extend(0, 200.0)
+    made.check(100.0, leases)
+    assert made.deadline(leases) == 100.0 + CHECK_S
+    leases.release(0)
+    assert made.deadline(leases) is None
+    made.evictions.set(0, 100.25)
+    assert made.deadline(leases) == 100.25
+
+
+def test_all_that_a_worker_holds_counts_for_its_time() -> None:
+    made, held = monitor_of_one(), [HeldLease(Node(0, 2), 0, 0.0), HeldLease(Node(2, 3), 0, 0.0)]
+    result = Result(work="train", step=0, lo=2, hi=3, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
+    for now in (101.0, 102.0, 103.0):
+        made.timeouts.record(0, result, held, now)
+    assert made.timeout_s(0, "train", held) == 3 * 4.0
 
 
 LONG = Job(model="linear", epochs=2000, global_batch=16, micro_batches=4)
