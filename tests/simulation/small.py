@@ -16,17 +16,21 @@ TRAIN, TEST = 40, 30
 
 
 @cache
+def mnist() -> TrainTest:
+    """All of MNIST, which takes a second to unpack."""
+    return load("mnist")
+
+
+@cache
 def digits() -> TrainTest:
     """The first images of MNIST."""
-    mnist = load("mnist")
-    return TrainTest("digits", _first(mnist.train, TRAIN), _first(mnist.test, TEST))
+    return TrainTest("digits", _first(mnist().train, TRAIN), _first(mnist().test, TEST))
 
 
 @cache
 def long_test_set() -> TrainTest:
     """Three pieces of evaluation."""
-    mnist = load("mnist")
-    return TrainTest("digits", _first(mnist.train, TRAIN), _first(mnist.test, 1100))
+    return TrainTest("digits", _first(mnist().train, TRAIN), _first(mnist().test, 1100))
 
 
 @cache

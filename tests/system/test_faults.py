@@ -175,6 +175,7 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
     assert digest(place) == calm(place, flags)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_stopped_holds_it_against_nobody(place: Place) -> None:
     flags = job(place, 300)
     expected = calm(place, flags)

@@ -53,9 +53,8 @@ def resumed(place: Place, workers: int, servers: int = 1) -> dict[str, Any]:
     return bits(place.folder / "run")
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [(0, 2), *(pytest.param(2, after, marks=pytest.mark.slow) for after in (0, 3))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])
 def test_all_processes_are_killed(place: Place, calm: dict[str, Any], before: int, after: int) -> None:
     process = place.start("train", *JOB, *OFTEN, "--workers", str(before), "--run-dir", "run")
     process.line_with("epoch 5/")

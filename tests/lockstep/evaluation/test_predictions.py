@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from common.autograd.primitives.primitive import Array
-from common.data.source import load
 from common.errors import DataError
 from lockstep.evaluation.predictions import BOX, as_digit, resized
+from tests.simulation.small import mnist
 
-DIGITS = load("mnist").test.images[:30, 0] / 255.0
+DIGITS = mnist().test.images[:30, 0] / 255.0
 
 
 def centre(field: Array) -> tuple[float, float]:
