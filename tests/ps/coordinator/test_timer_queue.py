@@ -38,9 +38,10 @@ def test_the_heap_does_not_grow_with_what_is_put_off() -> None:
             alarms.set(key, float(at))
         alarms.soonest()
     assert len(alarms._heap) <= 6
+    still = TimerQueue[str]()
     for _ in range(1000):
-        alarms.set("a", 1000.0)
-    assert len(alarms._heap) <= 6
+        still.set("a", 5.0)
+    assert len(still._heap) == 1
 
 
 def test_keys_of_one_time_come_in_the_order_in_which_they_were_set_and_are_not_compared() -> None:
