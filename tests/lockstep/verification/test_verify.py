@@ -15,6 +15,7 @@ from common.runtime.clock import ManualClock
 from lockstep.cli.main import run
 from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.verification.verify import Difference, Verifier, steps_between
+from ps.coordinator.failures import diverged_text
 from ps.records.ledger import EpochDone, LedgerShare, Line, RunBegun, StepDone, WeightsAt, WorkerIn
 from ps.records.run_folder import CHECKPOINTS, LEDGER, RECEIPT, WEIGHTS
 from ps.shard.checksum import window_of
@@ -179,15 +180,45 @@ def test_a_digest_that_differs_in_its_last_digit_differs(honest: RecordedRun) ->
     assert found.step == 2
 
 
-def test_what_is_not_finite_here_and_was_in_the_run_is_a_difference(honest: RecordedRun) -> None:
-    run = replace(honest, lines=[line for line in honest.lines if not isinstance(line, RunBegun)])
+def found_from(run: RecordedRun, weight: float) -> Difference | None:
+    """Return what is found if all weights, which the ledger is silent about, are that number at first."""
+    run = replace(run, lines=[line for line in run.lines if not isinstance(line, RunBegun)])
     setup = open_again(run, allows_mixed_numerics=False)
-    setup.shard.weights[:] = np.nan
-    found = Verifier(run, setup, ManualClock()).verify(7, lambda step: None)
-    assert found is not None
-    assert (found.step, found.micro_batch) == (0, 0)
-    assert found.text.startswith("the loss of step 0, micro-batch 0, is not finite; first seen in layer ")
-    assert found.text.endswith("; in the run it was finite")
+    setup.shard.weights[:] = weight
+    return Verifier(run, setup, ManualClock()).verify(7, lambda step: None)
+
+
+def test_a_loss_that_is_not_finite_here_and_was_in_the_run_is_a_difference(honest: RecordedRun) -> None:
+    text = diverged_text("train", 0, 0, "1 (Linear)")
+    expected = Difference(step=0, micro_batch=0, text=f"{text}; in the run it was finite")
+    assert found_from(honest, np.nan) == expected
+
+
+ROOTED = """
+import numpy as np
+from lockstep import nn
+
+
+class Rooted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(784, 10)
+        self.scale = nn.Parameter(np.ones(10, np.float32))
+
+    def forward(self, x):
+        return self.scores(x.flatten(1)) + self.scale.sqrt()
+
+
+def build():
+    return Rooted()
+"""
+
+
+def test_so_is_a_gradient(tmp_path: Path) -> None:
+    (tmp_path / "rooted.py").write_text(ROOTED)
+    run = read_run(record_alone(tmp_path, job_in(tmp_path, model=f"{tmp_path / 'rooted.py'}:build", lr=0.001)))
+    text = diverged_text("train", 0, 0, "scale", "gradient")
+    assert found_from(run, 0.0) == Difference(step=0, micro_batch=0, text=f"{text}; in the run it was finite")
 
 
 def test_a_step_that_is_not_in_the_ledger_is_named(honest: RecordedRun) -> None:
