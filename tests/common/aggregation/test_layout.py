@@ -184,10 +184,32 @@ def test_a_bound_model_has_its_statistics_in_the_vector_at_hand() -> None:
 
 
 def test_momenta_stand_where_their_statistics_do() -> None:
-    model = nn.Sequential(
-        nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.25), nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=0.5)
-    )
-    assert statistic_momenta(model, layout_of(model)).tolist() == [0.25] * 6 + [0.5] * 4
+    # Each in the memory of the one before: a value that is not written is the other's.
+    for first, second in ((0.25, 0.5), (0.5, 0.25), (0.25, 0.5)):
+        model = nn.Sequential(
+            nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=first), nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=second)
+        )
+        momenta = statistic_momenta(model, layout_of(model))
+        assert momenta.tolist() == [first] * 6 + [second] * 4
+        assert momenta.dtype == np.float32
+        del momenta
+
+
+@pytest.mark.parametrize(
+    "other",
+    [nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))],
+    ids=["fewer parameters", "no statistics"],
+)
+def test_a_model_is_bound_by_its_own_layout_only(other: Module) -> None:
+    layout = layout_of(other)
+    vectors = [np.zeros(layout.size, np.float32)]
+    with pytest.raises(ValueError, match="is shorter than"):
+        Binding(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), layout, vectors, vectors)
+
+
+def test_a_model_without_parameters_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"^the model has no parameters: expected at least one layer that can learn$"):
+        layout_of(nn.Sequential(nn.ReLU()))
 
 
 def test_the_digest_of_weights_is_that_of_their_little_endian_bytes() -> None:
@@ -195,6 +217,7 @@ def test_the_digest_of_weights_is_that_of_their_little_endian_bytes() -> None:
     expected = hashlib.sha256(bytes.fromhex("0000803f000020c0")).hexdigest()
     assert weights_digest(vector) == expected
     assert weights_digest(np.array([1.0, 0.0, -2.5, 0.0], np.float32)[::2]) == expected
+    assert weights_digest(vector.astype(">f4")) == expected
     assert weights_digest(np.empty(0, np.float32)) == hashlib.sha256(b"").hexdigest()
 
 
@@ -219,3 +242,5 @@ def test_a_position_has_the_name_of_its_array_and_a_digest_every_part_of_an_entr
         ParameterLayout((first,), (LayoutEntry("b", (2,), 7),)),
     ]
     assert len({each.digest() for each in (layout, *others)}) == 4
+    # The same in every process and version: receipts hold it.
+    assert layout.digest() == hashlib.sha256(b"parameter a (2, 3) 0\nstatistic b (2,) 6").hexdigest()
