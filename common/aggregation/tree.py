@@ -48,7 +48,7 @@ def path_to(node: Node, micro_batches: int) -> Iterator[Node]:
     """Yield the nodes from the root of the tree down to `node`; `ValueError` if that is not in the tree."""
     at = Node(0, micro_batches)
     while at != node:
-        if len(at) < 2 or not (at.lo <= node.lo < node.hi <= at.hi):
+        if len(at) < 2:
             raise ValueError(f"[{node.lo}, {node.hi}) is not a node of the tree over {micro_batches} micro-batches")
         yield at
         first, second = at.halves()
@@ -84,7 +84,7 @@ def largest_node_at(lo: int, limit: int, micro_batches: int, most: int) -> Node:
 
 def is_node(lo: int, hi: int, micro_batches: int) -> bool:
     """Tell whether `[lo, hi)` is a whole node of the tree over `micro_batches` micro-batches."""
-    return 0 <= lo < hi <= micro_batches and largest_node_at(lo, hi, micro_batches, hi - lo) == Node(lo, hi)
+    return 0 <= lo < hi <= micro_batches and largest_node_at(lo, hi, micro_batches, micro_batches) == Node(lo, hi)
 
 
 @dataclass

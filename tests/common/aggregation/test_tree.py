@@ -256,6 +256,17 @@ def test_a_sum_of_vectors_of_the_pool_stays_in_one_of_them_and_gives_the_others_
     assert tree.sum_of(Node(0, 2)) is second
 
 
+def test_a_copy_is_of_the_pool_and_goes_back_to_it() -> None:
+    vectors, pool = pieces_of(4), PoisoningPool(SIZE)
+    tree = VectorTree(4, pool)
+    assert tree.add_copy(Node(1, 2), vectors[1])
+    copy = tree.sum_of(Node(1, 2))
+    assert tree.add(Node(0, 1), vectors[0])
+    assert tree.sum_of(Node(0, 2)) is copy
+    tree.reset()
+    assert [vector is copy for vector in pool.free] == [True]
+
+
 def test_a_vector_that_is_lent_is_back_afterwards() -> None:
     pool = VectorPool(SIZE)
     with suppress(KeyError), pool.lent() as vector:
