@@ -72,10 +72,11 @@ def test_a_beginning_after_another_is_a_resumption_and_the_first_one_if_steps_we
 def test_work_done_again_stands_with_its_epoch() -> None:
     evaluation = Again(work="evaluate", step=3, lo=0, hi=1, rank=1, why="it left: killed")
     training = Again(work="train", step=3, lo=0, hi=2, rank=2, why="it was silent for over 60 s")
-    lines = [*WHOLE, evaluation, training, Unlisted(work="train", step=4, count=6), RunBegun(step=2, weights_sha256="")]
+    unlisted = [Unlisted(work="evaluate", step=3, count=2), *(Unlisted(work="train", step=s, count=3) for s in (3, 4))]
+    lines = [*WHOLE, evaluation, training, *unlisted, RunBegun(step=2, weights_sha256="")]
     proof = check_coverage([RunBegun(step=0, weights_sha256=""), *lines], PLAN, SAMPLER)
     assert [epoch.again for epoch in proof.epochs] == [[evaluation], [training]]
-    assert [epoch.unlisted for epoch in proof.epochs] == [0, 6]
+    assert [epoch.unlisted for epoch in proof.epochs] == [2, 6]
     assert [begun.step for begun in proof.resumed] == [2]
 
 
