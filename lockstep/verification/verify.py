@@ -83,9 +83,10 @@ class Verifier:
         self.micro_batches += len(here)
         weights = self.setup.shard.weights
         if checksum_after(step, weights) != recorded.checksum:
-            return self._weights_difference(step, "the checksum in the ledger")
+            return self._weights_difference(recorded, "the checksum in the ledger")
         self.steps += 1
-        return self._compare_digests(step + 1)
+        odd = self._other_digest(step + 1)
+        return None if odd is None else self._weights_difference(recorded, odd)
 
     def _loss_difference(self, recorded: StepDone, here: NDArray[np.float32]) -> Difference:
         there = recorded.loss_sums()
@@ -102,31 +103,24 @@ class Verifier:
 
     def _who(self, recorded: StepDone, micro_batch: int) -> str:
         ranks = [share.rank for share in recorded.shares if share.lo <= micro_batch < share.hi]
-        named = self._workers.get(recorded.step, {})
+        named = self._workers[recorded.step]
         return " and ".join(f"by {named.get(rank, 'the single training process')}" for rank in ranks) or "by no worker"
-
-    def _compare_digests(self, steps: int) -> Difference | None:
-        odd = self._other_digest(steps)
-        return None if odd is None else self._weights_difference(steps - 1, odd)
 
     def _other_digest(self, steps: int) -> str | None:
         """Return which recorded digest differs from the current weights after that number of steps, if any."""
-        here = weights_digest(self.setup.shard.weights) if steps in self._digests else ""
-        odd = (pair for pair in self._digests.get(steps, []) if pair[1] != here)
+        if steps not in self._digests:
+            return None
+        here = weights_digest(self.setup.shard.weights)
+        odd = (pair for pair in self._digests[steps] if pair[1] != here)
         return next((f"{named} has SHA-256 {digest[:12]}…, here {here[:12]}…" for named, digest in odd), None)
 
-    def _weights_difference(self, step: int, where: str) -> Difference:
+    def _weights_difference(self, recorded: StepDone, where: str) -> Difference:
+        workers = "; ".join(f"{share.lo}-{share.hi - 1} {self._who(recorded, share.lo)}" for share in recorded.shares)
         text = (
-            f"step {step}: the losses of all its micro-batches are the same, and the weights after it are not "
-            f"({where}): a gradient differs, or the update; computed {self._workers_of(step)}"
+            f"step {recorded.step}: the losses of all its micro-batches are the same, and the weights after it are not "
+            f"({where}): a gradient differs, or the update; computed {workers}"
         )
-        return Difference(step=step, micro_batch=None, text=text)
-
-    def _workers_of(self, step: int) -> str:
-        recorded = self._steps.get(step)
-        if recorded is None:
-            return "by no worker that the ledger knows"
-        return "; ".join(f"{share.lo}-{share.hi - 1} {self._who(recorded, share.lo)}" for share in recorded.shares)
+        return Difference(step=recorded.step, micro_batch=None, text=text)
 
 
 def steps_between(text: str, total: int) -> tuple[int, int]:

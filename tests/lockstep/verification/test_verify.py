@@ -422,6 +422,11 @@ def test_steps_are_reported_as_a_range(text: str, bounds: tuple[int, int]) -> No
     assert steps_between(text, 7) == bounds
 
 
+def test_what_is_no_range_raises_with_it() -> None:
+    with pytest.raises(ValueError, match=r"^5:2$"):
+        steps_between("5:2", 7)
+
+
 @pytest.mark.parametrize("text", ["5:2", "3:3", "0:8", "-1:3", "7", "x", "1:2:3"])
 def test_what_is_no_range_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     folder = record_alone(tmp_path, job_in(tmp_path))
