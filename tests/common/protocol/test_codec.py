@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import FailureKind, ProtocolError, RefusalKind, RemoteProtocolError
 from common.job.job import Job
-from common.protocol.codec import HEADER_LIMIT, ITEMS_LIMIT, decode, encode
+from common.protocol.codec import HEADER_LIMIT, ITEMS_LIMIT, decode, encode, kind_of
 from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
     CallbackDecision,
@@ -171,8 +171,11 @@ def test_the_sums_of_a_result_may_have_gone_before_it() -> None:
 
 
 def test_an_array_too_many_is_our_own_fault() -> None:
-    with pytest.raises(ProtocolError, match="a Ready carries 0 arrays, not 1"):
-        encode(Ready(), [np.zeros(1, dtype=np.float32)])
+    with pytest.raises(ProtocolError, match=r"^a Ready carries 0 arrays, not 1$"):
+        encode(Ready(), [ONES])
+    (result,) = (each for each in EXAMPLES if isinstance(each, Result) and each.work == "train")
+    with pytest.raises(ProtocolError, match=r"^a Result carries 0 or 1 arrays, not 2$"):
+        encode(result, [ONES, ONES])
 
 
 def header(**fields: object) -> bytes:
@@ -232,10 +235,14 @@ def test_a_header_is_as_long_as_the_limit_at_most() -> None:
 
 
 def test_we_send_no_longer_header_than_a_peer_takes() -> None:
-    job = Job(model={"class": "Linear", "args": ["x" * HEADER_LIMIT]})
-    message = Welcome(rank=0, run="r", job=job, layout=DIGEST, dataset=DIGEST, source="")
-    with pytest.raises(ProtocolError, match=r"the header of a Welcome has \d{7} bytes, over 1048576"):
-        encode(message)
+    def message(length: int) -> Welcome:
+        job = Job(model={"class": "Linear", "args": ["x" * length]})
+        return Welcome(rank=0, run="r", job=job, layout=DIGEST, dataset=DIGEST, source="")
+
+    room = HEADER_LIMIT - len(encode(message(2**16))[0]) + 2**16
+    assert len(encode(message(room))[0]) == HEADER_LIMIT
+    with pytest.raises(ProtocolError, match=r"^the header of a Welcome has 1048577 bytes, over 1048576$"):
+        encode(message(room + 1))
 
 
 def test_a_list_has_as_many_elements_as_the_limit_at_most() -> None:
@@ -304,6 +311,19 @@ def test_only_a_result_of_training_carries_sums(work: Literal["audit", "validate
         encode(result, [ONES])
     with pytest.raises(RemoteProtocolError, match="a Result with 1 arrays: expected 0"):
         decode([*frames, b"1234"], WorkerMessage)
+
+
+def test_a_message_is_checked_by_the_class_that_its_tag_names() -> None:
+    assert kind_of({"type": "lease", "step": -1}, ServerMessage) is Lease
+    for unknown in ({"type": "result"}, {"type": ["lease"]}, {"TYPE": "lease"}, ["type"]):
+        assert kind_of(unknown, ServerMessage) is ServerMessage
+
+
+def test_what_is_no_message_is_refused_with_the_validators_reason() -> None:
+    with pytest.raises(
+        RemoteProtocolError, match=r"^a header that is not a message of this protocol: Invalid value 'result' - at "
+    ):
+        decode([header(type="result")], ServerMessage)
 
 
 def test_what_a_peer_wrote_is_quoted_in_one_line() -> None:

@@ -58,6 +58,7 @@ def test_a_shortened_text_is_taken_by_the_peer(text: str) -> None:
 def test_results_and_failures_name_their_node() -> None:
     result = Result(work="train", step=0, lo=2, hi=4, loss_sum=0.0, correct=0, count=0, compute_s=0.0)
     assert result.node() == ComputeFailed(work="train", step=0, lo=2, hi=4, traceback="").node() == Node(2, 4)
+    assert SumsFrame(step=0, lo=2, hi=4, start=0).node() == Node(2, 4)
 
 
 @pytest.mark.parametrize(
