@@ -183,4 +183,14 @@ def test_a_member_that_is_late_is_not_shown_as_computing() -> None:
 
 def test_more_that_are_ready_than_can_have_work_let_nobody_in() -> None:
     made = roster()
+    made.activate(made.admit(peer_of(3), join_of(3), 0.0), capacity=2)
     assert made.activate_standby(1) == []
+
+
+def test_the_seconds_of_a_step_of_one_worker_are_its_own_and_of_none_are_none() -> None:
+    made = Membership()
+    assert made.end_step() == (0.0, 0.0)
+    member = made.admit(peer_of(0), join_of(0), 0.0)
+    made.activate(member, capacity=1)
+    made.credit(member, 1, 3.0)
+    assert made.end_step() == (3.0, 3.0)
