@@ -1,5 +1,7 @@
 """A lease runs out by what its worker, or others, took before; one who has nothing to do is not on the clock."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from common.aggregation.tree import Node
@@ -111,12 +113,31 @@ def test_one_that_is_gone_is_forgotten() -> None:
     assert timeouts.median_s(0, "train") == pytest.approx(30.0)
 
 
-def test_the_others_are_not_forgotten_with_it() -> None:
-    timeouts = made([1.0] * 10)
-    timeouts.begin(1, 0.0)
+def test_whoever_is_gone_is_new_when_it_comes_again_and_the_others_are_not() -> None:
+    timeouts = made([0.001] * 10)
     timeouts.remove(1)
-    assert timeouts.timeout_s(0, "train", 1) == pytest.approx(4.0)
-    timeouts.remove(1)
+    assert timeouts.timeout_s(0, "train", 1) == FLOOR_S
+    timeouts.remove(0)
+    assert timeouts.timeout_s(0, "train", 1) == NEWCOMER_S
+
+
+#: A worker, the work that it did, and the seconds that it took for a micro-batch.
+Took = tuple[int, Work, float]
+
+
+def recorded(often: list[Took], once: Sequence[Took] = ()) -> LeaseTimeouts:
+    """Return timeouts after so many leases as make a speed known, and after others."""
+    timeouts, now = LeaseTimeouts(TIMEOUT_S), 0.0
+    for rank, work, seconds in [*often * ENOUGH, *once]:
+        timeouts.begin(rank, now)
+        now += seconds
+        timeouts.record(rank, result_of(Node(0, 1), work), [HeldLease(Node(0, 1), rank, 0.0)], now)
+    return timeouts
+
+
+def test_each_worker_has_its_own_median() -> None:
+    timeouts = recorded([(0, "train", 1.0), (1, "train", 3.0)])
+    assert (timeouts.median_s(0, "train"), timeouts.median_s(1, "train")) == (1.0, 3.0)
 
 
 def test_an_audit_takes_as_long_as_training() -> None:
@@ -125,15 +146,11 @@ def test_an_audit_takes_as_long_as_training() -> None:
     assert timeouts.median_s(0, "audit") == pytest.approx(1.0)
 
 
-def test_of_two_other_kinds_the_slower_one_is_the_hint() -> None:
-    timeouts, now = LeaseTimeouts(TIMEOUT_S), 0.0
-    node = Node(0, 1)
-    kinds: list[tuple[Work, float]] = [("train", 0.05), ("validate", 0.0625)]
-    for work, seconds in kinds * ENOUGH:
-        timeouts.begin(0, now)
-        now += seconds
-        timeouts.record(0, result_of(node, work), [HeldLease(node, 0, 0.0)], now)
-    assert timeouts.timeout_s(0, "evaluate", 2) == pytest.approx(50.0)
+def test_of_two_other_kinds_the_slower_one_that_is_known_is_the_hint() -> None:
+    known = recorded([(0, "train", 0.0625), (0, "validate", 0.05)])
+    assert known.timeout_s(0, "evaluate", 2) == pytest.approx(50.0)
+    unknown = recorded([(0, "train", 0.0625)], once=[(0, "validate", 9.0)])
+    assert unknown.timeout_s(0, "evaluate", 2) == pytest.approx(50.0)
 
 
 def test_medians_are_those_of_the_last_leases_and_come_at_every_eighth_once_there_were_eight() -> None:

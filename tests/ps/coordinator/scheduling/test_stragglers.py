@@ -101,9 +101,11 @@ def test_the_next_check_is_at_the_first_of_all_times_and_there_is_none_without_w
 def test_all_that_a_worker_holds_counts_for_its_time() -> None:
     made, held = monitor_of_one(), [HeldLease(Node(0, 2), 0, 0.0), HeldLease(Node(2, 3), 0, 0.0)]
     result = Result(work="train", step=0, lo=2, hi=3, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
-    for now in (101.0, 102.0, 103.0):
-        made.timeouts.record(0, result, held, now)
-    assert made.timeout_s(0, "train", held) == 3 * 4.0
+    made.timeouts.begin(1, 100.0)
+    for number in range(1, 9):
+        made.timeouts.record(0, result, held, 100.0 + number)
+        made.timeouts.record(1, result, held, 100.0 + 2 * number)
+    assert (made.timeout_s(0, "train", held), made.timeout_s(1, "train", held)) == (3 * 4.0, 3 * 8.0)
 
 
 LONG = Job(model="linear", epochs=2000, global_batch=16, micro_batches=4)
