@@ -1,12 +1,16 @@
 """Texts that a peer may send are limited, and ours keep to the limit."""
 
 import math
+from collections.abc import Iterator
+from typing import get_args
 
 import msgspec
 import pytest
+from msgspec import inspect
 
 from common.aggregation.tree import Node
 from common.errors import RefusalKind
+from common.job.job import Job
 from common.protocol.messages import (
     NAME_LIMIT,
     PLACES_BYTES,
@@ -23,9 +27,12 @@ from common.protocol.messages import (
     Result,
     Samples,
     SamplesRequest,
+    ServerMessage,
     Status,
     StatusRequest,
     SumsFrame,
+    Welcome,
+    WorkerMessage,
     shortened,
 )
 
@@ -87,6 +94,16 @@ def taken(kind: type[Message], **values: object) -> bool:
 LEASE = {"work": "train", "step": 0, "lo": 0, "hi": 1}
 RESULT = {**LEASE, "loss_sum": 1.0, "correct": 0, "count": 0, "compute_s": 0.0}
 DIVERGED = {"work": "train", "step": 0, "micro_batch": 0, "layer": ""}
+WELCOME = msgspec.to_builtins(Welcome(rank=0, run="r", job=Job(), layout="0" * 64, dataset="0" * 64, source=""))
+WORKER = {"rank": 0, "host": "h", "pid": 1, "state": "active", "samples": 0, "compute_s": 0.0}
+EPOCH = {"epoch": 1, "loss": 0.5, "test_loss": 0.5, "wall_s": 1.0}
+STATUS = {
+    **dict.fromkeys(("epoch", "epochs", "step", "steps", "min_workers"), 0),
+    **dict.fromkeys(("loss", "images_per_s", "elapsed_s", "eta_s"), 0.0),
+    **dict.fromkeys(("run", "model", "phase", "failure"), ""),
+    "workers": [],
+    "history": [],
+}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +133,11 @@ DIVERGED = {"work": "train", "step": 0, "micro_batch": 0, "layer": ""}
             [bytes(PLACES_BYTES + 1)],
         ),
         (Samples, {"part": "train", "places": b""}, "places", [b"", bytes(PLACES_BYTES)], [bytes(PLACES_BYTES + 1)]),
+        (Welcome, WELCOME, "layout", ["0123456789abcdef" * 4], ["", "0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n"]),
+        (Welcome, WELCOME, "source", ["", "0123456789abcdef" * 4], ["0" * 63, "0" * 65, "A" * 64, "\n"]),
+        (Welcome, WELCOME, "shards", [[], ["x" * 255] * 64], [["x"] * 65, ["x" * 256]]),
+        (Status, STATUS, "workers", [[], [WORKER] * 4096], [[WORKER] * 4097, [{**WORKER, "host": "x" * 256}]]),
+        (Status, STATUS, "history", [[], [EPOCH] * 1000], [[EPOCH] * 1001, [{**EPOCH, "epoch": -1}]]),
         (CallbackDecision, {"epoch": 1, "stops": True}, "stops", [True, False], [0, 1, "yes", None]),
     ],
 )
@@ -124,6 +146,47 @@ def test_a_field_takes_what_is_within_its_limits(
 ) -> None:
     assert [value for value in good if not taken(kind, **{**values, field: value})] == []
     assert [value for value in bad if taken(kind, **{**values, field: value})] == []
+
+
+def without_limit(field: inspect.Type, name: str) -> Iterator[str]:
+    """Yield the fields that take a text, bytes, a list or a number of any size."""
+    match field:
+        case inspect.UnionType():
+            for kind in field.types:
+                yield from without_limit(kind, name)
+        case inspect.ListType():
+            yield from [name] if field.max_length is None else []
+            yield from without_limit(field.item_type, name)
+        case inspect.StructType():
+            for part in field.fields:
+                yield from without_limit(part.type, f"{name}.{part.name}")
+        case inspect.StrType(pattern=str() as pattern, max_length=None):
+            yield from [] if pattern.endswith((r"}\Z", r"})?\Z")) else [name]
+        case inspect.StrType() | inspect.BytesType():
+            yield from [name] if field.max_length is None else []
+        case inspect.IntType():
+            yield from [name] if field.ge != 0 or (field.le is None and field.lt is None) else []
+        case inspect.EnumType() | inspect.LiteralType() | inspect.BoolType() | inspect.FloatType() | inspect.NoneType():
+            return
+        case _:
+            yield name
+
+
+def test_what_is_sent_has_a_limit() -> None:
+    kinds: set[type[Message]] = {*get_args(WorkerMessage), *get_args(ServerMessage)}
+    found = [name for kind in kinds for name in without_limit(inspect.type_info(kind), kind.__name__)]
+    # The first is compared, and the others come from the server, which checked them.
+    others = ("Join.fingerprint", "Welcome.job", "Welcome.manifest")
+    assert [name for name in found if not name.startswith(others)] == []
+
+
+def test_a_field_without_a_limit_would_be_found() -> None:
+    class Loose(msgspec.Struct):
+        a: str
+        b: list[int]
+        c: Ping | bytes
+
+    assert sorted(without_limit(inspect.type_info(Loose), "it")) == ["it.a", "it.b", "it.b", "it.c"]
 
 
 @pytest.mark.parametrize(
