@@ -20,6 +20,13 @@ def test_any_stray_bit_changes_the_mark(size: int) -> None:
     assert checksum_of(weights) == before
 
 
+def test_a_mark_is_the_sum_of_words_of_two_weights_and_of_the_last_one_alone() -> None:
+    # 1.0 is 0x3f800000, and -2.0 is 0xc0000000.
+    weights = np.array([1.0, -2.0, 1.0, -2.0, 1.0], np.float32)
+    assert checksum_of(weights[:2]) == 0xC0000000_3F800000
+    assert checksum_of(weights) == (2 * 0xC0000000_3F800000 + 0x3F800000) % 2**64
+
+
 def test_marks_of_pieces_add_up() -> None:
     weights = generator(1, Purpose.CANARY).standard_normal(101, dtype=np.float32)
     assert (checksum_of(weights[:40]) + checksum_of(weights[40:])) % 2**64 == checksum_of(weights)

@@ -148,6 +148,11 @@ def test_the_weights_before_the_last_update_are_kept() -> None:
     assert (kept.tobytes(), updates) == (first.tobytes(), 1)
     kept, updates = shard.current_weights()
     assert (kept.tobytes(), updates) == (shard.weights.tobytes(), 2)
+    second = shard.weights.copy()
+    add(shard, vectors(4))
+    shard.update(2, 4)
+    kept, updates = shard.previous_weights()
+    assert (kept.tobytes(), updates) == (second.tobytes(), 2)
 
 
 class InterruptedRule(SGDRule):
@@ -175,6 +180,20 @@ def test_what_overflows_is_left_for_the_next_loss_to_show() -> None:
     shard.update(0, 1)
     assert not np.isfinite(shard.weights).all()
     assert np.isfinite(shard.previous_weights()[0]).all()
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])  # whose sums overflow in the update, and as they come
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("wire", ["float32", "int8"])
+def test_what_overflows_raises_nothing_wherever_it_does(micro_batches: int, clip_norm: float | None, wire: str) -> None:
+    shard = shard_of(SGDRule(momentum=0.9), clip_norm, micro_batches)
+    shard.policy = replace(shard.policy, wire=quantization_of(wire, 3, TRAINED))
+    shard = Shard(shard.slots, shard.policy, micro_batches)
+    words = shard.policy.wire.pack(np.full(SIZE, 3e38, np.float32), 0)
+    for piece in range(micro_batches):
+        shard.receive(0, Node(piece, piece + 1), words)
+    shard.update(0, 1)
+    assert not np.isfinite(shard.weights).all()
 
 
 #: Longer than two frames, with statistics that begin within one and end in the next.
@@ -234,7 +253,7 @@ def digest_clipped(weights: Vector, sums: list[Vector]) -> str:
 def test_frames_come_in_any_order_and_in_nodes_of_any_shape() -> None:
     (weights, *sums) = generator(6, Purpose.CANARY).standard_normal((5, LONG), dtype=np.float32)
     policy = replace(policy_of(SGDRule(momentum=0.9)), parameter_size=LONG, momenta=np.empty(0, np.float32))
-    whole, framed = (Shard((weights.copy(), weights.copy()), policy, micro_batches=4) for _ in range(2))
+    whole, framed, received = (Shard((weights.copy(), weights.copy()), policy, micro_batches=4) for _ in range(3))
     whole.add(Node(0, 4), sums_of(sums))
     left, right = sums[0] + sums[1], sums[2] + sums[3]
     # The second frame knows a part of what comes, the third all of it.
@@ -249,9 +268,10 @@ def test_frames_come_in_any_order_and_in_nodes_of_any_shape() -> None:
         (0, Node(0, 2), left),
     ]:
         framed.add_frame(frame, node, framed.frames[frame].of(vector))
-    for shard in (whole, framed):
+        received.receive(frame, node, received.frames[frame].of(vector))
+    for shard in (whole, framed, received):
         shard.update(0, 4)
-    assert framed.digest() == whole.digest()
+    assert framed.digest() == received.digest() == whole.digest()
 
 
 #: What travels as eight bits, with random rounding, and weights that are rounded for workers.
