@@ -337,7 +337,7 @@ class Coordinator:
         if not self.leases.is_complete():
             return reports
         self.state.end_audit()
-        return [*reports, *self._complete_round(now), *self._assign_leases(now)]
+        return [*reports, *self._complete_round(now)]
 
     # The run ends
 

@@ -6,11 +6,15 @@ import msgspec
 import pytest
 
 from common.aggregation.tree import Node
-from common.errors import FailureKind
+from common.errors import FailureKind, ProtocolError
 from common.job.job import Job
 from common.protocol.messages import Finished, Lease, Result, Welcome
 from ps.coordinator import events
-from ps.coordinator.effects import AwaitShards, Effect, RecordEpoch, UpdateWeights
+from ps.coordinator.effects import AwaitShards, Effect, Finish, RecordEpoch, Send, UpdateWeights
+from ps.coordinator.membership import MemberState
+from ps.coordinator.scheduling.lease_table import HeldLease
+from ps.coordinator.scheduling.stragglers import ENOUGH, FLOOR_S
+from ps.coordinator.transitions import RunPhase
 from ps.records.ledger import Again
 from ps.run.info import RunInfo
 from ps.run.plan import plan_of
@@ -125,7 +129,46 @@ def test_workers_that_came_before_the_servers_are_told_of_an_interrupt() -> None
 def test_a_worker_of_a_run_that_lost_a_server_is_not_dismissed() -> None:
     drive = begun(1)
     effects = drive.happen(events.ServerLost(text="shard 1 is gone"))
-    assert messages(effects) == []
+    assert effects == [Finish(failure="shard 1 is gone", kind=FailureKind.SERVER_LOST)]
+
+
+def test_weights_that_are_not_finite_end_the_run_and_workers_are_told() -> None:
+    drive = begun(1)
+    effects = drive.happen(events.WeightsNotFinite(text="a weight is not finite"))
+    assert effects == [
+        Send(peer=peer_of(1), message=Finished(reason="a weight is not finite", kind=FailureKind.DIVERGED)),
+        Finish(failure="a weight is not finite", kind=FailureKind.DIVERGED),
+    ]
+    assert drive.coordinator.status(drive.now).failure == "a weight is not finite"
+
+
+def test_a_worker_that_left_before_the_servers_were_ready_is_not_welcomed() -> None:
+    drive = Drive(several())
+    drive.join(1)
+    drive.join(2)
+    drive.leave(1)
+    assert [effect.peer for effect in drive.happen(SHARDS) if isinstance(effect, Send)] == [peer_of(2)]
+
+
+def test_sums_that_are_not_awaited_are_acknowledged_in_vain() -> None:
+    drive = begun(1)
+    assert acknowledge(drive, 1, Node(0, 1)) == []
+    assert drive.happen(events.SumsAcknowledged(rank=9, node=Node(0, 1))) == []
+
+
+def test_the_next_round_begins_when_this_step_is_updated_and_an_update_of_another_is_an_error() -> None:
+    coordinator = begun(1).coordinator
+    now = 200.0
+    (lease,) = coordinator.leases.held_by(0)
+    result = result_of(Lease(work="train", step=0, lo=lease.node.lo, hi=lease.node.hi, number=1))
+    coordinator.handle(events.ResultReceived(peer=peer_of(1), result=result), now)
+    coordinator.handle(events.SumsAcknowledged(rank=0, node=lease.node), now)
+    assert coordinator.phase is RunPhase.UPDATING
+    with pytest.raises(ProtocolError, match="StepUpdated led to updating: not a transition of the table"):
+        coordinator.handle(events.StepUpdated(step=1), now)
+    assert coordinator.phase is RunPhase.UPDATING
+    assert kinds(coordinator.handle(events.StepUpdated(step=0), now)) == [Lease]
+    assert coordinator.round.step == 1
 
 
 def test_an_obstacle_that_is_known_is_not_replaced_by_that_of_the_servers() -> None:
@@ -189,12 +232,30 @@ def test_a_sign_of_progress_extends_what_is_held() -> None:
     ]
 
 
+def test_a_sign_of_progress_gives_a_worker_the_time_that_it_takes_itself_for_all_that_it_holds() -> None:
+    drive = Drive(facts_of(Job(model="linear", global_batch=16, micro_batches=16), min_workers=2))
+    drive.enter(1, 2)
+    timeouts, one = drive.coordinator.stragglers.timeouts, result_of(Lease(work="train", step=0, lo=0, hi=1))
+    for rank, seconds in ((0, 1.0), (1, 2.0)):
+        for _ in range(ENOUGH):
+            timeouts.begin(rank, 0.0)
+            timeouts.record(rank, one, [HeldLease(Node(0, 1), rank, 0.0)], seconds)
+    drive.happen(events.WorkerAdvanced(peer=peer_of(1)))
+    held = drive.coordinator.leases.held_by(0)
+    seconds = timeouts.timeout_s(0, "train", sum(len(lease.node) for lease in held))
+    assert {lease.deadline - drive.now for lease in held} == {seconds}
+    assert seconds != timeouts.timeout_s(1, "train", 6)
+    assert FLOOR_S < seconds < drive.info.lease_timeout_s
+
+
 def test_samples_are_counted_by_sample_and_not_by_target() -> None:
     drive = Drive(replace(facts_of(), targets=2))
     drive.enter(1)
     result = result_of(drive.leases[1].pop(0))
     drive.send(1, msgspec.structs.replace(result, count=32))
-    assert drive.coordinator.membership.members[peer_of(1)].samples == 16
+    samples = drive.coordinator.membership.members[peer_of(1)].samples
+    assert samples == 16
+    assert isinstance(samples, int)
     assert drive.coordinator.progress.samples == 16
 
 
@@ -220,6 +281,32 @@ def test_what_is_lost_in_a_validation_is_listed_with_its_epoch() -> None:
     drive.finish_round()
     (record,) = [effect for effect in drive.finish_round() if isinstance(effect, RecordEpoch)]
     assert [entry.work for entry in record.account.entries if isinstance(entry, Again)] == ["validate"]
+    assert (record.epoch.epoch, record.epoch.val_loss, record.epoch.test_loss) == (1, 1.0, 1.0)
+    assert [effect for effect in drive.effects if isinstance(effect, RecordEpoch)] == [record]
+
+
+def test_an_epoch_may_have_one_step_and_a_run_stops_early_by_its_history() -> None:
+    drive = Drive(facts_of(Job(model="linear", epochs=5, global_batch=40, micro_batches=4, patience=2)))
+    drive.enter(1)
+    drive.finish()
+    # No epoch was better than the first.
+    assert [effect.epoch.epoch for effect in drive.effects if isinstance(effect, RecordEpoch)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("is_held", "told"),
+    [(True, "a worker holds leases that is not ready"), (False, "nobody works, and nobody is reminded")],
+)
+def test_validate_finds_a_planted_contradiction(is_held: bool, told: str) -> None:
+    drive = Drive()
+    drive.enter(1)
+    coordinator = drive.coordinator
+    coordinator.membership.set_state(coordinator.membership.members[peer_of(1)], MemberState.SUSPECT)
+    if not is_held:
+        coordinator.leases.release(0)
+    with pytest.raises(AssertionError) as caught:
+        coordinator.validate()
+    assert str(caught.value).splitlines()[0] == told
 
 
 @pytest.mark.parametrize("shares", [False, True])

@@ -23,7 +23,8 @@ from common.protocol.messages import (
     Welcome,
 )
 from ps.coordinator import events
-from ps.coordinator.effects import SendWeights
+from ps.coordinator.coordinator import STRANGER
+from ps.coordinator.effects import Report, Send, SendWeights
 from ps.coordinator.membership import PROBE_S
 from ps.coordinator.status import REMINDER_S
 from ps.coordinator.transitions import RunPhase
@@ -134,11 +135,15 @@ def test_ready_said_twice_or_by_a_stranger_changes_nothing() -> None:
     drive.enter(1)
     assert drive.prepare(1) == []
     assert kinds(drive.prepare(9)) == [Eviction]
+    drive = Drive(facts_of(Job(model="linear", global_batch=16, micro_batches=2)))
+    drive.enter(1, 2, 3)
+    assert drive.prepare(3) == []
 
 
 def test_while_the_run_waits_it_calls_every_few_seconds() -> None:
     drive = Drive(facts_of(min_workers=2))
-    assert called(drive.happen(events.TimePassed())) == ["waiting for workers: 0 of 2 are ready"]
+    text = "waiting for workers: 0 of 2 are ready"
+    assert drive.happen(events.TimePassed()) == [Report(text=text, is_reminder=True)]
     drive.enter(1)
     assert called(drive.pass_time(REMINDER_S - 0.01)) == []
     assert called(drive.pass_time(3 * REMINDER_S)) == ["waiting for workers: 1 of 2 are ready"] * 3
@@ -248,7 +253,7 @@ def test_a_member_that_asks_is_answered_and_a_stranger_is_told_to_join() -> None
     drive = Drive()
     drive.enter(1)
     assert messages(drive.ask(1)) == [Ping()]
-    assert kinds(drive.ask(9)) == [Eviction]
+    assert messages(drive.ask(9)) == [Eviction(reason=STRANGER)]
 
 
 def test_whoever_asks_is_told_the_status() -> None:
@@ -258,6 +263,13 @@ def test_whoever_asks_is_told_the_status() -> None:
     assert isinstance(status, Status)
     assert (status.phase, status.step, status.steps, status.epochs) == ("training", 0, 6, 2)
     assert [worker.state for worker in status.workers] == ["computing"]
+
+
+def test_a_status_is_sent_to_who_asked_with_the_numbers_of_those_that_were_rejected() -> None:
+    (sent,) = Drive().happen(events.StatusRequested(peer=b"observer", refused=3, broken=2))[:1]
+    assert isinstance(sent, Send)
+    assert isinstance(sent.message, Status)
+    assert (sent.peer, sent.message.refused, sent.message.broken) == (b"observer", 3, 2)
 
 
 def probes(drive: Drive, seconds: float) -> int:
@@ -293,8 +305,8 @@ def test_after_the_end_late_comers_are_told(is_failed: bool) -> None:
         drive.finish()
     failed = Finished(reason="interrupted", kind=FailureKind.INTERRUPTED)
     told = [failed if is_failed else Finished(reason="")]
-    assert messages(drive.join(2)) == told
-    assert messages(drive.ask(3)) == told
+    assert drive.join(2) == [Send(peer=peer_of(2), message=message) for message in told]
+    assert drive.ask(3) == [Send(peer=peer_of(3), message=message) for message in told]
     assert kinds(drive.happen(events.StatusRequested(peer=b"observer"))) == [Status]
     assert drive.coordinator.deadline() is None
 
