@@ -115,10 +115,10 @@ class LeaseTable:
         self._set_state(Node(micro_batch, micro_batch + 1), DONE)
 
     def _set_state(self, node: Node, state: int) -> None:
-        before = self._states[node.lo : node.hi]
+        """Change the state of micro-batches none of which is done: that is for good."""
+        self._free += (len(node) if state == FREE else 0) - self._states[node.lo : node.hi].count(FREE)
+        self._open -= len(node) if state == DONE else 0
         self._states[node.lo : node.hi] = bytes([state]) * len(node)
-        self._free += (len(node) if state == FREE else 0) - before.count(FREE)
-        self._open -= (len(node) if state == DONE else 0) - before.count(DONE)
 
     def held_by(self, rank: int) -> list[HeldLease]:
         """Return a worker's leases."""

@@ -1,5 +1,6 @@
 """A shard divides once (R1), clips, lets statistics follow (R8), and steps just as the optimizer alone would."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from common.aggregation.quantization.quantization import EXACT, Quantization, Ro
 from common.aggregation.slices import FRAME, Slice, slices_for
 from common.aggregation.tree import Node, Vector
 from common.optim.clipping import BLOCK, add_blocks, scale_for, squared_norm
-from common.optim.rules import AdamRule, Rule, SGDRule, State
+from common.optim.rules import CHUNK, AdamRule, Rule, SGDRule, State
 from common.optim.schedules import Constant, Cosine
 from common.random import Purpose, generator
 from ps.shard.shard import Shard, UpdatePolicy
@@ -364,6 +365,41 @@ def test_weights_that_are_served_rounded_are_the_same_in_any_slices_from_the_sta
         for servers in (1, 2, 3)
     ]
     assert len(set(served)) == 1
+
+
+def test_weights_are_rounded_for_workers_by_the_number_of_updates_that_led_to_them_and_their_place() -> None:
+    # A job's weights are rounded to the nearest; a rounding that is drawn shows by what it is keyed.
+    owned = Slice(BLOCK, 3 * BLOCK)
+    shard = long_shard(owned, long_policy(EXACT, INT8))
+    for updates in range(4):
+        expected = shard.weights.copy()
+        INT8.round(expected, RoundingKey(updates, Node(0, 1), owned.start))
+        assert shard.served_weights.tobytes() == expected.tobytes() != shard.weights.tobytes()
+        shard.refresh_served()
+        assert shard.served_weights.tobytes() == expected.tobytes()
+        shard.add(Node(0, 4), np.full(len(owned), 0.1, np.float32))
+        shard.update(updates, 1)
+
+
+def test_weights_of_a_slot_that_is_not_in_use_may_be_anything() -> None:
+    shard = long_shard(Slice(0, BLOCK), long_policy(EXACT, INT8))
+    shard.slots[1][:] = [np.inf, -np.inf, np.nan, 3.4e38] * (BLOCK // 4)
+    before = shard.served_weights.tobytes()
+    shard.refresh_served()
+    assert shard.served_weights.tobytes() == before
+
+
+def test_an_update_takes_no_memory_of_its_own() -> None:
+    shard = long_shard(Slice(0, LONG), long_policy(EXACT), micro_batches=2)
+    for piece in range(2):
+        shard.add(Node(piece, piece + 1), np.ones(LONG, np.float32))
+    tracemalloc.start()
+    try:
+        shard.update(0, 2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < CHUNK * 4
 
 
 def test_what_others_will_write_over_is_copied_in_every_frame() -> None:
