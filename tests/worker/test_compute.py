@@ -349,6 +349,14 @@ def test_what_a_node_needs_is_the_samples_of_all_that_is_in_it() -> None:
         assert compute.samples_of(work, 1, node).tolist() == places
 
 
+def test_an_evaluation_drops_nothing_and_uses_the_statistics_that_were_collected() -> None:
+    compute, model = compute_of(NOISY), build_model(NOISY.model).initialize(NOISY.seed).eval()
+    compute.train(0, Node(0, 1))
+    held_out = digits().test
+    loss = F.cross_entropy(model(Tensor(compute.preparation.images(held_out.images))), held_out.labels, reduction="sum")
+    assert compute.evaluate(Node(0, 1)).loss_sum == loss.item()
+
+
 def test_numbers_that_grow_out_of_bounds_in_an_evaluation_warn_nobody_since_the_loss_tells() -> None:
     compute = compute_of(job_of(model="mlp"))
     compute.weights[:] = 3e38
