@@ -1,5 +1,6 @@
-"""Simulate a scenario, and compare the run with the run of one process."""
+"""Simulate a scenario, and compare the run with that of one process: its weights, and all that is recorded of it."""
 
+import math
 import tempfile
 import traceback
 from collections import Counter
@@ -7,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from common.data.sampler import Sampler
 from common.data.source import with_validation
@@ -14,18 +18,26 @@ from common.runtime.clock import ManualClock
 from common.transport.shared_memory.folder import shared_root
 from lockstep.runs.single_process import SerialRun
 from lockstep.simulation.jobs import data, job_named
-from lockstep.simulation.processes import Parts
+from lockstep.simulation.processes import RUN, Parts
 from lockstep.simulation.scenario import Scenario
 from lockstep.simulation.simulation import Simulation
 from lockstep.verification.coverage import check_coverage
 from ps.records.ledger import Line, StepDone, read_lines
+from ps.records.metrics import RunMetrics, read_metrics
+from ps.records.receipt import Receipt
 from ps.records.recorder import MetricsRecorder, Setting
-from ps.records.run_folder import LEDGER, RunFolder, RunResult
+from ps.records.run_folder import LEDGER, RECEIPT, RunFolder, RunResult
 from ps.run.plan import plan_of
 from ps.setup import AdmissionPolicy, open_run
 
-#: The figures of an epoch that must not depend on which worker computed them.
-FIGURES = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "weights_sha256")
+#: What of a result depends on who computed it, and of the lines of a step and of an epoch.
+FREE = {
+    *("workers", "servers", "transport", "obstacle", "moved", "split", "audited", "unaudited"),
+    *("images_per_s", "compute_s", "sums_bytes", "weights_bytes"),
+}
+
+#: Its durations, in seconds.
+DURATIONS = ("round_s", "mean_s", "slowest_s", "update_s", "wall_s", "train_s")
 
 
 @dataclass(frozen=True)
@@ -34,23 +46,32 @@ class ReferenceRun:
 
     result: RunResult
     steps: dict[int, StepDone]
+    metrics: RunMetrics
+    receipt: Receipt
+
+
+#: Longest value that is shown of a difference.
+LONGEST = 80
 
 
 @cache
 def reference_run(job: str, steps: int | None) -> ReferenceRun:
     """Return the run of a small job in one process."""
-    setup = open_run("reference", job_named(job, steps), data(), AdmissionPolicy())
+    setup = open_run(RUN, job_named(job, steps), data(), AdmissionPolicy())
     with tempfile.TemporaryDirectory(prefix="lockstep-reference-") as name:
         folder = RunFolder(Path(name))
         setting = Setting(servers=0, transport="none", started=0.0)
         recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
         recorder.begin(setup.shard.digest())
         result = SerialRun(setup, recorder, ManualClock(), lambda status: None).train()
-        return ReferenceRun(result, _steps(_ledger_in(folder.path)))
+        recorder.close()
+        return ReferenceRun(
+            result, _steps(_ledger_in(folder.path)), read_metrics(folder.path), _receipt_in(folder.path)
+        )
 
 
 def violations(job: str, steps: int | None, result: RunResult, folder: Path) -> Iterator[str]:
-    """Yield how a successful run differs from the run of one process, or what its ledger does not prove."""
+    """Yield how a successful run differs from the run of one process, or what its records do not prove."""
     reference, lines = reference_run(job, steps), _ledger_in(folder)
     # The first difference is the most informative one.
     for step, line in _steps(lines).items():
@@ -61,15 +82,49 @@ def violations(job: str, steps: int | None, result: RunResult, folder: Path) -> 
         if line.checksum != there.checksum:
             yield f"the weights after step {step} are not those of one process"
             break
-    for epoch, there_too in zip(result.history, reference.result.history, strict=False):
-        for name in FIGURES:
-            if getattr(epoch, name) != getattr(there_too, name):
-                yield f"epoch {epoch.epoch}: {name} = {getattr(epoch, name)!r}: expected {getattr(there_too, name)!r}"
     if len(result.history) != len(reference.result.history):
         yield f"{len(result.history)} epochs are in the result: expected {len(reference.result.history)}"
-    if result.weights_sha256 != reference.result.weights_sha256:
-        yield f"the weights are {result.weights_sha256[:12]}…: expected {reference.result.weights_sha256[:12]}…"
+    for epoch, there_too in zip(result.history, reference.result.history, strict=False):
+        yield from _differences(f"epoch {epoch.epoch}", epoch, there_too)
+    yield from _differences("the result", result, reference.result)
     yield from _ledger_violations(job, steps, lines)
+    yield from _metrics_violations(read_metrics(folder), reference.metrics)
+    yield from _differences("the receipt", _receipt_in(folder), reference.receipt)
+
+
+def _differences(what: str, found: msgspec.Struct, expected: msgspec.Struct) -> Iterator[str]:
+    """Yield the fields that must not depend on who computed them, and differ; and durations that are none."""
+    for name in found.__struct_fields__:
+        value, there = getattr(found, name), getattr(expected, name)
+        if name in DURATIONS:
+            if not (math.isfinite(value) and value >= 0.0):
+                yield f"{what}: {name} = {value!r}: expected seconds"
+        elif name not in FREE and name != "history" and value != there:
+            yield f"{what}: {name} = {_short(value)}: expected {_short(there)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _metrics_violations(found: RunMetrics, expected: RunMetrics) -> Iterator[str]:
+    """Yield what the figures by step and by epoch do not say, or say otherwise, or twice."""
+    for name, numbers, wanted in (
+        ("steps", [line.step for line in found.steps], [line.step for line in expected.steps]),
+        ("epochs", [line.epoch for line in found.epochs], [line.epoch for line in expected.epochs]),
+    ):
+        if numbers != wanted:
+            yield f"the metrics have the {name} {numbers}: expected {wanted}"
+            return
+    for step, there in zip(found.steps, expected.steps, strict=True):
+        yield from _differences(f"the metrics of step {step.step}", step, there)
+    for epoch, there_too in zip(found.epochs, expected.epochs, strict=True):
+        yield from _differences(f"the metrics of epoch {epoch.epoch}", epoch, there_too)
+
+
+def _receipt_in(folder: Path) -> Receipt:
+    return msgspec.json.decode((folder / RECEIPT).read_bytes(), type=Receipt)
 
 
 def _ledger_violations(job: str, steps: int | None, lines: list[Line]) -> Iterator[str]:
@@ -124,6 +179,8 @@ def simulate(scenario: Scenario, parts: Parts | None = None, *, is_traced: bool 
             found = _violations_of(simulation)
         finally:
             simulation.close()
+        if not found and (left := simulation.leftovers()):
+            found = (f"the run has left {', '.join(left)}",)
         return Outcome(
             scenario=scenario,
             violations=found,
@@ -138,7 +195,7 @@ def simulate(scenario: Scenario, parts: Parts | None = None, *, is_traced: bool 
 def _violations_of(simulation: Simulation) -> tuple[str, ...]:
     scenario = simulation.scenario
     try:
-        failure = simulation.run_to_end()
+        failure = simulation.run_to_end() or simulation.settle()
     except Exception:  # noqa: BLE001  # whatever a state machine raises is a violation
         return (f"raised {traceback.format_exc().rstrip()}",)
     if failure:

@@ -33,7 +33,7 @@ from worker.setup import Loader
 from worker.shell import WorkerShell
 from worker.state import WorkerState
 
-SERVER = "memory://server"
+SERVER, RUN = "memory://server", "simulated"
 
 #: Seconds until a lease expires, and after which a silent server counts as lost.
 LEASE_S, SILENCE_S = 2.0, 30.0
@@ -107,7 +107,7 @@ class ServerProcess:
         )
         destination = Destination(folder=run.folder, launch=launch, is_resumed=has_begun(run.folder))
         setting = Setting(servers=run.servers, transport="memory", started=process.clock.now())
-        setup, sharing = open_run("simulated", run.job, data(), admission), None
+        setup, sharing = open_run(RUN, run.job, data(), admission), None
         with ExitStack() as stack:
             if shares:
                 setup, sharing = share(setup, run.root)

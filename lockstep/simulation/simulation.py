@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from common.client.client import ClientPhase
 from common.errors import FailureKind
 from common.protocol.codec import decode_header
 from common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
@@ -16,10 +17,17 @@ from common.transport.in_memory import Link, MemoryNetwork
 from lockstep.simulation.disk import Disk, DiskWriter
 from lockstep.simulation.faults import inject
 from lockstep.simulation.jobs import job_named
-from lockstep.simulation.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
+from lockstep.simulation.processes import SILENCE_S, Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
 from lockstep.simulation.scenario import Scenario, ScheduledFault
 from lockstep.simulation.world import Process, SimulatedShell, World
 from ps.records.run_folder import RunResult
+
+#: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
+#: of two hosts have nothing in common.
+CLOCK_S = 7_919.0
+
+#: Virtual seconds after its end within which all that a run has left ends too: what has lost its server waits first.
+SETTLE_S = 2 * SILENCE_S
 
 #: Virtual seconds after the last fault within which a run has to end, and events after which it counts as stuck; and
 #: what each step of a longer run may add to both.
@@ -43,6 +51,11 @@ LONGEST_VALUE = 40
 
 #: How processes report a breach of the protocol, which none of these would commit.
 _BREACH = re.compile(r"broke (the )?protocol")
+
+#: Why a process may end that the end of its run has not reached: it lost the server, or heard of an interrupt before.
+_LOST = re.compile(
+    r"has been silent for \d+ s: is it gone\?|no server answered at \S+ within \d+ s|the run failed: interrupted$"
+)
 
 #: Names of shared memory, which differ in every run.
 _MEMORY = re.compile(r"lockstep-\d+-\d+-[0-9a-f]{16}")
@@ -132,6 +145,23 @@ class Simulation:
                 return f"the run has not ended within {bound_s:g} s of the last fault"
         return self.failure
 
+    def settle(self) -> str:
+        """Let all end that a run has left which is over; return what does not, or does for another reason.
+
+        Who has never found a server waits for one: it cannot know that there will be none.
+        """
+        end = self.world.now + SETTLE_S
+        while not self.failure and self.world.now < end and any(map(_has_to_end, self.world.processes)):
+            if not self.world.turn():
+                break
+        left = [process.name for process in self.world.processes if _has_to_end(process)]
+        return self.failure or (f"after the run's end there still is {', '.join(left)}" if left else "")
+
+    def leftovers(self) -> list[str]:
+        """Return the names of what a run that is closed has left in memory, or has not finished on the disk."""
+        shared = [path.name for path in self.run.root.iterdir()]
+        return [*shared, *(path.name for path in self.run.folder.rglob("*.partial"))]
+
     def close(self) -> None:
         """End all processes."""
         for process in list(self.world.processes):
@@ -162,6 +192,7 @@ class Simulation:
     ) -> Process:
         process = Process(f"{name}-{self._started}", self.world, kill_after=kill_after)
         self._started += 1
+        process.clock.ahead_s = CLOCK_S * self._started
         process.on_end = lambda ended, is_killed: self._ended(ended, on_end, is_killed=is_killed)
         self.world.record(process.name, "starts")
         process.start(lambda: open_shell(process))
@@ -170,6 +201,8 @@ class Simulation:
     def _ended(self, process: Process, on_end: Callable[[], None], *, is_killed: bool) -> None:
         reason = "" if process.shell is None or is_killed else process.shell.exit_reason()
         self._check_breach(process, reason)
+        if self.result is not None and reason and not _LOST.search(reason):
+            self.failure = f"{process.name} ends, although the run is done, with: {self._plain(reason)}"
         self.world.record(process.name, "is killed" if is_killed else f"ends{': ' * bool(reason)}{self._plain(reason)}")
         on_end()
 
@@ -268,6 +301,18 @@ def describe(message: Sequence[memoryview]) -> str:
     values = {name: getattr(header, name) for name in header.__struct_fields__}
     text = ", ".join(f"{name}={value!r}" for name, value in values.items() if len(repr(value)) <= LONGEST_VALUE)
     return f"{type(header).__name__}({text})"
+
+
+def _has_to_end(process: Process) -> bool:
+    """Tell whether a process has to end once its run has."""
+    shell = process.shell
+    if isinstance(shell, WorkerProcess):
+        client = shell.runner.state.client
+    elif isinstance(shell, ShardProcess):
+        client = shell.server.state.client
+    else:
+        return True
+    return client.phase is not ClientPhase.JOINING or bool(client.run)
 
 
 def _ignore(process: Process, is_killed: bool) -> None:

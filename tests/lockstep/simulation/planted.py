@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import msgspec
 
 from common.aggregation.tree import Node, TreeSum, Vector, VectorTree
+from common.errors import FailureKind
+from common.job.tally import Tally
+from common.protocol.messages import Finished
 from lockstep.simulation.processes import Parts
 from ps.checkpoint.resuming import Resumption
 from ps.coordinator import events
@@ -13,12 +17,16 @@ from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Effect
 from ps.coordinator.membership import Membership
 from ps.coordinator.scheduling.lease_table import LeaseTable
+from ps.records.recorder import MetricsRecorder
 from ps.run.info import RunInfo
 from ps.run.plan import Round
+from ps.run.timing import StepTime
+from ps.run.traffic import NOTHING, Moved
 from ps.server.server import Server
 from ps.shard.shard import Shard
 from ps.shard_group.effects import ConfirmSums, GroupEffect
 from ps.shard_group.group import ShardGroup
+from ps.shared_memory import ServerSharedMemory
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:
@@ -98,7 +106,8 @@ class Unfenced(Coordinator):
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         if isinstance(event, events.ResultReceived) and event.result.work == self.round.work:
-            event = replace(event, result=msgspec.structs.replace(event.result, step=self.round.step))
+            late = msgspec.structs.replace(event.result, step=self.round.step)
+            event = msgspec.structs.replace(event, result=late)
         return super().handle(event, now)
 
 
@@ -117,11 +126,78 @@ def hasty(server: Server) -> Server:
     return server
 
 
-#: By what is wrong, the parts in which it is.
+class MisreportingRecorder(MetricsRecorder):
+    """Records another learning rate than that of the step."""
+
+    def step(
+        self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime, moved: Moved = NOTHING
+    ) -> None:
+        super().step(step, tally, 2 * rate, update_s, time, moved)
+
+
+class ForgetfulRecorder(MetricsRecorder):
+    """Keeps a receipt without the last epoch."""
+
+    def keep_receipt(self) -> None:
+        whole, self.chain = self.chain, self.chain[:-1]
+        super().keep_receipt()
+        self.chain = whole
+
+
+def recording(kind: type[MetricsRecorder]) -> Callable[[Server], Server]:
+    """Return what lets a server record with another recorder, which takes over what there is."""
+
+    def change(server: Server) -> Server:
+        server.recorder.__class__ = kind
+        return server
+
+    return change
+
+
+class Untidy(ServerSharedMemory):
+    """Leaves the folder of shared memory behind."""
+
+    def close(self) -> None:
+        if self.callers is not None:
+            self.callers.close()
+
+
+def untidy(server: Server) -> Server:
+    if server.sharing is not None:
+        server.sharing.__class__ = Untidy
+    return server
+
+
+class Ungrateful(Coordinator):
+    """Tells the workers of a run that succeeded that it failed."""
+
+    def _finished(self) -> Finished:
+        return msgspec.structs.replace(super()._finished(), reason="nobody is needed", kind=FailureKind.REFUSED)
+
+
+class Planted(NamedTuple):
+    """A bug, and what a violation says that it leads to."""
+
+    parts: Parts
+    says: str
+
+
+OTHER_WEIGHTS = "the weights after step"
+
+#: By what is wrong.
 PLANTED = {
-    "sums are applied twice": Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)),
-    "an update is made twice": Parts(coordinator=made_again),
-    "what is late is not fenced off": Parts(coordinator=coordinating(Unfenced)),
-    "sums are added as they arrive": Parts(shard=with_trees(Heap)),
-    "updates do not wait for all shards": Parts(server=hasty),
+    "sums are applied twice": Planted(
+        Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS
+    ),
+    "an update is made twice": Planted(Parts(coordinator=made_again), "the run has not ended within "),
+    # The server adds up what it does not have.
+    "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node("),
+    "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
+    "updates do not wait for all shards": Planted(Parts(server=hasty), "reports: the server broke the protocol: step "),
+    "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
+    "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
+    "memory is left behind": Planted(Parts(server=untidy), "the run has left lockstep-"),
+    "workers are told of a failure": Planted(
+        Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "
+    ),
 }
