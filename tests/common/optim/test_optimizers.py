@@ -9,14 +9,26 @@ import pytest
 from numpy.typing import NDArray
 
 from common import optim
-from common.optim.rules import AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
+from common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
 
 PAIRS: list[tuple[Callable[..., optim.Optimizer], dict[str, Any], Rule]] = [
     (optim.SGD, {"lr": 0.1}, SGDRule()),
     (optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, SGDRule(momentum=0.9, nesterov=True)),
+    (optim.SGD, {"lr": 0.1, "weight_decay": 0.1}, SGDRule(weight_decay=0.1)),
+    (optim.Adam, {"lr": 0.1}, AdamRule()),
     (optim.Adam, {"lr": 0.1, "weight_decay": 0.1}, AdamRule(weight_decay=0.1)),
     (optim.AdamW, {"lr": 0.1}, AdamWRule()),
-    (optim.RMSProp, {"lr": 0.1, "momentum": 0.5}, RMSPropRule(momentum=0.5)),
+    (
+        optim.AdamW,
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2},
+        AdamWRule(0.8, 0.95, 1e-4, 0.2),
+    ),
+    (optim.RMSProp, {"lr": 0.1}, RMSPropRule()),
+    (
+        optim.RMSProp,
+        {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "momentum": 0.5, "weight_decay": 0.1},
+        RMSPropRule(0.9, 1e-3, 0.5, 0.1),
+    ),
 ]
 
 
@@ -36,7 +48,7 @@ def leaf(*shape: int, dtype: Any = np.float32) -> Leaf:
 def test_parameters_get_the_bits_of_one_flat_vector(
     make: Callable[..., optim.Optimizer], options: dict[str, Any], rule: Rule
 ) -> None:
-    leaves = [leaf(3, 4), leaf(5), leaf()]
+    leaves = [leaf(3, 4), leaf(5), leaf(), leaf(2 * CHUNK + 7)]
     flat = np.concatenate([part.data.reshape(-1) for part in leaves])
     state = rule.init(flat.size)
     optimizer = make(leaves, **options)
@@ -70,11 +82,12 @@ def test_an_array_is_updated_where_it_is_whatever_its_layout() -> None:
 
 def test_a_parameter_without_gradient_is_not_touched_and_its_step_not_counted() -> None:
     early, late = leaf(2), leaf(2)
-    optimizer = optim.Adam([early, late], lr=0.1)
+    optimizer = optim.Adam([late, early], lr=0.1)
     before = late.data.copy()
     early.grad = np.ones(2, np.float32)
     optimizer.step()
     np.testing.assert_array_equal(late.data, before)
+    np.testing.assert_allclose(before - early.data, 0.1, rtol=1e-5)
     late.grad = np.ones(2, np.float32)
     optimizer.step()
     # The first step of Adam is of length lr, whenever it is made: the bias corrections say so.
@@ -107,9 +120,21 @@ def test_float64_stays_float64() -> None:
 
 def test_misuse_is_named() -> None:
     one = leaf(2)
-    with pytest.raises(ValueError, match="no parameters"):
+    with pytest.raises(
+        ValueError, match=r"^no parameters: expected those of a model, as model\.parameters\(\); is it "
+    ):
         optim.SGD([], lr=0.1)
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match=r"^a parameter is given twice: expected each once; it would be updated twice"):
         optim.SGD([one, one], lr=0.1)
-    with pytest.raises(ValueError, match=r"lr is -1\.0"):
-        optim.SGD([one], lr=-1.0)
+    for lr in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match=rf"^lr is {lr}: expected a finite number of at least 0$"):
+            optim.SGD([one], lr=lr)
+    optimizer = optim.SGD([one], lr=0.0)
+    optimizer.parameters.append(leaf(3))
+    with pytest.raises(ValueError, match="is shorter than"):
+        optimizer.step()
+
+
+def test_a_rate_that_is_not_given_is_as_in_pytorch() -> None:
+    made = [make([leaf(2)]) for make in (optim.SGD, optim.Adam, optim.AdamW, optim.RMSProp)]
+    assert [optimizer.lr for optimizer in made] == [1e-3, 1e-3, 1e-3, 1e-2]

@@ -84,14 +84,27 @@ def test_a_range_test_ends_at_its_last_rate_and_stays_there() -> None:
 @pytest.mark.parametrize(
     ("kind", "values", "name"),
     [
+        (Step, {"lr": -1.0, "every": 1}, "lr"),
         (Step, {"lr": 1.0, "every": 1, "gamma": -1.0}, "gamma"),
+        (Cosine, {"lr": -1.0, "steps": 1}, "lr"),
         (Cosine, {"lr": 1.0, "steps": 1, "min_lr": -1.0}, "min_lr"),
         (OneCycle, {"max_lr": -1.0, "steps": 1}, "max_lr"),
         (OneCycle, {"max_lr": 1.0, "steps": 0}, "steps"),
+        (OneCycle, {"max_lr": 1.0, "steps": 5, "div_factor": math.inf}, "div_factor"),
+        (OneCycle, {"max_lr": 1.0, "steps": 5, "final_div_factor": 0.0}, "final_div_factor"),
         (Exponential, {"first": 0.0, "last": 1.0, "steps": 2}, "first"),
+        (Exponential, {"first": 1.0, "last": math.inf, "steps": 2}, "last"),
         (Exponential, {"first": 1.0, "last": 2.0, "steps": 1}, "steps"),
+        (LinearWarmup, {"after": Constant(1.0), "steps": 0}, "steps"),
     ],
 )
 def test_every_option_has_its_limits(kind: Any, values: dict[str, float], name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is .*: expected"):
+    with pytest.raises(ValueError, match=f"^{name} is .*: expected"):
         kind(**values)
+
+
+def test_options_may_be_at_the_ends_of_their_ranges() -> None:
+    assert [Exponential(1.0, 4.0, steps=2).rate(step) for step in range(3)] == [1.0, 4.0, 4.0]
+    assert [LinearWarmup(Constant(1.0), 2, start_factor=0.0).rate(step) for step in range(4)] == [0.0, 0.5, 1.0, 1.0]
+    assert [LinearWarmup(Constant(1.0), 2, start_factor=1.0).rate(step) for step in range(4)] == [1.0] * 4
+    assert OneCycle(1.0, 5, div_factor=1.0, final_div_factor=1.0).rate(0) == 1.0
