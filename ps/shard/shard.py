@@ -135,10 +135,9 @@ class Shard:
         """Round the weights for workers again, after somebody else has written the slots."""
         if self.served is self.slots:
             return
-        with np.errstate(all="ignore"):  # the slot that is not in use may hold anything
-            for slot, served in zip(self.slots, self.served, strict=True):
-                served[:] = slot
-                self.policy.wire_weights.round(served, RoundingKey(self.updates, Node(0, 1), self.start))
+        for slot, served in zip(self.slots, self.served, strict=True):
+            served[:] = slot
+            self.policy.wire_weights.round(served, RoundingKey(self.updates, Node(0, 1), self.start))
 
     def _addition(self, frame: Slice) -> Addition | None:
         """Return how two halves of a node result in its value in this frame: None if they are only added."""

@@ -381,8 +381,9 @@ def test_weights_are_rounded_for_workers_by_the_number_of_updates_that_led_to_th
         shard.update(updates, 1)
 
 
-def test_weights_of_a_slot_that_is_not_in_use_may_be_anything() -> None:
-    shard = long_shard(Slice(0, BLOCK), long_policy(EXACT, INT8))
+@pytest.mark.parametrize("wire_weights", [BFLOAT16, INT8])
+def test_weights_of_a_slot_that_is_not_in_use_may_be_anything(wire_weights: Quantization) -> None:
+    shard = long_shard(Slice(0, BLOCK), long_policy(EXACT, wire_weights))
     shard.slots[1][:] = [np.inf, -np.inf, np.nan, 3.4e38] * (BLOCK // 4)
     before = shard.served_weights.tobytes()
     shard.refresh_served()

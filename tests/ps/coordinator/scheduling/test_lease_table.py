@@ -249,3 +249,14 @@ def test_a_worker_alone_gets_a_node_whole_although_it_failed_on_a_part_of_it() -
     assert table.lease(1, 4, 9.0, is_alone=False) == Node(0, 1)
     table.release(1)
     assert table.lease(1, 4, 9.0, is_alone=True) == Node(0, 4)
+
+
+def test_leases_are_postponed_one_and_all() -> None:
+    table = LeaseTable(4)
+    for rank, deadline in ((0, 9.0), (1, 7.0), (0, 8.0)):
+        table.lease(rank, 1, deadline, is_alone=False)
+    table.postpone(5.0)
+    assert [[lease.deadline for lease in table.held_by(rank)] for rank in range(2)] == [[14.0, 13.0], [12.0]]
+    assert (table.next_deadline(), table.expired(12.0), table.expired(11.9)) == (12.0, [1], [])
+    assert table.release(2) == []
+    table.validate()
