@@ -78,8 +78,8 @@ def keys_net(folder: Path) -> Net:
 
 
 @pytest.fixture(params=[memory_net, tcp_net, ipc_net, keys_net])
-def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Net]:
-    made: Net = request.param(tmp_path)
+def net(request: pytest.FixtureRequest, short_root: Path) -> Iterator[Net]:
+    made: Net = request.param(short_root)
     yield made
     made.close()
 

@@ -59,15 +59,15 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    callers = Callers.at(tmp_path / "c")
+def pair(short_root: Path) -> Iterator[Pair]:
+    callers = Callers.at(short_root / "c")
     assert callers is not None
-    server = serve(f"ipc://{tmp_path}/s")
+    server = serve(f"ipc://{short_root}/s")
     client = dial(server.address)
     client.send([b"hello"])
     received = server.receive(TIMEOUT_S)
     assert received is not None
-    at_client = call(tmp_path / "c", "1")
+    at_client = call(short_root / "c", "1")
     at_server = callers.answer("1")
     assert at_client is not None
     assert at_server is not None
@@ -214,11 +214,11 @@ def test_a_peer_that_does_not_read_is_slow(pair: Pair) -> None:
         pair.server.send(pair.peer, [bytes(1000)])
 
 
-def test_a_later_one_takes_its_place(pair: Pair, tmp_path: Path) -> None:
+def test_a_later_one_takes_its_place(pair: Pair, short_root: Path) -> None:
     pair.use()
-    callers = Callers.at(tmp_path / "d")
+    callers = Callers.at(short_root / "d")
     assert callers is not None
-    at_client = call(tmp_path / "d", "2")
+    at_client = call(short_root / "d", "2")
     at_server = callers.answer("2")
     assert at_client is not None
     assert at_server is not None

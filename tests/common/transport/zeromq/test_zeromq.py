@@ -93,8 +93,8 @@ def test_only_one_server_can_be_dialled(address: str) -> None:
         dial(address)
 
 
-def test_a_live_socket_file_is_not_stolen(tmp_path: Path) -> None:
-    address = f"ipc://{tmp_path}/s"
+def test_a_live_socket_file_is_not_stolen(short_root: Path) -> None:
+    address = f"ipc://{short_root}/s"
     with closing(serve(address)) as server, closing(dial(address)) as client:
         with pytest.raises(AddressError, match="is in use by another server: stop that one"):
             serve(address)
@@ -102,8 +102,8 @@ def test_a_live_socket_file_is_not_stolen(tmp_path: Path) -> None:
         assert server.receive(TIMEOUT_S) is not None
 
 
-def test_a_stale_socket_file_is_replaced_and_the_file_goes_with_the_server(tmp_path: Path) -> None:
-    path = tmp_path / "s"
+def test_a_stale_socket_file_is_replaced_and_the_file_goes_with_the_server(short_root: Path) -> None:
+    path = short_root / "s"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert path.exists()
@@ -122,8 +122,8 @@ def test_the_file_goes_even_where_the_working_folder_has_changed(
     assert not (tmp_path / "s").exists()
 
 
-def test_a_file_that_has_taken_the_sockets_place_is_left(tmp_path: Path) -> None:
-    path = tmp_path / "s"
+def test_a_file_that_has_taken_the_sockets_place_is_left(short_root: Path) -> None:
+    path = short_root / "s"
     server = serve(f"ipc://{path}")
     path.unlink()
     path.write_text("of another")
@@ -131,17 +131,17 @@ def test_a_file_that_has_taken_the_sockets_place_is_left(tmp_path: Path) -> None
     assert path.read_text() == "of another"
 
 
-def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
+def test_a_file_that_is_no_socket_is_left_alone(short_root: Path) -> None:
+    path = short_root / "notes.txt"
     path.write_text("precious")
     with pytest.raises(AddressError, match="is the path of something else"):
         serve(f"ipc://{path}")
     assert path.read_text() == "precious"
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_named(short_root: Path) -> None:
     with pytest.raises(AddressError, match="is in a folder that does not exist: create it first"):
-        serve(f"ipc://{tmp_path}/absent/s")
+        serve(f"ipc://{short_root}/absent/s")
 
 
 @pytest.mark.usefixtures("_alarm")
@@ -151,8 +151,8 @@ def test_a_waiting_server_can_be_interrupted() -> None:
 
 
 @pytest.mark.usefixtures("_alarm")
-def test_a_waiting_client_can_be_interrupted(tmp_path: Path) -> None:
-    with closing(dial(f"ipc://{tmp_path}/s")) as client, pytest.raises(_InterruptedError):
+def test_a_waiting_client_can_be_interrupted(short_root: Path) -> None:
+    with closing(dial(f"ipc://{short_root}/s")) as client, pytest.raises(_InterruptedError):
         client.receive(None)
 
 
