@@ -111,8 +111,8 @@ class KeyFolder:
         """No longer let a worker in."""
         names = self.names()
         if name not in names.values():
-            known = ", ".join(names.values()) or "nobody"
-            raise KeyFileError(f"no worker {name!r} is let in: expected one of {known}")
+            known = f"expected one of {', '.join(names.values())}" if names else "the list is empty"
+            raise KeyFileError(f"no worker {name!r} is let in: {known}")
         self._write({public: other for public, other in names.items() if other != name})
 
     def _check_new(self, name: str) -> None:
