@@ -2,11 +2,20 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from common.runtime.environment import cache_home, use_one_blas_thread
+
+#: Bytes of the path of the folder for temporary files that leave room for a socket, whose path has at most 107, in the
+#: folders that tests and processes make there.
+LONGEST_TMPDIR = 60
+
+if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR and os.access("/tmp", os.W_OK):
+    # Here and for all processes that are started here.
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 use_one_blas_thread()
 
