@@ -18,10 +18,12 @@ def open_regular(path: Path, most_bytes: int) -> io.BufferedReader:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check_regular(path, os.fstat(descriptor), most_bytes)
-        return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+    # Out of the `try`: if an interrupt ends this, the file has closed the descriptor, and a second time would be an
+    # error that hides the interrupt.
+    return os.fdopen(descriptor, "rb")
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:

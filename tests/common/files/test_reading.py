@@ -1,7 +1,9 @@
 """A file is read as far as it is one: a pipe holds nobody, a device does not fill the memory."""
 
 import os
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -45,3 +47,22 @@ def test_what_is_not_there_or_a_folder_says_so(tmp_path: Path) -> None:
         read_regular(tmp_path / "absent", 8)
     with pytest.raises(IsADirectoryError):
         read_regular(tmp_path, 8)
+
+
+def test_an_interrupt_while_a_file_is_opened_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"all of it")
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> None:
+        if event == "return" and frame.f_code.co_name == "fdopen":
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    before = sys.getprofile()
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            open_regular(path, 100)
+    finally:
+        sys.setprofile(before)
+    assert read_regular(path, 100) == b"all of it"
