@@ -49,6 +49,7 @@ def test_what_is_not_there_or_a_folder_says_so(tmp_path: Path) -> None:
         read_regular(tmp_path, 8)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # nobody is left to close it
 def test_an_interrupt_while_a_file_is_opened_stays_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"all of it")
@@ -56,6 +57,7 @@ def test_an_interrupt_while_a_file_is_opened_stays_one(tmp_path: Path) -> None:
     def interrupt(frame: FrameType, event: str, argument: object) -> None:
         if event == "return" and frame.f_code.co_name == "fdopen":
             sys.setprofile(None)
+            del argument  # the file, which the traceback would keep open
             raise KeyboardInterrupt
 
     before = sys.getprofile()
