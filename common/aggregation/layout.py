@@ -95,7 +95,7 @@ def check_trained(module: Module) -> None:
         if not parameter.requires_grad:
             raise ModelError(
                 f"the parameter {name!r} has requires_grad=False: expected True, since a job trains all parameters; "
-                "to keep a part of the model as it is, write `.detach()` behind its output, with weight_decay = 0"
+                "to keep a part of the model as it is, call `.detach()` on its output and set weight_decay = 0"
             )
 
 

@@ -30,14 +30,17 @@ from ps.records.run_folder import LEDGER, RECEIPT, RunFolder, RunResult
 from ps.run.plan import plan_of
 from ps.setup import AdmissionPolicy, open_run
 
-#: What of a result depends on who computed it, and of the lines of a step and of an epoch.
+#: The fields of a result, a step or an epoch that depend on who computed it.
 FREE = {
     *("workers", "servers", "transport", "obstacle", "moved", "split", "audited", "unaudited"),
     *("images_per_s", "compute_s", "sums_bytes", "weights_bytes"),
 }
 
-#: Its durations, in seconds.
+#: The fields that are durations, in seconds.
 DURATIONS = ("round_s", "mean_s", "slowest_s", "update_s", "wall_s", "train_s")
+
+#: Characters of a value that are shown of a difference.
+LONGEST = 80
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,6 @@ class ReferenceRun:
     steps: dict[int, StepDone]
     metrics: RunMetrics
     receipt: Receipt
-
-
-#: Longest value that is shown of a difference.
-LONGEST = 80
 
 
 @cache
@@ -93,7 +92,7 @@ def violations(job: str, steps: int | None, result: RunResult, folder: Path) -> 
 
 
 def _differences(what: str, found: msgspec.Struct, expected: msgspec.Struct) -> Iterator[str]:
-    """Yield the fields that must not depend on who computed them, and differ; and durations that are none."""
+    """Yield the fields that differ although they must not depend on who computed them, and impossible durations."""
     for name in found.__struct_fields__:
         value, there = getattr(found, name), getattr(expected, name)
         if name in DURATIONS:
@@ -109,7 +108,7 @@ def _short(value: Any) -> str:
 
 
 def _metrics_violations(found: RunMetrics, expected: RunMetrics) -> Iterator[str]:
-    """Yield what the figures by step and by epoch do not say, or say otherwise, or twice."""
+    """Yield the steps and epochs whose figures are missing, recorded twice, or different."""
     for name, numbers, wanted in (
         ("steps", [line.step for line in found.steps], [line.step for line in expected.steps]),
         ("epochs", [line.epoch for line in found.epochs], [line.epoch for line in expected.epochs]),

@@ -26,7 +26,7 @@ from ps.records.run_folder import RunResult
 #: of two hosts have nothing in common.
 CLOCK_S = 7_919.0
 
-#: Virtual seconds after its end within which all that a run has left ends too: what has lost its server waits first.
+#: Virtual seconds within which all processes end after their run: one that has lost the server waits for it first.
 SETTLE_S = 2 * SILENCE_S
 
 #: Virtual seconds after the last fault within which a run has to end, and events after which it counts as stuck; and
@@ -52,7 +52,7 @@ LONGEST_VALUE = 40
 #: How processes report a breach of the protocol, which none of these would commit.
 _BREACH = re.compile(r"broke (the )?protocol")
 
-#: Why a process may end that the end of its run has not reached: it lost the server, or heard of an interrupt before.
+#: Why a process may end that never hears of the run's success: it lost the server, or was told of an interrupt before.
 _LOST = re.compile(
     r"has been silent for \d+ s: is it gone\?|no server answered at \S+ within \d+ s|the run failed: interrupted$"
 )
@@ -146,19 +146,19 @@ class Simulation:
         return self.failure
 
     def settle(self) -> str:
-        """Let all end that a run has left which is over; return what does not, or does for another reason.
+        """Let the processes of a finished run end; return which do not, or end for another reason, "" if all is well.
 
-        Who has never found a server waits for one: it cannot know that there will be none.
+        A worker that has never found a server goes on waiting for one: it cannot know that none will come.
         """
         end = self.world.now + SETTLE_S
         while not self.failure and self.world.now < end and any(map(_has_to_end, self.world.processes)):
             if not self.world.turn():
                 break
         left = [process.name for process in self.world.processes if _has_to_end(process)]
-        return self.failure or (f"after the run's end there still is {', '.join(left)}" if left else "")
+        return self.failure or (f"not ended {SETTLE_S:g} s after the run: {', '.join(left)}" if left else "")
 
     def leftovers(self) -> list[str]:
-        """Return the names of what a run that is closed has left in memory, or has not finished on the disk."""
+        """Return the names of what a closed run has left in shared memory, or half written on the disk."""
         shared = [path.name for path in self.run.root.iterdir()]
         return [*shared, *(path.name for path in self.run.folder.rglob("*.partial"))]
 

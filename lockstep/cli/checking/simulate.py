@@ -42,8 +42,9 @@ def simulate_command(
     stop or are slow, clocks that jump, connections that break or fall silent in one direction or both, networks that
     split and heal in any order, messages that arrive late or twice, a full disk.
 
-    Each run has to end in bounded time with the bits of one process, and every sample used once. A seed replays
-    identically. A failed seed is reported with the command that replays it, and the exit code is 1.
+    Each run has to end in bounded time with the bits, figures and receipt of one process, every sample used once, and
+    nothing left behind. A seed replays identically. A failed seed is reported with the command that replays it, and the
+    exit code is 1.
 
     \b
       lockstep simulate --seeds 0:500

@@ -228,7 +228,7 @@ def test_a_parameter_that_is_frozen_is_named_since_a_job_would_train_it() -> Non
         layout_of(model)
     assert str(raised.value) == (
         "the parameter '3.weight' has requires_grad=False: expected True, since a job trains all parameters; "
-        "to keep a part of the model as it is, write `.detach()` behind its output, with weight_decay = 0"
+        "to keep a part of the model as it is, call `.detach()` on its output and set weight_decay = 0"
     )
 
 
