@@ -24,6 +24,9 @@ MOST_ENTRIES = 1000
 
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 
+#: Seconds from the begin of a round, in whole microseconds: an unrounded number would take twice as many bytes.
+RoundSeconds = Annotated[float, Meta(ge=0, le=1e9)]
+
 #: A micro-batch, or the end of some: a job has at most so many.
 MicroBatch = Annotated[int, Meta(ge=0, le=4096)]
 
@@ -60,6 +63,10 @@ class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
     lo: MicroBatch
     hi: MicroBatch
     rank: Count
+    #: When they were leased to the worker, and when its result was accepted. None in an older ledger, and in a run
+    #: without workers.
+    began_s: RoundSeconds | None = None
+    ended_s: RoundSeconds | None = None
 
     def __post_init__(self) -> None:
         if self.lo >= self.hi:
@@ -87,7 +94,7 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
         return np.frombuffer(self.losses, dtype="<f4")
 
 
-class Again(LedgerEntry, frozen=True, kw_only=True, tag="again"):
+class Again(LedgerEntry, frozen=True, kw_only=True, tag="again", omit_defaults=True):
     """Micro-batches that were computed, or begun, by a worker whose sums were not used, and why."""
 
     work: Work
@@ -96,6 +103,9 @@ class Again(LedgerEntry, frozen=True, kw_only=True, tag="again"):
     hi: Count
     rank: Count
     why: str
+    #: When they were leased to the worker, and when its result was refused or its lease ended. None if that is unknown.
+    began_s: RoundSeconds | None = None
+    ended_s: RoundSeconds | None = None
 
     def node(self) -> Node:
         return Node(self.lo, self.hi)
@@ -142,9 +152,15 @@ class Account:
     def __post_init__(self) -> None:
         self._losses = bytearray(4 * self.micro_batches)
 
-    def record_accepted(self, node: Node, rank: int, losses: bytes) -> None:
-        """Record micro-batches that were accepted; `losses` as in `StepDone`, of these alone."""
-        self.shares.append(LedgerShare(node.lo, node.hi, rank))
+    def record_accepted(
+        self, node: Node, rank: int, losses: bytes, began_s: float | None = None, ended_s: float | None = None
+    ) -> None:
+        """Record micro-batches that were accepted; `losses` as in `StepDone`, of these alone.
+
+        The times are seconds from the round's begin: when the lease was given out, and when its result came.
+        """
+        share = LedgerShare(node.lo, node.hi, rank, in_microseconds(began_s), in_microseconds(ended_s))
+        self.shares.append(share)
         if len(losses) == 4 * len(node):
             self._losses[4 * node.lo : 4 * node.hi] = losses
 
@@ -155,10 +171,26 @@ class Account:
         else:
             self.unlisted += 1
 
-    def record_recomputed(self, work: Work, step: int, nodes: Sequence[Node], rank: int, why: str) -> None:
-        """Record micro-batches that one worker computed or began, and another has to compute as well."""
-        for node in nodes:
-            self.add(Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why))
+    def record_recomputed(
+        self,
+        work: Work,
+        step: int,
+        nodes: Sequence[Node],
+        rank: int,
+        why: str,
+        began_s: Sequence[float | None] = (),
+        ended_s: float | None = None,
+    ) -> None:
+        """Record micro-batches that one worker computed or began, and another has to compute as well.
+
+        `began_s` has a time for each node, or is empty if they are unknown; all of them end at `ended_s`.
+        """
+        end = in_microseconds(ended_s)
+        for node, began in zip(nodes, began_s or [None] * len(nodes), strict=True):
+            start = in_microseconds(began)
+            self.add(
+                Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why, began_s=start, ended_s=end)
+            )
 
     def merge(self, before: "Account") -> None:
         """Add the entries of the round before this one, which has no line of its own."""
@@ -166,11 +198,13 @@ class Account:
             self.add(entry)
         self.unlisted += before.unlisted
 
-    def record_unused(self, result: Result, rank: int) -> None:
+    def record_unused(
+        self, result: Result, rank: int, began_s: float | None = None, ended_s: float | None = None
+    ) -> None:
         """Record a result that nobody needs."""
         if result.lo < result.hi:
             why = "others had done it, or it came twice"
-            self.record_recomputed(result.work, result.step, [result.node()], rank, why)
+            self.record_recomputed(result.work, result.step, [result.node()], rank, why, [began_s], ended_s)
 
     def step_done(self, step: int, checksum: int) -> StepDone:
         """Return the entry of a training step that is over."""
@@ -181,6 +215,11 @@ class Account:
         if not self.unlisted:
             return self.entries
         return [*self.entries, Unlisted(work=work, step=step, count=self.unlisted)]
+
+
+def in_microseconds(seconds: float | None) -> float | None:
+    """Return seconds rounded to microseconds, and at least 0, which readers demand whatever became of the clock."""
+    return None if seconds is None else max(0.0, round(seconds, 6))
 
 
 def read_lines(data: bytes, name: str) -> list[Line]:

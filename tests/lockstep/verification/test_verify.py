@@ -365,7 +365,7 @@ def changed(path: Path, old: str, new: str) -> None:
 def test_files_that_were_changed_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = record_alone(tmp_path, job_in(tmp_path))
     original = (folder / LEDGER).read_text()
-    changed(folder / LEDGER, '"shares":[[0,4,0]]', '"shares":[[0,3,0]]')
+    changed(folder / LEDGER, '"shares":[[0,4,0,', '"shares":[[0,3,0,')
     code, _, error = said(capsys, "verify", str(folder))
     assert (code, "step 0: micro-batch 3 was added 0 times: expected once" in error) == (1, True)
     (folder / LEDGER).write_text(

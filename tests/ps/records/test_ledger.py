@@ -38,6 +38,10 @@ def step_of(losses: list[float]) -> Account:
     return account
 
 
+def a_result(lo: int, hi: int) -> Result:
+    return Result(work="train", step=3, lo=lo, hi=hi, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
+
+
 def test_entries_come_back_as_they_went_in() -> None:
     # A loss of any bits, and the largest mark.
     entries = [*ENTRIES, step_of([0.1, 1e-45, 3.4e38]).step_done(9, 2**64 - 1)]
@@ -113,8 +117,7 @@ def test_a_round_with_room_for_all_lists_nothing_more() -> None:
 @pytest.mark.parametrize(("lo", "hi", "count"), [(0, 2, 1), (2, 2, 0), (3, 2, 0)])
 def test_a_result_that_nobody_needs_is_listed_if_it_is_of_any_micro_batch(lo: int, hi: int, count: int) -> None:
     account = Account(4)
-    result = Result(work="train", step=3, lo=lo, hi=hi, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
-    account.record_unused(result, 1)
+    account.record_unused(a_result(lo, hi), 1)
     entry = Again(work="train", step=3, lo=lo, hi=hi, rank=1, why="others had done it, or it came twice")
     assert account.entries == [entry] * count
 
@@ -125,3 +128,33 @@ def test_each_node_that_is_computed_again_has_an_entry() -> None:
     expected = [AGAIN, Again(work="train", step=3, lo=4, hi=5, rank=1, why="it left: killed")]
     assert account.entries == expected
     assert AGAIN.node() == Node(0, 2)
+
+
+def test_times_are_whole_microseconds_from_the_begin_of_the_round() -> None:
+    account, result = Account(4), a_result(lo=1, hi=2)
+    account.record_accepted(Node(0, 1), 0, pack_losses([1.0]), 0.0000014, 0.0123456)
+    # A clock that was set back must not leave a line that cannot be read.
+    account.record_accepted(Node(1, 2), 1, pack_losses([1.0]), -1e-9, 0.002)
+    assert account.shares == [LedgerShare(0, 1, 0, 1e-6, 0.012346), LedgerShare(1, 2, 1, 0.0, 0.002)]
+    account.record_recomputed("train", 3, [Node(0, 2), Node(2, 4)], 1, "it left", [0.001, None], 0.0050001)
+    account.record_unused(result, 2, 0.002, 0.006)
+    times = [(entry.began_s, entry.ended_s) for entry in account.entries if isinstance(entry, Again)]
+    assert times == [(0.001, 0.005), (None, 0.005), (0.002, 0.006)]
+    lines = [account.step_done(3, 7), *account.entries]
+    assert read_lines(b"".join(msgspec.json.encode(line) + b"\n" for line in lines), "ledger") == lines
+
+
+def test_lines_without_times_are_read() -> None:
+    step = b'{"kind":"step","step":0,"shares":[[0,2,0],[2,4,1]],"losses":"AAAAAAAAAAAAAAAAAAAAAA==","mark":1}\n'
+    again = b'{"kind":"again","work":"train","step":3,"lo":0,"hi":2,"rank":1,"why":"it left: killed"}\n'
+    done, entry = read_lines(step + again, "ledger")
+    assert isinstance(done, StepDone)
+    assert done.shares == [LedgerShare(0, 2, 0), LedgerShare(2, 4, 1)]
+    assert entry == AGAIN
+    assert msgspec.json.encode(entry) + b"\n" == again
+
+
+def test_an_entry_whose_time_is_impossible_is_named() -> None:
+    step = b'{"kind":"step","step":0,"shares":[[0,2,0,0.0,-1.0]],"losses":"","mark":1}\n'
+    with pytest.raises(FileFormatError, match="line 1 is not an entry of a ledger"):
+        read_lines(step, "ledger")
