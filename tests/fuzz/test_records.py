@@ -14,7 +14,7 @@ from common.errors import FileFormatError, UsageError
 from common.job.job import Job
 from common.protocol.fingerprint import fingerprint
 from lockstep.reports.plots.curves import read_curves
-from lockstep.reports.plots.timeline import read_timeline
+from lockstep.reports.plots.worker_timeline import read_timeline
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_run import read_run, workers_by_step

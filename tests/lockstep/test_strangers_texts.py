@@ -14,7 +14,7 @@ from lockstep.cli.training.status import show
 from lockstep.launch.client import say
 from lockstep.reports.display import LiveDisplay, PlainDisplay, print_plainly
 from lockstep.reports.notebook_display import NotebookDisplay
-from lockstep.reports.plots.timeline import read_timeline
+from lockstep.reports.plots.worker_timeline import read_timeline
 from lockstep.reports.summary import show_summary
 from lockstep.verification.replay import LayerFigures, LayerReplay
 from ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn

@@ -14,7 +14,8 @@ from lockstep.reports.plots.learning import learning
 from lockstep.reports.plots.results import confusion_matrix, first_layer, regression_outputs, worst_mistakes
 from lockstep.reports.plots.style import save
 from lockstep.reports.plots.throughput import throughput
-from lockstep.reports.plots.timeline import read_timeline, timeline
+from lockstep.reports.plots.timeline import timeline
+from lockstep.reports.plots.worker_timeline import read_timeline
 from lockstep.runs.trained_model import Trained, open_trained
 
 

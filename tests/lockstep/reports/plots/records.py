@@ -57,6 +57,31 @@ LEDGER: list[LedgerEntry] = [
 ]
 
 
+#: Steps with times, which last for half a second as those of `write_steps`: two workers, of whom the second comes too
+#: late in the last step.
+TIMED_LEDGER: list[LedgerEntry] = [
+    RunBegun(step=0, weights_sha256="00"),
+    WorkerIn(rank=0, host="here", pid=11),
+    WorkerIn(rank=1, host="there", pid=22),
+    *(
+        StepDone(
+            step=step,
+            shares=[LedgerShare(0, 2, 0, 0.1, 0.4), LedgerShare(2, 3, 1, 0.1, 0.5)],
+            losses=bytes(12),
+            checksum=1,
+        )
+        for step in range(4)
+    ),
+    Again(work="train", step=4, lo=2, hi=3, rank=1, why="others had done it", began_s=0.12, ended_s=0.5),
+    StepDone(
+        step=4,
+        shares=[LedgerShare(0, 2, 0, 0.1, 0.3), LedgerShare(2, 3, 0, 0.11, 0.5)],
+        losses=bytes(12),
+        checksum=1,
+    ),
+]
+
+
 def write_ledger(folder: Path, entries: Sequence[LedgerEntry]) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "ledger.jsonl").write_bytes(b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries))

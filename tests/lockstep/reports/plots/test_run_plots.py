@@ -1,8 +1,6 @@
 """What the plots show: lines, bars and texts of their axes, and which cannot be made."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from lockstep.evaluation.assessment import Assessment
 from lockstep.evaluation.confusion import Confusion
 from lockstep.reports.plots.curves import Floats, RunCurves, read_curves
 from lockstep.reports.plots.learning import learning
+from lockstep.reports.plots.leases import UNUSED
 from lockstep.reports.plots.results import (
     confusion_matrix,
     first_images,
@@ -28,7 +27,8 @@ from lockstep.reports.plots.results import (
     worst_mistakes,
 )
 from lockstep.reports.plots.throughput import parts_of, throughput
-from lockstep.reports.plots.timeline import UNUSED, close_steps, read_timeline, timeline
+from lockstep.reports.plots.timeline import timeline
+from lockstep.reports.plots.worker_timeline import read_timeline
 from tests.lockstep.reports.plots.records import LEDGER, write_ledger, write_steps
 
 
@@ -87,11 +87,12 @@ def test_throughput_is_samples_a_second(tmp_path: Path) -> None:
     assert [axes.get_title(loc="left") for axes in panels] == ["time of a step, a", "time of a step, b"]
 
 
-def test_the_timeline_shows_leases_and_what_was_not_used(tmp_path: Path) -> None:
+def test_the_timeline_of_an_older_ledger_shows_leases_by_place_and_what_was_not_used(tmp_path: Path) -> None:
     (course,) = courses(tmp_path, "run")
     write_ledger(tmp_path / "run", LEDGER)
     workers = read_timeline(tmp_path / "run")
     whole, close, *_ = timeline(course, workers).axes
+    assert "this ledger has no times" in close.get_title()
     assert [label.get_text() for label in close.get_yticklabels()] == workers.names
     bars = sorted(
         (bar.get_x(), bar.get_width(), round(bar.get_y() + 0.4)) for bar in close.patches if isinstance(bar, Rectangle)
@@ -100,17 +101,6 @@ def test_the_timeline_shows_leases_and_what_was_not_used(tmp_path: Path) -> None
     (cross,) = whole.get_lines()
     assert (cross.get_color(), ys(cross).tolist()) == (UNUSED, [1])
     assert xs(cross).tolist() == [0.5]  # after the first step, which took half a second
-
-
-def test_steps_are_shown_closely_where_something_was_not_used() -> None:
-    def workers(unused: int | None) -> Any:
-        found = [] if unused is None else [SimpleNamespace(step=unused)]
-        return SimpleNamespace(used={step: [] for step in range(100)}, unused=found)
-
-    assert close_steps(workers(None)) == list(range(46, 58))
-    assert close_steps(workers(30)) == list(range(26, 38))
-    assert close_steps(workers(99)) == list(range(88, 100))
-    assert close_steps(workers(0)) == list(range(12))
 
 
 def test_the_matrix_has_the_counts_and_colours_for_mistakes_only() -> None:

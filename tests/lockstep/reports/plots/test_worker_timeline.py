@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import FileFormatError
-from lockstep.reports.plots.timeline import ComputedShare, read_timeline
+from lockstep.reports.plots.worker_timeline import ComputedShare, read_timeline
 from ps.records.ledger import LedgerShare, RunBegun, StepDone
-from tests.lockstep.reports.plots.records import LEDGER, write_ledger
+from tests.lockstep.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger
 
 
 def test_workers_have_a_row_each_and_ranks_count_anew_after_a_restart(tmp_path: Path) -> None:
@@ -35,6 +35,14 @@ def test_a_process_alone_is_a_row_too(tmp_path: Path) -> None:
     step = StepDone(step=0, shares=[LedgerShare(0, 8, 0)], losses=bytes(32), checksum=1)
     write_ledger(tmp_path, [RunBegun(step=0, weights_sha256="00"), step])
     assert read_timeline(tmp_path).names == ["this process"]
+
+
+def test_times_of_shares_are_read_and_labels_are_short(tmp_path: Path) -> None:
+    write_ledger(tmp_path, TIMED_LEDGER)
+    workers = read_timeline(tmp_path)
+    assert workers.used[4] == [ComputedShare(4, 0, 2, 0, 0.1, 0.3), ComputedShare(4, 2, 3, 0, 0.11, 0.5)]
+    assert workers.unused == [ComputedShare(4, 2, 3, 1, 0.12, 0.5)]
+    assert [share.named() for share in workers.used[4]] == ["0-1", "2"]
 
 
 def test_a_folder_without_a_ledger_is_reported(tmp_path: Path) -> None:
