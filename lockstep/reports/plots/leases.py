@@ -4,6 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from lockstep.reports.plots.curves import RunCurves
 from lockstep.reports.plots.style import PARTS, colour, tidy, whole_numbers
@@ -88,7 +91,7 @@ def _in_time(axes: Axes, steps: Sequence[TimedStep], workers: WorkerTimeline) ->
         for share, start_s, stop_s in bars:
             _bar(axes, share, 1e3 * (step.began_s + start_s), 1e3 * (stop_s - start_s), 1e3 * end_s)
         for share, start_s, stop_s in bars_of(unused):
-            _unused_bar(axes, share, 1e3 * (step.began_s + start_s), 1e3 * (stop_s - start_s))
+            _unused_bar(axes, share, 1e3 * (step.began_s + start_s), 1e3 * (stop_s - start_s), 1e3 * end_s)
             end_s = max(end_s, step.began_s + stop_s)
         _plot_waiting(axes, step, bars)
         row = len(workers.names)
@@ -97,7 +100,7 @@ def _in_time(axes: Axes, steps: Sequence[TimedStep], workers: WorkerTimeline) ->
         place = 1e3 * (step.began_s + step.ended_s) / 2
         axes.annotate(f"step {step.step}", (place, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom")
     axes.axvline(1e3 * steps[-1].ended_s, color="#888888", linewidth=0.8)
-    tidy(axes, title="leases in time: which micro-batches each worker computed, and when", x="ms", y="worker")
+    tidy(axes, title="leases in time: which micro-batches each worker computed, and when", x="milliseconds", y="worker")
     axes.set_title(axes.get_title(), pad=18)
     axes.grid(visible=False)
     axes.set_xlim(0, 1e3 * end_s)
@@ -132,26 +135,32 @@ def _plot_waiting(axes: Axes, step: TimedStep, bars: Sequence[tuple[ComputedShar
 
 def _bar(axes: Axes, share: ComputedShare, left: float, width: float, whole: float) -> None:
     axes.barh(share.row, width, left=left, height=0.8, linewidth=0.5, color=colour(share.row), edgecolor="white")
-    if width >= LABEL_WIDTH * whole and share.row < MOST_LABELLED_WORKERS:
-        _label(axes, share, left, width)
+    if _has_room(share, width, whole):
+        _label(axes, share, left, width, "white")
 
 
-def _label(axes: Axes, share: ComputedShare, left: float, width: float) -> None:
-    axes.text(left + width / 2, share.row, share.named(), ha="center", va="center", fontsize=6.5, color="white")
-
-
-def _unused_bar(axes: Axes, share: ComputedShare, left: float, width: float) -> None:
+def _unused_bar(axes: Axes, share: ComputedShare, left: float, width: float, whole: float) -> None:
     axes.barh(share.row, width, left=left, height=0.8, color="none", edgecolor=UNUSED, hatch="////")
+    if _has_room(share, width, whole):
+        _label(axes, share, left, width, "black").set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
+
+
+def _has_room(share: ComputedShare, width: float, whole: float) -> bool:
+    return width >= LABEL_WIDTH * whole and share.row < MOST_LABELLED_WORKERS
+
+
+def _label(axes: Axes, share: ComputedShare, left: float, width: float, ink: str) -> Text:
+    place = left + width / 2
+    return axes.text(place, share.row, share.named(), ha="center", va="center", fontsize=6.5, color=ink)
 
 
 def _legend(axes: Axes) -> None:
-    """Add a legend below the panel, with empty artists, since not all of them may occur."""
+    """Add a legend below the panel, of all that may occur."""
     key = [
-        axes.barh([], [], color=colour(0), label="computed and used"),
-        axes.barh([], [], color="none", edgecolor=UNUSED, hatch="////", label="second copy, not used"),
-        axes.barh([], [], color=PARTS["waiting"], label="waits for the last worker"),
-        *axes.plot([], [], "<", color="black", label="was waited for"),
-        axes.barh([], [], color=PARTS["update"], label="update of the weights"),
+        Patch(facecolor="none", edgecolor=UNUSED, hatch="////", label="a copy that was not used"),
+        Patch(color=PARTS["waiting"], label="waits for the last worker"),
+        Line2D([], [], marker="<", color="black", linestyle="none", label="the last worker of the step"),
+        Patch(color=PARTS["update"], label="update of the weights"),
     ]
     axes.legend(handles=key, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(key), frameon=False)
 
@@ -167,7 +176,7 @@ def _by_place(axes: Axes, workers: WorkerTimeline) -> None:
             _bar(axes, share, left, width, len(steps))
     for share in workers.unused:
         if share.step in steps:
-            _unused_bar(axes, share, *_place(share, workers.micro_batches))
+            _unused_bar(axes, share, *_place(share, workers.micro_batches), len(steps))
     for step in (*steps, steps[-1] + 1):
         axes.axvline(step, color="#888888", linewidth=0.8)
     title = "leases by place in the step, since this ledger has no times: which micro-batches each worker computed"
