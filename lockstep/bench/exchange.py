@@ -79,8 +79,10 @@ class ExchangeBench:
             check_launch(Launch(workers=1, servers=servers, transport=transport))
         for parameters in exchange.parameters:
             for workers in exchange.workers:
+                # Without checkpoints: the one at the end, of weights that do not matter, may take longer than the rest.
                 launches = [
-                    Launch(workers=workers, servers=servers, transport=transport) for servers, transport in setups
+                    Launch(workers=workers, servers=servers, transport=transport, checkpoint_keep=0)
+                    for servers, transport in setups
                 ]
                 for wire in exchange.wires:
                     yield from self._measure(parameters, launches, wire)
@@ -97,8 +99,7 @@ class ExchangeBench:
                 for launch, runs in ours.items():
                     result, steps = timed_run(job, launch, self.folder, self.say)
                     digests.check(job, result)
-                    runs.results.append(result)
-                    runs.steps.append(steps)
+                    runs.add(result, steps)
                 if baseline is not None:
                     answer = baseline.steps(FIRST + exchange.turn_steps())
                     theirs += answer.seconds[FIRST:]

@@ -1,6 +1,5 @@
 """Bench training with several numbers of workers, in turns with the baseline and with independent processes."""
 
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from lockstep.bench.baseline import Answer, Baseline, Stepper, all_at_once, layo
 from lockstep.bench.reports.rows import BaselineRow, ScalingRow
 from lockstep.bench.step import FIRST
 from lockstep.bench.step import WARM_UP as STEP_WARM_UP
-from lockstep.bench.timed_run import WARM_UP, DigestCheck, TimedRuns, timed_run, write_data
+from lockstep.bench.timed_run import WARM_UP, DigestCheck, TimedRuns, mean_step_s, timed_run, write_data
 from lockstep.launch.cluster import check_launch
 from lockstep.runs.job_file import resolve, to_toml
 from lockstep.runs.launch_config import Launch, Transport
@@ -67,7 +66,7 @@ class Scaling:
         micro_batches = self.micro_batches_per_worker * (workers if self.is_weak else max(self.workers))
         global_batch = batch * workers if self.is_weak else batch
         share = global_batch // workers
-        values = {"model": model, "data": str(write_data(folder, global_batch)), "lr": 0.01, "momentum": 0.9}
+        values = {"model": model, "data": str(write_data(folder)), "lr": 0.01, "momentum": 0.9}
         shared = {
             "global_batch": global_batch,
             "micro_batches": micro_batches,
@@ -105,10 +104,10 @@ class Turns:
     """The times measured in the turns of one cell."""
 
     ours: dict[Launch, TimedRuns] = field(default_factory=dict)
-    #: Seconds of the steps of each independent process.
-    single: list[list[float]] = field(default_factory=list)
-    #: Seconds of the steps of the baseline, by memory layout.
-    baselines: dict[str, list[float]] = field(default_factory=dict)
+    #: Seconds of the steps of each independent process, turn by turn.
+    single: list[list[list[float]]] = field(default_factory=list)
+    #: Seconds of the steps of the baseline, turn by turn, by memory layout.
+    baselines: dict[str, list[list[float]]] = field(default_factory=dict)
     baseline_version: str = ""
 
 
@@ -143,18 +142,16 @@ class ScalingBench:
                 for launch in scaling.launches(cell.workers):
                     result, steps = timed_run(cell.job, launch, self.folder, self.say)
                     self.digests.check(cell.job, result)
-                    runs = turns.ours.setdefault(launch, TimedRuns())
-                    runs.results.append(result)
-                    runs.steps.append(steps)
+                    turns.ours.setdefault(launch, TimedRuns()).add(result, steps)
                 count = FIRST + scaling.turn_steps()
                 for times, answer in zip(turns.single, all_at_once(singles, count), strict=True):
-                    times += answer.seconds[FIRST:]
+                    times.append(answer.seconds[FIRST:])
                 for baseline in baselines:
                     self._record(baseline.layout, baseline.steps(count), turns)
         return turns
 
     def _record(self, layout: str, answer: Answer, turns: Turns) -> None:
-        turns.baselines.setdefault(layout, []).extend(answer.seconds[FIRST:])
+        turns.baselines.setdefault(layout, []).append(answer.seconds[FIRST:])
         turns.baseline_version = answer.version
 
     def _single(self, cell: Cell, number: int, stack: ExitStack) -> Stepper:
@@ -181,9 +178,9 @@ class ScalingBench:
         return baselines
 
     def _row(self, cell: Cell, launch: Launch, runs: TimedRuns, turns: Turns) -> ScalingRow:
-        job, result, steady = cell.job, runs.results[-1], runs.steady()
-        speed = job.global_batch / statistics.median(steady)
-        ceiling = sum(cell.single_job.global_batch / statistics.median(seconds) for seconds in turns.single)
+        job, result, step_s = cell.job, runs.results[-1], mean_step_s(runs.turns())
+        speed = job.global_batch / step_s
+        ceiling = sum(cell.single_job.global_batch / mean_step_s(seconds) for seconds in turns.single)
         setup = (job.model_name(), cell.batch, launch.transport, launch.servers)
         if launch.workers == 1:
             self._one[setup] = speed
@@ -200,10 +197,10 @@ class ScalingBench:
             micro_batches=job.micro_batches,
             parameters=result.parameters,
             cores=cores(),
-            steps=len(steady),
-            ms_per_step=statistics.median(steady) * 1e3,
+            steps=len(runs.steady()),
+            ms_per_step=step_s * 1e3,
             images_per_s=speed,
-            split=runs.split(),
+            split=runs.middle_split(),
             of_one_worker=speed / launch.workers / one if one is not None else None,
             ceiling_images_per_s=ceiling,
             of_ceiling=speed / ceiling,
@@ -214,15 +211,15 @@ class ScalingBench:
 
 def faster_baseline(turns: Turns, global_batch: int, our_speed: float) -> BaselineRow | None:
     """Return the baseline in its faster layout, or None without a baseline."""
-    medians = {layout: statistics.median(seconds) for layout, seconds in turns.baselines.items()}
-    if not medians:
+    means = {layout: mean_step_s(seconds) for layout, seconds in turns.baselines.items()}
+    if not means:
         return None
-    layout = min(medians, key=lambda each: medians[each])
-    speed = global_batch / medians[layout]
+    layout = min(means, key=lambda each: means[each])
+    speed = global_batch / means[layout]
     return BaselineRow(
         version=turns.baseline_version,
         layout=layout,
-        ms_per_step=medians[layout] * 1e3,
+        ms_per_step=means[layout] * 1e3,
         images_per_s=speed,
         ratio=our_speed / speed,
     )

@@ -19,7 +19,7 @@ class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):
 
     version: str
     layout: str
-    #: Median over as many steps as ours.
+    #: The mean of as many steps as ours, in the middle turn.
     ms_per_step: float
     images_per_s: float
     #: Our images/s over the baseline's; above 1 if we are faster.
@@ -43,11 +43,11 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     #: Cores of the machine, which workers, servers and the bench share.
     cores: int
-    #: Steady steps measured, and their median.
+    #: Steady steps measured in all turns, and their mean in the middle turn.
     steps: int
     ms_per_step: float
     images_per_s: float
-    #: Where the time of a step went, over the middle half of the steps.
+    #: Where the time of the mean step of that turn went.
     split: Split
     #: Images/s per worker over the images/s of a single worker; None if a single worker was not measured.
     of_one_worker: float | None

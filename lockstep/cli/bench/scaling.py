@@ -54,7 +54,10 @@ from lockstep.reports.display import print_plainly
 @JSON_OPTION
 @PLOT_OPTION
 def scaling(json_file: Path | None, plot_file: Path | None, **asked: Any) -> None:
-    """Train with several numbers of workers, as `lockstep train` does, and time the steady steps.
+    """Train with several numbers of workers, as `lockstep train` does, and time the steps.
+
+    Records and checkpoints are written as in any run. Not measured are the start, the first 20 steps, evaluations, and
+    the step after one. Images/s are those of all other steps together, slow ones too, in the middle one of the turns.
 
     In turns with it run as many independent processes, which are the ceiling, and the baseline: DistributedDataParallel
     of torch over gloo in its faster memory layout. The split of a step is that of its mean worker.

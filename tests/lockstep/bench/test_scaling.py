@@ -83,7 +83,7 @@ def test_the_baseline_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_faster_layout_of_the_baseline_counts() -> None:
-    turns = Turns(baselines={"contiguous": [0.004, 0.004], "channels-last": [0.002, 0.002]}, baseline_version="2")
+    turns = Turns(baselines={"contiguous": [[0.004, 0.004]], "channels-last": [[0.002, 0.002]]}, baseline_version="2")
     peer = faster_baseline(turns, 64, 64_000)
     assert peer is not None
     assert (peer.layout, peer.ms_per_step, peer.images_per_s, peer.ratio) == ("channels-last", 2.0, 32_000, 2.0)
