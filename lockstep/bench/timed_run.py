@@ -3,6 +3,7 @@
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from common.data.source import load
 from common.errors import RunError
 from common.job.job import Job
+from lockstep.launch.chaos import Interference
 from lockstep.launch.cluster import Cluster
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.runs.launch_config import Launch
@@ -98,15 +100,23 @@ def write_data(folder: Path) -> Path:
 
 
 def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]) -> tuple[RunResult, list[StepRecord]]:
-    """Run the job once, and return its result and its steps. Its run folder is removed."""
+    """Run the job once, and return its result and its steps."""
+    with finished_run(job, launch, folder, say) as (result, run_dir):
+        return result, read_metrics(run_dir).steps
+
+
+@contextmanager
+def finished_run(
+    job: Job, launch: Launch, folder: Path, say: Callable[[str], None], interference: Interference | None = None
+) -> Iterator[tuple[RunResult, Path]]:
+    """Run the job once, and yield its result and its run folder, which is removed afterwards."""
     run_dir = folder / "run"
+    destination, backend = Destination(folder=run_dir, launch=launch), LocalBackend(launch)
     try:
-        destination = Destination(folder=run_dir, launch=launch)
-        result = Cluster(job, destination, say=say, watch=lambda status: None, backend=LocalBackend(launch)).run()
-        steps = read_metrics(run_dir).steps
+        cluster = Cluster(job, destination, say=say, watch=lambda _: None, backend=backend, chaos=interference)
+        yield cluster.run(), run_dir
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
-    return result, steps
 
 
 @dataclass

@@ -123,6 +123,18 @@ class RunProcesses(Protocol):
     def shards(self) -> Sequence[WatchedProcess]: ...
 
 
+class Interference(Protocol):
+    """What is done to the processes of a run on purpose."""
+
+    def on_status(self, status: Status | None, processes: RunProcesses) -> None:
+        """Do what is due: called at each poll of the run, with None if it did not answer."""
+        ...
+
+    def end(self) -> None:
+        """Release all processes: called once, before they are ended."""
+        ...
+
+
 @dataclass
 class Disturbance:
     """A process that stands still, or is slow, for a while."""

@@ -14,7 +14,7 @@ from common.protocol.messages import CallbackDecision, EpochStatus, Status
 from common.runtime.blas import blas_kernel
 from common.runtime.clock import Clock, SystemClock
 from common.transport.shared_memory.folder import shared_root, sweep
-from lockstep.launch.chaos import Chaos
+from lockstep.launch.chaos import Chaos, Interference
 from lockstep.launch.child import exit_record, keep_logs
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.process_backend import (
@@ -63,7 +63,7 @@ class Cluster:
     #: Starts the processes, here or elsewhere.
     backend: ProcessBackend
     #: What is done to the processes on purpose.
-    chaos: Chaos | None = None
+    chaos: Interference | None = None
     #: Asked between two epochs, which wait for it: whether the run ends with the one that is over. None: nobody asks.
     is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     folder: Path = field(init=False)

@@ -14,7 +14,8 @@ from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from lockstep.bench.reports.rows import CoordinatorRow, ExchangeRow, Prediction, ScalingRow, StepFigures
+from lockstep.bench.reports.rows import CoordinatorRow, ExchangeRow, Prediction, ScalingRow, StepFigures, StragglerRow
+from lockstep.bench.reports.tables import case_name
 from ps.run.timing import Split
 
 #: The four parts of a step in the order of stacking, and their colours (by Okabe and Ito, which people with a colour
@@ -114,6 +115,51 @@ def exchange(raw: bytes) -> Figure:
         axes.set_xlim(right=axes.get_xlim()[1] * 1.35)
     legend(figure, {BASELINE: any(row.peer for row in rows)})
     return figure
+
+
+def straggler(raw: bytes) -> Figure:
+    """Plot two panels: images/s of each case next to the ideal, and the micro-batches of each worker in a step."""
+    rows = msgspec.json.decode(raw, type=list[StragglerRow])
+    figure = Figure(figsize=(WIDTH, len(rows) * BAR + FRAME + 1.0), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    ideals = [row.images_per_s / row.of_ideal for row in rows]
+    left.barh(range(len(rows)), [row.images_per_s for row in rows], color=PARTS["compute"])
+    markers(left, list(enumerate(ideals)), CEILING, "|")
+    left.axvline(rows[0].images_per_s, color=BASELINE, linewidth=1.2)
+    for at, (row, ideal) in enumerate(zip(rows, ideals, strict=True)):
+        text = f"{row.of_alone:.2f}x without it, {row.of_ideal:.0%} of the ideal"
+        annotate(left, max(row.images_per_s, ideal, rows[0].images_per_s), at, text)
+    label_bars(left, [f"the last worker {case_name(row.case)}" for row in rows])
+    left.set_xlim(right=left.get_xlim()[1] * 1.6)
+    left.xaxis.set_major_formatter(PLAIN)
+    left.locator_params(axis="x", nbins=6)
+    split = f"{rows[0].batch} samples in {rows[0].micro_batches} micro-batches"
+    left.set(title=f"{rows[0].model}, {split}", xlabel="images/s")
+    micro_batches_of_workers(right, rows)
+    key = [left.containers[0], left.collections[0], left.lines[0], *right.containers]
+    names = ["measured", "ideal: the speeds of all workers", "the other workers alone"]
+    figure.legend(key, [*names, *MICRO_BATCHES], loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+#: Whose micro-batches they are, and the colours of their bars.
+MICRO_BATCHES = {
+    "micro-batches of the others": PARTS["update"],
+    "micro-batches of the last worker": PARTS["exchange"],
+    "leased and not used": PARTS["waiting"],
+}
+
+
+def micro_batches_of_workers(axes: Axes, rows: Sequence[StragglerRow]) -> None:
+    """Plot stacked bars of the micro-batches of a step."""
+    lasts = [row.micro_batches_of_slow or 0.0 for row in rows]
+    others = [row.micro_batches - last for row, last in zip(rows, lasts, strict=True)]
+    unused, lefts = [row.duplicates * row.micro_batches for row in rows], [0.0] * len(rows)
+    for color, widths in zip(MICRO_BATCHES.values(), (others, lasts, unused), strict=True):
+        axes.barh(range(len(rows)), widths, left=lefts, color=color)
+        lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+    axes.set(title="micro-batches of a step", xlabel="micro-batches")
+    label_bars(axes, [""] * len(rows))
 
 
 def coordinator(raw: bytes) -> Figure:
@@ -240,6 +286,7 @@ def setup(row: ScalingRow | ExchangeRow) -> str:
 PLOTS: dict[str, Callable[[bytes], Figure]] = {
     "step": step,
     "scaling": scaling,
+    "straggler": straggler,
     "exchange": exchange,
     "coordinator": coordinator,
     "predict": predict,

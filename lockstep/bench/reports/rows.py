@@ -59,6 +59,35 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     peer: BaselineRow | None
 
 
+class StragglerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A model trained by some workers of which the last one is slow, or by the fast ones alone, or with all fast."""
+
+    model: str
+    batch: int
+    micro_batches: int
+    workers: int
+    #: Cores of the machine, which workers, server and the bench share.
+    cores: int
+    case: str
+    #: The slow worker's share of its full speed; 1 if all are fast, and 0 if the fast ones are alone.
+    speed: float
+    #: Steps measured in all turns, and their mean in the middle turn.
+    steps: int
+    ms_per_step: float
+    images_per_s: float
+    #: Images/s over those of the fast workers alone, of all workers when all are fast, and of the ideal, in which the
+    #: speeds of all add up: the median of the ratios within each turn.
+    of_alone: float
+    of_all: float
+    of_ideal: float
+    #: Micro-batches that were leased and not used, over those of all steps.
+    duplicates: float
+    #: Micro-batches of a step that each fast worker computed, and the slow one; None if there was none.
+    micro_batches_of_fast: float
+    micro_batches_of_slow: float | None
+    weights_sha256: str
+
+
 class BaselineExchange(msgspec.Struct, frozen=True, kw_only=True):
     """The baseline's all-reduce and update among as many processes, measured in turns with ours."""
 

@@ -8,6 +8,7 @@ from lockstep.bench.reports.rows import (
     QuantizationRow,
     ScalingRow,
     StepFigures,
+    StragglerRow,
 )
 from ps.run.timing import Split
 
@@ -41,6 +42,25 @@ def scaling_line(row: ScalingRow) -> str:
         f"{row.model[:6]:<6} {row.batch:>5} {where:<10} {row.ms_per_step:>7.3f} {row.images_per_s:>9,.0f} "
         f"{of_one:>5} {row.of_ceiling:>5.0%} {ratio:>6} {shares(row.split)}"
     )
+
+
+STRAGGLER_HEAD = "the last worker         ms  images/s  /alone  /all  /ideal  twice  fast  slow"
+
+
+def straggler_line(row: StragglerRow) -> str:
+    """Return a row as a line: speed, ratios, what was computed twice, and micro-batches of each worker."""
+    slow = f"{row.micro_batches_of_slow:.1f}" if row.micro_batches_of_slow is not None else "-"
+    return (
+        f"{case_name(row.case):<17} {row.ms_per_step:>8.2f} {row.images_per_s:>9,.0f} "
+        f"{row.of_alone:>7.2f} {row.of_all:>5.2f} {row.of_ideal:>7.2f} {row.duplicates:>6.1%} "
+        f"{row.micro_batches_of_fast:>5.1f} {slow:>5}"
+    )
+
+
+def case_name(case: str) -> str:
+    """Return what is done to the last worker in a case."""
+    names = {"alone": "is not there", "all": "is as fast", "stall": "stalls", "stopped": "is stopped"}
+    return names.get(case, f"is {case} times slower")
 
 
 EXCHANGE_HEAD = "parameters  workers over sums           ms    GB/s  /torch  fill exch updt wait"

@@ -8,6 +8,7 @@ from lockstep.cli.bench.predict import predict_command
 from lockstep.cli.bench.scaling import scaling
 from lockstep.cli.bench.single import lone
 from lockstep.cli.bench.step import step
+from lockstep.cli.bench.straggler import straggler
 from lockstep.cli.bench.wire import wire
 
 
@@ -16,5 +17,5 @@ def bench() -> None:
     """Measure how fast it is on this machine."""
 
 
-for measurement in (step, scaling, exchange, predict_command, coordinator, wire, lone):
+for measurement in (step, scaling, straggler, exchange, predict_command, coordinator, wire, lone):
     bench.add_command(measurement)

@@ -1,0 +1,144 @@
+"""The straggler bench: what counts of a run, how cases are compared, and one short bench for real."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from common.errors import RunError
+from lockstep.bench.reports.rows import StragglerRow
+from lockstep.bench.reports.tables import STRAGGLER_HEAD, straggler_line
+from lockstep.bench.slowdown import Begun
+from lockstep.bench.straggler import Straggler, Turn, median_ratio, turn_of
+from lockstep.bench.timed_run import WARM_UP
+from lockstep.cli.main import run
+from ps.records.ledger import Again, LedgerShare, Line, RunBegun, StepDone, WorkerIn
+from ps.records.metrics import StepRecord
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def ledger_of(steps: int) -> list[Line]:
+    """Return a ledger in which process 22 computes one of four micro-batches, first as 1 and from step 25 on as 2."""
+    lines: list[Line] = [
+        RunBegun(step=0, weights_sha256="00"),
+        *(WorkerIn(rank=at, host="h", pid=11 * at + 11) for at in (0, 1)),
+    ]
+    for step in range(steps):
+        slow = 1 if step < 25 else 2
+        if step == 25:
+            lines.append(WorkerIn(rank=2, host="h", pid=22))
+        shares = [LedgerShare(0, 2, 0), LedgerShare(2, 3, slow), LedgerShare(3, 4, 0)]
+        lines.append(StepDone(step=step, shares=shares, losses=bytes(16), checksum=1))
+    return lines
+
+
+def steps_of(steps: int) -> list[StepRecord]:
+    return [
+        StepRecord(epoch=1, step=at, loss=0.0, accuracy=0.0, lr=0.1, samples=4, round_s=at / 100) for at in range(steps)
+    ]
+
+
+def test_steps_count_from_the_one_on_in_which_the_worker_was_slowed_down() -> None:
+    again = [
+        Again(work="train", step=step, lo=2, hi=4, rank=1, why="others had done it, or it came twice")
+        for step in (3, 24)
+    ]
+    validation = Again(work="evaluate", step=24, lo=0, hi=4, rank=1, why="it left")
+    turn = turn_of([*ledger_of(27), *again, validation], steps_of(27), Begun(step=23, pid=22))
+    assert turn == Turn(seconds=[0.23, 0.24, 0.25, 0.26], by_last=4, by_others=12, unused=2)
+
+
+@pytest.mark.parametrize("begun", [None, Begun(step=WARM_UP, pid=22)])
+def test_a_run_that_was_over_too_early_is_reported(begun: Begun | None) -> None:
+    with pytest.raises(RunError, match="the run of 20 steps was over before its last worker was slowed down"):
+        turn_of(ledger_of(WARM_UP), steps_of(WARM_UP), begun)
+
+
+def straggler(workers: int = 2) -> Straggler:
+    return Straggler(model="lenet", batch=8, micro_batches=4, workers=workers, cases=("3", "stall"), steps=8, rounds=3)
+
+
+@pytest.mark.parametrize(
+    ("case", "workers", "ideal"),
+    [("alone", 2, 1.0), ("all", 2, 2.0), ("3", 2, 4 / 3), ("stall", 2, 4 / 3), ("stopped", 2, 1.0), ("2", 5, 9 / 8)],
+)
+def test_in_the_ideal_the_speeds_of_all_add_up(case: str, workers: int, ideal: float) -> None:
+    assert straggler(workers).ideal(case) == pytest.approx(ideal)
+
+
+def test_a_turn_begins_with_what_the_cases_are_compared_with() -> None:
+    assert straggler().all_cases() == ("alone", "all", "3", "stall")
+    assert [straggler(workers=4).workers_in(case) for case in straggler().all_cases()] == [3, 4, 4, 4]
+    assert straggler().turn_steps() == 3
+
+
+def test_ratios_are_taken_within_a_turn() -> None:
+    # The second turn was disturbed for both, the third for one.
+    assert median_ratio([[1.0, 3.0], [8.0], [9.0]], [[4.0], [16.0], [1.0]]) == 2.0
+
+
+ROW = StragglerRow(
+    model="lenet",
+    batch=128,
+    micro_batches=8,
+    workers=2,
+    cores=2,
+    case="3",
+    speed=1 / 3,
+    steps=300,
+    ms_per_step=12.0,
+    images_per_s=10_667.0,
+    of_alone=1.2,
+    of_all=0.75,
+    of_ideal=0.9,
+    duplicates=0.0123,
+    micro_batches_of_fast=6.25,
+    micro_batches_of_slow=1.75,
+    weights_sha256="ab",
+)
+
+
+def test_a_row_is_a_line_below_its_heading() -> None:
+    line = straggler_line(ROW)
+    assert " ".join(line.split()) == "is 3 times slower 12.00 10,667 1.20 0.75 0.90 1.2% 6.2 1.8"
+    assert len(line) == len(STRAGGLER_HEAD) <= 80
+    alone = msgspec.structs.replace(ROW, case="alone", micro_batches_of_slow=None)
+    assert straggler_line(alone).split()[-1] == "-"
+
+
+def test_a_slow_worker_next_to_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
+    flags = ["--batch", "32", "--micro-batches", "4", "--cases", "stopped", "--steps", "60", "--rounds", "1"]
+    assert run(["bench", "straggler", *flags, "--json", str(json_file), "--plot", str(plot_file)]) == 0
+    rows = msgspec.json.decode(json_file.read_bytes(), type=list[StragglerRow])
+    assert [(row.case, row.workers, row.speed) for row in rows] == [
+        ("alone", 1, 0.0),
+        ("all", 2, 1.0),
+        ("stopped", 2, 0.0),
+    ]
+    for row in rows:
+        assert 0 < row.steps <= 60
+        assert row.images_per_s == pytest.approx(32 / row.ms_per_step * 1e3)
+        assert row.micro_batches_of_fast + (row.micro_batches_of_slow or 0.0) == pytest.approx(4)
+    # The bits do not depend on who is slow.
+    assert len({row.weights_sha256 for row in rows}) == 1
+    assert plot_file.read_bytes().startswith(PNG)
+    assert capsys.readouterr().out.splitlines()[0] == STRAGGLER_HEAD
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workers", "1"], "1 is not in the range"),
+        (["--cases", "2,4"], "'4' is not one of"),
+        (["--model", "resnet"], "model = 'resnet' is not known"),
+        (["--plot", "rows.pdf"], "--plot 'rows.pdf': only PNG can be drawn"),
+        (["--batch", "4"], "micro_batches = 8"),
+    ],
+)
+def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "straggler", *flags]) in (1, 2)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ")
+    assert message in error[-1]
