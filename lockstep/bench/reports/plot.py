@@ -122,7 +122,7 @@ def straggler(raw: bytes) -> Figure:
     rows = msgspec.json.decode(raw, type=list[StragglerRow])
     figure = Figure(figsize=(WIDTH, len(rows) * BAR + FRAME + 1.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    ideals = [row.images_per_s / row.of_ideal for row in rows]
+    ideals = [rows[0].images_per_s * row.of_alone / row.of_ideal for row in rows]
     left.barh(range(len(rows)), [row.images_per_s for row in rows], color=PARTS["compute"])
     markers(left, list(enumerate(ideals)), CEILING, "|")
     left.axvline(rows[0].images_per_s, color=BASELINE, linewidth=1.2)

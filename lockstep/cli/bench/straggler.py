@@ -46,8 +46,9 @@ def straggler(json_file: Path | None, plot_file: Path | None, **asked: Any) -> N
     the speeds of all workers add up. Twice is the share of the micro-batches that were leased and not used, as the
     ledger lists them; fast and slow are the micro-batches of a step that each fast worker computes, and the slow one.
 
-    Images/s are those of all steps after the first 20, in the middle one of the turns; ratios are medians over the
-    turns. Not measured are the start and evaluations.
+    Images/s are those of all steps from the one on in which the worker is slowed down, after 20 steps, in the middle
+    one of the turns. Ratios are medians over the turns. Not measured are the start, evaluations, and the step after
+    one.
 
     \b
       lockstep bench straggler
