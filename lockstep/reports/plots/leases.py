@@ -86,14 +86,12 @@ def _is_timed(share: ComputedShare) -> bool:
 def _in_time(axes: Axes, steps: Sequence[TimedStep], workers: WorkerTimeline) -> None:
     end_s = steps[-1].ended_s
     for step in steps:
-        bars = list(bars_of(workers.used[step.step]))
-        unused = [share for share in workers.unused if share.step == step.step and share.ended_s is not None]
+        unused = [share for share in workers.unused if share.step == step.step and _is_timed(share)]
+        bars = list(bars_of([*workers.used[step.step], *unused]))
         for share, start_s, stop_s in bars:
-            _bar(axes, share, 1e3 * (step.began_s + start_s), 1e3 * (stop_s - start_s), 1e3 * end_s)
-        for share, start_s, stop_s in bars_of(unused):
-            _unused_bar(axes, share, 1e3 * (step.began_s + start_s), 1e3 * (stop_s - start_s), 1e3 * end_s)
-            end_s = max(end_s, step.began_s + stop_s)
-        _plot_waiting(axes, step, bars)
+            plot = _unused_bar if share in unused else _bar
+            plot(axes, share, 1e3 * (step.began_s + start_s), 1e3 * (stop_s - start_s), 1e3 * end_s)
+        _plot_waiting(axes, step, bars, max(workers.used[step.step], key=lambda share: share.ended_s or 0.0))
         row = len(workers.names)
         axes.barh(row, 1e3 * step.update_s, left=1e3 * step.began_s, height=0.8, color=PARTS["update"])
         axes.axvline(1e3 * step.began_s, color="#888888", linewidth=0.8)
@@ -109,7 +107,7 @@ def _in_time(axes: Axes, steps: Sequence[TimedStep], workers: WorkerTimeline) ->
 
 
 def bars_of(shares: Sequence[ComputedShare]) -> Iterator[tuple[ComputedShare, float, float]]:
-    """Yield shares of one step with the seconds from which on, and until when, their workers computed them.
+    """Yield shares of one step, used or not, with the seconds at which their workers began and ended computing them.
 
     A worker is leased more than it computes at a time, so that it never waits: it begins with a lease once it is done
     with the one before.
@@ -123,14 +121,15 @@ def bars_of(shares: Sequence[ComputedShare]) -> Iterator[tuple[ComputedShare, fl
         yield share, start_s, share.ended_s
 
 
-def _plot_waiting(axes: Axes, step: TimedStep, bars: Sequence[tuple[ComputedShare, float, float]]) -> None:
-    """Plot how long each worker waits for the last one of the step, and mark that one."""
-    done_s = {share.row: stop_s for share, _, stop_s in bars}
-    last = max(done_s, key=lambda row: done_s[row])
-    for row, stop_s in done_s.items():
-        left, width = 1e3 * (step.began_s + stop_s), 1e3 * (done_s[last] - stop_s)
+def _plot_waiting(
+    axes: Axes, step: TimedStep, bars: Sequence[tuple[ComputedShare, float, float]], last: ComputedShare
+) -> None:
+    """Plot how long each worker waits for the last result of the step, and mark who sent that."""
+    end_s = last.ended_s or 0.0
+    for row, stop_s in {share.row: stop_s for share, _, stop_s in bars}.items():
+        left, width = 1e3 * (step.began_s + stop_s), 1e3 * max(0.0, end_s - stop_s)
         axes.barh(row, width, left=left, height=0.3, color=PARTS["waiting"])
-    axes.plot([1e3 * (step.began_s + done_s[last])], [last], "<", color="black", markersize=6, clip_on=False)
+    axes.plot([1e3 * (step.began_s + end_s)], [last.row], "<", color="black", markersize=6, clip_on=False)
 
 
 def _bar(axes: Axes, share: ComputedShare, left: float, width: float, whole: float) -> None:

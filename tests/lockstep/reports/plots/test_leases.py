@@ -16,6 +16,7 @@ from lockstep.reports.plots.curves import read_curves
 from lockstep.reports.plots.leases import UNUSED, bars_of, leases, shown_steps, timed_steps
 from lockstep.reports.plots.style import PARTS, colour
 from lockstep.reports.plots.worker_timeline import ComputedShare, read_timeline
+from ps.records.ledger import Again
 from tests.lockstep.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 
 
@@ -60,6 +61,19 @@ def test_who_was_waited_for_is_marked(tmp_path: Path) -> None:
     waiting = [bar for bar in bars_in(axes, face=PARTS["waiting"]) if bar[0] < bar[1]]
     assert waiting == [(500 * step + 400, 500 * step + 500, 0) for step in range(4)]
     assert marks_in(axes) == [(500.0, 1), (1000.0, 1), (1500.0, 1), (2000.0, 1), (2500.0, 0)]
+
+
+def test_a_copy_that_was_not_used_is_drawn_after_what_its_worker_computed_before(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(1))
+    unused = Again(work="train", step=0, lo=2, hi=3, rank=0, why="others had done it", began_s=0.1, ended_s=0.52)
+    write_ledger(tmp_path, [*TIMED_LEDGER[:3], unused, TIMED_LEDGER[3]])
+    axes = Figure().subplots()
+    leases(axes, read_curves(tmp_path), read_timeline(tmp_path))
+    assert bars_in(axes, face=colour(0)) == [(100, 400, 0)]
+    assert bars_in(axes, edge=UNUSED) == [(400, 520, 0)]
+    # Its worker did not wait, and the other one was waited for.
+    assert [bar for bar in bars_in(axes, face=PARTS["waiting"]) if bar[0] < bar[1]] == []
+    assert marks_in(axes) == [(500.0, 1)]
 
 
 def test_the_update_is_in_the_round_after_its_step_within_an_epoch(tmp_path: Path) -> None:
