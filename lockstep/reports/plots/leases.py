@@ -110,13 +110,13 @@ def bars_of(shares: Sequence[ComputedShare]) -> Iterator[tuple[ComputedShare, fl
     """Yield shares of one step, used or not, with the seconds at which their workers began and ended computing them.
 
     A worker is leased more than it computes at a time, so that it never waits: it begins with a lease once it is done
-    with the one before.
+    with the one before. Where it is not known when it was leased something, that is all there is to go by.
     """
     free_s: dict[int, float] = {}
     for share in sorted(shares, key=lambda share: share.ended_s or 0.0):
         assert share.ended_s is not None
-        began_s = share.ended_s if share.began_s is None else share.began_s
-        start_s = min(share.ended_s, max(began_s, free_s.get(share.row, 0.0)))
+        free = free_s.get(share.row, share.ended_s if share.began_s is None else 0.0)
+        start_s = min(share.ended_s, max(share.began_s or 0.0, free))
         free_s[share.row] = share.ended_s
         yield share, start_s, share.ended_s
 

@@ -95,11 +95,13 @@ def test_an_older_ledger_has_no_steps_to_show_in_time(tmp_path: Path) -> None:
 def test_a_worker_computes_its_leases_one_after_the_other() -> None:
     first, second = ComputedShare(0, 0, 2, 0, 0.0, 0.2), ComputedShare(0, 2, 4, 0, 0.0, 0.5)
     other, unknown = ComputedShare(0, 4, 6, 1, 0.1, 0.4), ComputedShare(0, 6, 8, 2, None, 0.45)
-    assert list(bars_of([second, other, unknown, first])) == [
+    another = ComputedShare(0, 8, 9, 2, None, 0.6)
+    assert list(bars_of([second, other, another, unknown, first])) == [
         (first, 0.0, 0.2),
         (other, 0.1, 0.4),
         (unknown, 0.45, 0.45),
         (second, 0.2, 0.5),
+        (another, 0.45, 0.6),
     ]
 
 
