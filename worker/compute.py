@@ -5,7 +5,7 @@ micro-batches of a step. Array shapes, and so the bits of every matrix product, 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +36,14 @@ Slots = tuple[Vector, Vector] | tuple[()]
 
 #: The places of samples in the data.
 Integers = NDArray[np.int64]
+
+
+class StoppedError(Exception):
+    """Computing a node was given up, before it was done, after so many micro-batches."""
+
+    def __init__(self, computed: int) -> None:
+        super().__init__(f"stopped after {computed} micro-batches")
+        self.computed = computed
 
 
 @dataclass
@@ -104,6 +112,8 @@ class Compute:
     slots: Slots = ()
     #: Where sums may be written, each of the layout's size: by default one new vector.
     sums: tuple[Vector, ...] = ()
+    #: Asked before each micro-batch of a node but the first whether the rest is still wanted.
+    is_wanted: Callable[[], bool] = lambda: True
     #: Frames in which sums are sent: by default those of one server.
     frames: Sequence[Slice] = ()
     #: Mean and deviation of the training set if not all of it is here; by default they are computed.
@@ -124,6 +134,8 @@ class Compute:
     #: The sum of losses of each micro-batch that `train` was last called for, in order; float32 each.
     losses: list[float] = field(default_factory=list)
     _sink: GradientSink = field(init=False)
+    #: Micro-batches of the node at hand that were computed.
+    _computed: int = 0
     #: Whether any module draws random numbers in its forward.
     _draws: bool = field(init=False)
 
@@ -175,15 +187,18 @@ class Compute:
 
         The vector is `into`, overwritten by the next call. `send` gets each of its frames once, as soon as that is
         final: with one micro-batch, while backward is still on its way. Raises `NotFiniteError`: for a loss before
-        anything is sent, for a gradient before its frame is.
+        anything is sent, for a gradient before its frame is. Raises `StoppedError`, with nothing sent, if it is not
+        wanted any more.
         """
         self.losses.clear()
+        self._computed = 0
         with np.errstate(all="ignore"):  # what is not finite is found in the loss, and reported with its place
             return self.into, self._sum(step, node, self.into, send)
 
     def _sum(self, step: int, node: Node, out: Vector, send: SendBucket | None = None) -> Tally:
         """Write the sums over a node into `out`; whatever that is, backward writes into the vector `into`."""
         if len(node) == 1:
+            self._count()
             self._sink.begin(self.into, RoundingKey(step, node), send)
             tally = self._micro_batch(step, node.lo)
             self._sink.end()
@@ -197,6 +212,12 @@ class Compute:
             tally = tally + self._sum(step, second, self.into)
             self._sink.merge(left, self.into, out, RoundingKey(step, node), send)
         return tally
+
+    def _count(self) -> None:
+        """Begin another micro-batch, unless it is not wanted any more."""
+        if self._computed and not self.is_wanted():
+            raise StoppedError(self._computed)
+        self._computed += 1
 
     def _micro_batch(self, step: int, micro_batch: int) -> Tally:
         """Compute one micro-batch into the vector of sums."""
@@ -247,13 +268,18 @@ class Compute:
     def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:
         """Return the tally of a node of chunks, added over their tree: of the test set, or to "validate" of that set.
 
-        Raises `NotFiniteError`.
+        Raises `NotFiniteError`, and `StoppedError` as `train`.
         """
+        self._computed = 0
+        with no_grad(), np.errstate(all="ignore"):  # as in `train`
+            return self._evaluate(node, work)
+
+    def _evaluate(self, node: Node, work: Work) -> Tally:
         if len(node) == 1:
-            with no_grad(), np.errstate(all="ignore"):  # as in `train`
-                return self._evaluate_chunk(node.lo, work)
+            self._count()
+            return self._evaluate_chunk(node.lo, work)
         first, second = node.halves()
-        return self.evaluate(first, work) + self.evaluate(second, work)
+        return self._evaluate(first, work) + self._evaluate(second, work)
 
     def _evaluate_chunk(self, chunk: int, work: Work) -> Tally:
         held_out = self._held_out(work)

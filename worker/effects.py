@@ -13,7 +13,9 @@ class SendResult(Struct, frozen=True, kw_only=True):
 
 
 class ComputeLease(Struct, frozen=True, kw_only=True):
-    """Compute a lease; answered by `LeaseComputed`, `LeaseDiverged`, `LeaseRaised` or `SamplesMissing`."""
+    """Compute a lease; answered by `LeaseComputed`, `LeaseDiverged`, `LeaseRaised`, `LeaseStopped` or
+    `SamplesMissing`.
+    """
 
     lease: Lease
 

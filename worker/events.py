@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from common.client.events_and_effects import ClientEvent
-from common.protocol.messages import Lease, Quantity, Result, SamplesRequest, Standby
+from common.protocol.messages import Lease, Quantity, Result, SamplesRequest, Standby, Withdrawal
 
 
 class StandbyRequested(Struct, frozen=True, kw_only=True):
@@ -18,6 +18,19 @@ class WeightsReceived(Struct, frozen=True, kw_only=True):
 
 class LeaseReceived(Struct, frozen=True, kw_only=True):
     lease: Lease
+
+
+class LeaseWithdrawn(Struct, frozen=True, kw_only=True):
+    """Somebody else was faster with a lease."""
+
+    withdrawal: Withdrawal
+
+
+class LeaseStopped(Struct, frozen=True, kw_only=True):
+    """The lease at hand was given up, since it is withdrawn, after some of its micro-batches were computed."""
+
+    lease: Lease
+    computed: int
 
 
 class InboxEmptied(Struct, frozen=True, kw_only=True):
@@ -68,6 +81,8 @@ WorkEvent = (
     StandbyRequested
     | WeightsReceived
     | LeaseReceived
+    | LeaseWithdrawn
+    | LeaseStopped
     | InboxEmptied
     | LeaseComputed
     | LeaseDiverged

@@ -3,6 +3,7 @@
 import hashlib
 import struct
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from common.client.events_and_effects import ClientEvent, Exit, PreparationFaile
 from common.client.shell import ClientShell
 from common.errors import DataError, LockstepError, RemoteProtocolError
 from common.job.tally import Tally, pack_losses
-from common.protocol.codec import encode
+from common.protocol.codec import decode, encode
 from common.protocol.messages import (
     OF_A_STEP,
     Lease,
@@ -29,6 +30,7 @@ from common.protocol.messages import (
     SumsFrame,
     Weights,
     Welcome,
+    Withdrawal,
     shortened,
 )
 from common.protocol.shard_messages import Hello, ShardWelcome
@@ -37,12 +39,19 @@ from common.transport.diagnosis import Diagnosis
 from common.transport.links import Wait, wait_for_nothing
 from common.transport.port import ClientPort
 from worker import effects, events
-from worker.compute import Compute
+from worker.compute import Compute, StoppedError
 from worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly, assembly_of
 from worker.gradient_sink import NotFiniteError
 from worker.samples import SampleFetcher
 from worker.setup import Loader, Places, prepare
-from worker.state import WorkerState
+from worker.state import WorkerState, is_of
+
+#: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
+#: still wanted: to look takes some microseconds.
+LOOK_S = 0.002
+
+#: Messages that are read on the way at most: others wait in the socket, where they are limited.
+MOST_EARLY = 16
 
 
 @dataclass
@@ -75,6 +84,11 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
     _sums: list[Vector] = field(default_factory=list)
     #: Seconds of the lease at hand that were spent on sending and not on computing.
     _sending_s: float = 0.0
+    #: The lease at hand, and when it was last looked whether it is wanted.
+    _at_hand: Lease | None = None
+    _looked: float = 0.0
+    #: Messages that were read while a lease was computed.
+    _early: deque[list[memoryview]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.servers = ServerConnections(self.port, self.dial, self.wait)
@@ -84,11 +98,14 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
 
     def deadline(self) -> float | None:
         """Return when `step` has something to do even if no message comes: with work at hand, a moment that is past."""
-        return self.state.client.heard if self.state.has_work() else self.state.deadline()
+        return self.state.client.heard if self.state.has_work() or self._early else self.state.deadline()
 
     def step(self) -> bool:
         """Handle one message, or compute a lease if none is waiting, or handle the passing of time."""
         deadline, has_work = self.state.deadline(), self.state.has_work()
+        if self._early:
+            self.on_server_message(self._early.popleft())
+            return True
         left = None if deadline is None else max(0.0, deadline - self.clock.now())
         frames = self.servers.receive(0.0 if has_work else left)
         if frames is not None:
@@ -115,6 +132,8 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
                 return events.WeightsReceived(step=message.step) if self._install(message) else None
             case Lease():
                 return self._lease_received(message)
+            case Withdrawal():
+                return events.LeaseWithdrawn(withdrawal=message)
             case Ping():
                 return events.ServerPinged()
             case Status():
@@ -176,6 +195,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         try:
             place = prepare(welcome, self.load, Places(self.root, self.cache))
             compute, self._compute = place.compute, place.compute
+            compute.is_wanted = self._is_wanted
             self._fetcher = None if place.store is None else SampleFetcher(place.store, compute)
             self._weights = assembly_of(compute.frames)
             # If all servers share memory with us, there is nothing to exchange with the others.
@@ -195,6 +215,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         if request is not None:
             return events.SamplesMissing(lease=lease, request=request)
         began, self._sending_s, self._sums = self.clock.now(), 0.0, []
+        self._at_hand, self._looked = lease, began
         node, is_training = Node(lease.lo, lease.hi), lease.work in OF_A_STEP
         compute.turn(lease.step, into=lease.slot if self.state.shares else 0)
         try:
@@ -202,6 +223,8 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         except NotFiniteError as error:
             at, layer, quantity = error.micro_batch, error.layer, error.quantity
             return events.LeaseDiverged(lease=lease, micro_batch=at, layer=layer, quantity=quantity)
+        except StoppedError as error:
+            return events.LeaseStopped(lease=lease, computed=error.computed)
         except Exception:  # noqa: BLE001  # whatever a user's model raises is reported at the server
             return events.LeaseRaised(lease=lease, traceback=traceback.format_exc())
         result = Result(
@@ -218,6 +241,26 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             digest=result_digest(compute.into, compute.losses, tally) if lease.is_digested else "",
         )
         return events.LeaseComputed(result=result)
+
+    def _is_wanted(self) -> bool:
+        """Tell whether the lease at hand has not been withdrawn, as far as is known; look from time to time."""
+        now = self.clock.now()
+        if now < self._looked + LOOK_S:
+            return True
+        self._looked = now
+        while len(self._early) < MOST_EARLY and (frames := self.servers.receive(0.0)) is not None:
+            self._early.append(frames)
+            if self._withdraws(frames):
+                return False
+        return True
+
+    def _withdraws(self, frames: list[memoryview]) -> bool:
+        """Tell whether a message withdraws the lease at hand; whatever it is, it is handled later."""
+        try:
+            message, _ = decode(frames, ServerMessage)
+        except RemoteProtocolError:
+            return False
+        return isinstance(message, Withdrawal) and self._at_hand is not None and is_of(self._at_hand, message)
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
         """Compute the sums of a lease, where the server sees them or to be sent; those of an audit are not sent.

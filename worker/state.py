@@ -13,7 +13,17 @@ from common.client.client import Client, ClientConfig, ClientPhase
 from common.client.events_and_effects import ClientEvent, Prepared, SendToServer
 from common.errors import FailureKind, ProtocolError
 from common.files.sanitize import one_line
-from common.protocol.messages import NAME_LIMIT, ComputeFailed, Diverged, Lease, Ready, SamplesRequest, shortened
+from common.protocol.messages import (
+    NAME_LIMIT,
+    ComputeFailed,
+    Diverged,
+    Dropped,
+    Lease,
+    Ready,
+    SamplesRequest,
+    Withdrawal,
+    shortened,
+)
 from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.statemachine.transitions import IGNORED, ILLEGAL, TransitionTable, check_reached, table_of, targets_in
 from worker.effects import ComputeLease, Effect, IntroduceToShards, SendResult
@@ -24,6 +34,8 @@ from worker.events import (
     LeaseDiverged,
     LeaseRaised,
     LeaseReceived,
+    LeaseStopped,
+    LeaseWithdrawn,
     SamplesMissing,
     SamplesNotStored,
     SamplesReceived,
@@ -52,14 +64,16 @@ class WorkerPhase(Enum):
 _OUTSIDE, _WAITING = frozenset({WorkerPhase.OUTSIDE}), frozenset({WorkerPhase.WAITING})
 _COMPUTING = frozenset({WorkerPhase.COMPUTING})
 
-#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING. While it computes, the shell reads no
-#: messages: they wait in the socket.
+#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING. While it computes, messages wait: the shell
+#: looks only whether the lease at hand is withdrawn.
 TRANSITIONS: TransitionTable[WorkerPhase, WorkEvent] = table_of(
     WorkerPhase,
     {
         StandbyRequested: (IGNORED, _WAITING, ILLEGAL),
         WeightsReceived: (IGNORED, _WAITING, ILLEGAL),
         LeaseReceived: (IGNORED, _WAITING, ILLEGAL),
+        LeaseWithdrawn: (IGNORED, _WAITING, ILLEGAL),
+        LeaseStopped: (IGNORED, ILLEGAL, _WAITING),
         InboxEmptied: (IGNORED, _WAITING | _COMPUTING, ILLEGAL),
         LeaseComputed: (IGNORED, ILLEGAL, _WAITING),
         LeaseDiverged: (IGNORED, ILLEGAL, _WAITING),
@@ -88,6 +102,8 @@ class WorkerState:
     leases: deque[Lease] = field(default_factory=lambda: deque(maxlen=MOST_LEASES))
     #: What was requested, and has not come, of the samples of the first lease.
     requested: SamplesRequest | None = None
+    #: The lease that was stopped last, with how many of its micro-batches were computed until then.
+    stopped: tuple[Lease, int] | None = None
 
     def __post_init__(self) -> None:
         self.client = Client(self.config, role="worker", may_rejoin=True)
@@ -142,6 +158,11 @@ class WorkerState:
             case LeaseReceived(lease=lease):
                 self._add_lease(lease)
                 return []
+            case LeaseWithdrawn(withdrawal=withdrawal):
+                return [SendToServer(message=self._drop(withdrawal))]
+            case LeaseStopped(lease=lease, computed=computed):
+                self.phase, self.stopped = WorkerPhase.WAITING, (lease, computed)
+                return []
             case InboxEmptied():
                 return self._compute_next()
             case SamplesMissing(lease=lease, request=request):
@@ -171,6 +192,20 @@ class WorkerState:
             self._drop_leases()
         self.leases.append(lease)
 
+    def _drop(self, withdrawal: Withdrawal) -> Dropped:
+        """Forget a lease; return the answer, which the server awaits whatever became of it."""
+        if self.leases and is_of(self.leases[0], withdrawal):
+            self.requested = None
+        self.leases = deque((lease for lease in self.leases if not is_of(lease, withdrawal)), MOST_LEASES)
+        lease, computed = self.stopped or (None, 0)
+        is_stopped = lease is not None and is_of(lease, withdrawal)
+        return Dropped(
+            work=withdrawal.work,
+            step=withdrawal.step,
+            number=withdrawal.number,
+            computed=computed if is_stopped else 0,
+        )
+
     def _begin_step(self, step: int) -> None:
         """Record that the weights of a step are there."""
         if self.leases and self.leases[0].step < step:
@@ -188,6 +223,12 @@ class WorkerState:
         """Forget what is not to be computed any more."""
         self.leases.clear()
         self.requested = None
+
+
+def is_of(lease: Lease, withdrawal: Withdrawal) -> bool:
+    """Tell whether it is this lease that is withdrawn."""
+    key = (withdrawal.work, withdrawal.step, withdrawal.number)
+    return (lease.work, lease.step, lease.number) == key
 
 
 def _answer(event: LeaseComputed | LeaseDiverged | LeaseRaised) -> Effect:

@@ -17,7 +17,7 @@ from common.job.job import Job
 from common.protocol.fingerprint import Fingerprint
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -31,6 +31,9 @@ SLOTS = 2
 
 #: Bytes of the places of samples at most.
 PLACES_BYTES = 4 * SAMPLES_AT_ONCE
+
+#: Most cores of a machine that are told apart.
+CORES_LIMIT = 1024
 
 #: Longest name that a peer may send.
 NAME_LIMIT = 255
@@ -86,6 +89,10 @@ class Join(Message, frozen=True, kw_only=True):
     host: ShortText
     pid: Count
     fingerprint: Fingerprint
+    #: What tells the machine that it runs on from others, also in a container, and which of its cores it may use; none
+    #: if nobody knows.
+    machine: ShortText = ""
+    cores: Annotated[list[Count], Meta(max_length=CORES_LIMIT)] = []
     #: The run that it was evicted from; empty if it was in none.
     run: ShortText = ""
 
@@ -161,6 +168,16 @@ class Diverged(Message, frozen=True, kw_only=True):
     #: The first layer whose output is not finite; of a gradient, the first parameter.
     layer: ShortText
     quantity: Quantity = "loss"
+
+
+class Dropped(Message, frozen=True, kw_only=True):
+    """The answer to each `Withdrawal`: the worker is past that lease, and computes nothing more of it."""
+
+    work: Work
+    step: Count
+    number: Count
+    #: Micro-batches of it that were computed in vain, and of which no result was sent.
+    computed: MicroBatch = 0
 
 
 class Leave(Message, frozen=True, kw_only=True):
@@ -256,6 +273,14 @@ class Lease(Message, frozen=True, kw_only=True):
     is_digested: bool = False
 
 
+class Withdrawal(Message, frozen=True, kw_only=True):
+    """Somebody else was faster with the micro-batches of a lease: stop computing them."""
+
+    work: Work
+    step: Count
+    number: Count
+
+
 class Finished(Message, frozen=True, kw_only=True):
     """The run is over; `reason` is empty if it succeeded."""
 
@@ -343,10 +368,13 @@ WorkerMessage = (
     | Result
     | ComputeFailed
     | Diverged
+    | Dropped
     | Leave
     | SamplesRequest
     | Ping
     | StatusRequest
     | CallbackDecision
 )
-ServerMessage = Welcome | Refused | Eviction | Standby | Samples | Weights | Lease | Finished | Ping | Status
+ServerMessage = (
+    Welcome | Refused | Eviction | Standby | Samples | Weights | Lease | Withdrawal | Finished | Ping | Status
+)

@@ -30,9 +30,23 @@ def use_one_blas_thread() -> None:
 
 def cores() -> int:
     """Return the number of cores this process may use, which a container or `taskset` may have lowered."""
+    return len(core_numbers())
+
+
+def core_numbers() -> list[int]:
+    """Return which cores this process may use."""
     if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def machine_id(path: str = "/proc/sys/kernel/random/boot_id") -> str:
+    """Return what tells this machine from others, the same in all of its containers; empty if the system has none."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read(64).strip()
+    except OSError:
+        return ""
 
 
 def keep_to_core(pid: int, number: int) -> None:

@@ -12,6 +12,7 @@ from common.files.sanitize import one_line, printable
 from common.protocol.codec import decode, encode
 from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
+    CORES_LIMIT,
     NAME_LIMIT,
     PROTOCOL_VERSION,
     CallbackDecision,
@@ -21,6 +22,7 @@ from common.protocol.messages import (
     StatusRequest,
 )
 from common.protocol.shard_messages import ShardJoin
+from common.runtime.environment import core_numbers, machine_id
 from common.transport.port import ClientPort
 
 
@@ -31,6 +33,9 @@ class ProcessIdentity:
     incarnation: str
     host: str
     pid: int
+    #: As in `Join`.
+    machine: str = ""
+    cores: tuple[int, ...] = ()
 
     def worker_join(self) -> Join:
         """Return the request to join as a worker."""
@@ -40,6 +45,8 @@ class ProcessIdentity:
             host=self.host,
             pid=self.pid,
             fingerprint=fingerprint(),
+            machine=self.machine,
+            cores=list(self.cores),
         )
 
     def shard_join(self, address: str) -> ShardJoin:
@@ -57,7 +64,13 @@ class ProcessIdentity:
 def own_identity() -> ProcessIdentity:
     """Return a new incarnation of this process."""
     host = one_line(platform.node() or "unknown", NAME_LIMIT)
-    return ProcessIdentity(incarnation=secrets.token_hex(8), host=host, pid=os.getpid())
+    return ProcessIdentity(
+        incarnation=secrets.token_hex(8),
+        host=host,
+        pid=os.getpid(),
+        machine=machine_id() or host,
+        cores=tuple(core_numbers()[:CORES_LIMIT]),
+    )
 
 
 def say(text: str) -> None:

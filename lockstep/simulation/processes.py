@@ -67,6 +67,7 @@ class SimulatedRun:
     parts: Parts
     workers: int
     min_workers: int
+    cores: int
     servers: int
     checkpoint_every: int
     keep: int
@@ -208,7 +209,8 @@ class WorkerProcess:
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
-        join = ProcessIdentity(incarnation=process.name, host="host", pid=number).worker_join()
+        identity = ProcessIdentity(incarnation=process.name, host="host", pid=number, machine="host", cores=tuple(range(run.cores)))
+        join = identity.worker_join()
         runner = WorkerShell(
             WorkerState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.client(SERVER, process),

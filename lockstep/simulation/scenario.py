@@ -17,6 +17,9 @@ EARLY_KILLS = 0.1
 #: Shares of micro-batches to audit: none in half of the runs.
 AUDITS = (0.0, 0.0, 0.3, 1.0)
 
+#: Cores of the machine: more than workers in most runs.
+CORES = (2, 64, 64, 64)
+
 #: Share of runs with the long job.
 LONGER = 0.1
 
@@ -100,6 +103,8 @@ class Scenario:
     doubling: float
     #: Share of the micro-batches that another worker computes again.
     audit: float
+    #: Cores of the machine that all workers are on: with fewer than workers, nobody gets a second copy of a lease.
+    cores: int
     #: Whether workers have no data, and receive the samples of their leases.
     ships: bool
     #: Steps between checkpoints, and how many are kept.
@@ -140,6 +145,7 @@ def scenario_of(
         doubling=float(rng.choice([0.0, 0.0, 0.2])),
         # Drawn separately, so that scenarios without it stay as they were.
         audit=float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
+        cores=int(generator(seed, Purpose.SIMULATE, layer=8).choice(CORES)),
         ships=bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
         checkpoint_every=int(rng.integers(1, 4)),
         keep=int(rng.integers(1, 3)),

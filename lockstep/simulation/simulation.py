@@ -115,6 +115,7 @@ class Simulation:
             parts=self.parts,
             workers=scenario.workers,
             min_workers=scenario.min_workers,
+            cores=scenario.cores,
             servers=scenario.servers,
             checkpoint_every=scenario.checkpoint_every,
             keep=scenario.keep,

@@ -8,20 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from common.aggregation.tree import Node
 from common.errors import FailureKind
-from common.protocol.messages import Eviction, Finished, Ping, Result, Status, Welcome, shortened
+from common.protocol.messages import Eviction, Finished, Ping, Result, Status, Welcome, Withdrawal, Work, shortened
 from common.statemachine.events_and_effects import Report, Send
 from common.statemachine.transitions import check_reached, targets_in
 from ps.coordinator import events, failures, registration
 from ps.coordinator.effects import Effect, Finish, ForgetWorker, RecordEpoch, UpdateWeights
 from ps.coordinator.membership import Member, Membership, MemberState
 from ps.coordinator.scheduling.audit import Audit
-from ps.coordinator.scheduling.lease_table import LeaseTable
+from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from ps.coordinator.scheduling.round_state import RoundState
-from ps.coordinator.scheduling.scheduler import assign_leases
+from ps.coordinator.scheduling.scheduler import Scheduler
 from ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
 from ps.coordinator.status import Reminder, status_of, waiting_text, with_rejections
 from ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase, initial_phase
+from ps.records.ledger import OTHERS_FASTER
 from ps.run.info import RunInfo
 from ps.run.plan import Round, next_round
 from ps.run.progress import Progress
@@ -50,12 +52,14 @@ class Coordinator:
     #: The round to begin with if a run is resumed; otherwise the plan's first.
     start: Round | None = None
     state: RoundState = field(init=False)
+    scheduler: Scheduler = field(init=False)
     stragglers: StragglerMonitor = field(init=False)
 
     def __post_init__(self) -> None:
         if self.info.servers > 1:
             self.phase = RunPhase.AWAITING_SERVERS
-        self.stragglers = StragglerMonitor(LeaseTimeouts(self.info.lease_timeout_s))
+        self.scheduler = Scheduler(LeaseTimeouts(self.info.lease_timeout_s))
+        self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self._open(self.start or self.info.plan.first())
 
@@ -96,7 +100,12 @@ class Coordinator:
         """Return when `TimePassed` is due, None if only a message can move the run."""
         if self.is_over():
             return None
-        due = [self.reminder.due, self.membership.next_probe(), self.stragglers.deadline(self.leases)]
+        due = [
+            self.reminder.due,
+            self.membership.next_probe(),
+            self.stragglers.deadline(self.leases),
+            self.scheduler.next_delay(self.state),
+        ]
         return min((at for at in due if at is not None), default=None)
 
     def _dispatch(self, event: events.Event, now: float) -> list[Effect]:
@@ -113,6 +122,8 @@ class Coordinator:
                 return self._on_lease_failed(event, now)
             case events.LossDiverged():
                 return self._on_diverged(event)
+            case events.LeaseDropped():
+                return self._on_dropped(event, now)
             case events.WorkerLeft():
                 return self._on_left(event, now)
             case events.WorkerPinged():
@@ -221,21 +232,50 @@ class Coordinator:
 
     def _assign_leases(self, now: float, members: Sequence[Member] | None = None) -> list[Effect]:
         """Give out what work there is, to some of the ready members or to all."""
-        if not self.is_running() or not self.leases.free():
-            return []
-        members = self.membership.ready() if members is None else members
-        ready = self.membership.count(MemberState.READY)
-        return assign_leases(self.state, members, ready, self.stragglers.timeouts, now)
+        return self.scheduler.assign(self.state, self.membership, now, members) if self.is_running() else []
+
+    def _only(self, member: Member) -> list[Member]:
+        """Return a member if it may be given work."""
+        return [member] if member.state is MemberState.READY else []
 
     def _on_result(self, event: events.ResultReceived, now: float) -> list[Effect]:
         member, result = self.membership.members.get(event.peer), event.result
         if member is None:
             return []
-        self.stragglers.timeouts.record(member.rank, result, self.leases.held_by(member.rank), now)
+        is_free = self._record_duration(member, result, now)
         effects, counts = self.state.on_result(member, result, has_shards=self.info.servers > 1)
         if not counts:
-            return effects
+            return effects + (self._assign_leases(now, self._only(member)) if is_free else [])
         return effects + (self._accept_audited if result.work == "audit" else self._accept)(member, result, now)
+
+    def _record_duration(self, member: Member, result: Result, now: float) -> bool:
+        """Measure a result of a lease that a worker holds, or that was withdrawn; return whether it is free by that.
+
+        A result of anything else measures nothing: it came twice, or too late.
+        """
+        node, rank = result.node(), member.rank
+        is_late = self.scheduler.withdrawals.answer(rank, (result.work, result.step, result.number)) is not None
+        if is_late or any(lease.node == node for lease in self.leases.held_by(rank)):
+            self._measure(member, result.work, len(node), now)
+        return is_late
+
+    def _measure(self, member: Member, work: Work, micro_batches: int, now: float) -> None:
+        self.scheduler.timeouts.record(member.rank, work, micro_batches, now, is_trial=member.trial is not None)
+
+    def _on_dropped(self, event: events.LeaseDropped, now: float) -> list[Effect]:
+        """Let a worker have work again that is past a lease which was withdrawn."""
+        member, dropped = self.membership.members.get(event.peer), event.dropped
+        if member is None:
+            return []
+        node = self.scheduler.withdrawals.answer(member.rank, (dropped.work, dropped.step, dropped.number))
+        if node is None:
+            return []
+        computed = min(dropped.computed, len(node))
+        if computed:
+            self._measure(member, dropped.work, computed, now)
+            part = [Node(node.lo, node.lo + computed)]
+            self.state.account.record_recomputed(dropped.work, dropped.step, part, member.rank, OTHERS_FASTER)
+        return self._assign_leases(now, self._only(member))
 
     def _on_sums_acknowledged(self, event: events.SumsAcknowledged, now: float) -> list[Effect]:
         """Count a result of which all servers have the sums, unless another worker was faster."""
@@ -249,13 +289,23 @@ class Coordinator:
 
     def _accept(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Count a result whose sums are, or will be at once, in the tree."""
-        frees_others = self.state.accept(member, result)
+        ended, is_freed = self.state.accept(member, result)
+        withdrawn = self._withdraw(ended)
         if result.work == "train":
             self.membership.credit(member, result.count // self.info.targets, result.compute_s)
         if self.leases.is_complete():
-            return self._complete_round(now) + self._assign_leases(now)
-        only_this = not frees_others and member.state is MemberState.READY
-        return self._assign_leases(now, [member] if only_this else None)
+            return [*withdrawn, *self._complete_round(now), *self._assign_leases(now)]
+        return [*withdrawn, *self._assign_leases(now, None if is_freed else self._only(member))]
+
+    def _withdraw(self, ended: Sequence[HeldLease]) -> list[Effect]:
+        """Tell workers that others were faster."""
+        effects: list[Effect] = []
+        for lease in ended:
+            member, work, step = self.membership.by_rank(lease.rank), self.round.work, self.round.step
+            assert member is not None  # what a member held was released when it left
+            self.scheduler.withdrawals.add(work, step, lease)
+            effects.append(Send(peer=member.peer, message=Withdrawal(work=work, step=step, number=lease.number)))
+        return effects
 
     def _on_lease_failed(self, event: events.LeaseFailed, now: float) -> list[Effect]:
         found = failures.lease_failed(event, self.membership, self.state)
@@ -319,10 +369,10 @@ class Coordinator:
         difference = self.state.audit.difference(member, result)
         if difference:
             return self._fail(difference, FailureKind.AUDIT)
-        self.state.accept_audited(member, result)
+        withdrawn = self._withdraw(self.state.accept_audited(member, result))
         self.progress.audited += 1
         self.membership.credit_audit(member, result.compute_s)
-        return self._assign_leases(now)
+        return [*withdrawn, *self._assign_leases(now)]
 
     def _end_audit(self, now: float) -> list[Effect]:
         """Complete the step once everything is audited for which there is a worker: the audit waits for nobody."""
@@ -386,5 +436,5 @@ class Coordinator:
         assert self.is_running() or self.is_over() or not self.leases.held
         if self.is_running():
             assert not self.leases.is_complete()
-            self.state.validate(sorted(ready))
+            self.state.validate(sorted(member.rank for member in self.scheduler.available(self.membership.ready())))
             assert ready or self.reminder.due is not None, "nobody works, and nobody is reminded"

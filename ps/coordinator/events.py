@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from common.aggregation.tree import Node
-from common.protocol.messages import ComputeFailed, Diverged, Join, Result
+from common.protocol.messages import ComputeFailed, Diverged, Dropped, Join, Result
 from common.statemachine.events_and_effects import Interrupted as Interrupted
 from common.statemachine.events_and_effects import TimePassed as TimePassed
 
@@ -41,6 +41,13 @@ class LeaseFailed(Struct, frozen=True, kw_only=True):
 class LossDiverged(Struct, frozen=True, kw_only=True):
     peer: bytes
     diverged: Diverged
+
+
+class LeaseDropped(Struct, frozen=True, kw_only=True):
+    """A worker is past a lease that was withdrawn."""
+
+    peer: bytes
+    dropped: Dropped
 
 
 class WorkerLeft(Struct, frozen=True, kw_only=True):
@@ -113,6 +120,7 @@ Event = (
     | ResultReceived
     | LeaseFailed
     | LossDiverged
+    | LeaseDropped
     | WorkerLeft
     | WorkerPinged
     | StatusRequested
@@ -140,7 +148,7 @@ NOT_A_SIGN_OF_LIFE = (
 )
 
 #: Events that only a member of the run can cause.
-FROM_MEMBERS = WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | WorkerPinged
+FROM_MEMBERS = WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | LeaseDropped | WorkerPinged
 
 #: Events that show a worker to be alive, but no progress with its work.
 WITHOUT_PROGRESS = WorkerPinged | StatusRequested

@@ -111,13 +111,15 @@ def expire_leases(
     state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
 ) -> list[LateWorker]:
     """Take back the leases of workers that are late: dead, hung or slow. Their answers may still be the first."""
-    return [_expire(rank, state, membership, stragglers, now) for rank in state.leases.expired(now)]
+    late = dict.fromkeys([*state.leases.expired(now), *stragglers.withdrawals.expired(now)])
+    return [_expire(rank, state, membership, stragglers, now) for rank in late]
 
 
 def _expire(
     rank: int, state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
 ) -> LateWorker:
     released, member = state.leases.release(rank), membership.by_rank(rank)
+    stragglers.withdrawals.remove(rank)
     assert member is not None  # what a member held was released when it left
     membership.set_state(member, MemberState.SUSPECT)
     held_s = stragglers.record_late(rank, now)
@@ -130,6 +132,9 @@ def report_late(late: LateWorker, state: RoundState, stragglers: StragglerMonito
     """Return the report of a late worker, once its micro-batches are leased again."""
     takers = sorted({rank for node in late.released for rank in state.leases.holders(node)})
     median_s = stragglers.timeouts.median_s(late.member.rank, state.round.work)
+    if not late.released:
+        text = f"{late.member.named()} has brought nothing for {late.held_s:.1f} s: others have done what it held"
+        return Report(text=text)
     what = state.round.named(late.released)
     return Report(text=late_text(late.member.named(), what, late.held_s, median_s, takers))
 

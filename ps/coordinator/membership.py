@@ -11,6 +11,11 @@ from ps.coordinator.timer_queue import TimerQueue
 PROBE_S = 1.0
 
 
+#: Most rounds for which a worker gets nothing since it is too slow, until it is tried again: where others would take over
+#: from it in time, and where all have to wait.
+FREE_PATIENCE, MOST_PATIENCE = 8, 64
+
+
 class MemberState(Enum):
     """What a member of the run may be given."""
 
@@ -20,6 +25,26 @@ class MemberState(Enum):
     STANDBY = "standby"
     #: Let a lease expire: gets no other until it says something again.
     SUSPECT = "suspect"
+
+
+@dataclass
+class Trial:
+    """A worker that is too slow to be given anything, which may have changed."""
+
+    #: Rounds in which it got nothing, and after how many it is tried: twice as many each time.
+    rounds: int = 0
+    patience: int = 1
+
+    def begins(self, *, is_free: bool) -> bool:
+        """Count one more round in which the worker is too slow; tell whether it is tried in this one.
+
+        It costs nothing if others may be leased the same.
+        """
+        self.rounds += 1
+        if self.rounds <= self.patience:
+            return False
+        self.rounds, self.patience = 0, min(2 * self.patience, FREE_PATIENCE if is_free else MOST_PATIENCE)
+        return True
 
 
 @dataclass
@@ -39,6 +64,8 @@ class Member:
     compute_s: float = 0.0
     #: How long after its last message or probe it is probed next.
     probe_interval_s: float = PROBE_S
+    #: None while it is quick enough to be given work in each round.
+    trial: Trial | None = None
 
     def named(self) -> str:
         """Return how the worker is named in messages to people."""
@@ -77,6 +104,11 @@ class Membership:
     step_compute_s: dict[int, float] = field(default_factory=dict)
     #: How many members are in each state: to count them again at each message would be quadratic.
     _counts: Counter[MemberState] = field(default_factory=Counter)
+    #: How many are on each machine, and how many of them may use each of its cores.
+    _on_machine: Counter[str] = field(default_factory=Counter)
+    _cores: dict[str, Counter[int]] = field(default_factory=dict)
+    #: Members on machines that have a core for each of theirs.
+    _uncrowded: int = 0
 
     def admit(self, peer: bytes, join: Join, now: float) -> Member:
         """Give a peer the next rank."""
@@ -85,6 +117,7 @@ class Membership:
         self.members[peer] = member
         self.probes.set(peer, now + PROBE_S)
         self._counts[member.state] += 1
+        self._move(member, 1)
         return member
 
     def remove(self, peer: bytes) -> Member | None:
@@ -93,7 +126,29 @@ class Membership:
         if member is not None:
             self.probes.drop(peer)
             self._counts[member.state] -= 1
+            self._move(member, -1)
         return member
+
+    def _move(self, member: Member, change: int) -> None:
+        """Count a member that comes to its machine, or leaves it."""
+        machine = member.join.machine
+        cores = self._cores.setdefault(machine, Counter())
+        self._uncrowded -= 0 if self.is_crowded(member) else self._on_machine[machine]
+        self._on_machine[machine] += change
+        for core in member.join.cores:
+            cores[core] += change
+            if not cores[core]:
+                del cores[core]
+        self._uncrowded += 0 if self.is_crowded(member) else self._on_machine[machine]
+
+    def is_crowded(self, member: Member) -> bool:
+        """Tell whether the members on a member's machine may use fewer cores than they are, or nobody knows how many."""
+        machine = member.join.machine
+        return self._on_machine[machine] > len(self._cores[machine])
+
+    def has_spare_cores(self) -> bool:
+        """Tell whether there are members whose machine is not crowded: at least two, to help one another."""
+        return self._uncrowded > 1
 
     def set_state(self, member: Member, state: MemberState) -> None:
         """Change a member's state."""

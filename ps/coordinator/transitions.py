@@ -95,6 +95,7 @@ _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
         IGNORED,
         IGNORED,
     ),
+    events.LeaseDropped: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
     events.WorkerLeft: (_S, _W, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
     # After the end a worker is told so; nothing else is of use any more.
     events.WorkerPinged: (_S, _W, _T, _E, _AUDIT, _U, _P, _END, _FAIL),

@@ -19,6 +19,9 @@ from common.errors import FileFormatError
 from common.files.json_file import decode
 from common.protocol.messages import Result, Work
 
+#: Why the ledger lists what nobody needs.
+OTHERS_FASTER = "others had done it, or it came twice"
+
 #: Most entries of a round next to its own: what a peer sends must not fill our memory.
 MOST_ENTRIES = 1000
 
@@ -203,8 +206,7 @@ class Account:
     ) -> None:
         """Record a result that nobody needs."""
         if result.lo < result.hi:
-            why = "others had done it, or it came twice"
-            self.record_recomputed(result.work, result.step, [result.node()], rank, why, [began_s], ended_s)
+            self.record_recomputed(result.work, result.step, [result.node()], rank, OTHERS_FASTER, [began_s], ended_s)
 
     def step_done(self, step: int, checksum: int) -> StepDone:
         """Return the entry of a training step that is over."""

@@ -15,6 +15,7 @@ from common.protocol.messages import (
     CallbackDecision,
     ComputeFailed,
     Diverged,
+    Dropped,
     Join,
     Lease,
     Leave,
@@ -215,6 +216,8 @@ class Server:
                 return events.LeaseFailed(peer=peer, failed=message)
             case Diverged():
                 return events.LossDiverged(peer=peer, diverged=message)
+            case Dropped():
+                return events.LeaseDropped(peer=peer, dropped=message)
             case Leave():
                 return events.WorkerLeft(peer=peer, reason=one_line(message.reason))
             case SamplesRequest():

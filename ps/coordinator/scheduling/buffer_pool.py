@@ -19,7 +19,7 @@ WINDOW = SLOTS
 class BufferLoan:
     """The lease that a slot was last named in."""
 
-    #: From 1 in the order of lending, 0 if there was none.
+    #: The lease's, 0 if there was none.
     number: int = 0
     #: Its micro-batches.
     node: Node | None = None
@@ -29,24 +29,22 @@ class BufferLoan:
 class BufferPool:
     """The slots of all workers in one round."""
 
-    leases: int = 0
     #: By rank, for each slot.
     lent: dict[int, list[BufferLoan]] = field(default_factory=dict)
 
-    def lend(self, rank: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> tuple[int, int]:
-        """Return a slot for the sums of a node, with the lease's number; `held` and `read` as in `needed`.
+    def lend(self, rank: int, number: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> int:
+        """Return a slot for the sums of a lease, which is later than all before; `held` and `read` as in `needed`.
 
         Of the slots that are not needed, it is the one that was named longest ago: its lease has ended here, and the
         worker is more likely to be done with it than with the other.
         """
-        self.leases += 1
         needed = self.needed(rank, held, read)
         slots = self.lent.setdefault(rank, [BufferLoan()] * SLOTS)
         free = [slot for slot in range(SLOTS) if slot not in needed]
         assert free, f"rank {rank} holds {held}, and {read} are read: no slot is free"
         slot = min(free, key=lambda slot: slots[slot].number)
-        slots[slot] = BufferLoan(self.leases, node)
-        return slot, self.leases
+        slots[slot] = BufferLoan(number, node)
+        return slot
 
     def needed(self, rank: int, held: Collection[Node], read: Collection[int]) -> list[int]:
         """Return the slots of a worker that cannot be named now.

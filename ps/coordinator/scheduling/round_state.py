@@ -13,8 +13,9 @@ from common.protocol.messages import Result
 from ps.coordinator.effects import AddSharedSums, AwaitShards, Effect
 from ps.coordinator.membership import Member
 from ps.coordinator.scheduling.audit import AUDITED, Audit
-from ps.coordinator.scheduling.buffer_pool import WINDOW, BufferPool
-from ps.coordinator.scheduling.lease_table import LeaseTable
+from ps.coordinator.scheduling.buffer_pool import BufferPool
+from ps.coordinator.scheduling.expected_ends import ExpectedEnds
+from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from ps.records.ledger import Account
 from ps.run.plan import Round
 
@@ -61,6 +62,12 @@ class RoundState:
     leases: LeaseTable = field(init=False)
     buffers: BufferPool = field(default_factory=BufferPool)
     pending: PendingAcknowledgements = field(default_factory=PendingAcknowledgements)
+    #: When leases are expected to end.
+    expected: ExpectedEnds = field(default_factory=ExpectedEnds)
+    #: When all micro-batches are, by which what each worker gets is decided; None before anything is known.
+    end: float | None = None
+    #: Most micro-batches of a lease.
+    most: int = 0
     #: The round's counts, over the same tree as its sums.
     tallies: TreeSum[Tally] = field(init=False)
     #: What the ledger will list of the round.
@@ -106,19 +113,19 @@ class RoundState:
         if result.step <= self.round.step:
             self.account.record_unused(result, member.rank)
 
-    def accept(self, member: Member, result: Result) -> bool:
-        """Record a result that counts; return whether workers other than its own may have got something to do.
+    def accept(self, member: Member, result: Result) -> tuple[list[HeldLease], bool]:
+        """Record a result that counts; return which leases of other workers it ends, and whether it frees anything.
 
-        They have if a lease ended that overlaps it: another worker's, or a larger one.
+        It does if a larger lease than the result ends.
         """
         node, leases = result.node(), self.leases
-        is_contested, free = leases.holders(node) not in ([], [member.rank]), leases.free()
-        leases.accept(node)
+        free = leases.free()
+        ended = leases.accept(node) or []
         self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
         if result.work == "train":
             self.account.record_accepted(node, member.rank, result.losses)
             self.audit.record(member, result)
-        return is_contested or leases.free() > free
+        return [lease for lease in ended if lease.rank != member.rank], leases.free() > free
 
     def release(self, rank: int, why: str) -> list[Node]:
         """Take back the leases of a worker that is gone, for a reason that the ledger lists; return them."""
@@ -130,12 +137,14 @@ class RoundState:
     def begin_audit(self) -> None:
         """Let the micro-batches that are audited be all that is left of the round, for other workers than before."""
         self.round = replace(self.round, work="audit")
-        self.leases = LeaseTable.for_audit(self.round.micro_batches, self.audit.excluded())
+        self.leases = LeaseTable.for_audit(self.round.micro_batches, self.audit.excluded(), self.leases.count)
+        self.expected = ExpectedEnds()
 
-    def accept_audited(self, member: Member, result: Result) -> None:
-        """Record a micro-batch for which the audit found the same bits."""
-        self.leases.accept(result.node())
+    def accept_audited(self, member: Member, result: Result) -> list[HeldLease]:
+        """Record a micro-batch for which the audit found the same bits; return which leases of others it ends."""
+        ended = self.leases.accept(result.node()) or []
         self.account.record_recomputed("audit", result.step, [result.node()], member.rank, AUDITED)
+        return [lease for lease in ended if lease.rank != member.rank]
 
     def skip_unassignable(self, ready: Sequence[int]) -> list[Node]:
         """Give up the micro-batches that none of the `ready` ranks may compute; return them."""
@@ -149,9 +158,9 @@ class RoundState:
         self.round = self.audit.round
         self.audit.findings.clear()
 
-    def validate(self, ready: Sequence[int]) -> None:
-        """Raise AssertionError if one of the `ready` ranks has less to do than it could: for tests."""
+    def validate(self, available: Sequence[int]) -> None:
+        """Raise AssertionError if all of the `available` ranks wait although there is something to do: for tests."""
         self.leases.validate()
-        is_short = [rank for rank in ready if len(self.slots_in_use(rank)) < WINDOW]
-        cannot = [rank for rank in is_short if len(self.leases.unassignable([rank])) == self.leases.free()]
-        assert self.leases.failed_on or is_short == cannot, f"{is_short} wait for nothing"
+        waiting = [rank for rank in available if not self.slots_in_use(rank)]
+        cannot = [rank for rank in waiting if len(self.leases.unassignable([rank])) == self.leases.free()]
+        assert self.leases.failed_on or not waiting or waiting != available or waiting == cannot, "all wait for nothing"

@@ -1,57 +1,249 @@
-"""Who gets which micro-batches: leases on demand, so that a fast worker computes more of them. Pure.
+"""Who gets which micro-batches: as many as it is known to compute until all are done, and what others are late with.
 
-What is decided here never changes the result: the sums are added over one fixed tree.
+Pure. What is decided here never changes the result: the sums are added over one fixed tree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
+from common.aggregation.tree import Node, largest_node_at
 from common.protocol.messages import Lease
 from ps.coordinator.effects import Effect, Send, SendWeights
-from ps.coordinator.membership import Member
+from ps.coordinator.membership import Member, Membership, MemberState, Trial
 from ps.coordinator.scheduling.buffer_pool import WINDOW
+from ps.coordinator.scheduling.finishing_time import finishing_time_s, whole
+from ps.coordinator.scheduling.lease_table import HeldLease
 from ps.coordinator.scheduling.round_state import RoundState
 from ps.coordinator.scheduling.stragglers import LeaseTimeouts
+from ps.coordinator.scheduling.withdrawals import Withdrawals
+
+#: A second copy is worth it if it will be there sooner by this part of the time that it takes.
+COPY_MARGIN = 0.25
 
 
-def assign_leases(
-    state: RoundState, members: Sequence[Member], ready: int, timeouts: LeaseTimeouts, now: float
-) -> list[Effect]:
-    """Lease free micro-batches, to each member in turn, until all hold a full window or nothing is free for them.
+@dataclass
+class Scheduler:
+    """What is known of the workers from round to round, by which the micro-batches of each are leased."""
 
-    `ready` is the number of workers that share the round, of whom `members` may be some.
-    """
-    effects: list[Effect] = []
-    for held in range(WINDOW):
-        for member in members:
-            if state.leases.free() and len(state.slots_in_use(member.rank)) <= held:
-                effects += _lease(state, member, ready, timeouts, now)
-    return effects
+    timeouts: LeaseTimeouts
+    withdrawals: Withdrawals = field(default_factory=Withdrawals)
+    #: Whether any worker may be leased what others have.
+    _has_copies: bool = False
 
+    def assign(
+        self, state: RoundState, membership: Membership, now: float, members: Sequence[Member] | None = None
+    ) -> list[Effect]:
+        """Lease what is free, and second copies of what is late, to some of the ready members or to all."""
+        self._has_copies = membership.has_spare_cores()
+        effects: list[Effect] = []
+        if state.leases.free():
+            effects = self._share_out(state, membership, now, members)
+        return effects + self._copy_late(state, membership, now, members) if self._has_copies else effects
 
-def _lease(state: RoundState, member: Member, ready: int, timeouts: LeaseTimeouts, now: float) -> list[Effect]:
-    # Guided self-scheduling (Polychronopoulos and Kuck, 1987): half a fair share of what is left, so that the first
-    # leases are large and the last ones small enough for all to finish together.
-    is_alone, leases, rank = ready == 1, state.leases, member.rank
-    most = leases.total if is_alone else -(-leases.free() // (WINDOW * ready))
-    held = [lease.node for lease in leases.held_by(rank)]
-    timeout_s = timeouts.timeout_s(rank, state.round.work, most + sum(map(len, held)))
-    node = leases.lease(rank, most, now + timeout_s, is_alone=is_alone)
-    if node is None:
+    def next_delay(self, state: RoundState) -> float | None:
+        """Return when the next lease is delayed, so that somebody else may be given it as well."""
+        return state.expected.next_delay(state.leases)
+
+    def available(self, members: Iterable[Member]) -> list[Member]:
+        """Return those of some ready members that are not still at what others have done."""
+        return [member for member in members if not self.withdrawals.is_busy(member.rank)]
+
+    # What is free
+
+    def _share_out(
+        self, state: RoundState, membership: Membership, now: float, given: Sequence[Member] | None
+    ) -> list[Effect]:
+        """Share out what is free, as much as each worker can compute until all is done."""
+        ready, leases = membership.count(MemberState.READY), state.leases
+        if ready == 1 or leases.is_restricted() or not self.timeouts.is_known(state.round.work):
+            members = self.available(membership.ready() if given is None else given)
+            return self._share_blindly(state, members, ready, now)
+        # Who has nothing to wait for does not wait for the end of a plan in which the last ones are late.
+        is_on_time = state.end is not None and now <= state.end and leases.held
+        if given is not None and is_on_time:
+            return self._share_until(state, self.available(given), frozenset(), ready, now)
+        members = self.available(membership.ready())
+        return self._share_until(state, members, self._plan(state, members, now), ready, now) if members else []
+
+    def _share_blindly(self, state: RoundState, members: Sequence[Member], ready: int, now: float) -> list[Effect]:
+        """Share out where no times are known: the first leases are large, and the last ones small.
+
+        Guided self-scheduling (Polychronopoulos and Kuck, 1987): half a fair share of what is left.
+        """
+        effects: list[Effect] = []
+        is_alone, leases = ready == 1, state.leases
+        for held in range(WINDOW):
+            for member in members:
+                if leases.free() and len(state.slots_in_use(member.rank)) <= held:
+                    most = leases.total if is_alone else -(-leases.free() // (WINDOW * ready))
+                    effects += self._lease(state, member, most, ready, now)
+        return effects
+
+    def _plan(self, state: RoundState, members: Sequence[Member], now: float) -> frozenset[int]:
+        """Find out when all can be done; return the ranks that are tried although they are too slow for that."""
+        is_new, free = state.end is None, state.leases.free()
+        workers = [self._speed(state, member.rank, now) for member in members]
+        takes_s = finishing_time_s(free, workers)
+        state.end = now + takes_s
+        state.most = state.leases.total
+        if len(members) == 1:
+            # Another worker may be back at any moment: there is to be something that it can take over.
+            state.most = -(-state.leases.total // 2)
+        if not is_new:
+            return frozenset()
+        tried = {
+            member.rank
+            for member, (busy_s, each_s) in zip(members, workers, strict=True)
+            if self._is_tried(member, is_too_slow=not whole(takes_s - busy_s, each_s))
+        }
+        if tried:
+            others = [speed for member, speed in zip(members, workers, strict=True) if member.rank not in tried]
+            state.end = now + finishing_time_s(max(0, free - len(tried)), others)
+        return frozenset(tried)
+
+    def _is_tried(self, member: Member, *, is_too_slow: bool) -> bool:
+        """Tell whether a worker that is too slow for a round is to show in it whether it still is."""
+        if not is_too_slow:
+            member.trial = None
+            return False
+        member.trial = member.trial or Trial()
+        return member.trial.begins(is_free=self._has_copies)
+
+    def _speed(self, state: RoundState, rank: int, now: float) -> tuple[float, float]:
+        """Return the seconds until a worker has done what it holds, and those of another micro-batch."""
+        held, work = sum(len(lease.node) for lease in state.leases.held_by(rank)), state.round.work
+        busy_s = self.timeouts.remaining_s(rank, work, held, now) if held else 0.0
+        return busy_s, self.timeouts.expected_s(rank, work)
+
+    def _share_until(
+        self, state: RoundState, members: Sequence[Member], tried: frozenset[int], ready: int, now: float
+    ) -> list[Effect]:
+        """Lease to each member what it can do until the round's expected end, and to those that are tried one each."""
+        assert state.end is not None
+        effects: list[Effect] = []
+        rooms = [(self._room(state, member.rank, now) or int(member.rank in tried), member) for member in members]
+        # The largest leases first: then all begin where a node as large does.
+        rooms.sort(key=lambda one: -one[0].bit_length())
+        for held in range(WINDOW):
+            for room, member in rooms:
+                if not state.leases.free():
+                    return effects
+                if len(state.slots_in_use(member.rank)) > held:
+                    continue
+                left = room if held == 0 else self._room(state, member.rank, now)
+                if left:
+                    effects += self._lease(state, member, min(left, state.most), ready, now)
+        return effects
+
+    def _room(self, state: RoundState, rank: int, now: float) -> int:
+        """Return how many more micro-batches a worker can do until the round's expected end."""
+        assert state.end is not None
+        busy_s, each_s = self._speed(state, rank, now)
+        return whole(state.end - now - busy_s, each_s)
+
+    # What others have
+
+    def _copy_late(
+        self, state: RoundState, membership: Membership, now: float, given: Sequence[Member] | None
+    ) -> list[Effect]:
+        """Lease second copies of what ends too late to members that have nothing to do.
+
+        Backup tasks (Dean and Ghemawat, MapReduce, OSDI 2004). Only where a machine has a core for each of its workers:
+        a copy would take it from the worker that it is to help.
+        """
+        self._find_delayed(state, now)
+        effects: list[Effect] = []
+        for member in membership.ready() if given is None else given:
+            if self._may_help(state, membership, member):
+                effects += self._copy_delayed(state, membership, member, now) or self._copy_latest(state, member, now)
+        return effects
+
+    def _may_help(self, state: RoundState, membership: Membership, member: Member) -> bool:
+        is_idle = not state.slots_in_use(member.rank) and not self.withdrawals.is_busy(member.rank)
+        return is_idle and member.state is MemberState.READY and not membership.is_crowded(member)
+
+    def _find_delayed(self, state: RoundState, now: float) -> None:
+        """Record which leases should have ended."""
+        while (lease := state.expected.pop_delayed(state.leases, now)) is not None:
+            due = self._expected_end(state, lease, now) + self._slack_s(state, lease)
+            if due > now:
+                state.expected.put_off(lease, due)
+            else:
+                state.expected.delayed.append((lease, lease.node))
+
+    def _expected_end(self, state: RoundState, lease: HeldLease, now: float) -> float:
+        """Return when a lease is expected to end, or should have ended."""
+        held = state.leases.held_by(lease.rank)
+        before = sum(len(one.node) for one in held if one.number <= lease.number)
+        began = now - self.timeouts.held_s(lease.rank, now)
+        return began + before * self.timeouts.expected_s(lease.rank, state.round.work)
+
+    def _slack_s(self, state: RoundState, lease: HeldLease) -> float:
+        return self.timeouts.slack_s(lease.rank, state.round.work, len(lease.node))
+
+    def _copy_delayed(self, state: RoundState, membership: Membership, member: Member, now: float) -> list[Effect]:
+        """Lease a part of what is delayed to an idle member: all that are idle share it."""
+        delayed, table = state.expected.delayed, state.leases
+        delayed[:] = [(lease, part) for lease, part in delayed if table.is_held(lease)]
+        for place, (lease, part) in enumerate(delayed):
+            if not table.may_copy(member.rank, part):
+                continue
+            idle = sum(self._may_help(state, membership, one) for one in membership.ready())
+            most = 1 if part.lo in table.single else -(-len(part) // idle)
+            node = largest_node_at(part.lo, part.hi, table.total, most)
+            delayed[place : place + 1] = [(lease, Node(node.hi, part.hi))] if node.hi < part.hi else []
+            return self._copy(state, member, node, now)
         return []
-    if not held:
-        timeouts.begin(rank, now)
-    step = state.round.step
-    slot, number = state.buffers.lend(rank, node, held, state.pending.numbers(rank))
-    lease = Lease(
-        work=state.round.work,
-        step=step,
-        lo=node.lo,
-        hi=node.hi,
-        number=number,
-        slot=slot,
-        is_digested=node.lo in leases.single,
-    )
-    if member.shares or member.weights_step == step:
-        return [Send(peer=member.peer, message=lease)]
-    member.weights_step = step
-    return [SendWeights(peer=member.peer, step=step), Send(peer=member.peer, message=lease)]
+
+    def _copy_latest(self, state: RoundState, member: Member, now: float) -> list[Effect]:
+        """Lease the lease that ends last to an idle member as well, if that is quicker."""
+        found = state.expected.latest(state.leases)
+        if found is None:
+            return []
+        lease, end = found
+        each_s = self.timeouts.expected_s(member.rank, state.round.work)
+        is_sooner = now + (1.0 + COPY_MARGIN) * len(lease.node) * each_s < end
+        if not is_sooner or not state.leases.may_copy(member.rank, lease.node):
+            return []
+        state.expected.drop_latest()
+        return self._copy(state, member, lease.node, now)
+
+    # One lease
+
+    def _lease(self, state: RoundState, member: Member, most: int, ready: int, now: float) -> list[Effect]:
+        """Lease at most so many micro-batches that are free to a member."""
+        deadline = now + self._timeout_s(state, member.rank, most)
+        lease = state.leases.lease(member.rank, most, deadline, now, is_alone=ready == 1)
+        return [] if lease is None else self._send(state, member, lease, now)
+
+    def _copy(self, state: RoundState, member: Member, node: Node, now: float) -> list[Effect]:
+        deadline = now + self._timeout_s(state, member.rank, len(node))
+        return self._send(state, member, state.leases.copy(member.rank, node, deadline, now), now)
+
+    def _timeout_s(self, state: RoundState, rank: int, more: int) -> float:
+        """Return how many seconds a worker may take for what it holds and so many micro-batches more."""
+        held = sum(len(lease.node) for lease in state.leases.held_by(rank))
+        return self.timeouts.timeout_s(rank, state.round.work, held + more)
+
+    def _send(self, state: RoundState, member: Member, lease: HeldLease, now: float) -> list[Effect]:
+        """Send a lease, with the weights if its worker lacks them."""
+        work, step, rank, node = state.round.work, state.round.step, member.rank, lease.node
+        before = [held.node for held in state.leases.held_by(rank) if held.number != lease.number]
+        if not before:
+            self.timeouts.begin(rank, now)
+        if self._has_copies and self.timeouts.is_known(work):
+            state.expected.add(lease, self._expected_end(state, lease, now), self._slack_s(state, lease))
+        slot = state.buffers.lend(rank, lease.number, node, before, state.pending.numbers(rank))
+        message = Lease(
+            work=work,
+            step=step,
+            lo=node.lo,
+            hi=node.hi,
+            number=lease.number,
+            slot=slot,
+            is_digested=node.lo in state.leases.single,
+        )
+        if member.shares or member.weights_step == step:
+            return [Send(peer=member.peer, message=message)]
+        member.weights_step = step
+        return [SendWeights(peer=member.peer, step=step), Send(peer=member.peer, message=message)]

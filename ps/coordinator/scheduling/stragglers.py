@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from common.protocol.messages import Result, Work
+from common.protocol.messages import Work
 from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from ps.coordinator.scheduling.withdrawals import Withdrawals
 from ps.coordinator.timer_queue import TimerQueue
 
 #: Seconds that every lease lasts at least: other programs may take a processor for as long, and swapping longer.
@@ -27,8 +28,12 @@ MEDIANS, DEVIATIONS = 4.0, 8.0
 #: Micro-batches of one kind of work may take this many times as long as those of the other, if only that one is known.
 OTHER_KIND = 100.0
 
-#: Leases after which a worker's speed is known, and those that are remembered.
+#: Leases after which a worker's usual time is known well enough for a bound, and those that are remembered.
 ENOUGH, REMEMBERED = 3, 32
+
+#: Leases by which it is judged what the next one takes: few, so that a change is followed at once. It is the second
+#: shortest of them, since now and then something comes between: for that there are second copies.
+RECENT = 5
 
 #: Seconds within which the server checks the time at least once while anybody could be late.
 CHECK_S = 1.0
@@ -45,6 +50,14 @@ EVICTION_S = 3.0
 PROBATION = 20.0
 
 
+#: Shortest time of a micro-batch that is expected: so that it can be divided by.
+SHORTEST_S = 1e-6
+
+#: A worker is delayed if a lease takes it longer than expected by a micro-batch, or by so many deviations of all of its
+#: micro-batches: a slower one is not, whose time is known, nor one of which the times vary.
+SLACK_DEVIATIONS = 4.0
+
+
 @dataclass
 class DurationEstimate:
     """Seconds that a micro-batch took in the last leases."""
@@ -53,12 +66,17 @@ class DurationEstimate:
     median_s: float = 0.0
     #: The median of the distances from the median.
     deviation_s: float = 0.0
+    #: The most recent ones, and what the next is expected to be.
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    expected_s: float = 0.0
     count: int = 0
 
     def add(self, seconds: float) -> None:
         """Record a lease. Medians are recomputed at each of the first, then at every eighth: they cost 10 us."""
         self.last.append(seconds)
         self.count += 1
+        self.recent.append(seconds)
+        self.expected_s = sorted(self.recent)[1 if len(self.recent) > 2 else 0]
         if self.count <= 8 or self.count % 8 == 0:
             self.median_s = median(self.last)
             self.deviation_s = median([abs(one - self.median_s) for one in self.last])
@@ -86,19 +104,20 @@ class LeaseTimeouts:
         """Record that a worker, which had nothing to do, was given work."""
         self._since[rank] = now
 
-    def record(self, rank: int, result: Result, held: Sequence[HeldLease], now: float) -> None:
-        """Measure a result of one of a worker's `held` leases; it continues with the others.
+    def record(self, rank: int, work: Work, micro_batches: int, now: float, *, is_trial: bool = False) -> None:
+        """Measure so many micro-batches that a worker has just computed; it continues with what else it holds.
 
-        A result of anything else measures nothing: it came twice, or too late.
+        After a trial it is expected to take as long as in that one, whatever it took before. Nothing is measured of a
+        worker that was given nothing.
         """
-        since, work, node = self._since.get(rank), _kind(result.work), result.node()
-        if since is None or all(lease.node != node for lease in held):
+        since, work = self._since.get(rank), _kind(work)
+        if since is None:
             return
-        for estimate in (
-            self._own.setdefault((rank, work), DurationEstimate()),
-            self._all.setdefault(work, DurationEstimate()),
-        ):
-            estimate.add((now - since) / len(node))
+        own = self._own.setdefault((rank, work), DurationEstimate())
+        if is_trial:
+            own.recent.clear()
+        for estimate in (own, self._all.setdefault(work, DurationEstimate())):
+            estimate.add((now - since) / micro_batches)
         self._since[rank] = now
 
     def remove(self, rank: int) -> None:
@@ -123,6 +142,28 @@ class LeaseTimeouts:
         # A micro-batch of the other kind may have many more samples, and its bound is no more than a guess.
         guess_s = max((OTHER_KIND * estimate.bound_s(micro_batches) for estimate in known), default=self.limit_s)
         return min(self.limit_s, max(GRACE_S, guess_s))
+
+    def is_known(self, work: Work) -> bool:
+        """Tell whether anybody has done such work."""
+        return _kind(work) in self._all
+
+    def expected_s(self, rank: int, work: Work) -> float:
+        """Return the seconds that a micro-batch will take a worker, or else anybody: above 0.
+
+        Only for work that `is_known`.
+        """
+        work = _kind(work)
+        return max(SHORTEST_S, self._own.get((rank, work), self._all[work]).expected_s)
+
+    def slack_s(self, rank: int, work: Work, micro_batches: int) -> float:
+        """Return by how many seconds a lease may take longer than expected before its worker counts as delayed."""
+        own = self._own.get((rank, _kind(work)))
+        usual_s = 0.0 if own is None else SLACK_DEVIATIONS * own.deviation_s * micro_batches
+        return max(self.expected_s(rank, work), usual_s)
+
+    def remaining_s(self, rank: int, work: Work, micro_batches: int, now: float) -> float:
+        """Return in how many seconds a worker will have done so many micro-batches, the first of which it is at."""
+        return max(0.0, micro_batches * self.expected_s(rank, work) - self.held_s(rank, now))
 
     def held_s(self, rank: int, now: float) -> float:
         """Return for how long a worker has brought nothing of what it holds."""
@@ -165,6 +206,7 @@ class StragglerMonitor:
     """The times of all workers of a run."""
 
     timeouts: LeaseTimeouts
+    withdrawals: Withdrawals = field(default_factory=Withdrawals)
     stalls: StallDetector = field(default_factory=StallDetector)
     #: By rank, when a worker that is late, and says nothing, is evicted.
     evictions: TimerQueue[int] = field(default_factory=TimerQueue)
@@ -176,15 +218,21 @@ class StragglerMonitor:
         stalled_s = self.stalls.check(now)
         if stalled_s:
             leases.postpone(stalled_s)
+            self.withdrawals.postpone(stalled_s)
             self.timeouts.postpone(stalled_s)
             for rank, at in list(self.evictions.times.items()):
                 self.evictions.set(rank, at + stalled_s)
 
     def deadline(self, leases: LeaseTable) -> float | None:
         """Return when to check again."""
-        if not leases.held and not self.evictions.times:
+        if not leases.held and not self.evictions.times and not self.withdrawals.open:
             return None
-        due = (self.stalls.due(), leases.next_deadline(), self.evictions.soonest())
+        due = (
+            self.stalls.due(),
+            leases.next_deadline(),
+            self.withdrawals.next_deadline(),
+            self.evictions.soonest(),
+        )
         return min(at for at in due if at is not None)
 
     def timeout_s(self, rank: int, work: Work, held: Sequence[HeldLease]) -> float:
@@ -210,6 +258,7 @@ class StragglerMonitor:
         """Forget a worker that is gone."""
         self.evictions.drop(rank)
         self._probation.pop(rank, None)
+        self.withdrawals.remove(rank)
         self.timeouts.remove(rank)
 
     def to_evict(self, now: float, *, has_others: bool) -> list[int]:
