@@ -10,7 +10,7 @@ from typing import assert_never
 
 from common.aggregation.tree import Node
 from common.errors import FailureKind
-from common.protocol.messages import Eviction, Finished, Ping, Result, Status, Welcome, Withdrawal, Work, shortened
+from common.protocol.messages import Eviction, Finished, Ping, Result, Status, Welcome, shortened
 from common.statemachine.events_and_effects import Report, Send
 from common.statemachine.transitions import check_reached, targets_in
 from ps.coordinator import events, failures, registration
@@ -253,27 +253,26 @@ class Coordinator:
 
         A result of anything else measures nothing: it came twice, or too late.
         """
+        if self.scheduler.past(member, (result.work, result.step, result.number), None, now) is not None:
+            return True
         node, rank = result.node(), member.rank
-        is_late = self.scheduler.withdrawals.answer(rank, (result.work, result.step, result.number)) is not None
-        if is_late or any(lease.node == node for lease in self.leases.held_by(rank)):
-            self._measure(member, result.work, len(node), now)
-        return is_late
-
-    def _measure(self, member: Member, work: Work, micro_batches: int, now: float) -> None:
-        self.scheduler.timeouts.record(member.rank, work, micro_batches, now, is_trial=member.trial is not None)
+        if any(lease.node == node for lease in self.leases.held_by(rank)):
+            is_trial = member.trial is not None
+            self.scheduler.timeouts.record(rank, result.work, len(node), now, is_trial=is_trial)
+        return False
 
     def _on_dropped(self, event: events.LeaseDropped, now: float) -> list[Effect]:
         """Let a worker have work again that is past a lease which was withdrawn."""
         member, dropped = self.membership.members.get(event.peer), event.dropped
         if member is None:
             return []
-        node = self.scheduler.withdrawals.answer(member.rank, (dropped.work, dropped.step, dropped.number))
-        if node is None:
+        key = (dropped.work, dropped.step, dropped.number)
+        withdrawn = self.scheduler.past(member, key, dropped.computed, now)
+        if withdrawn is None:
             return []
-        computed = min(dropped.computed, len(node))
-        if computed:
-            self._measure(member, dropped.work, computed, now)
-            part = [Node(node.lo, node.lo + computed)]
+        node = withdrawn.lease.node
+        if dropped.computed:
+            part = [Node(node.lo, min(node.hi, node.lo + dropped.computed))]
             self.state.account.record_recomputed(dropped.work, dropped.step, part, member.rank, OTHERS_FASTER)
         return self._assign_leases(now, self._only(member))
 
@@ -290,21 +289,20 @@ class Coordinator:
     def _accept(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Count a result whose sums are, or will be at once, in the tree."""
         ended, is_freed = self.state.accept(member, result)
-        withdrawn = self._withdraw(ended)
+        withdrawn = self._withdraw(ended, now)
         if result.work == "train":
             self.membership.credit(member, result.count // self.info.targets, result.compute_s)
         if self.leases.is_complete():
             return [*withdrawn, *self._complete_round(now), *self._assign_leases(now)]
         return [*withdrawn, *self._assign_leases(now, None if is_freed else self._only(member))]
 
-    def _withdraw(self, ended: Sequence[HeldLease]) -> list[Effect]:
+    def _withdraw(self, ended: Sequence[HeldLease], now: float) -> list[Effect]:
         """Tell workers that others were faster."""
         effects: list[Effect] = []
         for lease in ended:
-            member, work, step = self.membership.by_rank(lease.rank), self.round.work, self.round.step
+            member = self.membership.by_rank(lease.rank)
             assert member is not None  # what a member held was released when it left
-            self.scheduler.withdrawals.add(work, step, lease)
-            effects.append(Send(peer=member.peer, message=Withdrawal(work=work, step=step, number=lease.number)))
+            effects.append(Send(peer=member.peer, message=self.scheduler.withdraw(self.state, lease, now)))
         return effects
 
     def _on_lease_failed(self, event: events.LeaseFailed, now: float) -> list[Effect]:
@@ -369,7 +367,7 @@ class Coordinator:
         difference = self.state.audit.difference(member, result)
         if difference:
             return self._fail(difference, FailureKind.AUDIT)
-        withdrawn = self._withdraw(self.state.accept_audited(member, result))
+        withdrawn = self._withdraw(self.state.accept_audited(member, result), now)
         self.progress.audited += 1
         self.membership.credit_audit(member, result.compute_s)
         return [*withdrawn, *self._assign_leases(now)]
@@ -436,5 +434,6 @@ class Coordinator:
         assert self.is_running() or self.is_over() or not self.leases.held
         if self.is_running():
             assert not self.leases.is_complete()
-            self.state.validate(sorted(member.rank for member in self.scheduler.available(self.membership.ready())))
+            answering = self.scheduler.withdrawals
+            self.state.validate(sorted(rank for rank in ready if not answering.has_any(rank)))
             assert ready or self.reminder.due is not None, "nobody works, and nobody is reminded"

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 import msgspec
@@ -14,6 +14,7 @@ from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Effect, Send, UpdateWeights
 from ps.records.ledger import Again
+from ps.run.plan import plan_of
 from tests.ps.runs import facts_of, join_of, peer_of, result_of
 
 #: Virtual seconds of a micro-batch on a worker of speed 1, and those that a message takes.
@@ -57,10 +58,11 @@ class TimedRun:
     _count: int = 0
 
     def __post_init__(self) -> None:
-        job = Job(
-            model="linear", global_batch=self.micro_batches, micro_batches=self.micro_batches, epochs=1, steps=self.steps
-        )
-        self.coordinator = Coordinator(facts_of(job, min_workers=len(self.speeds)))
+        # One epoch, so that no evaluation comes between.
+        job = Job(model="linear", global_batch=self.micro_batches, micro_batches=self.micro_batches, epochs=1)
+        info = facts_of(job, min_workers=len(self.speeds))
+        plan = plan_of(job, self.steps * self.micro_batches, 1)
+        self.coordinator = Coordinator(replace(info, plan=plan))
         self.workers = [TimedWorker(number, takes_s) for number, takes_s in enumerate(self.speeds)]
         cores = len(self.speeds) if self.cores is None else self.cores
         for worker in self.workers:

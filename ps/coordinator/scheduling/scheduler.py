@@ -5,9 +5,10 @@ Pure. What is decided here never changes the result: the sums are added over one
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 
 from common.aggregation.tree import Node, largest_node_at
-from common.protocol.messages import Lease
+from common.protocol.messages import Lease, Withdrawal
 from ps.coordinator.effects import Effect, Send, SendWeights
 from ps.coordinator.membership import Member, Membership, MemberState, Trial
 from ps.coordinator.scheduling.buffer_pool import WINDOW
@@ -15,7 +16,7 @@ from ps.coordinator.scheduling.finishing_time import finishing_time_s, whole
 from ps.coordinator.scheduling.lease_table import HeldLease
 from ps.coordinator.scheduling.round_state import RoundState
 from ps.coordinator.scheduling.stragglers import LeaseTimeouts
-from ps.coordinator.scheduling.withdrawals import Withdrawals
+from ps.coordinator.scheduling.withdrawals import LeaseKey, WithdrawnLease, Withdrawals
 
 #: A second copy is worth it if it will be there sooner by this part of the time that it takes.
 COPY_MARGIN = 0.25
@@ -44,9 +45,39 @@ class Scheduler:
         """Return when the next lease is delayed, so that somebody else may be given it as well."""
         return state.expected.next_delay(state.leases)
 
-    def available(self, members: Iterable[Member]) -> list[Member]:
-        """Return those of some ready members that are not still at what others have done."""
-        return [member for member in members if not self.withdrawals.is_busy(member.rank)]
+    def available(self, members: Iterable[Member], now: float) -> list[Member]:
+        """Return those of some ready members that do not stand still."""
+        return [member for member in members if not self.withdrawals.stands_still(member.rank, now)]
+
+    def withdraw(self, state: RoundState, lease: HeldLease, now: float) -> Withdrawal:
+        """Take back a lease that another worker was faster with; return the message that says so.
+
+        Its worker stops within a micro-batch, unless it is so late already that it seems to stand still.
+        """
+        work, step = state.round.work, state.round.step
+        began, due = self.timeouts.since(lease.rank, now), now
+        if self.timeouts.is_known(work):
+            each_s = self.timeouts.expected_s(lease.rank, work)
+            is_late = now > began + len(lease.node) * each_s + self._slack_s(state, lease)
+            due = now if is_late else now + 2 * each_s
+        self.withdrawals.add(work, step, WithdrawnLease(lease, began, due))
+        return Withdrawal(work=work, step=step, number=lease.number)
+
+    def past(self, member: Member, key: LeaseKey, computed: int | None, now: float) -> WithdrawnLease | None:
+        """Record that a worker is past a lease after so many of its micro-batches, None for all of them.
+
+        None if it was not withdrawn.
+        """
+        withdrawn = self.withdrawals.answer(member.rank, key)
+        if withdrawn is None:
+            return None
+        done = len(withdrawn.lease.node) if computed is None else min(computed, len(withdrawn.lease.node))
+        if done:
+            each_s = max(0.0, now - withdrawn.began) / done
+            self.timeouts.add(member.rank, key[0], each_s, is_trial=member.trial is not None)
+        # What it was given meanwhile it begins now.
+        self.timeouts.begin(member.rank, now)
+        return withdrawn
 
     # What is free
 
@@ -56,13 +87,13 @@ class Scheduler:
         """Share out what is free, as much as each worker can compute until all is done."""
         ready, leases = membership.count(MemberState.READY), state.leases
         if ready == 1 or leases.is_restricted() or not self.timeouts.is_known(state.round.work):
-            members = self.available(membership.ready() if given is None else given)
+            members = self.available(membership.ready() if given is None else given, now)
             return self._share_blindly(state, members, ready, now)
         # Who has nothing to wait for does not wait for the end of a plan in which the last ones are late.
         is_on_time = state.end is not None and now <= state.end and leases.held
         if given is not None and is_on_time:
-            return self._share_until(state, self.available(given), frozenset(), ready, now)
-        members = self.available(membership.ready())
+            return self._share_until(state, self.available(given, now), frozenset(), ready, now)
+        members = self.available(membership.ready(), now)
         return self._share_until(state, members, self._plan(state, members, now), ready, now) if members else []
 
     def _share_blindly(self, state: RoundState, members: Sequence[Member], ready: int, now: float) -> list[Effect]:
@@ -112,8 +143,15 @@ class Scheduler:
     def _speed(self, state: RoundState, rank: int, now: float) -> tuple[float, float]:
         """Return the seconds until a worker has done what it holds, and those of another micro-batch."""
         held, work = sum(len(lease.node) for lease in state.leases.held_by(rank)), state.round.work
-        busy_s = self.timeouts.remaining_s(rank, work, held, now) if held else 0.0
-        return busy_s, self.timeouts.expected_s(rank, work)
+        each_s = self.timeouts.expected_s(rank, work)
+        if held:
+            return self.timeouts.remaining_s(rank, work, held, now), each_s
+        return self._stopping_s(rank, each_s, now), each_s
+
+    def _stopping_s(self, rank: int, each_s: float, now: float) -> float:
+        """Return the seconds until a worker has stopped computing what was withdrawn: at the next micro-batch."""
+        began = self.withdrawals.began(rank)
+        return 0.0 if began is None else each_s - max(0.0, now - began) % each_s
 
     def _share_until(
         self, state: RoundState, members: Sequence[Member], tried: frozenset[int], ready: int, now: float
@@ -121,18 +159,17 @@ class Scheduler:
         """Lease to each member what it can do until the round's expected end, and to those that are tried one each."""
         assert state.end is not None
         effects: list[Effect] = []
+        # The largest lease first, whosever it is: then each begins where a node as large does.
         rooms = [(self._room(state, member.rank, now) or int(member.rank in tried), member) for member in members]
-        # The largest leases first: then all begin where a node as large does.
-        rooms.sort(key=lambda one: -one[0].bit_length())
-        for held in range(WINDOW):
-            for room, member in rooms:
-                if not state.leases.free():
-                    return effects
-                if len(state.slots_in_use(member.rank)) > held:
-                    continue
-                left = room if held == 0 else self._room(state, member.rank, now)
-                if left:
-                    effects += self._lease(state, member, min(left, state.most), ready, now)
+        waiting = [(-room.bit_length(), member.rank, room, member) for room, member in rooms if room]
+        heapify(waiting)
+        while waiting and state.leases.free():
+            _, rank, room, member = heappop(waiting)
+            if len(state.slots_in_use(rank)) == WINDOW:
+                continue
+            effects += self._lease(state, member, min(room, state.most), ready, now)
+            if left := self._room(state, rank, now):
+                heappush(waiting, (-left.bit_length(), rank, left, member))
         return effects
 
     def _room(self, state: RoundState, rank: int, now: float) -> int:
@@ -159,7 +196,7 @@ class Scheduler:
         return effects
 
     def _may_help(self, state: RoundState, membership: Membership, member: Member) -> bool:
-        is_idle = not state.slots_in_use(member.rank) and not self.withdrawals.is_busy(member.rank)
+        is_idle = not state.slots_in_use(member.rank) and not self.withdrawals.has_any(member.rank)
         return is_idle and member.state is MemberState.READY and not membership.is_crowded(member)
 
     def _find_delayed(self, state: RoundState, now: float) -> None:
@@ -230,7 +267,9 @@ class Scheduler:
         work, step, rank, node = state.round.work, state.round.step, member.rank, lease.node
         before = [held.node for held in state.leases.held_by(rank) if held.number != lease.number]
         if not before:
-            self.timeouts.begin(rank, now)
+            is_known = self.withdrawals.has_any(rank) and self.timeouts.is_known(work)
+            stops_s = self._stopping_s(rank, self.timeouts.expected_s(rank, work), now) if is_known else 0.0
+            self.timeouts.begin(rank, now + stops_s)
         if self._has_copies and self.timeouts.is_known(work):
             state.expected.add(lease, self._expected_end(state, lease, now), self._slack_s(state, lease))
         slot = state.buffers.lend(rank, lease.number, node, before, state.pending.numbers(rank))

@@ -105,20 +105,26 @@ class LeaseTimeouts:
         self._since[rank] = now
 
     def record(self, rank: int, work: Work, micro_batches: int, now: float, *, is_trial: bool = False) -> None:
-        """Measure so many micro-batches that a worker has just computed; it continues with what else it holds.
+        """Measure so many micro-batches of a lease that a worker has just done; it continues with what else it holds.
 
-        After a trial it is expected to take as long as in that one, whatever it took before. Nothing is measured of a
-        worker that was given nothing.
+        As in `add`. Nothing is measured of a worker that was given nothing.
         """
-        since, work = self._since.get(rank), _kind(work)
-        if since is None:
-            return
+        since = self._since.get(rank)
+        if since is not None:
+            self.add(rank, work, max(0.0, now - since) / micro_batches, is_trial=is_trial)
+            self._since[rank] = now
+
+    def add(self, rank: int, work: Work, each_s: float, *, is_trial: bool = False) -> None:
+        """Record how many seconds a micro-batch took a worker.
+
+        After a trial it is expected to take as long as in that one, whatever it took before.
+        """
+        work = _kind(work)
         own = self._own.setdefault((rank, work), DurationEstimate())
         if is_trial:
             own.recent.clear()
         for estimate in (own, self._all.setdefault(work, DurationEstimate())):
-            estimate.add((now - since) / micro_batches)
-        self._since[rank] = now
+            estimate.add(each_s)
 
     def remove(self, rank: int) -> None:
         """Forget a worker that is gone."""
@@ -167,7 +173,11 @@ class LeaseTimeouts:
 
     def held_s(self, rank: int, now: float) -> float:
         """Return for how long a worker has brought nothing of what it holds."""
-        return now - self._since.get(rank, now)
+        return now - self.since(rank, now)
+
+    def since(self, rank: int, now: float) -> float:
+        """Return since when a worker has brought nothing of what it holds; later than `now` if it is to begin then."""
+        return self._since.get(rank, now)
 
     def median_s(self, rank: int, work: Work) -> float | None:
         """Return the seconds that a micro-batch takes a worker, or else everybody; None if nothing is known."""
