@@ -15,10 +15,9 @@ class Careless(BufferPool):
 
     named: dict[int, int] = field(default_factory=dict)
 
-    def lend(self, rank: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> tuple[int, int]:
-        slot, number = super().lend(rank, node, held, read)
-        self.named[number] = slot
-        return slot, number
+    def lend(self, rank: int, number: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> int:
+        self.named[number] = super().lend(rank, number, node, held, read)
+        return self.named[number]
 
     def slot_of(self, rank: int, number: int) -> int | None:
         return self.named.get(number)

@@ -16,7 +16,7 @@ from ps.coordinator import events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Effect
 from ps.coordinator.membership import Membership
-from ps.coordinator.scheduling.lease_table import LeaseTable
+from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from ps.records.recorder import MetricsRecorder
 from ps.run.info import RunInfo
 from ps.run.plan import Round
@@ -44,8 +44,8 @@ class Credulous(LeaseTable):
     def may_accept(self, node: Node) -> bool:
         return True
 
-    def accept(self, node: Node) -> bool:
-        return super().may_accept(node) and super().accept(node)
+    def accept(self, node: Node) -> list[HeldLease] | None:
+        return super().accept(node) if super().may_accept(node) else None
 
 
 class CredulousCoordinator(Coordinator):

@@ -12,7 +12,6 @@ from common.protocol.messages import Finished, Lease, Result, Welcome
 from ps.coordinator import events
 from ps.coordinator.effects import AwaitShards, Effect, Finish, RecordEpoch, Send, UpdateWeights
 from ps.coordinator.membership import MemberState
-from ps.coordinator.scheduling.lease_table import HeldLease
 from ps.coordinator.scheduling.stragglers import ENOUGH, FLOOR_S
 from ps.coordinator.transitions import RunPhase
 from ps.records.ledger import Again
@@ -235,11 +234,11 @@ def test_a_sign_of_progress_extends_what_is_held() -> None:
 def test_a_sign_of_progress_gives_a_worker_the_time_that_it_takes_itself_for_all_that_it_holds() -> None:
     drive = Drive(facts_of(Job(model="linear", global_batch=16, micro_batches=16), min_workers=2))
     drive.enter(1, 2)
-    timeouts, one = drive.coordinator.stragglers.timeouts, result_of(Lease(work="train", step=0, lo=0, hi=1))
+    timeouts = drive.coordinator.stragglers.timeouts
     for rank, seconds in ((0, 1.0), (1, 2.0)):
         for _ in range(ENOUGH):
             timeouts.begin(rank, 0.0)
-            timeouts.record(rank, one, [HeldLease(Node(0, 1), rank, 0.0)], seconds)
+            timeouts.record(rank, "train", 1, seconds)
     drive.happen(events.WorkerAdvanced(peer=peer_of(1)))
     held = drive.coordinator.leases.held_by(0)
     seconds = timeouts.timeout_s(0, "train", sum(len(lease.node) for lease in held))

@@ -55,11 +55,8 @@ def test_sums_are_added_from_the_slot_of_the_lease_or_came_before_the_result() -
 
 def late() -> tuple[Drive, Lease, Lease]:
     """A worker whose two leases ended, and that got two others when it answered the first; the second, and the last."""
-    drive = Drive(replace(facts_of(), needs_memory=True))
-    drive.enter(1, shares=True)
-    drive.enter(2, shares=True)
-    drive.finish_round()
-    assert drive.coordinator.round.step == 1
+    drive = Drive(replace(facts_of(min_workers=2), needs_memory=True))
+    drive.enter(1, 2, shares=True)
     first, second = drive.leases[1]
     drive.leases[2].clear()
     drive.pass_time(drive.info.lease_timeout_s)

@@ -30,6 +30,8 @@ class Line:
     """A worker, its memory, and what is on its way between it and the server."""
 
     book: BufferPool = field(default_factory=BufferPool)
+    #: Leases so far.
+    count: int = 0
     #: By number, what is held at the server.
     held: dict[int, Node] = field(default_factory=dict)
     #: Leases that the worker has not begun, as (slot, number), and results that the server has not read.
@@ -44,9 +46,10 @@ class Line:
     def act(self, action: str, micro_batch: int) -> None:
         match action:
             case "lease" if len(self.held) < SLOTS and Node(micro_batch, micro_batch + 1) not in self.held.values():
-                slot, number = self.book.lend(RANK, Node(micro_batch, micro_batch + 1), list(self.held.values()))
-                self.held[number] = Node(micro_batch, micro_batch + 1)
-                self.inbox.append((slot, number))
+                self.count += 1
+                slot = self.book.lend(RANK, self.count, Node(micro_batch, micro_batch + 1), list(self.held.values()))
+                self.held[self.count] = Node(micro_batch, micro_batch + 1)
+                self.inbox.append((slot, self.count))
             case "end":
                 self.held = dict(list(self.held.items())[micro_batch % (SLOTS + 1) :])
             case "begin" if self.inbox and self.at_work is None:
@@ -128,29 +131,29 @@ def test_a_late_result_whose_slot_is_still_its_own_is_read() -> None:
 
 def test_the_same_micro_batches_leased_again_to_the_same_worker_are_another_lease() -> None:
     book = BufferPool()
-    first = book.lend(RANK, Node(0, 2), [])
-    again = book.lend(RANK, Node(0, 2), [])
-    third = book.lend(RANK, Node(2, 3), [Node(0, 2)])
-    assert (first, again, third) == ((0, 1), (1, 2), (0, 3))
-    assert [book.slot_of(RANK, number) for number in (1, 2, 3)] == [None, 1, 0]
+    first = book.lend(RANK, 1, Node(0, 2), [])
+    again = book.lend(RANK, 2, Node(0, 2), [])
+    third = book.lend(RANK, 5, Node(2, 3), [Node(0, 2)])
+    assert (first, again, third) == (0, 1, 0)
+    assert [book.slot_of(RANK, number) for number in (1, 2, 5)] == [None, 1, 0]
 
 
 @pytest.mark.parametrize(("rank", "number"), [(RANK, 0), (RANK, 2), (RANK + 1, 1)])
 def test_a_lease_that_never_was_has_no_slot(rank: int, number: int) -> None:
     book = BufferPool()
-    book.lend(RANK, Node(0, 1), [])
+    book.lend(RANK, 1, Node(0, 1), [])
     assert book.slot_of(rank, number) is None
 
 
 def test_one_node_may_stand_in_both_slots() -> None:
     book, node = BufferPool(), Node(0, 4)
-    first, number = book.lend(RANK, node, [])
+    first = book.lend(RANK, 1, node, [])
     # Its lease ran out, and its result has come: other servers are still to read it.
-    second, _ = book.lend(RANK, node, [], [number])
+    second = book.lend(RANK, 2, node, [], [1])
     assert first != second
-    assert book.needed(RANK, [node], [number]) == [0, 1]
+    assert book.needed(RANK, [node], [1]) == [0, 1]
     # So did the second one's, and nothing has come of it.
-    assert book.needed(RANK, [], [number]) == [first]
-    third, _ = book.lend(RANK, node, [], [number])
+    assert book.needed(RANK, [], [1]) == [first]
+    third = book.lend(RANK, 3, node, [], [1])
     assert third == second
     assert book.needed(RANK, [node], []) == [second]

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from common.aggregation.tree import Node
-from common.protocol.messages import Result, Work
-from ps.coordinator.scheduling.lease_table import HeldLease
+from common.protocol.messages import Work
 from ps.coordinator.scheduling.stragglers import (
     ENOUGH,
     FLOOR_S,
@@ -19,18 +17,13 @@ from ps.coordinator.scheduling.stragglers import (
 TIMEOUT_S = 60.0
 
 
-def result_of(node: Node, work: Work = "train") -> Result:
-    return Result(work=work, step=0, lo=node.lo, hi=node.hi, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
-
-
 def made(seconds_each: list[float], *, rank: int = 0, size: int = 1, work: Work = "train") -> LeaseTimeouts:
     """Return timeouts after a worker took so many seconds per micro-batch, for leases of `size` of them."""
     timeouts, now = LeaseTimeouts(TIMEOUT_S), 0.0
-    node = Node(0, size)
     for seconds in seconds_each:
         timeouts.begin(rank, now)
         now += seconds * size
-        timeouts.record(rank, result_of(node, work), [HeldLease(node, rank, 0.0)], now)
+        timeouts.record(rank, work, size, now)
     return timeouts
 
 
@@ -86,12 +79,13 @@ def test_a_slow_machine_becomes_known_as_such_within_its_last_leases() -> None:
     assert made([0.1] * 100 + [3.0] * 40).median_s(0, "train") == pytest.approx(3.0)
 
 
-def test_a_result_of_something_not_held_is_not_measured() -> None:
+def test_nothing_is_measured_of_a_worker_that_was_given_nothing() -> None:
     timeouts = made([1.0] * 10)
-    for node in (Node(0, 2), Node(3, 1)):
-        timeouts.record(0, result_of(node), [HeldLease(Node(0, 1), 0, 0.0)], 1000.0)
-    timeouts.record(5, result_of(Node(0, 1)), [HeldLease(Node(0, 1), 5, 0.0)], 1000.0)
-    assert timeouts.median_s(0, "train") == pytest.approx(1.0)
+    for _ in range(ENOUGH):
+        timeouts.record(5, "train", 1, 1000.0)
+        timeouts.record(5, "evaluate", 1, 1000.0)
+    assert timeouts.median_s(5, "train") == pytest.approx(1.0)
+    assert timeouts.median_s(5, "evaluate") is None
     assert timeouts.held_s(5, 1000.0) == 0.0
 
 
@@ -101,7 +95,7 @@ def test_what_it_has_held_begins_when_it_got_work_or_brought_some() -> None:
     assert timeouts.held_s(0, 109.0) == 9.0
     timeouts.postpone(5.0)
     assert timeouts.held_s(0, 109.0) == 4.0
-    timeouts.record(0, result_of(Node(0, 1)), [HeldLease(Node(0, 1), 0, 0.0)], 110.0)
+    timeouts.record(0, "train", 1, 110.0)
     assert timeouts.held_s(0, 111.0) == 1.0
 
 
@@ -131,7 +125,7 @@ def recorded(often: list[Took], once: Sequence[Took] = ()) -> LeaseTimeouts:
     for rank, work, seconds in [*often * ENOUGH, *once]:
         timeouts.begin(rank, now)
         now += seconds
-        timeouts.record(rank, result_of(Node(0, 1), work), [HeldLease(Node(0, 1), rank, 0.0)], now)
+        timeouts.record(rank, work, 1, now)
     return timeouts
 
 

@@ -31,9 +31,9 @@ def leased(*members: Member, chosen: frozenset[int] = frozenset()) -> RoundState
     """Return a round of which each member holds two micro-batches, in turn."""
     state = RoundState(ROUND, Audit(ROUND, chosen))
     for member in members:
-        node = state.leases.lease(member.rank, 2, 9.0, is_alone=False)
-        assert node is not None
-        state.buffers.lend(member.rank, node, [])
+        lease = state.leases.lease(member.rank, 2, 9.0, is_alone=False)
+        assert lease is not None
+        state.buffers.lend(member.rank, lease.number, lease.node, [])
     return state
 
 
@@ -117,7 +117,7 @@ def test_what_is_evaluated_is_in_no_slot_and_waits_for_no_server() -> None:
     member, at = member_of(0, shares=True), Round("evaluate", 5, 8)
     state = RoundState(at, Audit(at))
     state.leases.lease(0, 2, 9.0, is_alone=False)
-    state.buffers.lend(0, NODE, [])
+    state.buffers.lend(0, 1, NODE, [])
     for number in (1, 7):
         one = msgspec.structs.replace(result(number=number), work="evaluate")
         assert state.on_result(member, one, has_shards=True) == ([], True)
@@ -148,11 +148,17 @@ def test_a_result_of_a_step_to_come_is_not_listed(step: int, is_listed: bool) ->
     assert bool(state.account.entries) is is_listed
 
 
-def test_others_have_something_to_do_if_their_lease_or_a_larger_one_ends() -> None:
+def test_a_result_ends_the_leases_of_others_that_overlap_it_and_frees_what_it_has_not_of_them() -> None:
     first, second = member_of(0), member_of(1)
-    assert not leased(first, second).accept(first, result())
-    assert leased(first, second).accept(second, result())
-    assert leased(first, second).accept(first, result(Node(0, 1)))
+    state = leased(first, second)
+    (lease,) = state.leases.held_by(0)
+    assert state.accept(first, result()) == ([], False)
+    state = leased(first, second)
+    assert state.accept(second, result()) == ([lease], False)
+    state = leased(first, second)
+    assert state.accept(first, result(Node(0, 1))) == ([], True)
+    state = leased(first, second)
+    assert state.accept(second, result(Node(0, 1))) == ([lease], True)
 
 
 def test_slots_are_in_use_by_what_is_held_and_what_is_read() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from common.aggregation.tree import Node
 from common.job.job import Job
-from common.protocol.messages import Eviction, Lease, Ping, Result, Welcome
+from common.protocol.messages import Eviction, Lease, Ping, Welcome
 from ps.coordinator import events
 from ps.coordinator.effects import ForgetWorker
 from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
@@ -100,11 +100,10 @@ def test_the_next_check_is_at_the_first_of_all_times_and_there_is_none_without_w
 
 def test_all_that_a_worker_holds_counts_for_its_time() -> None:
     made, held = monitor_of_one(), [HeldLease(Node(0, 2), 0, 0.0), HeldLease(Node(2, 3), 0, 0.0)]
-    result = Result(work="train", step=0, lo=2, hi=3, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
     made.timeouts.begin(1, 100.0)
     for number in range(1, 9):
-        made.timeouts.record(0, result, held, 100.0 + number)
-        made.timeouts.record(1, result, held, 100.0 + 2 * number)
+        made.timeouts.record(0, "train", 1, 100.0 + number)
+        made.timeouts.record(1, "train", 1, 100.0 + 2 * number)
     assert (made.timeout_s(0, "train", held), made.timeout_s(1, "train", held)) == (3 * 4.0, 3 * 8.0)
 
 
@@ -112,14 +111,17 @@ LONG = Job(model="linear", epochs=2000, global_batch=16, micro_batches=4)
 
 
 def practised(workers: int = 2, job: Job | None = None) -> Drive:
-    """Return a run whose workers have taken a tenth of a second for each lease of two steps."""
+    """Return a run whose workers have taken a tenth of a second for each micro-batch of two steps."""
     drive = Drive(facts_of(job, min_workers=workers))
     drive.enter(*range(1, workers + 1))
+    computed = dict.fromkeys(range(1, workers + 1), 0)
     while drive.coordinator.round.step < 2 or drive.coordinator.round.work != "train":
-        for worker in range(1, workers + 1):
-            if drive.leases.get(worker):
-                drive.now += 0.1
+        drive.now += 0.1
+        for worker in computed:
+            computed[worker] += 1
+            if drive.leases.get(worker) and computed[worker] >= len(result_of(drive.leases[worker][0]).node()):
                 drive.answer(worker)
+                computed[worker] = 0
     return drive
 
 
