@@ -104,7 +104,7 @@ class Coordinator:
             self.reminder.due,
             self.membership.next_probe(),
             self.stragglers.deadline(self.leases),
-            self.scheduler.next_delay(self.state),
+            self.scheduler.deadline(self.state) if self.is_running() else None,
         ]
         return min((at for at in due if at is not None), default=None)
 
@@ -434,6 +434,5 @@ class Coordinator:
         assert self.is_running() or self.is_over() or not self.leases.held
         if self.is_running():
             assert not self.leases.is_complete()
-            answering = self.scheduler.withdrawals
-            self.state.validate(sorted(rank for rank in ready if not answering.has_any(rank)))
+            self.state.validate(sorted(rank for rank in ready if not self.scheduler.withdrawals.has_any(rank)))
             assert ready or self.reminder.due is not None, "nobody works, and nobody is reminded"

@@ -41,13 +41,24 @@ class Scheduler:
             effects = self._share_out(state, membership, now, members)
         return effects + self._copy_late(state, membership, now, members) if self._has_copies else effects
 
-    def next_delay(self, state: RoundState) -> float | None:
-        """Return when the next lease is delayed, so that somebody else may be given it as well."""
-        return state.expected.next_delay(state.leases)
+    def deadline(self, state: RoundState) -> float | None:
+        """Return when something may be leased to others, or to others as well, since its worker is late."""
+        delay = state.expected.next_delay(state.leases)
+        if not state.leases.free() or state.end is None:
+            return delay
+        return state.end if delay is None else min(state.end, delay)
 
-    def available(self, members: Iterable[Member], now: float) -> list[Member]:
-        """Return those of some ready members that do not stand still."""
-        return [member for member in members if not self.withdrawals.stands_still(member.rank, now)]
+    def _available(self, state: RoundState, members: Iterable[Member], now: float) -> list[Member]:
+        """Return those of some ready members that do not seem to stand still."""
+        return [member for member in members if not self._stands_still(state, member.rank, now)]
+
+    def _stands_still(self, state: RoundState, rank: int, now: float) -> bool:
+        if self.withdrawals.stands_still(rank, now):
+            return True
+        held = state.leases.held_by(rank)
+        if not held or not self.timeouts.is_known(state.round.work):
+            return False
+        return now >= self._expected_end(state, held[0], now) + self._slack_s(state, held[0])
 
     def withdraw(self, state: RoundState, lease: HeldLease, now: float) -> Withdrawal:
         """Take back a lease that another worker was faster with; return the message that says so.
@@ -87,14 +98,18 @@ class Scheduler:
         """Share out what is free, as much as each worker can compute until all is done."""
         ready, leases = membership.count(MemberState.READY), state.leases
         if ready == 1 or leases.is_restricted() or not self.timeouts.is_known(state.round.work):
-            members = self.available(membership.ready() if given is None else given, now)
+            state.end = None
+            members = self._available(state, membership.ready() if given is None else given, now)
             return self._share_blindly(state, members, ready, now)
         # Who has nothing to wait for does not wait for the end of a plan in which the last ones are late.
-        is_on_time = state.end is not None and now <= state.end and leases.held
+        is_on_time = state.end is not None and now < state.end and leases.held
         if given is not None and is_on_time:
-            return self._share_until(state, self.available(given, now), frozenset(), ready, now)
-        members = self.available(membership.ready(), now)
-        return self._share_until(state, members, self._plan(state, members, now), ready, now) if members else []
+            return self._share_until(state, self._available(state, given, now), frozenset(), ready, now)
+        members = self._available(state, membership.ready(), now)
+        if not members:
+            state.end = None
+            return []
+        return self._share_until(state, members, self._plan(state, members, now), ready, now)
 
     def _share_blindly(self, state: RoundState, members: Sequence[Member], ready: int, now: float) -> list[Effect]:
         """Share out where no times are known: the first leases are large, and the last ones small.
@@ -112,15 +127,13 @@ class Scheduler:
 
     def _plan(self, state: RoundState, members: Sequence[Member], now: float) -> frozenset[int]:
         """Find out when all can be done; return the ranks that are tried although they are too slow for that."""
-        is_new, free = state.end is None, state.leases.free()
+        free, total = state.leases.free(), state.leases.total
         workers = [self._speed(state, member.rank, now) for member in members]
         takes_s = finishing_time_s(free, workers)
         state.end = now + takes_s
-        state.most = state.leases.total
-        if len(members) == 1:
-            # Another worker may be back at any moment: there is to be something that it can take over.
-            state.most = -(-state.leases.total // 2)
-        if not is_new:
+        # If others may be back at any moment, there is to be something that they can take over.
+        state.most = total if len(members) > 1 else -(-total // 2)
+        if free < total:
             return frozenset()
         tried = {
             member.rank

@@ -305,7 +305,7 @@ def late(desk: Desk, rank: int = 0) -> float:
 def test_what_a_worker_is_late_with_is_leased_to_one_that_is_idle_as_well() -> None:
     desk = Desk(2, cores=2)
     now = late(desk)
-    assert desk.scheduler.next_delay(desk.state) == now
+    assert desk.scheduler.deadline(desk.state) == now
     assert desk.assign(now=now - 0.01) == []
     assert [(lease.lo, lease.hi, lease.number) for lease in desk.assign(now=now)] == [(0, 8, 3)]
     assert desk.shares() == [["0-7"], ["0-7"]]
@@ -350,7 +350,7 @@ def test_one_that_becomes_idle_later_gets_the_rest_of_what_is_late() -> None:
 def test_nobody_gets_a_copy_where_it_would_take_the_core_of_the_other(cores: int) -> None:
     desk = Desk(2, cores=cores)
     assert desk.assign(now=late(desk)) == []
-    assert desk.scheduler.next_delay(desk.state) is None
+    assert desk.scheduler.deadline(desk.state) is None
 
 
 def test_one_that_is_not_ready_gets_no_copy() -> None:
@@ -385,6 +385,7 @@ def test_what_ends_last_is_copied_as_soon_as_that_is_quicker() -> None:
     desk.practise(1.0, 6.0)
     desk.assign()
     assert desk.shares() == [["0-3", "4-5"], ["6"]]
+    desk.scheduler.timeouts.record(0, "train", 4, NOW + 4.0)
     desk.state.leases.accept(Node(0, 4))
     # There is one left for the quick worker.
     assert len(desk.assign(desk.members[0], now=NOW + 4.0)) == 1
