@@ -2,10 +2,21 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.protocol.messages import WorkerStatus
-from ps.coordinator.membership import PROBE_S, Member, Membership, MemberState
+from ps.coordinator.membership import (
+    FREE_PATIENCE,
+    MOST_PATIENCE,
+    PROBE_S,
+    Member,
+    Membership,
+    MemberState,
+    Trial,
+)
 from tests.ps.runs import join_of, peer_of
 
 
@@ -194,3 +205,113 @@ def test_the_seconds_of_a_step_of_one_worker_are_its_own_and_of_none_are_none() 
     made.activate(member, capacity=1)
     made.credit(member, 1, 3.0)
     assert made.end_step() == (3.0, 3.0)
+
+
+# Cores
+
+
+def on_machines(*places: tuple[str, set[int]]) -> Membership:
+    """Return members on machines, each with the cores that it may use."""
+    made = Membership()
+    for worker, (machine, cores) in enumerate(places):
+        join = msgspec.structs.replace(join_of(worker), machine=machine, cores=sorted(cores))
+        made.admit(peer_of(worker), join, 0.0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("places", "crowded", "has_spare"),
+    [
+        ([("one", {0, 1}), ("one", {0, 1})], [False, False], True),
+        ([("one", {0, 1}), ("one", {0, 1}), ("one", {0, 1})], [True, True, True], False),
+        # Each in a container of its own, on the same machine.
+        ([("one", {0}), ("one", {1})], [False, False], True),
+        ([("one", {0}), ("one", {0})], [True, True], False),
+        # One on each machine, and one of two machines.
+        ([("one", {0}), ("two", {0})], [False, False], True),
+        ([("one", {0}), ("one", {0}), ("two", {0, 1}), ("two", {0, 1})], [True, True, False, False], True),
+        ([("one", {0}), ("one", {0}), ("two", {0})], [True, True, False], False),
+        # Nobody knows how many there are.
+        ([("", set()), ("", set())], [True, True], False),
+        # Alone, it has nobody to help.
+        ([("one", {0, 1, 2})], [False], False),
+    ],
+)
+def test_a_machine_is_crowded_if_its_members_may_use_fewer_cores_than_they_are(
+    places: list[tuple[str, set[int]]], crowded: list[bool], has_spare: bool
+) -> None:
+    made = on_machines(*places)
+    assert [made.is_crowded(member) for member in made.members.values()] == crowded
+    assert made.has_spare_cores() is has_spare
+
+
+def test_a_machine_is_crowded_no_more_once_members_leave_and_spare_cores_go_with_theirs() -> None:
+    made = on_machines(("one", {0, 1}), ("one", {0, 1}), ("one", {0, 1}), ("two", {5}))
+    assert not made.has_spare_cores()
+    made.remove(peer_of(1))
+    assert [made.is_crowded(member) for member in made.members.values()] == [False, False, False]
+    assert made.has_spare_cores()
+    made.remove(peer_of(3))
+    assert made.has_spare_cores()
+    made.remove(peer_of(0))
+    assert not made.has_spare_cores()
+    made.remove(peer_of(2))
+    assert not made.has_spare_cores()
+
+
+def test_the_cores_of_one_that_leaves_are_counted_no_more() -> None:
+    made = on_machines(("one", {0, 1}), ("one", {2}), ("one", {2}))
+    assert made.has_spare_cores()
+    made.remove(peer_of(0))
+    assert [made.is_crowded(member) for member in made.members.values()] == [True, True]
+    assert not made.has_spare_cores()
+
+
+CORE_SETS = st.sets(st.integers(0, 3), max_size=3)
+COMINGS = st.lists(st.tuples(st.sampled_from(["one", "two", ""]), CORE_SETS), max_size=12)
+
+
+@settings(derandomize=True, deadline=None)
+@given(COMINGS, st.sets(st.integers(0, 11)))
+def test_whoever_comes_and_goes_spare_cores_are_those_of_who_is_there(
+    places: list[tuple[str, set[int]]], gone: set[int]
+) -> None:
+    made = on_machines(*places)
+    for worker in gone:
+        made.remove(peer_of(worker))
+    left = [place for worker, place in enumerate(places) if worker not in gone]
+    # The same members, and nobody else before.
+    assert made.has_spare_cores() == on_machines(*left).has_spare_cores()
+    for member, (machine, _) in zip(made.members.values(), left, strict=True):
+        cores = [of for on, of in left if on == machine]
+        assert made.is_crowded(member) == (len(cores) > len(set().union(*cores)))
+
+
+# Members that are too slow
+
+
+def rounds_until_tried(trial: Trial, *, is_free: bool) -> int:
+    rounds = 1
+    while not trial.begins(is_free=is_free):
+        rounds += 1
+    return rounds
+
+
+@pytest.mark.parametrize(("is_free", "most"), [(True, FREE_PATIENCE), (False, MOST_PATIENCE)])
+def test_one_that_is_too_slow_is_tried_after_twice_as_many_rounds_each_time_up_to_a_limit(
+    is_free: bool, most: int
+) -> None:
+    trial, waits, expected = Trial(), list[int](), 1
+    for _ in range(10):
+        waits.append(rounds_until_tried(trial, is_free=is_free) - 1)
+        assert waits[-1] == expected
+        expected = min(2 * expected, most)
+    assert waits[-2:] == [most, most]
+
+
+def test_once_a_trial_costs_nothing_the_next_but_one_comes_soon() -> None:
+    trial = Trial()
+    for _ in range(10):
+        rounds_until_tried(trial, is_free=False)
+    assert rounds_until_tried(trial, is_free=True) - 1 == MOST_PATIENCE
+    assert rounds_until_tried(trial, is_free=True) - 1 == FREE_PATIENCE

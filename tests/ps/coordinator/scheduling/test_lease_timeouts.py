@@ -10,11 +10,16 @@ from ps.coordinator.scheduling.stragglers import (
     FLOOR_S,
     GRACE_S,
     NEWCOMER_S,
+    RECENT,
+    SHORTEST_S,
+    SLACK_DEVIATIONS,
     DurationEstimate,
     LeaseTimeouts,
 )
 
 TIMEOUT_S = 60.0
+
+WORKS: tuple[Work, ...] = ("train", "audit", "evaluate", "validate")
 
 
 def made(seconds_each: list[float], *, rank: int = 0, size: int = 1, work: Work = "train") -> LeaseTimeouts:
@@ -157,3 +162,118 @@ def test_medians_are_those_of_the_last_leases_and_come_at_every_eighth_once_ther
     assert seen[8:16] == [4.5] * 7 + [8.5]
     assert seen[-9:] == [24.5] * 8 + [32.5]  # of 9 to 40, then of 17 to 48
     assert (estimate.deviation_s, estimate.bound_s(2)) == (8.0, 2 * (4 * 32.5 + 8 * 8.0))
+
+
+# What the next lease is expected to take
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([3.0], 3.0),
+        ([3.0, 2.0], 2.0),
+        ([3.0, 2.0, 9.0], 3.0),
+        ([3.0, 2.0, 9.0, 4.0], 3.0),
+        # One that was quick by chance does not count, nor do those between which something came.
+        ([5.0, 1.0, 9.0, 9.0, 4.0], 4.0),
+        # What was longer ago than five leases is forgotten.
+        ([1.0, 1.0, 5.0, 6.0, 7.0, 8.0, 9.0], 6.0),
+    ],
+)
+def test_what_comes_next_is_expected_to_be_the_second_shortest_of_the_last_five(
+    seconds: list[float], expected: float
+) -> None:
+    estimate = DurationEstimate()
+    for one in seconds:
+        estimate.add(one)
+    assert estimate.expected_s == expected
+    assert made(seconds).expected_s(0, "train") == pytest.approx(expected)
+
+
+def test_a_change_for_the_worse_is_followed_within_four_leases_and_one_for_the_better_within_two() -> None:
+    estimate, expected = DurationEstimate(), list[float]()
+    for seconds in [1.0] * 6 + [2.0] * RECENT + [1.0] * 2:
+        estimate.add(seconds)
+        expected.append(estimate.expected_s)
+    assert expected[6:11] == [1.0, 1.0, 1.0, 2.0, 2.0]
+    assert expected[11:] == [2.0, 1.0]
+
+
+def test_work_is_known_as_soon_as_anybody_has_done_any_of_its_kind() -> None:
+    assert not LeaseTimeouts(TIMEOUT_S).is_known("train")
+    timeouts = made([1.0])
+    assert [timeouts.is_known(work) for work in WORKS] == [True, True, False, False]
+
+
+def test_one_that_has_done_nothing_is_expected_to_be_like_the_others() -> None:
+    timeouts = recorded([(0, "train", 1.0), (1, "train", 3.0)])
+    assert [timeouts.expected_s(rank, "train") for rank in range(3)] == [1.0, 3.0, 1.0]
+    assert timeouts.expected_s(1, "audit") == 3.0
+
+
+def test_what_takes_no_time_at_all_can_be_divided_by() -> None:
+    assert made([0.0] * 3).expected_s(0, "train") == SHORTEST_S
+
+
+def test_after_a_trial_a_worker_is_expected_to_take_as_long_as_in_it() -> None:
+    timeouts = made([9.0] * 10)
+    timeouts.begin(0, 200.0)
+    timeouts.record(0, "train", 2, 204.0, is_trial=True)
+    assert timeouts.expected_s(0, "train") == 2.0
+    # For its bound all of its leases count, and so does this one.
+    assert timeouts.median_s(0, "train") == 9.0
+    timeouts.add(0, "train", 7.0, is_trial=True)
+    assert timeouts.expected_s(0, "train") == 7.0
+    timeouts.add(0, "train", 8.0)
+    assert timeouts.expected_s(0, "train") == 7.0
+
+
+def test_others_are_not_expected_to_take_what_one_took_in_a_trial() -> None:
+    timeouts = recorded([(0, "train", 1.0)])
+    timeouts.add(1, "train", 50.0, is_trial=True)
+    assert timeouts.expected_s(2, "train") == 1.0
+
+
+def test_a_duration_that_is_given_is_measured_as_any_other_and_begins_nothing() -> None:
+    timeouts = LeaseTimeouts(TIMEOUT_S)
+    for _ in range(ENOUGH):
+        timeouts.add(0, "audit", 2.0)
+    assert (timeouts.expected_s(0, "train"), timeouts.median_s(0, "train"), timeouts.median_s(1, "train")) == (2, 2, 2)
+    assert timeouts.held_s(0, 1000.0) == 0.0
+
+
+def test_a_worker_may_take_a_micro_batch_longer_than_expected() -> None:
+    timeouts = made([1.0] * 10)
+    assert [timeouts.slack_s(0, "train", size) for size in (1, 8)] == [1.0, 1.0]
+
+
+def test_a_worker_whose_times_vary_may_take_some_deviations_of_all_of_its_micro_batches_longer() -> None:
+    timeouts = made([1.0, 3.0] * 4)  # 1 s from the median
+    assert timeouts.slack_s(0, "audit", 8) == pytest.approx(SLACK_DEVIATIONS * 8)
+    assert timeouts.slack_s(0, "train", 1) == pytest.approx(SLACK_DEVIATIONS)
+    # Of one that is new nothing of the kind is known.
+    assert timeouts.slack_s(1, "train", 8) == timeouts.expected_s(1, "train") == pytest.approx(1.0)
+
+
+def test_what_remains_of_what_it_holds_is_what_it_takes_without_the_time_since_it_began() -> None:
+    timeouts = made([2.0] * 3)
+    timeouts.begin(0, 100.0)
+    assert [timeouts.remaining_s(0, "train", 4, now) for now in (100.0, 103.0, 107.5, 108.0, 200.0)] == [
+        8.0,
+        5.0,
+        0.5,
+        0.0,
+        0.0,
+    ]
+
+
+def test_one_that_is_to_begin_later_has_all_before_it_and_the_time_until_then() -> None:
+    timeouts = made([2.0] * 3)
+    timeouts.begin(0, 101.0)
+    assert (timeouts.since(0, 100.0), timeouts.held_s(0, 100.0)) == (101.0, -1.0)
+    assert timeouts.remaining_s(0, "train", 1, 100.0) == 3.0
+    # If it is quicker than that, it took no time, and not less than none.
+    timeouts.record(0, "train", 1, 100.5)
+    timeouts.record(0, "train", 1, 100.5)
+    assert timeouts.expected_s(0, "train") == SHORTEST_S
+    assert timeouts.since(7, 100.0) == 100.0

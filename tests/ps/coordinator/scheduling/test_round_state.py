@@ -188,3 +188,72 @@ def test_an_audit_is_a_round_of_its_own_that_ends_as_the_step_it_was() -> None:
     state.end_audit()
     assert state.round == ROUND
     assert not state.audit.is_due()
+
+
+# Its own check
+
+
+def test_that_nobody_works_while_somebody_could_is_a_contradiction() -> None:
+    state = RoundState(ROUND, Audit(ROUND))
+    with pytest.raises(AssertionError, match=r"^\[0, 2\] wait for nothing$"):
+        state.validate([0, 2])
+    # Who cannot be given anything waits for what the others do.
+    state.validate([])
+
+
+def test_if_anybody_works_the_others_may_wait_for_the_end_of_the_plan() -> None:
+    state = leased(member_of(0))
+    state.validate([0, 1])
+    state.leases.release(0)
+    with pytest.raises(AssertionError, match="wait for nothing"):
+        state.validate([1])
+
+
+def test_who_waits_for_other_servers_to_read_its_sums_does_not_wait_for_nothing() -> None:
+    state = leased(member_of(0))
+    state.on_result(member_of(0), result(), has_shards=True)
+    state.leases.release(0)
+    state.validate([0])
+    state.pending.acknowledge(0, NODE)
+    with pytest.raises(AssertionError, match="wait for nothing"):
+        state.validate([0])
+
+
+def test_who_may_be_given_nothing_of_what_is_free_may_wait() -> None:
+    state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
+    for micro_batch in range(8):
+        state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)))
+    state.begin_audit()
+    state.validate([0])
+    with pytest.raises(AssertionError, match=r"^\[0, 1\] wait for nothing$"):
+        state.validate([0, 1])
+
+
+def test_where_something_failed_all_may_wait_for_another_worker() -> None:
+    state = leased(member_of(0))
+    state.leases.record_failure(NODE, 0)
+    state.validate([0])
+
+
+def test_the_check_of_a_round_is_that_of_its_leases_too() -> None:
+    state = leased(member_of(0))
+    state.leases.held[1] = []
+    with pytest.raises(AssertionError, match="rank 1 holds an empty list"):
+        state.validate([])
+
+
+def test_an_audits_leases_are_numbered_on_and_nothing_is_expected_of_those_before() -> None:
+    state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
+    lease = state.leases.lease(0, 8, 9.0, is_alone=True)
+    assert lease is not None
+    state.expected.add(lease, 1.0, 0.0)
+    for micro_batch in range(8):
+        state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)))
+    state.begin_audit()
+    assert state.expected.latest(state.leases) is None
+    first = state.leases.lease(1, 8, 9.0, is_alone=False)
+    assert first is not None
+    assert first.number == lease.number + 1
+    second = state.leases.copy(2, Node(3, 4), 9.0, 0.0)
+    audited = msgspec.structs.replace(result(Node(3, 4)), work="audit")
+    assert state.accept_audited(member_of(1), audited) == [second]
