@@ -14,13 +14,17 @@ from common.protocol.messages import (
     TEXT_LIMIT,
     ComputeFailed,
     Diverged,
+    Dropped,
     Finished,
+    Lease,
     Leave,
     Ping,
     Ready,
     Refused,
     SamplesRequest,
     Standby,
+    Withdrawal,
+    Work,
 )
 from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.statemachine.transitions import ILLEGAL
@@ -28,7 +32,7 @@ from tests.common.client.clients import PREPARED, WELCOMED, exits, reports, sent
 from tests.worker.states import LEASE, Drive, drive_in, lease_of, result_of
 from worker import events
 from worker.effects import ComputeLease, IntroduceToShards, SendResult
-from worker.state import MOST_LEASES, TRANSITIONS, WorkerPhase
+from worker.state import MOST_LEASES, TRANSITIONS, WorkerPhase, is_of
 
 REQUEST = SamplesRequest(part="train", places=b"\7\0\0\0")
 
@@ -39,6 +43,8 @@ EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
         events.StandbyRequested(standby=Standby(reason="enough")),
         events.WeightsReceived(step=3),
         events.LeaseReceived(lease=LEASE),
+        events.LeaseWithdrawn(withdrawal=Withdrawal(work="train", step=3, number=0)),
+        events.LeaseStopped(lease=LEASE, computed=1),
         events.InboxEmptied(),
         events.LeaseComputed(result=result_of(LEASE)),
         events.LeaseDiverged(lease=LEASE, micro_batch=0, layer="0"),
@@ -390,3 +396,117 @@ def test_one_that_rejoins_late_waits_for_a_server_as_long_as_any() -> None:
     drive = evicted_late(drive_in(WorkerPhase.WAITING))
     assert not exits(drive.pass_time(599.0))
     assert exits(drive.pass_time(1.0))
+
+
+# Leases that are withdrawn
+
+
+def numbered(number: int, *, step: int = 3, work: Work = "train") -> Lease:
+    return Lease(work=work, step=step, lo=number, hi=number + 2, number=number)
+
+
+def withdrawal_of(lease: Lease) -> Withdrawal:
+    return Withdrawal(work=lease.work, step=lease.step, number=lease.number)
+
+
+def withdraw(drive: Drive, lease: Lease, *, computed: int = 0) -> None:
+    """Withdraw a lease; the worker is to answer at once, and once."""
+    effects = drive.dispatch(events.LeaseWithdrawn(withdrawal=withdrawal_of(lease)))
+    dropped = Dropped(work=lease.work, step=lease.step, number=lease.number, computed=computed)
+    assert effects == [SendToServer(message=dropped)]
+
+
+def holding(*numbers: int) -> Drive:
+    """Return a worker that has the weights of step 3, and leases of it."""
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.weights(3)
+    for number in numbers:
+        drive.lease(numbered(number))
+    return drive
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_withdrawn_lease_that_waits_is_not_computed_and_the_others_are(number: int) -> None:
+    drive = holding(1, 2, 3)
+    withdraw(drive, numbered(number))
+    assert [lease.number for lease in drive.state.leases] == [one for one in (1, 2, 3) if one != number]
+
+
+@pytest.mark.parametrize("other", [numbered(4), numbered(1, step=2), numbered(1, work="evaluate")])
+def test_a_withdrawal_of_what_it_does_not_hold_is_answered_and_changes_nothing(other: Lease) -> None:
+    drive = holding(1, 2)
+    withdraw(drive, other)
+    assert list(drive.state.leases) == [numbered(1), numbered(2)]
+
+
+def test_a_lease_that_was_answered_is_dropped_with_nothing_computed_in_vain() -> None:
+    drive = holding(1)
+    drive.empty_inbox()
+    drive.dispatch(events.LeaseComputed(result=result_of(numbered(1))))
+    withdraw(drive, numbered(1))
+
+
+def test_one_that_was_stopped_answers_how_much_it_had_computed_when_it_reads_the_withdrawal() -> None:
+    drive = holding(1, 2)
+    assert drive.empty_inbox() == [ComputeLease(lease=numbered(1))]
+    assert drive.dispatch(events.LeaseStopped(lease=numbered(1), computed=1)) == []
+    assert drive.state.phase is WorkerPhase.WAITING
+    # What it had been sent before comes first.
+    withdraw(drive, numbered(2))
+    withdraw(drive, numbered(1), computed=1)
+    assert not drive.state.has_work()
+
+
+@pytest.mark.parametrize("other", [numbered(2), numbered(1, step=4), numbered(1, work="validate")])
+def test_what_was_computed_of_one_lease_is_not_told_of_another(other: Lease) -> None:
+    drive = holding(1)
+    drive.empty_inbox()
+    drive.dispatch(events.LeaseStopped(lease=numbered(1), computed=1))
+    withdraw(drive, other)
+
+
+def test_one_that_was_stopped_goes_on_with_the_next_lease() -> None:
+    drive = holding(1, 2)
+    drive.empty_inbox()
+    drive.dispatch(events.LeaseStopped(lease=numbered(1), computed=1))
+    withdraw(drive, numbered(1), computed=1)
+    assert drive.empty_inbox() == [ComputeLease(lease=numbered(2))]
+
+
+def test_a_withdrawn_lease_does_not_wait_for_its_samples() -> None:
+    drive = missing()
+    drive.lease(numbered(7))
+    withdraw(drive, LEASE)
+    assert drive.state.requested is None
+    assert drive.empty_inbox() == [ComputeLease(lease=numbered(7))]
+
+
+def test_the_first_lease_still_waits_for_its_samples_if_another_is_withdrawn() -> None:
+    drive = missing()
+    drive.lease(numbered(7))
+    withdraw(drive, numbered(7))
+    assert drive.state.requested == REQUEST
+    assert list(drive.state.leases) == [LEASE]
+    assert not drive.state.has_work()
+
+
+def test_leases_without_an_end_do_not_fill_the_memory_after_a_withdrawal_either() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    withdraw(drive, numbered(1))
+    for number in range(2 * MOST_LEASES):
+        drive.lease(numbered(number))
+    assert len(drive.state.leases) == MOST_LEASES
+
+
+def test_a_withdrawal_is_a_sign_of_the_server() -> None:
+    drive = holding(1)
+    drive.now += 5.0
+    withdraw(drive, numbered(1))
+    assert drive.state.client.heard == drive.now
+
+
+def test_it_is_a_lease_by_its_work_its_step_and_its_number_that_is_withdrawn() -> None:
+    lease = numbered(4)
+    assert is_of(lease, withdrawal_of(lease))
+    others = (numbered(5), numbered(4, step=2), numbered(4, work="audit"))
+    assert [is_of(lease, withdrawal_of(other)) for other in others] == [False, False, False]
