@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 
 from common.job.job import Job
 from common.protocol.fingerprint import fingerprint
-from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Result
+from common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION, Join, Lease, Result
 from common.runtime.clock import Clock
 from lockstep.bench.reports.rows import CoordinatorRow
 from ps.coordinator import events
@@ -84,7 +84,13 @@ class SimulatedWorkers:
         for number in range(self.workers):
             peer = number.to_bytes(4, "big")
             join = Join(
-                protocol=PROTOCOL_VERSION, incarnation=str(number), host="run", pid=number, fingerprint=fingerprint()
+                protocol=PROTOCOL_VERSION,
+                incarnation=str(number),
+                host="run",
+                pid=number,
+                fingerprint=fingerprint(),
+                machine="run",
+                cores=list(range(min(self.workers, CORES_LIMIT))),
             )
             self._send(0.0, events.WorkerJoined(peer=peer, join=join))
             self._send(1.0, events.WorkerPrepared(peer=peer))

@@ -83,6 +83,11 @@ class RoundState:
         held = [lease.node for lease in self.leases.held_by(rank)]
         return self.buffers.needed(rank, held, self.pending.numbers(rank))
 
+    def count_slots(self, rank: int) -> int:
+        """Return how many slots of sums a worker needs: see `slots_in_use`."""
+        # Each lease has a slot of its own; other servers seldom still read one.
+        return len(self.slots_in_use(rank)) if self.pending.results else len(self.leases.held_by(rank))
+
     def on_result(self, member: Member, result: Result, *, has_shards: bool) -> tuple[list[Effect], bool]:
         """Check a result; return what is to be done with its sums, and whether it counts by now.
 

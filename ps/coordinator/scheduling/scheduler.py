@@ -104,12 +104,13 @@ class Scheduler:
         # Who has nothing to wait for does not wait for the end of a plan in which the last ones are late.
         is_on_time = state.end is not None and now < state.end and leases.held
         if given is not None and is_on_time:
-            return self._share_until(state, self._available(state, given, now), frozenset(), ready, now)
+            given = self._available(state, given, now)
+            return self._share_until(state, [(one, self._room(state, one.rank, now)) for one in given], ready, now)
         members = self._available(state, membership.ready(), now)
         if not members:
             state.end = None
             return []
-        return self._share_until(state, members, self._plan(state, members, now), ready, now)
+        return self._share_until(state, self._plan(state, members, now), ready, now)
 
     def _share_blindly(self, state: RoundState, members: Sequence[Member], ready: int, now: float) -> list[Effect]:
         """Share out where no times are known: the first leases are large, and the last ones small.
@@ -120,30 +121,32 @@ class Scheduler:
         is_alone, leases = ready == 1, state.leases
         for held in range(WINDOW):
             for member in members:
-                if leases.free() and len(state.slots_in_use(member.rank)) <= held:
+                if leases.free() and state.count_slots(member.rank) <= held:
                     most = leases.total if is_alone else -(-leases.free() // (WINDOW * ready))
                     effects += self._lease(state, member, most, ready, now)
         return effects
 
-    def _plan(self, state: RoundState, members: Sequence[Member], now: float) -> frozenset[int]:
-        """Find out when all can be done; return the ranks that are tried although they are too slow for that."""
+    def _plan(self, state: RoundState, members: Sequence[Member], now: float) -> list[tuple[Member, int]]:
+        """Find out when all can be done, and how much each member can do until then.
+
+        Those that are too slow for any get one micro-batch if they are tried.
+        """
         free, total = state.leases.free(), state.leases.total
-        workers = [self._speed(state, member.rank, now) for member in members]
-        takes_s = finishing_time_s(free, workers)
-        state.end = now + takes_s
+        speeds = [self._speed(state, member.rank, now) for member in members]
+        takes_s = finishing_time_s(free, speeds)
+        rooms = [whole(takes_s - busy_s, each_s) for busy_s, each_s in speeds]
         # If others may be back at any moment, there is to be something that they can take over.
         state.most = total if len(members) > 1 else -(-total // 2)
-        if free < total:
-            return frozenset()
-        tried = {
-            member.rank
-            for member, (busy_s, each_s) in zip(members, workers, strict=True)
-            if self._is_tried(member, is_too_slow=not whole(takes_s - busy_s, each_s))
-        }
+        tried: list[Member] = []
+        if free == total:
+            tried = [one for one, room in zip(members, rooms, strict=True) if self._is_tried(one, is_too_slow=not room)]
         if tried:
-            others = [speed for member, speed in zip(members, workers, strict=True) if member.rank not in tried]
-            state.end = now + finishing_time_s(max(0, free - len(tried)), others)
-        return frozenset(tried)
+            speeds = [speed for speed, room in zip(speeds, rooms, strict=True) if room]
+            members = [member for member, room in zip(members, rooms, strict=True) if room]
+            takes_s = finishing_time_s(max(0, free - len(tried)), speeds)
+            rooms = [whole(takes_s - busy_s, each_s) for busy_s, each_s in speeds]
+        state.end = now + takes_s
+        return [*zip(members, rooms, strict=True), *((member, 1) for member in tried)]
 
     def _is_tried(self, member: Member, *, is_too_slow: bool) -> bool:
         """Tell whether a worker that is too slow for a round is to show in it whether it still is."""
@@ -167,22 +170,21 @@ class Scheduler:
         return 0.0 if began is None else each_s - max(0.0, now - began) % each_s
 
     def _share_until(
-        self, state: RoundState, members: Sequence[Member], tried: frozenset[int], ready: int, now: float
+        self, state: RoundState, rooms: Iterable[tuple[Member, int]], ready: int, now: float
     ) -> list[Effect]:
-        """Lease to each member what it can do until the round's expected end, and to those that are tried one each."""
-        assert state.end is not None
+        """Lease to each member so many micro-batches, as far as it may hold as many leases."""
         effects: list[Effect] = []
         # The largest lease first, whosever it is: then each begins where a node as large does.
-        rooms = [(self._room(state, member.rank, now) or int(member.rank in tried), member) for member in members]
-        waiting = [(-room.bit_length(), member.rank, room, member) for room, member in rooms if room]
+        waiting = [(-room.bit_length(), member.rank, room, member) for member, room in rooms if room]
         heapify(waiting)
-        while waiting and state.leases.free():
+        while waiting and (free := state.leases.free()):
             _, rank, room, member = heappop(waiting)
-            if len(state.slots_in_use(rank)) == WINDOW:
+            if state.count_slots(rank) == WINDOW:
                 continue
             effects += self._lease(state, member, min(room, state.most), ready, now)
-            if left := self._room(state, rank, now):
-                heappush(waiting, (-left.bit_length(), rank, left, member))
+            room -= free - state.leases.free()
+            if room:
+                heappush(waiting, (-room.bit_length(), rank, room, member))
         return effects
 
     def _room(self, state: RoundState, rank: int, now: float) -> int:
@@ -209,7 +211,7 @@ class Scheduler:
         return effects
 
     def _may_help(self, state: RoundState, membership: Membership, member: Member) -> bool:
-        is_idle = not state.slots_in_use(member.rank) and not self.withdrawals.has_any(member.rank)
+        is_idle = not state.count_slots(member.rank) and not self.withdrawals.has_any(member.rank)
         return is_idle and member.state is MemberState.READY and not membership.is_crowded(member)
 
     def _find_delayed(self, state: RoundState, now: float) -> None:
@@ -279,11 +281,11 @@ class Scheduler:
         """Send a lease, with the weights if its worker lacks them."""
         work, step, rank, node = state.round.work, state.round.step, member.rank, lease.node
         before = [held.node for held in state.leases.held_by(rank) if held.number != lease.number]
+        is_known = self.timeouts.is_known(work)
         if not before:
-            is_known = self.withdrawals.has_any(rank) and self.timeouts.is_known(work)
-            stops_s = self._stopping_s(rank, self.timeouts.expected_s(rank, work), now) if is_known else 0.0
-            self.timeouts.begin(rank, now + stops_s)
-        if self._has_copies and self.timeouts.is_known(work):
+            each_s = self.timeouts.expected_s(rank, work) if is_known else 0.0
+            self.timeouts.begin(rank, now + (self._stopping_s(rank, each_s, now) if is_known else 0.0))
+        if self._has_copies and is_known:
             state.expected.add(lease, self._expected_end(state, lease, now), self._slack_s(state, lease))
         slot = state.buffers.lend(rank, lease.number, node, before, state.pending.numbers(rank))
         message = Lease(

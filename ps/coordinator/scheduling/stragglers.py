@@ -164,8 +164,9 @@ class LeaseTimeouts:
     def slack_s(self, rank: int, work: Work, micro_batches: int) -> float:
         """Return by how many seconds a lease may take longer than expected before its worker counts as delayed."""
         own = self._own.get((rank, _kind(work)))
-        usual_s = 0.0 if own is None else SLACK_DEVIATIONS * own.deviation_s * micro_batches
-        return max(self.expected_s(rank, work), usual_s)
+        if own is None:
+            return self.expected_s(rank, work)
+        return max(SHORTEST_S, own.expected_s, SLACK_DEVIATIONS * own.deviation_s * micro_batches)
 
     def remaining_s(self, rank: int, work: Work, micro_batches: int, now: float) -> float:
         """Return in how many seconds a worker will have done so many micro-batches, the first of which it is at."""
