@@ -20,7 +20,7 @@ from common.nn.model_source import build_model
 from common.protocol.messages import Work
 from common.random import Purpose, generator
 from tests.simulation.small import JOBS, digits, job_of, long_test_set, noisy_net
-from worker.compute import Compute
+from worker.compute import Compute, StoppedError
 from worker.gradient_sink import NotFiniteError
 
 #: Dropout, batch normalisation and random shifts; six pieces.
@@ -375,3 +375,87 @@ def test_sums_are_valid_until_the_next_call_and_memory_does_not_grow() -> None:
     for step in range(3):
         compute.train(step % 2, Node(0, 16))
     assert len(compute._pool.free) == 4
+
+
+# What is not wanted any more
+
+
+class Wanted:
+    """Wants so many micro-batches more, and counts how often it is asked."""
+
+    def __init__(self, more: int) -> None:
+        self.more, self.asked = more, 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.asked <= self.more
+
+
+def compute_node(compute: Compute, step: int, node: Node, work: Work) -> None:
+    if work == "train":
+        compute.train(step, node, lambda start, words: pytest.fail("sent"))
+    else:
+        compute.evaluate(node, work)
+
+
+def stopped(compute: Compute, node: Node, more: int, *, step: int = 0, work: Work = "train") -> int:
+    """Let a node be stopped after its first micro-batch and so many more; return how many it says it has computed."""
+    compute.is_wanted = wanted = Wanted(more)
+    with pytest.raises(StoppedError) as caught:
+        compute_node(compute, step, node, work)
+    assert wanted.asked == more + 1
+    compute.is_wanted = lambda: True
+    return caught.value.computed
+
+
+@pytest.mark.parametrize("more", range(5))
+def test_a_node_that_is_not_wanted_is_stopped_before_the_next_micro_batch_with_nothing_sent(more: int) -> None:
+    compute, fresh = compute_of(NOISY), compute_of(NOISY)
+    assert stopped(compute, Node(0, 6), more) == more + 1
+    assert len(compute.losses) == more + 1
+    # Whatever was left in the middle, the next one has its usual bits, and its own count.
+    for node in (Node(0, 6), Node(3, 6), Node(5, 6)):
+        assert bits(compute, 2, node) == bits(fresh, 2, node)
+        assert compute.losses == fresh.losses
+    assert compute.evaluate(Node(0, 1)) == fresh.evaluate(Node(0, 1))
+    assert stopped(compute, Node(3, 6), 1) == 2
+
+
+@pytest.mark.parametrize("node", [Node(0, 6), Node(0, 3), Node(4, 5)])
+def test_it_is_asked_between_micro_batches_and_not_before_the_first(node: Node) -> None:
+    compute, fresh = compute_of(NOISY), compute_of(NOISY)
+    compute.is_wanted = wanted = Wanted(len(node) - 1)
+    assert bits(compute, 0, node) == bits(fresh, 0, node)
+    assert wanted.asked == len(node) - 1
+
+
+@pytest.mark.parametrize(("work", "node"), [("evaluate", Node(0, 3)), ("validate", Node(0, 2))])
+def test_an_evaluation_that_is_not_wanted_is_stopped_between_its_chunks(work: Work, node: Node) -> None:
+    compute, fresh = compute_of(NOISY, validated()), compute_of(NOISY, validated())
+    for more in range(len(node) - 1):
+        assert stopped(compute, node, more, work=work) == more + 1
+    compute.is_wanted = wanted = Wanted(len(node) - 1)
+    assert compute.evaluate(node, work) == fresh.evaluate(node, work)
+    assert wanted.asked == len(node) - 1
+    compute.is_wanted = Wanted(5)
+    assert bits(compute, 1, Node(0, 6)) == bits(fresh, 1, Node(0, 6))
+
+
+def test_one_micro_batch_is_computed_whether_it_is_wanted_or_not() -> None:
+    compute = compute_of(job_of())
+    compute.is_wanted = lambda: pytest.fail("asked")
+    compute.train(0, Node(1, 2))
+    compute.evaluate(Node(0, 1))
+
+
+def test_the_memory_of_what_was_stopped_is_used_again() -> None:
+    compute = compute_of(job_of(micro_batches=16))
+    compute.train(0, Node(0, 16))
+    for more in range(15):
+        stopped(compute, Node(0, 16), more)
+    compute.train(1, Node(0, 16))
+    assert len(compute._pool.free) == 4
+
+
+def test_how_far_it_came_is_told() -> None:
+    assert str(StoppedError(3)) == "stopped after 3 micro-batches"

@@ -16,16 +16,20 @@ from common.job.job import Job
 from common.protocol.codec import decode, encode
 from common.protocol.messages import (
     ComputeFailed,
+    Dropped,
     Finished,
     Join,
     Lease,
     Leave,
     Message,
+    Ping,
     Ready,
     Result,
     ServerMessage,
+    Standby,
     Weights,
     Welcome,
+    Withdrawal,
     WorkerMessage,
 )
 from common.runtime.clock import ManualClock
@@ -36,7 +40,7 @@ from tests.common.client.clients import JOIN
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 from worker.setup import Loader, Places, prepare
-from worker.shell import WorkerShell
+from worker.shell import LOOK_S, MOST_EARLY, WorkerShell
 from worker.state import WorkerState
 
 
@@ -357,3 +361,195 @@ def test_an_interrupt_is_told_to_the_server() -> None:
     ended = WorkerShell(state, port, ManualClock(), load_digits, print).run()
     assert ended.code == 130
     assert port.sent == [JOIN, Leave(reason="interrupted"), Leave(reason="closed")]
+
+
+# A lease is withdrawn while it is computed
+
+
+@dataclass
+class Counting:
+    """A connection that counts how often somebody looks for a message."""
+
+    client: MemoryClient
+    looks: int = 0
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        self.looks += 1
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.client.send(frames, timeout_s)
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        self.client.shorten(shortcut)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+class Busy(Bench):
+    """A worker that computes a step of sixteen micro-batches, each of which takes some time."""
+
+    def __init__(self, each_s: float = 2 * LOOK_S) -> None:
+        super().__init__(job_of(micro_batches=16))
+        self.runner.port = self.runner.servers.first = self.counting = Counting(self.network.client())
+        self.each_s = each_s
+        #: What the server sends after so many micro-batches of the lease at hand: messages, or a frame as it is.
+        self.coming: dict[int, list[ServerMessage | bytes]] = {}
+        #: How many micro-batches were computed before each that followed another, and the looks in between.
+        self.computed, self.looks = 0, list[int]()
+        self.enter()
+        self.send(Weights(step=0, start=0), self.opening.shard.weights)
+        compute = self.runner._compute
+        assert compute is not None
+        self.look = compute.is_wanted
+        compute.is_wanted = self.is_wanted
+
+    def is_wanted(self) -> bool:
+        self.computed += 1
+        self.clock.advance(self.each_s)
+        for message in self.coming.pop(self.computed, []):
+            self.port.send(self.peer, [message] if isinstance(message, bytes) else encode(message))
+        before = self.counting.looks
+        wanted = self.look()
+        self.looks.append(self.counting.looks - before)
+        return wanted
+
+    def lease(self, number: int = 1, lo: int = 0, hi: int = 16) -> list[Message]:
+        """Lease micro-batches to the worker, let it act until it waits, and return what it says."""
+        self.computed = 0
+        self.looks.clear()
+        return self.send(leased(number, lo, hi))
+
+
+def leased(number: int, lo: int = 0, hi: int = 16) -> Lease:
+    return Lease(work="train", step=0, lo=lo, hi=hi, number=number)
+
+
+def withdrawal(number: int = 1, *, step: int = 0) -> Withdrawal:
+    return Withdrawal(work="train", step=step, number=number)
+
+
+def dropped(number: int = 1, computed: int = 0) -> Dropped:
+    return Dropped(work="train", step=0, number=number, computed=computed)
+
+
+def test_a_lease_that_is_withdrawn_is_stopped_at_the_next_micro_batch_and_answered_with_what_was_computed() -> None:
+    bench = Busy()
+    bench.coming = {5: [withdrawal()]}
+    assert bench.lease() == [dropped(computed=5)]
+    # It goes on with the next as if nothing had been.
+    (result,) = bench.lease(2)
+    (expected,) = Busy().lease(2)
+    assert isinstance(result, Result)
+    assert isinstance(expected, Result)
+    assert (result.losses, result.loss_sum) == (expected.losses, expected.loss_sum)
+    assert result.compute_s == pytest.approx(expected.compute_s)
+
+
+def test_what_is_withdrawn_is_known_by_its_number_and_step() -> None:
+    bench = Busy()
+    bench.coming = {2: [withdrawal(7)], 3: [withdrawal(step=4)]}
+    result, first, second = bench.lease()
+    assert isinstance(result, Result)
+    assert (first, second) == (dropped(7), Dropped(work="train", step=4, number=1))
+
+
+def test_a_withdrawal_that_comes_after_the_last_micro_batch_was_begun_is_answered_after_the_result() -> None:
+    bench = Busy(each_s=LOOK_S / 100)
+    bench.coming = {15: [withdrawal()]}
+    result, answer = bench.lease()
+    assert isinstance(result, Result)
+    assert answer == dropped()
+
+
+def test_an_evaluation_is_not_stopped_by_the_withdrawal_of_training() -> None:
+    bench = Busy()
+    bench.port.send(bench.peer, encode(withdrawal(0)))
+    answer, result = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
+    assert answer == dropped(0)
+    assert isinstance(result, Result)
+
+
+@pytest.mark.parametrize(
+    ("each_s", "looks"),
+    [
+        (LOOK_S / 4, [0, 0, 0, 1] * 3 + [0, 0, 0]),
+        (LOOK_S / 2, [0, 1] * 7 + [0]),
+        (LOOK_S, [1] * 15),
+        (3 * LOOK_S, [1] * 15),
+        (0.0, [0] * 15),
+    ],
+)
+def test_it_looks_once_in_so_many_seconds_of_computing(each_s: float, looks: list[int]) -> None:
+    bench = Busy(each_s)
+    for number in (1, 2):
+        bench.lease(number)
+        assert bench.looks == looks
+
+
+def test_messages_that_are_read_on_the_way_are_handled_afterwards_in_their_order() -> None:
+    bench = Busy()
+    # The second lease is withdrawn after it was given, and the third is not.
+    bench.coming = {3: [leased(2, 0, 2), leased(3, 2, 4), withdrawal(2)], 4: [Standby(reason="enough")], 6: [Ping()]}
+    first, answer, third = bench.lease()
+    assert isinstance(first, Result)
+    assert isinstance(third, Result)
+    assert (first.number, answer, third.number) == (1, dropped(2), 3)
+    assert bench.said[1:] == ["enough"]
+
+
+def test_what_was_read_before_the_withdrawal_is_handled_before_it_and_what_came_after_it_later() -> None:
+    bench = Busy()
+    bench.coming = {3: [leased(2, 0, 2), withdrawal(1), withdrawal(2), leased(3, 2, 4)]}
+    first, second, third = bench.lease()
+    assert (first, second) == (dropped(1, computed=3), dropped(2))
+    assert isinstance(third, Result)
+    assert third.number == 3
+
+
+def test_the_end_of_the_run_may_be_read_on_the_way() -> None:
+    bench = Busy()
+    bench.coming = {3: [Finished(reason="")]}
+    (result,) = bench.lease()
+    assert isinstance(result, Result)
+    assert bench.end() == (0, "")
+
+
+def test_nonsense_that_is_read_on_the_way_is_a_breach_of_the_protocol_once_the_lease_is_done() -> None:
+    bench = Busy()
+    bench.coming = {3: [b"\xc1"]}
+    result, leave = bench.lease()
+    assert isinstance(result, Result)
+    assert isinstance(leave, Leave)
+    assert bench.end()[0] == 1
+
+
+def test_no_more_than_so_many_messages_are_read_on_the_way_and_the_others_wait() -> None:
+    bench = Busy()
+    many = [withdrawal(100 + number) for number in range(MOST_EARLY)]
+    bench.coming = {1: [*many[:-1]], 2: [many[-1], withdrawal(1)]}
+    result, *answers = bench.lease()
+    # The last one was there in time, and was not seen.
+    assert isinstance(result, Result)
+    assert answers == [*(dropped(each.number) for each in many), dropped(1)]
+    # Of those that are read at one look, the last is read as well as the first.
+    assert bench.looks[:3] == [MOST_EARLY, 1, 0]
+
+
+def test_with_messages_read_on_the_way_there_is_something_to_do_at_once() -> None:
+    bench = Busy()
+    bench.coming = {3: [Standby(reason="enough")]}
+    bench.port.send(bench.peer, encode(leased(1)))
+    assert bench.runner.step()
+    assert bench.runner.step()
+    # It has computed, and has nothing else at hand.
+    assert not bench.runner.state.has_work()
+    deadline = bench.runner.deadline()
+    assert deadline is not None
+    assert deadline <= bench.clock.now()
+    assert bench.runner.step()
+    assert bench.said[1:] == ["enough"]
+    deadline = bench.runner.deadline()
+    assert deadline is not None
+    assert deadline > bench.clock.now()
