@@ -212,7 +212,7 @@ class Coordinator:
         if member is None:
             return []
         self.stragglers.on_message(member.rank)
-        if isinstance(event, events.WorkerAdvanced | events.ResultReceived):
+        if isinstance(event, events.WorkerAdvanced | events.ResultReceived) and member.rank in self.leases.held:
             self.leases.extend(member.rank, now + self._timeout_s(member.rank))
         if member.state is not MemberState.SUSPECT:
             return []

@@ -87,16 +87,24 @@ class LeaseTable:
             start = self._states.find(FREE, start + 1)
         if start < 0:
             return None
-        end = start + 1
-        if start not in self.single:
-            while end - start < most and end < self.total and self._is_free_for(rank, end, is_alone):
-                if end in self.single:
-                    break
-                end += 1
+        end = self._end_of_free(rank, start, most, is_alone)
         node = largest_node_at(start, end, self.total, most)
         self._set_state(node, HELD)
         self._holders[node.lo : node.hi] = [(rank,)] * len(node)
         return self._grant(rank, node, deadline, now)
+
+    def _end_of_free(self, rank: int, start: int, most: int, is_alone: bool) -> int:
+        """Return the end of what may be leased together from `start` on, at most so many micro-batches."""
+        if start in self.single:
+            return start + 1
+        states = self._states[start : start + most]
+        stop = start + len(states) - len(states.lstrip(bytes([FREE])))
+        if not self.single and not self.is_restricted():
+            return stop
+        end = start + 1
+        while end < stop and end not in self.single and self._is_free_for(rank, end, is_alone):
+            end += 1
+        return end
 
     def may_copy(self, rank: int, node: Node) -> bool:
         """Tell whether a worker may be leased a node that others hold all of, and on which nothing has failed."""
