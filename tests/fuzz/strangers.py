@@ -16,10 +16,12 @@ from common.job.job import Job
 from common.protocol.codec import Buffer, decode, encode
 from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
+    CORES_LIMIT,
     PROTOCOL_VERSION,
     CallbackDecision,
     ComputeFailed,
     Diverged,
+    Dropped,
     Eviction,
     Finished,
     Join,
@@ -139,6 +141,11 @@ class Stage:
         choices: tuple[Message, ...] = (
             self.join(),
             msgspec.structs.replace(self.join(), incarnation=tape.choose(("life-0", "life-1", "", "x" * 255))),
+            msgspec.structs.replace(
+                self.join(),
+                machine=tape.choose(("", "host", "x" * 255)),
+                cores=tape.choose(([], [0, 0, 2**62], [*range(CORES_LIMIT)])),
+            ),
             Ready(nonce=tape.choose(("", "0" * 32, "f" * 32)), obstacle=tape.choose(("", "\x1b[2J\n"))),
             SumsFrame(step=step, lo=lo, hi=hi, start=tape.choose((0, 1, size, 4096, 2**62))),
             Result(
@@ -158,6 +165,7 @@ class Stage:
                 work=work, step=step, lo=lo, hi=hi, traceback=tape.choose(("", "error: x\n\x1b[2J", "x" * 20_000))
             ),
             Diverged(work=work, step=step, micro_batch=tape.below(5), layer="\u03bb"),
+            Dropped(work=work, step=step, number=tape.below(12), computed=tape.choose((0, 1, 4, 2**31))),
             Leave(reason="\nerror: forged"),
             Ping(),
             StatusRequest(),

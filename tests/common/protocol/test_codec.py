@@ -20,6 +20,7 @@ from common.protocol.messages import (
     CallbackDecision,
     ComputeFailed,
     Diverged,
+    Dropped,
     EpochStatus,
     Eviction,
     Finished,
@@ -40,6 +41,7 @@ from common.protocol.messages import (
     SumsFrame,
     Weights,
     Welcome,
+    Withdrawal,
     WorkerMessage,
     WorkerStatus,
 )
@@ -71,12 +73,14 @@ DIGEST = "0123456789abcdef" * 4
 ONES = np.ones(2, np.float32)
 EXAMPLES: list[Message] = [
     Join(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint()),
+    Join(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint(), machine="c", cores=[0, 5]),
     Ready(),
     SumsFrame(step=3, lo=0, hi=2, start=131072),
     Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, correct=3, count=4, compute_s=0.1, losses=bytes(range(8))),
     Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), correct=3, count=4, compute_s=0.1),
     ComputeFailed(work="train", step=3, lo=0, hi=2, traceback="Traceback …"),
     Diverged(work="train", step=3, micro_batch=1, layer="0 (Linear)"),
+    Dropped(work="evaluate", step=3, number=7, computed=2),
     Leave(reason="interrupted"),
     Ping(),
     StatusRequest(),
@@ -91,6 +95,7 @@ EXAMPLES: list[Message] = [
     SamplesRequest(part="train", places=b"\1\0\0\0\2\0\0\0"),
     Weights(step=4, start=0),
     Lease(work="train", step=4, lo=2, hi=4, number=7, slot=1),
+    Withdrawal(work="audit", step=4, number=7),
     Finished(reason=""),
     Finished(reason="a loss is not finite", kind=FailureKind.DIVERGED),
     Status(

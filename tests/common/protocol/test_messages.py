@@ -11,14 +11,18 @@ from msgspec import inspect
 from common.aggregation.tree import Node
 from common.errors import RefusalKind
 from common.job.job import Job
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
+    CORES_LIMIT,
     NAME_LIMIT,
     PLACES_BYTES,
     TEXT_LIMIT,
     CallbackDecision,
     ComputeFailed,
     Diverged,
+    Dropped,
     Finished,
+    Join,
     Lease,
     Message,
     Ping,
@@ -32,6 +36,7 @@ from common.protocol.messages import (
     StatusRequest,
     SumsFrame,
     Welcome,
+    Withdrawal,
     WorkerMessage,
     shortened,
 )
@@ -93,6 +98,8 @@ def taken(kind: type[Message], **values: object) -> bool:
 
 LEASE = {"work": "train", "step": 0, "lo": 0, "hi": 1}
 RESULT = {**LEASE, "loss_sum": 1.0, "correct": 0, "count": 0, "compute_s": 0.0}
+JOIN = msgspec.to_builtins(Join(protocol=1, incarnation="a", host="h", pid=1, fingerprint=fingerprint()))
+NUMBERED = {"work": "train", "step": 0, "number": 0}
 DIVERGED = {"work": "train", "step": 0, "micro_batch": 0, "layer": ""}
 WELCOME = msgspec.to_builtins(Welcome(rank=0, run="r", job=Job(), layout="0" * 64, dataset="0" * 64, source=""))
 WORKER = {"rank": 0, "host": "h", "pid": 1, "state": "active", "samples": 0, "compute_s": 0.0}
@@ -121,6 +128,13 @@ STATUS = {
         (Result, RESULT, "compute_s", [0.0, 1e9], [-0.1, 1.1e9, math.inf, math.nan]),
         (Result, RESULT, "losses", [b"", bytes(4 * 4096)], [bytes(4 * 4096 + 1)]),
         (Result, RESULT, "digest", ["", "0123456789abcdef" * 4], ["0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n"]),
+        (Join, JOIN, "machine", ["", "x" * 255], ["x" * 256, None]),
+        (Join, JOIN, "cores", [[], [0, 2**62], [7] * CORES_LIMIT], [[7] * (CORES_LIMIT + 1), [-1], ["0"], 4, None]),
+        (Withdrawal, NUMBERED, "work", ["train", "audit", "validate", "evaluate"], ["", "steal"]),
+        (Withdrawal, NUMBERED, "number", [0, 2**62], [-1, 2**62 + 1]),
+        (Dropped, NUMBERED, "step", [0, 2**62], [-1, 2**62 + 1]),
+        (Dropped, NUMBERED, "number", [0, 2**62], [-1, 2**62 + 1]),
+        (Dropped, NUMBERED, "computed", [0, 2**31], [-1, 2**31 + 1, 0.5]),
         (Ready, {}, "nonce", ["", "0123456789abcdef" * 2], ["0" * 31, "0" * 33, "A" * 32, "0" * 32 + "\n", "\n"]),
         (Ready, {}, "obstacle", ["", "x" * 20_000], ["x" * 20_001]),
         (Diverged, DIVERGED, "layer", ["", "x" * 255, "0 (Linear)"], ["x" * 256, "\n", "a\n", "\x1b[2J", "\u202e"]),
@@ -205,3 +219,9 @@ def test_a_name_may_be_in_any_writing(name: str) -> None:
 def test_a_text_is_shortened_to_the_limit_and_one_that_fits_is_not(length: int) -> None:
     assert shortened("x" * length, length) == "x" * length
     assert len(shortened("x" * (length + 1), length)) == (length - 1) // 2 * 2 + 1
+
+
+def test_a_worker_may_leave_out_where_it_runs_and_what_it_has_computed_in_vain() -> None:
+    join = msgspec.convert({key: value for key, value in JOIN.items() if key not in ("machine", "cores")}, Join)
+    assert (join.machine, join.cores) == ("", [])
+    assert msgspec.convert({"type": "dropped", **NUMBERED}, Dropped).computed == 0
