@@ -18,9 +18,10 @@ from ps.coordinator.effects import Effect, Finish, ForgetWorker, RecordEpoch, Up
 from ps.coordinator.membership import Member, Membership, MemberState
 from ps.coordinator.scheduling.audit import Audit
 from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
-from ps.coordinator.scheduling.round_state import RoundState
+from ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from ps.coordinator.scheduling.scheduler import Scheduler
 from ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
+from ps.coordinator.scheduling.withdrawals import WithdrawnLease
 from ps.coordinator.status import Reminder, status_of, waiting_text, with_rejections
 from ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase, initial_phase
 from ps.records.ledger import OTHERS_FASTER
@@ -181,7 +182,7 @@ class Coordinator:
         is_waiting = self.phase is RunPhase.AWAITING_WORKERS
         if is_waiting and self.membership.count_prepared() >= self.info.min_workers:
             self.phase = initial_phase(self.info, self.round)
-            self.progress.begin_round(now)
+            self._begin_round(now)
         return effects + self._assign_leases(now)
 
     def _on_left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
@@ -189,7 +190,8 @@ class Coordinator:
         member = self.membership.remove(event.peer)
         if member is None:
             return []
-        released = self.state.release(member.rank, f"it left: {event.reason}")
+        released = self.state.release(member.rank, f"it left: {event.reason}", now)
+        self.state.pending.remove(member.rank)
         self.stragglers.remove(member.rank)
         passed_on = f"; {self.round.named(released)} go to others" if released else ""
         report = Report(text=f"{member.named()} left: {event.reason}{passed_on}")
@@ -242,24 +244,26 @@ class Coordinator:
         member, result = self.membership.members.get(event.peer), event.result
         if member is None:
             return []
-        is_free = self._record_duration(member, result, now)
-        effects, counts = self.state.on_result(member, result, has_shards=self.info.servers > 1)
+        withdrawn = self._record_duration(member, result, now)
+        times = UNKNOWN if withdrawn is None else withdrawn.times(now)
+        effects, counts = self.state.on_result(member, result, has_shards=self.info.servers > 1, times=times)
         if not counts:
-            return effects + (self._assign_leases(now, self._only(member)) if is_free else [])
+            return effects + (self._assign_leases(now, self._only(member)) if withdrawn else [])
         return effects + (self._accept_audited if result.work == "audit" else self._accept)(member, result, now)
 
-    def _record_duration(self, member: Member, result: Result, now: float) -> bool:
-        """Measure a result of a lease that a worker holds, or that was withdrawn; return whether it is free by that.
+    def _record_duration(self, member: Member, result: Result, now: float) -> WithdrawnLease | None:
+        """Measure a result of a lease that a worker holds, or that was withdrawn, which is then returned.
 
         A result of anything else measures nothing: it came twice, or too late.
         """
-        if self.scheduler.past(member, (result.work, result.step, result.number), None, now) is not None:
-            return True
+        withdrawn = self.scheduler.past(member, (result.work, result.step, result.number), None, now)
+        if withdrawn is not None:
+            return withdrawn
         node, rank = result.node(), member.rank
         if any(lease.node == node for lease in self.leases.held_by(rank)):
             is_trial = member.trial is not None
             self.scheduler.timeouts.record(rank, result.work, len(node), now, is_trial=is_trial)
-        return False
+        return None
 
     def _on_dropped(self, event: events.LeaseDropped, now: float) -> list[Effect]:
         """Let a worker have work again that is past a lease which was withdrawn."""
@@ -273,7 +277,10 @@ class Coordinator:
         node = withdrawn.lease.node
         if dropped.computed:
             part = [Node(node.lo, min(node.hi, node.lo + dropped.computed))]
-            self.state.account.record_recomputed(dropped.work, dropped.step, part, member.rank, OTHERS_FASTER)
+            began_s, ended_s = withdrawn.times(now)
+            self.state.account.record_recomputed(
+                dropped.work, dropped.step, part, member.rank, OTHERS_FASTER, [began_s], ended_s
+            )
         return self._assign_leases(now, self._only(member))
 
     def _on_sums_acknowledged(self, event: events.SumsAcknowledged, now: float) -> list[Effect]:
@@ -288,7 +295,7 @@ class Coordinator:
 
     def _accept(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Count a result whose sums are, or will be at once, in the tree."""
-        ended, is_freed = self.state.accept(member, result)
+        ended, is_freed = self.state.accept(member, result, now)
         withdrawn = self._withdraw(ended, now)
         if result.work == "train":
             self.membership.credit(member, result.count // self.info.targets, result.compute_s)
@@ -318,7 +325,13 @@ class Coordinator:
     # Rounds follow one another
 
     def _open(self, following: Round) -> None:
-        self.state = RoundState(following, Audit.of(following, self.info.audit, self.info.job.seed))
+        audit = Audit.of(following, self.info.audit, self.info.job.seed)
+        self.state = RoundState(following, audit, self.progress.round_started)
+
+    def _begin_round(self, now: float) -> None:
+        """Count the time of the round at hand from now on: there was something to wait for."""
+        self.progress.begin_round(now)
+        self.state.began = now
 
     def _complete_round(self, now: float) -> list[Effect]:
         if self.round.work == "train" and self.state.audit.is_due():
@@ -358,7 +371,7 @@ class Coordinator:
         if event.stops:
             return self._finish()
         self.phase = PHASES[self.round.work]
-        self.progress.begin_round(now)
+        self._begin_round(now)
         return self._assign_leases(now)
 
     # Some of a step is computed again

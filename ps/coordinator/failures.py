@@ -118,13 +118,11 @@ def expire_leases(
 def _expire(
     rank: int, state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
 ) -> LateWorker:
-    released, member = state.leases.release(rank), membership.by_rank(rank)
+    member, held_s = membership.by_rank(rank), stragglers.record_late(rank, now)
+    released = state.release(rank, f"it had brought nothing for {held_s:.1f} s", now)
     stragglers.withdrawals.remove(rank)
     assert member is not None  # what a member held was released when it left
     membership.set_state(member, MemberState.SUSPECT)
-    held_s = stragglers.record_late(rank, now)
-    why = f"it had brought nothing for {held_s:.1f} s"
-    state.account.record_recomputed(state.round.work, state.round.step, released, rank, why)
     return LateWorker(member, released, held_s)
 
 

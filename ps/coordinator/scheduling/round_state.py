@@ -20,6 +20,11 @@ from ps.records.ledger import Account
 from ps.run.plan import Round
 
 
+#: Seconds from the begin of a lease's round until it was leased, and until its worker was past it.
+Times = tuple[float | None, float | None]
+UNKNOWN: Times = (None, None)
+
+
 @dataclass
 class PendingAcknowledgements:
     """The results of one round that other servers are still to acknowledge."""
@@ -59,6 +64,8 @@ class RoundState:
     round: Round
     #: Which of its micro-batches are computed again.
     audit: Audit
+    #: When it began: the ledger's times are counted from there.
+    began: float = 0.0
     leases: LeaseTable = field(init=False)
     buffers: BufferPool = field(default_factory=BufferPool)
     pending: PendingAcknowledgements = field(default_factory=PendingAcknowledgements)
@@ -88,8 +95,12 @@ class RoundState:
         # Each lease has a slot of its own; other servers seldom still read one.
         return len(self.slots_in_use(rank)) if self.pending.results else len(self.leases.held_by(rank))
 
-    def on_result(self, member: Member, result: Result, *, has_shards: bool) -> tuple[list[Effect], bool]:
+    def on_result(
+        self, member: Member, result: Result, *, has_shards: bool, times: Times = UNKNOWN
+    ) -> tuple[list[Effect], bool]:
         """Check a result; return what is to be done with its sums, and whether it counts by now.
+
+        `times` are those of its lease if that was withdrawn.
 
         Sums that travel came before it; those in shared memory are still in their slot, or not to be had any more. With
         shards a result does not count before all of them have their part.
@@ -98,7 +109,7 @@ class RoundState:
         slot = self.buffers.slot_of(rank, result.number) if member.shares and is_training else None
         is_lost = member.shares and is_training and slot is None
         if is_lost or not self.is_needed(result) or not self.leases.was_granted(rank, node):
-            self.refuse(member, result)
+            self.refuse(member, result, times)
             return [], False
         effects: list[Effect] = [] if slot is None else [AddSharedSums(node=node, rank=rank, slot=slot)]
         if not is_training or not has_shards:
@@ -113,12 +124,12 @@ class RoundState:
         is_current = (result.work, result.step) == (self.round.work, self.round.step)
         return is_current and self.leases.may_accept(result.node())
 
-    def refuse(self, member: Member, result: Result) -> None:
+    def refuse(self, member: Member, result: Result, times: Times = UNKNOWN) -> None:
         """Record a result that nobody needs."""
         if result.step <= self.round.step:
-            self.account.record_unused(result, member.rank)
+            self.account.record_unused(result, member.rank, *times)
 
-    def accept(self, member: Member, result: Result) -> tuple[list[HeldLease], bool]:
+    def accept(self, member: Member, result: Result, now: float) -> tuple[list[HeldLease], bool]:
         """Record a result that counts; return which leases of other workers it ends, and whether it frees anything.
 
         It does if a larger lease than the result ends.
@@ -128,15 +139,17 @@ class RoundState:
         ended = leases.accept(node) or []
         self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
         if result.work == "train":
-            self.account.record_accepted(node, member.rank, result.losses)
+            granted = [lease.began for lease in ended if (lease.rank, lease.node) == (member.rank, node)]
+            began_s = granted[0] - self.began if granted else None
+            self.account.record_accepted(node, member.rank, result.losses, began_s, now - self.began)
             self.audit.record(member, result)
         return [lease for lease in ended if lease.rank != member.rank], leases.free() > free
 
-    def release(self, rank: int, why: str) -> list[Node]:
-        """Take back the leases of a worker that is gone, for a reason that the ledger lists; return them."""
-        released = self.leases.release(rank)
-        self.pending.remove(rank)
-        self.account.record_recomputed(self.round.work, self.round.step, released, rank, why)
+    def release(self, rank: int, why: str, now: float) -> list[Node]:
+        """Take back the leases of a worker that is gone or late, for a reason that the ledger lists; return them."""
+        began_s = [lease.began - self.began for lease in self.leases.held_by(rank)]
+        released, work, step = self.leases.release(rank), self.round.work, self.round.step
+        self.account.record_recomputed(work, step, released, rank, why, began_s, now - self.began)
         return released
 
     def begin_audit(self) -> None:

@@ -71,7 +71,7 @@ class Scheduler:
             each_s = self.timeouts.expected_s(lease.rank, work)
             is_late = now > began + len(lease.node) * each_s + self._slack_s(state, lease)
             due = now if is_late else now + 2 * each_s
-        self.withdrawals.add(work, step, WithdrawnLease(lease, began, due))
+        self.withdrawals.add(work, step, WithdrawnLease(lease, began, due, state.began))
         return Withdrawal(work=work, step=step, number=lease.number)
 
     def past(self, member: Member, key: LeaseKey, computed: int | None, now: float) -> WithdrawnLease | None:

@@ -24,6 +24,12 @@ class WithdrawnLease:
     began: float
     #: When the answer should be there.
     due: float
+    #: When its round began.
+    round_began: float = 0.0
+
+    def times(self, now: float) -> tuple[float, float]:
+        """Return how many seconds after its round had begun it was leased, and it is now."""
+        return self.lease.began - self.round_began, now - self.round_began
 
 
 @dataclass
@@ -78,7 +84,7 @@ class Withdrawals:
         for rank, leases in self.open.items():
             for key, one in leases.items():
                 lease = replace(one.lease, deadline=one.lease.deadline + by_s)
-                leases[key] = WithdrawnLease(lease, one.began + by_s, one.due + by_s)
+                leases[key] = replace(one, lease=lease, began=one.began + by_s, due=one.due + by_s)
             self._set_deadline(rank)
 
     def _set_deadline(self, rank: int) -> None:
