@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ps.coordinator.scheduling.finishing_time import ROUNDING, finishing_time_s, whole
+from ps.coordinator.scheduling.finishing_time import ROUNDING, _even_time_s, finishing_time_s, whole
 
 Workers = list[tuple[float, float]]
 
@@ -45,6 +45,16 @@ def test_what_all_can_do_until_then_is_enough_and_nobody_is_waited_for_in_vain(
 @given(st.integers(1, 40), EXACT)
 def test_the_order_of_the_workers_does_not_matter(micro_batches: int, workers: Workers) -> None:
     assert finishing_time_s(micro_batches, workers[::-1]) == finishing_time_s(micro_batches, workers)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 5000), MEASURED)
+def test_if_micro_batches_could_be_divided_all_that_take_part_would_finish_together(
+    micro_batches: int, workers: Workers
+) -> None:
+    even_s = _even_time_s(micro_batches, workers)
+    done = sum(max(0.0, even_s - busy_s) / each_s for busy_s, each_s in workers)
+    assert done == pytest.approx(micro_batches)
 
 
 @pytest.mark.parametrize(
