@@ -69,12 +69,52 @@ def test_what_is_awaited_of_a_worker_that_is_gone_is_forgotten_and_nothing_else(
     assert list(pending.results) == [(1, NODE)]
 
 
-def test_a_worker_that_is_gone_has_nothing_pending_and_what_it_held_is_listed() -> None:
+def test_what_a_worker_held_that_is_gone_is_listed_and_what_other_servers_read_is_still_awaited() -> None:
     state = leased(member_of(0))
     state.on_result(member_of(0), result(), has_shards=True)
-    assert state.release(0, "it left: killed") == [NODE]
-    assert not state.pending.results
+    assert state.release(0, "it left: killed", 9.0) == [NODE]
+    assert state.pending.numbers(0) == [1]
     assert list(again(state)) == [("train", 5, 0, 0, "it left: killed")]
+
+
+def timed() -> RoundState:
+    """Return a round that began at 100 s, and of which rank 0 was leased two nodes at 102 and 103 s, rank 1 one."""
+    state = RoundState(ROUND, Audit(ROUND), began=100.0)
+    for rank, now in ((0, 102.0), (0, 103.0), (1, 104.0)):
+        state.leases.lease(rank, 2, 200.0, now, is_alone=False)
+    return state
+
+
+def times(state: RoundState) -> list[tuple[float | None, float | None]]:
+    return [(entry.began_s, entry.ended_s) for entry in state.account.entries if isinstance(entry, Again)]
+
+
+def test_times_in_the_ledger_are_counted_from_the_begin_of_the_round() -> None:
+    state = timed()
+    state.accept(member_of(0), result(OTHER), 107.5)
+    assert [(share.lo, share.began_s, share.ended_s) for share in state.account.shares] == [(2, 3.0, 7.5)]
+    state.release(0, "it left", 108.0)
+    assert times(state) == [(2.0, 8.0)]
+    # What is accepted although its lease had ended, or in other parts, was given out at some time.
+    state.accept(member_of(0), result(), 109.0)
+    state.accept(member_of(1), result(Node(4, 5)), 110.0)
+    assert [(share.began_s, share.ended_s) for share in state.account.shares[1:]] == [(None, 9.0), (None, 10.0)]
+
+
+def test_the_times_of_a_lease_are_those_of_whoever_was_first() -> None:
+    state = timed()
+    state.leases.copy(1, NODE, 200.0, 105.0)
+    ended, _ = state.accept(member_of(1), result(), 106.0)
+    assert [lease.rank for lease in ended] == [0]
+    assert [(share.rank, share.began_s, share.ended_s) for share in state.account.shares] == [(1, 5.0, 6.0)]
+
+
+def test_a_result_that_is_refused_is_listed_with_the_times_of_its_lease_if_it_was_withdrawn() -> None:
+    state = timed()
+    state.accept(member_of(3), result(), 105.0)
+    state.on_result(member_of(0), result(), has_shards=False, times=(2.0, 6.0))
+    state.on_result(member_of(0), result(), has_shards=False)
+    assert times(state) == [(2.0, 6.0), (None, None)]
 
 
 @pytest.mark.parametrize("shares", [False, True])
@@ -108,7 +148,7 @@ def test_a_result_that_no_lease_asked_its_worker_for_is_refused_and_listed_altho
 
 def test_a_result_of_a_lease_that_others_have_done_is_refused() -> None:
     state = leased(member_of(0))
-    state.accept(member_of(3), result())
+    state.accept(member_of(3), result(), 9.0)
     assert [(share.rank, share.lo, share.hi) for share in state.account.shares] == [(3, 0, 2)]
     assert state.on_result(member_of(0), result(), has_shards=False) == ([], False)
 
@@ -121,7 +161,7 @@ def test_what_is_evaluated_is_in_no_slot_and_waits_for_no_server() -> None:
     for number in (1, 7):
         one = msgspec.structs.replace(result(number=number), work="evaluate")
         assert state.on_result(member, one, has_shards=True) == ([], True)
-    state.accept(member, one)
+    state.accept(member, one, 9.0)
     assert state.account.shares == []
 
 
@@ -137,7 +177,7 @@ def test_a_result_is_needed_if_it_is_of_this_round_and_not_done() -> None:
     assert state.is_needed(result())
     assert not state.is_needed(result(step=4))
     assert not state.is_needed(msgspec.structs.replace(result(), work="audit"))
-    state.accept(member_of(0), result())
+    state.accept(member_of(0), result(), 9.0)
     assert not state.is_needed(result())
 
 
@@ -152,13 +192,13 @@ def test_a_result_ends_the_leases_of_others_that_overlap_it_and_frees_what_it_ha
     first, second = member_of(0), member_of(1)
     state = leased(first, second)
     (lease,) = state.leases.held_by(0)
-    assert state.accept(first, result()) == ([], False)
+    assert state.accept(first, result(), 9.0) == ([], False)
     state = leased(first, second)
-    assert state.accept(second, result()) == ([lease], False)
+    assert state.accept(second, result(), 9.0) == ([lease], False)
     state = leased(first, second)
-    assert state.accept(first, result(Node(0, 1))) == ([], True)
+    assert state.accept(first, result(Node(0, 1)), 9.0) == ([], True)
     state = leased(first, second)
-    assert state.accept(second, result(Node(0, 1))) == ([lease], True)
+    assert state.accept(second, result(Node(0, 1)), 9.0) == ([lease], True)
 
 
 def test_slots_are_in_use_by_what_is_held_and_what_is_read() -> None:
@@ -177,7 +217,7 @@ def test_an_audit_is_a_round_of_its_own_that_ends_as_the_step_it_was() -> None:
     state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
     assert not state.leases.may_accept(Node(2, 4))
     for micro_batch in range(8):
-        state.accept(first, result(Node(micro_batch, micro_batch + 1)))
+        state.accept(first, result(Node(micro_batch, micro_batch + 1)), 9.0)
     assert state.audit.is_due()
     state.begin_audit()
     assert (state.round.work, state.leases.free()) == ("audit", 1)
@@ -222,7 +262,7 @@ def test_who_waits_for_other_servers_to_read_its_sums_does_not_wait_for_nothing(
 def test_who_may_be_given_nothing_of_what_is_free_may_wait() -> None:
     state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
     for micro_batch in range(8):
-        state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)))
+        state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)), 9.0)
     state.begin_audit()
     state.validate([0])
     with pytest.raises(AssertionError, match=r"^\[0, 1\] wait for nothing$"):
@@ -248,7 +288,7 @@ def test_an_audits_leases_are_numbered_on_and_nothing_is_expected_of_those_befor
     assert lease is not None
     state.expected.add(lease, 1.0, 0.0)
     for micro_batch in range(8):
-        state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)))
+        state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)), 9.0)
     state.begin_audit()
     assert state.expected.latest(state.leases) is None
     first = state.leases.lease(1, 8, 9.0, is_alone=False)

@@ -94,3 +94,14 @@ def test_time_in_which_the_server_did_not_run_puts_everything_off() -> None:
     assert withdrawals.began(1) == 110.0
     assert withdrawals.answer(1, key(5)) == withdrawn(1, 5, deadline=160.0, began=110.0, due=120.0)
     assert withdrawals.next_deadline() == 170.0
+
+
+def test_the_times_of_a_lease_are_counted_from_the_begin_of_its_round() -> None:
+    lease = HeldLease(Node(0, 4), 1, 60.0, 5, began=12.0)
+    one = WithdrawnLease(lease, began=14.0, due=20.0, round_began=10.0)
+    assert one.times(17.5) == (2.0, 7.5)
+    withdrawals = made(one)
+    withdrawals.postpone(100.0)
+    postponed = withdrawals.answer(1, key(5))
+    assert postponed is not None
+    assert postponed.times(117.5) == (2.0, 107.5)
