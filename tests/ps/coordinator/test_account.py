@@ -50,10 +50,12 @@ def test_what_a_worker_held_that_left_is_booked_with_the_reason() -> None:
     drive = Drive(facts_of(min_workers=2))
     drive.enter(1, 2)
     held = [(lease.lo, lease.hi) for lease in drive.leases[1]]
+    drive.pass_time(1.5)
     drive.leave(1, "interrupted")
     drive.finish()
     assert again(drive) == [
-        Again(work="train", step=0, lo=lo, hi=hi, rank=0, why="it left: interrupted") for lo, hi in held
+        Again(work="train", step=0, lo=lo, hi=hi, rank=0, why="it left: interrupted", began_s=0.0, ended_s=1.5)
+        for lo, hi in held
     ]
 
 
