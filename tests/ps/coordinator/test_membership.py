@@ -279,6 +279,7 @@ def test_whoever_comes_and_goes_spare_cores_are_those_of_who_is_there(
     made = on_machines(*places)
     for worker in gone:
         made.remove(peer_of(worker))
+    made.validate(capacity=0)
     left = [place for worker, place in enumerate(places) if worker not in gone]
     # The same members, and nobody else before.
     assert made.has_spare_cores() == on_machines(*left).has_spare_cores()

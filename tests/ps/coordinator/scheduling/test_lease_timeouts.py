@@ -211,8 +211,9 @@ def test_one_that_has_done_nothing_is_expected_to_be_like_the_others() -> None:
     assert timeouts.expected_s(1, "audit") == 3.0
 
 
-def test_what_takes_no_time_at_all_can_be_divided_by() -> None:
-    assert made([0.0] * 3).expected_s(0, "train") == SHORTEST_S
+def test_what_takes_no_time_at_all_can_be_divided_by_and_be_late() -> None:
+    timeouts = made([0.0] * 3)
+    assert timeouts.expected_s(0, "train") == timeouts.slack_s(0, "train", 8) == SHORTEST_S
 
 
 def test_after_a_trial_a_worker_is_expected_to_take_as_long_as_in_it() -> None:
@@ -265,6 +266,13 @@ def test_what_remains_of_what_it_holds_is_what_it_takes_without_the_time_since_i
         0.0,
         0.0,
     ]
+
+
+def test_what_remains_goes_by_what_its_own_worker_takes() -> None:
+    timeouts = recorded([(0, "train", 1.0), (1, "train", 3.0)])
+    for rank in range(2):
+        timeouts.begin(rank, 100.0)
+    assert [timeouts.remaining_s(rank, "train", 2, 101.0) for rank in range(2)] == [1.0, 5.0]
 
 
 def test_one_that_is_to_begin_later_has_all_before_it_and_the_time_until_then() -> None:

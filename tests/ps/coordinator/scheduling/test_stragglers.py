@@ -18,6 +18,7 @@ from ps.coordinator.scheduling.stragglers import (
     StallDetector,
     StragglerMonitor,
 )
+from ps.coordinator.scheduling.withdrawals import WithdrawnLease
 from tests.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
 
 
@@ -105,6 +106,20 @@ def test_all_that_a_worker_holds_counts_for_its_time() -> None:
         made.timeouts.record(0, "train", 1, 100.0 + number)
         made.timeouts.record(1, "train", 1, 100.0 + 2 * number)
     assert (made.timeout_s(0, "train", held), made.timeout_s(1, "train", held)) == (3 * 4.0, 3 * 8.0)
+
+
+def test_answers_to_what_was_withdrawn_are_awaited_put_off_and_forgotten_with_their_worker() -> None:
+    made, leases = monitor_of_one(), LeaseTable(4)
+    made.withdrawals.add("train", 0, WithdrawnLease(HeldLease(Node(0, 2), 0, 100.5, 1), 99.0, 99.5))
+    assert made.deadline(leases) == 100.5
+    made.check(100.0, leases)
+    made.check(130.0, leases)
+    assert made.withdrawals.next_deadline() == made.deadline(leases) == 130.5
+    made.remove(1)
+    assert made.withdrawals.has_any(0)
+    made.remove(0)
+    assert not made.withdrawals.has_any(0)
+    assert made.deadline(leases) is None
 
 
 LONG = Job(model="linear", epochs=2000, global_batch=16, micro_batches=4)
