@@ -64,8 +64,8 @@ class WorkerPhase(Enum):
 _OUTSIDE, _WAITING = frozenset({WorkerPhase.OUTSIDE}), frozenset({WorkerPhase.WAITING})
 _COMPUTING = frozenset({WorkerPhase.COMPUTING})
 
-#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING. While it computes, messages wait: the shell
-#: looks only whether the lease at hand is withdrawn.
+#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING. While it computes, messages wait: the
+#: shell looks only whether the lease at hand is withdrawn.
 TRANSITIONS: TransitionTable[WorkerPhase, WorkEvent] = table_of(
     WorkerPhase,
     {

@@ -49,6 +49,17 @@ def machine_id(path: str = "/proc/sys/kernel/random/boot_id") -> str:
         return ""
 
 
+def give_way() -> None:
+    """Let this process wait, when it has something to do again, until the one on its core has nothing to do.
+
+    Otherwise a worker, as soon as it is sent its next lease, takes the core of the server, which then cannot send the
+    others theirs for as long as it computes. Does nothing if the system does not support it.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def keep_to_core(pid: int, number: int) -> None:
     """Keep a process, and threads that it starts later, on one of the cores that this process may use, modulo
     their number. Does nothing if the system does not support it or the process is gone.

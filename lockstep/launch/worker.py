@@ -7,7 +7,7 @@ from common.client.client import ClientConfig
 from common.client.events_and_effects import Exit
 from common.data.source import load
 from common.runtime.clock import SystemClock
-from common.runtime.environment import cache_home
+from common.runtime.environment import cache_home, give_way
 from common.transport.auth.credentials import Credential
 from common.transport.shared_memory.folder import shared_root
 from common.transport.zeromq.client import ZeroMqClient
@@ -21,6 +21,7 @@ def work(
     port: ZeroMqClient, address: str, timeout_s: float | None, credential: Credential = None, cache: Path | None = None
 ) -> Exit:
     """Work for the server until one of us ends; all servers of a run are shown the same credential."""
+    give_way()
     silence_s = SILENCE_S if timeout_s is None else timeout_s
     join = own_identity().worker_join()
     shell = WorkerShell(

@@ -117,7 +117,15 @@ class ServerProcess:
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
             opened = open_server(
-                setup, destination, setting, port, process.clock, say, sharing, coordinator_at=run.parts.coordinator
+                setup,
+                destination,
+                setting,
+                port,
+                process.clock,
+                say,
+                sharing,
+                machine="host",
+                coordinator_at=run.parts.coordinator,
             )
             writer.attach(opened.session)
             stack.pop_all()
@@ -209,7 +217,8 @@ class WorkerProcess:
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
-        identity = ProcessIdentity(incarnation=process.name, host="host", pid=number, machine="host", cores=tuple(range(run.cores)))
+        cores = tuple(range(run.cores))
+        identity = ProcessIdentity(incarnation=process.name, host="host", pid=number, machine="host", cores=cores)
         join = identity.worker_join()
         runner = WorkerShell(
             WorkerState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),

@@ -11,8 +11,8 @@ from ps.coordinator.timer_queue import TimerQueue
 PROBE_S = 1.0
 
 
-#: Most rounds for which a worker gets nothing since it is too slow, until it is tried again: where others would take over
-#: from it in time, and where all have to wait.
+#: Most rounds for which a worker gets nothing since it is too slow, until it is tried again: where others would take
+#: over from it in time, and where all have to wait.
 FREE_PATIENCE, MOST_PATIENCE = 8, 64
 
 
@@ -142,9 +142,13 @@ class Membership:
         self._uncrowded += 0 if self.is_crowded(member) else self._on_machine[machine]
 
     def is_crowded(self, member: Member) -> bool:
-        """Tell whether the members on a member's machine may use fewer cores than they are, or nobody knows how many."""
+        """Tell whether the members on a machine may use fewer cores than they are, or nobody knows how many."""
         machine = member.join.machine
         return self._on_machine[machine] > len(self._cores[machine])
+
+    def leaves_core(self, machine: str) -> bool:
+        """Tell whether a machine has a core that none of its members needs, as far as they know its cores."""
+        return self._on_machine[machine] < len(self._cores.get(machine, ())) or not self._on_machine[machine]
 
     def has_spare_cores(self) -> bool:
         """Tell whether there are members whose machine is not crowded: at least two, to help one another."""

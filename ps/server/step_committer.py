@@ -33,6 +33,7 @@ class StepCommitter:
 
     def update(self, effect: effects.UpdateWeights) -> Sequence[events.Event]:
         """Let all servers begin an update; return what that leads to at once."""
+        self.record_completed()
         if self.guard.text:
             return [events.WeightsNotFinite(text=self.guard.text)]
         self._update = effect

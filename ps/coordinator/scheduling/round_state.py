@@ -19,7 +19,6 @@ from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from ps.records.ledger import Account
 from ps.run.plan import Round
 
-
 #: Seconds from the begin of a lease's round until it was leased, and until its worker was past it.
 Times = tuple[float | None, float | None]
 UNKNOWN: Times = (None, None)

@@ -16,7 +16,7 @@ from ps.coordinator.scheduling.finishing_time import finishing_time_s, whole
 from ps.coordinator.scheduling.lease_table import HeldLease
 from ps.coordinator.scheduling.round_state import RoundState
 from ps.coordinator.scheduling.stragglers import LeaseTimeouts
-from ps.coordinator.scheduling.withdrawals import LeaseKey, WithdrawnLease, Withdrawals
+from ps.coordinator.scheduling.withdrawals import LeaseKey, Withdrawals, WithdrawnLease
 
 #: A second copy is worth it if it will be there sooner by this part of the time that it takes.
 COPY_MARGIN = 0.25
