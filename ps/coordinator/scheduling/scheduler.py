@@ -39,11 +39,15 @@ class Scheduler:
         effects: list[Effect] = []
         if state.leases.free():
             effects = self._share_out(state, membership, now, members)
-        return effects + self._copy_late(state, membership, now, members) if self._has_copies else effects
+        if self._has_copies:
+            self._find_delayed(state, now)
+            is_anybody_idle = len(state.leases.held) < membership.count(MemberState.READY)
+            effects += self._copy_late(state, membership, now, members) if is_anybody_idle else []
+        return effects
 
     def deadline(self, state: RoundState) -> float | None:
         """Return when something may be leased to others, or to others as well, since its worker is late."""
-        delay = state.expected.next_delay(state.leases)
+        delay = state.expected.next_delay(state.leases) if self._has_copies else None
         if not state.leases.free() or state.end is None:
             return delay
         return state.end if delay is None else min(state.end, delay)
@@ -203,7 +207,6 @@ class Scheduler:
         Backup tasks (Dean and Ghemawat, MapReduce, OSDI 2004). Only where a machine has a core for each of its workers:
         a copy would take it from the worker that it is to help.
         """
-        self._find_delayed(state, now)
         effects: list[Effect] = []
         for member in membership.ready() if given is None else given:
             if self._may_help(state, membership, member):

@@ -353,6 +353,22 @@ def test_nobody_gets_a_copy_where_it_would_take_the_core_of_the_other(cores: int
     assert desk.scheduler.deadline(desk.state) is None
 
 
+def test_time_goes_on_if_one_that_comes_takes_the_last_core_while_a_lease_is_late() -> None:
+    desk = Desk(2, cores=2)
+    now = late(desk)
+    desk.add(2, cores=2)
+    assert desk.assign(now=now) == []
+    assert desk.scheduler.deadline(desk.state) is None
+
+
+def test_time_goes_on_if_a_lease_is_late_and_nobody_is_idle() -> None:
+    desk = Desk(2, cores=2)
+    desk.practise(1.0, 1.0)
+    desk.assign()
+    assert desk.assign(now=NOW + 9.0) == []
+    assert desk.scheduler.deadline(desk.state) is None
+
+
 def test_one_that_is_not_ready_gets_no_copy() -> None:
     desk = Desk(2, cores=2)
     now = late(desk)
