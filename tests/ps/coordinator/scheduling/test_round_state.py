@@ -212,6 +212,17 @@ def test_slots_are_in_use_by_what_is_held_and_what_is_read() -> None:
     assert state.slots_in_use(0) == []
 
 
+@pytest.mark.parametrize("has_shards", [False, True])
+def test_as_many_slots_are_counted_as_are_in_use(has_shards: bool) -> None:
+    state = leased(member_of(0), member_of(1))
+    state.on_result(member_of(1), result(OTHER, number=2), has_shards=has_shards)
+    for _ in range(2):
+        assert [state.count_slots(rank) for rank in range(3)] == [len(state.slots_in_use(rank)) for rank in range(3)]
+        state.leases.release(0)
+        state.leases.release(1)
+    assert state.count_slots(1) == int(has_shards)
+
+
 def test_an_audit_is_a_round_of_its_own_that_ends_as_the_step_it_was() -> None:
     first, second = member_of(0), member_of(1)
     state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
