@@ -199,6 +199,7 @@ class WorkerState:
         self.leases = deque((lease for lease in self.leases if not is_of(lease, withdrawal)), MOST_LEASES)
         lease, computed = self.stopped or (None, 0)
         is_stopped = lease is not None and is_of(lease, withdrawal)
+        self.stopped = None if is_stopped else self.stopped
         return Dropped(
             work=withdrawal.work,
             step=withdrawal.step,
@@ -222,6 +223,7 @@ class WorkerState:
     def _drop_leases(self) -> None:
         """Forget what is not to be computed any more."""
         self.leases.clear()
+        self.stopped = None
         self.requested = None
 
 

@@ -62,7 +62,8 @@ class StepCommitter:
         self.guard.check(update, self.group.own, coordinator.membership, others_are_finite=done.are_finite)
 
     def record_epoch(self, effect: effects.RecordEpoch) -> None:
-        """Record the figures of an epoch, with the weights as they are now."""
+        """Record the figures of an epoch, after its last step, with the weights as they are now."""
+        self.record_completed()
         holder = self.group.holder
         self.recorder.add_entries(*effect.account.other_entries("evaluate", holder.updates))
         self.recorder.epoch(effect.epoch, holder.weights)

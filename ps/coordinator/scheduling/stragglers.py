@@ -50,8 +50,11 @@ EVICTION_S = 3.0
 PROBATION = 20.0
 
 
-#: Shortest time of a micro-batch that is expected: so that it can be divided by.
-SHORTEST_S = 1e-6
+#: Shortest time of a micro-batch that is expected: less is made of messages and of waking up, and says nothing of speed.
+SHORTEST_S = 0.0005
+
+#: A worker is not delayed by less than this: other programs take as long now and then, and so does a system's timer.
+LEAST_SLACK_S = 0.001
 
 #: A worker is delayed if a lease takes it longer than expected by a micro-batch, or by so many deviations of all of its
 #: micro-batches: a slower one is not, whose time is known, nor one of which the times vary.
@@ -165,8 +168,8 @@ class LeaseTimeouts:
         """Return by how many seconds a lease may take longer than expected before its worker counts as delayed."""
         own = self._own.get((rank, _kind(work)))
         if own is None:
-            return self.expected_s(rank, work)
-        return max(SHORTEST_S, own.expected_s, SLACK_DEVIATIONS * own.deviation_s * micro_batches)
+            return max(LEAST_SLACK_S, self.expected_s(rank, work))
+        return max(LEAST_SLACK_S, own.expected_s, SLACK_DEVIATIONS * own.deviation_s * micro_batches)
 
     def remaining_s(self, rank: int, work: Work, micro_batches: int, now: float) -> float:
         """Return in how many seconds a worker will have done so many micro-batches, the first of which it is at."""
