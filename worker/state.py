@@ -136,7 +136,7 @@ class WorkerState:
         effects: list[Effect] = [*self.client.handle(event, now)]
         is_joined = self.client.phase is ClientPhase.JOINED
         if not is_joined and self.phase is not WorkerPhase.OUTSIDE:
-            self.phase, self.weights_step = WorkerPhase.OUTSIDE, None
+            self.phase, self.weights_step, self.stopped = WorkerPhase.OUTSIDE, None, None
             self._drop_leases()
         elif is_joined and isinstance(event, Prepared) and isinstance(event.ready, Ready):
             self.phase, self.shares = WorkerPhase.WAITING, bool(event.ready.nonce)
@@ -223,7 +223,6 @@ class WorkerState:
     def _drop_leases(self) -> None:
         """Forget what is not to be computed any more."""
         self.leases.clear()
-        self.stopped = None
         self.requested = None
 
 

@@ -20,7 +20,6 @@ from common.transport.shared_memory.folder import shared_root, sweep
 from common.transport.zeromq.ports import serve
 from common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.child import ExitRecord
-from lockstep.launch.client import own_identity
 from lockstep.launch.endpoints import WARNING, dialled
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -115,10 +114,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
             obstacle=offer.obstacle,
             started=started,
         )
-        machine = own_identity().machine
-        opened = open_server(
-            offer.setup, destination, setting, port, clock, display.say, offer.memory, rejections, machine
-        )
+        opened = open_server(offer.setup, destination, setting, port, clock, display.say, offer.memory, rejections)
         if offer.obstacle:
             display.say(f"vectors go over sockets: {offer.obstacle}")
         server = opened.server
@@ -150,7 +146,6 @@ def open_server(
     say: Callable[[str], None],
     memory: ServerSharedMemory | None = None,
     rejections: RejectionLog | None = None,
-    machine: str = "",
     coordinator_at: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of,
 ) -> OpenServer:
     """Open a run's session, new or resumed, and return the server that leads it from there.
@@ -168,7 +163,6 @@ def open_server(
             clock,
             say,
             sharing=memory,
-            machine=machine,
             checkpointer=session.checkpointer,
             rejections=rejections or RejectionLog(),
         )

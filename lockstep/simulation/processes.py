@@ -117,15 +117,7 @@ class ServerProcess:
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
             opened = open_server(
-                setup,
-                destination,
-                setting,
-                port,
-                process.clock,
-                say,
-                sharing,
-                machine="host",
-                coordinator_at=run.parts.coordinator,
+                setup, destination, setting, port, process.clock, say, sharing, coordinator_at=run.parts.coordinator
             )
             writer.attach(opened.session)
             stack.pop_all()

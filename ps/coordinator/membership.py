@@ -146,10 +146,6 @@ class Membership:
         machine = member.join.machine
         return self._on_machine[machine] > len(self._cores[machine])
 
-    def leaves_core(self, machine: str) -> bool:
-        """Tell whether a machine has a core that none of its members needs, as far as they know its cores."""
-        return self._on_machine[machine] < len(self._cores.get(machine, ())) or not self._on_machine[machine]
-
     def has_spare_cores(self) -> bool:
         """Tell whether there are members whose machine is not crowded: at least two, to help one another."""
         return self._uncrowded > 1

@@ -59,9 +59,6 @@ LINGER_S = 1.0
 #: Seconds between two calls of `watch`, which shows the progress.
 WATCH_S = 0.1
 
-#: Seconds after which an update is recorded at the latest, although no worker has been idle since.
-RECORD_S = 0.05
-
 #: Messages without arrays that may wait for a worker. In addition it may have the weights for a window of leases: a
 #: worker that does not read costs no more memory than that.
 QUEUE = 16
@@ -83,8 +80,6 @@ class Server:
     remind: Callable[[str], None] | None = None
     #: The memory that workers and shards on this machine share, if there is any.
     sharing: ServerSharedMemory | None = None
-    #: What tells this machine from others: see `Join`.
-    machine: str = ""
     #: Takes the checkpoints, if there are to be any.
     checkpointer: Checkpointer | None = None
     #: Connections that were not let in.
@@ -104,9 +99,6 @@ class Server:
     samples: SampleSender | None = field(init=False)
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
-    #: When the last update is recorded at the latest, and whether it is as soon as no message waits.
-    _record_by: float | None = None
-    _records_when_idle: bool = False
     #: When the progress was last shown.
     _shown: float = -math.inf
 
@@ -160,18 +152,14 @@ class Server:
         # First, since there may always be a message: leases run out and dead workers are noticed all the same.
         if deadline is not None and now >= deadline:
             with held_back():
-                self._record()
                 self._dispatch(*self._time_passed(now))
             return True
-        received = self.port.receive(self._wait_s(deadline, now))
+        received = self.port.receive(None if deadline is None else deadline - now)
         self.blocklist.report()
-        # An interrupt finds an event handled, with what was recorded of it before, or not handled at all.
+        # An interrupt finds an event handled, with all that is recorded of it, or not handled at all.
         with held_back():
             if received is not None:
                 self._on_message(*received)
-                return True
-            if self._records_when_idle:
-                self._record()
                 return True
             lost = self.port.lost()
             for peer in lost:
@@ -180,14 +168,8 @@ class Server:
 
     def deadline(self) -> float | None:
         """Return when something is due although no message comes."""
-        due = (self.coordinator.deadline(), self.group.state.deadline(), self.status_limit.deadline(), self._record_by)
+        due = (self.coordinator.deadline(), self.group.state.deadline(), self.status_limit.deadline())
         return min((at for at in due if at is not None), default=None)
-
-    def _wait_s(self, deadline: float | None, now: float) -> float | None:
-        """Return for how many seconds to wait for a message, None for ever."""
-        if self._records_when_idle:
-            return 0.0
-        return None if deadline is None else deadline - now
 
     def _time_passed(self, now: float) -> list[events.Event]:
         due = [self._status_requested(peer) for peer in self.status_limit.due(now)] + self.group.on_time(now)
@@ -293,23 +275,11 @@ class Server:
 
     def _dispatch(self, *happened: events.Event) -> None:
         """Let the coordinator handle events, and whatever its effects lead to."""
-        before, pending = self.group.completed, deque(happened)
+        pending = deque(happened)
         while pending:
             for effect in self.coordinator.handle(pending.popleft(), self.clock.now()):
                 pending.extend(self._perform(effect))
-        # Afterwards: what workers wait for has been sent. If that is a step, and all cores compute it by now, recording
-        # the one before waits until a worker has nothing to do.
-        completed = self.group.completed
-        if completed is None or self.coordinator.membership.leaves_core(self.machine):
-            self._record()
-        elif completed is before:
-            self._records_when_idle = True
-        else:
-            self._record_by, self._records_when_idle = self.clock.now() + RECORD_S, False
-
-    def _record(self) -> None:
-        """Record the last update, if that is still to be done, and take a checkpoint if one is due."""
-        self._record_by, self._records_when_idle = None, False
+        # Afterwards: what workers wait for has been sent.
         self.committer.record_completed()
         if self.ended is None:
             self.committer.take_due_checkpoint()

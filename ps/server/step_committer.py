@@ -33,7 +33,6 @@ class StepCommitter:
 
     def update(self, effect: effects.UpdateWeights) -> Sequence[events.Event]:
         """Let all servers begin an update; return what that leads to at once."""
-        self.record_completed()
         if self.guard.text:
             return [events.WeightsNotFinite(text=self.guard.text)]
         self._update = effect
@@ -62,8 +61,7 @@ class StepCommitter:
         self.guard.check(update, self.group.own, coordinator.membership, others_are_finite=done.are_finite)
 
     def record_epoch(self, effect: effects.RecordEpoch) -> None:
-        """Record the figures of an epoch, after its last step, with the weights as they are now."""
-        self.record_completed()
+        """Record the figures of an epoch, with the weights as they are now."""
         holder = self.group.holder
         self.recorder.add_entries(*effect.account.other_entries("evaluate", holder.updates))
         self.recorder.epoch(effect.epoch, holder.weights)

@@ -1,4 +1,4 @@
-"""Workers in virtual time, each with a speed of its own, at the real coordinator: how long steps take, and who does what."""
+"""Workers in virtual time, each with its own speed, at the real coordinator: how long steps take, and who does what."""
 
 from collections import deque
 from collections.abc import Callable, Sequence

@@ -50,7 +50,7 @@ EVICTION_S = 3.0
 PROBATION = 20.0
 
 
-#: Shortest time of a micro-batch that is expected: less is made of messages and of waking up, and says nothing of speed.
+#: Shortest time of a micro-batch that is expected: less is made of messages and of waking up, and tells no speed.
 SHORTEST_S = 0.0005
 
 #: A worker is not delayed by less than this: other programs take as long now and then, and so does a system's timer.

@@ -267,29 +267,6 @@ def test_the_cores_of_one_that_leaves_are_counted_no_more() -> None:
     assert not made.has_spare_cores()
 
 
-@pytest.mark.parametrize(
-    ("places", "expected"),
-    [
-        ([], True),
-        ([("two", {0, 1, 2})], True),
-        ([("one", {0, 1})], True),
-        ([("one", {0, 1}), ("one", {0, 1})], False),
-        ([("one", {0, 1}), ("one", {2})], True),
-        ([("one", {0})], False),
-        ([("one", {0}), ("one", {0})], False),
-        ([("one", set())], False),
-    ],
-)
-def test_a_machine_has_a_core_left_if_its_members_are_fewer_than_cores_or_it_has_none(
-    places: list[tuple[str, set[int]]], expected: bool
-) -> None:
-    made = on_machines(*places)
-    assert made.leaves_core("one") is expected
-    for worker in range(len(places)):
-        made.remove(peer_of(worker))
-    assert made.leaves_core("one")
-
-
 CORE_SETS = st.sets(st.integers(0, 3), max_size=3)
 COMINGS = st.lists(st.tuples(st.sampled_from(["one", "two", ""]), CORE_SETS), max_size=12)
 

@@ -9,6 +9,7 @@ from ps.coordinator.scheduling.stragglers import (
     ENOUGH,
     FLOOR_S,
     GRACE_S,
+    LEAST_SLACK_S,
     NEWCOMER_S,
     RECENT,
     SHORTEST_S,
@@ -213,7 +214,8 @@ def test_one_that_has_done_nothing_is_expected_to_be_like_the_others() -> None:
 
 def test_what_takes_no_time_at_all_can_be_divided_by_and_be_late() -> None:
     timeouts = made([0.0] * 3)
-    assert timeouts.expected_s(0, "train") == timeouts.slack_s(0, "train", 8) == SHORTEST_S
+    assert (timeouts.expected_s(0, "train"), timeouts.slack_s(0, "train", 8)) == (SHORTEST_S, LEAST_SLACK_S)
+    assert timeouts.slack_s(1, "train", 8) == LEAST_SLACK_S
 
 
 def test_after_a_trial_a_worker_is_expected_to_take_as_long_as_in_it() -> None:

@@ -24,7 +24,13 @@ class Desk:
     """A scheduler with a round, and members that are all ready."""
 
     def __init__(
-        self, workers: int, *, at: Round = ROUND, chosen: frozenset[int] = frozenset(), cores: int = 0, shares: bool = True
+        self,
+        workers: int,
+        *,
+        at: Round = ROUND,
+        chosen: frozenset[int] = frozenset(),
+        cores: int = 0,
+        shares: bool = True,
     ) -> None:
         self.state = RoundState(at, Audit(at, chosen))
         self.scheduler = Scheduler(LeaseTimeouts(LIMIT_S))
@@ -222,7 +228,7 @@ def test_a_worker_that_was_not_late_is_expected_to_stop_at_the_next_micro_batch(
     assert desk.scheduler.timeouts.held_s(1, NOW + 9.0) == 1.0
     # What it says then tells how long it took, and when it has begun the next.
     desk.scheduler.past(desk.members[1], ("train", 0, lease.number), 4, NOW + 8.5)
-    assert list(desk.scheduler.timeouts._own[1, "train"].recent) == [1.0, 1.0, 1.0, 8.5 / 4]  # noqa: SLF001
+    assert list(desk.scheduler.timeouts._own[1, "train"].recent) == [1.0, 1.0, 1.0, 8.5 / 4]
     assert desk.scheduler.timeouts.held_s(1, NOW + 9.0) == 0.5
 
 
