@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from common.aggregation.tree import Node, Vector
+from common.aggregation.tree import Vector
 from common.data.source import load
 from common.job.job import Job
 from common.job.tally import Tally
@@ -25,7 +25,6 @@ from ps.shard.shard import Shard
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.cluster import Simulation
 from worker.compute import Compute
-from worker.gradient_sink import SendBucket
 
 
 def job_in(folder: Path, **values: Any) -> Job:
@@ -89,14 +88,14 @@ class LyingCompute:
     step: int
     micro_batch: int
 
-    def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
-        is_lying = (step, self.micro_batch) == (self.step, node.lo)
+    def compute_one(self, step: int, micro_batch: int) -> Tally:
+        is_lying = (step, micro_batch) == (self.step, self.micro_batch)
         if is_lying:
             flip(self.compute.slots[step % 2], 3000, 30)
-        sums, tally = Compute.train(self.compute, step, node, send)
+        tally = Compute._micro_batch(self.compute, step, micro_batch)
         if is_lying:
             flip(self.compute.slots[step % 2], 3000, 30)
-        return sums, tally
+        return tally
 
 
 def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, int] | None = None) -> Path:
@@ -124,7 +123,7 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
     for worker in simulation.workers:
         compute = worker.runner._compute
         if lie is not None and compute is not None:
-            compute.train = LyingCompute(compute, *lie).train  # type: ignore[method-assign]
+            compute._micro_batch = LyingCompute(compute, *lie).compute_one  # type: ignore[method-assign]
     simulation.run()
     session.recorder.close()
     return folder / "run"
