@@ -3,7 +3,9 @@
 Knows nothing of workers, leases or messages. Sums are added frame by frame, each over a tree of its own, as they come.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +64,9 @@ class Shard:
     start: int = 0
     #: Memory for the weights as the policy rounds them for workers, slot by slot; by default new vectors, if it does.
     rounded: Pair | None = None
+    #: Returns memory for sums that are added here: for each index from 0 on a vector as long as the slice, which is the
+    #: whole one then. By default any memory will do.
+    merged: Callable[[int], Vector] | None = None
     frames: list[Slice] = field(init=False)
     #: What workers compute with, slot by slot: the weights rounded, or the weights themselves.
     served: Pair = field(init=False)
@@ -86,9 +91,18 @@ class Shard:
         if not self.policy.wire_weights.is_exact:
             self.served = self.rounded or (np.zeros_like(self.weights), np.zeros_like(self.weights))
         self.refresh_served()
-        pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
-        self.trees = [VectorTree(self.micro_batches, pools[len(frame)], self._addition(frame)) for frame in self.frames]
+        self.trees = [
+            VectorTree(self.micro_batches, pool, self._addition(frame))
+            for frame, pool in zip(self.frames, self._pools(), strict=True)
+        ]
         self._begin_in_memory()
+
+    def _pools(self) -> list[VectorPool]:
+        """Return the pool of each frame: one for all of the same length, unless each has parts of certain vectors."""
+        if self.merged is None:
+            pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
+            return [pools[len(frame)] for frame in self.frames]
+        return [VectorPool(len(frame), make=_parts_of(frame, self.merged)) for frame in self.frames]
 
     def _begin_in_memory(self) -> None:
         vectors = UpdateVectors(weights=self.slots, served=self.served, slots=self._sets, start=self.start)
@@ -209,9 +223,10 @@ class Shard:
         Both pairs are as long as what they replace; what is in use is copied.
         """
         assert self.served is self.slots
-        slots[self.updates % 2][:] = self.weights
-        if self.updates:
-            slots[1 - self.updates % 2][:] = self.slots[1 - self.updates % 2]
+        if slots is not self.slots:
+            # Both: if the weights at hand turn out to be useless, those before them are kept.
+            for old, new in zip(self.slots, slots, strict=True):
+                new[:] = old
         for name, values in self.state.items():
             sets[0][name][:] = values
         self.slots = self.served = slots
@@ -230,3 +245,9 @@ class Shard:
     def digest(self) -> str:
         """Return the SHA-256 of the weights in use, in hex."""
         return weights_digest(self.weights)
+
+
+def _parts_of(frame: Slice, merged: Callable[[int], Vector]) -> Callable[[], Vector]:
+    """Return what returns a frame's part of the first vector, then of the second, and so on."""
+    numbers = count()
+    return lambda: frame.of(merged(next(numbers)))

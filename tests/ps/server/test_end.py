@@ -49,11 +49,10 @@ def digest_in(folder: Path, layout: ParameterLayout) -> str:
 class ExplodingShard(Shard):
     """From the third update on, weights whose loss is not finite."""
 
-    def update(self, step: int, count: int, scale: float | None = None) -> float:
-        rate = super().update(step, count, scale)
-        if step == 2:
+    def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
+        super().end_update(at, not_finite)
+        if at.step == 2:
             self.weights[:] = np.inf
-        return rate
 
 
 @dataclass
