@@ -8,9 +8,11 @@ import numpy as np
 
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Vector
+from common.aggregation.update import Pair
 from common.errors import RemoteProtocolError, SharingError
 from common.protocol.memory_offer import (
     CALLERS,
+    EXACT_WEIGHTS,
     STATE,
     WEIGHTS,
     merged_file,
@@ -24,7 +26,7 @@ from common.protocol.memory_offer import (
 from common.protocol.messages import SumsPlace
 from common.transport.shared_memory.folder import FileLock, SharedFolder
 from common.transport.shared_memory.packet_socket import Callers, PacketSocket
-from common.transport.shared_memory.segment import Allocate, reserve
+from common.transport.shared_memory.segment import Allocate, Shape, reserve
 from ps.setup import RunSetup
 from ps.shard.shard import Shard
 
@@ -56,8 +58,8 @@ class ServerSharedMemory:
     _merged: list[Vector] = field(default_factory=list)
     #: By their addresses, the places of all sums in shared memory.
     _places: dict[int, SumsPlace] = field(default_factory=dict)
-    #: Whether the optimizer's slots are in shared memory; None before that was tried.
-    _has_slots: bool | None = None
+    #: Whether all that an update needs is in shared memory; None before that was tried.
+    _has_update: bool | None = None
 
     def admit(self, rank: int, nonce: str) -> None:
         """Map the sums of a worker that claims to have read the nonce; `RemoteProtocolError` if it has not."""
@@ -100,7 +102,7 @@ class ServerSharedMemory:
     def _make_merged(self, slot: int) -> Vector:
         if slot < MOST_MERGED:
             try:
-                (vector,) = self.folder.make(merged_file(slot), merged_shape(self.size), self.allocate).vectors
+                (vector,) = self._make(merged_file(slot), merged_shape(self.size))
             except SharingError:
                 pass
             else:
@@ -117,39 +119,49 @@ class ServerSharedMemory:
         places = [self._places[base] for base in bases if base in self._places]
         return places if len(places) == len(bases) else []
 
-    def share_slots(self, shard: Shard) -> bool:
-        """Move the optimizer's slots of a shard of the whole vector here, if they are not; return whether they are.
+    def share_update(self, shard: Shard) -> bool:
+        """Share all that an update of the whole vector reads and writes, if it is not yet; return whether it is.
 
-        There are two sets of them then. They cannot be here if there is no room, or if the weights are rounded for
-        workers, which do not see the weights themselves.
+        There are two sets of the optimizer's slots then. It is not if there is no room.
         """
-        if self._has_slots is None:
-            self._has_slots = shard.served is shard.slots and self._move_slots(shard)
-        return self._has_slots
+        if self._has_update is None:
+            try:
+                self._move(shard, shard.served, "")
+            except SharingError:
+                self._has_update = False
+            else:
+                self._has_update = True
+        return self._has_update
 
-    def _move_slots(self, shard: Shard) -> bool:
-        names = list(shard.state)
+    def _move(self, shard: Shard, served: Pair, suffix: str) -> None:
+        """Move the rest into files whose names end with the suffix; `SharingError`, with none of them left, if not."""
+        names, size = list(shard.state), shard.policy.parameter_size
         try:
-            made = self.folder.make(STATE, state_shape(names, shard.policy.parameter_size), self.allocate)
+            sets = state_sets(names, self._make(STATE + suffix, state_shape(names, size)))
+            weights = served
+            if not shard.policy.wire_weights.is_exact:
+                first, second = self._make(EXACT_WEIGHTS + suffix, weights_shape(self.size))
+                weights = first, second
         except SharingError:
-            return False
-        shard.move(shard.slots, state_sets(names, made.vectors))
-        return True
+            self.folder.drop(STATE + suffix)
+            raise
+        shard.move(weights, served, sets)
+
+    def _make(self, name: str, shape: Shape) -> tuple[Vector, ...]:
+        return self.folder.make(name, shape, self.allocate).vectors
 
     def move(self, shard: Shard) -> bool:
-        """Move weights and slots into new files, and leave the old ones to whoever has them; False if there is no room.
+        """Move all of it into new files, and leave the old ones to whoever has them; return False if there is no room.
 
         Whoever attaches these files from now on gets the new ones.
         """
-        names = list(shard.state)
         try:
-            first, second = self.folder.make(WEIGHTS + _NEXT, weights_shape(self.size), self.allocate).vectors
-            made = self.folder.make(STATE + _NEXT, state_shape(names, shard.policy.parameter_size), self.allocate)
+            first, second = self._make(WEIGHTS + _NEXT, weights_shape(self.size))
+            self._move(shard, (first, second), _NEXT)
         except SharingError:
             self.folder.drop(WEIGHTS + _NEXT)
             return False
-        shard.move((first, second), state_sets(names, made.vectors))
-        for name in (WEIGHTS, STATE):
+        for name in (WEIGHTS, STATE, *([] if shard.policy.wire_weights.is_exact else [EXACT_WEIGHTS])):
             self.folder.replace(name, by=name + _NEXT)
         self.generation += 1
         return True

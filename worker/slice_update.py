@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.aggregation.layout import statistic_momenta
-from common.aggregation.quantization.quantization import EXACT
 from common.aggregation.slices import FRAME, Slice
 from common.aggregation.tree import Vector
 from common.aggregation.update import Pair, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
 from common.errors import SharingError
 from common.job.optimizer import rule_of
 from common.protocol.memory_offer import (
+    EXACT_WEIGHTS,
     STATE,
     WEIGHTS,
     merged_file,
@@ -165,22 +165,25 @@ class SliceUpdater:
         return self._updating or self._map()
 
     def _map(self) -> UpdatePass:
-        layout, folder = self.compute.layout, self._join()
-        rule = rule_of(self.compute.job)
+        compute, layout = self.compute, self.compute.layout
+        rule, shape, folder = rule_of(compute.job), weights_shape(layout.size), self._join()
         names = list(rule.init(0))
         try:
-            first, second = folder.attach(WEIGHTS, weights_shape(layout.size), is_writable=True).vectors
+            first, second = folder.attach(WEIGHTS, shape, is_writable=True).vectors
+            weights = served = first, second
+            if not compute.wire_weights.is_exact:
+                first, second = folder.attach(EXACT_WEIGHTS, shape, is_writable=True).vectors
+                weights = first, second
             state = folder.attach(STATE, state_shape(names, layout.parameter_size), is_writable=True).vectors
         finally:
             folder.close()
-        weights = first, second
         made = UpdateRule(
             rule=rule,
             parameter_size=layout.parameter_size,
-            momenta=statistic_momenta(self.compute.model, layout),
-            wire_weights=EXACT,
+            momenta=statistic_momenta(compute.model, layout),
+            wire_weights=compute.wire_weights,
         )
-        vectors = UpdateVectors(weights=weights, served=weights, slots=state_sets(names, state))
+        vectors = UpdateVectors(weights=weights, served=served, slots=state_sets(names, state))
         return UpdatePass(made, vectors, [Slice(0, layout.size)])
 
     def follow(self, generation: int) -> None:

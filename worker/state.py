@@ -10,7 +10,7 @@ from enum import Enum
 from typing import assert_never
 
 from common.client.client import Client, ClientConfig, ClientPhase
-from common.client.events_and_effects import ClientEvent, Prepared, SendToServer
+from common.client.events_and_effects import ClientEvent, Evicted, Prepared, SendToServer
 from common.errors import FailureKind, ProtocolError
 from common.files.sanitize import one_line
 from common.protocol.messages import (
@@ -18,6 +18,7 @@ from common.protocol.messages import (
     ComputeFailed,
     Diverged,
     Lease,
+    Leave,
     Ready,
     SamplesRequest,
     SliceLease,
@@ -181,8 +182,9 @@ class WorkerState:
                 self.phase, self.slice_lease = WorkerPhase.WAITING, None
                 return [SendToServer(message=result)]
             case MemoryLost(reason=reason):
-                self.phase = WorkerPhase.OUTSIDE
-                return [*self.client.leave(1, reason, FailureKind.PREPARATION)]
+                # Perhaps since the run is over; otherwise it goes on over the socket.
+                leave = SendToServer(message=Leave(reason=shortened(reason)))
+                return [leave, *self._as_client(Evicted(reason=reason), now)]
             case InboxEmptied():
                 return self._compute_next()
             case SamplesMissing(lease=lease, request=request):

@@ -15,6 +15,9 @@ from common.transport.shared_memory.segment import Shape
 #: The file of the weights, of which those after step t are in slot t % 2.
 WEIGHTS = "weights"
 
+#: The file of the weights as they are, if those that workers compute with are rounded; otherwise there is none.
+EXACT_WEIGHTS = "exact-weights"
+
 #: The file of the optimizer's slots, all of the first set and then all of the second.
 STATE = "state"
 

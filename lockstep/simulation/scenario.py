@@ -17,6 +17,9 @@ EARLY_KILLS = 0.1
 #: Shares of micro-batches to audit: none in half of the runs.
 AUDITS = (0.0, 0.0, 0.3, 1.0)
 
+#: Processes that may make an update at the same time: workers help in most runs.
+CORES = (1, 2, 3, 3)
+
 #: Share of runs with the long job.
 LONGER = 0.1
 
@@ -95,6 +98,8 @@ class Scenario:
     servers: int
     #: Share of the workers and shards that share the memory of the server.
     sharing: float
+    #: Most processes that make an update at the same time.
+    cores: int
     #: Mean seconds that a message takes, and the share of messages from clients that arrive twice.
     delay_s: float
     doubling: float
@@ -135,9 +140,10 @@ def scenario_of(
         # The first one begins the run; the others resume it.
         early_kills=tuple(int(rng.integers(1, 120)) if rng.random() < EARLY_KILLS else 0 for _ in range(4)),
         servers=server_count,
-        sharing=float(rng.choice([0.0, 0.0, 0.5, 1.0])),
+        sharing=float(rng.choice([0.0, 0.5, 1.0, 1.0])),
         delay_s=float(rng.choice([0.0003, 0.002, 0.02])),
         doubling=float(rng.choice([0.0, 0.0, 0.2])),
+        cores=int(generator(seed, Purpose.SIMULATE, layer=8).choice(CORES)),
         # Drawn separately, so that scenarios without it stay as they were.
         audit=float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
         ships=bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),

@@ -57,7 +57,7 @@ class ParallelUpdateShell:
         if self.sharing is None or not self.state.wants_help():
             return ()
         places = self.sharing.places_of(self.shard.frames, self._terms)
-        return places if places and self.sharing.share_slots(self.shard) else ()
+        return places if places and self.sharing.share_update(self.shard) else ()
 
     def remove(self, rank: int) -> UpdateStep | None:
         """Handle that a worker is gone; return the update if it is complete."""

@@ -217,20 +217,19 @@ class Shard:
         for tree in self.trees:
             tree.reset()
 
-    def move(self, slots: Pair, sets: tuple[Slots, Slots]) -> None:
-        """Continue in other memory, where updates of parts by others go: for a shard that serves its weights exactly.
+    def move(self, slots: Pair, served: Pair, sets: tuple[Slots, Slots]) -> None:
+        """Continue in other memory, with two sets of slots: what is there is copied, except into what is used already.
 
-        Both pairs are as long as what they replace; what is in use is copied.
+        `served` is `slots` if workers compute with the weights themselves, as it was before.
         """
-        assert self.served is self.slots
-        if slots is not self.slots:
-            # Both: if the weights at hand turn out to be useless, those before them are kept.
-            for old, new in zip(self.slots, slots, strict=True):
+        assert (served is slots) == (self.served is self.slots)
+        # Both of each: if the weights at hand turn out to be useless, those before them are kept.
+        for old, new in zip((*self.slots, *self.served), (*slots, *served), strict=True):
+            if new is not old:
                 new[:] = old
         for name, values in self.state.items():
             sets[0][name][:] = values
-        self.slots = self.served = slots
-        self._sets, self.state = sets, sets[0]
+        self.slots, self.served, self._sets, self.state = slots, served, sets, sets[0]
         self._begin_in_memory()
 
     def current_weights(self) -> WeightsAfter:
