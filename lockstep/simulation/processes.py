@@ -55,6 +55,7 @@ class Parts:
     coordinator: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
+    worker: Callable[[WorkerShell], WorkerShell] = lambda worker: worker
     #: Number among all processes -> how that worker gets its data.
     load: Callable[[int], Loader] = lambda number: load
 
@@ -238,6 +239,7 @@ class WorkerProcess:
             cache=run.cache,
             part=run.part,
         )
+        runner = run.parts.worker(runner)
         runner.begin()
         return cls(runner)
 
