@@ -146,11 +146,7 @@ class Compute:
         self.wire_weights = quantization_of(job.wire_weights, job.seed, self.layout.parameter_size)
         self.slots = self.slots or (self._new_vector(), self._new_vector())
         self.sums = self.sums or (self._new_vector(),)
-        self.weights, self.into = self.slots[0], self.sums[0]
-        # Read only, as they are where memory is shared: a model that changes its own weights would get other bits on
-        # another worker.
-        slots = [read_only(slot) for slot in self.slots]
-        self._binding = Binding(self.model, self.layout, slots, self.sums)
+        self._binding = self._bound(self.slots)
         self.frames = self.frames or Slice(0, self.layout.size).frames()
         leaves = [parameter.leaf for parameter in self._binding.parameters]
         self._sink = GradientSink(self.layout, self.frames, self.wire, leaves)
@@ -171,6 +167,17 @@ class Compute:
 
     def _new_vector(self) -> Vector:
         return np.zeros(self.layout.size, dtype=np.float32)
+
+    def _bound(self, slots: tuple[Vector, Vector]) -> Binding:
+        """Bind the model to vectors of weights, and return that."""
+        self.slots, self.weights, self.into = slots, slots[0], self.sums[0]
+        # Read only, as they are where memory is shared: a model that changes its own weights would get other bits on
+        # another worker.
+        return Binding(self.model, self.layout, [read_only(slot) for slot in slots], self.sums)
+
+    def move(self, slots: tuple[Vector, Vector]) -> None:
+        """Compute with weights in other memory from the next `turn` on; both are of the layout's size."""
+        self._binding = self._bound(slots)
 
     def turn(self, step: int, *, into: int = 0) -> None:
         """Compute with the weights after `step` steps from now on, and write sums into `sums[into]`."""

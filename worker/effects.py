@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from common.client.events_and_effects import ClientEffect
-from common.protocol.messages import Lease, Result
+from common.protocol.messages import Lease, Result, SliceLease
 
 
 class SendResult(Struct, frozen=True, kw_only=True):
@@ -20,10 +20,16 @@ class ComputeLease(Struct, frozen=True, kw_only=True):
     lease: Lease
 
 
+class AdvanceSlice(Struct, frozen=True, kw_only=True):
+    """Make the next part of a slice of an update; answered by `SliceEnded` after the last."""
+
+    lease: SliceLease
+
+
 class IntroduceToShards(Struct, frozen=True, kw_only=True):
     """Send the run's other servers, if there are any, who is behind the connections to them."""
 
 
-WorkEffect = SendResult | ComputeLease | IntroduceToShards
+WorkEffect = SendResult | ComputeLease | AdvanceSlice | IntroduceToShards
 
 Effect = WorkEffect | ClientEffect

@@ -3,7 +3,16 @@
 from msgspec import Struct
 
 from common.client.events_and_effects import ClientEvent
-from common.protocol.messages import Lease, Quantity, Result, SamplesRequest, Standby, Withdrawal
+from common.protocol.messages import (
+    Lease,
+    Quantity,
+    Result,
+    SamplesRequest,
+    SliceLease,
+    SliceResult,
+    Standby,
+    Withdrawal,
+)
 
 
 class StandbyRequested(Struct, frozen=True, kw_only=True):
@@ -31,6 +40,26 @@ class LeaseStopped(Struct, frozen=True, kw_only=True):
 
     lease: Lease
     computed: int
+
+
+class SliceLeaseReceived(Struct, frozen=True, kw_only=True):
+    lease: SliceLease
+
+
+class PartDue(Struct, frozen=True, kw_only=True):
+    """It is time to make the next part of the slice at hand; between two parts, a process can be interrupted."""
+
+
+class SliceEnded(Struct, frozen=True, kw_only=True):
+    """The slice at hand is made, or will not be."""
+
+    result: SliceResult
+
+
+class MemoryLost(Struct, frozen=True, kw_only=True):
+    """The memory that a lease names cannot be mapped."""
+
+    reason: str
 
 
 class InboxEmptied(Struct, frozen=True, kw_only=True):
@@ -83,6 +112,10 @@ WorkEvent = (
     | LeaseReceived
     | LeaseWithdrawn
     | LeaseStopped
+    | SliceLeaseReceived
+    | PartDue
+    | SliceEnded
+    | MemoryLost
     | InboxEmptied
     | LeaseComputed
     | LeaseDiverged

@@ -19,6 +19,7 @@ from common.transport.shared_memory.packet_socket import PacketSocket, call
 from common.transport.shared_memory.segment import Allocate, reserve
 from worker.compute import Compute
 from worker.samples import SampleStore
+from worker.slice_update import SharedPlace
 
 #: How a dataset is loaded from its name; an argument so that workers in one process can share one.
 Loader = Callable[[str], TrainTest]
@@ -37,6 +38,8 @@ class Workplace:
     store: SampleStore | None = None
     #: A shortcut to the server that was requested; None if there is none.
     shortcut: PacketSocket | None = None
+    #: Where memory is shared, by which slices of updates can be made; None if it is not.
+    shared: SharedPlace | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
         try:
             shared = attach(places.memory, welcome, layout.size)
             compute = Compute(job, model, data, shared.slots, shared.sums, moments=moments)
-            return Workplace(compute, nonce=shared.nonce, store=store, shortcut=shared.shortcut)
+            place = SharedPlace(root=places.memory, folder=welcome.memory, rank=welcome.rank)
+            return Workplace(compute, nonce=shared.nonce, store=store, shortcut=shared.shortcut, shared=place)
         except SharingError as error:
             obstacle = str(error)
     compute = Compute(job, model, data, frames=frames, moments=moments)

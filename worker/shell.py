@@ -13,7 +13,7 @@ from common.aggregation.slices import Slice
 from common.aggregation.tree import Node, Vector, is_node
 from common.client.events_and_effects import ClientEvent, Exit, PreparationFailed, Prepared, Welcomed
 from common.client.shell import ClientShell
-from common.errors import DataError, LockstepError, RemoteProtocolError
+from common.errors import DataError, LockstepError, RemoteProtocolError, SharingError
 from common.job.tally import Tally, pack_losses
 from common.protocol.codec import decode, encode
 from common.protocol.messages import (
@@ -25,6 +25,7 @@ from common.protocol.messages import (
     Result,
     Samples,
     ServerMessage,
+    SliceLease,
     Standby,
     Status,
     SumsFrame,
@@ -44,6 +45,7 @@ from worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsA
 from worker.gradient_sink import NotFiniteError
 from worker.samples import SampleFetcher
 from worker.setup import Loader, Places, prepare
+from worker.slice_update import PART, SliceUpdater
 from worker.state import WorkerState, is_of
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
@@ -71,11 +73,15 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
     diagnose: Callable[[], Diagnosis | None] | None = None
     #: Where samples are stored that a server sends if the data is not here, None to accept none.
     cache: Path | None = None
+    #: Values of a slice of an update that are made at once.
+    part: int = PART
     ended: Exit | None = None
     expected = ServerMessage
     servers: ServerConnections = field(init=False)
     arrays: list[Vector] = field(default_factory=list)
     _compute: Compute | None = None
+    #: Makes slices of updates; None if no memory is shared.
+    _slices: SliceUpdater | None = None
     #: Gets the samples that the server sends; None if the data is here.
     _fetcher: SampleFetcher | None = None
     #: The frames of the weights that are on their way here.
@@ -94,14 +100,27 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         self.servers = ServerConnections(self.port, self.dial, self.wait)
 
     def close(self) -> None:
+        self._end_slices()
         self.servers.close()
+
+    def _end_slices(self) -> None:
+        if self._slices is not None:
+            self._slices.close()
+            self._slices = None
 
     def deadline(self) -> float | None:
         """Return when `step` has something to do even if no message comes: with work at hand, a moment that is past."""
-        return self.state.client.heard if self.state.has_work() or self._early else self.state.deadline()
+        has_work = self.state.has_work() or self.state.is_updating() or bool(self._early)
+        return self.state.client.heard if has_work else self.state.deadline()
 
     def step(self) -> bool:
-        """Handle one message, or compute a lease if none is waiting, or handle the passing of time."""
+        """Handle one message, or compute a lease if none is waiting, or handle the passing of time.
+
+        While a slice of an update is being made, make a part of it.
+        """
+        if self.state.is_updating():
+            self.dispatch(events.PartDue())
+            return True
         deadline, has_work = self.state.deadline(), self.state.has_work()
         if self._early:
             self.on_server_message(self._early.popleft())
@@ -134,6 +153,8 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
                 return self._lease_received(message)
             case Withdrawal():
                 return events.LeaseWithdrawn(withdrawal=message)
+            case SliceLease():
+                return self._slice_lease_received(message)
             case Ping():
                 return events.ServerPinged()
             case Status():
@@ -148,7 +169,20 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             raise RemoteProtocolError(
                 f"a lease of [{lease.lo}, {lease.hi}): not a node of {micro_batches} micro-batches"
             )
+        try:
+            if self._slices is not None:
+                self._slices.follow(lease.memory)
+        except SharingError as error:
+            return events.MemoryLost(reason=str(error))
         return events.LeaseReceived(lease=lease)
+
+    def _slice_lease_received(self, lease: SliceLease) -> events.Event | None:
+        """Check that there is such a slice; one that is for this process before it joined again is ignored."""
+        if self._compute is None or self._slices is None or lease.incarnation != self.state.client.join().incarnation:
+            return None
+        if not lease.start < lease.stop <= self._compute.layout.size:
+            raise RemoteProtocolError(f"a slice of values {lease.start} to {lease.stop}: the vector has fewer")
+        return events.SliceLeaseReceived(lease=lease)
 
     def _store(self, samples: Samples) -> events.Event:
         if self._fetcher is None:
@@ -186,6 +220,10 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
                 self.servers.introduce()
             case effects.ComputeLease():
                 return [self._compute_lease(effect.lease)]
+            case effects.AdvanceSlice():
+                assert self._slices is not None  # otherwise none was accepted
+                result = self._slices.advance(effect.lease)
+                return [] if result is None else [events.SliceEnded(result=result)]
             case _:
                 assert_never(effect)
         return []
@@ -196,6 +234,9 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             place = prepare(welcome, self.load, Places(self.root, self.cache))
             compute, self._compute = place.compute, place.compute
             compute.is_wanted = self._is_wanted
+            self._end_slices()
+            if place.shared is not None:
+                self._slices = SliceUpdater(compute, place.shared, self.clock, self.part)
             self._fetcher = None if place.store is None else SampleFetcher(place.store, compute)
             self._weights = assembly_of(compute.frames)
             # If all servers share memory with us, there is nothing to exchange with the others.

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import assert_never
 
 from common.client.client import Client, ClientConfig, ClientPhase
-from common.client.events_and_effects import ClientEvent, Prepared, SendToServer
+from common.client.events_and_effects import ClientEvent, Evicted, Prepared, SendToServer
 from common.errors import FailureKind, ProtocolError
 from common.files.sanitize import one_line
 from common.protocol.messages import (
@@ -19,14 +19,16 @@ from common.protocol.messages import (
     Diverged,
     Dropped,
     Lease,
+    Leave,
     Ready,
     SamplesRequest,
+    SliceLease,
     Withdrawal,
     shortened,
 )
 from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.statemachine.transitions import IGNORED, ILLEGAL, TransitionTable, check_reached, table_of, targets_in
-from worker.effects import ComputeLease, Effect, IntroduceToShards, SendResult
+from worker.effects import AdvanceSlice, ComputeLease, Effect, IntroduceToShards, SendResult
 from worker.events import (
     Event,
     InboxEmptied,
@@ -36,10 +38,14 @@ from worker.events import (
     LeaseReceived,
     LeaseStopped,
     LeaseWithdrawn,
+    MemoryLost,
+    PartDue,
     SamplesMissing,
     SamplesNotStored,
     SamplesReceived,
     ServerPinged,
+    SliceEnded,
+    SliceLeaseReceived,
     StandbyRequested,
     WeightsReceived,
     WorkEvent,
@@ -59,31 +65,41 @@ class WorkerPhase(Enum):
     OUTSIDE = "outside"
     WAITING = "waiting"
     COMPUTING = "computing"
+    #: It makes a slice of an update.
+    UPDATING = "updating"
 
 
 _OUTSIDE, _WAITING = frozenset({WorkerPhase.OUTSIDE}), frozenset({WorkerPhase.WAITING})
-_COMPUTING = frozenset({WorkerPhase.COMPUTING})
+_COMPUTING, _UPDATING = frozenset({WorkerPhase.COMPUTING}), frozenset({WorkerPhase.UPDATING})
 
-#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING. While it computes, messages wait: the
-#: shell looks only whether the lease at hand is withdrawn.
+#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING, UPDATING. While it computes or updates,
+#: messages wait: the shell looks only whether the lease at hand is withdrawn.
 TRANSITIONS: TransitionTable[WorkerPhase, WorkEvent] = table_of(
     WorkerPhase,
     {
-        StandbyRequested: (IGNORED, _WAITING, ILLEGAL),
-        WeightsReceived: (IGNORED, _WAITING, ILLEGAL),
-        LeaseReceived: (IGNORED, _WAITING, ILLEGAL),
-        LeaseWithdrawn: (IGNORED, _WAITING, ILLEGAL),
-        LeaseStopped: (IGNORED, ILLEGAL, _WAITING),
-        InboxEmptied: (IGNORED, _WAITING | _COMPUTING, ILLEGAL),
-        LeaseComputed: (IGNORED, ILLEGAL, _WAITING),
-        LeaseDiverged: (IGNORED, ILLEGAL, _WAITING),
-        LeaseRaised: (IGNORED, ILLEGAL, _WAITING),
-        SamplesMissing: (IGNORED, ILLEGAL, _WAITING),
-        SamplesReceived: (IGNORED, _WAITING, ILLEGAL),
-        SamplesNotStored: (IGNORED, _OUTSIDE, ILLEGAL),
-        ServerPinged: (IGNORED, _WAITING, ILLEGAL),
+        StandbyRequested: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
+        WeightsReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
+        LeaseReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
+        LeaseWithdrawn: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
+        LeaseStopped: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
+        SliceLeaseReceived: (IGNORED, _UPDATING, ILLEGAL, ILLEGAL),
+        PartDue: (IGNORED, ILLEGAL, ILLEGAL, _UPDATING),
+        SliceEnded: (IGNORED, ILLEGAL, ILLEGAL, _WAITING),
+        MemoryLost: (IGNORED, _OUTSIDE, ILLEGAL, ILLEGAL),
+        InboxEmptied: (IGNORED, _WAITING | _COMPUTING, ILLEGAL, ILLEGAL),
+        LeaseComputed: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
+        LeaseDiverged: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
+        LeaseRaised: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
+        SamplesMissing: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
+        SamplesReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
+        SamplesNotStored: (IGNORED, _OUTSIDE, ILLEGAL, ILLEGAL),
+        ServerPinged: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
     },
 )
+
+
+#: The phases in which no message is read.
+BUSY = (WorkerPhase.COMPUTING, WorkerPhase.UPDATING)
 
 
 @dataclass
@@ -104,6 +120,8 @@ class WorkerState:
     requested: SamplesRequest | None = None
     #: The lease that was stopped last, with how many of its micro-batches were computed until then.
     stopped: tuple[Lease, int] | None = None
+    #: The slice of an update that is being made, part by part.
+    slice_lease: SliceLease | None = None
 
     def __post_init__(self) -> None:
         self.client = Client(self.config, role="worker", may_rejoin=True)
@@ -123,20 +141,25 @@ class WorkerState:
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due, None in phases that wait for nothing."""
-        return None if self.phase is WorkerPhase.COMPUTING else self.client.deadline()
+        return None if self.phase in BUSY else self.client.deadline()
 
     def has_work(self) -> bool:
         """Tell whether a lease could be computed now: then `InboxEmptied` is due as soon as it is true."""
         is_due = bool(self.leases) and self.leases[0].step == self.weights_step
         return is_due and self.phase is WorkerPhase.WAITING and self.requested is None
 
+    def is_updating(self) -> bool:
+        """Tell whether a slice of an update is being made: then `PartDue` is due before anything else."""
+        return self.phase is WorkerPhase.UPDATING
+
     def _as_client(self, event: ClientEvent, now: float) -> list[Effect]:
-        if self.phase is WorkerPhase.COMPUTING and not isinstance(event, Interrupted):
+        if self.phase in BUSY and not isinstance(event, Interrupted):
             raise ProtocolError(f"{type(event).__name__} while {self.phase.value}: not a transition of the table")
         effects: list[Effect] = [*self.client.handle(event, now)]
         is_joined = self.client.phase is ClientPhase.JOINED
         if not is_joined and self.phase is not WorkerPhase.OUTSIDE:
-            self.phase, self.weights_step, self.stopped = WorkerPhase.OUTSIDE, None, None
+            self.phase, self.weights_step = WorkerPhase.OUTSIDE, None
+            self.stopped = self.slice_lease = None
             self._drop_leases()
         elif is_joined and isinstance(event, Prepared) and isinstance(event.ready, Ready):
             self.phase, self.shares = WorkerPhase.WAITING, bool(event.ready.nonce)
@@ -163,6 +186,19 @@ class WorkerState:
             case LeaseStopped(lease=lease, computed=computed):
                 self.phase, self.stopped = WorkerPhase.WAITING, (lease, computed)
                 return []
+            case SliceLeaseReceived(lease=slice_lease):
+                self.phase, self.slice_lease = WorkerPhase.UPDATING, slice_lease
+                return []
+            case PartDue():
+                assert self.slice_lease is not None  # it is being made
+                return [AdvanceSlice(lease=self.slice_lease)]
+            case SliceEnded(result=result):
+                self.phase, self.slice_lease = WorkerPhase.WAITING, None
+                return [SendToServer(message=result)]
+            case MemoryLost(reason=reason):
+                # Perhaps since the run is over; otherwise it goes on over the socket.
+                leave = SendToServer(message=Leave(reason=shortened(reason)))
+                return [leave, *self._as_client(Evicted(reason=reason), now)]
             case InboxEmptied():
                 return self._compute_next()
             case SamplesMissing(lease=lease, request=request):

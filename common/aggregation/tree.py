@@ -165,10 +165,14 @@ class VectorPool:
 
     size: int
     free: list[Vector] = field(default_factory=list)
+    #: Makes another vector; None if it may be any memory.
+    make: Callable[[], Vector] | None = None
 
     def take(self) -> Vector:
         """Return a vector with unspecified contents."""
-        return self.free.pop() if self.free else np.empty(self.size, dtype=np.float32)
+        if self.free:
+            return self.free.pop()
+        return np.empty(self.size, dtype=np.float32) if self.make is None else self.make()
 
     def give(self, vector: Vector) -> None:
         """Take back a vector that nobody uses any more."""

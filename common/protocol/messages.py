@@ -146,6 +146,19 @@ class Result(Message, frozen=True, kw_only=True):
         return Node(self.lo, self.hi)
 
 
+class SliceResult(Message, frozen=True, kw_only=True):
+    """What became of a slice of an update that was leased."""
+
+    #: The lease's.
+    number: Count
+    #: Whether the new values are in memory; otherwise nothing was written, and nothing will be.
+    is_done: bool
+    #: The first place in the whole vector whose weight is not finite, None if all are.
+    not_finite: Count | None = None
+    #: How long it took.
+    seconds: Seconds = 0.0
+
+
 class ComputeFailed(Message, frozen=True, kw_only=True):
     """Computing the micro-batches `[lo, hi)` raised an exception."""
 
@@ -271,6 +284,42 @@ class Lease(Message, frozen=True, kw_only=True):
     slot: Annotated[int, Meta(ge=0, lt=SLOTS)] = 0
     #: Whether the result is to have a digest.
     is_digested: bool = False
+    #: Which memory holds the weights, if it is shared: a later number means that the run moved on into other memory.
+    memory: Count = 0
+
+
+class SumsPlace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where sums are in shared memory."""
+
+    #: The worker in whose file they are, None if they are in the server's.
+    rank: Count | None
+    slot: Annotated[int, Meta(ge=0, lt=64)]
+
+
+class SliceLease(Message, frozen=True, kw_only=True):
+    """Make the update of a step for the values `[start, stop)`, all in memory that is shared.
+
+    It is made once by whoever holds the lock on the worker's file of sums. A worker that cannot get that lock makes
+    nothing, since the server has taken the slice back.
+    """
+
+    #: Different for each lease of a slice.
+    number: Count
+    #: Of the worker that it is for: what came late to one that has joined again must not be made.
+    incarnation: ShortText
+    step: Count
+    start: Count
+    stop: Count
+    #: What the sums are divided by, the learning rate, and the factor of clipping, None if nothing is clipped.
+    count: Count
+    rate: float
+    scale: float | None
+    #: The set of the optimizer's slots that is read; the other one is written.
+    reads: Annotated[int, Meta(ge=0, le=1)]
+    #: The one or two vectors whose sum is that of the step, in this order.
+    terms: Annotated[list[SumsPlace], Meta(min_length=1, max_length=2)]
+    #: As in `Lease`.
+    memory: Count = 0
 
 
 class Withdrawal(Message, frozen=True, kw_only=True):
@@ -366,6 +415,7 @@ WorkerMessage = (
     | Ready
     | SumsFrame
     | Result
+    | SliceResult
     | ComputeFailed
     | Diverged
     | Dropped
@@ -376,5 +426,16 @@ WorkerMessage = (
     | CallbackDecision
 )
 ServerMessage = (
-    Welcome | Refused | Eviction | Standby | Samples | Weights | Lease | Withdrawal | Finished | Ping | Status
+    Welcome
+    | Refused
+    | Eviction
+    | Standby
+    | Samples
+    | Weights
+    | Lease
+    | SliceLease
+    | Withdrawal
+    | Finished
+    | Ping
+    | Status
 )

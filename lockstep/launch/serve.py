@@ -13,6 +13,7 @@ from common.data.source import load
 from common.errors import FailureKind, SharingError
 from common.job.job import Job
 from common.runtime.clock import Clock, SystemClock
+from common.runtime.environment import cores
 from common.transport.auth.credentials import Lock, ServerKeys
 from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import Limits, ServerPort
@@ -28,6 +29,7 @@ from lockstep.runs.launch_config import Transport
 from lockstep.runs.session import Destination, RunSession, open_session
 from ps.checkpoint.resuming import Resumption, coordinator_of
 from ps.coordinator.coordinator import Coordinator
+from ps.parallel_update.parallel_update import ParallelUpdateConfig
 from ps.records.recorder import Setting
 from ps.records.run_folder import RunResult
 from ps.run.info import RunInfo
@@ -147,6 +149,7 @@ def open_server(
     memory: ServerSharedMemory | None = None,
     rejections: RejectionLog | None = None,
     coordinator_at: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of,
+    helping: ParallelUpdateConfig | None = None,
 ) -> OpenServer:
     """Open a run's session, new or resumed, and return the server that leads it from there.
 
@@ -165,6 +168,7 @@ def open_server(
             sharing=memory,
             checkpointer=session.checkpointer,
             rejections=rejections or RejectionLog(),
+            helping=helping or ParallelUpdateConfig(cores=cores()),
         )
     except BaseException:
         session.recorder.close()

@@ -7,9 +7,11 @@ import msgspec
 import numpy as np
 
 from common import nn
+from common.aggregation.layout import layout_of
 from common.data.dataset import Dataset, TrainTest
 from common.job.job import Job
 from common.nn.description import describe
+from common.nn.model_source import read_model_source
 from common.random import Purpose, generator
 
 #: The name of the data in a job.
@@ -100,6 +102,12 @@ def jobs() -> dict[str, Job]:
             wire_weights="bfloat16",
         ),
     }
+
+
+@cache
+def size_of(name: str) -> int:
+    """Return the number of values in the vector of a job's model."""
+    return layout_of(read_model_source(jobs()[name].model).build()).size
 
 
 def job_named(name: str, steps: int | None) -> Job:

@@ -21,6 +21,7 @@ from lockstep.simulation.jobs import data, load
 from lockstep.simulation.world import Process
 from ps.checkpoint.resuming import Resumption, coordinator_of
 from ps.coordinator.coordinator import Coordinator
+from ps.parallel_update.parallel_update import ParallelUpdateConfig
 from ps.records.recorder import Setting
 from ps.run.info import RunInfo
 from ps.server.server import Server
@@ -38,8 +39,11 @@ SERVER, RUN = "memory://server", "simulated"
 #: Seconds until a lease expires, and after which a silent server counts as lost.
 LEASE_S, SILENCE_S = 2.0, 30.0
 
-#: Seconds that a fast worker takes for a micro-batch.
-MICRO_BATCH_S = 0.004
+#: Seconds that a fast worker takes for a micro-batch, and for a part of its slice of an update.
+MICRO_BATCH_S, PART_S = 0.004, 0.002
+
+#: How workers help with updates: also with those of small vectors, in each possible way in turn.
+HELPING = ParallelUpdateConfig(least_values=1, unit=7, is_measured=False, withdraw_s=0.01, patience_s=0.03)
 
 Say = Callable[[str], None]
 
@@ -51,6 +55,7 @@ class Parts:
     coordinator: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
+    worker: Callable[[WorkerShell], WorkerShell] = lambda worker: worker
     #: Number among all processes -> how that worker gets its data.
     load: Callable[[int], Loader] = lambda number: load
 
@@ -67,11 +72,13 @@ class SimulatedRun:
     parts: Parts
     workers: int
     min_workers: int
-    cores: int
     servers: int
     checkpoint_every: int
     keep: int
     audit: float
+    #: Cores of the machine, and the values of a worker's slice that it makes at once.
+    cores: int
+    part: int
     #: Where workers that have no data keep the samples that they receive; None if all have the data.
     cache: Path | None = None
 
@@ -117,7 +124,15 @@ class ServerProcess:
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
             opened = open_server(
-                setup, destination, setting, port, process.clock, say, sharing, coordinator_at=run.parts.coordinator
+                setup,
+                destination,
+                setting,
+                port,
+                process.clock,
+                say,
+                sharing,
+                coordinator_at=run.parts.coordinator,
+                helping=replace(HELPING, cores=run.cores),
             )
             writer.attach(opened.session)
             stack.pop_all()
@@ -127,6 +142,7 @@ class ServerProcess:
         is_busy = self.server.step()
         self.server.coordinator.validate()
         self.server.group.state.validate()
+        self.server.group.updating.state.validate()
         return is_busy
 
     def deadline(self) -> float | None:
@@ -150,6 +166,7 @@ class ServerProcess:
         if not self.is_over():
             self.writer.end()
         self.server.port.close(1.0)
+        self.server.group.updating.close()
         self.session.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
@@ -222,7 +239,9 @@ class WorkerProcess:
             lambda address: run.network.client(address, process),
             wait_for_nothing,
             cache=run.cache,
+            part=run.part,
         )
+        runner = run.parts.worker(runner)
         runner.begin()
         return cls(runner)
 
@@ -239,7 +258,9 @@ class WorkerProcess:
         return "" if self.runner.ended is None else self.runner.ended.reason
 
     def cost_s(self) -> float:
-        """Return the seconds of a micro-batch, if one is about to be computed."""
+        """Return the seconds of a micro-batch, if one is about to be computed, or of a part of a slice."""
+        if self.runner.state.is_updating():
+            return PART_S
         return MICRO_BATCH_S if self.runner.state.has_work() else 0.0
 
     def interrupt(self) -> None:

@@ -17,8 +17,9 @@ EARLY_KILLS = 0.1
 #: Shares of micro-batches to audit: none in half of the runs.
 AUDITS = (0.0, 0.0, 0.3, 1.0)
 
-#: Cores of the machine: more than workers in most runs.
-CORES = (2, 64, 64, 64)
+#: Cores of the machine that all are on: workers help with updates if there are two, and nobody gets a second copy of a
+#: lease if there are fewer than workers.
+CORES = (1, 2, 3, 64)
 
 #: Share of runs with the long job.
 LONGER = 0.1
@@ -98,13 +99,13 @@ class Scenario:
     servers: int
     #: Share of the workers and shards that share the memory of the server.
     sharing: float
+    #: Cores of the machine that all are on.
+    cores: int
     #: Mean seconds that a message takes, and the share of messages from clients that arrive twice.
     delay_s: float
     doubling: float
     #: Share of the micro-batches that another worker computes again.
     audit: float
-    #: Cores of the machine that all workers are on: with fewer than workers, nobody gets a second copy of a lease.
-    cores: int
     #: Whether workers have no data, and receive the samples of their leases.
     ships: bool
     #: Steps between checkpoints, and how many are kept.
@@ -140,12 +141,12 @@ def scenario_of(
         # The first one begins the run; the others resume it.
         early_kills=tuple(int(rng.integers(1, 120)) if rng.random() < EARLY_KILLS else 0 for _ in range(4)),
         servers=server_count,
-        sharing=float(rng.choice([0.0, 0.0, 0.5, 1.0])),
+        sharing=float(rng.choice([0.0, 0.5, 1.0, 1.0])),
         delay_s=float(rng.choice([0.0003, 0.002, 0.02])),
         doubling=float(rng.choice([0.0, 0.0, 0.2])),
+        cores=int(generator(seed, Purpose.SIMULATE, layer=8).choice(CORES)),
         # Drawn separately, so that scenarios without it stay as they were.
         audit=float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
-        cores=int(generator(seed, Purpose.SIMULATE, layer=8).choice(CORES)),
         ships=bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
         checkpoint_every=int(rng.integers(1, 4)),
         keep=int(rng.integers(1, 3)),

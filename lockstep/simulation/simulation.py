@@ -16,7 +16,7 @@ from common.random import Purpose, generator
 from common.transport.in_memory import Link, MemoryNetwork
 from lockstep.simulation.disk import Disk, DiskWriter
 from lockstep.simulation.faults import inject
-from lockstep.simulation.jobs import job_named
+from lockstep.simulation.jobs import job_named, size_of
 from lockstep.simulation.processes import SILENCE_S, Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
 from lockstep.simulation.scenario import Scenario, ScheduledFault
 from lockstep.simulation.world import Process, SimulatedShell, World
@@ -39,6 +39,9 @@ RESTART_S = (0.05, 0.5)
 
 #: Seconds that every message takes, and least and most seconds between two attempts to dial.
 LEAST_S, REDIAL_S = 1e-4, (0.02, 0.5)
+
+#: Parts of an update in which workers make it, at least: a process may be stopped or killed between two of them.
+PARTS = 20
 
 #: Share of ended connections that are not reported to the server.
 SWALLOWED = 0.2
@@ -120,6 +123,7 @@ class Simulation:
             checkpoint_every=scenario.checkpoint_every,
             keep=scenario.keep,
             audit=scenario.audit,
+            part=-(-size_of(scenario.job) // PARTS),
             cache=self.root / "cache" if scenario.ships else None,
         )
         self.world.describe = describe

@@ -29,7 +29,7 @@ class NonFiniteGuard:
         self, done: UpdateWeights, shard: Shard, membership: Membership, *, others_are_finite: bool = True
     ) -> None:
         """Check the weights after an update, once the workers that waited for them have them."""
-        place = shard.first_not_finite()
+        place = shard.not_finite
         if self.text or (place is None and others_are_finite):
             return
         named = {member.rank: member.named() for member in membership.members.values()}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
+import msgspec
+
 from common.aggregation.tree import Vector
 from common.errors import FailureKind, RemoteProtocolError
 from common.files.sanitize import one_line
@@ -25,6 +27,7 @@ from common.protocol.messages import (
     Refused,
     Result,
     SamplesRequest,
+    SliceResult,
     StatusRequest,
     SumsFrame,
     Weights,
@@ -41,6 +44,7 @@ from ps.coordinator import effects, events
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.scheduling.buffer_pool import WINDOW
 from ps.coordinator.validation import check_result
+from ps.parallel_update.parallel_update import ParallelUpdateConfig
 from ps.records.recorder import MetricsRecorder
 from ps.run.traffic import Traffic
 from ps.server.gradient_receiver import GradientReceiver
@@ -84,6 +88,8 @@ class Server:
     checkpointer: Checkpointer | None = None
     #: Connections that were not let in.
     rejections: RejectionLog = field(default_factory=RejectionLog)
+    #: How workers that share memory help with updates; by default they do not.
+    helping: ParallelUpdateConfig = field(default_factory=ParallelUpdateConfig)
     #: Set once the run has ended.
     ended: effects.Finish | None = None
     #: Bytes that crossed the sockets of all servers since the last step was recorded.
@@ -116,6 +122,7 @@ class Server:
             report=self._report,
             report_refusal=self.blocklist.report_refusal,
             sharing=self.sharing,
+            helping=self.helping,
         )
         self.shard = self.group.own
         self.receiver = GradientReceiver(coordinator, self.shard, self.sharing)
@@ -137,7 +144,11 @@ class Server:
         return self.ended or effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
 
     def interrupt(self) -> None:
-        """End the run now."""
+        """End the run now, with the update at hand, which else would be lost."""
+        with held_back():
+            happened = self.group.hurry()
+            if happened:
+                self._dispatch(*happened)
         self._dispatch(events.Interrupted())
 
     def _show(self, watch: Callable[[], None]) -> None:
@@ -168,7 +179,7 @@ class Server:
 
     def deadline(self) -> float | None:
         """Return when something is due although no message comes."""
-        due = (self.coordinator.deadline(), self.group.state.deadline(), self.status_limit.deadline())
+        due = (self.coordinator.deadline(), self.group.deadline(), self.status_limit.deadline())
         return min((at for at in due if at is not None), default=None)
 
     def _time_passed(self, now: float) -> list[events.Event]:
@@ -193,6 +204,8 @@ class Server:
     def _events_of(self, peer: bytes, message: Message) -> Sequence[events.Event]:
         if self.group.handles(peer, message):
             return self.group.on_message(peer, message, self._arrays)
+        if isinstance(message, SliceResult):
+            return [events.WorkerAdvanced(peer=peer), *self.group.on_slice_result(peer, message)]
         event = self._event_of(peer, message)
         if isinstance(event, events.WorkerPrepared):
             # Before any lease, and so before any sums.
@@ -210,6 +223,7 @@ class Server:
                 return events.WorkerAdvanced(peer=peer) if is_added else None
             case Result():
                 check_result(message, self.coordinator.info)
+                self._record_answer(peer, message)
                 may_count = self.receiver.on_result(peer, message, self._arrays)
                 return events.ResultReceived(peer=peer, result=message) if may_count else None
             case ComputeFailed():
@@ -327,10 +341,25 @@ class Server:
         member = self.coordinator.membership.members.get(peer)
         return [] if member is None else self.group.send_weights(member.rank, step)
 
+    def _record_answer(self, peer: bytes, result: Result) -> None:
+        member = self.coordinator.membership.members.get(peer)
+        if member is not None and member.shares:
+            self.group.on_answer(member.rank, result)
+
+    def _in_memory(self, peer: bytes, lease: Lease) -> Lease:
+        """Return a lease that names the memory in which its weights are, if its worker shares that."""
+        member = self.coordinator.membership.members.get(peer)
+        if member is None or not member.shares or self.sharing is None:
+            return lease
+        self.group.on_lease(member.rank, lease)
+        generation = self.sharing.generation
+        return msgspec.structs.replace(lease, memory=generation) if generation else lease
+
     def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Sequence[events.Event]:
         """Send a message; return that the worker has left if it cannot be sent to."""
         if isinstance(message, Lease):
             self.receiver.expect(peer, message)
+            message = self._in_memory(peer, message)
         frames = encode(message, arrays)
         try:
             self.port.send(peer, frames)

@@ -3,19 +3,20 @@
 Knows nothing of workers, leases or messages. Sums are added frame by frame, each over a tree of its own, as they come.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.aggregation.finiteness import first_not_finite
 from common.aggregation.layout import weights_digest
 from common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree
+from common.aggregation.update import Pair, Slots, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
 from common.optim.clipping import add_blocks, block_squares, scale_for
-from common.optim.rules import CHUNK, Rule
+from common.optim.rules import Rule
 from common.optim.schedules import Schedule
 
 #: Weights with the number of updates that led to them.
@@ -37,24 +38,14 @@ class UpdatePolicy:
     wire: Quantization = EXACT
     wire_weights: Quantization = EXACT
 
-
-@dataclass(frozen=True, slots=True)
-class UpdateChunk:
-    """What goes through an update together, to stay in cache: views that are made once. It lies within a frame."""
-
-    #: The frame's index, and the part of it.
-    frame: int
-    part: slice
-    #: Memory for the mean.
-    mean: Vector
-    #: This part of both slots of weights.
-    slots: tuple[Vector, Vector]
-    #: The same of what workers are served, None if that is the weights themselves.
-    served: tuple[Vector, Vector] | None
-    #: For trained values, the optimizer's slots; empty for a rule without any.
-    state: dict[str, Vector]
-    #: For running statistics, their momenta; None for trained values.
-    momenta: Vector | None
+    def update_rule(self) -> UpdateRule:
+        """Return the part of it that whoever updates a slice has to know."""
+        return UpdateRule(
+            rule=self.rule,
+            parameter_size=self.parameter_size,
+            momenta=self.momenta,
+            wire_weights=self.wire_weights,
+        )
 
 
 @dataclass
@@ -66,60 +57,61 @@ class Shard:
     """
 
     #: Each as long as the slice.
-    slots: tuple[Vector, Vector]
+    slots: Pair
     policy: UpdatePolicy
     micro_batches: int
     #: Where the slice begins in the whole vector: a multiple of clipping's BLOCK.
     start: int = 0
     #: Memory for the weights as the policy rounds them for workers, slot by slot; by default new vectors, if it does.
-    rounded: tuple[Vector, Vector] | None = None
+    rounded: Pair | None = None
+    #: Returns memory for sums that are added here: for each index from 0 on a vector as long as the slice, which is the
+    #: whole one then. By default any memory will do.
+    merged: Callable[[int], Vector] | None = None
     frames: list[Slice] = field(init=False)
     #: What workers compute with, slot by slot: the weights rounded, or the weights themselves.
-    served: tuple[Vector, Vector] = field(init=False)
-    #: Of the trained values.
-    state: dict[str, Vector] = field(init=False)
+    served: Pair = field(init=False)
+    #: The optimizer's slots of the trained values, as they are now.
+    state: Slots = field(init=False)
     #: One for each frame.
     trees: list[VectorTree] = field(init=False)
     #: Number of updates made so far.
     updates: int = 0
-    _chunks: list[UpdateChunk] = field(init=False)
+    #: The place in the whole vector of the first weight that is not finite since the last update, None if all are.
+    not_finite: int | None = None
+    #: Makes updates of any part.
+    updating: UpdatePass = field(init=False)
+    #: Both sets of the optimizer's slots; one set twice as long as all updates are made here, and so in place.
+    _sets: tuple[Slots, Slots] = field(init=False)
 
     def __post_init__(self) -> None:
-        owned = Slice(self.start, self.start + self.weights.size)
-        self.frames = owned.frames()
-        self.state = self.policy.rule.init(max(0, min(owned.stop, self.policy.parameter_size) - owned.start))
+        self.frames = self.owned.frames()
+        self.state = self.policy.rule.init(max(0, min(self.owned.stop, self.policy.parameter_size) - self.start))
+        self._sets = self.state, self.state
         self.served = self.slots
         if not self.policy.wire_weights.is_exact:
             self.served = self.rounded or (np.zeros_like(self.weights), np.zeros_like(self.weights))
         self.refresh_served()
-        pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
-        self.trees = [VectorTree(self.micro_batches, pools[len(frame)], self._addition(frame)) for frame in self.frames]
-        memory = np.empty(min(CHUNK, len(owned)), np.float32)
-        self._chunks = [chunk for frame in range(len(self.frames)) for chunk in self._chunks_of(frame, memory)]
+        self.trees = [
+            VectorTree(self.micro_batches, pool, self._addition(frame))
+            for frame, pool in zip(self.frames, self._pools(), strict=True)
+        ]
+        self._begin_in_memory()
 
-    def _chunks_of(self, frame: int, memory: Vector) -> Iterator[UpdateChunk]:
-        """Yield the chunks of a frame: none has trained values and statistics both."""
-        whole, trained = self.frames[frame], self.policy.parameter_size
-        if whole.start < trained:
-            for part in Slice(whole.start, min(whole.stop, trained)).cut(CHUNK):
-                yield self._chunk(frame, part, memory)
-        if trained < whole.stop:
-            for part in Slice(max(whole.start, trained), whole.stop).cut(CHUNK):
-                yield self._chunk(frame, part, memory)
+    def _pools(self) -> list[VectorPool]:
+        """Return the pool of each frame: one for all of the same length, unless each has parts of certain vectors."""
+        if self.merged is None:
+            pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
+            return [pools[len(frame)] for frame in self.frames]
+        return [VectorPool(len(frame), make=_parts_of(frame, self.merged)) for frame in self.frames]
 
-    def _chunk(self, frame: int, part: Slice, memory: Vector) -> UpdateChunk:
-        (first, second), served = self.slots, self.served
-        trained, in_slice = self.policy.parameter_size, slice(part.start - self.start, part.stop - self.start)
-        is_trained = part.start < trained
-        return UpdateChunk(
-            frame=frame,
-            part=slice(part.start - self.frames[frame].start, part.stop - self.frames[frame].start),
-            mean=memory[: len(part)],
-            slots=(first[in_slice], second[in_slice]),
-            served=None if served is self.slots else (served[0][in_slice], served[1][in_slice]),
-            state={name: slot[in_slice] for name, slot in self.state.items()} if is_trained else {},
-            momenta=None if is_trained else self.policy.momenta[part.start - trained : part.stop - trained],
-        )
+    def _begin_in_memory(self) -> None:
+        vectors = UpdateVectors(weights=self.slots, served=self.served, slots=self._sets, start=self.start)
+        self.updating = UpdatePass(self.policy.update_rule(), vectors, self.frames)
+
+    @property
+    def owned(self) -> Slice:
+        """The slice of the whole vector."""
+        return Slice(self.start, self.start + self.slots[0].size)
 
     @property
     def weights(self) -> Vector:
@@ -185,58 +177,60 @@ class Shard:
 
     def squares(self, count: int) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
-        terms, trained = self._terms(), (chunk for chunk in self._chunks if chunk.momenta is None)
+        terms, trained = self.terms(), (one for one in self.updating.chunks(self.owned) if one.momenta is None)
         with np.errstate(all="ignore"):  # as in `add_frame`
-            blocks = [block_squares(_mean(terms, chunk, np.float32(count))) for chunk in trained]
+            blocks = [block_squares(self.updating.mean(chunk, terms, count)) for chunk in trained]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
 
     def is_whole(self) -> bool:
         """Tell whether all sums of the step at hand have come."""
         return all(tree.tree.is_whole() for tree in self.trees)
 
-    def _terms(self) -> list[list[Vector]]:
+    def terms(self) -> list[list[Vector]]:
+        """Return, for each frame, the one or two vectors whose sum is the whole, to be read until the update."""
         return [tree.terms() for tree in self.trees]
 
     def update(self, step: int, count: int, scale: float | None = None) -> float:
         """Step the optimizer with the whole sum over `count` samples; return the learning rate used.
 
-        `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself. The sum is
-        divided once, here (rule R1). Updates of a slice are element by element, so that any slice of the result is the
-        result of that slice.
+        `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself.
+        """
+        at = self.begin_update(step, count, scale)
+        self.end_update(at, self.updating.run(at, self.owned, self.terms()))
+        return at.rate
+
+    def begin_update(self, step: int, count: int, scale: float | None = None, *, in_place: bool = True) -> UpdateStep:
+        """Return what `updating` needs to update any part; arguments as of `update`.
+
+        One that is not in place, which needs two sets of slots, changes nothing that is in use before `end_update`.
         """
         if scale is None and self.policy.clip_norm is not None:
             scale = scale_for(add_blocks(self.squares(count)), self.policy.clip_norm)
-        rate, terms, samples = self.policy.schedule.rate(step), self._terms(), np.float32(count)
-        with np.errstate(all="ignore"):  # as in `add_frame`
-            for chunk in self._chunks:
-                mean = _mean(terms, chunk, samples)
-                if scale is not None and chunk.momenta is None:
-                    mean *= np.float32(scale)
-                self._update_chunk(chunk, mean, step, rate)
-        self.updates = step + 1
+        reads = 1 if self.state is self._sets[1] else 0
+        writes = reads if in_place else 1 - reads
+        rate = self.policy.schedule.rate(step)
+        return UpdateStep(step=step, count=count, rate=rate, scale=scale, reads=reads, writes=writes)
+
+    def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
+        """Let the new weights and slots be the ones in use, after all parts were updated."""
+        self.updates, self.state, self.not_finite = at.step + 1, self._sets[at.writes], not_finite
         for tree in self.trees:
             tree.reset()
-        return rate
 
-    def _update_chunk(self, chunk: UpdateChunk, mean: Vector, step: int, rate: float) -> None:
-        """Write a chunk of the new weights."""
-        old, new = chunk.slots[step % 2], chunk.slots[(step + 1) % 2]
-        if chunk.momenta is None:
-            self.policy.rule.update(old, mean, chunk.state, step, rate, new)
-        else:
-            # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
-            mean -= old
-            mean *= chunk.momenta
-            np.add(old, mean, out=new)
-        if chunk.served is not None:
-            served, start = chunk.served[(step + 1) % 2], self.frames[chunk.frame].start + chunk.part.start
-            served[:] = new
-            self.policy.wire_weights.round(served, RoundingKey(step + 1, Node(0, 1), start))
+    def move(self, slots: Pair, served: Pair, sets: tuple[Slots, Slots]) -> None:
+        """Continue in other memory, with two sets of slots: what is there is copied, except into what is used already.
 
-    def first_not_finite(self) -> int | None:
-        """Return the place in the whole vector of the first weight in use that is not finite, None if all are."""
-        place = first_not_finite(self.weights)
-        return None if place is None else self.start + place
+        `served` is `slots` if workers compute with the weights themselves, as it was before.
+        """
+        assert (served is slots) == (self.served is self.slots)
+        # Both of each: if the weights at hand turn out to be useless, those before them are kept.
+        for old, new in zip((*self.slots, *self.served), (*slots, *served), strict=True):
+            if new is not old:
+                new[:] = old
+        for name, values in self.state.items():
+            sets[0][name][:] = values
+        self.slots, self.served, self._sets, self.state = slots, served, sets, sets[0]
+        self._begin_in_memory()
 
     def current_weights(self) -> WeightsAfter:
         """Return the weights after the last complete update."""
@@ -252,8 +246,7 @@ class Shard:
         return weights_digest(self.weights)
 
 
-def _mean(terms: list[list[Vector]], chunk: UpdateChunk, count: np.float32) -> Vector:
-    """Return a chunk's part of the mean, in the chunk's memory for it."""
-    parts = [term[chunk.part] for term in terms[chunk.frame]]
-    total = parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], out=chunk.mean)
-    return np.divide(total, count, out=chunk.mean)
+def _parts_of(frame: Slice, merged: Callable[[int], Vector]) -> Callable[[], Vector]:
+    """Return what returns a frame's part of the first vector, then of the second, and so on."""
+    numbers = count()
+    return lambda: frame.of(merged(next(numbers)))

@@ -44,7 +44,7 @@ class FindScale(Struct, frozen=True, kw_only=True):
 
 
 class UpdateOwnSlice(Struct, frozen=True, kw_only=True):
-    """Make the server's own part of the update."""
+    """Make the server's own part of the update; answered by `OwnSliceUpdated`, perhaps later."""
 
     step: int
     count: int

@@ -63,6 +63,12 @@ class ScaleFound(Struct, frozen=True, kw_only=True):
     scale: float
 
 
+class OwnSliceUpdated(Struct, frozen=True, kw_only=True):
+    """The server's own slice has its new weights."""
+
+    step: int
+
+
 class SliceUpdated(Struct, frozen=True, kw_only=True):
     peer: bytes
     step: int
@@ -91,6 +97,7 @@ GroupEvent = (
     | TreeCompleted
     | SquaresReceived
     | ScaleFound
+    | OwnSliceUpdated
     | SliceUpdated
     | ShardGone
     | TimePassed

@@ -87,8 +87,9 @@ class ShardGroup:
     awaited: set[tuple[int, Node]] = field(default_factory=set)
     #: Shards that have answered the last request to all.
     answered: set[int] = field(default_factory=set)
-    #: The update under way.
+    #: The update under way, and whether the server's own slice has been updated.
     update: events.TreeCompleted | None = None
+    is_own_updated: bool = False
 
     def __post_init__(self) -> None:
         self.phase = GroupPhase.WAITING if self.others else GroupPhase.ADDING
@@ -135,6 +136,9 @@ class ShardGroup:
                 return [FindScale()] if self._is_last_answer(event.peer, event.step, now) else []
             case events.ScaleFound():
                 return self._update(event.scale)
+            case events.OwnSliceUpdated():
+                self.is_own_updated = True
+                return self._complete()
             case events.SliceUpdated():
                 return self._complete() if self._is_last_answer(event.peer, event.step, now) else []
             case events.ShardGone():
@@ -245,13 +249,12 @@ class ShardGroup:
     def _update(self, scale: float | None) -> list[GroupEffect]:
         at = self.update
         assert at is not None
-        self.phase = GroupPhase.UPDATING
+        self.phase, self.is_own_updated = GroupPhase.UPDATING, False
         self.answered.clear()
         message = Update(step=at.step, count=at.count, scale=scale, ranks=list(at.ranks), collected=at.collected)
         # The others first, so that all update at the same time.
         effects: list[GroupEffect] = [Send(peer=peer, message=message) for peer in self.members]
-        effects.append(UpdateOwnSlice(step=at.step, count=at.count, scale=scale))
-        return effects if self.others else [*effects, *self._complete()]
+        return [*effects, UpdateOwnSlice(step=at.step, count=at.count, scale=scale)]
 
     def _is_last_answer(self, peer: bytes, step: int, now: float) -> bool:
         """Record an answer to a request to all; return whether it is the last."""
@@ -262,6 +265,9 @@ class ShardGroup:
         return len(self.answered) == self.others
 
     def _complete(self) -> list[GroupEffect]:
+        """End the update if all slices have their new weights."""
+        if not self.is_own_updated or len(self.answered) < self.others:
+            return []
         assert self.update is not None
         done, self.update = self.update.step, None
         self.phase, self.step = GroupPhase.ADDING, done + 1

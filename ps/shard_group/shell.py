@@ -6,12 +6,15 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
+import msgspec
+
 from common.aggregation.slices import Slice, slices_for
 from common.aggregation.tree import Vector
+from common.aggregation.update import UpdateStep
 from common.errors import RemoteProtocolError
 from common.files.sanitize import one_line
 from common.protocol.codec import decode, encode
-from common.protocol.messages import Eviction, Leave, Message, Ping, shortened
+from common.protocol.messages import Eviction, Lease, Leave, Message, Ping, Result, SliceLease, SliceResult, shortened
 from common.protocol.shard_messages import (
     WEIGHTS,
     AddFromMemory,
@@ -38,6 +41,9 @@ from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps.coordinator import effects as coordinator_effects
 from ps.coordinator import events as coordinator_events
 from ps.coordinator.membership import Membership
+from ps.parallel_update.events import HelperAdmitted, HelperAnswered, HelperLeased, UpdateHurried
+from ps.parallel_update.parallel_update import ParallelUpdate, ParallelUpdateConfig
+from ps.parallel_update.shell import ParallelUpdateShell
 from ps.run.info import RunInfo
 from ps.shard.checksum import MODULUS
 from ps.shard.partition import checksum_in, held_frames, initial_frames, own_part
@@ -75,7 +81,10 @@ class ShardGroupShell:
     report_refusal: Callable[[str], None]
     #: The memory that workers and shards on this machine share, if there is any.
     sharing: ServerSharedMemory | None = None
+    #: How workers help with updates of a vector that is not divided.
+    helping: ParallelUpdateConfig = field(default_factory=ParallelUpdateConfig)
     own: Shard = field(init=False)
+    updating: ParallelUpdateShell = field(init=False)
     state: ShardGroup = field(init=False)
     slices: list[Slice] = field(init=False)
     #: The weights of all servers, None if all of them are ours.
@@ -84,6 +93,8 @@ class ShardGroupShell:
     completed: CompletedUpdate | None = None
     #: The update that all make, or made last.
     _update: DistributedUpdate = field(default_factory=DistributedUpdate)
+    #: Workers that could not be sent to.
+    _unreachable: list[coordinator_events.Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         info, whole = self.info, self.whole
@@ -100,6 +111,14 @@ class ShardGroupShell:
             ),
             step=whole.updates,
         )
+        helping, sharing = (self.helping, self.sharing) if info.servers == 1 else (ParallelUpdateConfig(), None)
+        state = ParallelUpdate(helping, self.own.weights.size)
+        self.updating = ParallelUpdateShell(state, self.own, self.clock, self._send_lease, sharing)
+
+    def deadline(self) -> float | None:
+        """Return when `on_time` has something to do although no message comes."""
+        due = (self.state.deadline(), self.updating.state.deadline())
+        return min((at for at in due if at is not None), default=None)
 
     @property
     def holder(self) -> Shard | GatheredWeights:
@@ -166,8 +185,8 @@ class ShardGroupShell:
 
     def on_time(self, now: float) -> list[coordinator_events.Event]:
         """Handle the passing of time."""
-        due = self.state.deadline()
-        return self._dispatch(events.TimePassed()) if due is not None and now >= due else []
+        due, happened = self.state.deadline(), self._after(self.updating.on_time(now))
+        return happened + (self._dispatch(events.TimePassed()) if due is not None and now >= due else [])
 
     # Events become effects, and effects are carried out
 
@@ -200,7 +219,7 @@ class ShardGroupShell:
                 order = [member.peer for member in self.state.in_order()]
                 yield events.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
             case effects.UpdateOwnSlice():
-                self._update.rate = self.own.update(effect.step, effect.count, effect.scale)
+                yield from self._own_updated(self.updating.update(effect.step, effect.count, effect.scale))
             case effects.CompleteStep():
                 self._complete(effect.step)
                 yield coordinator_events.StepUpdated(step=effect.step)
@@ -258,11 +277,14 @@ class ShardGroupShell:
         member = self.membership.members.get(peer)
         if member is None:
             return []
+        if shares:
+            self.updating.dispatch(HelperAdmitted(rank=member.rank))
         return self._send_all(Admit(rank=member.rank, incarnation=member.join.incarnation, shares=shares))
 
     def forget(self, rank: int) -> list[coordinator_events.Event]:
         """Inform all shards that a worker is gone."""
-        return self._dispatch(events.WorkerRemoved(rank=rank)) + self._send_all(Forget(rank=rank))
+        happened = self._after(self.updating.remove(rank))
+        return happened + self._dispatch(events.WorkerRemoved(rank=rank)) + self._send_all(Forget(rank=rank))
 
     def send_weights(self, rank: int, step: int) -> Sequence[coordinator_events.Event]:
         """Let all shards send a worker their weights of a step, unless the update's message has told them to."""
@@ -294,6 +316,49 @@ class ShardGroupShell:
                 collected=collected,
             )
         )
+
+    def _own_updated(self, made: UpdateStep | None) -> Iterator[events.GroupEvent | coordinator_events.Event]:
+        """Yield what follows from an update of our own slice, None while workers are still to answer."""
+        while self._unreachable:
+            yield self._unreachable.pop()
+        if made is not None:
+            self._update.rate = made.rate
+            yield events.OwnSliceUpdated(step=made.step)
+
+    def _after(self, made: UpdateStep | None) -> list[coordinator_events.Event]:
+        """Return what the coordinator is to handle after something that may have completed the update of our slice."""
+        happened = list[coordinator_events.Event]()
+        for event in self._own_updated(made):
+            happened += self._dispatch(event) if isinstance(event, events.GroupEvent) else [event]
+        return happened
+
+    def _send_lease(self, rank: int, lease: SliceLease) -> None:
+        """Lease a slice of the update to a worker; that it is gone is known later."""
+        member = self.membership.by_rank(rank)
+        if member is None:
+            return
+        try:
+            self.port.send(member.peer, encode(msgspec.structs.replace(lease, incarnation=member.join.incarnation)))
+        except (PeerGone, PeerSlow):
+            gone = coordinator_events.WorkerLeft(peer=member.peer, reason="its connection is gone")
+            self._unreachable.append(gone)
+
+    def on_lease(self, rank: int, lease: Lease) -> None:
+        """Record that a worker is sent a lease of micro-batches."""
+        self.updating.dispatch(HelperLeased(rank=rank, lease=(lease.work, lease.step, lease.number)))
+
+    def on_answer(self, rank: int, result: Result) -> None:
+        """Record that it has answered one."""
+        self.updating.dispatch(HelperAnswered(rank=rank, lease=(result.work, result.step, result.number)))
+
+    def on_slice_result(self, peer: bytes, result: SliceResult) -> list[coordinator_events.Event]:
+        """Handle what a worker reports of its slice of an update."""
+        member = self.membership.members.get(peer)
+        return [] if member is None else self._after(self.updating.on_result(member.rank, result))
+
+    def hurry(self) -> list[coordinator_events.Event]:
+        """Make what is left of the update at hand, since the run is about to end."""
+        return self._after(self.updating.dispatch(UpdateHurried()))
 
     def _complete(self, step: int) -> None:
         self.completed = self._update.completed(step, self.clock.now())
@@ -379,3 +444,4 @@ class ShardGroupShell:
     def end(self, reason: str) -> None:
         """Inform all shards that the run is over."""
         self._dispatch(events.RunEnded(reason=shortened(reason)))
+        self.updating.close()

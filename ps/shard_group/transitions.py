@@ -31,10 +31,10 @@ _TABLE: dict[type[events.GroupEvent], tuple[frozenset[GroupPhase] | None, ...]] 
     events.SumsAwaited: (ILLEGAL, _ADDING, ILLEGAL, ILLEGAL, IGNORED),
     events.SumsConfirmed: (IGNORED, _ADDING, IGNORED, IGNORED, IGNORED),
     events.WorkerRemoved: (_WAITING, _ADDING, _MEASURING, _UPDATING, IGNORED),
-    # A group of one server has made the update at once.
-    events.TreeCompleted: (ILLEGAL, _ADDING | _MEASURING | _UPDATING, ILLEGAL, ILLEGAL, IGNORED),
+    events.TreeCompleted: (ILLEGAL, _MEASURING | _UPDATING, ILLEGAL, ILLEGAL, IGNORED),
     events.SquaresReceived: (IGNORED, IGNORED, _MEASURING, IGNORED, IGNORED),
     events.ScaleFound: (ILLEGAL, ILLEGAL, _UPDATING, ILLEGAL, IGNORED),
+    events.OwnSliceUpdated: (ILLEGAL, ILLEGAL, ILLEGAL, _UPDATING | _ADDING, IGNORED),
     events.SliceUpdated: (IGNORED, IGNORED, IGNORED, _UPDATING | _ADDING, IGNORED),
     events.ShardGone: (_WAITING, _ENDED, _ENDED, _ENDED, IGNORED),
     events.TimePassed: (

@@ -63,7 +63,7 @@ class SliceExecutor:
                         checksum=str(checksum % MODULUS),
                         sums_bytes=moved.sums,
                         weights_bytes=moved.weights,
-                        is_finite=storage.shard.first_not_finite() is None,
+                        is_finite=storage.shard.not_finite is None,
                     )
                 )
             case _:

@@ -92,6 +92,7 @@ SERVER_ORDER = Order(
     groups=(
         ("ps.server",),
         ("ps.shard_group", "ps.shard_process"),
+        ("ps.parallel_update",),
         ("ps.shared_memory", "ps.checkpoint"),
         ("ps.setup",),
         ("ps.coordinator", "ps.shard"),

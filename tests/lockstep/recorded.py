@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from common.aggregation.tree import Vector
+from common.aggregation.update import UpdateStep
 from common.data.source import load
 from common.job.job import Job
 from common.job.tally import Tally
@@ -43,11 +44,10 @@ class LyingShard(Shard):
     bit: int = 0
     step: int = 4
 
-    def update(self, step: int, count: int, scale: float | None = None) -> float:
-        rate = super().update(step, count, scale)
-        if step == self.step:
+    def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
+        super().end_update(at, not_finite)
+        if at.step == self.step:
             flip(self.weights, 100, self.bit)
-        return rate
 
 
 def flip(weights: Vector, index: int, bit: int) -> None:

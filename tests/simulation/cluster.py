@@ -26,6 +26,7 @@ from common.transport.links import wait_for_nothing
 from common.transport.port import ClientPort, Frames, Shortcut
 from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Finish
+from ps.parallel_update.parallel_update import ParallelUpdateConfig
 from ps.records.ledger import Account, LedgerShare
 from ps.records.recorder import MetricsRecorder, Setting
 from ps.records.run_folder import RunFolder
@@ -39,6 +40,7 @@ from ps.shared_memory import ServerSharedMemory, share
 from tests.simulation.small import digits
 from worker.setup import Loader
 from worker.shell import WorkerShell
+from worker.slice_update import PART
 from worker.state import WorkerState
 
 #: Seconds that one act takes, and turns after which a run counts as stuck.
@@ -226,6 +228,9 @@ class Simulation:
     shard_of: Callable[[Shard], Shard] = lambda shard: shard
     #: Makes the coordinator: a test double to show the same.
     coordinator_of: Callable[[RunInfo], Coordinator] = Coordinator
+    #: How workers help with updates, and the values of a slice that they make at once.
+    helping: ParallelUpdateConfig = field(default_factory=ParallelUpdateConfig)
+    part: int = PART
     #: Whether the shards see the memory that is offered.
     shards_share: bool = True
     workers: list[Worker] = field(default_factory=list)
@@ -258,6 +263,7 @@ class Simulation:
             self.clock,
             self.said.append,
             sharing=self.sharing,
+            helping=self.helping,
         )
         for _ in range(self.admission.servers - 1):
             self.add_shard()
@@ -275,6 +281,7 @@ class Simulation:
         for shard in self.shards:
             shard.close()
         self.server.port.close()
+        self.server.group.updating.close()
         self.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
@@ -338,7 +345,7 @@ class Simulation:
         port = connect(self.network)
         root = self.root if shares else None
         load = load or (lambda name: self.data())
-        runner = WorkerShell(state, port, self.clock, load, self.heard.append, root, dial, cache=cache)
+        runner = WorkerShell(state, port, self.clock, load, self.heard.append, root, dial, cache=cache, part=self.part)
         worker = Worker(runner)
         if spoils is not None:
             spoils.runner = runner
@@ -362,6 +369,7 @@ class Simulation:
         """Check the books of all servers."""
         self.server.coordinator.validate()
         self.server.group.state.validate()
+        self.server.group.updating.state.validate()
         for shard in self.shards:
             shard.server.state.validate()
 

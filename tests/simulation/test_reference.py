@@ -84,11 +84,11 @@ class SumInArrivalOrder(Shard):
     def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
         self.running[frame] = self.running[frame] + sums if frame in self.running else sums.copy()
 
-    def update(self, step: int, count: int, scale: float | None = None) -> float:
+    def terms(self) -> list[list[Vector]]:
         for frame, running in self.running.items():
             super().add_frame(frame, Node(0, self.micro_batches), running)
         self.running = {}
-        return super().update(step, count, scale)
+        return super().terms()
 
 
 @dataclass
@@ -110,10 +110,10 @@ class HalvesInTheMiddle(Shard):
         assert len(node) == 1
         self.leaves[frame, node.lo] = sums.copy()
 
-    def update(self, step: int, count: int, scale: float | None = None) -> float:
+    def terms(self) -> list[list[Vector]]:
         for frame in range(len(self.frames)):
             super().add_frame(frame, Node(0, self.micro_batches), self._sum(frame, 0, self.micro_batches))
-        return super().update(step, count, scale)
+        return super().terms()
 
     def _sum(self, frame: int, lo: int, hi: int) -> Vector:
         middle = (lo + hi) // 2

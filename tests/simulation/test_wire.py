@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from common.aggregation.quantization.quantization import EXACT, RoundingKey
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Addition, Node, Vector
+from common.aggregation.update import UpdateStep
 from common.job.job import Job
 from common.random import Purpose, generator
 from common.runtime.clock import ManualClock
@@ -24,7 +25,7 @@ from lockstep.runs.single_process import SerialRun
 from ps.records.recorder import MetricsRecorder, Setting
 from ps.run.traffic import Moved
 from ps.setup import AdmissionPolicy, open_run
-from ps.shard.shard import Shard, UpdateChunk
+from ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of, noisy_net
 from tests.simulation.test_frames import ACTIONS, TIMEOUT_S, act
@@ -281,8 +282,8 @@ class ServesTheWeightsThemselves(Shard):
         for slot, served in zip(self.slots, self.served, strict=True):
             served[:] = slot
 
-    def _update_chunk(self, chunk: UpdateChunk, mean: Vector, step: int, rate: float) -> None:
-        super()._update_chunk(chunk, mean, step, rate)
+    def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
+        super().end_update(at, not_finite)
         self.refresh_served()
 
 

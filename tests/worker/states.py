@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from common.client.events_and_effects import Started
-from common.protocol.messages import Lease, Result, Work
+from common.protocol.messages import Lease, Result, SliceLease, SliceResult, SumsPlace, Work
 from common.statemachine.events_and_effects import TimePassed
 from tests.common.client.clients import PREPARED, WELCOMED, config_of
 from worker.effects import Effect
-from worker.events import Event, InboxEmptied, LeaseReceived, WeightsReceived
+from worker.events import Event, InboxEmptied, LeaseReceived, SliceLeaseReceived, WeightsReceived
 from worker.state import WorkerPhase, WorkerState
 
 
@@ -22,6 +22,21 @@ def result_of(lease: Lease) -> Result:
 
 
 LEASE = lease_of(3)
+
+#: A slice of an update, and what becomes of it.
+SLICE_LEASE = SliceLease(
+    number=5,
+    incarnation="life",
+    step=3,
+    start=0,
+    stop=2,
+    count=4,
+    rate=0.1,
+    scale=None,
+    reads=0,
+    terms=[SumsPlace(rank=0, slot=0)],
+)
+SLICE_RESULT = SliceResult(number=5, is_done=True, seconds=0.25)
 
 
 @dataclass
@@ -66,5 +81,7 @@ def drive_in(phase: WorkerPhase) -> Drive:
         drive.weights(3)
         drive.lease(LEASE)
         drive.empty_inbox()
+    if phase is WorkerPhase.UPDATING:
+        drive.dispatch(SliceLeaseReceived(lease=SLICE_LEASE))
     assert drive.state.phase is phase
     return drive

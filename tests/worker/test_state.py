@@ -29,9 +29,9 @@ from common.protocol.messages import (
 from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.statemachine.transitions import ILLEGAL
 from tests.common.client.clients import PREPARED, WELCOMED, exits, reports, sent
-from tests.worker.states import LEASE, Drive, drive_in, lease_of, result_of
+from tests.worker.states import LEASE, SLICE_LEASE, SLICE_RESULT, Drive, drive_in, lease_of, result_of
 from worker import events
-from worker.effects import ComputeLease, IntroduceToShards, SendResult
+from worker.effects import AdvanceSlice, ComputeLease, IntroduceToShards, SendResult
 from worker.state import MOST_LEASES, TRANSITIONS, WorkerPhase, is_of
 
 REQUEST = SamplesRequest(part="train", places=b"\7\0\0\0")
@@ -45,6 +45,10 @@ EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
         events.LeaseReceived(lease=LEASE),
         events.LeaseWithdrawn(withdrawal=Withdrawal(work="train", step=3, number=0)),
         events.LeaseStopped(lease=LEASE, computed=1),
+        events.SliceLeaseReceived(lease=SLICE_LEASE),
+        events.PartDue(),
+        events.SliceEnded(result=SLICE_RESULT),
+        events.MemoryLost(reason="gone"),
         events.InboxEmptied(),
         events.LeaseComputed(result=result_of(LEASE)),
         events.LeaseDiverged(lease=LEASE, micro_batch=0, layer="0"),
@@ -77,12 +81,45 @@ def test_every_event_in_every_phase_obeys_the_table(phase: WorkerPhase, kind: ty
         assert (effects, drive.state.phase) == ([], phase)
 
 
-def test_while_it_computes_nothing_but_an_interrupt_reaches_it() -> None:
-    with pytest.raises(ProtocolError, match="TimePassed while computing"):
-        drive_in(WorkerPhase.COMPUTING).dispatch(TimePassed())
-    drive = drive_in(WorkerPhase.COMPUTING)
+@pytest.mark.parametrize("phase", [WorkerPhase.COMPUTING, WorkerPhase.UPDATING])
+def test_while_it_is_busy_nothing_but_an_interrupt_reaches_it(phase: WorkerPhase) -> None:
+    with pytest.raises(ProtocolError, match=f"TimePassed while {phase.value}"):
+        drive_in(phase).dispatch(TimePassed())
+    drive = drive_in(phase)
+    assert drive.state.deadline() is None
     assert sent(drive.dispatch(Interrupted())) == [Leave(reason="interrupted")]
     assert drive.state.phase is WorkerPhase.OUTSIDE
+
+
+def test_a_slice_of_an_update_is_made_part_by_part_and_then_answered() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    assert drive.dispatch(events.SliceLeaseReceived(lease=SLICE_LEASE)) == []
+    for _ in range(2):
+        assert drive.state.is_updating()
+        assert drive.dispatch(events.PartDue()) == [AdvanceSlice(lease=SLICE_LEASE)]
+    assert sent(drive.dispatch(events.SliceEnded(result=SLICE_RESULT))) == [SLICE_RESULT]
+    assert not drive.state.is_updating()
+    assert drive.state.slice_lease is None
+
+
+def test_a_slice_comes_before_leases_that_wait() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.weights(3)
+    drive.lease(LEASE)
+    drive.dispatch(events.SliceLeaseReceived(lease=SLICE_LEASE))
+    assert not drive.state.has_work()
+    drive.dispatch(events.SliceEnded(result=SLICE_RESULT))
+    assert drive.state.has_work()
+
+
+def test_one_that_cannot_follow_the_weights_into_other_memory_joins_again() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    before = drive.state.client.join()
+    effects = drive.dispatch(events.MemoryLost(reason="no file"))
+    join = drive.state.client.join()
+    assert join.incarnation != before.incarnation
+    assert sent(effects) == [Leave(reason="no file"), join]
+    assert reports(effects) == ["rejoining: no file"]
 
 
 def test_one_that_is_refused_says_that_a_worker_was() -> None:

@@ -43,6 +43,34 @@ def shared_root() -> Path:
 
 
 @dataclass
+class FileLock:
+    """A lock on a file that one process at most has; the system releases it when that process ends, however it ends.
+
+    Whoever gets it knows that no other process has it any more, and that what the other wrote before is there.
+    """
+
+    _descriptor: int
+
+    def acquire(self) -> bool:
+        """Lock, without waiting; return whether it is ours now."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let others lock."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Release it, and close the file; may be called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@dataclass
 class SharedFolder:
     """An open folder of mode 0700, with files of mode 0600 that are mapped as vectors."""
 
@@ -94,6 +122,17 @@ class SharedFolder:
     def attach(self, name: str, shape: Shape, *, is_writable: bool = False) -> Segment:
         """Map a file in it; as `segment.attach`."""
         return attach(self.path / name, shape, folder=self._descriptor, is_writable=is_writable)
+
+    def replace(self, name: str, by: str) -> None:
+        """Give a file the name of another, which is removed; processes that have mapped that keep its memory."""
+        os.rename(by, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+
+    def lock_of(self, name: str) -> "FileLock":
+        """Open a file in it to be locked; `SharingError` if it is missing."""
+        try:
+            return FileLock(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor))
+        except OSError as error:
+            raise SharingError(f"{self.path / name} cannot be locked: {error.strerror}") from None
 
     def drop(self, name: str) -> None:
         """Remove a file, if it is there; processes that have mapped it keep its memory."""

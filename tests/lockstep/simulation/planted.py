@@ -7,9 +7,12 @@ from typing import NamedTuple
 import msgspec
 
 from common.aggregation.tree import Node, TreeSum, Vector, VectorTree
+from common.aggregation.update import Pair, UpdatePass
+from common.client.events_and_effects import ClientEvent
 from common.errors import FailureKind
 from common.job.tally import Tally
-from common.protocol.messages import Finished
+from common.protocol.messages import Finished, Welcome
+from common.protocol.shard_messages import ShardWelcome
 from lockstep.simulation.processes import Parts
 from ps.checkpoint.resuming import Resumption
 from ps.coordinator import events
@@ -17,6 +20,9 @@ from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import Effect
 from ps.coordinator.membership import Membership
 from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from ps.parallel_update import effects
+from ps.parallel_update.events import ParallelUpdateEvent, WithdrawalTried
+from ps.parallel_update.shell import ParallelUpdateShell
 from ps.records.recorder import MetricsRecorder
 from ps.run.info import RunInfo
 from ps.run.plan import Round
@@ -27,6 +33,8 @@ from ps.shard.shard import Shard
 from ps.shard_group.effects import ConfirmSums, GroupEffect
 from ps.shard_group.group import ShardGroup
 from ps.shared_memory import ServerSharedMemory
+from worker.shell import WorkerShell
+from worker.slice_update import SliceUpdater
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:
@@ -168,6 +176,80 @@ def untidy(server: Server) -> Server:
     return server
 
 
+class Grasping(ParallelUpdateShell):
+    """Takes slices back from workers that are in the middle of them."""
+
+    def _perform(self, effect: effects.ParallelUpdateEffect) -> ParallelUpdateEvent | None:
+        if isinstance(effect, effects.WithdrawSlices):
+            return WithdrawalTried(withdrawn=tuple(effect.ranks), held=())
+        return super()._perform(effect)
+
+
+def grasping(server: Server) -> Server:
+    server.group.updating.__class__ = Grasping
+    return server
+
+
+class InPlace(ServerSharedMemory):
+    """Has one set of the optimizer's slots, as if nothing were ever updated twice."""
+
+    def _move(self, shard: Shard, served: Pair, suffix: str) -> None:
+        super()._move(shard, served, suffix)
+        shard.move(shard.slots, shard.served, (shard.state, shard.state))
+
+
+def in_place(server: Server) -> Server:
+    if server.sharing is not None:
+        server.sharing.__class__ = InPlace
+    return server
+
+
+class UpdaterInPlace(SliceUpdater):
+    """The same in a worker."""
+
+    def _map(self) -> UpdatePass:
+        made = super()._map()
+        first, _ = made.vectors.slots
+        return UpdatePass(made.rule, replace(made.vectors, slots=(first, first)), made.frames)
+
+
+class WorkerInPlace(WorkerShell):
+    """Goes by that."""
+
+    def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
+        prepared = super().prepare(welcome)
+        if self._slices is not None:
+            self._slices.__class__ = UpdaterInPlace
+        return prepared
+
+
+def working_in_place(worker: WorkerShell) -> WorkerShell:
+    worker.__class__ = WorkerInPlace
+    return worker
+
+
+class Unfollowing(SliceUpdater):
+    """Stays in the memory that the run has left."""
+
+    def follow(self, generation: int) -> None:
+        self.generation = generation
+
+
+class WorkerThatStays(WorkerShell):
+    """Goes by that."""
+
+    def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
+        prepared = super().prepare(welcome)
+        if self._slices is not None:
+            self._slices.__class__ = Unfollowing
+        return prepared
+
+
+def staying(worker: WorkerShell) -> WorkerShell:
+    worker.__class__ = WorkerThatStays
+    return worker
+
+
 class Ungrateful(Coordinator):
     """Tells the workers of a run that succeeded that it failed."""
 
@@ -180,9 +262,12 @@ class Planted(NamedTuple):
 
     parts: Parts
     says: str
+    #: The first seed that is tried: what is rare would take long to find from 0 on.
+    first: int = 0
 
 
 OTHER_WEIGHTS = "the weights after step"
+OTHER_LOSSES = " has other losses than in one process"
 
 #: By what is wrong.
 PLANTED = {
@@ -197,6 +282,9 @@ PLANTED = {
     "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
     "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
     "memory is left behind": Planted(Parts(server=untidy), "the run has left lockstep-"),
+    "a slice of an update is torn": Planted(Parts(server=grasping), OTHER_LOSSES, first=100),
+    "a slice is updated twice in place": Planted(Parts(server=in_place, worker=working_in_place), OTHER_WEIGHTS),
+    "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=30),
     "workers are told of a failure": Planted(
         Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "
     ),

@@ -33,8 +33,8 @@ def test_a_long_run_is_not_taken_for_one_that_is_stuck() -> None:
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found_as_what_it_is(bug: str) -> None:
-    parts, says = PLANTED[bug]
-    found = (simulate(scenario_of(seed), parts).violations for seed in range(SEARCHED))
+    parts, says, first = PLANTED[bug]
+    found = (simulate(scenario_of(seed), parts).violations for seed in range(first, SEARCHED))
     assert any(says in violation for violations in found for violation in violations)
 
 

@@ -10,13 +10,13 @@ import pytest
 from safetensors import safe_open
 
 from common.aggregation.layout import ParameterLayout, weights_digest
-from common.aggregation.tree import Vector
+from common.aggregation.update import UpdateStep
 from common.errors import FailureKind
 from common.job.job import Job
 from ps.coordinator.effects import Finish
 from ps.records.metrics import METRICS
 from ps.records.run_folder import RESULT, WEIGHTS, RunFolder
-from ps.shard.shard import Shard, UpdateChunk
+from ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 
@@ -49,21 +49,20 @@ def digest_in(folder: Path, layout: ParameterLayout) -> str:
 class ExplodingShard(Shard):
     """From the third update on, weights whose loss is not finite."""
 
-    def update(self, step: int, count: int, scale: float | None = None) -> float:
-        rate = super().update(step, count, scale)
-        if step == 2:
+    def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
+        super().end_update(at, not_finite)
+        if at.step == 2:
             self.weights[:] = np.inf
-        return rate
 
 
 @dataclass
 class InterruptedShard(Shard):
-    """Ctrl-C in the middle of the third update."""
+    """Ctrl-C in the middle of the third update: the weights are written, and not in use yet."""
 
-    def _update_chunk(self, chunk: UpdateChunk, gradient: Vector, step: int, rate: float) -> None:
-        super()._update_chunk(chunk, gradient, step, rate)
-        if step == 2:
+    def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
+        if at.step == 2:
             raise KeyboardInterrupt
+        super().end_update(at, not_finite)
 
 
 def like(kind: type[Shard]) -> Callable[[Shard], Shard]:

@@ -159,7 +159,16 @@ def test_the_weights_before_the_last_update_are_kept() -> None:
 class InterruptedRule(SGDRule):
     """Ctrl-C in the middle of an update."""
 
-    def update(self, weights: Vector, gradient: Vector, state: State, step: int, lr: float, out: Vector) -> None:
+    def update(
+        self,
+        weights: Vector,
+        gradient: Vector,
+        state: State,
+        step: int,
+        lr: float,
+        out: Vector,
+        new_state: State | None = None,
+    ) -> None:
         out[:3] = 99.0
         raise KeyboardInterrupt
 
@@ -426,10 +435,14 @@ def test_a_shard_is_whole_once_every_frame_is() -> None:
 
 
 def test_a_weight_that_is_not_finite_is_named_by_its_place_in_the_whole_vector() -> None:
-    shard = long_shard(Slice(BLOCK, 3 * BLOCK), long_policy(EXACT))
-    assert shard.first_not_finite() is None
-    shard.weights[5] = np.nan
-    assert shard.first_not_finite() == BLOCK + 5
+    shard, sums = long_shard(Slice(BLOCK, 3 * BLOCK), long_policy(EXACT)), np.full(2 * BLOCK, 1e30, np.float32)
+    shard.add(Node(0, 4), sums)
+    shard.update(0, 4)
+    assert shard.not_finite is None
+    sums[5] = sums[7] = np.nan
+    shard.add(Node(0, 4), sums)
+    shard.update(1, 4)
+    assert shard.not_finite == BLOCK + 5
 
 
 def test_a_shard_has_the_optimizers_state_of_its_own_trained_values() -> None:
