@@ -231,6 +231,7 @@ class Server:
             case Diverged():
                 return events.LossDiverged(peer=peer, diverged=message)
             case Dropped():
+                self._record_answer(peer, message)
                 return events.LeaseDropped(peer=peer, dropped=message)
             case Leave():
                 return events.WorkerLeft(peer=peer, reason=one_line(message.reason))
@@ -341,10 +342,10 @@ class Server:
         member = self.coordinator.membership.members.get(peer)
         return [] if member is None else self.group.send_weights(member.rank, step)
 
-    def _record_answer(self, peer: bytes, result: Result) -> None:
+    def _record_answer(self, peer: bytes, answer: Result | Dropped) -> None:
         member = self.coordinator.membership.members.get(peer)
         if member is not None and member.shares:
-            self.group.on_answer(member.rank, result)
+            self.group.on_answer(member.rank, answer)
 
     def _in_memory(self, peer: bytes, lease: Lease) -> Lease:
         """Return a lease that names the memory in which its weights are, if its worker shares that."""

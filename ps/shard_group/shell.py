@@ -14,7 +14,18 @@ from common.aggregation.update import UpdateStep
 from common.errors import RemoteProtocolError
 from common.files.sanitize import one_line
 from common.protocol.codec import decode, encode
-from common.protocol.messages import Eviction, Lease, Leave, Message, Ping, Result, SliceLease, SliceResult, shortened
+from common.protocol.messages import (
+    Dropped,
+    Eviction,
+    Lease,
+    Leave,
+    Message,
+    Ping,
+    Result,
+    SliceLease,
+    SliceResult,
+    shortened,
+)
 from common.protocol.shard_messages import (
     WEIGHTS,
     AddFromMemory,
@@ -347,9 +358,9 @@ class ShardGroupShell:
         """Record that a worker is sent a lease of micro-batches."""
         self.updating.dispatch(HelperLeased(rank=rank, lease=(lease.work, lease.step, lease.number)))
 
-    def on_answer(self, rank: int, result: Result) -> None:
+    def on_answer(self, rank: int, answer: Result | Dropped) -> None:
         """Record that it has answered one."""
-        self.updating.dispatch(HelperAnswered(rank=rank, lease=(result.work, result.step, result.number)))
+        self.updating.dispatch(HelperAnswered(rank=rank, lease=(answer.work, answer.step, answer.number)))
 
     def on_slice_result(self, peer: bytes, result: SliceResult) -> list[coordinator_events.Event]:
         """Handle what a worker reports of its slice of an update."""
