@@ -17,6 +17,9 @@ from common.aggregation.slices import Slice
 from common.aggregation.tree import Node, Vector
 from common.optim.rules import CHUNK, Rule
 
+#: Parts whose chunks are kept: who updates what changes now and then.
+MOST_PARTS = 128
+
 #: Both sets of something: the weights after step t are in set t % 2.
 Pair = tuple[Vector, Vector]
 
@@ -106,6 +109,8 @@ class UpdatePass:
         """Return the chunks of a part of the slice, in order: none has trained values and statistics both."""
         known = self._chunks.get(part)
         if known is None:
+            if len(self._chunks) == MOST_PARTS:
+                self._chunks.clear()
             known = self._chunks[part] = [chunk for frame in range(len(self.frames)) for chunk in self._of(frame, part)]
         return known
 
