@@ -47,8 +47,8 @@ LEAST_VALUES = 262_144
 #: By how much the server's own share of an update is changed at once, and the least and most that it may be.
 SHARE_STEP, SHARES = 1 / 64, (0.125, 0.875)
 
-#: The server waits for this part of the time of its own slice at most, and for so many seconds, which an answer takes to
-#: be heard; or else it takes a larger share.
+#: The server waits for this part of the time of its own slice at most, or for so many seconds, in which an answer is
+#: heard; otherwise it takes a larger share.
 WAIT, LEAST_WAIT_S = 0.05, 1e-4
 
 
@@ -182,17 +182,20 @@ class ParallelUpdate:
             return None
         return min((loan.due for loan in self.loans.values()), default=None)
 
+    def may_lease(self) -> bool:
+        """Tell whether any update may ever be leased: on this machine, for a vector of this size."""
+        return self.size >= self.config.least_values and self.config.cores > 1
+
     def wants_help(self) -> bool:
         """Tell whether the next update is to be leased, if all that it needs is in shared memory."""
-        return self.size >= self.config.least_values and self._choose() is not UpdateMode.ALONE
+        return self._choose() is not UpdateMode.ALONE
 
     def _choose(self) -> UpdateMode:
-        idle, cores, possible = len(self._idle()), self.config.cores, [UpdateMode.ALONE]
-        if idle and cores > 1:
-            possible.append(UpdateMode.TOGETHER)
-        if idle > 1 and cores > 1:
-            possible.append(UpdateMode.WORKERS)
-        return self.choice.choose(possible)
+        if not self.may_lease():
+            return UpdateMode.ALONE
+        idle = sum(helper.is_idle() for helper in self.helpers.values())
+        possible = (UpdateMode.ALONE, UpdateMode.TOGETHER, UpdateMode.WORKERS)
+        return self.choice.choose(possible[: 1 + min(idle, 2)])
 
     def _idle(self) -> list[int]:
         """Return the workers that may help: those first that were fastest, or have not been tried."""
@@ -236,7 +239,7 @@ class ParallelUpdate:
     # An update begins
 
     def _begin(self, event: events.SumsCompleted, now: float) -> list[ParallelUpdateEffect]:
-        self.mode = self._choose() if event.can_share and self.wants_help() else UpdateMode.ALONE
+        self.mode = self._choose() if event.can_share else UpdateMode.ALONE
         self.phase, self.step, self.began, self.is_hurried = UpdatePhase.UPDATING, event.step, now, False
         match self.mode:
             case UpdateMode.ALONE:
