@@ -31,8 +31,8 @@ from common.runtime.clock import Clock
 from common.transport.shared_memory.folder import FileLock, SharedFolder
 from worker.compute import Compute
 
-#: Values that are updated before the worker looks whether it was interrupted.
-PART = FRAME
+#: Values that are updated before the worker looks whether it was interrupted: a millisecond's work.
+PART = 2 * FRAME
 
 
 @dataclass(frozen=True, kw_only=True)

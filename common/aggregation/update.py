@@ -6,6 +6,7 @@ are two sets of them: then an update changes nothing that it reads, and any part
 with the same bits.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,9 @@ from common.aggregation.quantization.quantization import Quantization, RoundingK
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Node, Vector
 from common.optim.rules import CHUNK, Rule
+
+#: Parts whose chunks are kept: who updates what changes now and then.
+MOST_PARTS = 128
 
 #: Both sets of something: the weights after step t are in set t % 2.
 Pair = tuple[Vector, Vector]
@@ -106,6 +110,8 @@ class UpdatePass:
         """Return the chunks of a part of the slice, in order: none has trained values and statistics both."""
         known = self._chunks.get(part)
         if known is None:
+            if len(self._chunks) == MOST_PARTS:
+                self._chunks.clear()
             known = self._chunks[part] = [chunk for frame in range(len(self.frames)) for chunk in self._of(frame, part)]
         return known
 
@@ -147,16 +153,23 @@ class UpdatePass:
         `terms` are, for each frame, the one or two vectors of its length whose sum is to be divided (rule R1). The
         place is that in the whole vector.
         """
-        found = None
+        total = 0.0
         with np.errstate(all="ignore"):  # what overflows is found here, or shows in the next loss with its place
             for chunk in self.chunks(part):
                 mean = self.mean(chunk, terms, at.count)
                 if at.scale is not None and chunk.momenta is None:
                     mean *= np.float32(at.scale)
                 new = self._write(at, chunk, mean)
-                if found is None and (place := first_not_finite(new)) is not None:
-                    found = chunk.start + place
-        return found
+                total += float(np.dot(new, new))
+        return None if math.isfinite(total) else self._find(at, part)
+
+    def _find(self, at: UpdateStep, part: Slice) -> int | None:
+        """Return the first place that is not finite: none if only squares are not."""
+        for chunk in self.chunks(part):
+            place = first_not_finite(chunk.weights[(at.step + 1) % 2])
+            if place is not None:
+                return chunk.start + place
+        return None
 
     def _write(self, at: UpdateStep, chunk: UpdateChunk, mean: Vector) -> Vector:
         """Write a chunk of the new weights, and return it."""

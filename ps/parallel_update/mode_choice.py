@@ -37,26 +37,29 @@ class ModeChoice:
     is_measured: bool = True
     _updates: int = 0
     _last: UpdateMode | None = None
-    #: The seconds of the last updates of each kind.
+    #: The seconds of the last updates of each kind, and their medians once there are enough.
     _seconds: dict[UpdateMode, deque[float]] = field(default_factory=lambda: defaultdict(_recent))
+    _medians: dict[UpdateMode, float] = field(default_factory=dict)
 
     def choose(self, possible: Sequence[UpdateMode]) -> UpdateMode:
         """Return how the next update is made, of at least one way that is possible."""
+        if len(possible) == 1:
+            return possible[0]
         if not self.is_measured:
             return possible[self._updates % len(possible)]
         for mode in possible:
-            if len(self._seconds[mode]) < SAMPLES:
+            if mode not in self._medians:
                 return mode
         # One update more than counts, as the first one after a change is not measured.
-        trial, ranked = self._updates % PERIOD // (SAMPLES + 1), sorted(possible, key=self._median)
+        trial, ranked = self._updates % PERIOD // (SAMPLES + 1), sorted(possible, key=self._medians.__getitem__)
         return ranked[trial + 1] if trial + 1 < len(ranked) else ranked[0]
-
-    def _median(self, mode: UpdateMode) -> float:
-        return statistics.median(self._seconds[mode])
 
     def record(self, mode: UpdateMode, seconds: float) -> None:
         """Record how long an update took; the first one after a change finds its memory out of the caches."""
         self._updates += 1
         if mode is self._last:
-            self._seconds[mode].append(seconds)
+            recent = self._seconds[mode]
+            recent.append(seconds)
+            if len(recent) == SAMPLES:
+                self._medians[mode] = statistics.median(recent)
         self._last = mode

@@ -39,8 +39,17 @@ from ps.parallel_update.effects import (
 )
 from ps.parallel_update.mode_choice import ModeChoice, UpdateMode
 
-#: Values below which updates are never leased: their messages take longer than they do.
-LEAST_VALUES = 131_072
+#: Values below which updates are never leased. An update of 535,818 weights takes 0.56 ms alone, and leasing half of it
+#: saves 0.27 ms and costs 0.3 ms for messages on the two cores where this was measured; 25 million take 57 and 37 ms.
+LEAST_VALUES = 262_144
+
+
+#: By how much the server's own share of an update is changed at once, and the least and most that it may be.
+SHARE_STEP, SHARES = 1 / 64, (0.125, 0.875)
+
+#: The server waits for this part of the time of its own slice at most, or for so many seconds, in which an answer is
+#: heard; otherwise it takes a larger share.
+WAIT, LEAST_WAIT_S = 0.05, 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +151,16 @@ class ParallelUpdate:
     withdrawn: dict[int, int] = field(default_factory=dict)
     step: int = 0
     mode: UpdateMode = UpdateMode.ALONE
+    #: By the number of workers that help, the server's own share: such that neither waits for the other.
+    shares: dict[int, float] = field(default_factory=dict)
+    #: Workers that help with the update at hand.
+    helping: int = 0
     #: Slices leased so far.
     leased: int = 0
     #: When the update began, and when memory is left to workers that stand still in it.
     began: float = 0.0
+    #: When the server's own part was made.
+    own_made: float = 0.0
     patient_until: float = 0.0
     is_hurried: bool = False
 
@@ -167,17 +182,20 @@ class ParallelUpdate:
             return None
         return min((loan.due for loan in self.loans.values()), default=None)
 
+    def may_lease(self) -> bool:
+        """Tell whether any update may ever be leased: on this machine, for a vector of this size."""
+        return self.size >= self.config.least_values and self.config.cores > 1
+
     def wants_help(self) -> bool:
         """Tell whether the next update is to be leased, if all that it needs is in shared memory."""
-        return self.size >= self.config.least_values and self._choose() is not UpdateMode.ALONE
+        return self._choose() is not UpdateMode.ALONE
 
     def _choose(self) -> UpdateMode:
-        idle, cores, possible = len(self._idle()), self.config.cores, [UpdateMode.ALONE]
-        if idle and cores > 1:
-            possible.append(UpdateMode.TOGETHER)
-        if idle > 1 and cores > 1:
-            possible.append(UpdateMode.WORKERS)
-        return self.choice.choose(possible)
+        if not self.may_lease():
+            return UpdateMode.ALONE
+        idle = sum(helper.is_idle() for helper in self.helpers.values())
+        possible = (UpdateMode.ALONE, UpdateMode.TOGETHER, UpdateMode.WORKERS)
+        return self.choice.choose(possible[: 1 + min(idle, 2)])
 
     def _idle(self) -> list[int]:
         """Return the workers that may help: those first that were fastest, or have not been tried."""
@@ -221,29 +239,45 @@ class ParallelUpdate:
     # An update begins
 
     def _begin(self, event: events.SumsCompleted, now: float) -> list[ParallelUpdateEffect]:
-        self.mode = self._choose() if event.can_share and self.wants_help() else UpdateMode.ALONE
+        self.mode = self._choose() if event.can_share else UpdateMode.ALONE
         self.phase, self.step, self.began, self.is_hurried = UpdatePhase.UPDATING, event.step, now, False
         match self.mode:
             case UpdateMode.ALONE:
                 return [self._update_here(Slice(0, self.size))]
             case UpdateMode.TOGETHER:
                 helpers = self._idle()[: self.config.cores - 1]
-                own, *others = self._cut(1 + len(helpers))
+                self.helping = len(helpers)
+                own, *others = self._cut(self.helping, self._share(self.helping))
                 return [*self._lease(helpers, others), self._update_here(own)]
             case UpdateMode.WORKERS:
                 helpers = self._idle()[: self.config.cores]
-                leases = self._lease(helpers, self._cut(len(helpers)))
+                _, *parts = self._cut(len(helpers), 0.0)
+                leases = self._lease(helpers, parts)
                 self._wait(now)
                 return leases
             case _:
                 assert_never(self.mode)
 
-    def _cut(self, count: int) -> list[Slice]:
-        """Return the parts of the vector for so many processes, ours first; fewer if it is short."""
+    def _share(self, helpers: int) -> float:
+        return self.shares.setdefault(helpers, 1 / (1 + helpers))
+
+    def _cut(self, helpers: int, share: float) -> list[Slice]:
+        """Return our part of the vector and those of the workers; fewer if it is short, and ours may be empty."""
         size, unit = self.size, self.config.unit
         units = -(-size // unit)
-        bounds = [min(units * place // count * unit, size) for place in range(count + 1)]
-        return [Slice(low, high) for low, high in pairwise(bounds) if low < high]
+        own = max(1, round(units * share)) if share else 0
+        bounds = [0, *(min((own + (units - own) * place // helpers) * unit, size) for place in range(helpers + 1))]
+        first, *others = (Slice(low, high) for low, high in pairwise(bounds))
+        return [first, *(part for part in others if len(part) > 0)]
+
+    def _balance(self, now: float) -> None:
+        """Let our share grow if we had to wait for workers, and shrink if not."""
+        if self.mode is not UpdateMode.TOGETHER or not self.helping:
+            return
+        least_s = max(LEAST_WAIT_S, WAIT * (self.own_made - self.began))
+        step = SHARE_STEP if now - self.own_made > least_s else -SHARE_STEP
+        low, high = SHARES
+        self.shares[self.helping] = min(max(self._share(self.helping) + step, low), high)
 
     def _lease(self, ranks: Sequence[int], parts: Sequence[Slice]) -> list[ParallelUpdateEffect]:
         leases = list[ParallelUpdateEffect]()
@@ -269,6 +303,7 @@ class ParallelUpdate:
 
     def _own_part_made(self, now: float) -> list[ParallelUpdateEffect]:
         if not self.own:
+            self.own_made = now
             self._wait(now)
             if self.is_hurried:
                 return [*self._withdraw(list(self.loans)), *self._complete(now)]
@@ -292,6 +327,7 @@ class ParallelUpdate:
         if self.own or self.loans:
             return []
         self.phase = UpdatePhase.IDLE
+        self._balance(now)
         self.choice.record(self.mode, now - self.began)
         return [CompleteUpdate(step=self.step)]
 

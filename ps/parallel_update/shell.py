@@ -11,7 +11,7 @@ from typing import assert_never
 from common.aggregation.tree import Vector
 from common.aggregation.update import UpdateStep
 from common.errors import RemoteProtocolError, SharingError
-from common.protocol.messages import SliceLease, SliceResult, SumsPlace
+from common.protocol.messages import Dropped, Lease, Result, SliceLease, SliceResult, SumsPlace
 from common.runtime.clock import Clock
 from common.transport.shared_memory.folder import FileLock
 from ps.parallel_update import effects, events
@@ -33,6 +33,8 @@ class ParallelUpdateShell:
     send: SendLease
     #: The memory in which workers can help, None if there is none.
     sharing: ServerSharedMemory | None = None
+    #: Whether any update may ever be leased.
+    may_lease: bool = field(init=False)
     #: The update at hand: what is the same for all values, and where its sums are.
     _at: UpdateStep | None = None
     _terms: Sequence[Sequence[Vector]] = ()
@@ -44,20 +46,43 @@ class ParallelUpdateShell:
     #: The update that was just completed.
     _completed: UpdateStep | None = None
 
+    def __post_init__(self) -> None:
+        self.may_lease = self.sharing is not None and self.state.may_lease()
+
     def update(self, step: int, count: int, scale: float | None) -> UpdateStep | None:
         """Make an update; return it, or None if workers are still to answer."""
+        if not self.may_lease:
+            return self._update_alone(step, count, scale)
         self._terms = self.shard.terms()
         self._places = self._shared_places()
         is_shared = bool(self._places)
         self._at = self.shard.begin_update(step, count, scale, in_place=not is_shared)
         return self.dispatch(events.SumsCompleted(step=step, can_share=is_shared))
 
+    def _update_alone(self, step: int, count: int, scale: float | None) -> UpdateStep:
+        """Make an update that nobody could ever help with, for which the machine need not be asked."""
+        shard = self.shard
+        at = shard.begin_update(step, count, scale)
+        shard.end_update(at, shard.updating.run(at, shard.owned, shard.terms()))
+        return at
+
     def _shared_places(self) -> Sequence[SumsPlace]:
         """Return where the sums are if the update can be leased, and is to be."""
-        if self.sharing is None or not self.state.wants_help():
+        if not self.state.wants_help():
             return ()
+        assert self.sharing is not None  # otherwise updates are made alone
         places = self.sharing.places_of(self.shard.frames, self._terms)
         return places if places and self.sharing.share_update(self.shard) else ()
+
+    def on_lease(self, rank: int, lease: Lease) -> None:
+        """Record that a worker is sent a lease of micro-batches."""
+        if self.may_lease:
+            self.dispatch(events.HelperLeased(rank=rank, lease=(lease.work, lease.step, lease.number)))
+
+    def on_answer(self, rank: int, answer: Result | Dropped) -> None:
+        """Record that it has answered one."""
+        if self.may_lease:
+            self.dispatch(events.HelperAnswered(rank=rank, lease=(answer.work, answer.step, answer.number)))
 
     def remove(self, rank: int) -> UpdateStep | None:
         """Handle that a worker is gone; return the update if it is complete."""

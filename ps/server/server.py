@@ -345,14 +345,14 @@ class Server:
     def _record_answer(self, peer: bytes, answer: Result | Dropped) -> None:
         member = self.coordinator.membership.members.get(peer)
         if member is not None and member.shares:
-            self.group.on_answer(member.rank, answer)
+            self.group.updating.on_answer(member.rank, answer)
 
     def _in_memory(self, peer: bytes, lease: Lease) -> Lease:
         """Return a lease that names the memory in which its weights are, if its worker shares that."""
         member = self.coordinator.membership.members.get(peer)
         if member is None or not member.shares or self.sharing is None:
             return lease
-        self.group.on_lease(member.rank, lease)
+        self.group.updating.on_lease(member.rank, lease)
         generation = self.sharing.generation
         return msgspec.structs.replace(lease, memory=generation) if generation else lease
 

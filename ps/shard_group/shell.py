@@ -14,18 +14,7 @@ from common.aggregation.update import UpdateStep
 from common.errors import RemoteProtocolError
 from common.files.sanitize import one_line
 from common.protocol.codec import decode, encode
-from common.protocol.messages import (
-    Dropped,
-    Eviction,
-    Lease,
-    Leave,
-    Message,
-    Ping,
-    Result,
-    SliceLease,
-    SliceResult,
-    shortened,
-)
+from common.protocol.messages import Eviction, Leave, Message, Ping, SliceLease, SliceResult, shortened
 from common.protocol.shard_messages import (
     WEIGHTS,
     AddFromMemory,
@@ -52,7 +41,7 @@ from common.transport.port import PeerGone, PeerSlow, ServerPort
 from ps.coordinator import effects as coordinator_effects
 from ps.coordinator import events as coordinator_events
 from ps.coordinator.membership import Membership
-from ps.parallel_update.events import HelperAdmitted, HelperAnswered, HelperLeased, UpdateHurried
+from ps.parallel_update.events import HelperAdmitted, UpdateHurried
 from ps.parallel_update.parallel_update import ParallelUpdate, ParallelUpdateConfig
 from ps.parallel_update.shell import ParallelUpdateShell
 from ps.run.info import RunInfo
@@ -128,8 +117,10 @@ class ShardGroupShell:
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do although no message comes."""
-        due = (self.state.deadline(), self.updating.state.deadline())
-        return min((at for at in due if at is not None), default=None)
+        group, update = self.state.deadline(), self.updating.state.deadline()
+        if group is None or update is None:
+            return update if group is None else group
+        return min(group, update)
 
     @property
     def holder(self) -> Shard | GatheredWeights:
@@ -353,14 +344,6 @@ class ShardGroupShell:
         except (PeerGone, PeerSlow):
             gone = coordinator_events.WorkerLeft(peer=member.peer, reason="its connection is gone")
             self._unreachable.append(gone)
-
-    def on_lease(self, rank: int, lease: Lease) -> None:
-        """Record that a worker is sent a lease of micro-batches."""
-        self.updating.dispatch(HelperLeased(rank=rank, lease=(lease.work, lease.step, lease.number)))
-
-    def on_answer(self, rank: int, answer: Result | Dropped) -> None:
-        """Record that it has answered one."""
-        self.updating.dispatch(HelperAnswered(rank=rank, lease=(answer.work, answer.step, answer.number)))
 
     def on_slice_result(self, peer: bytes, result: SliceResult) -> list[coordinator_events.Event]:
         """Handle what a worker reports of its slice of an update."""

@@ -11,7 +11,7 @@ from tests.system.alone import run_here
 from tests.system.jobs import LOOK_S, hold
 from tests.system.processes import GONE_S, Place
 
-#: More than half a million values: each half is made in two parts, and all ways of an update are tried at first.
+#: More than a million values: half of them are made in several parts, and all ways of an update are tried at first.
 MODEL = """
 import os
 import signal
@@ -29,7 +29,7 @@ def build():
             pass
         else:
             make_fatal()
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 700), nn.ReLU(), nn.Linear(700, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 2000), nn.ReLU(), nn.Linear(2000, 10))
 
 
 def make_fatal():

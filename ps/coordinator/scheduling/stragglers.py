@@ -56,9 +56,12 @@ SHORTEST_S = 0.0005
 #: A worker is not delayed by less than this: other programs take as long now and then, and so does a system's timer.
 LEAST_SLACK_S = 0.001
 
-#: A worker is delayed if a lease takes it longer than expected by a micro-batch, or by so many deviations of all of its
-#: micro-batches: a slower one is not, whose time is known, nor one of which the times vary.
-SLACK_DEVIATIONS = 4.0
+#: A worker is delayed by this part of the time of a lease at least: times vary.
+SLACK = 0.25
+
+#: A worker on trial has become quicker if a micro-batch takes it less than this part of what it took before: otherwise
+#: that may be luck.
+QUICKER = 0.5
 
 
 @dataclass
@@ -120,11 +123,11 @@ class LeaseTimeouts:
     def add(self, rank: int, work: Work, each_s: float, *, is_trial: bool = False) -> None:
         """Record how many seconds a micro-batch took a worker.
 
-        After a trial it is expected to take as long as in that one, whatever it took before.
+        If a trial shows that it has become quicker, what it took before does not count any more.
         """
         work = _kind(work)
         own = self._own.setdefault((rank, work), DurationEstimate())
-        if is_trial:
+        if is_trial and each_s < QUICKER * own.expected_s:
             own.recent.clear()
         for estimate in (own, self._all.setdefault(work, DurationEstimate())):
             estimate.add(each_s)
@@ -165,11 +168,12 @@ class LeaseTimeouts:
         return max(SHORTEST_S, self._own.get((rank, work), self._all[work]).expected_s)
 
     def slack_s(self, rank: int, work: Work, micro_batches: int) -> float:
-        """Return by how many seconds a lease may take longer than expected before its worker counts as delayed."""
-        own = self._own.get((rank, _kind(work)))
-        if own is None:
-            return max(LEAST_SLACK_S, self.expected_s(rank, work))
-        return max(LEAST_SLACK_S, own.expected_s, SLACK_DEVIATIONS * own.deviation_s * micro_batches)
+        """Return by how many seconds a lease may take longer than expected before its worker counts as delayed.
+
+        At least a micro-batch of whoever is quick, which is what a second copy costs; at most one of its worker.
+        """
+        each_s = self.expected_s(rank, work)
+        return max(LEAST_SLACK_S, self._all[_kind(work)].expected_s, min(SLACK * micro_batches, 1.0) * each_s)
 
     def remaining_s(self, rank: int, work: Work, micro_batches: int, now: float) -> float:
         """Return in how many seconds a worker will have done so many micro-batches, the first of which it is at."""

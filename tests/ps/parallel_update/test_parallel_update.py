@@ -161,6 +161,31 @@ def test_together_the_server_makes_the_first_part_and_waits_for_the_rest() -> No
     assert drive.state.deadline() is None
 
 
+def own_values(drive: Drive) -> int:
+    """Return how many values the server makes in an update that is under way."""
+    return SIZE - sum(len(part) for part in drive.parts())
+
+
+def test_the_servers_share_grows_while_it_waits_and_shrinks_while_it_does_not() -> None:
+    drive = Drive(workers=1, config=ParallelUpdateConfig(cores=2, least_values=SIZE, unit=1))
+    shares = []
+    for step in range(80):
+        drive.begin(step)
+        shares.append(own_values(drive))
+        drive.now += 1.0 if step < 40 else 0.0
+        drive.answer(step + 1)
+    assert shares[0] == 50
+    assert shares == sorted(shares[:41]) + sorted(shares[41:], reverse=True)
+    assert max(shares) == 88
+    assert shares[-1] < 50
+
+
+def test_the_server_always_has_a_part_of_what_is_made_together() -> None:
+    drive = Drive(config=ParallelUpdateConfig(cores=3, least_values=SIZE, unit=SIZE))
+    drive.begin()
+    assert (drive.completed, drive.made, drive.leases) == ([0], [1] * SIZE, {})
+
+
 def test_workers_alone_make_all_of_it() -> None:
     drive = Drive(workers=5, mode=UpdateMode.WORKERS)
     drive.begin()

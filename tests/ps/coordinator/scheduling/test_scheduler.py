@@ -436,7 +436,7 @@ def ratio(speeds: list[float], micro_batches: int, *, cores: int | None = None) 
 
 def of_a_step(micro_batches: float) -> object:
     """Return what equals the time of a step in which the last worker computes so many micro-batches, with messages."""
-    return pytest.approx(micro_batches + 2 * LATENCY_S / EACH_S, abs=0.1)
+    return pytest.approx(micro_batches + 2 * LATENCY_S / EACH_S, abs=0.2)
 
 
 def test_two_equal_workers_take_half_the_time_with_one_lease_each() -> None:
