@@ -34,8 +34,11 @@ class ExpectedEnds:
 
     def pop_delayed(self, table: LeaseTable, now: float) -> HeldLease | None:
         """Return, once, a lease that is delayed by now; None if there is none."""
-        due = self.next_delay(table)
-        return None if due is None or due > now else heappop(self._delays)[2]
+        while self._delays and self._delays[0][0] <= now:
+            lease = heappop(self._delays)[2]
+            if table.is_held(lease):
+                return lease
+        return None
 
     def put_off(self, lease: HeldLease, until: float) -> None:
         """Record that a lease that was returned is delayed at a later time only: its worker began it later."""

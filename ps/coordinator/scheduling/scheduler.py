@@ -162,15 +162,16 @@ class Scheduler:
 
     def _speed(self, state: RoundState, rank: int, now: float) -> tuple[float, float]:
         """Return the seconds until a worker has done what it holds, and those of another micro-batch."""
-        held, work = sum(len(lease.node) for lease in state.leases.held_by(rank)), state.round.work
-        each_s = self.timeouts.expected_s(rank, work)
-        if held:
-            return self.timeouts.remaining_s(rank, work, held, now), each_s
+        each_s = self.timeouts.expected_s(rank, state.round.work)
+        leases = state.leases.held_by(rank)
+        if leases:
+            held = sum(len(lease.node) for lease in leases)
+            return self.timeouts.remaining_s(rank, state.round.work, held, now), each_s
         return self._stopping_s(rank, each_s, now), each_s
 
     def _stopping_s(self, rank: int, each_s: float, now: float) -> float:
         """Return the seconds until a worker has stopped computing what was withdrawn: at the next micro-batch."""
-        began = self.withdrawals.began(rank)
+        began = self.withdrawals.began(rank) if self.withdrawals.open else None
         return 0.0 if began is None else each_s - max(0.0, now - began) % each_s
 
     def _share_until(
@@ -229,9 +230,9 @@ class Scheduler:
     def _expected_end(self, state: RoundState, lease: HeldLease, now: float) -> float:
         """Return when a lease is expected to end, or should have ended."""
         held = state.leases.held_by(lease.rank)
-        before = sum(len(one.node) for one in held if one.number <= lease.number)
-        began = now - self.timeouts.held_s(lease.rank, now)
-        return began + before * self.timeouts.expected_s(lease.rank, state.round.work)
+        until = len(lease.node) if held[0] is lease else sum(len(one.node) for one in held if one.number <= lease.number)
+        began = self.timeouts.since(lease.rank, now)
+        return began + until * self.timeouts.expected_s(lease.rank, state.round.work)
 
     def _slack_s(self, state: RoundState, lease: HeldLease) -> float:
         return self.timeouts.slack_s(lease.rank, state.round.work, len(lease.node))
@@ -286,8 +287,9 @@ class Scheduler:
         before = [held.node for held in state.leases.held_by(rank) if held.number != lease.number]
         is_known = self.timeouts.is_known(work)
         if not before:
-            each_s = self.timeouts.expected_s(rank, work) if is_known else 0.0
-            self.timeouts.begin(rank, now + (self._stopping_s(rank, each_s, now) if is_known else 0.0))
+            is_stopping = is_known and self.withdrawals.has_any(rank)
+            stops_s = self._stopping_s(rank, self.timeouts.expected_s(rank, work), now) if is_stopping else 0.0
+            self.timeouts.begin(rank, now + stops_s)
         if self._has_copies and is_known:
             state.expected.add(lease, self._expected_end(state, lease, now), self._slack_s(state, lease))
         slot = state.buffers.lend(rank, lease.number, node, before, state.pending.numbers(rank))

@@ -49,7 +49,8 @@ class Withdrawals:
 
     def answer(self, rank: int, key: LeaseKey) -> WithdrawnLease | None:
         """Record that a worker is past a lease; return that, None if no answer was awaited."""
-        withdrawn = self.open.get(rank, {}).pop(key, None)
+        leases = self.open.get(rank)
+        withdrawn = None if leases is None else leases.pop(key, None)
         if withdrawn is not None:
             self._set_deadline(rank)
         return withdrawn
@@ -60,7 +61,8 @@ class Withdrawals:
 
     def stands_still(self, rank: int, now: float) -> bool:
         """Tell whether a worker should have answered by now."""
-        return any(withdrawn.due <= now for withdrawn in self.open.get(rank, {}).values())
+        leases = self.open.get(rank)
+        return leases is not None and any(withdrawn.due <= now for withdrawn in leases.values())
 
     def began(self, rank: int) -> float | None:
         """Return since when a worker had brought nothing when a lease was withdrawn; None if it has answered all."""
