@@ -112,12 +112,15 @@ class ServerSharedMemory:
 
     def places_of(self, frames: Sequence[Slice], terms: Sequence[Sequence[Vector]]) -> list[SumsPlace]:
         """Return where the terms of all frames are, each in one vector; none if they are not all in shared memory."""
+        # A shard of the whole vector: its first frame begins where the vector does.
         bases = [_address(term) for term in terms[0]]
+        places = [self._places[base] for base in bases if base in self._places]
+        if len(places) < len(bases):
+            return []
         for frame, found in zip(frames, terms, strict=True):
             if [_address(term) - frame.start * _VALUE for term in found] != bases:
                 return []
-        places = [self._places[base] for base in bases if base in self._places]
-        return places if len(places) == len(bases) else []
+        return places
 
     def share_update(self, shard: Shard) -> bool:
         """Share all that an update of the whole vector reads and writes, if it is not yet; return whether it is.

@@ -43,7 +43,6 @@ from ps.parallel_update.mode_choice import ModeChoice, UpdateMode
 #: saves 0.27 ms and costs 0.3 ms for messages on the two cores where this was measured; 25 million take 57 and 37 ms.
 LEAST_VALUES = 262_144
 
-
 #: By how much the server's own share of an update is changed at once, and the least and most that it may be.
 SHARE_STEP, SHARES = 1 / 64, (0.125, 0.875)
 
@@ -63,7 +62,7 @@ class ParallelUpdateConfig:
     unit: int = BLOCK
     #: Whether the fastest way is found out by measuring; otherwise all take turns.
     is_measured: bool = True
-    #: Seconds after the server's own part until a slice is withdrawn, and between two attempts.
+    #: Seconds until a slice is withdrawn once the server has nothing else to do, and between two attempts.
     withdraw_s: float = 0.003
     #: Seconds until memory is left to a worker that stands still in it: at least, and for each value. A process with a
     #: core of its own takes two nanoseconds for a value.
@@ -157,11 +156,12 @@ class ParallelUpdate:
     helping: int = 0
     #: Slices leased so far.
     leased: int = 0
-    #: When the update began, and when memory is left to workers that stand still in it.
+    #: When the update began, and when the server's own part was made.
     began: float = 0.0
-    #: When the server's own part was made.
     own_made: float = 0.0
+    #: When memory is left to workers that stand still in it.
     patient_until: float = 0.0
+    #: Whether nobody is waited for, since the run is about to end.
     is_hurried: bool = False
 
     def __post_init__(self) -> None:

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from common.aggregation.layout import weights_digest
+from common.aggregation.tree import Node
 from common.errors import RemoteProtocolError, SharingError
 from common.protocol.memory_offer import CALLERS
+from common.protocol.messages import SumsPlace
 from common.transport.port import PeerGone
-from common.transport.shared_memory.segment import Allocate
+from common.transport.shared_memory.segment import Allocate, reserve
 from ps.setup import AdmissionPolicy, RunSetup, open_run
+from ps.shard.shard import Shard
 from ps.shared_memory import ServerSharedMemory, share
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.simulation.small import digits, job_of
@@ -200,3 +203,77 @@ def test_memory_that_is_refused_leaves_nothing_open(tmp_path: Path) -> None:
     with nothing_left_open(), pytest.raises(SharingError):
         share(opened(), tmp_path, refuse(errno.ENOSPC))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_places_of_sums_are_found_while_they_are_shared(
+    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
+) -> None:
+    opening, sharing = shared
+    for rank in (0, 3):
+        sharing.admit(rank, joined(opening, tmp_path, rank).nonce)
+    frames, merged = opening.shard.frames, sharing.merged(1)
+    terms = [[frame.of(sharing.sums[3][1]), frame.of(merged)] for frame in frames]
+    assert sharing.places_of(frames, terms) == [SumsPlace(rank=3, slot=1), SumsPlace(rank=None, slot=1)]
+    elsewhere = [[frame.of(merged.copy())] for frame in frames]
+    assert sharing.places_of(frames, elsewhere) == []
+    sharing.forget(3)
+    assert sharing.places_of(frames, terms) == []
+
+
+def test_sums_that_the_server_adds_are_anywhere_if_there_is_no_room(tmp_path: Path) -> None:
+    _, sharing = share(opened(), tmp_path)
+    sharing.allocate = refuse(errno.ENOSPC)
+    vector = sharing.merged(0)
+    assert (vector.size, vector.dtype.name, sharing.merged(0) is vector) == (SIZE, "float32", True)
+    assert sorted(path.name for path in sharing.folder.path.iterdir() if path.name != CALLERS) == ["weights"]
+    sharing.close()
+
+
+def bits_of(shard: Shard) -> list[bytes]:
+    return [shard.weights.tobytes(), shard.served_weights.tobytes(), *(slot.tobytes() for slot in shard.state.values())]
+
+
+def updated(wire_weights: str) -> RunSetup:
+    """Return a run whose weights and slots are no longer those of its start."""
+    opening = open_run("run", job_of(momentum=0.9, wire_weights=wire_weights), digits(), AdmissionPolicy())
+    opening.shard.add(Node(0, opening.info.job.micro_batches), np.linspace(-1, 1, SIZE, dtype=np.float32))
+    opening.shard.update(0, 3)
+    return opening
+
+
+@pytest.mark.parametrize("wire_weights", ["float32", "bfloat16"])
+def test_a_run_goes_on_in_other_memory_which_new_workers_find(tmp_path: Path, wire_weights: str) -> None:
+    opening, sharing = share(updated(wire_weights), tmp_path)
+    shard = opening.shard
+    shard.add(Node(0, opening.info.job.micro_batches), np.ones(SIZE, np.float32))
+    shard.update(0, 3)
+    before, old = bits_of(shard), joined(opening, tmp_path).slots
+    assert sharing.share_update(shard)
+    assert bits_of(shard) == before
+    assert sharing.move(shard)
+    assert (sharing.generation, bits_of(shard)) == (1, before)
+    shard.served_weights[:] = 7.0
+    assert 7.0 not in old[1]
+    assert set(joined(opening, tmp_path, rank=1).slots[1].tolist()) == {7.0}
+    sharing.close()
+
+
+def test_without_room_a_run_stays_where_it_is(tmp_path: Path) -> None:
+    opening, sharing = share(opened(), tmp_path)
+    shard, before = opening.shard, bits_of(opening.shard)
+    assert sharing.share_update(shard)
+    names = sorted(path.name for path in sharing.folder.path.iterdir())
+    sharing.allocate = refuse(errno.ENOSPC)
+    assert not sharing.move(shard)
+    assert (sharing.generation, bits_of(shard)) == (0, before)
+    assert sorted(path.name for path in sharing.folder.path.iterdir()) == names
+    sharing.close()
+
+
+def test_without_room_for_its_slots_no_update_is_shared(tmp_path: Path) -> None:
+    opening, sharing = share(opened(), tmp_path)
+    sharing.allocate = refuse(errno.ENOSPC)
+    assert not sharing.share_update(opening.shard)
+    sharing.allocate = reserve
+    assert not sharing.share_update(opening.shard)
+    sharing.close()

@@ -264,3 +264,33 @@ def test_memory_is_preferred_to_a_disk() -> None:
     root = shared_root()
     assert root.is_dir()
     assert root == Path("/dev/shm") or not os.access("/dev/shm", os.W_OK)
+
+
+def test_a_lock_is_one_process_at_most_and_released_when_that_is_gone(tmp_path: Path) -> None:
+    with maker(tmp_path) as (process, path):
+        folder = SharedFolder.join(tmp_path, path.name)
+        ours, others = folder.lock_of("weights"), folder.lock_of("weights")
+        assert ours.acquire()
+        assert ours.acquire()
+        assert not others.acquire()
+        ours.release()
+        assert others.acquire()
+        assert not ours.acquire()
+        others.close()
+        others.close()
+        assert ours.acquire()
+        ours.close()
+        with pytest.raises(SharingError, match=r"sums-9 cannot be locked: No such file"):
+            folder.lock_of("sums-9")
+        folder.close()
+        process.kill()
+
+
+def test_a_file_that_replaces_another_leaves_that_to_those_who_have_it(folder: SharedFolder) -> None:
+    old = folder.make("weights", SHAPE).vectors[0]
+    new = folder.make("weights-next", SHAPE).vectors[0]
+    old[:], new[:] = 1.0, 2.0
+    folder.replace("weights", by="weights-next")
+    assert sorted(path.name for path in folder.path.iterdir()) == ["weights"]
+    assert folder.attach("weights", SHAPE).vectors[0][0] == 2.0
+    assert old[0] == 1.0
