@@ -31,8 +31,7 @@ OTHER_KIND = 100.0
 #: Leases after which a worker's usual time is known well enough for a bound, and those that are remembered.
 ENOUGH, REMEMBERED = 3, 32
 
-#: Leases by which it is judged what the next one takes: few, so that a change is followed at once. It is the second
-#: shortest of them, since now and then something comes between: for that there are second copies.
+#: Leases by whose median it is judged what the next one takes: few, so that a change is followed within as many steps.
 RECENT = 5
 
 #: Seconds within which the server checks the time at least once while anybody could be late.
@@ -82,7 +81,7 @@ class DurationEstimate:
         self.last.append(seconds)
         self.count += 1
         self.recent.append(seconds)
-        self.expected_s = sorted(self.recent)[1 if len(self.recent) > 2 else 0]
+        self.expected_s = sorted(self.recent)[(len(self.recent) - 1) // 2]
         if self.count <= 8 or self.count % 8 == 0:
             self.median_s = median(self.last)
             self.deviation_s = median([abs(one - self.median_s) for one in self.last])
@@ -172,8 +171,8 @@ class LeaseTimeouts:
 
         At least a micro-batch of whoever is quick, which is what a second copy costs; at most one of its worker.
         """
-        each_s = self.expected_s(rank, work)
-        return max(LEAST_SLACK_S, self._all[_kind(work)].expected_s, min(SLACK * micro_batches, 1.0) * each_s)
+        quick_s, each_s = min(self._all[_kind(work)].recent), self.expected_s(rank, work)
+        return max(LEAST_SLACK_S, quick_s, min(SLACK * micro_batches, 1.0) * each_s)
 
     def remaining_s(self, rank: int, work: Work, micro_batches: int, now: float) -> float:
         """Return in how many seconds a worker will have done so many micro-batches, the first of which it is at."""
