@@ -197,10 +197,7 @@ class LeaseTable:
 
     def is_held(self, lease: HeldLease) -> bool:
         """Tell whether a lease has not ended."""
-        for held in self.held_by(lease.rank):
-            if held.number == lease.number:
-                return True
-        return False
+        return any(held.number == lease.number for held in self.held_by(lease.rank))
 
     def is_restricted(self) -> bool:
         """Tell whether not every worker may be given every micro-batch."""

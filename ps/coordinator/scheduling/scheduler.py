@@ -230,7 +230,9 @@ class Scheduler:
     def _expected_end(self, state: RoundState, lease: HeldLease, now: float) -> float:
         """Return when a lease is expected to end, or should have ended."""
         held = state.leases.held_by(lease.rank)
-        until = len(lease.node) if held[0] is lease else sum(len(one.node) for one in held if one.number <= lease.number)
+        until = (
+            len(lease.node) if held[0] is lease else sum(len(one.node) for one in held if one.number <= lease.number)
+        )
         began = self.timeouts.since(lease.rank, now)
         return began + until * self.timeouts.expected_s(lease.rank, state.round.work)
 

@@ -179,9 +179,7 @@ def test_medians_are_those_of_the_last_leases_and_come_at_every_eighth_once_ther
         ([1.0, 1.0, 5.0, 6.0, 7.0, 8.0, 9.0], 7.0),
     ],
 )
-def test_what_comes_next_is_expected_to_be_the_median_of_the_last_five(
-    seconds: list[float], expected: float
-) -> None:
+def test_what_comes_next_is_expected_to_be_the_median_of_the_last_five(seconds: list[float], expected: float) -> None:
     estimate = DurationEstimate()
     for one in seconds:
         estimate.add(one)
