@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from common.data.dataset import Dataset, TrainTest
 from common.data.formats.idx import read_idx
 from common.data.formats.npz import read_npz
+from common.data.folder import MANIFEST, load_folder
+from common.data.mapped import MappedSamples
 from common.errors import DataError
 from common.random import Purpose, generator
 
 #: MNIST has ten classes, and so have the datasets that share its file names (Fashion-MNIST, KMNIST).
 IDX_CLASSES = 10
 
-_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
-_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def load(spec: str) -> TrainTest:
@@ -35,6 +37,8 @@ def load(spec: str) -> TrainTest:
             return _from_folder(folder, name="mnist")
     # Job files may say "~"; pathlib's own expansion raises if there is no such user.
     path = Path(os.path.expanduser(spec))
+    if spec and (path / MANIFEST).is_file():
+        return load_folder(path)
     if spec and path.is_dir():
         return _from_folder(path, name=path.resolve().name)
     if path.suffix == ".npz":
@@ -46,7 +50,7 @@ def load(spec: str) -> TrainTest:
 
 
 def _from_folder(folder: Path, name: str) -> TrainTest:
-    train, test = (_read_pair(folder, *names) for names in (_TRAIN, _TEST))
+    train, test = (_read_pair(folder, *names) for names in (IDX_TRAIN, IDX_TEST))
     return _paired(folder, name, train, test)
 
 
@@ -70,7 +74,7 @@ def _find(folder: Path, name: str) -> Path:
 
 def _from_npz(path: Path) -> TrainTest:
     arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test"))
-    labels = {name: _as_labels(f"{path}: {name!r}", arrays[name]) for name in ("y_train", "y_test")}
+    labels = {name: as_labels(f"{path}: {name!r}", arrays[name]) for name in ("y_train", "y_test")}
     if labels["y_train"].dtype != labels["y_test"].dtype:
         of = {name: "real numbers" if part.dtype == np.float32 else "integers" for name, part in labels.items()}
         raise DataError(f"{path}: 'y_train' has {of['y_train']} and 'y_test' {of['y_test']}: expected one kind in both")
@@ -78,14 +82,14 @@ def _from_npz(path: Path) -> TrainTest:
     classes = 0 if is_real else 1 + max(int(part.max(initial=0)) for part in labels.values())
     train, test = (
         _dataset(
-            f"{path}: {part}", _as_samples(f"{path}: 'x_{part}'", arrays[f"x_{part}"]), labels[f"y_{part}"], classes
+            f"{path}: {part}", as_samples(f"{path}: 'x_{part}'", arrays[f"x_{part}"]), labels[f"y_{part}"], classes
         )
         for part in ("train", "test")
     )
     return _paired(path, path.stem, train, test)
 
 
-def _as_samples(named: str, array: NDArray[Any]) -> NDArray[Any]:
+def as_samples(named: str, array: NDArray[Any]) -> NDArray[Any]:
     """Return integers in rows, but for bytes, which are images that were flattened, as tokens; others as images."""
     if array.ndim != 2 or array.dtype.kind not in "iu" or array.dtype == np.uint8:
         return _as_images(array)
@@ -106,7 +110,7 @@ def _as_images(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(images)
 
 
-def _as_labels(named: str, array: NDArray[Any]) -> NDArray[Any]:
+def as_labels(named: str, array: NDArray[Any]) -> NDArray[Any]:
     """Return classes as int64, of any shape, and real numbers as float32, one row a sample."""
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # as in `_as_images`
@@ -162,4 +166,7 @@ def with_validation(data: TrainTest, share: float, seed: int) -> TrainTest:
 
 
 def _subset(data: Dataset, rows: NDArray[np.int64]) -> Dataset:
-    return Dataset(data.images.take(rows, axis=0), data.labels.take(rows, axis=0), data.classes)
+    labels = data.labels.take(rows, axis=0)
+    if isinstance(data.images, MappedSamples):
+        return Dataset(data.images.subset(rows), labels, data.classes, is_checked=True)
+    return Dataset(data.images.take(rows, axis=0), labels, data.classes, is_checked=True)
