@@ -24,10 +24,12 @@ class Dataset:
     labels: NDArray[Any]
     #: 0 if labels are real numbers.
     classes: int
-    #: Whether all values were looked at before, as they are when a set is packed: then they are not read for that again.
+    #: Whether all values were looked at before, as when a set is packed: then they are not read for that again.
     is_checked: bool = False
     #: Mean and deviation of the samples, as `Preparation` has them, if these are known without looking.
     moments: tuple[float, float] | None = None
+    #: The same of the largest value of the samples.
+    known_largest: float | None = None
 
     def __post_init__(self) -> None:
         _check_kind(self.images)
@@ -49,6 +51,10 @@ class Dataset:
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of one sample: (channels, height, width) or (features,)."""
         return self.images.shape[1:]
+
+    def largest(self) -> float:
+        """Return the largest value of the samples, as it is stored."""
+        return float(self.images[:].max()) if self.known_largest is None else self.known_largest
 
     @property
     def is_tokens(self) -> bool:

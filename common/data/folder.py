@@ -7,6 +7,7 @@ is opened here is mapped and not read: its values were looked at when it was pac
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,8 +31,10 @@ MAX_MANIFEST_BYTES = 2**26
 BLOCK_BYTES = 2**22
 
 #: The sets of a folder, and the arrays of each.
-PARTS: tuple[Literal["train", "test"], ...] = ("train", "test")
-ARRAYS: tuple[Literal["samples", "labels"], ...] = ("samples", "labels")
+PartName = Literal["train", "test"]
+ArrayName = Literal["samples", "labels"]
+PARTS: tuple[PartName, ...] = ("train", "test")
+ARRAYS: tuple[ArrayName, ...] = ("samples", "labels")
 
 Text = Annotated[str, Meta(max_length=1024)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -59,14 +62,14 @@ class FolderPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     samples: list[_Digest]
     labels: list[_Digest]
 
-    def header(self, array: Literal["samples", "labels"]) -> NpyHeader:
+    def header(self, array: ArrayName) -> NpyHeader:
         """Return what the file of an array has to begin with."""
         info = self.info
         if array == "samples":
             return NpyHeader((info.samples, *info.sample_shape), np.dtype(info.images_dtype))
         return NpyHeader((info.samples, *info.label_shape), np.dtype(info.labels_dtype))
 
-    def blocks(self, array: Literal["samples", "labels"], size: int) -> Blocks:
+    def blocks(self, array: ArrayName, size: int) -> Blocks:
         """Return the digests of an array's blocks."""
         return Blocks(size=size, digests=self.samples if array == "samples" else self.labels)
 
@@ -99,13 +102,17 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     test: FolderPart
     origin: Origin
 
+    def part(self, name: PartName) -> FolderPart:
+        """Return one set."""
+        return self.train if name == "train" else self.test
+
     def digest(self) -> str:
         """Return the SHA-256 of all that runs depend on: equal for equal bytes, wherever they were packed from."""
         facts = (self.classes, self.mean, self.std, self.block_bytes, self.train, self.test)
         return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
 
 
-def array_file(folder: Path, part: str, array: str) -> Path:
+def array_file(folder: Path, part: str, array: ArrayName) -> Path:
     """Return the file of an array."""
     return folder / f"{part}-{array}.npy"
 
@@ -119,7 +126,8 @@ def read_manifest(folder: Path) -> FolderManifest:
         raise DataError(f"{path}: cannot be read ({error.strerror}): expected the manifest of a dataset") from None
     except msgspec.DecodeError as error:
         raise DataError(f"{path}: damaged ({error}): expected what `lockstep pack` writes; pack it again") from None
-    for name, part in (("train", manifest.train), ("test", manifest.test)):
+    for name in PARTS:
+        part = manifest.part(name)
         for array in ARRAYS:
             blocks, size = len(part.blocks(array, 1).digests), part.header(array).data_bytes
             if blocks != -(-size // manifest.block_bytes):
@@ -136,39 +144,33 @@ def load_folder(folder: Path, *, is_checked: bool = False) -> TrainTest:
     with the file, and the block if one has changed.
     """
     manifest = read_manifest(folder)
-    sets = {}
-    for name, part in (("train", manifest.train), ("test", manifest.test)):
-        samples, labels = (open_array(folder, manifest, part, name, array, is_checked) for array in ARRAYS)
-        samples.check_ends()
-        labels.check_ends()
-        moments = (manifest.mean, manifest.std) if name == "train" else None
-        try:
-            sets[name] = Dataset(
-                MappedSamples(samples), labels.rows, manifest.classes, is_checked=True, moments=moments
-            )
-        except DataError as error:
-            raise DataError(f"{folder / MANIFEST}: {name}: {error}") from None
     try:
+        train, test = (_open_part(folder, manifest, name, is_checked=is_checked) for name in PARTS)
+        moments = (manifest.mean, manifest.std)
         return TrainTest(
             folder.resolve().name,
-            sets["train"],
-            sets["test"],
+            replace(train, moments=moments, known_largest=manifest.largest),
+            test,
             class_names=tuple(manifest.class_names),
             known_digest=manifest.digest(),
         )
     except DataError as error:
-        raise DataError(f"{folder / MANIFEST}: {error}") from None
+        # What is wrong with a file begins with its path.
+        raise DataError(str(error) if str(error).startswith(str(folder)) else f"{folder / MANIFEST}: {error}") from None
+
+
+def _open_part(folder: Path, manifest: FolderManifest, name: PartName, *, is_checked: bool) -> Dataset:
+    samples, labels = (open_array(folder, manifest, name, array, is_checked=is_checked) for array in ARRAYS)
+    for file in (samples, labels):
+        file.check_ends()
+    return Dataset(MappedSamples(samples), labels.rows, manifest.classes, is_checked=True)
 
 
 def open_array(
-    folder: Path,
-    manifest: FolderManifest,
-    part: FolderPart,
-    name: str,
-    array: Literal["samples", "labels"],
-    is_checked: bool = False,
+    folder: Path, manifest: FolderManifest, name: PartName, array: ArrayName, *, is_checked: bool = False
 ) -> MappedFile:
     """Map the file of an array; as `MappedFile.open`."""
+    part = manifest.part(name)
     header, blocks = part.header(array), part.blocks(array, manifest.block_bytes)
     return MappedFile.open(array_file(folder, name, array), header, blocks, is_checked=is_checked)
 
@@ -179,10 +181,10 @@ def check_folder(folder: Path, watch: Callable[[int], None] = lambda done: None)
     `watch` is called with the bytes of each block that was read.
     """
     manifest = read_manifest(folder)
-    for name, part in (("train", manifest.train), ("test", manifest.test)):
+    for name in PARTS:
         for array in ARRAYS:
-            file = open_array(folder, manifest, part, name, array)
-            with open(file.path, "rb") as stream:
+            file = open_array(folder, manifest, name, array)
+            with file.path.open("rb") as stream:
                 stream.seek(DATA_OFFSET)
                 for number, block in enumerate(_blocks_of(stream.read, manifest.block_bytes)):
                     file.blocks.check(file.path, number, block)

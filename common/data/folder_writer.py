@@ -11,8 +11,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,19 +37,19 @@ class ArrayWriter:
     rows: int = 0
     #: The digests of the blocks that are whole.
     digests: list[str] = field(default_factory=list)
-    _file: BinaryIO = field(init=False)
+    _file: BufferedRandom = field(init=False)
     _digest: Any = field(default_factory=hashlib.sha256)
     #: Bytes of the block that is not whole yet.
     _filled: int = 0
 
     def __post_init__(self) -> None:
-        self._file = open(self.path, "w+b")
+        self._file = self.path.open("w+b")
         self._file.seek(DATA_OFFSET)
 
     def append(self, rows: NDArray[Any]) -> None:
         """Write rows, which are of our dtype and shape."""
-        assert rows.dtype == self.dtype and rows.shape[1:] == self.row_shape
-        data = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+        assert (rows.dtype, rows.shape[1:]) == (self.dtype, self.row_shape)
+        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
         self._file.write(data)
         self.rows += len(rows)
         while len(data):
@@ -79,7 +80,7 @@ class ArrayWriter:
         left = self.rows * int(np.prod(self.row_shape, dtype=np.int64))
         while left:
             block = buffer[: min(BLOCK, left)]
-            if self._file.readinto(memoryview(block).cast("B")) != block.nbytes:  # type: ignore[attr-defined]
+            if self._file.readinto(block.view(np.uint8).data) != block.nbytes:
                 raise OSError(0, "became shorter while it was written")
             left -= len(block)
             yield block
@@ -124,7 +125,12 @@ class FolderWriter:
     parts: dict[str, PartWriter] = field(default_factory=dict)
 
     def open_part(
-        self, name: str, samples: np.dtype[Any], shape: tuple[int, ...], labels: np.dtype[Any], label_shape: tuple[int, ...]
+        self,
+        name: str,
+        samples: np.dtype[Any],
+        shape: tuple[int, ...],
+        labels: np.dtype[Any],
+        label_shape: tuple[int, ...],
     ) -> PartWriter:
         """Begin the set called `name`, of samples and labels of these dtypes and shapes."""
         part = PartWriter(
@@ -145,12 +151,18 @@ class FolderWriter:
         targets: list[Column] | None = None,
     ) -> FolderManifest:
         """Write the manifest, and give the folder its name."""
-        train = self.parts["train"]
-        for name, part in self.parts.items():
-            if not part.samples.rows:
-                raise DataError(f"the {name} set is empty: expected samples to {'learn from' if name == 'train' else 'test with'}")
-            part.samples.end()
-            part.labels.end()
+        for name, use in (("train", "learn from"), ("test", "test with")):
+            if name not in self.parts or not self.parts[name].samples.rows:
+                raise DataError(f"the {name} set is empty: expected samples to {use}")
+        train, test = self.parts["train"], self.parts["test"]
+        for what, one, other in (("samples", train.samples, test.samples), ("labels", train.labels, test.labels)):
+            if (one.dtype, one.row_shape) != (other.dtype, other.row_shape):
+                raise DataError(
+                    f"{what} to test with are {other.dtype} of shape {other.row_shape}: expected {one.dtype} of "
+                    f"{one.row_shape}, as in training"
+                )
+        for array in (train.samples, train.labels, test.samples, test.labels):
+            array.end()
         dtype, count = train.samples.dtype, train.samples.rows * int(np.prod(train.samples.row_shape, dtype=np.int64))
         largest = [-np.inf]
 
@@ -228,7 +240,7 @@ def dataset_folder(destination: Path) -> Iterator[FolderWriter]:
             raise DataError(f"{str(destination)!r} is being written by another process: wait for it") from None
         reason = one_line(error.strerror or str(error))
         raise DataError(
-            f"{str(destination)!r} cannot be written ({reason}): make room, or give another folder; nothing is left of it"
+            f"{str(destination)!r} cannot be written ({reason}): make room, or give another folder"
         ) from None
 
 

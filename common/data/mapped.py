@@ -43,8 +43,8 @@ class Blocks:
         if found != self.digests[number]:
             begin = number * self.size
             raise DataError(
-                f"{path}: block {number} (bytes {begin:,} to {begin + len(data) - 1:,} of the data) has changed since it "
-                f"was packed: SHA-256 {found[:12]}…, expected {self.digests[number][:12]}…; pack it again"
+                f"{path}: block {number} (bytes {begin:,} to {begin + len(data) - 1:,} of the data) has changed since "
+                f"it was packed: SHA-256 {found[:12]}…, expected {self.digests[number][:12]}…; pack it again"
             )
 
 
@@ -59,8 +59,8 @@ class MappedFile:
     #: Whether each block is compared with its digest when something of it is first gathered.
     is_checked: bool = False
     _checked: NDArray[np.bool_] = field(init=False)
-    #: Gathers that may still have to wait for the disk.
-    _wary: int = CALM_GATHERS
+    #: So many gathers may still have to wait for the disk, if none of them does.
+    wary: int = CALM_GATHERS
 
     def __post_init__(self) -> None:
         self._checked = np.zeros(len(self.blocks.digests), np.bool_)
@@ -74,8 +74,8 @@ class MappedFile:
                 size = os.fstat(file.fileno()).st_size - DATA_OFFSET
                 if found != header or file.tell() != DATA_OFFSET:
                     raise DataError(
-                        f"{path}: holds {found.dtype.str} {found.shape}: expected {header.dtype.str} {header.shape}, as "
-                        "in dataset.json; pack it again"
+                        f"{path}: holds {found.dtype.str} {found.shape}: expected {header.dtype.str} {header.shape}, "
+                        "as in dataset.json; pack it again"
                     )
                 if size != header.data_bytes:
                     raise DataError(
@@ -96,17 +96,17 @@ class MappedFile:
         """Return copies of rows, in the order given."""
         if self.is_checked:
             self._check(places)
-        if not self._wary:
+        if not self.wary:
             return self.rows.take(places, axis=0)
         self.request(places)
         before = major_faults()
         gathered: NDArray[Any] = self.rows.take(places, axis=0)
-        self._wary = CALM_GATHERS if major_faults() > before else self._wary - 1
+        self.wary = CALM_GATHERS if major_faults() > before else self.wary - 1
         return gathered
 
     def request(self, places: Places) -> None:
         """Let the system begin to read rows, unless all that was gathered of late was in memory."""
-        if not self._wary or not len(places):
+        if not self.wary or not len(places):
             return
         each = self.rows.itemsize * self.rows[0].size
         begins = np.sort(places) * each + DATA_OFFSET
@@ -155,9 +155,13 @@ class MappedSamples:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key: slice | NDArray[Any]) -> NDArray[Any]:
-        """Return copies of the rows of a slice, or of those that are marked or numbered."""
-        return self.take(np.arange(len(self))[key])
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        """Return copies of what an array would return for a key whose first part is rows."""
+        rows, *rest = key if isinstance(key, tuple) else (key,)
+        places = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.arange(len(self))[rows]
+        if np.ndim(places) == 0:
+            return np.asarray(self.take(np.array([places]))[(0, *rest)])
+        return np.asarray(self.take(places)[(slice(None), *rest)])
 
     def take(self, places: Places, axis: int = 0) -> NDArray[Any]:
         """Return copies of samples, in the order given."""
@@ -167,6 +171,10 @@ class MappedSamples:
     def request(self, places: Places) -> None:
         """Let the system begin to read samples that will be taken soon."""
         self.file.request(self._in_file(places))
+
+    def may_wait(self) -> bool:
+        """Return whether samples that are taken may have to be waited for, as far as the last ones show."""
+        return self.file.wary > 0
 
     def subset(self, places: Places) -> "MappedSamples":
         """Return some of the samples, by ascending places."""

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import Dataset, TrainTest
+from common.data.folder import MANIFEST, load_folder
 from common.data.formats.idx import read_idx
 from common.data.formats.npz import read_npz
-from common.data.folder import MANIFEST, load_folder
 from common.data.mapped import MappedSamples
+from common.data.preparation import Preparation
 from common.errors import DataError
 from common.random import Purpose, generator
 
@@ -24,10 +25,12 @@ IDX_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def load(spec: str) -> TrainTest:
+def load(spec: str, *, is_checked: bool = False) -> TrainTest:
     """Return the dataset called `spec`.
 
-    That is `"mnist"` (in the package), a folder with MNIST's four IDX files, gzipped or not, or an .npz file with
+    That is `"mnist"` (in the package), a folder that `lockstep pack` made, which stays on disk and is read as it is
+    needed (with `is_checked` each block of it is compared with its digest before it is used), a folder with MNIST's
+    four IDX files, gzipped or not, or an .npz file with
     x_train, y_train, x_test and y_test: uint8 or float images (n, h, w), (n, c, h, w) or features (n, k), or tokens
     (n, t) of a wider integer type; and integer labels (n,) from 0, of tokens also (n, t), or, for a regression, floats
     (n,) or (n, k). Raises DataError with the file, the value and what was expected.
@@ -38,14 +41,14 @@ def load(spec: str) -> TrainTest:
     # Job files may say "~"; pathlib's own expansion raises if there is no such user.
     path = Path(os.path.expanduser(spec))
     if spec and (path / MANIFEST).is_file():
-        return load_folder(path)
+        return load_folder(path, is_checked=is_checked)
     if spec and path.is_dir():
         return _from_folder(path, name=path.resolve().name)
     if path.suffix == ".npz":
         return _from_npz(path)
     raise DataError(
-        f"no dataset {spec!r}: expected 'mnist', a folder with MNIST's four IDX files, or an .npz file with "
-        "x_train, y_train, x_test, y_test"
+        f"no dataset {spec!r}: expected 'mnist', a folder with MNIST's four IDX files or that `lockstep pack` made, or "
+        "an .npz file with x_train, y_train, x_test, y_test"
     )
 
 
@@ -168,5 +171,18 @@ def with_validation(data: TrainTest, share: float, seed: int) -> TrainTest:
 def _subset(data: Dataset, rows: NDArray[np.int64]) -> Dataset:
     labels = data.labels.take(rows, axis=0)
     if isinstance(data.images, MappedSamples):
-        return Dataset(data.images.subset(rows), labels, data.classes, is_checked=True)
+        chosen, largest = data.images.subset(rows), data.known_largest
+        return Dataset(chosen, labels, data.classes, is_checked=True, known_largest=largest)
     return Dataset(data.images.take(rows, axis=0), labels, data.classes, is_checked=True)
+
+
+def with_moments(data: TrainTest) -> TrainTest:
+    """Return the data with the moments of its training set if that is read from a disk: once, and not by each worker.
+
+    Those of a packed dataset are known; of what a validation set leaves of it they are computed here.
+    """
+    train = data.train
+    if not isinstance(train.images, MappedSamples) or train.moments is not None:
+        return data
+    preparation = Preparation.of(train)
+    return replace(data, train=replace(train, moments=(preparation.mean, preparation.std)))

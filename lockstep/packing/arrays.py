@@ -6,11 +6,11 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class RowReader:
 
     named: str
     header: NpyHeader
-    stream: IO[bytes]
+    stream: io.BufferedIOBase
     rows_read: int = 0
 
     def read(self, rows: int) -> NDArray[Any]:
@@ -48,14 +48,14 @@ class RowReader:
         rows = min(rows, shape[0] - self.rows_read)
         array = np.empty((rows, *shape[1:]), dtype)
         if array.nbytes:
-            view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
-            while done < array.nbytes and (count := self.stream.readinto(view[done:])):  # type: ignore[attr-defined]
+            view, done = array.reshape(-1).view(np.uint8).data, 0
+            while done < array.nbytes and (count := self.stream.readinto(view[done:])):
                 done += count
             if done < array.nbytes:
                 whole = self.rows_read * (self.header.data_bytes // shape[0]) + done
                 raise DataError(
-                    f"{self.named}: truncated: its header claims {self.header.data_bytes} bytes of data, and it has {whole}: "
-                    "write it again"
+                    f"{self.named}: truncated: its header claims {self.header.data_bytes} bytes of data, and it has "
+                    f"{whole}: write it again"
                 )
         self.rows_read += rows
         return array
@@ -76,7 +76,7 @@ class ArraySet:
     def __post_init__(self) -> None:
         for reader in (self.samples, self.labels):
             if reader.header.is_fortran and len(reader.header.shape) > 1:
-                raise DataError(f"{reader.named} is in Fortran order: expected rows; save numpy.ascontiguousarray of it")
+                raise DataError(f"{reader.named} is in Fortran order: save numpy.ascontiguousarray of it")
             if not reader.header.shape:
                 raise DataError(f"{reader.named} is a single number: expected an array of samples")
         count, labels = self.samples.header.shape[0], self.labels.header.shape[0]
@@ -139,7 +139,8 @@ def open_arrays(source: str, labels: Path | None) -> Iterator[ArraySource]:
             else:
                 yield _idx_folder(stack, path)
         except (ValueError, struct.error, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{path}: damaged ({one_line(str(error))}): expected a whole file; write it again") from None
+            reason = one_line(str(error))
+            raise DataError(f"{path}: damaged ({reason}): expected a whole file; write it again") from None
 
 
 def is_array_source(source: str) -> bool:
@@ -163,8 +164,11 @@ def _npz(stack: ExitStack, path: Path) -> ArraySource:
 
 
 def _npy_folder(stack: ExitStack, folder: Path) -> ArraySource:
-    sets = [ArraySet(*(_npy(stack, folder / f"{name}.npy") for name in names)) for names in (TRAIN, TEST)
-            if names is TRAIN or (folder / f"{names[0]}.npy").is_file()]
+    sets = [
+        ArraySet(*(_npy(stack, folder / f"{name}.npy") for name in names))
+        for names in (TRAIN, TEST)
+        if names is TRAIN or (folder / f"{names[0]}.npy").is_file()
+    ]
     return ArraySource(sets[0], sets[1] if len(sets) > 1 else None)
 
 
@@ -200,7 +204,7 @@ def _idx(stack: ExitStack, folder: Path, name: str, dimensions: int) -> RowReade
         raise DataError(f"{folder / name}: missing: expected this IDX file, or the same with .gz")
     file = _opened(stack, path)
     is_packed = file.peek(2)[:2] == _GZIP
-    stream: IO[bytes] = stack.enter_context(gzip.GzipFile(fileobj=file)) if is_packed else file  # type: ignore[assignment]
+    stream: io.BufferedIOBase = stack.enter_context(closing(gzip.GzipFile(fileobj=file))) if is_packed else file
     magic, expected = stream.read(4), bytes([0, 0, _UNSIGNED_BYTE, dimensions])
     if magic != expected:
         raise DataError(f"{path}: starts with {magic.hex()!r}: expected {expected.hex()!r}, an IDX file of bytes")

@@ -58,7 +58,9 @@ def _write_arrays(writer: FolderWriter, opened: ArraySource, options: PackOption
             done += samples.nbytes
             watch(min(1.0, done / whole))
     if len(is_real) == 2:
-        raise DataError("the labels of one set are real numbers and those of the other integers: expected one kind in both")
+        raise DataError(
+            "the labels of one set are real numbers, those of the other integers: expected one kind in both"
+        )
     return 0 if True in is_real else 1 + highest
 
 
@@ -98,7 +100,7 @@ def as_dtype(samples: NDArray[Any], dtype: str | None) -> NDArray[Any]:
 
 def division_note(options: PackOptions) -> str:
     """Return what a person should know of a test set that was taken out of the samples."""
-    return f"the test set is {options.test_split:.0%} of the samples, drawn by seed {options.seed} (--test-split, --seed)"
+    return f"the test set is {options.test_split:.0%} of it, drawn by seed {options.seed} (--test-split, --seed)"
 
 
 def packed_of(destination: Path, manifest: FolderManifest, notes: Iterable[str] = ()) -> Packed:

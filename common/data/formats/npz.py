@@ -1,7 +1,7 @@
 """Reads arrays by name from an .npz file, which is a zip of .npy files; it knows nothing of what they mean.
 
-An archive is not believed: its directory is bounded, since `zipfile` makes an object of each line, and members unpack to
-what they claim at most. The format: PKWARE's APPNOTE.
+An archive is not believed: its directory is bounded, since `zipfile` makes an object of each line, and members unpack
+to what they claim at most. The format: PKWARE's APPNOTE.
 """
 
 import io
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from common.files.sanitize import one_line
 MAX_DIRECTORY_BYTES = 2**17
 #: What NumPy compresses with: `zipfile` unpacks others without a bound.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return the arrays called `names`; nothing else in the file is read.
@@ -76,7 +77,7 @@ def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[Any]
 @contextmanager
 def open_array(
     archive: zipfile.ZipFile, path: Path, name: str, most_bytes: int
-) -> Iterator[tuple[IO[bytes], NpyHeader]]:
+) -> Iterator[tuple[zipfile.ZipExtFile, NpyHeader]]:
     """Open an array of at most so many bytes: a stream that is at its data, and its header."""
     try:
         entry = archive.getinfo(f"{name}.npy")
@@ -88,8 +89,11 @@ def open_array(
     if entry.compress_type not in _METHODS:
         raise DataError(f"{path}: {name!r} is packed by method {entry.compress_type}: expected deflate, as by NumPy")
     if entry.file_size > min(most_bytes, entry.compress_size * DEFLATE_RATIO):
-        raise DataError(f"{path}: {name!r} claims {entry.file_size} bytes: expected at most {most_bytes}, and as packed")
+        raise DataError(
+            f"{path}: {name!r} claims {entry.file_size} bytes: expected at most {most_bytes}, and as packed"
+        )
     with archive.open(entry) as stream:
+        assert isinstance(stream, zipfile.ZipExtFile)  # it is opened for reading
         header = read_header(stream, f"{path}: {name!r}", most_bytes)
         left = entry.file_size - stream.tell()
         if header.data_bytes != left:

@@ -17,8 +17,13 @@ from lockstep.reports.display import print_plainly
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE", help="labels of the samples in an .npy file")
 @click.option("--dtype", type=click.Choice(["uint8", "float32"]), help="how samples are stored  [as suits the source]")
-@click.option("--test-split", type=click.FloatRange(0, 1, max_open=True), default=0.2, metavar="SHARE",
-              help="share of the samples that becomes the test set, if the source has none  [0.2]")
+@click.option(
+    "--test-split",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.2,
+    metavar="SHARE",
+    help="share of the samples that becomes the test set, if the source has none  [0.2]",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="INT", help="what draws that share  [0]")
 def pack_command(source: str, dest: Path, **given: Any) -> None:
     """Pack SOURCE into the new folder DEST, which `--data DEST` trains on without holding it in memory.

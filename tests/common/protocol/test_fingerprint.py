@@ -17,7 +17,7 @@ from tests.architecture.source import ROOT, Source, is_within, read_tree
 ROOTS = ("worker.compute", "ps.shard.shard")
 
 #: What these import that does not decide bits: errors, files, and the types of messages.
-UNDECIDING = ("common.errors", "common.files", "common.protocol")
+UNDECIDING = ("common.errors", "common.files", "common.protocol", "common.runtime.memory")
 
 
 def test_the_blas_has_one_thread() -> None:
