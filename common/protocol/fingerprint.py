@@ -9,8 +9,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from common.random import Purpose, generator
+from common.protocol.canary import canary, canary_digest, check_canary, installed_canary
 from common.runtime.blas import blas_kernel, blas_threads
+from common.runtime.numerics import Numerics, own_numerics
+from common.runtime.portable import blas_name, demand_held, found_features
 from common.version import VERSION
 
 #: Packages and modules whose code decides the bits of a result: from a sample to the sums, and from these to weights.
@@ -48,6 +50,8 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     #: SHA-256 of the source of `DECIDING` without comments, first 16 hex digits.
     code: str
     numpy: str
+    #: What the process was started with, and was found to have.
+    mode: Numerics = "native"
     #: Name and version of the BLAS that NumPy was built with.
     blas: str
     #: The kernel that BLAS chose for this processor, "unknown" if it does not report one.
@@ -63,22 +67,6 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
         """Return the name, our value and the other's, of each field that differs."""
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in self.__struct_fields__]
         return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
-
-
-def canary_digest() -> str:
-    """Return the digest of a millisecond of work; it differs if the bits of training would."""
-    rng = generator(0, Purpose.CANARY)
-    digest = hashlib.sha256()
-    for rows, inner, columns in ((16, 784, 10), (64, 400, 120), (7, 33, 5), (150, 25, 6)):
-        left = rng.standard_normal((rows, inner), dtype=np.float32)
-        right = rng.standard_normal((inner, columns), dtype=np.float32)
-        product = left @ right
-        digest.update(product.tobytes())
-        digest.update((left.T @ product).tobytes())
-        digest.update(np.exp(product - product.max()).tobytes())
-        digest.update(np.tanh(product).tobytes())
-        digest.update(product.sum(axis=0).tobytes() + product.sum(axis=1).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def code_digest(root: Path = Path(__file__).parents[2]) -> str:
@@ -112,30 +100,27 @@ def _unless_comment(found: re.Match[str]) -> str:
     return "" if is_alone and text.startswith('"""') else text
 
 
-def cpu_features() -> str:
-    """Return NumPy's dispatched processor features that are present, space-separated."""
-    config = np.show_config(mode="dicts")
-    found = config["SIMD Extensions"].get("found", []) if config else []
-    return " ".join(found)
-
-
-def blas_name() -> str:
-    """Return name and version of the BLAS that NumPy was built with."""
-    config = np.show_config(mode="dicts")
-    blas = config["Build Dependencies"].get("blas", {}) if config else {}
-    return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
-
-
 @cache
 def fingerprint() -> Fingerprint:
-    """Return this process's fingerprint; computed once, in about 20 ms."""
+    """Return this process's fingerprint; computed once, in about 20 ms.
+
+    With portable numerics it is the same on all machines of equal versions: the kernel, the features and the canary
+    are looked at first, and a `NumericsError` says that one of them is not the known one.
+    """
+    mode = own_numerics()
+    if mode == "portable":
+        demand_held()
+    parts = canary()
+    if mode == "portable":
+        check_canary(parts, installed_canary())
     return Fingerprint(
         lockstep=VERSION,
         code=code_digest(),
+        mode=mode,
         numpy=np.__version__,
         blas=blas_name(),
         kernel=blas_kernel(),
         threads=blas_threads(),
-        features=cpu_features(),
-        canary=canary_digest(),
+        features=" ".join(found_features()),
+        canary=canary_digest(parts),
     )

@@ -10,6 +10,7 @@ from common.files.sanitize import printable
 from lockstep.cli.root import cli
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
+from lockstep.launch.numerics import RestartNeededError, restart
 
 #: Exit codes: wrong usage or job, a run that failed, an interrupt (128 + SIGINT, as shells have it).
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -35,6 +36,8 @@ def run(arguments: list[str]) -> int:
         return _end(_one_line(error), USAGE)
     except (click.Abort, KeyboardInterrupt):
         return _end("interrupted", INTERRUPTED)
+    except RestartNeededError as error:
+        restart(arguments, error.numerics)
     except LockstepError as error:
         return _end(str(error), USAGE if isinstance(error, UsageError) else FAILED)
     except OSError as error:

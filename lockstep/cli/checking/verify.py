@@ -12,6 +12,7 @@ from common.errors import DifferenceError, UsageError
 from common.files.safetensors import read
 from common.runtime.clock import SystemClock
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
+from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.verification.verify import Difference, Verifier, steps_between
@@ -40,6 +41,7 @@ def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_num
     """
     console = Console(highlight=False, stderr=as_json)
     recorded = read_run(run)
+    begin_with(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
     report = coverage_of(recorded)
     for line in coverage_lines(recorded, report):

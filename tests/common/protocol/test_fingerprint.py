@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.protocol.fingerprint import DECIDING, Fingerprint, canary_digest, code_digest, fingerprint, without_comments
+from common.protocol.canary import canary, canary_digest
+from common.protocol.fingerprint import DECIDING, Fingerprint, code_digest, fingerprint, without_comments
 from common.runtime.blas import blas_threads, limit_blas_threads
 from tests.architecture.direction import edges_of
 from tests.architecture.source import ROOT, Source, is_within, read_tree
@@ -31,7 +32,8 @@ def test_a_fingerprint_is_taken_once_and_equals_itself() -> None:
 
 
 def test_canary_and_code_are_the_same_each_time() -> None:
-    assert canary_digest() == canary_digest() == fingerprint().canary
+    assert canary() == canary()
+    assert canary_digest(canary()) == fingerprint().canary
     assert code_digest() == code_digest()
 
 
