@@ -153,6 +153,18 @@ def check_canary(parts: Mapping[str, str], known: KnownCanary | None) -> None:
         )
 
 
+def version_note(numpy: str, blas: str) -> str:
+    """Return what somebody has to know who compares portable bits of these versions with others; empty if nothing."""
+    pinned = known_canaries().pinned_numpy
+    recorded = "" if known_canary(numpy, blas) else "; nobody has recorded them (scripts/golden --record)"
+    if numpy == pinned and not recorded:
+        return ""
+    return (
+        f"the bits of this run are those of NumPy {numpy} with {blas}, and may differ from those of NumPy {pinned}, "
+        f"which constraints.txt names{recorded}"
+    )
+
+
 def installed_canary() -> KnownCanary | None:
     """Return the digests of the versions that are installed here, None if nobody has recorded them."""
     return known_canary(np.__version__, blas_name())

@@ -1,6 +1,8 @@
 """What makes two machines compute the same bits, and how to tell (rules R4 and R6)."""
 
 import hashlib
+import os
+import platform
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -43,6 +45,10 @@ _LEXEME = re.compile(
 )
 
 
+#: Fields of a fingerprint that may differ.
+NOT_DECIDING = ("python", "libc")
+
+
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker presents when it joins; equal ones compute the same bits from the same micro-batch."""
 
@@ -62,10 +68,15 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     features: str
     #: SHA-256 of a canary's results, first 16 hex digits.
     canary: str
+    #: The versions of Python and of the C library, as far as known. They are for people who compare two receipts: what
+    #: they change of the bits, the canary shows.
+    python: str = ""
+    libc: str = ""
 
     def differences(self, other: "Fingerprint") -> list[tuple[str, str | int, str | int]]:
-        """Return the name, our value and the other's, of each field that differs."""
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in self.__struct_fields__]
+        """Return the name, our value and the other's, of each field that differs and decides bits."""
+        names = [name for name in self.__struct_fields__ if name not in NOT_DECIDING]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
 
 
@@ -123,4 +134,14 @@ def fingerprint() -> Fingerprint:
         threads=blas_threads(),
         features=" ".join(found_features()),
         canary=canary_digest(parts),
+        python=platform.python_version(),
+        libc=_c_library(),
     )
+
+
+def _c_library() -> str:
+    """Return name and version of the C library, empty if it does not report them."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):
+        return ""
