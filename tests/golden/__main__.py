@@ -1,4 +1,4 @@
-"""`scripts/golden`: compute the golden jobs with portable numerics, and compare them with what is known, or record it."""
+"""`scripts/golden`: compute the golden jobs with portable numerics; compare with what is known, or record it."""
 
 import sys
 
