@@ -38,7 +38,7 @@ def golden(is_recording: bool) -> None:
 
 
 def record_new_canary() -> None:
-    """Record the canary of these versions if it is not known yet: as an emulated Haswell has it, and this machine too."""
+    """Record the canary of these versions if it is not known yet: a Haswell, emulated, has to have it too."""
     known, here = installed_canary(), computed(()).canary
     if known is not None and known.parts == here:
         return
