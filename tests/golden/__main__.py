@@ -32,7 +32,7 @@ def golden(is_recording: bool) -> None:
         print(f"{name:<14} {digest}  {verdict(digest, known.get(name))}")
     if is_recording:
         for version in record_weights(weights):
-            print(f"dropped those of NumPy {version}, which the change has altered too: record them with that version")
+            print(f"dropped those of NumPy {version}, which are of other jobs or code: record them with that version")
     elif weights != known:
         sys.exit("scripts/golden --record makes these the known ones of these versions")
 

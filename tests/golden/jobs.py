@@ -40,6 +40,19 @@ def text() -> Arrays:
     return {"x_train": train[:, :-1], "y_train": train[:, 1:], "x_test": test[:, :-1], "y_test": test[:, 1:]}
 
 
+#: A net of smooth functions, as data.
+SMOOTH: Mapping[str, Any] = {
+    "class": "Sequential",
+    "args": [
+        {"class": "Flatten"},
+        {"class": "Linear", "args": [784, 48]},
+        {"class": "Softplus"},
+        {"class": "Linear", "args": [48, 48]},
+        {"class": "GELU"},
+        {"class": "Linear", "args": [48, 10]},
+    ],
+}
+
 #: Name -> what draws its data (None: the example has its own), its job file in examples/, and other values.
 GOLDEN: Mapping[str, tuple[Callable[[], Arrays] | None, str, Mapping[str, Any]]] = {
     "linear": (images, "", {"model": "linear"}),
@@ -49,6 +62,8 @@ GOLDEN: Mapping[str, tuple[Callable[[], Arrays] | None, str, Mapping[str, Any]]]
     "batchnorm_cnn": (images, "batchnorm_cnn.toml", {}),
     "language": (text, "language/job.toml", {}),
     "regression": (None, "regression/job.toml", {}),
+    # Functions that NumPy leaves to the C library, or that are fitted by LAPACK.
+    "smooth": (images, "", {"model": SMOOTH}),
     # Arithmetic that the others lack: rounding to int8, shifts, a cosine, smoothed labels, the norm of a gradient.
     "mlp, rounded": (
         images,
