@@ -22,6 +22,7 @@ DECIDING = (
     "common.model",
     "common.nn",
     "common.optim",
+    "common.pytorch",
     "common.random",
     "common.runtime.blas",
     "ps.run.plan",
@@ -61,6 +62,10 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     features: str
     #: SHA-256 of a canary's results, first 16 hex digits.
     canary: str
+    #: Who computes gradients if that is not our autograd: its version, and what it uses of the processor.
+    engine: str = ""
+    #: SHA-256 of what it computed of the model, first 16 hex digits.
+    evidence: str = ""
 
     def differences(self, other: "Fingerprint") -> list[tuple[str, str | int, str | int]]:
         """Return the name, our value and the other's, of each field that differs."""
