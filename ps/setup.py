@@ -121,7 +121,7 @@ def first_weights(job: Job, model: Model) -> Vector:
     weights = model.first_weights(job.seed)
     if job.initial is not None:
         arrays, _ = read(Path(job.initial))
-        model.layout.write(weights, arrays)
+        model.layout.write(weights, model.own_arrays(arrays))
     return weights
 
 

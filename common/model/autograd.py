@@ -1,6 +1,6 @@
 """Models of the library's own layers, and of others that compute with its tensors: gradients come from our autograd."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.aggregation.layout import Binding, ParameterLayout, gather, layout_of, statistic_momenta
@@ -32,6 +32,9 @@ class AutogradModel:
 
     def first_weights(self, seed: int) -> Vector:
         return gather(self.module.initialize(seed), self.layout)
+
+    def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
+        return state
 
     def load(self, weights: Vector, steps: int = 0) -> None:
         self.module.load_state_dict(self.layout.read(weights))

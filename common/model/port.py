@@ -5,7 +5,7 @@ into a flat vector, and the loss and the outputs come out. Samples, leases, the 
 and verification know these two protocols only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from common.aggregation.layout import ParameterLayout
@@ -117,6 +117,9 @@ class Model(Protocol):
 
     def first_weights(self, seed: int) -> Vector:
         """Return a new vector of the values that a run with that seed begins with."""
+
+    def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Return what of a state dict belongs into the layout, by the layout's names."""
 
     def load(self, weights: Vector, steps: int = 0) -> None:
         """Copy the weights after so many steps into the model, and put it into evaluation mode."""

@@ -1,6 +1,6 @@
 """A `torch.nn.Module` as a run's model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,20 @@ class TorchModel:
         # The module was built with generators of that seed: see `common.model.source`.
         self._rest()
         return self.structure.values()
+
+    def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Leave out constants, and find what is shared under any of its names."""
+        names = {entry.name for entry in (*self.layout.parameters, *self.layout.statistics)}
+        held: dict[int, str] = {}
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            held.setdefault(id(tensor), name)
+        own: dict[str, Array] = {}
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            first = held[id(tensor)]
+            if name in state and first in names:
+                own.setdefault(first, state[name])
+        known = self._module.state_dict().keys()
+        return {**own, **{name: array for name, array in state.items() if name not in known}}
 
     def load(self, weights: Vector, steps: int = 0) -> None:
         self._rest()
