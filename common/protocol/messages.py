@@ -235,6 +235,8 @@ class Welcome(Message, frozen=True, kw_only=True):
     #: if numerics may be mixed.
     engine: ShortText = ""
     evidence: ShortText = ""
+    #: Mean and deviation of the training set, where the server had to read all of it for them.
+    moments: tuple[float, float] | None = None
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):

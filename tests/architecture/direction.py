@@ -119,6 +119,7 @@ APPLICATION_ORDER = Order(
         ("lockstep.launch",),
         ("lockstep.reports",),
         ("lockstep.evaluation",),
+        ("lockstep.packing",),
         ("lockstep.runs",),
     ),
 )
