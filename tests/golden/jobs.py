@@ -86,12 +86,15 @@ GOLDEN: Mapping[str, tuple[Callable[[], Arrays] | None, str, Mapping[str, Any]]]
 
 
 def golden_job(name: str, folder: Path) -> tuple[Job, Launch]:
-    """Return a job by its name, with its data written to `folder`. Its paths are those of the checkout."""
+    """Return a job by its name, with its data written to `folder`. It can be carried out from any folder."""
     draw, file, values = GOLDEN[name]
+    example = read_values(ROOT / "examples" / file) if file else {}
     flags: dict[str, Any] = {**values, "steps": STEPS, "numerics": "portable"}
+    # The examples' paths are those of the checkout.
+    flags |= {key: str(ROOT / example[key]) for key in ("model", "data") if isinstance(example.get(key), str)}
     if draw is not None:
         path = folder / f"{draw.__name__}.npz"
         if not path.exists():
             np.savez(path, **draw())  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
         flags["data"] = str(path)
-    return resolve(read_values(ROOT / "examples" / file) if file else {}, flags, Launch())
+    return resolve(example, flags, Launch())

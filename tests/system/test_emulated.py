@@ -76,7 +76,7 @@ class Bench:
         job = ("--job", str(self.job(name)), "--run-dir", "run")
         serving = self.start(server, "server", *job, "--bind", self.bind(flags), *flags)
         address = serving.line_with("lockstep worker").split()[2]
-        working = [self.start(processor, "worker", address) for processor in workers]
+        working = [self.start(processor, "worker", address, "--timeout", "120") for processor in workers]
         ended = [process.end() for process in (*working, serving)]
         assert [code for code, _, _ in ended] == [0] * len(ended), [err for _, _, err in ended]
         return self.place.folder / "run"
