@@ -10,7 +10,7 @@ from common.version import VERSION
 #: The commands by what they are for; each section is a folder next to this file.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Training": ("train", "server", "worker", "shard", "node", "keys", "status"),
-    "Results": ("evaluate", "predict", "plot", "export"),
+    "Results": ("watch", "evaluate", "predict", "plot", "export"),
     "Checking": ("doctor", "find-lr", "verify", "replay", "ledger", "simulate"),
     "Benches": ("bench",),
 }
@@ -97,6 +97,10 @@ def command_named(name: str) -> click.Command | None:
             from lockstep.cli.training.status import status
 
             return status
+        case "watch":
+            from lockstep.cli.results.watch import watch
+
+            return watch
         case "evaluate":
             from lockstep.cli.results.evaluate import evaluate
 

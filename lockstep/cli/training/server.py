@@ -21,8 +21,10 @@ from lockstep.cli.options.run import (
     RESUME_OPTION,
     RUN_DIR_OPTION,
     SUPERVISED_OPTION,
+    WATCH_OPTION,
 )
 from lockstep.launch.child import keep_logs
+from lockstep.launch.companion import PageRequest
 from lockstep.launch.endpoints import lock_of
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
@@ -50,6 +52,8 @@ from ps.setup import AdmissionPolicy
 @SUPERVISED_OPTION
 @PAUSE_OPTION
 @PICTURE_OPTION
+@WATCH_OPTION
+@click.option("--metrics", metavar="HOST:PORT", help="serve figures for Prometheus there (needs the extra watch)")
 @job_options((*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "ship_data", *CHECKPOINT_FIELDS))
 def server(
     job: Path | None,
@@ -61,6 +65,8 @@ def server(
     supervised: Path | None,
     pause: bool,
     picture: bool,
+    is_watched: bool,
+    metrics: str | None,
     **values: Any,
 ) -> None:
     """Serve one run to any number of workers, which may come before or after.
@@ -80,6 +86,9 @@ def server(
         "pauses": pause,
     }
     given = {key: value for key, value in values.items() if value is not None}
+    if is_watched and metrics is not None:
+        raise UsageError(f"--watch and --metrics {metrics}: remove one; a page has the figures for Prometheus as well")
+    page = PageRequest() if is_watched else None if metrics is None else PageRequest(metrics, is_metrics_only=True)
     listening = Listening(bind, lock_of(keys, supervised, is_insecure=insecure), insecure)
     if supervised is not None:
         folder = resume or run_dir
@@ -94,12 +103,12 @@ def server(
     elif resume is not None:
         check_resume_flags(job=job, run_dir=run_dir)
         service = resumed_service(resume, given, policy)
-        serve_by_hand(replace(service, has_picture=picture), listening)
+        serve_by_hand(replace(service, has_picture=picture, page=page), listening)
     else:
         resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
         with claimed_run_dir(run_dir, resolved.model_name()) as folder:
             service = service_of(resolved, policy, Destination(folder=folder, launch=launch))
-            serve_by_hand(replace(service, has_picture=picture), listening)
+            serve_by_hand(replace(service, has_picture=picture, page=page), listening)
 
 
 def keep_logs_of_begun(supervised: Path, folder: Path) -> None:
