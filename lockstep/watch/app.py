@@ -122,6 +122,7 @@ class WatchApp:
 
     async def what(self, request: Request) -> Response:
         """Tell whether one run is watched, or many."""
+        self.source.decide()
         return JSONResponse({"is_many": self.source.is_many, "run": None if self.source.is_many else ONLY})
 
     async def runs(self, request: Request) -> Response:

@@ -93,6 +93,8 @@ class PageServer:
     is_metrics_only: bool = False
     #: What the link has in it on any address but loopback; by default something new.
     token: str = ""
+    #: By which browsers reach us, if that is another place: a proxy's, or one outside of a container.
+    published: Place | None = None
 
     def run(self, say: Callable[[str], None]) -> None:
         """Say the link, and serve until SIGINT or SIGTERM."""
@@ -100,10 +102,15 @@ class PageServer:
             port = listening.getsockname()[1]
             token = "" if self.place.is_loopback else self.token or secrets.token_urlsafe(24)
             names = LOOPBACK if self.place.is_loopback else (*LOOPBACK, *_names_of(self.place))
-            hosts = frozenset(f"{name.lower()}:{port}" for name in names)
+            hosts = {f"{name.lower()}:{port}" for name in names}
+            shown = f"{_named(self.place)}:{port}"
+            if self.published is not None:
+                shown = f"{self.published.bracketed()}:{self.published.port}"
+                # Browsers leave out the port that is usual.
+                hosts |= {shown.lower(), self.published.bracketed().lower()}
             clock = SystemClock()
             app = WatchApp(self.source, clock.now, is_metrics_only=self.is_metrics_only)
-            guard = Guard(app.asgi(), hosts, clock.now, token)
+            guard = Guard(app.asgi(), frozenset(hosts), clock.now, token)
             config = uvicorn.Config(
                 guard,
                 log_level="error",
@@ -113,7 +120,7 @@ class PageServer:
                 limit_concurrency=400,
             )
             page = "metrics" if self.is_metrics_only else ""
-            say(f"http://{_named(self.place)}:{port}/{f'{token}/' if token else ''}{page}")
+            say(f"http://{shown}/{f'{token}/' if token else ''}{page}")
             asyncio.run(_PageServer(config, app.is_over).serve(sockets=[listening]))
 
 

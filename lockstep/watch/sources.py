@@ -79,15 +79,18 @@ class Source:
             raise UsageError(
                 f"{str(path)!r} is not there: expected the folder of a run, or one of runs, as `lockstep watch runs`"
             )
-        if path.is_dir() and not (path / JOB).exists():
-            entries = list(path.iterdir())
-            if any((entry / JOB).exists() for entry in entries):
-                return cls(path, is_many=True)
-            if entries:
-                raise UsageError(
-                    f"{str(path)!r} holds no run: expected a run's folder, with its {JOB}, or a folder of such folders"
-                )
-        return cls(path)
+        source = cls(path)
+        source.decide()
+        if not source.is_many and path.is_dir() and not (path / JOB).exists() and any(path.iterdir()):
+            raise UsageError(
+                f"{str(path)!r} holds no run: expected a run's folder, with its {JOB}, or a folder of such folders"
+            )
+        return source
+
+    def decide(self) -> None:
+        """Find out whether the folder holds many runs: one that was empty may hold some by now."""
+        if self.folder is not None and not self.is_many and not (self.folder / JOB).exists():
+            self.is_many = bool(self._names())
 
     def view(self, name: str, now: float) -> RunView | None:
         """Return a run that somebody looks at, None if there is none of this name."""

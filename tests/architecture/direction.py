@@ -69,6 +69,7 @@ PROTOCOL_ORDER = Order(
         ("common.protocol.shard_messages", "common.protocol.memory_offer"),
         ("common.protocol.messages",),
         ("common.protocol.fingerprint",),
+        ("common.protocol.canary",),
     ),
 )
 
@@ -112,7 +113,7 @@ APPLICATION_ORDER = Order(
         ("lockstep.verification",),
         ("lockstep.bench",),
         ("lockstep.checkup",),
-        ("lockstep.api",),
+        ("lockstep.api", "lockstep.watch"),
         ("lockstep.launch",),
         ("lockstep.reports",),
         ("lockstep.evaluation",),

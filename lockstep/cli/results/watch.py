@@ -19,6 +19,9 @@ LISTEN = "127.0.0.1:0"
 @click.command(short_help="Show runs on a page, live.")
 @click.argument("what", metavar="RUN|RUNS|ADDRESS")
 @click.option("--listen", metavar="HOST:PORT", default=LISTEN, help="where to serve the page  [127.0.0.1, a free port]")
+@click.option(
+    "--published", metavar="HOST:PORT", help="where browsers reach the page, if elsewhere: a proxy, a container's host"
+)
 @click.option("--server", "address", metavar="ADDRESS", help="also ask the run's server about its workers")
 @KEY_OPTION
 @click.option(
@@ -33,6 +36,7 @@ LISTEN = "127.0.0.1:0"
 def watch(
     what: str,
     listen: str,
+    published: str | None,
     address: str | None,
     key: Path | None,
     token_file: Path | None,
@@ -62,6 +66,7 @@ def watch(
     from lockstep.watch.sources import Source
 
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
+    reached = None if published is None else parse_place(published)
     if "://" in what:
         if address is not None:
             raise UsageError(f"--server {address!r} together with the address {what!r}: remove one")
@@ -89,7 +94,7 @@ def watch(
             webbrowser.open(link)
 
     try:
-        PageServer(source, place, is_metrics_only=is_metrics_only, token=token).run(show)
+        PageServer(source, place, is_metrics_only, token, reached).run(show)
     except KeyboardInterrupt:
         # How a page ends: nothing has failed.
         return

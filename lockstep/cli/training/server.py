@@ -27,6 +27,7 @@ from lockstep.launch.child import keep_logs
 from lockstep.launch.companion import PageRequest
 from lockstep.launch.endpoints import lock_of
 from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.numerics import begin_with
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
@@ -89,6 +90,12 @@ def server(
     if is_watched and metrics is not None:
         raise UsageError(f"--watch and --metrics {metrics}: remove one; a page has the figures for Prometheus as well")
     page = PageRequest() if is_watched else None if metrics is None else PageRequest(metrics, is_metrics_only=True)
+    if resume is not None and supervised is None:
+        check_resume_flags(job=job, run_dir=run_dir)
+        begin_with(resumed_job(resume, given)[0].numerics)
+    else:
+        # Before there is anything to tidy up. One that `train` has started on this machine has them already.
+        begin_with(resolve(read_values(job) if job else {}, given, default_launch())[0].numerics)
     listening = Listening(bind, lock_of(keys, supervised, is_insecure=insecure), insecure)
     if supervised is not None:
         folder = resume or run_dir
@@ -101,7 +108,6 @@ def server(
             finally:
                 unclaim(folder, [folder])  # for a `train` that was killed, and cannot
     elif resume is not None:
-        check_resume_flags(job=job, run_dir=run_dir)
         service = resumed_service(resume, given, policy)
         serve_by_hand(replace(service, has_picture=picture, page=page), listening)
     else:

@@ -73,6 +73,7 @@ class RunPage {
   close() {
     this.stream.close();
     clearTimeout(this.timer);
+    clearInterval(this.waiting);
     this.charts.forEach(({ chart }) => chart.destroy());
     for (const id of ["figures", "job", "receipt", "events", "confusion", "mistakes", "bars"]) $(id).replaceChildren();
     $("run").hidden = true;
@@ -94,6 +95,15 @@ class RunPage {
     $("leases").hidden = !drawTimeline($("timeline"), $("timeline-legend"), snapshot.timeline, snapshot.workers);
     if (!before || before.state !== snapshot.state || before.weights_sha256 !== snapshot.weights_sha256 || !this.facts?.job) this.loadFacts();
     this.schedule();
+    // A folder that was empty may hold a run by now, or many.
+    if (snapshot.state === "missing" && !this.waiting) this.waiting = setInterval(() => this.lookAgain(), LIST_MS);
+  }
+
+  async lookAgain() {
+    const found = await ask("api/source").catch(() => source);
+    if (found.is_many === source.is_many) return;
+    source = found;
+    open();
   }
 
   showFigures({ state, figures, weights_sha256: digest, restarts, epochs, copied, is_whole: isWhole }) {
