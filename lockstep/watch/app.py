@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import anyio
 import anyio.to_thread
@@ -52,6 +53,14 @@ MOST_STREAMS, MOST_POINTS = 100, 4000
 MOST_ASKED = 4
 
 
+@dataclass(eq=False)
+class _Stream:
+    """A browser that is kept informed of a run."""
+
+    name: str
+    view: RunView
+
+
 @dataclass
 class WatchApp:
     """One page server."""
@@ -62,7 +71,8 @@ class WatchApp:
     is_metrics_only: bool = False
     #: Set when the process ends, so that streams end too.
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
-    _streams: int = 0
+    #: The streams that are open, each as long as somebody holds it.
+    _streams: WeakSet["_Stream"] = field(default_factory=WeakSet)
     _asked: int = 0
     _models: dict[str, ModelAnswers] = field(default_factory=dict)
     #: The snapshot that was last sent of each run, with its version.
@@ -182,29 +192,25 @@ class WatchApp:
         view = self._view(request)
         if view is None:
             return _missing("no such run")
-        if self._streams >= MOST_STREAMS:
+        if len(self._streams) >= MOST_STREAMS:
             return PlainTextResponse(
                 f"{MOST_STREAMS} pages are open already: expected at most as many; close one\n", status_code=503
             )
+        stream = _Stream(request.path_params["run"], view)
+        self._streams.add(stream)
         await self._read(view)
-        return EventSourceResponse(
-            self._stream(request.path_params["run"], view), ping=int(PING_S), send_timeout=SEND_TIMEOUT_S
-        )
+        return EventSourceResponse(self._snapshots_of(stream), ping=int(PING_S), send_timeout=SEND_TIMEOUT_S)
 
-    async def _stream(self, name: str, view: RunView) -> AsyncIterator[dict[str, str]]:
-        self._streams += 1
-        sent = -1
-        try:
-            while not self.is_over.is_set():
-                if view.version != sent:
-                    sent = view.version
-                    yield {"event": "snapshot", "data": self._snapshot(view)}
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self.is_over.wait(), SEND_S)
-                # Somebody still looks at it.
-                self.source.view(name, self.now())
-        finally:
-            self._streams -= 1
+    async def _snapshots_of(self, stream: "_Stream") -> AsyncIterator[dict[str, str]]:
+        view, sent = stream.view, -1
+        while not self.is_over.is_set():
+            if view.version != sent:
+                sent = view.version
+                yield {"event": "snapshot", "data": self._snapshot(view)}
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.is_over.wait(), SEND_S)
+            # Somebody still looks at it.
+            self.source.view(stream.name, self.now())
 
     # Its model
 

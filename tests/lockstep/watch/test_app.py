@@ -24,9 +24,9 @@ EVIL = '<img src=x onerror="alert(1)">'
 
 @contextmanager
 def client(
-    source: Source, *, token: str = "", limit: RequestLimit | None = None, **options: bool
+    source: Source, *, token: str = "", limit: RequestLimit | None = None, is_metrics_only: bool = False
 ) -> Iterator[TestClient]:
-    app = WatchApp(source, lambda: 1.0, **options)
+    app = WatchApp(source, lambda: 1.0, is_metrics_only=is_metrics_only)
     guard = Guard(app.asgi(), frozenset({HOST, "localhost:8000"}), lambda: 1.0, token, limit or RequestLimit())
     with TestClient(guard, base_url=f"http://{HOST}", follow_redirects=False) as asked:
         yield asked
