@@ -11,7 +11,7 @@ from common.aggregation.tree import Vector
 from common.data.dataset import Dataset, TrainTest
 from common.data.manifest import manifest_of
 from common.data.preparation import Preparation
-from common.data.source import with_validation
+from common.data.source import with_moments, with_validation
 from common.errors import JobError, LockstepError, ModelError, NumericsError
 from common.files.safetensors import read
 from common.job.job import Job
@@ -66,7 +66,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
             f"numerics = {job.numerics!r} in a process that has {own.mode} ones: expected one that was started with "
             f"{NUMERICS}={job.numerics} in its environment, as the commands of lockstep and fit do"
         )
-    dataset, data = data.digest, with_validation(data, job.validation_split, job.seed)
+    dataset, data = data.digest, with_moments(with_validation(data, job.validation_split, job.seed))
     if job.global_batch > len(data.train):
         raise JobError(
             f"global_batch = {job.global_batch!r} is more than the {len(data.train)} training samples of "
@@ -100,6 +100,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         pauses=admission.pauses,
         audit=admission.audit,
         manifest=manifest_of(data) if admission.ships_data else None,
+        moments=data.train.moments,
     )
     weights = first_weights(job, model)
     shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model), job.micro_batches)
@@ -123,9 +124,8 @@ def first_weights(job: Job, model: Model) -> Vector:
 
 def two_samples(data: TrainTest, max_shift: int) -> Vector:
     """Return two prepared samples; `DataError` if they cannot be shifted."""
-    image, label = (np.repeat(array[:1], 2, axis=0) for array in (data.train.images, data.train.labels))
-    pair = Dataset(image, label, data.train.classes)
-    return Preparation.of(pair, max_shift).images(pair.images)
+    images, labels = (np.repeat(array[:1], 2, axis=0) for array in (data.train.images, data.train.labels))
+    return Preparation.of(Dataset(images, labels, data.train.classes), max_shift).images(images)
 
 
 def dry_run(model: Model, images: Vector) -> tuple[int, ...]:

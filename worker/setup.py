@@ -61,7 +61,7 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
             f"{welcome.source[:12]}… there): copy the server's file to this machine"
         )
     data, store = _data_of(welcome, load, places.cache)
-    moments = None if store is None else (store.manifest.mean, store.manifest.std)
+    moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
     model = model_source.build()
     layout = model.layout
     if layout.digest() != welcome.layout:

@@ -231,6 +231,8 @@ class Welcome(Message, frozen=True, kw_only=True):
     shards: Annotated[list[ShortText], Meta(max_length=64)] = []
     #: Of the data, where samples are sent to a worker that does not have it.
     manifest: Manifest | None = None
+    #: Mean and deviation of the training set, where the server had to read all of it for them.
+    moments: tuple[float, float] | None = None
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -117,6 +117,7 @@ APPLICATION_ORDER = Order(
         ("lockstep.launch",),
         ("lockstep.reports",),
         ("lockstep.evaluation",),
+        ("lockstep.packing",),
         ("lockstep.runs",),
     ),
 )
