@@ -35,6 +35,8 @@ PACKAGE_ORDER = Order(
         ("common.statemachine",),
         ("common.protocol",),
         ("common.transport",),
+        ("common.model.source",),
+        ("common.pytorch",),
         ("common.model",),
         ("common.job",),
         ("common.data",),
