@@ -115,7 +115,7 @@ APPLICATION_ORDER = Order(
         ("lockstep.verification",),
         ("lockstep.bench",),
         ("lockstep.checkup",),
-        ("lockstep.api",),
+        ("lockstep.api", "lockstep.watch"),
         ("lockstep.launch",),
         ("lockstep.reports",),
         ("lockstep.evaluation",),
