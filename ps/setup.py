@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from common.aggregation.layout import ParameterLayout
@@ -17,6 +18,7 @@ from common.files.safetensors import read
 from common.job.job import Job
 from common.job.objective import Objective
 from common.job.score import Guess
+from common.model.first_batch import first_micro_batch
 from common.model.port import Model
 from common.model.source import read_model_source
 from common.protocol.fingerprint import fingerprint
@@ -75,12 +77,19 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
     objective = Objective.of(job)
     objective.check_labels(data.train)
     source = read_model_source(job.model)
-    model = source.build()
+    model = source.build(job.seed)
     layout = model.layout
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # raises if there are too many
+    source.check_repeated(model, job.seed)
+    evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
+    if evidence.engine and job.numerics == "portable":
+        raise NumericsError(
+            f"numerics = 'portable' with a model that {evidence.engine} computes, whose kernels are chosen by the "
+            "processor: expected a model of lockstep.nn, or numerics = 'native'"
+        )
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
         run=run,
@@ -90,7 +99,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         layout=layout.digest(),
         dataset=dataset,
         source=source.digest,
-        fingerprint=own,
+        fingerprint=msgspec.structs.replace(own, engine=evidence.engine, evidence=evidence.digest),
         targets=data.train.targets,
         guess=guess_of(objective, data),
         min_workers=admission.min_workers,
@@ -118,7 +127,7 @@ def first_weights(job: Job, model: Model) -> Vector:
     weights = model.first_weights(job.seed)
     if job.initial is not None:
         arrays, _ = read(Path(job.initial))
-        model.layout.write(weights, arrays)
+        model.layout.write(weights, model.own_arrays(arrays))
     return weights
 
 

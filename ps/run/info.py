@@ -61,5 +61,7 @@ class RunInfo:
             memory=self.memory if offers_memory else "",
             shards=list(shards),
             manifest=self.manifest,
+            engine="" if self.allows_mixed_numerics else one_line(self.fingerprint.engine, NAME_LIMIT),
+            evidence="" if self.allows_mixed_numerics else self.fingerprint.evidence,
             moments=self.moments,
         )
