@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from common.autograd.primitives.memory import empty
 from common.autograd.primitives.primitive import Array
 from common.runtime.blas import blas_kernel
 
@@ -43,13 +44,13 @@ def multiply(left: Array, right: Array, out: Array | None = None) -> Array:
     if left.ndim != 2 or right.ndim != 2 or left.dtype != np.float32 or right.dtype != np.float32:
         whole: Array = np.matmul(left, right, out=out)
         return whole
-    result = np.empty((left.shape[0], right.shape[1]), np.float32) if out is None else out
+    result = empty((left.shape[0], right.shape[1]), left) if out is None else out
     is_in_place = blas_kernel() in _IN_PLACE
     blocks = _blocks_for(left, right) if is_in_place else ()
     if blocks:
         multiply_in_blocks(left, right, blocks, result)
     elif not is_in_place and is_flat(left, right):
-        result[...] = np.matmul(right.T, left.T).T
+        np.copyto(result, np.matmul(right.T, left.T).T)
     else:
         np.matmul(left, right, out=result)
     return result

@@ -79,7 +79,7 @@ def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correct
 
 
 # Called `reduce_...` if the usual name would hide a Python builtin from the rest of a module.
-reduce_sum = Primitive("sum", _sum, (_sum_derivative,), keeps=True, reads=((),))
+reduce_sum = Primitive("sum", _sum, (_sum_derivative,), keeps=True, reads=((),), is_taped=True)
 reduce_mean = Primitive("mean", _mean, (_mean_derivative,), keeps=True, reads=((),))
 reduce_max = Primitive(
     "max",
