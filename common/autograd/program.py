@@ -13,6 +13,7 @@ All memory is allocated beforehand, and used again by what comes later.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ STACK_BYTES = 1 << 19
 #: Where arrays may begin.
 _ALIGNMENT = 64
 
-#: A call as it is carried out.
-Instruction = tuple[Callable[..., Any], tuple[Any, ...]]
+#: A call with its arguments.
+Instruction = Callable[[], Any]
 
 
 class Mode(Enum):
@@ -75,8 +76,8 @@ class BoundProgram:
 def run(stretches: Iterable[Stretch], between: Callable[[Sequence[int]], None]) -> None:
     """Carry out stretches; call `between` after each with the gradients that are final."""
     for stretch in stretches:
-        for function, arguments in stretch.instructions:
-            function(*arguments)
+        for instruction in stretch.instructions:
+            instruction()
         between(stretch.finishes)
 
 
@@ -423,7 +424,7 @@ class _Emitter:
             return [self._single(call, batch) for batch in range(self.program._count)]
         dimensions = max(each.ndim for each in map(self._shape_of, call.operands) if each is not None)
         operands = [self._stack(each, dimensions) if isinstance(each, View) else each for each in call.operands]
-        return [(call.function, tuple(operands))]
+        return [_instruction(call, operands)]
 
     @staticmethod
     def _shape_of(operand: Any) -> Any:
@@ -441,7 +442,7 @@ class _Emitter:
         return self._view(view, 0, None)
 
     def _single(self, call: Call, batch: int, addend: tuple[int, int] | None = None) -> Instruction:
-        return call.function, tuple(self._operand(each, batch, addend) for each in call.operands)
+        return _instruction(call, [self._operand(each, batch, addend) for each in call.operands])
 
     def _operand(self, operand: Any, batch: int, addend: tuple[int, int] | None) -> Any:
         if isinstance(operand, Saved):
@@ -478,4 +479,10 @@ class _Emitter:
         first = next(view for view in _views(part.calls) if view.memory.kind is MemoryKind.GRADIENT)
         whole = View(first.memory, low, ((high - low) // first.dtype.itemsize,), (first.dtype.itemsize,), first.dtype)
         left = self._view(whole, 0, None if into is None else (into, low))
-        yield np.add, (left, self._view(whole, 0, (other, low)), left)
+        yield partial(np.add, left, self._view(whole, 0, (other, low)), out=left)
+
+
+def _instruction(call: Call, operands: list[Any]) -> Instruction:
+    if isinstance(call.function, np.ufunc):
+        return partial(call.function, *operands[:-1], out=operands[-1])
+    return partial(call.function, *operands)
