@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.aggregation.layout import ParameterLayout, gather, layout_of
+from common.aggregation.layout import ParameterLayout
 from common.aggregation.slices import slices_for
 from common.aggregation.tree import Vector
-from common.autograd.graph import no_grad
-from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
 from common.data.manifest import manifest_of
 from common.data.preparation import Preparation
@@ -19,8 +17,8 @@ from common.files.safetensors import read
 from common.job.job import Job
 from common.job.objective import Objective
 from common.job.score import Guess
-from common.nn.model_source import read_model_source
-from common.nn.module import Module
+from common.model.port import Model
+from common.model.source import read_model_source
 from common.protocol.fingerprint import fingerprint
 from ps.run.info import RunInfo
 from ps.run.plan import plan_of
@@ -50,7 +48,7 @@ class RunSetup:
     """All that a run begins with."""
 
     info: RunInfo
-    model: Module
+    model: Model
     data: TrainTest
     layout: ParameterLayout
     shard: Shard
@@ -70,8 +68,8 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
     objective = Objective.of(job)
     objective.check_labels(data.train)
     source = read_model_source(job.model)
-    model = source.build().initialize(job.seed)
-    layout = layout_of(model)
+    model = source.build()
+    layout = model.layout
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
@@ -96,8 +94,8 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         audit=admission.audit,
         manifest=manifest_of(data) if admission.ships_data else None,
     )
-    weights = first_weights(job, model, layout)
-    shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model, layout), job.micro_batches)
+    weights = first_weights(job, model)
+    shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model), job.micro_batches)
     return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard)
 
 
@@ -107,12 +105,12 @@ def guess_of(objective: Objective, data: TrainTest) -> Guess | None:
     return None if train is None or test is None else Guess(train, test)
 
 
-def first_weights(job: Job, model: Module, layout: ParameterLayout) -> Vector:
+def first_weights(job: Job, model: Model) -> Vector:
     """Return the vector that training starts from: the seed's, or that of the file that the job names."""
-    weights = gather(model, layout)
+    weights = model.first_weights(job.seed)
     if job.initial is not None:
         arrays, _ = read(Path(job.initial))
-        layout.write(weights, arrays)
+        model.layout.write(weights, arrays)
     return weights
 
 
@@ -123,12 +121,10 @@ def two_samples(data: TrainTest, max_shift: int) -> Vector:
     return Preparation.of(pair, max_shift).images(pair.images)
 
 
-def dry_run(model: Module, images: Vector) -> tuple[int, ...]:
+def dry_run(model: Model, images: Vector) -> tuple[int, ...]:
     """Return the shape of the model's output for `images`; `ModelError` if it raises."""
-    model.eval()
     try:
-        with no_grad():
-            return tuple(model(Tensor(images)).shape)
+        return tuple(model.outputs(images).shape)
     except LockstepError:
         raise
     except Exception as error:

@@ -12,7 +12,6 @@ from common.aggregation.layout import LayoutEntry, ParameterLayout
 from common.aggregation.quantization.quantization import Quantization, RoundingKey
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Vector
-from common.autograd.graph import Leaf
 from common.protocol.messages import Quantity
 
 #: Sends a bucket: where it begins in the flat vector, and its values as they travel.
@@ -32,22 +31,14 @@ class NotFiniteError(ArithmeticError):
 class GradientSink:
     """Takes the sums of micro-batches, and of nodes of the tree over them, to whoever wants them."""
 
-    def __init__(
-        self,
-        layout: ParameterLayout,
-        frames: Sequence[Slice],
-        wire: Quantization,
-        leaves: Sequence[Leaf | None],
-    ) -> None:
-        """Make a sink for a model whose parameters, in the order of the layout, get their gradients at `leaves`."""
+    def __init__(self, layout: ParameterLayout, frames: Sequence[Slice], wire: Quantization) -> None:
         self._layout = layout
         self._frames = frames
         self._wire = wire
-        #: By where a parameter gets its gradient, the indices of the frames that it stands in.
-        self._touched = {
-            leaf: [index for index, frame in enumerate(frames) if _overlap(entry, frame)]
-            for leaf, entry in zip(leaves, layout.parameters, strict=True)
-        }
+        #: For each parameter, the indices of the frames that it stands in.
+        self._touched = [
+            [index for index, frame in enumerate(frames) if _overlap(entry, frame)] for entry in layout.parameters
+        ]
         #: For each frame, how many gradients are still to come.
         self._missing: list[int] = []
         #: The frames that were not sent yet.
@@ -59,15 +50,15 @@ class GradientSink:
         self._sums, self._at, self._send = sums, at, send
         if send is not None:
             self._missing = [0] * len(self._frames)
-            for touched in self._touched.values():
+            for touched in self._touched:
                 for index in touched:
                     self._missing[index] += 1
             self._unsent = dict.fromkeys(range(len(self._frames)))
 
     @property
-    def on_final(self) -> Callable[[Leaf], None] | None:
-        """What backward is to call with each leaf whose gradient is final; None if nobody waits for that."""
-        return None if self._send is None else self._finish_leaf
+    def on_final(self) -> Callable[[int], None] | None:
+        """What backward is to call with each parameter whose gradient is final; None if nobody waits for that."""
+        return None if self._send is None else self._finish_parameter
 
     def end(self) -> None:
         """Finish what was not final before: statistics, and parameters without a part in the loss."""
@@ -90,8 +81,8 @@ class GradientSink:
             self._check(values, key)
             send(frame.start, self._wire.pack(values, frame.start))
 
-    def _finish_leaf(self, leaf: Leaf) -> None:
-        for index in self._touched[leaf]:
+    def _finish_parameter(self, parameter: int) -> None:
+        for index in self._touched[parameter]:
             self._missing[index] -= 1
             if not self._missing[index] and self._send is not None:
                 self._finish_frame(index, self._send)

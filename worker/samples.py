@@ -21,7 +21,7 @@ from common.data.dataset import Dataset, TrainTest
 from common.data.manifest import Manifest, PartInfo, PartName, unpacked
 from common.errors import DataError, RemoteProtocolError
 from common.protocol.messages import Lease, Samples, SamplesRequest, Work
-from worker.compute import Compute
+from worker.batches import Batches
 
 Places = NDArray[np.int64]
 
@@ -161,7 +161,7 @@ class SampleFetcher:
     """Where a run's samples are stored, and what knows which of them a lease needs."""
 
     store: SampleStore
-    compute: Compute
+    batches: Batches
 
     def request_for(self, lease: Lease, later: Iterable[Lease]) -> SamplesRequest | None:
         """Return what is to be requested before a lease can be computed; None if all of it is here.
@@ -175,7 +175,7 @@ class SampleFetcher:
         return self.store.request_for(part, np.concatenate([own, *others]))
 
     def _places(self, lease: Lease) -> Places:
-        return self.compute.samples_of(lease.work, lease.step, Node(lease.lo, lease.hi))
+        return self.batches.samples_of(lease.work, lease.step, Node(lease.lo, lease.hi))
 
     def put(self, samples: Samples, words: Vector) -> None:
         """Store samples that came; as `SampleStore.put`."""

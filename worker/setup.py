@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.aggregation.layout import layout_of
 from common.aggregation.slices import frames_of
 from common.aggregation.tree import Vector
 from common.data.dataset import TrainTest
 from common.data.manifest import Manifest
 from common.data.source import with_validation
 from common.errors import DataError, ModelError, SharingError
-from common.nn.model_source import read_model_source
+from common.model.source import read_model_source
 from common.protocol.memory_offer import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
 from common.protocol.messages import Welcome
 from common.transport.shared_memory.folder import SharedFolder
@@ -64,7 +63,7 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
     data, store = _data_of(welcome, load, places.cache)
     moments = None if store is None else (store.manifest.mean, store.manifest.std)
     model = model_source.build()
-    layout = layout_of(model)
+    layout = model.layout
     if layout.digest() != welcome.layout:
         raise ModelError(
             f"model {job.model_name()!r} has other parameters here than at the server: "

@@ -40,9 +40,10 @@ from common.transport.diagnosis import Diagnosis
 from common.transport.links import Wait, wait_for_nothing
 from common.transport.port import ClientPort
 from worker import effects, events
-from worker.compute import Compute, StoppedError
+from worker.compute import Compute
 from worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly, assembly_of
 from worker.gradient_sink import NotFiniteError
+from worker.node_sums import StoppedError
 from worker.samples import SampleFetcher
 from worker.setup import Loader, Places, prepare
 from worker.slice_update import PART, SliceUpdater
@@ -164,7 +165,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
 
     def _lease_received(self, lease: Lease) -> events.Event:
         """Check that a lease is a node of the tree: 2**31 micro-batches that do not exist would take years."""
-        micro_batches = 0 if self._compute is None else self._compute.micro_batches_of(lease.work)
+        micro_batches = 0 if self._compute is None else self._compute.batches.micro_batches_of(lease.work)
         if self._compute is not None and not is_node(lease.lo, lease.hi, micro_batches):
             raise RemoteProtocolError(
                 f"a lease of [{lease.lo}, {lease.hi}): not a node of {micro_batches} micro-batches"
@@ -237,7 +238,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             self._end_slices()
             if place.shared is not None:
                 self._slices = SliceUpdater(compute, place.shared, self.clock, self.part)
-            self._fetcher = None if place.store is None else SampleFetcher(place.store, compute)
+            self._fetcher = None if place.store is None else SampleFetcher(place.store, compute.batches)
             self._weights = assembly_of(compute.frames)
             # If all servers share memory with us, there is nothing to exchange with the others.
             addresses = [] if place.nonce else welcome.shards

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.aggregation.layout import statistic_momenta
 from common.aggregation.slices import FRAME, Slice
 from common.aggregation.tree import Vector
 from common.aggregation.update import Pair, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
@@ -180,7 +179,7 @@ class SliceUpdater:
         made = UpdateRule(
             rule=rule,
             parameter_size=layout.parameter_size,
-            momenta=statistic_momenta(compute.model, layout),
+            momenta=compute.model.momenta(),
             wire_weights=compute.wire_weights,
         )
         vectors = UpdateVectors(weights=weights, served=served, slots=state_sets(names, state))

@@ -5,6 +5,7 @@ Targets are what is counted, so that a mean is one over targets: over the charac
 """
 
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class Objective:
             outputs = outputs.reshape(-1, outputs.shape[-1])
         return F.cross_entropy(outputs, targets, label_smoothing=smoothing, reduction=reduction)
 
-    def tally(self, loss: Array, outputs: Array, targets: Array) -> Tally:
+    def tally(self, loss: SupportsFloat, outputs: Array, targets: Array) -> Tally:
         """Return the tally of samples with that sum of losses."""
         return Tally(float(loss), self.correct(outputs, targets), targets.size)
 

@@ -19,14 +19,17 @@ DECIDING = (
     "common.autograd",
     "common.data",
     "common.job",
+    "common.model",
     "common.nn",
     "common.optim",
     "common.random",
     "common.runtime.blas",
     "ps.run.plan",
     "ps.shard",
+    "worker.batches",
     "worker.compute",
     "worker.gradient_sink",
+    "worker.node_sums",
 )
 
 #: A comment, or a string: it may be a docstring, and a `#` in it means nothing. Not by `ast` or `tokenize`: they take a

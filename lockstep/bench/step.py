@@ -70,7 +70,7 @@ class StepBench:
     def flops(self) -> int:
         """Return the operations of the matrix products of one step."""
         images = self.data.train.images[: self.job.global_batch]
-        return step_flops(self.trainer.setup.model, self.trainer.compute.preparation.images(images))
+        return step_flops(self.trainer.setup.model.module, self.trainer.compute.batches.preparation.images(images))
 
 
 def measure(bench: StepBench, steps: int, peer_python: Path | None) -> StepFigures:

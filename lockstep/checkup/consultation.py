@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.aggregation.layout import layout_of
 from common.autograd.tensor import Tensor
 from common.data.formats.npz import read_npz
 from common.data.source import load, with_validation
 from common.errors import JobError
 from common.job.job import Job
 from common.job.objective import Objective
+from common.model.autograd import AutogradModel
 from common.nn.model_source import build_model
 from common.nn.module import Module
 from common.runtime.clock import SystemClock
@@ -67,10 +67,9 @@ def examine_job(job: Job, workers: int | None) -> Examination:
 
 def model_of(job: Job) -> Module:
     """Return a job's model with its initial values."""
-    model = build_model(job.model).initialize(job.seed)
-    layout = layout_of(model)
-    model.load_state_dict(layout.read(first_weights(job, model, layout)))
-    return model
+    model = AutogradModel(build_model(job.model))
+    model.load(first_weights(job, model))
+    return model.module.train()
 
 
 def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:

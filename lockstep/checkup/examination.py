@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from common.model.autograd import AutogradModel
 from common.runtime.clock import Clock
 from lockstep.checkup.checks.activations import check_activations, check_norms
 from lockstep.checkup.checks.backward_order import check_walk
@@ -51,7 +52,7 @@ def outputs_of(target: ExaminationTarget) -> int:
     For classes, the number is checked later; for a regression, it has to equal the number of targets.
     """
     train, objective = target.data.train, target.objective
-    shape = dry_run(target.probe(), two_samples(target.data, 0))
+    shape = dry_run(AutogradModel(target.probe()), two_samples(target.data, 0))
     if objective.is_regression or shape[:-1] != (2, *train.labels.shape[1:]):
         objective.check_fit(train, shape)
     return shape[-1]

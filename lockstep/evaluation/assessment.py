@@ -6,14 +6,12 @@ import numpy as np
 
 from common.aggregation.tree import Node, Vector
 from common.autograd.primitives.primitive import Array
-from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
 from common.data.sampler import evaluation_chunks
 from common.data.source import load
 from common.errors import DataError, ModelError
 from common.job.objective import Objective
 from common.job.tally import Tally
-from common.nn.module import Module
 from lockstep.evaluation.confusion import Confusion
 from lockstep.evaluation.regression import TargetFigures, figures_of
 from lockstep.runs.trained_model import Trained, dataset_of
@@ -56,20 +54,13 @@ def assess(trained: Trained, data: str | None = None) -> Assessment:
     trained_on = dataset_of(trained.job)
     compute = Compute(trained.job, trained.model, trained_on)
     compute.weights[...] = trained.weights
+    batches, objective, outputs = compute.batches, compute.batches.objective, list[Array]()
     if data is not None:
-        compute.data = _with_test_of(trained_on, load(data), data, compute.objective)
-    test, outputs = compute.data.test, list[Vector]()
-
-    def keep(name: str, module: Module, output: object) -> None:
-        if module is trained.model:
-            assert isinstance(output, Tensor)
-            outputs.append(output.data.copy())
-
-    with trained.model.observe_outputs(keep):
-        tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
-    return Assessment(
-        test, tally, np.concatenate([compute.objective.rows(chunk) for chunk in outputs]), compute.objective
-    )
+        batches.data = _with_test_of(trained_on, load(data), data, objective)
+    test = batches.data.test
+    compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk).copy())
+    tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
+    return Assessment(test, tally, np.concatenate(outputs), objective)
 
 
 def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective: Objective) -> TrainTest:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.autograd import functional as F
-from common.autograd.graph import no_grad
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.data.preparation import Preparation
@@ -50,9 +49,8 @@ class Recognizer:
     def probabilities(self, image: Array) -> Array:
         """Return the probability of each class, (classes,), for an image (3, height, width) from 0 to 1."""
         sample = self.sample(image)[np.newaxis]
-        with no_grad():
-            logits = self.trained.model(Tensor(self.preparation.images(self._stored(sample))))
-            probabilities: Array = F.softmax(logits).data[0]
+        logits = self.trained.model.outputs(self.preparation.images(self._stored(sample)))
+        probabilities: Array = F.softmax(Tensor(logits)).data[0]
         return probabilities
 
     def _stored(self, sample: Array) -> Array:

@@ -9,15 +9,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.aggregation.layout import ParameterLayout, layout_of, weights_digest
+from common.aggregation.layout import ParameterLayout, weights_digest
 from common.aggregation.tree import Vector
 from common.data.dataset import TrainTest
 from common.data.source import load, with_validation
 from common.errors import JobError
 from common.files.safetensors import read
 from common.job.job import Job
-from common.nn.model_source import build_model
-from common.nn.module import Module
+from common.model.port import Model
+from common.model.source import open_model
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import JOB
@@ -92,8 +92,8 @@ class Trained:
 
     folder: Path
     job: Job
-    #: In evaluation mode.
-    model: Module
+    #: With these weights.
+    model: Model
     layout: ParameterLayout
     weights: Vector
 
@@ -103,11 +103,10 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
         raise JobError(f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}")
     job, _ = resolve(read_values(folder / JOB), {}, default_launch())
-    model = build_model(job.model)
-    layout = layout_of(model)
-    weights = kept_weights(folder, job, layout, moment)
-    model.load_state_dict(layout.read(weights))
-    return Trained(folder, job, model.eval(), layout, weights)
+    model = open_model(job.model)
+    weights = kept_weights(folder, job, model.layout, moment)
+    model.load(weights)
+    return Trained(folder, job, model, model.layout, weights)
 
 
 def dataset_of(job: Job) -> TrainTest:

@@ -117,15 +117,16 @@ def replay(run: RecordedRun, setup: RunSetup, clock: Clock, step: int, micro_bat
 
 def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int) -> MicroBatchReplay:
     """Compute a micro-batch with the current weights, by autograd, which can be observed."""
-    indices = compute.sampler.indices(step, micro_batch)
-    images, targets = compute.batch(indices, step, micro_batch)
-    observer, model = ReplayObserver(), compute.model
+    batches = compute.batches
+    indices = batches.sampler.indices(step, micro_batch)
+    images, targets = batches.training(indices, step, micro_batch)
+    observer, model = ReplayObserver(), compute.model.module
     model.train()
     model.zero_grad()
     model.reseed(compute.job.seed, step, micro_batch)
     with observe(observer.on_operation), model.observe_outputs(observer.on_layer):
         outputs = model(Tensor(images))
-        loss = compute.objective.training_loss(outputs, targets)
+        loss = batches.objective.training_loss(outputs, targets)
         loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     recorded = run.steps().get(step)
@@ -139,7 +140,7 @@ def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int) -> 
         inputs_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
         loss_sum=float(loss.data) if np.isfinite(loss.data) else str(loss.data),
         recorded_loss_sum=float(recorded.loss_sums()[micro_batch]) if recorded else None,
-        correct=compute.objective.correct(outputs.data, targets),
+        correct=batches.objective.correct(outputs.data, targets),
         targets=targets.size,
         layers=[layer_of(*output, gradients) for output in observer.outputs],
         first_nonfinite=observer.first_nonfinite(gradients),

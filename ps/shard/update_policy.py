@@ -1,18 +1,17 @@
 """From a job's values to how a shard updates its weights."""
 
-from common.aggregation.layout import ParameterLayout, statistic_momenta
 from common.aggregation.quantization.quantization import quantization_of
 from common.aggregation.tree import Vector
 from common.job.job import Job
 from common.job.optimizer import rule_of, schedule_of
-from common.nn.module import Module
+from common.model.port import Model
 from ps.run.plan import Plan
 from ps.shard.shard import UpdatePolicy
 
 
-def policy_of(job: Job, plan: Plan, model: Module, layout: ParameterLayout) -> UpdatePolicy:
+def policy_of(job: Job, plan: Plan, model: Model) -> UpdatePolicy:
     """Return how a shard is to turn this job's sums into weights."""
-    return policy_for(job, plan, layout.parameter_size, statistic_momenta(model, layout))
+    return policy_for(job, plan, model.layout.parameter_size, model.momenta())
 
 
 def policy_for(job: Job, plan: Plan, parameter_size: int, momenta: Vector) -> UpdatePolicy:

@@ -35,6 +35,7 @@ PACKAGE_ORDER = Order(
         ("common.statemachine",),
         ("common.protocol",),
         ("common.transport",),
+        ("common.model",),
         ("common.job",),
         ("common.data",),
         ("common.aggregation",),

@@ -26,6 +26,7 @@ from ps.shard.shard import Shard
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.cluster import Simulation
 from worker.compute import Compute
+from worker.node_sums import SumsByMicroBatch, Vectors
 
 
 def job_in(folder: Path, **values: Any) -> Job:
@@ -88,14 +89,19 @@ class LyingCompute:
     step: int
     micro_batch: int
 
-    def compute_one(self, step: int, micro_batch: int) -> Tally:
+    def compute_one(self, step: int, micro_batch: int, at: Vectors) -> Tally:
         is_lying = (step, micro_batch) == (self.step, self.micro_batch)
         if is_lying:
             flip(self.compute.slots[step % 2], 3000, 30)
-        tally = Compute._micro_batch(self.compute, step, micro_batch)
+        tally = SumsByMicroBatch._micro_batch(nodes_of(self.compute), step, micro_batch, at)
         if is_lying:
             flip(self.compute.slots[step % 2], 3000, 30)
         return tally
+
+
+def nodes_of(compute: Compute) -> SumsByMicroBatch:
+    assert isinstance(compute._nodes, SumsByMicroBatch)
+    return compute._nodes
 
 
 def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, int] | None = None) -> Path:
@@ -123,7 +129,7 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
     for worker in simulation.workers:
         compute = worker.runner._compute
         if lie is not None and compute is not None:
-            compute._micro_batch = LyingCompute(compute, *lie).compute_one  # type: ignore[method-assign]
+            nodes_of(compute)._micro_batch = LyingCompute(compute, *lie).compute_one  # type: ignore[method-assign]
     simulation.run()
     session.recorder.close()
     return folder / "run"

@@ -83,7 +83,7 @@ def test_only_the_samples_of_its_leases_are_sent(name: str, tmp_path: Path) -> N
         leased = {
             (PARTS[lease.work], int(place))
             for lease in port.leases
-            for place in compute.samples_of(lease.work, lease.step, Node(lease.lo, lease.hi))
+            for place in compute.batches.samples_of(lease.work, lease.step, Node(lease.lo, lease.hi))
         }
         assert port.places
         assert set(port.places) <= leased

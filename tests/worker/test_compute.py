@@ -8,20 +8,22 @@ import pytest
 from common import nn
 from common.aggregation.layout import gather, layout_of
 from common.aggregation.slices import Slice
-from common.aggregation.tree import Node, Vector
+from common.aggregation.tree import Node, Vector, VectorPool
 from common.autograd import functional as F
 from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset, TrainTest
 from common.data.sampler import evaluation_chunks
 from common.job.job import Job
 from common.job.tally import Tally
+from common.model.autograd import AutogradModel
 from common.nn.description import describe
 from common.nn.model_source import build_model
 from common.protocol.messages import Work
 from common.random import Purpose, generator
 from tests.simulation.small import JOBS, digits, job_of, long_test_set, noisy_net
-from worker.compute import Compute, StoppedError
+from worker.compute import Compute
 from worker.gradient_sink import NotFiniteError
+from worker.node_sums import StoppedError, SumsByMicroBatch
 
 #: Dropout, batch normalisation and random shifts; six pieces.
 NOISY = JOBS["noisy"]
@@ -31,9 +33,15 @@ def compute_of(job: Job, data: TrainTest | None = None) -> Compute:
     """Return what computes a job's pieces, with the first weights in place."""
     model = build_model(job.model).initialize(job.seed)
     weights = gather(model, layout_of(model))
-    compute = Compute(job, model, data or digits())
+    compute = Compute(job, AutogradModel(model), data or digits())
     compute.weights[:] = weights
     return compute
+
+
+def pool_of(compute: Compute) -> VectorPool:
+    """Return the vectors that hold sums on the way."""
+    assert isinstance(compute._nodes, SumsByMicroBatch)
+    return compute._nodes.pool
 
 
 def bits(compute: Compute, step: int, node: Node) -> tuple[bytes, Tally]:
@@ -116,7 +124,7 @@ def test_a_piece_depends_on_the_weights() -> None:
 
 def images_of(compute: Compute, step: int, micro_batch: int) -> bytes:
     """Return what the model is given for the same samples at some place of the run."""
-    return compute.batch(np.arange(4), step, micro_batch)[0].tobytes()
+    return compute.batches.training(np.arange(4), step, micro_batch)[0].tobytes()
 
 
 def test_shifts_are_keyed_by_step_and_micro_batch() -> None:
@@ -132,11 +140,11 @@ def test_images_are_shifted_whatever_they_are_scaled_by() -> None:
     rows = np.arange(4)
     for normalize, moments, mean, std in ((False, None, 0.0, 1.0), (True, (0.5, 0.25), 0.5, 0.25)):
         still, moving = (
-            Compute(job, build_model("linear"), digits(), moments=moments)
+            Compute(job, AutogradModel(build_model("linear")), digits(), moments=moments)
             for job in (job_of(normalize=normalize), job_of(normalize=normalize, max_shift=3))
         )
         expected = (digits().train.images[rows] / 255.0 - mean) / std
-        np.testing.assert_allclose(still.batch(rows, 0, 0)[0], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(still.batches.training(rows, 0, 0)[0], expected, rtol=1e-5, atol=1e-5)
         assert len({images_of(moving, step, 0) for step in range(3)}) == 3
 
 
@@ -151,9 +159,9 @@ def test_dropout_is_keyed_by_step_and_micro_batch() -> None:
 def test_a_piece_is_the_gradient_of_the_sum_of_its_losses() -> None:
     compute = compute_of(job_of(label_smoothing=0.1))
     sums, tally = compute.train(0, Node(1, 2))
-    rows = compute.sampler.indices(0, 1)
+    rows = compute.batches.sampler.indices(0, 1)
     model = build_model("linear").initialize(3)
-    logits = model(Tensor(compute.preparation.images(digits().train.images[rows])))
+    logits = model(Tensor(compute.batches.preparation.images(digits().train.images[rows])))
     labels = digits().train.labels[rows]
     loss = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
     loss.backward()
@@ -184,7 +192,9 @@ def test_statistics_travel_as_sums_over_the_samples() -> None:
     net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
     compute = compute_of(job_of(model=dict(describe(net))))
     sums, tally = compute.train(0, Node(0, 1))
-    images = compute.preparation.images(digits().train.images[compute.sampler.indices(0, 0)]).reshape(-1, 784)
+    images = compute.batches.preparation.images(digits().train.images[compute.batches.sampler.indices(0, 0)]).reshape(
+        -1, 784
+    )
     mean = sums[compute.layout.parameter_size :][:784] / tally.count
     np.testing.assert_allclose(mean, images.mean(axis=0), rtol=1e-5, atol=1e-5)
 
@@ -202,8 +212,8 @@ def test_with_several_targets_a_sample_sums_of_statistics_are_divided_by_all_of_
     net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 2))
     compute = compute_of(job_of(model=dict(describe(net)), loss="mse"), regression())
     sums, tally = compute.train(0, Node(0, 1))
-    rows = compute.sampler.indices(0, 0)
-    images = compute.preparation.images(digits().train.images[rows]).reshape(-1, 784)
+    rows = compute.batches.sampler.indices(0, 0)
+    images = compute.batches.preparation.images(digits().train.images[rows]).reshape(-1, 784)
     mean = sums[compute.layout.parameter_size :][:784] / tally.count
     assert tally.count == 2 * len(rows)
     np.testing.assert_allclose(mean, images.mean(axis=0), rtol=1e-5, atol=1e-5)
@@ -228,7 +238,7 @@ def test_it_turns_to_the_weights_of_a_step_and_writes_where_it_is_told_or_else_t
     job, model = job_of(), build_model("linear")
     size = layout_of(model).size
     sums = (np.zeros(size, np.float32), np.zeros(size, np.float32))
-    compute = Compute(job, model, digits(), sums=sums)
+    compute = Compute(job, AutogradModel(model), digits(), sums=sums)
     for step, into in ((1, 1), (1, 0), (2, 1), (3, 0)):
         compute.turn(step, into=into)
         assert compute.weights is compute.slots[step % 2]
@@ -326,8 +336,8 @@ def validated() -> TrainTest:
 
 def test_an_evaluation_is_of_the_set_that_its_work_names() -> None:
     compute, data = compute_of(job_of(), validated()), validated()
-    assert [compute.micro_batches_of(work) for work in get_args(Work)] == [4, 4, 2, 3]
-    assert compute_of(job_of()).micro_batches_of("validate") == 0
+    assert [compute.batches.micro_batches_of(work) for work in get_args(Work)] == [4, 4, 2, 3]
+    assert compute_of(job_of()).batches.micro_batches_of("validate") == 0
     other = compute_of(job_of(), TrainTest("digits", data.train, data.validation or data.test))
     whole = compute.evaluate(Node(0, 2), "validate")
     assert (whole, whole.count) == (other.evaluate(Node(0, 2)), 600)
@@ -336,7 +346,7 @@ def test_an_evaluation_is_of_the_set_that_its_work_names() -> None:
 
 def test_what_a_node_needs_is_the_samples_of_all_that_is_in_it() -> None:
     compute = compute_of(job_of(), validated())
-    indices = compute.sampler.indices
+    indices = compute.batches.sampler.indices
     expected: list[tuple[Work, Node, list[int]]] = [
         ("train", Node(1, 3), [*indices(1, 1), *indices(1, 2)]),
         ("audit", Node(1, 3), [*indices(1, 1), *indices(1, 2)]),
@@ -346,14 +356,16 @@ def test_what_a_node_needs_is_the_samples_of_all_that_is_in_it() -> None:
         ("validate", Node(1, 2), [*range(300, 600)]),
     ]
     for work, node, places in expected:
-        assert compute.samples_of(work, 1, node).tolist() == places
+        assert compute.batches.samples_of(work, 1, node).tolist() == places
 
 
 def test_an_evaluation_drops_nothing_and_uses_the_statistics_that_were_collected() -> None:
     compute, model = compute_of(NOISY), build_model(NOISY.model).initialize(NOISY.seed).eval()
     compute.train(0, Node(0, 1))
     held_out = digits().test
-    loss = F.cross_entropy(model(Tensor(compute.preparation.images(held_out.images))), held_out.labels, reduction="sum")
+    loss = F.cross_entropy(
+        model(Tensor(compute.batches.preparation.images(held_out.images))), held_out.labels, reduction="sum"
+    )
     assert compute.evaluate(Node(0, 1)).loss_sum == loss.item()
 
 
@@ -366,7 +378,7 @@ def test_numbers_that_grow_out_of_bounds_in_an_evaluation_warn_nobody_since_the_
 
 def test_without_normalisation_images_are_only_scaled() -> None:
     compute = compute_of(job_of(normalize=False))
-    images, _ = compute.batch(np.arange(4), 0, 0)
+    images, _ = compute.batches.training(np.arange(4), 0, 0)
     np.testing.assert_allclose(images, digits().train.images[:4] / 255.0, rtol=1e-6)
 
 
@@ -374,7 +386,7 @@ def test_sums_are_valid_until_the_next_call_and_memory_does_not_grow() -> None:
     compute = compute_of(job_of(micro_batches=16))
     for step in range(3):
         compute.train(step % 2, Node(0, 16))
-    assert len(compute._pool.free) == 4
+    assert len(pool_of(compute).free) == 4
 
 
 # What is not wanted any more
@@ -454,7 +466,7 @@ def test_the_memory_of_what_was_stopped_is_used_again() -> None:
     for more in range(15):
         stopped(compute, Node(0, 16), more)
     compute.train(1, Node(0, 16))
-    assert len(compute._pool.free) == 4
+    assert len(pool_of(compute).free) == 4
 
 
 def test_how_far_it_came_is_told() -> None:

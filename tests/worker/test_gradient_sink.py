@@ -7,7 +7,6 @@ from common.aggregation.layout import LayoutEntry, ParameterLayout
 from common.aggregation.quantization.quantization import RoundingKey, quantization_of
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Node, Vector
-from common.autograd.graph import Leaf
 from common.random import Purpose, generator
 from worker.gradient_sink import GradientSink, NotFiniteError
 
@@ -17,12 +16,11 @@ LAYOUT = ParameterLayout(
     statistics=(LayoutEntry("d", (2,), 9),),
 )
 FRAMES = [Slice(0, 4), Slice(4, 8), Slice(8, 11)]
-LEAVES = [Leaf(entry.shape, np.dtype(np.float32)) for entry in LAYOUT.parameters]
 KEY = RoundingKey(0, Node(0, 1))
 
 
 def sink_of(frames: list[Slice] = FRAMES) -> GradientSink:
-    return GradientSink(LAYOUT, frames, quantization_of("float32", 0, LAYOUT.parameter_size), LEAVES)
+    return GradientSink(LAYOUT, frames, quantization_of("float32", 0, LAYOUT.parameter_size))
 
 
 def pushed(*finished: int, frames: list[Slice] = FRAMES) -> tuple[list[int], list[int]]:
@@ -40,7 +38,7 @@ def pushed(*finished: int, frames: list[Slice] = FRAMES) -> tuple[list[int], lis
         on_final = sink.on_final
         assert on_final is not None
         for parameter in finished:
-            on_final(LEAVES[parameter])
+            on_final(parameter)
         meanwhile = len(seen)
         sink.end()
     return seen[:meanwhile], seen[meanwhile:]
@@ -87,13 +85,12 @@ def test_sums_are_rounded_to_the_same_bits_whether_they_are_sent_in_frames_or_st
     layout = ParameterLayout((LayoutEntry("a", (9000,), 0),), (LayoutEntry("d", (7,), 9000),))
     frames = list(Slice(0, layout.size).cut(4096))
     quantization = quantization_of(wire, 5, layout.parameter_size)
-    leaf = Leaf((9000,), np.dtype(np.float32))
     sums, other = generator(1, Purpose.CANARY).standard_normal((2, layout.size)).astype(np.float32)
 
     def result(is_sending: bool) -> bytes:
         """Return what comes of a micro-batch, then of that and another one."""
         sent, kept = np.zeros((2, layout.size), np.float32)
-        sink, left, total = GradientSink(layout, frames, quantization, [leaf]), sums.copy(), np.empty_like(sums)
+        sink, left, total = GradientSink(layout, frames, quantization), sums.copy(), np.empty_like(sums)
 
         def send(start: int, words: Vector) -> None:
             (frame,) = [each for each in frames if each.start == start]

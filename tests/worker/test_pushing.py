@@ -10,6 +10,7 @@ from common.aggregation.tree import Node, Vector
 from common.autograd import functional as F
 from common.autograd.graph import no_grad
 from common.autograd.tensor import Tensor
+from common.model.autograd import AutogradModel
 from common.nn.module import Module, Parameter
 from common.protocol.codec import decode, encode
 from common.protocol.messages import Lease, Result, SumsFrame, Weights, WorkerMessage
@@ -59,7 +60,7 @@ def test_the_end_of_the_vector_is_pushed_first() -> None:
 
 def test_the_first_push_comes_while_backward_is_on_its_way() -> None:
     compute = compute_of(MLP)
-    first = compute._binding.gradients[0]
+    first = compute.layout.parameters[0].view(compute.into)
     states: list[bool] = []
 
     def send(start: int, words: Vector) -> None:
@@ -97,7 +98,7 @@ def test_a_gradient_that_is_not_finite_is_not_pushed_and_the_next_one_has_its_bi
     node: Node, is_pushing: bool, wire: str
 ) -> None:
     def made() -> Compute:
-        return Compute(job_of(wire=wire), Rooted(), digits())
+        return Compute(job_of(wire=wire), AutogradModel(Rooted()), digits())
 
     compute, fresh, starts = made(), made(), list[int]()
     send = (lambda start, words: starts.append(start)) if is_pushing else None
@@ -124,7 +125,7 @@ class Tied(Module):
 
 def test_a_parameter_that_is_used_twice_is_pushed_after_its_last_use() -> None:
     def made() -> Compute:
-        compute = Compute(job_of(), Tied(), digits())
+        compute = Compute(job_of(), AutogradModel(Tied()), digits())
         compute.weights[:] = np.linspace(-0.01, 0.01, compute.layout.size, dtype=np.float32)
         return compute
 
@@ -158,7 +159,7 @@ def odd(frame: int = 1000) -> Compute:
     """Return what computes the odd model's sums, in frames that end in the middle of its layers."""
     model = Odd()
     size = layout_of(model).size
-    compute = Compute(ODD, model, digits(), frames=list(Slice(0, size).cut(frame)))
+    compute = Compute(ODD, AutogradModel(model), digits(), frames=list(Slice(0, size).cut(frame)))
     compute.weights[:] = np.sin(np.arange(size, dtype=np.float32)) / 8
     return compute
 
@@ -169,14 +170,14 @@ def alone(step: int, node: Node) -> Vector:
         first, second = node.halves()
         return alone(step, first) + alone(step, second)
     compute = odd()
-    indices, sums = compute.sampler.indices(step, node.lo), compute._new_vector()
+    indices, sums = compute.batches.sampler.indices(step, node.lo), compute._new_vector()
     if not len(indices):
         return sums
-    images, targets = compute.batch(indices, step, node.lo)
+    images, targets = compute.batches.training(indices, step, node.lo)
     model = Odd()
     for name, parameter in model.named_parameters():
         parameter.data[...] = compute.layout.read(compute.weights)[name]
-    compute.objective.training_loss(model(Tensor(images)), targets).backward()
+    compute.batches.objective.training_loss(model(Tensor(images)), targets).backward()
     for entry, parameter in zip(compute.layout.parameters, model.parameters(), strict=True):
         if parameter.grad is not None:
             entry.view(sums)[...] = parameter.grad

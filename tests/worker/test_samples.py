@@ -15,10 +15,9 @@ from common.aggregation.tree import Node
 from common.data.dataset import TrainTest
 from common.data.manifest import PartName, manifest_of, packed, part_of
 from common.errors import DataError, RemoteProtocolError
-from common.nn.model_source import build_model
 from common.protocol.messages import Lease, Samples, SamplesRequest, Work
 from tests.simulation.small import digits, job_of
-from worker.compute import Compute
+from worker.batches import Batches
 from worker.samples import Places, SampleFetcher, SampleStore, checksum
 
 PLACES = np.array([7, 3, 39])
@@ -208,8 +207,8 @@ class Fetching:
     fetcher: SampleFetcher
 
     def places(self, *leases: Lease) -> bytes:
-        compute = self.fetcher.compute
-        needed = [compute.samples_of(each.work, each.step, Node(each.lo, each.hi)) for each in leases]
+        batches = self.fetcher.batches
+        needed = [batches.samples_of(each.work, each.step, Node(each.lo, each.hi)) for each in leases]
         return np.concatenate(needed).astype("<u4").tobytes()
 
     def put(self, request: SamplesRequest) -> None:
@@ -223,8 +222,8 @@ class Fetching:
 def fetching(folder: Path) -> Fetching:
     data = TrainTest("digits", digits().train, digits().test, digits().test)
     store = SampleStore.open(folder, manifest_of(data))
-    compute = Compute(job_of(), build_model("linear"), store.data("digits"), moments=(0.5, 0.25))
-    return Fetching(data, SampleFetcher(store, compute))
+    batches = Batches(job_of(), store.data("digits"), moments=(0.5, 0.25))
+    return Fetching(data, SampleFetcher(store, batches))
 
 
 @pytest.mark.parametrize(

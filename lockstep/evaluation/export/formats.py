@@ -46,7 +46,7 @@ class Exporter:
         # Imported here, since the extra may not be installed.
         from lockstep.evaluation.export.onnx_file import onnx_bytes
 
-        model = self.trained.model
+        model = self.trained.model.module
         train = dataset_of(self.trained.job).train
         preparation = self._preparation()
         samples = preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape)))

@@ -110,8 +110,11 @@ def test_a_baseline_that_is_not_there_is_reported() -> None:
         Baseline.start(Path("nowhere"), ["step", "linear", "32"])
 
 
-def test_a_baseline_without_torch_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
-    peer = Baseline.start(Path(sys.executable), ["step", "linear", "32"])
+def test_a_baseline_without_torch_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
+    python.chmod(0o755)
+    peer = Baseline.start(python, ["step", "linear", "32"])
     with pytest.raises(RunError, match="is torch installed in its environment"):
         peer.steps(1)
     peer.close()

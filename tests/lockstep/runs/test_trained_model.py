@@ -103,11 +103,11 @@ def test_the_model_has_the_weights_of_the_run(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
     run = small_run(tmp_path, model)
     trained = open_trained(run.folder)
-    assert not trained.model.training
+    assert not trained.model.module.training
     assert trained.job == run.job
     expected = run.model.state_dict()
     assert expected.keys() == trained.layout.read(trained.weights).keys()
-    for name, array in trained.model.state_dict().items():
+    for name, array in trained.model.module.state_dict().items():
         np.testing.assert_array_equal(array, expected[name])
 
 

@@ -71,7 +71,7 @@ def test_it_is_the_runs_own_micro_batch(
     recorded = past.steps()[step].loss_sums()[micro_batch]
     assert np.float32(found["loss_sum"]) == np.float32(found["recorded_loss_sum"]) == recorded
     compute = Compute(job, open_again(past, allows_mixed_numerics=False).model, load(job.data))
-    assert found["samples"] == compute.sampler.indices(step, micro_batch).tolist()
+    assert found["samples"] == compute.batches.sampler.indices(step, micro_batch).tolist()
     assert found["labels"] == load(job.data).train.labels[found["samples"]].tolist()
     assert [layer["kind"] for layer in found["layers"]][:3] == ["Conv2d", "BatchNorm2d", "ReLU"]
     assert set(found["layers"][0]["gradients"]) == {"0.weight", "0.bias"}
@@ -87,9 +87,9 @@ def test_every_figure_is_that_of_the_array_in_its_place(tmp_path: Path) -> None:
     trainer = SingleProcessTrainer(open_again(recorded, allows_mixed_numerics=False), ManualClock())
     trainer.step(0)
     trainer.compute.turn(1)
-    compute, model = trainer.compute, trainer.compute.model
-    indices = compute.sampler.indices(1, 2)
-    images, targets = compute.batch(indices, 1, 2)
+    compute, model = trainer.compute, trainer.compute.model.module
+    indices = compute.batches.sampler.indices(1, 2)
+    images, targets = compute.batches.training(indices, 1, 2)
     model.zero_grad()
     model.reseed(job.seed, 1, 2)
     arrays = [Tensor(images)]
@@ -98,7 +98,7 @@ def test_every_figure_is_that_of_the_array_in_its_place(tmp_path: Path) -> None:
     loss = F.cross_entropy(arrays[-1], targets, reduction="sum")
     loss.backward()
     figures = [figures_of(array.data) for array in (*arrays[1:], arrays[-1])]
-    gradients = {name: figures_of(parameter.grad) for name, parameter in model.named_parameters()}  # type: ignore[arg-type]
+    gradients = {name: figures_of(parameter.grad) for name, parameter in model.named_parameters()}
     kinds = {"0": "Flatten", "1": "Linear", "2": "ReLU", "3": "Dropout", "4": "Linear", "": "Sequential"}
     assert found == MicroBatchReplay(
         run="run",

@@ -3,8 +3,8 @@
 import numpy as np
 
 from common import nn
-from common.aggregation.layout import layout_of
 from common.job.job import Job
+from common.model.autograd import AutogradModel
 from ps.run.plan import plan_of
 from ps.shard.update_policy import policy_of
 
@@ -12,6 +12,6 @@ from ps.shard.update_policy import policy_of
 def test_the_policy_knows_where_statistics_begin() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.25))
     job = Job(clip_norm=2.0)
-    policy = policy_of(job, plan_of(job, 1280, 10), model, layout_of(model))
+    policy = policy_of(job, plan_of(job, 1280, 10), AutogradModel(model))
     assert (policy.parameter_size, policy.clip_norm) == (21, 2.0)
     np.testing.assert_array_equal(policy.momenta, np.full(6, 0.25, np.float32))

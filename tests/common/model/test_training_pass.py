@@ -9,13 +9,13 @@ import pytest
 from common.autograd.graph import Leaf, observe
 from common.autograd.primitives.primitive import Array, Primitive
 from common.job.objective import Objective
+from common.model.autograd import TrainingPass
 from common.nn.layers.activations import ReLU
 from common.nn.layers.attention import TransformerEncoderLayer
 from common.nn.layers.containers import Sequential
 from common.nn.layers.embedding import Embedding, PositionalEmbedding
 from common.nn.layers.linear import Flatten, Linear
 from common.nn.module import Module
-from worker.compute import TrainingPass
 
 RNG = np.random.default_rng(5)
 

@@ -1,0 +1,162 @@
+"""Models of the library's own layers, and of others that compute with its tensors: gradients come from our autograd."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from common.aggregation.layout import Binding, ParameterLayout, gather, layout_of, statistic_momenta
+from common.aggregation.tree import Vector
+from common.autograd import graph
+from common.autograd.capture import Capture, capture
+from common.autograd.graph import Leaf, no_grad, observing
+from common.autograd.primitives.primitive import Array
+from common.autograd.tensor import Tensor
+from common.job.objective import Objective
+from common.model.port import DrawKey, OnFinal, Outcome
+from common.nn.inspection import first_nonfinite_layer
+from common.nn.module import Module, Parameter, Stochastic, is_repeatable
+
+
+@dataclass
+class AutogradModel:
+    """A `Module`."""
+
+    module: Module
+    layout: ParameterLayout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layout = layout_of(self.module)
+
+    def momenta(self) -> Vector:
+        return statistic_momenta(self.module, self.layout)
+
+    def first_weights(self, seed: int) -> Vector:
+        return gather(self.module.initialize(seed), self.layout)
+
+    def load(self, weights: Vector) -> None:
+        self.module.load_state_dict(self.layout.read(weights))
+        self.module.eval()
+
+    def outputs(self, images: Array) -> Array:
+        self.module.eval()
+        with no_grad():
+            outputs: Array = self.module(Tensor(images)).data
+        return outputs
+
+    def engine(self, objective: Objective) -> "AutogradEngine":
+        return AutogradEngine(self.module, self.layout, objective)
+
+
+@dataclass
+class TrainingPass:
+    """Forward and backward of a model over a micro-batch: by the engine the first time, then by what was captured.
+
+    Either way the bits are the same.
+    """
+
+    model: Module
+    parameters: list[Parameter]
+    objective: Objective
+    #: Whether the model is known to do the same with every batch of one shape.
+    _is_repeatable: bool = field(init=False)
+    #: By the shape of the images: what follows from it is the same for all batches of a job.
+    _captures: dict[tuple[int, ...], Capture] = field(default_factory=dict)
+    #: What walks back over the last forward.
+    _pending: Tensor | Capture | None = None
+
+    def __post_init__(self) -> None:
+        self._is_repeatable = is_repeatable(self.model)
+
+    def forward(self, images: Array, targets: Array) -> tuple[Array, Array]:
+        """Return the sum of the losses, a number, and the model's outputs; `targets` are as the objective has them."""
+        # An observer of the engine wants to see it at work.
+        captured = self._captures.get(images.shape) if observing.get() is None else None
+        if captured is not None:
+            loss, outputs = captured.forward(images, targets)
+            self._pending = captured
+            return loss, outputs
+        return self._forward_by_engine(images, targets)
+
+    def _forward_by_engine(self, images: Array, targets: Array) -> tuple[Array, Array]:
+        if self._is_repeatable:
+            results, captured = capture(self._compute, (images, targets), self.parameters)
+            if captured is not None:
+                self._captures[images.shape] = captured
+        else:
+            results = self._compute(images, targets)
+        loss, outputs = results
+        self._pending = loss
+        return loss.data, outputs.data
+
+    def _compute(self, images: Array, targets: Array) -> tuple[Tensor, Tensor]:
+        outputs = self.model(Tensor(images))
+        return self.objective.training_loss(outputs, targets), outputs
+
+    def backward(self, on_final: graph.OnFinal | None = None) -> None:
+        """Add to the parameters' gradients those of the last forward, once after each; `on_final` as in `Tensor`."""
+        pending, self._pending = self._pending, None
+        if isinstance(pending, Capture):
+            pending.backward(on_final)
+        else:
+            assert pending is not None
+            pending.backward(retain_graph=False, on_final=on_final)
+
+
+class AutogradEngine:
+    """Computes a model by our autograd, whose backward writes gradients into their views in the vector of sums."""
+
+    def __init__(self, module: Module, layout: ParameterLayout, objective: Objective) -> None:
+        self._module = module
+        self._layout = layout
+        self._objective = objective
+        # Every part of it, whatever the model's builder left behind: `_put` looks at the root only.
+        module.train()
+        #: Whether any module draws random numbers in its forward.
+        self._draws = any(isinstance(each, Stochastic) for each in module.modules())
+        self._pass = TrainingPass(module, list(module.parameters()), objective)
+        self._indices: dict[Leaf | None, int] = {
+            parameter.leaf: index for index, parameter in enumerate(self._pass.parameters)
+        }
+
+    def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
+        self._binding = Binding(self._module, self._layout, weights, sums)
+
+    def read_from(self, index: int) -> None:
+        self._binding.read_from(index)
+
+    def write_to(self, index: int) -> None:
+        self._binding.write_to(index)
+
+    def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
+        self._put(is_training=True)
+        if self._draws:
+            self._module.reseed(*key)
+        loss, outputs = self._pass.forward(images, targets)
+        return Outcome(float(loss), outputs)
+
+    def backward(self, on_final: OnFinal | None) -> None:
+        for parameter in self._pass.parameters:
+            parameter.grad = None
+        indices = self._indices
+        self._pass.backward(None if on_final is None else lambda leaf: on_final(indices[leaf]))
+        for parameter, sums in zip(self._pass.parameters, self._binding.gradients, strict=True):
+            if parameter.grad is None:
+                sums.fill(0.0)
+
+    def evaluate(self, images: Array, targets: Array) -> Outcome:
+        self._put(is_training=False)
+        with no_grad():
+            outputs = self._module(Tensor(images))
+            loss = self._objective.test_loss(outputs, targets)
+        return Outcome(float(loss.data), outputs.data)
+
+    def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
+        self._put(is_training=key is not None)
+        if key is not None:
+            # The forward that looks for the layer is to draw the very numbers of the other one.
+            self._module.reseed(*key)
+        return first_nonfinite_layer(self._module, Tensor(images))
+
+    def _put(self, *, is_training: bool) -> None:
+        """Put the whole model into one mode."""
+        if self._module.training != is_training:
+            self._module.train(is_training)

@@ -1,0 +1,96 @@
+"""What a run needs of a model, whoever computes its gradients; nothing else of a run learns who that is.
+
+A `Model` says what is trained. Its `Engine` computes: the weights of a slot and a micro-batch go in, sums are written
+into a flat vector, and the loss and the outputs come out. Samples, leases, the tree of sums, the update, checkpoints
+and verification know these two protocols only.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from common.aggregation.layout import ParameterLayout
+from common.aggregation.tree import Vector
+from common.autograd.primitives.primitive import Array
+from common.job.objective import Objective
+
+#: Called with the index of a parameter, in the order of the layout, as soon as its gradient is final.
+OnFinal = Callable[[int], None]
+
+
+class DrawKey(NamedTuple):
+    """What all random numbers of a micro-batch follow from, together with a layer's place (rule R2)."""
+
+    seed: int
+    step: int
+    micro_batch: int
+
+
+class Outcome(NamedTuple):
+    """What a forward came to."""
+
+    #: The sum of the losses, as a float32 that may not be finite.
+    loss: float
+    #: The model's outputs; valid until the next forward.
+    outputs: Array
+
+
+class Engine(Protocol):
+    """Computes with values that lie in flat vectors of the layout's size.
+
+    Equal weights, samples and keys give equal bits, whatever was computed before.
+    """
+
+    def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
+        """Compute with these vectors from now on, at first with the first of each. Nobody writes through `weights`."""
+
+    def read_from(self, index: int) -> None:
+        """Compute with the weights vector of that index."""
+
+    def write_to(self, index: int) -> None:
+        """Write gradients, and what is observed of statistics, into the sums vector of that index."""
+
+    def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
+        """Compute in training mode. A statistic that is observed is written as statistic × samples (rule R8)."""
+
+    def backward(self, on_final: OnFinal | None) -> None:
+        """Write the gradients of the sum of the losses of the last forward: zeros if a parameter took no part in it.
+
+        `on_final` is called at most once for each parameter, in any order; one for which it is not called is final at
+        the end.
+        """
+
+    def evaluate(self, images: Array, targets: Array) -> Outcome:
+        """Compute in evaluation mode, with the loss of the test set."""
+
+    def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
+        """Return where the forward with that key, or the evaluation if None, first had a number that is not finite.
+
+        As `"3.1 (Linear)"`; None if the outputs of all layers are finite.
+        """
+
+
+class Model(Protocol):
+    """What is trained: named arrays, and a function of them and of samples."""
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Where each parameter and running statistic lies in a flat vector."""
+
+    @property
+    def module(self) -> Any:
+        """The model as its user knows it."""
+
+    def momenta(self) -> Vector:
+        """Return the momentum of each value of a running statistic, (size - parameter_size,)."""
+
+    def first_weights(self, seed: int) -> Vector:
+        """Return a new vector of the values that a run with that seed begins with."""
+
+    def load(self, weights: Vector) -> None:
+        """Copy a vector of weights into the model, and put it into evaluation mode."""
+
+    def outputs(self, images: Array) -> Array:
+        """Return the outputs of the model in evaluation mode, with the values that it has now."""
+
+    def engine(self, objective: Objective) -> Engine:
+        """Return what computes with this model; it has to be bound to vectors first."""
