@@ -70,9 +70,7 @@ class Compute:
         self._bind(self.slots)
         self._attempt = Attempt(lambda: self.is_wanted())
         sink = GradientSink(self.layout, self.frames, self.wire)
-        self._nodes = SumsInOnePass(
-            SumsByMicroBatch(self.engine, self.layout, self.batches, sink, self._attempt)
-        )
+        self._nodes = SumsInOnePass(SumsByMicroBatch(self.engine, self.layout, self.batches, sink, self._attempt))
 
     @property
     def layout(self) -> ParameterLayout:

@@ -186,7 +186,7 @@ class SumsInOnePass:
             return self._named(step, node, at, out, computed, losses)
         attempt.losses.extend(sums.tolist())
         sink.begin(out, RoundingKey(step, node), send)
-        # Sums over several are sent at the end, so that they can still be given up: one alone takes no longer than that.
+        # Sums over several are sent at the end: until then they can be given up, while nothing was sent.
         made.backward(out, progress.advance, sink.on_final if len(node) == 1 else None)
         try:
             sink.end()
@@ -195,7 +195,7 @@ class SumsInOnePass:
         return self._tally(sums, outputs, made.targets)
 
     def _named(self, step: int, node: Node, at: Vectors, out: Vector, computed: int, losses: int) -> Tally:
-        """Compute a node that is not finite again, one micro-batch after the other: that raises and says which it is."""
+        """Compute a node that is not finite again, one micro-batch after the other, which names the one that is not."""
         attempt = self.one_by_one.attempt
         attempt.computed = computed
         del attempt.losses[losses:]

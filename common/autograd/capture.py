@@ -86,6 +86,8 @@ class Capture:
 
         Neither the tensors nor their gradients change. Raises `UntapeableError` if something cannot be recorded.
         """
+        if not all(tensor.data.flags.c_contiguous for tensor in self._tensors):
+            raise UntapeableError("a tensor is not in C order")
         tape = Tape()
         leaves = [Leaf(tensor.shape, tensor.dtype) for tensor in self._tensors]
         for leaf in leaves:
@@ -102,7 +104,9 @@ class Capture:
             for step in steps:
                 _apply(step, partial(recorder, step.primitive, "forward", step.primitive.forward), values)
             forward = len(tape.calls)
-            backward_over(nodes, self._seed, retain_graph=True)
+            seed = tape.empty(self._seed)
+            tape.copy(seed, 1)
+            backward_over(nodes, seed, retain_graph=True)
         outputs = [tape.view_of(values[slot]) for slot in self._outputs]
         if None in outputs:
             raise UntapeableError("an output was computed in a way that is not recorded")

@@ -26,8 +26,8 @@ from common.autograd.tensor import Tensor
 Tree = int | tuple["Tree", "Tree"]
 
 #: Bytes of the largest array of a stack up to which it stays in a second-level cache of 1 MiB, as far as that matters.
-#: LeNet in four micro-batches of 16 takes 5.2 ms one by one and 5.8 to 6.5 as a stack, whose windows have 5 MB; mlp, with
-#: 0.2 MB at 16 and 0.8 MB at 64, takes 3.6 and 2.8 ms, and 8.8 and 7.9 (medians of 60, in turns).
+#: LeNet in four micro-batches of 16 takes 5.2 ms one by one and 5.8 as a stack, whose windows have 5 MB; mlp, with 0.2
+#: MB at 16 and 0.8 MB at 64, takes 3.6 and 2.8 ms, and 8.8 and 7.9 (the 30th of 100 times, in turns).
 STACK_BYTES = 1 << 20
 
 #: Calls that are made without a break.
@@ -79,12 +79,14 @@ class Program:
         self._parts = list(_parts(calls, capture))
         self._outputs = capture.outputs
         memories = {id(view.memory): view.memory for part in self._parts for view in _views(part.calls)}
-        inputs = sorted((each for each in capture.tape.memories if each.kind is MemoryKind.INPUT), key=lambda m: m.number)
+        inputs = sorted(
+            (each for each in capture.tape.memories if each.kind is MemoryKind.INPUT), key=lambda m: m.number
+        )
         self._inputs = [_aligned(self._count * each.size) for each in inputs]
         self._layout = _Layout.of(self._parts, list(memories.values()), capture.outputs, self._count, tree)
         self._arena = _aligned(self._layout.size)
         #: What functions whose calls are not recorded saved, by batch: for the next pass in the same place.
-        self._saved: dict[tuple[int, int], list[Any]] = {}
+        self._saved: dict[tuple[int, int], Saved] = {}
         #: One array for each input, to be filled before each pass: the batches along the first axis.
         self.inputs = [
             _array(memory, (self._count, *each.array.shape), each.array.dtype, (each.size, *each.array.strides))
@@ -97,7 +99,10 @@ class Program:
     def fits_in_cache(self) -> bool:
         """Whether a stack is faster than its batches one by one: one alone always is."""
         calls = (call for part in self._parts if not part.is_summed for call in part.calls)
-        return self._count == 1 or self._count * max(each.nbytes for each in _views(calls) if _is_stacked(each)) <= STACK_BYTES
+        return (
+            self._count == 1
+            or self._count * max(each.nbytes for each in _views(calls) if _is_stacked(each)) <= STACK_BYTES
+        )
 
     @property
     def nbytes(self) -> int:
@@ -232,14 +237,16 @@ def _summed(calls: list[tuple[int, Call]]) -> list[list[tuple[int, Call]]]:
         own = {place: call for place, call in calls if number in _gradients([call])}
         if any(len(_gradients([call])) > 1 for call in own.values()):
             raise UntapeableError("a call writes into several gradients")
-        private = _add_preparations(own, touching)
+        if not _is_ordered(own, calls):
+            raise UntapeableError("what a gradient is computed from changes meanwhile")
+        private = _add_preparations(own, touching, calls)
         groups += _components(own, private)
-    for group in groups:
-        _check_order(group, calls)
     return groups
 
 
-def _add_preparations(own: dict[int, Call], touching: Mapping[int, list[tuple[int, Call]]]) -> set[int]:
+def _add_preparations(
+    own: dict[int, Call], touching: Mapping[int, list[tuple[int, Call]]], calls: list[tuple[int, Call]]
+) -> set[int]:
     """Add to the calls of a group those whose results nobody else reads; return the memories of these results."""
     private: set[int] = set()
     is_growing = True
@@ -247,7 +254,8 @@ def _add_preparations(own: dict[int, Call], touching: Mapping[int, list[tuple[in
         is_growing = False
         for key in {id(each) for call in own.values() for each in _touched(call) if _is_temporary(each)} - private:
             others = [(place, call) for place, call in touching[key] if place not in own]
-            if all([id(each) for each in _written(call)] == [key] for _, call in others):
+            is_made_for_it = all([id(each) for each in _written(call)] == [key] for _, call in others)
+            if is_made_for_it and _is_ordered({**own, **dict(others)}, calls):
                 private.add(key)
                 own.update(others)
                 is_growing = True
@@ -279,13 +287,15 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def _check_order(group: list[tuple[int, Call]], calls: list[tuple[int, Call]]) -> None:
-    """Raise `UntapeableError` if what a group reads is overwritten before its last call, when all of it is made."""
-    inside = {place for place, _ in group}
-    read = {id(each) for _, call in group for each in _touched(call)}
+def _is_ordered(own: Mapping[int, Call], calls: list[tuple[int, Call]]) -> bool:
+    """Tell whether a group may be made where its last call is: nothing that it reads is overwritten before."""
+    first, last, read = min(own), max(own), set[int]()
     for place, call in calls:
-        if group[0][0] < place < group[-1][0] and place not in inside and read & {id(each) for each in _written(call)}:
-            raise UntapeableError("what a gradient is computed from changes meanwhile")
+        if place in own:
+            read.update(id(each) for each in _touched(call))
+        elif first < place < last and any(id(each) in read for each in _written(call)):
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +436,7 @@ class _Emitter:
 
     def _operand(self, operand: Any, batch: int, addend: tuple[int, int] | None) -> Any:
         if isinstance(operand, Saved):
-            return self.program._saved.setdefault((id(operand), batch), [None])
+            return self.program._saved.setdefault((id(operand), batch), Saved(None))
         return self._view(operand, batch, addend) if isinstance(operand, View) else operand
 
     def _view(self, view: View, batch: int, addend: tuple[int, int] | None) -> Array:
@@ -510,9 +520,7 @@ def _sums_one_by_one(
     """Return the sums of the gradients of the tensors, None where there is none; append each batch's outputs."""
     if not isinstance(tree, int):
         left, right = (_sums_one_by_one(captured, tensors, each, batches, outputs) for each in tree)
-        return [
-            None if one is None or other is None else one + other for one, other in zip(left, right, strict=True)
-        ]
+        return [None if one is None or other is None else one + other for one, other in zip(left, right, strict=True)]
     for tensor in tensors:
         tensor.grad = None
     outputs.append([np.array(each) for each in captured.forward(*batches[tree])])

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,11 +82,11 @@ class CallKind(Enum):
     ALONE = auto()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Saved:
     """Stands for what a function, whose own calls are not recorded, saved for another."""
 
-    #: What it saved when the tape was made.
+    #: What it saved last.
     value: Any
 
 
@@ -124,6 +125,24 @@ class TapedArray(np.ndarray[Any, np.dtype[Any]]):
 
     def __array_finalize__(self, origin: Any) -> None:
         self.tape = getattr(origin, "tape", None)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        target = self[index]
+        if not isinstance(target, TapedArray) or not np.may_share_memory(target, self):
+            raise UntapeableError(f"elements are replaced at {index!r}, which is not a view")
+        np.copyto(target, value)
+
+    def reshape(self, *shape: Any, order: Any = "C", copy: bool | None = None) -> Any:
+        try:
+            return super().reshape(*shape, order=order, copy=False)
+        except ValueError:  # not without a copy, or not at all
+            return _tape_of([self]).copied(self, order).reshape(*shape, order=order, copy=False)
+
+    def copy(self, order: Any = "C") -> Any:
+        return _tape_of([self]).copied(self, order)
+
+    def fill(self, value: Any) -> None:
+        np.copyto(self, value)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
         return _tape_of([*inputs, *out])._apply(ufunc, method, inputs, out[0] if out else None, options)
@@ -247,9 +266,7 @@ class Tape:
         if any(value is not None and value is not True for value in options.values()):
             raise UntapeableError(f"{ufunc.__name__}.reduce is called with {options!r}")
 
-        def reduced(array: Array, out: Array | None = None) -> Any:
-            return ufunc.reduce(array, axis, None, out, keepdims)
-
+        reduced: Any = partial(ufunc.reduce, axis=axis, keepdims=keepdims)
         result, target = self._target(reduced, (array,), out)
         self.calls.append(Call(ufunc.reduce, (operand, axis, None, target, keepdims), (3,), CallKind.ALONE))
         return result
@@ -263,6 +280,12 @@ class Tape:
             raise UntapeableError("a result goes to an array that nobody can write to")
         function(*inputs, out=plain(out))
         return out, view
+
+    def copied(self, array: Any, order: Any) -> Any:
+        """Return a copy of an array."""
+        made = self.empty(array, order=order)
+        self.copy(made, array)
+        return made
 
     def copy(self, target: Any, source: Any) -> None:
         """Stand for `np.copyto`."""
@@ -290,11 +313,11 @@ class Tape:
 
 
 def _fill(function: Callable[..., Any], target: Array, *arrays: Any) -> None:
-    np.copyto(target, function(*arrays))
+    np.copyto(target, function(*(each.value if isinstance(each, Saved) else each for each in arrays)))
 
 
-def _fill_and_save(function: Callable[..., Any], target: Array, place: "list[Any]", *arrays: Any) -> None:
-    result, place[0] = function(*arrays)
+def _fill_and_save(function: Callable[..., Any], target: Array, place: Saved, *arrays: Any) -> None:
+    result, place.value = function(*arrays)
     np.copyto(target, result)
 
 

@@ -18,12 +18,18 @@ from common.model.port import Batch, DrawKey, OnFinal, Outcome
 from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module, Parameter, Stochastic, first_unrepeatable, is_repeatable
 
+#: Passes over as many micro-batches of one size that are computed one by one before a program is made for them, which
+#: takes as long as some dozen: a short run, as in a test, is over before that pays.
+WARM_UP = 8
+
 
 @dataclass
 class AutogradModel:
     """A `Module`."""
 
     module: Module
+    #: Passes over micro-batches of one size that are computed as the module says before they are computed by a program.
+    warm_up: int = WARM_UP
     layout: ParameterLayout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,7 +52,7 @@ class AutogradModel:
         return outputs
 
     def engine(self, objective: Objective) -> "AutogradEngine":
-        return AutogradEngine(self.module, self.layout, objective)
+        return AutogradEngine(self.module, self.layout, objective, self.warm_up)
 
 
 @dataclass
@@ -106,11 +112,6 @@ class TrainingPass:
         else:
             assert pending is not None
             pending.backward(retain_graph=False, on_final=on_final)
-
-
-#: Passes over as many micro-batches of one size that are computed one by one before a program is made for them, which
-#: takes as long as some dozen: a short run, as in a test, is over before that pays.
-WARM_UP = 8
 
 
 @dataclass(eq=False)

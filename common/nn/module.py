@@ -334,4 +334,7 @@ def is_repeatable(model: Module) -> bool:
 def first_unrepeatable(model: Module) -> str | None:
     """Return the first module of which that is not known, as `"3.1 (Dropout)"`; None if there is none."""
     places = model.named_modules()
-    return next((f"{name or 'the model'} ({type(each).__name__})" for name, each in places if type(each) not in _REPEATABLE), None)
+    return next(
+        (f"{name or 'the model'} ({type(each).__name__})" for name, each in places if type(each) not in _REPEATABLE),
+        None,
+    )

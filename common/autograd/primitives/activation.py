@@ -51,8 +51,19 @@ def erf(x: Array) -> Array:
     """Return the error function, which NumPy lacks, to some units of rounding of the dtype of `x`."""
     bound, series = _coefficients(x.dtype)
     inside = np.clip(x, -bound, bound)
-    over_x: Array = chebyshev.chebval(inside * inside * (2 / bound**2) - 1, series)
-    return inside * over_x
+    return inside * _chebyshev_sum(inside * inside * (2 / bound**2) - 1, series)
+
+
+def _chebyshev_sum(x: Array, series: Array) -> Array:
+    """Return what `chebyshev.chebval` does, by Clenshaw's recurrence, of three coefficients or more.
+
+    With numbers for coefficients: arrays of them a tape would not know.
+    """
+    twice = 2 * x
+    last, result = float(series[-3] - series[-1]), float(series[-2]) + float(series[-1]) * twice
+    for coefficient in series[-4::-1].tolist():
+        last, result = coefficient - result, last + result * twice
+    return last + result * x
 
 
 def _gelu(x: Array) -> tuple[Array, Array]:

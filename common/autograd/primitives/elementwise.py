@@ -86,9 +86,7 @@ divide = Primitive(
     is_taped=True,
 )
 # The operator and not np.power: it turns the common exponents 2, 0.5 and -1 into single instructions.
-power = Primitive(
-    "power", lambda x, y: x**y, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)), is_taped=True
-)
+power = Primitive("power", lambda x, y: x**y, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)))
 negate = Primitive("negate", np.negative, (lambda g, _, x: -g,), reads=((),), is_taped=True)
 absolute = Primitive("abs", np.absolute, (lambda g, _, x: g * np.sign(x),), reads=((0,),), is_taped=True)
 maximum = Primitive(

@@ -101,7 +101,6 @@ batch_norm_inference = Primitive(
     keeps=True,
     reads=((1,), (), ()),
     writes=(1, 2),
-    is_taped=True,
 )
 
 

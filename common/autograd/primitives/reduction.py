@@ -49,7 +49,7 @@ def _sum(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:
 
 def _sum_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims: bool) -> Array:
     # A view of stride 0: whatever comes next reads a few numbers instead of a whole array.
-    return np.broadcast_to(_restore(gradient, shape, axis, keepdims), shape)
+    return np.broadcast_to(_restore(gradient, shape, axis, keepdims), shape, subok=True)
 
 
 def _mean(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:

@@ -17,7 +17,7 @@ def _pad(x: Array, widths: Widths, value: float) -> tuple[Array, Shape]:
     shape = tuple(size + before + after for size, (before, after) in zip(x.shape, widths, strict=True))
     padded = np.empty_like(x, shape=shape)  # keeps the order of the axes in memory, which np.pad does not
     np.copyto(padded, value)
-    np.copyto(padded[_inner(x.shape, widths)], x)
+    np.copyto(padded[(..., *_inner(x.shape, widths))], x)
     return padded, x.shape
 
 
@@ -75,7 +75,11 @@ transpose = Primitive(
 )
 # The engine sums the gradient down to the argument's shape.
 broadcast_to = Primitive(
-    "broadcast_to", lambda x, shape: np.broadcast_to(x, shape), (lambda g, _, x, shape: g,), reads=((),), is_taped=True
+    "broadcast_to",
+    lambda x, shape: np.broadcast_to(x, shape, subok=True),
+    (lambda g, _, x, shape: g,),
+    reads=((),),
+    is_taped=True,
 )
 pad = Primitive(
     "pad",

@@ -3,6 +3,7 @@
 Any memory layout is accepted; results and gradients have the batch innermost.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,15 @@ def _avg_pool2d_x(gradient: Array, saved: _Divided, *_: None, **__: object) -> A
     return batch_first(result)
 
 
+@lru_cache(maxsize=64)
 def _divisor(rows: Window, columns: Window, count_include_pad: bool, dtype: np.dtype[Any]) -> Array:
-    """Return the number of elements of each window, as something that divides (oh, ow, batch)."""
+    """Return the number of elements of each window, as something that divides (oh, ow, batch); to be read only."""
     if count_include_pad or not (rows.padding or columns.padding):
-        return np.array(rows.kernel * columns.kernel, dtype)
-    return np.multiply.outer(_seen(rows), _seen(columns)).astype(dtype)[:, :, None]
+        counts = np.array(rows.kernel * columns.kernel, dtype)
+    else:
+        counts = np.multiply.outer(_seen(rows), _seen(columns)).astype(dtype)[:, :, None]
+    counts.flags.writeable = False
+    return counts
 
 
 def _seen(window: Window) -> Array:
