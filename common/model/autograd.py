@@ -241,21 +241,23 @@ class AutogradEngine:
     def _made(self, tree: Tree, batches: Sequence[Batch]) -> StackedPass | None:
         self._put(is_training=True)
         images, targets = batches[0]
-        captured = self._pass.captured(images)
-        if captured is None:
+        if self._pass.captured(images) is None:
             self._pass.forward(images, targets)
-            captured = self._pass.captured(images)
-        taped = self._tape(captured, batches[0])
+        captured = self._pass.captured(images)
+        taped = None if captured is None else self._tape(captured, batches[0])
         if captured is None or taped is None:
             return None
-        program = proven(captured, taped, self._pass.parameters, tree, batches)
+        try:
+            program = proven(captured, taped, self._pass.parameters, tree, batches)
+        except UntapeableError:
+            return None
         return None if program is None else StackedPass(program, self._layout, taped.is_reached, self._weights[0])
 
-    def _tape(self, captured: Capture | None, batch: Batch) -> TapedCapture | None:
+    def _tape(self, captured: Capture, batch: Batch) -> TapedCapture | None:
         shape = batch[0].shape
         if shape not in self._taped:
             try:
-                self._taped[shape] = None if captured is None else captured.taped(batch)
+                self._taped[shape] = captured.taped(batch)
             except UntapeableError:
                 self._taped[shape] = None
         return self._taped[shape]

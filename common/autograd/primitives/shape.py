@@ -1,5 +1,7 @@
 """The same elements in another shape, order or frame. Results are views where NumPy can give one."""
 
+from typing import Any
+
 import numpy as np
 
 from common.autograd.primitives.primitive import Array, Primitive
@@ -17,7 +19,8 @@ def _pad(x: Array, widths: Widths, value: float) -> tuple[Array, Shape]:
     shape = tuple(size + before + after for size, (before, after) in zip(x.shape, widths, strict=True))
     padded = np.empty_like(x, shape=shape)  # keeps the order of the axes in memory, which np.pad does not
     np.copyto(padded, value)
-    np.copyto(padded[(..., *_inner(x.shape, widths))], x)
+    inside: Any = (..., *_inner(x.shape, widths))
+    np.copyto(padded[inside], x)
     return padded, x.shape
 
 
