@@ -15,6 +15,7 @@ from common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
 from common.errors import FailureKind, RefusalKind
 from common.job.job import Job
 from common.protocol.fingerprint import Fingerprint
+from common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
 PROTOCOL_VERSION = 7
@@ -230,6 +231,12 @@ class Welcome(Message, frozen=True, kw_only=True):
     shards: Annotated[list[ShortText], Meta(max_length=64)] = []
     #: Of the data, where samples are sent to a worker that does not have it.
     manifest: Manifest | None = None
+    #: Who computes gradients at the server, and what it computed of the model; empty if the fingerprint shows that, or
+    #: if numerics may be mixed.
+    engine: ShortText = ""
+    evidence: ShortText = ""
+    #: Mean and deviation of the training set, where the server had to read all of it for them.
+    moments: tuple[float, float] | None = None
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -238,6 +245,8 @@ class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
     reason: Text
     #: The default is left out of the header, so that a peer of another version can read why it is refused.
     kind: RefusalKind = RefusalKind.VERSION
+    #: The numerics of the run, if those of the process are the reason and it may have them as well.
+    numerics: Numerics | None = None
 
 
 class Eviction(Message, frozen=True, kw_only=True):

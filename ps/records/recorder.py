@@ -109,7 +109,7 @@ class MetricsRecorder:
             self.folder.add_record(record)
             self._link(status.epoch, digest)
             if self.info.pauses:
-                self.folder.keep_epoch(self.layout, weights, status.epoch)
+                self.folder.keep_epoch(self.layout, weights, status.epoch, self.ends_at(status.epoch))
             self.folder.flush()
         # Last, as in `account`.
         self.history.append(record)

@@ -35,6 +35,8 @@ PACKAGE_ORDER = Order(
         ("common.statemachine",),
         ("common.protocol",),
         ("common.transport",),
+        ("common.model.source",),
+        ("common.pytorch",),
         ("common.model",),
         ("common.job",),
         ("common.data",),
@@ -71,6 +73,7 @@ PROTOCOL_ORDER = Order(
         ("common.protocol.shard_messages", "common.protocol.memory_offer"),
         ("common.protocol.messages",),
         ("common.protocol.fingerprint",),
+        ("common.protocol.canary",),
     ),
 )
 
@@ -118,6 +121,7 @@ APPLICATION_ORDER = Order(
         ("lockstep.launch",),
         ("lockstep.reports",),
         ("lockstep.evaluation",),
+        ("lockstep.packing",),
         ("lockstep.runs",),
     ),
 )

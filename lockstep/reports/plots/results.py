@@ -1,6 +1,7 @@
 """Plot a trained model: its confusion matrix, first layer and worst mistakes, or the outputs of a regression."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +10,6 @@ from matplotlib.figure import Figure
 from common.autograd.primitives.primitive import Array
 from common.data.dataset import Dataset
 from common.errors import ModelError
-from common.nn.module import Module
 from lockstep.evaluation.assessment import Assessment
 from lockstep.evaluation.confusion import Confusion
 from lockstep.reports.plots.style import colour, new_figure, tidy
@@ -54,9 +54,9 @@ def _count(axes: Axes, row: int, column: int, count: int, is_dark: bool) -> None
         axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, fontweight=weight, color=colour)
 
 
-def first_layer(model: Module, sample_shape: tuple[int, ...]) -> Figure:
+def first_layer(weights: Mapping[str, Array], sample_shape: tuple[int, ...]) -> Figure:
     """Return the weights of the first layer as images. Raises ModelError if they are not images."""
-    name, images = first_images(model, sample_shape)
+    name, images = first_images(weights, sample_shape)
     # Of many units, those with the largest weights: others still show their initial values.
     largest = np.sort(np.argsort(-np.square(images).sum(axis=(1, 2)), kind="stable")[:MOST_FILTERS])
     shown = images[largest]
@@ -70,10 +70,9 @@ def first_layer(model: Module, sample_shape: tuple[int, ...]) -> Figure:
     return figure
 
 
-def first_images(model: Module, sample_shape: tuple[int, ...]) -> tuple[str, Array]:
+def first_images(weights: Mapping[str, Array], sample_shape: tuple[int, ...]) -> tuple[str, Array]:
     """Return the name and the images (units, height, width) of the first weight with two or more axes."""
-    weights = ((name, parameter.data) for name, parameter in model.named_parameters() if parameter.ndim >= 2)
-    name, weight = next(weights, ("", None))
+    name, weight = next(((name, array) for name, array in weights.items() if array.ndim >= 2), ("", None))
     if weight is None:
         raise ModelError("the model has no weight with units")
     if weight.ndim == 4 and weight.shape[2] * weight.shape[3] > 1:
