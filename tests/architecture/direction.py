@@ -117,7 +117,7 @@ APPLICATION_ORDER = Order(
         ("lockstep.verification",),
         ("lockstep.bench",),
         ("lockstep.checkup",),
-        ("lockstep.api",),
+        ("lockstep.api", "lockstep.watch"),
         ("lockstep.launch",),
         ("lockstep.reports",),
         ("lockstep.evaluation",),

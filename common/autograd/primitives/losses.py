@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from common.autograd.primitives.activation import log1p
 from common.autograd.primitives.memory import copied
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.primitives.softmax import shifted
@@ -105,7 +106,7 @@ def _bce_with_logits(logits: Array, target: Array, *, reduction: str = "mean") -
     As max(x, 0) - x t + log(1 + exp(-|x|)), which does not overflow.
     """
     _check_same(logits, target, "bce_with_logits")
-    losses = np.maximum(logits, 0) - logits * target + np.log1p(np.exp(-np.abs(logits)))
+    losses = np.maximum(logits, 0) - logits * target + log1p(np.exp(-np.abs(logits)))
     return _reduced(losses, losses.shape, reduction)
 
 
