@@ -52,7 +52,7 @@ def _cross_entropy_logits(
 ) -> Array:
     probabilities, places, shape = saved
     result = probabilities - label_smoothing / probabilities.shape[0] if label_smoothing else copied(probabilities)
-    np.subtract.at(result.reshape(-1), places, 1.0 - label_smoothing)
+    np.subtract.at(result.reshape(-1), places, _number(1.0 - label_smoothing, result.dtype))
     result *= _spread(gradient, places.size, reduction).reshape(-1)
     return _unrow(result.T, shape)
 
@@ -129,6 +129,14 @@ bce_with_logits = Primitive(
     reads=((0, 1), (0,)),
     is_taped=True,
 )
+
+
+@lru_cache(maxsize=8)
+def _number(value: float, dtype: np.dtype[np.generic]) -> Array:
+    """Return a number as an array, to be read only: `ufunc.at` would compute with a plain one in float64."""
+    number = np.array(value, dtype)
+    number.flags.writeable = False
+    return number
 
 
 @lru_cache(maxsize=8)
