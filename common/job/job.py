@@ -31,7 +31,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         Meta(description="linear, mlp, lenet or cnn, or FILE.py:FUNCTION that returns a Module"),
     ] = "lenet"
     data: Annotated[
-        str, Meta(description="mnist, a folder of IDX files, or an .npz with x_train, y_train, x_test, y_test")
+        str,
+        Meta(
+            description="mnist, a folder that `lockstep pack` made or of IDX files, or an .npz; `train` and `fit` also "
+            "take a .csv, .parquet or folder of pictures"
+        ),
     ] = "mnist"
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="what all random numbers are derived from")] = 0
     epochs: Annotated[PositiveInt, Meta(description="passes over the training set")] = 3

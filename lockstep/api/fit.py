@@ -17,7 +17,8 @@ from common.runtime.clock import SystemClock
 from lockstep.api.callback_runner import CallbackRunner, check_form
 from lockstep.api.callbacks import Callback, EarlyStopping, Training
 from lockstep.api.exported_model import Model, exported
-from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
+from lockstep.api.frames import Frame, memory_data, named_data, taken_options
+from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
 from lockstep.launch.cluster import train_here
 from lockstep.reports.display import Display, SilentDisplay, display_for
@@ -31,7 +32,7 @@ from ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 
 def fit(
     model: Model,
-    data: str | Path | Arrays = "mnist",
+    data: str | Path | Arrays | Frame = "mnist",
     *,
     run_dir: str | Path | None = None,
     warm_start: bool = False,
@@ -49,9 +50,14 @@ def fit(
 
     `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`: images
     uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
-    `loss="mse"` floats (n,) or (n, outputs). `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7,
-    optimizer="adam", validation_split=0.1`, …; `workers=0` trains in this process. `numerics="portable"` gives
-    the same bits on every x86-64 processor with AVX2. `callbacks` are described in `lockstep.api.callbacks`.
+    `loss="mse"` floats (n,) or (n, outputs). It may also be a .csv or .parquet, a folder of pictures, a data frame of
+    pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` says what is predicted, and
+    `columns`, `task`, `missing`, `standardize`, `size`, `grayscale` and `test_split` are those of `lockstep pack`; a
+    pair of frames is one to train and one to test with.
+
+    `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam", validation_split=0.1`, …;
+    `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.
+    `callbacks` are described in `lockstep.api.callbacks`.
 
     The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
     the model's own. Results go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes
@@ -60,11 +66,12 @@ def fit(
     Raises `JobError`, `ModelError` or `DataError` if the call cannot be carried out, and `RunError` if the run
     fails.
     """
-    arrays = None if isinstance(data, str | Path) else named_arrays(data)
+    options, values = taken_options(values)
+    arrays = None if isinstance(data, str | Path) else memory_data(data, options)
     known = exported(model)
     given = {"model": known.value, **_with_values_of(callbacks, values)}
-    if arrays is None:
-        given["data"] = str(data)
+    if isinstance(data, str | Path):
+        given["data"] = named_data(str(data), options, verbose=verbose)
     job, launch = resolve({}, given, default_launch())
     weights = _weights(model) if warm_start else None
     wanted = None if run_dir is None else Path(run_dir)

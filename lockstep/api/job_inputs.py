@@ -1,6 +1,7 @@
 """What the calling process has in memory, written into the run's folder: weights, data, a model's source."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]
 
 #: Where the weights stand that a warm start begins with, the data, and a model's source, in the run's folder.
 INITIAL, DATA, MODEL = "initial.safetensors", "data.npz", "model.py"
+
+#: The folder that a data frame is packed into there, and what packs it.
+FOLDER = "data"
+PackInto = Callable[[Path], object]
 
 
 def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
@@ -42,7 +47,7 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
 def job_inputs(
     folder: Path,
     weights: dict[str, NDArray[Any]] | None,
-    data: dict[str, NDArray[Any]] | None,
+    data: dict[str, NDArray[Any]] | PackInto | None,
     model: ModelText | None = None,
 ) -> Iterator[dict[str, str]]:
     """Write weights, data and a model's source into the run's folder; give the job's values that name them.
@@ -57,7 +62,10 @@ def job_inputs(
         if weights is not None:
             paths["initial"] = (folder / INITIAL).resolve()
             write(paths["initial"], weights, {})
-        if data is not None:
+        if callable(data):
+            paths["data"] = (folder / FOLDER).resolve()
+            data(paths["data"])
+        elif data is not None:
             paths["data"] = (folder / DATA).resolve()
             np.savez(paths["data"], **data)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
         if model is not None:
@@ -67,7 +75,7 @@ def job_inputs(
         yield named if model is None else {**named, "model": f"{paths['model']}:{model.function}"}
     except UsageError:
         for path in paths.values():
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         with suppress(OSError):
             for path in made:
                 path.rmdir()

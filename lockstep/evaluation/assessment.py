@@ -28,6 +28,8 @@ class Assessment:
     #: Outputs of the model: (n, classes), for sequences (n·t, classes), or for a regression (n, targets).
     outputs: Vector
     objective: Objective = field(default_factory=Objective)
+    #: The names of the classes, in order; empty if they have none.
+    class_names: tuple[str, ...] = ()
 
     @property
     def targets(self) -> Array:
@@ -60,7 +62,7 @@ def assess(trained: Trained, data: str | None = None) -> Assessment:
     test = batches.data.test
     compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk).copy())
     tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
-    return Assessment(test, tally, np.concatenate(outputs), objective)
+    return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names)
 
 
 def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective: Objective) -> TrainTest:

@@ -1,10 +1,13 @@
 """The confusion matrix of a classifier, and precision, recall and F1 of each class. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from common.files.sanitize import cut, one_line
 
 Integers = NDArray[np.int64]
 
@@ -65,28 +68,43 @@ def _share(part: int, whole: int) -> float | None:
 MOST_SHOWN = 12
 
 
-def figures_lines(figures: list[ClassFigures]) -> list[str]:
+#: Most characters of a class's name in a line.
+MOST_NAME = 20
+
+
+def shown_names(names: Sequence[str], classes: int) -> list[str]:
+    """Return what each class is called on the screen: its name, as far as there is room, or its number."""
+    return [cut(one_line(name), MOST_NAME) for name in names] if names else [str(label) for label in range(classes)]
+
+
+def figures_lines(figures: list[ClassFigures], names: Sequence[str] = ()) -> list[str]:
     """Return one line per class."""
-    head = "class  samples  precision   recall       F1  most often mistaken for"
-    return [head, *map(_line, figures)]
+    shown = shown_names(names, len(figures))
+    width = max(5, *map(len, shown))
+    head = f"{'class':>{width}}  samples  precision   recall       F1  most often mistaken for"
+    return [head, *(_line(one, shown, width) for one in figures)]
 
 
-def _line(one: ClassFigures) -> str:
+def _line(one: ClassFigures, shown: Sequence[str], width: int) -> str:
     shares = "  ".join(f"{value:>7.2%}" if value is not None else f"{'-':>7}" for value in (one.recall, one.f1))
     precision = f"{one.precision:.2%}" if one.precision is not None else "-"
-    mistaken = f"{one.mistaken_for}, {one.mistakes} times" if one.mistaken_for is not None else "-"
-    return f"{one.label:>5}  {one.samples:>7,}  {precision:>9}  {shares}  {mistaken}"
+    mistaken = f"{shown[one.mistaken_for]}, {one.mistakes} times" if one.mistaken_for is not None else "-"
+    return f"{shown[one.label]:>{width}}  {one.samples:>7,}  {precision:>9}  {shares}  {mistaken}"
 
 
-def matrix_lines(confusion: Confusion) -> list[str]:
+def matrix_lines(confusion: Confusion, names: Sequence[str] = ()) -> list[str]:
     """Return the matrix, one line per class, or none if it would not fit."""
     classes = len(confusion.counts)
     if classes > MOST_SHOWN:
         return []
     width = max(5, len(str(int(confusion.counts.max()))) + 1)
-    head = "predicted" + "".join(f"{label:>{width}}" for label in range(classes))
+    # There is no room for names over the columns: a column is the class of the row with its number.
+    shown = [f"{label} {name}" for label, name in enumerate(shown_names(names, classes))] if names else []
+    first = max(9, *map(len, shown)) if shown else 9
+    head = f"{'predicted':<{first}}" + "".join(f"{label:>{width}}" for label in range(classes))
     rows = (
-        f"class {label:>3}" + "".join(f"{count or '.':>{width}}" for count in row.tolist())
+        (f"{shown[label]:<{first}}" if shown else f"class {label:>3}")
+        + "".join(f"{count or '.':>{width}}" for count in row.tolist())
         for label, row in enumerate(confusion.counts)
     )
     return [head, *rows]

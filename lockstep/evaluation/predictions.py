@@ -28,13 +28,16 @@ class Recognizer:
     white: float
     #: Whether images are brought into MNIST's form, or only resized.
     centres: bool
+    #: The names of the classes, in order; empty if they have none.
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, trained: Trained, *, centres: bool) -> "Recognizer":
         """Return the recognizer of a model. Raises DataError unless it classifies images of one or three channels."""
         if trained.job.loss == "mse":
             raise DataError("the model is a regression: expected a classifier; `lockstep evaluate` reports its errors")
-        train = dataset_of(trained.job).train
+        data = dataset_of(trained.job)
+        train = data.train
         shape = train.sample_shape
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise DataError(
@@ -44,7 +47,13 @@ class Recognizer:
         preparation = Preparation.of(train) if trained.job.normalize else Preparation(mean=0.0, std=1.0)
         is_bytes = train.images.dtype == np.uint8
         white = 255.0 if is_bytes or train.largest() > 1.5 else 1.0
-        return cls(trained, preparation, shape, is_bytes, white, centres and shape == (1, FIELD, FIELD))
+        # Pictures that were packed from a folder are not brought into MNIST's form: their own were not.
+        centres = centres and shape == (1, FIELD, FIELD) and not data.class_names
+        return cls(trained, preparation, shape, is_bytes, white, centres, data.class_names)
+
+    def name(self, label: int) -> str:
+        """Return what a class is called."""
+        return self.class_names[label] if self.class_names else str(label)
 
     def probabilities(self, image: Array) -> Array:
         """Return the probability of each class, (classes,), for an image (3, height, width) from 0 to 1."""

@@ -279,7 +279,8 @@ class StreamTable(Table):
         for whole in self.reader:
             for begin in range(0, whole.num_rows, ROWS):
                 batch = whole.slice(begin, ROWS)
-                yield self.named, row, batch.select(list(columns))
+                columns_of_it = [batch.column(name) for name in columns]
+                yield self.named, row, pa.RecordBatch.from_arrays(columns_of_it, names=list(columns))
                 row += batch.num_rows
                 self.advance(batch.num_rows)
 

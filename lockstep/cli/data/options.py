@@ -50,13 +50,6 @@ _OPTIONS = (
     click.option("--size", type=size, metavar="HxW", help="bring pictures to this size  [theirs, if it is one]"),
     click.option("--grayscale", is_flag=True, help="read pictures without their colours"),
     click.option(
-        "--dtype", type=click.Choice(["uint8", "float32"]), help="how samples are stored  [as suits the source]"
-    ),
-    click.option(
-        "--test", type=click.Path(path_type=Path), metavar="SOURCE", help="table or folder of pictures to test with"
-    ),
-    click.option("--labels", type=click.Path(path_type=Path), metavar="FILE", help="labels of the samples in an .npy"),
-    click.option(
         "--test-split",
         type=click.FloatRange(0, 1, max_open=True),
         metavar="SHARE",
@@ -64,9 +57,20 @@ _OPTIONS = (
         help="share that becomes the test set, if the source has none  [0.2]",
     ),
     click.option(
+        "--dtype", type=click.Choice(["uint8", "float32"]), help="how samples are stored  [as suits the source]"
+    ),
+    click.option(
+        "--test", type=click.Path(path_type=Path), metavar="SOURCE", help="table or folder of pictures to test with"
+    ),
+    click.option("--labels", type=click.Path(path_type=Path), metavar="FILE", help="labels of the samples in an .npy"),
+    click.option(
         "--seed", type=click.IntRange(0, 2**63 - 1), metavar="INT", default=0, help="what draws that share  [0]"
     ),
 )
+
+
+#: Those of `train`, whose data may be a source that is packed on the way.
+_DIRECT = ("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split")
 
 
 def PACK_OPTIONS(command: F) -> F:  # noqa: N802  # used as the flags of other commands are
@@ -74,6 +78,18 @@ def PACK_OPTIONS(command: F) -> F:  # noqa: N802  # used as the flags of other c
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def DIRECT_OPTIONS(command: F) -> F:  # noqa: N802  # as above
+    """Add the flags of packing that `train` has."""
+    for option in reversed(_OPTIONS[: len(_DIRECT)]):
+        command = option(command)
+    return command
+
+
+def direct_options(flags: dict[str, Any]) -> PackOptions:
+    """Take what the flags say about packing out of the flags of `train`."""
+    return options_of({name: flags.pop(name) for name in _DIRECT})
 
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:

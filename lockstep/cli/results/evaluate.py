@@ -56,6 +56,7 @@ def figures(tested: Assessment) -> dict[str, Any]:
     confusion = tested.confusion
     return {
         "test_accuracy": tested.tally.accuracy,
+        "class_names": list(tested.class_names) or [str(label) for label in range(len(confusion.counts))],
         "classes": confusion.figures(),
         "confusion": confusion.counts.tolist(),
     }
@@ -69,9 +70,9 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
         return [f"test R²        {r2_of(tested):.4f} over {samples}", *below, *target_lines(tested.fit)]
     counted = samples if tally.count == len(tested.dataset) else f"{tally.count:,} places in {samples}"
     confusion = tested.confusion
-    matrix = matrix_lines(confusion)
+    matrix = matrix_lines(confusion, tested.class_names)
     first = f"test accuracy  {tally.accuracy:.2%} of {counted}"
-    return [first, *below, *figures_lines(confusion.figures()), *(["", *matrix] if matrix else [])]
+    return [first, *below, *figures_lines(confusion.figures(), tested.class_names), *(["", *matrix] if matrix else [])]
 
 
 def r2_of(tested: Assessment) -> float:

@@ -1,5 +1,8 @@
 """`lockstep predict`: what a trained model takes pictures for."""
 
+import csv
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -8,13 +11,15 @@ import numpy as np
 from rich.console import Console
 
 from common.autograd.primitives.primitive import Array
+from common.data.folder import MANIFEST, FolderManifest, read_manifest
 from common.errors import DataError
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
+from lockstep.evaluation.confusion import shown_names
 from lockstep.evaluation.predictions import Recognizer
 from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.trained_model import Moment, open_trained
+from lockstep.runs.trained_model import Moment, Trained, open_trained
 
 #: Classes that are shown after the likeliest.
 OTHERS = 2
@@ -23,7 +28,7 @@ OTHERS = 2
 WIDTH, MOST_NAME = 80, 36
 
 
-@click.command(short_help="Classify pictures.")
+@click.command(short_help="Predict from pictures, or from a table.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @CHECKPOINT_OPTION
@@ -37,16 +42,24 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
     picture shows one digit, dark on light or light on dark, which is brought into MNIST's form: into a box of 20 by 20,
     and its centre of mass into the middle.
 
+    For a model of a table, PICTURES are tables with the same columns, CSV or Parquet. The output is CSV too: a row for
+    each of theirs, with the class and its probability, or with the numbers in the units of the training set.
+
     \b
       lockstep predict runs/20261124-231714-lenet seven.png
       lockstep predict runs/20261124-231714-lenet scans/*.jpg --json
+      lockstep predict runs/20261127-101500-net new_houses.csv > prices.csv
     """
+    trained = open_trained(run, moment)
+    begin_with(trained.job.numerics)
+    manifest = table_manifest_of(trained.job.data)
+    if manifest is not None:
+        predict_tables(trained, manifest, pictures, as_json=as_json)
+        return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing if nobody predicts.
     from lockstep.evaluation.image_file import read_image
 
-    trained = open_trained(run, moment)
-    begin_with(trained.job.numerics)
     recognizer = Recognizer.of(trained, centres=not no_center)
     console = Console(highlight=False)
     for path in pictures:
@@ -59,17 +72,49 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
             found = {
                 "picture": str(path),
                 "class": int(probabilities.argmax()),
+                "name": recognizer.name(int(probabilities.argmax())),
                 "probabilities": probabilities.tolist(),
             }
             click.echo(msgspec.json.encode(found).decode())
         else:
-            print_plainly(console, line(str(path), probabilities, min(MOST_NAME, max(map(len, map(str, pictures))))))
+            width = min(MOST_NAME, max(map(len, map(str, pictures))))
+            print_plainly(console, line(str(path), probabilities, width, recognizer.class_names))
 
 
-def line(name: str, probabilities: Array, width: int) -> str:
+def table_manifest_of(data: str) -> FolderManifest | None:
+    """Return how the table of a run was packed; None if it was not trained on one."""
+    folder = Path(data).expanduser()
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    return manifest if manifest is not None and manifest.kind == "table" else None
+
+
+def predict_tables(trained: Trained, manifest: FolderManifest, tables: Sequence[Path], *, as_json: bool) -> None:
+    """Print a line for each row of tables: CSV, or JSON with all probabilities."""
+    demand("pyarrow", "data", "lockstep predict")
+    # Here, as the extra may be missing if nobody predicts.
+    from lockstep.evaluation.table_predictions import predict_rows
+
+    targets = [column.name for column in manifest.targets]
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    if not as_json:
+        out.writerow([*targets, "probability"] if manifest.classes else targets)
+    for table in tables:
+        for row in predict_rows(trained, manifest, table):
+            if as_json and manifest.classes:
+                click.echo(msgspec.json.encode({"class": row.name, "probabilities": row.values}).decode())
+            elif as_json:
+                click.echo(msgspec.json.encode(dict(zip(targets, row.values, strict=True))).decode())
+            elif manifest.classes:
+                out.writerow([row.name, f"{max(row.values):.4f}"])
+            else:
+                out.writerow([f"{value:.6g}" for value in row.values])
+
+
+def line(name: str, probabilities: Array, width: int, class_names: Sequence[str] = ()) -> str:
     """Return what a picture shows, and what else it may, on one line."""
     shown = name if len(name) <= width else f"…{name[1 - width :]}"
     order = np.argsort(-probabilities, kind="stable")
-    others = ", ".join(f"{label} {probabilities[label]:.2%}" for label in order[1 : 1 + OTHERS].tolist())
+    called = shown_names(class_names, len(probabilities))
+    others = ", ".join(f"{called[label]} {probabilities[label]:.2%}" for label in order[1 : 1 + OTHERS].tolist())
     first = int(order[0])
-    return f"{shown:<{width}}  {first}  {probabilities[first]:>7.2%}" + (f"   or {others}" if others else "")
+    return f"{shown:<{width}}  {called[first]}  {probabilities[first]:>7.2%}" + (f"   or {others}" if others else "")

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 
 from common.errors import UsageError
 from common.job.job import Job
 from common.runtime.clock import SystemClock
-from common.runtime.environment import cores
+from common.runtime.environment import cache_home, cores
+from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options
+from lockstep.cli.data.progress import progress_of
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
 from lockstep.cli.options.run import (
     CHAOS_OPTION,
@@ -29,6 +32,7 @@ from lockstep.launch.cluster import train_here, train_on
 from lockstep.launch.companion import PageProcess, PageRequest, page_beside, watched
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.run_end import kept_on_failure, show_end
+from lockstep.packing.cache import changed, packed_source
 from lockstep.reports.display import Display, display_for, print_plainly
 from lockstep.reports.summary import show_summary
 from lockstep.runs.job_file import read_values, resolve
@@ -49,6 +53,7 @@ from ps.records.run_folder import RunResult
 @PICTURE_OPTION
 @WATCH_OPTION
 @WORKERS_OPTION
+@DIRECT_OPTIONS
 @job_options((*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name != "workers")))
 def train(
     job: Path | None,
@@ -73,20 +78,27 @@ def train(
       lockstep train --model mlp --workers 3 --epochs 2 --seed 7
       lockstep train --job examples/cnn.toml --run-dir runs/mine
       lockstep train --model examples/my_model.py:build
+      lockstep train --data houses.csv --target price --model net.py:build
       lockstep train --workers 0             in this process alone, the same bits
       lockstep train --resume runs/mine      from where it stopped, same bits
       lockstep train --chaos stop-worker=2   workers stopped on purpose
       lockstep train --on ray --workers 2..16 --run-dir /shared/mine
     """
+    packing = direct_options(flags)
     given = {**counts(workers), **{key: value for key, value in flags.items() if value is not None}}
     request = None if chaos is None else ChaosRequest(parse_chaos(chaos), chaos_seed)
     manner = Manner(Console(highlight=False), request, on, picture, PageRequest() if is_watched else None)
     if resume is not None:
         check_resume_flags(job=job, run_dir=run_dir)
+        if given_too := changed(packing):
+            raise UsageError(f"--resume with --{given_too[0].replace('_', '-')}: the run has its data: leave that out")
         resume_run(manner, resume, given)
         return
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
     begin_here(resolved, launch)
+    console, cache = manner.console, Path(cache_home()) / "lockstep"
+    data = packed_source(resolved.data, packing, cache, progress_of, lambda text: print_plainly(console, text))
+    resolved = msgspec.structs.replace(resolved, data=data)
     with claimed_run_dir(run_dir, resolved.model_name()) as folder:
         carry_out(manner, resolved, Destination(folder=folder, launch=launch))
 

@@ -1,5 +1,6 @@
 """Export a trained model to other formats."""
 
+import json
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -74,4 +75,10 @@ class Exporter:
             "data": job.data,
             "mean": repr(preparation.mean),
             "std": repr(preparation.std),
+            **self._classes(),
         }
+
+    def _classes(self) -> dict[str, str]:
+        """Return the names of the classes as a list in JSON, in the order of the outputs, if they have names."""
+        names = dataset_of(self.trained.job).class_names
+        return {"classes": json.dumps(names, ensure_ascii=False)} if names else {}

@@ -1,0 +1,79 @@
+"""Data that `fit` is given in other forms than arrays: files to be packed, and data frames."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from common.errors import DataError, JobError
+from common.runtime.environment import cache_home
+from lockstep.api.job_inputs import PackInto, named_arrays
+from lockstep.packing.cache import changed, packed_source
+from lockstep.packing.options import PackOptions
+from lockstep.packing.result import Watch
+from lockstep.runs.optional_packages import demand
+
+#: A data frame, or two, or a mapping of them: of any library, so that it has no type here.
+Frame = Any
+
+#: The options of packing that `fit` takes next to the values of a job.
+OPTIONS = ("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split")
+
+
+def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any]]:
+    """Return what is said about packing, and the values of the job; `JobError` for an option of another kind."""
+    given = {name: value for name, value in values.items() if name in OPTIONS and value is not None}
+    for name in ("target", "columns"):
+        if name in given:
+            several = given[name] if isinstance(given[name], list | tuple) else [given[name]]
+            given[name] = tuple(several)
+            if not all(isinstance(each, str) for each in several):
+                raise JobError(f"{name} = {values[name]!r}: expected the name of a column, or a list of names")
+    size = given.get("size")
+    if isinstance(size, int):
+        given["size"] = (size, size)
+    elif size is not None and not (isinstance(size, tuple) and len(size) == 2 and all(type(x) is int for x in size)):
+        raise JobError(f"size = {size!r}: expected (height, width) in pixels")
+    missing = given.get("missing")
+    if isinstance(missing, int | float):
+        given["missing"] = float(missing)
+    elif missing not in (None, "drop", "mean"):
+        raise JobError(f"missing = {missing!r}: expected 'drop', 'mean' or a number")
+    if not 0.0 <= given.get("test_split", 0.0) < 1.0:
+        raise JobError(f"test_split = {given['test_split']!r}: expected a share, at least 0 and below 1")
+    if given.get("task") not in (None, "classes", "numbers"):
+        raise JobError(f"task = {given['task']!r}: expected 'classes' or 'numbers'")
+    return PackOptions(**given), {name: value for name, value in values.items() if name not in OPTIONS}
+
+
+def memory_data(data: Any, options: PackOptions) -> dict[str, NDArray[Any]] | PackInto:
+    """Return what the calling process has in memory: arrays by name, or what packs a data frame."""
+    first = data[0] if isinstance(data, tuple) and data else data
+    if isinstance(data, Mapping):
+        first = data.get("train")
+    if hasattr(first, "__arrow_c_stream__") or (hasattr(first, "with_format") and hasattr(first, "features")):
+        demand("pyarrow", "data", f"a {type(first).__name__}")
+
+        def into(folder: Path) -> object:
+            # Imported here, since the extra may not be installed.
+            from lockstep.packing.frames import pack_frame
+
+            return pack_frame(data, folder, options)
+
+        return into
+    if given := changed(options):
+        raise DataError(f"{', '.join(given)} with a {type(data).__name__}: expected a data frame, or a file to pack")
+    return named_arrays(data)
+
+
+def named_data(name: str, options: PackOptions, *, verbose: bool) -> str:
+    """Return a job's data: what was packed if it is a file that has to be."""
+    cache = Path(cache_home()) / "lockstep"
+    return packed_source(name, options, cache, _no_progress, print if verbose else lambda text: None)
+
+
+@contextmanager
+def _no_progress(what: str) -> Iterator[Watch]:
+    yield lambda share: None

@@ -1,0 +1,78 @@
+"""Sources where a dataset is expected: packed once, into a folder that is named by the digest of their bytes."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from common.data.folder import MANIFEST
+from common.errors import DataError
+from common.files.sanitize import one_line
+from common.version import VERSION
+from lockstep.packing.arrays import is_array_source
+from lockstep.packing.files import files_below, has_pictures, table_files
+from lockstep.packing.options import PackOptions
+from lockstep.packing.pack import pack
+from lockstep.packing.result import Watch, lines
+
+#: Shows how far packing is, for as long as the context lasts.
+Progress = Callable[[str], AbstractContextManager[Watch]]
+
+
+def is_to_be_packed(source: str) -> bool:
+    """Tell whether a job's data is a table, or a folder of pictures, that nobody has packed yet."""
+    path = Path(os.path.expanduser(source))
+    if not path.exists() or (path / MANIFEST).is_file() or is_array_source(str(path)):
+        return False
+    return bool(table_files(path)) or has_pictures(path)
+
+
+def packed_source(
+    source: str, options: PackOptions, cache: Path, progress: Progress, say: Callable[[str], None]
+) -> str:
+    """Return a job's data: as it is, or the folder in the cache that it was packed into, now or before.
+
+    Raises DataError as `pack`, or if options are given that the data has no use for.
+    """
+    path = Path(os.path.expanduser(source))
+    if not is_to_be_packed(source):
+        if options != PackOptions():
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in changed(options))
+            raise DataError(f"{given} with data {source!r}: expected a .csv, .parquet or folder of pictures to pack")
+        return source
+    stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"
+    folder = cache / "datasets" / f"{stem}-{digest_of(path, options)[:16]}"
+    if not (folder / MANIFEST).is_file():
+        with progress(f"packing {source}") as watch:
+            packed = pack(str(path), folder, options, watch)
+        for line in lines(packed):
+            say(line)
+    return str(folder)
+
+
+def changed(options: PackOptions) -> list[str]:
+    """Return the names of the options that are not as by default."""
+    default = PackOptions()
+    return [name for name in vars(default) if getattr(options, name) != getattr(default, name)]
+
+
+def digest_of(path: Path, options: PackOptions) -> str:
+    """Return the SHA-256 of what a source's folder follows from: its files' bytes, and the options."""
+    digest = hashlib.sha256(msgspec.json.encode([VERSION, replace(options, test=None).texts()], order="sorted"))
+    sources = [path] if options.test is None else [path, options.test]
+    try:
+        for source in sources:
+            for file in files_below(source) if source.is_dir() else [source]:
+                name = str(file.relative_to(source)) if file != source else ""
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                digest.update(f"{name!r} {content};".encode())
+    except OSError as error:
+        reason = one_line(error.strerror or str(error))
+        raise DataError(f"{error.filename}: cannot be read ({reason}): expected a file") from None
+    return digest.hexdigest()

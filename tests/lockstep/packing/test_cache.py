@@ -1,0 +1,87 @@
+"""A table where a dataset is expected is packed once; other bytes or other options make another folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import DataError
+from lockstep.packing.cache import is_to_be_packed, packed_source
+from lockstep.packing.options import PackOptions
+from lockstep.packing.result import Watch
+from tests.lockstep.tiny_data import write_tiny
+
+pytest.importorskip("pyarrow")
+
+ROWS = "a,b,kind\n" + "".join(f"{number % 7},{number},{'xy'[number % 2]}\n" for number in range(50))
+
+
+@dataclass
+class Shown:
+    """What a person sees."""
+
+    packed: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Watch]:
+        self.packed.append(what)
+        yield lambda share: None
+
+
+def packed(source: Path, shown: Shown, **options: Any) -> str:
+    given = PackOptions(**{"target": ("kind",), **options})
+    return packed_source(str(source), given, source.parent / "cache", shown.progress, shown.said.append)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    (tmp_path / "rows.csv").write_text(ROWS)
+    return tmp_path / "rows.csv"
+
+
+def test_it_is_packed_once(table: Path) -> None:
+    shown = Shown()
+    first = packed(table, shown)
+    assert Path(first).parent == table.parent / "cache" / "datasets"
+    assert Path(first).name.startswith("rows-")
+    assert shown.said[0] == f"packed 40 samples to train on and 10 to test with into {first}"
+    table.touch()
+    assert packed(table, shown) == first
+    assert len(shown.packed) == 1
+
+
+def test_other_bytes_or_options_are_another_dataset(table: Path) -> None:
+    shown = Shown()
+    folders = [packed(table, shown), packed(table, shown, columns=("a",)), packed(table, shown, test_split=0.3)]
+    table.write_text(ROWS.replace("y", "z"))
+    folders.append(packed(table, shown))
+    assert len(set(folders)) == len(shown.packed) == 4
+
+
+def test_the_same_bytes_elsewhere_are_the_same_dataset(table: Path) -> None:
+    other = table.parent / "elsewhere" / "rows.csv"
+    other.parent.mkdir()
+    other.write_text(ROWS)
+    assert Path(packed(table, Shown())).name == Path(packed(other, Shown())).name
+
+
+def test_what_needs_no_packing_stays_what_it_is(tmp_path: Path) -> None:
+    shown, tiny = Shown(), write_tiny(tmp_path)
+    for source in ("mnist", str(tiny), "gone", str(tmp_path)):
+        assert not is_to_be_packed(source)
+        assert packed_source(source, PackOptions(), tmp_path, shown.progress, shown.said.append) == source
+    with pytest.raises(
+        DataError, match=r"--target, --test-split with data 'mnist': expected a .csv, .parquet or folder"
+    ):
+        packed_source("mnist", PackOptions(target=("x",), test_split=0.1), tmp_path, shown.progress, shown.said.append)
+    assert shown.packed == []
+
+
+def test_a_mistake_leaves_nothing_in_the_cache(table: Path) -> None:
+    with pytest.raises(DataError, match="no column 'kinds'"):
+        packed(table, Shown(), target=("kinds",))
+    assert list((table.parent / "cache").rglob("*-*")) == []
