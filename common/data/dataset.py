@@ -33,6 +33,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         _check_kind(self.images)
+        _check_label_kind(self.labels, self.classes)
         if not self.is_checked:
             _check_images(self.images[:])
             _check_labels(self.labels, self.classes)
@@ -132,27 +133,22 @@ def _check_images(images: NDArray[Any]) -> None:
         raise DataError(f"image {_first(~np.isfinite(images))} holds an infinity or NaN: expected finite numbers")
 
 
-def _check_labels(labels: NDArray[Any], classes: int) -> None:
-    if classes:
-        _check_classes(labels, classes)
-    else:
-        _check_targets(labels)
-
-
-def _check_targets(targets: NDArray[Any]) -> None:
-    if targets.dtype != np.float32 or targets.ndim != 2 or not targets.shape[1]:
-        raise DataError(
-            f"labels of dtype {str(targets.dtype)!r} and shape {targets.shape!r}: expected float32 and (n, targets)"
-        )
-    if not np.isfinite(targets).all():
-        raise DataError(f"label {_first(~np.isfinite(targets))} holds an infinity or NaN: expected finite numbers")
-
-
-def _check_classes(labels: NDArray[np.int64], classes: int) -> None:
-    if labels.dtype != np.int64 or labels.ndim not in (1, 2):
+def _check_label_kind(labels: NDArray[Any], classes: int) -> None:
+    """Raise DataError for labels of a dtype or shape that there is not."""
+    if classes and (labels.dtype != np.int64 or labels.ndim not in (1, 2)):
         raise DataError(f"labels of dtype {str(labels.dtype)!r} and shape {labels.shape!r}: expected int64 and (n,)")
+    if not classes and (labels.dtype != np.float32 or labels.ndim != 2 or not labels.shape[1]):
+        raise DataError(
+            f"labels of dtype {str(labels.dtype)!r} and shape {labels.shape!r}: expected float32 and (n, targets)"
+        )
+
+
+def _check_labels(labels: NDArray[Any], classes: int) -> None:
+    """Raise DataError for values that labels cannot have."""
+    if not classes and not np.isfinite(labels).all():
+        raise DataError(f"label {_first(~np.isfinite(labels))} holds an infinity or NaN: expected finite numbers")
     outside = (labels < 0) | (labels >= classes)
-    if outside.any():
+    if classes and outside.any():
         index = _first(outside)
         value = int(labels[outside][0])
         raise DataError(f"label {value!r} at index {index}: expected an integer in [0, {classes})")

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import msgspec
 import numpy as np
@@ -97,7 +97,7 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     mean: _Real
     std: _Scale
     largest: _Real
-    block_bytes: Annotated[int, Meta(ge=4096, le=2**30)]
+    block_bytes: Annotated[int, Meta(ge=4096, le=2**26)]
     train: FolderPart
     test: FolderPart
     origin: Origin
@@ -186,12 +186,12 @@ def check_folder(folder: Path, watch: Callable[[int], None] = lambda done: None)
             file = open_array(folder, manifest, name, array)
             with file.path.open("rb") as stream:
                 stream.seek(DATA_OFFSET)
-                for number, block in enumerate(_blocks_of(stream.read, manifest.block_bytes)):
+                for number, block in enumerate(_blocks_of(stream, file.rows.nbytes, manifest.block_bytes)):
                     file.blocks.check(file.path, number, block)
                     watch(len(block))
     return manifest
 
 
-def _blocks_of(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
-    while block := read(size):
-        yield block
+def _blocks_of(stream: BinaryIO, length: int, size: int) -> Iterator[bytes]:
+    for begin in range(0, length, size):
+        yield stream.read(min(size, length - begin))

@@ -136,7 +136,7 @@ class MappedFile:
 
     def check_ends(self) -> None:
         """Raise DataError if the first or the last block is not what was packed: a cheap look, not a whole one."""
-        for number in sorted({0, len(self.blocks.digests) - 1}):
+        for number in sorted({0, len(self.blocks.digests) - 1} if self.blocks.digests else ()):
             self.check_block(number)
 
 

@@ -50,6 +50,7 @@ CASES = {
     "checkpoints": (1_500, 30_000),
     "idx": (3_000, 60_000),
     "npz": (2_500, 50_000),
+    "dataset folders": (1_000, 20_000),
     "job files": (1_000, 40_000),
     "descriptions": (1_500, 40_000),
     "shared folders": (1_000, 20_000),
