@@ -4,7 +4,7 @@ What a column's mean is, and which texts it has, is known at the end only: so ro
 there, scaled, to the folder. Only the rows of the training set count for means.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -302,10 +302,8 @@ class _LabelScale:
         names, count = [each.name for each in targets], train.targets
         if not standardize:
             return cls(names, np.zeros(count), np.ones(count))
-        mean = sum(labels.sum(axis=0) for _, labels in train.blocks()) / train.rows
-        squares = sum(np.square(labels - mean).sum(axis=0) for _, labels in train.blocks())
-        std = np.sqrt(squares / train.rows)
-        return cls(names, mean, np.where(std > 0, std, 1.0))
+        mean, std = _moments(labels for _, labels in train.blocks())
+        return cls(names, mean, std)
 
     def apply(self, labels: Floats) -> NDArray[np.float32]:
         return ((labels - self.mean) / self.std).astype(np.float32)
@@ -368,11 +366,26 @@ def _scale_of(train: Scratch, features: Sequence[ColumnEncoder], options: PackOp
     elif options.missing == "mean":
         scale.fill = _means(train, scale)
     if options.standardize:
-        scale.mean = _means(train, scale)
-        squares = sum(np.square(scale.prepared(samples) - scale.mean).sum(axis=0) for samples, _ in train.blocks())
-        std = np.sqrt(squares / train.rows)
-        scale.std = np.where(std > 0, std, 1.0)
+        scale.mean, scale.std = _moments(scale.prepared(samples) for samples, _ in train.blocks())
     return scale
+
+
+def _moments(blocks: Iterable[Floats]) -> tuple[Floats, Floats]:
+    """Return mean and deviation of each column, 1 where that is 0, of blocks of rows that are read once.
+
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979: the
+    squares are about the mean of each block, so that large numbers that differ little keep their digits.
+    """
+    count, mean, squares = 0, np.zeros(()), np.zeros(())
+    for block in blocks:
+        rows, here = len(block), block.mean(axis=0)
+        block -= here
+        between = here - mean
+        squares = squares + np.einsum("ij,ij->j", block, block) + between**2 * (count * rows / (count + rows))
+        mean = mean + between * (rows / (count + rows))
+        count += rows
+    std = np.sqrt(squares / max(1, count))
+    return mean, np.where(std > 0, std, 1.0)
 
 
 def _means(train: Scratch, scale: _Scale) -> Floats:

@@ -151,3 +151,28 @@ def test_the_script_trains(capsys: pytest.CaptureFixture[str], tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     script("fit_mnist.py")["main"]()
     assert "test accuracy 9" in capsys.readouterr().out
+
+
+def test_a_table_and_pictures_of_ones_own_train_from_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("PIL")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    brief: dict[str, Any] = {"workers": 0, "epochs": 2, "optimizer": "adamw", "lr": 0.01, "verbose": False}
+    script("homes/data.py")["main"](tmp_path / "homes.csv")
+    homes = fit(
+        script("homes/model.py")["build"](),
+        tmp_path / "homes.csv",
+        target="price",
+        missing="mean",
+        loss="mse",
+        run_dir=tmp_path / "homes",
+        **brief,
+    )
+    assert homes.test_r2 is not None
+    assert homes.test_r2 > 0.9
+    script("shapes/data.py")["main"](tmp_path / "shapes", 60)
+    shapes = fit(script("shapes/model.py")["build"](), tmp_path / "shapes", size=32, run_dir=tmp_path / "run", **brief)
+    assert shapes.weights_sha256
+    assert load(shapes.job.data).class_names == ("circle", "square", "triangle")

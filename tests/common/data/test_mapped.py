@@ -69,6 +69,13 @@ def test_what_lies_in_memory_is_not_requested_any_more(samples: MappedSamples) -
     assert not samples.may_wait()
 
 
+@given(st.lists(st.integers(0, 599), max_size=30))
+def test_any_rows_may_be_requested_ahead(samples: MappedSamples, places: list[int]) -> None:
+    samples.file.wary = CALM_GATHERS
+    samples.request(np.array(places, np.int64))
+    np.testing.assert_array_equal(samples.take(np.array(places, np.int64)), ARRAY[places])
+
+
 def test_it_cannot_be_written_to(samples: MappedSamples) -> None:
     with pytest.raises(ValueError, match="read-only"):
         samples.file.rows[0] = 1.0
