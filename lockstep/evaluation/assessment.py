@@ -7,14 +7,15 @@ import numpy as np
 from common.aggregation.tree import Node, Vector
 from common.autograd.primitives.primitive import Array
 from common.data.dataset import Dataset, TrainTest
+from common.data.folder import Column
 from common.data.sampler import evaluation_chunks
 from common.data.source import load
 from common.errors import DataError, ModelError
 from common.job.objective import Objective
 from common.job.tally import Tally
 from lockstep.evaluation.confusion import Confusion
-from lockstep.evaluation.regression import TargetFigures, figures_of
-from lockstep.runs.trained_model import Trained, dataset_of
+from lockstep.evaluation.regression import TargetFigures, figures_of, in_units
+from lockstep.runs.trained_model import Trained, dataset_of, table_of
 from worker.compute import Compute
 
 
@@ -30,6 +31,8 @@ class Assessment:
     objective: Objective = field(default_factory=Objective)
     #: The names of the classes, in order; empty if they have none.
     class_names: tuple[str, ...] = ()
+    #: The columns of a table that are predicted; empty if the data is none.
+    columns: tuple[Column, ...] = ()
 
     @property
     def targets(self) -> Array:
@@ -48,7 +51,8 @@ class Assessment:
         """The errors of a regression by target. Raises ModelError for a classifier."""
         if not self.objective.is_regression:
             raise ModelError("a run with classes is not a regression")
-        return figures_of(self.outputs, self.targets)
+        figures = figures_of(self.outputs, self.targets)
+        return in_units(figures, self.columns) if self.columns else figures
 
 
 def assess(trained: Trained, data: str | None = None) -> Assessment:
@@ -62,7 +66,9 @@ def assess(trained: Trained, data: str | None = None) -> Assessment:
     test = batches.data.test
     compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk).copy())
     tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
-    return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names)
+    table = table_of(trained.job) if objective.is_regression else None
+    columns = () if table is None else tuple(table.targets)
+    return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names, columns)
 
 
 def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective: Objective) -> TrainTest:

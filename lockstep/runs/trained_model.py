@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from common.aggregation.layout import ParameterLayout, weights_digest
 from common.aggregation.tree import Vector
 from common.data.dataset import TrainTest
+from common.data.folder import MANIFEST, FolderManifest, read_manifest
 from common.data.source import load, with_validation
 from common.errors import JobError
 from common.files.safetensors import read
@@ -128,3 +129,10 @@ def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:
 def dataset_of(job: Job) -> TrainTest:
     """Return a job's data with its validation set taken from the training set; `DataError` if it cannot be had."""
     return with_validation(load(job.data), job.validation_split, job.seed)
+
+
+def table_of(job: Job) -> FolderManifest | None:
+    """Return how the table was packed that a job's data is; None if it is something else."""
+    folder = Path(job.data).expanduser()
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    return manifest if manifest is not None and manifest.kind == "table" else None

@@ -59,6 +59,20 @@ def test_a_price_is_predicted_in_the_units_of_the_table(place: Path, capsys: pyt
     assert [json.loads(line)["price"] for line in lines] == pytest.approx([60_000, 185_000], rel=0.02)
 
 
+def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--run-dir", "run", *BRIEF)  # fmt: skip
+    (figures,) = json.loads(told(capsys, "evaluate", "run", "--json"))["targets"]
+    homes = csv.read_csv("homes.csv")
+    csv.write_csv(homes, "all.csv")
+    predicted = np.array([float(row) for row in told(capsys, "predict", "run", "all.csv").splitlines()[1:]])
+    error = np.abs(predicted - homes["price"].to_numpy()).mean()
+    # One is of the test set, and the other of all rows.
+    assert figures["name"] == "price"
+    assert figures["mae"] == pytest.approx(error, rel=0.5)
+    assert "\n price  " in told(capsys, "evaluate", "run")
+
+
 ODD = {
     "unknown text": ("rooms,town,area\n1,Zug,3\n2,Rom,4\n", "row 3, column 'town': 'Rom' did not occur in training"),
     "missing": ("rooms,town,area\n1,Zug,3\n,Zug,4\n", "row 3, column 'rooms': is missing: expected a value"),

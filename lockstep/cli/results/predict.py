@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from common.autograd.primitives.primitive import Array
-from common.data.folder import MANIFEST, FolderManifest, read_manifest
+from common.data.folder import FolderManifest
 from common.errors import DataError
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.evaluation.confusion import shown_names
@@ -19,7 +19,7 @@ from lockstep.evaluation.predictions import Recognizer
 from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.trained_model import Moment, Trained, open_trained
+from lockstep.runs.trained_model import Moment, Trained, open_trained, table_of
 
 #: Classes that are shown after the likeliest.
 OTHERS = 2
@@ -52,7 +52,7 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
     """
     trained = open_trained(run, moment)
     begin_with(trained.job.numerics)
-    manifest = table_manifest_of(trained.job.data)
+    manifest = table_of(trained.job)
     if manifest is not None:
         predict_tables(trained, manifest, pictures, as_json=as_json)
         return
@@ -79,13 +79,6 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
         else:
             width = min(MOST_NAME, max(map(len, map(str, pictures))))
             print_plainly(console, line(str(path), probabilities, width, recognizer.class_names))
-
-
-def table_manifest_of(data: str) -> FolderManifest | None:
-    """Return how the table of a run was packed; None if it was not trained on one."""
-    folder = Path(data).expanduser()
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-    return manifest if manifest is not None and manifest.kind == "table" else None
 
 
 def predict_tables(trained: Trained, manifest: FolderManifest, tables: Sequence[Path], *, as_json: bool) -> None:
