@@ -86,4 +86,8 @@ def _write_arrays(writer: FolderWriter, opened: ArraySource, options: PackOption
         raise DataError(
             "the labels of one set are real numbers, those of the other integers: expected one kind in both"
         )
-    return 0 if True in is_real else 1 + highest
+    if True in is_real:
+        return 0
+    if not highest:
+        raise DataError(f"{opened.train.labels.named}: has one class only, 0: expected at least two to tell apart")
+    return 1 + highest
