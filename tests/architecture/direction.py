@@ -112,6 +112,7 @@ APPLICATION_ORDER = Order(
         ("lockstep.verification",),
         ("lockstep.bench",),
         ("lockstep.checkup",),
+        ("lockstep.sklearn",),
         ("lockstep.api",),
         ("lockstep.launch",),
         ("lockstep.reports",),
