@@ -2,14 +2,14 @@
 
 FROM python:3.13-slim AS build
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY common common
 COPY ps ps
 COPY worker worker
 COPY lockstep lockstep
 # Without pip in the environment, nothing of what built it is left in the image: only it is copied.
 RUN python -m venv --without-pip /opt/lockstep \
-    && pip --python /opt/lockstep/bin/python install --no-cache-dir .
+    && pip --python /opt/lockstep/bin/python install --no-cache-dir --constraint constraints.txt .
 
 FROM python:3.13-slim
 COPY --from=build /opt/lockstep /opt/lockstep

@@ -8,6 +8,7 @@
     │   ├── FileFormatError       a file of weights is not what its format demands
     │   ├── AddressError          an address is malformed, in use, or not allowed
     │   ├── KeyFileError          a key or a file of keys is missing, malformed, or open to others
+    │   ├── NumericsError         the numerics that a job asks for cannot be had in this process or on this machine
     │   └── SharingError          memory cannot be shared between processes: no room, or not the same machine
     ├── RunError                  the run itself failed; exit code 1
     │   ├── DivergedError         a loss or gradient is not finite
@@ -56,6 +57,10 @@ class AddressError(UsageError):
 
 class KeyFileError(UsageError):
     """A key, or a file of keys, is missing, malformed, open to other users, or of no use here."""
+
+
+class NumericsError(UsageError):
+    """The numerics that a job asks for cannot be had here: names what was found."""
 
 
 class SharingError(UsageError):

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from common.runtime.environment import use_one_blas_thread
 from common.runtime.memory import keep_freed_memory
+from common.runtime.numerics import hold_numerics
 
 use_one_blas_thread()  # rule R4: before NumPy is imported, here and in the processes that we start
+hold_numerics()  # of a process that was started with portable numerics: before NumPy is imported, too
 keep_freed_memory()  # a fifth of a step of `cnn` at 128 samples
 
 from common import nn, optim  # noqa: E402

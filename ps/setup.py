@@ -12,7 +12,7 @@ from common.data.dataset import Dataset, TrainTest
 from common.data.manifest import manifest_of
 from common.data.preparation import Preparation
 from common.data.source import with_validation
-from common.errors import JobError, LockstepError, ModelError
+from common.errors import JobError, LockstepError, ModelError, NumericsError
 from common.files.safetensors import read
 from common.job.job import Job
 from common.job.objective import Objective
@@ -20,6 +20,7 @@ from common.job.score import Guess
 from common.model.port import Model
 from common.model.source import read_model_source
 from common.protocol.fingerprint import fingerprint
+from common.runtime.numerics import NUMERICS
 from ps.run.info import RunInfo
 from ps.run.plan import plan_of
 from ps.shard.shard import Shard
@@ -59,6 +60,12 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
 
     `data` is as it was loaded: the validation set is taken from it here.
     """
+    own = fingerprint()
+    if own.mode != job.numerics and not admission.allows_mixed_numerics:
+        raise NumericsError(
+            f"numerics = {job.numerics!r} in a process that has {own.mode} ones: expected one that was started with "
+            f"{NUMERICS}={job.numerics} in its environment, as the commands of lockstep and fit do"
+        )
     dataset, data = data.digest, with_validation(data, job.validation_split, job.seed)
     if job.global_batch > len(data.train):
         raise JobError(
@@ -83,7 +90,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         layout=layout.digest(),
         dataset=dataset,
         source=source.digest,
-        fingerprint=fingerprint(),
+        fingerprint=own,
         targets=data.train.targets,
         guess=guess_of(objective, data),
         min_workers=admission.min_workers,

@@ -155,12 +155,18 @@ def test_the_image_runs_lockstep_as_a_user_and_has_no_tools_of_its_building() ->
     assert not [run for run in arguments_of(final, "RUN") if re.search(r"\b(pip|apt|apt-get)\b", run)]
 
 
+def test_the_image_has_the_versions_whose_bits_are_known() -> None:
+    (install,) = [run for run in arguments_of(dockerfile()[0], "RUN") if "install --no-cache-dir" in run]
+    assert "--constraint constraints.txt" in install
+
+
 def test_the_image_is_built_from_what_the_wheel_needs_and_sent_nothing_else() -> None:
     configuration = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = configuration["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     needed = {
         *packages,
         "pyproject.toml",
+        "constraints.txt",
         configuration["project"]["readme"],
         *configuration["project"]["license-files"],
     }

@@ -12,7 +12,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 
-COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate")
+COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate", "golden")
 
 #: What is asked of Python itself goes to the real one; `-m venv` and `-m pip` are written down and imitated.
 STUB = """#!/bin/sh
@@ -25,7 +25,7 @@ case "$1 $2" in
     if [ -n "$PIP_TRAP" ]; then trap 'exit 1' INT; kill -INT 0; fi
     if [ -n "$PIP_EXIT" ]; then exit "$PIP_EXIT"; fi
     printf '#!/bin/sh\\necho "$PWD $*"\\nexit 7\\n' >"${0%python}lockstep" && chmod +x "${0%python}lockstep" ;;
-"-m pytest" | "-m ruff" | "-m mypy" | "-m tests.notebooks" | "-m tests.mutation")
+"-m pytest" | "-m ruff" | "-m mypy" | "-m tests.notebooks" | "-m tests.mutation" | "-m tests.golden")
     echo "$PWD: $*"
     if [ "$2" = "$FAILING" ]; then exit 3; fi ;;
 *)
@@ -73,7 +73,8 @@ class Checkout:
 def checkout(tmp_path: Path) -> Checkout:
     root = tmp_path / "a path with spaces"
     shutil.copytree(ROOT / "scripts", root / "scripts")
-    shutil.copy(ROOT / "pyproject.toml", root)
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, root)
     stub, log = tmp_path / "stub", tmp_path / "log"
     stub.write_text(STUB, encoding="utf-8")
     stub.chmod(0o755)
@@ -110,15 +111,21 @@ def test_the_environment_is_made_once_and_says_so_on_one_line(checkout: Checkout
     assert checkout.steps() == []
 
 
-def test_a_change_of_the_project_installs_again(checkout: Checkout) -> None:
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_a_change_of_the_project_installs_again(checkout: Checkout, name: str) -> None:
     checkout.run("train")
     checkout.steps()
-    with (checkout.root / "pyproject.toml").open("a", encoding="utf-8") as file:
+    with (checkout.root / name).open("a", encoding="utf-8") as file:
         file.write("# changed\n")
     assert checkout.run("train").stderr == "updating .venv (once, some seconds)\n"
     assert checkout.steps() == ["pip"]
     checkout.run("train")
     assert checkout.steps() == []
+
+
+def test_what_is_installed_has_the_versions_whose_bits_are_known(checkout: Checkout) -> None:
+    checkout.run("train")
+    assert "--constraint constraints.txt" in checkout.log.read_text(encoding="utf-8")
 
 
 def test_the_tests_add_their_tools_once(checkout: Checkout) -> None:

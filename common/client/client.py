@@ -204,7 +204,10 @@ class Client:
     def _on_refusal(self, refused: Refused, now: float) -> list[ClientEffect]:
         if refused.kind is not RefusalKind.OTHER_RUN:
             reason = f"the server refused this {self.role}: {refused.reason}"
-            return self._end(2, reason, FailureKind.REFUSED)
+            # Of a process without a place: one that has had one was let in with the numerics that it has.
+            numerics = refused.numerics if self.phase is ClientPhase.JOINING else None
+            self.phase = ClientPhase.ENDED
+            return [Exit(code=2, reason=reason, kind=FailureKind.REFUSED, numerics=numerics)]
         if self.phase is not ClientPhase.JOINING or not self.run:
             # It answers a join before the last one: now this process does not ask for that run.
             return []

@@ -5,6 +5,7 @@ from msgspec import Struct
 from common.errors import FailureKind
 from common.protocol.messages import Finished, Message, Ready, Refused, Welcome
 from common.protocol.shard_messages import ShardReady, ShardWelcome
+from common.runtime.numerics import Numerics
 from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 
 # Events
@@ -95,6 +96,8 @@ class Exit(Struct, frozen=True, kw_only=True):
     code: int
     reason: str
     kind: FailureKind | None = None
+    #: The numerics with which the server would have let the process in, None if others are no reason.
+    numerics: Numerics | None = None
 
 
 ClientEffect = SendToServer | Prepare | Report | Exit

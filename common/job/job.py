@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from common.errors import JobError
 from common.optim.rules import OptimizerName
+from common.runtime.numerics import Numerics
 
 #: Largest real number of a job: TOML knows `inf`, which is not a valid value of anything here and not a number in JSON.
 MOST = 1e30
@@ -59,6 +60,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         Literal["float32", "bfloat16"],
         Meta(description="the same of weights: workers compute with the rounded ones, servers keep float32"),
     ] = "float32"
+    numerics: Annotated[
+        Numerics,
+        Meta(description="portable: the same bits on every x86-64 processor with AVX2; native: on those of one kind"),
+    ] = "native"
     normalize: Annotated[bool, Meta(description="subtract the training set's mean, divide by its deviation")] = True
     max_shift: Annotated[int, Meta(ge=0, le=1024, description="shift each training image by up to so many pixels")] = 0
     optimizer: Annotated[OptimizerName, Meta(description="rule that turns gradients into updates")] = "sgd"

@@ -1,6 +1,8 @@
 """What makes two machines compute the same bits, and how to tell (rules R4 and R6)."""
 
 import hashlib
+import os
+import platform
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -9,8 +11,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from common.random import Purpose, generator
+from common.protocol.canary import canary, canary_digest, check_canary, installed_canary
 from common.runtime.blas import blas_kernel, blas_threads
+from common.runtime.numerics import Numerics, own_numerics
+from common.runtime.portable import blas_name, demand_held, found_features
 from common.version import VERSION
 
 #: Packages and modules whose code decides the bits of a result: from a sample to the sums, and from these to weights.
@@ -44,6 +48,10 @@ _LEXEME = re.compile(
 )
 
 
+#: Fields of a fingerprint that may differ.
+NOT_DECIDING = ("python", "libc")
+
+
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker presents when it joins; equal ones compute the same bits from the same micro-batch."""
 
@@ -51,6 +59,8 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     #: SHA-256 of the source of `DECIDING` without comments, first 16 hex digits.
     code: str
     numpy: str
+    #: What the process was started with, and was found to have.
+    mode: Numerics = "native"
     #: Name and version of the BLAS that NumPy was built with.
     blas: str
     #: The kernel that BLAS chose for this processor, "unknown" if it does not report one.
@@ -61,27 +71,16 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     features: str
     #: SHA-256 of a canary's results, first 16 hex digits.
     canary: str
+    #: The versions of Python and of the C library, as far as known. They are for people who compare two receipts: what
+    #: they change of the bits, the canary shows.
+    python: str = ""
+    libc: str = ""
 
     def differences(self, other: "Fingerprint") -> list[tuple[str, str | int, str | int]]:
-        """Return the name, our value and the other's, of each field that differs."""
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in self.__struct_fields__]
+        """Return the name, our value and the other's, of each field that differs and decides bits."""
+        names = [name for name in self.__struct_fields__ if name not in NOT_DECIDING]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
-
-
-def canary_digest() -> str:
-    """Return the digest of a millisecond of work; it differs if the bits of training would."""
-    rng = generator(0, Purpose.CANARY)
-    digest = hashlib.sha256()
-    for rows, inner, columns in ((16, 784, 10), (64, 400, 120), (7, 33, 5), (150, 25, 6)):
-        left = rng.standard_normal((rows, inner), dtype=np.float32)
-        right = rng.standard_normal((inner, columns), dtype=np.float32)
-        product = left @ right
-        digest.update(product.tobytes())
-        digest.update((left.T @ product).tobytes())
-        digest.update(np.exp(product - product.max()).tobytes())
-        digest.update(np.tanh(product).tobytes())
-        digest.update(product.sum(axis=0).tobytes() + product.sum(axis=1).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def code_digest(root: Path = Path(__file__).parents[2]) -> str:
@@ -115,30 +114,37 @@ def _unless_comment(found: re.Match[str]) -> str:
     return "" if is_alone and text.startswith('"""') else text
 
 
-def cpu_features() -> str:
-    """Return NumPy's dispatched processor features that are present, space-separated."""
-    config = np.show_config(mode="dicts")
-    found = config["SIMD Extensions"].get("found", []) if config else []
-    return " ".join(found)
-
-
-def blas_name() -> str:
-    """Return name and version of the BLAS that NumPy was built with."""
-    config = np.show_config(mode="dicts")
-    blas = config["Build Dependencies"].get("blas", {}) if config else {}
-    return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
-
-
 @cache
 def fingerprint() -> Fingerprint:
-    """Return this process's fingerprint; computed once, in about 20 ms."""
+    """Return this process's fingerprint; computed once, in about 20 ms.
+
+    With portable numerics it is the same on all machines of equal versions: the kernel, the features and the canary
+    are looked at first, and a `NumericsError` says that one of them is not the known one.
+    """
+    mode = own_numerics()
+    if mode == "portable":
+        demand_held()
+    parts = canary()
+    if mode == "portable":
+        check_canary(parts, installed_canary())
     return Fingerprint(
         lockstep=VERSION,
         code=code_digest(),
+        mode=mode,
         numpy=np.__version__,
         blas=blas_name(),
         kernel=blas_kernel(),
         threads=blas_threads(),
-        features=cpu_features(),
-        canary=canary_digest(),
+        features=" ".join(found_features()),
+        canary=canary_digest(parts),
+        python=platform.python_version(),
+        libc=_c_library(),
     )
+
+
+def _c_library() -> str:
+    """Return name and version of the C library, empty if it does not report them."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):
+        return ""

@@ -15,6 +15,7 @@ from common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
 from common.errors import FailureKind, RefusalKind
 from common.job.job import Job
 from common.protocol.fingerprint import Fingerprint
+from common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
 PROTOCOL_VERSION = 7
@@ -238,6 +239,8 @@ class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
     reason: Text
     #: The default is left out of the header, so that a peer of another version can read why it is refused.
     kind: RefusalKind = RefusalKind.VERSION
+    #: The numerics of the run, if those of the process are the reason and it may have them as well.
+    numerics: Numerics | None = None
 
 
 class Eviction(Message, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 #: Read once by the BLAS libraries that NumPy may be linked with, when they are loaded.
@@ -89,3 +89,10 @@ def cache_home(environ: Mapping[str, str] = os.environ) -> str:
 def own_environment() -> Mapping[str, str]:
     """Return the environment of this process."""
     return os.environ
+
+
+def replace_variables(names: Iterable[str], values: Mapping[str, str]) -> None:
+    """Remove variables from the environment of this process, and set others."""
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(values)

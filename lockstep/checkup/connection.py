@@ -4,7 +4,7 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -31,6 +31,7 @@ from common.transport.diagnosis import Diagnosis, Stage
 from common.transport.zeromq.client import ZeroMqClient
 from common.transport.zeromq.ports import dial
 from lockstep.checkup.finding import Finding, findings_lines
+from lockstep.checkup.machine import PortableNumerics, own_portable
 from lockstep.launch.remote.agent import address_towards
 
 #: Seconds to wait for an answer in all, and between two looks at the cause of the delay.
@@ -70,7 +71,13 @@ REMEDIES = {
 
 NUMERICS = (
     "another processor or another BLAS gives other bits",
-    "use machines of one kind, or start the server with --allow-mixed-numerics and give up identical bits",
+    "begin the run with --numerics portable, use machines of one kind, or start the server with --allow-mixed-numerics",
+)
+
+#: The same if the run has portable numerics already.
+NOT_PORTABLE = (
+    "this machine cannot have the portable numerics of the run",
+    "use another machine; or, for all of them, what the evidence says",
 )
 
 
@@ -95,6 +102,8 @@ class Examiner:
     credential: Credential
     shown: Fingerprint = field(default_factory=fingerprint)
     clock: Clock = field(default_factory=SystemClock)
+    #: Takes the fingerprint of a process here that has portable numerics.
+    portable: Callable[[], PortableNumerics] = own_portable
 
     def examine(self) -> Connection:
         """Go as far as possible, for at most ten seconds unless the name service takes longer.
@@ -102,14 +111,25 @@ class Examiner:
         Raises AddressError if the address is malformed.
         """
         steps = list(self._way())
+        answer = self._asked()
+        if isinstance(answer, Refused) and answer.numerics == "portable":
+            # A worker would start again with them.
+            portable = self.portable()
+            if portable.fingerprint is None:
+                answer = msgspec.structs.replace(answer, reason=portable.obstacle)
+            else:
+                self.shown = portable.fingerprint
+                answer = self._asked()
+        if isinstance(answer, Diagnosis):
+            return self._connection(steps, _finding(answer.stage, answer.text))
+        steps.append(("port", "a Lockstep server listens there"))
+        if isinstance(self.credential, ClientKeys):
+            steps.append(("key", "the server is the one of the key, and admits it"))
+        return self._verdict(steps, answer)
+
+    def _asked(self) -> Message | Diagnosis:
         with closing(dial(self.address, credential=self.credential)) as port:
-            answer = self._ask(port)
-            if isinstance(answer, Diagnosis):
-                return self._connection(steps, _finding(answer.stage, answer.text))
-            steps.append(("port", "a Lockstep server listens there"))
-            if isinstance(self.credential, ClientKeys):
-                steps.append(("key", "the server is the one of the key, and admits it"))
-            return self._verdict(steps, answer)
+            return self._ask(port)
 
     def _way(self) -> Iterator[tuple[str, str]]:
         parsed = parse(self.address)
@@ -159,7 +179,8 @@ class Examiner:
         steps.append(("version", f"lockstep {self.shown.lockstep} (code {self.shown.code}), as at the server"))
         if isinstance(answer, Refused):
             has_other_numerics = answer.kind is RefusalKind.NUMERICS
-            cause, change = NUMERICS if has_other_numerics else ("the refusal names it", "do what the refusal says")
+            numerics = NOT_PORTABLE if answer.numerics == "portable" else NUMERICS
+            cause, change = numerics if has_other_numerics else ("the refusal names it", "do what the refusal says")
             finding = Finding(
                 kind="numerics" if has_other_numerics else "refused",
                 what="the server would refuse a worker of this machine",
@@ -168,7 +189,7 @@ class Examiner:
                 change=change,
             )
             return self._connection(steps, finding)
-        steps.append(("numerics", f"{self.shown.canary}, as at the server"))
+        steps.append(("numerics", f"{self.shown.mode} {self.shown.canary}, as at the server"))
         match answer:
             case Welcome():
                 steps.append(("run", f"{answer.run}: a worker started here would be admitted as worker {answer.rank}"))

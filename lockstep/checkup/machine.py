@@ -1,6 +1,7 @@
 """Examine this machine: what it offers to a run, what would hinder it, and how fast it multiplies matrices.
 
-As a program it prints the last as one line of JSON, so that it can be measured under another environment."""
+As a program it prints the last as one line of JSON, or with `fingerprint` the numerics of a portable process, so that
+both can be had under another environment."""
 
 import platform
 import shutil
@@ -13,17 +14,17 @@ from subprocess import run
 import msgspec
 import numpy as np
 
-from common.errors import AddressError, RunError
+from common.errors import AddressError, NumericsError, RunError
+from common.protocol.canary import version_note
 from common.protocol.fingerprint import Fingerprint, fingerprint
 from common.runtime.blas import blas_kernel
 from common.runtime.clock import Clock, SystemClock
 from common.runtime.environment import child_environment, cores
+from common.runtime.numerics import CORETYPE, environment_with
+from common.runtime.portable import demand_portable_machine
 from common.transport.shared_memory.folder import shared_root
 from common.transport.zeromq.ports import serve
 from lockstep.checkup.finding import Finding, findings_lines
-
-#: The variable that selects another kernel of OpenBLAS than the default of the processor.
-CORETYPE = "OPENBLAS_CORETYPE"
 
 #: Docker's default for /dev/shm, of which a net with a million weights and two workers needs a third.
 LITTLE_SHARED_BYTES = 64 * 2**20
@@ -81,6 +82,47 @@ class SharedMemory(msgspec.Struct, frozen=True, kw_only=True):
         return self.folder == "/dev/shm"
 
 
+class PortableNumerics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process of this machine has that was started with portable numerics."""
+
+    #: None if there is none.
+    fingerprint: Fingerprint | None = None
+    #: Why not.
+    obstacle: str = ""
+
+
+def portable_numerics(environment: Mapping[str, str]) -> PortableNumerics:
+    """Take the fingerprint of a process with portable numerics."""
+    try:
+        demand_portable_machine()
+    except NumericsError as error:
+        return PortableNumerics(obstacle=str(error))
+    done = run(
+        [sys.executable, "-P", "-m", "lockstep.checkup.machine", "fingerprint"],
+        env=environment_with("portable", environment),
+        capture_output=True,
+        check=False,
+    )
+    try:
+        return msgspec.json.decode(done.stdout, type=PortableNumerics)
+    except msgspec.MsgspecError:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return PortableNumerics(obstacle=f"a process with portable numerics printed {last or 'nothing'!r}")
+
+
+def own_portable() -> PortableNumerics:
+    """Take it under the environment of this process."""
+    return portable_numerics(child_environment())
+
+
+def answered_portable() -> PortableNumerics:
+    """Return what this process has, which was started with portable numerics."""
+    try:
+        return PortableNumerics(fingerprint=fingerprint())
+    except NumericsError as error:
+        return PortableNumerics(obstacle=str(error))
+
+
 class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about a machine, without a verdict."""
 
@@ -88,6 +130,7 @@ class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     cores: int
     fingerprint: Fingerprint
+    portable: PortableNumerics
     gemm: Gemm
     #: The value of `OPENBLAS_CORETYPE`, empty if it is not set, and the speed without it.
     coretype: str
@@ -121,6 +164,7 @@ def facts_of(environment: Mapping[str, str]) -> MachineInfo:
         python=platform.python_version(),
         cores=cores(),
         fingerprint=fingerprint(),
+        portable=portable_numerics(environment),
         gemm=measured_under(environment) if coretype else measured(SystemClock()),
         coretype=coretype,
         gemm_without=measured_under(without) if coretype else None,
@@ -175,7 +219,7 @@ def _coretype(facts: MachineInfo) -> list[Finding]:
             what=f"{CORETYPE}={facts.coretype} makes the BLAS use another kernel than this processor's own",
             evidence=f"{chosen.gflops:.0f} GFLOP/s with {chosen.kernel}, {own.gflops:.0f} with {own.kernel}",
             cause="the variable is set, perhaps so that different machines give the same bits",
-            change=f"unset {CORETYPE}, unless all machines of a run need this kernel",
+            change=f"unset {CORETYPE}: a job with numerics = 'portable' has the same bits on different machines",
         )
     ]
 
@@ -224,10 +268,20 @@ def machine_lines(machine: Machine) -> list[str]:
         f"shared memory  {facts.shared.folder}: {free} of {_mebibytes(facts.shared.total_bytes)} free{memory}",
         *(f"{'listens at':<14} {name}: {why or 'yes'}" for name, why in facts.ports.items()),
         f"versions       lockstep {shown.lockstep} (code {shown.code}), NumPy {shown.numpy}",
-        f"numerics       {shown.canary}: machines with the same value give the same bits",
+        f"native         {shown.canary}: machines with the same value give the same bits",
+        f"portable       {_portable_line(facts.portable)}",
         f"processor      {shown.features}",
         *(findings_lines(machine.findings) or ["", "no findings: nothing would hinder a run"]),
     ]
+
+
+def _portable_line(portable: PortableNumerics) -> str:
+    """Return what a job with portable numerics would have here."""
+    shown = portable.fingerprint
+    if shown is None:
+        return f"not here: {portable.obstacle}"
+    note = version_note(shown.numpy, shown.blas)
+    return f"{shown.canary}: {note or f'the bits of NumPy {shown.numpy} on every x86-64 processor with AVX2'}"
 
 
 def _mebibytes(size: int) -> str:
@@ -235,4 +289,5 @@ def _mebibytes(size: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(measured(SystemClock())) + b"\n")
+    answer = answered_portable() if sys.argv[1:] == ["fingerprint"] else measured(SystemClock())
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")

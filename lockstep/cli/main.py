@@ -2,14 +2,17 @@
 
 import re
 import sys
+from collections.abc import Callable
 
 import click
 
 from common.errors import LockstepError, UsageError
 from common.files.sanitize import printable
+from common.runtime.numerics import Numerics
 from lockstep.cli.root import cli
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
+from lockstep.launch.numerics import RestartNeededError, restart
 
 #: Exit codes: wrong usage or job, a run that failed, an interrupt (128 + SIGINT, as shells have it).
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -24,8 +27,8 @@ def main() -> None:
     sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command; return its exit code."""
+def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = restart) -> int:
+    """Run one command; return its exit code. `restart` runs it in a process with other numerics."""
     try:
         code = cli.main(arguments, prog_name="lockstep", standalone_mode=False, help_option_names=["-h", "--help"])
     except click.exceptions.NoArgsIsHelpError as error:
@@ -35,6 +38,8 @@ def run(arguments: list[str]) -> int:
         return _end(_one_line(error), USAGE)
     except (click.Abort, KeyboardInterrupt):
         return _end("interrupted", INTERRUPTED)
+    except RestartNeededError as error:
+        return restart(arguments, error.numerics)
     except LockstepError as error:
         return _end(str(error), USAGE if isinstance(error, UsageError) else FAILED)
     except OSError as error:

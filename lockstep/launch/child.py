@@ -14,6 +14,7 @@ import msgspec
 from common.errors import ComputeError, DivergedError, FailureKind, RunError
 from common.runtime.clock import wall_time
 from common.runtime.environment import child_environment
+from common.runtime.numerics import Numerics, environment_with
 
 #: How the names of logs end.
 LOG = ".log"
@@ -118,7 +119,9 @@ class Child:
     is_killed_on_purpose: bool = False
 
     @classmethod
-    def start(cls, name: str, arguments: list[str], log: Path, folder: Path | None = None) -> "Child":
+    def start(
+        cls, name: str, arguments: list[str], log: Path, folder: Path | None = None, numerics: Numerics = "native"
+    ) -> "Child":
         """Start `lockstep` with these arguments in `folder`, or where we are; its standard error is added to `log`."""
         process_log = ProcessLog.at_end_of(log)
         with log.open("ab") as errors:
@@ -129,7 +132,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=folder,
-                env=child_environment(),
+                env=environment_with(numerics, child_environment()),
                 # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
                 start_new_session=True,
             )

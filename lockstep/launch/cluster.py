@@ -4,8 +4,10 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import msgspec
 
 from common.data.source import load
 from common.errors import JobError, LockstepError, RunError, UsageError
@@ -13,10 +15,12 @@ from common.job.job import Job
 from common.protocol.messages import CallbackDecision, EpochStatus, Status
 from common.runtime.blas import blas_kernel
 from common.runtime.clock import Clock, SystemClock
+from common.runtime.numerics import own_numerics
 from common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
 from lockstep.launch.child import exit_record, keep_logs
 from lockstep.launch.lifetime import uninterrupted
+from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import (
     HERE,
     JOB_FILE,
@@ -140,17 +144,18 @@ class Cluster:
         needed = 1 if self._is_second else self.launch.min_workers or self.launch.workers
         arguments += ["--min-workers", str(needed)]
         arguments += ["--pause"] if self.is_to_stop is not None else []
-        return self._owned(self.backend.start_server(arguments, address, self.folder))
+        return self._owned(self.backend.start_server(arguments, address, self.folder, self.job.numerics))
 
     def _start_shards(self, address: str) -> None:
         for number in range(1, self.launch.servers):
-            self.shards.append(self._owned(self.backend.start_shard(number, address, self.folder)))
+            shard = self.backend.start_shard(number, address, self.folder, self.job.numerics)
+            self.shards.append(self._owned(shard))
 
     def _start_workers(self, address: str) -> None:
         """Start all workers, again if servers were started elsewhere: the old ones do not know the new address."""
 
         def start(number: int) -> WatchedProcess:
-            return self._owned(self.backend.start_worker(number, address, self.folder))
+            return self._owned(self.backend.start_worker(number, address, self.folder, self.job.numerics))
 
         for worker in self.workers:
             worker.end(0.0)
@@ -329,8 +334,16 @@ def train_here(
     """Train to the end on this machine, showing the progress; the result is in the folder too."""
     launch = destination.launch
     check_launch(launch)
-    if launch.workers == 0:
+    demand_numerics(job.numerics)
+    if launch.workers == 0 and own_numerics() == job.numerics:
         return train_alone(job, destination, display, is_to_stop)
+    if launch.workers == 0:
+        # A notebook that has loaded NumPy: what holds its numerics can no longer be changed.
+        display.say(
+            f"this process does not have {job.numerics} numerics, so a server and one worker train, to the same bits"
+        )
+        launch = msgspec.structs.replace(launch, workers=1)
+        destination = replace(destination, launch=launch)
     return train_on(LocalBackend(launch), job, destination, display, chaos, is_to_stop)
 
 

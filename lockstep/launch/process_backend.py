@@ -11,6 +11,7 @@ from typing import Protocol
 
 from common.protocol.messages import CallbackDecision, Status
 from common.runtime.environment import cores, keep_to_core
+from common.runtime.numerics import Numerics
 from common.transport.auth.credentials import Token
 from common.transport.zeromq.ports import dial
 from lockstep.launch.child import Child, ProcessLog
@@ -101,7 +102,7 @@ class ProcessBackend(Protocol):
         """Return how many workers are to be started here."""
         ...
 
-    def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
+    def start_server(self, arguments: list[str], address: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         """Start the first server, at an address if there is one to keep; its `first_line` says where it listens.
 
         `HERE` stands in the arguments for a folder of its own, to which `folder`'s job file has been brought; its log
@@ -109,11 +110,11 @@ class ProcessBackend(Protocol):
         """
         ...
 
-    def start_shard(self, number: int, server: str, folder: Path) -> WatchedProcess:
+    def start_shard(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         """Start another server, for the one at the address `server`."""
         ...
 
-    def start_worker(self, number: int, server: str, folder: Path) -> WatchedProcess:
+    def start_worker(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         """Start a worker of the server at an address."""
         ...
 
@@ -138,17 +139,18 @@ class LocalBackend:
     def worker_count(self, launch: Launch) -> int:
         return launch.workers
 
-    def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
+    def start_server(self, arguments: list[str], address: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         bind = address or self._bind("server", folder)
-        return start_here("the server", [*arguments, "--bind", bind], folder, "server.log")
+        return start_here("the server", [*arguments, "--bind", bind], folder, "server.log", numerics)
 
-    def start_shard(self, number: int, server: str, folder: Path) -> WatchedProcess:
+    def start_shard(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         bind = self._bind(f"shard-{number}", folder)
         arguments = ["shard", server, "--supervised", HERE, "--bind", bind]
-        return start_here("a shard", arguments, folder, f"shard-{number}.log")
+        return start_here("a shard", arguments, folder, f"shard-{number}.log", numerics)
 
-    def start_worker(self, number: int, server: str, folder: Path) -> WatchedProcess:
-        worker = start_here("a worker", ["worker", server, "--supervised", HERE], folder, f"worker-{number}.log")
+    def start_worker(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
+        arguments = ["worker", server, "--supervised", HERE]
+        worker = start_here("a worker", arguments, folder, f"worker-{number}.log", numerics)
         if self.launch.workers == cores():
             # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
             keep_to_core(worker.pid, number)
@@ -165,9 +167,10 @@ class LocalBackend:
         return "tcp://127.0.0.1:0"
 
 
-def start_here(name: str, arguments: list[str], folder: Path, log: str) -> Child:
+def start_here(name: str, arguments: list[str], folder: Path, log: str, numerics: Numerics) -> Child:
     """Start one of our commands on this machine, with `folder` as its own."""
-    return Child.start(name, [word.replace(HERE, str(folder)) for word in arguments], folder / log)
+    words = [word.replace(HERE, str(folder)) for word in arguments]
+    return Child.start(name, words, folder / log, numerics=numerics)
 
 
 #: Longest folder name below which a socket's path stays within the system's 107 bytes.

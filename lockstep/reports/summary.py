@@ -1,6 +1,8 @@
 """Show the end of a run: a table of its epochs, its figures, and advice."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -60,14 +62,23 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
         f"throughput      {result.images_per_s:,.0f} samples/s, {who}",
         f"time            {result.wall_s:.1f} s, of which training {result.train_s:.1f} s",
         f"weights sha256  {result.weights_sha256}",
+        f"numerics        {numerics_line(result.numerics)}",
     ]
     if result.moved.sums:
-        lines.insert(-1, f"a step sends    {moved_line(result)}")
+        lines.insert(-2, f"a step sends    {moved_line(result)}")
     if result.audited or result.unaudited:
         lines.append(f"audit           {audit_line(result)}")
     if folder is not None:
         lines.append(f"run folder      {folder}")
     return lines
+
+
+def numerics_line(numerics: Mapping[str, Any]) -> str:
+    """Return what decides whether somebody else gets the same digest."""
+    versions = f"NumPy {numerics.get('numpy')} with {numerics.get('blas')}"
+    if numerics.get("mode") == "portable":
+        return f"portable, {versions}"
+    return f"native, {versions}, kernel {numerics.get('kernel')}"
 
 
 def moved_line(result: RunResult) -> str:

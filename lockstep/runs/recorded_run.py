@@ -70,15 +70,19 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
             raise UsageError(
                 f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
             )
-    numerics = _numerics_of(run)
-    differences = numerics.differences(setup.info.fingerprint)
+    differences = other_numerics(run, setup)
     if differences and not allows_mixed_numerics:
-        named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
         raise UsageError(
-            f"the numerics differ from the run's, so other bits would prove nothing: {named}: use its machine and "
-            "version, or --allow-mixed-numerics"
+            f"the numerics differ from the run's, so other bits would prove nothing: {differences}: use its machine "
+            "and version, or --allow-mixed-numerics"
         )
     return setup
+
+
+def other_numerics(run: RecordedRun, setup: RunSetup) -> str:
+    """Return how the numerics here differ from those of a run, empty if they do not."""
+    differences = _numerics_of(run).differences(setup.info.fingerprint)
+    return "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
 
 
 def _numerics_of(run: RecordedRun) -> Fingerprint:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.protocol.canary import version_note
 from common.runtime.clock import Clock
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import make_run_dir
@@ -46,6 +47,9 @@ def open_session(
     """
     launch = destination.launch
     folder = _folder(setup, destination, say)
+    own = setup.info.fingerprint
+    if own.mode == "portable" and (note := version_note(own.numpy, own.blas)):
+        say(f"{NOTICE_MARK}{note}")
     folder.ledger.open()
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)

@@ -7,6 +7,7 @@ from common.errors import RefusalKind
 from common.protocol.fingerprint import Fingerprint
 from common.protocol.messages import PROTOCOL_VERSION, Join, Refused, Standby, Welcome, shortened
 from common.protocol.shard_messages import ShardJoin
+from common.runtime.numerics import Numerics
 from ps.coordinator import events
 from ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
 from ps.coordinator.membership import Member, Membership, MemberState
@@ -24,6 +25,12 @@ class Refusal:
 
     kind: RefusalKind
     reason: str
+    #: The numerics with which it might.
+    numerics: Numerics | None = None
+
+    def message(self) -> Refused:
+        """Return what the worker or shard is told."""
+        return Refused(reason=shortened(self.reason), kind=self.kind, numerics=self.numerics)
 
 
 def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics: bool) -> Refusal | None:
@@ -38,12 +45,22 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     differences = ours.differences(join.fingerprint)
     if not differences or allows_mixed_numerics:
         return None
-    named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
     is_version = any(name in VERSIONS for name, _, _ in differences)
+    if join.fingerprint.mode != ours.mode and not is_version:
+        # The rest follows from it.
+        return Refusal(
+            RefusalKind.NUMERICS,
+            f"host {join.host!r} computes with {join.fingerprint.mode} numerics, and this run with {ours.mode} ones: "
+            f"without a flag --numerics, or with --numerics {ours.mode}, the {who} starts again and has the run's",
+            ours.mode,
+        )
+    named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
+    advice = "" if ours.mode == "portable" else " or a job with --numerics portable,"
     return Refusal(
         RefusalKind.VERSION if is_version else RefusalKind.NUMERICS,
         f"the numerics of host {join.host!r} differ from the server's, and so would its bits: {named}: "
-        "use equal machines and versions, or start the server with --allow-mixed-numerics and lose the promise",
+        f"use equal machines and versions,{advice} or start the server with --allow-mixed-numerics and lose the "
+        "promise",
     )
 
 
@@ -65,8 +82,7 @@ def refuse(event: events.WorkerJoined, membership: Membership, info: RunInfo) ->
     why = _refusal(event, membership, info)
     if why is None:
         return []
-    refused = Refused(reason=shortened(why.reason), kind=why.kind)
-    return [Send(peer=event.peer, message=refused), ReportRefusal(text=f"refused a worker: {why.reason}")]
+    return [Send(peer=event.peer, message=why.message()), ReportRefusal(text=f"refused a worker: {why.reason}")]
 
 
 def admit(

@@ -163,7 +163,7 @@ class ShardGroup:
         if self._heard(event.peer, now) is not None:
             return []
         if (why := self._refusal(event.join)) is not None:
-            refused = Send(peer=event.peer, message=Refused(reason=shortened(why.reason), kind=why.kind))
+            refused = Send(peer=event.peer, message=why.message())
             return [refused, ReportRefusal(text=f"refused a shard: {why.reason}")]
         taken = {member.index for member in self.members.values()}
         index = next(index for index in range(1, self.config.servers) if index not in taken)

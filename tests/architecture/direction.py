@@ -69,6 +69,7 @@ PROTOCOL_ORDER = Order(
         ("common.protocol.shard_messages", "common.protocol.memory_offer"),
         ("common.protocol.messages",),
         ("common.protocol.fingerprint",),
+        ("common.protocol.canary",),
     ),
 )
 

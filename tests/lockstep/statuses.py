@@ -66,7 +66,7 @@ def result(**values: Any) -> RunResult:
         weights_sha256="ab" * 32,
         job_sha256="cd" * 32,
         dataset_sha256="ef" * 32,
-        numerics={},
+        numerics={"mode": "native", "numpy": "2.4.6", "blas": "openblas 0.3", "kernel": "Zen"},
         history=[EpochRecord(**msgspec.to_builtins(EPOCH), weights_sha256="ab" * 32)],
     )
     return msgspec.structs.replace(good, **values)

@@ -9,7 +9,7 @@ import pytest
 from common import nn
 from common.aggregation.layout import gather, layout_of
 from common.data.dataset import Dataset, TrainTest
-from common.errors import DataError, FileFormatError, JobError, LockstepError, ModelError
+from common.errors import DataError, FileFormatError, JobError, LockstepError, ModelError, NumericsError
 from common.files.safetensors import write
 from common.nn.description import describe
 from common.nn.model_source import build_model
@@ -42,6 +42,16 @@ def test_the_first_weights_may_come_from_a_file(tmp_path: Path) -> None:
     write(path, model.state_dict(), {})
     opening = opened(model=noisy_net(), initial=str(path))
     assert opening.shard.weights.tobytes() == gather(model, layout_of(model)).tobytes()
+
+
+def test_a_process_without_the_jobs_numerics_opens_nothing() -> None:
+    with pytest.raises(NumericsError, match="numerics = 'portable' in a process that has native ones"):
+        opened(numerics="portable")
+
+
+def test_mixed_numerics_may_be_allowed() -> None:
+    admission = AdmissionPolicy(allows_mixed_numerics=True)
+    assert open_run("test", job_of(numerics="portable"), digits(), admission).info.fingerprint.mode == "native"
 
 
 def test_the_look_at_the_output_leaves_statistics_alone() -> None:

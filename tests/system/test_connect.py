@@ -13,6 +13,7 @@ from common.transport import diagnosis
 from lockstep.checkup import connection
 from lockstep.cli.main import run
 from tests.architecture.source import ROOT
+from tests.common.runtime.test_numerics import needs_portable
 from tests.system.jobs import BRIEF
 from tests.system.kernels import other_kernel
 from tests.system.processes import Place
@@ -89,6 +90,9 @@ class Scene:
         messages.write_text(text.replace(ours, "PROTOCOL_VERSION = 9999"))
         return (self.serve(environ={"PYTHONPATH": str(copied)}),)
 
+    def portable(self) -> tuple[str, ...]:
+        return (self.serve("--numerics", "portable"),)
+
     def numerics(self) -> tuple[str, ...]:
         kernel = other_kernel()
         if kernel is None:
@@ -140,7 +144,7 @@ def test_the_doctor_waits_for_no_longer_than_it_may() -> None:
     assert connection.TIMEOUT_S + 2 * diagnosis.TIMEOUT_S <= TOLD_S
 
 
-@pytest.mark.parametrize("name", ["good", "good_with_key"])
+@pytest.mark.parametrize("name", ["good", "good_with_key", pytest.param("portable", marks=needs_portable)])
 def test_a_good_way_is_told_step_by_step_and_the_run_is_left_alone(
     scene: Scene, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -152,6 +156,7 @@ def test_a_good_way_is_told_step_by_step_and_the_run_is_left_alone(
     key = ["key"] if name == "good_with_key" else []
     assert headings == ["address", "name", "route", "port", *key, "version", "numerics", "run"]
     assert "would be admitted" in lines[-1]
+    assert ("portable" if name == "portable" else "native") in lines[-2]
     assert scene.place.pids("lockstep server")
     flags = asked[1:]
     assert run(["status", asked[0], *flags, "--json"]) == 0

@@ -1,6 +1,7 @@
 """`lockstep bench step`: one process, one thread."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 import msgspec
@@ -10,10 +11,12 @@ from common.data.source import load
 from common.errors import UsageError
 from common.files.atomic import write_atomically
 from common.runtime.clock import SystemClock
+from common.runtime.numerics import Numerics
 from lockstep.bench.reports.rows import StepFigures, mean_ratio, plot_rows
 from lockstep.bench.reports.tables import step_lines
 from lockstep.bench.step import StepBench, figures_of, measure, profile
 from lockstep.cli.bench.options import NUMBERS, PEER_OPTION, PLOT_OPTION, WORDS, check_plot
+from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
@@ -26,6 +29,9 @@ from lockstep.runs.launch_config import Launch
     "--micro-batches", type=click.IntRange(min=1), default=1, metavar="N", help="pieces that they are cut into  [1]"
 )
 @click.option("--steps", type=click.IntRange(min=30), default=120, metavar="N", help="steps measured, from 30  [120]")
+@click.option(
+    "--numerics", type=click.Choice(get_args(Numerics)), default="native", metavar="KIND", help="as of train  [native]"
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="write the figures to FILE")
 @PLOT_OPTION
 @PEER_OPTION
@@ -35,6 +41,7 @@ def step(
     batches: tuple[int, ...],
     micro_batches: int,
     steps: int,
+    numerics: Numerics,
     json_file: Path | None,
     plot_file: Path | None,
     peer_python: Path | None,
@@ -52,8 +59,9 @@ def step(
       lockstep bench step --model linear,mlp,lenet,cnn --batch 32,128
     """
     check_plot(plot_file)
+    begin_with(numerics)
     if len(models) == len(batches) == 1:
-        bench = _bench(models[0], batches[0], micro_batches)
+        bench = _bench(models[0], batches[0], micro_batches, numerics)
         if is_profiling:
             Console(highlight=False).print(profile(bench, steps))
             return
@@ -61,7 +69,7 @@ def step(
     elif is_profiling:
         raise UsageError("--profile shows one model at one batch: expected no list of them")
     else:
-        flags = ["--micro-batches", str(micro_batches), "--steps", str(steps)]
+        flags = ["--micro-batches", str(micro_batches), "--steps", str(steps), "--numerics", numerics]
         flags += ["--peer-python", str(peer_python)] if peer_python else []
         rows = [_told(figures) for figures in figures_of(models, batches, flags)]
         if peer_python:
@@ -73,8 +81,8 @@ def step(
         plot_rows("step", rows, plot_file)
 
 
-def _bench(model: str, batch: int, micro_batches: int) -> StepBench:
-    values = {"model": model, "global_batch": batch, "micro_batches": micro_batches}
+def _bench(model: str, batch: int, micro_batches: int, numerics: Numerics) -> StepBench:
+    values = {"model": model, "global_batch": batch, "micro_batches": micro_batches, "numerics": numerics}
     # Momentum as in the baseline; a step count beyond what is measured, so that no epoch ends early.
     job, _ = resolve({**values, "lr": 0.01, "momentum": 0.9, "epochs": 1000}, {}, Launch(workers=0))
     return StepBench(job, load(job.data), SystemClock())

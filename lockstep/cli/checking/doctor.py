@@ -13,6 +13,7 @@ from lockstep.checkup.machine import examine_machine, machine_lines
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.launch.endpoints import credential_of
+from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
@@ -54,6 +55,7 @@ def doctor(
     else:
         values = read_values(job_file) if job_file else {}
         job, _ = resolve(values, given, default_launch())
+        begin_with(job.numerics)
         examined = examine_job(job, {**values, **given}.get("workers"))
         lines, findings = examined.lines(), examined.findings
         figures = {"subject": examined.subject, "findings": msgspec.to_builtins(findings)}

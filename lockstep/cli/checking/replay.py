@@ -11,6 +11,7 @@ from rich.text import Text
 from common.errors import UsageError
 from common.files.sanitize import one_line
 from common.runtime.clock import SystemClock
+from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.verification.replay import LayerReplay, MicroBatchReplay, replay
@@ -36,6 +37,7 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
     """
     console = Console(highlight=False, stderr=as_json)
     recorded = read_run(run)
+    begin_with(recorded.job.numerics)
     check_place(recorded, step, micro_batch)
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     load_checkpoint_before(setup, run, step, lambda text: print_plainly(console, text))

@@ -1,5 +1,7 @@
 """`lockstep verify`: a recorded run, computed again on this machine."""
 
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -8,12 +10,14 @@ from rich.console import Console
 
 from common.aggregation.layout import weights_digest
 from common.aggregation.tree import Vector
-from common.errors import DifferenceError, UsageError
+from common.errors import DifferenceError, NumericsError, UsageError
 from common.files.safetensors import read
 from common.runtime.clock import SystemClock
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
+from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
+from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, other_numerics, read_run
+from lockstep.verification.receipts import comparison, read_receipt
 from lockstep.verification.verify import Difference, Verifier, steps_between
 from ps.records.ledger import EpochDone
 from ps.records.receipt import read_chain
@@ -24,10 +28,23 @@ from ps.setup import RunSetup
 @click.command(short_help="Compute a recorded run again and compare.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--steps", metavar="A:B", help="only steps A to B - 1, from the nearest checkpoint on")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="RECEIPT",
+    help="compute nothing: compare the receipts of RUN and of another run, a receipt.json or a folder",
+)
 @click.option("--allow-mixed-numerics", is_flag=True, help="also on a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print what was found as JSON")
 @click.pass_context
-def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_numerics: bool, as_json: bool) -> None:
+def verify(
+    context: click.Context,
+    run: Path,
+    steps: str | None,
+    against: Path | None,
+    allow_mixed_numerics: bool,
+    as_json: bool,
+) -> None:
     """Compute the run in the folder RUN again, in this process, and compare it bit by bit.
 
     What is compared: the ledger, the loss of each micro-batch, a checksum of the weights after each step, and their
@@ -37,9 +54,15 @@ def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_num
     \b
       lockstep verify runs/20261124-231714-lenet
       lockstep verify runs/20261124-231714-lenet --steps 400:420
+      lockstep verify runs/20261124-231714-lenet --against hers/receipt.json
     """
     console = Console(highlight=False, stderr=as_json)
+    if against is not None:
+        compare_receipts(run, against)
+        return
     recorded = read_run(run)
+    with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
+        begin_with(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
     report = coverage_of(recorded)
     for line in coverage_lines(recorded, report):
@@ -54,6 +77,10 @@ def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_num
     found = verifier.verify(high, Watch(console, high))
     if found is None and (run / RESULT).exists():
         found = end_difference(recorded, setup, high)
+    if found is not None and (numerics := other_numerics(recorded, setup)):
+        found = replace(
+            found, text=f"the numerics differ from the run's, and so may the bits: {numerics}; {found.text}"
+        )
     if as_json:
         figures = {"run": run.name, "steps": [first, high], "micro_batches": verifier.micro_batches}
         click.echo(msgspec.json.encode({**figures, "is_same": found is None, "difference": found}).decode())
@@ -65,6 +92,14 @@ def verify(context: click.Context, run: Path, steps: str | None, allow_mixed_num
         f"the same bits: steps {first} to {high - 1}, the losses of {verifier.micro_batches:,} micro-batches and the "
         f"weights after each step",
     )
+
+
+def compare_receipts(run: Path, other: Path) -> None:
+    """Print that two runs computed the same weights; `DifferenceError` says what differs."""
+    ours, theirs = read_receipt(run), read_receipt(other)
+    if difference := comparison(ours, theirs):
+        raise DifferenceError(difference)
+    click.echo(f"the same weights after each of {len(ours.chain) - 1} epochs: {ours.chain[-1].weights_sha256}")
 
 
 class Watch:

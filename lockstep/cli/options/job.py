@@ -17,7 +17,7 @@ CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_ev
 
 #: How the flags stand together in the help; flags in no group come first.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed"),
+    "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed", "numerics"),
     "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
     "Fewer bytes": ("wire", "wire_weights"),
     "Optimizer": (

@@ -1,9 +1,11 @@
 """Flags that the commands which begin a run have in common."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
+from common.runtime.numerics import Numerics
 from lockstep.cli.options.types import crowd, moment, seconds
 
 JOB_OPTION = click.option(
@@ -36,6 +38,12 @@ SUPERVISED_OPTION = click.option(
     type=click.Path(path_type=Path),
     hidden=True,
     help="started by `train`: end when stdin does, and remove this folder if `train` no longer can",
+)
+NUMERICS_OPTION = click.option(
+    "--numerics",
+    type=click.Choice(get_args(Numerics)),
+    metavar="KIND",
+    help="native or portable; if the server refuses that, end  [those of the run]",
 )
 PAUSE_OPTION = click.option(
     "--pause", is_flag=True, hidden=True, help="started by `fit`: wait for its callbacks between two epochs"

@@ -13,6 +13,7 @@ from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.evaluation.assessment import Assessment, assess
 from lockstep.evaluation.confusion import figures_lines, matrix_lines
 from lockstep.evaluation.regression import figures_lines as target_lines
+from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.trained_model import Moment, open_trained
 
@@ -35,6 +36,7 @@ def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None
       lockstep evaluate runs/20261124-231714-lenet --best
     """
     trained = open_trained(run, moment)
+    begin_with(trained.job.numerics)
     tested = assess(trained, data)
     dataset = data or trained.job.data
     if as_json:

@@ -11,6 +11,7 @@ from common.autograd.primitives.primitive import Array
 from common.errors import DataError
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
 from lockstep.evaluation.predictions import Recognizer
+from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.trained_model import Moment, open_trained
@@ -44,7 +45,9 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
     # Here, as the extra may be missing if nobody predicts.
     from lockstep.evaluation.image_file import read_image
 
-    recognizer = Recognizer.of(open_trained(run, moment), centres=not no_center)
+    trained = open_trained(run, moment)
+    begin_with(trained.job.numerics)
+    recognizer = Recognizer.of(trained, centres=not no_center)
     console = Console(highlight=False)
     for path in pictures:
         picture = read_image(path)

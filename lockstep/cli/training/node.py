@@ -73,7 +73,7 @@ def node(
         return
     if place.rank:
         say(f"rank {place.rank} of {place.size or 'many'} by {place.launcher}")
-        context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys), supervised=None)
+        context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys))
         return
     backend = HeadBackend(place=place, keys=keys, is_insecure=insecure)
     train_as_head(backend, read_values(job) if job else {}, run_dir, given, has_picture=picture)

@@ -25,6 +25,7 @@ from lockstep.cli.options.run import (
 from lockstep.launch.child import keep_logs
 from lockstep.launch.endpoints import lock_of
 from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.numerics import begin_with
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
@@ -80,6 +81,12 @@ def server(
         "pauses": pause,
     }
     given = {key: value for key, value in values.items() if value is not None}
+    if resume is not None and supervised is None:
+        check_resume_flags(job=job, run_dir=run_dir)
+        begin_with(resumed_job(resume, given)[0].numerics)
+    else:
+        # Before there is anything to tidy up. One that `train` has started on this machine has them already.
+        begin_with(resolve(read_values(job) if job else {}, given, default_launch())[0].numerics)
     listening = Listening(bind, lock_of(keys, supervised, is_insecure=insecure), insecure)
     if supervised is not None:
         folder = resume or run_dir
@@ -92,7 +99,6 @@ def server(
             finally:
                 unclaim(folder, [folder])  # for a `train` that was killed, and cannot
     elif resume is not None:
-        check_resume_flags(job=job, run_dir=run_dir)
         service = resumed_service(resume, given, policy)
         serve_by_hand(replace(service, has_picture=picture), listening)
     else:

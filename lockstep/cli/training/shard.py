@@ -5,15 +5,17 @@ from pathlib import Path
 
 import click
 
+from common.runtime.numerics import Numerics
 from common.transport.limits.rejection_log import RejectionLog
 from common.transport.zeromq.ports import dial, serve
 from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
-from lockstep.cli.options.run import SUPERVISED_OPTION
+from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.client import say
 from lockstep.launch.endpoints import WARNING, bind_near, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.numerics import begin_with
 from lockstep.launch.shard import hold_slice
 
 
@@ -28,6 +30,7 @@ from lockstep.launch.shard import hold_slice
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
 @KEYS_OPTION
 @INSECURE_OPTION
+@NUMERICS_OPTION
 @SUPERVISED_OPTION
 @click.pass_context
 def shard(
@@ -37,6 +40,7 @@ def shard(
     timeout: float | None,
     keys: Path | None,
     insecure: bool,
+    numerics: Numerics | None,
     supervised: Path | None,
 ) -> None:
     """Hold a slice of the weights for the server at ADDRESS until its run is over.
@@ -50,6 +54,8 @@ def shard(
       lockstep shard tcp://127.0.0.1:5555
       lockstep shard tcp://192.168.1.7:5555 --bind tcp://192.168.1.8:5556 --keys keys
     """
+    if numerics is not None:
+        begin_with(numerics)
     with ends_with_parent(supervised) if supervised else nullcontext():
         lock, rejections = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
         port = serve(bind or bind_near(address), lock=lock, insecure=insecure, rejections=rejections)
@@ -60,6 +66,9 @@ def shard(
                 say(f"dialling {address}, listening on {port.address}")
             upstream = dial(address, credential=server_credential(keys, supervised))
             ended = hold_slice(port, upstream, address, timeout, rejections)
+    if numerics is None and ended.numerics is not None:
+        say(f"the run has {ended.numerics} numerics: starts again with these")
+        begin_with(ended.numerics)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
     elif not supervised:

@@ -25,11 +25,12 @@ from lockstep.cli.options.run import (
 )
 from lockstep.launch.chaos import Chaos, ChaosRequest, chaos_of, check_chaos, parse_chaos
 from lockstep.launch.cluster import train_here, train_on
+from lockstep.launch.numerics import begin_with
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.reports.display import Display, display_for, print_plainly
 from lockstep.reports.summary import show_summary
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import default_launch
+from lockstep.runs.launch_config import Launch, default_launch
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, resumed_job
 from lockstep.runs.session import Destination
@@ -81,6 +82,7 @@ def train(
         resume_run(manner, resume, given)
         return
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
+    begin_here(resolved, launch)
     with claimed_run_dir(run_dir, resolved.model_name()) as folder:
         carry_out(manner, resolved, Destination(folder=folder, launch=launch))
 
@@ -101,10 +103,17 @@ def resume_run(manner: Manner, folder: Path, given: dict[str, Any]) -> None:
     job, launch = resumed_job(folder, given)
     result = finished(folder)
     if result is None:
+        begin_here(job, launch)
         carry_out(manner, job, Destination(folder=folder, launch=launch, is_resumed=True))
         return
     print_plainly(manner.console, f"the run in {folder} is finished: nothing is left to do")
     show_summary(manner.console, result, folder, cores())
+
+
+def begin_here(job: Job, launch: Launch) -> None:
+    """Begin again if this process is to compute and does not have the job's numerics."""
+    if not launch.workers:
+        begin_with(job.numerics)
 
 
 def counts(workers: int | tuple[int, int] | None) -> dict[str, int]:

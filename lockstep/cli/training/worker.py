@@ -5,14 +5,16 @@ from pathlib import Path
 
 import click
 
+from common.runtime.numerics import Numerics
 from common.transport.zeromq.ports import dial
 from lockstep.cli.options.keys import KEY_OPTION
-from lockstep.cli.options.run import SUPERVISED_OPTION
+from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.client import say
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.numerics import begin_with
 from lockstep.launch.worker import work
 
 
@@ -26,6 +28,7 @@ from lockstep.launch.worker import work
     help="where samples are kept that a server sends with --ship-data  [~/.cache/lockstep]",
 )
 @KEY_OPTION
+@NUMERICS_OPTION
 @SUPERVISED_OPTION
 @click.pass_context
 def worker(
@@ -34,23 +37,30 @@ def worker(
     timeout: float | None,
     cache: Path | None,
     key: Path | None,
+    numerics: Numerics | None,
     supervised: Path | None,
 ) -> None:
     """Compute for the server at ADDRESS until its run is over.
 
-    It may be started before the server, on any machine of the same kind; the job comes from the server. Exit codes: 0
-    the run is done, 1 it failed or there is no server, 2 the server refused this worker, 130 interrupted.
+    It may be started before the server, on any machine of the same kind, or if the job has portable numerics on any
+    with AVX2; the job comes from the server. Exit codes: 0 the run is done, 1 it failed or there is no server, 2 the
+    server refused this worker, 130 interrupted.
 
     \b
       lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
       lockstep worker ipc:///tmp/lockstep.sock --timeout 60
     """
+    if numerics is not None:
+        begin_with(numerics)
     credential = credential_of(key, supervised)
     port = dial(address, credential=credential)
     if not supervised:
         say(f"dialling {address}")
     with ends_with_parent(supervised) if supervised else nullcontext():
         ended = work(port, address, timeout, credential, cache)
+    if numerics is None and ended.numerics is not None:
+        say(f"the run has {ended.numerics} numerics: starts again with these")
+        begin_with(ended.numerics)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
     elif not supervised:

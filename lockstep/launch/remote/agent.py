@@ -13,14 +13,16 @@ from pathlib import Path
 
 import msgspec
 
-from common.errors import LockstepError, UnreachableError
+from common.errors import LockstepError, NumericsError, UnreachableError
 from common.protocol.fingerprint import code_digest
 from common.protocol.messages import CallbackDecision
+from common.runtime.numerics import Numerics
 from common.transport.auth.key_folder import KeyFolder
 from common.transport.zeromq.ports import dial
 from common.version import VERSION
 from lockstep.launch.child import ERROR_MARK, Child
 from lockstep.launch.client import StatusClient
+from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import HERE, own_folder
 
 #: The exit code of a command that could not be begun.
@@ -66,7 +68,9 @@ class LaunchAgent:
             return f"cannot read it ({error.strerror})"
         return "" if os.access(folder, os.W_OK | os.X_OK) else "may not write to it"
 
-    def start(self, name: str, arguments: list[str], files: dict[str, str], working: str) -> tuple[int, str]:
+    def start(
+        self, name: str, arguments: list[str], files: dict[str, str], working: str, numerics: Numerics = "native"
+    ) -> tuple[int, str]:
         """Start `lockstep` in the folder `working`, with `files` in its own; return its pid and this machine's name.
 
         If it cannot be started the pid is 0, and `poll` returns why.
@@ -80,9 +84,11 @@ class LaunchAgent:
             if not Path(working).is_dir():
                 raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
             words = [word.replace(HERE, str(folder)) for word in arguments]
-            self._child = Child.start(name, words, folder / "log", Path(working))
-        except OSError as error:
-            self._fault = f"{ERROR_MARK}{platform.node()}: {error.strerror or error}\n"
+            demand_numerics(numerics)
+            self._child = Child.start(name, words, folder / "log", Path(working), numerics)
+        except (OSError, NumericsError) as error:
+            why = error.strerror if isinstance(error, OSError) else None
+            self._fault = f"{ERROR_MARK}{platform.node()}: {why or error}\n"
             return 0, platform.node() or "unknown"
         return self._child.pid, platform.node() or "unknown"
 

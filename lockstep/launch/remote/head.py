@@ -10,11 +10,13 @@ from rich.console import Console
 from common.errors import JobError
 from common.job.job import Job
 from common.runtime.clock import SystemClock
+from common.runtime.numerics import Numerics
 from common.transport.auth.key_folder import SERVER
 from common.transport.zeromq.ports import dial
 from lockstep.launch.client import StatusClient
 from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
+from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import HERE, Observer, WatchedProcess, start_here
 from lockstep.launch.remote.launcher import LauncherPlace
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -38,19 +40,20 @@ class HeadBackend:
     def worker_count(self, launch: Launch) -> int:
         return 1
 
-    def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
+    def start_server(self, arguments: list[str], address: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         access = [] if self.keys is None else ["--keys", str(self.keys)]
         access += ["--insecure"] if self.is_insecure else []
         # At the same address again: the others know no other.
-        return start_here("the server", [*arguments, "--bind", self.place.bind, *access], folder, "server.log")
+        words = [*arguments, "--bind", self.place.bind, *access]
+        return start_here("the server", words, folder, "server.log", numerics)
 
-    def start_shard(self, number: int, server: str, folder: Path) -> WatchedProcess:
+    def start_shard(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         raise NotImplementedError("a launcher's processes are a server and workers: `lockstep node` refuses shards")
 
-    def start_worker(self, number: int, server: str, folder: Path) -> WatchedProcess:
+    def start_worker(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         showing = [] if self.keys is None else ["--key", str(self.keys / SERVER)]
         arguments = ["worker", self.place.local_address, "--supervised", HERE, *showing]
-        return start_here("a worker", arguments, folder, "worker-0.log")
+        return start_here("a worker", arguments, folder, "worker-0.log", numerics)
 
     def observer(self, address: str, server: WatchedProcess) -> Observer:
         return StatusClient(dial(self.place.local_address, credential=server_credential(self.keys, None)))
@@ -82,6 +85,7 @@ def _with_all_workers(place: LauncherPlace, launch: Launch) -> Launch:
 
 def _carry_out(backend: HeadBackend, job: Job, destination: Destination, *, has_picture: bool) -> None:
     """Train to the end and show how it went."""
+    demand_numerics(job.numerics)
     console, place = Console(highlight=False), backend.place
     print_plainly(console, f"rank 0 of {place.size or 'many'} by {place.launcher}: serves at {place.bind}, and works")
     if backend.is_insecure:

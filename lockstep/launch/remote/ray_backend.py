@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.errors import JobError, RunError, UsageError
 from common.runtime.environment import own_environment
+from common.runtime.numerics import Numerics
 from common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
 from lockstep.launch.child import ProcessLog
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
@@ -180,7 +181,7 @@ class RayBackend:
         finally:
             (run_dir / CHECK).unlink(missing_ok=True)
 
-    def start_server(self, arguments: list[str], address: str, folder: Path) -> WatchedProcess:
+    def start_server(self, arguments: list[str], address: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         bundle = self._living()[0]
         actor = self._attendant(bundle, cpus=0)
         if address:
@@ -193,22 +194,22 @@ class RayBackend:
         files = {JOB_FILE: (folder / JOB_FILE).read_text(encoding="utf-8"), **self._server_keys()}
         bind = self._bind(actor, bundle)
         words += ["--bind", bind, "--keys", f"{HERE}/{KEYS}"]
-        return self._started("the server", actor, words, files, folder / "server.log")
+        return self._started("the server", actor, words, files, folder / "server.log", numerics)
 
-    def start_shard(self, number: int, server: str, folder: Path) -> WatchedProcess:
+    def start_shard(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         living = self._living()
         bundle = living[number % len(living)]
         actor = self._attendant(bundle, cpus=0)
         bind = self._bind(actor, bundle)
         words = ["shard", server, "--supervised", HERE, "--bind", bind, "--keys", f"{HERE}/{KEYS}"]
-        return self._started("a shard", actor, words, self._server_keys(), folder / f"shard-{number}.log")
+        return self._started("a shard", actor, words, self._server_keys(), folder / f"shard-{number}.log", numerics)
 
-    def start_worker(self, number: int, server: str, folder: Path) -> WatchedProcess:
+    def start_worker(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
         bundle = number if number < self.fewest else None
         actor = self._idle.pop(number, None) or self._attendant(bundle, cpus=1)
         words = ["worker", server, "--supervised", HERE, "--key", f"{HERE}/{KEYS}/{WORKER}.key"]
         files = {f"{KEYS}/{WORKER}.key": self._key(f"{WORKER}.key")}
-        return self._started("a worker", actor, words, files, folder / f"worker-{number}.log")
+        return self._started("a worker", actor, words, files, folder / f"worker-{number}.log", numerics)
 
     def observer(self, address: str, server: WatchedProcess) -> Observer:
         assert isinstance(server, RayChild)
@@ -229,8 +230,10 @@ class RayBackend:
         kind = ray.remote(LaunchAgent).options(num_cpus=cpus, scheduling_strategy=strategy, max_restarts=0)
         return kind.remote()
 
-    def _started(self, name: str, actor: Any, words: list[str], files: dict[str, str], log: Path) -> RayChild:
-        placed = actor.start.remote(name, words, files, str(Path.cwd()))
+    def _started(
+        self, name: str, actor: Any, words: list[str], files: dict[str, str], log: Path, numerics: Numerics
+    ) -> RayChild:
+        placed = actor.start.remote(name, words, files, str(Path.cwd()), numerics)
         return RayChild(name, ProcessLog.at_end_of(log), actor, placed)
 
     def _living(self) -> list[int]:

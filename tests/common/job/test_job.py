@@ -43,6 +43,7 @@ OTHER: dict[str, Any] = {
     "monitor": "loss",
     "min_delta": 0.01,
     "keep_best": True,
+    "numerics": "portable",
 }
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.protocol.fingerprint import DECIDING, Fingerprint, canary_digest, code_digest, fingerprint, without_comments
+from common.protocol.canary import canary, canary_digest
+from common.protocol.fingerprint import (
+    DECIDING,
+    NOT_DECIDING,
+    Fingerprint,
+    code_digest,
+    fingerprint,
+    without_comments,
+)
 from common.runtime.blas import blas_threads, limit_blas_threads
 from tests.architecture.direction import edges_of
 from tests.architecture.source import ROOT, Source, is_within, read_tree
@@ -16,8 +24,11 @@ from tests.architecture.source import ROOT, Source, is_within, read_tree
 #: Where the computation of a step begins: a worker's part and a shard's.
 ROOTS = ("worker.compute", "ps.shard.shard")
 
-#: What these import that does not decide bits: errors, files, and the types of messages.
-UNDECIDING = ("common.errors", "common.files", "common.protocol")
+#: What these import that does not decide bits: errors, files, the types of messages, and what a job's numerics may be.
+UNDECIDING = (
+    *("common.errors", "common.files", "common.protocol"),
+    *("common.runtime.numerics", "common.runtime.environment"),
+)
 
 
 def test_the_blas_has_one_thread() -> None:
@@ -31,11 +42,22 @@ def test_a_fingerprint_is_taken_once_and_equals_itself() -> None:
 
 
 def test_canary_and_code_are_the_same_each_time() -> None:
-    assert canary_digest() == canary_digest() == fingerprint().canary
+    assert canary() == canary()
+    assert canary_digest(canary()) == fingerprint().canary
     assert code_digest() == code_digest()
 
 
-@pytest.mark.parametrize("field", Fingerprint.__struct_fields__)
+DECIDING_FIELDS = [name for name in Fingerprint.__struct_fields__ if name not in NOT_DECIDING]
+
+
+@pytest.mark.parametrize("field", NOT_DECIDING)
+def test_versions_that_the_canary_shows_are_named_and_not_compared(field: str) -> None:
+    ours = fingerprint()
+    assert getattr(ours, field) or field == "libc"
+    assert ours.differences(msgspec.structs.replace(ours, **{field: "other"})) == []
+
+
+@pytest.mark.parametrize("field", DECIDING_FIELDS)
 def test_each_field_that_differs_is_named_with_both_values(field: str) -> None:
     ours = fingerprint()
     value = getattr(ours, field)

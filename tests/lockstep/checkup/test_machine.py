@@ -10,11 +10,12 @@ import pytest
 from common.protocol.fingerprint import fingerprint
 from common.runtime.clock import SystemClock
 from common.runtime.environment import child_environment
+from common.runtime.numerics import CORETYPE
 from lockstep.checkup.machine import (
-    CORETYPE,
     Gemm,
     Machine,
     MachineInfo,
+    PortableNumerics,
     SharedMemory,
     facts_of,
     machine_findings,
@@ -29,6 +30,7 @@ GOOD = MachineInfo(
     python="3.11",
     cores=2,
     fingerprint=msgspec.structs.replace(fingerprint(), threads=1),
+    portable=PortableNumerics(fingerprint=msgspec.structs.replace(fingerprint(), mode="portable")),
     gemm=Gemm(kernel="SkylakeX", gflops=200.0),
     coretype="",
     gemm_without=None,
@@ -74,8 +76,29 @@ def test_the_facts_of_this_machine() -> None:
     assert Path(facts.shared.folder).is_dir()
     assert facts.ports == {"tcp://127.0.0.1": "", "ipc": ""}
     lines = machine_lines(Machine(facts=facts, findings=[]))
-    assert len(lines) == 13
+    assert len(lines) == 14
+    assert facts.portable.fingerprint is not None or facts.portable.obstacle
     assert lines[-1] == "no findings: nothing would hinder a run"
+
+
+def test_what_a_portable_job_would_have_is_told() -> None:
+    shown = GOOD.portable.fingerprint
+    assert shown is not None
+    known = msgspec.structs.replace(shown, numpy="2.4.6", blas="scipy-openblas 0.3.31.188.0", canary="c0ffee")
+    lines = [
+        line
+        for portable in (
+            PortableNumerics(fingerprint=known),
+            PortableNumerics(fingerprint=msgspec.structs.replace(known, numpy="9.9")),
+            PortableNumerics(obstacle="no AVX2"),
+        )
+        for line in machine_lines(Machine(facts=msgspec.structs.replace(GOOD, portable=portable), findings=[]))
+        if line.startswith("portable ")
+    ]
+    assert lines[0] == "portable       c0ffee: the bits of NumPy 2.4.6 on every x86-64 processor with AVX2"
+    assert "NumPy 9.9" in lines[1]
+    assert "scripts/golden --record" in lines[1]
+    assert lines[2] == "portable       not here: no AVX2"
 
 
 def test_another_process_measures_the_kernel_that_it_was_told_to_use() -> None:

@@ -73,7 +73,7 @@ def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
     console = Console(width=80, file=io.StringIO(), force_terminal=True, record=True)
     show_summary(console, result(workers=workers, compute_s=8.5, update_s=0.5), Path("runs/mine"))
     lines = [line.rstrip() for line in console.export_text().splitlines()]
-    assert lines[:9] == [
+    assert lines[:10] == [
         "epoch  train loss  train accuracy  test loss  test accuracy  seconds",
         "    1      0.5000          87.50%     0.2500         93.75%     12.3",
         "",
@@ -81,6 +81,7 @@ def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
         f"throughput      6,000 samples/s, {who}",
         "time            12.3 s, of which training 10.0 s",
         f"weights sha256  {'ab' * 32}",
+        "numerics        native, NumPy 2.4.6 with openblas 0.3, kernel Zen",
         "run folder      runs/mine",
         *(["note: training took 10.0 s; a single process needs about 9.0 s for the same"] if workers else []),
     ]

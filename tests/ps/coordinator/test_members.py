@@ -1,6 +1,7 @@
 """Workers come, are refused, stand by, fall silent and go."""
 
 import math
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from common.aggregation.tree import Node
 from common.errors import FailureKind, RefusalKind
 from common.job.job import Job
+from common.protocol.fingerprint import fingerprint
 from common.protocol.messages import (
     PROTOCOL_VERSION,
     Eviction,
@@ -87,6 +89,49 @@ def test_a_worker_is_refused_with_the_reason(join: Join, text: str) -> None:
     assert text in refused.reason
     assert text in said(effects)
     assert len(drive.coordinator.membership.members) == 1
+
+
+PORTABLE = msgspec.structs.replace(fingerprint(), mode="portable", kernel="Haswell", features="X86_V3")
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("portable", "native"), ("native", "portable")])
+def test_a_worker_with_the_other_numerics_is_refused_with_both_named(ours: str, theirs: str) -> None:
+    shown = {"portable": PORTABLE, "native": fingerprint()}
+    drive = Drive(replace(facts_of(), fingerprint=shown[ours]))
+    effects = drive.happen(events.WorkerJoined(peer=peer_of(1), join=join_of(1, numerics=shown[theirs])))
+    (refused,) = messages(effects)
+    assert isinstance(refused, Refused)
+    assert (refused.kind, refused.numerics) == (RefusalKind.NUMERICS, ours)
+    assert f"computes with {theirs} numerics, and this run with {ours} ones" in refused.reason
+    assert f"--numerics {ours}" in refused.reason
+    assert not drive.coordinator.membership.members
+
+
+@pytest.mark.parametrize("field", ["kernel", "features", "canary"])
+def test_a_worker_that_claims_portable_numerics_and_does_not_have_them_is_refused(field: str) -> None:
+    drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
+    liar = msgspec.structs.replace(PORTABLE, **{field: "X86_V9"})
+    (refused,) = messages(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join_of(1, numerics=liar))))
+    assert isinstance(refused, Refused)
+    assert (refused.kind, refused.numerics) == (RefusalKind.NUMERICS, None)
+    assert f"{field} {getattr(PORTABLE, field)!r} at the server, 'X86_V9' there" in refused.reason
+    assert "use equal machines and versions, or start the server with --allow-mixed-numerics" in refused.reason
+
+
+def test_other_versions_are_the_reason_even_if_the_numerics_differ_too() -> None:
+    drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
+    join = join_of(1, numerics=msgspec.structs.replace(fingerprint(), numpy="1.0"))
+    (refused,) = messages(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join)))
+    assert isinstance(refused, Refused)
+    assert (refused.kind, refused.numerics) == (RefusalKind.VERSION, None)
+    assert "'1.0' there" in refused.reason
+
+
+@pytest.mark.parametrize("field", ["python", "libc"])
+def test_workers_with_another_python_or_c_library_are_admitted(field: str) -> None:
+    drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
+    join = join_of(1, numerics=msgspec.structs.replace(PORTABLE, **{field: "other"}))
+    assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join))) == [Welcome]
 
 
 def test_a_worker_that_dials_again_before_its_welcome_came_is_taken_in() -> None:

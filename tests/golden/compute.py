@@ -1,0 +1,39 @@
+"""A process with portable numerics, which prints its canary and the weights' digests of golden jobs as JSON."""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from common.aggregation.layout import weights_digest
+from common.data.source import load
+from common.protocol.canary import canary
+from common.runtime.clock import SystemClock
+from lockstep.runs.single_process import SingleProcessTrainer
+from ps.setup import AdmissionPolicy, open_run
+from tests.architecture.source import ROOT
+from tests.golden.jobs import STEPS, golden_job
+
+
+def digest_of(name: str, folder: Path) -> str:
+    """Return the digest of the weights after the steps of a golden job."""
+    job, _ = golden_job(name, folder)
+    setup = open_run("golden", job, load(job.data), AdmissionPolicy())
+    trainer = SingleProcessTrainer(setup, SystemClock())
+    for step in range(STEPS):
+        trainer.step(step)
+    return weights_digest(setup.shard.weights)
+
+
+def main(names: list[str]) -> None:
+    """Print them; without any names the canary alone."""
+    # Models and data of the examples are named by paths of the checkout.
+    os.chdir(ROOT)
+    with tempfile.TemporaryDirectory(prefix="lockstep-golden-") as folder:
+        weights = {name: digest_of(name, Path(folder)) for name in names}
+    print(json.dumps({"canary": canary(), "weights": weights}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,127 @@
+"""Portable numerics in real processes: all have them, whoever started them, and one that does not is found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.runtime.environment import child_environment
+from common.runtime.numerics import CORETYPE, DISABLED, HASWELL, KERNEL, NUMERICS, feature_table
+from lockstep import fit
+from lockstep.api.callbacks import LambdaCallback
+from tests.common.runtime.test_numerics import needs_portable
+from tests.lockstep.tiny_data import write_tiny
+from tests.system.jobs import BRIEF
+from tests.system.processes import Place
+
+pytestmark = needs_portable
+
+PORTABLE = (*BRIEF, "--numerics", "portable")
+
+
+def digest(run: Path) -> str:
+    numerics = json.loads((run / "result.json").read_text())["numerics"]
+    assert (numerics["mode"], numerics["kernel"]) == ("portable", "Haswell")
+    assert set(numerics["features"].split()) <= HASWELL
+    return str(json.loads((run / "result.json").read_text())["weights_sha256"])
+
+
+#: How a run is carried out.
+WAYS = {
+    "alone": ("--workers", "0"),
+    "workers": ("--workers", "2"),
+    "servers over tcp": ("--workers", "1", "--servers", "2", "--transport", "tcp"),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the digest of the brief job, trained by one process that began again to have its numerics."""
+    place = Place(tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("t"))
+    write_tiny(place.folder)
+    code, _, err = place.start("train", *PORTABLE, "--workers", "0", "--run-dir", "run").end()
+    assert code == 0, err
+    return digest(place.folder / "run")
+
+
+@pytest.mark.parametrize("way", [WAYS["workers"], WAYS["servers over tcp"]], ids=["workers", "servers over tcp"])
+def test_all_processes_of_a_run_have_them(place: Place, alone: str, way: tuple[str, ...]) -> None:
+    code, _, err = place.start("train", *PORTABLE, *way, "--run-dir", "run").end()
+    assert code == 0, err
+    assert digest(place.folder / "run") == alone
+    code, out, err = place.start("verify", "run").end()
+    assert code == 0, err
+    assert "the same bits: steps 0 to 7" in out
+
+
+def test_fit_has_them_in_a_process_that_has_loaded_numpy_long_ago(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "global_batch": 48,
+        "micro_batches": 4,
+        "steps": 8,
+        "numerics": "portable",
+        "verbose": False,
+    }
+    called: list[int] = []
+    callback = LambdaCallback(on_epoch_end=lambda training, epoch: called.append(epoch.epoch))
+    first = fit("linear", write_tiny(tmp_path), run_dir=tmp_path / "0", workers=0, callbacks=[callback], **values)
+    second = fit("linear", write_tiny(tmp_path), run_dir=tmp_path / "2", workers=2, **values)
+    assert digest(tmp_path / "0") == first.weights_sha256 == second.weights_sha256
+    assert called == [1, 2]
+
+
+def test_processes_that_a_person_starts_take_the_numerics_of_the_job(place: Place, alone: str) -> None:
+    address = place.address()
+    server = place.start("server", *PORTABLE, "--bind", address, "--run-dir", "run", "--servers", "2")
+    server.line_with("listening")
+    shard, worker = place.start("shard", address), place.start("worker", address)
+    assert worker.error_with("starts again") == "the run has portable numerics: starts again with these"
+    assert [process.end()[0] for process in (worker, shard, server)] == [0, 0, 0]
+    assert digest(place.folder / "run") == alone
+
+
+def test_a_worker_that_insists_on_native_numerics_is_refused_with_both_named(place: Place, alone: str) -> None:
+    address = place.address()
+    server = place.start("server", *PORTABLE, "--bind", address, "--run-dir", "run")
+    server.line_with("listening")
+    code, _, err = place.start("worker", address, "--numerics", "native").end()
+    assert code == 2
+    assert "computes with native numerics, and this run with portable ones" in err.splitlines()[-1]
+    assert place.start("worker", address, "--numerics", "portable").end()[0] == 0
+    assert server.end()[0] == 0
+    assert digest(place.folder / "run") == alone
+
+
+def lies() -> dict[str, dict[str, str]]:
+    """Return environments of processes that were to be portable, and are not."""
+    newer = [name for name in feature_table()[0] if name not in HASWELL]
+    found = {"another kernel": {NUMERICS: "portable", CORETYPE: KERNEL, DISABLED: "X86_V3"}}
+    if newer:
+        found["a feature left on"] = {NUMERICS: "portable", CORETYPE: KERNEL, DISABLED: " ".join(newer[1:]) or "X86_V3"}
+    return found
+
+
+@pytest.mark.parametrize("lie", lies().values(), ids=lies())
+def test_a_process_that_was_to_have_them_and_does_not_is_found_before_it_changes_a_weight(
+    place: Place, alone: str, lie: dict[str, str]
+) -> None:
+    address = place.address()
+    for command in (("server", *PORTABLE, "--bind", address, "--run-dir", "bad"), ("worker", address)):
+        code, _, err = place.start(*command, environ=lie).end()
+        assert code == 2
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert "portable" in line
+    assert not (place.folder / "bad").exists()
+
+
+def test_a_run_that_was_interrupted_is_resumed_with_them(place: Place, alone: str) -> None:
+    flags = ("--workers", "1", "--checkpoint-every-steps", "3", "--run-dir", "run")
+    killed = place.start("train", *PORTABLE, *flags, "--chaos", "kill-server=1", "--max-restarts", "9")
+    code, _, err = killed.end()
+    assert code == 0, err
+    assert digest(place.folder / "run") == alone
+
+
+def test_the_environment_of_this_process_is_native() -> None:
+    assert NUMERICS not in child_environment()
