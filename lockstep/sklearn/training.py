@@ -20,9 +20,11 @@ from common.job.job import Job
 from common.job.tally import Tally
 from common.protocol.messages import Status
 from common.runtime.clock import Clock
+from common.runtime.numerics import own_numerics
 from lockstep.api.exported_model import ModelText
 from lockstep.api.job_inputs import job_inputs
 from lockstep.launch.cluster import train_on
+from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.reports.cost_model import CostModel
 from lockstep.reports.display import Display
@@ -77,14 +79,18 @@ def train(assignment: Assignment, workers: int, cores: int, clock: Clock, displa
     """Train to the end with at most so many workers; raises as `fit`.
 
     Training begins in this process. If, by its first steps, workers would be done much sooner although they have to be
-    started, it begins again with them.
+    started, it begins again with them. If this process does not have the numerics of the job, workers train at once.
     """
     with tempfile.TemporaryDirectory(prefix="lockstep-") as name:
         folder = Path(name)
         initial = None if assignment.initial is None else dict(assignment.initial)
         with job_inputs(folder, initial, None, assignment.text) as paths:
             job = msgspec.structs.replace(assignment.job, **paths)
-            setup = open_run(UNNAMED, job, assignment.data, AdmissionPolicy())
+            demand_numerics(job.numerics)
+            has_numerics = own_numerics() == job.numerics
+            setup = open_run(UNNAMED, job, assignment.data, AdmissionPolicy(allows_mixed_numerics=not has_numerics))
+            if not has_numerics:
+                return train_by_workers(setup, assignment.data, max(1, workers), folder, display)
             try:
                 return train_here(setup, clock, FirstSteps(setup, workers, cores, clock, display.show))
             except WorkersAreQuickerError as found:

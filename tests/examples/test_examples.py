@@ -146,6 +146,13 @@ def test_the_net_with_batchnorm_passes_993(characters: Path, tmp_path: Path) -> 
     assert train("batchnorm_cnn.toml", characters, tmp_path, workers=2).test_accuracy >= 0.993
 
 
+def test_the_search_finds_the_same_for_any_number_of_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    search = script("grid_search.py")["main"]
+    assert search(samples=120, epochs=1, workers=0) == search(samples=120, epochs=1, workers=2, beside_mlp=True)
+    assert "for 37 fits" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_script_trains(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

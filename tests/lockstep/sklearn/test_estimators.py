@@ -18,12 +18,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from common.errors import DivergedError, JobError, LockstepError, ModelError
+from common.errors import DivergedError, JobError, LockstepError, ModelError, NumericsError
 from common.job.job import Job
 from common.random import Purpose, generator
 from lockstep import fit, nn
 from lockstep.sklearn import LockstepClassifier, LockstepRegressor
 from lockstep.sklearn.estimators import NOT_OF_THE_JOB
+from tests.common.runtime.test_numerics import needs_portable
 from tests.lockstep.sklearn.own_network import OwnNetwork, fixed, unusual, with_dropout
 
 #: Job values that follow from the call, and are no parameters of an estimator: its data, `random_state`, `warm_start`
@@ -31,7 +32,14 @@ from tests.lockstep.sklearn.own_network import OwnNetwork, fixed, unusual, with_
 FOLLOWING = {"data", "seed", "initial", "loss"}
 
 #: What a quick fit is given.
-QUICK: dict[str, Any] = {"model": (8,), "epochs": 3, "global_batch": 32, "lr": 0.01, "patience": None}
+QUICK: dict[str, Any] = {
+    "model": (8,),
+    "epochs": 3,
+    "global_batch": 32,
+    "micro_batches": 2,
+    "lr": 0.01,
+    "patience": None,
+}
 
 Features = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -70,9 +78,20 @@ def run_of(x: Any, y: Any, folder: Path, layers: nn.Module, **values: Any) -> An
     return fit(layers, ((x, y), (x[:3], y[:3])), run_dir=folder / "run", workers=0, verbose=False, **given)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Skipping check")  # without pandas
-@pytest.mark.parametrize("estimator", [LockstepClassifier(), LockstepRegressor()], ids=["classifier", "regressor"])
+#: As quick as the checks allow, which want a little to be learned.
+LEARNING: dict[str, Any] = {"model": (16,), "epochs": 15, "lr": 0.03, "global_batch": 32, "patience": None}
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        LockstepClassifier(**LEARNING),
+        LockstepRegressor(**LEARNING),
+        pytest.param(LockstepClassifier(), marks=pytest.mark.slow),
+        pytest.param(LockstepRegressor(), marks=pytest.mark.slow),
+    ],
+    ids=["classifier", "regressor", "classifier with defaults", "regressor with defaults"],
+)
 def test_the_estimators_pass_all_checks(estimator: Any) -> None:
     results = check_estimator(estimator, expected_failed_checks={}, on_skip=None)
     assert {result["status"] for result in results} <= {"passed", "skipped"}
@@ -111,6 +130,19 @@ def test_a_regressor_has_the_bits_of_fit(tmp_path: Path) -> None:
     fitted = regressor(activation="tanh", wire="bfloat16").fit(x, y)
     assert fitted.weights_sha256_ == run.weights_sha256
     assert [epoch["r2"] for epoch in fitted.history_] == [epoch.r2 for epoch in run.history]
+
+
+@pytest.mark.slow
+@needs_portable
+def test_numerics_that_this_process_lacks_are_those_of_workers(tmp_path: Path) -> None:
+    x, y = blobs()
+    layers = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    run = run_of(x, indices(y), tmp_path, layers, numerics="portable")
+    fitted = classifier(numerics="portable", workers=0).fit(x, y)
+    assert fitted.weights_sha256_ == run.weights_sha256
+    assert fitted.workers_ == 1
+    with pytest.raises(NumericsError, match="numerics = 'portable'"):
+        fitted.partial_fit(x, y)
 
 
 def test_images_are_shifted_as_in_fit(tmp_path: Path) -> None:
@@ -210,6 +242,18 @@ def test_small_data_lowers_the_batch_and_numpys_numbers_are_numbers() -> None:
     assert fitted.global_batch == 200
     with pytest.raises(JobError, match="micro_batches = 300 is more than global_batch = 200"):
         classifier(global_batch=200, micro_batches=300).fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("batch", "shape", "expected"), [(32, None, 1), (300, None, 2), (5000, None, 8), (32, (1, 2, 3), 2), (8, (6,), 1)]
+)
+def test_micro_batches_are_wide_if_they_are_not_given(batch: int, shape: tuple[int, ...] | None, expected: int) -> None:
+    x, y = blobs(300)
+    values = {"global_batch": batch, "sample_shape": shape, "model": nn.Sequential(nn.Flatten(), nn.Linear(6, 3))}
+    one, other = (classifier(micro_batches=count, **values).fit(x, y) for count in (None, expected))
+    assert one.weights_sha256_ == other.weights_sha256_
+    if expected > 1:
+        assert classifier(micro_batches=1, **values).fit(x, y).weights_sha256_ != one.weights_sha256_
 
 
 def test_patience_watches_the_training_loss_without_a_validation_set() -> None:
