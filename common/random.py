@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     AUDIT = 8
     #: The value of AUDIT too, which can no longer change. Their draws still differ: `layer` is 0 there and never here.
     ROUND = 8
+    TEST_SPLIT = 9
 
 
 def generator(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from common.aggregation.layout import ParameterLayout
@@ -11,12 +12,13 @@ from common.aggregation.tree import Vector
 from common.data.dataset import Dataset, TrainTest
 from common.data.manifest import manifest_of
 from common.data.preparation import Preparation
-from common.data.source import with_validation
+from common.data.source import with_moments, with_validation
 from common.errors import JobError, LockstepError, ModelError, NumericsError
 from common.files.safetensors import read
 from common.job.job import Job
 from common.job.objective import Objective
 from common.job.score import Guess
+from common.model.first_batch import first_micro_batch
 from common.model.port import Model
 from common.model.source import read_model_source
 from common.protocol.fingerprint import fingerprint
@@ -66,7 +68,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
             f"numerics = {job.numerics!r} in a process that has {own.mode} ones: expected one that was started with "
             f"{NUMERICS}={job.numerics} in its environment, as the commands of lockstep and fit do"
         )
-    dataset, data = data.digest, with_validation(data, job.validation_split, job.seed)
+    dataset, data = data.digest, with_moments(with_validation(data, job.validation_split, job.seed))
     if job.global_batch > len(data.train):
         raise JobError(
             f"global_batch = {job.global_batch!r} is more than the {len(data.train)} training samples of "
@@ -75,12 +77,14 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
     objective = Objective.of(job)
     objective.check_labels(data.train)
     source = read_model_source(job.model)
-    model = source.build()
+    model = source.build(job.seed)
     layout = model.layout
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # raises if there are too many
+    source.check_repeated(model, job.seed)
+    evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
         run=run,
@@ -90,7 +94,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         layout=layout.digest(),
         dataset=dataset,
         source=source.digest,
-        fingerprint=own,
+        fingerprint=msgspec.structs.replace(own, engine=evidence.engine, evidence=evidence.digest),
         targets=data.train.targets,
         guess=guess_of(objective, data),
         min_workers=admission.min_workers,
@@ -100,6 +104,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         pauses=admission.pauses,
         audit=admission.audit,
         manifest=manifest_of(data) if admission.ships_data else None,
+        moments=data.train.moments,
     )
     weights = first_weights(job, model)
     shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model), job.micro_batches)
@@ -117,15 +122,14 @@ def first_weights(job: Job, model: Model) -> Vector:
     weights = model.first_weights(job.seed)
     if job.initial is not None:
         arrays, _ = read(Path(job.initial))
-        model.layout.write(weights, arrays)
+        model.layout.write(weights, model.own_arrays(arrays))
     return weights
 
 
 def two_samples(data: TrainTest, max_shift: int) -> Vector:
     """Return two prepared samples; `DataError` if they cannot be shifted."""
-    image, label = (np.repeat(array[:1], 2, axis=0) for array in (data.train.images, data.train.labels))
-    pair = Dataset(image, label, data.train.classes)
-    return Preparation.of(pair, max_shift).images(pair.images)
+    images, labels = (np.repeat(array[:1], 2, axis=0) for array in (data.train.images, data.train.labels))
+    return Preparation.of(Dataset(images, labels, data.train.classes), max_shift).images(images)
 
 
 def dry_run(model: Model, images: Vector) -> tuple[int, ...]:

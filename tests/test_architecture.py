@@ -83,6 +83,8 @@ PLANTED = {
     "star": ("common.nn.module", "from math import *", "imports * from math"),
     "socket": ("ps.server.server", "def f():\n    import zmq.asyncio", "imports zmq"),
     "msgpack": ("common.protocol.messages", "from msgpack import packb", "imports msgpack"),
+    "torch": ("worker.compute", "def f():\n    import torch", "imports torch"),
+    "torch, by its part": ("lockstep.cli.main", "from torch.nn import Module", "imports torch"),
     "time": ("ps.server.server", "from time import monotonic", "imports time"),
     "datetime": ("lockstep.cli.main", "import datetime as dt", "imports datetime"),
     "pickle": ("common.protocol.codec", "import pickle", "imports pickle"),

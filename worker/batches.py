@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from common.aggregation.tree import Node
 from common.autograd.primitives.primitive import Array
 from common.data.dataset import Dataset, TrainTest
+from common.data.mapped import MappedSamples
 from common.data.preparation import Preparation
 from common.data.sampler import Sampler, evaluation_chunks, evaluation_rows
 from common.job.job import Job
@@ -69,6 +70,13 @@ class Batches:
             return np.concatenate([self.sampler.indices(step, micro_batch) for micro_batch in range(node.lo, node.hi)])
         size = len(self._held_out(work) or ())
         return np.arange(evaluation_rows(node.lo, size).start, evaluation_rows(node.hi - 1, size).stop)
+
+    def read_ahead(self, step: int, node: Node) -> None:
+        """Let the system begin to read what a node of this step needs, if samples are read from a disk."""
+        images = self.data.train.images
+        # Not those of another epoch: its order takes its time to draw, and there is room for one.
+        if isinstance(images, MappedSamples) and images.may_wait() and self.sampler.is_at_hand(step):
+            images.request(self.samples_of("train", step, node))
 
     def micro_batches_of(self, work: Work) -> int:
         """Return into how many micro-batches, or chunks, a round of that kind is divided."""

@@ -114,6 +114,8 @@ class Compute:
         `NodeSums`.
         """
         self._attempt.begin()
+        # The next lease is most likely the same part of the next step; it is read while this one is computed.
+        self.batches.read_ahead(step + 1, node)
         with np.errstate(all="ignore"):  # what is not finite is found in the loss, and reported with its place
             return self.into, self._nodes.train(step, node, Vectors(self.weights, self.into), send)
 

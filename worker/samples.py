@@ -130,7 +130,10 @@ class SampleStore:
 
     def data(self, name: str) -> TrainTest:
         """Return the dataset; samples that have not come are zeros."""
-        sets = {name: Dataset(part.images, part.labels, self.manifest.classes) for name, part in self.parts.items()}
+        sets = {
+            name: Dataset(part.images, part.labels, self.manifest.classes, is_checked=True)
+            for name, part in self.parts.items()
+        }
         return TrainTest(name, sets["train"], sets["test"], sets.get("validation"))
 
     def request_for(self, name: PartName, places: Places) -> SamplesRequest | None:

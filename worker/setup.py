@@ -10,6 +10,9 @@ from common.data.dataset import TrainTest
 from common.data.manifest import Manifest
 from common.data.source import with_validation
 from common.errors import DataError, ModelError, SharingError
+from common.job.objective import Objective
+from common.model.first_batch import first_micro_batch
+from common.model.port import Model
 from common.model.source import read_model_source
 from common.protocol.memory_offer import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
 from common.protocol.messages import Welcome
@@ -61,14 +64,15 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
             f"{welcome.source[:12]}… there): copy the server's file to this machine"
         )
     data, store = _data_of(welcome, load, places.cache)
-    moments = None if store is None else (store.manifest.mean, store.manifest.std)
-    model = model_source.build()
+    moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
+    model = model_source.build(job.seed)
     layout = model.layout
     if layout.digest() != welcome.layout:
         raise ModelError(
             f"model {job.model_name()!r} has other parameters here than at the server: "
             "install the same version of lockstep on both"
         )
+    _check_evidence(welcome, model, data)
     frames = frames_of(layout.size, 1 + len(welcome.shards))
     obstacle = ""
     if welcome.memory and places.memory is not None:
@@ -81,6 +85,24 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
             obstacle = str(error)
     compute = Compute(job, model, data, frames=frames, moments=moments)
     return Workplace(compute, obstacle=obstacle, store=store)
+
+
+def _check_evidence(welcome: Welcome, model: Model, data: TrainTest) -> None:
+    """Raise `ModelError` if the model computes something else here than at the server, or cannot be repeated."""
+    job, is_here = welcome.job, welcome.manifest is None
+    found = model.evidence(Objective.of(job), *first_micro_batch(job, data, is_here=is_here))
+    if welcome.engine and found.engine != welcome.engine:
+        raise ModelError(
+            f"model {job.model_name()!r} is computed by {found.engine} here, and by {welcome.engine} at the server: "
+            "use equal machines and versions, or start the server with --allow-mixed-numerics and lose the promise"
+        )
+    if welcome.evidence and found.digest != welcome.evidence:
+        raise ModelError(
+            f"model {job.model_name()!r} computes something else here than at the server, of the first micro-batch "
+            f"(SHA-256 {found.digest} here, {welcome.evidence} there): what it is built from may differ, such as a "
+            "package or a number that it draws itself; or use equal machines, or start the server with "
+            "--allow-mixed-numerics and lose the promise"
+        )
 
 
 def _data_of(welcome: Welcome, load: Loader, cache: Path | None) -> tuple[TrainTest, SampleStore | None]:

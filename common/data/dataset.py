@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.mapped import Samples
 from common.errors import DataError
 
 
@@ -18,18 +19,23 @@ class Dataset:
 
     #: uint8 or float32, (n, channels, height, width) or (n, features); or tokens, int32
     #: (n, t) from 0. n ≥ 1, all finite.
-    images: NDArray[Any]
+    images: Samples
     #: Classes, int64 in [0, classes): one per sample, (n,), or one per token, (n, t). Or numbers, float32 (n, targets).
     labels: NDArray[Any]
     #: 0 if labels are real numbers.
     classes: int
+    #: Whether all values were looked at before, as when a set is packed: then they are not read for that again.
+    is_checked: bool = False
+    #: Mean and deviation of the samples, as `Preparation` has them, if these are known without looking.
+    moments: tuple[float, float] | None = None
+    #: The same of the largest value of the samples.
+    known_largest: float | None = None
 
     def __post_init__(self) -> None:
-        _check_images(self.images)
-        if self.classes:
-            _check_classes(self.labels, self.classes)
-        else:
-            _check_targets(self.labels)
+        _check_kind(self.images)
+        if not self.is_checked:
+            _check_images(self.images[:])
+            _check_labels(self.labels, self.classes)
         if len(self.images) != len(self.labels):
             raise DataError(f"{len(self.images)} images and {len(self.labels)} labels: expected one label per image")
         if self.classes and self.labels.ndim == 2 and (not self.is_tokens or self.labels.shape != self.images.shape):
@@ -45,6 +51,10 @@ class Dataset:
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of one sample: (channels, height, width) or (features,)."""
         return self.images.shape[1:]
+
+    def largest(self) -> float:
+        """Return the largest value of the samples, as it is stored."""
+        return float(self.images[:].max()) if self.known_largest is None else self.known_largest
 
     @property
     def is_tokens(self) -> bool:
@@ -66,6 +76,10 @@ class TrainTest:
     test: Dataset
     #: What was taken out of the training set to choose by, if anything.
     validation: Dataset | None = None
+    #: The names of the classes, in order; empty if they have none.
+    class_names: tuple[str, ...] = ()
+    #: The digest if it is known without reading the data.
+    known_digest: str | None = None
 
     def __post_init__(self) -> None:
         if self.train.sample_shape != self.test.sample_shape:
@@ -83,19 +97,24 @@ class TrainTest:
     def digest(self) -> str:
         """SHA-256 of shapes, dtypes and bytes, hexadecimal; equal if runs on the data would be.
 
-        Of the data before its validation split, which the job describes.
+        Of the data before its validation split, which the job describes. That of a packed dataset is of the digests of
+        its blocks, and so another one than that of the same arrays in memory.
         """
+        if self.known_digest is not None:
+            return self.known_digest
         digest = hashlib.sha256()
         for part in (self.train, self.test):
-            for array in (part.images, part.labels):
+            for array in (part.images[:], part.labels):
                 digest.update(f"{array.dtype.str} {array.shape} {part.classes};".encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
-def _check_images(images: NDArray[Any]) -> None:
+def _check_kind(images: Samples) -> None:
+    """Raise DataError for samples of a dtype or shape that there is not."""
     if images.dtype == np.int32 and images.ndim == 2:
-        _check_tokens(images)
+        if 0 in images.shape:
+            raise DataError(f"tokens of shape {images.shape!r}: expected (n, t), neither of them 0")
         return
     if images.dtype not in (np.uint8, np.float32):
         raise DataError(f"images of dtype {str(images.dtype)!r}: expected uint8 or float32")
@@ -103,15 +122,21 @@ def _check_images(images: NDArray[Any]) -> None:
         raise DataError(
             f"images of shape {images.shape!r}: expected (n, channels, height, width) or (n, features), none of them 0"
         )
+
+
+def _check_images(images: NDArray[Any]) -> None:
+    """Raise DataError for values that samples cannot have."""
+    if images.dtype == np.int32 and int(images.min()) < 0:
+        raise DataError(f"token {int(images.min())!r} in sample {_first(images < 0)}: expected integers from 0")
     if images.dtype == np.float32 and not np.isfinite(images).all():
         raise DataError(f"image {_first(~np.isfinite(images))} holds an infinity or NaN: expected finite numbers")
 
 
-def _check_tokens(tokens: NDArray[np.int32]) -> None:
-    if 0 in tokens.shape:
-        raise DataError(f"tokens of shape {tokens.shape!r}: expected (n, t), neither of them 0")
-    if int(tokens.min()) < 0:
-        raise DataError(f"token {int(tokens.min())!r} in sample {_first(tokens < 0)}: expected integers from 0")
+def _check_labels(labels: NDArray[Any], classes: int) -> None:
+    if classes:
+        _check_classes(labels, classes)
+    else:
+        _check_targets(labels)
 
 
 def _check_targets(targets: NDArray[Any]) -> None:

@@ -1,7 +1,7 @@
 """Turns stored samples into a model's input: scaled, normalised and, in training, shifted at random."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,10 +10,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from common.data.dataset import Dataset
+from common.data.mapped import MappedSamples
 from common.errors import DataError
 
 #: Values per block when constants are computed: bounds the memory, and fixes the order of the sum.
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,8 @@ class Preparation:
             )
         if train.is_tokens:
             return cls(0.0, 1.0)
-        mean, variance = (_moments_of_bytes if train.images.dtype == np.uint8 else _moments_of_floats)(train.images)
-        # If all values are equal there is nothing to scale; scikit-learn's StandardScaler leaves them alone as well.
-        return cls(mean, math.sqrt(variance) or 1.0, max_shift)
+        mean, std = train.moments or _moments_of(train)
+        return cls(mean, std, max_shift)
 
     def images(self, raw: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:
         """Return the samples `raw`, uint8 or float32 (n, …), as a new float32 array of the same shape.
@@ -78,26 +78,45 @@ def _shifted(raw: NDArray[Any], most: int, rng: np.random.Generator) -> NDArray[
     return shifted
 
 
-def _moments_of_bytes(images: NDArray[np.uint8]) -> tuple[float, float]:
-    """Return mean and variance of `images` / 255, exact but for the last division."""
+#: Gives all values of some samples in order, in blocks of `BLOCK` values; called once for each time they are needed.
+ValueBlocks = Callable[[], Iterator[NDArray[Any]]]
+
+
+def moments_of(blocks: ValueBlocks, dtype: np.dtype[Any], count: int) -> tuple[float, float]:
+    """Return the constants of `count` values, bytes or float32: their mean, and their deviation, 1 if that is 0."""
+    mean, variance = (_moments_of_bytes if dtype == np.uint8 else _moments_of_floats)(blocks, count)
+    # If all values are equal there is nothing to scale; scikit-learn's StandardScaler leaves them alone as well.
+    return mean, math.sqrt(variance) or 1.0
+
+
+def _moments_of(train: Dataset) -> tuple[float, float]:
+    images = train.images
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        return images.value_blocks(BLOCK) if isinstance(images, MappedSamples) else _blocks(images)
+
+    return moments_of(blocks, images.dtype, images.size)
+
+
+def _moments_of_bytes(blocks: ValueBlocks, count: int) -> tuple[float, float]:
+    """Return mean and variance of bytes / 255, exact but for the last division."""
     total = squares = 0
-    for block in _blocks(images):
+    for block in blocks():
         # Whole numbers below 2**53 add up exactly in float64, in any order: so BLAS may do it.
         values = block.astype(np.float64)
         total += int(values.sum())
         squares += int(np.dot(values, values))
-    count = images.size
     return total / (255 * count), (count * squares - total * total) / (255 * count) ** 2
 
 
-def _moments_of_floats(images: NDArray[np.float32]) -> tuple[float, float]:
+def _moments_of_floats(blocks: ValueBlocks, count: int) -> tuple[float, float]:
     # Not `sum`: since Python 3.12 that compensates, so that its bits depend on the version.
-    mean = math.fsum(float(block.sum(dtype=np.float64)) for block in _blocks(images)) / images.size
-    deviations = math.fsum(float(np.square(block.astype(np.float64) - mean).sum()) for block in _blocks(images))
-    return mean, deviations / images.size
+    mean = math.fsum(float(block.sum(dtype=np.float64)) for block in blocks()) / count
+    deviations = math.fsum(float(np.square(block.astype(np.float64) - mean).sum()) for block in blocks())
+    return mean, deviations / count
 
 
 def _blocks(images: NDArray[Any]) -> Iterator[NDArray[Any]]:
     flat = images.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):
-        yield flat[start : start + _BLOCK]
+    for start in range(0, flat.size, BLOCK):
+        yield flat[start : start + BLOCK]

@@ -33,6 +33,10 @@ class Sampler:
         """Return the epoch, from 0, that `step` belongs to."""
         return step // self.steps_per_epoch
 
+    def is_at_hand(self, step: int) -> bool:
+        """Return whether the order of the epoch that `step` belongs to is drawn already."""
+        return self.epoch_of(step) == self._epoch
+
     def batch_size(self, step: int) -> int:
         """Return the number of samples of `step`: the global batch, or the rest at the end of an epoch."""
         return min(self.global_batch, self.size - self._start(step))
@@ -57,6 +61,8 @@ class Sampler:
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:
+            # Two orders at once would be twice the memory, of sets of millions.
+            self._permutation = np.empty(0, dtype=np.int64)
             self._permutation = generator(self.seed, Purpose.SHUFFLE, at=epoch).permutation(self.size)
             self._permutation.flags.writeable = False
             self._epoch = epoch

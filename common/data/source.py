@@ -10,22 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import Dataset, TrainTest
+from common.data.folder import MANIFEST, load_folder
 from common.data.formats.idx import read_idx
 from common.data.formats.npz import read_npz
+from common.data.mapped import MappedSamples
+from common.data.preparation import Preparation
 from common.errors import DataError
 from common.random import Purpose, generator
 
 #: MNIST has ten classes, and so have the datasets that share its file names (Fashion-MNIST, KMNIST).
 IDX_CLASSES = 10
 
-_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
-_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def load(spec: str) -> TrainTest:
+def load(spec: str, *, is_checked: bool = False) -> TrainTest:
     """Return the dataset called `spec`.
 
-    That is `"mnist"` (in the package), a folder with MNIST's four IDX files, gzipped or not, or an .npz file with
+    That is `"mnist"` (in the package), a folder that `lockstep pack` made, which stays on disk and is read as it is
+    needed (with `is_checked` each block of it is compared with its digest before it is used), a folder with MNIST's
+    four IDX files, gzipped or not, or an .npz file with
     x_train, y_train, x_test and y_test: uint8 or float images (n, h, w), (n, c, h, w) or features (n, k), or tokens
     (n, t) of a wider integer type; and integer labels (n,) from 0, of tokens also (n, t), or, for a regression, floats
     (n,) or (n, k). Raises DataError with the file, the value and what was expected.
@@ -35,18 +40,20 @@ def load(spec: str) -> TrainTest:
             return _from_folder(folder, name="mnist")
     # Job files may say "~"; pathlib's own expansion raises if there is no such user.
     path = Path(os.path.expanduser(spec))
+    if spec and (path / MANIFEST).is_file():
+        return load_folder(path, is_checked=is_checked)
     if spec and path.is_dir():
         return _from_folder(path, name=path.resolve().name)
     if path.suffix == ".npz":
         return _from_npz(path)
     raise DataError(
-        f"no dataset {spec!r}: expected 'mnist', a folder with MNIST's four IDX files, or an .npz file with "
-        "x_train, y_train, x_test, y_test"
+        f"no dataset {spec!r}: expected 'mnist', a folder with MNIST's four IDX files or that `lockstep pack` made, or "
+        "an .npz file with x_train, y_train, x_test, y_test"
     )
 
 
 def _from_folder(folder: Path, name: str) -> TrainTest:
-    train, test = (_read_pair(folder, *names) for names in (_TRAIN, _TEST))
+    train, test = (_read_pair(folder, *names) for names in (IDX_TRAIN, IDX_TEST))
     return _paired(folder, name, train, test)
 
 
@@ -70,7 +77,7 @@ def _find(folder: Path, name: str) -> Path:
 
 def _from_npz(path: Path) -> TrainTest:
     arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test"))
-    labels = {name: _as_labels(f"{path}: {name!r}", arrays[name]) for name in ("y_train", "y_test")}
+    labels = {name: as_labels(f"{path}: {name!r}", arrays[name]) for name in ("y_train", "y_test")}
     if labels["y_train"].dtype != labels["y_test"].dtype:
         of = {name: "real numbers" if part.dtype == np.float32 else "integers" for name, part in labels.items()}
         raise DataError(f"{path}: 'y_train' has {of['y_train']} and 'y_test' {of['y_test']}: expected one kind in both")
@@ -78,14 +85,14 @@ def _from_npz(path: Path) -> TrainTest:
     classes = 0 if is_real else 1 + max(int(part.max(initial=0)) for part in labels.values())
     train, test = (
         _dataset(
-            f"{path}: {part}", _as_samples(f"{path}: 'x_{part}'", arrays[f"x_{part}"]), labels[f"y_{part}"], classes
+            f"{path}: {part}", as_samples(f"{path}: 'x_{part}'", arrays[f"x_{part}"]), labels[f"y_{part}"], classes
         )
         for part in ("train", "test")
     )
     return _paired(path, path.stem, train, test)
 
 
-def _as_samples(named: str, array: NDArray[Any]) -> NDArray[Any]:
+def as_samples(named: str, array: NDArray[Any]) -> NDArray[Any]:
     """Return integers in rows, but for bytes, which are images that were flattened, as tokens; others as images."""
     if array.ndim != 2 or array.dtype.kind not in "iu" or array.dtype == np.uint8:
         return _as_images(array)
@@ -106,7 +113,7 @@ def _as_images(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(images)
 
 
-def _as_labels(named: str, array: NDArray[Any]) -> NDArray[Any]:
+def as_labels(named: str, array: NDArray[Any]) -> NDArray[Any]:
     """Return classes as int64, of any shape, and real numbers as float32, one row a sample."""
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # as in `_as_images`
@@ -162,4 +169,20 @@ def with_validation(data: TrainTest, share: float, seed: int) -> TrainTest:
 
 
 def _subset(data: Dataset, rows: NDArray[np.int64]) -> Dataset:
-    return Dataset(data.images.take(rows, axis=0), data.labels.take(rows, axis=0), data.classes)
+    labels = data.labels.take(rows, axis=0)
+    if isinstance(data.images, MappedSamples):
+        chosen, largest = data.images.subset(rows), data.known_largest
+        return Dataset(chosen, labels, data.classes, is_checked=True, known_largest=largest)
+    return Dataset(data.images.take(rows, axis=0), labels, data.classes, is_checked=True)
+
+
+def with_moments(data: TrainTest) -> TrainTest:
+    """Return the data with the moments of its training set if that is read from a disk: once, and not by each worker.
+
+    Those of a packed dataset are known; of what a validation set leaves of it they are computed here.
+    """
+    train = data.train
+    if not isinstance(train.images, MappedSamples) or train.moments is not None:
+        return data
+    preparation = Preparation.of(train)
+    return replace(data, train=replace(train, moments=(preparation.mean, preparation.std)))

@@ -1,6 +1,6 @@
 """Models of the library's own layers, and of others that compute with its tensors: gradients come from our autograd."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.aggregation.layout import Binding, ParameterLayout, gather, layout_of, statistic_momenta
@@ -11,7 +11,8 @@ from common.autograd.graph import Leaf, no_grad, observing
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.job.objective import Objective
-from common.model.port import DrawKey, OnFinal, Outcome
+from common.model.inspection import inspected
+from common.model.port import DrawKey, Evidence, Inspection, OnFinal, Outcome
 from common.nn.inspection import first_nonfinite_layer
 from common.nn.module import Module, Parameter, Stochastic, is_repeatable
 
@@ -32,7 +33,10 @@ class AutogradModel:
     def first_weights(self, seed: int) -> Vector:
         return gather(self.module.initialize(seed), self.layout)
 
-    def load(self, weights: Vector) -> None:
+    def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
+        return state
+
+    def load(self, weights: Vector, steps: int = 0) -> None:
         self.module.load_state_dict(self.layout.read(weights))
         self.module.eval()
 
@@ -41,6 +45,9 @@ class AutogradModel:
         with no_grad():
             outputs: Array = self.module(Tensor(images)).data
         return outputs
+
+    def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
+        return Evidence()
 
     def engine(self, objective: Objective) -> "AutogradEngine":
         return AutogradEngine(self.module, self.layout, objective)
@@ -148,6 +155,12 @@ class AutogradEngine:
             outputs = self._module(Tensor(images))
             loss = self._objective.test_loss(outputs, targets)
         return Outcome(float(loss.data), outputs.data)
+
+    def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:
+        self._put(is_training=True)
+        self._module.zero_grad()
+        self._module.reseed(*key)
+        return inspected(self._module, self._objective, images, targets)
 
     def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
         self._put(is_training=key is not None)

@@ -5,7 +5,7 @@ into a flat vector, and the loss and the outputs come out. Samples, leases, the 
 and verification know these two protocols only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from common.aggregation.layout import ParameterLayout
@@ -32,6 +32,35 @@ class Outcome(NamedTuple):
     loss: float
     #: The model's outputs; valid until the next forward.
     outputs: Array
+
+
+class LayerOutput(NamedTuple):
+    """What a layer made of a micro-batch."""
+
+    name: str
+    kind: str
+    output: Array
+
+
+class Inspection(NamedTuple):
+    """All that can be seen of a micro-batch."""
+
+    outcome: Outcome
+    #: In the order of computation.
+    layers: list[LayerOutput]
+    #: By the names of the parameters that took part.
+    gradients: dict[str, Array]
+    #: Where the first number that is not finite arose; None if all are finite.
+    first_nonfinite: str | None
+
+
+class Evidence(NamedTuple):
+    """What shows that a model computes the same here as elsewhere; both are empty if the fingerprint shows it."""
+
+    #: Who computes, with the version and what it uses of the processor.
+    engine: str = ""
+    #: Of what it computed of the model, in hex.
+    digest: str = ""
 
 
 class Engine(Protocol):
@@ -62,6 +91,9 @@ class Engine(Protocol):
     def evaluate(self, images: Array, targets: Array) -> Outcome:
         """Compute in evaluation mode, with the loss of the test set."""
 
+    def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:
+        """Compute forward and backward in training mode, and return what is seen; the vector of sums stays."""
+
     def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
         """Return where the forward with that key, or the evaluation if None, first had a number that is not finite.
 
@@ -86,11 +118,17 @@ class Model(Protocol):
     def first_weights(self, seed: int) -> Vector:
         """Return a new vector of the values that a run with that seed begins with."""
 
-    def load(self, weights: Vector) -> None:
-        """Copy a vector of weights into the model, and put it into evaluation mode."""
+    def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Return what of a state dict belongs into the layout, by the layout's names."""
+
+    def load(self, weights: Vector, steps: int = 0) -> None:
+        """Copy the weights after so many steps into the model, and put it into evaluation mode."""
 
     def outputs(self, images: Array) -> Array:
         """Return the outputs of the model in evaluation mode, with the values that it has now."""
+
+    def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
+        """Compute a micro-batch with the first weights; `ModelError` if the model's bits cannot be repeated."""
 
     def engine(self, objective: Objective) -> Engine:
         """Return what computes with this model; it has to be bound to vectors first."""

@@ -19,6 +19,7 @@ from common.files.reading import read_regular
 from common.nn.description import build
 from common.nn.models import MODELS
 from common.nn.module import Module
+from common.version import DISTRIBUTION
 
 #: Bytes of a model's file.
 MOST_BYTES = 2**24
@@ -39,14 +40,23 @@ class ModelFile:
 
     def build(self) -> Module:
         """Run the file and call its function; ModelError if either raises or no Module comes back."""
+        model = self.call()
+        if not isinstance(model, Module):
+            raise self.unexpected(model)
+        return model
+
+    def call(self, before: Callable[[], None] = lambda: None) -> object:
+        """Run the file, call `before` and then its function, and return what comes back; ModelError if one raises."""
         function = self._function_of(self._run())
+        before()
         try:
-            model = function()
+            return function()
         except Exception as error:
             raise ModelError(f"{self} raised {_one_line(error)}: expected a function that returns a Module") from error
-        if not isinstance(model, Module):
-            raise ModelError(f"{self} returned {model!r}: expected a Module; does the function end in `return model`?")
-        return model
+
+    def unexpected(self, model: object) -> ModelError:
+        """Return the error of a function that returns no model."""
+        return ModelError(f"{self} returned {model!r}: expected a Module; does the function end in `return model`?")
 
     def _run(self) -> ModuleType:
         """Execute the source that was read.
@@ -61,8 +71,11 @@ class ModelFile:
             exec(compile(self.source, self.path, "exec"), vars(module))
         except (Exception, SystemExit) as error:
             del sys.modules[module.__name__]
+            advice = ""
+            if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+                advice = f": expected PyTorch to be installed; run `pip install '{DISTRIBUTION}[torch]'`"
             raise ModelError(
-                f"model file {str(self.path)!r} cannot be imported: it raised {_one_line(error)}"
+                f"model file {str(self.path)!r} cannot be imported: it raised {_one_line(error)}{advice}"
             ) from error
         return module
 
@@ -101,24 +114,29 @@ def source_digest(path: str | Path) -> str:
 class ModelSource:
     """What a model is built from, as it was when it was read: nothing runs whose digest was not checked before."""
 
-    #: SHA-256 of the model's own file in hex, empty for a model of the library.
-    digest: str
+    #: Builds the library's own model; of a file's model, what runs the file.
     build: Callable[[], Module]
+    file: ModelFile | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model's own file in hex, empty for a model of the library."""
+        return "" if self.file is None else self.file.digest
 
 
 def read_model_source(model: str | dict[str, Any]) -> ModelSource:
     """Read what a model is built from, once; ModelError if there is nothing of that name. Runs nothing."""
     if isinstance(model, dict):
-        return ModelSource("", lambda: build(model))
+        return ModelSource(lambda: build(model))
     if names_file(model):
         file = read_model_file(model)
-        return ModelSource(file.digest, file.build)
+        return ModelSource(file.build, file)
     if model not in MODELS:
         raise ModelError(
             f"model = {model!r} is not known{nearest(model, MODELS)}: expected one of {', '.join(MODELS)}, "
             "or FILE.py:FUNCTION that returns a Module"
         )
-    return ModelSource("", MODELS[model])
+    return ModelSource(MODELS[model])
 
 
 def build_model(model: str | dict[str, Any]) -> Module:

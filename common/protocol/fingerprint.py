@@ -26,6 +26,7 @@ DECIDING = (
     "common.model",
     "common.nn",
     "common.optim",
+    "common.pytorch",
     "common.random",
     "common.runtime.blas",
     "ps.run.plan",
@@ -71,6 +72,10 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     features: str
     #: SHA-256 of a canary's results, first 16 hex digits.
     canary: str
+    #: Who computes gradients if that is not our autograd: its version, and what it uses of the processor.
+    engine: str = ""
+    #: SHA-256 of what it computed of the model, first 16 hex digits.
+    evidence: str = ""
     #: The versions of Python and of the C library, as far as known. They are for people who compare two receipts: what
     #: they change of the bits, the canary shows.
     python: str = ""

@@ -231,6 +231,12 @@ class Welcome(Message, frozen=True, kw_only=True):
     shards: Annotated[list[ShortText], Meta(max_length=64)] = []
     #: Of the data, where samples are sent to a worker that does not have it.
     manifest: Manifest | None = None
+    #: Who computes gradients at the server, and what it computed of the model; empty if the fingerprint shows that, or
+    #: if numerics may be mixed.
+    engine: ShortText = ""
+    evidence: ShortText = ""
+    #: Mean and deviation of the training set, where the server had to read all of it for them.
+    moments: tuple[float, float] | None = None
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,6 +1,10 @@
-"""Keeps freed memory for the next step: fresh pages from the system are the most expensive thing in NumPy training."""
+"""Memory of this process: keeps what was freed for the next step, and counts the pages that had to be read.
+
+Fresh pages from the system are the most expensive thing in NumPy training.
+"""
 
 import ctypes
+import resource
 import sys
 
 #: glibc's `mallopt` options (malloc.h).
@@ -26,3 +30,8 @@ def keep_freed_memory() -> bool:
     if mallopt is None:  # musl
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def major_faults() -> int:
+    """Return how many pages this process has had to wait for, since they had to be read from a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt

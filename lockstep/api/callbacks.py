@@ -45,9 +45,8 @@ from numpy.typing import NDArray
 from common.errors import JobError, RunError
 from common.files.safetensors import read, write
 from common.job.job import Job, Monitor
-from common.nn.model_source import build_model
-from common.nn.module import Module
 from common.protocol.messages import EpochStatus
+from lockstep.runs.trained_model import model_with
 from ps.records.run_folder import EPOCH_WEIGHTS
 from ps.run.early_stopping import figure_of, is_better
 
@@ -70,6 +69,10 @@ class Training:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return the weights after the last epoch, by name; `RunError` if they could not be written."""
+        return self._weights()[0]
+
+    def _weights(self) -> tuple[dict[str, NDArray[Any]], int]:
+        """Return the weights after the last epoch, and the number of steps up to there."""
         arrays, metadata = read(self.folder / EPOCH_WEIGHTS)
         epoch = self.history[-1].epoch
         if metadata.get("epoch") != str(epoch):
@@ -77,13 +80,11 @@ class Training:
                 f"{self.folder / EPOCH_WEIGHTS}: is of epoch {metadata.get('epoch')}: expected that of epoch {epoch}; "
                 "the server's log says why it could not be written"
             )
-        return arrays
+        return arrays, int(metadata["step"])
 
-    def model(self) -> Module:
-        """Return a new model with the weights after the last epoch, in evaluation mode."""
-        model = build_model(self.job.model)
-        model.load_state_dict(self.state_dict())
-        return model.eval()
+    def model(self) -> Any:
+        """Return a new model with the weights after the last epoch, in evaluation mode; as `Run.model`."""
+        return model_with(self.job, *self._weights())
 
 
 class Callback:

@@ -1,6 +1,6 @@
 """How a model reaches the workers: as a name, as data, or as the text of a file that builds it on this machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -9,14 +9,15 @@ import numpy as np
 
 from common.aggregation.layout import check_trained
 from common.errors import ModelError
+from common.model.source import is_torch_class, is_torch_module, torch_model
 from common.nn.description import describe, is_describable
 from common.nn.module import Module, Parameter, RunningStatistic
 from lockstep.api.source_text import Definition, Gathering
 
 HEADER = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
 
-#: A model, what builds one, or the name of one.
-Model = Module | type[Module] | Callable[[], Module] | str
+#: A model, of `lockstep.nn` or of PyTorch, what builds one, or the name of one.
+Model = Any
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ def exported(model: Model) -> ExportedModel:
         return ExportedModel(model)
     if isinstance(model, Module):
         check_trained(model)
+    elif is_torch_module(model):
+        torch_model(model)  # raises if it cannot be trained
     if isinstance(model, Module) and all(is_describable(type(module)) for module in model.modules()):
         return ExportedModel(dict(describe(model)))
     text = model_text(model)
     return ExportedModel(f"{text.name}.py:{text.function}", text)
 
 
-def model_text(model: Module | type[Module] | Callable[[], Module]) -> ModelText:
+def model_text(model: Any) -> ModelText:
     """Return the text that builds a model: of its class, or of the function that returns it.
 
     `ModelError` if the text cannot be had, uses what has no text, or would build another model than the one given.
@@ -61,9 +64,11 @@ def model_text(model: Module | type[Module] | Callable[[], Module]) -> ModelText
     if isinstance(model, FunctionType):
         return ModelText(model.__name__, model.__name__, _text_of(model))
     kind = model if isinstance(model, type) else type(model)
-    if not issubclass(kind, Module):
+    if not issubclass(kind, Module) and not is_torch_class(kind):
         raise ModelError(f"the model is {model!r}: expected a Module, its class, or a function that returns it")
-    if isinstance(model, Module):
+    if is_torch_class(kind):
+        _check_torch_class(kind)
+    if not isinstance(model, type):
         _check_own(model)
         check_rebuilt(model)
     function = "build" if kind.__name__ != "build" else "build_model"
@@ -76,9 +81,18 @@ def _text_of(definition: Definition) -> str:
     return HEADER + gathering.text()
 
 
-def _check_own(model: Module) -> None:
+def _check_torch_class(kind: type) -> None:
+    """Raise if the class of a model is PyTorch's own, whose arguments nobody knows."""
+    if kind.__module__.partition(".")[0] == "torch":
+        raise ModelError(
+            f"the {kind.__name__} is PyTorch's own, and what it was built with is not known: expected a class of your "
+            "own, or a function that builds the model; write `def build(): return ...` and give `fit` that"
+        )
+
+
+def _check_own(model: Any) -> None:
     """Raise if the model is a container of ours around a class of theirs, whose arguments nobody knows."""
-    if is_describable(type(model)):
+    if isinstance(model, Module) and is_describable(type(model)):
         own = next(type(module).__name__ for module in model.modules() if not is_describable(type(module)))
         raise ModelError(
             f"the {type(model).__name__} holds a {own} of your own, and what that was built with is not known: "
@@ -90,7 +104,7 @@ def _check_own(model: Module) -> None:
 PASSING = ("training", "rng", "_observers")
 
 
-def check_rebuilt(model: Module) -> None:
+def check_rebuilt(model: Any) -> None:
     """Raise `ModelError` with the first thing in which the model differs from what its class alone builds."""
     name = type(model).__name__
     advice = f"expected a model that {name}() builds; give `fit` a function instead: `def build(): return {name}(...)`"
@@ -103,7 +117,16 @@ def check_rebuilt(model: Module) -> None:
         raise ModelError(f"{odd}: {advice}")
 
 
-def _differences(model: Module, other: Module) -> Iterator[str]:
+def _differences(model: Any, other: Any) -> Iterator[str]:
+    if isinstance(model, Module):
+        return _own_differences(model, other)
+    # Here, where the model itself has imported PyTorch already.
+    from common.pytorch.comparison import differences
+
+    return differences(model, other)
+
+
+def _own_differences(model: Module, other: Module) -> Iterator[str]:
     here, there = dict(_attributes(model)), dict(_attributes(other))
     for place in sorted(here.keys() | there.keys()):
         if place not in here or place not in there:

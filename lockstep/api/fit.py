@@ -11,6 +11,7 @@ from rich.console import Console
 
 from common.errors import JobError
 from common.job.job import Job
+from common.model.source import is_torch_module, torch_model
 from common.nn.module import Module
 from common.runtime.clock import SystemClock
 from lockstep.api.callback_runner import CallbackRunner, check_form
@@ -43,6 +44,7 @@ def fit(
     `model` is a Module, the name of a shipped model, or `FILE.py:FUNCTION`. One made of the library's layers is sent to
     the workers as data. A class of your own, from a notebook's cell or a script, is sent as its source text, with the
     definitions that it uses; so its constructor must take no arguments, or you pass a function that returns the model.
+    So is a model of PyTorch: your own `torch.nn.Module`, or a function that returns one; then `run.model` is one too.
     That text is kept in the run's folder, and is built by processes of this machine only.
 
     `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`: images
@@ -130,6 +132,9 @@ def _resume_hint(folder: Path, display: Display) -> Iterator[None]:
 
 
 def _weights(model: Model) -> dict[str, NDArray[Any]]:
+    if is_torch_module(model):
+        own = torch_model(model)
+        return own.layout.read(own.first_weights(0))
     if not isinstance(model, Module):
         raise JobError(f"warm_start needs a model with weights, and {model!r} has none: pass the Module itself")
     return model.state_dict()

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from common.errors import JobError
 from common.files.safetensors import read
 from common.job.job import Job
-from common.nn.model_source import build_model
-from common.nn.module import Module
+from lockstep.api.run_page import RunPage, show_page
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import JOB, has_begun
+from lockstep.runs.trained_model import model_with
 from ps.checkpoint.folder import CheckpointFolder
 from ps.records.metrics import EpochRecord
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
@@ -54,12 +55,20 @@ class Run:
         return self.result.weights_sha256
 
     @cached_property
-    def model(self) -> Module:
-        """A model with the final weights, the last epoch's or with `keep_best` the best one's, in evaluation mode."""
-        model = build_model(self.job.model)
+    def model(self) -> Any:
+        """A model with the final weights, the last epoch's or with `keep_best` the best one's, in evaluation mode.
+
+        A Module of `lockstep.nn` or of PyTorch, as the job's model is.
+        """
         arrays, _ = read(self.folder / WEIGHTS)
-        model.load_state_dict(arrays)
-        return model.eval()
+        return model_with(self.job, arrays, self.result.steps)
+
+    def watch(self, *, height: int = 900) -> RunPage:
+        """Show the run on a page in the cell of a notebook, `height` pixels high; needs the extra `watch`.
+
+        The page is served by a process of its own, on this machine alone, until `close()` or the end of Python.
+        """
+        return show_page(self.folder, height)
 
     @property
     def best_epoch(self) -> EpochRecord:
@@ -69,7 +78,7 @@ class Run:
         return self.history[stopping.best - 1]
 
     @cached_property
-    def best_model(self) -> Module:
+    def best_model(self) -> Any:
         """A model with the weights after the best epoch, in evaluation mode.
 
         Of runs with `keep_best` or `patience` these are there; of others only if that epoch has a checkpoint.
@@ -85,9 +94,7 @@ class Run:
                 f"the weights after epoch {best.epoch} are not in {str(self.folder)!r}: expected a run with "
                 "keep_best=True or EarlyStopping(restore_best=True)"
             )
-        model = build_model(self.job.model)
-        model.load_state_dict({name: kept.arrays[name] for name in model.state_dict()})
-        return model.eval()
+        return model_with(self.job, kept.arrays, kept.progress.steps)
 
     def __repr__(self) -> str:
         score = self.result.test_r2 if self.result.test_accuracy is None else self.result.test_accuracy

@@ -94,7 +94,7 @@ def write_data(folder: Path) -> Path:
         mnist = load("mnist")
         train, test = mnist.train, mnist.test
         x_test, y_test = test.images[:TEST_SAMPLES], test.labels[:TEST_SAMPLES]
-        np.savez(path, x_train=train.images, y_train=train.labels, x_test=x_test, y_test=y_test)
+        np.savez(path, x_train=train.images[:], y_train=train.labels, x_test=x_test, y_test=y_test)
     return path
 
 

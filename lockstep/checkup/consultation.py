@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from common.autograd.tensor import Tensor
 from common.data.formats.npz import read_npz
 from common.data.source import load, with_validation
-from common.errors import JobError
+from common.errors import JobError, ModelError
 from common.job.job import Job
 from common.job.objective import Objective
 from common.model.autograd import AutogradModel
-from common.nn.model_source import build_model
+from common.model.source import is_torch_module, open_model
 from common.nn.module import Module
 from common.runtime.clock import SystemClock
 from common.runtime.environment import cores
@@ -40,6 +40,8 @@ def doctor(
 
     Raises what `fit` raises if its arguments cannot be used.
     """
+    if is_torch_module(model):
+        raise no_layers(type(model).__name__)
     name = type(model).__name__ if isinstance(model, Module) else model
     if isinstance(model, Module):
         job, _ = resolve({"data": "mnist"}, values, Launch())
@@ -67,9 +69,19 @@ def examine_job(job: Job, workers: int | None) -> Examination:
 
 def model_of(job: Job) -> Module:
     """Return a job's model with its initial values."""
-    model = AutogradModel(build_model(job.model))
+    model = open_model(job.model, job.seed)
+    if not isinstance(model, AutogradModel):
+        raise no_layers(job.model_name())
     model.load(first_weights(job, model))
     return model.module.train()
+
+
+def no_layers(name: str) -> ModelError:
+    """Return the error of a model that cannot be looked into."""
+    return ModelError(
+        f"{name} is a model of PyTorch, and the doctor looks into layers of lockstep.nn only: train it with --steps 1, "
+        "which checks that its bits can be repeated; `lockstep doctor --machine` examines this machine"
+    )
 
 
 def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:

@@ -10,7 +10,8 @@ from common.version import VERSION
 #: The commands by what they are for; each section is a folder next to this file.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Training": ("train", "server", "worker", "shard", "node", "keys", "status"),
-    "Results": ("evaluate", "predict", "plot", "export"),
+    "Data": ("pack", "check-data"),
+    "Results": ("watch", "evaluate", "predict", "plot", "export"),
     "Checking": ("doctor", "find-lr", "verify", "replay", "ledger", "simulate"),
     "Benches": ("bench",),
 }
@@ -97,6 +98,18 @@ def command_named(name: str) -> click.Command | None:
             from lockstep.cli.training.status import status
 
             return status
+        case "watch":
+            from lockstep.cli.results.watch import watch
+
+            return watch
+        case "pack":
+            from lockstep.cli.data.pack import pack_command
+
+            return pack_command
+        case "check-data":
+            from lockstep.cli.data.check_data import check_data
+
+            return check_data
         case "evaluate":
             from lockstep.cli.results.evaluate import evaluate
 

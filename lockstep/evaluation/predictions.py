@@ -43,7 +43,7 @@ class Recognizer:
             )
         preparation = Preparation.of(train) if trained.job.normalize else Preparation(mean=0.0, std=1.0)
         is_bytes = train.images.dtype == np.uint8
-        white = 255.0 if is_bytes or float(train.images.max()) > 1.5 else 1.0
+        white = 255.0 if is_bytes or train.largest() > 1.5 else 1.0
         return cls(trained, preparation, shape, is_bytes, white, centres and shape == (1, FIELD, FIELD))
 
     def probabilities(self, image: Array) -> Array:

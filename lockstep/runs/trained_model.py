@@ -97,16 +97,32 @@ class Trained:
     layout: ParameterLayout
     weights: Vector
 
+    def arrays(self) -> dict[str, Vector]:
+        """Return the weights by their names."""
+        return self.layout.read(self.weights)
+
 
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     """Return a run's weights, the last ones or others; a `UsageError` says what is missing or damaged."""
     if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
         raise JobError(f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}")
     job, _ = resolve(read_values(folder / JOB), {}, default_launch())
-    model = open_model(job.model)
+    model = open_model(job.model, job.seed)
     weights = kept_weights(folder, job, model.layout, moment)
     model.load(weights)
     return Trained(folder, job, model, model.layout, weights)
+
+
+def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:
+    """Return a job's model, of PyTorch or of `lockstep.nn`, with the weights after so many steps, in evaluation mode.
+
+    `arrays` may have more than the weights.
+    """
+    model = open_model(job.model, job.seed)
+    weights = np.empty(model.layout.size, np.float32)
+    model.layout.write(weights, {name: arrays[name] for name in model.layout.read(weights) if name in arrays})
+    model.load(weights, steps)
+    return model.module
 
 
 def dataset_of(job: Job) -> TrainTest:

@@ -217,8 +217,10 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         # An estimator has no test set, and a run has one: its figures are shown to nobody. The label is the last class,
         # by which a process that reads both from a file knows how many there are.
         last = np.full(1, classes - 1, np.int64) if classes else labels[:1]
-        test = Dataset(images[:1], last, classes)
-        return TrainTest("arrays", Dataset(images, labels, classes), test)
+        # scikit-learn has looked at X, and classes are right by what they are; targets may be too large for a float32.
+        train = Dataset(images, labels, classes, is_checked=bool(classes))
+        # Nobody compares the data of a run that leaves nothing behind.
+        return TrainTest("arrays", train, Dataset(images[:1], last, classes), known_digest="")
 
     def _hold(self, trained: TrainedNetwork, value: str | dict[str, Any], shape: NetworkShape) -> Self:
         """Keep what training resulted in."""
@@ -238,7 +240,8 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
 
     def _new_model(self) -> Model:
         sample, outputs = self._network_shape
-        opened = opened_network(self.model, self._value, NetworkShape(sample=sample, outputs=outputs))
+        shape = NetworkShape(sample=sample, outputs=outputs)
+        opened = opened_network(self.model, self._value, shape, self._stream_seed)
         vector = np.zeros(opened.layout.size, np.float32)
         opened.layout.write(vector, self.weights_)
         opened.load(vector)

@@ -13,7 +13,7 @@ from common.errors import JobError, ModelError
 from common.files.did_you_mean import nearest
 from common.model.autograd import AutogradModel
 from common.model.port import Model
-from common.model.source import open_model
+from common.model.source import is_torch_module, open_model, torch_model
 from common.nn.description import is_describable
 from common.nn.layers.activations import GELU, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from common.nn.layers.containers import Sequential
@@ -21,8 +21,8 @@ from common.nn.layers.linear import Flatten, Linear
 from common.nn.module import Module
 from lockstep.api.exported_model import ExportedModel, exported
 
-#: The sizes of hidden layers, the name of a model as a job has it, a model, or what builds one.
-Network = Sequence[int] | str | Module | Callable[..., Module]
+#: The sizes of hidden layers, the name of a model as a job has it, a model of ours or of PyTorch, or what builds one.
+Network = Any
 
 #: What may stand between the layers of a network that is given by its sizes.
 ACTIVATIONS: dict[str, Callable[[], Module]] = {
@@ -58,19 +58,29 @@ def exported_network(network: Any, activation: str, shape: NetworkShape) -> Expo
     """
     if isinstance(network, str):
         return ExportedModel(network)
-    if not callable(network):
+    if not _is_model(network) and not callable(network):
         return exported(_of_sizes(_sizes(network), activation, shape))
-    module = network if isinstance(network, Module) else _built(network, shape)
-    if _wants_shape(network) or all(is_describable(type(part)) for part in module.modules()):
-        return exported(module)
+    model = network if _is_model(network) else _built(network, shape)
+    if _wants_shape(network) or _is_described(model):
+        return exported(model)
     return exported(network)
 
 
-def opened_network(network: Any, value: str | dict[str, Any], shape: NetworkShape) -> Model:
+def opened_network(network: Any, value: str | dict[str, Any], shape: NetworkShape, seed: int) -> Model:
     """Return a new model of a network that a job named as `value`; what builds it is called again if it must be."""
     if isinstance(value, dict) or isinstance(network, str):
-        return open_model(value)
-    return AutogradModel(type(network)() if isinstance(network, Module) else _built(network, shape))
+        return open_model(value, seed)
+    model = type(network)() if _is_model(network) else _built(network, shape)
+    return AutogradModel(model) if isinstance(model, Module) else torch_model(model)
+
+
+def _is_model(value: object) -> bool:
+    return isinstance(value, Module) or is_torch_module(value)
+
+
+def _is_described(model: object) -> bool:
+    """Tell whether a model consists of the library's own layers, which travel as data."""
+    return isinstance(model, Module) and all(is_describable(type(part)) for part in model.modules())
 
 
 def _of_sizes(hidden: Sequence[int], activation: str, shape: NetworkShape) -> Sequential:
@@ -104,7 +114,7 @@ def _sizes(network: Any) -> list[int]:
 
 def _wants_shape(network: Callable[..., object]) -> bool:
     """Tell whether what builds a network has two parameters without a default."""
-    if isinstance(network, Module):
+    if _is_model(network):
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(network).parameters.values()
@@ -117,8 +127,8 @@ def _wants_shape(network: Callable[..., object]) -> bool:
     return bool(needed)
 
 
-def _built(network: Callable[..., object], shape: NetworkShape) -> Module:
+def _built(network: Callable[..., object], shape: NetworkShape) -> Any:
     built = network(shape.inputs, shape.outputs) if _wants_shape(network) else network()
-    if not isinstance(built, Module):
+    if not _is_model(built):
         raise ModelError(f"model = {network!r} returned {built!r}: expected a Module; does it end in `return model`?")
     return built

@@ -5,7 +5,7 @@ Knows nothing of scikit-learn. Whoever computes, the bits are the same.
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ import numpy as np
 from common.aggregation.tree import Node, Vector
 from common.data.dataset import TrainTest
 from common.data.preparation import Preparation
+from common.data.source import with_validation
 from common.errors import DivergedError, LockstepError
 from common.files.safetensors import read
 from common.job.job import Job
@@ -27,7 +28,7 @@ from lockstep.launch.cluster import train_on
 from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.reports.cost_model import CostModel
-from lockstep.reports.display import Display
+from lockstep.reports.display import Display, SilentDisplay
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun
@@ -88,16 +89,36 @@ def train(assignment: Assignment, workers: int, cores: int, clock: Clock, displa
             job = msgspec.structs.replace(assignment.job, **paths)
             demand_numerics(job.numerics)
             has_numerics = own_numerics() == job.numerics
-            setup = open_run(UNNAMED, job, assignment.data, AdmissionPolicy(allows_mixed_numerics=not has_numerics))
+            admission = AdmissionPolicy(allows_mixed_numerics=not has_numerics)
+            setup = open_run(UNNAMED, job, _prepared(job, assignment.data), admission)
             if not has_numerics:
                 return train_by_workers(setup, assignment.data, max(1, workers), folder, display)
             try:
-                return train_here(setup, clock, FirstSteps(setup, workers, cores, clock, display.show))
+                return train_here(setup, clock, _watch(setup, workers, cores, clock, display))
             except WorkersAreQuickerError as found:
                 return train_by_workers(setup, assignment.data, found.workers, folder, display)
 
 
-def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None]) -> TrainedNetwork:
+def _prepared(job: Job, data: TrainTest, moments: tuple[float, float] | None = None) -> TrainTest:
+    """Return the data with its validation set taken from it, and with its moments, which are then computed once."""
+    split = with_validation(data, job.validation_split, job.seed)
+    if moments is None:
+        found = Preparation.of(split.train) if job.normalize else Preparation(0.0, 1.0)
+        moments = found.mean, found.std
+    return replace(split, train=replace(split.train, moments=moments, is_checked=True))
+
+
+def _watch(
+    setup: RunSetup, workers: int, cores: int, clock: Clock, display: Display
+) -> Callable[[Status], None] | None:
+    """Return what looks at each step, None if nobody has to: a status takes a fiftieth of a small step."""
+    show = None if isinstance(display, SilentDisplay) else display.show
+    if min(workers, cores, setup.info.job.micro_batches) < 2:
+        return show
+    return FirstSteps(setup, workers, cores, clock, show)
+
+
+def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | None = None) -> TrainedNetwork:
     """Train in this process."""
     setting = Setting(servers=0, transport="none", started=clock.now())
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder=None)
@@ -112,7 +133,7 @@ def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Pat
     arrays = {
         f"{kind}_{part}": values
         for part, each in (("train", data.train), ("test", data.test))
-        for kind, values in (("x", each.images), ("y", each.labels))
+        for kind, values in (("x", each.images[:]), ("y", each.labels))
     }
     launch = Launch(workers=workers, checkpoint_keep=0)
     with job_inputs(folder, None, arrays) as paths:
@@ -135,10 +156,9 @@ def _trained(setup: RunSetup, result: RunResult, weights: Arrays) -> TrainedNetw
 
 
 def _moments(setup: RunSetup) -> tuple[float, float]:
-    if not setup.info.job.normalize:
-        return 0.0, 1.0
-    preparation = Preparation.of(setup.data.train)
-    return preparation.mean, preparation.std
+    """Return what samples are prepared with."""
+    assert setup.data.train.moments is not None  # `_prepared` has put them there
+    return setup.data.train.moments
 
 
 def _copies(arrays: Mapping[str, Vector]) -> Arrays:
@@ -177,12 +197,13 @@ class FirstSteps:
     workers: int
     cores: int
     clock: Clock
-    show: Callable[[Status], None]
+    show: Callable[[Status], None] | None
     _ended_s: list[float] = field(default_factory=list)
 
     def __call__(self, status: Status) -> None:
-        self.show(status)
-        if self.workers < 2 or len(self._ended_s) > DECIDING_STEPS:
+        if self.show is not None:
+            self.show(status)
+        if len(self._ended_s) == DECIDING_STEPS:
             return
         self._ended_s.append(self.clock.now())
         if len(self._ended_s) == DECIDING_STEPS:
@@ -238,12 +259,12 @@ def train_pass(assignment: Assignment, before: Stream | None) -> Stream:
 
     So many passes over the same data give the weights of as many epochs of one run. Raises as `fit`.
     """
-    job, data = assignment.job, assignment.data
-    setup = open_run(UNNAMED, job, data, AdmissionPolicy())
+    job, moments = assignment.job, None if before is None else before.moments
+    setup = open_run(UNNAMED, job, _prepared(job, assignment.data, moments), AdmissionPolicy())
     shard, whole = setup.shard, Node(0, job.micro_batches)
     if before is not None:
         _continue(setup, before)
-    compute = Compute(job, setup.model, data, shard.served, moments=None if before is None else before.moments)
+    compute = Compute(job, setup.model, setup.data, shard.served)
     passes = 0 if before is None else before.passes
     total = Tally()
     for step in range(passes * setup.info.plan.steps_per_epoch, (passes + 1) * setup.info.plan.steps_per_epoch):
@@ -265,7 +286,7 @@ def train_pass(assignment: Assignment, before: Stream | None) -> Stream:
     return Stream(
         _copies(setup.layout.read(shard.weights)),
         _copies(shard.state),
-        _moments(setup) if before is None else before.moments,
+        _moments(setup),
         passes=passes + 1,
         updates=shard.updates,
         loss=total.loss,

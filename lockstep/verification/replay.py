@@ -10,10 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from common.autograd.graph import observe
-from common.autograd.primitives.primitive import Primitive
-from common.autograd.tensor import Tensor
-from common.nn.module import Module
+from common.model.port import DrawKey
 from common.runtime.clock import Clock
 from lockstep.runs.recorded_run import RecordedRun
 from lockstep.runs.single_process import SingleProcessTrainer
@@ -66,45 +63,6 @@ class MicroBatchReplay(msgspec.Struct, frozen=True, kw_only=True):
     first_nonfinite: str | None
 
 
-class ReplayObserver:
-    """Observes each operation and the output of each layer."""
-
-    def __init__(self) -> None:
-        self.outputs: list[tuple[str, str, Array]] = []
-        #: The first operation with a result that is not finite, with its direction, and the first such layer.
-        self.operation = ""
-        self.layer = ""
-
-    def on_operation(self, primitive: Primitive, direction: str, function: Any, *arguments: Any, **options: Any) -> Any:
-        """Compute one operation, and check its result."""
-        result = function(*arguments, **options)
-        # A derivative may write into an array that it receives.
-        arrays = result if isinstance(result, tuple) else (result, options.get("out"))
-        if not self.operation and not all(is_finite(array) for array in arrays):
-            self.operation = f"{primitive.name}, {direction}"
-        return result
-
-    def on_layer(self, name: str, module: Module, output: Any) -> None:
-        """Record the output of a layer."""
-        if isinstance(output, Tensor):
-            kind = type(module).__name__
-            self.outputs.append((name, kind, output.data.copy()))
-            if not self.layer and not is_finite(output.data):
-                self.layer = f"layer {name} ({kind})" if name else f"the model ({kind})"
-
-    def first_nonfinite(self, gradients: dict[str, Array]) -> str | None:
-        """Return where the first number that is not finite arose."""
-        if self.layer:
-            return f"{self.layer}, in operation {self.operation or 'unknown'}"
-        if self.operation.endswith("forward"):
-            return f"the loss, in operation {self.operation}"
-        odd = [name for name, gradient in gradients.items() if not is_finite(gradient)]
-        if odd:
-            # Backward starts at the end, so that the last parameter is the first to get its gradient.
-            return f"the gradient of {odd[-1]}, in operation {self.operation or 'unknown'}"
-        return f"operation {self.operation}" if self.operation else None
-
-
 def replay(run: RecordedRun, setup: RunSetup, clock: Clock, step: int, micro_batch: int) -> MicroBatchReplay:
     """Bring the shard, which holds the weights of an earlier step, to `step`, and inspect a micro-batch of it."""
     trainer = SingleProcessTrainer(setup, clock)
@@ -116,34 +74,27 @@ def replay(run: RecordedRun, setup: RunSetup, clock: Clock, step: int, micro_bat
 
 
 def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int) -> MicroBatchReplay:
-    """Compute a micro-batch with the current weights, by autograd, which can be observed."""
+    """Compute a micro-batch with the current weights, and observe all of it."""
     batches = compute.batches
     indices = batches.sampler.indices(step, micro_batch)
     images, targets = batches.training(indices, step, micro_batch)
-    observer, model = ReplayObserver(), compute.model.module
-    model.train()
-    model.zero_grad()
-    model.reseed(compute.job.seed, step, micro_batch)
-    with observe(observer.on_operation), model.observe_outputs(observer.on_layer):
-        outputs = model(Tensor(images))
-        loss = batches.objective.training_loss(outputs, targets)
-        loss.backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    seen = compute.engine.inspect(images, targets, DrawKey(compute.job.seed, step, micro_batch))
+    loss, outputs = seen.outcome
     recorded = run.steps().get(step)
     return MicroBatchReplay(
         run=run.folder.name,
         step=step,
         micro_batch=micro_batch,
         samples=indices.tolist(),
-        labels=compute.data.train.labels[indices].tolist(),
+        labels=batches.data.train.labels[indices].tolist(),
         inputs=figures_of(images),
         inputs_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
-        loss_sum=float(loss.data) if np.isfinite(loss.data) else str(loss.data),
+        loss_sum=loss if np.isfinite(loss) else str(loss),
         recorded_loss_sum=float(recorded.loss_sums()[micro_batch]) if recorded else None,
-        correct=batches.objective.correct(outputs.data, targets),
+        correct=batches.objective.correct(outputs, targets),
         targets=targets.size,
-        layers=[layer_of(*output, gradients) for output in observer.outputs],
-        first_nonfinite=observer.first_nonfinite(gradients),
+        layers=[layer_of(*output, seen.gradients) for output in seen.layers],
+        first_nonfinite=seen.first_nonfinite,
     )
 
 
@@ -166,8 +117,3 @@ def figures_of(array: Array) -> LayerFigures:
         largest=float(np.abs(finite).max(initial=0.0)),
         nonfinite=array.size - finite.size,
     )
-
-
-def is_finite(value: Any) -> bool:
-    """Return whether an array holds finite numbers only; anything else counts as finite."""
-    return not isinstance(value, np.ndarray | np.generic) or value.dtype.kind != "f" or bool(np.isfinite(value).all())

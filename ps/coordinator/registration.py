@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from common.errors import RefusalKind
 from common.protocol.fingerprint import Fingerprint
 from common.protocol.messages import PROTOCOL_VERSION, Join, Refused, Standby, Welcome, shortened
@@ -42,7 +44,9 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
             f"the {who} speaks protocol {join.protocol}, the server {PROTOCOL_VERSION}: "
             "install the same version of lockstep on both",
         )
-    differences = ours.differences(join.fingerprint)
+    # Who computes the job's model is known after the welcome only: a worker compares it with what that says.
+    theirs = msgspec.structs.replace(join.fingerprint, engine=ours.engine, evidence=ours.evidence)
+    differences = ours.differences(theirs)
     if not differences or allows_mixed_numerics:
         return None
     is_version = any(name in VERSIONS for name, _, _ in differences)

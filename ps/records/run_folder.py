@@ -132,10 +132,10 @@ class RunFolder:
         """Write the weights as safetensors, whole or not at all."""
         write(self.path / WEIGHTS, layout.read(vector), metadata)
 
-    def keep_epoch(self, layout: ParameterLayout, vector: Vector, epoch: int) -> None:
+    def keep_epoch(self, layout: ParameterLayout, vector: Vector, epoch: int, steps: int) -> None:
         """Write the weights after an epoch for callbacks; if that fails, the run does not."""
         try:
-            write(self.path / EPOCH_WEIGHTS, layout.read(vector), {"epoch": str(epoch)})
+            write(self.path / EPOCH_WEIGHTS, layout.read(vector), {"epoch": str(epoch), "step": str(steps)})
         except OSError as error:
             self.say(f"warning: cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run continues")
 

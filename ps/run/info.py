@@ -46,6 +46,8 @@ class RunInfo:
     audit: float = 0.0
     #: Of the data, if its samples are sent to workers that do not have it.
     manifest: Manifest | None = None
+    #: Of the training set, if workers need not compute them.
+    moments: tuple[float, float] | None = None
 
     def welcome(self, rank: int, *, shards: Sequence[str] = (), offers_memory: bool = True) -> Welcome:
         """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""
@@ -59,4 +61,7 @@ class RunInfo:
             memory=self.memory if offers_memory else "",
             shards=list(shards),
             manifest=self.manifest,
+            engine="" if self.allows_mixed_numerics else one_line(self.fingerprint.engine, NAME_LIMIT),
+            evidence="" if self.allows_mixed_numerics else self.fingerprint.evidence,
+            moments=self.moments,
         )

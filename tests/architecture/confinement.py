@@ -12,6 +12,7 @@ CONFINED = {
     "msgpack": ("common.protocol.codec",),
     "ray": ("lockstep.launch.remote.ray_*",),
     "sklearn": ("lockstep.sklearn.estimators",),
+    "torch": ("common.pytorch.*",),
     "time": ("common.runtime.clock",),
     "datetime": ("common.runtime.clock",),
     "random": ("common.random",),

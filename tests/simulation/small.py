@@ -36,7 +36,7 @@ def long_test_set() -> TrainTest:
 @cache
 def other_digits() -> TrainTest:
     """Differs from `digits` in one pixel."""
-    images = digits().train.images.copy()
+    images = digits().train.images[:].copy()
     images[3, 0, 5, 5] += 1
     return TrainTest("digits", Dataset(images, digits().train.labels, 10), digits().test)
 

@@ -18,9 +18,9 @@ def faulty(name: str) -> TrainTest:
     """Load the data as one does whose memory loses a bit after it was checked."""
     whole = digits()
     train = whole.train
-    data = TrainTest(whole.name, Dataset(train.images.copy(), train.labels, train.classes), whole.test)
+    data = TrainTest(whole.name, Dataset(train.images[:].copy(), train.labels, train.classes), whole.test)
     assert data.digest == whole.digest
-    data.train.images.reshape(-1)[:] ^= np.uint8(4)
+    data.train.images[:].reshape(-1)[:] ^= np.uint8(4)
     return data
 
 

@@ -1,45 +1,32 @@
 """Reads arrays by name from an .npz file, which is a zip of .npy files; it knows nothing of what they mean.
 
-`numpy.load` allocates what an array's header claims before it reads the data, and parses that header as Python; this
-checks the claim first, takes of the header three things only, and reads no pickles. Nor is an archive believed: its
-directory is bounded, since `zipfile` makes an object of each line, and members unpack to what they claim at most. The
-formats: numpy.lib.format (NEP 1) and PKWARE's APPNOTE.
+An archive is not believed: its directory is bounded, since `zipfile` makes an object of each line, and members unpack
+to what they claim at most. The format: PKWARE's APPNOTE.
 """
 
 import io
-import math
 import os
-import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.data.formats.idx import DEFLATE_RATIO, MAX_BYTES
+from common.data.formats.npy import NpyHeader, read_header
 from common.errors import DataError
 from common.files.reading import open_regular
 from common.files.sanitize import one_line
 
 #: Bytes of an archive's directory: some thousand arrays.
 MAX_DIRECTORY_BYTES = 2**17
-#: Bytes of an array's header: NumPy reads no longer ones either.
-MAX_HEADER_BYTES = 10_000
-MAX_DIMENSIONS = 32
-
-_MAGIC = b"\x93NUMPY"
 #: What NumPy compresses with: `zipfile` unpacks others without a bound.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-#: By version, the length of an array's header.
-_LENGTHS = {b"\x01\x00": struct.Struct("<H"), b"\x02\x00": struct.Struct("<I")}
-#: One key of a header, which is a dict of Python as text, with its value: of simple arrays they are no more than these.
-_PAIR = re.compile(r"""\s*'(descr|fortran_order|shape)'\s*:\s*('[^']{0,40}'|True|False|\([0-9, ]*\))\s*,?""", re.ASCII)
-_SIZES = re.compile(r"\((?:|(?:[0-9]{1,19}, ?)+(?:[0-9]{1,19})?)\)", re.ASCII)
-_PLAIN_DTYPE = re.compile(r"'[<>|=]?[biuf][0-9]{1,2}'", re.ASCII)
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -47,10 +34,17 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
     Raises DataError if the file cannot be read, an array is missing, of a kind that needs pickle, or damaged.
     """
+    with open_archive(path, MAX_BYTES) as archive:
+        return {name: _read_array(archive, path, name) for name in names}
+
+
+@contextmanager
+def open_archive(path: Path, most_bytes: int) -> Iterator[zipfile.ZipFile]:
+    """Open an archive of at most so many bytes; what goes wrong in reading it within the context is a DataError."""
     try:
-        with _Bounded(open_regular(path, MAX_BYTES).detach()) as file, zipfile.ZipFile(file) as archive:
+        with _Bounded(open_regular(path, most_bytes).detach()) as file, zipfile.ZipFile(file) as archive:
             file.most = os.fstat(file.fileno()).st_size
-            return {name: _read_array(archive, path, name) for name in names}
+            yield archive
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}): expected an .npz file") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error) as error:
@@ -74,6 +68,17 @@ class _Bounded(io.BufferedReader):
 
 
 def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[Any]:
+    with open_array(archive, path, name, MAX_BYTES) as (stream, header):
+        # Not all that is there, since that may be more than is claimed.
+        values = np.frombuffer(stream.read(header.data_bytes), dtype=header.dtype)
+    return values.reshape(header.shape, order="F" if header.is_fortran else "C")
+
+
+@contextmanager
+def open_array(
+    archive: zipfile.ZipFile, path: Path, name: str, most_bytes: int
+) -> Iterator[tuple[zipfile.ZipExtFile, NpyHeader]]:
+    """Open an array of at most so many bytes: a stream that is at its data, and its header."""
     try:
         entry = archive.getinfo(f"{name}.npy")
     except KeyError:
@@ -83,52 +88,16 @@ def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[Any]
         ) from None
     if entry.compress_type not in _METHODS:
         raise DataError(f"{path}: {name!r} is packed by method {entry.compress_type}: expected deflate, as by NumPy")
-    if entry.file_size > min(MAX_BYTES, entry.compress_size * DEFLATE_RATIO):
-        raise DataError(f"{path}: {name!r} claims {entry.file_size} bytes: expected at most {MAX_BYTES}, and as packed")
+    if entry.file_size > min(most_bytes, entry.compress_size * DEFLATE_RATIO):
+        raise DataError(
+            f"{path}: {name!r} claims {entry.file_size} bytes: expected at most {most_bytes}, and as packed"
+        )
     with archive.open(entry) as stream:
-        shape, is_fortran, dtype = _read_header(stream, path, name)
-        length, left = math.prod(shape) * dtype.itemsize, entry.file_size - stream.tell()
-        if length != left:
-            raise DataError(f"{path}: the header of {name!r} claims {length} bytes of data: expected {left}, as stored")
-        # Not all that is there, since that may be more than is claimed.
-        values = np.frombuffer(stream.read(length), dtype=dtype)
-    return values.reshape(shape, order="F" if is_fortran else "C")
-
-
-def _read_header(stream: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    magic, version = stream.read(len(_MAGIC)), stream.read(2)
-    if magic != _MAGIC:
-        raise ValueError(f"{name!r} begins with {magic!r}, and not with {_MAGIC!r}")
-    if version not in _LENGTHS:
-        raise DataError(f"{path}: {name!r} is of .npy version {tuple(version)!r}: expected (1, 0) or (2, 0)")
-    (length,) = _LENGTHS[version].unpack(stream.read(_LENGTHS[version].size))
-    if length > MAX_HEADER_BYTES:
-        raise ValueError(f"{name!r} has a header of {length} bytes, above {MAX_HEADER_BYTES}")
-    text = stream.read(length).decode("ascii")
-    pairs = _pairs(text)
-    descr, order, sizes = (pairs.get(key, "") for key in ("descr", "fortran_order", "shape"))
-    if not _PLAIN_DTYPE.fullmatch(descr) or order not in ("True", "False") or not _SIZES.fullmatch(sizes):
-        raise DataError(f"{path}: {name!r} has the header {one_line(text.strip(), 120)!r}: expected plain numbers")
-    shape = tuple(int(size) for size in re.findall("[0-9]+", sizes))
-    # Sizes next to a 0 count as well: NumPy has no array of them.
-    if len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) > MAX_BYTES:
-        raise ValueError(f"{name!r} claims the shape {sizes}")
-    return shape, order == "True", _dtype(descr.strip("'"))
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """Return the keys of a header with their values as text, none of what is not just that."""
-    body, at, pairs = text.strip(" \n"), 1, dict[str, str]()
-    while (found := _PAIR.match(body, at)) is not None:
-        key, value = found.groups()
-        if key in pairs:
-            return {}
-        pairs[key], at = value, found.end()
-    return pairs if body.startswith("{") and body[at:].strip() == "}" else {}
-
-
-def _dtype(descr: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(descr)
-    except TypeError:
-        raise ValueError(f"no dtype {descr!r}") from None
+        assert isinstance(stream, zipfile.ZipExtFile)  # it is opened for reading
+        header = read_header(stream, f"{path}: {name!r}", most_bytes)
+        left = entry.file_size - stream.tell()
+        if header.data_bytes != left:
+            raise DataError(
+                f"{path}: the header of {name!r} claims {header.data_bytes} bytes of data: expected {left}, as stored"
+            )
+        yield stream, header

@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 
 from common.data.preparation import Preparation
-from common.errors import UsageError
+from common.errors import ModelError, UsageError
 from common.files.atomic import write_atomically
 from common.files.safetensors import write
+from common.nn.module import Module
 from lockstep.evaluation.export.onnx_nodes import graph_of
 from lockstep.evaluation.export.trace import MORE, trace_of
 from lockstep.runs.optional_packages import demand
@@ -47,6 +48,11 @@ class Exporter:
         from lockstep.evaluation.export.onnx_file import onnx_bytes
 
         model = self.trained.model.module
+        if not isinstance(model, Module):
+            raise ModelError(
+                "the model is one of PyTorch, which exports it itself: call torch.onnx.export(run.model, ...), or "
+                "export with --to safetensors"
+            )
         train = dataset_of(self.trained.job).train
         preparation = self._preparation()
         samples = preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape)))

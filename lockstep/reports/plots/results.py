@@ -1,6 +1,7 @@
 """Plot a trained model: its confusion matrix, first layer and worst mistakes, or the outputs of a regression."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,9 +10,9 @@ from matplotlib.figure import Figure
 from common.autograd.primitives.primitive import Array
 from common.data.dataset import Dataset
 from common.errors import ModelError
-from common.nn.module import Module
 from lockstep.evaluation.assessment import Assessment
 from lockstep.evaluation.confusion import Confusion
+from lockstep.evaluation.mistakes import probabilities_of, surest_mistakes
 from lockstep.reports.plots.style import colour, new_figure, tidy
 
 #: Most classes whose counts are written into a confusion matrix, and most filters, mistakes and targets to show.
@@ -54,9 +55,9 @@ def _count(axes: Axes, row: int, column: int, count: int, is_dark: bool) -> None
         axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, fontweight=weight, color=colour)
 
 
-def first_layer(model: Module, sample_shape: tuple[int, ...]) -> Figure:
+def first_layer(weights: Mapping[str, Array], sample_shape: tuple[int, ...]) -> Figure:
     """Return the weights of the first layer as images. Raises ModelError if they are not images."""
-    name, images = first_images(model, sample_shape)
+    name, images = first_images(weights, sample_shape)
     # Of many units, those with the largest weights: others still show their initial values.
     largest = np.sort(np.argsort(-np.square(images).sum(axis=(1, 2)), kind="stable")[:MOST_FILTERS])
     shown = images[largest]
@@ -70,10 +71,9 @@ def first_layer(model: Module, sample_shape: tuple[int, ...]) -> Figure:
     return figure
 
 
-def first_images(model: Module, sample_shape: tuple[int, ...]) -> tuple[str, Array]:
+def first_images(weights: Mapping[str, Array], sample_shape: tuple[int, ...]) -> tuple[str, Array]:
     """Return the name and the images (units, height, width) of the first weight with two or more axes."""
-    weights = ((name, parameter.data) for name, parameter in model.named_parameters() if parameter.ndim >= 2)
-    name, weight = next(weights, ("", None))
+    name, weight = next(((name, array) for name, array in weights.items() if array.ndim >= 2), ("", None))
     if weight is None:
         raise ModelError("the model has no weight with units")
     if weight.ndim == 4 and weight.shape[2] * weight.shape[3] > 1:
@@ -91,7 +91,7 @@ def worst_mistakes(assessment: Assessment) -> Figure:
     wrong = surest_mistakes(assessment)
     if not wrong.size:
         raise ModelError("all test samples are correct")
-    probabilities = _softmax(assessment.outputs)
+    probabilities = probabilities_of(assessment.outputs)
     shown = wrong[:MOST_MISTAKES]
     which = f"the {len(shown)} worst of {len(wrong):,}" if len(shown) < len(wrong) else f"all {len(wrong)}"
     figure, grid = _grid(len(shown), 1.35, f"{which} mistakes: class, not prediction (its probability)")
@@ -114,19 +114,6 @@ def regression_outputs(assessment: Assessment) -> Figure:
         r2 = "" if fit.r2 is None else f", R² {fit.r2:.4f}"
         tidy(axes, title=f"root mean squared error {fit.mse**0.5:.3g}{r2}", x="target", y="output")
     return figure
-
-
-def surest_mistakes(assessment: Assessment) -> np.typing.NDArray[np.intp]:
-    """Return the indices of mistakes, those with the smallest probability of the true class first."""
-    labels, logits = assessment.targets, assessment.outputs
-    own = _softmax(logits)[np.arange(len(labels)), labels]
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    return wrong[np.argsort(own[wrong], kind="stable")]
-
-
-def _softmax(logits: Array) -> Array:
-    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
 
 
 def _image(dataset: Dataset, index: int) -> Array:

@@ -194,5 +194,5 @@ def test_sequences_and_numbers_keep_their_rows_of_labels() -> None:
         split = with_validation(data, 0.3, 1)
         for part in (split.train, split.validation):
             assert part is not None
-            rows = [int(row[0]) // 4 for row in part.images]
+            rows = [int(row[0]) // 4 for row in part.images[:]]
             np.testing.assert_array_equal(part.labels, data.train.labels[rows])

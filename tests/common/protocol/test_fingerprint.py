@@ -27,7 +27,7 @@ ROOTS = ("worker.compute", "ps.shard.shard")
 #: What these import that does not decide bits: errors, files, the types of messages, and what a job's numerics may be.
 UNDECIDING = (
     *("common.errors", "common.files", "common.protocol"),
-    *("common.runtime.numerics", "common.runtime.environment"),
+    *("common.runtime.numerics", "common.runtime.environment", "common.runtime.memory"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="needs scikit-learn: .venv/bin/pip install -e '.[sklearn]'")
 
 from sklearn.base import clone
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401  # makes the next import possible

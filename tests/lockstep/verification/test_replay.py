@@ -13,12 +13,13 @@ from common.autograd import functional as F
 from common.autograd.primitives.elementwise import add, multiply, negate
 from common.autograd.tensor import Tensor
 from common.data.source import load
+from common.model.inspection import Observer, is_finite
 from common.nn.description import describe
 from common.runtime.clock import ManualClock
 from lockstep.cli.main import run
 from lockstep.runs.recorded_run import open_again, read_run
 from lockstep.runs.single_process import SingleProcessTrainer
-from lockstep.verification.replay import LayerReplay, MicroBatchReplay, ReplayObserver, figures_of, is_finite, replay
+from lockstep.verification.replay import LayerReplay, MicroBatchReplay, figures_of, replay
 from ps.records.ledger import StepDone
 from tests.lockstep.recorded import job_in, record_alone
 from tests.simulation.small import noisy_net
@@ -143,13 +144,13 @@ NAN, ONE = np.full(2, np.nan, np.float32), np.ones(2, np.float32)
 def test_the_first_of_layer_loss_and_gradients_is_named(
     layer: str, operation: str, gradients: dict[str, Any], place: str | None
 ) -> None:
-    observer = ReplayObserver()
+    observer = Observer()
     observer.layer, observer.operation = layer, operation
     assert observer.first_nonfinite(gradients) == place
 
 
 def test_the_first_operation_and_the_first_layer_with_such_a_result_are_kept() -> None:
-    observer = ReplayObserver()
+    observer = Observer()
     observer.on_layer("0", nn.ReLU(), (NAN, "no tensor"))
     observer.on_layer("1", nn.ReLU(), Tensor(ONE))
     assert (observer.layer, observer.operation) == ("", "")
@@ -169,7 +170,7 @@ def test_the_first_operation_and_the_first_layer_with_such_a_result_are_kept() -
 
 
 def test_an_output_is_recorded_as_it_was() -> None:
-    observer, output = ReplayObserver(), Tensor(ONE.copy())
+    observer, output = Observer(), Tensor(ONE.copy())
     observer.on_layer("1", nn.ReLU(), output)
     output.data[:] = 7.0
     assert observer.outputs[0][2].tolist() == [1.0, 1.0]

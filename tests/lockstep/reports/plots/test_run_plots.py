@@ -16,6 +16,7 @@ from common.job.tally import Tally
 from lockstep import nn
 from lockstep.evaluation.assessment import Assessment
 from lockstep.evaluation.confusion import Confusion
+from lockstep.evaluation.mistakes import surest_mistakes
 from lockstep.reports.plots.curves import Floats, RunCurves, read_curves
 from lockstep.reports.plots.learning import learning
 from lockstep.reports.plots.leases import UNUSED
@@ -23,7 +24,6 @@ from lockstep.reports.plots.results import (
     confusion_matrix,
     first_images,
     first_layer,
-    surest_mistakes,
     worst_mistakes,
 )
 from lockstep.reports.plots.throughput import parts_of, throughput
@@ -123,9 +123,9 @@ def test_the_matrix_has_the_counts_and_colours_for_mistakes_only() -> None:
     ],
 )
 def test_the_first_layer_is_shown_as_plots(model: nn.Module, shape: tuple[int, ...], pictures: tuple[int, ...]) -> None:
-    _, found = first_images(model, shape)
+    _, found = first_images(model.state_dict(), shape)
     assert found.shape == pictures
-    shown = [axes for axes in first_layer(model, shape).axes if axes.images]
+    shown = [axes for axes in first_layer(model.state_dict(), shape).axes if axes.images]
     assert len(shown) == min(64, pictures[0])
 
 
@@ -133,7 +133,7 @@ def test_a_title_is_not_cut_off_however_few_are_below_it() -> None:
     deep: nn.Module = nn.Conv2d(1, 2, 3)
     for _ in range(12):
         deep = nn.Sequential(deep)
-    for figure in (first_layer(deep, (1, 9, 9)), worst_mistakes(assessment([[0, 1]]))):
+    for figure in (first_layer(deep.state_dict(), (1, 9, 9)), worst_mistakes(assessment([[0, 1]]))):
         figure.draw_without_rendering()
         (title,) = figure.texts
         assert title.get_window_extent().x0 >= 0
@@ -145,7 +145,7 @@ def test_of_many_units_the_largest_are_shown() -> None:
     weight = next(model.parameters()).data
     weight[...] = 0.01
     weight[90:] = 1.0
-    last = [axes for axes in first_layer(model, (1, 2, 2)).axes if axes.images][-1]
+    last = [axes for axes in first_layer(model.state_dict(), (1, 2, 2)).axes if axes.images][-1]
     assert np.asarray(last.images[0].get_array()).tolist() == [[1, 1], [1, 1]]
     assert last.get_title() == "99"
 
@@ -155,7 +155,7 @@ def test_of_many_units_the_largest_are_shown() -> None:
 )
 def test_a_first_layer_that_is_no_plot_is_reported(model: nn.Module) -> None:
     with pytest.raises(ModelError, match=r"is not an image of samples|has no weight with units"):
-        first_layer(model, (1, 28, 28))
+        first_layer(model.state_dict(), (1, 28, 28))
 
 
 def assessment(logits: list[list[float]], shape: tuple[int, ...] = (1, 2, 2)) -> Assessment:

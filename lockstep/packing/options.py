@@ -1,0 +1,60 @@
+"""What a person may say about packing. Pure."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+#: What a missing value of a table becomes; "drop" leaves its row out.
+Missing = Literal["drop", "mean"] | float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How a source becomes a dataset folder."""
+
+    #: The columns of a table that are predicted, and those that are learned from: by default all others.
+    target: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    #: Whether labels are classes or numbers; None to tell by their values.
+    task: Literal["classes", "numbers"] | None = None
+    #: What a missing value becomes; None to refuse it.
+    missing: Missing | None = None
+    #: Whether each column of numbers gets mean 0 and deviation 1.
+    standardize: bool = True
+    #: (height, width) of pictures; None if all are of one size.
+    size: tuple[int, int] | None = None
+    grayscale: bool = False
+    #: How samples are stored; None for what suits the source.
+    dtype: Literal["uint8", "float32"] | None = None
+    #: The share of the samples that becomes the test set where the source has none, and the seed that draws it.
+    test_split: float = 0.2
+    seed: int = 0
+    #: A source of its own for the test set, and a file of labels for samples in an .npy.
+    test: Path | None = None
+    labels: Path | None = None
+
+    def texts(self) -> dict[str, str]:
+        """Return what was said, for the manifest of a folder."""
+        default = PackOptions()
+        return {
+            name: str(value)
+            for name, value in vars(self).items()
+            if value != getattr(default, name) or name in ("test_split", "seed")
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What became of a source."""
+
+    folder: Path
+    kind: str
+    train: int
+    test: int
+    sample_shape: tuple[int, ...]
+    dtype: str
+    #: 0 for a regression.
+    classes: int
+    class_names: tuple[str, ...] = ()
+    #: What was decided and a person should know, a line each.
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,186 @@
+"""`fit` with models of PyTorch: a class, a function or a module; what comes back is PyTorch's too."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import ModelError
+from common.files.safetensors import read, write
+from common.job.objective import Objective
+from common.model.source import torch_model
+from lockstep import LambdaCallback, doctor, fit, load_run
+from lockstep.cli.main import run as run_command
+from lockstep.evaluation.assessment import assess
+from lockstep.runs.trained_model import open_trained
+from tests.lockstep.tiny_data import tiny_arrays, write_tiny
+
+torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+nn = torch.nn
+
+#: What makes a run short, alone in this process, and silent.
+BRIEF: dict[str, Any] = {
+    "workers": 0,
+    "epochs": 2,
+    "global_batch": 32,
+    "micro_batches": 4,
+    "normalize": False,
+    "verbose": False,
+}
+
+WIDTH = 12
+
+
+class Net(nn.Module):  # type: ignore[misc, name-defined]
+    """A class of a user's own, with a constant, shared weights, dropout and statistics."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.BatchNorm1d(width), nn.Dropout(0.2))
+        self.middle = nn.Linear(width, width)
+        self.again = nn.Linear(width, width)
+        self.again.weight = self.middle.weight
+        self.head = nn.Linear(width, 10)
+        self.register_buffer("scale", torch.full((), 0.5))
+
+    def forward(self, x: Any) -> Any:
+        return self.head(torch.relu(self.again(self.middle(self.body(x)))) * self.scale)
+
+
+def build() -> Any:
+    return Net(8)
+
+
+def test_a_class_a_module_of_it_and_a_function_are_trained_and_stay_as_they_were(tmp_path: Path) -> None:
+    model = Net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    by_class, by_module = (
+        fit(each, tiny_arrays(), run_dir=tmp_path / name, **BRIEF) for each, name in ((Net, "a"), (model, "b"))
+    )
+    by_function = fit(build, tiny_arrays(), run_dir=tmp_path / "c", **BRIEF)
+    assert by_class.weights_sha256 == by_module.weights_sha256 != by_function.weights_sha256
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
+    assert (tmp_path / "a" / "model.py").read_text().count("WIDTH = 12") == 1
+
+
+def test_the_runs_model_is_pytorchs_with_the_trained_weights(tmp_path: Path) -> None:
+    run = fit(Net, tiny_arrays(), run_dir=tmp_path / "run", **BRIEF)
+    images, labels = tiny_arrays()[1]
+    assert isinstance(run.model, nn.Module)
+    assert not run.model.training
+    with torch.no_grad():
+        scores = run.model(torch.from_numpy((images[:, np.newaxis] / 255).astype(np.float32)))
+    assert float(np.mean(scores.numpy().argmax(axis=1) == labels)) == run.test_accuracy
+    assert int(run.model.body[2].num_batches_tracked) == run.result.steps
+    assert run.model.again.weight is run.model.middle.weight
+    arrays, _ = read(run.folder / "weights.safetensors")
+    state = run.model.state_dict()
+    assert set(arrays) == set(state) - {"scale", "again.weight", "body.2.num_batches_tracked"}
+    plain = Net()
+    missing = plain.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False)
+    assert missing.unexpected_keys == []
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(torch.ones(2, 1, 28, 28)), run.model(torch.ones(2, 1, 28, 28)))
+    assert load_run(run.folder).model.head.bias.tolist() == state["head.bias"].tolist()
+
+
+def test_a_run_starts_from_a_models_own_weights_or_from_a_state_dict(tmp_path: Path) -> None:
+    first = fit(Net, tiny_arrays(), run_dir=tmp_path / "first", **BRIEF)
+    state = {name: tensor.numpy() for name, tensor in first.model.state_dict().items()}
+    write(tmp_path / "whole.safetensors", state, {})
+    del state["middle.weight"]  # as safetensors writes shared weights: under one of their names
+    write(tmp_path / "shared.safetensors", state, {})
+    warm = fit(first.model, tiny_arrays(), run_dir=tmp_path / "warm", warm_start=True, **BRIEF)
+    digests = {warm.weights_sha256}
+    for name in ("whole", "shared", "first/weights"):
+        initial = str(tmp_path / f"{name}.safetensors")
+        digests.add(
+            fit(Net, tiny_arrays(), run_dir=tmp_path / f"from {name[:5]}", initial=initial, **BRIEF).weights_sha256
+        )
+    assert len(digests) == 1
+    assert first.weights_sha256 not in digests
+    write(tmp_path / "odd.safetensors", {**state, "surplus": np.ones(1, np.float32)}, {})
+    with pytest.raises(ModelError, match="'surplus' is in only one of them"):
+        fit(Net, tiny_arrays(), run_dir=tmp_path / "odd", initial=str(tmp_path / "odd.safetensors"), **BRIEF)
+
+
+def test_callbacks_see_the_model_between_epochs(tmp_path: Path) -> None:
+    seen: list[int] = []
+    callback = LambdaCallback(
+        on_epoch_end=lambda training, epoch: seen.append(int(training.model().body[2].num_batches_tracked))
+    )
+    run = fit(Net, tiny_arrays(), run_dir=tmp_path / "run", callbacks=[callback], **BRIEF)
+    assert seen == [run.result.steps // 2, run.result.steps]
+
+
+def test_the_weights_may_be_evaluated_and_exported_and_the_run_verified_and_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_tiny(tmp_path)
+    run = fit(Net, data, run_dir=tmp_path / "run", **BRIEF)
+    assert assess(open_trained(run.folder)).tally.accuracy == run.test_accuracy
+    folder = str(run.folder)
+    for arguments in (
+        ["evaluate", folder],
+        ["verify", folder],
+        ["replay", folder, "--step", "1", "--micro-batch", "2"],
+        ["export", folder, str(tmp_path / "weights.npz")],
+        ["find-lr", "--model", f"{folder}/model.py:build", "--data", str(data), "--steps", "30"],
+    ):
+        assert run_command(arguments) == 0, arguments
+    shown = capsys.readouterr().out
+    assert "BatchNorm1d" in shown
+    assert "body.1.weight" in shown or "784" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["export", "RUN", "OUT.onnx"], "the model is one of PyTorch, which exports it itself: call torch.onnx.export"),
+        (["doctor", "--model", "RUN/model.py:build"], "the doctor looks into layers of lockstep.nn only"),
+    ],
+)
+def test_what_cannot_be_says_so_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    folder = fit(Net, write_tiny(tmp_path), run_dir=tmp_path / "run", **{**BRIEF, "epochs": 1}).folder
+    given = [each.replace("RUN", str(folder)).replace("OUT", str(tmp_path / "out")) for each in arguments]
+    assert run_command(given) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+            "the Sequential is PyTorch's own, and what it was built with",
+        ),
+        (nn.Linear, "the Linear is PyTorch's own"),
+        (Net(8), r"is of shape .* in a new one: expected a model that Net\(\) builds"),
+        (torch.zeros(3), "expected a Module, its class, or a function"),
+    ],
+    ids=["container", "class", "arguments", "tensor"],
+)
+def test_what_cannot_be_sent_is_named(model: Any, text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        fit(model, tiny_arrays(), **BRIEF)
+
+
+def test_the_doctor_says_what_it_cannot_look_into() -> None:
+    with pytest.raises(ModelError, match="Net is a model of PyTorch"):
+        doctor(Net())
+
+
+def test_a_model_that_is_bound_elsewhere_still_has_its_own_values() -> None:
+    model = torch_model(Net())
+    first = model.first_weights(0)
+    engine = model.engine(Objective())
+    engine.bind([np.zeros_like(first)], [np.zeros_like(first)])
+    engine.evaluate(np.ones((2, 1, 28, 28), np.float32), np.zeros(2, np.int64))
+    assert model.first_weights(0).tobytes() == first.tobytes()
+    assert model.module.head.weight.abs().sum() > 0
