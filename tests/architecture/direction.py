@@ -54,10 +54,12 @@ AUTOGRAD_ORDER = Order(
     scope="common.autograd",
     groups=(
         ("common.autograd.gradient_check",),
+        ("common.autograd.program",),
         ("common.autograd.capture",),
         ("common.autograd.functional",),
         ("common.autograd.tensor",),
         ("common.autograd.graph",),
+        ("common.autograd.tape",),
         ("common.autograd.primitives",),
         ("common.autograd.primitives.primitive",),
     ),

@@ -50,6 +50,10 @@ def test_all_processes_of_a_run_have_them(place: Place, alone: str, way: tuple[s
     code, _, err = place.start("train", *PORTABLE, *way, "--run-dir", "run").end()
     assert code == 0, err
     assert digest(place.folder / "run") == alone
+    # They were started so: to begin again takes a third of a second.
+    logs = {path.name: path.read_text() for path in (place.folder / "run").glob("*.log")}
+    assert len(logs) == 1 + 2
+    assert not [name for name, text in logs.items() if "starts again" in text]
     code, out, err = place.start("verify", "run").end()
     assert code == 0, err
     assert "the same bits: steps 0 to 7" in out

@@ -26,7 +26,7 @@ export function number(value, digits = 4) {
   return value.toLocaleString("en", { maximumFractionDigits: digits });
 }
 
-export const percent = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(2)} %`);
+export const percent = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(2)}\u00a0%`);
 
 // One chart of one quantity. `series` are {label, colour, isPoints, band}, `onZoom(first, last)` is called with a range.
 export class Chart {
