@@ -9,7 +9,7 @@ COPY worker worker
 COPY lockstep lockstep
 # Without pip in the environment, nothing of what built it is left in the image: only it is copied.
 RUN python -m venv --without-pip /opt/lockstep \
-    && pip --python /opt/lockstep/bin/python install --no-cache-dir --constraint constraints.txt .
+    && pip --python /opt/lockstep/bin/python install --no-cache-dir --constraint constraints.txt '.[watch]'
 
 FROM python:3.13-slim
 COPY --from=build /opt/lockstep /opt/lockstep

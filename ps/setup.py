@@ -85,6 +85,11 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
     slices_for(layout.size, admission.servers)  # raises if there are too many
     source.check_repeated(model, job.seed)
     evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
+    if evidence.engine and job.numerics == "portable":
+        raise NumericsError(
+            f"numerics = 'portable' with a model that {evidence.engine} computes, whose kernels are chosen by the "
+            "processor: expected a model of lockstep.nn, or numerics = 'native'"
+        )
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
         run=run,

@@ -57,7 +57,7 @@ def arguments_of(stage: list[tuple[str, str]], instruction: str) -> list[str]:
 
 def test_there_is_a_server_and_workers_of_one_image() -> None:
     services = compose()["services"]
-    assert set(services) == {"server", "worker", "shard", "keys"}
+    assert set(services) == {"server", "worker", "shard", "watch", "keys"}
     assert len({service["image"] for service in services.values()}) == 1
     assert {service["build"] for service in services.values()} == {"."}
 
@@ -96,7 +96,8 @@ def test_each_has_the_keys_that_it_needs_and_no_more() -> None:
         for name, service in loaded["services"].items()
     }
     servers = {"server": "/run/secrets/server.key", "allowed": "/run/secrets/allowed"}
-    assert given == {"server": servers, "shard": servers, "worker": {"worker": "/run/secrets/worker.key"}, "keys": {}}
+    workers = {"worker": "/run/secrets/worker.key"}
+    assert given == {"server": servers, "shard": servers, "worker": workers, "watch": {}, "keys": {}}
     assert set(loaded["secrets"]) == {"server", "allowed", "worker"}
     assert not [word for service in loaded["services"].values() for word in service["command"] if "insecure" in word]
 
@@ -107,6 +108,13 @@ def test_the_server_is_reached_by_its_workers_only() -> None:
     assert "ports" not in server
     assert server["networks"] == worker["networks"]
     assert [loaded["networks"][name] for name in server["networks"]] == [{"internal": True}]
+
+
+def test_the_page_is_reached_from_this_machine_only_and_changes_nothing() -> None:
+    services = compose()["services"]
+    assert services["watch"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert [name for name, service in services.items() if "ports" in service] == ["watch"]
+    assert all(volume["read_only"] for volume in services["watch"]["volumes"])
 
 
 def test_processes_get_signals_and_time_to_end() -> None:

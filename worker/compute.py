@@ -22,7 +22,7 @@ from common.model.port import Engine, Model
 from common.protocol.messages import Work
 from worker.batches import Batches
 from worker.gradient_sink import GradientSink, SendBucket
-from worker.node_sums import Attempt, NodeSums, SumsByMicroBatch, Vectors, not_finite
+from worker.node_sums import Attempt, NodeSums, SumsByMicroBatch, SumsInOnePass, Vectors, not_finite
 
 #: Two vectors of weights, or none.
 Slots = tuple[Vector, Vector] | tuple[()]
@@ -70,7 +70,7 @@ class Compute:
         self._bind(self.slots)
         self._attempt = Attempt(lambda: self.is_wanted())
         sink = GradientSink(self.layout, self.frames, self.wire)
-        self._nodes = SumsByMicroBatch(self.engine, self.layout, self.batches, sink, self._attempt)
+        self._nodes = SumsInOnePass(SumsByMicroBatch(self.engine, self.layout, self.batches, sink, self._attempt))
 
     @property
     def layout(self) -> ParameterLayout:

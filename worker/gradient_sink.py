@@ -45,6 +45,11 @@ class GradientSink:
         self._unsent: dict[int, None] = {}
         self._send: SendBucket | None = None
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether sums are sent as they were computed."""
+        return self._wire.is_exact
+
     def begin(self, sums: Vector, at: RoundingKey, send: SendBucket | None) -> None:
         """Begin a micro-batch whose sums backward writes into `sums`; without `send` they stay there."""
         self._sums, self._at, self._send = sums, at, send

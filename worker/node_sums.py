@@ -1,8 +1,13 @@
-"""The sums over a node of the tree: the port, and the way of any model, which is one micro-batch after the other."""
+"""The sums over a node of the tree: the port, and the two ways to compute them.
+
+Any model can be computed one micro-batch after the other. An engine may be able to compute several in one pass: what it
+gives must equal that, bit by bit.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,8 +16,9 @@ from common.aggregation.layout import ParameterLayout
 from common.aggregation.quantization.quantization import RoundingKey
 from common.aggregation.tree import Node, Vector, VectorPool
 from common.autograd.primitives.primitive import Array
+from common.autograd.program import Tree
 from common.job.tally import Tally
-from common.model.port import DrawKey, Engine
+from common.model.port import Batch, DrawKey, Engine, OnePass
 from worker.batches import Batches
 from worker.gradient_sink import GradientSink, NotFiniteError, SendBucket
 
@@ -81,9 +87,9 @@ class SumsByMicroBatch:
         self.pool = VectorPool(self.layout.size)
 
     def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
-        return self._sum(step, node, at, at.sums, send)
+        return self.sum(step, node, at, at.sums, send)
 
-    def _sum(self, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None = None) -> Tally:
+    def sum(self, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None = None) -> Tally:
         """Write the sums over a node into `out`; whatever that is, backward writes into `at.sums`."""
         if len(node) == 1:
             self.attempt.count()
@@ -95,9 +101,9 @@ class SumsByMicroBatch:
             return tally
         first, second = node.halves()
         with self.pool.lent() as left:
-            tally = self._sum(step, first, at, left)
+            tally = self.sum(step, first, at, left)
             # The tally is a floating-point sum too, so it is added over the same tree.
-            tally = tally + self._sum(step, second, at, at.sums)
+            tally = tally + self.sum(step, second, at, at.sums)
             self.sink.merge(left, at.sums, out, RoundingKey(step, node), send)
         return tally
 
@@ -124,6 +130,119 @@ class SumsByMicroBatch:
             at.sums[size:] *= np.float32(self.batches.data.train.targets)
         self.engine.backward(self.sink.on_final)
         return self.batches.objective.tally(loss, outputs, targets)
+
+
+@dataclass
+class SumsInOnePass:
+    """As many micro-batches in one pass as the engine computes at once; the others one after the other."""
+
+    one_by_one: SumsByMicroBatch
+
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
+        return self._sum(step, node, at, at.sums, send)
+
+    def _sum(self, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None = None) -> Tally:
+        """Write the sums over a node into `out`."""
+        one_by_one = self.one_by_one
+        made = self._one_pass(step, node)
+        if made is not None:
+            return self._compute(made, step, node, at, out, send)
+        if len(node) == 1:
+            return one_by_one.sum(step, node, at, out, send)
+        first, second = node.halves()
+        with one_by_one.pool.lent() as left:
+            tally = self._sum(step, first, at, left)
+            tally = tally + self._sum(step, second, at, at.sums)
+            one_by_one.sink.merge(left, at.sums, out, RoundingKey(step, node), send)
+        return tally
+
+    def _one_pass(self, step: int, node: Node) -> OnePass | None:
+        """Return what computes a node at once; None if it has to be computed by its halves."""
+        one_by_one, batches = self.one_by_one, self.one_by_one.batches
+        # What is rounded is rounded at every node: there must be a whole vector of it.
+        if len(node) > 1 and not one_by_one.sink.is_exact:
+            return None
+        counts = {len(batches.sampler.indices(step, each)) for each in range(node.lo, node.hi)}
+        if len(counts) > 1 or not all(counts):
+            return None
+        return one_by_one.engine.one_pass(tree_over(len(node)), counts.pop(), lambda: self._batches(step, node))
+
+    def _batches(self, step: int, node: Node) -> list[Batch]:
+        batches = self.one_by_one.batches
+        return [batches.training(batches.sampler.indices(step, each), step, each) for each in range(node.lo, node.hi)]
+
+    def _compute(
+        self, made: OnePass, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None
+    ) -> Tally:
+        """Write the sums over a node into `out` in one pass."""
+        attempt, sink = self.one_by_one.attempt, self.one_by_one.sink
+        computed, losses = attempt.computed, len(attempt.losses)
+        attempt.count()
+        for place, (images, targets) in enumerate(self._batches(step, node)):
+            made.images[place], made.targets[place] = images, targets
+        progress = Progress(attempt, len(node), made.length)
+        sums, outputs = made.forward(progress.advance)
+        if not np.isfinite(sums).all():
+            return self._named(step, node, at, out, computed, losses)
+        attempt.losses.extend(sums.tolist())
+        sink.begin(out, RoundingKey(step, node), send)
+        # Sums over several are sent at the end: until then they can be given up, while nothing was sent.
+        made.backward(out, progress.advance, sink.on_final if len(node) == 1 else None)
+        try:
+            sink.end()
+        except NotFiniteError:
+            return self._named(step, node, at, out, computed, losses)
+        return self._tally(sums, outputs, made.targets)
+
+    def _named(self, step: int, node: Node, at: Vectors, out: Vector, computed: int, losses: int) -> Tally:
+        """Compute a node that is not finite again, one micro-batch after the other, which names the one that is not."""
+        attempt = self.one_by_one.attempt
+        attempt.computed = computed
+        del attempt.losses[losses:]
+        return self.one_by_one.sum(step, node, at, out)
+
+    def _tally(self, sums: Array, outputs: Array, targets: Array) -> Tally:
+        """Return the tally of micro-batches with these sums of losses."""
+        objective = self.one_by_one.batches.objective
+        # Numbers of right answers add up in any order, sums of losses do not.
+        of_all = objective.tally(0.0, *(each.reshape(-1, *each.shape[2:]) for each in (outputs, targets)))
+        return Tally(_added(sums.tolist(), tree_over(len(sums))), of_all.correct, of_all.count)
+
+
+@dataclass
+class Progress:
+    """How far a pass over several micro-batches is, counted as if they were computed one by one."""
+
+    attempt: Attempt
+    micro_batches: int
+    #: How often it will advance.
+    length: int
+    _advances: int = 0
+    _begun: int = 1
+
+    def advance(self) -> None:
+        """Raise `StoppedError` if the rest is not wanted any more."""
+        self._advances += 1
+        while self._begun < self.micro_batches and self._begun * self.length <= self._advances * self.micro_batches:
+            self.attempt.count()
+            self._begun += 1
+
+
+@lru_cache(maxsize=256)
+def tree_over(count: int) -> Tree:
+    """Return the tree of sums over so many micro-batches, from 0 on."""
+    return _tree(Node(0, count))
+
+
+def _tree(node: Node) -> Tree:
+    if len(node) == 1:
+        return node.lo
+    first, second = node.halves()
+    return _tree(first), _tree(second)
+
+
+def _added(values: list[float], tree: Tree) -> float:
+    return values[tree] if isinstance(tree, int) else _added(values, tree[0]) + _added(values, tree[1])
 
 
 def not_finite(engine: Engine, micro_batch: int, images: Array, key: DrawKey | None) -> NotFiniteError:

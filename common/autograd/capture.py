@@ -5,8 +5,9 @@ plain arrays and walk the same nodes backward, so the bits are the same. It pays
 tensors and nodes takes as long as the arithmetic.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from common.autograd.graph import (
     record,
 )
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
+from common.autograd.tape import MemoryKind, Tape, UntapeableError, View
 from common.autograd.tensor import Tensor
 
 #: A position among the values of a capture.
@@ -61,6 +63,8 @@ class Capture:
         #: The nodes in the order of the backward pass.
         self._nodes: list[GraphNode] = []
         self._outputs: list[Slot] = []
+        #: Of each value, an array of its shape and dtype and without memory; None if it is not an array.
+        self._shapes: list[Array | None] = []
 
     def forward(self, *inputs: Array) -> list[Array]:
         """Return the outputs for inputs of the captured shapes and dtypes; `backward` may be called next."""
@@ -68,14 +72,7 @@ class Capture:
         values[:start] = inputs
         values[start : start + len(self._tensors)] = [tensor.data for tensor in self._tensors]
         for step in self._steps:
-            primitive, arrays = step.primitive, [values[slot] for slot in step.sources]
-            result = saved = primitive.forward(*arrays, **step.options)
-            if primitive.keeps:
-                result, saved = result
-            values[step.result] = result if type(result) is np.ndarray else np.asarray(result)
-            if step.node is not None:
-                step.node.arrays = [each if held else None for each, held in zip(arrays, step.is_held, strict=True)]
-                step.node.saved = saved if step.is_saved else None
+            _apply(step, step.primitive.forward, values)
             for slot in step.spent:
                 values[slot] = None
         return [values[slot] for slot in self._outputs]
@@ -83,6 +80,70 @@ class Capture:
     def backward(self, on_final: OnFinal | None = None) -> None:
         """Add the gradient of the first output, a single number, to each leaf; `on_final` as in `Tensor.backward`."""
         backward_over(self._nodes, self._seed, retain_graph=False, on_final=on_final)
+
+    def taped(self, inputs: Sequence[Array]) -> "TapedCapture":
+        """Compute once with inputs of the captured shapes; return the calls of NumPy by which it was done.
+
+        Neither the tensors nor their gradients change. Raises `UntapeableError` if something cannot be recorded.
+        """
+        if not all(tensor.data.flags.c_contiguous for tensor in self._tensors):
+            raise UntapeableError("a tensor is not in C order")
+        tape = Tape()
+        leaves = [Leaf(tensor.shape, tensor.dtype) for tensor in self._tensors]
+        for leaf in leaves:
+            leaf.buffer = tape.know(np.empty(leaf.shape, leaf.dtype), MemoryKind.GRADIENT)
+        values = list(self._values)
+        given = self._inputs + len(leaves)
+        values[: self._inputs] = [tape.know(np.array(each), MemoryKind.INPUT) for each in inputs]
+        values[self._inputs : given] = [tape.know(tensor.data, MemoryKind.SHARED) for tensor in self._tensors]
+        # With leaves of its own: the graph of the model's is in use.
+        steps = [replace(step, node=None, spent=()) for step in self._steps]
+        nodes = _graph_of(steps, dict(enumerate(leaves, self._inputs)), self._shapes, self._outputs[0])
+        recorder = _TapeRecorder(tape)
+        with observe(recorder):
+            for step in steps:
+                _apply(step, partial(recorder, step.primitive, "forward", step.primitive.forward), values)
+            forward = len(tape.calls)
+            seed = tape.empty(self._seed)
+            tape.copy(seed, 1)
+            backward_over(nodes, seed, retain_graph=True)
+        outputs = [tape.view_of(values[slot]) for slot in self._outputs]
+        if None in outputs:
+            raise UntapeableError("an output was computed in a way that is not recorded")
+        is_reached = tuple(leaf.grad is not None for leaf in leaves)
+        return TapedCapture(tape, forward, tuple(each for each in outputs if each is not None), is_reached)
+
+
+@dataclass(frozen=True, slots=True)
+class TapedCapture:
+    """The calls of NumPy that a capture consists of."""
+
+    tape: Tape
+    #: How many of the calls are the forward pass.
+    forward: int
+    outputs: tuple[View, ...]
+    #: For each tensor, whether a gradient reaches it.
+    is_reached: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _TapeRecorder:
+    """An observer of the engine that records the calls of primitives that say that they can be, others as one call."""
+
+    tape: Tape
+
+    def __call__(
+        self, primitive: Primitive, direction: str, function: Callable[..., Any], *arrays: Any, **options: Any
+    ) -> Any:
+        if primitive.is_taped:
+            return function(*arrays, **options)
+        out = options.pop("out", None)
+        keeps = primitive.keeps and direction == "forward"
+        result = self.tape.call_whole(partial(function, **options), arrays, keeps=keeps)
+        if out is None:
+            return result
+        self.tape.copy(out, result)
+        return out
 
 
 class _Recorder:
@@ -141,28 +202,56 @@ def capture(
     return results, captured if captured._nodes else None
 
 
+def _apply(step: Application, forward: Callable[..., Any], values: list[Any]) -> None:
+    """Compute a step, and let its node keep what the backward pass reads."""
+    arrays = [values[slot] for slot in step.sources]
+    result = saved = forward(*arrays, **step.options)
+    if step.primitive.keeps:
+        result, saved = result
+    values[step.result] = result if type(result) is np.ndarray else np.asanyarray(result)
+    if step.node is not None:
+        step.node.arrays = [each if held else None for each, held in zip(arrays, step.is_held, strict=True)]
+        step.node.saved = saved if step.is_saved else None
+
+
 def _rebuild_graph(captured: Capture, tensors: Sequence[Tensor]) -> None:
     """Make the nodes that the engine made in the recorded run, and find after which step a value is no longer read."""
     values, start = captured._values, captured._inputs
-    parents: dict[Slot, Parent] = {start + index: tensor.leaf for index, tensor in enumerate(tensors)}
-    for step in captured._steps:
-        own = [parents.get(slot) for slot in step.sources]
-        if own.count(None) != len(own):
-            step.node = parents[step.result] = record(step.primitive, own, step.options, values[step.result])
-    root = parents.get(captured._outputs[0])
-    if isinstance(root, Leaf) or root is None:
+    leaves = {start + index: tensor.leaf for index, tensor in enumerate(tensors)}
+    captured._shapes = [
+        np.broadcast_to(np.zeros((), each.dtype), each.shape) if isinstance(each, np.ndarray) else None
+        for each in values
+    ]
+    captured._nodes = _graph_of(captured._steps, leaves, values, captured._outputs[0])
+    if not captured._nodes:
         return
-    captured._nodes, captured._seed = latest_first(root), np.ones(root.shape, root.dtype)
+    root = values[captured._outputs[0]]
+    captured._seed = np.ones(root.shape, root.dtype)
     captured._seed.flags.writeable = False
-    reached = set(captured._nodes)
     variable = {step.result for step in captured._steps} | set(range(start + len(tensors)))
     read_later = set(captured._outputs)
     for step in reversed(captured._steps):
-        _mark_reads(step, reached)
         step.spent = tuple(variable.intersection((*step.sources, step.result)) - read_later)
         read_later.update(step.spent)
     for slot in variable:
         values[slot] = None
+
+
+def _graph_of(
+    steps: Sequence[Application], leaves: Mapping[Slot, Parent], values: Sequence[Any], root: Slot
+) -> list[GraphNode]:
+    """Make the node of each step through which a gradient flows; return those under a slot, as backward takes them."""
+    parents = dict(leaves)
+    for step in steps:
+        own = [parents.get(slot) for slot in step.sources]
+        if own.count(None) != len(own):
+            step.node = parents[step.result] = record(step.primitive, own, step.options, values[step.result])
+    node = parents.get(root)
+    nodes = latest_first(node) if isinstance(node, GraphNode) else []
+    reached = set(nodes)
+    for step in steps:
+        _mark_reads(step, reached)
+    return nodes
 
 
 def _mark_reads(step: Application, reached: set[GraphNode]) -> None:

@@ -307,13 +307,13 @@ def _add(gradient: Array, node: GraphNode, pending: dict[GraphNode, Array], owne
     elif node in owned:
         np.add(known, gradient, out=known)
     else:
-        pending[node] = np.asarray(known + gradient)
+        pending[node] = np.asanyarray(known + gradient)
         owned.add(node)
 
 
 def _fit(gradient: Array, parent: GraphNode | Leaf, primitive: Primitive, index: int) -> Array:
     """Undo broadcasting and promotion: bring the gradient to the argument's shape and dtype."""
-    gradient = np.asarray(gradient)
+    gradient = np.asanyarray(gradient)
     shape = parent.shape
     surplus = gradient.ndim - len(shape)
     spread = tuple(

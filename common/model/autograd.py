@@ -1,20 +1,27 @@
 """Models of the library's own layers, and of others that compute with its tensors: gradients come from our autograd."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.aggregation.layout import Binding, ParameterLayout, gather, layout_of, statistic_momenta
 from common.aggregation.tree import Vector
 from common.autograd import graph
-from common.autograd.capture import Capture, capture
+from common.autograd.capture import Capture, TapedCapture, capture
 from common.autograd.graph import Leaf, no_grad, observing
 from common.autograd.primitives.primitive import Array
+from common.autograd.program import Program, Stretch, Tree, proven, run
+from common.autograd.tape import UntapeableError
 from common.autograd.tensor import Tensor
 from common.job.objective import Objective
 from common.model.inspection import inspected
-from common.model.port import DrawKey, Evidence, Inspection, OnFinal, Outcome
+from common.model.port import Batch, DrawKey, Evidence, Inspection, OnFinal, Outcome
 from common.nn.inspection import first_nonfinite_layer
-from common.nn.module import Module, Parameter, Stochastic, is_repeatable
+from common.nn.module import Module, Parameter, Stochastic, first_unrepeatable, is_repeatable
+
+#: Passes over as many micro-batches of one size that are computed one by one before a program is made for them, which
+#: takes as long as some dozen: a short run, as in a test, is over before that pays.
+WARM_UP = 8
 
 
 @dataclass
@@ -22,6 +29,8 @@ class AutogradModel:
     """A `Module`."""
 
     module: Module
+    #: Passes over micro-batches of one size that are computed as the module says before they are computed by a program.
+    warm_up: int = WARM_UP
     layout: ParameterLayout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +59,7 @@ class AutogradModel:
         return Evidence()
 
     def engine(self, objective: Objective) -> "AutogradEngine":
-        return AutogradEngine(self.module, self.layout, objective)
+        return AutogradEngine(self.module, self.layout, objective, self.warm_up)
 
 
 @dataclass
@@ -98,6 +107,10 @@ class TrainingPass:
         outputs = self.model(Tensor(images))
         return self.objective.training_loss(outputs, targets), outputs
 
+    def captured(self, images: Array) -> Capture | None:
+        """Return what was captured of a pass over a batch of that shape."""
+        return self._captures.get(images.shape)
+
     def backward(self, on_final: graph.OnFinal | None = None) -> None:
         """Add to the parameters' gradients those of the last forward, once after each; `on_final` as in `Tensor`."""
         pending, self._pending = self._pending, None
@@ -108,11 +121,71 @@ class TrainingPass:
             pending.backward(retain_graph=False, on_final=on_final)
 
 
+@dataclass(eq=False)
+class StackedPass:
+    """A program, and its versions for the vectors that it was used with."""
+
+    program: Program
+    layout: ParameterLayout
+    #: Whether a gradient reaches each parameter.
+    is_reached: Sequence[bool]
+    #: The vector that the next pass reads.
+    weights: Vector
+    images: Array = field(init=False)
+    targets: Array = field(init=False)
+    #: By the addresses of vectors, which it keeps, so that no others are made there.
+    _forward: dict[int, tuple[list[Stretch], Vector]] = field(default_factory=dict)
+    _backward: dict[tuple[int, int], tuple[list[Stretch], Vector, Vector]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.images, self.targets = self.program.inputs
+
+    @property
+    def length(self) -> int:
+        return self.program.length
+
+    def forget(self) -> None:
+        """Keep no vector."""
+        self._forward.clear()
+        self._backward.clear()
+
+    def forward(self, between: Callable[[], None]) -> tuple[Array, Array]:
+        weights = self.weights
+        known = self._forward.get(id(weights))
+        if known is None:
+            known = self._forward[id(weights)] = self.program.forward(self._views(weights)), weights
+        run(known[0], lambda finishes: between())
+        losses, outputs = self.program.outputs
+        return losses, outputs
+
+    def backward(self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None) -> None:
+        weights = self.weights
+        known = self._backward.get((id(weights), id(sums)))
+        if known is None:
+            made = self.program.backward(self._views(weights), self._views(sums))
+            known = self._backward[id(weights), id(sums)] = made, weights, sums
+
+        def end(finishes: Sequence[int]) -> None:
+            if on_final is not None:
+                for index in finishes:
+                    on_final(index)
+            between()
+
+        run(known[0], end)
+        for is_reached, entry in zip(self.is_reached, self.layout.parameters, strict=True):
+            if not is_reached:
+                entry.view(sums).fill(0.0)
+
+    def _views(self, vector: Vector) -> list[Vector]:
+        return [entry.view(vector) for entry in self.layout.parameters]
+
+
 class AutogradEngine:
     """Computes a model by our autograd, whose backward writes gradients into their views in the vector of sums."""
 
-    def __init__(self, module: Module, layout: ParameterLayout, objective: Objective) -> None:
+    def __init__(self, module: Module, layout: ParameterLayout, objective: Objective, warm_up: int = WARM_UP) -> None:
         self._module = module
+        self._warm_up = warm_up
         self._layout = layout
         self._objective = objective
         # Every part of it, whatever the model's builder left behind: `_put` looks at the root only.
@@ -123,12 +196,21 @@ class AutogradEngine:
         self._indices: dict[Leaf | None, int] = {
             parameter.leaf: index for index, parameter in enumerate(self._pass.parameters)
         }
+        #: How often micro-batches of so many samples were wanted in one pass, by the tree over them.
+        self._wanted: Counter[tuple[Tree, int]] = Counter()
+        self._stacked: dict[tuple[Tree, int], StackedPass | None] = {}
+        self._taped: dict[tuple[int, ...], TapedCapture | None] = {}
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
         self._binding = Binding(self._module, self._layout, weights, sums)
+        self._weights, self._reads = weights, 0
+        for known in self._stacked.values():
+            if known is not None:
+                known.forget()
 
     def read_from(self, index: int) -> None:
         self._binding.read_from(index)
+        self._reads = index
 
     def write_to(self, index: int) -> None:
         self._binding.write_to(index)
@@ -148,6 +230,49 @@ class AutogradEngine:
         for parameter, sums in zip(self._pass.parameters, self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)
+
+    def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
+        if observing.get() is not None or self.obstacle is not None:
+            return None
+        key = (tree, samples)
+        if key not in self._stacked:
+            self._wanted[key] += 1
+            if self._wanted[key] <= self._warm_up:
+                return None
+            self._stacked[key] = self._made(tree, batches())
+        made = self._stacked[key]
+        if made is not None:
+            made.weights = self._weights[self._reads]
+        return made
+
+    def _made(self, tree: Tree, batches: Sequence[Batch]) -> StackedPass | None:
+        self._put(is_training=True)
+        images, targets = batches[0]
+        if self._pass.captured(images) is None:
+            self._pass.forward(images, targets)
+        captured = self._pass.captured(images)
+        taped = None if captured is None else self._tape(captured, batches[0])
+        if captured is None or taped is None:
+            return None
+        try:
+            program = proven(captured, taped, self._pass.parameters, tree, batches)
+        except UntapeableError:
+            return None
+        return None if program is None else StackedPass(program, self._layout, taped.is_reached, self._weights[0])
+
+    def _tape(self, captured: Capture, batch: Batch) -> TapedCapture | None:
+        shape = batch[0].shape
+        if shape not in self._taped:
+            try:
+                self._taped[shape] = captured.taped(batch)
+            except UntapeableError:
+                self._taped[shape] = None
+        return self._taped[shape]
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why micro-batches of this model are computed one by one; None if nothing is in the way."""
+        return first_unrepeatable(self._module)
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:
         self._put(is_training=False)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from common.aggregation.layout import ParameterLayout
 from common.aggregation.tree import Vector
 from common.autograd.primitives.primitive import Array
+from common.autograd.program import Tree
 from common.job.objective import Objective
 
 #: Called with the index of a parameter, in the order of the layout, as soon as its gradient is final.
@@ -32,6 +33,32 @@ class Outcome(NamedTuple):
     loss: float
     #: The model's outputs; valid until the next forward.
     outputs: Array
+
+
+#: What a micro-batch's model is given, and what its outputs are compared with.
+Batch = tuple[Array, Array]
+
+
+class OnePass(Protocol):
+    """Computes several micro-batches of one size at once, with the bits that they have one by one."""
+
+    #: To be filled before each pass: what the model is given of each micro-batch, along the first axis,
+    images: Array
+    #: and what its outputs are compared with.
+    targets: Array
+
+    @property
+    def length(self) -> int:
+        """How often a pass calls `between`."""
+
+    def forward(self, between: Callable[[], None]) -> tuple[Array, Array]:
+        """Return the sum of the losses and the outputs of each micro-batch, along the first axis.
+
+        They are valid until the next. `between` is called from time to time, as in `backward`; it may raise.
+        """
+
+    def backward(self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None) -> None:
+        """Write the gradients of the last forward, added over the tree, into `sums`; `on_final` as an engine's."""
 
 
 class LayerOutput(NamedTuple):
@@ -86,6 +113,13 @@ class Engine(Protocol):
 
         `on_final` is called at most once for each parameter, in any order; one for which it is not called is final at
         the end.
+        """
+
+    def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> OnePass | None:
+        """Return what computes micro-batches of so many samples each at once, and adds their gradients over `tree`.
+
+        None if they have to be computed one by one. The leaves of the tree count from 0 on; `batches` returns them, for
+        which the weights of the moment are used: an engine may try with them.
         """
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:

@@ -328,4 +328,13 @@ def layer(*, repeatable: bool) -> Callable[[_Layer], _Layer]:
 
 def is_repeatable(model: Module) -> bool:
     """Tell whether every module of a model does the same with every batch of one shape."""
-    return all(type(module) in _REPEATABLE for module in model.modules())
+    return first_unrepeatable(model) is None
+
+
+def first_unrepeatable(model: Module) -> str | None:
+    """Return the first module of which that is not known, as `"3.1 (Dropout)"`; None if there is none."""
+    places = model.named_modules()
+    return next(
+        (f"{name or 'the model'} ({type(each).__name__})" for name, each in places if type(each) not in _REPEATABLE),
+        None,
+    )

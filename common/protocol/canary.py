@@ -1,26 +1,29 @@
 """A few milliseconds of all arithmetic that decides bits, and the digests that portable numerics are known to have.
 
 The digests are by the versions of NumPy and its OpenBLAS, since another version may compute other bits with the same
-kernel. `scripts/golden --record` writes those of the versions that are installed.
+kernel. They depend on these alone, and on the processor and the C library: no code of ours is called but the generator,
+so that a change of ours never looks like another machine. `scripts/golden --record` writes those of the versions that
+are installed.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
-from common.autograd.primitives.activation import erf
-from common.autograd.primitives.products import multiply
 from common.errors import NumericsError
 from common.random import Purpose, generator
 from common.runtime.portable import blas_name
 
 Array = NDArray[np.generic]
 
-#: Rows, inner size and columns of products: dense layers and blocks of convolutions, forward and backward.
+#: Rows, inner size and columns of products: dense layers, blocks of convolutions, and the gradients of their kernels,
+#: whose inner size is large: OpenBLAS cuts that into parts.
 PRODUCTS = (
     (16, 784, 10),
     (16, 784, 128),
@@ -30,6 +33,8 @@ PRODUCTS = (
     (6, 25, 1152),
     (32, 288, 98),
     (32, 96, 192),
+    (6, 6272, 25),
+    (16, 1568, 150),
 )
 
 #: Elements of arrays for functions of single numbers: a multiple of no vector's width.
@@ -65,7 +70,8 @@ def canary_digest(parts: Mapping[str, str]) -> str:
 
 
 def _drawn(*shape: int, at: int = 0) -> NDArray[np.float32]:
-    return generator(0, Purpose.CANARY, at=at).standard_normal(shape, dtype=np.float32)
+    # In float64, as all that is drawn: the tails of float32 are by the C library's log1pf, which glibc changed in 2.41.
+    return generator(0, Purpose.CANARY, at=at).standard_normal(shape).astype(np.float32)
 
 
 def _random() -> Iterator[bytes]:
@@ -79,13 +85,27 @@ def _random() -> Iterator[bytes]:
 
 def _products() -> Iterator[bytes]:
     for at, (rows, inner, columns) in enumerate(PRODUCTS):
-        left, right = _drawn(rows, inner, at=at), _drawn(inner, columns, at=at)
-        product = multiply(left, right)
+        left, right = _uniform(rows, inner, at=at), _uniform(columns, inner, at=at)
+        product = left @ right.T
         yield product.tobytes()
-        yield multiply(left.T, product).tobytes()
-        yield multiply(product, right.T).tobytes()
-    yield np.matmul(_drawn(4, 8, 64, 24), _drawn(4, 8, 24, 64)).tobytes()
-    yield (_drawn(64, 64).astype(np.float64) @ _drawn(64, 8).astype(np.float64)).tobytes()
+        yield (left @ np.ascontiguousarray(right.T)).tobytes()
+        yield (product.T @ left).tobytes()
+        # Part of a wider array, as the columns of a block are.
+        yield (left[:, : inner // 2] @ right[:, : inner // 2].T).tobytes()
+    yield (_uniform(4, 8, 64, 24) @ _uniform(4, 8, 24, 64)).tobytes()
+    yield (_uniform(64, 64).astype(np.float64) @ _uniform(64, 8).astype(np.float64)).tobytes()
+
+
+def _uniform(*shape: int, at: int = 0) -> NDArray[np.float32]:
+    return generator(1, Purpose.CANARY, at=at, layer=len(shape)).random(shape, dtype=np.float32) - np.float32(0.5)
+
+
+def _erf() -> Iterator[bytes]:
+    # As GELU has it: the C library's function, and a series that LAPACK fits to it.
+    places = np.linspace(-1.0, 1.0, 33)
+    values = [math.erf(place * 3.0) for place in places.tolist()]
+    yield np.array(values).tobytes()
+    yield chebyshev.chebval(_drawn(VALUES) * np.float32(0.2), chebyshev.chebfit(places, values, 15)).tobytes()
 
 
 def _of(*functions: Callable[[Array], Array]) -> Callable[[], Iterator[bytes]]:
@@ -102,13 +122,22 @@ def _of(*functions: Callable[[Array], Array]) -> Callable[[], Iterator[bytes]]:
 
 
 #: Functions that are applied to negative numbers too.
-SIGNED = (np.exp, np.tanh, erf)
+SIGNED = (np.exp, np.tanh)
+
+
+def _log1p(x: Array) -> Array:
+    # As `common.autograd.primitives.activation` has it.
+    return np.log1p(x, dtype=np.float64).astype(x.dtype)
 
 
 def _sums() -> Iterator[bytes]:
     matrix = _drawn(67, 515)
     yield matrix.sum(axis=0).tobytes() + matrix.sum(axis=1).tobytes() + matrix.sum().tobytes()
     yield matrix.sum(dtype=np.float64).tobytes() + np.mean(matrix, axis=1).tobytes() + np.var(matrix, axis=0).tobytes()
+    # Longer than NumPy's buffer of 8,192: it was cut there until 2.2, as the gradient of a convolution's bias.
+    long, total = _uniform(6, 12544), np.empty(6, np.float32)
+    yield np.add.reduce(long, axis=1, out=total).tobytes() + np.add.reduce(long.T, axis=0).tobytes()
+    yield long.sum().tobytes() + np.add.reduce(long[:, ::2], axis=1).tobytes()
     yield np.add.reduce(matrix.T, axis=0).tobytes() + np.square(matrix).sum(axis=(0, 1)).tobytes()
 
 
@@ -123,9 +152,9 @@ PARTS: Mapping[str, Callable[[], Iterator[bytes]]] = {
     "Philox": _random,
     "products": _products,
     "exp": _of(np.exp),
-    "log": _of(np.log, np.log1p),
+    "log": _of(np.log, _log1p),
     "tanh": _of(np.tanh),
-    "erf": _of(erf),
+    "erf": _erf,
     "sqrt": _of(np.sqrt),
     "sums": _sums,
     "quotients and powers": _quotients,
@@ -149,7 +178,8 @@ def check_canary(parts: Mapping[str, str], known: KnownCanary | None) -> None:
         raise NumericsError(
             f"portable numerics compute other bits here than elsewhere in {', '.join(odd)}: digest {parts[odd[0]]!r}, "
             f"and NumPy {known.numpy} with {known.blas} is known for {known.parts.get(odd[0])!r}: the processor or the "
-            "C library differs from all that were tried; use another machine, or numerics = 'native'"
+            "C library differs from all that were tried; install the versions of constraints.txt, use another machine, "
+            "or numerics = 'native'"
         )
 
 

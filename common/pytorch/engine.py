@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from common.aggregation.layout import LayoutEntry, ParameterLayout
 from common.aggregation.tree import Vector
 from common.autograd.primitives.primitive import Array
+from common.autograd.program import Tree
 from common.errors import ModelError
 from common.job.objective import Objective
-from common.model.port import DrawKey, Inspection, LayerOutput, OnFinal, Outcome
+from common.model.port import Batch, DrawKey, Inspection, LayerOutput, OnFinal, Outcome
 from common.pytorch.runtime import make_repeatable, seed_draws
 from common.pytorch.structure import Structure
 
@@ -102,6 +103,9 @@ class TorchEngine:
                 if not is_final:
                     view.zero_()
         self._check_held()
+
+    def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> None:
+        """Return None: PyTorch's products of several micro-batches at once have other bits than of each alone."""
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:
         self._put(is_training=False)

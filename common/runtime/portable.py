@@ -11,6 +11,10 @@ from common.errors import NumericsError
 from common.runtime.blas import blas_kernel, blas_threads, loaded_blas
 from common.runtime.numerics import HASWELL, KERNEL, feature_table, has_needed
 
+#: Releases of OpenBLAS whose products for Haswell go to code for AVX-512 where the processor has it, whatever
+#: OPENBLAS_CORETYPE says: (64, 784) by (784, 512) crashes, and smaller ones have other bits. 0.3.29 to 0.3.33 do not.
+FAULTY_OPENBLAS = ("0.3.34",)
+
 ADVICE = "use another machine, or numerics = 'native'"
 
 
@@ -44,6 +48,7 @@ def demand_portable_machine(architecture: str = platform.machine()) -> None:
             "that (pip install --force-reinstall numpy), or use numerics = 'native'"
         )
     check_features(found_features(), _baseline())
+    check_openblas(blas_name(), found_features())
 
 
 def check_features(found: list[str], baseline: list[str]) -> None:
@@ -58,6 +63,17 @@ def check_features(found: list[str], baseline: list[str]) -> None:
         raise NumericsError(
             f"numerics = 'portable' with a NumPy that was built for {_listed(newer)}: expected its wheel from PyPI "
             "(pip install --force-reinstall numpy), or numerics = 'native'"
+        )
+
+
+def check_openblas(name: str, found: list[str]) -> None:
+    """Raise `NumericsError` if this OpenBLAS cannot be held to one kernel on a processor with these features."""
+    newer = set(found) - HASWELL
+    if newer and any(f" {release}" in name for release in FAULTY_OPENBLAS):
+        raise NumericsError(
+            f"numerics = 'portable' with {name} on a processor with {_listed(newer)}, where its products for Haswell "
+            "crash or have other bits: expected another release; install NumPy by constraints.txt (pip install -c "
+            "constraints.txt numpy), or use numerics = 'native'"
         )
 
 

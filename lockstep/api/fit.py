@@ -50,8 +50,8 @@ def fit(
     `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`: images
     uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
     `loss="mse"` floats (n,) or (n, outputs). `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7,
-    optimizer="adam", validation_split=0.1`, …; `workers=0` trains in this process. `callbacks` are described in
-    `lockstep.api.callbacks`.
+    optimizer="adam", validation_split=0.1`, …; `workers=0` trains in this process. `numerics="portable"` gives
+    the same bits on every x86-64 processor with AVX2. `callbacks` are described in `lockstep.api.callbacks`.
 
     The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
     the model's own. Results go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes

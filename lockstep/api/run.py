@@ -8,6 +8,7 @@ from typing import Any
 from common.errors import JobError
 from common.files.safetensors import read
 from common.job.job import Job
+from lockstep.api.run_page import RunPage, show_page
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import JOB, has_begun
@@ -61,6 +62,13 @@ class Run:
         """
         arrays, _ = read(self.folder / WEIGHTS)
         return model_with(self.job, arrays, self.result.steps)
+
+    def watch(self, *, height: int = 900) -> RunPage:
+        """Show the run on a page in the cell of a notebook, `height` pixels high; needs the extra `watch`.
+
+        The page is served by a process of its own, on this machine alone, until `close()` or the end of Python.
+        """
+        return show_page(self.folder, height)
 
     @property
     def best_epoch(self) -> EpochRecord:

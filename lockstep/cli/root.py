@@ -11,7 +11,7 @@ from common.version import VERSION
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Training": ("train", "server", "worker", "shard", "node", "keys", "status"),
     "Data": ("pack", "check-data"),
-    "Results": ("evaluate", "predict", "plot", "export"),
+    "Results": ("watch", "evaluate", "predict", "plot", "export"),
     "Checking": ("doctor", "find-lr", "verify", "replay", "ledger", "simulate"),
     "Benches": ("bench",),
 }
@@ -98,6 +98,10 @@ def command_named(name: str) -> click.Command | None:
             from lockstep.cli.training.status import status
 
             return status
+        case "watch":
+            from lockstep.cli.results.watch import watch
+
+            return watch
         case "pack":
             from lockstep.cli.data.pack import pack_command
 

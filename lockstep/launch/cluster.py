@@ -15,7 +15,7 @@ from common.job.job import Job
 from common.protocol.messages import CallbackDecision, EpochStatus, Status
 from common.runtime.blas import blas_kernel
 from common.runtime.clock import Clock, SystemClock
-from common.runtime.numerics import own_numerics
+from common.runtime.numerics import KERNEL, Numerics, own_numerics
 from common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
 from lockstep.launch.child import exit_record, keep_logs
@@ -199,7 +199,7 @@ class Cluster:
         """Raise if a shard is gone and the server does not report it: the run cannot begin without it."""
         dead = next((shard for shard in self.shards if shard.has_ended() and shard.code != 0), None)
         if dead is not None and has_crashed(dead) and not has_begun(self.run_dir):
-            raise RunError(crash_message(dead))
+            raise RunError(crash_message(dead, self.job.numerics))
         # A server that misses one ends at once, and one that fails ends its shards: it reports why.
         if dead is not None and not self.server.wait(GRACE_S):
             if dead.code > 0:
@@ -252,7 +252,7 @@ class Cluster:
         crashed = next((self.workers[number] for number in dead if has_crashed(self.workers[number])), None)
         # Asked after the death, the server knows whether the run had begun; if it does not answer, nobody does.
         if crashed is not None and status is not None and not self._has_begun:
-            raise RunError(crash_message(crashed))
+            raise RunError(crash_message(crashed, self.job.numerics))
         if self.supervisor.are_given_up() and not self.backend.has_external_workers:
             raise error(f"no worker is left: {exit_message(first)}")
         is_under_way = self._is_second or status is None or status.phase not in BEFORE
@@ -274,7 +274,7 @@ class Cluster:
         if killed is not None and server.code == 1:
             return RunError(f"{exit_message(killed)}, and its slice of the weights is gone with it")
         if has_crashed(server) and not has_begun(self.run_dir):
-            return RunError(crash_message(server))
+            return RunError(crash_message(server, self.job.numerics))
         record = exit_record(server.rest())
         if record is not None:
             return record.error()
@@ -302,8 +302,13 @@ def exit_message(child: WatchedProcess) -> str:
     return f"{child.named()} {child.how_it_ended()}{message and ': '}{message}"
 
 
-def crash_message(child: WatchedProcess) -> str:
-    """Return how a process crashed before it was ready: most likely in BLAS, whose kernel is the same as ours."""
+def crash_message(child: WatchedProcess, numerics: Numerics) -> str:
+    """Return how a process crashed before it was ready: most likely in BLAS, whose kernel is ours, or Haswell's."""
+    if numerics == "portable":
+        return (
+            f"{exit_message(child)} before it was ready; with portable numerics the BLAS kernel is {KERNEL!r}: "
+            "install the versions of constraints.txt, or use numerics = 'native'"
+        )
     return (
         f"{exit_message(child)} before it was ready; the BLAS kernel is {blas_kernel()!r}, and OPENBLAS_CORETYPE "
         "chooses another"

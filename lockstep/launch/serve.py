@@ -21,6 +21,7 @@ from common.transport.shared_memory.folder import shared_root, sweep
 from common.transport.zeromq.ports import serve
 from common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.child import ExitRecord
+from lockstep.launch.companion import PageRequest, page_beside, watched
 from lockstep.launch.endpoints import WARNING, dialled
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -47,6 +48,8 @@ class Service:
     destination: Destination
     #: Whether the run leaves a picture.
     has_picture: bool = True
+    #: A page that shows the run, or its figures for Prometheus; None if there is to be none.
+    page: PageRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
     """Serve a run that a person has started, and show it."""
     console = Console(highlight=False)
     has_keys = isinstance(listening.lock, ServerKeys)
-    with closing(listening.serve(service.admission.servers)) as port:
+    with (
+        page_beside(service.page, service.destination.folder) as page,
+        closing(listening.serve(service.admission.servers)) as port,
+    ):
         if listening.is_insecure:
             print_plainly(console, WARNING)
         print_plainly(console, f"listening on {port.address}; start workers by:")
@@ -98,7 +104,8 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
         if shards:
             print_plainly(console, f"and {shards} {'shards' if shards > 1 else 'shard'} by:")
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
-        with kept_on_failure(console, service.destination.folder), display_for(console, SystemClock()) as display:
+        folder = service.destination.folder
+        with kept_on_failure(console, folder), watched(page, display_for(console, SystemClock())) as display:
             result = result_of(serve_run(service, port, display, listening.rejections))
     show_end(console, result, service.destination.folder, has_picture=service.has_picture)
 

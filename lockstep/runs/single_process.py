@@ -119,6 +119,7 @@ class SerialRun:
                     self.checkpointer.take_if_due(setup.shard, progress, self.compute_s)
                 phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
                 self.watch(status_of(setup.info, progress, phase, then or at, self.clock.now(), []))
+                self.recorder.flush_if_due(self.clock.now())
                 at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:
             self._keep(progress)

@@ -20,6 +20,9 @@ from ps.run.progress import Progress
 from ps.run.timing import StepTime, StepTimeTotals
 from ps.run.traffic import NOTHING, Moved, TrafficTotals
 
+#: Seconds after which lines that wait are written, so that whoever follows the files sees each step within a second.
+FLUSH_S = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -61,6 +64,8 @@ class MetricsRecorder:
     best: Vector | None = None
     #: Set once the run has ended well.
     result: RunResult | None = None
+    #: When lines were last written.
+    _flushed: float = 0.0
 
     def begin(self, first_weights_sha256: str, lost_steps: int = 0) -> None:
         """Begin the ledger and the receipt of a run that begins with these weights; see `RunBegun`."""
@@ -136,6 +141,12 @@ class MetricsRecorder:
         if self.folder is not None:
             for entry in entries:
                 self.folder.add_entry(entry)
+
+    def flush_if_due(self, now: float) -> None:
+        """Write the lines that wait, at most twice a second."""
+        if self.folder is not None and now >= self._flushed + FLUSH_S:
+            self._flushed = now
+            self.folder.flush()
 
     def keep_receipt(self) -> None:
         """Write the receipt as it is by now."""

@@ -156,6 +156,7 @@ class Server:
         if self.ended is not None or now >= self._shown + WATCH_S:
             self._shown = now
             watch()
+            self.recorder.flush_if_due(now)
 
     def step(self) -> bool:
         """Handle the passing of time, or one message; return whether anything happened."""

@@ -1,7 +1,6 @@
 """A process with portable numerics, which prints its canary and the weights' digests of golden jobs as JSON."""
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +11,6 @@ from common.protocol.canary import canary
 from common.runtime.clock import SystemClock
 from lockstep.runs.single_process import SingleProcessTrainer
 from ps.setup import AdmissionPolicy, open_run
-from tests.architecture.source import ROOT
 from tests.golden.jobs import STEPS, golden_job
 
 
@@ -28,8 +26,6 @@ def digest_of(name: str, folder: Path) -> str:
 
 def main(names: list[str]) -> None:
     """Print them; without any names the canary alone."""
-    # Models and data of the examples are named by paths of the checkout.
-    os.chdir(ROOT)
     with tempfile.TemporaryDirectory(prefix="lockstep-golden-") as folder:
         weights = {name: digest_of(name, Path(folder)) for name in names}
     print(json.dumps({"canary": canary(), "weights": weights}))

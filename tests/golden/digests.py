@@ -72,11 +72,17 @@ def record_canary(parts: dict[str, str]) -> None:
     _write(KNOWN, KnownCanaries(pinned_numpy=before.pinned_numpy, known=all_known))
 
 
-def record_weights(weights: dict[str, str]) -> None:
-    """The same for weights."""
+def record_weights(weights: dict[str, str]) -> list[str]:
+    """Write the weights of the versions that are installed, in place of others of theirs; return which were dropped.
+
+    If they were known and have changed, our code has: then those of all other versions are wrong, and are dropped.
+    """
     numpy, blas = installed()
-    others = [each for each in known_weights() if (each.numpy, each.blas) != (numpy, blas)]
-    _write(DIGESTS, sorted([*others, KnownWeights(numpy=numpy, blas=blas, weights=weights)], key=_version))
+    before = {(each.numpy, each.blas): each for each in known_weights()}
+    here = KnownWeights(numpy=numpy, blas=blas, weights=weights)
+    is_changed = before.pop((numpy, blas), here) != here
+    _write(DIGESTS, sorted([here, *([] if is_changed else before.values())], key=_version))
+    return [each.numpy for each in before.values()] if is_changed else []
 
 
 def _version(known: KnownCanary | KnownWeights) -> list[int]:

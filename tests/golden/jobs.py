@@ -40,6 +40,19 @@ def text() -> Arrays:
     return {"x_train": train[:, :-1], "y_train": train[:, 1:], "x_test": test[:, :-1], "y_test": test[:, 1:]}
 
 
+#: A net of smooth functions, as data.
+SMOOTH: Mapping[str, Any] = {
+    "class": "Sequential",
+    "args": [
+        {"class": "Flatten"},
+        {"class": "Linear", "args": [784, 48]},
+        {"class": "Softplus"},
+        {"class": "Linear", "args": [48, 48]},
+        {"class": "GELU"},
+        {"class": "Linear", "args": [48, 10]},
+    ],
+}
+
 #: Name -> what draws its data (None: the example has its own), its job file in examples/, and other values.
 GOLDEN: Mapping[str, tuple[Callable[[], Arrays] | None, str, Mapping[str, Any]]] = {
     "linear": (images, "", {"model": "linear"}),
@@ -49,6 +62,8 @@ GOLDEN: Mapping[str, tuple[Callable[[], Arrays] | None, str, Mapping[str, Any]]]
     "batchnorm_cnn": (images, "batchnorm_cnn.toml", {}),
     "language": (text, "language/job.toml", {}),
     "regression": (None, "regression/job.toml", {}),
+    # Functions that NumPy leaves to the C library, or that are fitted by LAPACK.
+    "smooth": (images, "", {"model": SMOOTH}),
     # Arithmetic that the others lack: rounding to int8, shifts, a cosine, smoothed labels, the norm of a gradient.
     "mlp, rounded": (
         images,
@@ -71,12 +86,15 @@ GOLDEN: Mapping[str, tuple[Callable[[], Arrays] | None, str, Mapping[str, Any]]]
 
 
 def golden_job(name: str, folder: Path) -> tuple[Job, Launch]:
-    """Return a job by its name, with its data written to `folder`. Its paths are those of the checkout."""
+    """Return a job by its name, with its data written to `folder`. It can be carried out from any folder."""
     draw, file, values = GOLDEN[name]
+    example = read_values(ROOT / "examples" / file) if file else {}
     flags: dict[str, Any] = {**values, "steps": STEPS, "numerics": "portable"}
+    # The examples' paths are those of the checkout.
+    flags |= {key: str(ROOT / example[key]) for key in ("model", "data") if isinstance(example.get(key), str)}
     if draw is not None:
         path = folder / f"{draw.__name__}.npz"
         if not path.exists():
             np.savez(path, **draw())  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
         flags["data"] = str(path)
-    return resolve(read_values(ROOT / "examples" / file) if file else {}, flags, Launch())
+    return resolve(example, flags, Launch())

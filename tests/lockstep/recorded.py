@@ -26,7 +26,7 @@ from ps.shard.shard import Shard
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.cluster import Simulation
 from worker.compute import Compute
-from worker.node_sums import SumsByMicroBatch, Vectors
+from worker.node_sums import SumsByMicroBatch, SumsInOnePass, Vectors
 
 
 def job_in(folder: Path, **values: Any) -> Job:
@@ -100,6 +100,9 @@ class LyingCompute:
 
 
 def nodes_of(compute: Compute) -> SumsByMicroBatch:
+    """Return what computes one micro-batch after the other; from now on all of them."""
+    if isinstance(compute._nodes, SumsInOnePass):
+        compute._nodes = compute._nodes.one_by_one
     assert isinstance(compute._nodes, SumsByMicroBatch)
     return compute._nodes
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from common.errors import NumericsError
 from common.job.job import Job
 from common.runtime.clock import ManualClock
 from lockstep.runs.launch_config import Launch
@@ -31,6 +32,12 @@ def alone_with(job: Job) -> str:
     opening = open_run("alone", job, digits(), AdmissionPolicy())
     recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None).train().weights_sha256
+
+
+def test_portable_numerics_are_refused() -> None:
+    job = torch_job(NAMES[0], numerics="portable")
+    with pytest.raises(NumericsError, match=r"numerics = 'portable' with a model that .*torch.* computes"):
+        open_run("torch", job, digits(), AdmissionPolicy(allows_mixed_numerics=True))
 
 
 @pytest.mark.parametrize("name", NAMES)

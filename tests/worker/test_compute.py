@@ -23,7 +23,7 @@ from common.random import Purpose, generator
 from tests.simulation.small import JOBS, digits, job_of, long_test_set, noisy_net
 from worker.compute import Compute
 from worker.gradient_sink import NotFiniteError
-from worker.node_sums import StoppedError, SumsByMicroBatch
+from worker.node_sums import StoppedError, SumsInOnePass
 
 #: Dropout, batch normalisation and random shifts; six pieces.
 NOISY = JOBS["noisy"]
@@ -40,8 +40,8 @@ def compute_of(job: Job, data: TrainTest | None = None) -> Compute:
 
 def pool_of(compute: Compute) -> VectorPool:
     """Return the vectors that hold sums on the way."""
-    assert isinstance(compute._nodes, SumsByMicroBatch)
-    return compute._nodes.pool
+    assert isinstance(compute._nodes, SumsInOnePass)
+    return compute._nodes.one_by_one.pool
 
 
 def bits(compute: Compute, step: int, node: Node) -> tuple[bytes, Tally]:

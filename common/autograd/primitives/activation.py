@@ -8,6 +8,7 @@ from numpy.polynomial import chebyshev
 
 from common.autograd.primitives.elementwise import masked
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
+from common.runtime.numerics import own_numerics
 
 
 def _sigmoid(x: Array) -> Array:
@@ -17,9 +18,22 @@ def _sigmoid(x: Array) -> Array:
     return result
 
 
+def log1p(x: Array) -> Array:
+    """Return `log(1 + x)`; with portable numerics float32 goes by way of float64.
+
+    Without AVX-512 NumPy leaves it to the C library, and glibc before 2.41 has other bits for one in twelve numbers in
+    float32, since only the later one rounds correctly. Rounded from float64, both give the same bits.
+    """
+    if x.dtype == np.float32 and own_numerics() == "portable":
+        rounded: Array = np.log1p(x, dtype=np.float64).astype(np.float32)
+        return rounded
+    result: Array = np.log1p(x)
+    return result
+
+
 def _softplus(x: Array, beta: float) -> Array:
     """Return `log(1 + exp(beta x)) / beta` as `max(x, 0)` and a bounded rest."""
-    rest: Array = np.log1p(np.exp(-beta * np.abs(x))) / beta
+    rest: Array = log1p(np.exp(-beta * np.abs(x))) / beta
     return np.maximum(x, 0) + rest
 
 
@@ -51,8 +65,19 @@ def erf(x: Array) -> Array:
     """Return the error function, which NumPy lacks, to some units of rounding of the dtype of `x`."""
     bound, series = _coefficients(x.dtype)
     inside = np.clip(x, -bound, bound)
-    over_x: Array = chebyshev.chebval(inside * inside * (2 / bound**2) - 1, series)
-    return inside * over_x
+    return inside * _chebyshev_sum(inside * inside * (2 / bound**2) - 1, series)
+
+
+def _chebyshev_sum(x: Array, series: Array) -> Array:
+    """Return what `chebyshev.chebval` does, by Clenshaw's recurrence, of three coefficients or more.
+
+    With numbers for coefficients: arrays of them a tape would not know.
+    """
+    twice = 2 * x
+    last, result = float(series[-3] - series[-1]), float(series[-2]) + float(series[-1]) * twice
+    for coefficient in series[-4::-1].tolist():
+        last, result = coefficient - result, last + result * twice
+    return last + result * x
 
 
 def _gelu(x: Array) -> tuple[Array, Array]:
@@ -84,14 +109,20 @@ def _gelu_tanh_derivative(gradient: Array, curve: Array, x: Array) -> Array:
     return result
 
 
-exp = Primitive("exp", np.exp, (lambda g, result, x: g * result,), reads=((RESULT,),))
-log = Primitive("log", np.log, (lambda g, _, x: g / x,), reads=((0,),))
-sqrt = Primitive("sqrt", np.sqrt, (lambda g, root, x: 0.5 * g / root,), reads=((RESULT,),))
-tanh = Primitive("tanh", np.tanh, (lambda g, result, x: g * (1 - result * result),), reads=((RESULT,),))
-sigmoid = Primitive("sigmoid", _sigmoid, (lambda g, result, x: g * result * (1 - result),), reads=((RESULT,),))
+exp = Primitive("exp", np.exp, (lambda g, result, x: g * result,), reads=((RESULT,),), is_taped=True)
+log = Primitive("log", np.log, (lambda g, _, x: g / x,), reads=((0,),), is_taped=True)
+sqrt = Primitive("sqrt", np.sqrt, (lambda g, root, x: 0.5 * g / root,), reads=((RESULT,),), is_taped=True)
+tanh = Primitive("tanh", np.tanh, (lambda g, result, x: g * (1 - result * result),), reads=((RESULT,),), is_taped=True)
+sigmoid = Primitive(
+    "sigmoid", _sigmoid, (lambda g, result, x: g * result * (1 - result),), reads=((RESULT,),), is_taped=True
+)
 # By the result, so that a pre-activation is not kept alive; 0 has derivative 0, as in PyTorch.
-relu = Primitive("relu", lambda x: np.maximum(x, 0), (lambda g, result, x: masked(g, result > 0),), reads=((RESULT,),))
-leaky_relu = Primitive("leaky_relu", _leaky_relu, (_leaky_relu_derivative,), reads=((0,),))
-softplus = Primitive("softplus", _softplus, (lambda g, _, x, beta: g * _sigmoid(beta * x),), reads=((0,),))
-gelu = Primitive("gelu", _gelu, (_gelu_derivative,), keeps=True, reads=((0,),))
-gelu_tanh = Primitive("gelu_tanh", _gelu_tanh, (_gelu_tanh_derivative,), keeps=True, reads=((0,),))
+relu = Primitive(
+    "relu", lambda x: np.maximum(x, 0), (lambda g, result, x: masked(g, result > 0),), reads=((RESULT,),), is_taped=True
+)
+leaky_relu = Primitive("leaky_relu", _leaky_relu, (_leaky_relu_derivative,), reads=((0,),), is_taped=True)
+softplus = Primitive(
+    "softplus", _softplus, (lambda g, _, x, beta: g * _sigmoid(beta * x),), reads=((0,),), is_taped=True
+)
+gelu = Primitive("gelu", _gelu, (_gelu_derivative,), keeps=True, reads=((0,),), is_taped=True)
+gelu_tanh = Primitive("gelu_tanh", _gelu_tanh, (_gelu_tanh_derivative,), keeps=True, reads=((0,),), is_taped=True)

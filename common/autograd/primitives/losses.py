@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from common.autograd.primitives.activation import log1p
+from common.autograd.primitives.memory import copied
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.primitives.softmax import shifted
 
@@ -26,10 +28,10 @@ def _cross_entropy(
         raise ValueError(f"label_smoothing is {label_smoothing!r}, expected a number from 0 to 1")
     index = _classes(logits.shape, target)
     # Classes first: the reductions over a few classes then run along many samples, at a third of the time.
-    scores = shifted(_rows(logits).T.copy(order="C"), axis=0)
+    scores = shifted(copied(_rows(logits).T), axis=0)
     places = index * index.size  # where in `scores` the target's is
     places += _counting(index.size)
-    at_target = scores.take(places)
+    at_target = np.take(scores, places)
     if label_smoothing:
         everywhere = np.add.reduce(scores, axis=0) * (label_smoothing / scores.shape[0])
         at_target = (1.0 - label_smoothing) * at_target + everywhere
@@ -49,13 +51,15 @@ def _cross_entropy_logits(
     reduction: str = "mean",
 ) -> Array:
     probabilities, places, shape = saved
-    result = probabilities - label_smoothing / probabilities.shape[0] if label_smoothing else probabilities.copy()
-    result.reshape(-1)[places] -= 1.0 - label_smoothing
+    result = probabilities - label_smoothing / probabilities.shape[0] if label_smoothing else copied(probabilities)
+    np.subtract.at(result.reshape(-1), places, _number(1.0 - label_smoothing, result.dtype))
     result *= _spread(gradient, places.size, reduction).reshape(-1)
     return _unrow(result.T, shape)
 
 
-cross_entropy = Primitive("cross_entropy", _cross_entropy, (_cross_entropy_logits, None), keeps=True, reads=((), ()))
+cross_entropy = Primitive(
+    "cross_entropy", _cross_entropy, (_cross_entropy_logits, None), keeps=True, reads=((), ()), is_taped=True
+)
 
 
 def _nll(log_probabilities: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Shape]:
@@ -92,6 +96,7 @@ mse = Primitive(
     (_mse_prediction, lambda g, difference, *_, reduction="mean": -_mse_prediction(g, difference, reduction=reduction)),
     keeps=True,
     reads=((), ()),
+    is_taped=True,
 )
 
 
@@ -101,7 +106,7 @@ def _bce_with_logits(logits: Array, target: Array, *, reduction: str = "mean") -
     As max(x, 0) - x t + log(1 + exp(-|x|)), which does not overflow.
     """
     _check_same(logits, target, "bce_with_logits")
-    losses = np.maximum(logits, 0) - logits * target + np.log1p(np.exp(-np.abs(logits)))
+    losses = np.maximum(logits, 0) - logits * target + log1p(np.exp(-np.abs(logits)))
     return _reduced(losses, losses.shape, reduction)
 
 
@@ -122,7 +127,16 @@ bce_with_logits = Primitive(
         lambda g, _, logits, target, reduction="mean": -logits * _spread(g, logits.size, reduction),
     ),
     reads=((0, 1), (0,)),
+    is_taped=True,
 )
+
+
+@lru_cache(maxsize=8)
+def _number(value: float, dtype: np.dtype[np.generic]) -> Array:
+    """Return a number as an array, to be read only: `ufunc.at` would compute with a plain one in float64."""
+    number = np.array(value, dtype)
+    number.flags.writeable = False
+    return number
 
 
 @lru_cache(maxsize=8)
@@ -180,12 +194,12 @@ def _reduced(losses: Array, shape: Shape, reduction: str) -> Array:
         return losses.reshape(shape)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
-    total = np.asarray(np.add.reduce(losses, axis=None), losses.dtype)
+    total = np.asanyarray(np.add.reduce(losses, axis=None), losses.dtype)
     if reduction == "sum":
         return total
-    return np.asarray(total / losses.size) if losses.size else np.full_like(total, np.nan)
+    return np.asanyarray(total / losses.size) if losses.size else np.full_like(total, np.nan)
 
 
 def _spread(gradient: Array, count: int, reduction: str) -> Array:
     """Return what each of `count` losses gets of the result's gradient."""
-    return np.asarray(gradient / max(1, count)) if reduction == "mean" else gradient
+    return np.asanyarray(gradient / max(1, count)) if reduction == "mean" else gradient

@@ -8,6 +8,7 @@ from math import prod
 
 import numpy as np
 
+from common.autograd.primitives.memory import contiguous, copied
 from common.autograd.primitives.primitive import Array, Primitive
 
 Shape = tuple[int, ...]
@@ -122,7 +123,7 @@ def _layer_norm(
     rows = x.reshape(-1, prod(features))
     saved = _standardise(rows, *_moments(rows), eps, x.shape)
     # A new array in any case: a change of the result in place must not reach what is saved.
-    result = saved.rows.copy() if weight is None else saved.rows * weight.reshape(-1)
+    result = copied(saved.rows) if weight is None else saved.rows * weight.reshape(-1)
     if bias is not None:
         result = np.add(result, bias.reshape(-1), out=result)
     return result.reshape(x.shape), saved
@@ -159,6 +160,7 @@ layer_norm = Primitive(
     keeps=True,
     reads=((1,), (), ()),
     writes=(1, 2),
+    is_taped=True,
 )
 
 
@@ -175,7 +177,7 @@ def _normalised_channels(
     mean, variance = (each[:, None].astype(x.dtype, copy=False) for each in statistics)
     saved = _standardise(rows, mean, variance, eps, x.shape)
     # A new array in any case: a change of the result in place must not reach what is saved.
-    result = saved.rows.copy() if weight is None else saved.rows * weight[:, None]
+    result = copied(saved.rows) if weight is None else saved.rows * weight[:, None]
     if bias is not None:
         result = np.add(result, bias[:, None], out=result)
     return _from_channels(result, x.shape), saved
@@ -203,8 +205,8 @@ def _through_standardising(gradient: Array, saved: _Standardised) -> Array:
 
 def _moments(rows: Array) -> tuple[Array, Array]:
     """Return the mean and the biased variance (rows, 1), in two passes: the difference of squares would cancel."""
-    mean: Array = np.mean(rows, axis=1, keepdims=True)
-    variance: Array = np.mean(np.square(rows - mean), axis=1, keepdims=True)
+    mean: Array = np.add.reduce(rows, axis=1, keepdims=True) / rows.shape[1]
+    variance: Array = np.add.reduce(np.square(rows - mean), axis=1, keepdims=True) / rows.shape[1]
     return mean, variance
 
 
@@ -217,7 +219,7 @@ def _by_channel(x: Array, name: str) -> Array:
     """Return (batch, channels, ...) as contiguous (channels, elements), batch innermost: a view where memory is so."""
     if x.ndim < 2:
         raise ValueError(f"{name} got an input of shape {x.shape!r}, expected (batch, channels, ...)")
-    return np.ascontiguousarray(np.moveaxis(x, 0, -1)).reshape(x.shape[1], -1)
+    return contiguous(np.moveaxis(x, 0, -1)).reshape(x.shape[1], -1)
 
 
 def _from_channels(rows: Array, shape: Shape) -> Array:

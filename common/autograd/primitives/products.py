@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from common.autograd.primitives.memory import copied, empty
 from common.autograd.primitives.primitive import Array
 from common.runtime.blas import blas_kernel
 
@@ -26,6 +27,10 @@ _THIN = 32
 _THIN_ACROSS = 128
 #: Blocks narrower than this would be slower than the whole.
 _NARROWEST = 16
+
+#: Sums of at most so many terms are too short to be worth reading the right operand along its columns. Copying it first
+#: saves many small blocks: 120 x 16 x 400 takes 20 instead of 112 us, 128 x 16 x 3136 0.2 instead of 0.9 ms.
+_FEW_TERMS = 256
 
 #: Without such kernels, results of at most so many rows, at least so many columns, and sums of at least so many terms
 #: are faster computed transposed: 10 x 128 x 784 takes 17 instead of 27 us, and 5 to turn it round.
@@ -43,13 +48,15 @@ def multiply(left: Array, right: Array, out: Array | None = None) -> Array:
     if left.ndim != 2 or right.ndim != 2 or left.dtype != np.float32 or right.dtype != np.float32:
         whole: Array = np.matmul(left, right, out=out)
         return whole
-    result = np.empty((left.shape[0], right.shape[1]), np.float32) if out is None else out
+    result = empty((left.shape[0], right.shape[1]), left) if out is None else out
     is_in_place = blas_kernel() in _IN_PLACE
+    if is_in_place and left.shape[1] <= _FEW_TERMS and right.strides[0] < right.strides[1]:
+        right = copied(right)
     blocks = _blocks_for(left, right) if is_in_place else ()
     if blocks:
         multiply_in_blocks(left, right, blocks, result)
     elif not is_in_place and is_flat(left, right):
-        result[...] = np.matmul(right.T, left.T).T
+        np.copyto(result, np.matmul(right.T, left.T).T)
     else:
         np.matmul(left, right, out=result)
     return result

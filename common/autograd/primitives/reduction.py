@@ -49,7 +49,7 @@ def _sum(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:
 
 def _sum_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims: bool) -> Array:
     # A view of stride 0: whatever comes next reads a few numbers instead of a whole array.
-    return np.broadcast_to(_restore(gradient, shape, axis, keepdims), shape)
+    return np.broadcast_to(_restore(gradient, shape, axis, keepdims), shape, subok=True)
 
 
 def _mean(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:
@@ -79,7 +79,7 @@ def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correct
 
 
 # Called `reduce_...` if the usual name would hide a Python builtin from the rest of a module.
-reduce_sum = Primitive("sum", _sum, (_sum_derivative,), keeps=True, reads=((),))
+reduce_sum = Primitive("sum", _sum, (_sum_derivative,), keeps=True, reads=((),), is_taped=True)
 reduce_mean = Primitive("mean", _mean, (_mean_derivative,), keeps=True, reads=((),))
 reduce_max = Primitive(
     "max",

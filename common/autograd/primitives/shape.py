@@ -1,5 +1,7 @@
 """The same elements in another shape, order or frame. Results are views where NumPy can give one."""
 
+from typing import Any
+
 import numpy as np
 
 from common.autograd.primitives.primitive import Array, Primitive
@@ -16,8 +18,9 @@ def _inner(shape: Shape, widths: Widths) -> tuple[slice, ...]:
 def _pad(x: Array, widths: Widths, value: float) -> tuple[Array, Shape]:
     shape = tuple(size + before + after for size, (before, after) in zip(x.shape, widths, strict=True))
     padded = np.empty_like(x, shape=shape)  # keeps the order of the axes in memory, which np.pad does not
-    padded.fill(value)
-    padded[_inner(x.shape, widths)] = x
+    np.copyto(padded, value)
+    inside: Any = (..., *_inner(x.shape, widths))
+    np.copyto(padded[inside], x)
     return padded, x.shape
 
 
@@ -46,30 +49,48 @@ def _stack_derivative(index: int, gradient: Array, _: Array, *__: None, axis: in
     return gradient[(slice(None),) * (axis % gradient.ndim) + (index,)]
 
 
-reshape = Primitive("reshape", _reshape, (lambda g, before, x, shape: g.reshape(before),), keeps=True, reads=((),))
-squeeze = Primitive("squeeze", _squeeze, (lambda g, before, x, axis: g.reshape(before),), keeps=True, reads=((),))
+reshape = Primitive(
+    "reshape", _reshape, (lambda g, before, x, shape: g.reshape(before),), keeps=True, reads=((),), is_taped=True
+)
+squeeze = Primitive(
+    "squeeze", _squeeze, (lambda g, before, x, axis: g.reshape(before),), keeps=True, reads=((),), is_taped=True
+)
 unsqueeze = Primitive(
     "unsqueeze",
     lambda x, axis: np.expand_dims(x, axis),
     (lambda g, _, x, axis: np.squeeze(g, axis),),
     reads=((),),
+    is_taped=True,
 )
 permute = Primitive(
     "permute",
     lambda x, axes: x.transpose(axes),
     (lambda g, _, x, axes: g.transpose(np.argsort([axis % g.ndim for axis in axes])),),
     reads=((),),
+    is_taped=True,
 )
 transpose = Primitive(
     "transpose",
     lambda x, first, second: x.swapaxes(first, second),
     (lambda g, _, x, first, second: g.swapaxes(first, second),),
     reads=((),),
+    is_taped=True,
 )
 # The engine sums the gradient down to the argument's shape.
 broadcast_to = Primitive(
-    "broadcast_to", lambda x, shape: np.broadcast_to(x, shape), (lambda g, _, x, shape: g,), reads=((),)
+    "broadcast_to",
+    lambda x, shape: np.broadcast_to(x, shape, subok=True),
+    (lambda g, _, x, shape: g,),
+    reads=((),),
+    is_taped=True,
 )
-pad = Primitive("pad", _pad, (lambda g, before, x, widths, value: g[_inner(before, widths)],), keeps=True, reads=((),))
+pad = Primitive(
+    "pad",
+    _pad,
+    (lambda g, before, x, widths, value: g[_inner(before, widths)],),
+    keeps=True,
+    reads=((),),
+    is_taped=True,
+)
 concatenate = Primitive("concatenate", _concatenate, _concatenate_derivative, keeps=True, reads=())
 stack = Primitive("stack", lambda *arrays, axis: np.stack(arrays, axis), _stack_derivative, reads=())

@@ -54,6 +54,9 @@ PICTURE_OPTION = click.option(
     envvar="LOCKSTEP_PICTURE",
     help="leave learning.png in the run's folder, if matplotlib is installed  [yes, $LOCKSTEP_PICTURE]",
 )
+WATCH_OPTION = click.option(
+    "--watch", "is_watched", is_flag=True, help="show the run on a page, and print its link (needs the extra watch)"
+)
 CHAOS_OPTION = click.option(
     "--chaos",
     metavar="ACTIONS",

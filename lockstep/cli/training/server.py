@@ -21,8 +21,10 @@ from lockstep.cli.options.run import (
     RESUME_OPTION,
     RUN_DIR_OPTION,
     SUPERVISED_OPTION,
+    WATCH_OPTION,
 )
 from lockstep.launch.child import keep_logs
+from lockstep.launch.companion import PageRequest
 from lockstep.launch.endpoints import lock_of
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
@@ -51,6 +53,8 @@ from ps.setup import AdmissionPolicy
 @SUPERVISED_OPTION
 @PAUSE_OPTION
 @PICTURE_OPTION
+@WATCH_OPTION
+@click.option("--metrics", metavar="HOST:PORT", help="serve figures for Prometheus there (needs the extra watch)")
 @job_options((*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "ship_data", *CHECKPOINT_FIELDS))
 def server(
     job: Path | None,
@@ -62,6 +66,8 @@ def server(
     supervised: Path | None,
     pause: bool,
     picture: bool,
+    is_watched: bool,
+    metrics: str | None,
     **values: Any,
 ) -> None:
     """Serve one run to any number of workers, which may come before or after.
@@ -81,6 +87,9 @@ def server(
         "pauses": pause,
     }
     given = {key: value for key, value in values.items() if value is not None}
+    if is_watched and metrics is not None:
+        raise UsageError(f"--watch and --metrics {metrics}: remove one; a page has the figures for Prometheus as well")
+    page = PageRequest() if is_watched else None if metrics is None else PageRequest(metrics, is_metrics_only=True)
     if resume is not None and supervised is None:
         check_resume_flags(job=job, run_dir=run_dir)
         begin_with(resumed_job(resume, given)[0].numerics)
@@ -100,12 +109,12 @@ def server(
                 unclaim(folder, [folder])  # for a `train` that was killed, and cannot
     elif resume is not None:
         service = resumed_service(resume, given, policy)
-        serve_by_hand(replace(service, has_picture=picture), listening)
+        serve_by_hand(replace(service, has_picture=picture, page=page), listening)
     else:
         resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
         with claimed_run_dir(run_dir, resolved.model_name()) as folder:
             service = service_of(resolved, policy, Destination(folder=folder, launch=launch))
-            serve_by_hand(replace(service, has_picture=picture), listening)
+            serve_by_hand(replace(service, has_picture=picture, page=page), listening)
 
 
 def keep_logs_of_begun(supervised: Path, folder: Path) -> None:

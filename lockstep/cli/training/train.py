@@ -21,10 +21,12 @@ from lockstep.cli.options.run import (
     PICTURE_OPTION,
     RESUME_OPTION,
     RUN_DIR_OPTION,
+    WATCH_OPTION,
     WORKERS_OPTION,
 )
 from lockstep.launch.chaos import Chaos, ChaosRequest, chaos_of, check_chaos, parse_chaos
 from lockstep.launch.cluster import train_here, train_on
+from lockstep.launch.companion import PageProcess, PageRequest, page_beside, watched
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.reports.display import Display, display_for, print_plainly
@@ -45,6 +47,7 @@ from ps.records.run_folder import RunResult
 @CHAOS_SEED_OPTION
 @ON_OPTION
 @PICTURE_OPTION
+@WATCH_OPTION
 @WORKERS_OPTION
 @job_options((*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name != "workers")))
 def train(
@@ -55,6 +58,7 @@ def train(
     chaos_seed: int,
     on: str | None,
     picture: bool,
+    is_watched: bool,
     workers: int | tuple[int, int] | None,
     **flags: Any,
 ) -> None:
@@ -76,7 +80,7 @@ def train(
     """
     given = {**counts(workers), **{key: value for key, value in flags.items() if value is not None}}
     request = None if chaos is None else ChaosRequest(parse_chaos(chaos), chaos_seed)
-    manner = Manner(Console(highlight=False), request, on, picture)
+    manner = Manner(Console(highlight=False), request, on, picture, PageRequest() if is_watched else None)
     if resume is not None:
         check_resume_flags(job=job, run_dir=run_dir)
         resume_run(manner, resume, given)
@@ -96,6 +100,8 @@ class Manner:
     #: The Ray cluster on which processes are placed, None for this machine.
     cluster: str | None
     has_picture: bool
+    #: A page that shows the run, None if there is to be none.
+    page: PageRequest | None = None
 
 
 def resume_run(manner: Manner, folder: Path, given: dict[str, Any]) -> None:
@@ -129,10 +135,16 @@ def counts(workers: int | tuple[int, int] | None) -> dict[str, int]:
 
 def carry_out(manner: Manner, job: Job, destination: Destination) -> None:
     """Train to the end and show how it went."""
+    if manner.chaos is not None:
+        check_chaos(manner.chaos.counts, destination.launch)
+    with page_beside(manner.page, destination.folder) as page:
+        carry_out_beside(page, manner, job, destination)
+
+
+def carry_out_beside(page: PageProcess | None, manner: Manner, job: Job, destination: Destination) -> None:
+    """Do that with a page next to it, which stays open in a terminal until somebody ends it."""
     console, request, cluster = manner.console, manner.chaos, manner.cluster
-    if request is not None:
-        check_chaos(request.counts, destination.launch)
-    with kept_on_failure(console, destination.folder), display_for(console, SystemClock()) as display:
+    with kept_on_failure(console, destination.folder), watched(page, display_for(console, SystemClock())) as display:
         chaos = None if request is None else chaos_of(request, SystemClock(), display.say)
         if cluster is None:
             result = train_here(job, destination, display, chaos)
@@ -140,6 +152,9 @@ def carry_out(manner: Manner, job: Job, destination: Destination) -> None:
             result = train_on_ray(cluster, job, destination, display, chaos)
     machine = cores() if cluster is None else None
     show_end(console, result, destination.folder, machine, has_picture=manner.has_picture)
+    if page is not None and console.is_terminal:
+        print_plainly(console, f"the page stays at {page.link}: Ctrl-C ends it")
+        page.stay()
 
 
 def train_on_ray(on: str, job: Job, destination: Destination, display: Display, chaos: Chaos | None) -> RunResult:

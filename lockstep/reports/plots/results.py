@@ -12,6 +12,7 @@ from common.data.dataset import Dataset
 from common.errors import ModelError
 from lockstep.evaluation.assessment import Assessment
 from lockstep.evaluation.confusion import Confusion
+from lockstep.evaluation.mistakes import probabilities_of, surest_mistakes
 from lockstep.reports.plots.style import colour, new_figure, tidy
 
 #: Most classes whose counts are written into a confusion matrix, and most filters, mistakes and targets to show.
@@ -90,7 +91,7 @@ def worst_mistakes(assessment: Assessment) -> Figure:
     wrong = surest_mistakes(assessment)
     if not wrong.size:
         raise ModelError("all test samples are correct")
-    probabilities = _softmax(assessment.outputs)
+    probabilities = probabilities_of(assessment.outputs)
     shown = wrong[:MOST_MISTAKES]
     which = f"the {len(shown)} worst of {len(wrong):,}" if len(shown) < len(wrong) else f"all {len(wrong)}"
     figure, grid = _grid(len(shown), 1.35, f"{which} mistakes: class, not prediction (its probability)")
@@ -113,19 +114,6 @@ def regression_outputs(assessment: Assessment) -> Figure:
         r2 = "" if fit.r2 is None else f", R² {fit.r2:.4f}"
         tidy(axes, title=f"root mean squared error {fit.mse**0.5:.3g}{r2}", x="target", y="output")
     return figure
-
-
-def surest_mistakes(assessment: Assessment) -> np.typing.NDArray[np.intp]:
-    """Return the indices of mistakes, those with the smallest probability of the true class first."""
-    labels, logits = assessment.targets, assessment.outputs
-    own = _softmax(logits)[np.arange(len(labels)), labels]
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    return wrong[np.argsort(own[wrong], kind="stable")]
-
-
-def _softmax(logits: Array) -> Array:
-    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
 
 
 def _image(dataset: Dataset, index: int) -> Array:

@@ -107,6 +107,14 @@ def test_a_worker_with_the_other_numerics_is_refused_with_both_named(ours: str, 
     assert not drive.coordinator.membership.members
 
 
+def test_a_native_worker_on_a_haswell_is_refused_although_its_kernel_is_that_of_the_run() -> None:
+    drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
+    join = join_of(1, numerics=msgspec.structs.replace(PORTABLE, mode="native"))
+    (refused,) = messages(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join)))
+    assert isinstance(refused, Refused)
+    assert refused.numerics == "portable"
+
+
 @pytest.mark.parametrize("field", ["kernel", "features", "canary"])
 def test_a_worker_that_claims_portable_numerics_and_does_not_have_them_is_refused(field: str) -> None:
     drive = Drive(replace(facts_of(), fingerprint=PORTABLE))

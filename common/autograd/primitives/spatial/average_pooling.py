@@ -3,10 +3,12 @@
 Any memory layout is accepted; results and gradients have the batch innermost.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from common.autograd.primitives.memory import empty, zeros
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.primitives.spatial.images import (
     batch_first,
@@ -31,7 +33,7 @@ def _avg_pool2d(
     rows, columns = pooling_windows(x.shape[2:], kernel_size, stride, padding)
     divisor = _divisor(rows, columns, count_include_pad, x.dtype)
     images = batch_innermost(x)
-    pooled = np.zeros((images.shape[0], rows.count, columns.count, images.shape[3]), x.dtype)
+    pooled = zeros((images.shape[0], rows.count, columns.count, images.shape[3]), x)
     for block in channel_blocks(images):
         part, result = images[block], pooled[block]
         for elements, windows in taps(rows, columns):
@@ -43,7 +45,7 @@ def _avg_pool2d(
 def _avg_pool2d_x(gradient: Array, saved: _Divided, *_: None, **__: object) -> Array:
     rows, columns, divisor = saved
     share = batch_innermost(gradient) / divisor
-    result = np.zeros((share.shape[0], rows.size, columns.size, share.shape[3]), gradient.dtype)
+    result = zeros((share.shape[0], rows.size, columns.size, share.shape[3]), gradient)
     for block in channel_blocks(result):
         part, source = result[block], share[block]
         for elements, windows in taps(rows, columns):
@@ -51,11 +53,15 @@ def _avg_pool2d_x(gradient: Array, saved: _Divided, *_: None, **__: object) -> A
     return batch_first(result)
 
 
+@lru_cache(maxsize=64)
 def _divisor(rows: Window, columns: Window, count_include_pad: bool, dtype: np.dtype[Any]) -> Array:
-    """Return the number of elements of each window, as something that divides (oh, ow, batch)."""
+    """Return the number of elements of each window, as something that divides (oh, ow, batch); to be read only."""
     if count_include_pad or not (rows.padding or columns.padding):
-        return np.array(rows.kernel * columns.kernel, dtype)
-    return np.multiply.outer(_seen(rows), _seen(columns)).astype(dtype)[:, :, None]
+        counts = np.array(rows.kernel * columns.kernel, dtype)
+    else:
+        counts = np.multiply.outer(_seen(rows), _seen(columns)).astype(dtype)[:, :, None]
+    counts.flags.writeable = False
+    return counts
 
 
 def _seen(window: Window) -> Array:
@@ -66,7 +72,7 @@ def _seen(window: Window) -> Array:
     return counts
 
 
-avg_pool2d = Primitive("avg_pool2d", _avg_pool2d, (_avg_pool2d_x,), keeps=True, reads=((),))
+avg_pool2d = Primitive("avg_pool2d", _avg_pool2d, (_avg_pool2d_x,), keeps=True, reads=((),), is_taped=True)
 
 
 def _avg_pool1d(x: Array, **options: Any) -> tuple[Array, _Divided]:
@@ -82,6 +88,7 @@ avg_pool1d = Primitive(
     (lambda g, saved, x, **_: _avg_pool2d_x(g[:, :, None], saved)[:, :, 0],),
     keeps=True,
     reads=((),),
+    is_taped=True,
 )
 
 
@@ -93,7 +100,7 @@ def _adaptive_avg_pool2d(x: Array, *, output_size: Pair) -> tuple[Array, tuple[i
     check_images(x, "adaptive_avg_pool2d")
     rows, columns = _adaptive_spans(x.shape[2:], output_size)
     images = batch_innermost(x)
-    pooled = np.empty((images.shape[0], len(rows), len(columns), images.shape[3]), x.dtype)
+    pooled = empty((images.shape[0], len(rows), len(columns), images.shape[3]), x)
     for i, (top, bottom) in enumerate(rows):
         for j, (left, right) in enumerate(columns):
             np.add.reduce(images[:, top:bottom, left:right], axis=(1, 2), out=pooled[:, i, j])
@@ -104,7 +111,7 @@ def _adaptive_avg_pool2d(x: Array, *, output_size: Pair) -> tuple[Array, tuple[i
 def _adaptive_avg_pool2d_x(gradient: Array, image: tuple[int, ...], _: None, *, output_size: Pair) -> Array:
     rows, columns = _adaptive_spans(image, output_size)
     upstream = batch_innermost(gradient)
-    result = np.zeros((upstream.shape[0], *image, upstream.shape[3]), gradient.dtype)
+    result = zeros((upstream.shape[0], *image, upstream.shape[3]), gradient)
     for i, (top, bottom) in enumerate(rows):
         for j, (left, right) in enumerate(columns):
             share = upstream[:, i, j] / ((bottom - top) * (right - left))
@@ -126,7 +133,7 @@ def _adaptive_spans(image: tuple[int, ...], output_size: Pair) -> tuple[_Spans, 
 
 
 adaptive_avg_pool2d = Primitive(
-    "adaptive_avg_pool2d", _adaptive_avg_pool2d, (_adaptive_avg_pool2d_x,), keeps=True, reads=((),)
+    "adaptive_avg_pool2d", _adaptive_avg_pool2d, (_adaptive_avg_pool2d_x,), keeps=True, reads=((),), is_taped=True
 )
 
 
@@ -143,5 +150,5 @@ def _adaptive_avg_pool1d_x(gradient: Array, image: tuple[int, ...], _: None, *, 
 
 
 adaptive_avg_pool1d = Primitive(
-    "adaptive_avg_pool1d", _adaptive_avg_pool1d, (_adaptive_avg_pool1d_x,), keeps=True, reads=((),)
+    "adaptive_avg_pool1d", _adaptive_avg_pool1d, (_adaptive_avg_pool1d_x,), keeps=True, reads=((),), is_taped=True
 )

@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from common.autograd.primitives.memory import empty
 from common.autograd.primitives.primitive import Array
 from common.autograd.primitives.products import multiply
 from common.autograd.primitives.spatial.windows import Window
@@ -41,6 +42,7 @@ def windows_of(x: Array, groups: int, rows: Window, columns: Window) -> Array:
             columns.stride * of_column,
             of_image,
         ),
+        subok=True,
     )
 
 
@@ -48,7 +50,7 @@ def correlate(windows: Array, kernels: Array, bias: Array | None = None) -> Arra
     """Multiply `kernels` (G, O, K) with each of `windows` (G, C, kh, kw, oh, ow, N): (G·O, oh, ow, N), plus a bias."""
     groups, outputs, _ = kernels.shape
     positions = windows.shape[4:]
-    result = np.empty((groups, outputs, *positions), kernels.dtype)
+    result = empty((groups, outputs, *positions), kernels)
     addend = None if bias is None else bias.reshape(groups, outputs, 1)
     for block, columns in _gathered(windows):
         target = _flat(result, block)
@@ -68,7 +70,7 @@ def kernel_gradient(gradient: Array, windows: Array, total: Array) -> None:
         else:
             np.add(total, part, out=total)
     if part is total:  # no images
-        total.fill(0)
+        np.copyto(total, 0)
 
 
 def scatter(gradient: Array, kernels: Array, windows: Array) -> None:
@@ -115,7 +117,7 @@ def _flat(x: Array, block: Block) -> Array:
 def _buffer(windows: Array, blocks: tuple[Block, ...]) -> Array:
     """Return memory for the columns of any of `blocks`."""
     largest = max((prod(part.stop - part.start for part in block) for block in blocks), default=0)
-    return np.empty(prod(windows.shape[:4]) * largest, windows.dtype)
+    return empty((prod(windows.shape[:4]) * largest,), windows)
 
 
 @lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from common.autograd.primitives.memory import contiguous, empty, zeros
 from common.autograd.primitives.primitive import Array, Primitive
 from common.autograd.primitives.spatial.columns import correlate, kernel_gradient, scatter, windows_of
 from common.autograd.primitives.spatial.images import batch_first, batch_innermost, check_images, check_signals
@@ -50,7 +51,7 @@ def _conv2d(
 def _conv2d_x(gradient: Array, seen: _Seen, x: Array | None, weight: Array, *_: object, **__: object) -> Array:
     rows, columns = seen.rows.padded(), seen.columns.padded()
     groups, depth, *_shape, images = seen.windows.shape
-    spread = np.zeros((groups * depth, rows.size, columns.size, images), gradient.dtype)
+    spread = zeros((groups * depth, rows.size, columns.size, images), gradient)
     kernels = _kernels(weight, groups, gradient.dtype)
     scatter(_by_group(gradient, groups), kernels, windows_of(spread, groups, rows, columns))
     return batch_first(_inside(spread, seen.rows, seen.columns))
@@ -59,7 +60,7 @@ def _conv2d_x(gradient: Array, seen: _Seen, x: Array | None, weight: Array, *_: 
 def _conv2d_weight(gradient: Array, seen: _Seen, *_: object, out: Array | None = None, **__: object) -> Array:
     outputs = gradient.shape[1]
     groups, *kernel = seen.windows.shape[:4]
-    result = np.empty((outputs, *kernel), gradient.dtype) if out is None else out
+    result = empty((outputs, *kernel), gradient) if out is None else out
     total = result.reshape(groups, outputs // groups, -1, copy=False)
     kernel_gradient(_by_group(gradient, groups), seen.windows, total)
     return result
@@ -73,7 +74,13 @@ def _conv2d_bias(gradient: Array, *_: object, out: Array | None = None, **__: ob
 
 # The weight's derivative counts as reading `x`: without padding or another layout, the windows are a view of it.
 conv2d = Primitive(
-    "conv2d", _conv2d, (_conv2d_x, _conv2d_weight, _conv2d_bias), keeps=True, reads=((1,), (0,), ()), writes=(1, 2)
+    "conv2d",
+    _conv2d,
+    (_conv2d_x, _conv2d_weight, _conv2d_bias),
+    keeps=True,
+    reads=((1,), (0,), ()),
+    writes=(1, 2),
+    is_taped=True,
 )
 
 
@@ -118,6 +125,7 @@ conv1d = Primitive(
     keeps=True,
     reads=((1,), (0,), ()),
     writes=(1, 2),
+    is_taped=True,
 )
 
 
@@ -138,8 +146,8 @@ def _padded(x: Array, rows: Window, columns: Window, dtype: np.dtype[np.generic]
     if rows.padding == columns.padding == 0:
         return batch_innermost(x).astype(dtype, copy=False)
     batch, channels = x.shape[:2]
-    padded = np.zeros((channels, rows.padded().size, columns.padded().size, batch), dtype)
-    _inside(padded, rows, columns)[...] = x.transpose(1, 2, 3, 0)
+    padded = zeros((channels, rows.padded().size, columns.padded().size, batch), x, dtype)
+    np.copyto(_inside(padded, rows, columns), x.transpose(1, 2, 3, 0))
     return padded
 
 
@@ -153,7 +161,7 @@ def _kernels(weight: Array, groups: int, dtype: np.dtype[np.generic]) -> Array:
     """Return the weight as (groups, out/groups, in/groups·kh·kw)."""
     # Contiguous, because strides choose the kind of product, and so the bits.
     outputs = weight.shape[0]
-    return np.ascontiguousarray(weight, dtype).reshape(groups, outputs // groups, -1)
+    return contiguous(weight, dtype).reshape(groups, outputs // groups, -1)
 
 
 def _by_group(gradient: Array, groups: int) -> Array:

@@ -5,8 +5,7 @@ Windows, pooling and scatters then run over contiguous width × batch instead of
 
 from collections.abc import Iterator
 
-import numpy as np
-
+from common.autograd.primitives.memory import contiguous
 from common.autograd.primitives.primitive import Array
 
 #: The working set of one block: half of a second-level cache of 2 MiB, all of one of 1 MiB.
@@ -32,7 +31,7 @@ def check_signals(x: Array, name: str) -> None:
 
 def batch_innermost(x: Array) -> Array:
     """Return (channels, height, width, batch), contiguous: a view where memory is so already, else a copy."""
-    return np.ascontiguousarray(x.transpose(1, 2, 3, 0))
+    return contiguous(x.transpose(1, 2, 3, 0))
 
 
 def batch_first(x: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common.autograd.primitives.memory import copied, empty, zeros
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
 from common.autograd.primitives.spatial.images import (
     batch_first,
@@ -24,7 +25,7 @@ def _max_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padd
     check_images(x, "max_pool2d")
     rows, columns = pooling_windows(x.shape[2:], kernel_size, stride, padding)
     images = batch_innermost(x)
-    pooled = np.empty((images.shape[0], rows.count, columns.count, images.shape[3]), x.dtype)
+    pooled = empty((images.shape[0], rows.count, columns.count, images.shape[3]), x)
     largest = _largest_in_padding if rows.padding or columns.padding else _largest
     for block in channel_blocks(images):
         largest(images[block], pooled[block], taps(rows, columns))
@@ -39,7 +40,7 @@ def _largest(images: Array, result: Array, offsets: tuple[Tap, ...]) -> None:
 
 
 def _largest_in_padding(images: Array, result: Array, offsets: tuple[Tap, ...]) -> None:
-    result.fill(-np.inf)
+    np.copyto(result, -np.inf)
     for elements, windows in offsets:
         part = result[windows]
         np.maximum(part, images[elements], out=part)
@@ -55,7 +56,7 @@ def _max_pool2d_x(
     """
     rows, columns = pooling_windows(x.shape[2:], kernel_size, stride, padding)
     images, largest, upstream = batch_innermost(x), batch_innermost(pooled), batch_innermost(gradient)
-    result = (np.empty if rows.is_partition and columns.is_partition else np.zeros)(images.shape, gradient.dtype)
+    result = (empty if rows.is_partition and columns.is_partition else zeros)(images.shape, gradient)
     is_plain = rows.is_disjoint and columns.is_disjoint and not (rows.padding or columns.padding)
     distribute = _distribute_disjoint if is_plain else _distribute
     for block in channel_blocks(images):
@@ -71,23 +72,23 @@ def _distribute_disjoint(
     # the rest before and after is what was taken. np.where selects at a quarter of the speed.
     bits = _bits(gradient)
     rest, taken = gradient.view(bits), result.view(bits)
-    smaller = np.empty(largest.shape, np.bool_)
+    smaller = empty(largest.shape, largest, np.bool_)
     for elements, _ in offsets[:-1]:
         np.less(images[elements], largest, out=smaller)
         left = np.multiply(rest, smaller)
         np.bitwise_xor(rest, left, out=taken[elements])
         rest = left
-    taken[offsets[-1][0]] = rest
+    np.copyto(taken[offsets[-1][0]], rest)
 
 
 def _distribute(gradient: Array, images: Array, largest: Array, result: Array, offsets: tuple[Tap, ...]) -> None:
     """The same where windows overlap or reach into the padding: add to `result`, which holds zeros."""
-    rest = gradient.copy().view(_bits(gradient))
+    rest = copied(gradient).view(_bits(gradient))
     for elements, windows in offsets:
         left = np.multiply(rest[windows], np.less(images[elements], largest[windows]))
         taken = np.bitwise_xor(rest[windows], left)
         result[elements] += taken.view(gradient.dtype)
-        rest[windows] = left
+        np.copyto(rest[windows], left)
 
 
 def _bits(x: Array) -> np.dtype[Any]:
@@ -95,7 +96,7 @@ def _bits(x: Array) -> np.dtype[Any]:
     return np.dtype(f"i{x.itemsize}")
 
 
-max_pool2d = Primitive("max_pool2d", _max_pool2d, (_max_pool2d_x,), reads=((0, RESULT),))
+max_pool2d = Primitive("max_pool2d", _max_pool2d, (_max_pool2d_x,), reads=((0, RESULT),), is_taped=True)
 
 
 def _max_pool1d(x: Array, **options: Any) -> Array:
@@ -109,4 +110,4 @@ def _max_pool1d_x(gradient: Array, pooled: Array, x: Array, **options: Any) -> A
     return _max_pool2d_x(*lifted, **as_images(options))[:, :, 0]
 
 
-max_pool1d = Primitive("max_pool1d", _max_pool1d, (_max_pool1d_x,), reads=((0, RESULT),))
+max_pool1d = Primitive("max_pool1d", _max_pool1d, (_max_pool1d_x,), reads=((0, RESULT),), is_taped=True)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from common.autograd import functional as F
-from common.autograd.primitives.activation import erf
+from common.autograd.primitives.activation import erf, log1p
 from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
+from common.random import Purpose, generator
+from common.runtime.numerics import NUMERICS
 
 
 def gradients(function: Callable[..., Tensor], *values: object) -> list[Array | None]:
@@ -77,6 +79,16 @@ def test_nothing_overflows(function: Callable[..., Tensor], dtype: type) -> None
 def test_small_sigmoids_are_exact() -> None:
     x = Tensor(np.array([-40.0, -20.0, -1.0, 1.0, 20.0]))
     np.testing.assert_allclose(F.sigmoid(x).data, 1 / (1 + np.exp(-x.data)), rtol=1e-15)
+
+
+@pytest.mark.parametrize("numerics", ["native", "portable"])
+def test_log1p_of_portable_numerics_is_rounded_from_float64(numerics: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NUMERICS, numerics)
+    x = generator(1, Purpose.CANARY).random(10_000, dtype=np.float32)
+    expected = np.log1p(x) if numerics == "native" else np.log1p(x.astype(np.float64)).astype(np.float32)
+    assert log1p(x).dtype == np.float32
+    np.testing.assert_array_equal(log1p(x), expected)
+    np.testing.assert_array_equal(log1p(x.astype(np.float64)), np.log1p(x.astype(np.float64)))
 
 
 def test_softplus() -> None:

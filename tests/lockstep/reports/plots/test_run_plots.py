@@ -16,6 +16,7 @@ from common.job.tally import Tally
 from lockstep import nn
 from lockstep.evaluation.assessment import Assessment
 from lockstep.evaluation.confusion import Confusion
+from lockstep.evaluation.mistakes import surest_mistakes
 from lockstep.reports.plots.curves import Floats, RunCurves, read_curves
 from lockstep.reports.plots.learning import learning
 from lockstep.reports.plots.leases import UNUSED
@@ -23,7 +24,6 @@ from lockstep.reports.plots.results import (
     confusion_matrix,
     first_images,
     first_layer,
-    surest_mistakes,
     worst_mistakes,
 )
 from lockstep.reports.plots.throughput import parts_of, throughput

@@ -1,0 +1,102 @@
+"""`lockstep watch`: a page that shows a run while it goes on, or after it."""
+
+import threading
+import webbrowser
+from pathlib import Path
+
+import click
+
+from common.errors import UsageError
+from common.transport.address import parse
+from lockstep.cli.options.keys import KEY_OPTION
+from lockstep.launch.client import say
+from lockstep.runs.optional_packages import demand
+
+#: Where the page is served by default: any free port of this machine alone.
+LISTEN = "127.0.0.1:0"
+
+
+@click.command(short_help="Show runs on a page, live.")
+@click.argument("what", metavar="RUN|RUNS|ADDRESS")
+@click.option("--listen", metavar="HOST:PORT", default=LISTEN, help="where to serve the page  [127.0.0.1, a free port]")
+@click.option(
+    "--published", metavar="HOST:PORT", help="where browsers reach the page, if elsewhere: a proxy, a container's host"
+)
+@click.option("--server", "address", metavar="ADDRESS", help="also ask the run's server about its workers")
+@KEY_OPTION
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="token of the link on other addresses than loopback  [a new one]",
+)
+@click.option("--open", "is_opened", is_flag=True, help="open the page in a browser")
+@click.option("--metrics-only", "is_metrics_only", is_flag=True, help="serve /metrics for Prometheus, and no page")
+@click.option("--fed", "is_fed", is_flag=True, hidden=True, help="started by `train`: statuses come on stdin")
+def watch(
+    what: str,
+    listen: str,
+    published: str | None,
+    address: str | None,
+    key: Path | None,
+    token_file: Path | None,
+    is_opened: bool,
+    is_metrics_only: bool,
+    is_fed: bool,
+) -> None:
+    """Show a run on a page: curves, workers, events, and what the model sees in a digit that you draw.
+
+    The page follows a run that goes on, and shows one that is over or has not begun. Of a folder of runs it shows the
+    list, and compares their curves. It changes nothing, and is a process of its own, which costs the run nothing.
+
+    \b
+      lockstep watch runs/20261124-231714-lenet
+      lockstep watch runs
+      lockstep watch tcp://127.0.0.1:5555
+      lockstep watch runs/mine --server tcp://127.0.0.1:5555
+      lockstep watch runs/mine --listen 0.0.0.0:8000
+
+    Only this machine can open the page, unless --listen names another address: then the link has a token in it, without
+    which nothing is shown. /metrics is for Prometheus.
+    """
+    for package in ("starlette", "uvicorn", "sse-starlette", "prometheus-client"):
+        demand(package, "watch", "lockstep watch")
+    # Imported here, since the extra may not be installed.
+    from lockstep.watch.serving import PageServer, ask_statuses, parse_place, read_statuses, read_token, stdin_lines
+    from lockstep.watch.sources import Source
+
+    place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
+    reached = None if published is None else parse_place(published)
+    if "://" in what:
+        if address is not None:
+            raise UsageError(f"--server {address!r} together with the address {what!r}: remove one")
+        source, address = Source(None), what
+    else:
+        source = Source.at(Path(what))
+    if address is not None:
+        parse(address)
+    if source.is_many and (address is not None or is_metrics_only):
+        raise UsageError(
+            f"{what!r} is a folder of runs: expected the folder of one run with --server or --metrics-only"
+        )
+    is_over = threading.Event()
+    if is_fed:
+        threading.Thread(target=read_statuses, args=(source, stdin_lines()), daemon=True).start()
+    elif address is not None:
+        threading.Thread(target=ask_statuses, args=(source, address, key, is_over), daemon=True).start()
+
+    def show(link: str) -> None:
+        if is_fed:
+            click.echo(link)
+        else:
+            say(f"{'metrics' if is_metrics_only else 'page'} at {link}  (Ctrl-C ends it)")
+        if is_opened:
+            webbrowser.open(link)
+
+    try:
+        PageServer(source, place, is_metrics_only, token, reached).run(show)
+    except KeyboardInterrupt:
+        # How a page ends: nothing has failed.
+        return
+    finally:
+        is_over.set()

@@ -1,0 +1,152 @@
+"""A page next to a run: a process of its own, which is told how the run stands and ends with us."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from common.errors import UsageError
+from common.protocol.messages import Status
+from common.runtime.clock import Clock, SystemClock
+from lockstep.launch.child import Child
+from lockstep.launch.process_backend import private_folder
+from lockstep.reports.display import Display
+from lockstep.runs.optional_packages import demand
+
+#: Where a page is served if nothing else is said: any free port of this machine alone.
+LOOPBACK = "127.0.0.1:0"
+
+#: Seconds between two statuses, and in which a page ends.
+FEED_S, GRACE_S = 0.5, 1.0
+
+#: Seconds between two looks whether it still runs.
+STAY_S = 1.0
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """A page that somebody asked for."""
+
+    listen: str = LOOPBACK
+    #: Whether only figures for Prometheus are served.
+    is_metrics_only: bool = False
+
+
+@dataclass
+class PageProcess:
+    """The process that serves a page."""
+
+    child: Child
+    private: Path
+    link: str
+    #: What it serves.
+    what: str
+    #: What is left of the status that is being written: a page that does not read costs us no time.
+    _rest: bytes = b""
+
+    @classmethod
+    def start(cls, folder: Path, request: PageRequest) -> "PageProcess":
+        """Start it for the run in a folder; `UsageError` if it cannot serve there."""
+        for package in ("starlette", "uvicorn", "sse-starlette", "prometheus-client"):
+            demand(package, "watch", "--metrics" if request.is_metrics_only else "a page of the run")
+        private = private_folder()
+        arguments = ["watch", str(folder), "--fed", "--listen", request.listen]
+        arguments += ["--metrics-only"] if request.is_metrics_only else []
+        try:
+            child = Child.start("page", arguments, private / "page.log")
+            link = child.first_line()
+            if not link:
+                child.end(GRACE_S)
+                raise UsageError(child.log.last_error() or child.log.last_message() or "the page could not be started")
+            assert child.process.stdin is not None
+            os.set_blocking(child.process.stdin.fileno(), False)
+        except BaseException:
+            shutil.rmtree(private, ignore_errors=True)
+            raise
+        return cls(child, private, link, "metrics" if request.is_metrics_only else "page")
+
+    def feed(self, status: Status) -> None:
+        """Tell it how the run stands, unless it has not read yet what it was told before."""
+        if not self._rest:
+            self._rest = msgspec.json.encode(status) + b"\n"
+        try:
+            assert self.child.process.stdin is not None
+            self._rest = self._rest[os.write(self.child.process.stdin.fileno(), self._rest) :]
+        except OSError:
+            # It does not read, or is gone: the run goes on.
+            return
+
+    def stay(self) -> None:
+        """Wait until it ends, or somebody has had enough and presses Ctrl-C."""
+        with suppress(KeyboardInterrupt):
+            while not self.child.wait(STAY_S):
+                continue
+
+    def close(self) -> None:
+        """End it."""
+        if self.child.process.stdin is not None and not self.child.process.stdin.closed:
+            self.child.process.stdin.close()
+        self.child.end(GRACE_S)
+        shutil.rmtree(self.private, ignore_errors=True)
+
+
+@dataclass
+class WatchedDisplay:
+    """A display that tells a page too."""
+
+    display: Display
+    page: PageProcess
+    clock: Clock = field(default_factory=SystemClock)
+    _fed: float = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, status: Status) -> None:
+        """Show a status."""
+        self.display.show(status)
+        now = self.clock.now()
+        if now >= self._fed + FEED_S:
+            self._fed = now
+            self.page.feed(status)
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        self.display.say(text)
+
+    def remind(self, text: str) -> None:
+        """Show what the run waits for."""
+        self.display.remind(text)
+
+
+@contextmanager
+def page_beside(request: PageRequest | None, folder: Path) -> Iterator[PageProcess | None]:
+    """Serve a page of the run in a folder for as long as the context lasts, if one was asked for."""
+    page = None if request is None else PageProcess.start(folder, request)
+    try:
+        yield page
+    finally:
+        if page is not None:
+            page.close()
+
+
+@contextmanager
+def watched(page: PageProcess | None, display: Display) -> Iterator[Display]:
+    """Show a run on a display, and on a page if there is one, whose link the display shows first."""
+    with display as shown:
+        if page is None:
+            yield shown
+        else:
+            shown.say(f"{page.what} at {page.link}")
+            yield WatchedDisplay(shown, page)

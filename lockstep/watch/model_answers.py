@@ -1,0 +1,111 @@
+"""What a run's model says by now: probabilities for a drawn digit, the confusion matrix, the worst mistakes.
+
+Computed only if somebody asks, in a thread of this process, one after the other. The run is not asked for anything: the
+weights are those of its last checkpoint, or its final ones.
+"""
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UsageError
+from lockstep.evaluation.assessment import Assessment, assess
+from lockstep.evaluation.mistakes import surest_mistakes
+from lockstep.evaluation.predictions import FIELD, Recognizer
+from lockstep.runs.trained_model import Moment, open_trained
+from ps.checkpoint.folder import CheckpointFolder
+from ps.records.run_folder import CHECKPOINTS, WEIGHTS
+
+#: Worst mistakes that are shown.
+MOST_MISTAKES = 24
+
+#: Most classes of a confusion matrix that is sent.
+MOST_CLASSES = 100
+
+
+@dataclass
+class ModelAnswers:
+    """The model of one run, opened again when there are newer weights."""
+
+    folder: Path
+    _lock: Lock = field(default_factory=Lock)
+    _recognizer: tuple[Moment, int, Recognizer] | None = None
+    _evaluation: tuple[Moment, int, dict[str, Any]] | None = None
+
+    def moment(self) -> Moment:
+        """Return the newest weights that there are; `UsageError` if there are none yet."""
+        steps = CheckpointFolder(self.folder / CHECKPOINTS, lambda text: None).steps()
+        if (self.folder / WEIGHTS).is_file():
+            return "last"
+        if not steps:
+            raise UsageError("there are no weights yet: expected a checkpoint, which a run writes every 30 s")
+        return steps[-1]
+
+    def _stamp(self) -> int:
+        try:
+            return (self.folder / WEIGHTS).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def probabilities(self, pixels: NDArray[np.float64]) -> dict[str, Any]:
+        """Return what the model sees in an image (28, 28) from 0 to 1; `UsageError` if it has no answer to that."""
+        with self._lock:
+            moment, stamp = self.moment(), self._stamp()
+            known = self._recognizer
+            if known is None or known[:2] != (moment, stamp):
+                recognizer = Recognizer.of(open_trained(self.folder, moment), centres=True)
+                if recognizer.shape != (1, FIELD, FIELD):
+                    raise UsageError(f"the model was trained on samples of shape {recognizer.shape}: expected 1x28x28")
+                known = self._recognizer = moment, stamp, recognizer
+            image = np.broadcast_to(pixels, (3, FIELD, FIELD))
+            return {"weights": str(moment), "probabilities": known[2].probabilities(image).tolist()}
+
+    def evaluation(self) -> dict[str, Any]:
+        """Return how the model does on its test set; `UsageError` if that cannot be told."""
+        with self._lock:
+            moment, stamp = self.moment(), self._stamp()
+            if self._evaluation is None or self._evaluation[:2] != (moment, stamp):
+                found = _evaluated(assess(open_trained(self.folder, moment)))
+                self._evaluation = moment, stamp, {"weights": str(moment), **found}
+            return self._evaluation[2]
+
+
+def _evaluated(assessment: Assessment) -> dict[str, Any]:
+    if assessment.objective.is_regression:
+        raise UsageError("a regression has no classes: `lockstep evaluate` reports its errors")
+    confusion = assessment.confusion
+    if len(confusion.counts) > MOST_CLASSES:
+        raise UsageError(f"a matrix of {len(confusion.counts)} classes is too large to show: expected {MOST_CLASSES}")
+    return {
+        "loss": assessment.tally.loss,
+        "accuracy": assessment.tally.accuracy,
+        "counts": confusion.counts.tolist(),
+        "mistakes": _mistakes(assessment),
+    }
+
+
+def _mistakes(assessment: Assessment) -> list[dict[str, Any]]:
+    """Return the mistakes of which the model is most certain, with their images if they are images."""
+    dataset = assessment.dataset
+    if dataset.images.ndim != 4 or dataset.labels.ndim != 1:
+        return []
+    found = []
+    for index in surest_mistakes(assessment)[:MOST_MISTAKES].tolist():
+        image = dataset.images[index].astype(np.float64).mean(axis=0)
+        low, high = float(image.min()), float(image.max())
+        gray = np.rint(255 * (image - low) / ((high - low) or 1.0)).astype(np.uint8)
+        found.append(
+            {
+                "label": int(dataset.labels[index]),
+                "predicted": int(assessment.outputs[index].argmax()),
+                "height": gray.shape[0],
+                "width": gray.shape[1],
+                "gray": base64.b64encode(gray.tobytes()).decode(),
+            }
+        )
+    return found

@@ -1,0 +1,187 @@
+"""The same bits on other processors, emulated: servers, workers and `verify` on four kinds of them, in one run.
+
+Needs qemu-x86_64 (Debian: qemu-user), and is skipped without it. A process that an emulated one starts is not emulated,
+which is why every process is started here by itself. Emulation takes thirty times as long.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from common.runtime.environment import child_environment
+from common.runtime.numerics import CORETYPE, DISABLED, NUMERICS, environment_with
+from lockstep.runs.job_file import to_toml
+from tests.common.runtime.test_numerics import needs_portable
+from tests.golden.digests import computed, weights_known_here
+from tests.golden.jobs import GOLDEN, golden_job
+from tests.system.processes import Place, Process
+
+QEMU = "qemu-x86_64"
+
+pytestmark = [
+    pytest.mark.slow,
+    needs_portable,
+    pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed (Debian: qemu-user)"),
+]
+
+#: Intel of 2013 and 2015, AMD of 2019; all with AVX2 and FMA, none with AVX-512.
+EMULATED = ("Haswell", "Skylake-Client", "EPYC-Rome")
+
+#: This machine itself.
+HOST = "host"
+
+#: An Intel of 2008.
+OLD = "Nehalem"
+
+
+def on(processor: str) -> tuple[str, ...]:
+    """Return what a command begins with that runs on a processor."""
+    return () if processor == HOST else (QEMU, "-cpu", processor)
+
+
+def held() -> dict[str, str]:
+    """Return the variables of a process with portable numerics: to begin again would leave the emulation."""
+    environment = environment_with("portable", child_environment())
+    return {name: environment[name] for name in (NUMERICS, CORETYPE, DISABLED)}
+
+
+def known(name: str) -> str:
+    digests = weights_known_here()
+    if digests is None:
+        pytest.skip("nobody has recorded the versions that are installed: scripts/golden --record does")
+    return digests[name]
+
+
+@dataclass
+class Bench:
+    """A place where golden jobs are trained, on processors of choice."""
+
+    place: Place
+
+    def start(self, processor: str, *arguments: str) -> Process:
+        return self.place.start(*arguments, within=on(processor), environ=held())
+
+    def job(self, name: str) -> Path:
+        """Write the job file of a golden job."""
+        path = self.place.folder / "job.toml"
+        path.write_text(to_toml(*golden_job(name, self.place.folder)), encoding="utf-8")
+        return path
+
+    def train(self, name: str, server: str, workers: tuple[str, ...], *flags: str) -> Path:
+        """Train a golden job; return the run's folder."""
+        flags = ("--min-workers", str(len(workers)), "--no-picture", "--lease-timeout", "600", *flags)
+        job = ("--job", str(self.job(name)), "--run-dir", "run")
+        serving = self.start(server, "server", *job, "--bind", self.bind(flags), *flags)
+        address = serving.line_with("lockstep worker").split()[2]
+        working = [self.start(processor, "worker", address, "--timeout", "120") for processor in workers]
+        ended = [process.end() for process in (*working, serving)]
+        assert [code for code, _, _ in ended] == [0] * len(ended), [err for _, _, err in ended]
+        return self.place.folder / "run"
+
+    def bind(self, flags: tuple[str, ...]) -> str:
+        return "tcp://127.0.0.1:0" if "tcp" in flags else self.place.address()
+
+    def verify(self, processor: str, run: Path) -> None:
+        """Compute the run again on a processor."""
+        code, out, err = self.start(processor, "verify", str(run)).end()
+        assert code == 0, err
+        assert "the same bits: steps 0 to 5" in out
+
+
+@pytest.fixture
+def bench(place: Place) -> Bench:
+    return Bench(place)
+
+
+def digest(run: Path) -> str:
+    return str(json.loads((run / "result.json").read_text())["weights_sha256"])
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("processor", EMULATED)
+def test_one_process_on_another_processor(processor: str, name: str) -> None:
+    assert computed([name], on(processor)).weights[name] == known(name)
+
+
+#: Where the server of a run is, where its workers are, and what carries vectors.
+MIXED = {
+    "1": ("Haswell", ("Skylake-Client",), "tcp"),
+    "2": ("EPYC-Rome", (HOST, "Haswell"), "shm"),
+    "3": (HOST, EMULATED, "tcp"),
+    "3, shared memory": ("Skylake-Client", (HOST, "EPYC-Rome", "Haswell"), "shm"),
+}
+
+
+@pytest.mark.parametrize("mix", MIXED)
+@pytest.mark.parametrize("name", ["mlp", "lenet", "regression"])
+def test_server_and_workers_on_different_processors(bench: Bench, name: str, mix: str) -> None:
+    server, workers, transport = MIXED[mix]
+    run = bench.train(name, server, workers, "--transport", transport)
+    assert digest(run) == known(name)
+    assert json.loads((run / "result.json").read_text())["workers"] == len(workers)
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if name not in ("mlp", "lenet", "regression")])
+def test_the_other_jobs_on_all_processors_at_once(bench: Bench, name: str) -> None:
+    assert digest(bench.train(name, HOST, EMULATED, "--transport", "tcp")) == known(name)
+
+
+def test_workers_on_different_processors_audit_one_another(bench: Bench) -> None:
+    run = bench.train("lenet", "Haswell", (HOST, "EPYC-Rome"), "--audit", "1.0", "--transport", "tcp")
+    assert digest(run) == known("lenet")
+    assert json.loads((run / "result.json").read_text())["audited"] > 0
+    for processor in (HOST, "Skylake-Client"):
+        bench.verify(processor, run)
+
+
+@pytest.mark.parametrize(("first", "then"), [("Haswell", HOST), (HOST, "EPYC-Rome"), ("EPYC-Rome", "Skylake-Client")])
+def test_a_run_is_resumed_on_another_processor(bench: Bench, first: str, then: str) -> None:
+    name = "lenet"
+    job = ("--job", str(bench.job(name)), "--run-dir", "run", "--workers", "0", "--checkpoint-every-steps", "2")
+    code, _, err = bench.start(first, "train", *job, "--no-picture").end()
+    assert code == 0, err
+    run = bench.place.folder / "run"
+    # As if the machine had been lost after the checkpoint of step 4, before the end was written.
+    last = run / "checkpoints" / "step-00000006.safetensors"
+    for path in (run / "result.json", run / "weights.safetensors", last):
+        path.unlink()
+    code, out, err = bench.start(then, "train", "--resume", "run", "--workers", "0", "--no-picture").end()
+    assert code == 0, err
+    assert "resumes after step 4 of 6" in out + err
+    assert digest(run) == known(name)
+    bench.verify(first, run)
+
+
+def error_of(process: Process) -> str:
+    """Return the one line of an error with exit code 2; the emulator's own warnings aside."""
+    code, _, err = process.end()
+    assert code == 2, err
+    (line,) = [line for line in err.splitlines() if not line.startswith(QEMU)]
+    return line
+
+
+#: What begins with a job of portable numerics.
+BEGINNINGS = {
+    "train": ("train", "--workers", "2"),
+    "train alone": ("train", "--workers", "0"),
+    "server": ("server", "--bind", "tcp://127.0.0.1:0"),
+}
+
+
+@pytest.mark.parametrize("command", BEGINNINGS.values(), ids=BEGINNINGS)
+def test_a_processor_without_avx2_is_refused(place: Place, command: tuple[str, ...]) -> None:
+    job = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--numerics", "portable")
+    line = error_of(place.start(*command, *job, within=on(OLD)))
+    assert line.startswith("error: numerics = 'portable' on a processor without AVX2 and FMA (NumPy finds X86_V2)")
+    assert [path.name for path in place.folder.iterdir()] == ["tiny.npz"]
+
+
+def test_a_worker_without_avx2_ends_where_the_run_is_portable(bench: Bench) -> None:
+    server = bench.start(HOST, "server", "--job", str(bench.job("mlp")), "--bind", bench.place.address())
+    address = server.line_with("lockstep worker").split()[2]
+    code, _, err = bench.place.start("worker", address, within=on(OLD)).end()
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: numerics = 'portable' on a processor without AVX2")

@@ -1,0 +1,125 @@
+"""The page of real runs: it is told what their processes do, costs them nothing that counts, and ends with them."""
+
+import http.client
+import json
+import re
+import signal
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("starlette", reason="the page is served by Starlette: .venv/bin/pip install -e '.[watch]'")
+pytest.importorskip("prometheus_client", reason="figures need prometheus-client: .venv/bin/pip install -e '.[watch]'")
+
+from tests.system.jobs import BRIEF, ENDLESS
+from tests.system.processes import GONE_S, Place, Process
+
+
+def link_of(process: Process, what: str = "page") -> str:
+    """Return the link that a process prints."""
+    found = re.search(r"http://\S+", process.line_with(f"{what} at http"))
+    assert found is not None
+    return found[0]
+
+
+def ask(link: str, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+    parts = urlsplit(link)
+    asked = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=60)
+    try:
+        asked.request(method, f"{parts.path.rstrip('/')}/{path}", headers=headers)
+        answer = asked.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        asked.close()
+
+
+def first_event(link: str) -> dict[str, object]:
+    """Return the first snapshot of a stream."""
+    parts = urlsplit(link)
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as asked:
+        head = f"GET {parts.path}api/runs/run/live HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n"
+        asked.sendall(head.encode())
+        data = b""
+        while not (found := re.search(rb"data: (\{.*\})\r?\n", data)):
+            data += asked.recv(65536)
+        loaded = json.loads(found[1])
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_a_page_beside_a_run_shows_it_live_and_ends_with_it(place: Place) -> None:
+    train = place.start("train", *ENDLESS, "--workers", "1", "--run-dir", "run", "--watch")
+    link = link_of(train)
+    train.line_with("epoch 1/")
+    # The page looks at the files four times a second.
+    while (shown := first_event(link))["state"] == "waiting" or shown["refused"] is None:
+        continue
+    assert (shown["state"], shown["model"]) == ("running", "linear")
+    assert [worker["rank"] for worker in shown["workers"]] == [0]  # type: ignore[attr-defined]  # a list of dicts
+    # It was told by `train`, which asks the server.
+    assert shown["refused"] == 0
+    train.send(signal.SIGINT)
+    assert train.end(GONE_S)[0] == 130
+    assert place.is_empty(GONE_S)
+
+
+@pytest.mark.slow
+def test_a_run_and_its_digest_are_those_of_one_without_a_page(place: Place) -> None:
+    shas = []
+    for number, extra in enumerate((["--watch"], [])):
+        train = place.start("train", *BRIEF, "--workers", "1", "--run-dir", f"run{number}", *extra)
+        assert train.end()[0] == 0
+        shas.append(json.loads((place.folder / f"run{number}" / "result.json").read_text())["weights_sha256"])
+    assert shas[0] == shas[1]
+
+
+def test_a_page_of_a_server_by_its_address_and_of_a_run_that_is_over(place: Place) -> None:
+    address = place.address()
+    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run", "--metrics", "127.0.0.1:0")
+    metrics = link_of(server, "metrics")
+    worker = place.start("worker", address)
+    server.line_with("epoch 1/")
+    while 'lockstep_run_state{state="running"} 1.0' not in ask(metrics.removesuffix("metrics"), "metrics")[1]:
+        continue
+    assert ask(metrics.removesuffix("metrics"), "")[0] == 404
+    page = place.start("watch", address)
+    link = re.search(r"http://\S+", page.error_with("page at"))
+    assert link is not None
+    while first_event(link[0])["state"] != "running":
+        continue
+    page.send(signal.SIGINT)
+    assert page.end(GONE_S)[0] == 0
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+    worker.end()
+    over = place.start("watch", "run", "--listen", "0.0.0.0:0")
+    found = re.search(r"http://(\S+):(\d+)/([\w-]{32})/", over.error_with("page at"))
+    assert found is not None
+    local = f"http://127.0.0.1:{found[2]}/"
+    assert ask(local, "api/source")[0] == 403
+    assert json.loads(ask(f"{local}{found[3]}/", "api/runs/run/snapshot")[1])["state"] == "failed"
+    over.send(signal.SIGTERM)
+    assert over.end(GONE_S)[0] == 0
+    assert place.is_empty(GONE_S)
+
+
+def test_many_browsers_one_of_which_never_reads(place: Place) -> None:
+    train = place.start("train", *ENDLESS, "--workers", "1", "--run-dir", "run", "--watch")
+    link = link_of(train)
+    parts = urlsplit(link)
+    silent = []
+    for _ in range(110):
+        asked = socket.create_connection((parts.hostname, parts.port), timeout=60)
+        asked.sendall(f"GET /api/runs/run/live HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+        silent.append(asked)
+    train.line_with("epoch 2/")
+    # A hundred are served, the others are told so, and everything else is answered.
+    codes = [asked.recv(12) for asked in silent]
+    assert (codes.count(b"HTTP/1.1 200"), codes.count(b"HTTP/1.1 503")) == (100, 10)
+    assert ask(link, "api/runs/run/snapshot")[0] == 200
+    for asked in silent:
+        asked.close()
+    train.send(signal.SIGINT)
+    assert train.end(GONE_S)[0] == 130
+    assert place.is_empty(GONE_S)
