@@ -15,6 +15,8 @@ from common.errors import DataError
 
 #: Values per block when constants are computed: bounds the memory, and fixes the order of the sum.
 BLOCK = 1 << 20
+#: Of them, how many bytes are added at once where the order does not matter: as floats they fit into the cache.
+_IN_CACHE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,11 @@ def _moments_of_bytes(blocks: ValueBlocks, count: int) -> tuple[float, float]:
     """Return mean and variance of bytes / 255, exact but for the last division."""
     total = squares = 0
     for block in blocks():
-        # Whole numbers below 2**53 add up exactly in float64, in any order: so BLAS may do it.
-        values = block.astype(np.float64)
-        total += int(values.sum())
-        squares += int(np.dot(values, values))
+        for start in range(0, len(block), _IN_CACHE):
+            # Whole numbers below 2**53 add up exactly in float64, in any order: so BLAS may do it.
+            values = block[start : start + _IN_CACHE].astype(np.float64)
+            total += int(values.sum())
+            squares += int(np.dot(values, values))
     return total / (255 * count), (count * squares - total * total) / (255 * count) ** 2
 
 

@@ -22,6 +22,7 @@ from common.errors import JobError, RunError
 from common.job.job import Job
 from common.optim.schedules import Exponential
 from common.runtime.clock import SystemClock
+from common.runtime.numerics import own_numerics
 from lockstep.api.exported_model import Model, exported
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.runs.job_file import resolve
@@ -141,7 +142,8 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
             f"rates from {lowest!r} to {highest!r} in {steps!r} steps: expected 0 < lowest < highest, and at least "
             f"{3 * SETTLING} steps"
         )
-    job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0)
+    # A rate is found in this process whatever its numerics are: the last bit of a loss does not matter here.
+    job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0, numerics=own_numerics())
     setup = open_run("rates", job, load(job.data), AdmissionPolicy())
     schedule = Exponential(lowest, highest, steps=steps)
     setup.shard.policy = replace(setup.shard.policy, schedule=schedule)

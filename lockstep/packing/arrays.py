@@ -83,11 +83,11 @@ class ArraySet:
         if count != labels:
             raise DataError(f"{self.labels.named}: {labels} labels for {count} samples: expected one each")
 
-    def batches(self, multiple: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        """Return samples and labels as they are stored in a folder, a multiple of so many at a time."""
+    def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Return samples and labels as they are stored in a folder, some at a time."""
         header = self.samples.header
         each = max(1, header.data_bytes // max(1, header.shape[0]))
-        rows = max(1, BATCH_BYTES // each // multiple) * multiple
+        rows = max(1, BATCH_BYTES // each)
         while self.samples.rows_read < header.shape[0]:
             first = self.samples.rows_read
             samples = as_samples(self.samples.named, self.samples.read(rows))

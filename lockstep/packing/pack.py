@@ -1,34 +1,58 @@
 """Packs a source into a dataset folder, whatever it is, with flat memory however large it is."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.data.folder import MANIFEST, FolderManifest, Origin
-from common.data.folder_writer import FolderWriter, PartWriter, dataset_folder
+from common.data.folder import MANIFEST, Origin
+from common.data.folder_writer import FolderWriter, dataset_folder
 from common.errors import DataError
 from common.version import VERSION
 from lockstep.packing.arrays import ArraySource, is_array_source, open_arrays
-from lockstep.packing.division import STRETCH, Division
+from lockstep.packing.files import has_pictures, table_files
 from lockstep.packing.options import Packed, PackOptions
-
-#: Called with the share of a source that has been read, from 0 to 1.
-Watch = Callable[[float], None]
+from lockstep.packing.result import Watch, as_dtype, division_note, division_of, packed_of, put
+from lockstep.runs.optional_packages import demand
 
 
 def pack(source: str, destination: Path, options: PackOptions, watch: Watch = lambda share: None) -> Packed:
     """Pack a source into a new folder; DataError if it cannot be done, and nothing is left of it then."""
-    if (Path(source) / MANIFEST).is_file():
+    path = Path(source)
+    match kind_of(source):
+        case "arrays":
+            return pack_arrays(source, destination, options, watch)
+        case "table":
+            demand("pyarrow", "data", f"packing {source}")
+            # Imported here and below, since the extra may not be installed.
+            from lockstep.packing.pack_table import pack_table_file
+
+            return pack_table_file(path, destination, options, watch)
+        case "pictures":
+            demand("pillow", "data", f"packing {source}")
+            from lockstep.packing.pack_pictures import pack_pictures
+
+            return pack_pictures(path, destination, options, watch)
+
+
+def kind_of(source: str) -> Literal["arrays", "table", "pictures"]:
+    """Return what a source is; DataError if it is nothing that can be packed."""
+    path = Path(source)
+    if (path / MANIFEST).is_file():
         raise DataError(f"{source!r} is packed already: train on it with --data {source}")
     if is_array_source(source):
-        return pack_arrays(source, destination, options, watch)
-    if not os.path.lexists(source):
+        return "arrays"
+    if not os.path.lexists(path):
         raise DataError(f"no source {source!r}: expected a file or a folder that exists, or 'mnist'")
-    raise DataError(f"{source!r} is of a kind that is not known: expected .npz, .npy, or a folder of IDX files")
+    if table_files(path):
+        return "table"
+    if has_pictures(path):
+        return "pictures"
+    raise DataError(
+        f"{source!r} is of a kind that is not known: expected .csv, .parquet, .npz, .npy, a folder of these or of IDX "
+        "files, or a folder of pictures with a folder for each class"
+    )
 
 
 def pack_arrays(source: str, destination: Path, options: PackOptions, watch: Watch) -> Packed:
@@ -49,10 +73,11 @@ def _write_arrays(writer: FolderWriter, opened: ArraySource, options: PackOption
     whole, done, highest = sum(each.samples.header.data_bytes for each in sets) or 1, 0, opened.classes - 1
     is_real = set[bool]()
     for number, each in enumerate(sets):
-        division = Division(options.test_split, options.seed) if opened.test is None else None
-        for samples, labels in each.batches(STRETCH):
-            converted = as_dtype(samples, options.dtype)
-            put(writer, ("train", "test")[number], converted, labels, division)
+        marks = None if opened.test is not None else division_of(options).marks(each.samples.header.shape[0])
+        for samples, labels in each.batches():
+            chosen = None if marks is None else marks[: len(labels)]
+            marks = None if marks is None else marks[len(labels) :]
+            put(writer, ("train", "test")[number], as_dtype(samples, options.dtype), labels, chosen)
             is_real.add(labels.dtype == np.float32)
             highest = max(highest, int(labels.max())) if labels.dtype == np.int64 else highest
             done += samples.nbytes
@@ -62,68 +87,3 @@ def _write_arrays(writer: FolderWriter, opened: ArraySource, options: PackOption
             "the labels of one set are real numbers, those of the other integers: expected one kind in both"
         )
     return 0 if True in is_real else 1 + highest
-
-
-def put(
-    writer: FolderWriter, part: str, samples: NDArray[Any], labels: NDArray[Any], division: Division | None
-) -> None:
-    """Write samples to a set, or to both as they are divided."""
-    if division is None:
-        part_of(writer, part, samples, labels).append(samples, labels)
-        return
-    marks = division.marks(len(labels))
-    for name, chosen in (("train", ~marks), ("test", marks)):
-        part_of(writer, name, samples, labels).append(samples[chosen], labels[chosen])
-
-
-def part_of(writer: FolderWriter, name: str, samples: NDArray[Any], labels: NDArray[Any]) -> PartWriter:
-    """Return a set that is being written; it is begun with the first samples."""
-    if name not in writer.parts:
-        writer.open_part(name, samples.dtype, samples.shape[1:], labels.dtype, labels.shape[1:])
-    part = writer.parts[name]
-    if part.samples.row_shape != samples.shape[1:] or part.samples.dtype != samples.dtype:
-        raise DataError(
-            f"{name} samples of {samples.dtype} {samples.shape[1:]} after {part.samples.dtype} "
-            f"{part.samples.row_shape}: expected one kind"
-        )
-    return part
-
-
-def as_dtype(samples: NDArray[Any], dtype: str | None) -> NDArray[Any]:
-    """Return samples in the dtype that was asked for; bytes as floats are from 0 to 1, as in pictures."""
-    if dtype is None or samples.dtype == dtype or samples.dtype == np.int32:
-        return samples
-    if dtype == "float32":
-        return samples.astype(np.float32) / np.float32(255.0)
-    raise DataError("--dtype uint8 of samples that are real numbers would lose their digits: expected float32")
-
-
-def division_note(options: PackOptions) -> str:
-    """Return what a person should know of a test set that was taken out of the samples."""
-    return f"the test set is {options.test_split:.0%} of it, drawn by seed {options.seed} (--test-split, --seed)"
-
-
-def packed_of(destination: Path, manifest: FolderManifest, notes: Iterable[str] = ()) -> Packed:
-    """Return what became of a source."""
-    info = manifest.train.info
-    return Packed(
-        folder=destination,
-        kind=manifest.kind,
-        train=info.samples,
-        test=manifest.test.info.samples,
-        sample_shape=tuple(info.sample_shape),
-        dtype=str(np.dtype(info.images_dtype)),
-        classes=manifest.classes,
-        class_names=tuple(manifest.class_names),
-        notes=tuple(notes),
-    )
-
-
-def lines(packed: Packed) -> Iterator[str]:
-    """Return what a person is to read of it."""
-    yield f"packed {packed.train:,} samples to train on and {packed.test:,} to test with into {packed.folder}"
-    shape = " x ".join(map(str, packed.sample_shape))
-    kinds = f"{packed.classes} classes" if packed.classes else "real numbers to predict"
-    names = f": {', '.join(packed.class_names[:10])}{', …' if len(packed.class_names) > 10 else ''}"
-    yield f"each is {shape} of {packed.dtype}; {kinds}{names if packed.class_names else ''}"
-    yield from packed.notes

@@ -58,7 +58,8 @@ def read_run(folder: Path) -> RecordedRun:
 
 def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     """Build what the run began with; a `UsageError` names both values if something here is not the run's."""
-    setup = open_run(run.folder.name, run.job, load(run.job.data, is_checked=True), AdmissionPolicy())
+    admission = AdmissionPolicy(allows_mixed_numerics=allows_mixed_numerics)
+    setup = open_run(run.folder.name, run.job, load(run.job.data, is_checked=True), admission)
     here, there = receipt_of(setup.info, []), run.receipt
     for what, was, is_ in (
         ("job", there.job_sha256, here.job_sha256),

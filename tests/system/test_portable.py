@@ -4,12 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from common.errors import NumericsError
+from common.protocol.canary import installed_canary, known_canaries
 from common.runtime.environment import child_environment
 from common.runtime.numerics import CORETYPE, DISABLED, HASWELL, KERNEL, NUMERICS, feature_table
 from lockstep import fit
 from lockstep.api.callbacks import LambdaCallback
+from lockstep.runs.recorded_run import open_again, other_numerics, read_run
+from tests.architecture.source import ROOT
 from tests.common.runtime.test_numerics import needs_portable
 from tests.lockstep.tiny_data import write_tiny
 from tests.system.jobs import BRIEF
@@ -57,6 +62,16 @@ def test_all_processes_of_a_run_have_them(place: Place, alone: str, way: tuple[s
     code, out, err = place.start("verify", "run").end()
     assert code == 0, err
     assert "the same bits: steps 0 to 7" in out
+
+
+def test_a_run_can_be_looked_at_where_the_bits_may_differ(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
+    assert place.start("train", *PORTABLE, "--workers", "0", "--run-dir", "run").end()[0] == 0
+    recorded = read_run(Path("run"))
+    with pytest.raises(NumericsError, match="in a process that has native ones"):
+        open_again(recorded, allows_mixed_numerics=False)
+    setup = open_again(recorded, allows_mixed_numerics=True)
+    assert other_numerics(recorded, setup).startswith("mode 'portable' in the run, 'native' here")
 
 
 def test_fit_has_them_in_a_process_that_has_loaded_numpy_long_ago(tmp_path: Path) -> None:
@@ -119,13 +134,32 @@ def test_a_process_that_was_to_have_them_and_does_not_is_found_before_it_changes
     assert not (place.folder / "bad").exists()
 
 
-def test_a_run_that_was_interrupted_is_resumed_with_them(place: Place, alone: str) -> None:
-    flags = ("--workers", "1", "--checkpoint-every-steps", "3", "--run-dir", "run")
-    killed = place.start("train", *PORTABLE, *flags, "--chaos", "kill-server=1", "--max-restarts", "9")
-    code, _, err = killed.end()
+def test_a_run_that_lost_its_end_is_resumed_with_them(place: Place, alone: str) -> None:
+    flags = ("--workers", "0", "--checkpoint-every-steps", "3", "--run-dir", "run")
+    assert place.start("train", *PORTABLE, *flags).end()[0] == 0
+    run = place.folder / "run"
+    # As if the machine had been lost after the sixth of eight steps.
+    for path in (run / "result.json", run / "weights.safetensors", *sorted((run / "checkpoints").iterdir())):
+        if path.name > "step-00000006.safetensors" or path.parent == run:
+            path.unlink()
+    code, out, err = place.start("train", "--resume", "run", "--workers", "1").end()
     assert code == 0, err
-    assert digest(place.folder / "run") == alone
+    assert "resumes after step 6 of 8" in out + err
+    assert digest(run) == alone
 
 
 def test_the_environment_of_this_process_is_native() -> None:
     assert NUMERICS not in child_environment()
+
+
+@pytest.mark.slow
+def test_the_readmes_first_run_has_the_digest_that_it_shows(place: Place) -> None:
+    if installed_canary() is None or known_canaries().pinned_numpy != np.__version__:
+        pytest.skip("the README's digest is that of the pinned version of NumPy")
+    code, out, err = place.start("train", "--numerics", "portable", "--no-picture", "--run-dir", "run").end()
+    assert code == 0, err
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in out.splitlines():
+        if line.startswith(("weights sha256", "numerics ", "test accuracy")):
+            assert f"    {line}\n" in readme
+    assert digest(place.folder / "run") in readme

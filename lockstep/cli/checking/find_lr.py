@@ -9,7 +9,6 @@ from rich.console import Console
 
 from lockstep.api.learning_rates import rates_of
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, job_options
-from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
@@ -46,7 +45,6 @@ def find_lr(
     """
     given = {key: value for key, value in flags.items() if value is not None}
     job, _ = resolve(read_values(job_file) if job_file else {}, given, default_launch())
-    begin_with(job.numerics)
     test = rates_of(job, lowest=lowest, highest=highest, steps=tries)
     if plot is not None:
         test.plot(plot)

@@ -6,43 +6,42 @@ from typing import Any
 import click
 from rich.console import Console
 
+from lockstep.cli.data.options import PACK_OPTIONS, options_of
 from lockstep.cli.data.progress import progress_of
-from lockstep.packing.options import PackOptions
-from lockstep.packing.pack import lines, pack
+from lockstep.packing.pack import pack
+from lockstep.packing.result import lines
 from lockstep.reports.display import print_plainly
 
 
 @click.command("pack", short_help="Turn files into a dataset that is read from disk.")
 @click.argument("source")
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--labels", type=click.Path(path_type=Path), metavar="FILE", help="labels of the samples in an .npy file")
-@click.option("--dtype", type=click.Choice(["uint8", "float32"]), help="how samples are stored  [as suits the source]")
-@click.option(
-    "--test-split",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.2,
-    metavar="SHARE",
-    help="share of the samples that becomes the test set, if the source has none  [0.2]",
-)
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="INT", help="what draws that share  [0]")
+@PACK_OPTIONS
 def pack_command(source: str, dest: Path, **given: Any) -> None:
     """Pack SOURCE into the new folder DEST, which `--data DEST` trains on without holding it in memory.
 
     \b
-    arrays.npz     x_train, y_train, x_test, y_test; or x and y
-    folder         x_train.npy, y_train.npy, x_test.npy, y_test.npy
-    samples.npy    with --labels labels.npy
-    folder         MNIST's four IDX files, gzipped or not; 'mnist' itself
+    table.csv, table.parquet     or a folder of such files: with --target COLUMN
+    pictures/                    a folder of pictures for each class, or the
+                                 same below train/ and test/
+    arrays.npz                   x_train, y_train, x_test, y_test; or x and y
+    arrays/                      x_train.npy, y_train.npy and so on
+    samples.npy                  with --labels labels.npy
+    idx/                         MNIST's four IDX files, gzipped or not
 
     Memory stays the same however large SOURCE is. DEST appears when it is whole: .npy files that numpy.load opens, and
-    dataset.json, which describes them.
+    dataset.json, which describes them. Tables and pictures need the extra data.
+
+    Texts of a table become codes, in the order of the alphabet, and each column gets mean 0 and deviation 1 over the
+    training set. A text to predict is a class; so is one of few whole numbers; other numbers make a regression.
 
     \b
-      lockstep pack arrays.npz arrays.data
-      lockstep train --data arrays.data --model model.py:build
+      lockstep pack houses.csv houses.data --target price
+      lockstep pack pictures pictures.data --size 64x64
+      lockstep train --data pictures.data --model model.py:build
     """
     with progress_of(f"packing {source}") as watch:
-        packed = pack(source, dest, PackOptions(**given), watch)
+        packed = pack(source, dest, options_of(given), watch)
     console = Console(highlight=False)
     for line in lines(packed):
         print_plainly(console, line)

@@ -21,6 +21,12 @@ def test_the_same_call_gives_the_same_numbers() -> None:
     assert repr(tests[0]) == repr(tests[1])
 
 
+def test_a_rate_for_portable_numerics_is_found_in_this_process() -> None:
+    native = find_lr("linear", tiny_arrays(), steps=60, **BRIEF)
+    portable = find_lr("linear", tiny_arrays(), steps=60, numerics="portable", **BRIEF)
+    np.testing.assert_array_equal(native.losses, portable.losses)
+
+
 def test_rates_rise_by_one_factor_from_the_lowest() -> None:
     test = find_lr("linear", tiny_arrays(), lowest=1e-4, highest=1e-2, steps=41, **BRIEF)
     assert len(test.rates) == 41

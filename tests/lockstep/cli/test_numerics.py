@@ -17,7 +17,6 @@ COMMANDS = {
     "server": ["server", "--bind", "tcp://127.0.0.1:0", "--numerics", "portable", *JOB],
     "worker": ["worker", "tcp://127.0.0.1:1", "--numerics", "portable"],
     "shard": ["shard", "tcp://127.0.0.1:1", "--numerics", "portable"],
-    "find-lr": ["find-lr", "--numerics", "portable", *JOB],
     "doctor": ["doctor", "--numerics", "portable", *JOB],
     "bench": ["bench", "step", "--model", "linear", "--batch", "32", "--numerics", "portable"],
 }

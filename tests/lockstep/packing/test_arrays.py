@@ -11,7 +11,8 @@ import pytest
 from common.data.source import load
 from common.errors import DataError
 from lockstep.packing.options import PackOptions
-from lockstep.packing.pack import lines, pack
+from lockstep.packing.pack import pack
+from lockstep.packing.result import lines
 from tests.common.data.test_source import ARRAYS, write_folder
 
 PLAIN = PackOptions()

@@ -1,0 +1,153 @@
+"""Folders of pictures as sources, with a folder for each class; one of two files that import Pillow."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from common.errors import DataError
+from common.files.sanitize import one_line
+from common.runtime.environment import cores
+from lockstep.packing.files import files_below, folders_in
+from lockstep.packing.options import PackOptions
+
+#: What a folder with the test set's pictures may be called, next to `train`.
+TRAIN_NAME, TEST_NAMES = "train", ("test", "val", "valid", "validation")
+#: Most pixels of a picture: 100 megapixels take 300 MB.
+MOST_PIXELS = 100_000_000
+#: Pictures that are decoded at once.
+AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """The pictures of one set with the places of their classes."""
+
+    paths: Sequence[Path]
+    labels: Sequence[int]
+
+
+@dataclass(frozen=True)
+class PictureSource:
+    """All that was found in a folder."""
+
+    class_names: list[str]
+    train: PictureSet
+    test: PictureSet | None
+
+
+def find_pictures(folder: Path, test: Path | None = None) -> PictureSource:
+    """Return the pictures of a folder; DataError if its folders are not one for each class."""
+    inside = {each.name: each for each in folders_in(folder)}
+    train_folder = inside.get(TRAIN_NAME, folder)
+    test_folder = test or next((inside[name] for name in TEST_NAMES if TRAIN_NAME in inside and name in inside), None)
+    names = [each.name for each in folders_in(train_folder) if files_below(each)]
+    if len(names) < 2:
+        found = f"one class only, {names[0]!r}" if names else "no folder with pictures"
+        raise DataError(f"{train_folder}: has {found}: expected a folder of pictures for each of at least two classes")
+    return PictureSource(
+        names, _set_of(train_folder, names), None if test_folder is None else _set_of(test_folder, names)
+    )
+
+
+def _set_of(folder: Path, names: Sequence[str]) -> PictureSet:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is not there: expected a folder of pictures for each class")
+    strange = next((each.name for each in folders_in(folder) if each.name not in names and files_below(each)), None)
+    if strange is not None:
+        raise DataError(
+            f"{folder / strange}: is not a class of the training set: expected one of {', '.join(names[:10])}"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for number, name in enumerate(names):
+        inside = files_below(folder / name) if (folder / name).is_dir() else []
+        paths += inside
+        labels += [number] * len(inside)
+    return PictureSet(paths, labels)
+
+
+@dataclass
+class PictureReader:
+    """Decodes pictures into arrays of one size, (channels, height, width) of bytes."""
+
+    options: PackOptions
+    #: Called with the number of pictures that have been read since it was called last.
+    advance: Callable[[int], None] = lambda count: None
+    #: The size of the first picture, if no other was asked for, and its path.
+    _first: tuple[tuple[int, int], Path] | None = field(default=None)
+
+    def batches(self, pictures: PictureSet) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Return samples with their labels, some at a time; DataError names the picture that cannot be read."""
+        begins = range(0, len(pictures.paths), AT_ONCE)
+        # Pillow decodes without Python's lock, so that threads do it at the same time: the next ones while these are
+        # written.
+        with ThreadPoolExecutor(cores()) as threads:
+            chunks = [pictures.paths[begin : begin + AT_ONCE] for begin in begins]
+            ahead = threads.map(self._decoded, chunks[0]) if chunks else iter(())
+            for number, begin in enumerate(begins):
+                paths, decoded = chunks[number], list(ahead)
+                ahead = threads.map(self._decoded, chunks[number + 1]) if number + 1 < len(chunks) else iter(())
+                for path, each in zip(paths, decoded, strict=True):
+                    self._check_size(path, each)
+                self.advance(len(paths))
+                yield np.stack(decoded), np.array(pictures.labels[begin : begin + AT_ONCE], np.int64)
+
+    def _check_size(self, path: Path, decoded: NDArray[np.uint8]) -> None:
+        size = (decoded.shape[1], decoded.shape[2])
+        if self._first is None:
+            self._first = (size, path)
+        elif size != self._first[0]:
+            (height, width), first = self._first
+            raise DataError(
+                f"{path}: is {size[1]} pixels wide and {size[0]} high, and {first} is {width} by {height}: expected "
+                f"one size; bring all to one with --size {height}x{width}"
+            )
+
+    def _decoded(self, path: Path) -> NDArray[np.uint8]:
+        return decode(path, path, self.options)
+
+
+def decode(source: Path | IO[bytes], named: object, options: PackOptions) -> NDArray[np.uint8]:
+    """Return a picture as bytes (channels, height, width), upright, with white behind it. DataError if it is none."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(source) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise DataError(f"{named}: {opened.width} x {opened.height} pixels: expected at most {MOST_PIXELS}")
+            return _array(opened, options)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = (getattr(error, "strerror", None) or one_line(str(error), 80)).partition(" <")[0]
+        raise DataError(f"{named}: is no picture that can be read ({reason}): repair or remove it") from None
+
+
+def decode_bytes(data: bytes, named: str, options: PackOptions) -> NDArray[np.uint8]:
+    """Return the same of a picture in memory."""
+    return decode(BytesIO(data), named, options)
+
+
+def _array(opened: Image.Image, options: PackOptions) -> NDArray[np.uint8]:
+    mode = "L" if options.grayscale else "RGB"
+    if options.size is not None and opened.format == "JPEG" and opened.getexif().get(0x0112, 1) == 1:
+        # The decoder leaves out what would be averaged away: at least twice as many pixels stay as are asked for.
+        opened.draft(mode, (2 * options.size[1], 2 * options.size[0]))
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16 bits or more, of which Pillow's conversion would keep the lowest eight.
+        deep = np.asarray(image, np.float64)
+        image = Image.fromarray(np.clip(deep / (257.0 if image.mode != "F" else 1.0), 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image)
+    image = image.convert(mode) if image.mode != mode else image
+    if options.size is not None and image.size != (options.size[1], options.size[0]):
+        image = image.resize((options.size[1], options.size[0]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
