@@ -18,7 +18,8 @@ def make_repeatable() -> None:
     torch.set_num_threads(1)
     with suppress(RuntimeError):  # it may be set once, and not after work began; it does not touch bits
         torch.set_num_interop_threads(1)
-    torch.use_deterministic_algorithms(True)
+    # As `use_deterministic_algorithms(True)`, which also loads the compiler: that takes a second, and makes a folder.
+    torch.set_deterministic_debug_mode("error")
     # Otherwise each new tensor would be filled with NaN first, those of PyTorch's own kernels included. `evidence`
     # does that once, and finds a model that reads what it has not written.
     fill_new_memory(False)

@@ -122,5 +122,8 @@ class Baseline:
 
 
 def layouts_of(model: str) -> tuple[str, ...]:
-    """Return the memory layouts in which to try the baseline; the faster one counts."""
+    """Return the memory layouts in which to try the baseline; the faster one counts.
+
+    A module of the user's own is the very same one that we train, and so is its layout.
+    """
     return ("contiguous", "channels-last") if model in ("lenet", "cnn") else ("contiguous",)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.job.job import Job
-from common.nn.model_source import build_model
+from common.model.source import is_torch_module, open_model
 from common.nn.models import MODELS
 from common.runtime.environment import cores, keep_to_core
 from lockstep.bench.baseline import Answer, Baseline, Stepper, all_at_once, layouts_of
@@ -37,6 +37,8 @@ class Scaling:
     steps: int
     rounds: int
     peer_python: Path | None = None
+    #: As of train.
+    data: str = "mnist"
 
     def check(self) -> None:
         """Raise UsageError for what cannot be measured, before measuring anything."""
@@ -44,9 +46,11 @@ class Scaling:
             for transport in self.transports:
                 check_launch(Launch(workers=1, servers=servers, transport=transport))
         for model in self.models:
-            build_model(model)
-            if self.peer_python is not None and model not in MODELS:
-                raise UsageError(f"the PyTorch baseline has no model {model!r}: expected one of {', '.join(MODELS)}")
+            if self.peer_python is not None and self.python_of(model) is None:
+                raise UsageError(
+                    f"the PyTorch baseline has no model {model!r}: expected one of {', '.join(MODELS)}, or a function "
+                    "that returns a torch.nn.Module"
+                )
         for batch in self.batches:
             for workers in self.workers:
                 if not self.is_weak and batch % workers:
@@ -54,6 +58,15 @@ class Scaling:
                         f"a batch of {batch} cannot be divided among {workers} workers: expected a multiple of each of "
                         f"{', '.join(map(str, self.workers))}, so that each has the same share"
                     )
+
+    def python_of(self, model: str) -> Path | None:
+        """Return the Python under which the baseline trains a model, None if there is no baseline.
+
+        A module of PyTorch is trained here by us, and so it can be by the baseline.
+        """
+        if is_torch_module(open_model(model, 0).module):
+            return self.peer_python or Path(sys.executable)
+        return self.peer_python if model in MODELS else None
 
     def cells(self, folder: Path) -> Iterator["Cell"]:
         """Yield what is measured side by side, one worker first."""
@@ -66,7 +79,7 @@ class Scaling:
         micro_batches = self.micro_batches_per_worker * (workers if self.is_weak else max(self.workers))
         global_batch = batch * workers if self.is_weak else batch
         share = global_batch // workers
-        values = {"model": model, "data": str(write_data(folder)), "lr": 0.01, "momentum": 0.9}
+        values = {"model": model, "data": str(write_data(folder, self.data)), "lr": 0.01, "momentum": 0.9}
         shared = {
             "global_batch": global_batch,
             "micro_batches": micro_batches,
@@ -167,10 +180,13 @@ class ScalingBench:
         return stepper
 
     def _baselines(self, cell: Cell, stack: ExitStack) -> list[Baseline]:
-        python, model = self.scaling.peer_python, cell.job.model_name()
+        model = cell.job.model_name()
+        python = self.scaling.python_of(model)
         if python is None:
             return []
         arguments = ["ddp", model, str(cell.single_job.global_batch), str(cell.workers)]
+        if model not in MODELS:
+            arguments += ["--data", cell.job.data]
         baselines = []
         for layout in layouts_of(model):
             baselines.append(Baseline.start(python, arguments, layout))

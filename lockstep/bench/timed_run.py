@@ -87,12 +87,12 @@ def mean_step_s(turns: Sequence[Sequence[float]]) -> float:
     return statistics.median_high(statistics.mean(turn) for turn in turns)
 
 
-def write_data(folder: Path) -> Path:
-    """Write MNIST with fewer test images, and return the path."""
+def write_data(folder: Path, name: str = "mnist") -> Path:
+    """Write MNIST, or other data, with fewer test samples, and return the path."""
     path = folder / "digits.npz"
     if not path.exists():
-        mnist = load("mnist")
-        train, test = mnist.train, mnist.test
+        data = load(name)
+        train, test = data.train, data.test
         x_test, y_test = test.images[:TEST_SAMPLES], test.labels[:TEST_SAMPLES]
         np.savez(path, x_train=train.images[:], y_train=train.labels, x_test=x_test, y_test=y_test)
     return path

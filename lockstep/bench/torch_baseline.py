@@ -2,6 +2,7 @@
 
     PYTHON torch_baseline.py step MODEL BATCH [--channels-last]             one process
     PYTHON torch_baseline.py ddp MODEL BATCH WORKERS [--channels-last]      DistributedDataParallel, BATCH each
+    PYTHON torch_baseline.py ddp FILE.py:FUNCTION BATCH WORKERS --data FILE.npz   a module of the user's own, its data
     PYTHON torch_baseline.py allreduce PARAMETERS WORKERS                   the exchange alone, over gloo
 
 Reads a number of steps from each line of standard input and answers with one line of JSON: the seconds of each step.
@@ -13,12 +14,14 @@ import contextlib
 import json
 import os
 import resource
+import runpy
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -51,24 +54,41 @@ def build(name: str) -> nn.Module:
             *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Flatten(), nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10)),
         )
-    raise SystemExit(f"unknown model {name!r}: expected linear, mlp, lenet or cnn")
+    if ":" in name:
+        path, _, function = name.rpartition(":")
+        return runpy.run_path(path)[function]()
+    raise SystemExit(f"unknown model {name!r}: expected linear, mlp, lenet, cnn or FILE.py:FUNCTION")
 
 
-def stepper(name: str, batch: int, *, is_channels_last: bool, is_distributed: bool) -> Callable[[int], None]:
+def samples(data: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the training set of an .npz as a model is given it, or random images."""
+    if data is None:
+        return torch.rand(SAMPLES, 1, 28, 28), torch.randint(0, 10, (SAMPLES,))
+    with np.load(data) as arrays:
+        images, labels = arrays["x_train"][:SAMPLES], arrays["y_train"][:SAMPLES]
+    if images.dtype == np.uint8:
+        return torch.from_numpy(images.astype(np.float32) / 255), torch.from_numpy(labels.astype(np.int64))
+    kind = np.float32 if images.dtype.kind == "f" else np.int64
+    return torch.from_numpy(images.astype(kind)), torch.from_numpy(labels.astype(np.int64))
+
+
+def stepper(options: argparse.Namespace, *, is_distributed: bool) -> Callable[[int], None]:
     """Return a function of the step's number: forward, loss, backward, SGD with momentum 0.9."""
-    layout = torch.channels_last if is_channels_last else torch.contiguous_format
-    model = build(name).to(memory_format=layout)
+    batch, layout = options.batch, torch.channels_last if options.channels_last else torch.contiguous_format
+    model = build(options.model).to(memory_format=layout)
     if is_distributed:
         model = nn.parallel.DistributedDataParallel(model)
-    images = torch.rand(SAMPLES, 1, 28, 28).contiguous(memory_format=layout)
-    labels = torch.randint(0, 10, (SAMPLES,))
+    images, labels = samples(options.data)
+    if images.ndim == 4:
+        images = images.contiguous(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     loss_of = nn.CrossEntropyLoss()
 
     def step(number: int) -> None:
-        start = (number * batch) % (SAMPLES - batch)
+        start = (number * batch) % max(1, len(images) - batch)
         optimizer.zero_grad()
-        loss_of(model(images[start : start + batch]), labels[start : start + batch]).backward()
+        outputs, expected = model(images[start : start + batch]), labels[start : start + batch]
+        loss_of(outputs.reshape(-1, outputs.shape[-1]), expected.reshape(-1)).backward()
         optimizer.step()
 
     return step
@@ -146,6 +166,7 @@ def arguments() -> argparse.Namespace:
             mode.add_argument("model")
             mode.add_argument("batch", type=int)
             mode.add_argument("--channels-last", action="store_true")
+            mode.add_argument("--data", metavar="FILE", help="an .npz with x_train and y_train")
         if name == "step":
             mode.set_defaults(workers=1)
         else:
@@ -162,10 +183,7 @@ def main() -> None:
         if options.mode == "allreduce":
             step = exchanger(options.parameters)
         else:
-            is_distributed = options.workers > 1
-            step = stepper(
-                options.model, options.batch, is_channels_last=options.channels_last, is_distributed=is_distributed
-            )
+            step = stepper(options, is_distributed=options.workers > 1)
         serve(options, step)
 
 

@@ -27,7 +27,16 @@ from lockstep.reports.display import print_plainly
 
 
 @click.command(short_help="Several workers: images/s, and where the time goes.")
-@click.option("--models", type=WORDS, default="mlp,lenet,cnn", metavar="LIST", help="as of train  [mlp,lenet,cnn]")
+@click.option(
+    "--models",
+    "--model",
+    "models",
+    type=WORDS,
+    default="mlp,lenet,cnn",
+    metavar="LIST",
+    help="as of train  [mlp,lenet,cnn]",
+)
+@click.option("--data", default="mnist", metavar="DATA", help="as of train  [mnist]")
 @click.option("--batches", type=NUMBERS, default="32,128", metavar="LIST", help="samples of a step  [32,128]")
 @click.option("--workers", type=WORKERS, default="1,2", metavar="LIST", help="numbers of worker processes  [1,2]")
 @click.option("--transports", type=TRANSPORTS, default="auto", metavar="LIST", help="as of train  [auto]")
@@ -60,12 +69,14 @@ def scaling(json_file: Path | None, plot_file: Path | None, **asked: Any) -> Non
     the step after one. Images/s are those of all other steps together, slow ones too, in the middle one of the turns.
 
     In turns with it run as many independent processes, which are the ceiling, and the baseline: DistributedDataParallel
-    of torch over gloo in its faster memory layout. The split of a step is that of its mean worker.
+    of torch over gloo in its faster memory layout. The baseline of a torch.nn.Module is that very module, and needs no
+    --peer-python. The split of a step is that of its mean worker.
 
     \b
       lockstep bench scaling --models mlp --batches 128 --json scaling.json
       lockstep bench scaling --strong --workers 1,2,4 --plot scaling.png
       lockstep bench scaling --peer-python ~/torch/bin/python
+      lockstep bench scaling --model my_net.py:build --data my.npz
     """
     check_plot(plot_file)
     console, rows = Console(highlight=False), list[ScalingRow]()

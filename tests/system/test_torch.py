@@ -1,0 +1,63 @@
+"""Real processes that train a model of PyTorch come to one digest: over any transport, killed, and resumed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.common.pytorch.jobs import NAMES, NETS
+from tests.system.alone import train_alone
+from tests.system.processes import GONE_S, Place
+
+pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+
+DATA = ("--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "4", "--momentum", "0.9")
+
+
+def job(name: str, steps: int = 6) -> tuple[str, ...]:
+    return ("--model", f"{NETS}:{name}", *DATA, "--steps", str(steps))
+
+
+def digest_in(folder: Path) -> str:
+    found: str = json.loads((folder / "result.json").read_text())["weights_sha256"]
+    return found
+
+
+def digest_with(place: Place, arguments: tuple[str, ...], *flags: str, run: str = "run") -> str:
+    """Train in processes of their own; return the digest of the weights."""
+    code, _, error = place.start("train", *arguments, "--run-dir", run, *flags).end(within_s=600.0)
+    assert (code, error) == (0, "")
+    assert place.is_empty(GONE_S)
+    return digest_in(place.folder / run)
+
+
+def test_killed_and_over_shared_memory_a_run_comes_to_the_bits_of_one_process(place: Place, tmp_path: Path) -> None:
+    arguments = job("mlp", 150)
+    flags = ("--workers", "2", "--chaos", "kill-worker=1", "--chaos-seed", "3", "--audit", "5%")
+    assert digest_with(place, arguments, *flags) == digest_in(train_alone(tmp_path, *arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_nine_nets_have_one_digest_each(place: Place, tmp_path: Path, name: str) -> None:
+    calm = digest_in(train_alone(tmp_path, *job(name)))
+    for number, flags in enumerate(
+        (
+            ("--workers", "1"),
+            ("--workers", "2", "--transport", "ipc"),
+            ("--workers", "3", "--transport", "tcp"),
+            ("--workers", "8"),
+        )
+    ):
+        assert digest_with(place, job(name), *flags, run=f"run{number}") == calm, flags
+
+
+@pytest.mark.slow
+def test_servers_wires_and_resumption_change_nothing(place: Place, tmp_path: Path) -> None:
+    arguments = (*job("lenet", 60), "--wire", "int8", "--wire-weights", "bfloat16")
+    calm = digest_in(train_alone(tmp_path, *arguments))
+    wild = ("--workers", "2", "--servers", "3", "--checkpoint-every-steps", "5")
+    assert digest_with(place, arguments, *wild, "--chaos", "kill-server=1 kill-worker=1") == calm
+    code, _, _ = place.start("train", *arguments, "--workers", "1", "--steps", "20", "--run-dir", "short").end(600.0)
+    assert code == 0
+    assert digest_with(place, arguments, "--workers", "3", "--transport", "tcp", run="again") == calm
