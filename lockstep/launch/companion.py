@@ -29,6 +29,14 @@ FEED_S, GRACE_S = 0.5, 1.0
 STAY_S = 1.0
 
 
+def demand_page(what: str) -> None:
+    """Raise `UsageError` if a package that serves the page is not installed."""
+    demand("starlette", "watch", what)
+    demand("uvicorn", "watch", what)
+    demand("sse-starlette", "watch", what)
+    demand("prometheus-client", "watch", what)
+
+
 @dataclass(frozen=True)
 class PageRequest:
     """A page that somebody asked for."""
@@ -53,8 +61,7 @@ class PageProcess:
     @classmethod
     def start(cls, folder: Path, request: PageRequest) -> "PageProcess":
         """Start it for the run in a folder; `UsageError` if it cannot serve there."""
-        for package in ("starlette", "uvicorn", "sse-starlette", "prometheus-client"):
-            demand(package, "watch", "--metrics" if request.is_metrics_only else "a page of the run")
+        demand_page("--metrics" if request.is_metrics_only else "a page of the run")
         private = private_folder()
         arguments = ["watch", str(folder), "--fed", "--listen", request.listen]
         arguments += ["--metrics-only"] if request.is_metrics_only else []

@@ -88,8 +88,8 @@ class SerialRun:
     setup: RunSetup
     recorder: MetricsRecorder
     clock: Clock
-    #: Called with the status of the run after each round.
-    watch: Callable[[Status], None]
+    #: Called with the status of the run after each round; None if nobody looks.
+    watch: Callable[[Status], None] | None
     #: Where it begins: by default at the beginning.
     start: Resumption | None = None
     checkpointer: Checkpointer | None = None
@@ -118,7 +118,8 @@ class SerialRun:
                 if self.checkpointer is not None and then is not None and not self.guard.text:
                     self.checkpointer.take_if_due(setup.shard, progress, self.compute_s)
                 phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
-                self.watch(status_of(setup.info, progress, phase, then or at, self.clock.now(), []))
+                if self.watch is not None:
+                    self.watch(status_of(setup.info, progress, phase, then or at, self.clock.now(), []))
                 self.recorder.flush_if_due(self.clock.now())
                 at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:

@@ -11,6 +11,7 @@ CONFINED = {
     "zmq": ("common.transport.zeromq.*", "common.transport.auth.curve"),
     "msgpack": ("common.protocol.codec",),
     "ray": ("lockstep.launch.remote.ray_*",),
+    "sklearn": ("lockstep.sklearn.estimators",),
     "torch": ("common.pytorch.*",),
     "time": ("common.runtime.clock",),
     "datetime": ("common.runtime.clock",),

@@ -117,6 +117,7 @@ APPLICATION_ORDER = Order(
         ("lockstep.verification",),
         ("lockstep.bench",),
         ("lockstep.checkup",),
+        ("lockstep.sklearn",),
         ("lockstep.api", "lockstep.watch"),
         ("lockstep.launch",),
         ("lockstep.reports",),

@@ -146,6 +146,15 @@ def test_the_net_with_batchnorm_passes_993(characters: Path, tmp_path: Path) -> 
     assert train("batchnorm_cnn.toml", characters, tmp_path, workers=2).test_accuracy >= 0.993
 
 
+def test_the_search_ranks_twelve_settings_beside_scikit_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn", reason="needs scikit-learn: .venv/bin/pip install -e '.[sklearn]'")
+    digest = script("grid_search.py")["main"](samples=300, epochs=1, workers=0, beside_mlp=True)
+    shown = capsys.readouterr().out
+    assert re.search(r"Lockstep .* s for 37 fits\n", shown)
+    assert f"ranking and all weights {digest[:12]}" in shown
+    assert re.search(r"MLPClassifier .* s; best 0\.", shown)
+
+
 @pytest.mark.slow
 def test_the_script_trains(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

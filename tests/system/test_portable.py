@@ -34,7 +34,6 @@ def digest(run: Path) -> str:
 
 #: How a run is carried out.
 WAYS = {
-    "alone": ("--workers", "0"),
     "workers": ("--workers", "2"),
     "servers over tcp": ("--workers", "1", "--servers", "2", "--transport", "tcp"),
 }
@@ -50,9 +49,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return digest(place.folder / "run")
 
 
-@pytest.mark.parametrize("way", [WAYS["workers"], WAYS["servers over tcp"]], ids=["workers", "servers over tcp"])
-def test_all_processes_of_a_run_have_them(place: Place, alone: str, way: tuple[str, ...]) -> None:
-    code, _, err = place.start("train", *PORTABLE, *way, "--run-dir", "run").end()
+@pytest.mark.parametrize("way", ["workers", pytest.param("servers over tcp", marks=pytest.mark.slow)])
+def test_all_processes_of_a_run_have_them(place: Place, alone: str, way: str) -> None:
+    code, _, err = place.start("train", *PORTABLE, *WAYS[way], "--run-dir", "run").end()
     assert code == 0, err
     assert digest(place.folder / "run") == alone
     # They were started so: to begin again takes a third of a second.
@@ -134,6 +133,7 @@ def test_a_process_that_was_to_have_them_and_does_not_is_found_before_it_changes
     assert not (place.folder / "bad").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_end_is_resumed_with_them(place: Place, alone: str) -> None:
     flags = ("--workers", "0", "--checkpoint-every-steps", "3", "--run-dir", "run")
     assert place.start("train", *PORTABLE, *flags).end()[0] == 0

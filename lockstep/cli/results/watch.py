@@ -10,7 +10,7 @@ from common.errors import UsageError
 from common.transport.address import parse
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.launch.client import say
-from lockstep.runs.optional_packages import demand
+from lockstep.launch.companion import demand_page
 
 #: Where the page is served by default: any free port of this machine alone.
 LISTEN = "127.0.0.1:0"
@@ -59,8 +59,7 @@ def watch(
     Only this machine can open the page, unless --listen names another address: then the link has a token in it, without
     which nothing is shown. /metrics is for Prometheus.
     """
-    for package in ("starlette", "uvicorn", "sse-starlette", "prometheus-client"):
-        demand(package, "watch", "lockstep watch")
+    demand_page("lockstep watch")
     # Imported here, since the extra may not be installed.
     from lockstep.watch.serving import PageServer, ask_statuses, parse_place, read_statuses, read_token, stdin_lines
     from lockstep.watch.sources import Source

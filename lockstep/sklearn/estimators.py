@@ -1,0 +1,390 @@
+"""The estimators: a network of Lockstep's behind `fit`, `predict` and `score` of scikit-learn.
+
+Every value of a job that decides the weights is a parameter; those of MLPClassifier have its defaults where a small
+table is best served by them. What is fitted is arrays, texts and numbers, so that a pickle of it runs nothing of ours.
+"""
+
+import multiprocessing
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from rich.console import Console
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from common.data.dataset import Dataset, TrainTest
+from common.data.preparation import Preparation
+from common.errors import JobError
+from common.job.job import Job
+from common.model.port import Model
+from common.runtime.clock import SystemClock
+from common.runtime.environment import cores
+from lockstep.reports.display import SilentDisplay, display_for
+from lockstep.runs.job_file import resolve
+from lockstep.runs.launch_config import Launch
+from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
+from lockstep.sklearn.training import Assignment, Stream, TrainedNetwork, train, train_pass
+
+#: Parameters of an estimator that are no values of its job.
+NOT_OF_THE_JOB = ("model", "activation", "sample_shape", "random_state", "warm_start", "workers", "verbose")
+
+#: Rows that are predicted at once: always so many, the last ones filled up, since the bits of a product depend on its
+#: shape. So a prediction depends on nothing but its row.
+ROWS = 128
+
+#: Rows of a micro-batch at least if `micro_batches` is not given, for features and for images, and the most of them.
+#: Narrower products are slower: 535,818 parameters take 14 % longer with four micro-batches of 50 rows than with one.
+LEAST_ROWS, LEAST_IMAGES, MOST_MICRO_BATCHES = 128, 16, 8
+
+#: Seeds are drawn below this.
+SEEDS = 2**31 - 1
+
+
+class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
+    """What both estimators share."""
+
+    #: The job's.
+    _loss: str
+    #: What the next call of partial_fit goes on from; missing before the first, and before `fit`.
+    _stream: Stream
+    _stream_seed: int
+    #: The model with the fitted weights; None in one that was unpickled and not used since.
+    _opened: Model | None
+
+    def __init__(
+        self,
+        model: Network = (100,),
+        *,
+        activation: str = "relu",
+        sample_shape: tuple[int, ...] | None = None,
+        epochs: int = 200,
+        steps: int | None = None,
+        global_batch: int = 200,
+        micro_batches: int | None = None,
+        optimizer: str = "adam",
+        lr: float = 0.001,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        clip_norm: float | None = None,
+        schedule: str = "constant",
+        warmup_steps: int = 0,
+        decay_every: int = 1,
+        decay_factor: float = 0.1,
+        label_smoothing: float = 0.0,
+        normalize: bool = True,
+        max_shift: int = 0,
+        wire: str = "float32",
+        wire_weights: str = "float32",
+        numerics: str = "native",
+        validation_split: float = 0.0,
+        patience: int | None = 10,
+        monitor: str | None = None,
+        min_delta: float = 1e-4,
+        keep_best: bool = False,
+        random_state: Any = 0,
+        warm_start: bool = False,
+        workers: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.model = model
+        self.activation = activation
+        self.sample_shape = sample_shape
+        self.epochs = epochs
+        self.steps = steps
+        self.global_batch = global_batch
+        self.micro_batches = micro_batches
+        self.optimizer = optimizer
+        self.lr = lr
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.weight_decay = weight_decay
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.alpha = alpha
+        self.eps = eps
+        self.clip_norm = clip_norm
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.decay_every = decay_every
+        self.decay_factor = decay_factor
+        self.label_smoothing = label_smoothing
+        self.normalize = normalize
+        self.max_shift = max_shift
+        self.wire = wire
+        self.wire_weights = wire_weights
+        self.numerics = numerics
+        self.validation_split = validation_split
+        self.patience = patience
+        self.monitor = monitor
+        self.min_delta = min_delta
+        self.keep_best = keep_best
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.workers = workers
+        self.verbose = verbose
+
+    def _fit(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> Self:
+        """Train from the beginning; `labels` are those of a Dataset."""
+        shape = self._shape(x, labels, classes)
+        self._stream_seed = self._seed()
+        kept = int(self.validation_split * len(x)) if 0 < self.validation_split < 1 else 0
+        exported = exported_network(self.model, self.activation, shape)
+        assignment = Assignment(
+            job=self._job(exported.value, len(x) - kept, self._stream_seed),
+            data=self._data(x, labels, classes, shape),
+            text=exported.text,
+            initial=self._weights_before(),
+        )
+        clock = SystemClock()
+        with display_for(Console(highlight=False), clock) if self.verbose else SilentDisplay() as display:
+            trained = train(assignment, self._most_workers(), cores(), clock, display)
+        return self._hold(trained, exported.value, shape)
+
+    def _partial_fit(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> Self:
+        """Train with each sample once, from where the last call ended."""
+        shape = self._shape(x, labels, classes)
+        before: Stream | None = getattr(self, "_stream", None)
+        if before is None:
+            self._stream_seed = self._seed()
+        exported = exported_network(self.model, self.activation, shape)
+        job = self._job(exported.value, len(x), self._stream_seed, validation_split=0.0, keep_best=False)
+        assignment = Assignment(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
+        stream = train_pass(assignment, before)
+        self.weights_, self._moments = stream.weights, stream.moments
+        self.n_iter_, self.loss_ = stream.passes, stream.loss
+        self._stream = stream
+        return self._open(exported.value, shape)
+
+    def _job(self, value: str | dict[str, Any], samples: int, seed: int, **changed: Any) -> Job:
+        """Return the job; batches that are larger than the training set are as large as that."""
+        values = {name: _plain(each) for name, each in self.get_params(deep=False).items()}
+        values = {name: each for name, each in values.items() if name not in NOT_OF_THE_JOB}
+        if self.monitor is None:
+            # What a job without a validation set is monitored by, its test set, an estimator does not have.
+            values["monitor"] = "val_loss" if self.validation_split else "loss"
+        if self.micro_batches is None:
+            values["micro_batches"] = self._micro_batches()
+        if str(self.monitor).startswith("test_"):
+            raise JobError(f"monitor = {self.monitor!r}: expected loss, val_loss or the like; there is no test set")
+        given = {"model": value, "data": "arrays", "seed": seed, "loss": self._loss}
+        job, _ = resolve({}, {**values, **given, **changed}, Launch())
+        # Folds of a cross-validation differ in size, and the last parts of a stream are smaller.
+        lowered = {name: min(getattr(job, name), samples) for name in ("global_batch", "micro_batches")}
+        return msgspec.structs.replace(job, **lowered)
+
+    def _micro_batches(self) -> int:
+        """Return how many micro-batches are wide enough to be worth it; what is no batch is named later."""
+        least = LEAST_ROWS if self.sample_shape is None else LEAST_IMAGES
+        batch = self.global_batch if isinstance(self.global_batch, int | np.integer) else 1
+        return max(1, min(MOST_MICRO_BATCHES, int(batch) // least))
+
+    def _seed(self) -> int:
+        """Return the seed of a job: `random_state` itself if that is a number."""
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(SEEDS))
+
+    def _weights_before(self) -> dict[str, NDArray[np.float32]] | None:
+        return dict(self.weights_) if self.warm_start and hasattr(self, "weights_") else None
+
+    def _most_workers(self) -> int:
+        """Return how many workers may be used: none in a process of a search that runs several."""
+        if self.workers is None:
+            return 0 if _is_one_of_several() else cores()
+        return resolve({}, {"workers": _plain(self.workers)}, Launch())[1].workers
+
+    def _shape(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> NetworkShape:
+        sample = (x.shape[1],) if self.sample_shape is None else tuple(int(size) for size in self.sample_shape)
+        shape = NetworkShape(sample=sample, outputs=classes or labels.shape[1])
+        if shape.inputs != x.shape[1]:
+            raise JobError(
+                f"sample_shape = {self.sample_shape!r} has {shape.inputs} values: expected {x.shape[1]}, as many as X "
+                "has features"
+            )
+        return shape
+
+    def _data(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, shape: NetworkShape) -> TrainTest:
+        images = np.ascontiguousarray(x).reshape(len(x), *shape.sample)
+        # An estimator has no test set, and a run has one: its figures are shown to nobody. The label is the last class,
+        # by which a process that reads both from a file knows how many there are.
+        last = np.full(1, classes - 1, np.int64) if classes else labels[:1]
+        # scikit-learn has looked at X, and classes are right by what they are; targets may be too large for a float32.
+        train = Dataset(images, labels, classes, is_checked=bool(classes))
+        # Nobody compares the data of a run that leaves nothing behind.
+        return TrainTest("arrays", train, Dataset(images[:1], last, classes), known_digest="")
+
+    def _hold(self, trained: TrainedNetwork, value: str | dict[str, Any], shape: NetworkShape) -> Self:
+        """Keep what training resulted in."""
+        self.weights_, self._moments = trained.weights, trained.moments
+        self.weights_sha256_, self.workers_ = trained.weights_sha256, trained.workers
+        self.history_ = [_figures(epoch) for epoch in trained.history]
+        self.n_iter_, self.loss_ = len(trained.history), trained.history[trained.epoch - 1].loss
+        # For partial_fit, which goes on with the optimizer as it is at first.
+        passes = len(trained.history)
+        self._stream = Stream(trained.weights, {}, trained.moments, passes=passes, updates=0, loss=self.loss_)
+        return self._open(value, shape)
+
+    def _open(self, value: str | dict[str, Any], shape: NetworkShape) -> Self:
+        self._value, self._network_shape = value, (shape.sample, shape.outputs)
+        self._opened = self._new_model()
+        return self
+
+    def _new_model(self) -> Model:
+        sample, outputs = self._network_shape
+        shape = NetworkShape(sample=sample, outputs=outputs)
+        opened = opened_network(self.model, self._value, shape, self._stream_seed)
+        vector = np.zeros(opened.layout.size, np.float32)
+        opened.layout.write(vector, self.weights_)
+        opened.load(vector)
+        return opened
+
+    @property
+    def module_(self) -> Any:
+        """The trained model, in evaluation mode; it takes samples as `predict` prepares them."""
+        check_is_fitted(self)
+        return self._model().module
+
+    def _model(self) -> Model:
+        """Return the model with the fitted weights; one that was unpickled is built when it is first needed."""
+        if self._opened is None:
+            self._opened = self._new_model()
+        return self._opened
+
+    def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Return what the network computes of each row, (n, outputs)."""
+        check_is_fitted(self)
+        rows = validate_data(self, x, dtype=np.float32, reset=False)
+        model, preparation = self._model(), Preparation(*self._moments)
+        sample, outputs = self._network_shape
+        found = np.empty((len(rows), outputs))
+        batch = np.zeros((ROWS, *sample), np.float32)
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            batch[: len(part)] = part.reshape(len(part), *sample)
+            found[start : start + ROWS] = model.outputs(preparation.images(batch))[: len(part)]
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: the weights as arrays, and no model, which is built of them when it is used."""
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_opened": None} if "_opened" in state else state
+
+
+class LockstepClassifier(ClassifierMixin, LockstepEstimator):  # type: ignore[misc]  # as above
+    """A network that is trained by cross-entropy; the same parameters give the same bits, with any number of workers.
+
+    `model`: sizes of hidden layers, `(100,)`; a name or `FILE.py:FUNCTION`, as a job file has it; a Module, or a
+    function that returns one. A function with two parameters is called with the numbers of features and of classes.
+    `activation`: relu, tanh, sigmoid, gelu, leaky_relu or identity, between layers that are given by their sizes.
+    `sample_shape`: what each row is reshaped to, as `(1, 28, 28)` for a model of images.
+    `random_state`: the seed of all random numbers. `warm_start`: begin with the weights of the last `fit`.
+    `workers`: the most worker processes, by default one per core. Short training stays in this process, which has the
+    same bits and is sooner done.
+    All other parameters are values of a job; `global_batch` and `micro_batches` are lowered for small data. Without
+    `micro_batches`, each has at least 128 rows, or 16 images, and there are at most 8: as many workers can compute.
+
+    Fitted: `classes_`, `history_` (a dict for each epoch), `loss_`, `n_iter_`, `n_features_in_`, `feature_names_in_`,
+    `weights_` (arrays by name), `weights_sha256_`, `workers_` (how many computed; 0 if this process did), `module_`.
+    `sample_weight` is not supported.
+    """
+
+    _loss = "cross-entropy"
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803  # the names that scikit-learn passes
+        """Train on rows X (n, features) and their classes y (n,), which may be any labels."""
+        x, targets = self._checked(X, y, reset=True)
+        self.classes_, labels = np.unique(targets, return_inverse=True)
+        return self._fit(x, labels.astype(np.int64), len(self.classes_))
+
+    def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:  # noqa: N803
+        """Train with each row once, in this process, from where the last call ended.
+
+        The first call needs all `classes`. As many calls with the same data give the weights of as many epochs.
+        """
+        is_first = not hasattr(self, "_stream")
+        if is_first and classes is None:
+            raise ValueError("the first call of partial_fit got no classes: expected all that y may have later")
+        x, targets = self._checked(X, y, reset=is_first)
+        if is_first:
+            self.classes_ = np.unique(np.asarray(classes))
+        labels = np.minimum(np.searchsorted(self.classes_, targets), len(self.classes_) - 1)
+        if (unknown := self.classes_[labels] != targets).any():
+            raise ValueError(f"y has {_plain(targets[unknown][0])!r}: expected one of {self.classes_.tolist()!r}")
+        return self._partial_fit(x, labels.astype(np.int64), len(self.classes_))
+
+    def _checked(self, x: ArrayLike, y: ArrayLike, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        rows, targets = validate_data(self, x, y, dtype=np.float32, reset=reset)
+        check_classification_targets(targets)
+        return rows, targets
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
+        """Return the probability of each class, (n, classes), in the order of `classes_`."""
+        outputs = self._outputs(X)
+        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
+        """Return the logarithm of `predict_proba`."""
+        return np.log(self.predict_proba(X))
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
+        """Return the class of each row, (n,)."""
+        outputs = self._outputs(X)  # raises if there are no classes yet
+        classes: NDArray[Any] = self.classes_[outputs.argmax(axis=1)]
+        return classes
+
+
+class LockstepRegressor(RegressorMixin, LockstepEstimator):  # type: ignore[misc]  # as above
+    """A network that is trained by the mean squared error; parameters and fitted values as of LockstepClassifier.
+
+    y is (n,) or (n, targets), and is best brought near mean 0 and deviation 1: `TransformedTargetRegressor` does that.
+    A function with two parameters as `model` is called with the numbers of features and of targets. `history_` has R²
+    in place of accuracies. `sample_weight` is not supported.
+    """
+
+    _loss = "mse"
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803
+        """Train on rows X (n, features) and numbers y, (n,) or (n, targets)."""
+        return self._fit(*self._checked(X, y, reset=True), classes=0)
+
+    def partial_fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803
+        """Train with each row once, in this process, from where the last call ended; as LockstepClassifier."""
+        return self._partial_fit(*self._checked(X, y, reset=not hasattr(self, "_stream")), classes=0)
+
+    def _checked(self, x: ArrayLike, y: ArrayLike, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        rows, targets = validate_data(self, x, y, dtype=np.float32, multi_output=True, y_numeric=True, reset=reset)
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            targets = column_or_1d(targets, warn=True)
+        self._has_one_target = targets.ndim == 1
+        return rows, targets.reshape(len(rows), -1).astype(np.float32)
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
+        """Return the numbers of each row, in the shape that y had: (n,) or (n, targets)."""
+        outputs = self._outputs(X)
+        return outputs[:, 0] if self._has_one_target else outputs
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or text that a search drew from an array as Python's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _figures(epoch: Any) -> dict[str, Any]:
+    """Return the figures of an epoch that an estimator has: none of a test set."""
+    names = ("epoch", "loss", "accuracy", "r2", "val_loss", "val_accuracy", "wall_s", "weights_sha256")
+    return {name: value for name in names if (value := getattr(epoch, name)) is not None}
+
+
+def _is_one_of_several() -> bool:
+    """Tell whether joblib, or the like, has started this process to share the machine with others."""
+    return multiprocessing.current_process().name != "MainProcess"

@@ -1,0 +1,134 @@
+"""From an estimator's `model` to what a job can name, and back to a model that predicts.
+
+Knows nothing of scikit-learn, data or training.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import JobError, ModelError
+from common.files.did_you_mean import nearest
+from common.model.autograd import AutogradModel
+from common.model.port import Model
+from common.model.source import is_torch_module, open_model, torch_model
+from common.nn.description import is_describable
+from common.nn.layers.activations import GELU, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from common.nn.layers.containers import Sequential
+from common.nn.layers.linear import Flatten, Linear
+from common.nn.module import Module
+from lockstep.api.exported_model import ExportedModel, exported
+
+#: The sizes of hidden layers, the name of a model as a job has it, a model of ours or of PyTorch, or what builds one.
+Network = Any
+
+#: What may stand between the layers of a network that is given by its sizes.
+ACTIVATIONS: dict[str, Callable[[], Module]] = {
+    "relu": ReLU,
+    "tanh": Tanh,
+    "sigmoid": Sigmoid,
+    "gelu": GELU,
+    "leaky_relu": LeakyReLU,
+    "identity": Identity,
+}
+
+#: Parameters of a builder that is given the numbers of inputs and of outputs.
+SHAPED = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """The shape of one sample, (features,) or (channels, height, width), and how many numbers come out for it."""
+
+    sample: tuple[int, ...]
+    outputs: int
+
+    @property
+    def inputs(self) -> int:
+        """The number of values of a sample."""
+        return math.prod(self.sample)
+
+
+def exported_network(network: Any, activation: str, shape: NetworkShape) -> ExportedModel:
+    """Return a network as a job can name it; `ModelError` or `JobError` if it is none.
+
+    What builds it may have two parameters: it is given the number of values of a sample, and that of outputs.
+    """
+    if isinstance(network, str):
+        return ExportedModel(network)
+    if not _is_model(network) and not callable(network):
+        return exported(_of_sizes(_sizes(network), activation, shape))
+    model = network if _is_model(network) else _built(network, shape)
+    if _wants_shape(network) or _is_described(model):
+        return exported(model)
+    return exported(network)
+
+
+def opened_network(network: Any, value: str | dict[str, Any], shape: NetworkShape, seed: int) -> Model:
+    """Return a new model of a network that a job named as `value`; what builds it is called again if it must be."""
+    if isinstance(value, dict) or isinstance(network, str):
+        return open_model(value, seed)
+    model = type(network)() if _is_model(network) else _built(network, shape)
+    return AutogradModel(model) if isinstance(model, Module) else torch_model(model)
+
+
+def _is_model(value: object) -> bool:
+    return isinstance(value, Module) or is_torch_module(value)
+
+
+def _is_described(model: object) -> bool:
+    """Tell whether a model consists of the library's own layers, which travel as data."""
+    return isinstance(model, Module) and all(is_describable(type(part)) for part in model.modules())
+
+
+def _of_sizes(hidden: Sequence[int], activation: str, shape: NetworkShape) -> Sequential:
+    """Return linear layers with an activation after each hidden one; without a hidden layer it is a linear model."""
+    if activation not in ACTIVATIONS:
+        raise JobError(
+            f"activation = {activation!r}{nearest(str(activation), ACTIVATIONS)}: expected one of "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    layers: list[Module] = [Flatten()] if len(shape.sample) > 1 else []
+    inputs = shape.inputs
+    for size in hidden:
+        layers += [Linear(inputs, size), ACTIVATIONS[activation]()]
+        inputs = size
+    return Sequential(*layers, Linear(inputs, shape.outputs))
+
+
+def _sizes(network: Any) -> list[int]:
+    """Return the sizes of hidden layers, which a search may have drawn as NumPy's; one alone is a list of one."""
+    try:
+        sizes = [int(size) for size in (network if hasattr(network, "__len__") else [network])]
+    except (TypeError, ValueError):
+        sizes = [0]
+    if any(size < 1 for size in sizes):
+        raise ModelError(
+            f"model = {network!r}: expected the sizes of hidden layers, as (100,), the name of a model, a Module, or "
+            "a function that returns one"
+        )
+    return sizes
+
+
+def _wants_shape(network: Callable[..., object]) -> bool:
+    """Tell whether what builds a network has two parameters without a default."""
+    if _is_model(network):
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(network).parameters.values()
+    needed = [each.name for each in parameters if each.kind in kinds and each.default is each.empty]
+    if len(needed) not in (0, SHAPED):
+        raise ModelError(
+            f"model = {network!r} needs {', '.join(needed)}: expected a function of the numbers of inputs and outputs, "
+            "or one without parameters"
+        )
+    return bool(needed)
+
+
+def _built(network: Callable[..., object], shape: NetworkShape) -> Any:
+    built = network(shape.inputs, shape.outputs) if _wants_shape(network) else network()
+    if not _is_model(built):
+        raise ModelError(f"model = {network!r} returned {built!r}: expected a Module; does it end in `return model`?")
+    return built

@@ -1,0 +1,98 @@
+"""Who trains: this process, or workers if they are much quicker; with the same bits."""
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import pytest
+
+from common.data.dataset import Dataset, TrainTest
+from common.job.job import Job
+from common.nn.description import describe
+from common.random import Purpose, generator
+from common.runtime.clock import SystemClock
+from lockstep import nn
+from lockstep.reports.display import SilentDisplay
+from lockstep.sklearn.training import Assignment, TrainedNetwork, quickest, train
+from ps.setup import AdmissionPolicy, open_run
+
+#: A machine with so many cores.
+CORES = 4
+
+
+@dataclass
+class SlowClock:
+    """A clock by which each look takes a while: a step looks several times."""
+
+    look_s: float
+    now_s: float = 0.0
+
+    def now(self) -> float:
+        self.now_s += self.look_s
+        return self.now_s
+
+
+def assignment(loss: str = "cross-entropy", classes: int = 3) -> Assignment:
+    """Return something to train in a moment. The training set lacks the last class."""
+    rng = generator(0, Purpose.CANARY)
+    x = rng.standard_normal((96, 5), dtype=np.float32)
+    labels = rng.integers(0, classes - 1, 96) if loss == "cross-entropy" else x[:, :classes].copy()
+    last = np.full(1, classes - 1) if loss == "cross-entropy" else labels[:1]
+    known = classes if loss == "cross-entropy" else 0
+    job = Job(
+        model=dict(describe(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.1), nn.Linear(4, classes)))),
+        data="arrays",
+        loss=loss,  # type: ignore[arg-type]  # one of two texts
+        epochs=8,
+        global_batch=32,
+        micro_batches=4,
+        validation_split=0.25,
+    )
+    return Assignment(job=job, data=TrainTest("arrays", Dataset(x, labels, known), Dataset(x[:1], last, known)))
+
+
+def by(clock: SystemClock | SlowClock, workers: int, work: Assignment) -> TrainedNetwork:
+    return train(work, workers, CORES, clock, SilentDisplay())
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", pytest.param("mse", marks=pytest.mark.slow)])
+def test_what_would_take_long_is_trained_by_workers_with_the_same_bits(loss: str) -> None:
+    work = assignment(loss)
+    here, there = by(SystemClock(), 2, work), by(SlowClock(10.0), 2, work)
+    assert (here.workers, there.workers) == (0, 2)
+    assert there.weights_sha256 == here.weights_sha256
+    assert there.weights.keys() == here.weights.keys()
+    assert all(np.array_equal(there.weights[name], array) for name, array in here.weights.items())
+    assert [figures(epoch) for epoch in there.history] == [figures(epoch) for epoch in here.history]
+    assert there.moments == here.moments
+    assert (there.epoch, there.steps) == (here.epoch, here.steps)
+
+
+def figures(epoch: object) -> dict[str, object]:
+    """Return the figures of an epoch without its time."""
+    return {name: getattr(epoch, name) for name in ("epoch", "loss", "val_loss", "weights_sha256")}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_worker_is_never_quicker(workers: int) -> None:
+    assert by(SlowClock(10.0), workers, assignment()).workers == 0
+
+
+@pytest.mark.parametrize(
+    ("step_s", "steps", "most", "cores", "expected"),
+    [
+        (0.001, 1000, 4, 4, 0),  # a second is not worth a start
+        (0.1, 1000, 4, 4, 4),
+        (0.1, 1000, 2, 4, 2),
+        (0.1, 1000, 9, 3, 2),  # of four micro-batches the slowest of three workers has two, as of two
+        (0.1, 1000, 4, 1, 0),
+        (0.1, 10, 4, 4, 0),
+        (0.0005, 10**6, 4, 4, 0),  # the exchange takes longer
+    ],
+)
+def test_workers_are_used_if_they_are_much_quicker(
+    step_s: float, steps: int, most: int, cores: int, expected: int
+) -> None:
+    work = assignment()
+    setup = open_run("run", msgspec.structs.replace(work.job, steps=steps), work.data, AdmissionPolicy())
+    assert quickest(step_s, steps - 8, setup, most, cores) == expected
