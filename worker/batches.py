@@ -57,6 +57,15 @@ class Batches:
         images = self.preparation.images(train.images.take(indices, axis=0), rng)
         return images, self.objective.targets(train.labels.take(indices, axis=0))
 
+    def fill(self, step: int, node: Node, images: Array, targets: Array) -> None:
+        """Write the same of a node's micro-batches, all of one size, into arrays: one after the other along axis 0."""
+        if self.job.max_shift:  # drawn for each micro-batch
+            for place, each in enumerate(range(node.lo, node.hi)):
+                images[place], targets[place] = self.training(self.sampler.indices(step, each), step, each)
+            return
+        made, wanted = self.training(self.samples_of("train", step, node), step, node.lo)
+        images[...], targets[...] = made.reshape(images.shape), wanted.reshape(targets.shape)
+
     def chunk(self, work: Work, chunk: int) -> tuple[Array, Array]:
         """Return the same of a chunk of an evaluation."""
         held_out = self._held_out(work)

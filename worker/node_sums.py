@@ -178,8 +178,7 @@ class SumsInOnePass:
         attempt, sink = self.one_by_one.attempt, self.one_by_one.sink
         computed, losses = attempt.computed, len(attempt.losses)
         attempt.count()
-        for place, (images, targets) in enumerate(self._batches(step, node)):
-            made.images[place], made.targets[place] = images, targets
+        self.one_by_one.batches.fill(step, node, made.images, made.targets)
         progress = Progress(attempt, len(node), made.length)
         sums, outputs = made.forward(progress.advance)
         if not np.isfinite(sums).all():

@@ -108,8 +108,8 @@ class Capture:
             tape.copy(seed, 1)
             backward_over(nodes, seed, retain_graph=True)
         outputs = [tape.view_of(values[slot]) for slot in self._outputs]
-        if None in outputs:
-            raise UntapeableError("an output was computed in a way that is not recorded")
+        if any(each is None or each.memory.kind is not MemoryKind.TEMPORARY for each in outputs):
+            raise UntapeableError("an output was not computed, or in a way that is not recorded")
         is_reached = tuple(leaf.grad is not None for leaf in leaves)
         return TapedCapture(tape, forward, tuple(each for each in outputs if each is not None), is_reached)
 

@@ -412,9 +412,18 @@ class _Emitter:
         count = self.program._count
         if call.kind is CallKind.ALONE or is_vector or count == 1:
             return [self._single(call, batch) for batch in range(count)]
+        if call.kind is CallKind.REDUCTION:
+            return [self._reduction(call)]
         dimensions = max(each.ndim for each in map(self._shape_of, call.operands) if each is not None)
         operands = [self._stack(each, dimensions) if isinstance(each, View) else each for each in call.operands]
         return [_instruction(call, operands)]
+
+    def _reduction(self, call: Call) -> Instruction:
+        array, axis, dtype, target, keepdims = call.operands
+        axes = range(len(array.shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        behind = tuple(each + 1 if each >= 0 else each for each in axes)
+        stacked = [self._stack(each, len(each.shape)) for each in (array, target)]
+        return partial(call.function, stacked[0], behind, dtype, stacked[1], keepdims)
 
     @staticmethod
     def _shape_of(operand: Any) -> Any:

@@ -78,6 +78,8 @@ class CallKind(Enum):
     ELEMENTWISE = auto()
     #: Multiplies matrices, the last two axes: a stack at once, matrix by matrix, each in its own shape.
     PRODUCT = auto()
+    #: Reduces axes, which are the second operand: those of a stack at once, each in its own order.
+    REDUCTION = auto()
     #: Anything else: one after the other.
     ALONE = auto()
 
@@ -268,7 +270,7 @@ class Tape:
 
         reduced: Any = partial(ufunc.reduce, axis=axis, keepdims=keepdims)
         result, target = self._target(reduced, (array,), out)
-        self.calls.append(Call(ufunc.reduce, (operand, axis, None, target, keepdims), (3,), CallKind.ALONE))
+        self.calls.append(Call(ufunc.reduce, (operand, axis, None, target, keepdims), (3,), CallKind.REDUCTION))
         return result
 
     def _target(self, function: Callable[..., Any], inputs: tuple[Any, ...], out: Any) -> tuple[Any, Any]:

@@ -196,6 +196,8 @@ class AutogradEngine:
         self._indices: dict[Leaf | None, int] = {
             parameter.leaf: index for index, parameter in enumerate(self._pass.parameters)
         }
+        #: Why no program can be made, once that was tried.
+        self._refusal: str | None = None
         #: How often micro-batches of so many samples were wanted in one pass, by the tree over them.
         self._wanted: Counter[tuple[Tree, int]] = Counter()
         self._stacked: dict[tuple[Tree, int], StackedPass | None] = {}
@@ -256,7 +258,8 @@ class AutogradEngine:
             return None
         try:
             program = proven(captured, taped, self._pass.parameters, tree, batches)
-        except UntapeableError:
+        except UntapeableError as error:
+            self._refusal = str(error)
             return None
         return None if program is None else StackedPass(program, self._layout, taped.is_reached, self._weights[0])
 
@@ -265,14 +268,14 @@ class AutogradEngine:
         if shape not in self._taped:
             try:
                 self._taped[shape] = captured.taped(batch)
-            except UntapeableError:
-                self._taped[shape] = None
+            except UntapeableError as error:
+                self._taped[shape], self._refusal = None, str(error)
         return self._taped[shape]
 
     @property
     def obstacle(self) -> str | None:
-        """Why micro-batches of this model are computed one by one; None if nothing is in the way."""
-        return first_unrepeatable(self._module)
+        module = first_unrepeatable(self._module)
+        return self._refusal if module is None else f"{module} may compute something else with each batch"
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:
         self._put(is_training=False)

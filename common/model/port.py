@@ -122,6 +122,10 @@ class Engine(Protocol):
         which the weights of the moment are used: an engine may try with them.
         """
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why `one_pass` always returns None, in words for a person; None if it may return something."""
+
     def evaluate(self, images: Array, targets: Array) -> Outcome:
         """Compute in evaluation mode, with the loss of the test set."""
 

@@ -19,7 +19,6 @@ from common.files.reading import read_regular
 from common.nn.description import build
 from common.nn.models import MODELS
 from common.nn.module import Module
-from common.version import DISTRIBUTION
 
 #: Bytes of a model's file.
 MOST_BYTES = 2**24
@@ -73,7 +72,7 @@ class ModelFile:
             del sys.modules[module.__name__]
             advice = ""
             if isinstance(error, ModuleNotFoundError) and error.name == "torch":
-                advice = f": expected PyTorch to be installed; run `pip install '{DISTRIBUTION}[torch]'`"
+                advice = f": expected PyTorch to be installed; run `{sys.executable} -m pip install 'torch>=2.9'`"
             raise ModelError(
                 f"model file {str(self.path)!r} cannot be imported: it raised {_one_line(error)}{advice}"
             ) from error

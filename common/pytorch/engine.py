@@ -105,7 +105,11 @@ class TorchEngine:
         self._check_held()
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> None:
-        """Return None: PyTorch's products of several micro-batches at once have other bits than of each alone."""
+        """Return None."""
+
+    @property
+    def obstacle(self) -> str:
+        return "PyTorch's products of several micro-batches at once have other bits"
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:
         self._put(is_training=False)

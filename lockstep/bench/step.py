@@ -21,6 +21,7 @@ from common.autograd.tensor import Tensor
 from common.data.dataset import TrainTest
 from common.errors import RunError
 from common.job.job import Job
+from common.model.port import Engine
 from common.nn.layers.convolution import Conv1d, Conv2d
 from common.nn.layers.linear import Linear
 from common.nn.module import Module
@@ -126,7 +127,7 @@ def faster_layout(theirs: dict[str, list[Answer]], our_ms: float) -> BaselineFig
 
 
 def profile(bench: StepBench, steps: int) -> Table:
-    """Return a table of where the time of a step goes.
+    """Return a table of where the time of a step goes; its caption tells how micro-batches are computed otherwise.
 
     Steps with and without the observer alternate, so that a disturbance of the machine affects both.
     """
@@ -136,7 +137,17 @@ def profile(bench: StepBench, steps: int) -> Table:
         plain += bench.times(per_turn)
         with observe(observer):
             bench.times(per_turn)
-    return observer.table(len(plain), statistics.mean(plain))
+    table = observer.table(len(plain), statistics.mean(plain))
+    table.caption, table.caption_justify = caption(bench.trainer.compute.engine), "left"
+    return table
+
+
+def caption(engine: Engine) -> str:
+    """Return a sentence on whether micro-batches are computed in one pass, which an observer cannot see."""
+    obstacle = engine.obstacle
+    if obstacle is None:
+        return "observed one micro-batch at a time; otherwise as many in one pass as stay in cache"
+    return f"always one micro-batch at a time: {obstacle}"
 
 
 def peak_rss_bytes() -> int:
@@ -229,14 +240,18 @@ class Profile:
         return table
 
 
-def figures_of(models: Sequence[str], batches: Sequence[int], flags: Sequence[str]) -> Iterator[StepFigures]:
-    """Yield the figures of each model at each batch, each from a process of its own, so that its peak memory is too.
+def figures_of(
+    models: Sequence[str], batches: Sequence[int], cuts: Sequence[int], flags: Sequence[str]
+) -> Iterator[StepFigures]:
+    """Yield the figures of each model at each batch, cut into each number of micro-batches.
+
+    Each is from a process of its own, so that its peak memory is too.
 
     `flags` are those of `bench step` for all.
     """
     with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder:
-        for model, batch in product(models, batches):
-            yield _measured(model, batch, flags, Path(folder) / "figures.json")
+        for model, batch, cut in product(models, batches, cuts):
+            yield _measured(model, batch, ["--micro-batches", str(cut), *flags], Path(folder) / "figures.json")
 
 
 def _measured(model: str, batch: int, flags: Sequence[str], file: Path) -> StepFigures:

@@ -1,5 +1,7 @@
 """The rows of the benches as lines of a table, within 80 columns."""
 
+from collections.abc import Sequence
+
 from lockstep.bench.reports.rows import (
     CoordinatorRow,
     ExchangeRow,
@@ -16,7 +18,7 @@ from ps.run.timing import Split
 def step_lines(figures: StepFigures) -> list[str]:
     """Return the figures as lines."""
     lines = [
-        f"{figures.model}, batch {figures.batch}, one thread, median of {figures.steps} steps",
+        f"{figures.model}, batch {figures.batch}{_cut(figures)}, one thread, median of {figures.steps} steps",
         f"step          {figures.ms_per_step:.3f} ms, {figures.images_per_s:,.0f} images/s",
         f"products      {figures.gemm_gflops_share:.0%} of it at the peak of {figures.gemm_peak_gflops:.0f} GFLOP/s",
         f"peak memory   {figures.peak_rss_mb:.0f} MB",
@@ -27,6 +29,21 @@ def step_lines(figures: StepFigures) -> list[str]:
             f"torch         {torch.ms_per_step:.3f} ms, torch {torch.version}, {torch.layout}, {size:.0f} MB",
             f"torch / ours  {torch.ratio:.2f}",
         ]
+    return lines
+
+
+def _cut(figures: StepFigures) -> str:
+    return f" in {figures.micro_batches} micro-batches" if figures.micro_batches > 1 else ""
+
+
+def cut_lines(rows: Sequence[StepFigures]) -> list[str]:
+    """Return, for each model and batch, the speed with each number of micro-batches over that with the first."""
+    cuts = list(dict.fromkeys(row.micro_batches for row in rows))
+    lines = ["micro-batches  " + "".join(f"{cut:>6}" for cut in cuts)]
+    by_place = {(row.model, row.batch): row.ms_per_step for row in rows if row.micro_batches == cuts[0]}
+    for (model, batch), first in by_place.items():
+        times = [row.ms_per_step for row in rows if (row.model, row.batch) == (model, batch)]
+        lines.append(f"{f'{model} {batch}':<15}" + "".join(f"{first / ms:>6.2f}" for ms in times))
     return lines
 
 

@@ -13,7 +13,7 @@ from common.files.atomic import write_atomically
 from common.runtime.clock import SystemClock
 from common.runtime.numerics import Numerics
 from lockstep.bench.reports.rows import StepFigures, mean_ratio, plot_rows
-from lockstep.bench.reports.tables import step_lines
+from lockstep.bench.reports.tables import cut_lines, step_lines
 from lockstep.bench.step import StepBench, figures_of, measure, profile
 from lockstep.cli.bench.options import NUMBERS, PEER_OPTION, PLOT_OPTION, WORDS, check_plot
 from lockstep.launch.numerics import begin_with
@@ -26,7 +26,7 @@ from lockstep.runs.launch_config import Launch
 @click.option("--model", "models", type=WORDS, default="lenet", metavar="LIST", help="as of train  [lenet]")
 @click.option("--batch", "batches", type=NUMBERS, default="128", metavar="LIST", help="samples of a step  [128]")
 @click.option(
-    "--micro-batches", type=click.IntRange(min=1), default=1, metavar="N", help="pieces that they are cut into  [1]"
+    "--micro-batches", "cuts", type=NUMBERS, default="1", metavar="LIST", help="pieces that they are cut into  [1]"
 )
 @click.option("--steps", type=click.IntRange(min=30), default=120, metavar="N", help="steps measured, from 30  [120]")
 @click.option(
@@ -39,7 +39,7 @@ from lockstep.runs.launch_config import Launch
 def step(
     models: tuple[str, ...],
     batches: tuple[int, ...],
-    micro_batches: int,
+    cuts: tuple[int, ...],
     steps: int,
     numerics: Numerics,
     json_file: Path | None,
@@ -50,28 +50,32 @@ def step(
     """Time whole training steps: forward, loss, backward, update.
 
     One process with one BLAS thread, on MNIST in memory: the code that a worker and a server run. The median over the
-    steps counts, and with a baseline the ratio of the two medians. Of several models or batches, each is measured in a
-    process of its own, and the file is a list.
+    steps counts, and with a baseline the ratio of the two medians. Of several models, batches or numbers of
+    micro-batches, each is measured in a process of its own, and the file is a list. With several numbers of
+    micro-batches, the last lines are the speeds, divided by that of the first number.
 
     \b
       lockstep bench step --model cnn --batch 32
       lockstep bench step --model mlp --peer-python ~/torch/bin/python
       lockstep bench step --model linear,mlp,lenet,cnn --batch 32,128
+      lockstep bench step --model mlp --micro-batches 1,2,4,8,16,32
     """
     check_plot(plot_file)
     begin_with(numerics)
-    if len(models) == len(batches) == 1:
-        bench = _bench(models[0], batches[0], micro_batches, numerics)
+    if len(models) == len(batches) == len(cuts) == 1:
+        bench = _bench(models[0], batches[0], cuts[0], numerics)
         if is_profiling:
             Console(highlight=False).print(profile(bench, steps))
             return
         rows = [_told(measure(bench, steps, peer_python))]
     elif is_profiling:
-        raise UsageError("--profile shows one model at one batch: expected no list of them")
+        raise UsageError("--profile shows one model at one batch: expected no list, of micro-batches either")
     else:
-        flags = ["--micro-batches", str(micro_batches), "--steps", str(steps), "--numerics", numerics]
+        flags = ["--steps", str(steps), "--numerics", numerics]
         flags += ["--peer-python", str(peer_python)] if peer_python else []
-        rows = [_told(figures) for figures in figures_of(models, batches, flags)]
+        rows = [_told(figures) for figures in figures_of(models, batches, cuts, flags)]
+        for line in cut_lines(rows) if len(cuts) > 1 else ():
+            print_plainly(Console(highlight=False), line)
         if peer_python:
             print_plainly(Console(), f"geometric mean of torch / ours: {mean_ratio(rows):.2f}")
     if json_file is not None:

@@ -268,6 +268,18 @@ def test_what_was_computed_out_of_sight_raises_when_it_is_used() -> None:
         tape_of(lambda x: ((apply(hidden, Tensor(x) @ weight) * 2.0).sum(),), [x], [weight])
 
 
+def test_an_output_that_is_not_computed_is_left_to_be_computed_one_by_one() -> None:
+    weight = Tensor(RNG.standard_normal((4, 4)).astype(np.float32), requires_grad=True)
+    x = RNG.standard_normal((3, 4)).astype(np.float32)
+
+    def function(x: Array) -> tuple[Tensor, Tensor]:
+        given = Tensor(x)
+        return (given @ weight).sum(), given
+
+    with pytest.raises(UntapeableError, match="not computed"):
+        tape_of(function, [x], [weight])
+
+
 def test_between_stretches_the_gradients_that_are_final_are_named_once_each() -> None:
     loss = Loss(MODELS["mlp"]())
     made = program_of(loss, batches(2, 3, 1, 28, 28), loss.tensors)

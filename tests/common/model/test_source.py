@@ -36,7 +36,7 @@ def test_without_pytorch_its_models_say_what_to_install(tmp_path: Path) -> None:
         f"open_model('{tmp_path}/net.py:build', 1)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "run `pip install 'lockstep-sgd[torch]'`" in done.stderr.splitlines()[-1]
+    assert f"run `{sys.executable} -m pip install 'torch>=2.9'`" in done.stderr.splitlines()[-1]
 
 
 def test_pytorch_is_not_loaded_where_no_model_asks_for_it(tmp_path: Path) -> None:

@@ -49,10 +49,24 @@ def test_several_are_measured_each_in_its_own_process(tmp_path: Path, capsys: py
     assert capsys.readouterr().out.count("peak memory") == 2
 
 
+def test_what_micro_batches_cost_is_shown_by_several_numbers_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "step", "--model", "linear", "--batch", "8", "--micro-batches", "1,4", "--steps", "30"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[1].strip() for line in shown if "one thread" in line] == [
+        "batch 8",
+        "batch 8 in 4 micro-batches",
+    ]
+    head, ratios = (line.split() for line in shown[-2:])
+    assert head == ["micro-batches", "1", "4"]
+    assert ratios[:3] == ["linear", "8", "1.00"]
+    assert 0 < float(ratios[3]) < 2
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--model", "linear,mlp", "--profile"], "--profile shows one model at one batch"),
+        (["--micro-batches", "1,2", "--profile"], "--profile shows one model at one batch"),
         (["--model", "linear,nosuch", "--steps", "30"], "model = 'nosuch' is not known"),
         (["--plot", "figures.pdf"], "only PNG can be drawn"),
     ],
@@ -68,6 +82,16 @@ def test_a_profile_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "step", "--model", "linear", "--batch", "32", "--steps", "30", "--profile"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("cross_entropy", "linear", "backward", "everything else"))
+    assert "as many in one pass as stay in cache" in " ".join(shown.split())
+
+
+def test_a_profile_tells_what_keeps_micro_batches_from_being_computed_in_one_pass(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--model", "examples/batchnorm_cnn.py:build", "--batch", "2", "--steps", "30", "--profile"]
+    assert run(["bench", "step", *flags]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "always one micro-batch at a time: 1 (BatchNorm2d) may compute something else with each batch" in shown
 
 
 def test_the_profile_books_calls_and_bytes_and_changes_nothing() -> None:
