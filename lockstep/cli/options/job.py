@@ -17,9 +17,6 @@ CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_ev
 
 #: How the flags stand together in the help; flags in no group come first.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Data that is packed on the way": (
-        *("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split"),
-    ),
     "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed", "numerics"),
     "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
     "Fewer bytes": ("wire", "wire_weights"),
@@ -31,6 +28,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Early stopping and the best epoch": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
     "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),
     "Checkpoints": CHECKPOINT_FIELDS,
+}
+
+#: Flags of `train` that are not values of a job: how a table, or a folder of pictures, becomes its data.
+PACKING_GROUP = {
+    "Data that is packed on the way": (
+        *("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split"),
+    )
 }
 
 #: Values that may be given in per cent.
@@ -50,8 +54,9 @@ class GroupedCommand(click.Command):
             for parameter in self.get_params(context)
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)) is not None
         }
-        grouped = {name for names in GROUPS.values() for name in names}
-        sections = {"Options": tuple(name for name in records if name not in grouped), **GROUPS}
+        groups = {**PACKING_GROUP, **GROUPS}
+        grouped = {name for names in groups.values() for name in names}
+        sections = {"Options": tuple(name for name in records if name not in grouped), **groups}
         for heading, names in sections.items():
             rows = [records[name] for name in names if name in records]
             if rows:
