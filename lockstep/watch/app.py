@@ -41,7 +41,7 @@ FILES: Mapping[str, str] = {
 }
 
 #: Seconds between two looks at a run's files, and at least between two messages to a browser.
-LOOK_S, SEND_S = 0.25, 0.4
+LOOK_S, SEND_S = 0.15, 0.25
 
 #: Seconds without a message after which one says that all is well, and in which a browser has to take one.
 PING_S, SEND_TIMEOUT_S = 15.0, 20.0

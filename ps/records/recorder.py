@@ -21,7 +21,7 @@ from ps.run.timing import StepTime, StepTimeTotals
 from ps.run.traffic import NOTHING, Moved, TrafficTotals
 
 #: Seconds after which lines that wait are written, so that whoever follows the files sees each step within a second.
-FLUSH_S = 0.5
+FLUSH_S = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class MetricsRecorder:
                 self.folder.add_entry(entry)
 
     def flush_if_due(self, now: float) -> None:
-        """Write the lines that wait, at most twice a second."""
+        """Write the lines that wait, at most three times a second."""
         if self.folder is not None and now >= self._flushed + FLUSH_S:
             self._flushed = now
             self.folder.flush_waiting()

@@ -1,6 +1,7 @@
 """Real processes that train a model of PyTorch come to one digest: over any transport, killed, and resumed."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,22 @@ def test_nine_nets_have_one_digest_each(place: Place, tmp_path: Path, name: str)
 
 
 @pytest.mark.slow
-def test_servers_wires_and_resumption_change_nothing(place: Place, tmp_path: Path) -> None:
+def test_servers_wires_and_deaths_change_nothing(place: Place, tmp_path: Path) -> None:
     arguments = (*job("lenet", 60), "--wire", "int8", "--wire-weights", "bfloat16")
     calm = digest_in(train_alone(tmp_path, *arguments))
     wild = ("--workers", "2", "--servers", "3", "--checkpoint-every-steps", "5")
     assert digest_with(place, arguments, *wild, "--chaos", "kill-server=1 kill-worker=1") == calm
-    code, _, _ = place.start("train", *arguments, "--workers", "1", "--steps", "20", "--run-dir", "short").end(600.0)
-    assert code == 0
-    assert digest_with(place, arguments, "--workers", "3", "--transport", "tcp", run="again") == calm
+
+
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_is_resumed_with_other_workers(place: Place, tmp_path: Path) -> None:
+    arguments = job("lenet", 300)
+    calm = digest_in(train_alone(tmp_path, *arguments))
+    train = place.start("train", *arguments, "--workers", "2", "--checkpoint-every-steps", "5", "--run-dir", "run")
+    train.line_with("epoch 3/")
+    train.send(signal.SIGINT)
+    assert train.end(GONE_S)[0] == 130
+    code, out, error = place.start("train", "--resume", "run", "--workers", "3", "--transport", "tcp").end(600.0)
+    assert (code, error) == (0, "")
+    assert "resumes after step " in out
+    assert digest_in(place.folder / "run") == calm

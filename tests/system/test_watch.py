@@ -52,7 +52,7 @@ def test_a_page_beside_a_run_shows_it_live_and_ends_with_it(place: Place) -> Non
     train = place.start("train", *ENDLESS, "--workers", "1", "--run-dir", "run", "--watch")
     link = link_of(train)
     train.line_with("epoch 1/")
-    # The page looks at the files four times a second.
+    # The page looks at the files several times a second.
     while (shown := first_event(link))["state"] == "waiting" or shown["refused"] is None:
         continue
     assert (shown["state"], shown["model"]) == ("running", "linear")

@@ -13,7 +13,7 @@ const element = (name, text, className) => {
 };
 
 const POINTS = 900;
-const LIST_MS = 3000, CURVES_MS = 500;
+const LIST_MS = 3000, CURVES_MS = 300;
 
 async function ask(path, options) {
   const answer = await fetch(path, options);
