@@ -1,5 +1,7 @@
 """A finished run, as something to ask and to use."""
 
+import atexit
+import html
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 from common.errors import JobError
 from common.files.safetensors import read
 from common.job.job import Job
-from lockstep.api.run_page import RunPage, show_page
+from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import JOB, has_begun
@@ -17,6 +19,30 @@ from ps.checkpoint.folder import CheckpointFolder
 from ps.records.metrics import EpochRecord
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from ps.run.early_stopping import early_stopping_state
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """A page that is served until `close`; a notebook shows it as the value of a cell."""
+
+    page: PageProcess
+    height: int
+
+    @property
+    def link(self) -> str:
+        """Where a browser on this machine finds the page."""
+        return self.page.link
+
+    def close(self) -> None:
+        """End the page's process; may be called twice."""
+        self.page.close()
+
+    def _repr_html_(self) -> str:
+        link = html.escape(self.link, quote=True)
+        return f'<iframe src="{link}" width="100%" height="{self.height}" style="border: 0" title="Lockstep"></iframe>'
+
+    def __repr__(self) -> str:
+        return f"RunPage({self.link!r})"
 
 
 @dataclass(frozen=True)
@@ -68,7 +94,9 @@ class Run:
 
         The page is served by a process of its own, on this machine alone, until `close()` or the end of Python.
         """
-        return show_page(self.folder, height)
+        page = RunPage(PageProcess.start(self.folder.absolute(), PageRequest()), height)
+        atexit.register(page.close)
+        return page
 
     @property
     def best_epoch(self) -> EpochRecord:

@@ -21,9 +21,9 @@ from common.transport.shared_memory.folder import shared_root, sweep
 from common.transport.zeromq.ports import serve
 from common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.child import ExitRecord
-from lockstep.launch.companion import PageRequest, page_beside, watched
 from lockstep.launch.endpoints import WARNING, dialled
 from lockstep.launch.lifetime import uninterrupted
+from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.reports.display import Display, PlainDisplay, display_for, print_plainly
 from lockstep.runs.launch_config import Transport

@@ -74,9 +74,8 @@ class WatchApp:
     #: The streams that are open, each as long as somebody holds it.
     _streams: WeakSet["_Stream"] = field(default_factory=WeakSet)
     _asked: int = 0
-    _models: dict[str, ModelAnswers] = field(default_factory=dict)
-    #: The snapshot that was last sent of each run, with its version.
-    _snapshots: dict[int, tuple[int, str]] = field(default_factory=dict)
+    #: Of the run whose model was asked last: each holds its data.
+    _model: ModelAnswers | None = None
 
     def asgi(self) -> Starlette:
         """Return the application without its guard."""
@@ -92,6 +91,7 @@ class WatchApp:
                 Route("/api/runs/{run}/curves", self.curves),
                 Route("/api/runs/{run}/live", self.live),
                 Route("/api/runs/{run}/evaluation", self.evaluation),
+                Route("/api/runs/{run}/drawing", self.drawing),
                 Route("/api/runs/{run}/answer", self.answer, methods=["POST"]),
             ]
         handlers: dict[Any, Any] = {LockstepError: _on_error, BodyTooLongError: _on_long_body}
@@ -162,17 +162,7 @@ class WatchApp:
         if view is None:
             return _missing("no such run")
         await self._read(view)
-        return Response(self._snapshot(view), media_type="application/json")
-
-    def _snapshot(self, view: RunView) -> str:
-        """Return the snapshot as JSON, made once for all who ask."""
-        with view.lock:
-            known = self._snapshots.get(id(view))
-            if known is None or known[0] != view.version:
-                known = self._snapshots[id(view)] = view.version, msgspec.json.encode(view.snapshot()).decode()
-        if len(self._snapshots) > MOST_STREAMS:
-            self._snapshots = {id(view): known}
-        return known[1]
+        return Response(view.encoded_snapshot(), media_type="application/json")
 
     async def curves(self, request: Request) -> Response:
         view = self._view(request)
@@ -206,7 +196,7 @@ class WatchApp:
         while not self.is_over.is_set():
             if view.version != sent:
                 sent = view.version
-                yield {"event": "snapshot", "data": self._snapshot(view)}
+                yield {"event": "snapshot", "data": view.encoded_snapshot().decode()}
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.is_over.wait(), SEND_S)
             # Somebody still looks at it.
@@ -214,21 +204,28 @@ class WatchApp:
 
     # Its model
 
-    def _model(self, view: RunView) -> ModelAnswers:
-        return self._models.setdefault(str(view.folder), ModelAnswers(view.folder))
+    def _model_of(self, view: RunView) -> ModelAnswers:
+        if self._model is None or self._model.folder != view.folder:
+            self._model = ModelAnswers(view.folder)
+        return self._model
 
     async def _asked_of(self, view: RunView, question: Callable[[ModelAnswers], dict[str, Any]]) -> Response:
         if self._asked >= MOST_ASKED:
             return PlainTextResponse("the model is busy: try again in a moment\n", status_code=429)
         self._asked += 1
         try:
-            return _json(await anyio.to_thread.run_sync(question, self._model(view)))
+            return _json(await anyio.to_thread.run_sync(question, self._model_of(view)))
         finally:
             self._asked -= 1
 
     async def evaluation(self, request: Request) -> Response:
         view = self._view(request)
         return _missing("no such run") if view is None else await self._asked_of(view, ModelAnswers.evaluation)
+
+    async def drawing(self, request: Request) -> Response:
+        """Tell whether the model can be shown a drawing, and what its classes are called."""
+        view = self._view(request)
+        return _missing("no such run") if view is None else await self._asked_of(view, ModelAnswers.drawing)
 
     async def answer(self, request: Request) -> Response:
         """Return what the model sees in a drawing: gray values of 28 by 28 pixels, from 0 to 255."""

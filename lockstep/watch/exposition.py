@@ -92,6 +92,8 @@ def _of_epochs(view: RunView) -> Iterator[Metric]:
 
 
 def _of_steps(view: RunView) -> Iterator[Metric]:
+    if view.status is not None and not view.has_folder:
+        return  # a server says where its run is, and not what each step took
     steps = view.metrics.steps
     yield CounterMetricFamily("lockstep_samples", "Training samples whose gradients were used.", _sum(view, "samples"))
     wire = CounterMetricFamily("lockstep_wire_bytes", "Bytes that crossed sockets.", labels=["vector"])

@@ -1,8 +1,9 @@
 """Who may read the page: a check of each request, before anything else sees it.
 
-A page on loopback can be reached by any web page that the same browser has open. Two things prevent that. The `Host`
-header has to be one that leads here, since a name of an attacker's may resolve to 127.0.0.1 (DNS rebinding). And no
-answer allows another origin to read it. For any address but loopback, the path begins with a random token.
+Any web page that the same browser has open can reach a page on loopback. Three things keep it out. The `Host` header
+has to be one that leads here, since a name of an attacker's may resolve to 127.0.0.1 (DNS rebinding). No answer allows
+another origin to read it. And nothing is computed for another site: browsers report where a request comes from. For any
+address but loopback, the path begins with a random token.
 """
 
 import hmac
@@ -83,6 +84,9 @@ class Guard:
             return _refused(421, f"this page is at {' or '.join(sorted(self.hosts))}, and not at the host of this link")
         if not self.limit.allows(self.now()):
             return _refused(429, "too many requests: expected fewer; try again in some seconds")
+        origin = Headers(scope=scope).get("sec-fetch-site", "none")
+        if "/api/" in scope["path"] and origin not in ("same-origin", "none"):
+            return _refused(403, "only the page itself may ask for this")
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return _refused(405, "nothing can be changed here")
         if self.token and not self._has_token(scope["path"]):

@@ -95,6 +95,8 @@ class LedgerFile:
     reassigned: int = 0
     audited: int = 0
     restarts: int = 0
+    #: Epoch -> the last of its steps.
+    epoch_ends: dict[int, int] = field(default_factory=dict)
     unread: int = 0
     _step: int = 0
     _unused: list[Again] = field(default_factory=list)
@@ -120,6 +122,7 @@ class LedgerFile:
         self.workers.clear()
         self.timeline.clear()
         self.events.clear()
+        self.epoch_ends.clear()
         self._unused.clear()
         self.copied = self.reassigned = self.audited = self.restarts = self.unread = self._step = 0
 
@@ -134,6 +137,8 @@ class LedgerFile:
                 self._note(EventKind.JOINED, f"{entry.named()} joined")
             case RunBegun():
                 self._begin(entry)
+            case EpochDone(epoch=epoch):
+                self.epoch_ends[epoch] = entry.step - 1
             case WeightsAt():
                 self._note(EventKind.CHECKPOINT, f"checkpoint after {entry.step:,} steps", entry.step)
             case _:

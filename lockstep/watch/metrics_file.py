@@ -1,5 +1,6 @@
 """What `metrics.jsonl` says of a run by now: the figures of its steps and epochs, and how it failed."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from common.protocol.messages import Status
 from lockstep.watch.curves import StepColumns, StepLine
 from lockstep.watch.line_follower import LineFollower
 from ps.records.metrics import METRICS, EpochRecord, FailureRecord
@@ -57,6 +59,25 @@ class MetricsFile:
         elif steps:
             self.failure = ""
         return bool(new.data) or new.is_restarted, new.has_more
+
+    def add_status(self, status: Status) -> None:
+        """Add what a server says of its run, for a page without the run's folder: means over the epoch so far."""
+        is_new = status.step and (not self.steps.count or status.step - 1 > self.steps["step"][-1])
+        if is_new:
+            line = StepLine(
+                step=status.step - 1,
+                epoch=status.epoch,
+                loss=status.loss,
+                lr=math.nan,
+                samples=round(status.images_per_s),
+                round_s=1.0,
+                accuracy=math.nan if status.accuracy is None else status.accuracy,
+                r2=math.nan if status.r2 is None else status.r2,
+            )
+            self.steps.extend([line])
+        for epoch in status.history:
+            if epoch.epoch > (self.epochs[-1].epoch if self.epochs else 0):
+                self.epochs.append(EpochLine(**msgspec.structs.asdict(epoch), weights_sha256=""))
 
     def _decoded(self, data: bytes) -> Iterator[AnyLine]:
         try:

@@ -5,6 +5,7 @@ weights are those of its last checkpoint, or its final ones.
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -14,15 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UsageError
+from common.job.job import Job
 from lockstep.evaluation.assessment import Assessment, assess
+from lockstep.evaluation.confusion import shown_names
 from lockstep.evaluation.mistakes import surest_mistakes
 from lockstep.evaluation.predictions import FIELD, Recognizer
-from lockstep.runs.trained_model import Moment, open_trained
+from lockstep.runs.job_file import read_values, resolve
+from lockstep.runs.launch_config import default_launch
+from lockstep.runs.run_dir import JOB
+from lockstep.runs.trained_model import Moment, dataset_of, open_trained
 from ps.checkpoint.folder import CheckpointFolder
 from ps.records.run_folder import CHECKPOINTS, WEIGHTS
 
 #: Worst mistakes that are shown.
 MOST_MISTAKES = 24
+
+#: Bytes of a file of data that is read to find out what its samples are; a dataset folder is only mapped.
+MOST_DATA_BYTES = 2**28
 
 #: Most classes of a confusion matrix that is sent.
 MOST_CLASSES = 100
@@ -35,6 +44,7 @@ class ModelAnswers:
     folder: Path
     _lock: Lock = field(default_factory=Lock)
     _recognizer: tuple[Moment, int, Recognizer] | None = None
+    _drawing: dict[str, Any] | None = None
     _evaluation: tuple[Moment, int, dict[str, Any]] | None = None
 
     def moment(self) -> Moment:
@@ -43,7 +53,7 @@ class ModelAnswers:
         if (self.folder / WEIGHTS).is_file():
             return "last"
         if not steps:
-            raise UsageError("there are no weights yet: expected a checkpoint, which a run writes every 30 s")
+            raise UsageError("there are no weights yet: expected a checkpoint, which a run writes once per minute")
         return steps[-1]
 
     def _stamp(self) -> int:
@@ -51,6 +61,14 @@ class ModelAnswers:
             return (self.folder / WEIGHTS).stat().st_mtime_ns
         except OSError:
             return 0
+
+    def drawing(self) -> dict[str, Any]:
+        """Return whether the model was trained on images as somebody can draw them, (1, 28, 28), and its classes."""
+        with self._lock:
+            if self._drawing is None:
+                job, _ = resolve(read_values(self.folder / JOB), {}, default_launch())
+                self._drawing = _drawing_of(job)
+            return self._drawing
 
     def probabilities(self, pixels: NDArray[np.float64]) -> dict[str, Any]:
         """Return what the model sees in an image (28, 28) from 0 to 1; `UsageError` if it has no answer to that."""
@@ -75,6 +93,20 @@ class ModelAnswers:
             return self._evaluation[2]
 
 
+def _drawing_of(job: Job) -> dict[str, Any]:
+    path = Path(job.data)
+    is_large = path.is_file() and path.stat().st_size > MOST_DATA_BYTES
+    if job.loss == "mse" or is_large:
+        return {"is_possible": False, "names": []}
+    data = dataset_of(job)
+    is_possible = data.train.sample_shape == (1, FIELD, FIELD) and data.train.labels.ndim == 1
+    return {"is_possible": is_possible, "names": _names(data.class_names, data.train.classes)}
+
+
+def _names(names: Sequence[str], classes: int) -> list[str]:
+    return shown_names(names, classes) if classes <= MOST_CLASSES else []
+
+
 def _evaluated(assessment: Assessment) -> dict[str, Any]:
     if assessment.objective.is_regression:
         raise UsageError("a regression has no classes: `lockstep evaluate` reports its errors")
@@ -84,6 +116,7 @@ def _evaluated(assessment: Assessment) -> dict[str, Any]:
     return {
         "loss": assessment.tally.loss,
         "accuracy": assessment.tally.accuracy,
+        "names": _names(assessment.class_names, len(confusion.counts)),
         "counts": confusion.counts.tolist(),
         "mistakes": _mistakes(assessment),
     }

@@ -103,6 +103,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     timeline: list[DrawnStep]
     events: list[RunEvent]
     epochs: list[EpochRecord]
+    #: For each of these the last of its steps, None if that is unknown.
+    epoch_ends: list[int | None]
     failure: str
     weights_sha256: str
     #: First and last step that there is a figure of; None before the first.
@@ -138,12 +140,15 @@ class RunView:
     version: int = 0
     #: Whether all files have been read to their ends once.
     is_whole: bool = False
-    _has_folder: bool = False
+    #: Whether there is a folder with the run's job.
+    has_folder: bool = False
     #: When the run last wrote something, by the clock of `refresh`.
     _written: float = 0.0
     #: Of each small file, what tells whether it is the one that was read.
     _stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     _was_stopped: bool = False
+    #: The snapshot that was encoded last, with its version.
+    _encoded: tuple[int, bytes] = (-1, b"")
 
     def __post_init__(self) -> None:
         self.metrics, self.ledger = MetricsFile(self.folder), LedgerFile(self.folder)
@@ -155,10 +160,12 @@ class RunView:
 
     def _refresh(self, now: float, status: Status | None) -> bool:
         has_folder = (self.folder / JOB).is_file()
-        changed = has_folder != self._has_folder or status != self.status
-        self._has_folder, self.status = has_folder, status
+        changed = has_folder != self.has_folder or status != self.status
+        self.has_folder, self.status = has_folder, status
         changed |= self._read_small()
         has_lines, has_more = self.metrics.read()
+        if status is not None and changed and not has_folder:
+            self.metrics.add_status(status)
         has_entries, has_more_entries = self.ledger.read()
         if has_lines or has_entries or not self._written:
             self._written = now
@@ -214,7 +221,7 @@ class RunView:
             return RunState.RUNNING if self.status.step else RunState.WAITING
         if self.metrics.failure or (self.status is not None and self.status.failure):
             return RunState.FAILED
-        if not self._has_folder:
+        if not self.has_folder:
             return RunState.MISSING
         if self._was_stopped:
             return RunState.STOPPED
@@ -224,14 +231,17 @@ class RunView:
         """Return where the run is."""
         status, last = self.status, self.metrics.steps.last()
         total = self.receipt.total_steps if self.receipt is not None else 0
-        epochs = self.job.epochs if self.job is not None and self.job.epochs is not None else 0
+        # A job that says how many steps it has may end in any epoch.
+        epochs = self.job.epochs if self.job is not None and self.job.steps is None else 0
+        if status is not None and not (last and self.has_folder):
+            return self._figures_of(status)
         if not last:
-            return self._figures_of_status() if status is not None else Figures(steps=total, epochs=epochs)
+            return Figures(steps=total, epochs=epochs)
         speed = self.metrics.steps.throughput(RECENT_STEPS)
         step = int(last["step"]) + 1
         left_s = None
         if status is not None and status.eta_s:
-            left_s = status.eta_s
+            left_s = _finite(status.eta_s)
         elif total > step and speed > 0 and self.job is not None:
             left_s = (total - step) * self.job.global_batch / speed
         return Figures(
@@ -247,9 +257,8 @@ class RunView:
             left_s=None if self.state in (RunState.FINISHED, RunState.FAILED, RunState.STOPPED) else left_s,
         )
 
-    def _figures_of_status(self) -> Figures:
-        status = self.status
-        assert status is not None
+    @staticmethod
+    def _figures_of(status: Status) -> Figures:
         return Figures(
             step=status.step,
             steps=status.steps,
@@ -259,7 +268,7 @@ class RunView:
             accuracy=status.accuracy,
             r2=status.r2,
             samples_per_s=status.images_per_s,
-            left_s=status.eta_s or None,
+            left_s=_finite(status.eta_s) or None,
         )
 
     def workers(self) -> list[WorkerView]:
@@ -309,6 +318,13 @@ class RunView:
                 drawn.append(_drawn(leases, float(steps["round_s"][place]), update_s))
         return drawn
 
+    def encoded_snapshot(self) -> bytes:
+        """Return the snapshot as JSON, made once for all who ask."""
+        with self.lock:
+            if self._encoded[0] != self.version:
+                self._encoded = self.version, msgspec.json.encode(self.snapshot())
+            return self._encoded[1]
+
     def snapshot(self) -> Snapshot:
         """Return all that changes, but for the curves."""
         steps = self.metrics.steps["step"]
@@ -316,7 +332,7 @@ class RunView:
         failure = self.metrics.failure or (status.failure if status is not None else "")
         digest = result.weights_sha256 if result is not None else ""
         return Snapshot(
-            name=one_line(self.folder.name, 100),
+            name=one_line(status.run if status is not None and not self.has_folder else self.folder.name, 100),
             state=self.state,
             phase=one_line(status.phase, 100) if status is not None else "",
             model=one_line(self._model(), 100),
@@ -325,6 +341,7 @@ class RunView:
             timeline=self.timeline(),
             events=list(ledger.events)[-SENT_EVENTS:],
             epochs=[_record(epoch) for epoch in self.metrics.epochs],
+            epoch_ends=[self._end_of(epoch.epoch) for epoch in self.metrics.epochs],
             failure=one_line(failure, 2000),
             weights_sha256=digest,
             first_step=int(steps[0]) if len(steps) else None,
@@ -338,6 +355,13 @@ class RunView:
             is_whole=self.is_whole,
         )
 
+    def _end_of(self, epoch: int) -> int | None:
+        if epoch in self.ledger.epoch_ends:
+            return self.ledger.epoch_ends[epoch]
+        # Of a server alone, nothing says where an epoch ended: after the last of its steps that was seen.
+        seen = self.metrics.steps["step"][self.metrics.steps["epoch"] == epoch]
+        return int(seen[-1]) if len(seen) else None
+
     def _model(self) -> str:
         if self.job is not None:
             return self.job.model_name()
@@ -346,7 +370,7 @@ class RunView:
     def facts(self) -> dict[str, Any]:
         """Return what changes seldom: the run's job, its launch, its receipt, and the result at its end."""
         return {
-            "folder": str(self.folder),
+            "folder": str(self.folder) if self.has_folder else None,
             "job": None if self.job is None else msgspec.to_builtins(self.job),
             "launch": None if self.launch is None else msgspec.to_builtins(self.launch),
             "receipt": None if self.receipt is None else msgspec.to_builtins(self.receipt),

@@ -25,6 +25,9 @@ ONLY = "run"
 #: Runs of a folder that are listed: the newest ones.
 MOST_RUNS = 1000
 
+#: Where the files of a run would be of which only the server is known: nowhere.
+NOWHERE = Path(os.devnull, "run")
+
 #: Seconds after which a run that nobody looks at is forgotten, and read again when it is opened.
 FORGET_S = 600.0
 
@@ -105,7 +108,7 @@ class Source:
 
     def _folder_of(self, name: str) -> Path | None:
         if not self.is_many:
-            return (self.folder or Path()) if name == ONLY else None
+            return (self.folder or NOWHERE) if name == ONLY else None
         assert self.folder is not None
         # A name comes from the address line of a browser: it must be one of those that the folder has.
         return self.folder / name if name in self._names() else None

@@ -10,7 +10,7 @@ from common.errors import UsageError
 from common.transport.address import parse
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.launch.client import say
-from lockstep.launch.companion import demand_page
+from lockstep.launch.page_process import demand_page
 
 #: Where the page is served by default: any free port of this machine alone.
 LISTEN = "127.0.0.1:0"
@@ -46,8 +46,8 @@ def watch(
 ) -> None:
     """Show a run on a page: curves, workers, events, and what the model sees in a digit that you draw.
 
-    The page follows a run that goes on, and shows one that is over or has not begun. Of a folder of runs it shows the
-    list, and compares their curves. It changes nothing, and is a process of its own, which costs the run nothing.
+    The page follows a run while it trains. It also shows a run that has ended or has not started yet. For a folder of
+    runs, it lists them and compares their curves. It is a process of its own and changes nothing.
 
     \b
       lockstep watch runs/20261124-231714-lenet
@@ -56,8 +56,8 @@ def watch(
       lockstep watch runs/mine --server tcp://127.0.0.1:5555
       lockstep watch runs/mine --listen 0.0.0.0:8000
 
-    Only this machine can open the page, unless --listen names another address: then the link has a token in it, without
-    which nothing is shown. /metrics is for Prometheus.
+    By default, only this machine can open the page. If --listen names another address, the link contains a token, and
+    without it nothing is shown. Prometheus can scrape /metrics.
     """
     demand_page("lockstep watch")
     # Imported here, since the extra may not be installed.
@@ -66,14 +66,8 @@ def watch(
 
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
     reached = None if published is None else parse_place(published)
-    if "://" in what:
-        if address is not None:
-            raise UsageError(f"--server {address!r} together with the address {what!r}: remove one")
-        source, address = Source(None), what
-    else:
-        source = Source.at(Path(what))
-    if address is not None:
-        parse(address)
+    folder, address = folder_and_address(what, address)
+    source = Source(None) if folder is None else Source.at(folder)
     if source.is_many and (address is not None or is_metrics_only):
         raise UsageError(
             f"{what!r} is a folder of runs: expected the folder of one run with --server or --metrics-only"
@@ -99,3 +93,14 @@ def watch(
         return
     finally:
         is_over.set()
+
+
+def folder_and_address(what: str, server: str | None) -> tuple[Path | None, str | None]:
+    """Return the folder and the server's address that the argument and `--server` name, None where there is none."""
+    is_address = "://" in what
+    if is_address and server is not None:
+        raise UsageError(f"--server {server!r} together with the address {what!r}: remove one")
+    address = what if is_address else server
+    if address is not None:
+        parse(address)
+    return None if is_address else Path(what), address

@@ -24,10 +24,10 @@ from lockstep.cli.options.run import (
     WATCH_OPTION,
 )
 from lockstep.launch.child import keep_logs
-from lockstep.launch.companion import PageRequest
 from lockstep.launch.endpoints import lock_of
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
+from lockstep.launch.page_process import PageRequest
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch

@@ -29,8 +29,8 @@ from lockstep.cli.options.run import (
 )
 from lockstep.launch.chaos import Chaos, ChaosRequest, chaos_of, check_chaos, parse_chaos
 from lockstep.launch.cluster import train_here, train_on
-from lockstep.launch.companion import PageProcess, PageRequest, page_beside, watched
 from lockstep.launch.numerics import begin_with
+from lockstep.launch.page_process import PageProcess, PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.packing.cache import changed, packed_source
 from lockstep.reports.display import Display, display_for, print_plainly

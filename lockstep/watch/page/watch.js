@@ -75,6 +75,8 @@ class RunPage {
     clearTimeout(this.timer);
     clearInterval(this.waiting);
     this.charts.forEach(({ chart }) => chart.destroy());
+    // Its listeners are this run's.
+    $("pad").replaceWith($("pad").cloneNode());
     for (const id of ["figures", "job", "receipt", "events", "confusion", "mistakes", "bars"]) $(id).replaceChildren();
     $("run").hidden = true;
   }
@@ -175,13 +177,8 @@ class RunPage {
       return;
     }
     const { job, launch, receipt, result, folder } = this.facts;
-    const isMnist = job && ["mnist"].includes(job.data) && job.loss !== "mse";
-    $("drawing").hidden = !isMnist;
     $("evaluation").hidden = !job || job.loss === "mse";
-    if (isMnist && !this.pad) {
-      this.pad = new Pad($("pad"), () => this.recognise());
-      $("clear").onclick = () => this.pad.clear();
-    }
+    if (job && !this.drawing) this.offerDrawing();
     $("evaluate").onclick = () => this.evaluate();
     describe($("job"), { folder, ...(job ?? {}), ...(launch ?? {}) });
     const numerics = receipt?.numerics ?? {};
@@ -190,6 +187,14 @@ class RunPage {
       ...numerics,
       ...(result ? { weights_sha256: result.weights_sha256, transport: result.transport, wall_s: result.wall_s, obstacle: result.obstacle, stopped: result.stopped } : {}),
     });
+  }
+
+  async offerDrawing() {
+    this.drawing = await ask(`${this.base}/drawing`).catch(() => ({ is_possible: false, names: [] }));
+    $("drawing").hidden = !this.drawing.is_possible;
+    if (!this.drawing.is_possible) return;
+    this.pad = new Pad($("pad"), () => this.recognise());
+    $("clear").onclick = () => this.pad.clear();
   }
 
   // ---- Curves
@@ -220,7 +225,7 @@ class RunPage {
   plans() {
     const { curves } = this;
     const epochs = this.snapshot.epochs;
-    const ends = epochs.map((one) => this.endOf(one));
+    const ends = this.snapshot.epoch_ends.map((end, index) => end ?? epochs[index].epoch);
     const of = (name, label, colour, extra) => ({ name, label, colour, extra });
     const points = (name, label, colour) => ({ label, colour, isPoints: true, steps: ends, values: epochs.map((one) => one[name] ?? null) });
     const has = (name) => epochs.some((one) => one[name] !== undefined);
@@ -232,14 +237,6 @@ class RunPage {
       { title: "samples per second", curve: of("throughput", "samples per second", colourOf(3)), points: [] },
     ];
     return plans.filter((plan) => curves[plan.curve.name]);
-  }
-
-  // The last step of an epoch: an epoch's line does not have it.
-  endOf({ epoch }) {
-    const job = this.facts?.job, total = this.facts?.receipt?.total_steps;
-    const epochs = this.snapshot.figures.epochs;
-    if (!job || !total || !epochs) return epoch;
-    return Math.min(total, Math.round((epoch * total) / epochs)) - 1;
   }
 
   showCurves() {
@@ -323,7 +320,7 @@ class RunPage {
       this.isStale = false;
       try {
         const answer = await ask(`${this.base}/answer`, { method: "POST", body: this.pad.pixels() });
-        if (!this.pad.isEmpty) showBars(answer.probabilities);
+        if (!this.pad.isEmpty) showBars(answer.probabilities, this.drawing.names);
         setText($("drawn"), answer.weights === "last" ? "by the final weights" : `by the weights after ${Number(answer.weights).toLocaleString("en")} steps`);
       } catch (error) {
         setText($("drawn"), error.message);
@@ -340,8 +337,8 @@ class RunPage {
       const found = await ask(`${this.base}/evaluation`);
       const of = found.weights === "last" ? "final weights" : `weights after ${Number(found.weights).toLocaleString("en")} steps`;
       setText($("evaluated"), `${of}: loss ${number(found.loss)}, accuracy ${percent(found.accuracy)}`);
-      showConfusion(found.counts);
-      showMistakes(found.mistakes);
+      showConfusion(found.counts, found.names);
+      showMistakes(found.mistakes, found.names);
     } catch (error) {
       setText($("evaluated"), error.message);
     } finally {
@@ -357,12 +354,12 @@ function describe(list, values) {
   ]));
 }
 
-function showBars(probabilities) {
+function showBars(probabilities, names) {
   const box = $("bars");
   if (box.children.length !== probabilities.length) {
     box.replaceChildren(...probabilities.map((_, label) => {
       const line = element("div", undefined, "bar");
-      line.append(element("span", `${label}`), element("i"), element("span"));
+      line.append(element("span", names[label] ?? `${label}`), element("i"), element("span"));
       return line;
     }));
   }
@@ -375,25 +372,27 @@ function showBars(probabilities) {
   });
 }
 
-function showConfusion(counts) {
+function showConfusion(counts, names) {
+  const named = (label) => names[label] ?? `${label}`;
   const table = $("confusion");
   const most = Math.max(1, ...counts.flatMap((row, i) => row.filter((_, j) => i !== j)));
   const head = element("tr");
-  head.append(element("th", "class \\ predicted"), ...counts.map((_, label) => element("th", `${label}`)));
+  head.append(element("th", "class \\ predicted"), ...counts.map((_, label) => element("th", named(label))));
   table.replaceChildren(head, ...counts.map((row, label) => {
     const line = element("tr");
-    line.append(element("th", `${label}`), ...row.map((count, predicted) => {
+    line.append(element("th", named(label)), ...row.map((count, predicted) => {
       const cell = element("td", count ? count.toLocaleString("en") : "");
       if (predicted === label) cell.style.fontWeight = "700";
       else if (count) cell.style.background = `color-mix(in srgb, var(--bad) ${Math.round((65 * count) / most) + 8}%, transparent)`;
-      cell.title = `${count} of class ${label} predicted as ${predicted}`;
+      cell.title = `${count} of class ${named(label)} predicted as ${named(predicted)}`;
       return cell;
     }));
     return line;
   }));
 }
 
-function showMistakes(mistakes) {
+function showMistakes(mistakes, names) {
+  const named = (label) => names[label] ?? `${label}`;
   $("mistakes").replaceChildren(...mistakes.map((one) => {
     const figure = element("figure"), canvas = element("canvas");
     canvas.width = one.width;
@@ -405,7 +404,7 @@ function showMistakes(mistakes) {
       image.data.set([value, value, value, 255], 4 * place);
     });
     ctx.putImageData(image, 0, 0);
-    figure.append(canvas, element("figcaption", `${one.label}, not ${one.predicted}`));
+    figure.append(canvas, element("figcaption", `${named(one.label)}, not ${named(one.predicted)}`));
     return figure;
   }));
 }

@@ -110,6 +110,16 @@ def test_nothing_can_be_changed(one: TestClient, method: str) -> None:
     assert one.request(method, "/api/runs/run/snapshot").status_code == 405
 
 
+@pytest.mark.parametrize(
+    ("site", "code"), [("same-origin", 200), ("none", 200), ("same-site", 403), ("cross-site", 403)]
+)
+def test_nothing_is_computed_for_another_site(one: TestClient, site: str, code: int) -> None:
+    headers = {"sec-fetch-site": site}
+    assert one.get("/api/runs/run/snapshot", headers=headers).status_code == code
+    # A link from elsewhere, or a notebook's frame, shows the page itself.
+    assert one.get("/", headers=headers).status_code == 200
+
+
 def test_no_other_origin_may_read(one: TestClient) -> None:
     answer = one.get("/api/runs/run/snapshot", headers={"origin": "http://evil.example"})
     assert "access-control-allow-origin" not in answer.headers
@@ -179,6 +189,7 @@ def test_a_model_sees_something_in_a_drawing_and_in_its_test_set(tmp_path: Path)
         answer = asked.post("/api/runs/run/answer", content=drawn.tobytes())
         assert answer.status_code == 200, answer.text
         assert sum(answer.json()["probabilities"]) == pytest.approx(1.0, abs=1e-5)
+        assert asked.get("/api/runs/run/drawing").json() == {"is_possible": True, "names": [*"0123456789"]}
         blank = asked.post("/api/runs/run/answer", content=bytes(784))
         assert (blank.status_code, "nothing is drawn" in blank.text) == (409, True)
         found = asked.get("/api/runs/run/evaluation").json()

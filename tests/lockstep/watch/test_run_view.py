@@ -44,6 +44,7 @@ def test_a_run_that_goes_on_shows_its_figures_workers_and_last_steps(tmp_path: P
     assert [step.update_s for step in found.timeline] == [0.0, 0.1, 0.1, 0.1]
     assert [event.kind for event in found.events] == [EventKind.BEGUN, EventKind.JOINED, EventKind.JOINED]
     assert [epoch.test_accuracy for epoch in found.epochs] == [0.75]
+    assert found.epoch_ends == [3]
     assert found.unread == 0
 
 
@@ -145,8 +146,14 @@ def test_a_finished_run_has_its_digest_and_a_receipt(tmp_path: Path) -> None:
 def test_a_server_alone_has_figures_too(tmp_path: Path) -> None:
     view = RunView(tmp_path / "none")
     view.refresh(1.0, status(workers=[worker(0)]))
+    view.refresh(2.0, status(workers=[worker(0)], step=710, loss=0.5))
+    view.refresh(3.0, status(workers=[worker(0)], step=710, loss=0.5))
     found = view.snapshot()
-    assert (found.state, found.model, found.figures.step) == (RunState.RUNNING, "lenet", 700)
+    assert (found.name, found.state, found.model) == ("20261124-231714-lenet", RunState.RUNNING, "lenet")
+    assert (found.figures.step, found.figures.loss) == (710, 0.5)
+    assert view.metrics.steps["step"].tolist() == [699, 709]
+    assert [epoch.epoch for epoch in found.epochs] == [1]
+    assert view.facts()["folder"] is None
 
 
 def test_a_snapshot_is_valid_json_whatever_was_computed(tmp_path: Path) -> None:
