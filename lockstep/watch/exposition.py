@@ -1,4 +1,4 @@
-"""A run's figures for Prometheus. Names and units follow its conventions; docs/watch.md lists them."""
+"""A run's figures for Prometheus. Names and units follow its conventions; docs/how-to/watch.md lists them."""
 
 from collections import Counter
 from collections.abc import Iterator
