@@ -17,7 +17,6 @@ NOT_YET = (
     "SECURITY.md",
     "docs/explanation/performance.md",
     "docs/explanation/reliability.md",
-    "docs/how-to/clusters.md",
     "docs/how-to/data.md",
     "docs/how-to/portable.md",
     "docs/how-to/pytorch.md",

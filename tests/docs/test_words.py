@@ -38,7 +38,6 @@ STILL_TO_CLEAN = {
     "SECURITY.md",
     "docs/explanation/performance.md",
     "docs/explanation/reliability.md",
-    "docs/how-to/clusters.md",
     "docs/how-to/data.md",
     "docs/how-to/portable.md",
     "docs/how-to/scikit-learn.md",
