@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.version import VERSION  # noqa: E402
+from docs.generators.command_line import literal_lines  # noqa: E402
 from docs.generators.expansion import expand  # noqa: E402
 from docs.generators.mathml import visit_displayed, visit_inline  # noqa: E402
 
@@ -33,6 +34,9 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"
 nb_merge_streams = True
+
+# Dashes stay as they are: `--model` can be pasted from anywhere.
+smartquotes = False
 
 # A single backtick in a docstring means code, as in Markdown.
 default_role = "code"
@@ -61,8 +65,13 @@ def setup(app: Any) -> None:
     """Add what this project does itself: generated parts of pages, and formulas that need no script."""
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_displayed, None))
     app.connect("source-read", _expand)
+    app.connect("sphinx-click-process-description", _keep_lines)
 
 
 def _expand(app: Any, name: str, source: list[str]) -> None:
     if name.startswith("docs/"):
         source[0] = expand(source[0])
+
+
+def _keep_lines(app: Any, context: Any, lines: list[str]) -> None:
+    lines[:] = literal_lines(lines)

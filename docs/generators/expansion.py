@@ -6,10 +6,11 @@ A comment, so that on GitHub a page shows its own text and says nothing twice.
 import re
 from collections.abc import Callable, Mapping
 
-from docs.generators import job_values, outcomes, protocol, public_api, records
+from docs.generators import command_line, job_values, outcomes, protocol, public_api, records
 
 #: What a page can ask for.
 PIECES: Mapping[str, Callable[[], str]] = {
+    "command line": command_line.command_line,
     "job values": job_values.job_values,
     "shipped jobs": job_values.shipped_jobs,
     "state machines": protocol.state_machines,
