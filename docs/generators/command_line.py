@@ -29,7 +29,7 @@ def place_of(command: click.Command) -> str:
 
 
 def literal_lines(lines: Sequence[str]) -> list[str]:
-    """Return a description in which lines that click keeps as they are, its examples, are a block that can be copied."""
+    """Return a description in which the lines that click keeps as they are, its examples, are a block to copy."""
     found: list[str] = []
     for line in lines:
         is_kept = line.startswith("| ")
