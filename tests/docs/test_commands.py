@@ -164,8 +164,8 @@ def test_blocks_are_run_in_order_in_one_folder(tmp_path: Path) -> None:
             "    def forward(self, x):\n        return x\n'''\n\n"
             "<!-- background -->\n'''bash\necho waiting; exec sleep 1000\n'''\n\n"
             "'''bash\nls net.py  # there\necho 3 of 4, 0a1b2c3d\n'''\n\n'''text\nnet.py\n…\n17 of 23, ffff00…\n'''\n\n"
-            "'''python\nfrom net import Net\n\nrun = 1\n'''\n\n'''python\nassert Net()(x) == 1\nprint('done')\n'''\n\n"
-            "'''text\ndone\n'''\n\n'''python\n>>> run + 1\n2\n'''\n\n"
+            "'''python\nfrom net import Net\n\nrun = 1\n'''\n\n'''python\nassert Net()(run) == 1\nprint('ok')\n'''\n\n"
+            "'''text\nok\n'''\n\n'''python\n>>> run + 1\n2\n'''\n\n"
             "<!-- exit code: 2 -->\n'''bash\nlockstep train --epochs no\n'''\n\n'''text\nerror: …\n'''\n"
         ),
         tmp_path,
