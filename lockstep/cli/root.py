@@ -9,11 +9,12 @@ from common.version import VERSION
 
 #: The commands by what they are for; each section is a folder next to this file.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Training": ("train", "server", "worker", "shard", "node", "keys", "status"),
+    "Train": ("train", "find-lr", "doctor"),
+    "Use a run": ("evaluate", "predict", "export", "plot", "watch"),
+    "Check": ("ledger", "verify", "replay"),
     "Data": ("pack", "check-data"),
-    "Results": ("watch", "evaluate", "predict", "plot", "export"),
-    "Checking": ("doctor", "find-lr", "verify", "replay", "ledger", "simulate"),
-    "Benches": ("bench",),
+    "Several machines": ("server", "worker", "shard", "node", "keys", "status"),
+    "Develop": ("bench", "simulate"),
 }
 
 
@@ -75,27 +76,27 @@ def command_named(name: str) -> click.Command | None:
 
             return train
         case "server":
-            from lockstep.cli.training.server import server
+            from lockstep.cli.machines.server import server
 
             return server
         case "worker":
-            from lockstep.cli.training.worker import worker
+            from lockstep.cli.machines.worker import worker
 
             return worker
         case "shard":
-            from lockstep.cli.training.shard import shard
+            from lockstep.cli.machines.shard import shard
 
             return shard
         case "node":
-            from lockstep.cli.training.node import node
+            from lockstep.cli.machines.node import node
 
             return node
         case "keys":
-            from lockstep.cli.training.keys import keys
+            from lockstep.cli.machines.keys import keys
 
             return keys
         case "status":
-            from lockstep.cli.training.status import status
+            from lockstep.cli.machines.status import status
 
             return status
         case "watch":
@@ -127,11 +128,11 @@ def command_named(name: str) -> click.Command | None:
 
             return export
         case "doctor":
-            from lockstep.cli.checking.doctor import doctor
+            from lockstep.cli.training.doctor import doctor
 
             return doctor
         case "find-lr":
-            from lockstep.cli.checking.find_lr import find_lr
+            from lockstep.cli.training.find_lr import find_lr
 
             return find_lr
         case "verify":
@@ -147,11 +148,11 @@ def command_named(name: str) -> click.Command | None:
 
             return ledger
         case "simulate":
-            from lockstep.cli.checking.simulate import simulate_command
+            from lockstep.cli.development.simulate import simulate_command
 
             return simulate_command
         case "bench":
-            from lockstep.cli.bench.group import bench
+            from lockstep.cli.development.bench.group import bench
 
             return bench
         case _:

@@ -9,7 +9,7 @@ import pytest
 from lockstep.bench.predict import basis_of_result, basis_of_rows, predict, read_basis
 from lockstep.bench.reports.rows import PredictionRow, ScalingRow, write_rows
 from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_summary
-from lockstep.cli.bench.options import LinkParam, Range
+from lockstep.cli.development.bench.options import LinkParam, Range
 from lockstep.cli.main import run
 from ps.run.timing import Split
 from tests.lockstep.bench.scaling_rows import scaling_row

@@ -146,7 +146,7 @@ def test_the_help_shows_every_command_in_one_section(capsys: pytest.CaptureFixtu
 
 
 def test_every_module_of_a_command_has_its_name_in_its_section() -> None:
-    folders = {"Training": "training", "Results": "results", "Checking": "checking"}
+    folders = {"Train": "training", "Use a run": "results", "Check": "checking", "Several machines": "machines"}
     for heading, folder in folders.items():
         modules = {path.stem.replace("_", "-") for path in (ROOT / "lockstep" / "cli" / folder).glob("[!_]*.py")}
         assert set(SECTIONS[heading]) == modules

@@ -12,7 +12,7 @@ from lockstep.bench.predict import Basis, basis_of_rows, predict, read_basis
 from lockstep.bench.reports.rows import plot_rows, write_rows
 from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_summary
 from lockstep.bench.scaling import Scaling, ScalingBench
-from lockstep.cli.bench.options import (
+from lockstep.cli.development.bench.options import (
     FEWEST_STEPS,
     JSON_OPTION,
     LINK,

@@ -15,7 +15,7 @@ from common.runtime.numerics import Numerics
 from lockstep.bench.reports.rows import StepFigures, mean_ratio, plot_rows
 from lockstep.bench.reports.tables import cut_lines, step_lines
 from lockstep.bench.step import StepBench, figures_of, measure, profile
-from lockstep.cli.bench.options import NUMBERS, PEER_OPTION, PLOT_OPTION, WORDS, check_plot
+from lockstep.cli.development.bench.options import NUMBERS, PEER_OPTION, PLOT_OPTION, WORDS, check_plot
 from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import resolve

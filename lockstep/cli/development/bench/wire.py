@@ -9,7 +9,7 @@ from common.runtime.clock import SystemClock
 from lockstep.bench.quantization import measure
 from lockstep.bench.reports.rows import QuantizationRow, write_rows
 from lockstep.bench.reports.tables import QUANTIZATION_HEAD, quantization_line
-from lockstep.cli.bench.options import JSON_OPTION
+from lockstep.cli.development.bench.options import JSON_OPTION
 from lockstep.reports.display import print_plainly
 
 

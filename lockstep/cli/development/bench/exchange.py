@@ -10,7 +10,7 @@ from rich.console import Console
 from lockstep.bench.exchange import Exchange, ExchangeBench
 from lockstep.bench.reports.rows import ExchangeRow, plot_rows, write_rows
 from lockstep.bench.reports.tables import EXCHANGE_HEAD, exchange_line
-from lockstep.cli.bench.options import (
+from lockstep.cli.development.bench.options import (
     FEWEST_STEPS,
     JSON_OPTION,
     PARAMETERS,

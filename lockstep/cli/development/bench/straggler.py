@@ -12,7 +12,14 @@ from lockstep.bench.reports.rows import StragglerRow, plot_rows, write_rows
 from lockstep.bench.reports.tables import STRAGGLER_HEAD, straggler_line
 from lockstep.bench.slowdown import PATTERNS
 from lockstep.bench.straggler import Straggler, StragglerBench
-from lockstep.cli.bench.options import FEWEST_STEPS, JSON_OPTION, PLOT_OPTION, ROUNDS_OPTION, Several, check_plot
+from lockstep.cli.development.bench.options import (
+    FEWEST_STEPS,
+    JSON_OPTION,
+    PLOT_OPTION,
+    ROUNDS_OPTION,
+    Several,
+    check_plot,
+)
 from lockstep.reports.display import print_plainly
 
 

@@ -9,7 +9,7 @@ from common.runtime.clock import SystemClock
 from lockstep.bench.coordinator import MAX_MICRO_BATCHES, measure
 from lockstep.bench.reports.rows import CoordinatorRow, plot_rows, write_rows
 from lockstep.bench.reports.tables import COORDINATOR_HEAD, coordinator_line
-from lockstep.cli.bench.options import CROWDS, JSON_OPTION, PLOT_OPTION, check_plot
+from lockstep.cli.development.bench.options import CROWDS, JSON_OPTION, PLOT_OPTION, check_plot
 from lockstep.reports.display import print_plainly
 
 

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from common.runtime.environment import own_environment
 from common.transport.auth.key_folder import SERVER
+from lockstep.cli.machines.worker import worker
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
 from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import JOB_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.cli.training.worker import worker
 from lockstep.launch.client import say
 from lockstep.launch.remote.head import HeadBackend, train_as_head
 from lockstep.launch.remote.launcher import detect

@@ -10,7 +10,7 @@ from rich.console import Console
 from lockstep.bench.reports.rows import ScalingRow, plot_rows, write_rows
 from lockstep.bench.reports.tables import SCALING_HEAD, scaling_line
 from lockstep.bench.scaling import Scaling, ScalingBench
-from lockstep.cli.bench.options import (
+from lockstep.cli.development.bench.options import (
     FEWEST_STEPS,
     JSON_OPTION,
     NUMBERS,
