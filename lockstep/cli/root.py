@@ -15,6 +15,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Data": ("pack", "check-data"),
     "Several machines": ("server", "worker", "shard", "node", "keys", "status"),
     "Develop": ("bench", "simulate"),
+    "Shell": ("completion",),
 }
 
 
@@ -55,13 +56,17 @@ def cli() -> None:
     """Train neural networks on many processes, in NumPy: the same job gives the same bits.
 
     \b
-    On this machine, a server and one worker per core:
+    On this machine, with a server and one worker per core:
       lockstep train --model lenet
-    On several machines, the server on one and any number of workers anywhere:
-      lockstep server --job job.toml --bind tcp://127.0.0.1:5555
-      lockstep worker tcp://127.0.0.1:5555
-    `lockstep COMMAND --help` explains a command. Exit codes: 0 done, 2 wrong
-    usage or job, 1 failed run, 130 interrupted.
+    On several machines. On the first, whose address is 192.168.1.7 here:
+      lockstep keys create keys
+      lockstep server --model lenet --bind tcp://192.168.1.7:5555 --keys keys
+    On each of the others, after copying keys/worker-1.key to it:
+      lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
+
+    \b
+    `lockstep COMMAND --help` explains a command.
+    Exit codes: 0 success, 1 failed run, 2 wrong usage or job, 130 interrupted.
     """
 
 
@@ -151,6 +156,10 @@ def command_named(name: str) -> click.Command | None:
             from lockstep.cli.development.simulate import simulate_command
 
             return simulate_command
+        case "completion":
+            from lockstep.cli.shell.completion import completion
+
+            return completion
         case "bench":
             from lockstep.cli.development.bench.group import bench
 

@@ -8,7 +8,8 @@ import msgspec
 from rich.console import Console
 
 from lockstep.api.learning_rates import rates_of
-from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, job_options
+from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, job_options, takes_job
+from lockstep.cli.options.types import WholeNumber
 from lockstep.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
@@ -17,16 +18,21 @@ from lockstep.runs.launch_config import default_launch
 FIGURES = ("suggestion", "steepest", "at_minimum")
 
 
-@click.command("find-lr", cls=GroupedCommand, short_help="Find a learning rate by trying them.")
-@click.argument("job_file", metavar="[JOB]", required=False, type=click.Path(path_type=Path))
-@click.option("--lowest", type=float, default=1e-6, metavar="RATE", help="rate of the first step  [1e-06]")
-@click.option("--highest", type=float, default=10.0, metavar="RATE", help="rate of the last step  [10.0]")
-@click.option("--tries", type=click.IntRange(min=1), default=100, metavar="INT", help="steps in all  [100]")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="draw losses over rates as a PNG")
-@click.option("--json", "as_json", is_flag=True, help="print rates and losses as JSON")
+@click.command("find-lr", cls=GroupedCommand, short_help="Find a good learning rate in seconds.")
+@takes_job
+@click.option("--lowest", type=float, default=1e-6, metavar="RATE", help="learning rate of the first step  [1e-06]")
+@click.option("--highest", type=float, default=10.0, metavar="RATE", help="learning rate of the last step  [10]")
+@click.option("--tries", type=WholeNumber(1), default=100, metavar="INT", help="number of steps  [100]")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="plot the loss over the learning rate as FILE, a .png",
+)
+@click.option("--json", "as_json", is_flag=True, help="print the rates and losses as JSON")
 @job_options(JOB_FIELDS)
 def find_lr(
-    job_file: Path | None,
+    job: Path | None,
     lowest: float,
     highest: float,
     tries: int,
@@ -34,18 +40,18 @@ def find_lr(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Find a learning rate for the job file JOB, or for the job that train's flags give.
+    """Find a good learning rate for the job file JOB, or for the job that the flags describe.
 
-    The rate rises from step to step, and the loss shows where it is too large (Smith's range test). It takes seconds,
-    in this process, and writes no run. Schedule and length are the test's own; the rest is the job's.
+    The learning rate rises from step to step, until the loss shows that it is too large (Smith's range test). The test
+    takes seconds in this process and leaves no run. It ignores the job's schedule and length and uses the rest.
 
     \b
       lockstep find-lr --model lenet --plot rates.png
       lockstep find-lr job.toml --optimizer adam
     """
     given = {key: value for key, value in flags.items() if value is not None}
-    job, _ = resolve(read_values(job_file) if job_file else {}, given, default_launch())
-    test = rates_of(job, lowest=lowest, highest=highest, steps=tries)
+    resolved, _ = resolve(read_values(job) if job else {}, given, default_launch())
+    test = rates_of(resolved, lowest=lowest, highest=highest, steps=tries)
     if plot is not None:
         test.plot(plot)
     if as_json:

@@ -12,9 +12,14 @@ from lockstep.cli.development.bench.straggler import straggler
 from lockstep.cli.development.bench.wire import wire
 
 
-@click.group(short_help="Measure how fast it is.")
+@click.group(short_help="Measure how fast Lockstep is.")
 def bench() -> None:
-    """Measure how fast it is on this machine."""
+    """Measure how fast Lockstep is on this machine.
+
+    \b
+      lockstep bench step --model linear,mlp,lenet,cnn
+      lockstep bench scaling --help
+    """
 
 
 for measurement in (step, scaling, straggler, exchange, predict_command, coordinator, wire, lone):

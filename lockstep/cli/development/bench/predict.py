@@ -5,90 +5,85 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from common.runtime.environment import cores
 from lockstep.bench.predict import Basis, basis_of_rows, predict, read_basis
-from lockstep.bench.reports.rows import plot_rows, write_rows
 from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_summary
 from lockstep.bench.scaling import Scaling, ScalingBench
 from lockstep.cli.development.bench.options import (
     FEWEST_STEPS,
-    JSON_OPTION,
     LINK,
-    PLOT_OPTION,
+    MODEL_LIST,
     RANGE,
     SERVERS,
     WIRE_OPTION,
     WIRE_WEIGHTS_OPTION,
-    check_plot,
 )
-from lockstep.reports.display import print_plainly
+from lockstep.cli.development.bench.output import RowOutput, check_one_model, with_output
+from lockstep.cli.options.types import WholeNumber
 
 
-@click.command("predict", short_help="What more machines would bring.")
+@click.command("predict", short_help="The speed that more machines would bring.")
 @click.option("--workers", type=RANGE, default="1..1024", metavar="LIST", help="numbers, or FROM..TO  [1..1024]")
-@click.option("--link", type=LINK, default="1Gbit", metavar="SPEED", help="of each machine, as 100Mbit  [1Gbit]")
-@click.option("--servers", type=SERVERS, default="1,4,16", metavar="LIST", help="numbers of shards  [1,4,16]")
+@click.option("--link", type=LINK, default="1Gbit", metavar="SPEED", help="speed of each machine's network  [1Gbit]")
+@click.option("--servers", type=SERVERS, default="1,4,16", metavar="LIST", help="numbers of servers  [1,4,16]")
 @click.option(
     "--from",
     "source",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="a run's result.json, or the --json of a scaling bench; without it, this machine is measured",
+    help="result.json of a run, or rows of `lockstep bench scaling --to FILE`  [measure this machine]",
 )
-@click.option("--model", metavar="MODEL", help="what is measured, or which rows of FILE count  [lenet]")
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="the same: samples of each worker  [128]")
 @click.option(
-    "--steps", type=click.IntRange(min=FEWEST_STEPS), default=100, metavar="N", help="steps measured, from 8  [100]"
+    "--model", "models", type=MODEL_LIST, metavar="LIST", help="models to measure, or to take from FILE  [lenet]"
 )
+@click.option(
+    "--batch", type=WholeNumber(1), metavar="N", help="batch size per worker to measure, or to take from FILE  [128]"
+)
+@click.option("--steps", type=WholeNumber(FEWEST_STEPS), default=100, metavar="N", help="steps to measure  [100]")
 @WIRE_OPTION
 @WIRE_WEIGHTS_OPTION
-@JSON_OPTION
-@PLOT_OPTION
+@with_output("predict")
 def predict_command(
     workers: tuple[int, ...],
     servers: tuple[int, ...],
     link: float,
     wire: str | None,
     wire_weights: str | None,
-    json_file: Path | None,
-    plot_file: Path | None,
+    models: tuple[str, ...] | None,
+    output: RowOutput,
     **asked: Any,
 ) -> None:
-    """Predict the speed with a worker on each of many machines, from what was measured on one.
+    """Predict the speed of many machines with one worker each, from measurements on one machine.
 
-    A step is what the slowest worker computes, the exchange, and the update. In an exchange each worker's vector of
-    sums goes to the servers and the weights come back: 8 bytes a parameter, or less with --wire, over links of the
-    given speed. What rounding costs is in the prediction where it is in what was measured.
+    The time of a step is the slowest worker's computing, the exchange and the update. In an exchange, each worker sends
+    its sums of gradients to the servers and gets the weights back: 8 bytes per parameter, or fewer with --wire, over
+    links of the given speed. The time for rounding is included only if the measurement includes it.
 
     \b
       lockstep bench predict --model mlp
       lockstep bench predict --from runs/mine/result.json --link 10Gbit
-      lockstep bench predict --from scaling.json --servers 1,8,64 --plot predict.png
+      lockstep bench predict --from scaling.json --servers 1,8 --plot p.png
     """
-    check_plot(plot_file)
-    console = Console(highlight=False)
-    basis = basis_for(**asked)
+    check_one_model(models or (), output)
     types = None if wire is None and wire_weights is None else (wire or "float32", wire_weights or "float32")
-    prediction = predict(basis, workers, servers, link, types)
-    print_plainly(console, f"from {prediction.name}, measured with {of_workers(basis)} on {basis.cores} cores")
-    print_plainly(console, PREDICTION_HEAD)
-    for row in prediction.rows:
-        print_plainly(console, prediction_line(row))
-    for line in prediction_summary(prediction):
-        print_plainly(console, line)
-    if json_file is not None:
-        write_rows(json_file, prediction.rows)
-    if plot_file is not None:
-        plot_rows("predict", prediction, plot_file)
+    for model in models or (None,):
+        basis = basis_for(model=model, output=output, **asked)
+        prediction = predict(basis, workers, servers, link, types)
+        output.say(f"from {prediction.name}, measured with {of_workers(basis)} on {basis.cores} cores")
+        output.say(PREDICTION_HEAD)
+        for row in prediction.rows:
+            output.add(row, prediction_line(row))
+        for line in prediction_summary(prediction):
+            output.say(line)
+        output.plotted = prediction
 
 
-def basis_for(source: Path | None, model: str | None, batch: int | None, steps: int) -> Basis:
-    """Return what a prediction is made from: a file, or what this machine does now."""
+def basis_for(source: Path | None, model: str | None, batch: int | None, steps: int, output: RowOutput) -> Basis:
+    """Return what a prediction is made from: a file, or measurements on this machine."""
     if source is not None:
         return read_basis(source, model, batch)
-    return measured_here(model or "lenet", batch or 128, steps)
+    return measured_here(model or "lenet", batch or 128, steps, output)
 
 
 def of_workers(basis: Basis) -> str:
@@ -97,7 +92,7 @@ def of_workers(basis: Basis) -> str:
     return f"{counts} worker" + ("" if counts == "1" else "s")
 
 
-def measured_here(model: str, batch: int, steps: int) -> Basis:
+def measured_here(model: str, batch: int, steps: int, output: RowOutput) -> Basis:
     """Measure one worker on this machine, and two where it has two cores."""
     scaling = Scaling(
         models=(model,),
@@ -111,4 +106,4 @@ def measured_here(model: str, batch: int, steps: int) -> Basis:
         rounds=1,
     )
     with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder:
-        return basis_of_rows(list(ScalingBench(scaling, Path(folder), click.echo).rows()))
+        return basis_of_rows(list(ScalingBench(scaling, Path(folder), output.say).rows()))
