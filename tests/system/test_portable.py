@@ -161,5 +161,5 @@ def test_the_readmes_first_run_has_the_digest_that_it_shows(place: Place) -> Non
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in out.splitlines():
         if line.startswith(("weights sha256", "numerics ", "test accuracy")):
-            assert f"    {line}\n" in readme
+            assert f"\n{line}\n" in readme
     assert digest(place.folder / "run") in readme
