@@ -46,11 +46,6 @@ STILL_TO_CLEAN = {
     "notebooks/2_autograd.ipynb",
     "notebooks/3_deep_nets.ipynb",
     "notebooks/4_data_parallel.ipynb",
-    "lockstep bench predict",
-    "lockstep find-lr",
-    "lockstep shard",
-    "lockstep status",
-    "lockstep verify",
 }
 
 
