@@ -43,7 +43,7 @@ def python_image() -> Iterator[str]:
     """The image that the Dockerfile names, or one with Debian's Python that stands for it."""
     if shutil.which("docker") is None or said("docker", "info").returncode:
         pytest.skip("no Docker engine: `docker info` fails")
-    (wanted, *_) = PYTHON.findall((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    wanted = _wanted()
     if not said("docker", "image", "inspect", wanted).returncode or not said("docker", "pull", wanted).returncode:
         yield wanted
         return
@@ -137,7 +137,8 @@ def _override(python_image: str) -> str:
 
 
 def _wanted() -> str:
-    return PYTHON.findall((ROOT / "Dockerfile").read_text(encoding="utf-8"))[0]
+    (found, *_) = PYTHON.finditer((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    return found[1]
 
 
 @pytest.fixture(scope="module")

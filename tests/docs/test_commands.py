@@ -15,7 +15,6 @@ from tests.docs.running import BlockError, run_page
 NOT_YET = (
     "SECURITY.md",
     "docs/explanation/performance.md",
-    "docs/explanation/reliability.md",
 )
 
 PATHS = {name: path for path in page_paths() if (name := path.relative_to(ROOT).as_posix()) not in NOT_YET}

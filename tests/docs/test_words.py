@@ -36,17 +36,11 @@ STILL_TO_CLEAN = {
     "CONTRIBUTING.md",
     "SECURITY.md",
     "docs/explanation/performance.md",
-    "docs/explanation/reliability.md",
     "examples/README.md",
     "notebooks/1_linear_by_hand.ipynb",
     "notebooks/2_autograd.ipynb",
     "notebooks/3_deep_nets.ipynb",
     "notebooks/4_data_parallel.ipynb",
-    "lockstep bench predict",
-    "lockstep find-lr",
-    "lockstep shard",
-    "lockstep status",
-    "lockstep verify",
 }
 
 

@@ -18,14 +18,14 @@ from lockstep.launch.numerics import begin_with
 from lockstep.launch.worker import work
 
 
-@click.command(short_help="Compute for the server at ADDRESS.")
+@click.command(short_help="Compute for the server at an address.")
 @click.argument("address")
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for the server  [forever]")
 @click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="where samples are kept that a server sends with --ship-data  [~/.cache/lockstep]",
+    help="folder for samples from a server with --ship-data  [~/.cache/lockstep]",
 )
 @KEY_OPTION
 @NUMERICS_OPTION
@@ -42,9 +42,9 @@ def worker(
 ) -> None:
     """Compute for the server at ADDRESS until its run is over.
 
-    It may be started before the server, on any machine of the same kind, or if the job has portable numerics on any
-    with AVX2; the job comes from the server. Exit codes: 0 the run is done, 1 it failed or there is no server, 2 the
-    server refused this worker, 130 interrupted.
+    The job comes from the server. A worker may start before the server. It runs on any machine of the same kind, or
+    with portable numerics on any x86-64 machine with AVX2. Exit codes: 0 the run is done, 1 the run failed or no server
+    answered, 2 the server refused this worker, 130 interrupted.
 
     \b
       lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
@@ -55,11 +55,11 @@ def worker(
     credential = credential_of(key, supervised)
     port = dial(address, credential=credential)
     if not supervised:
-        say(f"dialling {address}")
+        say(f"connecting to {address}")
     with ends_with_parent(supervised) if supervised else nullcontext():
         ended = work(port, address, timeout, credential, cache)
     if numerics is None and ended.numerics is not None:
-        say(f"the run has {ended.numerics} numerics: starts again with these")
+        say(f"the run has {ended.numerics} numerics: restarting with these")
         begin_with(ended.numerics)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")

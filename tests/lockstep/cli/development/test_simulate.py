@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.cli.checking.simulate import replay_command
+from lockstep.cli.development.simulate import replay_command
 from lockstep.cli.main import run
 
 
@@ -36,4 +36,4 @@ def test_numbers_that_are_given_are_kept(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("seeds", ["", "3:3", "5:2", "a", "-1:4", "1:2:3"])
 def test_what_names_no_seeds_is_refused(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["simulate", f"--seeds={seeds}"]) == 2
-    assert f"{seeds!r} names no numbers: expected A:B" in capsys.readouterr().err
+    assert f"{seeds!r} is not a valid range: expected A..B" in capsys.readouterr().err

@@ -19,15 +19,15 @@ from lockstep.launch.numerics import begin_with
 from lockstep.launch.shard import hold_slice
 
 
-@click.command(short_help="Hold a slice of the weights for the server at ADDRESS.")
+@click.command(short_help="Hold a slice of the weights for a server.")
 @click.argument("address")
 @click.option(
     "--bind",
     metavar="ADDRESS",
-    help="where workers reach this shard: tcp://HOST:PORT (port 0: a free one) or ipc://PATH  [next to the server, on "
-    "its machine]",
+    help="address for workers: tcp://HOST:PORT (port 0: any free one) or ipc://PATH  [any port of the server's host, "
+    "if this is the same machine]",
 )
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for a server; without it, for ever")
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for the server  [forever]")
 @KEYS_OPTION
 @INSECURE_OPTION
 @NUMERICS_OPTION
@@ -45,14 +45,14 @@ def shard(
 ) -> None:
     """Hold a slice of the weights for the server at ADDRESS until its run is over.
 
-    That server was started with `--servers`; its run begins once all shards are there, and cannot continue without one.
-    What they are to do comes from the server: a shard needs neither the data nor the model. With keys, all servers of
-    a run have copies of one folder: they are one server to the workers, and to one another. Exit codes: 0 the run is
-    done, 1 it failed or there is no server, 2 the server refused this shard, 130 interrupted.
+    Start the server with `--servers` first. Its run begins when all shards have joined, and cannot continue without
+    any of them. A shard needs neither the data nor the model. With keys, copy the folder of keys from the server to
+    each shard: to the workers, they are all one server. Exit codes: 0 the run is done, 1 the run failed or no server
+    answered, 2 the server refused this shard, 130 interrupted.
 
     \b
       lockstep shard tcp://127.0.0.1:5555
-      lockstep shard tcp://192.168.1.7:5555 --bind tcp://192.168.1.8:5556 --keys keys
+      lockstep shard tcp://10.0.0.7:5555 --bind tcp://10.0.0.8:5556 --keys keys
     """
     if numerics is not None:
         begin_with(numerics)
@@ -63,11 +63,11 @@ def shard(
             if insecure:
                 say(WARNING)
             if not supervised:
-                say(f"dialling {address}, listening on {port.address}")
+                say(f"connecting to {address}, listening on {port.address}")
             upstream = dial(address, credential=server_credential(keys, supervised))
             ended = hold_slice(port, upstream, address, timeout, rejections)
     if numerics is None and ended.numerics is not None:
-        say(f"the run has {ended.numerics} numerics: starts again with these")
+        say(f"the run has {ended.numerics} numerics: restarting with these")
         begin_with(ended.numerics)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from common.errors import DifferenceError
 from common.runtime.clock import SystemClock
-from lockstep.cli.options.types import number_range
+from lockstep.cli.options.types import WholeNumber, number_range
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.simulation.oracle import Outcome, simulate
 from lockstep.simulation.scenario import scenario_of
@@ -20,11 +20,11 @@ WIDTH = 80
 MOST_FAILURES = 5
 
 
-@click.command("simulate", short_help="Try the protocol in virtual time, with faults of all kinds.")
-@click.option("--seeds", type=number_range, default="0:100", metavar="A:B", help="which runs to simulate  [0:100]")
-@click.option("--workers", type=click.IntRange(1, 64), metavar="N", help="workers  [1 to 4, by the seed]")
-@click.option("--servers", type=click.IntRange(1, 3), metavar="N", help="servers that share the weights  [by the seed]")
-@click.option("--steps", type=click.IntRange(3, 1000), metavar="N", help="steps of the run  [by its job]")
+@click.command("simulate", short_help="Test the protocol with simulated faults.")
+@click.option("--seeds", type=number_range, default="0..99", metavar="A..B", help="runs to simulate  [0..99]")
+@click.option("--workers", type=WholeNumber(1, 64), metavar="N", help="number of workers  [1 to 4, by the seed]")
+@click.option("--servers", type=WholeNumber(1, 3), metavar="N", help="number of servers  [by the seed]")
+@click.option("--steps", type=WholeNumber(3, 1000), metavar="N", help="steps per run  [by the seed]")
 @click.option("--trace", "is_traced", is_flag=True, help="print all events")
 @click.pass_context
 def simulate_command(
@@ -35,19 +35,19 @@ def simulate_command(
     steps: int | None,
     is_traced: bool,
 ) -> None:
-    """Simulate runs of small jobs, in one process and in virtual time, with faults of all kinds.
+    """Simulate runs of small jobs with faults of all kinds, in one process and in virtual time.
 
-    The coordinator, the shards and the workers are the real ones, with their shells and files; network, clocks and disk
-    are simulated. A seed determines the processes and the faults: crashes and restarts at any moment, processes that
-    stop or are slow, clocks that jump, connections that break or fall silent in one direction or both, networks that
-    split and heal in any order, messages that arrive late or twice, a full disk.
+    The coordinator, the shards and the workers are the real ones, with their shells and files. Network, clocks and disk
+    are simulated. The seed decides the processes and the faults: crashes and restarts at any moment, processes that
+    stop or are slow, clocks that jump, connections that break or fall silent in one or both directions, networks that
+    split and heal in any order, messages that arrive late or twice, and a full disk.
 
-    Each run has to end in bounded time with the bits, figures and receipt of one process, every sample used once, and
-    nothing left behind. A seed replays identically. A failed seed is reported with the command that replays it, and the
-    exit code is 1.
+    Each run has to end in bounded time with the same bits, figures and receipt as a single process. Every sample must
+    be used once, and nothing may be left behind. The same seed always gives the same run. If a seed fails, the command
+    to replay it is printed, and the exit code is 1.
 
     \b
-      lockstep simulate --seeds 0:500
+      lockstep simulate --seeds 0..499
       lockstep simulate --seeds 17 --trace
     """
     console = Console(highlight=False, soft_wrap=True)

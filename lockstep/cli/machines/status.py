@@ -16,15 +16,15 @@ from lockstep.launch.endpoints import credential_of
 from lockstep.reports.display import epoch_line, figures, place, print_plainly, workers_table
 
 
-@click.command(short_help="Show how a run stands.")
+@click.command(short_help="Show the progress of a run.")
 @click.argument("address")
 @click.option("--timeout", type=seconds, metavar="SECONDS", default=5.0, help="seconds to wait for an answer  [5]")
 @KEY_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the whole status as JSON")
 def status(address: str, timeout: float, key: Path | None, as_json: bool) -> None:
-    """Show how the run of the server at ADDRESS stands, and for whom it waits.
+    """Show the progress of the run at ADDRESS, its workers, and what it waits for.
 
-    Exit code 1 if nobody answers.
+    The exit code is 1 if no server answers.
 
     \b
       lockstep status tcp://127.0.0.1:5555
@@ -52,13 +52,13 @@ def show(console: Console, answer: Status) -> None:
 
 
 def status_lines(answer: Status) -> list[str]:
-    """Return how a run stands: which it is, its finished epochs, where it is now, and how many peers were rejected."""
+    """Return the progress of a run: its finished epochs, where it is now, and how many peers were rejected."""
     return [
         f"run {answer.run}  model {answer.model}  {answer.phase}",
         *(epoch_line(epoch, answer.epochs) for epoch in answer.history),
         place(answer),
         figures(answer),
         *([f"failed: {answer.failure}"] if answer.failure else []),
-        *([f"{answer.refused} connections were rejected"] if answer.refused else []),
-        *([f"{answer.broken} peers broke the protocol and were disconnected"] if answer.broken else []),
+        *([f"connections rejected: {answer.refused}"] if answer.refused else []),
+        *([f"peers disconnected because they broke the protocol: {answer.broken}"] if answer.broken else []),
     ]

@@ -61,7 +61,10 @@ def test_this_machine_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--machine", "good.toml"], "--machine examines no job: give one or the other: see `lockstep doctor --help`"),
+        (
+            ["--machine", "good.toml"],
+            "--machine does not examine a job: give one or the other: see `lockstep doctor --help`",
+        ),
         (["gone.toml"], "cannot read the job file 'gone.toml'"),
         (["good.toml", "--model", "mlpp"], "model = 'mlpp' is not known (did you mean 'mlp'?)"),
         (["good.toml", "--data", "gone.npz"], "gone.npz: cannot be read"),
@@ -83,4 +86,4 @@ def test_help_fits_80_columns_and_says_what_the_exit_codes_are(capsys: pytest.Ca
     assert run(["doctor", "--help"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert "0 nothing found, 1" in text
+    assert "0 no findings, 1 findings" in " ".join(text.split())

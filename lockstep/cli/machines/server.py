@@ -1,5 +1,6 @@
 """`lockstep server`: the parameter server of one run."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,10 +12,9 @@ import click
 from common.errors import UsageError
 from common.job.job import Job
 from common.job.score import Score
-from lockstep.cli.options.job import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, job_options
+from lockstep.cli.options.job import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, job_options, takes_job
 from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import (
-    JOB_OPTION,
     LEASE_TIMEOUT_OPTION,
     PAUSE_OPTION,
     PICTURE_OPTION,
@@ -36,25 +36,27 @@ from lockstep.runs.session import Destination
 from ps.setup import AdmissionPolicy
 
 
-@click.command(cls=GroupedCommand, short_help="Serve one run to any number of workers.")
+@click.command(cls=GroupedCommand, short_help="Serve a run to workers on any machine.")
 @click.option(
     "--bind",
     required=True,
     metavar="ADDRESS",
-    help="where to listen: tcp://HOST:PORT (port 0: a free one) or ipc://PATH",
+    help="address to listen on: tcp://HOST:PORT (port 0: any free one) or ipc://PATH",
 )
-@JOB_OPTION
+@takes_job
 @RUN_DIR_OPTION
 @RESUME_OPTION
 @LEASE_TIMEOUT_OPTION
-@click.option("--allow-mixed-numerics", is_flag=True, help="admit workers whose bits may differ")
+@click.option("--allow-mixed-numerics", is_flag=True, help="admit workers on machines whose bits may differ")
 @KEYS_OPTION
 @INSECURE_OPTION
 @SUPERVISED_OPTION
 @PAUSE_OPTION
 @PICTURE_OPTION
 @WATCH_OPTION
-@click.option("--metrics", metavar="HOST:PORT", help="serve figures for Prometheus there (needs the extra watch)")
+@click.option(
+    "--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus at this address (needs the extra watch)"
+)
 @job_options((*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "ship_data", *CHECKPOINT_FIELDS))
 def server(
     job: Path | None,
@@ -70,16 +72,17 @@ def server(
     metrics: str | None,
     **values: Any,
 ) -> None:
-    """Serve one run to any number of workers, which may come before or after.
+    """Serve the run of the job file JOB, or of the job that the flags describe, to any number of workers.
 
-    Each worker is started by `lockstep worker ADDRESS`, on this machine or another; with `--servers S`, S - 1 other
-    servers by `lockstep shard ADDRESS`. The values of the job are those of `lockstep train`.
+    Start each worker with `lockstep worker ADDRESS`, on this machine or another, before or after the server. With
+    `--servers S`, also start S - 1 shards with `lockstep shard ADDRESS`. A job has the same values as for `lockstep
+    train`.
 
     \b
-      lockstep server --job examples/lenet.toml --bind tcp://127.0.0.1:5555
+      lockstep server examples/lenet.toml --bind tcp://127.0.0.1:5555
       lockstep server --model mlp --bind ipc:///tmp/lockstep.sock --min-workers 2
       lockstep server --model cnn --bind tcp://127.0.0.1:5555 --servers 2
-      lockstep server --model cnn --bind tcp://0.0.0.0:5555 --keys keys
+      lockstep server --model cnn --bind tcp://192.168.1.7:5555 --keys keys
     """
     policy = {
         "lease_timeout_s": values.pop("lease_timeout"),
@@ -88,7 +91,7 @@ def server(
     }
     given = {key: value for key, value in values.items() if value is not None}
     if is_watched and metrics is not None:
-        raise UsageError(f"--watch and --metrics {metrics}: remove one; a page has the figures for Prometheus as well")
+        raise UsageError(f"--watch and --metrics {metrics}: remove one; the page serves the metrics too")
     page = PageRequest() if is_watched else None if metrics is None else PageRequest(metrics, is_metrics_only=True)
     if resume is not None and supervised is None:
         check_resume_flags(job=job, run_dir=run_dir)
@@ -142,7 +145,7 @@ def resumed_service(folder: Path, given: Mapping[str, Any], policy: Mapping[str,
     if (result := finished(folder)) is not None:
         score = Score(result.test_accuracy, result.test_r2)
         raise UsageError(
-            f"the run in {str(folder)!r} is finished, with a test {score.name} of {score.text()}: nothing is left to "
-            "serve"
+            f"the run in {str(folder)!r} is already finished, with a test {score.name} of {score.text()}: expected a "
+            f"run to resume; `lockstep evaluate {shlex.quote(str(folder))}` shows its figures"
         )
     return service_of(job, policy, Destination(folder=folder, launch=launch, is_resumed=True))

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from common.runtime.environment import own_environment
 from common.transport.auth.key_folder import SERVER
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
+from lockstep.cli.machines.worker import worker
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options, takes_job
 from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
-from lockstep.cli.options.run import JOB_OPTION, PICTURE_OPTION
+from lockstep.cli.options.run import PICTURE_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.cli.training.worker import worker
 from lockstep.launch.client import say
 from lockstep.launch.remote.head import HeadBackend, train_as_head
 from lockstep.launch.remote.launcher import detect
@@ -22,15 +22,15 @@ from lockstep.runs.job_file import read_values
 from lockstep.runs.run_dir import finished, has_begun
 
 
-@click.command(cls=GroupedCommand, short_help="Take part in a run as the launcher says.")
-@JOB_OPTION
+@click.command(cls=GroupedCommand, short_help="Take part in a run under Slurm, torchrun or MPI.")
+@takes_job
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="folder of the run: begun there, or resumed where it was begun  [runs/TIME-MODEL]",
+    help="folder of the run, which is resumed if it has begun  [runs/TIME-MODEL]",
 )
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for rank 0; without it, for ever")
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for rank 0  [forever]")
 @KEYS_OPTION
 @KEY_OPTION
 @INSECURE_OPTION
@@ -49,17 +49,17 @@ def node(
     picture: bool,
     **flags: Any,
 ) -> None:
-    """Take part in a run that a launcher has started on many machines, by one command for all.
+    """Take part in a run that a launcher starts on many machines with one command.
 
-    The environment says which place this process has, under torchrun (RANK WORLD_SIZE MASTER_ADDR MASTER_PORT), Slurm,
-    Open MPI, or in a pod of a Kubernetes job (JOB_COMPLETION_INDEX). Rank 0 serves and works, the others work: a worker
-    for each process. If the launcher does not say where rank 0 is, set MASTER_ADDR.
+    The rank of this process comes from the environment: of torchrun (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT),
+    Slurm, Open MPI, or a pod of a Kubernetes job (JOB_COMPLETION_INDEX). Every rank is a worker, and rank 0 is the
+    server as well. If the launcher does not provide the address of rank 0, set MASTER_ADDR.
 
-    With --run-dir, a run that was interrupted is resumed when the same command is started again. Rank 0 needs --keys,
-    and the others --key, or the same --keys if they see the folder. Exit codes are those of `lockstep train`.
+    With --run-dir, the same command resumes a run that was interrupted. Rank 0 needs --keys. The other ranks need
+    --key, or the same --keys if they see that folder. Exit codes are those of `lockstep train`.
 
     \b
-      srun lockstep node --job job.toml --run-dir runs/mine --keys keys
+      srun lockstep node job.toml --run-dir runs/mine --keys keys
       torchrun --nproc-per-node 4 --no-python lockstep node --model lenet
       mpirun -n 4 lockstep node --model lenet
     """
@@ -72,7 +72,7 @@ def node(
             show_end(Console(highlight=False), result, run_dir, has_picture=False)
         return
     if place.rank:
-        say(f"rank {place.rank} of {place.size or 'many'} by {place.launcher}")
+        say(f"rank {place.rank} of {place.size or 'many'}, started by {place.launcher}")
         context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys))
         return
     backend = HeadBackend(place=place, keys=keys, is_insecure=insecure)
@@ -80,5 +80,5 @@ def node(
 
 
 def own_key(keys: Path | None) -> Path | None:
-    """Return the server's own key, which every rank that sees its folder may use."""
+    """Return the server's key, which every rank that sees its folder may use."""
     return None if keys is None else keys / SERVER
