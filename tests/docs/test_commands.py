@@ -15,7 +15,6 @@ from tests.docs.running import BlockError, run_page
 NOT_YET = (
     "SECURITY.md",
     "docs/explanation/performance.md",
-    "docs/explanation/reliability.md",
     "docs/how-to/clusters.md",
     "docs/how-to/data.md",
     "docs/how-to/portable.md",

@@ -36,7 +36,6 @@ STILL_TO_CLEAN = {
     "CONTRIBUTING.md",
     "SECURITY.md",
     "docs/explanation/performance.md",
-    "docs/explanation/reliability.md",
     "docs/how-to/clusters.md",
     "docs/how-to/data.md",
     "docs/how-to/portable.md",
