@@ -168,9 +168,11 @@ def test_an_interrupt_while_it_is_made_is_repaired_by_the_next_start(checkout: C
     ("prints", "expected"),
     [
         (
-            "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError('<pip._vendor'\n"
-            "ERROR: Could not find a version that satisfies the requirement hatchling>=1.27\n"
-            "ERROR: No matching distribution found for hatchling>=1.27",
+            (
+                "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError('<pip._vendor'\n"
+                "ERROR: Could not find a version that satisfies the requirement hatchling>=1.27\n"
+                "ERROR: No matching distribution found for hatchling>=1.27"
+            ),
             "pip cannot reach the package index: connect to the internet, or set HTTPS_PROXY",
         ),
         (
