@@ -12,7 +12,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 
-COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate", "golden")
+COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate", "golden", "docs")
 
 #: What is asked of Python itself goes to the real one; `-m venv` and `-m pip` are written down and imitated.
 STUB = """#!/bin/sh
@@ -25,7 +25,7 @@ case "$1 $2" in
     if [ -n "$PIP_TRAP" ]; then trap 'exit 1' INT; kill -INT 0; fi
     if [ -n "$PIP_EXIT" ]; then echo "$PIP_PRINTS" >&2; exit "$PIP_EXIT"; fi
     printf '#!/bin/sh\\necho "$PWD $*"\\nexit 7\\n' >"${0%python}lockstep" && chmod +x "${0%python}lockstep" ;;
-"-m pytest" | "-m ruff" | "-m mypy" | "-m tests.notebooks" | "-m tests.mutation" | "-m tests.golden")
+"-m pytest" | "-m ruff" | "-m mypy" | "-m tests.notebooks" | "-m tests.mutation" | "-m tests.golden" | "-m sphinx" | "-m docs.generators.check")
     echo "$PWD: $*"
     if [ "$2" = "$FAILING" ]; then exit 3; fi ;;
 *)

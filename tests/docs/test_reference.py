@@ -171,5 +171,5 @@ def test_the_page_of_the_run_folder_has_each_file(tmp_path: Path) -> None:
     fit(model, data, epochs=1, global_batch=8, workers=0, verbose=False, run_dir=tmp_path / "run", warm_start=True)
     text = (ROOT / "docs" / "reference" / "run-folder.md").read_text(encoding="utf-8")
     files = [path.name for path in (tmp_path / "run").iterdir()]
-    assert len(files) > 8
+    assert len(files) >= 8
     assert [name for name in files if f"`{name}`" not in text and f"`{name}/`" not in text] == []
