@@ -42,10 +42,6 @@ STILL_TO_CLEAN = {
     "docs/how-to/scikit-learn.md",
     "docs/how-to/watch.md",
     "examples/README.md",
-    "notebooks/1_linear_by_hand.ipynb",
-    "notebooks/2_autograd.ipynb",
-    "notebooks/3_deep_nets.ipynb",
-    "notebooks/4_data_parallel.ipynb",
 }
 
 
