@@ -15,12 +15,6 @@ from tests.docs.running import BlockError, run_page
 NOT_YET = (
     "SECURITY.md",
     "docs/explanation/performance.md",
-    "docs/how-to/clusters.md",
-    "docs/how-to/data.md",
-    "docs/how-to/portable.md",
-    "docs/how-to/pytorch.md",
-    "docs/how-to/scikit-learn.md",
-    "docs/how-to/watch.md",
 )
 
 PATHS = {name: path for path in page_paths() if (name := path.relative_to(ROOT).as_posix()) not in NOT_YET}

@@ -36,11 +36,6 @@ STILL_TO_CLEAN = {
     "CONTRIBUTING.md",
     "SECURITY.md",
     "docs/explanation/performance.md",
-    "docs/how-to/clusters.md",
-    "docs/how-to/data.md",
-    "docs/how-to/portable.md",
-    "docs/how-to/scikit-learn.md",
-    "docs/how-to/watch.md",
     "examples/README.md",
 }
 
