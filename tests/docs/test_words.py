@@ -36,10 +36,6 @@ STILL_TO_CLEAN = {
     "CONTRIBUTING.md",
     "SECURITY.md",
     "examples/README.md",
-    "notebooks/1_linear_by_hand.ipynb",
-    "notebooks/2_autograd.ipynb",
-    "notebooks/3_deep_nets.ipynb",
-    "notebooks/4_data_parallel.ipynb",
 }
 
 
