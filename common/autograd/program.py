@@ -237,9 +237,9 @@ def _summed(calls: list[tuple[int, Call]]) -> list[list[tuple[int, Call]]]:
         own = {place: call for place, call in calls if number in _gradients([call])}
         if any(len(_gradients([call])) > 1 for call in own.values()):
             raise UntapeableError("a call writes into several gradients")
+        private = _add_preparations(own, touching, calls)
         if not _is_ordered(own, calls):
             raise UntapeableError("what a gradient is computed from changes meanwhile")
-        private = _add_preparations(own, touching, calls)
         groups += _components(own, private)
     return groups
 
@@ -255,7 +255,8 @@ def _add_preparations(
         for key in {id(each) for call in own.values() for each in _touched(call) if _is_temporary(each)} - private:
             others = [(place, call) for place, call in touching[key] if place not in own]
             is_made_for_it = all([id(each) for each in _written(call)] == [key] for _, call in others)
-            if is_made_for_it and _is_ordered({**own, **dict(others)}, calls):
+            # Memory that is filled again meanwhile, as a convolution's windows are, needs all that fill and read it.
+            if is_made_for_it and (_is_ordered({**own, **dict(others)}, calls) or not _is_ordered(own, calls)):
                 private.add(key)
                 own.update(others)
                 is_growing = True

@@ -196,6 +196,8 @@ class AutogradEngine:
         self._indices: dict[Leaf | None, int] = {
             parameter.leaf: index for index, parameter in enumerate(self._pass.parameters)
         }
+        #: What of the module keeps it from being captured; looking for it takes as long as a small micro-batch.
+        self._unrepeatable = first_unrepeatable(module)
         #: Why no program can be made, once that was tried.
         self._refusal: str | None = None
         #: How often micro-batches of so many samples were wanted in one pass, by the tree over them.
@@ -274,7 +276,7 @@ class AutogradEngine:
 
     @property
     def obstacle(self) -> str | None:
-        module = first_unrepeatable(self._module)
+        module = self._unrepeatable
         return self._refusal if module is None else f"{module} may compute something else with each batch"
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:
