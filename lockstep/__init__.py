@@ -21,6 +21,8 @@ from common.autograd.tensor import Tensor  # noqa: E402
 from common.runtime.blas import limit_blas_threads  # noqa: E402
 
 if TYPE_CHECKING:
+    from common.autograd.gradient_check import GradientError, check_gradients
+    from common.data.source import load
     from lockstep.api.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
     from lockstep.api.fit import fit, resume
     from lockstep.api.learning_rates import find_lr
@@ -33,13 +35,16 @@ __all__ = [
     "Callback",
     "EarlyStopping",
     "F",
+    "GradientError",
     "LambdaCallback",
     "ModelCheckpoint",
     "Run",
     "Tensor",
+    "check_gradients",
     "doctor",
     "find_lr",
     "fit",
+    "load",
     "load_run",
     "nn",
     "no_grad",
@@ -63,6 +68,10 @@ if not TYPE_CHECKING:  # to a type checker they are the imports above, and any o
                 from lockstep.api import learning_rates as module
             case "doctor":
                 from lockstep.checkup import consultation as module
+            case "load":
+                from common.data import source as module
+            case "GradientError" | "check_gradients":
+                from common.autograd import gradient_check as module
             case _:
                 raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = getattr(module, name)

@@ -105,7 +105,7 @@ def test_arguments_and_exit_code_pass_through_from_any_folder(checkout: Checkout
 
 
 def test_the_environment_is_made_once_and_says_so_on_one_line(checkout: Checkout) -> None:
-    assert checkout.run("train").stderr == "setting up .venv (once, about 20 s)\n"
+    assert checkout.run("train").stderr == "installing Lockstep into .venv (once, about 20 s)\n"
     assert checkout.steps() == ["venv", "pip"]
     assert checkout.run("worker").stderr == ""
     assert checkout.steps() == []
@@ -117,7 +117,7 @@ def test_a_change_of_the_project_installs_again(checkout: Checkout, name: str) -
     checkout.steps()
     with (checkout.root / name).open("a", encoding="utf-8") as file:
         file.write("# changed\n")
-    assert checkout.run("train").stderr == "updating .venv (once, some seconds)\n"
+    assert checkout.run("train").stderr == "updating .venv (once, a few seconds)\n"
     assert checkout.steps() == ["pip"]
     checkout.run("train")
     assert checkout.steps() == []
@@ -131,7 +131,7 @@ def test_what_is_installed_has_the_versions_whose_bits_are_known(checkout: Check
 def test_the_tests_add_their_tools_once(checkout: Checkout) -> None:
     checkout.run("train")
     checkout.run("test")
-    assert checkout.log.read_text(encoding="utf-8").splitlines()[-1].endswith(" .[plot,predict,dev]")
+    assert checkout.log.read_text(encoding="utf-8").splitlines()[-1].endswith(" .[plot,predict,watch,dev]")
     checkout.steps()
     checkout.run("check")
     checkout.run("train")
@@ -158,7 +158,7 @@ def test_a_damaged_environment_is_repaired(checkout: Checkout, damage: str) -> N
 
 def test_an_interrupt_while_it_is_made_is_repaired_by_the_next_start(checkout: Checkout) -> None:
     interrupted = checkout.run("train", PIP_TRAP="yes")
-    assert (interrupted.returncode, interrupted.stderr) == (130, "setting up .venv (once, about 20 s)\n")
+    assert (interrupted.returncode, interrupted.stderr) == (130, "installing Lockstep into .venv (once, about 20 s)\n")
     assert checkout.steps() == ["venv", "pip"]
     assert checkout.run("train").returncode == 7
     assert checkout.steps() == ["venv", "pip"]

@@ -46,7 +46,7 @@ def slope_along(
 
 
 class GradientError(AssertionError):
-    """A gradient is not the derivative: names the argument, both values, and what was expected."""
+    """A gradient is not the derivative. Its text names the argument and both slopes."""
 
 
 def check_gradients(
@@ -57,13 +57,31 @@ def check_gradients(
     elementwise: bool = False,
     tolerance: float = 1e-6,
 ) -> None:
-    """Raise GradientError unless the gradient of every float64 argument of `function` is right.
+    """Compare the gradients of `function` with central differences; return nothing if they agree.
 
-    `function` takes those as tensors, the others as they are, and returns a tensor; it is made a number by random
-    weights drawn from `rng`. Central differences, so the function must be smooth
-    within 1e-5 of the arguments: keep away from kinks and ties. `tolerance` is relative to the sizes of what is summed.
-    Arguments keep their strides in the evaluation that is differentiated; the differences use contiguous copies, and
-    both must agree, so that a function which depends on the layout is found too.
+    `function` is called with `arguments`. Those that are float64 arrays, of any shape, are passed as tensors, and their
+    gradients are checked. All others are passed as they are. The function returns a tensor of any shape, which random
+    weights drawn from `rng` reduce to one number: that number is differentiated.
+
+    By default each gradient is checked along one random direction: two evaluations per argument. With
+    `elementwise=True` every element is checked, which takes two evaluations per element and shows where the first wrong
+    one is. `tolerance` is relative to the sizes of the numbers that are added up.
+
+    The function must be smooth within 1e-5 of the arguments: keep away from the kink of a `relu`, and from ties under a
+    maximum. It must also give the same value for every memory layout. The gradients are those of the arguments with the
+    strides that they have, the differences are those of contiguous copies, and a disagreement is reported.
+
+    Raises `GradientError` with the argument, the slope that its gradient gives, and the slope that was measured;
+    `ValueError` if no argument is a float64 array.
+
+        >>> import numpy as np
+        >>> from lockstep import F, check_gradients
+        >>> rng = np.random.default_rng(0)
+        >>> check_gradients(F.tanh, [rng.normal(size=(2, 3))], rng)
+        >>> check_gradients(lambda x: x * x.detach(), [np.array([3.0])], rng, elementwise=True)
+        Traceback (most recent call last):
+        ...
+        common.autograd.gradient_check.GradientError: the gradient of argument 0 at (0,), shape (1,), is wrong: ...
     """
     checked = [index for index, each in enumerate(arguments) if _is_checked(each)]
     if not checked:

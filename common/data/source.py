@@ -26,14 +26,29 @@ IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def load(spec: str, *, is_checked: bool = False) -> TrainTest:
-    """Return the dataset called `spec`.
+    """Return the dataset called `spec`, with the parts `train` and `test`.
 
-    That is `"mnist"` (in the package), a folder that `lockstep pack` made, which stays on disk and is read as it is
-    needed (with `is_checked` each block of it is compared with its digest before it is used), a folder with MNIST's
-    four IDX files, gzipped or not, or an .npz file with
-    x_train, y_train, x_test and y_test: uint8 or float images (n, h, w), (n, c, h, w) or features (n, k), or tokens
-    (n, t) of a wider integer type; and integer labels (n,) from 0, of tokens also (n, t), or, for a regression, floats
-    (n,) or (n, k). Raises DataError with the file, the value and what was expected.
+    Each part has `images`, which are samples of any kind, and `labels`:
+
+    - `images`: uint8 or float32, `(n, channels, height, width)` or `(n, features)`; or tokens, int32 `(n, t)`;
+    - `labels`: classes from 0, int64 `(n,)`, of tokens also `(n, t)`; or, for a regression, float32 `(n, k)`.
+
+    `spec` is one of these:
+
+    - `"mnist"`, which is part of the package;
+    - a folder with the four IDX files of MNIST, gzipped or not;
+    - an `.npz` file with the arrays `x_train`, `y_train`, `x_test` and `y_test`, where gray images may be `(n, h, w)`;
+    - a folder that `lockstep pack` made. It stays on disk and is read when it is needed; with `is_checked=True`, each
+      block is compared with its digest before it is used.
+
+    Raises `DataError` with the file, the value that cannot be used, and what was expected.
+
+        >>> from lockstep import load
+        >>> mnist = load("mnist")
+        >>> mnist.train.images.shape, mnist.train.images.dtype
+        ((60000, 1, 28, 28), dtype('uint8'))
+        >>> mnist.test.labels[:5]
+        array([7, 2, 1, 0, 4])
     """
     if spec == "mnist":
         with as_file(files("common.data") / "mnist") as folder:

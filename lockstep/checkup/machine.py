@@ -234,7 +234,7 @@ def _shared(shared: SharedMemory) -> list[Finding]:
             evidence=f"{shared.folder} has {_mebibytes(shared.free_bytes)} of {_mebibytes(shared.total_bytes)} left",
             cause="the default of a container is 64 MiB; or other programs use it, or left files there",
             change="start the container with --shm-size=1g (shm_size in compose), or remove such files; without "
-            "enough, gradients and weights travel over sockets",
+            "enough, gradients and weights travel through sockets",
         )
     ]
 

@@ -11,8 +11,9 @@ from rich.console import Console
 from common.errors import DivergedError, RunError
 from common.runtime.environment import child_environment
 from lockstep.reports.display import print_plainly
-from lockstep.reports.summary import show_summary
+from lockstep.reports.summary import show_advice, show_summary
 from lockstep.runs.optional_packages import is_installed
+from lockstep.runs.own_command import own_command
 from ps.checkpoint.folder import CheckpointFolder
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
 
@@ -26,14 +27,32 @@ PICTURE_S = 30.0
 def show_end(
     console: Console, result: RunResult, folder: Path, cores: int | None = None, *, has_picture: bool = True
 ) -> None:
-    """Show how a run ended, and leave its picture in its folder if matplotlib is installed."""
-    show_summary(console, result, folder, cores)
+    """Show how a run ended and what to try next, and leave its picture in its folder if matplotlib is installed.
+
+    Its workers shared `cores` cores; None if they ran on several machines.
+    """
+    show_summary(console, result, folder)
     if has_picture and draw_picture(folder):
         print_plainly(console, f"picture         {folder / PICTURE}")
+    show_advice(console, result, cores)
+    for line in next_steps(result, folder):
+        print_plainly(console, line)
+
+
+def next_steps(result: RunResult, folder: Path) -> list[str]:
+    """Return what to try next with a run: commands that can be pasted where it was trained."""
+    kind = "each class" if result.test_r2 is None else "each target"
+    return [
+        "",
+        "what to try next:",
+        f"{kind:<15} {own_command('evaluate', folder)}",
+        f"{'in a browser':<15} {own_command('watch', folder)}",
+        f"{'check the bits':<15} {own_command('verify', folder)}",
+    ]
 
 
 def draw_picture(folder: Path) -> bool:
-    """Draw the course of a run in a process of its own, which can fail without any harm; return whether it is there."""
+    """Draw the curves of a run in a process of its own, which can fail without any harm; return whether it is there."""
     if not is_installed("matplotlib"):
         return False
     command = [sys.executable, "-P", "-m", "lockstep", "plot", str(folder), "--learning", "--to", str(folder)]
@@ -54,18 +73,18 @@ def draw_picture(folder: Path) -> bool:
 
 @contextmanager
 def kept_on_failure(console: Console, folder: Path) -> Iterator[None]:
-    """If a run fails or is interrupted, print where its weights are and how it is resumed."""
+    """If a run fails or is interrupted, print where its weights are and how to resume it."""
     try:
         yield
     except (RunError, KeyboardInterrupt) as error:
         # Ended well a moment before: there is nothing to resume.
         if (folder / RESULT).exists():
-            print_plainly(console, f"the run had come to its end: its result is kept in {folder}")
+            print_plainly(console, f"the run had already finished: its result is in {folder}")
             raise
         if (folder / WEIGHTS).exists():
             print_plainly(console, f"the last good weights are kept in {folder}")
         steps = CheckpointFolder(folder / CHECKPOINTS, lambda text: None).steps()
         # A run whose loss is not finite would diverge again.
         if steps and not isinstance(error, DivergedError):
-            print_plainly(console, f"resume after step {steps[-1]} by: lockstep train --resume {folder}")
+            print_plainly(console, f"resume after step {steps[-1]} with: {own_command('train', '--resume', folder)}")
         raise

@@ -98,11 +98,11 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
     ):
         if listening.is_insecure:
             print_plainly(console, WARNING)
-        print_plainly(console, f"listening on {port.address}; start workers by:")
+        print_plainly(console, f"listening on {port.address}; start workers with:")
         print_plainly(console, f"  lockstep worker {dialled(port.address)}{' --key FILE' if has_keys else ''}")
         shards = service.admission.servers - 1
         if shards:
-            print_plainly(console, f"and {shards} {'shards' if shards > 1 else 'shard'} by:")
+            print_plainly(console, f"and {shards} {'shards' if shards > 1 else 'shard'} with:")
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
         folder = service.destination.folder
         with kept_on_failure(console, folder), watched(page, display_for(console, SystemClock())) as display:
@@ -125,7 +125,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
         )
         opened = open_server(offer.setup, destination, setting, port, clock, display.say, offer.memory, rejections)
         if offer.obstacle:
-            display.say(f"vectors go over sockets: {offer.obstacle}")
+            display.say(f"gradients and weights go through sockets: {offer.obstacle}")
         server = opened.server
         # With the address, which the coordinator does not know.
         server.remind = lambda text: display.remind(f"{text}, at {port.address}")

@@ -1,6 +1,7 @@
 """Show the progress of a run: live in a terminal, in plain lines elsewhere."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -141,6 +142,37 @@ class PlainDisplay:
 
     def remind(self, text: str) -> None:
         self.say(text)
+
+
+@dataclass
+class AnnouncingDisplay:
+    """A display that shows some lines before the first status: when the run is known to be good, and not earlier."""
+
+    display: Display
+    lines: Sequence[str]
+    _is_announced: bool = False
+
+    def __enter__(self) -> Self:
+        self.display.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.display.__exit__(kind, error, trace)
+
+    def show(self, status: Status) -> None:
+        if not self._is_announced:
+            self._is_announced = True
+            for line in self.lines:
+                self.display.say(line)
+        self.display.show(status)
+
+    def say(self, text: str) -> None:
+        self.display.say(text)
+
+    def remind(self, text: str) -> None:
+        self.display.remind(text)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,15 @@ from ps.run.timing import Split
 NOTED_S = 0.5
 
 
-def show_summary(console: Console, result: RunResult, folder: Path | None, cores: int | None = None) -> None:
-    """Print the end of a run whose workers shared `cores` cores; None if they ran on several machines."""
+def show_summary(console: Console, result: RunResult, folder: Path | None) -> None:
+    """Print the epochs and the figures of a run."""
     console.print(epochs_table(result.history))
     for line in summary_lines(result, folder):
         print_plainly(console, line)
+
+
+def show_advice(console: Console, result: RunResult, cores: int | None = None) -> None:
+    """Print advice on a run whose workers shared `cores` cores; None if they ran on several machines."""
     for note in advice(result, cores):
         # Words are kept whole in a terminal; elsewhere, lines are not wrapped.
         console.print(Text(printable(f"note: {note}")), soft_wrap=not console.is_terminal)
@@ -60,12 +64,12 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
         "",
         f"{'test ' + score.name:<15} {score.text()}",
         f"throughput      {result.images_per_s:,.0f} samples/s, {who}",
-        f"time            {result.wall_s:.1f} s, of which training {result.train_s:.1f} s",
+        f"time            {result.wall_s:.1f} s in all, {result.train_s:.1f} s of it training",
         f"weights sha256  {result.weights_sha256}",
         f"numerics        {numerics_line(result.numerics)}",
     ]
     if result.moved.sums:
-        lines.insert(-2, f"a step sends    {moved_line(result)}")
+        lines.insert(-2, f"sent per step   {moved_line(result)}")
     if result.audited or result.unaudited:
         lines.append(f"audit           {audit_line(result)}")
     if folder is not None:
@@ -84,16 +88,15 @@ def numerics_line(numerics: Mapping[str, Any]) -> str:
 def moved_line(result: RunResult) -> str:
     """Return what crossed sockets in an average step."""
     sums, weights = result.moved.sums / 1e3, result.moved.weights / 1e3
-    return f"{sums:,.1f} kB of sums ({result.wire}), {weights:,.1f} kB of weights ({result.wire_weights})"
+    return f"{sums:,.1f} kB of sums ({result.wire}) and {weights:,.1f} kB of weights ({result.wire_weights})"
 
 
 def audit_line(result: RunResult) -> str:
     """Return how many micro-batches were audited, and how many could not be."""
-    missed = f"{result.unaudited:,} {'more ' if result.audited else ''}could not be, since no other worker was ready"
     if not result.audited:
-        return f"no micro-batch was computed again: {missed}"
-    audited = f"{result.audited:,} micro-batches computed again by another worker: the same bits"
-    return f"{audited}; {missed}" if result.unaudited else audited
+        return f"none of the {result.unaudited:,} chosen micro-batches: no other worker was ready to recompute them"
+    audited = f"{result.audited:,} micro-batches recomputed by another worker, with the same bits"
+    return f"{audited}; {result.unaudited:,} not, as no other was ready" if result.unaudited else audited
 
 
 def advice(result: RunResult, cores: int | None = None) -> list[str]:
@@ -102,18 +105,18 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
         return []
     notes = []
     if result.obstacle:
-        notes.append(f"vectors went over sockets: {result.obstacle}")
+        notes.append(f"gradients and weights went through sockets: {result.obstacle}")
     if result.workers > result.micro_batches:
         notes.append(
             f"{result.micro_batches} micro-batches keep at most {result.micro_batches} workers busy; "
-            "a larger --micro-batches allows more, and gives other bits"
+            "a larger --micro-batches allows more, but changes the bits"
         )
     # What a single process would need: the same computing and updates, without an exchange.
     single_s = result.compute_s + result.update_s
     if result.train_s > max(single_s, NOTED_S):
         notes.append(
-            f"training took {result.train_s:.1f} s; a single process needs about {single_s:.1f} s for the same bits: "
-            "this model is too small for workers to pay (--workers 0)"
+            f"training took {result.train_s:.1f} s; a single process would take about {single_s:.1f} s for the same "
+            "bits: this model is too small to gain from workers (use --workers 0)"
         )
     if result.split is not None and result.train_s > NOTED_S:
         notes.append(one_more(result, result.split, cores))
@@ -135,7 +138,8 @@ def one_more(result: RunResult, split: Split, cores: int | None) -> str:
     gain = model.step_s(result.workers) / model.step_s(more)
     where = f" on {cores} cores" if cores is not None and cores < more else ""
     is_worth_it = gain - 1 >= 0.5 / result.workers
-    return f"{more} workers{where} would give {gain:.2f}x: {'worth it' if is_worth_it else 'not worth it'}"
+    verdict = "worth it" if is_worth_it else "not worth it"
+    return f"{more} workers{where} would train at {gain:.2f}x this speed: {verdict}"
 
 
 def final_status(result: RunResult) -> Status:

@@ -35,7 +35,7 @@ def test_all_is_computed_twice_and_is_the_same(
     code, out, error = process.end()
     assert (code, error) == (0, "")
     assert digest(place, "run") == digest_alone(*JOB)
-    assert "audit           24 micro-batches computed again by another worker: the same bits\n" in out
+    assert "audit           24 micro-batches recomputed by another worker, with the same bits\n" in out
     code, out, _ = run_here(place.folder, capsys, "ledger", "run")
     assert (code, out.count("for the audit: the same bits")) == (0, 24)
     assert place.is_empty(GONE_S)
@@ -47,7 +47,7 @@ def test_one_worker_alone_is_told_of_once_and_not_waited_for(place: Place) -> No
     code, out, _ = server.end()
     assert (code, worker.end()[0]) == (0, 0)
     assert out.count("no audit of micro-batches ") == 1
-    assert "audit           no micro-batch was computed again: " in out
+    assert "audit           none of the " in out
 
 
 def test_a_share_that_is_none_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

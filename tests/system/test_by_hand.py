@@ -14,7 +14,7 @@ from tests.system.processes import GONE_S, Place
 def test_the_server_first(place: Place) -> None:
     address = place.address()
     server = place.start("server", *BRIEF, "--bind", address, "--run-dir", "run")
-    assert server.line_with("listening") == f"listening on {address}; start workers by:"
+    assert server.line_with("listening") == f"listening on {address}; start workers with:"
     assert server.line_with("lockstep worker") == f"  lockstep worker {address}"
     assert server.line_with("waiting") == f"waiting for workers: 0 of 1 are ready, at {address}"
     worker = place.start("worker", address)

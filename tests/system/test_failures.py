@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights(place: Pl
     assert ", is not finite; first seen in layer " in error
     assert ", micro-batch " in error
     assert error.count("\n") == 1
-    assert out == "the last good weights are kept in run\n"
+    assert out.endswith("the last good weights are kept in run\n")
     assert (place.folder / "run" / "weights.safetensors").is_file()
     assert place.is_empty(GONE_S)
 

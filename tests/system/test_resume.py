@@ -130,7 +130,7 @@ def test_a_finished_run_says_so(place: Place, capsys: pytest.CaptureFixture[str]
     copytree(calm_run, place.folder / "calm")
     code, out, error = run_here(place.folder, capsys, "train", "--resume", "calm")
     assert (code, error) == (0, "")
-    assert out.startswith("the run in calm is finished: nothing is left to do\n")
+    assert out.startswith("the run in calm is already finished\n")
     code, _, error = run_here(place.folder, capsys, "server", "--resume", "calm", "--bind", place.address())
     assert (code, "the run in 'calm' is finished" in error) == (2, True)
 

@@ -83,9 +83,9 @@ def test_without_room_for_the_weights_auto_uses_sockets_and_says_why(place: Plac
     flags = ("--workers", "2", "--run-dir", "run")
     code, out, error = place.start("train", *BRIEF, *flags, file_bytes=TOO_SHORT).end()
     assert (code, error) == (0, "")
-    assert out.count("note: vectors went over sockets: ") == 1
+    assert out.count("note: gradients and weights went through sockets: ") == 1
     assert f"{shared_root()} has no room for 0.1 MiB" in out
-    assert "vectors go over sockets: " in (place.folder / "run" / "server.log").read_text()
+    assert "gradients and weights go through sockets: " in (place.folder / "run" / "server.log").read_text()
     result = result_in(place)
     assert result["transport"] == "ipc"
     assert result["weights_sha256"] == digest_alone(*BRIEF)

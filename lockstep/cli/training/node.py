@@ -16,8 +16,8 @@ from lockstep.cli.training.worker import worker
 from lockstep.launch.client import say
 from lockstep.launch.remote.head import HeadBackend, train_as_head
 from lockstep.launch.remote.launcher import detect
+from lockstep.launch.run_end import show_end
 from lockstep.reports.display import print_plainly
-from lockstep.reports.summary import show_summary
 from lockstep.runs.job_file import read_values
 from lockstep.runs.run_dir import finished, has_begun
 
@@ -67,9 +67,9 @@ def node(
     given = {key: value for key, value in flags.items() if value is not None}
     if run_dir is not None and has_begun(run_dir) and (result := finished(run_dir)) is not None:
         # For every rank that sees the folder: none would find a server.
-        print_plainly(Console(highlight=False), f"the run in {run_dir} is finished: nothing is left to do")
+        print_plainly(Console(highlight=False), f"the run in {run_dir} is already finished")
         if not place.rank:
-            show_summary(Console(highlight=False), result, run_dir)
+            show_end(Console(highlight=False), result, run_dir, has_picture=False)
         return
     if place.rank:
         say(f"rank {place.rank} of {place.size or 'many'} by {place.launcher}")

@@ -33,8 +33,7 @@ from lockstep.launch.numerics import begin_with
 from lockstep.launch.page_process import PageProcess, PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.packing.cache import changed, packed_source
-from lockstep.reports.display import Display, display_for, print_plainly
-from lockstep.reports.summary import show_summary
+from lockstep.reports.display import AnnouncingDisplay, Display, display_for, print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch, default_launch
 from lockstep.runs.optional_packages import demand
@@ -124,8 +123,8 @@ def resume_run(manner: Manner, folder: Path, given: dict[str, Any]) -> None:
         begin_here(job, launch)
         carry_out(manner, job, Destination(folder=folder, launch=launch, is_resumed=True))
         return
-    print_plainly(manner.console, f"the run in {folder} is finished: nothing is left to do")
-    show_summary(manner.console, result, folder, cores())
+    print_plainly(manner.console, f"the run in {folder} is already finished")
+    show_end(manner.console, result, folder, cores(), has_picture=False)
 
 
 def begin_here(job: Job, launch: Launch) -> None:
@@ -156,7 +155,8 @@ def carry_out(manner: Manner, job: Job, destination: Destination) -> None:
 def carry_out_beside(page: PageProcess | None, manner: Manner, job: Job, destination: Destination) -> None:
     """Do that with a page next to it, which stays open in a terminal until somebody ends it."""
     console, request, cluster = manner.console, manner.chaos, manner.cluster
-    with kept_on_failure(console, destination.folder), watched(page, display_for(console, SystemClock())) as display:
+    shown = AnnouncingDisplay(display_for(console, SystemClock()), announcement(job, destination, cluster))
+    with kept_on_failure(console, destination.folder), watched(page, shown) as display:
         chaos = None if request is None else chaos_of(request, SystemClock(), display.say)
         if cluster is None:
             result = train_here(job, destination, display, chaos)
@@ -167,6 +167,27 @@ def carry_out_beside(page: PageProcess | None, manner: Manner, job: Job, destina
     if page is not None and console.is_terminal:
         print_plainly(console, f"the page stays at {page.link}: Ctrl-C ends it")
         page.stay()
+
+
+def announcement(job: Job, destination: Destination, cluster: str | None) -> list[str]:
+    """Return what is about to be trained, on how many processes, and where the results go."""
+    length = counted(job.epochs, "epoch") if job.steps is None else counted(job.steps, "step")
+    launch = destination.launch
+    if launch.workers:
+        servers = "a server" if launch.servers == 1 else f"{launch.servers} servers"
+        place = "this machine" if cluster is None else "the Ray cluster"
+        processes = f"with {servers} and {counted(launch.workers, 'worker')} on {place}"
+    else:
+        processes = "in this process alone"
+    return [
+        f"training {job.model_name()} on {job.data}: {length}, {processes}",
+        f"weights, figures and logs go to {destination.folder}",
+    ]
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: `1 worker`, `2 workers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def train_on_ray(on: str, job: Job, destination: Destination, display: Display, chaos: Chaos | None) -> RunResult:

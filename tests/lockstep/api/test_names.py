@@ -1,8 +1,11 @@
 """The names of the package are imported when they are used, and are those that it promises."""
 
+import doctest
 import subprocess
 import sys
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 import lockstep
@@ -18,6 +21,18 @@ def test_what_has_the_name_of_a_room_too_is_the_function() -> None:
     import lockstep.checkup.consultation
 
     assert lockstep.doctor is lockstep.checkup.consultation.doctor
+
+
+@pytest.mark.parametrize("function", [lockstep.load, lockstep.check_gradients])
+def test_the_examples_of_a_function_from_another_room_run(function: Callable[..., object]) -> None:
+    (example,) = doctest.DocTestFinder().find(function, globs={})
+    assert example.examples
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+
+
+def test_a_wrong_gradient_is_caught_by_the_public_name() -> None:
+    with pytest.raises(lockstep.GradientError, match="argument 0"):
+        lockstep.check_gradients(lambda x: x * x.detach(), [np.array([3.0])], np.random.default_rng(0))
 
 
 def test_another_name_is_an_error_as_of_any_module() -> None:

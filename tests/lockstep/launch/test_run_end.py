@@ -1,15 +1,20 @@
 """What is said of a run that fails or is interrupted, by what its folder holds."""
 
+import shlex
 from io import StringIO
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from common.errors import DivergedError, RunError
-from lockstep.launch.run_end import PICTURE, draw_picture, kept_on_failure
+from lockstep.cli.root import command_named
+from lockstep.launch.run_end import PICTURE, draw_picture, kept_on_failure, next_steps
+from lockstep.runs.own_command import own_command
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
 from tests.lockstep.small_runs import small_run
+from tests.lockstep.statuses import result
 
 
 def said(folder: Path, error: BaseException) -> str:
@@ -27,7 +32,8 @@ def test_what_there_is_to_go_on_with(tmp_path: Path, error: BaseException) -> No
     assert said(tmp_path, error) == f"the last good weights are kept in {tmp_path}\n"
     (tmp_path / CHECKPOINTS).mkdir()
     (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
-    assert said(tmp_path, error).endswith(f"\nresume after step 12 by: lockstep train --resume {tmp_path}\n")
+    command = own_command("train", "--resume", tmp_path)
+    assert said(tmp_path, error).endswith(f"\nresume after step 12 with: {command}\n")
 
 
 def test_a_run_that_ended_well_a_moment_before_has_nothing_to_go_on_with(tmp_path: Path) -> None:
@@ -35,13 +41,22 @@ def test_a_run_that_ended_well_a_moment_before_has_nothing_to_go_on_with(tmp_pat
     (tmp_path / RESULT).touch()
     (tmp_path / CHECKPOINTS).mkdir()
     (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
-    assert said(tmp_path, KeyboardInterrupt()) == f"the run had come to its end: its result is kept in {tmp_path}\n"
+    assert said(tmp_path, KeyboardInterrupt()) == f"the run had already finished: its result is in {tmp_path}\n"
 
 
 def test_a_run_that_diverged_would_do_so_again(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINTS).mkdir()
     (tmp_path / CHECKPOINTS / "step-0000000012.safetensors").touch()
     assert said(tmp_path, DivergedError("the loss is not finite")) == ""
+
+
+@pytest.mark.parametrize(("r2", "kind"), [(None, "each class"), (0.9, "each target")])
+def test_what_to_try_next_can_be_pasted(r2: float | None, kind: str) -> None:
+    lines = next_steps(msgspec.structs.replace(result(), test_r2=r2), Path("runs/my run"))
+    assert lines[2].startswith(kind)
+    words = [shlex.split(line[16:])[-2:] for line in lines[2:]]
+    assert words == [[command, "runs/my run"] for command in ("evaluate", "watch", "verify")]
+    assert all(command_named(command) is not None for command, _ in words)
 
 
 def test_a_run_leaves_its_picture(tmp_path: Path) -> None:

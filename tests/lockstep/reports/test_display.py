@@ -12,6 +12,7 @@ from common.runtime.clock import ManualClock
 from lockstep.reports.display import (
     MOST_WORKER_LINES,
     PLAIN_EVERY_S,
+    AnnouncingDisplay,
     Display,
     LiveDisplay,
     PlainDisplay,
@@ -50,6 +51,17 @@ def picture(of: Status) -> list[str]:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_is_trained_is_announced_once_and_not_before_the_run_is_known_to_be_good() -> None:
+    to = console(is_terminal=False)
+    with AnnouncingDisplay(PlainDisplay(to, ManualClock()), ["training mlp", "weights go to runs/mine"]) as display:
+        display.say("notice: something")
+        display.show(status())
+        display.show(status())
+    lines = shown(to)
+    assert lines[:3] == ["notice: something", "training mlp", "weights go to runs/mine"]
+    assert lines.count("training mlp") == 1
 
 
 def test_an_epoch_on_one_line() -> None:

@@ -7,17 +7,17 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from lockstep.reports.summary import advice, show_summary, summary_lines
+from lockstep.reports.summary import advice, show_advice, show_summary, summary_lines
 from ps.records.run_folder import RunResult
 from ps.run.timing import Split
 from ps.run.traffic import Moved
 from tests.lockstep.statuses import result
 
 TOO_SMALL = (
-    "training took 10.0 s; a single process needs about 9.0 s for the same bits: "
-    "this model is too small for workers to pay (--workers 0)"
+    "training took 10.0 s; a single process would take about 9.0 s for the same "
+    "bits: this model is too small to gain from workers (use --workers 0)"
 )
-TOO_MANY = "8 micro-batches keep at most 8 workers busy; a larger --micro-batches allows more, and gives other bits"
+TOO_MANY = "8 micro-batches keep at most 8 workers busy; a larger --micro-batches allows more, but changes the bits"
 
 ADVICE = {
     "workers paid": (result(), []),
@@ -27,7 +27,10 @@ ADVICE = {
     "too short to tell": (result(train_s=0.4, compute_s=0.1, update_s=0.0), []),
     "as many workers as micro-batches": (result(workers=8), []),
     "more workers than micro-batches": (result(workers=9), [TOO_MANY]),
-    "no shared memory": (result(obstacle="/dev/shm is full"), ["vectors went over sockets: /dev/shm is full"]),
+    "no shared memory": (
+        result(obstacle="/dev/shm is full"),
+        ["gradients and weights went through sockets: /dev/shm is full"],
+    ),
     "both": (result(workers=9, compute_s=8.5, update_s=0.5), [TOO_MANY, TOO_SMALL]),
 }
 
@@ -45,14 +48,14 @@ def part_of(workers: int, exchange_s: float) -> RunResult:
 
 ONE_MORE = {
     # 80 ms and no exchange to speak of: half of it.
-    "pays": (part_of(1, 0.0), None, "2 workers would give 2.00x: worth it"),
+    "pays": (part_of(1, 0.0), None, "2 workers would train at 2.00x this speed: worth it"),
     # 40 ms and 20 ms: 3 of 8 micro-batches and 30 ms.
-    "exchange eats it": (part_of(2, 0.020), None, "3 workers would give 1.00x: not worth it"),
-    "no core is left": (part_of(2, 0.0), 2, "3 workers on 2 cores would give 1.00x: not worth it"),
-    "cores are left": (part_of(2, 0.0), 3, "3 workers would give 1.33x: worth it"),
+    "exchange eats it": (part_of(2, 0.020), None, "3 workers would train at 1.00x this speed: not worth it"),
+    "no core is left": (part_of(2, 0.0), 2, "3 workers on 2 cores would train at 1.00x this speed: not worth it"),
+    "cores are left": (part_of(2, 0.0), 3, "3 workers would train at 1.33x this speed: worth it"),
     # 4 micro-batches of 10 ms and 12 ms: 3 micro-batches and 18 ms.
-    "too little": (part_of(2, 0.012), None, "3 workers would give 1.08x: not worth it"),
-    "no micro-batch is left": (part_of(8, 0.0), None, "9 workers would give 1.00x: not worth it"),
+    "too little": (part_of(2, 0.012), None, "3 workers would train at 1.08x this speed: not worth it"),
+    "no micro-batch is left": (part_of(8, 0.0), None, "9 workers would train at 1.00x this speed: not worth it"),
 }
 
 
@@ -71,7 +74,9 @@ def test_nothing_is_predicted_of_a_run_that_was_too_short() -> None:
 )
 def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
     console = Console(width=80, file=io.StringIO(), force_terminal=True, record=True)
-    show_summary(console, result(workers=workers, compute_s=8.5, update_s=0.5), Path("runs/mine"))
+    ended = result(workers=workers, compute_s=8.5, update_s=0.5)
+    show_summary(console, ended, Path("runs/mine"))
+    show_advice(console, ended)
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     assert lines[:10] == [
         "epoch  train loss  train accuracy  test loss  test accuracy  seconds",
@@ -79,41 +84,38 @@ def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
         "",
         "test accuracy   93.75%",
         f"throughput      6,000 samples/s, {who}",
-        "time            12.3 s, of which training 10.0 s",
+        "time            12.3 s in all, 10.0 s of it training",
         f"weights sha256  {'ab' * 32}",
         "numerics        native, NumPy 2.4.6 with openblas 0.3, kernel Zen",
         "run folder      runs/mine",
-        *(["note: training took 10.0 s; a single process needs about 9.0 s for the same"] if workers else []),
+        *(["note: training took 10.0 s; a single process would take about 9.0 s for the same"] if workers else []),
     ]
     assert max(map(len, lines)) <= 80
 
 
 def test_without_a_terminal_a_note_is_one_line() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
-    show_summary(console, result(compute_s=8.5, update_s=0.5), None)
+    show_advice(console, result(compute_s=8.5, update_s=0.5))
     assert console.export_text().splitlines()[-1] == f"note: {TOO_SMALL}"
 
 
 def test_what_a_step_sends_is_reported_where_anything_was_sent() -> None:
     sent = result(wire="int8", moved=Moved(sums=63_870, weights=247_100))
-    assert "a step sends    63.9 kB of sums (int8), 247.1 kB of weights (float32)" in summary_lines(sent, None)
-    assert not any("sends" in line for line in summary_lines(result(), None))
+    assert "sent per step   63.9 kB of sums (int8) and 247.1 kB of weights (float32)" in summary_lines(sent, None)
+    assert not any("sent" in line for line in summary_lines(result(), None))
 
 
 @pytest.mark.parametrize(
     ("audited", "unaudited", "message"),
     [
         (0, 0, None),
-        (1200, 0, "1,200 micro-batches computed again by another worker: the same bits"),
+        (1200, 0, "1,200 micro-batches recomputed by another worker, with the same bits"),
         (
             3,
             2,
-            (
-                "3 micro-batches computed again by another worker: the same bits; 2 more could not be, since no other "
-                "worker was ready"
-            ),
+            "3 micro-batches recomputed by another worker, with the same bits; 2 not, as no other was ready",
         ),
-        (0, 5, "no micro-batch was computed again: 5 could not be, since no other worker was ready"),
+        (0, 5, "none of the 5 chosen micro-batches: no other worker was ready to recompute them"),
     ],
 )
 def test_the_audit_is_reported_where_there_was_one(audited: int, unaudited: int, message: str | None) -> None:
