@@ -23,7 +23,7 @@ case "$1 $2" in
 "-m pip")
     echo "pip $*" >>"$LOG"
     if [ -n "$PIP_TRAP" ]; then trap 'exit 1' INT; kill -INT 0; fi
-    if [ -n "$PIP_EXIT" ]; then exit "$PIP_EXIT"; fi
+    if [ -n "$PIP_EXIT" ]; then echo "$PIP_PRINTS" >&2; exit "$PIP_EXIT"; fi
     printf '#!/bin/sh\\necho "$PWD $*"\\nexit 7\\n' >"${0%python}lockstep" && chmod +x "${0%python}lockstep" ;;
 "-m pytest" | "-m ruff" | "-m mypy" | "-m tests.notebooks" | "-m tests.mutation" | "-m tests.golden")
     echo "$PWD: $*"
@@ -81,7 +81,7 @@ def checkout(tmp_path: Path) -> Checkout:
     log.touch()
     inherited = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
     named = {"PYTHON": str(stub), "STUB": str(stub), "LOG": str(log), "REAL": sys.executable}
-    silent = {"PIP_EXIT": "", "PIP_TRAP": "", "FAILING": ""}
+    silent = {"PIP_EXIT": "", "PIP_PRINTS": "", "PIP_TRAP": "", "FAILING": ""}
     return Checkout(root, log, {**inherited, **named, **silent})
 
 
@@ -164,10 +164,40 @@ def test_an_interrupt_while_it_is_made_is_repaired_by_the_next_start(checkout: C
     assert checkout.steps() == ["venv", "pip"]
 
 
-def test_a_failed_installation_fails_on_a_line_of_its_own_and_is_tried_again(checkout: Checkout) -> None:
-    failed = checkout.run("train", PIP_EXIT="1")
+@pytest.mark.parametrize(
+    ("prints", "expected"),
+    [
+        (
+            (
+                "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError('<pip._vendor'\n"
+                "ERROR: Could not find a version that satisfies the requirement hatchling>=1.27\n"
+                "ERROR: No matching distribution found for hatchling>=1.27"
+            ),
+            "pip cannot reach the package index: connect to the internet, or set HTTPS_PROXY",
+        ),
+        (
+            "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certi",
+            "pip does not trust the certificate of the package index: set PIP_CERT",
+        ),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "no space is left for .venv",
+        ),
+        (
+            "  Preparing metadata\nERROR: Package 'x' requires a different Python\n[notice] A new release of pip",
+            "pip install failed: Package 'x' requires a different Python: fix that",
+        ),
+    ],
+    ids=["network", "certificate", "space", "anything else"],
+)
+def test_a_failed_installation_is_one_line_with_what_to_do_and_is_tried_again(
+    checkout: Checkout, prints: str, expected: str
+) -> None:
+    failed = checkout.run("train", PIP_EXIT="1", PIP_PRINTS=prints)
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith("error: pip could not install lockstep")
+    first, line = failed.stderr.splitlines()
+    assert first == "installing Lockstep into .venv (once, about 20 s)"
+    assert line.startswith(f"error: {expected}")
     assert checkout.run("train").returncode == 7
 
 
@@ -182,10 +212,10 @@ def test_many_starts_at_once_make_it_once(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("#!/bin/sh\necho Python 3.10.1\nexit 1\n", "says 'Python 3.10.1': expected"),
+        ("#!/bin/sh\necho Python 3.10.1\nexit 1\n", "/python is Python 3.10.1: install a newer one"),
         (
             '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\nexec "$REAL" "$@"\n',
-            "cannot make environments: install ensurepip",
+            "has no venv module: install it",
         ),
     ],
 )
@@ -216,7 +246,7 @@ def test_a_folder_that_is_no_environment_is_left_alone(checkout: Checkout) -> No
     (checkout.root / ".venv" / "mine").touch()
     refused = checkout.run("train")
     assert refused.returncode == 2
-    assert "is no Python environment" in refused.stderr
+    assert "is not a Python environment" in refused.stderr
     assert (checkout.root / ".venv" / "mine").exists()
 
 

@@ -28,77 +28,81 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     model: Annotated[
         str | dict[str, Any],
-        Meta(description="linear, mlp, lenet or cnn, or FILE.py:FUNCTION that returns a Module"),
+        Meta(description="linear, mlp, lenet, cnn, or FILE.py:FUNCTION, which returns a Module"),
     ] = "lenet"
     data: Annotated[
         str,
         Meta(
-            description="mnist, a folder that `lockstep pack` made or of IDX files, or an .npz; `train` and `fit` also "
-            "take a .csv, .parquet or folder of pictures"
+            description="mnist, a folder from `lockstep pack`, an .npz, or a folder of IDX files; `train` and `fit` "
+            "also take a .csv, a .parquet or a folder of pictures"
         ),
     ] = "mnist"
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="what all random numbers are derived from")] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="seed of all random numbers")] = 0
     epochs: Annotated[PositiveInt, Meta(description="passes over the training set")] = 3
-    steps: Annotated[PositiveInt, Meta(description="stop after so many steps, instead of after the epochs")] | None = (
-        None
-    )
-    global_batch: Annotated[PositiveInt, Meta(description="samples of one step, over all workers")] = 128
+    steps: Annotated[PositiveInt, Meta(description="number of steps, instead of epochs")] | None = None
+    global_batch: Annotated[PositiveInt, Meta(description="samples per step, over all workers")] = 128
     micro_batches: Annotated[
         int,
-        Meta(ge=1, le=4096, description="micro-batches per step: bounds the useful workers, decides the bits"),
+        Meta(ge=1, le=4096, description="micro-batches per step; at most as many workers are useful; part of the bits"),
     ] = 8
-    initial: (
-        Annotated[str, Meta(description="weights to start from (safetensors), instead of drawing them from the seed")]
-        | None
-    ) = None
+    initial: Annotated[str, Meta(description="weights to start from (safetensors)  [drawn from the seed]")] | None = (
+        None
+    )
     loss: Annotated[
         Literal["cross-entropy", "mse"],
-        Meta(description="of classes, or for a regression the mean squared error"),
+        Meta(description="loss function; mse is for regressions"),
     ] = "cross-entropy"
-    label_smoothing: Annotated[Probability, Meta(description="share of each label spread over all classes")] = 0.0
+    label_smoothing: Annotated[Probability, Meta(description="share of each label to spread over all classes")] = 0.0
     wire: Annotated[
         Literal["float32", "float16", "bfloat16", "int8"],
-        Meta(description="type that sums of gradients are rounded to and travel in: a part of the bits"),
+        Meta(description="type in which sums of gradients travel; part of the bits"),
     ] = "float32"
     wire_weights: Annotated[
         Literal["float32", "bfloat16"],
-        Meta(description="the same of weights: workers compute with the rounded ones, servers keep float32"),
+        Meta(description="type in which weights travel; workers compute with the rounded weights"),
     ] = "float32"
     numerics: Annotated[
         Numerics,
-        Meta(description="portable: the same bits on every x86-64 processor with AVX2; native: on those of one kind"),
+        Meta(description="portable: the same bits on every x86-64 machine with AVX2; native: on those of one kind"),
     ] = "native"
-    normalize: Annotated[bool, Meta(description="subtract the training set's mean, divide by its deviation")] = True
-    max_shift: Annotated[int, Meta(ge=0, le=1024, description="shift each training image by up to so many pixels")] = 0
-    optimizer: Annotated[OptimizerName, Meta(description="rule that turns gradients into updates")] = "sgd"
-    lr: Annotated[Positive, Meta(description="learning rate; the peak, where a schedule varies it")] = 0.05
-    momentum: Annotated[Probability, Meta(description="of sgd and rmsprop")] = 0.9
-    nesterov: Annotated[bool, Meta(description="Nesterov's form of momentum, of sgd")] = False
-    weight_decay: Annotated[NonNegative, Meta(description="L2 penalty; decoupled in adamw")] = 0.0
-    beta1: Annotated[Probability, Meta(description="decay of the first moment, of adam and adamw")] = 0.9
-    beta2: Annotated[Probability, Meta(description="decay of the second moment, of adam and adamw")] = 0.999
-    alpha: Annotated[Probability, Meta(description="decay of the squared gradient, of rmsprop")] = 0.99
-    eps: Annotated[Positive, Meta(description="added to the denominator, of adam, adamw and rmsprop")] = 1e-8
-    clip_norm: Annotated[Positive, Meta(description="scale gradients down to this global norm")] | None = None
+    normalize: Annotated[bool, Meta(description="scale samples to mean 0 and deviation 1")] = True
+    max_shift: Annotated[
+        int, Meta(ge=0, le=1024, description="most pixels by which a training image is shifted at random")
+    ] = 0
+    optimizer: Annotated[OptimizerName, Meta(description="optimizer")] = "sgd"
+    lr: Annotated[Positive, Meta(description="learning rate; with a schedule, its peak")] = 0.05
+    momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop")] = 0.9
+    nesterov: Annotated[bool, Meta(description="use Nesterov's momentum, with sgd")] = False
+    weight_decay: Annotated[NonNegative, Meta(description="L2 penalty; with adamw, decoupled weight decay")] = 0.0
+    beta1: Annotated[Probability, Meta(description="decay of the first moment in adam and adamw")] = 0.9
+    beta2: Annotated[Probability, Meta(description="decay of the second moment in adam and adamw")] = 0.999
+    alpha: Annotated[Probability, Meta(description="decay of the squared gradient in rmsprop")] = 0.99
+    eps: Annotated[Positive, Meta(description="term added to the denominator in adam, adamw and rmsprop")] = 1e-8
+    clip_norm: (
+        Annotated[Positive, Meta(description="scale gradients down to at most this global norm  [never]")] | None
+    ) = None
     schedule: Annotated[
-        Literal["constant", "step", "cosine", "one-cycle"], Meta(description="course of the learning rate")
+        Literal["constant", "step", "cosine", "one-cycle"], Meta(description="how the learning rate changes")
     ] = "constant"
-    warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the rate first rises linearly")] = 0
-    decay_every: Annotated[PositiveInt, Meta(description="epochs between decays, of the step schedule")] = 1
-    decay_factor: Annotated[Positive, Meta(description="what each decay multiplies by, of the step schedule")] = 0.1
+    warmup_steps: Annotated[int, Meta(ge=0, description="steps in which the learning rate first rises linearly")] = 0
+    decay_every: Annotated[PositiveInt, Meta(description="epochs between decays in the step schedule")] = 1
+    decay_factor: Annotated[Positive, Meta(description="factor of each decay in the step schedule")] = 0.1
     validation_split: Annotated[
-        Probability, Meta(description="share of the training set that is kept out of it, and evaluated to choose by")
+        Probability, Meta(description="share of the training set to hold out for validation, as 10% or 0.1")
     ] = 0.0
     patience: (
-        Annotated[PositiveInt, Meta(description="stop after so many epochs in a row that were no better  [never]")]
+        Annotated[PositiveInt, Meta(description="stop after this many epochs in a row without improvement  [never]")]
         | None
     ) = None
     monitor: (
-        Annotated[Monitor, Meta(description="what makes an epoch better  [val_loss, or test_loss without a split]")]
+        Annotated[
+            Monitor,
+            Meta(description="figure that decides which epoch is best  [val_loss, or test_loss without a split]"),
+        ]
         | None
     ) = None
-    min_delta: Annotated[NonNegative, Meta(description="what a better epoch has to be better by")] = 0.0
-    keep_best: Annotated[bool, Meta(description="end with the weights of the best epoch, not of the last one")] = False
+    min_delta: Annotated[NonNegative, Meta(description="smallest change that counts as an improvement")] = 0.0
+    keep_best: Annotated[bool, Meta(description="end with the weights of the best epoch instead of the last")] = False
 
     def digest(self) -> str:
         """Return the SHA-256 of all values, in hex."""

@@ -30,12 +30,15 @@ ITEMS_LIMIT = 2**15
 #: Most arrays behind a header.
 ARRAYS_LIMIT = 1
 
+#: What always carries an array; a result of training may.
+WITH_AN_ARRAY = (SumsFrame, Samples, Weights, InitialFrame, CollectedFrame, Squares)
+
 M = TypeVar("M", bound=Message)
 
 
 def arrays_of(message: Message) -> range:
     """Return the numbers of arrays that may travel with a message."""
-    if isinstance(message, SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares):
+    if isinstance(message, WITH_AN_ARRAY):
         return range(1, 2)
     return range(2) if isinstance(message, Result) and message.work == "train" else range(1)
 

@@ -37,11 +37,11 @@ def read_basis(path: Path, model: str | None = None, batch: int | None = None) -
         found = msgspec.json.decode(path.read_bytes(), type=RunResult | list[ScalingRow])
     except OSError as error:
         raise UsageError(
-            f"cannot read {str(path)!r}: {error.strerror}: expected a result.json or scaling rows"
+            f"cannot read {str(path)!r}: {error.strerror}: expected a result.json, or rows of a scaling bench"
         ) from error
     except msgspec.MsgspecError as error:
         raise FileFormatError(
-            f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --json`: {error}"
+            f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --to FILE`: {error}"
         ) from error
     return basis_of_rows(matching_rows(found, model, batch)) if isinstance(found, list) else basis_of_result(found)
 
@@ -51,7 +51,7 @@ def basis_of_result(result: RunResult) -> Basis:
     if result.split is None or not result.workers:
         raise UsageError(
             f"run {result.run!r} has no times of an exchange (workers = {result.workers}, steps = {result.steps}): "
-            "expected a run with workers and with two steps in an epoch"
+            "expected a run with workers and at least two steps per epoch"
         )
     point = Measured(
         workers=result.workers,
@@ -102,7 +102,7 @@ def matching_rows(rows: Sequence[ScalingRow], model: str | None, batch: int | No
     if not found:
         there = ", ".join(dict.fromkeys(f"{row.model} at {row.batch}" for row in rows)) or "none"
         asked = " at ".join(str(each) for each in (model, batch) if each is not None) or "row"
-        raise UsageError(f"the scaling bench measured no {asked}: expected one of its combinations: {there}")
+        raise UsageError(f"the scaling bench did not measure {asked}: expected one of {there}")
     return found
 
 
@@ -125,7 +125,7 @@ def predict(
         cores=basis.cores,
         measured=list(basis.speeds),
         here=[MeasuredSpeed(workers=count, images_per_s=here.samples_per_s(count)) for count in _worker_range(basis)],
-        rows=[row for count in servers for row in _rows(model, workers, count, link)],
+        rows=[row for count in servers for row in _rows(basis.name, model, workers, count, link)],
     )
 
 
@@ -134,11 +134,12 @@ def _worker_range(basis: Basis) -> range:
     return range(1, 4 * max(basis.cores, *(point.workers for point in basis.points)) + 1)
 
 
-def _rows(model: CostModel, workers: Sequence[int], servers: int, link: float) -> Iterator[PredictionRow]:
+def _rows(basis: str, model: CostModel, workers: Sequence[int], servers: int, link: float) -> Iterator[PredictionRow]:
     one = model.samples_per_s(1, servers, link)
     for count in workers:
         speed = model.samples_per_s(count, servers, link)
         yield PredictionRow(
+            basis=basis,
             workers=count,
             servers=servers,
             ms_per_step=model.step_s(count, servers, link) * 1e3,

@@ -257,9 +257,10 @@ def figures_of(
 def _measured(model: str, batch: int, flags: Sequence[str], file: Path) -> StepFigures:
     command = [sys.executable, "-P", "-m", "lockstep", "bench", "step", "--model", model, "--batch", str(batch)]
     done = subprocess.run(
-        [*command, *flags, "--json", str(file)], capture_output=True, check=False, env=child_environment()
+        [*command, *flags, "--to", str(file)], capture_output=True, check=False, env=child_environment()
     )
     if done.returncode:
         text = done.stderr.decode(errors="replace").strip()
         raise RunError(f"{model} at batch {batch}: {text.removeprefix(ERROR_MARK)}")
-    return msgspec.json.decode(file.read_bytes(), type=StepFigures)
+    (figures,) = msgspec.json.decode(file.read_bytes(), type=list[StepFigures])
+    return figures

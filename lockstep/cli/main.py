@@ -13,6 +13,7 @@ from lockstep.cli.root import cli
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 from lockstep.launch.numerics import RestartNeededError, restart
+from lockstep.runs.own_command import own_command
 
 #: Exit codes: wrong usage or job, a run that failed, an interrupt (128 + SIGINT, as shells have it).
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
@@ -21,36 +22,40 @@ USAGE, FAILED, INTERRUPTED = 2, 1, 130
 def main() -> None:
     """Run the command line and exit."""
     interrupt_on_signals()
-    code = run(sys.argv[1:])
+    code = run(sys.argv[1:], called=own_command())
     # The interpreter takes our handlers away before it is gone, and an impatient Ctrl-C would have the last word.
     ignore_signals()
     sys.exit(code)
 
 
-def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = restart) -> int:
-    """Run one command; return its exit code. `restart` runs it in a process with other numerics."""
+def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = restart, called: str = "lockstep") -> int:
+    """Run one command; return its exit code.
+
+    `restart` runs it in a process with other numerics. `called` is how a shell finds this program: the commands that
+    errors name can be pasted.
+    """
+
+    def end(text: str, code: int) -> int:
+        click.echo(f"{ERROR_MARK}{printable(text).replace('`lockstep ', f'`{called} ')}", err=True)
+        return code
+
     try:
         code = cli.main(arguments, prog_name="lockstep", standalone_mode=False, help_option_names=["-h", "--help"])
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return USAGE
     except click.ClickException as error:
-        return _end(_one_line(error), USAGE)
+        return end(_one_line(error), USAGE)
     except (click.Abort, KeyboardInterrupt):
-        return _end("interrupted", INTERRUPTED)
+        return end("interrupted", INTERRUPTED)
     except RestartNeededError as error:
         return restart(arguments, error.numerics)
     except LockstepError as error:
-        return _end(str(error), USAGE if isinstance(error, UsageError) else FAILED)
+        return end(str(error), USAGE if isinstance(error, UsageError) else FAILED)
     except OSError as error:
-        # What no one foresaw: a full disk, a folder taken away. The reason says more than our own frames would.
-        return _end(str(error), FAILED)
+        # What nobody foresaw: a full disk, a folder that was removed. The reason says more than our frames would.
+        return end(str(error), FAILED)
     return code if isinstance(code, int) else 0
-
-
-def _end(text: str, code: int) -> int:
-    click.echo(f"{ERROR_MARK}{printable(text)}", err=True)
-    return code
 
 
 def _one_line(error: click.ClickException) -> str:

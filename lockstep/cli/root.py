@@ -9,11 +9,13 @@ from common.version import VERSION
 
 #: The commands by what they are for; each section is a folder next to this file.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Training": ("train", "server", "worker", "shard", "node", "keys", "status"),
+    "Train": ("train", "find-lr", "doctor"),
+    "Use a run": ("evaluate", "predict", "export", "plot", "watch"),
+    "Check": ("ledger", "verify", "replay"),
     "Data": ("pack", "check-data"),
-    "Results": ("watch", "evaluate", "predict", "plot", "export"),
-    "Checking": ("doctor", "find-lr", "verify", "replay", "ledger", "simulate"),
-    "Benches": ("bench",),
+    "Several machines": ("server", "worker", "shard", "node", "keys", "status"),
+    "Develop": ("bench", "simulate"),
+    "Shell": ("completion",),
 }
 
 
@@ -54,13 +56,17 @@ def cli() -> None:
     """Train neural networks on many processes, in NumPy: the same job gives the same bits.
 
     \b
-    On this machine, a server and one worker per core:
+    On this machine, with a server and one worker per core:
       lockstep train --model lenet
-    On several machines, the server on one and any number of workers anywhere:
-      lockstep server --job job.toml --bind tcp://127.0.0.1:5555
-      lockstep worker tcp://127.0.0.1:5555
-    `lockstep COMMAND --help` explains a command. Exit codes: 0 done, 2 wrong
-    usage or job, 1 failed run, 130 interrupted.
+    On several machines. On the first, whose address is 192.168.1.7 here:
+      lockstep keys create keys
+      lockstep server --model lenet --bind tcp://192.168.1.7:5555 --keys keys
+    On each of the others, after copying keys/worker-1.key to it:
+      lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
+
+    \b
+    `lockstep COMMAND --help` explains a command.
+    Exit codes: 0 success, 1 failed run, 2 wrong usage or job, 130 interrupted.
     """
 
 
@@ -75,27 +81,27 @@ def command_named(name: str) -> click.Command | None:
 
             return train
         case "server":
-            from lockstep.cli.training.server import server
+            from lockstep.cli.machines.server import server
 
             return server
         case "worker":
-            from lockstep.cli.training.worker import worker
+            from lockstep.cli.machines.worker import worker
 
             return worker
         case "shard":
-            from lockstep.cli.training.shard import shard
+            from lockstep.cli.machines.shard import shard
 
             return shard
         case "node":
-            from lockstep.cli.training.node import node
+            from lockstep.cli.machines.node import node
 
             return node
         case "keys":
-            from lockstep.cli.training.keys import keys
+            from lockstep.cli.machines.keys import keys
 
             return keys
         case "status":
-            from lockstep.cli.training.status import status
+            from lockstep.cli.machines.status import status
 
             return status
         case "watch":
@@ -127,11 +133,11 @@ def command_named(name: str) -> click.Command | None:
 
             return export
         case "doctor":
-            from lockstep.cli.checking.doctor import doctor
+            from lockstep.cli.training.doctor import doctor
 
             return doctor
         case "find-lr":
-            from lockstep.cli.checking.find_lr import find_lr
+            from lockstep.cli.training.find_lr import find_lr
 
             return find_lr
         case "verify":
@@ -147,11 +153,15 @@ def command_named(name: str) -> click.Command | None:
 
             return ledger
         case "simulate":
-            from lockstep.cli.checking.simulate import simulate_command
+            from lockstep.cli.development.simulate import simulate_command
 
             return simulate_command
+        case "completion":
+            from lockstep.cli.shell.completion import completion
+
+            return completion
         case "bench":
-            from lockstep.cli.bench.group import bench
+            from lockstep.cli.development.bench.group import bench
 
             return bench
         case _:

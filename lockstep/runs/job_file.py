@@ -94,17 +94,18 @@ def _kind_and_description(hint: Any) -> tuple[Any, str]:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Return the values of a job file; `JobError` if it cannot be read or is no TOML."""
+    """Return the values of a job file; `JobError` if it cannot be read or is not valid TOML."""
     try:
         text = read_regular(path, MOST_BYTES).decode()
         if _DEEP_KEY.search(text):
             raise ValueError(f"a key of more than {MOST_PARTS} parts")
         return tomllib.loads(text)
     except OSError as error:
-        raise JobError(f"cannot read the job file {str(path)!r}: {error.strerror}: give the path of a .toml") from error
+        meant = f" (did you mean --model {path}?)" if str(path) in SHIPPED else ""
+        raise JobError(f"cannot read the job file {str(path)!r}: {error.strerror}{meant}: expected a .toml") from error
     except (ValueError, RecursionError) as error:
         # Of which TOML's own error is one; Python has others for bytes that are no text, and for very long numbers.
-        raise JobError(f"the job file {str(path)!r} is no TOML: {one_line(str(error))}") from error
+        raise JobError(f"the job file {str(path)!r} is not valid TOML: {one_line(str(error))}") from error
 
 
 def shipped_values(model: str) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def shipped_values(model: str) -> dict[str, Any]:
 
 
 def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_launch: Launch) -> tuple[Job, Launch]:
-    """Return the checked job and launch: the file's values, or the model's shipped job, with the flags laid over them.
+    """Return the checked job and launch: the file's values, or the model's shipped job, overridden by the flags.
 
     `JobError` names the value, what was expected and, for an unknown key, the nearest right one.
     """

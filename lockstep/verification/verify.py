@@ -121,13 +121,3 @@ class Verifier:
             f"({where}): a gradient differs, or the update; computed {workers}"
         )
         return Difference(step=recorded.step, micro_batch=None, text=text)
-
-
-def steps_between(text: str, total: int) -> tuple[int, int]:
-    """Return the range of `A:B`, `A:`, `:B` or `A`. Raises ValueError if it is not within `total` steps."""
-    first, colon, last = text.partition(":")
-    low = int(first) if first else 0
-    high = (int(last) if last else total) if colon else low + 1
-    if not 0 <= low < high <= total:
-        raise ValueError(text)
-    return low, high

@@ -37,7 +37,7 @@ def _call(tokens: list[str]) -> Iterator[list[str]]:
         if token in SCRIPTS:
             yield [token.removeprefix("scripts/"), *tokens[i + 1 :]]
             return
-        # The package's name may be an argument of another program, as in `pip install lockstep`.
+        # The package's name may be an argument of another program, as in `pip show lockstep`.
         if token.rpartition("/")[2] == "lockstep" and not any(before.endswith("pip") for before in tokens[:i]):
             yield tokens[i + 1 :]
             return

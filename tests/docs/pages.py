@@ -10,6 +10,10 @@ nobody sees who reads it. Directly above a block:
     <!-- exit code: 2 -->            its last command ends with this code: the page shows an error
     <!-- output differs: REASON -->  a `text` block below a command, of which the test does not look for every line
 
+On a line of its own, what the site makes from the code when it is built (docs/generators/expansion.py):
+
+    <!-- generated: job values -->
+
 Anywhere in a page, for all of it:
 
     <!-- slow: REASON -->            its blocks take too long for the default suite, and are run by `scripts/test --all`
@@ -35,12 +39,11 @@ RUN = ("bash", "python")
 #: Languages whose blocks are shown only, or are the content of a file.
 SHOWN = ("text", "toml", "json", "yaml", "csv", "ini", "dockerfile", "css", "html")
 
-MARKER = re.compile(
-    r"<!--\s*(?P<name>not run|file|background|exit code|output differs|slow|needs)(?::\s*(?P<text>.+?))?\s*-->"
-)
+NAMES = ("not run", "file", "background", "exit code", "output differs", "generated", "slow", "needs")
+MARKER = re.compile(rf"<!--\s*(?P<name>{'|'.join(NAMES)})(?::\s*(?P<text>.+?))?\s*-->")
 
 #: Markers that say something of the page, and not of the block below them.
-OF_PAGE = ("slow", "needs")
+OF_PAGE = ("slow", "needs", "generated")
 
 
 class PageError(Exception):

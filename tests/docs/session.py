@@ -10,17 +10,19 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
 def main() -> None:
     """Run blocks until there are no more."""
     sys.path[0] = os.getcwd()
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    sys.modules["__main__"].__dict__.update(namespace)
+    # A module of its own: a page may call something `run`, or `main`, and its classes are looked up in `__main__`.
+    sys.modules["__main__"] = ModuleType("__main__")
+    namespace = sys.modules["__main__"].__dict__
     with os.fdopen(3, "w", encoding="utf-8") as answers:
         for line in sys.stdin:
-            fault = run(Path(line.rstrip("\n")), sys.modules["__main__"].__dict__)
+            fault = run(Path(line.rstrip("\n")), namespace)
             sys.stdout.flush()
             answers.write(f"{json.dumps(fault) if fault else ''}\n")
             answers.flush()

@@ -70,7 +70,7 @@ def test_verify_names_a_block_that_has_changed(folder: Path, capsys: pytest.Capt
 
 def test_a_command_checks_every_byte(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check-data", str(folder)]) == 0
-    assert capsys.readouterr().out.startswith(f"{folder}: 158,400 bytes are what was packed; dataset sha256 ")
+    assert capsys.readouterr().out.startswith(f"{folder}: all 158,400 bytes are as they were packed; dataset sha256 ")
     changed = change(folder, 7)
     assert run(["check-data", str(folder)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {changed}: block 0 ")

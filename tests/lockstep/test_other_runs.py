@@ -91,7 +91,9 @@ def test_a_text_is_evaluated_place_by_place(tmp_path: Path, capsys: pytest.Captu
     assert found["test_accuracy"] == trained.test_accuracy
     assert found["samples"] == 40
     assert np.sum(found["confusion"]) == 40 * 6
-    assert f"{trained.test_accuracy:.2%} of 240 places in 40 samples" in told(capsys, "evaluate", str(trained.folder))
+    assert f"{trained.test_accuracy:.2%} of 240 positions in 40 samples" in told(
+        capsys, "evaluate", str(trained.folder)
+    )
     assert {line["samples"] for line in metrics(trained) if line["kind"] == "step"} == {40}
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from common.runtime.clock import ManualClock
 from lockstep.cli.checking.replay import layers_table
+from lockstep.cli.machines.status import show
 from lockstep.cli.main import run
-from lockstep.cli.training.status import show
 from lockstep.launch.client import say
 from lockstep.reports.display import LiveDisplay, PlainDisplay, print_plainly
 from lockstep.reports.notebook_display import NotebookDisplay

@@ -18,7 +18,7 @@ def test_the_server_first(place: Place) -> None:
     assert server.line_with("lockstep worker") == f"  lockstep worker {address}"
     assert server.line_with("waiting") == f"waiting for workers: 0 of 1 are ready, at {address}"
     worker = place.start("worker", address)
-    assert worker.end()[0::2] == (0, f"dialling {address}\njoined run run as worker 0\nthe run is done\n")
+    assert worker.end()[0::2] == (0, f"connecting to {address}\njoined run run as worker 0\nthe run is done\n")
     code, out, error = server.end()
     assert (code, error) == (0, "")
     assert "test accuracy" in out
@@ -28,7 +28,7 @@ def test_the_server_first(place: Place) -> None:
 def test_the_worker_first(place: Place) -> None:
     address = place.address()
     worker = place.start("worker", address)
-    worker.error_with(f"dialling {address}")
+    worker.error_with(f"connecting to {address}")
     server = place.start("server", *BRIEF, "--bind", address, "--run-dir", "run")
     assert server.end()[0] == 0
     assert worker.end()[0] == 0
@@ -66,7 +66,7 @@ def test_a_worker_may_join_later_and_a_status_tells_so(place: Place, capsys: pyt
     assert server.end(GONE_S)[0] == 130
     assert first.end(GONE_S)[0::2] == (
         1,
-        f"dialling {address}\njoined run run as worker 0\nerror: the run failed: interrupted\n",
+        f"connecting to {address}\njoined run run as worker 0\nerror: the run failed: interrupted\n",
     )
     assert place.is_empty(0.0)
 

@@ -84,7 +84,7 @@ def test_a_worker_with_the_wrong_key_says_so_and_the_run_goes_on(
     place.start("worker", address, "--key", "keys/one.key")
     server.line_with("epoch 1/")
     worker, clock = place.start("worker", address, *make_wrong(keys, wrong)), SystemClock()
-    worker.error_with("dialling")
+    worker.error_with("connecting to")
     began = clock.now()
     code, _, error = worker.end()
     assert clock.now() - began < SAID_S

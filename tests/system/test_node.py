@@ -68,7 +68,7 @@ def test_the_same_command_under_any_launcher_comes_to_the_bits_of_one_process(pl
     ranks = [place.start("node", *BRIEF, "--run-dir", "run", environ=launcher(rank, 3, port)) for rank in (2, 0, 1)]
     ends = [process.end() for process in ranks]
     assert [code for code, _, _ in ends] == [0, 0, 0], ends
-    assert "serves at tcp://127.0.0.1:" in ends[1][1]
+    assert "server at tcp://127.0.0.1:" in ends[1][1]
     assert digest(place, "run") == alone(place)
     result = json.loads((place.folder / "run" / "result.json").read_text())
     # Rank 0 works too.

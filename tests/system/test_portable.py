@@ -57,7 +57,7 @@ def test_all_processes_of_a_run_have_them(place: Place, alone: str, way: str) ->
     # They were started so: to begin again takes a third of a second.
     logs = {path.name: path.read_text() for path in (place.folder / "run").glob("*.log")}
     assert len(logs) == 1 + 2
-    assert not [name for name, text in logs.items() if "starts again" in text]
+    assert not [name for name, text in logs.items() if "restarting" in text]
     code, out, err = place.start("verify", "run").end()
     assert code == 0, err
     assert "the same bits: steps 0 to 7" in out
@@ -94,7 +94,7 @@ def test_processes_that_a_person_starts_take_the_numerics_of_the_job(place: Plac
     server = place.start("server", *PORTABLE, "--bind", address, "--run-dir", "run", "--servers", "2")
     server.line_with("listening")
     shard, worker = place.start("shard", address), place.start("worker", address)
-    assert worker.error_with("starts again") == "the run has portable numerics: starts again with these"
+    assert worker.error_with("restarting") == "the run has portable numerics: restarting with these"
     assert [process.end()[0] for process in (worker, shard, server)] == [0, 0, 0]
     assert digest(place.folder / "run") == alone
 
@@ -161,5 +161,5 @@ def test_the_readmes_first_run_has_the_digest_that_it_shows(place: Place) -> Non
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in out.splitlines():
         if line.startswith(("weights sha256", "numerics ", "test accuracy")):
-            assert f"    {line}\n" in readme
+            assert f"\n{line}\n" in readme
     assert digest(place.folder / "run") in readme

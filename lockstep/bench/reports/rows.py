@@ -161,6 +161,8 @@ class MeasuredSpeed(msgspec.Struct, frozen=True, kw_only=True):
 class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
     """What the cost model predicts for machines with one worker or one server each."""
 
+    #: What was measured: model, batch, transport.
+    basis: str
     workers: int
     servers: int
     ms_per_step: float

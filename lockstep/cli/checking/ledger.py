@@ -9,6 +9,7 @@ from common.data.sampler import Sampler
 from common.errors import DifferenceError
 from common.files.sanitize import printable
 from common.protocol.messages import OF_A_STEP
+from lockstep.cli.options.run import RUN_ARGUMENT
 from lockstep.runs.recorded_run import RecordedRun, read_run, workers_by_step
 from lockstep.runs.trained_model import dataset_of
 from lockstep.verification.coverage import CoverageReport, EpochCoverage, check_coverage
@@ -16,14 +17,14 @@ from ps.records.ledger import Again
 from ps.run.plan import plan_of
 
 
-@click.command(short_help="Prove that a run used every sample once.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.command(short_help="Check that a run used every sample once.")
+@RUN_ARGUMENT
 @click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
 def ledger(run: Path, as_json: bool) -> None:
-    """Prove from the ledger in the folder RUN that each epoch used every sample once.
+    """Check in the ledger of the run in the folder RUN that each epoch used every sample exactly once.
 
-    With it are listed the micro-batches that were computed more than once, and why. Nothing is computed again: that is
-    `lockstep verify`. Exit code 1 if the report fails.
+    The report also lists the micro-batches that were computed more than once, and why. The command reads files only;
+    to recompute a run, use `lockstep verify`. The exit code is 1 if the check fails.
 
     \b
       lockstep ledger runs/20261124-231714-lenet
@@ -49,16 +50,14 @@ def demand_coverage(report: CoverageReport) -> None:
     """Raise `DifferenceError` with the first fault of a report that has one."""
     faults = report.faults()
     if faults:
-        more = f"; and {len(faults) - 1} more faults" if len(faults) > 1 else ""
-        raise DifferenceError(f"the ledger proves nothing: {faults[0]}{more}")
+        more = f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise DifferenceError(f"the ledger does not prove the run: {faults[0]}{more}")
 
 
 def coverage_lines(recorded: RecordedRun, report: CoverageReport) -> list[str]:
     """Return a report for a person."""
     names = workers_by_step(recorded.lines)
-    lines = [
-        f"resumed after step {begun.step}: {begun.lost_steps} steps were computed again" for begun in report.resumed
-    ]
+    lines = [f"resumed after step {begun.step}: {begun.lost_steps} steps were recomputed" for begun in report.resumed]
     for epoch in report.epochs:
         lines.append(_epoch_line(epoch))
         lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in epoch.again]
@@ -70,7 +69,7 @@ def coverage_lines(recorded: RecordedRun, report: CoverageReport) -> list[str]:
 def _epoch_line(epoch: EpochCoverage) -> str:
     work = f"{epoch.steps:,} steps, {epoch.micro_batches:,} micro-batches"
     if epoch.faults:
-        return f"epoch {epoch.epoch}: {work}: NOT proven: {epoch.faults[0]}"
+        return f"epoch {epoch.epoch}: {work}: NOT PROVEN: {epoch.faults[0]}"
     if epoch.is_whole():
         return f"epoch {epoch.epoch}: {work}: each of {epoch.samples:,} samples was used once"
     return f"epoch {epoch.epoch}: {work}: {epoch.used:,} of {epoch.samples:,} samples were used, none twice"

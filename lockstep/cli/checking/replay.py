@@ -11,6 +11,8 @@ from rich.text import Text
 from common.errors import UsageError
 from common.files.sanitize import one_line
 from common.runtime.clock import SystemClock
+from lockstep.cli.options.run import RUN_ARGUMENT
+from lockstep.cli.options.types import WholeNumber
 from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import print_plainly
 from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
@@ -20,17 +22,19 @@ from lockstep.verification.replay import LayerReplay, MicroBatchReplay, replay
 MOST_SAMPLES = 16
 
 
-@click.command("replay", short_help="Look into one micro-batch of a recorded run.")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--step", type=click.IntRange(min=0), required=True, metavar="T", help="training step, from 0")
-@click.option("--micro-batch", type=click.IntRange(min=0), required=True, metavar="M", help="micro-batch of it, from 0")
-@click.option("--allow-mixed-numerics", is_flag=True, help="also on a machine or version whose bits may differ")
+@click.command("replay", short_help="Recompute one micro-batch and look inside.")
+@RUN_ARGUMENT
+@click.option("--step", type=WholeNumber(0), required=True, metavar="T", help="training step; the first is 0")
+@click.option(
+    "--micro-batch", type=WholeNumber(0), required=True, metavar="M", help="micro-batch of the step; the first is 0"
+)
+@click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics: bool, as_json: bool) -> None:
-    """Compute one micro-batch of the run in the folder RUN again, and show what happened in it.
+    """Recompute one micro-batch of the run in the folder RUN, and show what happens in it.
 
-    Its samples, its loss, the norm of each layer's output and of each parameter's gradient, and where the first number
-    arose that is not finite. The step may be the one at which the run failed.
+    The report has its samples, its loss, the norm of each layer's output and of each parameter's gradient, and the
+    first number that is not finite. The step may be the one at which the run failed.
 
     \b
       lockstep replay runs/20261124-231714-lenet --step 412 --micro-batch 5
@@ -49,11 +53,11 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
 
 
 def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
-    """Raise `UsageError` if the run has not come to that step, or has no such micro-batch."""
+    """Raise `UsageError` if the run has not reached that step, or has no such micro-batch."""
     made = len(recorded.steps())
     last = min(made, recorded.receipt.total_steps - 1)
     if step > last:
-        raise UsageError(f"--step {step}: the run has made {made} steps: expected at most {last}")
+        raise UsageError(f"--step {step}: the run has made {made} steps: expected 0 to {last}")
     last_one = recorded.job.micro_batches - 1
     if micro_batch > last_one:
         raise UsageError(f"--micro-batch {micro_batch}: expected 0 to {last_one}, as the job has it")

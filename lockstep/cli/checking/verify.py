@@ -14,28 +14,30 @@ from common.errors import DifferenceError, NumericsError, UsageError
 from common.files.safetensors import read
 from common.runtime.clock import SystemClock
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
+from lockstep.cli.options.run import RUN_ARGUMENT
+from lockstep.cli.options.types import number_range
 from lockstep.launch.numerics import begin_with
 from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, other_numerics, read_run
 from lockstep.verification.receipts import comparison, read_receipt
-from lockstep.verification.verify import Difference, Verifier, steps_between
+from lockstep.verification.verify import Difference, Verifier
 from ps.records.ledger import EpochDone
 from ps.records.receipt import read_chain
 from ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
 from ps.setup import RunSetup
 
 
-@click.command(short_help="Compute a recorded run again and compare.")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--steps", metavar="A:B", help="only steps A to B - 1, from the nearest checkpoint on")
+@click.command(short_help="Recompute a run and compare every bit.")
+@RUN_ARGUMENT
+@click.option("--steps", metavar="A..B", help="verify only steps A to B, from the nearest checkpoint on")
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
     metavar="RECEIPT",
-    help="compute nothing: compare the receipts of RUN and of another run, a receipt.json or a folder",
+    help="compare with the receipt of another run (a receipt.json or run folder), and compute nothing",
 )
-@click.option("--allow-mixed-numerics", is_flag=True, help="also on a machine or version whose bits may differ")
-@click.option("--json", "as_json", is_flag=True, help="print what was found as JSON")
+@click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 @click.pass_context
 def verify(
     context: click.Context,
@@ -45,15 +47,15 @@ def verify(
     allow_mixed_numerics: bool,
     as_json: bool,
 ) -> None:
-    """Compute the run in the folder RUN again, in this process, and compare it bit by bit.
+    """Recompute the run in the folder RUN in this process, and compare every bit.
 
-    What is compared: the ledger, the loss of each micro-batch, a checksum of the weights after each step, and their
-    SHA-256 after each epoch and checkpoint. The first step and micro-batch that differ are named, with the worker that
-    computed them. Exit code 1 if anything differs.
+    The command compares the ledger, the loss of each micro-batch, a checksum of the weights after each step, and their
+    SHA-256 after each epoch and checkpoint. It reports the first step and micro-batch that differ, and the worker that
+    computed them. The exit code is 1 if anything differs.
 
     \b
       lockstep verify runs/20261124-231714-lenet
-      lockstep verify runs/20261124-231714-lenet --steps 400:420
+      lockstep verify runs/20261124-231714-lenet --steps 400..419
       lockstep verify runs/20261124-231714-lenet --against hers/receipt.json
     """
     console = Console(highlight=False, stderr=as_json)
@@ -116,14 +118,15 @@ class Watch:
 
 
 def wanted_steps(recorded: RecordedRun, text: str | None) -> tuple[int, int]:
-    """Return the first step to be compared and the one behind the last; `UsageError` if there are none such."""
+    """Return the first step to compare and the one after the last; `UsageError` if the run does not have them."""
     total = 1 + max(recorded.steps(), default=-1)
     if not total:
-        raise UsageError(f"the run in {str(recorded.folder)!r} has made no step yet: nothing is there to compare")
+        raise UsageError(f"the run in {str(recorded.folder)!r} has not made a step yet, so there is nothing to compare")
     try:
-        return steps_between(text or ":", total)
-    except ValueError:
-        raise UsageError(f"--steps {text!r}: expected A:B with 0 <= A < B <= {total}, the run's steps") from None
+        steps = number_range(text or ":", total)
+    except click.BadParameter:
+        raise UsageError(f"--steps {text!r}: expected A..B with 0 <= A <= B <= {total - 1}, the run's steps") from None
+    return steps.start, steps.stop
 
 
 def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:

@@ -13,10 +13,10 @@ from lockstep.reports.display import print_plainly
 @click.command("check-data", short_help="Check every byte of a packed dataset.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def check_data(folder: Path) -> None:
-    """Compare every block of the dataset in FOLDER with its digest, and name the first that has changed.
+    """Compare every block of the dataset in FOLDER with its digest, and report the first that has changed.
 
-    A run looks at a few blocks only when it begins, however large the dataset is; `lockstep verify` looks at those that
-    it reads.
+    When a run begins, it checks only a few blocks, however large the dataset is. `lockstep verify` checks the blocks
+    that it reads.
 
     \b
       lockstep check-data pictures.data
@@ -32,4 +32,4 @@ def check_data(folder: Path) -> None:
             watch(min(1.0, done / total))
 
         manifest = check_folder(folder, add)
-    print_plainly(console, f"{folder}: {done:,} bytes are what was packed; dataset sha256 {manifest.digest()}")
+    print_plainly(console, f"{folder}: all {done:,} bytes are as they were packed; dataset sha256 {manifest.digest()}")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from lockstep.cli.options.types import SEED, share_below_one
 from lockstep.packing.options import Missing, PackOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,36 +36,42 @@ def missing(text: str) -> Missing:
 
 
 _OPTIONS = (
-    click.option("--target", multiple=True, metavar="COLUMN", help="column to predict; several make a regression"),
+    click.option(
+        "--target", multiple=True, metavar="COLUMN", help="column to predict; may be repeated for a regression"
+    ),
     click.option("--columns", multiple=True, metavar="A,B,C", help="columns to learn from  [all others]"),
-    click.option("--task", type=click.Choice(["classes", "numbers"]), help="what the target is  [as its values are]"),
+    click.option("--task", type=click.Choice(["classes", "numbers"]), help="kind of target  [by its values]"),
     click.option(
         "--missing",
         type=missing,
         metavar="RULE",
-        help="what a missing value becomes: drop its row, mean, or a number  [refused]",
+        help="for missing values: drop (the row), mean, or a number to use  [error]",
     ),
     click.option(
-        "--standardize/--no-standardize", default=True, help="bring each column to mean 0 and deviation 1  [yes]"
+        "--standardize/--no-standardize", default=True, help="scale each column to mean 0 and deviation 1  [yes]"
     ),
-    click.option("--size", type=size, metavar="HxW", help="bring pictures to this size  [theirs, if it is one]"),
-    click.option("--grayscale", is_flag=True, help="read pictures without their colours"),
+    click.option(
+        "--size", type=size, metavar="HxW", help="scale pictures to this size  [their size, if all have the same]"
+    ),
+    click.option("--grayscale", is_flag=True, help="read pictures in shades of grey"),
     click.option(
         "--test-split",
-        type=click.FloatRange(0, 1, max_open=True),
+        type=share_below_one,
         metavar="SHARE",
-        default=0.2,
-        help="share that becomes the test set, if the source has none  [0.2]",
+        default="20%",
+        help="share of the rows or pictures for the test set, if SOURCE has none  [20%]",
     ),
     click.option(
-        "--dtype", type=click.Choice(["uint8", "float32"]), help="how samples are stored  [as suits the source]"
+        "--dtype", type=click.Choice(["uint8", "float32"]), help="type of the stored samples  [by the source]"
     ),
     click.option(
-        "--test", type=click.Path(path_type=Path), metavar="SOURCE", help="table or folder of pictures to test with"
+        "--test", type=click.Path(path_type=Path), metavar="SOURCE", help="table or folder of pictures for the test set"
     ),
-    click.option("--labels", type=click.Path(path_type=Path), metavar="FILE", help="labels of the samples in an .npy"),
     click.option(
-        "--seed", type=click.IntRange(0, 2**63 - 1), metavar="INT", default=0, help="what draws that share  [0]"
+        "--labels", type=click.Path(path_type=Path), metavar="FILE", help="labels of the samples, if SOURCE is an .npy"
+    ),
+    click.option(
+        "--seed", type=SEED, metavar="INT", default=0, help="seed that decides which samples are for testing  [0]"
     ),
 )
 

@@ -13,27 +13,28 @@ from lockstep.packing.result import lines
 from lockstep.reports.display import print_plainly
 
 
-@click.command("pack", short_help="Turn files into a dataset that is read from disk.")
+@click.command("pack", short_help="Turn tables, pictures or arrays into a dataset.")
 @click.argument("source")
 @click.argument("dest", type=click.Path(path_type=Path))
 @PACK_OPTIONS
 def pack_command(source: str, dest: Path, **given: Any) -> None:
-    """Pack SOURCE into the new folder DEST, which `--data DEST` trains on without holding it in memory.
+    """Pack SOURCE into the new folder DEST. `--data DEST` then trains on it without loading it into memory.
 
     \b
-    table.csv, table.parquet     or a folder of such files: with --target COLUMN
-    pictures/                    a folder of pictures for each class, or the
-                                 same below train/ and test/
-    arrays.npz                   x_train, y_train, x_test, y_test; or x and y
-    arrays/                      x_train.npy, y_train.npy and so on
-    samples.npy                  with --labels labels.npy
-    idx/                         MNIST's four IDX files, gzipped or not
+    table.csv, table.parquet  or a folder of such files, with --target COLUMN
+    pictures/                 one folder of pictures per class, or the same
+                              below train/ and test/
+    arrays.npz                x_train, y_train, x_test, y_test; or x and y
+    arrays/                   x_train.npy, y_train.npy and so on
+    samples.npy               with --labels labels.npy
+    idx/                      the four IDX files of MNIST, gzipped or not
 
-    Memory stays the same however large SOURCE is. DEST appears when it is whole: .npy files that numpy.load opens, and
-    dataset.json, which describes them. Tables and pictures need the extra data.
+    SOURCE may be larger than the memory. DEST appears once it is complete. It holds .npy files, which numpy.load can
+    open, and dataset.json, which describes them. Tables and pictures need the extra data.
 
-    Texts of a table become codes, in the order of the alphabet, and each column gets mean 0 and deviation 1 over the
-    training set. A text to predict is a class; so is one of few whole numbers; other numbers make a regression.
+    In a table, texts become codes in alphabetical order, and each column is scaled to mean 0 and deviation 1 over the
+    training set. If the target is text or has few different whole numbers, its values are classes. Other numbers make a
+    regression.
 
     \b
       lockstep pack houses.csv houses.data --target price

@@ -1,11 +1,15 @@
 """One command-line flag for each value of a job and of its launch, made from their fields and shown in groups."""
 
 from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from common.errors import UsageError
 from common.job.job import Job
+from lockstep.cli.options.completion import complete_models
 from lockstep.cli.options.types import share
 from lockstep.runs.job_file import Field, fields, shipped_values
 from lockstep.runs.launch_config import Launch
@@ -32,13 +36,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 #: Flags of `train` that are not values of a job: how a table, or a folder of pictures, becomes its data.
 PACKING_GROUP = {
-    "Data that is packed on the way": (
+    "Tables and folders of pictures": (
         *("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split"),
     )
 }
 
 #: Values that may be given in per cent.
-SHARES = ("audit",)
+SHARES = ("audit", "validation_split", "label_smoothing")
+
+#: What the help calls a value, if that is not its kind.
+METAVARS = {"model": "MODEL", "data": "DATA", "initial": "FILE", "checkpoint_every_seconds": "SECONDS"}
+KINDS = {str: "NAME", int: "INT", float: "NUMBER"}
 
 JOB_FIELDS = Job.__struct_fields__
 LAUNCH_FIELDS = Launch.__struct_fields__
@@ -64,6 +72,23 @@ class GroupedCommand(click.Command):
                     formatter.write_dl(rows)
 
 
+def takes_job(command: F) -> F:
+    """Add a job file to a command, as an argument or as `--job FILE`: it arrives as `job`."""
+
+    @wraps(command)
+    def with_job(*arguments: Any, job: Path | None, job_flag: Path | None, **values: Any) -> Any:
+        if job is not None and job_flag is not None:
+            raise UsageError(f"{str(job)!r} and --job {str(job_flag)!r} are two job files: remove one")
+        return command(*arguments, job=job or job_flag, **values)
+
+    path = click.Path(path_type=Path)
+    argument = click.argument("job", metavar="[JOB]", required=False, type=path)
+    flag = click.option(
+        "--job", "job_flag", type=path, metavar="FILE", help="job file (TOML), as JOB  [the shipped job of the model]"
+    )
+    return argument(flag(with_job))  # type: ignore[return-value]  # the same function, with two parameters more
+
+
 def job_options(names: Iterable[str]) -> Callable[[F], F]:
     """Add the flags of these values of `Job` and `Launch`; those that are given arrive by their field's name."""
 
@@ -81,14 +106,21 @@ def _option(field: Field) -> Callable[[F], F]:
         flag = f"{flag}/--no-{flag[2:]}"
     kind = click.Choice(field.choices) if field.choices else share if field.name in SHARES else field.kind
     # A choice stands in the text: in the column of flags it would push all texts to a line of their own.
-    metavar = field.kind.__name__.upper() if field.kind is not bool else None
-    return click.option(flag, field.name, type=kind, default=None, metavar=metavar, help=_help(field))
+    metavar = "SHARE" if field.name in SHARES else METAVARS.get(field.name, KINDS.get(field.kind))
+    complete = complete_models if field.name == "model" else None
+    return click.option(
+        flag, field.name, type=kind, default=None, metavar=metavar, help=_help(field), shell_complete=complete
+    )
 
 
 def _help(field: Field) -> str:
+    """Return the description, the choices, and in brackets what holds without the flag."""
+    description, _, without = field.description.partition("  [")
     choices = f" ({', '.join(field.choices)})" if field.choices else ""
     default = shipped_values("lenet").get(field.name, field.default)
     if isinstance(default, bool):
         default = "yes" if default else "no"
-    shown = f"  [{default}]" if default is not None and field.name != "workers" else ""
-    return f"{field.description}{choices}{shown}"
+    elif isinstance(default, float):
+        default = f"{default:g}"
+    shown = without.rstrip("]") or default
+    return f"{description}{choices}" + (f"  [{shown}]" if shown is not None else "")

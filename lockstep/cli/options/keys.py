@@ -9,13 +9,15 @@ KEYS_OPTION = click.option(
     type=click.Path(path_type=Path),
     metavar="DIR",
     envvar="LOCKSTEP_KEYS",
-    help="admit only those whose keys are listed in this folder of `lockstep keys`  [$LOCKSTEP_KEYS]",
+    help="admit only workers whose keys are in this folder, which `lockstep keys` makes  [$LOCKSTEP_KEYS]",
 )
 KEY_OPTION = click.option(
     "--key",
     type=click.Path(path_type=Path),
     metavar="FILE",
     envvar="LOCKSTEP_KEY",
-    help="use the key in this file, and talk to no server but its own  [$LOCKSTEP_KEY]",
+    help="file with the key to connect with; no server but the one it names is trusted  [$LOCKSTEP_KEY]",
 )
-INSECURE_OPTION = click.option("--insecure", is_flag=True, help="listen where others can reach it, without keys")
+INSECURE_OPTION = click.option(
+    "--insecure", is_flag=True, help="accept anybody who can reach the address, without keys and unencrypted"
+)

@@ -2,7 +2,8 @@
 
 import math
 import re
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +23,7 @@ def seconds(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Return a part of a whole, given as `1%` or `0.01`. Raises BadParameter."""
+    """Return a share of a whole, given as `1%` or `0.01`. Raises BadParameter."""
     number, sign, rest = text.strip().partition("%")
     try:
         part = float(number) / (100.0 if sign else 1.0)
@@ -30,6 +31,14 @@ def share(text: str) -> float:
         part = math.nan
     if rest or not 0.0 <= part <= 1.0:
         raise click.BadParameter(f"{text!r} is not a valid share: expected 0% to 100%, or a number from 0 to 1")
+    return part
+
+
+def share_below_one(text: str) -> float:
+    """Return a share that leaves something of the whole. Raises BadParameter."""
+    part = share(text)
+    if part == 1.0:
+        raise click.BadParameter(f"{text!r} leaves nothing: expected less than 100%, as 20% or 0.2")
     return part
 
 
@@ -41,23 +50,54 @@ def moment(text: str) -> "Moment":
         return "best"
     if re.fullmatch(r"[0-9]{1,18}", text):
         return int(text)
-    raise click.BadParameter(f"{text!r} names no weights: expected last, best, or a number of steps, as 400")
+    raise click.BadParameter(f"{text!r} does not name weights: expected last, best, or a number of steps, as 400")
 
 
-def number_range(text: str) -> range:
-    """Return the numbers that `A:B` names, from A to before B, or the one of `A`. Raises BadParameter."""
-    found = re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", text)
-    numbers = range(int(found[1]), int(found[2] or int(found[1]) + 1)) if found else range(0)
-    if not numbers:
-        raise click.BadParameter(f"{text!r} names no numbers: expected A:B with A < B, or one number")
+def number_range(text: str, total: int | None = None) -> range:
+    """Return the numbers that a range names: `A..B` with both ends, or `A:B` without B, as slices of Python have it.
+
+    A single number is a range too, and of `total` numbers in all either end may be left out. Raises BadParameter.
+    """
+    found = re.fullmatch(r"([0-9]{1,18})?(?:(\.\.|:)([0-9]{1,18})?)?", text)
+    numbers = range(0)
+    if found is not None and (text.isdigit() or (found[2] and (total is not None or (found[1] and found[3])))):
+        first, beyond = int(found[1] or 0), 1 if found[2] == ".." else 0
+        last = (total or 0) if found[3] is None else int(found[3]) + beyond
+        numbers = range(first, last if found[2] else first + 1)
+    if not numbers or (total is not None and numbers.stop > total):
+        within = "A <= B" if total is None else f"0 <= A <= B <= {total - 1}"
+        raise click.BadParameter(f"{text!r} is not a valid range: expected A..B with {within}, or one number")
     return numbers
 
 
 def crowd(text: str) -> int | tuple[int, int]:
-    """Return a number of workers, or the fewest and the most that `A..B` names. Raises BadParameter."""
+    """Return a number of workers, or the fewest and the most that a range names. Raises BadParameter."""
     if re.fullmatch(r"[+-]?[0-9]{1,9}", text):
         return int(text)
-    found = re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise click.BadParameter(f"{text!r} is not a number of workers: expected one as 4, or FEWEST..MOST as 2..16")
-    return int(found[1]), int(found[2])
+    with suppress(click.BadParameter):
+        numbers = number_range(text)
+        if numbers.start >= 1:
+            return numbers.start, numbers.stop - 1
+    raise click.BadParameter(f"{text!r} is not a number of workers: expected one as 4, or FEWEST..MOST as 2..16")
+
+
+class WholeNumber(click.ParamType[int]):
+    """A whole number within bounds. Its bounds are in the error, and not in the help as those of `click.IntRange`."""
+
+    name = "integer"
+
+    def __init__(self, least: int, most: int | None = None) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; a usage error says which are expected."""
+        text = str(value).strip()
+        number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,20}", text) else None
+        if number is None or number < self.least or (self.most is not None and number > self.most):
+            bounds = f">= {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+            self.fail(f"{text!r}: expected a whole number {bounds}", param, ctx)
+        return number
+
+
+#: What seeds may be: what a job's may be.
+SEED = WholeNumber(0, 2**63 - 1)

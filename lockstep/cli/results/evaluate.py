@@ -9,7 +9,7 @@ from rich.console import Console
 
 from common.aggregation.layout import weights_digest
 from common.job.score import score_of
-from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
+from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
 from lockstep.evaluation.assessment import Assessment, assess
 from lockstep.evaluation.confusion import figures_lines, matrix_lines
 from lockstep.evaluation.regression import figures_lines as target_lines
@@ -18,17 +18,18 @@ from lockstep.reports.display import print_plainly
 from lockstep.runs.trained_model import Moment, open_trained
 
 
-@click.command(short_help="Evaluate a finished run on a test set.")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", help="test on this data instead: a folder of IDX files, or an .npz")
+@click.command(short_help="Test the weights of a run.")
+@RUN_ARGUMENT
+@click.option("--data", metavar="DATA", help="test on this data instead: a packed folder, an .npz, or IDX files")
 @CHECKPOINT_OPTION
 @BEST_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
 def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None:
-    """Evaluate the weights in the folder RUN on its test set or another, in total and per class.
+    """Test the weights of the run in the folder RUN on its test set or on other data, in total and per class.
 
-    Precision is the share of the samples predicted as a class that belong to it, and recall the share of its samples
-    that are predicted as it. For a regression, R² is the explained share of the variance of the targets.
+    The precision of a class is the share of the samples predicted as this class that belong to it. Its recall is the
+    share of its samples that are predicted as this class. For a regression, R² is the share of the targets' variance
+    that the model explains.
 
     \b
       lockstep evaluate runs/20261124-231714-lenet
@@ -68,7 +69,7 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
     below = [f"test loss      {tally.loss:.4f}", f"weights sha256 {digest}", ""]
     if tested.objective.is_regression:
         return [f"test R²        {r2_of(tested):.4f} over {samples}", *below, *target_lines(tested.fit)]
-    counted = samples if tally.count == len(tested.dataset) else f"{tally.count:,} places in {samples}"
+    counted = samples if tally.count == len(tested.dataset) else f"{tally.count:,} positions in {samples}"
     confusion = tested.confusion
     matrix = matrix_lines(confusion, tested.class_names)
     first = f"test accuracy  {tally.accuracy:.2%} of {counted}"

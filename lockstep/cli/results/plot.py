@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from common.errors import UsageError
+from lockstep.cli.options.completion import RunPath
 from lockstep.launch.run_end import PICTURE
 from lockstep.reports.display import print_plainly
 from lockstep.reports.plots.curves import RunCurves, read_curves
@@ -17,25 +18,31 @@ from ps.records.metrics import METRICS
 PLOTS = Path("plots")
 
 
-@click.command(short_help="Plot runs.")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--to", "to", type=click.Path(path_type=Path), metavar="DIR", help="folder for them  [RUN/plots]")
-@click.option("--learning", "is_brief", is_flag=True, help="make only the first of them")
-@click.option("--tensorboard", "is_events", is_flag=True, help="write event files for TensorBoard instead")
+@click.command(short_help="Plot runs as PNG files.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=RunPath())
+@click.option(
+    "--to",
+    "to",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="folder to write to  [RUN/plots, or plots for several runs]",
+)
+@click.option("--learning", "is_brief", is_flag=True, help="plot only loss, accuracy and learning rate")
+@click.option("--tensorboard", "is_events", is_flag=True, help="write event files for TensorBoard instead of plots")
 def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: bool) -> None:
-    """Plot the run in the folder RUN, or several runs together, as PNGs.
+    """Plot the run in the folder RUN, or compare several runs, as PNG files.
 
     \b
-    learning     loss, accuracy or R², learning rate
+    learning     loss, accuracy or R², and learning rate
     throughput   samples per second, and where the time of a step goes
     timeline     which worker computed what, and when
     confusion    the confusion matrix
     first_layer  the weights of the first layer
-    mistakes     the mistakes of which the model is most certain
-    answers      for a regression instead: its outputs over the targets
+    mistakes     the most confident mistakes
+    answers      for a regression, instead of the last three: outputs over targets
 
-    Several runs share the first two. A run that has not finished is plotted as far as it has got. Plots need the extra
-    plot; event files need the extra tensorboard.
+    For several runs, the first two plots show all of them. A run that has not finished is plotted as far as it is.
+    Plots need the extra plot, and event files need the extra tensorboard.
 
     \b
       lockstep plot runs/20261124-231714-lenet
@@ -63,7 +70,7 @@ def _curves_of(runs: tuple[Path, ...]) -> list[RunCurves]:
     names = [each.name for each in curves]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"two runs have the name {twice!r}: expected folders of different names")
+        raise UsageError(f"two runs have the name {twice!r}: expected folders with different names")
     return curves
 
 
@@ -92,4 +99,4 @@ def _events(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> It
         ended = (run / METRICS).stat().st_mtime
         duration_s = max([float(each.seconds[-1]), *(epoch.wall_s for epoch in each.epochs)])
         write_events(each, folder / each.name, ended - duration_s)
-        yield f"wrote {folder / each.name}: show it by `tensorboard --logdir {folder}`"
+        yield f"wrote {folder / each.name}: show it with `tensorboard --logdir {folder}`"

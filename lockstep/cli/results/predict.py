@@ -13,7 +13,7 @@ from rich.console import Console
 from common.autograd.primitives.primitive import Array
 from common.data.folder import FolderManifest
 from common.errors import DataError
-from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION
+from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
 from lockstep.evaluation.confusion import shown_names
 from lockstep.evaluation.predictions import Recognizer
 from lockstep.launch.numerics import begin_with
@@ -28,22 +28,23 @@ OTHERS = 2
 WIDTH, MOST_NAME = 80, 36
 
 
-@click.command(short_help="Predict from pictures, or from a table.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.command(short_help="Predict the class of pictures, or a table's rows.")
+@RUN_ARGUMENT
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @CHECKPOINT_OPTION
 @BEST_OPTION
-@click.option("--no-center", is_flag=True, help="only bring pictures to the size of the samples, as they are")
-@click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, a line for each picture")
+@click.option("--no-center", is_flag=True, help="only resize pictures, without centring the digit")
+@click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, one line per picture or row")
 def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool) -> None:
-    """Classify PICTURES with the model in the folder RUN, and print its probabilities.
+    """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
 
-    Pictures may be of any size and of any format that Pillow reads. For a model of images of 28 by 28, as MNIST's, a
-    picture shows one digit, dark on light or light on dark, which is brought into MNIST's form: into a box of 20 by 20,
-    and its centre of mass into the middle.
+    Pictures may have any size and any format that Pillow reads. If the model takes images of 28 by 28 pixels, as
+    MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to fit 20 by 20 pixels
+    and centred by its centre of mass, as the digits of MNIST are.
 
-    For a model of a table, PICTURES are tables with the same columns, CSV or Parquet. The output is CSV too: a row for
-    each of theirs, with the class and its probability, or with the numbers in the units of the training set.
+    If the model was trained on a table, PICTURES are CSV or Parquet files with the same columns. The output is CSV,
+    with one row per input row: the class and its probability, or the predicted numbers in the units of the training
+    set.
 
     \b
       lockstep predict runs/20261124-231714-lenet seven.png

@@ -16,22 +16,24 @@ from lockstep.launch.page_process import demand_page
 LISTEN = "127.0.0.1:0"
 
 
-@click.command(short_help="Show runs on a page, live.")
+@click.command(short_help="Show runs live in a browser.")
 @click.argument("what", metavar="RUN|RUNS|ADDRESS")
-@click.option("--listen", metavar="HOST:PORT", default=LISTEN, help="where to serve the page  [127.0.0.1, a free port]")
+@click.option("--listen", metavar="HOST:PORT", default=LISTEN, help="address of the page  [127.0.0.1, a free port]")
 @click.option(
-    "--published", metavar="HOST:PORT", help="where browsers reach the page, if elsewhere: a proxy, a container's host"
+    "--published",
+    metavar="HOST:PORT",
+    help="address in browsers, if it is another: of a proxy, or of a container's host",
 )
-@click.option("--server", "address", metavar="ADDRESS", help="also ask the run's server about its workers")
+@click.option("--server", "address", metavar="ADDRESS", help="also show the workers that the run's server reports")
 @KEY_OPTION
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="token of the link on other addresses than loopback  [a new one]",
+    help="file with the token of the link, if others can reach the page  [a new token]",
 )
-@click.option("--open", "is_opened", is_flag=True, help="open the page in a browser")
-@click.option("--metrics-only", "is_metrics_only", is_flag=True, help="serve /metrics for Prometheus, and no page")
+@click.option("--open", "is_opened", is_flag=True, help="open the page in your browser")
+@click.option("--metrics-only", "is_metrics_only", is_flag=True, help="serve only /metrics, for Prometheus")
 @click.option("--fed", "is_fed", is_flag=True, hidden=True, help="started by `train`: statuses come on stdin")
 def watch(
     what: str,
@@ -44,10 +46,10 @@ def watch(
     is_metrics_only: bool,
     is_fed: bool,
 ) -> None:
-    """Show a run on a page: curves, workers, events, and what the model sees in a digit that you draw.
+    """Show a run in a browser: curves, workers, events, and what the model makes of a digit that you draw.
 
     The page follows a run while it trains. It also shows a run that has ended or has not started yet. For a folder of
-    runs, it lists them and compares their curves. It is a process of its own and changes nothing.
+    runs, it lists them and compares their curves. It runs in a separate process and never changes a run.
 
     \b
       lockstep watch runs/20261124-231714-lenet
@@ -56,8 +58,8 @@ def watch(
       lockstep watch runs/mine --server tcp://127.0.0.1:5555
       lockstep watch runs/mine --listen 0.0.0.0:8000
 
-    By default, only this machine can open the page. If --listen names another address, the link contains a token, and
-    without it nothing is shown. Prometheus can scrape /metrics.
+    By default, only this machine can open the page. If --listen names another address, the link contains a token,
+    which every visitor needs. Prometheus can scrape /metrics.
     """
     demand_page("lockstep watch")
     # Imported here, since the extra may not be installed.
@@ -82,7 +84,7 @@ def watch(
         if is_fed:
             click.echo(link)
         else:
-            say(f"{'metrics' if is_metrics_only else 'page'} at {link}  (Ctrl-C ends it)")
+            say(f"{'metrics' if is_metrics_only else 'page'} at {link}  (press Ctrl-C to stop)")
         if is_opened:
             webbrowser.open(link)
 
@@ -99,7 +101,7 @@ def folder_and_address(what: str, server: str | None) -> tuple[Path | None, str 
     """Return the folder and the server's address that the argument and `--server` name, None where there is none."""
     is_address = "://" in what
     if is_address and server is not None:
-        raise UsageError(f"--server {server!r} together with the address {what!r}: remove one")
+        raise UsageError(f"--server {server!r} and {what!r} are two addresses: remove one")
     address = what if is_address else server
     if address is not None:
         parse(address)

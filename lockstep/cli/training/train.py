@@ -15,11 +15,10 @@ from common.runtime.clock import SystemClock
 from common.runtime.environment import cache_home, cores
 from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options
 from lockstep.cli.data.progress import progress_of
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options, takes_job
 from lockstep.cli.options.run import (
     CHAOS_OPTION,
     CHAOS_SEED_OPTION,
-    JOB_OPTION,
     ON_OPTION,
     PICTURE_OPTION,
     RESUME_OPTION,
@@ -42,8 +41,8 @@ from lockstep.runs.session import Destination
 from ps.records.run_folder import RunResult
 
 
-@click.command(cls=GroupedCommand, short_help="Train on this machine.")
-@JOB_OPTION
+@click.command(cls=GroupedCommand, short_help="Train a model on this machine.")
+@takes_job
 @RUN_DIR_OPTION
 @RESUME_OPTION
 @CHAOS_OPTION
@@ -66,21 +65,21 @@ def train(
     workers: int | tuple[int, int] | None,
     **flags: Any,
 ) -> None:
-    """Train on this machine: a parameter server, and one worker per core.
+    """Train a model on this machine, with a parameter server and one worker per core.
 
-    Values come from the job file, or else from the shipped job of the model (linear, mlp, lenet, cnn); flags override
-    them. In brackets: what runs if nothing is given, which is LeNet's job. The result depends on the job alone:
-    any number of workers gives the same weights, to the bit.
+    The values come from the job file JOB, or from the job that is shipped with the model (linear, mlp, lenet, cnn).
+    Flags override them. The defaults in brackets are those of LeNet. The result depends on the job alone: any number
+    of workers gives the same weights, to the bit.
 
     \b
-      lockstep train                         LeNet on MNIST, to 99 %
+      lockstep train                         # LeNet on MNIST, to 99 %
       lockstep train --model mlp --workers 3 --epochs 2 --seed 7
-      lockstep train --job examples/cnn.toml --run-dir runs/mine
+      lockstep train examples/cnn.toml --run-dir runs/mine
       lockstep train --model examples/my_model.py:build
       lockstep train --data houses.csv --target price --model net.py:build
-      lockstep train --workers 0             in this process alone, the same bits
-      lockstep train --resume runs/mine      from where it stopped, same bits
-      lockstep train --chaos stop-worker=2   workers stopped on purpose
+      lockstep train --workers 0             # in this process: the same bits
+      lockstep train --resume runs/mine      # from where it stopped
+      lockstep train --chaos kill-worker=2   # kill two workers on the way
       lockstep train --on ray --workers 2..16 --run-dir /shared/mine
     """
     packing = direct_options(flags)
@@ -90,7 +89,9 @@ def train(
     if resume is not None:
         check_resume_flags(job=job, run_dir=run_dir)
         if given_too := changed(packing):
-            raise UsageError(f"--resume with --{given_too[0].replace('_', '-')}: the run has its data: leave that out")
+            raise UsageError(
+                f"--resume with --{given_too[0].replace('_', '-')}: the run has its data already: remove the flag"
+            )
         resume_run(manner, resume, given)
         return
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
@@ -165,7 +166,7 @@ def carry_out_beside(page: PageProcess | None, manner: Manner, job: Job, destina
     machine = cores() if cluster is None else None
     show_end(console, result, destination.folder, machine, has_picture=manner.has_picture)
     if page is not None and console.is_terminal:
-        print_plainly(console, f"the page stays at {page.link}: Ctrl-C ends it")
+        print_plainly(console, f"the page stays open at {page.link} until you press Ctrl-C")
         page.stay()
 
 
@@ -194,7 +195,7 @@ def train_on_ray(on: str, job: Job, destination: Destination, display: Display, 
     """Train on the nodes of a Ray cluster."""
     # Without a port, Ray would try another one for minutes.
     if on != "ray" and not re.fullmatch(r"ray://.+:[0-9]{1,5}", on):
-        raise UsageError(f"--on {on!r} is no cluster: expected ray, or ray://HOST:10001")
+        raise UsageError(f"--on {on!r} is not a cluster: expected ray, or ray://HOST:10001")
     demand("ray", "ray", f"--on {on}")
     from lockstep.launch.remote.ray_backend import ray_backend
 

@@ -52,7 +52,7 @@ class Exporter:
         if not isinstance(model, Module):
             raise ModelError(
                 "the model is one of PyTorch, which exports it itself: call torch.onnx.export(run.model, ...), or "
-                "export with --to safetensors"
+                "export with --format safetensors"
             )
         train = dataset_of(self.trained.job).train
         preparation = self._preparation()

@@ -87,7 +87,9 @@ def _carry_out(backend: HeadBackend, job: Job, destination: Destination, *, has_
     """Train to the end and show how it went."""
     demand_numerics(job.numerics)
     console, place = Console(highlight=False), backend.place
-    print_plainly(console, f"rank 0 of {place.size or 'many'} by {place.launcher}: serves at {place.bind}, and works")
+    print_plainly(
+        console, f"rank 0 of {place.size or 'many'}, started by {place.launcher}: server at {place.bind}, and worker"
+    )
     if backend.is_insecure:
         print_plainly(console, WARNING)
     with kept_on_failure(console, destination.folder), display_for(console, SystemClock()) as display:

@@ -42,7 +42,7 @@ def test_without_pytorch_its_models_say_what_to_install(tmp_path: Path) -> None:
 def test_pytorch_is_not_loaded_where_no_model_asks_for_it(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(OURS)
     program = (
-        "import sys, lockstep, lockstep.cli.training.train, lockstep.cli.training.worker\n"
+        "import sys, lockstep, lockstep.cli.training.train, lockstep.cli.machines.worker\n"
         "import lockstep.cli.results.evaluate\n"
         "from lockstep import fit, load_run\n"
         "from common.model.source import open_model\n"

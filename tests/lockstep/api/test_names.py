@@ -42,7 +42,7 @@ def test_another_name_is_an_error_as_of_any_module() -> None:
 
 @pytest.mark.parametrize("process", ["worker", "shard"])
 def test_a_process_of_a_run_does_not_import_what_only_a_person_needs(process: str) -> None:
-    code = f"import sys, lockstep.cli.training.{process}; print(*sys.modules)"
+    code = f"import sys, lockstep.cli.machines.{process}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], env=child_environment(), capture_output=True, text=True, check=True
     )

@@ -68,7 +68,7 @@ def test_an_event_costs_the_same_for_any_number_of_workers() -> None:
 
 def test_rows_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
-    flags = ["--workers", "1,4", "--steps", "2", "--json", str(json_file), "--plot", str(plot_file)]
+    flags = ["--workers", "1,4", "--steps", "2", "--to", str(json_file), "--plot", str(plot_file)]
     assert run(["bench", "coordinator", *flags]) == 0
     one, four = msgspec.json.decode(json_file.read_bytes(), type=list[CoordinatorRow])
     assert [(row.workers, row.micro_batches, row.steps) for row in (one, four)] == [(1, 4, 2), (4, 16, 2)]

@@ -30,7 +30,7 @@ def test_a_gradient_is_filled_where_it_belongs() -> None:
 def test_exchanges_are_timed_next_to_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     python, calls = write_peer(tmp_path)
     json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
-    flags = ["--params", "1000", "--peer-python", str(python), "--json", str(json_file), "--plot", str(plot_file)]
+    flags = ["--params", "1000", "--peer-python", str(python), "--to", str(json_file), "--plot", str(plot_file)]
     assert run([*TINY, *flags]) == 0
     (row,) = msgspec.json.decode(json_file.read_bytes(), type=list[ExchangeRow])
     assert (row.parameters, row.workers, row.servers, row.steps) == (1000, 2, 1, 8)
@@ -48,7 +48,7 @@ def test_exchanges_are_timed_next_to_the_baseline(tmp_path: Path, capsys: pytest
 
 def test_the_bytes_of_each_type_are_counted(tmp_path: Path) -> None:
     json_file = tmp_path / "rows.json"
-    flags = ["--params", "61706", "--transport", "ipc", "--wire", "float32,int8", "--json", str(json_file)]
+    flags = ["--params", "61706", "--transport", "ipc", "--wire", "float32,int8", "--to", str(json_file)]
     assert run([*TINY, *flags]) == 0
     exact, short = msgspec.json.decode(json_file.read_bytes(), type=list[ExchangeRow])
     assert [row.wire for row in (exact, short)] == ["float32", "int8"]
@@ -64,8 +64,8 @@ def test_the_bytes_of_each_type_are_counted(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--wire", "float8"], "float8"),
-        (["--params", "0"], "0 is not in the range"),
-        (["--servers", "65"], "65 is not in the range"),
+        (["--params", "0"], "'0': expected a whole number from 1 to 1073741824"),
+        (["--servers", "65"], "'65': expected a whole number from 1 to 64"),
         (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from lockstep.bench.predict import basis_of_result, basis_of_rows, predict, read_basis
 from lockstep.bench.reports.rows import PredictionRow, ScalingRow, write_rows
 from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_summary
-from lockstep.cli.bench.options import LinkParam, Range
+from lockstep.cli.development.bench.options import LinkParam, PowersRange
 from lockstep.cli.main import run
 from ps.run.timing import Split
 from tests.lockstep.bench.scaling_rows import scaling_row
@@ -88,7 +88,7 @@ def test_the_command_reads_both_files(tmp_path: Path, capsys: pytest.CaptureFixt
     run_file, rows_file, json_file = (tmp_path / name for name in ("result.json", "rows.json", "out.json"))
     run_file.write_bytes(msgspec.json.encode(RUN))
     write_rows(rows_file, ROWS)
-    ask = ["bench", "predict", "--workers", "1..8", "--json", str(json_file)]
+    ask = ["bench", "predict", "--workers", "1..8", "--to", str(json_file)]
     assert run([*ask, "--from", str(run_file), "--servers", "1,2", "--plot", str(tmp_path / "p.png")]) == 0
     rows = msgspec.json.decode(json_file.read_bytes(), type=list[PredictionRow])
     assert [(row.servers, row.workers) for row in rows] == [(s, w) for s in (1, 2) for w in (1, 2, 4, 8)]
@@ -101,6 +101,15 @@ def test_the_command_reads_both_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "from mlp, 32 samples each, shm, measured with 1 worker on 2 cores" in message
 
 
+def test_several_models_are_predicted_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows_file = tmp_path / "rows.json"
+    write_rows(rows_file, [*ROWS, *(msgspec.structs.replace(row, model="cnn") for row in ROWS)])
+    ask = ["bench", "predict", "--workers", "4", "--servers", "1", "--from", str(rows_file), "--batch", "64", "--json"]
+    assert run([*ask, "--model", "mlp,cnn"]) == 0
+    rows = msgspec.json.decode(capsys.readouterr().out, type=list[PredictionRow])
+    assert [row.basis for row in rows] == ["mlp, 64 samples each, shm", "cnn, 64 samples each, shm"]
+
+
 @pytest.mark.slow
 def test_without_a_file_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "predict", "--workers", "4", "--model", "linear", "--batch", "32", "--steps", "8"]) == 0
@@ -110,10 +119,10 @@ def test_without_a_file_this_machine_is_measured(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workers", "8..2"], "'8..2' is no range: expected FROM..TO"),
-        (["--workers", "1..many"], "'many' is not a valid integer"),
-        (["--link", "fast"], "'fast' is no speed: expected one as 100Mbit"),
-        (["--link", "0Gbit"], "'0Gbit' is no speed"),
+        (["--workers", "8..2"], "'8..2' is not a valid range: expected A..B"),
+        (["--workers", "1..many"], "'1..many' is not a valid range"),
+        (["--link", "fast"], "'fast' is not a valid speed: expected one such as 100Mbit"),
+        (["--link", "0Gbit"], "'0Gbit' is not a valid speed"),
         (["--from", "nowhere.json"], "cannot read 'nowhere.json': No such file or directory"),
     ],
 )
@@ -126,16 +135,16 @@ def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.Ca
 def test_files_that_are_of_no_use_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "file.json"
     for text, message in [
-        (b"{}", "is neither a run's result.json nor a file of `lockstep bench scaling --json`"),
+        (b"{}", "is neither a run's result.json nor a file of `lockstep bench scaling --to FILE`"),
         (msgspec.json.encode(result(workers=0)), "has no times of an exchange (workers = 0"),
-        (b"[]", "the scaling bench measured no row"),
+        (b"[]", "the scaling bench did not measure row"),
     ]:
         path.write_bytes(text)
         assert run(["bench", "predict", "--from", str(path)]) == 2
         assert message in capsys.readouterr().err
     write_rows(path, ROWS)
     assert run(["bench", "predict", "--from", str(path), "--model", "cnn"]) == 2
-    assert "measured no cnn: expected one of its combinations: mlp at 64, mlp at 32" in capsys.readouterr().err
+    assert "did not measure cnn: expected one of mlp at 64, mlp at 32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "speed"), [("1Gbit", 125e6), ("2.5 gbit/s", 312.5e6), ("100Mbit", 12.5e6)])
@@ -145,15 +154,15 @@ def test_links_are_named_in_bits(text: str, speed: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "numbers"),
-    [("1..8", (1, 2, 4, 8)), ("3..20", (3, 4, 8, 16, 20)), ("5..5", (5,)), ("1,7,7", (1, 7))],
+    [("1..8", (1, 2, 4, 8)), ("3..20", (3, 4, 8, 16, 20)), ("5..5", (5,)), ("1:9", (1, 2, 4, 8)), ("1,7,7", (1, 7))],
 )
 def test_a_range_stands_for_powers_of_two(text: str, numbers: tuple[int, ...]) -> None:
-    assert Range().convert(text, None, None) == numbers
+    assert PowersRange().convert(text, None, None) == numbers
 
 
 def test_a_range_does_not_go_on_for_ever() -> None:
-    with pytest.raises(click.BadParameter, match="no range"):
-        Range().convert("1..100000000", None, None)
+    with pytest.raises(click.BadParameter, match=r"expected FROM\.\.TO, with numbers from 1 to"):
+        PowersRange().convert("1..100000000", None, None)
 
 
 def test_a_file_of_rows_can_be_narrowed(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_the_least_turn_counts() -> None:
 
 def test_rows_for_all_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file = tmp_path / "rows.json"
-    assert run(["bench", "wire", "--values", "4096", "--repeats", "2", "--json", str(json_file)]) == 0
+    assert run(["bench", "wire", "--values", "4096", "--repeats", "2", "--to", str(json_file)]) == 0
     rows = msgspec.json.decode(json_file.read_bytes(), type=list[QuantizationRow])
     assert [(row.wire, row.bytes_a_value) for row in rows] == [
         ("float32", 4.0),

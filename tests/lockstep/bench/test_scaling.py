@@ -12,7 +12,7 @@ from lockstep.cli.main import run
 from tests.lockstep.bench.baselines import write_peer
 from tests.lockstep.bench.scaling_rows import scaling_row
 
-TINY = ["bench", "scaling", "--models", "linear", "--batches", "32", "--steps", "8", "--rounds", "1"]
+TINY = ["bench", "scaling", "--model", "linear", "--batch", "32", "--steps", "8", "--rounds", "1"]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -24,7 +24,7 @@ def rows_of(path: Path) -> list[ScalingRow]:
 def test_weak_scaling_next_to_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     python, calls = write_peer(tmp_path)
     json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
-    assert run([*TINY, "--peer-python", str(python), "--json", str(json_file), "--plot", str(plot_file)]) == 0
+    assert run([*TINY, "--peer-python", str(python), "--to", str(json_file), "--plot", str(plot_file)]) == 0
     one, two = rows_of(json_file)
     assert [(row.workers, row.global_batch, row.micro_batches) for row in (one, two)] == [(1, 32, 1), (2, 64, 2)]
     assert calls.read_text().splitlines() == ["ddp linear 32 1", "ddp linear 32 2"]
@@ -46,7 +46,8 @@ def test_weak_scaling_next_to_the_baseline(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.slow
 def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file = tmp_path / "rows.json"
-    assert run([*TINY, "--strong", "--pieces", "2", "--transports", "tcp", "--json", str(json_file)]) == 0
+    flags = ["--strong", "--micro-batches-per-worker", "2", "--transport", "tcp", "--to", str(json_file)]
+    assert run([*TINY, *flags]) == 0
     rows = rows_of(json_file)
     assert [(row.workers, row.transport) for row in rows] == [(1, "tcp"), (2, "tcp")]
     assert [row.carrier for row in rows] == [row.transport for row in rows]
@@ -62,9 +63,9 @@ def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFix
         (["--models", "mlp.py:build", "--peer-python", "nowhere"], "model file 'mlp.py' cannot be read"),
         (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
         (["--transports", "auto,smoke"], "'smoke' is not one of"),
-        (["--workers", "0"], "0 is not in the range"),
-        (["--batches", "32,"], "'' is not a valid integer"),
-        (["--plot", "rows.pdf"], "--plot 'rows.pdf': only PNG can be drawn"),
+        (["--workers", "0"], "'0': expected a whole number from 1 to 1024"),
+        (["--batches", "32,"], "'': expected a whole number >= 1"),
+        (["--plot", "rows.pdf"], "--plot 'rows.pdf': expected a name that ends in .png"),
         (["--models", "resnet"], "model = 'resnet' is not known"),
     ],
 )

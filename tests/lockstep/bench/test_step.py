@@ -30,8 +30,8 @@ def test_the_bench_trains(tmp_path: Path) -> None:
 
 def test_figures_are_written_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "step.json"
-    assert run(["bench", "step", "--model", "linear", "--batch", "32", "--steps", "30", "--json", str(path)]) == 0
-    figures = json.loads(path.read_text())
+    assert run(["bench", "step", "--model", "linear", "--batch", "32", "--steps", "30", "--to", str(path)]) == 0
+    (figures,) = json.loads(path.read_text())
     assert (figures["model"], figures["batch"], figures["steps"]) == ("linear", 32, 30)
     assert figures["images_per_s"] == pytest.approx(32 / figures["ms_per_step"] * 1e3)
     assert figures["peak_rss_mb"] > 10
@@ -39,9 +39,16 @@ def test_figures_are_written_as_json(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "images/s" in capsys.readouterr().out
 
 
+def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "step", "--model", "linear", "--batch", "32", "--steps", "30", "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert [row["model"] for row in json.loads(out)] == ["linear"]
+    assert "images/s" in error
+
+
 def test_several_are_measured_each_in_its_own_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, picture = tmp_path / "steps.json", tmp_path / "steps.png"
-    flags = ["--batch", "8,16", "--steps", "30", "--json", str(path), "--plot", str(picture)]
+    flags = ["--batch", "8,16", "--steps", "30", "--to", str(path), "--plot", str(picture)]
     assert run(["bench", "step", "--model", "linear", *flags]) == 0
     rows = json.loads(path.read_text())
     assert [(row["model"], row["batch"]) for row in rows] == [("linear", 8), ("linear", 16)]
@@ -65,10 +72,10 @@ def test_what_micro_batches_cost_is_shown_by_several_numbers_of_them(capsys: pyt
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "linear,mlp", "--profile"], "--profile shows one model at one batch"),
-        (["--micro-batches", "1,2", "--profile"], "--profile shows one model at one batch"),
+        (["--model", "linear,mlp", "--profile"], "--profile: expected one model"),
+        (["--micro-batches", "1,2", "--profile"], "--profile: expected one model"),
         (["--model", "linear,nosuch", "--steps", "30"], "model = 'nosuch' is not known"),
-        (["--plot", "figures.pdf"], "only PNG can be drawn"),
+        (["--plot", "figures.pdf"], "expected a name that ends in .png"),
     ],
 )
 def test_what_cannot_be_measured_is_reported(

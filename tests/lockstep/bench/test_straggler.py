@@ -110,7 +110,7 @@ def test_a_row_is_a_line_below_its_heading() -> None:
 def test_a_slow_worker_next_to_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     json_file, plot_file = tmp_path / "rows.json", tmp_path / "rows.png"
     flags = ["--batch", "32", "--micro-batches", "4", "--cases", "stopped", "--steps", "150", "--rounds", "1"]
-    assert run(["bench", "straggler", *flags, "--json", str(json_file), "--plot", str(plot_file)]) == 0
+    assert run(["bench", "straggler", *flags, "--to", str(json_file), "--plot", str(plot_file)]) == 0
     rows = msgspec.json.decode(json_file.read_bytes(), type=list[StragglerRow])
     assert [(row.case, row.workers, row.speed) for row in rows] == [
         ("alone", 1, 0.0),
@@ -130,11 +130,12 @@ def test_a_slow_worker_next_to_the_others(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workers", "1"], "1 is not in the range"),
+        (["--workers", "1"], "'1': expected a whole number from 2 to 1024"),
         (["--cases", "2,4"], "'4' is not one of"),
         (["--model", "resnet"], "model = 'resnet' is not known"),
-        (["--plot", "rows.pdf"], "--plot 'rows.pdf': only PNG can be drawn"),
+        (["--plot", "rows.pdf"], "--plot 'rows.pdf': expected a name that ends in .png"),
         (["--batch", "4"], "micro_batches = 8"),
+        (["--model", "mlp,lenet", "--plot", "rows.png"], "--plot with --model mlp,lenet: expected one model"),
     ],
 )
 def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,14 @@
 """The command line as a person meets it: help that fits, one line for each mistake, exit codes, nothing left behind."""
 
+import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from lockstep.cli.main import run
-from lockstep.cli.root import SECTIONS, command_named
+from lockstep.cli.root import SECTIONS, cli, command_named
 from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny
 
@@ -37,7 +40,12 @@ MISTAKES = {
     "no value": ([*HERE, "--epochs"], "option '--epochs' requires an argument"),
     "no number": ([*HERE, "--epochs", "two"], "invalid value for '--epochs': 'two' is not a valid integer"),
     "choice": ([*HERE, "--optimizer", "sdg"], "invalid value for '--optimizer': 'sdg' is not one of 'sgd', 'adam'"),
-    "argument": ([*HERE, "extra"], "got unexpected extra argument (extra): see `lockstep train --help`"),
+    "argument": ([*HERE, "a.toml", "b"], "got unexpected extra argument (b): see `lockstep train --help`"),
+    "two jobs": ([*HERE, "a.toml", "--job", "b.toml"], "'a.toml' and --job 'b.toml' are two job files: remove one"),
+    "a model as a job": (
+        ["train", "mlp"],
+        "cannot read the job file 'mlp': No such file or directory (did you mean --",
+    ),
     "no bind": (["server"], "missing option '--bind': see `lockstep server --help`"),
     "no address": (["worker"], "missing argument 'ADDRESS': see `lockstep worker --help`"),
     "batch 0": ([*HERE, "--global-batch", "0"], "global_batch = 0: expected a whole number >= 1"),
@@ -56,7 +64,10 @@ MISTAKES = {
     "job key": ([*HERE, "--job", "unknown.toml"], "the job has no key 'modle' (did you mean 'model'?)"),
     "job type": ([*HERE, "--job", "mistyped.toml"], "lr = 'fast': expected a number, got text"),
     "job table": ([*HERE, "--job", "table.toml"], "lr = {'peak': 1}: expected a number, got a table"),
-    "job syntax": ([*HERE, "--job", "syntax.toml"], "the job file 'syntax.toml' is no TOML: Invalid value (at line 1"),
+    "job syntax": (
+        [*HERE, "--job", "syntax.toml"],
+        "the job file 'syntax.toml' is not valid TOML: Invalid value (at line 1",
+    ),
     "job layer": ([*HERE, "--job", "layer.toml"], "unknown module class 'Linaer': expected a class of lockstep.nn"),
     "model": ([*HERE, "--model", "mlpp"], "model = 'mlpp' is not known (did you mean 'mlp'?): expected one of"),
     "model gone": ([*HERE, "--model", "gone.py:build"], "model file 'gone.py' cannot be read: No such file"),
@@ -123,12 +134,83 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert everything(place) == before
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["server"], ["worker"], ["evaluate"], ["status"]])
+def all_commands() -> list[list[str]]:
+    """Return the words of every command that help shows, those of groups too."""
+    found: list[list[str]] = [[]]
+    for names in SECTIONS.values():
+        for name in names:
+            command = command_named(name)
+            found.append([name])
+            if isinstance(command, click.Group):
+                found += [[name, inner] for inner, each in command.commands.items() if not each.hidden]
+    return found
+
+
+def parameters(command: list[str]) -> list[click.Parameter]:
+    """Return the parameters of a command."""
+    found = cli
+    for word in command:
+        assert isinstance(found, click.Group)
+        found = found.commands[word]  # type: ignore[assignment]  # the last one need not be a group
+    return found.params
+
+
+@pytest.mark.parametrize("command", all_commands(), ids=" ".join)
 def test_help_fits_80_columns_and_teaches(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     assert run([*command, "--help"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert " ".join(["  lockstep", *command]) in text  # an example to copy
+    # An example to copy; those of the commands of `keys` are in the help of the group.
+    words = " ".join(["lockstep", *command])
+    assert re.search(rf"^ {{2,}}.*{words}\b", text, re.MULTILINE) or (command[:1] == ["keys"] and len(command) == 2)
+    options = text.partition("\nOptions:\n")[2]
+    assert not re.search(r"\[[^]\s]*[<>]=?[^]\s]*\]|\d{10}", options)  # ranges, as click writes them
+    assert not re.search(r"\]\s+\[(?!required)", options)  # two defaults
+
+
+def test_examples_of_the_help_are_commands_with_flags_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in all_commands():
+        run([*command, "--help"])
+    examples = re.findall(r"^ {2,}(?:srun )?(lockstep .*)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(examples) > 60
+    for example in examples:
+        words = shlex.split(example, comments=True)[1:]
+        path = next(path for path in sorted(all_commands(), key=len, reverse=True) if words[: len(path)] == path)
+        flags = {name for each in parameters(path) for name in (*each.opts, *each.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= {*flags, "--help"}, example
+
+
+def test_flags_mean_one_thing_in_every_command() -> None:
+    kinds: dict[str, set[str]] = {"--json": set(), "--to": set(), "--job": set(), "--plot": set(), "--model": set()}
+    for command in all_commands():
+        for parameter in parameters(command):
+            for flag in kinds.keys() & set(parameter.opts):
+                kinds[flag].add("flag" if getattr(parameter, "is_flag", False) else parameter.type.name)
+    assert kinds == {
+        "--json": {"flag"},
+        "--to": {"path"},
+        "--job": {"path"},
+        "--plot": {"path"},
+        # A list in each of the benches.
+        "--model": {"text", "list"},
+    }
+    benches = [command for command in all_commands() if command[:1] == ["bench"] and len(command) == 2]
+    models = [each for bench in benches for each in parameters(bench) if "--model" in each.opts]
+    assert {each.type.name for each in models} == {"list"}
+
+
+@pytest.mark.parametrize("command", [command for command in all_commands() if command], ids=" ".join)
+def test_a_job_file_is_an_argument_and_a_flag_of_every_command_that_takes_one(command: list[str]) -> None:
+    names = {each.name for each in parameters(command)}
+    assert ("job" in names) == ("job_flag" in names)
+    assert ("job" in names) == (command[0] in ("train", "find-lr", "doctor", "server", "node"))
+
+
+def test_a_command_in_an_error_can_be_pasted_where_the_name_alone_would_not_be_found(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["train", "--epoch", "3"], called=".venv/bin/lockstep") == 2
+    assert capsys.readouterr().err.endswith(": see `.venv/bin/lockstep train --help`\n")
 
 
 def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +228,7 @@ def test_the_help_shows_every_command_in_one_section(capsys: pytest.CaptureFixtu
 
 
 def test_every_module_of_a_command_has_its_name_in_its_section() -> None:
-    folders = {"Training": "training", "Results": "results", "Checking": "checking"}
+    folders = {"Train": "training", "Use a run": "results", "Check": "checking", "Several machines": "machines"}
     for heading, folder in folders.items():
         modules = {path.stem.replace("_", "-") for path in (ROOT / "lockstep" / "cli" / folder).glob("[!_]*.py")}
         assert set(SECTIONS[heading]) == modules

@@ -92,4 +92,4 @@ def test_the_command_prints_the_proof(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if '"kind":"step","step":2' not in line))
     assert run(["ledger", str(folder)]) == 1
-    assert "the ledger proves nothing: step 3 is in the place of step 2" in capsys.readouterr().err
+    assert "the ledger does not prove the run: step 3 is in the place of step 2" in capsys.readouterr().err

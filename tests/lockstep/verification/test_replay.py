@@ -231,6 +231,6 @@ def test_a_place_outside_the_run_is_reported(tmp_path: Path, capsys: pytest.Capt
         record_alone(tmp_path, job_in(tmp_path, model=dict(describe(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))))))
     )
     assert run(["replay", folder, "--step", "7", "--micro-batch", "0"]) == 2
-    assert capsys.readouterr().err == "error: --step 7: the run has made 7 steps: expected at most 6\n"
+    assert capsys.readouterr().err == "error: --step 7: the run has made 7 steps: expected 0 to 6\n"
     assert run(["replay", folder, "--step", "6", "--micro-batch", "4"]) == 2
     assert capsys.readouterr().err == "error: --micro-batch 4: expected 0 to 3, as the job has it\n"

@@ -55,7 +55,7 @@ def test_a_run_without_steps_has_metrics_too(tmp_path: Path) -> None:
 def test_names_and_units_follow_the_conventions_and_each_is_documented(tmp_path: Path) -> None:
     view = viewed(running(tmp_path / "mine"))
     view.refresh(2.0, status(workers=[worker(0)]))
-    documented = (ROOT / "docs" / "watch.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "how-to" / "watch.md").read_text(encoding="utf-8")
     for family in text_string_to_metric_families(exposition(view).decode()):
         assert re.fullmatch(r"lockstep_[a-z0-9_]+", family.name)
         assert family.documentation.endswith(".")

@@ -101,7 +101,7 @@ def test_what_cannot_be_drawn_at_all_is_one_line(tmp_path: Path, capsys: pytest.
     (tmp_path / "file").touch()
     cases = {
         "expected the folder of a run": [str(tmp_path / "gone")],
-        "two runs have the name 'run': expected folders of different names": [
+        "two runs have the name 'run': expected folders with different names": [
             str(tmp_path / "run"),
             str(tmp_path / "a" / "run"),
         ],

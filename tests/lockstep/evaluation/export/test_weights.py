@@ -106,7 +106,7 @@ def test_safetensors_load_into_the_same_pytorch_model(tmp_path: Path) -> None:
     [
         (
             ["weights.st"],
-            "'weights.st' ends in none of safetensors, onnx, npz: say which by --to: see `lockstep export",
+            "'weights.st' does not end in .safetensors, .onnx or .npz: add --format: see `lockstep export",
         ),
         (["gone/weights.npz"], "cannot write 'gone/weights.npz': expected an existing folder, 'gone'"),
     ],

@@ -1,0 +1,52 @@
+"""Puts what is generated into the pages: each comment `<!-- generated: NAME -->` is replaced by what NAME makes.
+
+A comment, so that on GitHub a page shows its own text and says nothing twice.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+from docs.generators import command_line, job_values, outcomes, protocol, public_api, records
+
+#: What a page can ask for.
+PIECES: Mapping[str, Callable[[], str]] = {
+    "command line": command_line.command_line,
+    "job values": job_values.job_values,
+    "shipped jobs": job_values.shipped_jobs,
+    "state machines": protocol.state_machines,
+    "wire messages": protocol.wire_messages,
+    "wire limits": protocol.wire_limits,
+    "metrics lines": records.metrics_lines,
+    "ledger lines": records.ledger_lines,
+    "result file": records.result_file,
+    "receipt file": records.receipt_file,
+    "checkpoint file": records.checkpoint_file,
+    "prometheus metrics": records.prometheus_metrics,
+    "exit codes": outcomes.exit_codes,
+    "error classes": outcomes.error_classes,
+    "operations": public_api.operations,
+    "layers": public_api.layers,
+    "api functional": public_api.api_functional,
+    "api layers": public_api.api_layers,
+    "api module": public_api.api_module,
+    "api init": public_api.api_init,
+    "api models": public_api.api_models,
+    "api optim": public_api.api_optim,
+}
+
+COMMENT = re.compile(r"^<!-- generated: (.+?) -->$", re.MULTILINE)
+
+
+def expand(text: str) -> str:
+    """Return a page with everything in it that is generated; `KeyError` for a name that makes nothing."""
+    return COMMENT.sub(lambda comment: piece(comment[1]), text)
+
+
+def piece(name: str) -> str:
+    """Return what one name makes; `api NAMES` makes the entries of these names of `lockstep`."""
+    if name in PIECES:
+        return PIECES[name]()
+    kind, _, names = name.partition(" of ")
+    if kind == "api":
+        return public_api.api(names)
+    raise KeyError(f"{name!r} makes nothing: expected one of {', '.join(PIECES)}, or `api of NAMES`")

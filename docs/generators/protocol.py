@@ -1,0 +1,192 @@
+"""The wire protocol: its messages from their classes, and its state machines from the tables that they obey."""
+
+import html
+import inspect
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import common.client.client as client
+import ps.coordinator.transitions as coordinator
+import ps.parallel_update.parallel_update as parallel_update
+import ps.shard_group.transitions as shard_group
+import ps.shard_process.state as shard_process
+import worker.state as worker
+from common.protocol import messages, shard_messages
+from common.protocol.codec import ARRAYS_LIMIT, HEADER_LIMIT, ITEMS_LIMIT, WITH_AN_ARRAY
+from common.protocol.messages import PROTOCOL_VERSION, Message, Result
+from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One state machine."""
+
+    title: str
+    states: type[Enum]
+    transitions: Any
+    path: str
+
+
+MACHINES = (
+    Machine("The run, as the coordinator sees it", coordinator.RunPhase, coordinator.TRANSITIONS, "ps/coordinator"),
+    Machine("A process that joins a server", client.ClientPhase, client.TRANSITIONS, "common/client"),
+    Machine("A worker in the run", worker.WorkerPhase, worker.TRANSITIONS, "worker"),
+    Machine("A shard in the run", shard_process.ShardPhase, shard_process.TRANSITIONS, "ps/shard_process"),
+    Machine("The group of servers", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
+    Machine(
+        "An update that workers help with",
+        parallel_update.UpdatePhase,
+        parallel_update.TRANSITIONS,
+        "ps/parallel_update",
+    ),
+)
+
+
+def state_machines() -> str:
+    """Return a section for each state machine: its states, a drawing, and its table."""
+    return "\n".join(map(_section, MACHINES))
+
+
+def _section(machine: Machine) -> str:
+    comments = comments_of(machine.states)
+    rows = [[_state(state), comments.get(state.name, "")] for state in machine.states]
+    return (
+        f"### {machine.title}\n\n{first_sentence(machine.states.__doc__)} The code is in `{machine.path}/`.\n\n"
+        f"{table(('state', 'what it is'), rows)}\n{drawing(machine)}\n\n{_events(machine)}"
+    )
+
+
+def _state(state: Enum) -> str:
+    return f"*{state.value}*"
+
+
+def _events(machine: Machine) -> str:
+    events = list(dict.fromkeys(event for _, event in machine.transitions))
+    rows = [[code(event.__name__), *(_targets(machine, state, event) for state in machine.states)] for event in events]
+    return table(("event", *map(_state, machine.states)), rows)
+
+
+def _targets(machine: Machine, state: Enum, event: type) -> str:
+    targets = machine.transitions[state, event]
+    if targets is None:
+        return "illegal"
+    if not targets:
+        return "—"
+    return ", ".join(
+        "stays" if target is state else str(target.value) for target in machine.states if target in targets
+    )
+
+
+#: The tip of an arc.
+TIP = (
+    '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    '<path d="M0 0 8 4 0 8z" class="tip"/></marker></defs>'
+)
+
+#: Sizes of a drawing, in pixels.
+WIDTH, HEIGHT, GAP, LIFT = 104, 40, 36, 22
+
+
+def drawing(machine: Machine) -> str:
+    """Return an SVG of the states in a row: arcs above lead forward, arcs below lead back. It needs no script."""
+    states = list(machine.states)
+    edges: dict[tuple[int, int], list[str]] = {}
+    for (state, event), targets in machine.transitions.items():
+        for target in targets or ():
+            if target is not state:
+                edges.setdefault((states.index(state), states.index(target)), []).append(event.__name__)
+    longest = max((abs(source - target) for source, target in edges), default=1)
+    room = LIFT * (longest + 1)
+    width, height = len(states) * (WIDTH + GAP) + GAP, HEIGHT + 2 * room
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" role="img" class="states" xmlns="http://www.w3.org/2000/svg">',
+        f"<title>{html.escape(machine.title)}: states and transitions</title>",
+        TIP,
+    ]
+    parts += [_arc(source, target, events, room) for (source, target), events in edges.items()]
+    parts += [_box(index, state, room) for index, state in enumerate(states)]
+    # One line: an empty one would end the block of HTML.
+    return "".join([*parts, "</svg>"])
+
+
+def _box(index: int, state: Enum, room: int) -> str:
+    x = GAP + index * (WIDTH + GAP)
+    words = str(state.value).split()
+    half = (len(words) + 1) // 2 if len(str(state.value)) > 14 else len(words)
+    lines = [" ".join(words[:half]), *([" ".join(words[half:])] if words[half:] else [])]
+    first = room + HEIGHT / 2 + 4 - 7 * (len(lines) - 1)
+    texts = [
+        f'<text x="{x + WIDTH / 2}" y="{first + 14 * i}" text-anchor="middle">{html.escape(line)}</text>'
+        for i, line in enumerate(lines)
+    ]
+    return f'<rect x="{x}" y="{room}" width="{WIDTH}" height="{HEIGHT}" rx="8"/>{"".join(texts)}'
+
+
+def _arc(source: int, target: int, events: list[str], room: int) -> str:
+    """Return one arc; its title, which a browser shows above it, names the events."""
+    is_forward = target > source
+    shift = 12 if is_forward else -12
+    start = GAP + source * (WIDTH + GAP) + WIDTH / 2 + shift
+    end = GAP + target * (WIDTH + GAP) + WIDTH / 2 - shift
+    y = room if is_forward else room + HEIGHT
+    lift = LIFT * abs(target - source) * 1.3
+    bend = y - lift if is_forward else y + lift
+    title = html.escape(", ".join(events))
+    return (
+        f'<path d="M{start:g} {y} C{start:g} {bend:g} {end:g} {bend:g} {end:g} {y}" class="arc" '
+        f'marker-end="url(#tip)"><title>{title}</title></path>'
+    )
+
+
+#: A comment at the left margin of the modules of messages: what is sent in which direction.
+_DIRECTION = re.compile(r"^# (\S.*)$", re.MULTILINE)
+
+
+def wire_messages() -> str:
+    """Return the messages in the order of their modules, under their directions."""
+    return "\n".join(
+        f"### {direction}\n\n" + "\n".join(map(_message, kinds))
+        for module in (messages, shard_messages)
+        for direction, kinds in directions(module).items()
+    )
+
+
+def directions(module: Any) -> dict[str, list[type[Message]]]:
+    """Return the messages of a module by the comment above them."""
+    text = inspect.getsource(module)
+    places = [(match.start(), match[1]) for match in _DIRECTION.finditer(text)]
+    found: dict[str, list[type[Message]]] = {}
+    for match in re.finditer(r"^class (\w+)\(Message, ", text, re.MULTILINE):
+        kind = getattr(module, match[1])
+        heading = [title for place, title in places if place < match.start()][-1]
+        found.setdefault(heading, []).append(kind)
+    return found
+
+
+def _message(kind: type[Message]) -> str:
+    doc = inspect.getdoc(kind) or ""
+    tag = kind.__struct_config__.tag
+    arrays = _arrays(kind)
+    fields = fields_table(kind) if kind.__struct_fields__ else "It has no fields.\n"
+    return f'#### {kind.__name__}\n\n`"type": "{tag}"`{arrays}. {doc}\n\n{fields}'
+
+
+def _arrays(kind: type[Message]) -> str:
+    if kind is Result:
+        return ", with one array if it is the result of training whose sums fit into one frame"
+    return ", with one array" if issubclass(kind, WITH_AN_ARRAY) else ""
+
+
+def wire_limits() -> str:
+    """Return the version and the limits of the wire format."""
+    return table(
+        ("what", "value"),
+        [
+            ["version of the protocol", str(PROTOCOL_VERSION)],
+            ["bytes of a header", f"at most {HEADER_LIMIT:,}"],
+            ["elements of a list or table in a header", f"at most {ITEMS_LIMIT:,}"],
+            ["arrays behind a header", f"at most {ARRAYS_LIMIT}"],
+        ],
+    )

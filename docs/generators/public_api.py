@@ -1,0 +1,148 @@
+"""The public names of the library: which there are, what each says of itself, and what it says of PyTorch."""
+
+import inspect
+from types import ModuleType
+
+from common.nn.module import LAYERS, Module
+from docs.generators.tables import first_sentence, table
+from lockstep import F, nn, optim
+
+#: How the paragraph of a docstring begins that tells the differences from what PyTorch calls by the same name.
+DIFFERS = "Differs from PyTorch:"
+
+#: Methods that a layer overrides, and that nobody calls on it: what it computes is said by its class.
+OF_ANY_LAYER = ("forward", "extra_repr", "count_values", "reset_parameters")
+
+
+def functions_of(module: ModuleType) -> list[str]:
+    """Return the public functions that a module defines, and their second names, in the order of its text."""
+    return [
+        name
+        for name, member in vars(module).items()
+        if inspect.isfunction(member) and member.__module__ == module.__name__ and not name.startswith("_")
+    ]
+
+
+def members_of(kind: type) -> list[str]:
+    """Return the public methods and properties that a class defines itself, in the order of its text."""
+    skipped = OF_ANY_LAYER if issubclass(kind, Module) and kind is not Module else ()
+    return [
+        name
+        for name, member in vars(kind).items()
+        if not name.startswith("_") and name not in skipped and _is_described(member)
+    ]
+
+
+def _is_described(member: object) -> bool:
+    return (
+        isinstance(member, property | classmethod | staticmethod)
+        or inspect.isfunction(member)
+        or hasattr(member, "func")
+    )
+
+
+def difference(docstring: str | None) -> str:
+    """Return what a docstring says about PyTorch, empty if it says nothing."""
+    for paragraph in inspect.cleandoc(docstring or "").split("\n\n"):
+        if paragraph.startswith(DIFFERS):
+            text = " ".join(paragraph.removeprefix(DIFFERS).split())
+            return f"{text[:1].upper()}{text[1:]}"
+    return ""
+
+
+def operations() -> str:
+    """Return a table of `lockstep.F`."""
+    return _described("F", {name: getattr(F, name) for name in functions_of(F)})
+
+
+def layers() -> str:
+    """Return a table of the layers, in the order of their modules."""
+    return _described("nn", dict(LAYERS))
+
+
+def _described(module: str, named: dict[str, object]) -> str:
+    rows = [
+        [
+            f"{{py:obj}}`{module}.{name} <lockstep.{module}.{name}>`",
+            first_sentence(getattr(member, "__doc__", "")),
+            difference(getattr(member, "__doc__", "")),
+        ]
+        for name, member in named.items()
+    ]
+    return table(("name", "what it computes", "differs from PyTorch"), rows)
+
+
+def api_functional() -> str:
+    """Return the directives for `lockstep.F`."""
+    return "\n".join(_function(f"lockstep.F.{name}") for name in functions_of(F))
+
+
+def api_layers() -> str:
+    """Return the directives for the layers, with a heading for each of their modules."""
+    found: dict[str, list[str]] = {}
+    for name, kind in LAYERS.items():
+        found.setdefault(kind.__module__.rpartition(".")[2], []).append(name)
+    return "\n".join(
+        f"## {module.capitalize()}\n\n" + "\n".join(_class(f"lockstep.nn.{name}", LAYERS[name]) for name in names)
+        for module, names in found.items()
+    )
+
+
+def api_module() -> str:
+    """Return the directives for what a model of your own is made of."""
+    kinds = {"Module": nn.Module, "Parameter": nn.Parameter, "Stochastic": nn.Stochastic}
+    return "\n".join(
+        [*(_class(f"lockstep.nn.{name}", kind) for name, kind in kinds.items()), _function("lockstep.nn.manual_seed")]
+    )
+
+
+def api_init() -> str:
+    """Return the directives for `lockstep.nn.init`."""
+    return "\n".join(_function(f"lockstep.nn.init.{name}") for name in functions_of(nn.init))
+
+
+def api_models() -> str:
+    """Return the directives for the shipped models, descriptions and inspection."""
+    return "\n".join(
+        _function(f"lockstep.nn.{module}.{name}")
+        for module in ("models", "description", "inspection")
+        for name in functions_of(getattr(nn, module))
+    )
+
+
+def api_optim() -> str:
+    """Return the directives for `lockstep.optim`."""
+    return "\n".join(_class(f"lockstep.optim.{name}", getattr(optim, name)) for name in optim.__all__)
+
+
+def api(names: str) -> str:
+    """Return the directives for some names of `lockstep`, separated by blanks, or of a module below it."""
+    parts = []
+    for name in names.split():
+        member = _named(name)
+        parts.append(_class(f"lockstep.{name}", member) if inspect.isclass(member) else _function(f"lockstep.{name}"))
+    return "\n".join(parts)
+
+
+def _named(name: str) -> object:
+    import lockstep
+
+    if name.startswith("sklearn."):
+        import lockstep.sklearn
+
+        return getattr(lockstep.sklearn, name.removeprefix("sklearn."))
+    return getattr(lockstep, name)
+
+
+def _function(name: str) -> str:
+    return _rst(f".. autofunction:: {name}\n")
+
+
+def _class(name: str, kind: type) -> str:
+    members = members_of(kind)
+    listed = f"   :members: {', '.join(members)}\n   :member-order: bysource\n" if members else ""
+    return _rst(f".. autoclass:: {name}\n{listed}")
+
+
+def _rst(text: str) -> str:
+    return f"```{{eval-rst}}\n{text}```\n"

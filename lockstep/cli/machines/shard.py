@@ -1,0 +1,76 @@
+"""`lockstep shard`: another server process of a run, which holds a slice of the weights."""
+
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import click
+
+from common.runtime.numerics import Numerics
+from common.transport.limits.rejection_log import RejectionLog
+from common.transport.zeromq.ports import dial, serve
+from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
+from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
+from lockstep.cli.options.types import seconds
+from lockstep.launch.child import ERROR_MARK
+from lockstep.launch.client import say
+from lockstep.launch.endpoints import WARNING, bind_near, lock_of, server_credential
+from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.numerics import begin_with
+from lockstep.launch.shard import hold_slice
+
+
+@click.command(short_help="Hold a slice of the weights for a server.")
+@click.argument("address")
+@click.option(
+    "--bind",
+    metavar="ADDRESS",
+    help="address for workers: tcp://HOST:PORT (port 0: any free one) or ipc://PATH  [any port of the server's host, "
+    "if this is the same machine]",
+)
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for the server  [forever]")
+@KEYS_OPTION
+@INSECURE_OPTION
+@NUMERICS_OPTION
+@SUPERVISED_OPTION
+@click.pass_context
+def shard(
+    context: click.Context,
+    address: str,
+    bind: str | None,
+    timeout: float | None,
+    keys: Path | None,
+    insecure: bool,
+    numerics: Numerics | None,
+    supervised: Path | None,
+) -> None:
+    """Hold a slice of the weights for the server at ADDRESS until its run is over.
+
+    Start the server with `--servers` first. Its run begins when all shards have joined, and cannot continue without
+    any of them. A shard needs neither the data nor the model. With keys, copy the folder of keys from the server to
+    each shard: to the workers, they are all one server. Exit codes: 0 the run is done, 1 the run failed or no server
+    answered, 2 the server refused this shard, 130 interrupted.
+
+    \b
+      lockstep shard tcp://127.0.0.1:5555
+      lockstep shard tcp://10.0.0.7:5555 --bind tcp://10.0.0.8:5556 --keys keys
+    """
+    if numerics is not None:
+        begin_with(numerics)
+    with ends_with_parent(supervised) if supervised else nullcontext():
+        lock, rejections = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
+        port = serve(bind or bind_near(address), lock=lock, insecure=insecure, rejections=rejections)
+        with closing(port):
+            if insecure:
+                say(WARNING)
+            if not supervised:
+                say(f"connecting to {address}, listening on {port.address}")
+            upstream = dial(address, credential=server_credential(keys, supervised))
+            ended = hold_slice(port, upstream, address, timeout, rejections)
+    if numerics is None and ended.numerics is not None:
+        say(f"the run has {ended.numerics} numerics: restarting with these")
+        begin_with(ended.numerics)
+    if ended.reason:
+        say(f"{ERROR_MARK}{ended.reason}")
+    elif not supervised:
+        say("the run is done")
+    context.exit(ended.code)

@@ -1,0 +1,64 @@
+"""`lockstep status`: how a run stands, as its server reports it."""
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from common.errors import UnreachableError
+from common.protocol.messages import Status
+from common.transport.zeromq.ports import dial
+from lockstep.cli.options.keys import KEY_OPTION
+from lockstep.cli.options.types import seconds
+from lockstep.launch.client import ask_once
+from lockstep.launch.endpoints import credential_of
+from lockstep.reports.display import epoch_line, figures, place, print_plainly, workers_table
+
+
+@click.command(short_help="Show the progress of a run.")
+@click.argument("address")
+@click.option("--timeout", type=seconds, metavar="SECONDS", default=5.0, help="seconds to wait for an answer  [5]")
+@KEY_OPTION
+@click.option("--json", "as_json", is_flag=True, help="print the whole status as JSON")
+def status(address: str, timeout: float, key: Path | None, as_json: bool) -> None:
+    """Show the progress of the run at ADDRESS, its workers, and what it waits for.
+
+    The exit code is 1 if no server answers.
+
+    \b
+      lockstep status tcp://127.0.0.1:5555
+      lockstep status tcp://192.168.1.7:5555 --key keys/server.key
+    """
+    port = dial(address, credential=credential_of(key, None))
+    try:
+        answer = ask_once(port, address, timeout)
+    except UnreachableError as error:
+        trouble = port.diagnosis()
+        raise UnreachableError(f"{error}; {trouble.text}" if trouble else str(error)) from None
+    finally:
+        port.close()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+    else:
+        show(Console(highlight=False), answer)
+
+
+def show(console: Console, answer: Status) -> None:
+    """Print a status for a person."""
+    for line in status_lines(answer):
+        print_plainly(console, line)
+    console.print(workers_table(answer.workers))
+
+
+def status_lines(answer: Status) -> list[str]:
+    """Return the progress of a run: its finished epochs, where it is now, and how many peers were rejected."""
+    return [
+        f"run {answer.run}  model {answer.model}  {answer.phase}",
+        *(epoch_line(epoch, answer.epochs) for epoch in answer.history),
+        place(answer),
+        figures(answer),
+        *([f"failed: {answer.failure}"] if answer.failure else []),
+        *([f"connections rejected: {answer.refused}"] if answer.refused else []),
+        *([f"peers disconnected because they broke the protocol: {answer.broken}"] if answer.broken else []),
+    ]

@@ -1,0 +1,56 @@
+"""What a shell offers when Tab is pressed: models, and the folders of runs. Must stay quick, and must never fail."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:  # as below: the processes of a run import this module, and never complete anything
+    from click.shell_completion import CompletionItem
+
+#: The folder in which `train` makes those of its runs, and the file that each of them has.
+RUNS, JOB = Path("runs"), "job.toml"
+
+#: The models that are part of Lockstep.
+MODELS = ("linear", "mlp", "lenet", "cnn")
+
+
+class RunPath(click.Path):
+    """The folder of a run, of which a shell offers those below `runs`, newest first."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        """Return the runs that begin like that, or else let the shell look for folders."""
+        return items(runs_like(incomplete)) or items([incomplete], kind="dir")
+
+
+def runs_like(incomplete: str, runs: Path = RUNS) -> list[str]:
+    """Return the paths of the runs in a folder that begin like `incomplete`, newest first."""
+    try:
+        folders = [folder for folder in runs.iterdir() if (folder / JOB).is_file()]
+    except OSError:
+        return []
+    return [str(folder) for folder in sorted(folders, reverse=True) if str(folder).startswith(incomplete)]
+
+
+def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """Return the models that are part of Lockstep, and let the shell look for the file of another one."""
+    # The path comes first: bash forgets what came before it.
+    return items([incomplete], kind="file") + items(name for name in MODELS if name.startswith(incomplete))
+
+
+def complete_list(names: Iterable[str], incomplete: str) -> "list[CompletionItem]":
+    """Return what may come next in a list of names with commas between them."""
+    before, comma, last = incomplete.rpartition(",")
+    given = before.split(",")
+    return items(f"{before}{comma}{name}" for name in names if name.startswith(last) and name not in given)
+
+
+def items(values: Iterable[str], kind: str = "plain") -> "list[CompletionItem]":
+    """Return texts to offer, or with `dir` and `file` the beginning of a path that the shell completes itself."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(value, type=kind) for value in values]

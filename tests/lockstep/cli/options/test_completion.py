@@ -1,0 +1,120 @@
+"""What Tab completes: asked by the protocol that a shell uses, and once by bash itself."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.shell_completion import BashComplete
+
+from common.runtime.environment import child_environment
+from lockstep.cli.main import run
+from lockstep.cli.options.completion import runs_like
+from lockstep.cli.root import SECTIONS, cli
+from lockstep.cli.shell.completion import VARIABLE
+
+
+def offered(*words: str) -> list[str]:
+    """Return what is offered for the last word."""
+    *before, incomplete = words
+    completer = BashComplete(cli, {}, "lockstep", VARIABLE)
+    return [item.value for item in completer.get_completions(before, incomplete) if item.type == "plain"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with two runs, and something in their folder that is not a run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("20261124-lenet", "20261125-mlp"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "job.toml").touch()
+    (tmp_path / "runs" / "notes").mkdir()
+    return tmp_path
+
+
+RUNS = ["runs/20261125-mlp", "runs/20261124-lenet"]
+
+CASES: dict[str, tuple[Sequence[str], list[str]]] = {
+    "commands": (["tr"], ["train"]),
+    "commands of a group": (["keys", "re"], ["revoke"]),
+    "flags": (["train", "--checkpoint-every-s"], ["--checkpoint-every-steps", "--checkpoint-every-seconds"]),
+    "choices": (["train", "--optimizer", "adam"], ["adam", "adamw"]),
+    "models": (["train", "--model", "l"], ["linear", "lenet"]),
+    "lists of models": (["bench", "step", "--model", "mlp,l"], ["mlp,linear", "mlp,lenet"]),
+    "a list does not repeat": (["bench", "step", "--model", "linear,l"], ["linear,lenet"]),
+    "lists of choices": (["bench", "exchange", "--transport", "ipc,t"], ["ipc,tcp"]),
+    "runs, newest first": (["evaluate", ""], RUNS),
+    "some runs": (["verify", "runs/20261124"], RUNS[1:]),
+    "several runs": (["plot", "runs/20261124-lenet", "runs/20261125"], RUNS[:1]),
+    "a run to resume": (["train", "--resume", ""], RUNS),
+    "shells": (["completion", "z"], ["zsh"]),
+}
+
+
+@pytest.mark.parametrize(("words", "values"), CASES.values(), ids=CASES)
+def test_what_is_offered(place: Path, words: Sequence[str], values: list[str]) -> None:
+    assert offered(*words) == values
+
+
+def test_all_commands_are_offered() -> None:
+    assert sorted(offered("")) == sorted(name for names in SECTIONS.values() for name in names)
+
+
+def test_without_a_folder_of_runs_the_shell_looks_for_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert runs_like("") == []
+    items = BashComplete(cli, {}, "lockstep", VARIABLE).get_completions(["evaluate"], "elsewhere/")
+    assert [(item.type, item.value) for item in items] == [("dir", "elsewhere/")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_process_answers_each_shell(place: Path, shell: str) -> None:
+    asked = {VARIABLE: f"{shell}_complete", "COMP_WORDS": "lockstep evaluate runs/20261124", "COMP_CWORD": "2"}
+    if shell == "fish":
+        asked["COMP_CWORD"] = "runs/20261124"
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "lockstep"],
+        env={**child_environment(), **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert RUNS[1] in done.stdout
+    assert RUNS[0] not in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_a_shell_asks_by_our_variable(capfd: pytest.CaptureFixture[str], shell: str) -> None:
+    assert run(["completion", shell]) == 0
+    script = capfd.readouterr().out
+    assert f"{VARIABLE}={shell}_complete" in script
+    if (found := shutil.which(shell)) is not None:
+        subprocess.run([found, "-n"], input=script, text=True, check=True)
+
+
+def test_bash_completes_with_the_script(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", "bash"]) == 0
+    (place / "completion.bash").write_text(capfd.readouterr().out, encoding="utf-8")
+    program = place / "bin" / "lockstep"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m lockstep "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    ask = (
+        "source completion.bash; compopt() { :; }; COMP_WORDS=(lockstep train --model le); COMP_CWORD=3; "
+        '_lockstep_completion lockstep; echo "${COMPREPLY[@]}"'
+    )
+    environment = {**child_environment(), "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", ask], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "lenet\n"
+
+
+def test_what_is_offered_is_what_there_is() -> None:
+    from common.nn.models import MODELS as BUILT
+    from lockstep.cli.options import completion
+    from lockstep.runs import job_file, run_dir
+
+    assert tuple(BUILT) == completion.MODELS == job_file.SHIPPED
+    assert (completion.RUNS, completion.JOB) == (run_dir.RUNS, run_dir.JOB)
