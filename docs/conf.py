@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.version import VERSION  # noqa: E402
 from docs.generators.command_line import literal_lines  # noqa: E402
-from docs.generators.expansion import expand  # noqa: E402
+from docs.generators.expansion import expand, without_folder_links  # noqa: E402
 from docs.generators.mathml import visit_displayed, visit_inline  # noqa: E402
 
 project = "Lockstep"
@@ -69,8 +69,7 @@ def setup(app: Any) -> None:
 
 
 def _expand(app: Any, name: str, source: list[str]) -> None:
-    if name.startswith("docs/"):
-        source[0] = expand(source[0])
+    source[0] = without_folder_links(expand(source[0]), (ROOT / name).parent)
 
 
 def _keep_lines(app: Any, context: Any, lines: list[str]) -> None:
