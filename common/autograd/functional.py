@@ -33,7 +33,7 @@ from common.autograd.tensor import Tensor, apply
 def add(x: Any, other: Any) -> Tensor:
     """Return `x + other`, element by element. Shapes broadcast; raises ValueError if they do not.
 
-    >>> add([[1.0], [2.0]], [10.0, 20.0])
+    >>> F.add([[1.0], [2.0]], [10.0, 20.0])
     tensor([[11., 21.],
             [12., 22.]])
     """
@@ -118,7 +118,7 @@ def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:  # noqa: A002
     The bounds are numbers, or arrays whose shapes broadcast with `x`; raises ValueError if they do not. `clamp` is the
     same function.
 
-    >>> clip([-2.0, 0.5, 3.0], min=0, max=1)
+    >>> F.clip([-2.0, 0.5, 3.0], min=0, max=1)
     tensor([0. , 0.5, 1. ])
     """
     return apply(elementwise.clip, x, low=min, high=max)
@@ -140,7 +140,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
 
     Raises ValueError if the sizes do not fit.
 
-    >>> linear([[1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> F.linear([[1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     tensor([[1., 2., 3.]])
     """
     return apply(linear_algebra.linear, x, weight, bias)
@@ -321,7 +321,7 @@ def pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
     Each number is at least 0, in elements. Raises ValueError if there are more pairs than axes, or a number is
     negative.
 
-    >>> pad(Tensor([[1.0, 2.0]]), (1, 0))
+    >>> F.pad(Tensor([[1.0, 2.0]]), (1, 0))
     tensor([[0., 1., 2.]])
 
     Differs from PyTorch: there is one mode, a constant value, and nothing is cut off by negative numbers.
@@ -415,7 +415,7 @@ def conv2d(
     dilation·(kh - 1) - 1) / stride⌋ + 1, and w' likewise. Raises ValueError if the channels do not fit, if the window
     is larger than the padded image, and for a stride below 1.
 
-    >>> conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))).tolist()
+    >>> F.conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))).tolist()
     [[[[4.0, 4.0], [4.0, 4.0]]]]
 
     Differs from PyTorch: `padding` is a number, never "same" or "valid"; images always have a batch axis.
@@ -538,7 +538,7 @@ def cross_entropy(logits: Any, target: Any, label_smoothing: float = 0.0, reduct
     `label_smoothing` ε, a target is 1 - ε of its class and ε of all classes evenly. Raises ValueError for a class
     outside of the logits, for targets that are not integers of the right shape, and for another `reduction`.
 
-    >>> round(cross_entropy([[2.0, 0.0], [0.0, 2.0]], [0, 1]).item(), 4)
+    >>> round(F.cross_entropy([[2.0, 0.0], [0.0, 2.0]], [0, 1]).item(), 4)
     0.1269
 
     Differs from PyTorch: targets are class indices, never probabilities; there is no `weight` and no `ignore_index`.

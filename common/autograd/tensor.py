@@ -42,7 +42,6 @@ class Tensor:
     gradient. Methods raise what NumPy and PyTorch raise: ValueError for shapes that do not fit, TypeError, IndexError,
     and RuntimeError for what concerns the graph.
 
-    >>> from lockstep import Tensor
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> (x * x).sum().backward()
     >>> x.grad

@@ -86,7 +86,6 @@ class Module:
     replaced by something else, and if modules or parameters are assigned in a list or a tuple, where they would never
     be trained.
 
-    >>> from lockstep import nn
     >>> class Net(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()

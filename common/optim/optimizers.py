@@ -95,7 +95,6 @@ class SGD(Optimizer):
     any shapes. Raises ValueError for a `momentum` outside of [0, 1), a negative `weight_decay`, and `nesterov` without
     momentum.
 
-    >>> from lockstep import Tensor, optim
     >>> x = Tensor([1.0], requires_grad=True)
     >>> (x * x).sum().backward()
     >>> optim.SGD([x], lr=0.25).step()

@@ -84,7 +84,7 @@ class OneCycle:
     first one's / final_div_factor. Raises ValueError for a rate that is negative or not finite, for `steps` below 1,
     for a `pct_start` outside of [0, 1], and for a factor that is not above 0.
 
-    >>> schedule = OneCycle(0.1, steps=100)
+    >>> schedule = optim.OneCycle(0.1, steps=100)
     >>> [round(schedule.rate(step), 4) for step in (0, 29, 99)]
     [0.004, 0.1, 0.0]
 

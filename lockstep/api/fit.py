@@ -66,8 +66,6 @@ def fit(
     Raises `JobError`, `ModelError` or `DataError` if the call cannot be carried out, `CallbackError` if a callback
     raises, and `RunError` if the run fails.
 
-    >>> import numpy as np
-    >>> from lockstep import fit, nn
     >>> x = np.random.default_rng(0).normal(size=(64, 3))
     >>> y = (x.sum(axis=1) > 0).astype(int)
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))

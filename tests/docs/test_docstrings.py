@@ -180,7 +180,7 @@ WITH_EXAMPLES = [entry for entry in ENTRIES if ">>>" in entry.own]
 @pytest.mark.parametrize("entry", WITH_EXAMPLES, ids=lambda entry: str(entry.name))
 def test_its_example_is_true(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = {"np": np, **vars(inspect.getmodule(entry.member) or lockstep)}
+    names = {"np": np, **{name: getattr(lockstep, name) for name in lockstep.__all__}}
     test = doctest.DocTestParser().get_doctest(entry.own, names, entry.name, None, 0)
     said: list[str] = []
     doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(test, out=said.append)

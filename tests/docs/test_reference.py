@@ -73,6 +73,7 @@ def test_a_drawing_has_each_state_and_an_arc_for_each_change(machine: protocol.M
         for target in targets or ()
         if target is not state
     }
+    assert all(comments_of(machine.states).values())
     assert drawn.count("<rect") == len(machine.states)
     assert drawn.count('class="arc"') == len(changes) > 0
     assert "\n" not in drawn
@@ -126,6 +127,15 @@ def test_every_command_has_its_place() -> None:
     assert place_of(cli.commands["train"]) == "lockstep.cli.training.train:train"
 
 
+def test_a_signature_is_short() -> None:
+    array = "_Buffer | _SupportsArray[dtype[Any]] | _NestedSequence[_SupportsArray[dtype[Any]]] | complex | bytes | str"
+    array += " | _NestedSequence[complex | bytes | str]"
+    signature = f"(x: Any, data: str | tuple[{array}, {array}] | Any = 'mnist', *, **values: Any)"
+    assert public_api.short_signature(signature) == (
+        "(x, data: str | tuple[ArrayLike, ArrayLike] | Any = 'mnist', *, **values)"
+    )
+
+
 def test_examples_of_the_help_are_a_block() -> None:
     assert literal_lines(["Train.", "", "|   lockstep train", "|   more", "", "End."]) == [
         *("Train.", "", ".. code-block:: text", "", "     lockstep train", "     more", "", "End.")
@@ -136,7 +146,6 @@ def test_comments_above_attributes_are_read() -> None:
     assert comments_of(RunPhase)["AUDITING"].startswith(
         "All results of a step are there, and some of its micro-batches"
     )
-    assert comments_of(RunPhase)["FINISHED"] == ""
     assert comments_of(EpochRecord)["epoch"] == "Its number, from 1."  # of the class that it inherits from
     assert first_sentence("One `a.b` thing. Another.\n\nMore.") == "One `a.b` thing."
 

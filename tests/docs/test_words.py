@@ -35,7 +35,6 @@ STILL_TO_CLEAN = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
-    "docs/explanation/performance.md",
     "examples/README.md",
 }
 

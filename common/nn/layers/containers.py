@@ -18,7 +18,6 @@ class Sequential(Module):
     `Sequential(Linear(784, 256), ReLU())`, or `Sequential({"hidden": Linear(784, 256), "active": ReLU()})`. Raises
     TypeError for what is not a module, such as a class or a list, and IndexError for a place that it does not have.
 
-    >>> from lockstep import Tensor, nn
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     >>> model(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
     (1, 3)

@@ -121,7 +121,6 @@ class Conv2d(_Convolution):
     1/√fan_in); h' = ⌊(h + 2·padding - dilation·(kh - 1) - 1) / stride⌋ + 1, likewise w'. Raises ValueError for a size
     below 1, for `groups` that do not divide both numbers of channels, and for an input that does not fit.
 
-    >>> from lockstep import Tensor, nn
     >>> images = Tensor(np.zeros((5, 1, 28, 28), np.float32))
     >>> nn.Conv2d(1, 6, 5, padding=2)(images).shape
     (5, 6, 28, 28)

@@ -20,7 +20,6 @@ class Linear(Module):
     `weight` (out_features, in_features) and `bias` (out_features,) are drawn from U(-1/√in_features, 1/√in_features).
     Raises ValueError for a size below 1 and for an input of another size, TypeError for an input that is not floats.
 
-    >>> from lockstep import Tensor, nn
     >>> layer = nn.Linear(3, 2)
     >>> layer.weight.shape, layer.bias.shape, layer(Tensor([[1.0, 2.0, 3.0]])).shape
     ((2, 3), (2,), (1, 2))
