@@ -35,12 +35,7 @@ STILL_TO_CLEAN = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
-    "docs/explanation/performance.md",
     "examples/README.md",
-    "notebooks/1_linear_by_hand.ipynb",
-    "notebooks/2_autograd.ipynb",
-    "notebooks/3_deep_nets.ipynb",
-    "notebooks/4_data_parallel.ipynb",
 }
 
 
