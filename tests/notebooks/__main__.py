@@ -2,14 +2,24 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.notebooks.exercises import for_instructors, for_students, verdicts
-from tests.notebooks.folder import DIGEST, FOLDER, NOTEBOOKS, Notebook, read, sources_digest, write
+from tests.notebooks.folder import DIGEST, NOTEBOOKS, Notebook, read, sources_digest, write
 from tests.notebooks.wrong_answers import WRONG_ANSWERS
 
 
-def main(arguments: list[str]) -> int:
+def _run(notebook: Notebook) -> Notebook:
+    from tests.notebooks.execution import executed
+    from tests.notebooks.pictures import with_small_pictures
+
+    result = with_small_pictures(executed(notebook))
+    result["metadata"] = {**notebook["metadata"], DIGEST: sources_digest(notebook)}
+    return result
+
+
+def main(arguments: list[str], run: Callable[[Notebook], Notebook] = _run) -> int:
     """Run and save each notebook; one that fails stays as it was. Return 1 if a check rejects a solution."""
     parser = argparse.ArgumentParser(
         prog="scripts/notebooks",
@@ -20,37 +30,29 @@ def main(arguments: list[str]) -> int:
     version.add_argument(
         "--instructor",
         action="store_true",
-        help="write notebooks/instructor/NAME.ipynb instead: all answers filled in, run, and typical mistakes listed",
+        help="write instructor/NAME.ipynb next to it instead: all answers filled in, run, and typical mistakes listed",
     )
     version.add_argument(
         "--student",
         action="store_true",
-        help="write notebooks/student/NAME.ipynb instead: without the solutions, and not run again",
+        help="write student/NAME.ipynb next to it instead: without the solutions, and not run again",
     )
     chosen = parser.parse_args(arguments)
     # All are made, whatever is wrong with one.
-    return max([_make(path, chosen) for path in chosen.paths or NOTEBOOKS])
+    return max([_make(path, chosen, run) for path in chosen.paths or NOTEBOOKS])
 
 
-def _make(path: Path, chosen: argparse.Namespace) -> int:
+def _make(path: Path, chosen: argparse.Namespace, run: Callable[[Notebook], Notebook]) -> int:
     if chosen.student:
-        return _save(FOLDER / "student" / path.name, for_students(read(path)))
+        return _save(path.parent / "student" / path.name, for_students(read(path)))
     print(f"running {path.name}", flush=True)
     if not chosen.instructor:
-        return _save(path, _run(read(path)))
-    result = _run(for_instructors(read(path), WRONG_ANSWERS.get(path.stem, ())))
+        return _save(path, run(read(path)))
+    result = run(for_instructors(read(path), WRONG_ANSWERS.get(path.stem, ())))
     rejected = [line for _, _, line in verdicts(result) if not line.startswith("✓")]
-    print(*(f"{path.name}: {line}" for line in rejected), sep="\n", end="\n" if rejected else "", file=sys.stderr)
-    return _save(FOLDER / "instructor" / path.name, result) or int(bool(rejected))
-
-
-def _run(notebook: Notebook) -> Notebook:
-    from tests.notebooks.execution import executed
-    from tests.notebooks.pictures import with_small_pictures
-
-    result = with_small_pictures(executed(notebook))
-    result["metadata"] = {**notebook["metadata"], DIGEST: sources_digest(notebook)}
-    return result
+    for line in rejected:
+        print(f"error: {path.name}: the check of a solution reports {line!r}: expected ✓", file=sys.stderr)
+    return _save(path.parent / "instructor" / path.name, result) or int(bool(rejected))
 
 
 def _save(path: Path, notebook: Notebook) -> int:

@@ -17,7 +17,7 @@ from tests.notebooks.exercises import (
     verdicts,
     with_wrong_answers,
 )
-from tests.notebooks.folder import NOTEBOOKS, Notebook, code_cells, read, source
+from tests.notebooks.folder import NOTEBOOKS, Notebook, code_cells, read, source, write
 
 
 def markdown(name: str, text: str) -> dict[str, Any]:
@@ -105,6 +105,28 @@ def test_a_check_sees_an_empty_answer_the_right_one_and_each_mistake() -> None:
     assert sources(lab) == ["x = ...", "check(x)", "x = 2\ny = x + 1", "check(x)", "x = 3", "check(x)", "print(2)"]
     names = [cell["id"] for cell in lab["cells"]]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("printed", "code"), [("✓ Exercise 1: right", 0), ("✗ Exercise 1: 2 is even", 1)])
+def test_a_solution_that_its_check_rejects_is_an_error(
+    printed: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(notebook: Notebook) -> Notebook:
+        (check,) = (cell for cell in notebook["cells"] if cell["id"] == "check-1")
+        check["outputs"] = [{"output_type": "stream", "name": "stdout", "text": [printed]}]
+        return notebook
+
+    write(tmp_path / "lab.ipynb", LAB)
+    assert main(["--instructor", str(tmp_path / "lab.ipynb")], run) == code
+    assert sources(read(tmp_path / "instructor" / "lab.ipynb"))[0] == "x = 2\ny = x + 1"
+    assert (printed in capsys.readouterr().err) == bool(code)
+    assert read(tmp_path / "lab.ipynb") == LAB
+
+
+def test_a_lab_to_hand_out_is_made_without_running_it(tmp_path: Path) -> None:
+    write(tmp_path / "lab.ipynb", LAB)
+    assert main(["--student", str(tmp_path / "lab.ipynb")]) == 0
+    assert read(tmp_path / "student" / "lab.ipynb") == for_students(LAB)
 
 
 def test_two_versions_at_once_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
