@@ -112,10 +112,10 @@ KINDS = {
     "name": ("name", "is not known here"),
     "route": ("route", "cannot be reached"),
     "port": ("port", "nothing listens at"),
-    "firewall": ("firewall", "is a firewall in between?"),
-    "service": ("service", "is not a lockstep server"),
+    "firewall": ("firewall", "check the firewalls in between"),
+    "service": ("service", "is not a Lockstep server"),
     "key": ("key", "breaks off the handshake"),
-    "no_key": ("key", "demands a key"),
+    "no_key": ("key", "requires a key"),
     "version": ("version", f"speaks protocol {PROTOCOL_VERSION}, the server 9999"),
     "numerics": ("numerics", "the numerics of host"),
 }
