@@ -46,7 +46,10 @@ _defaults = {purpose: generator(0, purpose) for purpose in (Purpose.INITIALISE, 
 def manual_seed(seed: int) -> None:
     """Restart the default generators, those of dropout layers that exist already included.
 
-    Affects layers that are given no `rng` and dropout that has not been reseeded. `seed` is in [0, 2**64).
+    Affects layers that are given no `rng`, and dropout that has not been reseeded. Raises OverflowError for a `seed`
+    that is not a whole number in [0, 2**64).
+
+    Differs from PyTorch: a run does not depend on it; it draws from the job's seed.
     """
     for purpose, default in _defaults.items():
         # In place: a dropout layer holds on to its generator.

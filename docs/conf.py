@@ -13,8 +13,9 @@ sys.path.insert(0, str(ROOT))
 
 from common.version import VERSION  # noqa: E402
 from docs.generators.command_line import literal_lines  # noqa: E402
-from docs.generators.expansion import expand  # noqa: E402
+from docs.generators.expansion import expand, without_folder_links  # noqa: E402
 from docs.generators.mathml import visit_displayed, visit_inline  # noqa: E402
+from docs.generators.public_api import short_signature  # noqa: E402
 
 project = "Lockstep"
 author = copyright = "The Lockstep authors"  # noqa: A001  Sphinx's name for it
@@ -65,13 +66,17 @@ def setup(app: Any) -> None:
     """Add what this project does itself: generated parts of pages, and formulas that need no script."""
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_displayed, None))
     app.connect("source-read", _expand)
+    app.connect("autodoc-process-signature", _shorten)
     app.connect("sphinx-click-process-description", _keep_lines)
 
 
 def _expand(app: Any, name: str, source: list[str]) -> None:
-    if name.startswith("docs/"):
-        source[0] = expand(source[0])
+    source[0] = without_folder_links(expand(source[0]), (ROOT / name).parent)
 
 
 def _keep_lines(app: Any, context: Any, lines: list[str]) -> None:
     lines[:] = literal_lines(lines)
+
+
+def _shorten(app: Any, what: str, name: str, member: Any, options: Any, signature: str | None, returns: Any) -> Any:
+    return (short_signature(signature) if signature else signature), returns

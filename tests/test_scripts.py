@@ -12,7 +12,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 
-COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate", "golden")
+COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate", "golden", "docs")
 
 #: What is asked of Python itself goes to the real one; `-m venv` and `-m pip` are written down and imitated.
 STUB = """#!/bin/sh
@@ -25,7 +25,7 @@ case "$1 $2" in
     if [ -n "$PIP_TRAP" ]; then trap 'exit 1' INT; kill -INT 0; fi
     if [ -n "$PIP_EXIT" ]; then echo "$PIP_PRINTS" >&2; exit "$PIP_EXIT"; fi
     printf '#!/bin/sh\\necho "$PWD $*"\\nexit 7\\n' >"${0%python}lockstep" && chmod +x "${0%python}lockstep" ;;
-"-m pytest" | "-m ruff" | "-m mypy" | "-m tests.notebooks" | "-m tests.mutation" | "-m tests.golden")
+"-m pytest" | "-m ruff" | "-m mypy" | "-m sphinx" | "-m tests."* | "-m docs."*)
     echo "$PWD: $*"
     if [ "$2" = "$FAILING" ]; then exit 3; fi ;;
 *)
@@ -269,6 +269,16 @@ def test_notebooks_get_the_tools_and_the_arguments(checkout: Checkout, tmp_path:
     done = checkout.run("notebooks", "notebooks/a b.ipynb", cwd=tmp_path)
     assert done.stdout == f"{checkout.root}: -m tests.notebooks notebooks/a b.ipynb\n"
     assert "dev" in (checkout.log.read_text(encoding="utf-8").splitlines()[-1])
+
+
+def test_the_site_is_built_with_warnings_as_errors_and_then_checked(checkout: Checkout, tmp_path: Path) -> None:
+    done = checkout.run("docs", cwd=tmp_path)
+    built, checked = done.stdout.splitlines()
+    assert " -m sphinx " in built
+    assert "--fail-on-warning" in built
+    assert checked == f"{checkout.root}: -m docs.generators.check docs/_build/html"
+    assert "docs" in (checkout.log.read_text(encoding="utf-8").splitlines()[-1])
+    assert checkout.run("docs", FAILING="sphinx").returncode == 3
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from common.aggregation.tree import Node, Vector, VectorPool
 from common.autograd.primitives.primitive import Array
 from common.autograd.program import Tree
 from common.job.tally import Tally
-from common.model.port import Batch, DrawKey, Engine, OnePass
+from common.model.port import Batch, DrawKey, Engine, OnePass, OnFinal
 from worker.batches import Batches
 from worker.gradient_sink import GradientSink, NotFiniteError, SendBucket
 
@@ -132,28 +132,65 @@ class SumsByMicroBatch:
         return self.batches.objective.tally(loss, outputs, targets)
 
 
+class WantedSums(NamedTuple):
+    """What is to be computed, and who gets its sums."""
+
+    step: int
+    node: Node
+    at: Vectors
+    send: SendBucket | None
+
+
 @dataclass
 class SumsInOnePass:
-    """As many micro-batches in one pass as the engine computes at once; the others one after the other."""
+    """As many micro-batches in one pass as the engine computes at once; the others one after the other.
+
+    What is not finite stays so in exact sums: whether they are is seen at the end, and then which of them is not is
+    found out one by one.
+    """
 
     one_by_one: SumsByMicroBatch
 
     def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
-        return self._sum(step, node, at, at.sums, send)
+        attempt = self.one_by_one.attempt
+        try:
+            return self._sum(WantedSums(step, node, at, send), node, at.sums)
+        except NotFiniteError:
+            attempt.begin()
+            return self.one_by_one.sum(step, node, at, at.sums)
 
-    def _sum(self, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None = None) -> Tally:
-        """Write the sums over a node into `out`."""
-        one_by_one = self.one_by_one
+    def _sum(self, wanted: WantedSums, node: Node, out: Vector) -> Tally:
+        """Write the sums over a node into `out`; those over the whole are checked and sent."""
+        one_by_one, sink, step = self.one_by_one, self.one_by_one.sink, wanted.step
+        is_whole, key = node == wanted.node, RoundingKey(step, node)
+        send = wanted.send if is_whole else None
+        is_checked = is_whole or not sink.is_exact
         made = self._one_pass(step, node)
         if made is not None:
-            return self._compute(made, step, node, at, out, send)
+            sink.begin(out, key, send)
+            # Sums over several are sent at the end: until then they can be given up, while nothing was sent.
+            tally = self._compute(made, step, node, out, sink.on_final if len(node) == 1 else None)
+            if is_checked:
+                sink.end()
+            return tally
         if len(node) == 1:
-            return one_by_one.sum(step, node, at, out, send)
+            return one_by_one.sum(step, node, wanted.at, out, send)
         first, second = node.halves()
+        made = self._one_pass(step, second) if sink.is_exact else None
+        if made is not None:
+            tally = self._sum(wanted, first, out)
+            tally = tally + self._compute(made, step, second, out, adds=True)
+            if is_checked:
+                sink.begin(out, key, send)
+                sink.end()
+            return tally
         with one_by_one.pool.lent() as left:
-            tally = self._sum(step, first, at, left)
-            tally = tally + self._sum(step, second, at, at.sums)
-            one_by_one.sink.merge(left, at.sums, out, RoundingKey(step, node), send)
+            tally = self._sum(wanted, first, left)
+            tally = tally + self._sum(wanted, second, wanted.at.sums)
+            if is_checked:
+                sink.merge(left, wanted.at.sums, out, key, send)
+            else:
+                np.add(left, wanted.at.sums, out=out)
         return tally
 
     def _one_pass(self, step: int, node: Node) -> OnePass | None:
@@ -172,33 +209,19 @@ class SumsInOnePass:
         return [batches.training(batches.sampler.indices(step, each), step, each) for each in range(node.lo, node.hi)]
 
     def _compute(
-        self, made: OnePass, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None
+        self, made: OnePass, step: int, node: Node, out: Vector, on_final: OnFinal | None = None, *, adds: bool = False
     ) -> Tally:
-        """Write the sums over a node into `out` in one pass."""
-        attempt, sink = self.one_by_one.attempt, self.one_by_one.sink
-        computed, losses = attempt.computed, len(attempt.losses)
+        """Write the sums over a node into `out` in one pass, or add them to what is there."""
+        attempt = self.one_by_one.attempt
         attempt.count()
         self.one_by_one.batches.fill(step, node, made.images, made.targets)
         progress = Progress(attempt, len(node), made.length)
         sums, outputs = made.forward(progress.advance)
         if not np.isfinite(sums).all():
-            return self._named(step, node, at, out, computed, losses)
+            raise NotFiniteError(node.lo, "the loss itself")
         attempt.losses.extend(sums.tolist())
-        sink.begin(out, RoundingKey(step, node), send)
-        # Sums over several are sent at the end: until then they can be given up, while nothing was sent.
-        made.backward(out, progress.advance, sink.on_final if len(node) == 1 else None)
-        try:
-            sink.end()
-        except NotFiniteError:
-            return self._named(step, node, at, out, computed, losses)
+        made.backward(out, progress.advance, on_final, adds=adds)
         return self._tally(sums, outputs, made.targets)
-
-    def _named(self, step: int, node: Node, at: Vectors, out: Vector, computed: int, losses: int) -> Tally:
-        """Compute a node that is not finite again, one micro-batch after the other, which names the one that is not."""
-        attempt = self.one_by_one.attempt
-        attempt.computed = computed
-        del attempt.losses[losses:]
-        return self.one_by_one.sum(step, node, at, out)
 
     def _tally(self, sums: Array, outputs: Array, targets: Array) -> Tally:
         """Return the tally of micro-batches with these sums of losses."""

@@ -63,7 +63,9 @@ class WorkerPhase(Enum):
 
     #: It is not in a run, or not any more.
     OUTSIDE = "outside"
+    #: It has no lease, or not what it needs to compute one.
     WAITING = "waiting"
+    #: It computes the micro-batches of a lease.
     COMPUTING = "computing"
     #: It makes a slice of an update.
     UPDATING = "updating"

@@ -159,7 +159,10 @@ def needed(primitive: Primitive, parents: Sequence[Parent]) -> Iterable[int]:
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Record nothing inside: a context manager, or a decorator as `@no_grad()`."""
+    """Record nothing inside: a context manager, or a decorator as `@no_grad()`.
+
+    What is computed inside requires no gradient, and takes less memory.
+    """
     token = recording.set(False)
     try:
         yield

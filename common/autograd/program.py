@@ -117,9 +117,12 @@ class Program:
         """Return the forward pass that reads `shared`, in the order of the tape."""
         return self._stretches(_Emitter(self, shared, ()), is_backward=False)
 
-    def backward(self, shared: Sequence[Array], gradients: Sequence[Array]) -> list[Stretch]:
-        """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape."""
-        return self._stretches(_Emitter(self, shared, gradients), is_backward=True)
+    def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[Stretch]:
+        """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
+
+        If it adds, they are added to what is there, block by block; a gradient that nothing reaches stays in any case.
+        """
+        return self._stretches(_Emitter(self, shared, gradients, adds), is_backward=True)
 
     def _stretches(self, emitter: "_Emitter", *, is_backward: bool) -> list[Stretch]:
         return [emitter.stretch(part) for part in self._parts if part.is_backward is is_backward]
@@ -151,8 +154,8 @@ def _leaves(tree: Tree) -> Iterator[int]:
 
 
 def _depth(tree: Tree) -> int:
-    """Return how many gradients exist beside the sum while a tree is added up."""
-    return 0 if isinstance(tree, int) else max(_depth(tree[0]), 1 + _depth(tree[1]))
+    """Return how many gradients exist next to the sum while a tree is added up, and added to what is there."""
+    return 1 if isinstance(tree, int) else max(_depth(tree[0]), 1 + _depth(tree[1]))
 
 
 def _aligned(size: int) -> Array:
@@ -237,9 +240,9 @@ def _summed(calls: list[tuple[int, Call]]) -> list[list[tuple[int, Call]]]:
         own = {place: call for place, call in calls if number in _gradients([call])}
         if any(len(_gradients([call])) > 1 for call in own.values()):
             raise UntapeableError("a call writes into several gradients")
+        private = _add_preparations(own, touching, calls)
         if not _is_ordered(own, calls):
             raise UntapeableError("what a gradient is computed from changes meanwhile")
-        private = _add_preparations(own, touching, calls)
         groups += _components(own, private)
     return groups
 
@@ -255,7 +258,8 @@ def _add_preparations(
         for key in {id(each) for call in own.values() for each in _touched(call) if _is_temporary(each)} - private:
             others = [(place, call) for place, call in touching[key] if place not in own]
             is_made_for_it = all([id(each) for each in _written(call)] == [key] for _, call in others)
-            if is_made_for_it and _is_ordered({**own, **dict(others)}, calls):
+            # Memory that is filled again meanwhile, as a convolution's windows are, needs all that fill and read it.
+            if is_made_for_it and (_is_ordered({**own, **dict(others)}, calls) or not _is_ordered(own, calls)):
                 private.add(key)
                 own.update(others)
                 is_growing = True
@@ -399,11 +403,15 @@ class _Emitter:
     program: Program
     shared: Sequence[Array]
     gradients: Sequence[Array]
+    #: Whether sums are added to what is in the gradients.
+    adds: bool = False
 
     def stretch(self, part: Part) -> Stretch:
         """Return a part as it is carried out."""
         if part.is_summed:
-            return Stretch(list(self._summed(part, self.program._tree, None, 0)), part.finishes)
+            tree = self.program._tree
+            made = self._added(part, tree, None, 0) if self.adds else self._summed(part, tree, None, 0)
+            return Stretch(list(made), part.finishes)
         return Stretch([made for call in part.calls for made in self._stacked(call)])
 
     def _stacked(self, call: Call) -> list[Instruction]:
@@ -466,15 +474,18 @@ class _Emitter:
 
     def _summed(self, part: Part, tree: Tree, into: int | None, depth: int) -> Iterator[Instruction]:
         """Write the sum over a tree into the gradient, or into the addend that begins at `into`."""
-        low, high = gradient_bounds(part)
         if isinstance(tree, int):
-            addend = None if into is None else (into, low)
+            addend = None if into is None else (into, gradient_bounds(part)[0])
             yield from (self._single(call, tree, addend) for call in part.calls)
             return
-        addends = self.program._layout.addends[self.program._parts.index(part)]
-        other = addends[depth]
         yield from self._summed(part, tree[0], into, depth)
-        yield from self._summed(part, tree[1], other, depth + 1)
+        yield from self._added(part, tree[1], into, depth)
+
+    def _added(self, part: Part, tree: Tree, into: int | None, depth: int) -> Iterator[Instruction]:
+        """Add the sum over a tree to the gradient, or to the addend that begins at `into`."""
+        low, high = gradient_bounds(part)
+        other = self.program._layout.addends[self.program._parts.index(part)][depth]
+        yield from self._summed(part, tree, other, depth + 1)
         first = next(view for view in _views(part.calls) if view.memory.kind is MemoryKind.GRADIENT)
         whole = View(first.memory, low, ((high - low) // first.dtype.itemsize,), (first.dtype.itemsize,), first.dtype)
         left = self._view(whole, 0, None if into is None else (into, low))

@@ -33,10 +33,22 @@ _TYPED_BY_HAND = frozenset({float, int, list, tuple})
 class Tensor:
     """An array that remembers what it was computed from.
 
-    `Tensor(array)` shares the array's memory; numbers and lists of numbers become float32, lists of bools bool.
-    Only floating-point tensors can require a gradient. Wrong uses raise what NumPy and PyTorch raise for them:
-    ValueError, TypeError, IndexError, and RuntimeError for what concerns the graph. Operators broadcast as NumPy's do.
-    In methods, `axis` and `keepdims` are NumPy's names, `dim` and `keepdim` PyTorch's for the same; no axis means all.
+    `Tensor(array)` shares the array's memory; numbers and lists of numbers become float32, lists of bools bool. With
+    `requires_grad=True`, `backward` of whatever is computed from it adds to its `grad`. Operators broadcast as those of
+    NumPy do. In methods, `axis` and `keepdims` are NumPy's names, and `dim` and `keepdim` are PyTorch's for the same;
+    no axis means all of them.
+
+    Raises TypeError for data that are not numbers, and RuntimeError if a tensor of integers or bools is to require a
+    gradient. Methods raise what NumPy and PyTorch raise: ValueError for shapes that do not fit, TypeError, IndexError,
+    and RuntimeError for what concerns the graph.
+
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4.], dtype=float32)
+
+    Differs from PyTorch: gradients are NumPy arrays; `max` and `min` return values alone; a second `backward` adds the
+    gradients again, where PyTorch raises without `retain_graph=True`; there are no devices and no float16.
     """
 
     __slots__ = ("__weakref__", "_data", "_node", "_version")
@@ -96,7 +108,11 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The array itself, not a copy. Assigning another leaves recorded graphs valid: they hold the old one."""
+        """The array itself, not a copy.
+
+        An array that is assigned may have any shape and dtype; graphs that were recorded stay valid, as they hold the
+        old one. Raises RuntimeError if the tensor requires a gradient and the new array is not float32 or float64.
+        """
         return self._data
 
     @data.setter
@@ -116,18 +132,22 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The size of each axis, `()` for a single number."""
         return self._data.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """The dtype of the elements."""
         return self._data.dtype
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self._data.ndim
 
     @property
     def size(self) -> int:
+        """The number of elements: the product."""
         return self._data.size
 
     @property
@@ -137,16 +157,21 @@ class Tensor:
 
     @property
     def grad_fn(self) -> GraphNode | None:
-        """The node of a computed tensor."""
+        """The node of the graph that computed the tensor, None for one that was created."""
         return self._node if type(self._node) is GraphNode else None
 
     @property
     def leaf(self) -> Leaf | None:
-        """The leaf of a tensor that was created and requires a gradient."""
+        """The leaf of a tensor that was created and requires a gradient, else None."""
         return self._node if type(self._node) is Leaf else None
 
     @property
     def requires_grad(self) -> bool:
+        """Whether operations on the tensor are recorded. It may be set.
+
+        Raises RuntimeError if a tensor that is not float32 or float64, of whatever shape, is to require a gradient, or
+        if one that was computed is not to any more: use `detach`.
+        """
         return self._node is not None
 
     @requires_grad.setter
@@ -162,7 +187,11 @@ class Tensor:
 
     @property
     def grad(self) -> Array | None:
-        """The sum of all gradients since `zero_grad`; None before the first, and for computed tensors."""
+        """The sum of all gradients since `zero_grad`, an array of the tensor's shape and dtype.
+
+        None before the first `backward`, and for tensors that were computed. It may be set: raises ValueError for
+        another shape or dtype, RuntimeError if the tensor does not require a gradient.
+        """
         return self._node.grad if type(self._node) is Leaf else None
 
     @grad.setter
@@ -174,7 +203,12 @@ class Tensor:
 
     @property
     def grad_buffer(self) -> Array | None:
-        """Memory for the gradient: the first after `zero_grad` is written into it and `grad` is then this array."""
+        """Memory for the gradient, of the tensor's shape: the first one after `zero_grad` is written into it and `grad`
+        is that array.
+
+        It may be set: raises ValueError for another shape or dtype, RuntimeError if the tensor does not require a
+        gradient.
+        """
         return self._leaf().buffer if type(self._node) is Leaf else None
 
     @grad_buffer.setter
@@ -196,9 +230,15 @@ class Tensor:
     def backward(self, gradient: Any = None, retain_graph: bool = True, on_final: OnFinal | None = None) -> None:
         """Add to `grad` of every leaf that this tensor was computed from.
 
-        `gradient` has the tensor's shape; it defaults to 1 for a single element. The graph can be
-        walked again; with `retain_graph=False` its arrays are freed on the way, which saves memory in a training loop.
-        `on_final` is called with each leaf as soon as its gradient is final, while the walk goes on.
+        `gradient` has the tensor's shape; it defaults to 1 for a single element. With `retain_graph=False` the arrays
+        of the graph are freed on the way, which saves memory in a training loop, and it cannot be walked again.
+        `on_final` is called with each leaf as soon as its gradient is final, while the walk continues.
+
+        Raises RuntimeError if the tensor does not require a gradient, if `gradient` is missing or has another shape, if
+        the graph was freed, and if an array that it needs was changed in place.
+
+        Differs from PyTorch: `retain_graph` is True by default, so that a second `backward` adds the gradients again
+        instead of raising.
         """
         if self._node is None:
             raise RuntimeError("backward() of a tensor that does not require a gradient: nothing to compute")
@@ -213,11 +253,11 @@ class Tensor:
         backward(self._node, seed, retain_graph, on_final)
 
     def detach(self) -> "Tensor":
-        """Return the same memory outside the graph."""
+        """Return a tensor of the same memory and shape outside of the graph."""
         return _wrap(self._data, self._version, None)
 
     def numpy(self) -> Array:
-        """Return the array itself; raise RuntimeError for a tensor that requires a gradient."""
+        """Return the array itself, of the tensor's shape. Raises RuntimeError for a tensor that requires a gradient."""
         if self._node is not None:
             raise RuntimeError("numpy() of a tensor that requires a gradient: use tensor.detach().numpy()")
         return self._data
@@ -226,18 +266,29 @@ class Tensor:
         return np.array(self.numpy(), dtype, copy=copy)
 
     def item(self) -> Any:
-        """Return the only element as a Python number; raise ValueError if there are more or none."""
+        """Return the only element as a Python number.
+
+        Raises ValueError if the shape has more elements than one, or none.
+        """
         return self._data.item()
 
     def tolist(self) -> Any:
+        """Return nested lists of Python numbers in the tensor's shape; a number for shape `()`."""
         return self._data.tolist()
 
     def astype(self, dtype: DTypeLike) -> "Tensor":
-        """Return a copy in another dtype, outside the graph."""
+        """Return a copy in another dtype, of the same shape, outside of the graph.
+
+        Raises TypeError for a dtype without numbers.
+        """
         return Tensor(self._data.astype(dtype))
 
     def argmax(self, axis: int | None = None, keepdims: bool = False) -> "Tensor":
-        """Return the indices of the first greatest elements."""
+        """Return the indices of the first greatest elements along an axis, or of the flattened tensor without one.
+
+        The axis is dropped from the shape, or has size 1 with `keepdims=True`. Raises ValueError for an axis that there
+        is not, and for a tensor without elements.
+        """
         kept = np.argmax(self._data, axis=axis, keepdims=True)
         return Tensor(np.asarray(kept if keepdims else kept.squeeze(axis)))
 
@@ -294,12 +345,21 @@ class Tensor:
         return self
 
     def copy_(self, source: Any) -> "Tensor":
-        """Overwrite all elements with those of `source`, broadcast."""
+        """Overwrite all elements with those of `source`, and return the tensor.
+
+        The shape of `source` broadcasts to the tensor's.
+
+        Raises ValueError if it does not, RuntimeError if the tensor was created, requires a gradient, and is not within
+        `no_grad`.
+        """
         self[...] = source
         return self
 
     def fill_(self, value: float) -> "Tensor":
-        """Overwrite all elements with one number."""
+        """Overwrite all elements, of any shape, with one number, and return the tensor.
+
+        Raises RuntimeError if the tensor was created, requires a gradient, and is not within `no_grad`.
+        """
         self[...] = value
         return self
 
@@ -391,79 +451,125 @@ class Tensor:
     __hash__ = object.__hash__
 
     def pow(self, exponent: Any) -> "Tensor":
-        """Return `self ** exponent`."""
+        """Return `self ** exponent`, with broadcast shapes. Raises ValueError if the shapes do not broadcast."""
         return self._apply(elementwise.power, self, exponent)
 
     def matmul(self, other: Any) -> "Tensor":
-        """Return `self @ other`, with vectors and batches as in NumPy."""
+        """Return `self @ other`, with vectors and batches as in NumPy: (..., n, k) and (..., k, m) to (..., n, m).
+
+        Raises ValueError if the inner sizes differ.
+        """
         return self._apply(linear_algebra.matmul, self, other)
 
     def abs(self) -> "Tensor":
-        """Return the absolute value; at 0 its derivative is 0."""
+        """Return the absolute value, in the same shape; at 0 its derivative is 0."""
         return self._apply(elementwise.absolute, self)
 
     def maximum(self, other: Any) -> "Tensor":
-        """Return the greater of the two, element by element; at a tie each gets half of the gradient."""
+        """Return the greater of the two, element by element; at a tie each gets half of the gradient.
+
+        Raises ValueError if the shapes do not broadcast.
+        """
         return self._apply(elementwise.maximum, self, other)
 
     def minimum(self, other: Any) -> "Tensor":
-        """Return the smaller of the two, element by element; at a tie each gets half of the gradient."""
+        """Return the smaller of the two, element by element; at a tie each gets half of the gradient.
+
+        Raises ValueError if the shapes do not broadcast.
+        """
         return self._apply(elementwise.minimum, self, other)
 
     def exp(self) -> "Tensor":
+        """Return `e ** self`, in the same shape. Raises nothing: beyond the range of the dtype it is infinite."""
         return self._apply(activation.exp, self)
 
     def log(self) -> "Tensor":
+        """Return the natural logarithm, in the same shape. Raises nothing: at 0 it is minus infinity, below NaN."""
         return self._apply(activation.log, self)
 
     def sqrt(self) -> "Tensor":
+        """Return the square root, in the same shape. Raises nothing: below 0 it is NaN."""
         return self._apply(activation.sqrt, self)
 
     def tanh(self) -> "Tensor":
+        """Return the hyperbolic tangent, in the same shape."""
         return self._apply(activation.tanh, self)
 
     def sigmoid(self) -> "Tensor":
+        """Return `1 / (1 + exp(-self))`, in the same shape."""
         return self._apply(activation.sigmoid, self)
 
     def relu(self) -> "Tensor":
+        """Return `max(self, 0)`, in the same shape."""
         return self._apply(activation.relu, self)
 
     def clip(self, min: Any = None, max: Any = None) -> "Tensor":  # noqa: A002
-        """Bound from below and above; the gradient passes where nothing was cut off."""
+        """Bound from below and above, in the same shape; the gradient passes where nothing was cut off.
+
+        `clamp` is the same.
+
+        Raises ValueError if the shape of a bound does not broadcast.
+        """
         return self._apply(elementwise.clip, self, low=min, high=max)
 
     #: PyTorch has both names.
     clamp = clip
 
     def sum(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        """Return the sum over axes, which are dropped from the shape, or have size 1 with `keepdims=True`.
+
+        Raises ValueError for an axis that there is not.
+        """
         return self._apply(reduction.reduce_sum, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
 
     def mean(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        """Return the mean over axes, which are dropped from the shape, or have size 1 with `keepdims=True`.
+
+        Raises ValueError for an axis that there is not.
+        """
         return self._apply(reduction.reduce_mean, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
 
     def max(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
-        """Return the greatest elements, without their indices; those that tie share the gradient evenly."""
+        """Return the greatest elements over axes, without their indices; those that tie share the gradient evenly.
+
+        Shapes are as in `sum`. Raises ValueError for an axis that there is not, and for one of size 0.
+        """
         return self._apply(reduction.reduce_max, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
 
     def min(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
-        """Return the smallest elements, without their indices; those that tie share the gradient evenly."""
+        """Return the smallest elements over axes, without their indices; those that tie share the gradient evenly.
+
+        Shapes are as in `sum`. Raises ValueError for an axis that there is not, and for one of size 0.
+        """
         return self._apply(reduction.reduce_min, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
 
     def var(
         self, axis: Axis = None, keepdims: bool = False, *, correction: int = 1, dim: Axis = None, keepdim: bool = False
     ) -> "Tensor":
-        """Return the variance, divided by the count less `correction`: 1 is the unbiased one, PyTorch's default."""
+        """Return the variance over axes, divided by the count less `correction`: 1 is the unbiased one, PyTorch's
+        default.
+
+        Shapes are as in `sum`. Raises ValueError for an axis that there is not.
+        """
         along, kept = _either(axis, dim), keepdims or keepdim
         return self._apply(reduction.variance, self, axis=along, correction=correction, keepdims=kept)
 
     def reshape(self, *sizes: Any) -> "Tensor":
-        """Return the elements in another shape, one of whose sizes may be -1; a view where possible."""
+        """Return the elements in another shape, one of whose sizes may be -1; a view if possible. `view` is the same.
+
+        Raises ValueError if the number of elements differs.
+
+        Differs from PyTorch: `view` copies if the memory does not allow a view, where PyTorch raises.
+        """
         return self._apply(shape.reshape, self, shape=_sizes(sizes))
 
     view = reshape
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
-        """Merge the axes from `start_dim` to `end_dim`, both included."""
+        """Merge the axes from `start_dim` to `end_dim`, both included: (a, b, c) to (a, b·c) with `start_dim=1`.
+
+        Raises ValueError if `start_dim` lies behind `end_dim`.
+        """
         sizes = self.shape or (1,)
         start, end = start_dim % len(sizes), end_dim % len(sizes)
         if start > end:
@@ -472,31 +578,37 @@ class Tensor:
         return self._apply(shape.reshape, self, shape=merged)
 
     def transpose(self, dim0: int, dim1: int) -> "Tensor":
-        """Swap two axes."""
+        """Swap two axes: (a, b) to (b, a). Raises ValueError for an axis that there is not."""
         return self._apply(shape.transpose, self, first=dim0, second=dim1)
 
     def permute(self, *dims: Any) -> "Tensor":
-        """Reorder all axes."""
+        """Reorder all axes of the shape. Raises ValueError if `dims` does not name each axis once."""
         return self._apply(shape.permute, self, axes=_sizes(dims))
 
     def squeeze(self, dim: Axis = None) -> "Tensor":
-        """Drop axes of size 1: all of them, or `dim` if its size is 1 (PyTorch's rule: others stay)."""
+        """Drop axes of size 1 from the shape: all of them, or `dim` if its size is 1; others stay, as in PyTorch.
+
+        Raises IndexError for an axis that there is not.
+        """
         if dim is not None:
             chosen = dim if isinstance(dim, tuple) else (dim,)
             dim = tuple(each for each in chosen if self.shape[each] == 1)
         return self._apply(shape.squeeze, self, axis=dim)
 
     def unsqueeze(self, dim: int) -> "Tensor":
-        """Insert an axis of size 1 at `dim`."""
+        """Insert an axis of size 1 into the shape at `dim`. Raises ValueError if `dim` is out of range."""
         return self._apply(shape.unsqueeze, self, axis=dim)
 
     def broadcast_to(self, *sizes: Any) -> "Tensor":
-        """Repeat axes of size 1, without copying, until the shape is `sizes`."""
+        """Repeat axes of size 1, without a copy, until the shape is `sizes`.
+
+        Raises ValueError if it cannot become that.
+        """
         return self._apply(shape.broadcast_to, self, shape=_sizes(sizes))
 
     @property
     def T(self) -> "Tensor":  # noqa: N802
-        """The tensor with its axes in reverse order."""
+        """The tensor with the axes of its shape in reverse order."""
         return self._apply(shape.permute, self, axes=tuple(reversed(range(len(self.shape)))))
 
 

@@ -48,9 +48,13 @@ FIRST_REPORT_S = 10.0
 class ClientPhase(Enum):
     """What the process is to the run."""
 
+    #: It asks the server for a place.
     JOINING = "joining"
+    #: It has a place, and loads the model and the data, or makes room for its slice.
     PREPARING = "preparing"
+    #: It takes part in the run.
     JOINED = "joined"
+    #: It has left, was refused, or the run is over.
     ENDED = "ended"
 
 

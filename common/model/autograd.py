@@ -135,7 +135,7 @@ class StackedPass:
     targets: Array = field(init=False)
     #: By the addresses of vectors, which it keeps, so that no others are made there.
     _forward: dict[int, tuple[list[Stretch], Vector]] = field(default_factory=dict)
-    _backward: dict[tuple[int, int], tuple[list[Stretch], Vector, Vector]] = field(default_factory=dict)
+    _backward: dict[tuple[int, int, bool], tuple[list[Stretch], Vector, Vector]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.program.inputs
@@ -158,12 +158,14 @@ class StackedPass:
         losses, outputs = self.program.outputs
         return losses, outputs
 
-    def backward(self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None) -> None:
+    def backward(
+        self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None, *, adds: bool = False
+    ) -> None:
         weights = self.weights
-        known = self._backward.get((id(weights), id(sums)))
+        known = self._backward.get((id(weights), id(sums), adds))
         if known is None:
-            made = self.program.backward(self._views(weights), self._views(sums))
-            known = self._backward[id(weights), id(sums)] = made, weights, sums
+            made = self.program.backward(self._views(weights), self._views(sums), adds=adds)
+            known = self._backward[id(weights), id(sums), adds] = made, weights, sums
 
         def end(finishes: Sequence[int]) -> None:
             if on_final is not None:
@@ -173,7 +175,7 @@ class StackedPass:
 
         run(known[0], end)
         for is_reached, entry in zip(self.is_reached, self.layout.parameters, strict=True):
-            if not is_reached:
+            if not (is_reached or adds):
                 entry.view(sums).fill(0.0)
 
     def _views(self, vector: Vector) -> list[Vector]:
@@ -196,6 +198,8 @@ class AutogradEngine:
         self._indices: dict[Leaf | None, int] = {
             parameter.leaf: index for index, parameter in enumerate(self._pass.parameters)
         }
+        #: What of the module keeps it from being captured; looking for it takes as long as a small micro-batch.
+        self._unrepeatable = first_unrepeatable(module)
         #: Why no program can be made, once that was tried.
         self._refusal: str | None = None
         #: How often micro-batches of so many samples were wanted in one pass, by the tree over them.
@@ -274,7 +278,7 @@ class AutogradEngine:
 
     @property
     def obstacle(self) -> str | None:
-        module = first_unrepeatable(self._module)
+        module = self._unrepeatable
         return self._refusal if module is None else f"{module} may compute something else with each batch"
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:

@@ -57,8 +57,13 @@ class OnePass(Protocol):
         They are valid until the next. `between` is called from time to time, as in `backward`; it may raise.
         """
 
-    def backward(self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None) -> None:
-        """Write the gradients of the last forward, added over the tree, into `sums`; `on_final` as an engine's."""
+    def backward(
+        self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None, *, adds: bool = False
+    ) -> None:
+        """Write the gradients of the last forward, added over the tree, into `sums`; `on_final` as an engine's.
+
+        If it adds, they are added to what is there, as the second of two halves.
+        """
 
 
 class LayerOutput(NamedTuple):

@@ -46,8 +46,8 @@ def is_describable(kind: type[Module]) -> bool:
 def describe(module: Module) -> Description:
     """Return the description of `module` as it is now; arguments that equal their defaults are left out.
 
-    ModelError if a class is not Lockstep's own, or if a module with state is used in two places (two would be
-    built).
+    It has sizes and no weights. Raises ModelError if a class is not Lockstep's own, or if a module with state is used
+    in two places (two would be built).
     """
     places: dict[int, str] = {}
     for name, part in module.named_modules(remove_duplicate=False):
@@ -61,9 +61,10 @@ def describe(module: Module) -> Description:
 
 
 def build(description: Mapping[str, Any], *, most_values: int = MAX_VALUES) -> Module:
-    """Return a new module, with parameters from the default generator; ModelError explains what is wrong with the data.
+    """Return a new module, with parameters from the default generator.
 
-    Nothing is built of a description that comes to more than `most_values` values.
+    Nothing is built of a description that amounts to more than `most_values` values. Raises ModelError that explains
+    what is wrong with the description.
     """
     values = count_values(description)
     if values > most_values:
@@ -118,7 +119,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def count_values(description: object, depth: int = 0) -> int:
-    """Return about how many values a described module will hold; errors as of `build`."""
+    """Return about how many values a described module will hold. Raises ModelError as `build` does."""
     if depth > MAX_DEPTH:
         raise ModelError(f"the description of a model is nested more than {MAX_DEPTH} deep: expected a flatter one")
     kind, args, kwargs = _checked(description)

@@ -12,10 +12,10 @@ from common.nn.module import Module
 def first_nonfinite_layer(model: Module, x: Tensor) -> str | None:
     """Return which module's output is the first, in order of execution, to hold a NaN or an infinity.
 
-    As `"3.1 (Linear)"`; `"the input"` where x is not finite itself, the bare class where only the model's own output is
-    not, None if all are finite. Runs forward once on a copy, in the mode that the model is in: running statistics
-    and the generators of dropout stay as they are, so the call repeats just what a failed forward did if the model has
-    been reseeded as then.
+    As `"3.1 (Linear)"`; `"the input"` if x, of the shape that the model takes, is not finite itself, the bare class if
+    only the output of the whole model is not, None if all are finite. Runs forward once on a copy, in the mode that the
+    model is in: running statistics and the generators of dropout stay as they are, so the call repeats just what a
+    failed forward did if the model has been reseeded as then. Raises what forward raises.
     """
     if not np.isfinite(x.data).all():
         return "the input"

@@ -10,20 +10,21 @@ from common.nn.layers.pooling import MaxPool2d
 
 
 def linear() -> Sequential:
-    """784-10: softmax regression, 7,850 parameters."""
+    """Return a model 784-10, softmax regression with 7,850 parameters: (n, 1, 28, 28) to (n, 10)."""
     return Sequential(Flatten(), Linear(784, 10))
 
 
 def mlp() -> Sequential:
-    """784-512-256-10 with ReLU, 535,818 parameters."""
+    """Return a model 784-512-256-10 with ReLU and 535,818 parameters: (n, 1, 28, 28) to (n, 10)."""
     return Sequential(Flatten(), Linear(784, 512), ReLU(), Linear(512, 256), ReLU(), Linear(256, 10))
 
 
 def lenet() -> Sequential:
-    """6 and 16 maps of 5×5, each with ReLU and 2×2 max-pooling, then 120-84-10; 61,706 parameters.
+    """Return LeNet: 6 and 16 maps of 5×5, each with ReLU and 2×2 max-pooling, then 120-84-10; 61,706 parameters.
 
-    After LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", Proc. IEEE 86,
-    1998, with today's ReLU and max-pooling in place of scaled tanh and trained averages.
+    Shapes are (n, 1, 28, 28) to (n, 10). After LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to
+    document recognition", Proc. IEEE 86, 1998, with today's ReLU and max-pooling in place of scaled tanh and trained
+    averages.
     """
     return Sequential(
         *(Conv2d(1, 6, 5, padding=2), ReLU(), MaxPool2d(2)),
@@ -36,7 +37,10 @@ def lenet() -> Sequential:
 
 
 def cnn() -> Sequential:
-    """32 and 64 maps of 3×3, each with ReLU and 2×2 max-pooling, then 128-10; 421,642 parameters."""
+    """Return a net with 32 and 64 maps of 3×3, each with ReLU and 2×2 max-pooling, then 128-10; 421,642 parameters.
+
+    Shapes are (n, 1, 28, 28) to (n, 10).
+    """
     return Sequential(
         *(Conv2d(1, 32, 3, padding=1), ReLU(), MaxPool2d(2)),
         *(Conv2d(32, 64, 3, padding=1), ReLU(), MaxPool2d(2)),

@@ -29,8 +29,9 @@ _REPEATABLE: set[type["Module"]] = set()
 class Parameter(Tensor):
     """A `Tensor` that a `Module` registers when it is assigned to one of its attributes.
 
-    `.data` is float32 unless float64 is given. It may become a view into a flat vector at any time: to change a
-    parameter's values, write into `.data` and never replace it.
+    `.data` is float32 unless float64 is given, of any shape. It may become a view into a flat vector at any time: to
+    change a parameter's values, write into `.data` and never replace it. Raises RuntimeError for data that are not
+    floats.
     """
 
     __slots__ = ()
@@ -80,8 +81,24 @@ class RunningStatistic:
 class Module:
     """A function with parameters. A subclass assigns parameters and modules to attributes and defines `forward`.
 
-    A subclass may define four methods: `forward`, `reset_parameters`, `extra_repr`, and `count_values` if it is a
-    layer of this library.
+    A subclass may define four methods: `forward`, `reset_parameters`, `extra_repr`, and `count_values` if it is a layer
+    of this library. Its docstring names the shapes that `forward` takes and returns. Raises TypeError if a parameter is
+    replaced by something else, and if modules or parameters are assigned in a list or a tuple, where they would never
+    be trained.
+
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.hidden = nn.Linear(4, 8)
+    ...         self.output = nn.Linear(8, 3)
+    ...
+    ...     def forward(self, x):
+    ...         return self.output(self.hidden(x).relu())
+    >>> [name for name, _ in Net().named_parameters()]
+    ['hidden.weight', 'hidden.bias', 'output.weight', 'output.bias']
+
+    Differs from PyTorch: there are no hooks but `observe_outputs`, no devices, and buffers are running statistics
+    alone.
     """
 
     #: Whether dropout drops and BatchNorm takes the batch's statistics; changed by `train` and `eval`.
@@ -94,12 +111,15 @@ class Module:
         super().__init__()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the output; every module that is called must define it."""
+        """Compute the output; every module that is called must define it. Shapes are those that its class names.
+
+        Raises NotImplementedError if it is not defined.
+        """
         name = type(self).__name__
         raise NotImplementedError(f"{name} has no forward: define `def forward(self, x)` in class {name}")
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
-        """Draw this module's own parameters again, not its children's."""
+        """Draw this module's parameters again, and not those of its children."""
 
     @staticmethod
     def count_values(arguments: Mapping[str, Any]) -> int:
@@ -110,7 +130,7 @@ class Module:
         return 0
 
     def extra_repr(self) -> str:
-        """Return the text between the brackets of `repr`, on one line."""
+        """Return the text between the brackets of `repr`, such as sizes, on one line."""
         return ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -135,7 +155,10 @@ class Module:
     # What the module consists of
 
     def add_module(self, name: str, module: "Module") -> None:
-        """Register `module` under a name that need not be an identifier, as `"0"`; KeyError if it is taken."""
+        """Register `module` under a name that need not be an identifier, as `"0"`.
+
+        Raises KeyError if the name is taken, is empty, or has a dot.
+        """
         if not name or "." in name or name in dir(self):
             raise KeyError(f"{name!r} cannot name a module: expected a name without dots that is not taken yet")
         setattr(self, name, module)
@@ -149,12 +172,18 @@ class Module:
         return _without_duplicates(places) if remove_duplicate else places
 
     def named_children(self, remove_duplicate: bool = True) -> Iterator[tuple[str, "Module"]]:
-        """Yield the modules directly below with their names; one in two places as `named_modules` does."""
+        """Yield the modules directly below with their names.
+
+        A module in two places comes once, or with `remove_duplicate=False` twice.
+        """
         children = self._own(Module)
         return _without_duplicates(children) if remove_duplicate else children
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield qualified names and parameters, a module's own before its children's; a shared one comes once."""
+        """Yield qualified names and parameters, a module's own before those of its children.
+
+        A shared one comes once, under its first name.
+        """
         return _without_duplicates(self._all(Parameter))
 
     def named_buffers(self) -> Iterator[tuple[str, RunningStatistic]]:
@@ -182,7 +211,8 @@ class Module:
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return copies of all parameters and running statistics by qualified name.
 
-        Copies, where PyTorch returns the live arrays: `best = model.state_dict()` then stays the best.
+        Differs from PyTorch: they are copies and not the live arrays, so that `best = model.state_dict()` stays the
+        best.
         """
         return {name: array.copy() for name, array in self._arrays().items()}
 
@@ -190,7 +220,8 @@ class Module:
         """Copy arrays of the same names and shapes into this module, in place.
 
         Raises RuntimeError that names every key that is missing, unexpected or of another shape, before anything is
-        changed. With `strict=False` only shapes must agree; what was missing or unexpected is returned.
+        changed. With `strict=False` only shapes must agree; what was missing or unexpected is returned. Raises
+        TypeError for values that are not numbers. PyTorch's `num_batches_tracked` is ignored.
         """
         return load(self._arrays(), state_dict, strict=strict, owner=type(self).__name__)
 
@@ -200,17 +231,20 @@ class Module:
             parameter.zero_grad()
 
     def train(self, mode: bool = True) -> Self:
-        """Put this module and all below into training mode, or with `False` into evaluation mode."""
+        """Put this module and all below into training mode, or with `False` into evaluation mode; return it.
+
+        Dropout and BatchNorm act on the mode.
+        """
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Self:
-        """Put this module and all below into evaluation mode."""
+        """Put this module and all below into evaluation mode; return it."""
         return self.train(False)
 
     def apply(self, function: Callable[["Module"], object]) -> Self:
-        """Call `function` on every module below, then on this one."""
+        """Call `function` on every module below, then on this one; return it. Raises what `function` raises."""
         for child in self.children():
             child.apply(function)
         function(self)
@@ -219,13 +253,22 @@ class Module:
     # Randomness: keyed by the module's place in the tree, never by what was drawn before (rule R2)
 
     def initialize(self, seed: int) -> Self:
-        """Draw all parameters again; place i of the tree (see `named_modules`) gets the generator of layer i."""
+        """Draw all parameters again; return the module.
+
+        Place i of the tree (see `named_modules`) gets the generator of layer i: the same `seed`, in [0, 2**64), gives
+        the same bits. Raises OverflowError for a seed out of that range.
+
+        Differs from PyTorch: PyTorch draws from one generator in the order of construction.
+        """
         for i, (_, module) in enumerate(self._places()):
             module.reset_parameters(generator(seed, Purpose.INITIALISE, layer=i))
         return self
 
     def reseed(self, seed: int, step: int, micro_batch: int) -> None:
-        """Give each stochastic module the generator of this micro-batch and of its own place in the tree."""
+        """Give each stochastic module the generator of this micro-batch and of its own place in the tree.
+
+        All numbers count from 0 and are below 2**64. Raises OverflowError for others.
+        """
         for i, (_, module) in enumerate(self._places()):
             if isinstance(module, Stochastic):
                 module.rng = generator(seed, Purpose.DROPOUT, at=step, micro_batch=micro_batch, layer=i)
@@ -234,7 +277,10 @@ class Module:
 
     @contextmanager
     def observe_outputs(self, observer: Observer) -> Iterator[None]:
-        """Within the context, call `observer(name, module, output)` after each forward of this module or one below."""
+        """Within the context, call `observer(name, module, output)` after each forward of this module or one below.
+
+        Raises what `observer` raises.
+        """
         watched = list(self.named_modules())
         before = [module._observers for _, module in watched]
         for name, module in watched:
@@ -279,7 +325,12 @@ class Module:
 
 
 class Stochastic(Module):
-    """A module whose forward draws random numbers, all of them from `self.rng`: then a run's bits can be repeated."""
+    """A module whose forward draws random numbers, all of them from `self.rng`: then a run's bits can be repeated.
+
+    A layer of your own that draws has to be a subclass.
+
+    Differs from PyTorch: PyTorch draws from a global generator.
+    """
 
     #: `Module.reseed` replaces it for every micro-batch.
     rng: np.random.Generator

@@ -1,6 +1,6 @@
 """The public names of `optim`: optimizers for a notebook, and schedules. The pure rules are in `common.optim.rules`."""
 
-from common.optim.optimizers import SGD, Adam, AdamW, Optimizer, RMSProp
+from common.optim.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "LinearWarmup",
     "OneCycle",
     "Optimizer",
-    "RMSProp",
+    "RMSprop",
     "Schedule",
     "Step",
 ]

@@ -33,7 +33,13 @@ class _Slots:
 
 
 class Optimizer:
-    """Applies one rule to some parameters. Raises ValueError if there are none, or if one is given twice."""
+    """Applies one rule to some parameters, of any shapes; the base of all optimizers.
+
+    `lr` is the learning rate of the next step, and may be set between steps, as `optimizer.lr = schedule.rate(step)`.
+    Raises ValueError if there are no parameters, if one is given twice, and for a rate that is negative or not finite.
+
+    Differs from PyTorch: there is one group of parameters, `lr` is an attribute, and there is no `state_dict`.
+    """
 
     def __init__(self, parameters: Iterable[Variable], lr: float, rule: Rule) -> None:
         self.parameters = list(parameters)
@@ -51,7 +57,10 @@ class Optimizer:
         self._slots = [_new_slots(rule, parameter.data) for parameter in self.parameters]
 
     def step(self) -> None:
-        """Update every parameter that has a gradient, in place."""
+        """Update every parameter that has a gradient, in place; one without does not count the step.
+
+        The gradients stay, so that they can still be looked at.
+        """
         for parameter, slots in zip(self.parameters, self._slots, strict=True):
             if parameter.grad is None:
                 continue
@@ -74,13 +83,26 @@ class Optimizer:
             old[...] = new
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop the gradients of all parameters."""
         for parameter in self.parameters:
             parameter.grad = None
 
 
 class SGD(Optimizer):
-    """Gradient descent; see `SGDRule`."""
+    """Gradient descent: v = momentum·v + g, and weights -= lr·v; `nesterov` gives weights -= lr·(g + momentum·v).
+
+    `weight_decay` times the weights is added to the gradient. The formulas are those of `SGDRule`, for parameters of
+    any shapes. Raises ValueError for a `momentum` outside of [0, 1), a negative `weight_decay`, and `nesterov` without
+    momentum.
+
+    >>> x = Tensor([1.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> optim.SGD([x], lr=0.25).step()
+    >>> x.data
+    array([0.5], dtype=float32)
+
+    Differs from PyTorch: there is no `dampening` and no `maximize`.
+    """
 
     def __init__(
         self,
@@ -94,7 +116,13 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam; see `AdamRule`."""
+    """Adam with its bias corrections (Kingma and Ba, ICLR 2015, algorithm 1), for parameters of any shapes.
+
+    `weight_decay` times the weights is added to the gradient. Raises ValueError for a beta outside of [0, 1), for a
+    negative `eps` or `weight_decay`.
+
+    Differs from PyTorch: there is no `amsgrad`, no `maximize`, and no `decoupled_weight_decay`: `AdamW` has that.
+    """
 
     def __init__(
         self,
@@ -108,7 +136,12 @@ class Adam(Optimizer):
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay; see `AdamWRule`."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), for parameters of any shapes.
+
+    Raises ValueError for a beta outside of [0, 1), for a negative `eps` or `weight_decay`.
+
+    Differs from PyTorch: there is no `amsgrad` and no `maximize`.
+    """
 
     def __init__(
         self,
@@ -121,8 +154,13 @@ class AdamW(Optimizer):
         super().__init__(parameters, lr, AdamWRule(*betas, eps, weight_decay))
 
 
-class RMSProp(Optimizer):
-    """RMSProp; see `RMSPropRule`."""
+class RMSprop(Optimizer):
+    """Gradients divided by the root of their running mean square, for parameters of any shapes; see `RMSPropRule`.
+
+    Raises ValueError for an `alpha` or a `momentum` outside of [0, 1), for a negative `eps` or `weight_decay`.
+
+    Differs from PyTorch: there is no `centered`.
+    """
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """A learning rate for every step."""
+    """A learning rate for every step: anything with this one method."""
 
     def rate(self, step: int) -> float:
         """Return the rate of `step`, which counts from 0; after the schedule's last step the rate stays."""
@@ -15,7 +15,10 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Constant:
-    """One rate for all steps."""
+    """One rate for all steps. Raises ValueError for a rate that is negative or not finite.
+
+    Differs from PyTorch: a schedule is a function of the step, and changes no optimizer.
+    """
 
     lr: float
 
@@ -23,12 +26,18 @@ class Constant:
         _check_rate("lr", self.lr)
 
     def rate(self, step: int) -> float:
+        """Return the rate of `step`, which counts from 0: `lr`."""
         return self.lr
 
 
 @dataclass(frozen=True)
 class Step:
-    """A rate that is multiplied by `gamma` after every `every` steps (PyTorch's StepLR)."""
+    """A rate that is multiplied by `gamma` after every `every` steps.
+
+    Raises ValueError for a rate or a `gamma` that is negative or not finite, and for `every` below 1.
+
+    Differs from PyTorch: PyTorch calls it `StepLR`, and counts epochs if `step` is called once per epoch.
+    """
 
     lr: float
     every: int
@@ -40,12 +49,18 @@ class Step:
         _check_steps("every", self.every)
 
     def rate(self, step: int) -> float:
+        """Return the rate of `step`, which counts from 0."""
         return float(self.lr * self.gamma ** (step // self.every))
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from `lr` down to `min_lr` over `steps` (Loshchilov and Hutter, SGDR, ICLR 2017, equation 5)."""
+    """Half a cosine from `lr` down to `min_lr` over `steps` (Loshchilov and Hutter, SGDR, ICLR 2017, equation 5).
+
+    Raises ValueError for a rate that is negative or not finite, and for `steps` below 1.
+
+    Differs from PyTorch: PyTorch calls it `CosineAnnealingLR`; after `steps` the rate stays, and does not rise again.
+    """
 
     lr: float
     steps: int
@@ -57,15 +72,23 @@ class Cosine:
         _check_steps("steps", self.steps)
 
     def rate(self, step: int) -> float:
+        """Return the rate of `step`, which counts from 0; from `steps` on it is `min_lr`."""
         return _along_cosine(self.lr, self.min_lr, step / self.steps)
 
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Up to `max_lr` and far down again, both along cosines (Smith and Topin, 2018; PyTorch's OneCycleLR).
+    """Up to `max_lr` and far down again, both along cosines (Smith and Topin, 2018).
 
     The rate starts at max_lr / div_factor, is max_lr at the step `pct_start`·steps - 1, and in the last step is the
-    first one's / final_div_factor.
+    first one's / final_div_factor. Raises ValueError for a rate that is negative or not finite, for `steps` below 1,
+    for a `pct_start` outside of [0, 1], and for a factor that is not above 0.
+
+    >>> schedule = optim.OneCycle(0.1, steps=100)
+    >>> [round(schedule.rate(step), 4) for step in (0, 29, 99)]
+    [0.004, 0.1, 0.0]
+
+    Differs from PyTorch: PyTorch calls it `OneCycleLR`; it does not change the momentum.
     """
 
     max_lr: float
@@ -84,6 +107,7 @@ class OneCycle:
                 raise ValueError(f"{name} is {factor!r}: expected a finite number above 0")
 
     def rate(self, step: int) -> float:
+        """Return the rate of `step`, which counts from 0; after the last step it stays."""
         first = self.max_lr / self.div_factor
         peak, last = self.pct_start * self.steps - 1.0, self.steps - 1.0
         # The peak may lie at or before step 0, where PyTorch divides by zero: then there is no way up.
@@ -118,7 +142,12 @@ class Exponential:
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    """Another schedule times a factor that grows from `start_factor` to 1 over `steps` (PyTorch's LinearLR)."""
+    """Another schedule times a factor that grows from `start_factor` to 1 over `steps`.
+
+    Raises ValueError for `steps` below 1 and for a `start_factor` outside of [0, 1].
+
+    Differs from PyTorch: PyTorch calls it `LinearLR`, and chains it with another schedule.
+    """
 
     after: Schedule
     steps: int
@@ -130,6 +159,7 @@ class LinearWarmup:
             raise ValueError(f"start_factor is {self.start_factor!r}: expected a number in [0, 1]")
 
     def rate(self, step: int) -> float:
+        """Return the rate of `step`, which counts from 0."""
         done = min(step, self.steps) / self.steps
         return self.after.rate(step) * (self.start_factor + (1.0 - self.start_factor) * done)
 

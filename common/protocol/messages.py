@@ -376,18 +376,25 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
 class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One finished epoch: means over its samples, and over the test set after it."""
 
+    #: Its number, from 1.
     epoch: Count
+    #: The mean over its training samples, each with the weights of its step.
     loss: float
-    #: None in a regression, which has R² instead.
+    #: The same of the accuracy; a regression has R² instead.
     accuracy: float | None = None
+    #: The mean over the test set, with the weights after the epoch.
     test_loss: float
+    #: The share of the test set that these weights get right.
     test_accuracy: float | None = None
+    #: R² over its training samples, in a regression.
     r2: float | None = None
+    #: R² over the test set, in a regression.
     test_r2: float | None = None
     #: Seconds from the first step to the end of the epoch's evaluation.
     wall_s: float
-    #: Over the validation set, None in a run without one.
+    #: The mean over the validation set, if the run has one.
     val_loss: float | None = None
+    #: The share of the validation set that is right, if the run has one.
     val_accuracy: float | None = None
 
 

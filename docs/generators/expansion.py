@@ -5,6 +5,7 @@ A comment, so that on GitHub a page shows its own text and says nothing twice.
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from docs.generators import command_line, job_values, outcomes, protocol, public_api, records
 
@@ -34,6 +35,9 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "api optim": public_api.api_optim,
 }
 
+#: A link with its text.
+LINK = re.compile(r"\[([^\[\]]+)\]\(([^()\s]+)\)")
+
 COMMENT = re.compile(r"^<!-- generated: (.+?) -->$", re.MULTILINE)
 
 
@@ -50,3 +54,8 @@ def piece(name: str) -> str:
     if kind == "api":
         return public_api.api(names)
     raise KeyError(f"{name!r} makes nothing: expected one of {', '.join(PIECES)}, or `api of NAMES`")
+
+
+def without_folder_links(text: str, folder: Path) -> str:
+    """Return a page of `folder` with plain text in place of links to folders, which GitHub lists and a site cannot."""
+    return LINK.sub(lambda link: link[1] if (folder / link[2]).is_dir() else link[0], text)

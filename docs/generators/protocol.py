@@ -3,6 +3,7 @@
 import html
 import inspect
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -86,7 +87,7 @@ TIP = (
 )
 
 #: Sizes of a drawing, in pixels.
-WIDTH, HEIGHT, GAP, LIFT = 104, 40, 36, 22
+WIDTH, HEIGHT, GAP, LIFT = 92, 40, 20, 22
 
 
 def drawing(machine: Machine) -> str:
@@ -97,18 +98,27 @@ def drawing(machine: Machine) -> str:
         for target in targets or ():
             if target is not state:
                 edges.setdefault((states.index(state), states.index(target)), []).append(event.__name__)
-    longest = max((abs(source - target) for source, target in edges), default=1)
-    room = LIFT * (longest + 1)
-    width, height = len(states) * (WIDTH + GAP) + GAP, HEIGHT + 2 * room
+    above = _room(target - source for source, target in edges)
+    width = len(states) * (WIDTH + GAP) + GAP
+    height = above + HEIGHT + _room(source - target for source, target in edges)
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" class="states" xmlns="http://www.w3.org/2000/svg">',
         f"<title>{html.escape(machine.title)}: states and transitions</title>",
         TIP,
     ]
-    parts += [_arc(source, target, events, room) for (source, target), events in edges.items()]
-    parts += [_box(index, state, room) for index, state in enumerate(states)]
+    parts += [_arc(source, target, events, above) for (source, target), events in edges.items()]
+    parts += [_box(index, state, above) for index, state in enumerate(states)]
     # One line: an empty one would end the block of HTML.
     return "".join([*parts, "</svg>"])
+
+
+def _room(distances: Iterable[int]) -> int:
+    """Return the height that arcs over so many states take: a curve reaches three quarters of its lift."""
+    return 12 + round(0.75 * _lift(max((0, *distances))))
+
+
+def _lift(distance: int) -> float:
+    return 1.3 * LIFT * distance
 
 
 def _box(index: int, state: Enum, room: int) -> str:
@@ -131,7 +141,7 @@ def _arc(source: int, target: int, events: list[str], room: int) -> str:
     start = GAP + source * (WIDTH + GAP) + WIDTH / 2 + shift
     end = GAP + target * (WIDTH + GAP) + WIDTH / 2 - shift
     y = room if is_forward else room + HEIGHT
-    lift = LIFT * abs(target - source) * 1.3
+    lift = _lift(abs(target - source))
     bend = y - lift if is_forward else y + lift
     title = html.escape(", ".join(events))
     return (

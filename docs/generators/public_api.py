@@ -1,6 +1,7 @@
 """The public names of the library: which there are, what each says of itself, and what it says of PyTorch."""
 
 import inspect
+import re
 from types import ModuleType
 
 from common.nn.module import LAYERS, Module
@@ -146,3 +147,17 @@ def _class(name: str, kind: type) -> str:
 
 def _rst(text: str) -> str:
     return f"```{{eval-rst}}\n{text}```\n"
+
+
+#: A type with its arguments in brackets, which may nest.
+_TYPE = (
+    r"~?[\w.]*\b(?:_SupportsArray|_NestedSequence|complex|bytes|str)(?:\[(?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*\])?"
+)
+
+#: What NumPy's ArrayLike stands for, which nobody wants to read.
+_ARRAY_LIKE = re.compile(rf"~?[\w.]*\b_Buffer(?: \| {_TYPE})*")
+
+
+def short_signature(signature: str) -> str:
+    """Return a signature without `Any`, and with `ArrayLike` for the types that this is an alias of."""
+    return re.sub(r": ~?(?:typing\.)?Any(?=[,)=]| =)", "", _ARRAY_LIKE.sub("ArrayLike", signature))

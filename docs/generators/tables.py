@@ -111,10 +111,10 @@ def _plural(text: str) -> str:
 
 
 def _range(kind: Any) -> str:
-    """Return the range of a number; a bound that only keeps numbers within 64 bits is not worth the words."""
+    """Return the range of a number; a bound that only keeps numbers finite is not worth the words."""
     low = f"at least {_number(kind.ge)}" if kind.ge is not None else ""
     low = low or (f"above {_number(kind.gt)}" if kind.gt is not None else "")
-    has_top = kind.le is not None and abs(kind.le) < 2**31 - 1
+    has_top = kind.le is not None and abs(kind.le) < 1e9
     high = f"at most {_number(kind.le)}" if has_top else f"below {_number(kind.lt)}" if kind.lt is not None else ""
     if low.startswith("at least") and high.startswith("at most"):
         return f" from {_number(kind.ge)} to {_number(kind.le)}"

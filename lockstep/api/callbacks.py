@@ -53,7 +53,7 @@ from ps.run.early_stopping import figure_of, is_better
 
 @dataclass
 class Training:
-    """What a callback is given, and the one thing that it can do: `stop`."""
+    """What a callback is given: the run's `folder`, its `job`, its `history` so far, and `stop`."""
 
     #: The run's folder.
     folder: Path
@@ -68,7 +68,10 @@ class Training:
         self.is_stopped = True
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Return the weights after the last epoch, by name; `RunError` if they could not be written."""
+        """Return the weights after the last epoch, by name and in their shapes.
+
+        Raises `RunError` if they could not be written.
+        """
         return self._weights()[0]
 
     def _weights(self) -> tuple[dict[str, NDArray[Any]], int]:
@@ -83,21 +86,32 @@ class Training:
         return arrays, int(metadata["step"])
 
     def model(self) -> Any:
-        """Return a new model with the weights after the last epoch, in evaluation mode; as `Run.model`."""
+        """Return a new model with the weights after the last epoch, in evaluation mode; as `Run.model`.
+
+        Raises as `state_dict`.
+        """
         return model_with(self.job, *self._weights())
 
 
 class Callback:
-    """Does nothing at any time: a subclass defines what it needs. What it raises ends the run, in order."""
+    """Does nothing at any time: a subclass defines what it needs.
+
+    A callback acts between two epochs, which count from 1, and the run waits for it. What it raises ends the run, in
+    order: `fit` then raises `CallbackError` with the exception as its cause, or the exception itself if it is a
+    `LockstepError`.
+
+    Differs from Keras: `on_epoch_end(self, training, epoch)` has the run and a record of figures instead of a number
+    and `logs`; there are no callbacks for batches.
+    """
 
     def on_train_begin(self, training: Training) -> None:
-        """Before the first epoch; the job is known to be good, and nothing is computed yet."""
+        """Called before the first epoch; the job is known to be good, and nothing is computed yet."""
 
     def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
-        """After an epoch and its evaluation, which `epoch` records: each once, in order, the last too."""
+        """Called after an epoch and its evaluation, which `epoch` records: each once, in order, the last too."""
 
     def on_train_end(self, training: Training) -> None:
-        """After the run has ended well: of itself, early, or by `training.stop()`."""
+        """Called after the run has ended well: by itself, early, or by `training.stop()`."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,12 @@ class EarlyStopping(Callback):
     """Stop after `patience` epochs in a row that were not better than the best one by more than `min_delta`.
 
     `monitor` is a figure of an epoch; by default "val_loss" in a run with `validation_split`, and "test_loss" in
-    others. With `restore_best` the run's result is the weights of the best epoch, instead of those of the last one.
+    others. `min_delta` has the unit of that figure. With `restore_best` the run's result is the weights of the best
+    epoch, instead of those of the last one. `fit` raises `JobError` for other values, and for a figure that the run
+    lacks.
+
+    Differs from Keras: there is no `mode`, since a figure's name decides what is better; no `baseline`, and no
+    `start_from_epoch`. The server decides, so that a run stops at the same epoch on any number of workers.
     """
 
     monitor: Monitor | None = None
@@ -114,13 +133,16 @@ class EarlyStopping(Callback):
     restore_best: bool = False
 
     def values(self) -> dict[str, Any]:
-        """Return the values of a job that say the same."""
+        """Return the values of a job that have the same meaning; `patience` is in epochs."""
         values = {"patience": self.patience, "min_delta": self.min_delta, "keep_best": self.restore_best}
         return values if self.monitor is None else {**values, "monitor": self.monitor}
 
 
 class LambdaCallback(Callback):
-    """Call each function that is given at its time, with what the method of `Callback` of the same name gets."""
+    """Call each function that is given at its time, with the arguments of the method of `Callback` of the same name.
+
+    A function is called once per epoch at most. What it raises ends the run with `CallbackError`.
+    """
 
     def __init__(
         self,
@@ -150,7 +172,10 @@ class ModelCheckpoint(Callback):
 
     `path` may hold figures of the epoch, as "weights-{epoch:02d}-{val_loss:.3f}.safetensors"; if it holds none, the
     file is replaced. `monitor` is as in `EarlyStopping`. A run is resumed from its own checkpoints: these files hold
-    weights alone.
+    weights alone. Raises `JobError` for a `monitor` that the run lacks and a path that cannot be filled in, `RunError`
+    if the file cannot be written.
+
+    Differs from Keras: files are safetensors; there is no `mode` and no `save_freq`.
     """
 
     path: str | Path

@@ -42,29 +42,36 @@ def fit(
 ) -> Run:
     """Train a model and return the run; `model` itself stays as it is, the trained one is `run.model`.
 
-    `model` is a Module, the name of a shipped model, or `FILE.py:FUNCTION`. One made of the library's layers is sent to
-    the workers as data. A class of your own, from a notebook's cell or a script, is sent as its source text, with the
-    definitions that it uses; so its constructor must take no arguments, or you pass a function that returns the model.
-    So is a model of PyTorch: your own `torch.nn.Module`, or a function that returns one; then `run.model` is one too.
-    That text is kept in the run's folder, and is built by processes of this machine only.
+    **Model.** `model` is a Module, the name of a shipped model, or `FILE.py:FUNCTION`. One made of the library's layers
+    is sent to the workers as data. A class of your own, from a notebook's cell or a script, is sent as its source text,
+    with the definitions that it uses; so its constructor must take no arguments, or you pass a function that returns
+    the model. The same is true of a `torch.nn.Module`; then `run.model` is one too. That text is kept in the run's
+    folder, and is built by processes of this machine only.
 
-    `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`: images
-    uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
+    **Data.** `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`:
+    images uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
     `loss="mse"` floats (n,) or (n, outputs). It may also be a .csv or .parquet, a folder of pictures, a data frame of
-    pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` says what is predicted, and
+    pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names what is predicted, and
     `columns`, `task`, `missing`, `standardize`, `size`, `grayscale` and `test_split` are those of `lockstep pack`; a
     pair of frames is one to train and one to test with.
 
-    `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam", validation_split=0.1`, …;
+    **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
     `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.
-    `callbacks` are described in `lockstep.api.callbacks`.
-
     The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
-    the model's own. Results go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes
-    of the run, and leaves a checkpoint: `resume(run_dir)` continues from there.
+    the model's own.
 
-    Raises `JobError`, `ModelError` or `DataError` if the call cannot be carried out, and `RunError` if the run
-    fails.
+    **Results** go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes of the run,
+    and leaves a checkpoint: `resume(run_dir)` continues from there. `verbose=False` prints nothing.
+
+    Raises `JobError`, `ModelError` or `DataError` if the call cannot be carried out, `CallbackError` if a callback
+    raises, and `RunError` if the run fails.
+
+    >>> x = np.random.default_rng(0).normal(size=(64, 3))
+    >>> y = (x.sum(axis=1) > 0).astype(int)
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> run = fit(model, ((x, y), (x, y)), epochs=5, global_batch=16, lr=0.1, workers=0, verbose=False)
+    >>> run.test_accuracy > 0.8
+    True
     """
     options, values = taken_options(values)
     arrays = None if isinstance(data, str | Path) else memory_data(data, options)
@@ -84,10 +91,13 @@ def fit(
 
 
 def resume(folder: str | Path, *, verbose: bool = True, callbacks: Sequence[Callback] = (), **values: Any) -> Run:
-    """Resume a run that was interrupted or killed, from its last checkpoint, and return it: the same bits.
+    """Resume a run that was interrupted or killed, from its last checkpoint, and return it with the same bits.
 
     `values` may change how it is carried out (`workers=2`), and not the job. Callbacks have to be given again; they are
     called for the epochs that follow. A finished run is returned as it is.
+
+    Raises `JobError` if there is no run in the folder, or a value would change the job; `UsageError` if the folder is
+    in use; otherwise what `fit` raises.
     """
     path = Path(folder)
     job, launch = resumed_job(path, _with_values_of(callbacks, values))

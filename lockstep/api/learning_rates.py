@@ -46,7 +46,7 @@ SETTLING = 10
 
 @dataclass(frozen=True)
 class RateTest:
-    """What a range test came to: losses by learning rate, and what follows from them."""
+    """The result of a range test: losses by learning rate, and what follows from them."""
 
     #: The rate of each step made, and the mean loss of its batch before it, (steps,).
     rates: Floats
@@ -117,12 +117,14 @@ def find_lr(
     steps: int = 100,
     **values: Any,
 ) -> RateTest:
-    """Try learning rates from `lowest` to `highest` in so many steps; return what they came to.
+    """Try learning rates from `lowest` to `highest` in so many `steps`, at least 30; return a `RateTest`.
 
     `model`, `data` and `values` are those of `fit`, and so are the first weights, the batches, the optimizer and its
-    momentum; schedule and length are the test's own. `model` itself stays as it is.
+    momentum; schedule and length are the test's own. `model` itself stays as it is. The result has `suggestion`, a rate
+    to train with, the `rates` and `losses` of all steps (steps,), and `plot()`.
 
-    Raises what `fit` raises, and `RunError` where the loss is not finite before a rate could be found.
+    Raises what `fit` raises, `JobError` for rates in the wrong order, and `RunError` if the loss is not finite before a
+    rate could be found.
     """
     known = exported(model)
     arrays = None if isinstance(data, str | Path) else named_arrays(data)

@@ -47,7 +47,11 @@ class RunPage:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its result and its folder."""
+    """A finished run: its `result`, the `folder` that it is in, and its `job`.
+
+    `fit`, `resume` and `load_run` return one. `result` has the fields of `result.json` in the run's folder, with times
+    in seconds. What is read from the folder raises `FileFormatError` if a file is missing or damaged.
+    """
 
     result: RunResult
     folder: Path
@@ -55,7 +59,10 @@ class Run:
 
     @property
     def test_accuracy(self) -> float:
-        """The share of test samples that the final weights get right. `JobError` for a regression, which has none."""
+        """The share of test samples that the final weights get right, from 0 to 1.
+
+        `JobError` for a regression, which has none.
+        """
         if self.result.test_accuracy is None:
             raise JobError("a regression has no accuracy: expected a run with classes; see test_r2")
         return self.result.test_accuracy
@@ -69,22 +76,25 @@ class Run:
 
     @property
     def history(self) -> list[EpochRecord]:
-        """One record an epoch: loss, accuracy, test_loss, test_accuracy, wall_s, weights_sha256.
+        """One record per epoch: loss, accuracy, test_loss, test_accuracy, wall_s (seconds), weights_sha256.
 
-        With `validation_split` val_loss and val_accuracy too; of a regression r2 and test_r2 in place of accuracies.
+        With `validation_split` val_loss and val_accuracy too; for a regression r2 and test_r2 in place of accuracies.
         """
         return self.result.history
 
     @property
     def weights_sha256(self) -> str:
-        """The digest of the final weights: equal for equal jobs, whatever the number of workers."""
+        """The digest of the final weights, 64 hexadecimal digits.
+
+        It is equal for equal jobs, whatever the number of workers.
+        """
         return self.result.weights_sha256
 
     @cached_property
     def model(self) -> Any:
         """A model with the final weights, the last epoch's or with `keep_best` the best one's, in evaluation mode.
 
-        A Module of `lockstep.nn` or of PyTorch, as the job's model is.
+        A Module of `lockstep.nn` or of PyTorch, as the job's model is. Raises `ModelError` if the model's file is gone.
         """
         arrays, _ = read(self.folder / WEIGHTS)
         return model_with(self.job, arrays, self.result.steps)
@@ -92,7 +102,8 @@ class Run:
     def watch(self, *, height: int = 900) -> RunPage:
         """Show the run on a page in the cell of a notebook, `height` pixels high; needs the extra `watch`.
 
-        The page is served by a process of its own, on this machine alone, until `close()` or the end of Python.
+        The page is served by a process of its own, on this machine alone, until `close()` or the end of Python. Raises
+        `UsageError` if the extra is missing.
         """
         page = RunPage(PageProcess.start(self.folder.absolute(), PageRequest()), height)
         atexit.register(page.close)
@@ -100,7 +111,7 @@ class Run:
 
     @property
     def best_epoch(self) -> EpochRecord:
-        """The record of the best epoch, by the job's `monitor` and `min_delta`."""
+        """The record of the best epoch, by the job's `monitor` and `min_delta`; its numbers count from 1."""
         stopping = early_stopping_state(self.job, self.history)
         assert stopping is not None  # a finished run has an epoch
         return self.history[stopping.best - 1]
@@ -109,8 +120,8 @@ class Run:
     def best_model(self) -> Any:
         """A model with the weights after the best epoch, in evaluation mode.
 
-        Of runs with `keep_best` or `patience` these are there; of others only if that epoch has a checkpoint.
-        Otherwise `JobError`.
+        Runs with `keep_best` or `patience` keep these weights; others only if that epoch has a checkpoint. Otherwise
+        `JobError`.
         """
         best = self.best_epoch
         if best.weights_sha256 == self.weights_sha256:
@@ -131,7 +142,7 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Return a finished run from its folder; `JobError` if there is none, or one that is not finished."""
+    """Return a finished run from its folder. Raises `JobError` if there is none, or one that is not finished."""
     path = Path(folder)
     if not (path / RESULT).is_file():
         if has_begun(path):

@@ -35,10 +35,11 @@ def doctor(
     """Look for mistakes that make training fail; return the findings, which a notebook shows.
 
     `model` is examined as it is, values included, and not changed; the name of a model is built and initialized from
-    the seed. `data` and `values` are those of `fit`. `walk(loss)` is a backward pass of your own to be examined with
-    the model: it has to add to the `.grad` of the leaves, and `common.autograd.graph` has the nodes.
+    the seed. `data` and `values` are those of `fit`, with the same shapes. `walk(loss)` is a backward pass of your own
+    to be examined with the model: it has to add to the `.grad` of the leaves, and `common.autograd.graph` has the
+    nodes. The result prints its findings, and has `is_healthy`, `kinds` and `seconds`.
 
-    Raises what `fit` raises if its arguments cannot be used.
+    Raises what `fit` raises if its arguments cannot be used, and `ModelError` for a model of PyTorch.
     """
     if is_torch_module(model):
         raise no_layers(type(model).__name__)

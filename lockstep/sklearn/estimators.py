@@ -249,7 +249,10 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
 
     @property
     def module_(self) -> Any:
-        """The trained model, in evaluation mode; it takes samples as `predict` prepares them."""
+        """The trained model, in evaluation mode; it takes samples as `predict` prepares them.
+
+        Raises NotFittedError before `fit`.
+        """
         check_is_fitted(self)
         return self._model().module
 
@@ -300,15 +303,20 @@ class LockstepClassifier(ClassifierMixin, LockstepEstimator):  # type: ignore[mi
     _loss = "cross-entropy"
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803  # the names that scikit-learn passes
-        """Train on rows X (n, features) and their classes y (n,), which may be any labels."""
+        """Train on rows X (n, features) and their classes y (n,), which may be any labels; return the estimator.
+
+        Raises ValueError for arrays that do not fit, as scikit-learn does, `JobError` for a wrong parameter, `RunError`
+        if the run fails.
+        """
         x, targets = self._checked(X, y, reset=True)
         self.classes_, labels = np.unique(targets, return_inverse=True)
         return self._fit(x, labels.astype(np.int64), len(self.classes_))
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:  # noqa: N803
-        """Train with each row once, in this process, from where the last call ended.
+        """Train with each row of X (n, features) once, in this process, from where the last call ended.
 
-        The first call needs all `classes`. As many calls with the same data give the weights of as many epochs.
+        The first call needs all `classes`. As many calls with the same data give the weights of as many epochs. Raises
+        ValueError if the first call has no `classes`, and for a y (n,) that has others; otherwise what `fit` raises.
         """
         is_first = not hasattr(self, "_stream")
         if is_first and classes is None:
@@ -327,17 +335,23 @@ class LockstepClassifier(ClassifierMixin, LockstepEstimator):  # type: ignore[mi
         return rows, targets
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """Return the probability of each class, (n, classes), in the order of `classes_`."""
+        """Return the probability of each class, (n, classes), in the order of `classes_`.
+
+        Raises NotFittedError before `fit`, ValueError for another number of features.
+        """
         outputs = self._outputs(X)
         powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """Return the logarithm of `predict_proba`."""
+        """Return the logarithm of `predict_proba`, (n, classes). Raises as `predict_proba`."""
         return np.log(self.predict_proba(X))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
-        """Return the class of each row, (n,)."""
+        """Return the class of each row, (n,).
+
+        Raises NotFittedError before `fit`, ValueError for another number of features.
+        """
         outputs = self._outputs(X)  # raises if there are no classes yet
         classes: NDArray[Any] = self.classes_[outputs.argmax(axis=1)]
         return classes
@@ -354,11 +368,18 @@ class LockstepRegressor(RegressorMixin, LockstepEstimator):  # type: ignore[misc
     _loss = "mse"
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803
-        """Train on rows X (n, features) and numbers y, (n,) or (n, targets)."""
+        """Train on rows X (n, features) and numbers y, (n,) or (n, targets); return the estimator.
+
+        Raises ValueError for arrays that do not fit, as scikit-learn does, `JobError` for a wrong parameter, `RunError`
+        if the run fails.
+        """
         return self._fit(*self._checked(X, y, reset=True), classes=0)
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803
-        """Train with each row once, in this process, from where the last call ended; as LockstepClassifier."""
+        """Train with each row of X (n, features) once, in this process, from where the last call ended.
+
+        y is (n,) or (n, targets). Raises what `fit` raises.
+        """
         return self._partial_fit(*self._checked(X, y, reset=not hasattr(self, "_stream")), classes=0)
 
     def _checked(self, x: ArrayLike, y: ArrayLike, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -369,7 +390,10 @@ class LockstepRegressor(RegressorMixin, LockstepEstimator):  # type: ignore[misc
         return rows, targets.reshape(len(rows), -1).astype(np.float32)
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """Return the numbers of each row, in the shape that y had: (n,) or (n, targets)."""
+        """Return the numbers of each row, in the shape that y had: (n,) or (n, targets).
+
+        Raises NotFittedError before `fit`, ValueError for another number of features.
+        """
         outputs = self._outputs(X)
         return outputs[:, 0] if self._has_one_target else outputs
 

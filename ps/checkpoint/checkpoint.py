@@ -39,11 +39,15 @@ Count = Annotated[int, Meta(ge=0)]
 class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """What has to be equal for the same bits."""
 
+    #: The job, with all of its values.
     job: Job
-    #: SHA-256 of the model's own file ("" for one of the library), of the dataset, and of the parameters' layout.
+    #: The digest of the model's file; empty for a model of the library.
     source: str
+    #: The digest of the data.
     dataset: str
+    #: The digest of names, shapes and places of all parameters.
     layout: str
+    #: What computed it.
     numerics: Fingerprint
 
     @classmethod
@@ -60,27 +64,37 @@ class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
 class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a run has come, next to its weights."""
 
-    #: Training steps made, and whether the evaluation that may follow them is done.
+    #: Training steps made.
     steps: Count
+    #: Whether the evaluation that may follow them is done.
     is_evaluated: bool
-    #: Over the training samples of the epoch at hand.
+    #: The sum of losses over the training samples of the epoch so far.
     loss_sum: float
+    #: How many of these samples were right.
     correct: Count
+    #: The number of these samples.
     count: Count
     #: Training samples in all.
     samples: Count
+    #: One record per epoch.
     history: list[EpochRecord]
-    #: Seconds: since the first step, of the whole run, and of those in training rounds, computing and updates.
+    #: Seconds since the first step.
     elapsed_s: float
+    #: Seconds of the whole run.
     wall_s: float
+    #: Seconds in training rounds.
     train_s: float
+    #: Seconds that all workers spent in computing.
     compute_s: float
+    #: Seconds that the server spent in updates.
     update_s: float
-    #: Lengths of the files of lines, in bytes: what comes after these is of later steps.
+    #: The length of `metrics.jsonl`, in bytes: what comes after it is of later steps.
     metrics_bytes: Count
+    #: The length of `ledger.jsonl`, in bytes.
     ledger_bytes: Count
-    #: Micro-batches, as in `Progress`.
+    #: Micro-batches that a second worker audited, with the same bits.
     audited: Count = 0
+    #: Micro-batches that were to be audited, and were not for lack of a second worker.
     unaudited: Count = 0
 
 

@@ -16,7 +16,9 @@ class RunPhase(Enum):
     AWAITING_SERVERS = "waiting for servers"
     #: Fewer workers than the run needs to begin.
     AWAITING_WORKERS = "waiting for workers"
+    #: Micro-batches of a training step are leased and computed.
     TRAINING = "training"
+    #: Chunks of the validation set, or of the test set, are leased and computed.
     EVALUATING = "evaluating"
     #: All results of a step are there, and some of its micro-batches are computed again.
     AUDITING = "auditing"
@@ -24,7 +26,9 @@ class RunPhase(Enum):
     UPDATING = "updating"
     #: Between two epochs, until callbacks have decided whether the run continues.
     PAUSED = "waiting for callbacks"
+    #: The run has ended well.
     FINISHED = "finished"
+    #: The run has ended, and its reason is recorded.
     FAILED = "failed"
 
 

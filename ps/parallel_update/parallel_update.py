@@ -73,6 +73,7 @@ class ParallelUpdateConfig:
 class UpdatePhase(Enum):
     """What the update at hand waits for."""
 
+    #: There is no update to be made.
     IDLE = "between two updates"
     #: Parts of it are being made, here or by workers.
     UPDATING = "updating"

@@ -41,6 +41,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", f
 class RunBegun(LedgerEntry, frozen=True, kw_only=True, tag="begun"):
     """A process began or resumed the run after `step` steps; ranks start from 0 again."""
 
+    #: The number of steps that were made before.
     step: Count
     #: Of the weights that it continues with.
     weights_sha256: str
@@ -51,8 +52,11 @@ class RunBegun(LedgerEntry, frozen=True, kw_only=True, tag="begun"):
 class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker"):
     """Who has a rank."""
 
+    #: The worker's number in the lines that follow.
     rank: Count
+    #: The name of its machine.
     host: str
+    #: The number of its process.
     pid: Count
 
     def named(self) -> str:
@@ -63,12 +67,16 @@ class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker"):
 class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
     """The micro-batches `[lo, hi)`, accepted from a worker."""
 
+    #: The first micro-batch.
     lo: MicroBatch
+    #: The end: the first micro-batch that is not meant.
     hi: MicroBatch
+    #: The worker.
     rank: Count
-    #: When they were leased to the worker, and when its result was accepted. None in an older ledger, and in a run
-    #: without workers.
+    #: When they were leased to the worker, in seconds from the begin of the round. None in an older ledger, and
+    #: in a run without workers.
     began_s: RoundSeconds | None = None
+    #: When its result was accepted, in seconds from the begin of the round.
     ended_s: RoundSeconds | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +87,9 @@ class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
 class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
     """A training step, after its update."""
 
+    #: The step, from 0.
     step: Count
+    #: Who computed which micro-batches.
     shares: list[LedgerShare]
     #: The sum of losses of each micro-batch: float32, little-endian, in order.
     losses: bytes
@@ -100,14 +110,21 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
 class Again(LedgerEntry, frozen=True, kw_only=True, tag="again", omit_defaults=True):
     """Micro-batches that were computed, or begun, by a worker whose sums were not used, and why."""
 
+    #: The kind of round.
     work: Work
+    #: The step, from 0.
     step: Count
+    #: The first micro-batch, or chunk of an evaluation.
     lo: Count
+    #: The end: the first one that is not meant.
     hi: Count
+    #: The worker.
     rank: Count
+    #: The reason.
     why: str
-    #: When they were leased to the worker, and when its result was refused or its lease ended. None if that is unknown.
+    #: When they were leased to the worker, in seconds from the begin of the round. None if that is unknown.
     began_s: RoundSeconds | None = None
+    #: When its result was refused or its lease ended. None if that is unknown.
     ended_s: RoundSeconds | None = None
 
     def node(self) -> Node:
@@ -117,24 +134,33 @@ class Again(LedgerEntry, frozen=True, kw_only=True, tag="again", omit_defaults=T
 class Unlisted(LedgerEntry, frozen=True, kw_only=True, tag="unlisted"):
     """Entries of one round beyond the limit, which are only counted."""
 
+    #: The kind of round.
     work: Work
+    #: The step, from 0.
     step: Count
+    #: The number of entries that are left out.
     count: Count
 
 
 class EpochDone(LedgerEntry, frozen=True, kw_only=True, tag="epoch"):
     """An epoch, after its evaluation: one link of the receipt's chain."""
 
+    #: The epoch, from 1.
     epoch: Count
+    #: The number of steps made so far.
     step: Count
+    #: The digest of the weights after it.
     weights_sha256: str
+    #: The SHA-256 over the link before, the epoch, the steps and the weights: see the receipt.
     link: str
 
 
 class WeightsAt(LedgerEntry, frozen=True, kw_only=True, tag="weights"):
     """The weights of a checkpoint."""
 
+    #: The number of steps made so far.
     step: Count
+    #: The digest of the weights.
     weights_sha256: str
 
 

@@ -22,22 +22,31 @@ MOST_LINES_BYTES = 2**33
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One training step. Times and sizes are missing in the folder of an older version."""
 
+    #: The epoch that the step belongs to, from 1.
     epoch: int
+    #: The number of the step in the run, from 0.
     step: int
     #: The mean over its training samples.
     loss: float
-    #: None in a regression, which has R² instead.
+    #: The share of its training samples that the model gets right; a regression has R² instead.
     accuracy: float | None = None
+    #: R² over its training samples, in a regression.
     r2: float | None = None
+    #: The learning rate of its update.
     lr: float
+    #: Its training samples: the global batch, or what is left of an epoch.
     samples: int
-    #: Seconds, as in `ps.run.timing.StepTime`, and of the update.
+    #: Seconds from the last result of the step before to its own last result.
     round_s: float = 0.0
+    #: Seconds of computing in it, as the mean over the workers that might have been given work.
     mean_s: float = 0.0
+    #: Seconds of computing of the worker that has the most.
     slowest_s: float = 0.0
+    #: Seconds of the update.
     update_s: float = 0.0
-    #: What crossed sockets since the step before.
+    #: Bytes of sums that crossed sockets since the step before.
     sums_bytes: int = 0
+    #: Bytes of weights that crossed sockets since the step before.
     weights_bytes: int = 0
 
     def time(self) -> StepTime:
@@ -48,6 +57,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
 class EpochRecord(EpochStatus, frozen=True, kw_only=True, omit_defaults=True):
     """One epoch, with the weights after it; `result.json` and checkpoints keep these too."""
 
+    #: The digest of the weights after it.
     weights_sha256: str
 
     def status(self) -> EpochStatus:
@@ -58,8 +68,9 @@ class EpochRecord(EpochStatus, frozen=True, kw_only=True, omit_defaults=True):
 class FailureRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a run that failed."""
 
+    #: Why the run failed.
     failure: str
-    #: Updates behind the weights that were kept.
+    #: The number of updates behind the weights that were kept.
     weights_after_steps: int
 
 

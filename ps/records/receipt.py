@@ -18,27 +18,37 @@ from ps.run.info import RunInfo
 class ReceiptLink(msgspec.Struct, frozen=True, kw_only=True):
     """The weights after an epoch, or before the first, and the link over them and all links before."""
 
-    #: 0 before the first.
+    #: The epoch, 0 before the first.
     epoch: int
+    #: The number of steps made so far.
     step: int
+    #: The digest of the weights.
     weights_sha256: str
+    #: The SHA-256 over the link before, the epoch, the steps and the weights; the first is over the job, the
+    #: data, the layout, the model's file and the weights.
     link: str
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What `receipt.json` says about a run, finished or not."""
 
+    #: The name of the run.
     run: str
+    #: The digest of the job's values.
     job_sha256: str
+    #: The digest of the data.
     dataset_sha256: str
-    #: Of names, shapes and places of all parameters, and of the model's own file, "" for one of the library.
+    #: The digest of names, shapes and places of all parameters.
     layout_sha256: str
+    #: The digest of the model's file; empty for a model of the library.
     model_source_sha256: str
-    #: Of the source code of all that decides the bits.
+    #: The digest of the source code of all that decides the bits.
     code: str
     #: Versions, BLAS kernel, processor features: what computed it.
     numerics: dict[str, Any]
+    #: The number of steps that the job has.
     total_steps: int
+    #: One link before the first epoch, and one after each.
     chain: list[ReceiptLink]
 
 

@@ -36,36 +36,55 @@ MOST_BYTES = 2**26
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """What `result.json` says about a finished run."""
 
+    #: The name of the run.
     run: str
+    #: The job's model.
     model: str
+    #: The job's data.
     dataset: str
+    #: The job's seed.
     seed: int
+    #: The number of workers that took part.
     workers: int
+    #: The number of servers.
     servers: int
+    #: What carried the vectors, as `shm` or `shm+tcp`.
     transport: str
+    #: The number of epochs that were made.
     epochs: int
+    #: The number of steps that were made.
     steps: int
+    #: The job's global batch.
     global_batch: int
+    #: The job's micro-batches per step.
     micro_batches: int
-    #: Seconds from the server's start to the end of the run, and those of them in training rounds.
+    #: Seconds from the server's start to the end of the run.
     wall_s: float
+    #: Seconds of that in training rounds.
     train_s: float
-    #: Training samples a second of `train_s`.
+    #: Training samples per second of `train_s`.
     images_per_s: float
-    #: Seconds that all workers spent in computing, and that the server spent in updates.
+    #: Seconds that all workers spent in computing.
     compute_s: float
+    #: Seconds that the server spent in updates.
     update_s: float
-    #: Mean training loss of the epoch whose weights these are, and the test figures after it.
+    #: The mean training loss of the epoch whose weights these are.
     train_loss: float
+    #: The loss on the test set after that epoch.
     test_loss: float
+    #: The accuracy on the test set after that epoch; None in a regression.
     test_accuracy: float | None
+    #: The digest of the final weights.
     weights_sha256: str
+    #: The digest of the job's values.
     job_sha256: str
+    #: The digest of the data.
     dataset_sha256: str
     #: What computed it: versions, BLAS kernel, processor features.
     numerics: dict[str, Any]
+    #: One record per epoch.
     history: list[EpochRecord]
-    #: Of a regression, whose `test_accuracy` is None.
+    #: R² on the test set, in a regression.
     test_r2: float | None = None
     #: Number of values that are trained; 0 in the folder of an older version.
     parameters: int = 0
@@ -77,12 +96,15 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     weights_epoch: int = 0
     #: Why there are fewer epochs than the job has; empty if there are not.
     stopped: str = ""
-    #: The types of sums and of weights on the wire, and the bytes that crossed sockets in an average step.
+    #: The type of sums on the wire.
     wire: str = "float32"
+    #: The type of weights on the wire.
     wire_weights: str = "float32"
+    #: The bytes that crossed sockets in an average step.
     moved: Moved = NOTHING
-    #: Micro-batches that a second worker audited, with the same bits, and those that had to go without for lack of one.
+    #: Micro-batches that a second worker audited, with the same bits.
     audited: int = 0
+    #: Micro-batches that were to be audited, and were not for lack of a second worker.
     unaudited: int = 0
 
 

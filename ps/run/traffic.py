@@ -12,7 +12,9 @@ from common.protocol.messages import Message, Result, SumsFrame, Weights
 class Moved(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that crossed sockets: sums came in, weights went out. With shared memory there are none."""
 
+    #: Bytes of sums.
     sums: int = 0
+    #: Bytes of weights.
     weights: int = 0
 
 

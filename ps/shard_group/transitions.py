@@ -11,10 +11,13 @@ class GroupPhase(Enum):
 
     #: Not all have joined.
     WAITING = "waiting for servers"
+    #: Sums of a step are on their way into their trees.
     ADDING = "adding sums"
     #: Clipping needs the norm of the whole gradient.
     MEASURING = "measuring the gradient"
+    #: Each makes the update of its slice.
     UPDATING = "updating"
+    #: The run is over.
     ENDED = "ended"
 
 

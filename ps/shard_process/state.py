@@ -41,6 +41,7 @@ class ShardPhase(Enum):
     OUTSIDE = "outside"
     #: The state that it begins with is on its way.
     FILLING = "filling"
+    #: It adds sums, updates its slice, and sends weights.
     SERVING = "serving"
 
 

@@ -35,17 +35,7 @@ STILL_TO_CLEAN = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
-    "docs/explanation/performance.md",
-    "docs/how-to/clusters.md",
-    "docs/how-to/data.md",
-    "docs/how-to/portable.md",
-    "docs/how-to/scikit-learn.md",
-    "docs/how-to/watch.md",
     "examples/README.md",
-    "notebooks/1_linear_by_hand.ipynb",
-    "notebooks/2_autograd.ipynb",
-    "notebooks/3_deep_nets.ipynb",
-    "notebooks/4_data_parallel.ipynb",
 }
 
 

@@ -129,7 +129,7 @@ def test_a_folder_of_idx_and_an_npz_of_ones_own_are_the_same_data_and_are_learne
     script("own_data.py")["main"](tmp_path / "segments")
     folder, npz = (load(str(tmp_path / name)) for name in ("segments", "segments.npz"))
     assert folder.digest == npz.digest
-    run = fit("mlp", tmp_path / "segments", run_dir=tmp_path / "run", epochs=2, lr=0.1, workers=0, verbose=False)
+    run = fit("mlp", tmp_path / "segments", run_dir=tmp_path / "run", epochs=4, lr=0.1, workers=0, verbose=False)
     assert run.test_accuracy > 0.8
 
 

@@ -41,6 +41,13 @@ def code_cells(notebook: Notebook) -> list[dict[str, Any]]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
+def shown(output: dict[str, Any]) -> str:
+    """Return the texts of an output, pictures left out."""
+    data = output.get("data", {})
+    texts = [output.get("text", ""), *(value for kind, value in data.items() if not kind.startswith("image/png"))]
+    return "".join(text if isinstance(text, str) else "".join(map(str, text)) for text in texts)
+
+
 def sources_digest(notebook: Notebook) -> str:
     """Return the SHA-256 of everything that is run: outputs that belong to other sources are out of date."""
     texts = [source(cell) for cell in code_cells(notebook)]

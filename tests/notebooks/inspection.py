@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tests.notebooks.folder import Notebook, code_cells
+from tests.notebooks.folder import Notebook, code_cells, shown
 
 #: Bytes of a notebook with its pictures: what a repository can bear at each change.
 MOST_BYTES = 400_000
@@ -36,10 +36,3 @@ def _of_cell(number: int, cell: dict[str, Any]) -> Iterator[str]:
         for pattern, what in ((_PRIVATE, "shows something of the machine it ran on"), (_WARNING, "shows a warning")):
             if found := pattern.search(shown(output)):
                 yield f"{what}: {found[0]!r}"
-
-
-def shown(output: dict[str, Any]) -> str:
-    """Return the texts of an output, pictures left out."""
-    data = output.get("data", {})
-    texts = [output.get("text", ""), *(value for kind, value in data.items() if not kind.startswith("image/png"))]
-    return "".join(text if isinstance(text, str) else "".join(map(str, text)) for text in texts)

@@ -6,7 +6,6 @@ import pytest
 
 from tests.notebooks.folder import Notebook, sources_digest
 from tests.notebooks.inspection import complaints
-from tests.notebooks.solutions import solutions, with_solutions
 
 
 def cell(source: str = "x = 1", number: int | None = 1, **output: Any) -> dict[str, Any]:
@@ -61,45 +60,6 @@ def test_finds_what_is_planted(planted: dict[str, Any], expected: str) -> None:
     assert len(found) == 1
     assert found[0].startswith("cell 1 of code: ")
     assert expected in found[0]
-
-
-EXERCISE = """\
-### ✎ Exercise
-
-```python
-y = "not a solution"
-```
-
-<details>
-<summary>Solution</summary>
-
-Two lines:
-
-```python
-y = 1
-z = 2
-```
-
-```text
-no code
-```
-
-</details>
-"""
-
-
-def test_solutions_are_the_code_that_is_folded_in() -> None:
-    assert solutions(markdown(EXERCISE + EXERCISE)) == ["y = 1\nz = 2\n"] * 2
-    assert solutions(cell(EXERCISE)) == []
-
-
-def test_solution_runs_below_its_exercise_and_leaves_no_name_behind() -> None:
-    after = with_solutions(notebook({**markdown(EXERCISE), "id": "a"}, cell()))["cells"]
-    assert [each["cell_type"] for each in after] == ["markdown", "code", "code"]
-    names = {"x": 1}
-    exec(after[1]["source"], names)
-    assert names["x"] == 1
-    assert "y" not in names
 
 
 def test_digest_is_of_code_however_its_lines_are_stored() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.notebooks.exercises import exercises
 from tests.notebooks.folder import NOTEBOOKS, Notebook, code_cells, read, source
-from tests.notebooks.solutions import solutions
 
 #: The project's packages: others have their own tests.
 OURS = ("lockstep", "common", "ps", "worker")
@@ -19,7 +19,7 @@ OURS = ("lockstep", "common", "ps", "worker")
 def missing(notebook: Notebook) -> list[str]:
     """Return the names of our packages that the code of a notebook uses and that do not exist."""
     texts = [source(cell) for cell in code_cells(notebook)]
-    texts += [code for cell in notebook["cells"] for code in solutions(cell)]
+    texts += [exercise.right_answer for exercise in exercises(notebook)]
     trees = [ast.parse(text) for text in texts]
     known: dict[str, object] = {}
     found = [name for tree in trees for name in _imported(tree, known)]
@@ -45,6 +45,27 @@ def _imported(tree: ast.Module, known: dict[str, object]) -> Iterator[str]:
                     known[name.asname or name.name] = value
 
 
+def private(notebook: Notebook) -> list[str]:
+    """Return the modules of ours from which the code of a notebook imports, and which are not the public one."""
+    texts = [source(cell) for cell in code_cells(notebook)]
+    texts += [exercise.right_answer for exercise in exercises(notebook)]
+    nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
+    modules = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    modules += [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    return [module for module in modules if module.partition(".")[0] in OURS and module != "lockstep"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_imports_from_the_public_package_alone(path: Path) -> None:
+    assert private(read(path)) == []
+
+
+def test_an_import_from_another_room_is_found() -> None:
+    text = "import numpy as np\nimport ps.setup\nfrom lockstep import fit\nfrom common.data.source import load"
+    cell: dict[str, Any] = {"cell_type": "code", "source": text, "metadata": {}}
+    assert private({"cells": [cell]}) == ["common.data.source", "ps.setup"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_names_that_it_uses_exist(path: Path) -> None:
     assert missing(read(path)) == []
@@ -54,5 +75,5 @@ def test_a_name_that_does_not_exist_is_found() -> None:
     text = (
         "from lockstep import fit, fitt, nn\nfrom lockstep.api.callbacks import Callback\nnn.Linear\nnn.Linnear(3, 4)"
     )
-    cell: dict[str, Any] = {"cell_type": "code", "source": text}
+    cell: dict[str, Any] = {"cell_type": "code", "source": text, "metadata": {}}
     assert missing({"cells": [cell]}) == ["lockstep.fitt", "nn.Linnear"]

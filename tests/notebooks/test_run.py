@@ -1,7 +1,8 @@
-"""Every notebook runs whole, from a clean kernel, its solutions too: what it asserts holds, and no warning is shown.
+"""Every notebook runs whole, from a clean kernel, in its instructor's version: what it asserts holds, without warnings.
 
-That takes minutes of computing: it is for `scripts/test --all`, and CI runs it after the suite, which checks that the
-names in them exist (test_names.py).
+On the way, each check is shown an empty answer, the solution, and the mistakes that people make. That takes minutes of
+computing: it is for `scripts/test --all`, and CI runs it after the suite. The suite checks the names (test_names.py)
+and the stored outputs (test_committed.py).
 """
 
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.notebooks.exercises import verdicts, with_wrong_answers
 from tests.notebooks.folder import NOTEBOOKS, Notebook, read
 from tests.notebooks.inspection import complaints
-from tests.notebooks.solutions import with_solutions
+from tests.notebooks.wrong_answers import WRONG_ANSWERS
 
 pytest.importorskip("nbclient", reason="notebooks are run by nbclient: .venv/bin/pip install -e '.[notebook]'")
 pytest.importorskip("ipykernel", reason="notebooks run in ipykernel: .venv/bin/pip install -e '.[notebook]'")
@@ -25,7 +27,25 @@ from tests.notebooks.execution import executed
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS])
 def test_runs_whole(path: Path) -> None:
-    assert complaints(executed(with_solutions(read(path)))) == []
+    notebook, mistakes = read(path), WRONG_ANSWERS[path.stem]
+    result = executed(with_wrong_answers(notebook, mistakes))
+    assert complaints(result) == []
+    expected = [
+        line
+        for number, of_one in enumerate(mistakes, start=1)
+        for line in (
+            f"○ Exercise {number}: not answered yet",
+            f"✓ Exercise {number}: right",
+            *(each.report for each in of_one),
+        )
+    ]
+    found = list(verdicts(result))
+    wrong = [
+        (line, answer, report) for (_, answer, line), report in zip(found, expected, strict=True) if report not in line
+    ]
+    assert wrong == []
+    assert [line for _, _, line in found if "\n" in line] == []
+    assert sum(line.startswith("✓") for _, _, line in found) == len(mistakes)
 
 
 def notebook_of(*sources: str) -> Notebook:

@@ -11,7 +11,7 @@ from common.nn.module import Module, Stochastic, layer
 
 @layer(repeatable=True)
 class Identity(Module):
-    """x."""
+    """Return the input as it is, of any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -19,7 +19,7 @@ class Identity(Module):
 
 @layer(repeatable=True)
 class ReLU(Module):
-    """max(x, 0)."""
+    """max(x, 0), element by element; the shape stays. Raises TypeError if the input does not hold numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x)
@@ -27,7 +27,10 @@ class ReLU(Module):
 
 @layer(repeatable=True)
 class LeakyReLU(Module):
-    """x where x > 0, otherwise `negative_slope`·x."""
+    """x where x > 0, otherwise `negative_slope`·x; the shape stays.
+
+    Raises TypeError if the input does not hold numbers.
+    """
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__()
@@ -42,9 +45,10 @@ class LeakyReLU(Module):
 
 @layer(repeatable=True)
 class GELU(Module):
-    """x·Φ(x), Φ the normal distribution function. Hendrycks and Gimpel, "Gaussian error linear units", 2016.
+    """x·Φ(x), where Φ is the normal distribution function; the shape stays.
 
-    `approximate="tanh"` computes their faster approximation of Φ.
+    Hendrycks and Gimpel, "Gaussian error linear units", 2016. `approximate="tanh"` computes their faster approximation
+    of Φ. Raises ValueError for another `approximate` than "none" and "tanh".
     """
 
     def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
@@ -62,7 +66,12 @@ class GELU(Module):
 
 @layer(repeatable=True)
 class Softplus(Module):
-    """log(1 + exp(`beta`·x)) / `beta`, without overflow."""
+    """log(1 + exp(`beta`·x)) / `beta`, without overflow; the shape stays.
+
+    Raises TypeError if the input does not hold numbers.
+
+    Differs from PyTorch: there is no `threshold`.
+    """
 
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
@@ -77,7 +86,10 @@ class Softplus(Module):
 
 @layer(repeatable=True)
 class Tanh(Module):
-    """(eˣ - e⁻ˣ) / (eˣ + e⁻ˣ)."""
+    """(eˣ - e⁻ˣ) / (eˣ + e⁻ˣ), element by element; the shape stays.
+
+    Raises TypeError if the input does not hold numbers.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return F.tanh(x)
@@ -85,7 +97,7 @@ class Tanh(Module):
 
 @layer(repeatable=True)
 class Sigmoid(Module):
-    """1 / (1 + e⁻ˣ)."""
+    """1 / (1 + e⁻ˣ), element by element; the shape stays. Raises TypeError if the input does not hold numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.sigmoid(x)
@@ -93,7 +105,12 @@ class Sigmoid(Module):
 
 @layer(repeatable=True)
 class Softmax(Module):
-    """eˣ divided by its sum along the axis `dim`. For training prefer `CrossEntropyLoss`, which takes logits."""
+    """eˣ divided by its sum along the axis `dim`; the shape stays. Raises ValueError for an axis that there is not.
+
+    For training prefer `CrossEntropyLoss`, which takes logits.
+
+    Differs from PyTorch: `dim` has a default, the last axis.
+    """
 
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
@@ -108,7 +125,12 @@ class Softmax(Module):
 
 @layer(repeatable=True)
 class LogSoftmax(Module):
-    """The logarithm of softmax along the axis `dim`, without overflow."""
+    """The logarithm of softmax along the axis `dim`, without overflow; the shape stays.
+
+    Raises ValueError for an axis that there is not.
+
+    Differs from PyTorch: `dim` has a default, the last axis.
+    """
 
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
@@ -123,10 +145,13 @@ class LogSoftmax(Module):
 
 @layer(repeatable=False)
 class Dropout(Stochastic):
-    """In training, zero each element with probability `p` and divide the others by 1 - p; any shape.
+    """In training, zero each element with probability `p` and divide the others by 1 - p; the shape stays.
 
     Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014. Draws from
     its own generator once reseeded by `Module.reseed`, and until then from `rng` or the default one (`nn.manual_seed`).
+    Raises ValueError for a `p` outside of [0, 1].
+
+    Differs from PyTorch: what is dropped follows from the seed, the step and the micro-batch; there is no `inplace`.
     """
 
     def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:

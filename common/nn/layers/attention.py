@@ -21,8 +21,13 @@ class MultiheadAttention(Module):
     """Attention of each position of a sequence to all positions, by several heads: (n, t, embed_dim) to the same shape.
 
     Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.2. With `is_causal` a position sees only
-    itself and earlier ones. It is PyTorch's `attention(x, x, x)` with `batch_first=True`, with names and layouts of
-    the weights: `in_proj_weight` (3·embed_dim, embed_dim) has the rows of queries, keys and values, in this order.
+    itself and earlier ones. `in_proj_weight` (3·embed_dim, embed_dim) has the rows of queries, keys and values, in this
+    order; names and layouts of the weights are those of PyTorch. Raises ValueError if `num_heads` does not divide
+    `embed_dim`, and for an input of another shape.
+
+    Differs from PyTorch: it is `attention(x, x, x)` with `batch_first=True`: queries, keys and values come from one
+    sequence. It returns no attention weights, and has no `dropout`, no masks but the causal one, and no `add_bias_kv`,
+    `add_zero_attn`, `kdim` or `vdim`.
     """
 
     in_proj_weight: Parameter
@@ -81,8 +86,11 @@ class TransformerEncoderLayer(Module):
 
     Vaswani et al., 2017, section 3.1; with `norm_first` the normalisation comes before each, which trains deeper nets
     without a warm-up (Xiong et al., "On layer normalization in the Transformer architecture", ICML 2020). `is_causal`
-    is that of `MultiheadAttention`. As PyTorch's layer with `batch_first=True`, but dropout, if there is any, leaves
-    the attention weights alone.
+    is that of `MultiheadAttention`. Raises ValueError if `nhead` does not divide `d_model`, for an `activation` other
+    than "relu" and "gelu", and for an input of another shape.
+
+    Differs from PyTorch: batches come first, as with `batch_first=True`; dropout, if there is any, leaves the attention
+    weights alone; there is no `layer_norm_eps` and no `bias`.
     """
 
     def __init__(

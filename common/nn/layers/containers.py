@@ -11,9 +11,18 @@ from common.nn.module import Module, layer
 
 @layer(repeatable=True)
 class Sequential(Module):
-    """Each module's output is the next one's input. The modules are named `0`, `1`, ..., or by one dict's keys.
+    """Each module's output is the next one's input, whatever its shape.
 
-    `Sequential(Linear(784, 256), ReLU())`, or `Sequential({"hidden": Linear(784, 256), "active": ReLU()})`.
+    The modules are named `0`, `1`, ..., or by a dict's keys.
+
+    `Sequential(Linear(784, 256), ReLU())`, or `Sequential({"hidden": Linear(784, 256), "active": ReLU()})`. Raises
+    TypeError for what is not a module, such as a class or a list, and IndexError for a place that it does not have.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    >>> model(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
+    (1, 3)
+
+    Differs from PyTorch: names come from a dict, not from an OrderedDict alone.
     """
 
     def __init__(self, *modules: Module | dict[str, Module]) -> None:
@@ -27,7 +36,10 @@ class Sequential(Module):
         return x
 
     def append(self, module: Module) -> Self:
-        """Add a module at the end, named by its position."""
+        """Add a module at the end, named by its position, and return the container.
+
+        Raises TypeError for what is not a module.
+        """
         self.add_module(str(len(self)), _a_module(module))
         return self
 
@@ -53,19 +65,23 @@ class Sequential(Module):
 
 @layer(repeatable=False)
 class ModuleList(Module):
-    """A list of modules, so that theirs are found among the owner's; it has no forward. Named `0`, `1`, ..."""
+    """A list of modules, so that their parameters are found among those of the owner. Named `0`, `1`, ...
+
+    It has no forward, and so no shapes. Raises TypeError for what is not a module, IndexError for a place that it does
+    not have.
+    """
 
     def __init__(self, modules: Iterable[Module] = ()) -> None:
         super().__init__()
         self.extend(modules)
 
     def append(self, module: Module) -> Self:
-        """Add a module at the end."""
+        """Add a module at the end, and return the list. Raises TypeError for what is not a module."""
         self.add_module(str(len(self)), _a_module(module))
         return self
 
     def extend(self, modules: Iterable[Module]) -> Self:
-        """Add modules at the end."""
+        """Add modules at the end, and return the list. Raises TypeError for what is not a module."""
         for module in modules:
             self.append(module)
         return self

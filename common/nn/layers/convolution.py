@@ -73,7 +73,11 @@ class Conv1d(_Convolution):
     """Cross-correlation along one axis: (n, in_channels, l) to (n, out_channels, l').
 
     `weight` (out_channels, in_channels / groups, k) and `bias` (out_channels,) are drawn from U(-1/√fan_in, 1/√fan_in);
-    l' = ⌊(l + 2·padding - dilation·(k - 1) - 1) / stride⌋ + 1.
+    l' = ⌊(l + 2·padding - dilation·(k - 1) - 1) / stride⌋ + 1. Raises ValueError for a size below 1, for `groups` that
+    do not divide both numbers of channels, and for an input that does not fit.
+
+    Differs from PyTorch: `padding` is a number, and the padding is zeros (no `padding_mode`); there is no input without
+    a batch axis.
     """
 
     def __init__(
@@ -113,8 +117,16 @@ class Conv1d(_Convolution):
 class Conv2d(_Convolution):
     """Cross-correlation over two axes: (n, in_channels, h, w) to (n, out_channels, h', w').
 
-    `weight` (out_channels, in_channels / groups, kh, kw) and `bias` (out_channels,) are drawn from
-    U(-1/√fan_in, 1/√fan_in); h' = ⌊(h + 2·padding - dilation·(kh - 1) - 1) / stride⌋ + 1, likewise w'.
+    `weight` (out_channels, in_channels / groups, kh, kw) and `bias` (out_channels,) are drawn from U(-1/√fan_in,
+    1/√fan_in); h' = ⌊(h + 2·padding - dilation·(kh - 1) - 1) / stride⌋ + 1, likewise w'. Raises ValueError for a size
+    below 1, for `groups` that do not divide both numbers of channels, and for an input that does not fit.
+
+    >>> images = Tensor(np.zeros((5, 1, 28, 28), np.float32))
+    >>> nn.Conv2d(1, 6, 5, padding=2)(images).shape
+    (5, 6, 28, 28)
+
+    Differs from PyTorch: `padding` is a number, and the padding is zeros (no `padding_mode`); there is no input without
+    a batch axis.
     """
 
     def __init__(

@@ -16,7 +16,14 @@ from common.random import Purpose, default_generator
 
 @layer(repeatable=True)
 class Embedding(Module):
-    """Rows of `weight` (num_embeddings, embedding_dim), drawn from N(0, 1): integer (...) to (..., embedding_dim)."""
+    """Rows of `weight` (num_embeddings, embedding_dim), drawn from N(0, 1): integer (...) to (..., embedding_dim).
+
+    Raises ValueError for a size below 1, TypeError for an input that is not integers, IndexError for one that has no
+    row.
+
+    Differs from PyTorch: there is no `padding_idx`, no `max_norm` (so no `norm_type`), no `scale_grad_by_freq`, and no
+    `sparse` gradient.
+    """
 
     weight: Parameter
 
@@ -43,10 +50,13 @@ class Embedding(Module):
 
 @layer(repeatable=True)
 class PositionalEmbedding(Module):
-    """Adds a vector of its own to each place of a sequence: (n, t, embedding_dim) to the same shape.
+    """Adds a learned vector to each position of a sequence: (n, t, embedding_dim) to the same shape.
 
-    `weight` (num_positions, embedding_dim), drawn from N(0, 1), of which the first t rows are used: learned, as in
-    Gehring et al., "Convolutional sequence to sequence learning", ICML 2017, section 3.1.
+    `weight` (num_positions, embedding_dim) is drawn from N(0, 1), and its first t rows are used, as in Gehring et al.,
+    "Convolutional sequence to sequence learning", ICML 2017, section 3.1. Raises ValueError for a size below 1, and for
+    a sequence that is longer than `num_positions`.
+
+    Differs from PyTorch: PyTorch has no such layer.
     """
 
     weight: Parameter

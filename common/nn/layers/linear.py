@@ -18,6 +18,11 @@ class Linear(Module):
     """y = x Wᵀ + b: (..., in_features) to (..., out_features).
 
     `weight` (out_features, in_features) and `bias` (out_features,) are drawn from U(-1/√in_features, 1/√in_features).
+    Raises ValueError for a size below 1 and for an input of another size, TypeError for an input that is not floats.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> layer.weight.shape, layer.bias.shape, layer(Tensor([[1.0, 2.0, 3.0]])).shape
+    ((2, 3), (2,), (1, 2))
     """
 
     weight: Parameter
@@ -54,7 +59,10 @@ class Linear(Module):
 
 @layer(repeatable=True)
 class Flatten(Module):
-    """Join the axes from `start_dim` to `end_dim`, both included: by default (n, ...) to (n, product of the rest)."""
+    """Join the axes from `start_dim` to `end_dim`, both included: by default (n, ...) to (n, product of the rest).
+
+    Raises ValueError if `start_dim` lies behind `end_dim`.
+    """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         super().__init__()

@@ -17,8 +17,12 @@ Reduction = Literal["mean", "sum", "none"]
 class CrossEntropyLoss(Module):
     """Negative log-likelihood of class indices (n,) under logits (n, classes), by softmax.
 
-    With `label_smoothing` ε in [0, 1], a target is 1 - ε of its class and ε of all classes evenly. Szegedy et al.,
-    "Rethinking the Inception architecture", CVPR 2016, section 7.
+    For sequences, class indices (n, t) and logits (n, classes, t). With `label_smoothing` ε in [0, 1], a target is 1 -
+    ε of its class and ε of all classes evenly. Szegedy et al., "Rethinking the Inception architecture", CVPR 2016,
+    section 7. `reduction` is "mean", "sum" or "none". Raises ValueError for other values, and for targets that are not
+    classes.
+
+    Differs from PyTorch: targets are class indices, never probabilities; there is no `weight` and no `ignore_index`.
     """
 
     def __init__(self, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
@@ -37,7 +41,12 @@ class CrossEntropyLoss(Module):
 
 @layer(repeatable=False)
 class NLLLoss(Module):
-    """Negative log-likelihood of class indices (n,) under log-probabilities (n, classes), as LogSoftmax gives them."""
+    """Negative log-likelihood of class indices (n,) under log-probabilities (n, classes), as LogSoftmax returns them.
+
+    `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for targets that are not classes.
+
+    Differs from PyTorch: there is no `weight` and no `ignore_index`.
+    """
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()
@@ -52,7 +61,12 @@ class NLLLoss(Module):
 
 @layer(repeatable=False)
 class MSELoss(Module):
-    """Squared difference of two tensors of one shape; its mean is over all elements."""
+    """Squared difference of two tensors of one shape; its mean is over all elements.
+
+    `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for shapes that differ.
+
+    Differs from PyTorch: shapes that differ raise instead of being broadcast with a warning.
+    """
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()
@@ -67,7 +81,12 @@ class MSELoss(Module):
 
 @layer(repeatable=False)
 class BCEWithLogitsLoss(Module):
-    """Binary cross-entropy of targets in [0, 1] under logits of the same shape; its mean is over all elements."""
+    """Binary cross-entropy of targets in [0, 1] under logits of the same shape; its mean is over all elements.
+
+    `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for shapes that differ.
+
+    Differs from PyTorch: there is no `weight` and no `pos_weight`.
+    """
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()

@@ -74,8 +74,12 @@ class BatchNorm1d(_BatchNorm):
     """Batch normalisation of each channel: (n, c) or (n, c, l) to the same shape; `weight` and `bias` (c,).
 
     Ioffe and Szegedy, "Batch normalization", ICML 2015. In training by the statistics of the batch, which the running
-    ones follow by `momentum`; in evaluation by `running_mean` and `running_var` (c,). A batch of one value a channel,
-    for which PyTorch raises, has variance 0 and comes out as `bias`: the last micro-batch of an epoch may be so short.
+    ones follow by `momentum`; in evaluation by `running_mean` and `running_var` (c,). In a run, the batch is a
+    micro-batch. Raises ValueError for a `momentum` outside of [0, 1] and for an input of another shape.
+
+    Differs from PyTorch: a batch of one value per channel has variance 0 and results in `bias`, where PyTorch raises,
+    since the last micro-batch of an epoch may be that short; `momentum` is never None; there is no
+    `track_running_stats` and no `bias` without `affine`.
     """
 
     def _check(self, x: Tensor) -> None:
@@ -90,7 +94,11 @@ class BatchNorm2d(_BatchNorm):
     """Batch normalisation of each channel: (n, c, h, w) to the same shape; `weight` and `bias` (c,).
 
     Ioffe and Szegedy, "Batch normalization", ICML 2015. In training by the statistics of the batch, which the running
-    ones follow by `momentum`; in evaluation by `running_mean` and `running_var` (c,).
+    ones follow by `momentum`; in evaluation by `running_mean` and `running_var` (c,). In a run, the batch is a
+    micro-batch. Raises ValueError for a `momentum` outside of [0, 1] and for an input of another shape.
+
+    Differs from PyTorch: `momentum` is never None, and the state dict has no `num_batches_tracked`; there is no
+    `track_running_stats` and no `bias` without `affine`.
     """
 
     def _check(self, x: Tensor) -> None:
@@ -100,9 +108,12 @@ class BatchNorm2d(_BatchNorm):
 
 @layer(repeatable=True)
 class LayerNorm(Module):
-    """Normalisation of each sample over its last axes: (..., *normalized_shape) to the same shape.
+    """Normalisation of each sample over its last axes: (..., `normalized_shape`) to the same shape.
 
-    Ba, Kiros and Hinton, "Layer normalization", 2016. `weight` and `bias` are of `normalized_shape`.
+    Ba, Kiros and Hinton, "Layer normalization", 2016. `weight` and `bias` have the shape `normalized_shape`. Raises
+    ValueError for an empty `normalized_shape`, and for an input that does not end in it.
+
+    Differs from PyTorch: there is no `bias=False` without `elementwise_affine=False`.
     """
 
     weight: Parameter | None

@@ -27,7 +27,10 @@ class _Pooling(Module):
 class MaxPool1d(_Pooling):
     """The largest element of each window, padding never among them: (n, c, l) to (n, c, l').
 
-    l' = ⌊(l + 2·padding - kernel_size) / stride⌋ + 1; `stride` is by default `kernel_size`.
+    l' = ⌊(l + 2·padding - kernel_size) / stride⌋ + 1; `stride` is by default `kernel_size`. Raises ValueError for a
+    size below 1, and if a window does not fit.
+
+    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
     """
 
     def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
@@ -41,7 +44,10 @@ class MaxPool1d(_Pooling):
 class MaxPool2d(_Pooling):
     """The largest element of each window, padding never among them: (n, c, h, w) to (n, c, h', w').
 
-    h' = ⌊(h + 2·padding - kernel_size) / stride⌋ + 1, likewise w'; `stride` is by default `kernel_size`.
+    h' = ⌊(h + 2·padding - kernel_size) / stride⌋ + 1, likewise w'; `stride` is by default `kernel_size`. Raises
+    ValueError for a size below 1, and if a window does not fit.
+
+    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
     """
 
     def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
@@ -53,7 +59,12 @@ class MaxPool2d(_Pooling):
 
 @layer(repeatable=True)
 class AvgPool1d(_Pooling):
-    """The average of each window, padding counted as zeros: (n, c, l) to (n, c, l'), as MaxPool1d's."""
+    """The average of each window, padding counted as zeros: (n, c, l) to (n, c, l'), with l' as in `MaxPool1d`.
+
+    Raises ValueError for a size below 1, and if a window does not fit.
+
+    Differs from PyTorch: there is no `ceil_mode` and no `count_include_pad`: padding always counts.
+    """
 
     def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
         super().__init__(1, kernel_size, stride, padding)
@@ -64,7 +75,14 @@ class AvgPool1d(_Pooling):
 
 @layer(repeatable=True)
 class AvgPool2d(_Pooling):
-    """The average of each window, padding counted as zeros: (n, c, h, w) to (n, c, h', w'), as MaxPool2d's."""
+    """The average of each window, padding counted as zeros: (n, c, h, w) to (n, c, h', w'), with h' and w' as in
+    `MaxPool2d`.
+
+    Raises ValueError for a size below 1, and if a window does not fit.
+
+    Differs from PyTorch: there is no `ceil_mode`, no `divisor_override` and no `count_include_pad`: padding always
+    counts.
+    """
 
     def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
         super().__init__(2, kernel_size, stride, padding)
@@ -75,7 +93,10 @@ class AvgPool2d(_Pooling):
 
 @layer(repeatable=True)
 class AdaptiveAvgPool1d(Module):
-    """Averages of as many windows as it takes, whatever the input's size: (n, c, l) to (n, c, output_size)."""
+    """Averages over windows that cover the input, whatever its size: (n, c, l) to (n, c, output_size).
+
+    Raises ValueError if `output_size` is below 1.
+    """
 
     def __init__(self, output_size: _Size) -> None:
         super().__init__()
@@ -90,7 +111,12 @@ class AdaptiveAvgPool1d(Module):
 
 @layer(repeatable=True)
 class AdaptiveAvgPool2d(Module):
-    """Averages of as many windows as it takes, whatever the input's size: (n, c, h, w) to (n, c, *output_size)."""
+    """Averages over windows that cover the input, whatever its size: (n, c, h, w) to (n, c, rows, columns).
+
+    `output_size` is (rows, columns), or one number for both. Raises ValueError if one is below 1.
+
+    Differs from PyTorch: a size is never None.
+    """
 
     def __init__(self, output_size: _Size) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common import nn
 from common.autograd import functional as F
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
-from common.autograd.program import Program, proven
+from common.autograd.program import Program, proven, run
 from common.autograd.tape import CallKind, UntapeableError
 from common.autograd.tensor import Tensor, apply
 from common.nn.models import MODELS
@@ -54,6 +54,12 @@ def check(function: Any, made: Program | None, stack: Sequence[Sequence[Array]],
     assert outputs == expected
     for one, other in zip(sums, gradients, strict=True):
         assert one.tobytes() == other.tobytes()
+    first = [RNG.standard_normal(each.shape).astype(each.dtype) for each in sums]
+    added = [each.copy() for each in first]
+    weights = [tensor.data for tensor in tensors]
+    run([*made.forward(weights), *made.backward(weights, added, adds=True)], lambda finishes: None)
+    for one, other, each in zip(added, gradients, first, strict=True):
+        assert one.tobytes() in ((each + other).tobytes(), each.tobytes() if not other.any() else b"")
 
 
 @pytest.mark.parametrize(("name", "count", "samples"), [(m, c, n) for m in MODELS for c, n in ((1, 5), (2, 1), (4, 3))])

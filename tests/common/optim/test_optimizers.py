@@ -23,9 +23,9 @@ PAIRS: list[tuple[Callable[..., optim.Optimizer], dict[str, Any], Rule]] = [
         {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2},
         AdamWRule(0.8, 0.95, 1e-4, 0.2),
     ),
-    (optim.RMSProp, {"lr": 0.1}, RMSPropRule()),
+    (optim.RMSprop, {"lr": 0.1}, RMSPropRule()),
     (
-        optim.RMSProp,
+        optim.RMSprop,
         {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "momentum": 0.5, "weight_decay": 0.1},
         RMSPropRule(0.9, 1e-3, 0.5, 0.1),
     ),
@@ -136,5 +136,5 @@ def test_misuse_is_named() -> None:
 
 
 def test_a_rate_that_is_not_given_is_as_in_pytorch() -> None:
-    made = [make([leaf(2)]) for make in (optim.SGD, optim.Adam, optim.AdamW, optim.RMSProp)]
+    made = [make([leaf(2)]) for make in (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop)]
     assert [optimizer.lr for optimizer in made] == [1e-3, 1e-3, 1e-3, 1e-2]

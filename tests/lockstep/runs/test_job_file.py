@@ -53,7 +53,7 @@ def test_what_is_written_resolves_to_the_same(job: Job, launch: Launch) -> None:
 def test_a_shipped_job_is_of_its_model_and_whole(model: str) -> None:
     job, launch = resolve({}, {"model": model}, default_launch())
     assert job.model == model
-    assert (job.global_batch, job.momentum, launch) == (128, 0.9, default_launch())
+    assert (job.micro_batches, job.momentum, launch) == (8, 0.9, default_launch())
 
 
 def test_every_model_has_a_shipped_job() -> None:
