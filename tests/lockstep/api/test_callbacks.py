@@ -170,7 +170,7 @@ class OfKeras(Callback):
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a class": ({"callbacks": [Diary]}, "such as the instance EarlyStopping"),
     "one that is not in a list": ({"callbacks": Diary()}, r"expected a list, even for one callback: callbacks=\["),
-    "a function": ({"callbacks": [print]}, r"of a function LambdaCallback\(on_epoch_end="),
+    "a function": ({"callbacks": [print]}, r"function, write LambdaCallback\(on_epoch_end="),
     "what is never called": ({"callbacks": [OfEachBatch()]}, "has 'on_train_batch_end', which is never called: expec"),
     "too few parameters": (
         {"callbacks": [OfTooFew()]},
