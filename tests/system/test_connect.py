@@ -165,7 +165,7 @@ def test_a_good_way_is_told_step_by_step_and_the_run_is_left_alone(
 
 def test_the_doctor_looks_at_one_thing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--connect", "tcp://127.0.0.1:1", "--machine"]) == 2
-    assert capsys.readouterr().err.startswith("error: --machine examines no job")
+    assert capsys.readouterr().err.startswith("error: --machine does not examine a job")
     assert run(["doctor", "--connect", "tcp://127.0.0.1:1", "--lr", "1"]) == 2
     assert capsys.readouterr().err.startswith("error: --connect examines no job")
     assert run(["doctor", "--connect", "here"]) == 2
