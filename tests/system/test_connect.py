@@ -167,6 +167,6 @@ def test_the_doctor_looks_at_one_thing(capsys: pytest.CaptureFixture[str]) -> No
     assert run(["doctor", "--connect", "tcp://127.0.0.1:1", "--machine"]) == 2
     assert capsys.readouterr().err.startswith("error: --machine does not examine a job")
     assert run(["doctor", "--connect", "tcp://127.0.0.1:1", "--lr", "1"]) == 2
-    assert capsys.readouterr().err.startswith("error: --connect examines no job")
+    assert capsys.readouterr().err.startswith("error: --connect does not examine a job")
     assert run(["doctor", "--connect", "here"]) == 2
     assert capsys.readouterr().err.startswith("error: address 'here' is malformed")
