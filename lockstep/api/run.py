@@ -131,7 +131,7 @@ class Run:
         if kept is None:
             raise JobError(
                 f"the weights after epoch {best.epoch} are not in {str(self.folder)!r}: expected a run with "
-                "keep_best=True or EarlyStopping(restore_best=True)"
+                "keep_best=True or EarlyStopping(restore_best_weights=True)"
             )
         return model_with(self.job, kept.arrays, kept.progress.steps)
 

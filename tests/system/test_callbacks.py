@@ -80,7 +80,7 @@ def test_two_servers_and_two_workers_pause_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_class_of_ones_own_stops_early_with_the_bits_of_one_process(tmp_path: Path, workers: int) -> None:
-    stopping = EarlyStopping(patience=1, min_delta=0.2, restore_best=True)
+    stopping = EarlyStopping(patience=1, min_delta=0.2, restore_best_weights=True)
     runs = [
         fit(
             zoo.Net(),

@@ -108,7 +108,7 @@ def overfitting(folder: Path, **values: Any) -> Any:
 
 
 def test_early_stopping_says_what_the_job_says(tmp_path: Path) -> None:
-    stopping = EarlyStopping(monitor="test_loss", patience=2, min_delta=0.01, restore_best=True)
+    stopping = EarlyStopping(monitor="test_loss", patience=2, min_delta=0.01, restore_best_weights=True)
     by_callback = overfitting(tmp_path / "a", callbacks=[stopping])
     by_values = overfitting(tmp_path / "b", monitor="test_loss", patience=2, min_delta=0.01, keep_best=True)
     assert by_callback.weights_sha256 == by_values.weights_sha256
