@@ -11,7 +11,7 @@ VARIABLE = "_LOCKSTEP_COMPLETE"
 @click.argument("shell", metavar="SHELL", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print a script with which SHELL (bash, zsh or fish) completes commands, flags, models and runs of Lockstep when you press Tab.
+    """Print a script for SHELL (bash, zsh or fish) that completes commands, flags, models and runs when you press Tab.
 
     \b
     bash, in ~/.bashrc:
