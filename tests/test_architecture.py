@@ -1,21 +1,13 @@
 """The packages keep to the architecture, and the checker finds each kind of violation that is planted."""
 
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from common.version import VERSION
 from tests.architecture.confinement import LONGEST, PURE
 from tests.architecture.direction import ORDERS
 from tests.architecture.rules import violations
 from tests.architecture.source import PACKAGES, ROOT, read_tree
-
-MNIST = {
-    f"common/data/mnist/{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-}
 
 #: A tree in which nothing is wrong; each case below lays one module over it.
 CLEAN = {
@@ -155,38 +147,3 @@ def test_the_rules_name_modules_that_exist() -> None:
     tree = read_tree(ROOT)
     named = {unit for order in ORDERS for group in order.groups for unit in group}
     assert named | set(PURE) <= set(tree)
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Build the wheel and return the names of the files in it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (path,) = folder.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
-
-
-def test_the_wheel_has_the_packages_and_nothing_else(wheel: list[str]) -> None:
-    assert {name.partition("/")[0] for name in wheel} == {*PACKAGES, f"lockstep_sgd-{VERSION}.dist-info"}
-
-
-def test_the_wheel_has_every_module_at_its_path(wheel: list[str]) -> None:
-    on_disk = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-    assert {name for name in wheel if name.endswith(".py")} == on_disk
-
-
-def test_the_wheel_has_mnist_and_the_jobs(wheel: list[str]) -> None:
-    assert {name for name in wheel if name.endswith(".gz")} == MNIST
-    jobs = {f"lockstep/jobs/{model}.toml" for model in ("linear", "mlp", "lenet", "cnn")}
-    assert jobs <= {name for name in wheel if name.endswith(".toml")}
-
-
-def test_the_wheel_has_the_licence_and_the_command(wheel: list[str]) -> None:
-    (metadata,) = {name.partition("/")[0] for name in wheel if ".dist-info/" in name}
-    assert {f"{metadata}/entry_points.txt", f"{metadata}/licenses/LICENSE"} <= set(wheel)
-
-
-def test_the_wheel_has_no_tests_and_nothing_that_was_compiled(wheel: list[str]) -> None:
-    assert not [name for name in wheel if "test" in name.lower() or name.endswith((".pyc", ".log"))]

@@ -94,14 +94,14 @@ def _check_evidence(welcome: Welcome, model: Model, data: TrainTest) -> None:
     if welcome.engine and found.engine != welcome.engine:
         raise ModelError(
             f"model {job.model_name()!r} is computed by {found.engine} here, and by {welcome.engine} at the server: "
-            "use equal machines and versions, or start the server with --allow-mixed-numerics and lose the promise"
+            "use equal machines and versions, or start the server with --allow-mixed-numerics and give up equal bits"
         )
     if welcome.evidence and found.digest != welcome.evidence:
         raise ModelError(
             f"model {job.model_name()!r} computes something else here than at the server, of the first micro-batch "
             f"(SHA-256 {found.digest} here, {welcome.evidence} there): what it is built from may differ, such as a "
             "package or a number that it draws itself; or use equal machines, or start the server with "
-            "--allow-mixed-numerics and lose the promise"
+            "--allow-mixed-numerics and give up equal bits"
         )
 
 

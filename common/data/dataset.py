@@ -41,8 +41,8 @@ class Dataset:
             raise DataError(f"{len(self.images)} images and {len(self.labels)} labels: expected one label per image")
         if self.classes and self.labels.ndim == 2 and (not self.is_tokens or self.labels.shape != self.images.shape):
             raise DataError(
-                f"labels of shape {self.labels.shape!r} for samples of shape {self.sample_shape!r}: expected (n,), a "
-                "class each, as of .argmax(axis=1) if rows are one-hot; only tokens, integers (n, t), have one each"
+                f"labels of shape {self.labels.shape!r} for samples of shape {self.sample_shape!r}: expected (n,), one "
+                "class per sample (.argmax(axis=1) of one-hot rows); only tokens, integers (n, t), have one label each"
             )
 
     def __len__(self) -> int:

@@ -41,7 +41,7 @@ class Preparation:
             )
         if max_shift and max_shift >= min(train.sample_shape[1:]):
             raise DataError(
-                f"max_shift = {max_shift!r} moves images of shape {train.sample_shape!r} out of sight: expected less "
+                f"max_shift = {max_shift!r} shifts images of shape {train.sample_shape!r} out of sight: expected less "
                 f"than {min(train.sample_shape[1:])}"
             )
         if train.is_tokens:

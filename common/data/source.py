@@ -62,7 +62,7 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
     if path.suffix == ".npz":
         return _from_npz(path)
     raise DataError(
-        f"no dataset {spec!r}: expected 'mnist', a folder with MNIST's four IDX files or that `lockstep pack` made, or "
+        f"no dataset {spec!r}: expected 'mnist', a folder from `lockstep pack` or with the four IDX files of MNIST, or "
         "an .npz file with x_train, y_train, x_test, y_test"
     )
 
@@ -135,9 +135,7 @@ def as_labels(named: str, array: NDArray[Any]) -> NDArray[Any]:
             targets = array.astype(np.float32)
         return targets[:, np.newaxis] if targets.ndim == 1 else targets
     if array.dtype.kind not in "iu":
-        raise DataError(
-            f"{named} is of dtype {str(array.dtype)!r}: expected integers, as of .astype(numpy.int64), or floats"
-        )
+        raise DataError(f"{named} is of dtype {str(array.dtype)!r}: expected integers (.astype(numpy.int64)) or floats")
     # Before the cast, which would wrap: the largest uint64 becomes -1.
     if array.size and int(array.max()) > np.iinfo(np.int32).max:
         raise DataError(f"{named} has the label {int(array.max())!r}: expected the classes, counted from 0")

@@ -126,7 +126,7 @@ def check(job: Job) -> Job:
     if job.nesterov and (job.optimizer != "sgd" or job.momentum == 0.0):
         raise JobError(
             f"nesterov = true with optimizer = {job.optimizer!r} and momentum = {job.momentum!r}: "
-            "expected sgd with momentum above 0; set both or drop nesterov"
+            "expected sgd with momentum above 0; set both or remove nesterov"
         )
     if job.loss == "mse" and job.label_smoothing:
         raise JobError(
@@ -141,7 +141,7 @@ def check(job: Job) -> Job:
         raise JobError(f"monitor = {job.monitor!r} with loss = 'mse', which has no accuracy: expected a loss")
     if job.monitored().startswith("val_") and not job.validation_split:
         raise JobError(
-            f"monitor = {job.monitor!r} without a validation set: expected validation_split above 0, as 0.1, or "
+            f"monitor = {job.monitor!r} without a validation set: expected validation_split above 0, such as 0.1, or "
             "another figure"
         )
     return job

@@ -73,8 +73,8 @@ class Objective:
         """Raise `DataError` if the labels are real numbers and the loss is one of classes."""
         if not self.is_regression and not data.classes:
             raise DataError(
-                "the labels are real numbers, and loss = 'cross-entropy' needs classes: expected integers, as of "
-                ".astype(numpy.int64), or loss = 'mse' for a regression"
+                "the labels are real numbers, and loss = 'cross-entropy' needs classes: expected integers "
+                "(.astype(numpy.int64)), or loss = 'mse' for a regression"
             )
 
     def check_fit(self, data: Dataset, output_shape: tuple[int, ...]) -> None:

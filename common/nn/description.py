@@ -53,8 +53,8 @@ def describe(module: Module) -> Description:
     for name, part in module.named_modules(remove_duplicate=False):
         if id(part) in places and _has_state(part):
             raise ModelError(
-                f"the {type(part).__name__} at {places[id(part)]!r} is used again at {name!r}: expected a module of "
-                "its own in each place; to share weights, give the model as path/to/file.py:function"
+                f"the {type(part).__name__} at {places[id(part)]!r} is used again at {name!r}: expected a separate "
+                "module in each place; to share weights, give the model as path/to/file.py:function"
             )
         places[id(part)] = name
     return _describe(module, "")
@@ -68,7 +68,7 @@ def build(description: Mapping[str, Any], *, most_values: int = MAX_VALUES) -> M
     """
     values = count_values(description)
     if values > most_values:
-        raise ModelError(f"the description of a model comes to {values:,} values: expected at most {most_values:,}")
+        raise ModelError(f"the description of a model has {values:,} values: expected at most {most_values:,}")
     return _build(description, depth=0)
 
 

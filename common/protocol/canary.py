@@ -177,9 +177,9 @@ def check_canary(parts: Mapping[str, str], known: KnownCanary | None) -> None:
     if known is not None and odd:
         raise NumericsError(
             f"portable numerics compute other bits here than elsewhere in {', '.join(odd)}: digest {parts[odd[0]]!r}, "
-            f"and NumPy {known.numpy} with {known.blas} is known for {known.parts.get(odd[0])!r}: the processor or the "
-            "C library differs from all that were tried; install the versions of constraints.txt, use another machine, "
-            "or numerics = 'native'"
+            f"expected {known.parts.get(odd[0])!r} of NumPy {known.numpy} with {known.blas}; nobody has tried this "
+            "processor or C library: install the versions of constraints.txt, use another machine, or numerics = "
+            "'native'"
         )
 
 
@@ -190,8 +190,8 @@ def version_note(numpy: str, blas: str) -> str:
     if numpy == pinned and not recorded:
         return ""
     return (
-        f"the bits of this run are those of NumPy {numpy} with {blas}, and may differ from those of NumPy {pinned}, "
-        f"which constraints.txt names{recorded}"
+        f"this run uses NumPy {numpy} with {blas}, whose bits may differ from those of NumPy {pinned} in "
+        f"constraints.txt{recorded}"
     )
 
 

@@ -93,7 +93,7 @@ def check_held(kernel: str, threads: int, found: list[str]) -> None:
         return
     using = f" and NumPy uses {', '.join(newer)}" if newer else ""
     raise NumericsError(
-        f"this process was to have portable numerics, but its BLAS runs kernel {kernel!r} on {threads} threads{using}: "
+        f"this process should have portable numerics, but its BLAS runs kernel {kernel!r} on {threads} threads{using}: "
         f"expected {KERNEL!r}, 1 thread, and nothing newer; NumPy was loaded before Lockstep, or another BLAS, or "
         "OPENBLAS_CORETYPE or NPY_DISABLE_CPU_FEATURES is set: remove them, and start it again"
     )

@@ -69,7 +69,7 @@ def _parse_tcp(text: str, rest: str) -> TcpAddress:
     host = match["host"].strip("[]")
     port = 0 if match["port"] == "*" else int(match["port"])
     if port > 65535:
-        raise AddressError(f"address {text!r} has port {port}: expected 1 to 65535, or 0 for any that is free")
+        raise AddressError(f"address {text!r} has port {port}: expected 1 to 65535, or 0 for any free one")
     if match["host"].startswith("[") and not _is_ipv6(host):
         raise AddressError(f"address {text!r} has {host!r} in brackets: expected an IPv6 address there, as '[::1]'")
     return TcpAddress(host, port)

@@ -84,7 +84,7 @@ def diagnose(address: str, credential: Credential, handshakes: HandshakeState, p
     if probed.obstacle:
         return Diagnosis(probed.obstacle, probed.stage)
     if not probed.mechanism:
-        return Diagnosis(f"what listens at {address} is not a lockstep server: is this its port?", Stage.SERVICE)
+        return Diagnosis(f"the program at {address} is not a Lockstep server: check the port", Stage.SERVICE)
     if probed.mechanism != mechanism_of(credential):
         return Diagnosis(_mismatch(address, credential, probed.mechanism), Stage.KEY, is_final=True)
     if handshakes.failed >= ENOUGH_FAILURES:
@@ -96,25 +96,25 @@ def diagnose(address: str, credential: Credential, handshakes: HandshakeState, p
 def _refused(address: str, credential: Credential) -> str:
     if isinstance(credential, ClientKeys):
         return (
-            f"the server at {address} does not let the key {credential.pair.public!r} in: on its machine, `lockstep "
-            "keys list DIR` shows which it does, and `lockstep keys allow DIR NAME KEY` changes that"
+            f"the server at {address} does not admit the key {credential.pair.public!r}: on its machine, `lockstep "
+            "keys list DIR` lists the keys that it admits, and `lockstep keys allow DIR NAME KEY` adds one"
         )
-    return f"the server at {address} is that of another run"
+    return f"the server at {address} belongs to another run"
 
 
 def _mismatch(address: str, credential: Credential, mechanism: str) -> str:
     match mechanism:
         case "CURVE":
-            return f"the server at {address} demands a key: expected --key FILE, with the file that its owner made"
+            return f"the server at {address} requires a key: expected --key FILE, with a file from its owner"
         case "PLAIN":
-            return f"the server at {address} belongs to `lockstep train`: it lets in only the workers of that run"
+            return f"the server at {address} belongs to `lockstep train`: it admits only the workers that it started"
         case _ if isinstance(credential, ClientKeys):
             return (
                 f"the server at {address} has no keys, and cannot prove that it is yours: expected one that was "
-                "started with --keys (without --key, any server that listens there is accepted)"
+                "started with --keys (without --key, any server at this address is accepted)"
             )
         case _:
-            return f"the server at {address} asks for {mechanism!r}, which lockstep does not use: is this its port?"
+            return f"the server at {address} requires {mechanism!r}, which Lockstep does not use: check the port"
 
 
 def _broken_off(address: str, credential: Credential) -> str:
@@ -123,7 +123,7 @@ def _broken_off(address: str, credential: Credential) -> str:
             f"the server at {address} breaks off the handshake: its key is not {credential.server!r}, which this key "
             "file names, or it cannot look up keys; compare `lockstep keys list DIR` on its machine"
         )
-    return f"the server at {address} breaks off the handshake: is the same version of lockstep on both sides?"
+    return f"the server at {address} breaks off the handshake: install the same version of Lockstep on both machines"
 
 
 def probe(address: str, timeout_s: float = TIMEOUT_S) -> ProbeResult:
@@ -132,15 +132,15 @@ def probe(address: str, timeout_s: float = TIMEOUT_S) -> ProbeResult:
         with closing(_connected(parse(address), timeout_s)) as connection:
             return ProbeResult(mechanism=_mechanism(_greeting(connection, timeout_s)))
     except socket.gaierror as error:
-        obstacle = f"the host of {address} is not known here ({error.strerror}): is its name right?"
+        obstacle = f"the host of {address} is not known here ({error.strerror}): check its name"
         return ProbeResult(obstacle=obstacle, stage=Stage.NAME)
     except ConnectionRefusedError:
-        obstacle = f"nothing listens at {address}: is the server running, and is this its port?"
+        obstacle = f"nothing listens at {address}: start the server, or check the port"
         return ProbeResult(obstacle=obstacle, stage=Stage.PORT)
     except FileNotFoundError:
         return ProbeResult(obstacle=f"nothing listens at {address}: there is no such socket", stage=Stage.PORT)
     except TimeoutError:
-        obstacle = f"nothing answers at {address} within {timeout_s:g} s: is a firewall in between?"
+        obstacle = f"nothing answers at {address} within {timeout_s:g} s: check the firewalls in between"
         return ProbeResult(obstacle=obstacle, stage=Stage.FIREWALL)
     except OSError as error:
         return ProbeResult(obstacle=f"{address} cannot be reached: {error.strerror or error}", stage=Stage.ROUTE)

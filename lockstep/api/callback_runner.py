@@ -15,12 +15,12 @@ CALLED = {"on_train_begin": ("training",), "on_epoch_end": ("training", "epoch")
 def check_form(callbacks: Sequence[Callback]) -> None:
     """Raise `JobError` if one is not a callback, or has a method that would not be called as it is written."""
     if isinstance(callbacks, Callback):
-        raise JobError(f"callbacks = {callbacks!r}: expected a list, also of one: callbacks=[…]")
+        raise JobError(f"callbacks = {callbacks!r}: expected a list, even for one callback: callbacks=[…]")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise JobError(
-                f"callbacks has {callback!r}: expected a Callback; of a class write an instance, EarlyStopping(), and "
-                "of a function LambdaCallback(on_epoch_end=…)"
+                f"callbacks has {callback!r}: expected a Callback, such as the instance EarlyStopping(); for a "
+                "function, write LambdaCallback(on_epoch_end=…)"
             )
         _check_names(callback)
         for name, given in CALLED.items():
@@ -93,4 +93,4 @@ def _call(method: Callable[..., object], *arguments: object) -> None:
         raise
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CallbackError(f"{method.__qualname__} raised {text}: the run is ended") from error
+        raise CallbackError(f"{method.__qualname__} raised {text}: the run ends") from error

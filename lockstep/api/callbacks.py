@@ -6,7 +6,7 @@
     >>> run = fit(
     ...     model, "digits.npz", epochs=20, workers=0, global_batch=32, verbose=False, validation_split=0.25,
     ...     callbacks=[
-    ...         EarlyStopping(monitor="val_loss", patience=2, restore_best=True),
+    ...         EarlyStopping(monitor="val_loss", patience=2, restore_best_weights=True),
     ...         LambdaCallback(on_epoch_end=lambda training, epoch: losses.append(epoch.val_loss)),
     ...     ],
     ... )
@@ -119,9 +119,9 @@ class EarlyStopping(Callback):
     """Stop after `patience` epochs in a row that were not better than the best one by more than `min_delta`.
 
     `monitor` is a figure of an epoch; by default "val_loss" in a run with `validation_split`, and "test_loss" in
-    others. `min_delta` has the unit of that figure. With `restore_best` the run's result is the weights of the best
-    epoch, instead of those of the last one. `fit` raises `JobError` for other values, and for a figure that the run
-    lacks.
+    others. `min_delta` has the unit of that figure. With `restore_best_weights` the run's result is the weights of the
+    best epoch, instead of those of the last one. `fit` raises `JobError` for other values, and for a figure that the
+    run lacks.
 
     Differs from Keras: there is no `mode`, since a figure's name decides what is better; no `baseline`, and no
     `start_from_epoch`. The server decides, so that a run stops at the same epoch on any number of workers.
@@ -130,11 +130,11 @@ class EarlyStopping(Callback):
     monitor: Monitor | None = None
     patience: int = 3
     min_delta: float = 0.0
-    restore_best: bool = False
+    restore_best_weights: bool = False
 
     def values(self) -> dict[str, Any]:
         """Return the values of a job that have the same meaning; `patience` is in epochs."""
-        values = {"patience": self.patience, "min_delta": self.min_delta, "keep_best": self.restore_best}
+        values = {"patience": self.patience, "min_delta": self.min_delta, "keep_best": self.restore_best_weights}
         return values if self.monitor is None else {**values, "monitor": self.monitor}
 
 

@@ -115,7 +115,7 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
         for name, value in (callback.values() if isinstance(callback, EarlyStopping) else {}).items():
             if given.setdefault(name, value) != value:
                 raise JobError(
-                    f"EarlyStopping says {name} = {value!r}, and {given[name]!r} is given: leave one of them out"
+                    f"EarlyStopping has {name} = {value!r}, and {given[name]!r} is given as well: remove one of them"
                 )
     return given
 
@@ -144,7 +144,7 @@ def _resume_hint(folder: Path, display: Display) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if has_begun(folder):
-            display.say(f"interrupted: what was reached is kept; resume by lockstep.resume({str(folder)!r})")
+            display.say(f"interrupted: the run is kept; resume it with lockstep.resume({str(folder)!r})")
         raise
 
 

@@ -131,7 +131,7 @@ class Run:
         if kept is None:
             raise JobError(
                 f"the weights after epoch {best.epoch} are not in {str(self.folder)!r}: expected a run with "
-                "keep_best=True or EarlyStopping(restore_best=True)"
+                "keep_best=True or EarlyStopping(restore_best_weights=True)"
             )
         return model_with(self.job, kept.arrays, kept.progress.steps)
 
@@ -146,7 +146,9 @@ def load_run(folder: str | Path) -> Run:
     path = Path(folder)
     if not (path / RESULT).is_file():
         if has_begun(path):
-            raise JobError(f"the run in {str(folder)!r} is not finished: resume it by lockstep.resume({str(folder)!r})")
+            raise JobError(
+                f"the run in {str(folder)!r} is not finished: resume it with lockstep.resume({str(folder)!r})"
+            )
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
     job, _ = resolve(read_values(path / JOB), {}, default_launch())
     return Run(read_result(path), path, job)

@@ -57,7 +57,7 @@ def excerpt_of(definition: Definition) -> Excerpt:
     """Return the text of a class or function; `ModelError` if it cannot be had, or not as something of its own."""
     name = definition.__name__
     if name == "<lambda>":
-        raise ModelError("a lambda has no text of its own: expected a function; write `def build(): return ...`")
+        raise ModelError("a lambda cannot be written to a file: expected a function; write `def build(): return ...`")
     if "<locals>" in definition.__qualname__:
         raise ModelError(
             f"{definition.__qualname__} is defined within a function, on whose variables it may depend: expected a "

@@ -77,7 +77,7 @@ NUMERICS = (
 #: The same if the run has portable numerics already.
 NOT_PORTABLE = (
     "this machine cannot have the portable numerics of the run",
-    "use another machine; or, for all of them, what the evidence says",
+    "use another machine, or on all machines what the evidence names",
 )
 
 
@@ -180,7 +180,9 @@ class Examiner:
         if isinstance(answer, Refused):
             has_other_numerics = answer.kind is RefusalKind.NUMERICS
             numerics = NOT_PORTABLE if answer.numerics == "portable" else NUMERICS
-            cause, change = numerics if has_other_numerics else ("the refusal names it", "do what the refusal says")
+            cause, change = (
+                numerics if has_other_numerics else ("the refusal names it", "follow the advice of the refusal")
+            )
             finding = Finding(
                 kind="numerics" if has_other_numerics else "refused",
                 what="the server would refuse a worker of this machine",

@@ -216,7 +216,7 @@ def _coretype(facts: MachineInfo) -> list[Finding]:
     return [
         Finding(
             kind="kernel",
-            what=f"{CORETYPE}={facts.coretype} makes the BLAS use another kernel than this processor's own",
+            what=f"{CORETYPE}={facts.coretype} makes the BLAS use another kernel than the one for this processor",
             evidence=f"{chosen.gflops:.0f} GFLOP/s with {chosen.kernel}, {own.gflops:.0f} with {own.kernel}",
             cause="the variable is set, perhaps so that different machines give the same bits",
             change=f"unset {CORETYPE}: a job with numerics = 'portable' has the same bits on different machines",

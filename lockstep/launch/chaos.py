@@ -68,27 +68,27 @@ def parse_chaos(text: str) -> dict[ChaosAction, int]:
             raise UsageError(f"--chaos {word!r}: expected NAME=COUNT, as kill-worker=5, with a count of 1 to {MOST}")
         if found[1] not in names:
             raise UsageError(
-                f"--chaos {word!r}: nothing is called {found[1]!r}{nearest(found[1], names)}: expected one of "
+                f"--chaos {word!r}: unknown fault {found[1]!r}{nearest(found[1], names)}: expected one of "
                 f"{', '.join(names)}"
             )
         action = ChaosAction(found[1])
         wanted[action] = wanted.get(action, 0) + int(found[2])
     if not wanted:
-        raise UsageError("--chaos asks for nothing: expected NAME=COUNT, as kill-worker=5")
+        raise UsageError("--chaos is empty: expected NAME=COUNT, as kill-worker=5")
     return wanted
 
 
 def check_chaos(wanted: dict[ChaosAction, int], launch: Launch) -> None:
     """Raise `UsageError` if the run has no process for it."""
     if not launch.workers:
-        raise UsageError("--chaos does things to a run's processes, and --workers 0 has none: expected 1 or more")
+        raise UsageError("--chaos needs worker processes, and --workers 0 has none: expected 1 or more")
     if ChaosAction.KILL_SHARD in wanted and launch.servers == 1:
         raise UsageError(
             f"--chaos kill-shard={wanted[ChaosAction.KILL_SHARD]} with --servers 1, which has no shards: "
             "expected 2 or more"
         )
     if not launch.max_restarts and wanted.keys() & KILLS:
-        raise UsageError("--chaos kills processes, and with --max-restarts 0 none is started again: expected 1 or more")
+        raise UsageError("--chaos kills processes, and with --max-restarts 0 none is restarted: expected 1 or more")
 
 
 def planned_actions(wanted: dict[ChaosAction, int], seed: int) -> list[PlannedAction]:
@@ -218,8 +218,7 @@ class Chaos:
         for disturbance in self.disturbances:
             disturbance.child.send(signal.SIGCONT)
         self.disturbances.clear()
-        left = f"; {len(self.ahead)} things were still to come when the run was over" if self.ahead else ""
-        self.say(f"chaos: {self.done} things were done to the run{left}")
+        self.say(f"chaos: injected {self.done} of {self.done + len(self.ahead)} faults")
 
 
 def chaos_of(request: ChaosRequest, clock: Clock, say: Callable[[str], None]) -> Chaos:

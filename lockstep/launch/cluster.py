@@ -213,7 +213,7 @@ class Cluster:
             delay_s = self._restarts.delay_s(dead.lived_s(self._started_s, self.clock.now()), dead.code)
             if delay_s is None:
                 return ""
-            self.say(f"{exit_message(dead)}; started again in {delay_s:.1f} s, to resume from the last checkpoint")
+            self.say(f"{exit_message(dead)}; restarting in {delay_s:.1f} s, from the last checkpoint")
             for shard in self.shards:
                 shard.end(0.0)
             self.shards.clear()
@@ -259,7 +259,7 @@ class Cluster:
         if not is_under_way and any(map(self.supervisor.is_given_up, dead)):
             raise error(f"the run cannot begin with all its workers: {exit_message(first)}")
         for number in dead:
-            outlook = "it is not started again" if self.supervisor.is_given_up(number) else "it is started again"
+            outlook = "it is not restarted" if self.supervisor.is_given_up(number) else "it is restarted"
             self.say(f"{exit_message(self.workers[number])}; its micro-batches go to the others, and {outlook}")
 
     def _result(self) -> RunResult:
@@ -310,8 +310,8 @@ def crash_message(child: WatchedProcess, numerics: Numerics) -> str:
             "install the versions of constraints.txt, or use numerics = 'native'"
         )
     return (
-        f"{exit_message(child)} before it was ready; the BLAS kernel is {blas_kernel()!r}, and OPENBLAS_CORETYPE "
-        "chooses another"
+        f"{exit_message(child)} before it was ready; the BLAS kernel is {blas_kernel()!r}; set OPENBLAS_CORETYPE "
+        "to choose another"
     )
 
 

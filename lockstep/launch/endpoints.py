@@ -15,7 +15,7 @@ from common.transport.auth.key_folder import KeyFolder, read_key
 TOKEN = "token"
 
 #: What is printed if everybody is admitted.
-WARNING = "warning: --insecure: whoever reaches this address can take part in the run"
+WARNING = "warning: --insecure: anybody who reaches this address can take part in the run"
 
 
 def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = False) -> Lock:
@@ -24,7 +24,7 @@ def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = F
     `KeyFileError` if the keys cannot be used.
     """
     if keys is not None and is_insecure:
-        raise UsageError("--keys and --insecure contradict one another: remove one")
+        raise UsageError("--keys and --insecure contradict each other: remove one")
     return _token_in(supervised) if keys is None else KeyFolder(keys).server()
 
 

@@ -124,7 +124,7 @@ def decode(source: Path | IO[bytes], named: object, options: PackOptions) -> NDA
             return _array(opened, options)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = (getattr(error, "strerror", None) or one_line(str(error), 80)).partition(" <")[0]
-        raise DataError(f"{named}: is no picture that can be read ({reason}): repair or remove it") from None
+        raise DataError(f"{named}: is not a picture that can be read ({reason}): repair or remove it") from None
 
 
 def decode_bytes(data: bytes, named: str, options: PackOptions) -> NDArray[np.uint8]:

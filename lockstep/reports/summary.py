@@ -100,7 +100,7 @@ def audit_line(result: RunResult) -> str:
 
 
 def advice(result: RunResult, cores: int | None = None) -> list[str]:
-    """Return advice on the number of workers from the measured times; `cores` as in `show_summary`."""
+    """Return advice on the number of workers from the measured times; `cores` as in `show_advice`."""
     if result.workers == 0:
         return []
     notes = []

@@ -44,11 +44,11 @@ def check_run_dir(folder: Path) -> Path:
     named = f"run folder {str(folder)!r}"
     above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not above.is_dir():
-        raise UsageError(f"{named}: {str(above)!r} is no folder: expected a new or an empty one")
+        raise UsageError(f"{named}: {str(above)!r} is not a folder: expected a new or empty folder")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise UsageError(f"{named}: {str(above)!r} cannot be written to: expected a folder of your own")
+        raise UsageError(f"{named}: {str(above)!r} cannot be written to: expected a folder that you may write to")
     if above == folder and any(folder.iterdir()):
-        raise UsageError(f"{named} is not empty: expected a new or an empty one")
+        raise UsageError(f"{named} is not empty: expected a new or empty folder")
     return folder
 
 
@@ -84,7 +84,7 @@ def _claim(candidates: list[Path], *, is_wanted: bool) -> Path:
         except OSError as error:
             raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
         return folder
-    raise UsageError(f"run folder {str(candidates[0])!r} belongs to another run: expected a new or an empty one")
+    raise UsageError(f"run folder {str(candidates[0])!r} belongs to another run: expected a new or empty folder")
 
 
 def unclaim(folder: Path, made: Sequence[Path]) -> None:

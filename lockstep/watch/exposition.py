@@ -124,7 +124,7 @@ def _sum(view: RunView, name: str) -> float:
 def _of_workers(view: RunView) -> Iterator[Metric]:
     workers = view.workers()
     if view.status is not None:
-        states = GaugeMetricFamily("lockstep_workers", "Workers by what the server says of them.", labels=["state"])
+        states = GaugeMetricFamily("lockstep_workers", "Workers by state, as the server reports it.", labels=["state"])
         for state, count in sorted(Counter(worker.state for worker in workers).items()):
             states.add_metric([state], count)
         yield states

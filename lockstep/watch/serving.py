@@ -62,7 +62,7 @@ def parse_place(text: str) -> Place:
     host, separator, port = text.rpartition(":")
     host = host.strip("[]") if separator else "127.0.0.1"
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"{text!r} is not a place to listen: expected HOST:PORT or PORT, as 127.0.0.1:8000")
+        raise UsageError(f"{text!r} is not a valid address: expected HOST:PORT or PORT, as 127.0.0.1:8000")
     return Place(host, int(port))
 
 

@@ -211,6 +211,6 @@ def _check_seal(path: Path) -> None:
     digest.update(data[start + len(_BLANK) :])
     if digest.hexdigest().encode() != seal:
         raise FileFormatError(
-            f"{path}: is damaged: its SHA-256 is {digest.hexdigest()[:12]}…, and its seal says "
+            f"{path}: is damaged: its SHA-256 is {digest.hexdigest()[:12]}…, and its seal records "
             f"{seal.decode('ascii', 'replace')[:12]}…"
         )

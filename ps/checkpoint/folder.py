@@ -84,4 +84,4 @@ class CheckpointFolder:
             try:
                 yield read_checkpoint(self.file_of(at))
             except FileFormatError as error:
-                self.say(f"warning: {error}: the one before it is used")
+                self.say(f"warning: {error}: using the one before it")

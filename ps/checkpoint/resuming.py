@@ -58,7 +58,9 @@ def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numeri
     values = {name: (getattr(there.job, name), getattr(here.job, name)) for name in there.job.__struct_fields__}
     odd = "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, (was, is_) in values.items() if was != is_)
     if odd:
-        raise JobError(f"{path} is of another job: {odd}: expected the same; a new run may begin with --initial {path}")
+        raise JobError(
+            f"{path} belongs to another job: {odd}: expected the same; a new run may start from --initial {path}"
+        )
     if there.source != here.source:
         raise ModelError(
             f"the file of model {here.job.model!r} has changed since {path} was written (SHA-256 {there.source[:12]}… "
@@ -88,7 +90,9 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
     saved = checkpoint.progress
     following = setup.info.plan.at(saved.steps, is_evaluated=saved.is_evaluated)
     if following is None:
-        raise FileFormatError(f"{checkpoint.path}: is of a run's end, after which nothing follows: remove the file")
+        raise FileFormatError(
+            f"{checkpoint.path}: is from the end of a run, so there is nothing to resume: remove the file"
+        )
     fill(setup.shard, checkpoint, setup)
     lost = _cut_lines(folder, saved)
     recorder.history = list(saved.history)
@@ -117,7 +121,7 @@ def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
         return True
     if _best(checkpoint, checkpoints) is not None:
         return True
-    checkpoints.say(f"warning: {checkpoint.path}: the best epoch's weights are gone: the one before it is used")
+    checkpoints.say(f"warning: {checkpoint.path}: the best epoch's weights are gone: using the one before it")
     return False
 
 

@@ -391,9 +391,7 @@ class Coordinator:
             return []
         skipped = self.state.skip_unassignable([member.rank for member in self.membership.ready()])
         is_first, self.progress.unaudited = not self.progress.unaudited, self.progress.unaudited + len(skipped)
-        text = (
-            f"no audit of {self.round.named(skipped)}, nor of others now: no other worker is ready; the run continues"
-        )
+        text = f"cannot audit {self.round.named(skipped)} or others now: no other worker is ready; the run continues"
         reports: list[Effect] = [Report(text=text)] if skipped and is_first else []
         if not self.leases.is_complete():
             return reports

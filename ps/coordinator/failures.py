@@ -119,7 +119,7 @@ def _expire(
     rank: int, state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
 ) -> LateWorker:
     member, held_s = membership.by_rank(rank), stragglers.record_late(rank, now)
-    released = state.release(rank, f"it had brought nothing for {held_s:.1f} s", now)
+    released = state.release(rank, f"it had sent nothing for {held_s:.1f} s", now)
     stragglers.withdrawals.remove(rank)
     assert member is not None  # what a member held was released when it left
     membership.set_state(member, MemberState.SUSPECT)
@@ -131,7 +131,7 @@ def report_late(late: LateWorker, state: RoundState, stragglers: StragglerMonito
     takers = sorted({rank for node in late.released for rank in state.leases.holders(node)})
     median_s = stragglers.timeouts.median_s(late.member.rank, state.round.work)
     if not late.released:
-        text = f"{late.member.named()} has brought nothing for {late.held_s:.1f} s: others have done what it held"
+        text = f"{late.member.named()} has sent nothing for {late.held_s:.1f} s: others have computed its micro-batches"
         return Report(text=text)
     what = state.round.named(late.released)
     return Report(text=late_text(late.member.named(), what, late.held_s, median_s, takers))
@@ -151,5 +151,5 @@ def _evict(
     membership.remove(member.peer)
     state.pending.remove(rank)
     stragglers.remove(rank)
-    report = Report(text=f"{member.named()} was evicted: it has brought nothing for {silent_s:.1f} s")
+    report = Report(text=f"{member.named()} was evicted: it has sent nothing for {silent_s:.1f} s")
     return [report, ForgetWorker(peer=member.peer, rank=rank)]

@@ -55,7 +55,7 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
         return Refusal(
             RefusalKind.NUMERICS,
             f"host {join.host!r} computes with {join.fingerprint.mode} numerics, and this run with {ours.mode} ones: "
-            f"without a flag --numerics, or with --numerics {ours.mode}, the {who} starts again and has the run's",
+            f"start the {who} without --numerics, or with --numerics {ours.mode}",
             ours.mode,
         )
     named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
@@ -63,8 +63,8 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     return Refusal(
         RefusalKind.VERSION if is_version else RefusalKind.NUMERICS,
         f"the numerics of host {join.host!r} differ from the server's, and so would its bits: {named}: "
-        f"use equal machines and versions,{advice} or start the server with --allow-mixed-numerics and lose the "
-        "promise",
+        f"use equal machines and versions,{advice} or start the server with --allow-mixed-numerics and give up equal "
+        "bits",
     )
 
 
@@ -99,7 +99,10 @@ def admit(
     effects: list[Effect] = []
     if (twin := membership.by_incarnation(event.join.incarnation)) is not None:
         membership.remove(twin.peer)
-        effects += [Report(text=f"{twin.named()} left: it dialled again"), ForgetWorker(peer=twin.peer, rank=twin.rank)]
+        effects += [
+            Report(text=f"{twin.named()} left: it connected again"),
+            ForgetWorker(peer=twin.peer, rank=twin.rank),
+        ]
     member = membership.admit(event.peer, event.join, now)
     account.add(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
     send = Send(peer=event.peer, message=welcome(member.rank))
@@ -119,7 +122,9 @@ def prepared(member: Member, event: events.WorkerPrepared, membership: Membershi
     membership.obstacle = membership.obstacle or event.obstacle
     effects = activate(member, membership, info)
     if event.obstacle:
-        effects.insert(0, Report(text=f"{member.named()} exchanges vectors over its socket: {event.obstacle}"))
+        effects.insert(
+            0, Report(text=f"{member.named()} exchanges gradients and weights through its socket: {event.obstacle}")
+        )
     return effects
 
 

@@ -206,7 +206,7 @@ class MetricsRecorder:
         if epochs == self.info.plan.epochs:
             return ""
         if is_stopped(job, self.history):
-            return f"{job.patience} epochs in a row had no better {job.monitored()}"
+            return f"{job.monitored()} did not improve for {job.patience} epochs"
         return f"a callback stopped it after epoch {epochs}"
 
     def fail(self, failure: str, weights: Vector, steps: int) -> None:

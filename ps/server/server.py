@@ -276,7 +276,7 @@ class Server:
 
     def _turn_away(self, peer: bytes, fault: str) -> list[events.Event]:
         """Answer what cannot be understood: a worker of another version would wait for ever, not knowing why."""
-        reason = f"it broke protocol {PROTOCOL_VERSION}: {fault}; is the same version of lockstep on both sides?"
+        reason = f"it broke protocol {PROTOCOL_VERSION}: {fault}; install the same version of Lockstep on both machines"
         self._send(peer, Refused(reason=shortened(reason)))
         self.blocklist.add(peer, reason)
         return self._peer_gone(peer, reason)

@@ -194,7 +194,9 @@ class ShardGroup:
         member.is_ready, member.shares, member.obstacle = True, event.shares, event.obstacle
         effects: list[GroupEffect] = [FillShard(peer=member.peer, index=member.index, shares=member.shares)]
         if member.obstacle:
-            effects.append(Report(text=f"{member.named()} exchanges vectors over its socket: {member.obstacle}"))
+            effects.append(
+                Report(text=f"{member.named()} exchanges gradients and weights through its socket: {member.obstacle}")
+            )
         return [*effects, *self._announce(), *self._remind(now)]
 
     def _announce(self) -> list[GroupEffect]:

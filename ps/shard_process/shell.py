@@ -126,7 +126,7 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
             case SumsFrame():
                 return events.SumsReceived(peer=peer, sums=message, frame=self._frame_of(message))
             case _:
-                raise RemoteProtocolError(f"this is a shard: workers dial the server, {self.state.config.address}")
+                raise RemoteProtocolError(f"this is a shard: connect to the server at {self.state.config.address}")
 
     def _frame_of(self, sums: SumsFrame) -> int:
         frame = self._frame_at.get(sums.start)

@@ -186,4 +186,4 @@ def test_without_its_key_a_worker_is_told_why(machine: Machine) -> None:
     kubelet.start("server", 0, *JOB, "--min-workers", "2")
     stranger = machine.start(["lockstep", "worker", f"tcp://127.0.0.1:{kubelet.port}"], {})
     assert stranger.wait(PATIENCE_S) == 2
-    assert "demands a key" in machine.said(stranger)
+    assert "requires a key" in machine.said(stranger)

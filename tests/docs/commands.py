@@ -83,7 +83,12 @@ def missing_names(block: Block) -> list[str]:
     modules: dict[str, object] = {}
     missing = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "lockstep":
+        # Of the estimators it would take seconds to import scikit-learn.
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] == "lockstep"
+            and node.module != "lockstep.sklearn"
+        ):
             module = importlib.import_module(node.module or "")
             for alias in node.names:
                 if not hasattr(module, alias.name):

@@ -1,6 +1,7 @@
 """Every command and every block of Python in README and docs is run as it is pasted, or says in the page why not."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import click
@@ -63,6 +64,18 @@ def test_most_blocks_are_run() -> None:
     blocks = [block for page in PAGES for block in page.blocks if block.language in ("bash", "python")]
     not_run = [block.place for block in blocks if not block.is_run]
     assert len(not_run) <= len(blocks) / 2, not_run
+
+
+#: What takes seconds: a page that does it is not of the default suite.
+TAKES_SECONDS = re.compile(
+    r"\blockstep (?:train|bench|find-lr|watch|server|simulate)\b(?!.*--help)|scripts/train|\bfit\("
+)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "slow" not in page.markers], ids=lambda page: page.name)
+def test_a_page_that_takes_seconds_says_that_it_is_slow(page: Page) -> None:
+    run = [block for block in page.blocks if block.is_run and block.language in ("bash", "python")]
+    assert [block.place for block in run if TAKES_SECONDS.search(block.text)] == []
 
 
 # The tools themselves.

@@ -16,7 +16,7 @@ from tests.docs.prose import (
 )
 from tests.docs.words import colons, complaints, long_sentences
 
-FOLDERS = ("docs", "examples", "notebooks", "common", "deploy")
+FOLDERS = ("docs", "examples", "notebooks", "common", "deploy", ".github")
 PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in sorted(

@@ -15,7 +15,7 @@ from lockstep.launch.client import say
 from lockstep.reports.display import LiveDisplay, PlainDisplay, print_plainly
 from lockstep.reports.notebook_display import NotebookDisplay
 from lockstep.reports.plots.worker_timeline import read_timeline
-from lockstep.reports.summary import show_summary
+from lockstep.reports.summary import show_advice
 from lockstep.verification.replay import LayerFigures, LayerReplay
 from ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
 from tests.lockstep.reports.plots.records import write_ledger, write_steps
@@ -86,7 +86,7 @@ def test_a_notebook_shows_what_is_said_as_text() -> None:
 def test_a_note_at_the_end_of_a_run() -> None:
     for is_terminal in (False, True):
         console = paper(is_terminal=is_terminal)
-        show_summary(console, result(obstacle=EVIL), None)
+        show_advice(console, result(obstacle=EVIL))
         assert_harmless(written(console).replace("\x1b[1m", "").replace("\x1b[0m", ""))
 
 

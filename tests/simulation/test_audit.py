@@ -93,4 +93,4 @@ def test_one_worker_alone_is_audited_by_nobody() -> None:
     assert simulation.finish() == digest_with(job, 1, 0)
     assert simulation.recorder.result is not None
     assert simulation.recorder.result.audited == 0
-    assert len([text for text in simulation.said if "no audit of" in text]) == 1
+    assert len([text for text in simulation.said if "cannot audit" in text]) == 1

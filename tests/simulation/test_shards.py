@@ -135,7 +135,10 @@ def test_a_shard_without_the_memory_lets_all_go_over_sockets(short_root: Path) -
         assert simulation.recorder.result is not None
         assert simulation.recorder.result.transport == "memory"
         assert "cannot be opened here" in simulation.recorder.result.obstacle
-        assert any("shard 1 (host host, pid 0) exchanges vectors over its socket" in text for text in simulation.said)
+        assert any(
+            "shard 1 (host host, pid 0) exchanges gradients and weights through its socket" in text
+            for text in simulation.said
+        )
 
 
 @pytest.mark.parametrize("name", ["clipped", "statistics"])

@@ -221,4 +221,6 @@ def test_why_a_worker_does_not_share_is_in_the_result(short_root: Path) -> None:
         assert result is not None
         assert result.transport == "memory"
         assert "cannot be opened here: No such file or directory" in result.obstacle
-        assert any(f"exchanges vectors over its socket: {result.obstacle}" in text for text in simulation.said)
+        assert any(
+            f"exchanges gradients and weights through its socket: {result.obstacle}" in text for text in simulation.said
+        )

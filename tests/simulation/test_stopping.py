@@ -48,7 +48,7 @@ def test_what_the_job_comes_to() -> None:
     assert min(losses) == losses[3]
     assert result.weights_sha256 == result.history[3].weights_sha256 != result.history[5].weights_sha256
     assert (result.test_loss, result.train_loss) == (result.history[3].test_loss, result.history[3].loss)
-    assert result.stopped == "2 epochs in a row had no better val_loss"
+    assert result.stopped == "val_loss did not improve for 2 epochs"
 
 
 def test_without_patience_it_goes_on_and_without_keeping_ends_with_the_last() -> None:
@@ -107,7 +107,7 @@ def test_without_the_best_weights_it_goes_on_from_before_them(tmp_path: Path, ca
     run(tmp_path, 0, is_resumed=False, stop_at=11, opening=opening_of())
     (tmp_path / CHECKPOINTS / "step-00000008.safetensors").unlink()
     said = run(tmp_path, 1, is_resumed=True, opening=opening_of())
-    assert sum("the best epoch's weights are gone: the one before it is used" in text for text in said) == 3
+    assert sum("the best epoch's weights are gone: using the one before it" in text for text in said) == 3
     assert any("starts over: " in text for text in said)
     assert bits(tmp_path) == calm
 

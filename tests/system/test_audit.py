@@ -46,7 +46,7 @@ def test_one_worker_alone_is_told_of_once_and_not_waited_for(place: Place) -> No
     worker = place.start("worker", server.line_with("lockstep worker").split()[-1])
     code, out, _ = server.end()
     assert (code, worker.end()[0]) == (0, 0)
-    assert out.count("no audit of micro-batches ") == 1
+    assert out.count("cannot audit micro-batches ") == 1
     assert "audit           none of the " in out
 
 

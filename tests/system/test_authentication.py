@@ -199,8 +199,8 @@ def asks_with_a_password(address: str) -> None:
 
 #: Both ends of a handshake see that they do not agree, and whichever hangs up first has the word.
 DISAGREE = (
-    r"^refused (127\.0\.0\.1|one that hung up at once): "
-    r"(it came without a key|its handshake did not complete \(.*\): has it the right key)"
+    r"^refused (127\.0\.0\.1|a host that disconnected at once): "
+    r"(it has no key|its handshake did not complete \(.*\): check its key)"
 )
 
 #: Each that is not to take part, and what the person at the server is told.
@@ -208,11 +208,11 @@ REFUSED: dict[str, tuple[Attempt, str]] = {
     "no key": (asks(None, changed()), DISAGREE),
     "unknown key": (
         asks(ClientKeys(STRANGER, SERVER.public), changed()),
-        rf"^refused 127\.0\.0\.1: its key '{re.escape(STRANGER.public)}' is not among those allowed",
+        rf"^refused 127\.0\.0\.1: its key '{re.escape(STRANGER.public)}' is not admitted",
     ),
     "wrong server key": (
         asks(ClientKeys(WORKER, STRANGER.public), changed()),
-        r"^refused 127\.0\.0\.1: it expects another server, with another key",
+        r"^refused 127\.0\.0\.1: it expects a server with another key",
     ),
     "NULL mechanism": (asks_by(b"NULL"), DISAGREE),
     "PLAIN mechanism": (asks_by(b"PLAIN"), DISAGREE),
@@ -220,7 +220,7 @@ REFUSED: dict[str, tuple[Attempt, str]] = {
     "the token of a train": (asks(Token("a" * 64), changed()), DISAGREE),
     "CURVE without a handshake": (
         asks_by(b"CURVE"),
-        r"^refused (127\.0\.0\.1|one that hung up at once): (it broke the|its) handshake",
+        r"^refused (127\.0\.0\.1|a host that disconnected at once): (it broke the|its) handshake",
     ),
     "a join of another run": (
         asks(GOOD, changed(run="another")),
@@ -252,7 +252,7 @@ def _die() -> Mapping[str, str]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_while_the_authenticator_is_dead_nobody_takes_part(gate: Gate) -> None:
     gate.allowed = _die
-    has_died = r"^refused 127\.0\.0\.1: the authenticator has died \(SystemExit\).*: start the server again"
+    has_died = r"^refused 127\.0\.0\.1: the authenticator has died \(SystemExit\).*: restart the server"
     gate.suffer(asks(GOOD, changed()), has_died)
     # The server's own key as well, which no list is looked up for.
     gate.suffer(asks(ClientKeys(SERVER, SERVER.public), changed()), r"its handshake did not complete")

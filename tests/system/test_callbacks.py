@@ -80,7 +80,7 @@ def test_two_servers_and_two_workers_pause_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_class_of_ones_own_stops_early_with_the_bits_of_one_process(tmp_path: Path, workers: int) -> None:
-    stopping = EarlyStopping(patience=1, min_delta=0.2, restore_best=True)
+    stopping = EarlyStopping(patience=1, min_delta=0.2, restore_best_weights=True)
     runs = [
         fit(
             zoo.Net(),
@@ -122,7 +122,7 @@ def test_an_interrupt_ends_all_processes_and_the_run_is_gone_on_with(
     values, interrupting = {**BRIEF, "verbose": True, "workers": workers}, LambdaCallback(on_epoch_end=interrupt)
     with pytest.raises(KeyboardInterrupt):
         fit("linear", tiny_arrays(), run_dir=tmp_path, callbacks=[interrupting], **values)
-    told = f"interrupted: what was reached is kept; resume by lockstep.resume({str(tmp_path)!r})"
+    told = f"interrupted: the run is kept; resume it with lockstep.resume({str(tmp_path)!r})"
     assert told in capsys.readouterr().out.splitlines()
     assert pids_in(tmp_path) == workers * [None]
     calm = fit("linear", tiny_arrays(), run_dir=tmp_path / "calm", **{**BRIEF, "workers": 0})

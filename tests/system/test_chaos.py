@@ -29,7 +29,7 @@ def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> N
         "chaos: killed a worker",
         "chaos: killed the server",
     ]
-    assert done[-1] == "chaos: 2 things were done to the run"
+    assert done[-1] == "chaos: injected 2 of 2 faults"
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_a_run_that_is_harmed_in_every_way_comes_to_the_bits_of_a_calm_one(place
         assert len([line for line in done if text in line]) == count
     for text in ("stopped the server (pid ", "killed the server (pid "):
         assert len([line for line in done if text in line]) == 1
-    assert done[-1] == "chaos: 6 things were done to the run"
+    assert done[-1] == "chaos: injected 6 of 6 faults"
 
 
 @pytest.mark.slow
@@ -68,9 +68,9 @@ def test_fifty_killed_workers_change_nothing(place: Place) -> None:
     ("flags", "told"),
     [
         (("--workers", "0", "--chaos", "stop-worker=1"), "--workers 0 has none"),
-        (("--workers", "2", "--chaos", "kill=1"), "nothing is called 'kill'"),
+        (("--workers", "2", "--chaos", "kill=1"), "unknown fault 'kill'"),
         (("--workers", "2", "--chaos", "kill-shard=1"), "--servers 1, which has no shards"),
-        (("--workers", "2", "--chaos", "kill-server=1", "--max-restarts", "0"), "none is started again"),
+        (("--workers", "2", "--chaos", "kill-server=1", "--max-restarts", "0"), "none is restarted"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_begins(

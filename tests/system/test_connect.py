@@ -112,10 +112,10 @@ KINDS = {
     "name": ("name", "is not known here"),
     "route": ("route", "cannot be reached"),
     "port": ("port", "nothing listens at"),
-    "firewall": ("firewall", "is a firewall in between?"),
-    "service": ("service", "is not a lockstep server"),
+    "firewall": ("firewall", "check the firewalls in between"),
+    "service": ("service", "is not a Lockstep server"),
     "key": ("key", "breaks off the handshake"),
-    "no_key": ("key", "demands a key"),
+    "no_key": ("key", "requires a key"),
     "version": ("version", f"speaks protocol {PROTOCOL_VERSION}, the server 9999"),
     "numerics": ("numerics", "the numerics of host"),
 }
@@ -165,8 +165,8 @@ def test_a_good_way_is_told_step_by_step_and_the_run_is_left_alone(
 
 def test_the_doctor_looks_at_one_thing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--connect", "tcp://127.0.0.1:1", "--machine"]) == 2
-    assert capsys.readouterr().err.startswith("error: --machine examines no job")
+    assert capsys.readouterr().err.startswith("error: --machine does not examine a job")
     assert run(["doctor", "--connect", "tcp://127.0.0.1:1", "--lr", "1"]) == 2
-    assert capsys.readouterr().err.startswith("error: --connect examines no job")
+    assert capsys.readouterr().err.startswith("error: --connect does not examine a job")
     assert run(["doctor", "--connect", "here"]) == 2
     assert capsys.readouterr().err.startswith("error: address 'here' is malformed")

@@ -158,7 +158,7 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
     # The stop may fall on a step as well as on the evaluation that ends an epoch.
     held = r"held (micro-batches .* of|evaluation chunks .* after) step \d+ for [2-9]\.\d s \(median "
     # Where there is a core for each, the other one has computed the same meanwhile.
-    done = r"brought nothing for [2-9]\.\d s: others have done what it held"
+    done = r"sent nothing for [2-9]\.\d s: others have computed its micro-batches"
     late = re.compile(rf"worker \d \(host .*, pid \d+\) has ({held}|{done})")
     told = server.line_with(f"pid {first.popen.pid}) has ")
     assert late.match(told), told
@@ -257,7 +257,7 @@ def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, poi
         assert digest(place) == expected
         assert place.is_empty(GONE_S)
         # It may have been over first.
-        back += [took_s] * ("was killed by SIGKILL; started again in " in out)
+        back += [took_s] * ("was killed by SIGKILL; restarting in " in out)
         if len(back) == times:
             break
         (place.folder / "run").rename(place.folder / f"run-{attempt}")
@@ -294,7 +294,7 @@ def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Plac
     (shard,) = place.pids("lockstep shard")
     os.kill(shard, signal.SIGKILL)
     began = SystemClock().now()
-    process.line_with(f"a shard (pid {shard}) was killed by SIGKILL; started again in ")
+    process.line_with(f"a shard (pid {shard}) was killed by SIGKILL; restarting in ")
     process.line_with("resumes after step ")
     process.line_with("epoch ")
     assert SystemClock().now() - began < BACK_S + slack_s
@@ -312,5 +312,5 @@ def test_a_run_that_is_hopeless_ends_with_the_root_cause(place: Place) -> None:
     assert error.count("\n") == 1
     assert error.startswith("error: no worker is left: a worker (pid ")
     assert error.endswith("was killed by SIGABRT\n")
-    assert out.count("and it is started again") == 2
+    assert out.count("and it is restarted") == 2
     assert place.is_empty(GONE_S)

@@ -67,12 +67,12 @@ def make_wrong(keys: Path, wrong: str) -> list[str]:
 @pytest.mark.parametrize(
     ("wrong", "told_there", "told_here"),
     [
-        pytest.param("no key", "demands a key: expected --key FILE", "refused ", marks=pytest.mark.slow),
-        ("unknown key", "does not let the key", "its key '"),
+        pytest.param("no key", "requires a key: expected --key FILE", "refused ", marks=pytest.mark.slow),
+        ("unknown key", "does not admit the key", "its key '"),
         pytest.param(
             "wrong server key",
             "breaks off the handshake: its key is not",
-            "it expects another server",
+            "it expects a server with another key",
             marks=pytest.mark.slow,
         ),
     ],
@@ -101,7 +101,7 @@ def test_a_worker_with_the_wrong_key_says_so_and_the_run_goes_on(
 def test_a_status_tells_how_many_were_not_let_in(place: Place, keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server, address = started(place, *ENDLESS)
     assert run(["status", address, "--timeout", "0.5"]) == 1
-    assert "demands a key" in capsys.readouterr().err
+    assert "requires a key" in capsys.readouterr().err
     assert run(["status", address, "--json", "--key", str(keys / "one.key")]) == 0
     assert json.loads(capsys.readouterr().out)["refused"] > 0
     server.send(signal.SIGINT)
@@ -143,15 +143,15 @@ def test_without_keys_nothing_is_served_to_others(
 ) -> None:
     monkeypatch.chdir(place.folder)
     assert run(["server", *BRIEF, "--bind", bind, "--run-dir", "run"]) == 2
-    assert "is open to any other machine" in capsys.readouterr().err
+    assert "can be reached from other machines" in capsys.readouterr().err
     assert run(["server", *BRIEF, "--bind", bind, "--insecure", "--keys", "keys"]) == 2
-    assert "--keys and --insecure contradict one another" in capsys.readouterr().err
+    assert "--keys and --insecure contradict each other" in capsys.readouterr().err
     assert not (place.folder / "run").exists()
 
 
 def test_insecure_is_warned_of(place: Place) -> None:
     server = place.start("server", *BRIEF, "--bind", "tcp://0.0.0.0:0", "--insecure")
-    assert server.line_with("warning").endswith("whoever reaches this address can take part in the run")
+    assert server.line_with("warning").endswith("anybody who reaches this address can take part in the run")
     server.send(signal.SIGINT)
     assert server.end(GONE_S)[0] == 130
 
@@ -164,7 +164,7 @@ def test_trains_own_tcp_is_for_its_own_processes(place: Place, capsys: pytest.Ca
     address = command[command.index("worker") + 1]
     assert address.startswith("tcp://127.0.0.1:")
     assert run(["status", address, "--timeout", "0.5"]) == 1
-    assert "belongs to `lockstep train`: it lets in only the workers of that run" in capsys.readouterr().err
+    assert "belongs to `lockstep train`: it admits only the workers that it started" in capsys.readouterr().err
     train.send(signal.SIGINT)
     assert train.end(GONE_S)[0] == 130
     assert place.is_empty(0.0)

@@ -136,7 +136,7 @@ def test_an_address_for_others_needs_insecure_or_keys(
     environ = {**torchrun(0, 2, free_port()), "MASTER_ADDR": "192.0.2.7"}
     code, error = node(place, monkeypatch, capsys, environ)
     assert code == 2
-    assert "is open to any other machine" in error
+    assert "can be reached from other machines" in error
     assert not (place.folder / "run").exists()
 
 

@@ -69,7 +69,7 @@ def test_a_worker_without_room_goes_over_its_socket_beside_one_that_shares(place
     server = place.start("server", *LARGE, "--min-workers", "2", "--bind", address, "--run-dir", "run")
     server.line_with("waiting for workers")
     roomy, short = place.start("worker", address), place.start("worker", address, file_bytes=TOO_SHORT)
-    told = server.line_with("exchanges vectors over its socket")
+    told = server.line_with("exchanges gradients and weights through its socket")
     assert f"pid {short.popen.pid}" in told
     assert "has no room for" in told
     assert [worker.end()[0] for worker in (roomy, short)] == [0, 0]

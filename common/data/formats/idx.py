@@ -92,7 +92,7 @@ class _Gzip:
             raise DataError(f"{self._path}: damaged gzip ({error}): expected an IDX file; fetch it again") from None
         self._rest = self._inflate.unconsumed_tail
         if len(taken) < count and not self._inflate.eof:
-            raise DataError(f"{self._path}: the gzip stream breaks off: expected a whole file; fetch it again")
+            raise DataError(f"{self._path}: the gzip stream ends too early: expected a complete file; fetch it again")
         return taken
 
     def has_more(self) -> bool:

@@ -87,7 +87,7 @@ def open_array(
             f"{path}: no array {name!r}: expected it next to the others; it has {one_line(there)}"
         ) from None
     if entry.compress_type not in _METHODS:
-        raise DataError(f"{path}: {name!r} is packed by method {entry.compress_type}: expected deflate, as by NumPy")
+        raise DataError(f"{path}: {name!r} is packed by method {entry.compress_type}: expected deflate, as NumPy uses")
     if entry.file_size > min(most_bytes, entry.compress_size * DEFLATE_RATIO):
         raise DataError(
             f"{path}: {name!r} claims {entry.file_size} bytes: expected at most {most_bytes}, and as packed"

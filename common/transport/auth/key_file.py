@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Most bytes of a key file.
 MOST_BYTES = 4096
 
-_BANNER = "# A secret key of lockstep: whoever has it counts as {name}. Keep it readable for its user only.\n"
+_BANNER = "# A secret key of Lockstep. Anybody who has it can join as {name}: keep it readable for its user only.\n"
 
 
 @dataclass(frozen=True)

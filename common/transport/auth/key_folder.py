@@ -42,7 +42,7 @@ class KeyFolder:
         check_names(names)
         if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
             raise KeyFileError(
-                f"{str(path)!r} exists already: choose another, or add a worker by `lockstep keys add {path} NAME`"
+                f"{str(path)!r} exists already: choose another, or add a worker with `lockstep keys add {path} NAME`"
             )
         # In a temporary folder, then renamed: a folder with half of its keys would be mistaken for a complete one.
         target = path.absolute()
@@ -104,7 +104,7 @@ class KeyFolder:
         self._check_new(name)
         names = self.names()
         if public in names:
-            raise KeyFileError(f"the key {public!r} is let in already, as {names[public]!r}: nothing to do")
+            raise KeyFileError(f"the key {public!r} is already admitted, as {names[public]!r}: nothing to do")
         self._write({**names, public: name})
 
     def revoke(self, name: str) -> None:
@@ -112,12 +112,12 @@ class KeyFolder:
         names = self.names()
         if name not in names.values():
             known = f"expected one of {', '.join(names.values())}" if names else "the list is empty"
-            raise KeyFileError(f"no worker {name!r} is let in: {known}")
+            raise KeyFileError(f"no worker {name!r} is admitted: {known}")
         self._write({public: other for public, other in names.items() if other != name})
 
     def _check_new(self, name: str) -> None:
         if name in self.names().values():
-            raise KeyFileError(f"a worker {name!r} is let in already: choose another name, or revoke that one first")
+            raise KeyFileError(f"a worker {name!r} is already admitted: choose another name, or revoke that one first")
 
     def _write(self, names: Mapping[str, str]) -> None:
         path = self.path / ALLOWED
@@ -132,7 +132,7 @@ class KeyFolder:
             found = self.path.stat()
         except OSError as error:
             raise KeyFileError(
-                f"the folder of keys {str(self.path)!r} cannot be read: {error.strerror}; make one by "
+                f"the folder of keys {str(self.path)!r} cannot be read: {error.strerror}; make one with "
                 f"`lockstep keys create {self.path}`"
             ) from None
         if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):

@@ -56,9 +56,9 @@ def _authenticate_key(public: str, lock: ServerKeys) -> AuthReply:
     try:
         name = lock.allowed().get(public)
     except LockstepError as error:
-        return AuthReply(reason=f"nobody is let in: {error}")
+        return AuthReply(reason=f"nobody is admitted: {error}")
     if name is None:
         return AuthReply(
-            reason=f"its key {public!r} is not among those allowed (lockstep keys allow DIR NAME '{public}')"
+            reason=f"its key {public!r} is not admitted (to admit it: lockstep keys allow DIR NAME '{public}')"
         )
     return AuthReply(name=name)

@@ -56,8 +56,8 @@ class Authenticator:
         except BaseException as error:
             # Reported once: of those that come later is known only that their handshakes do not complete.
             self._rejections.record(
-                f"refused {host}: the authenticator has died ({type(error).__name__}), and nobody is let in any more: "
-                "start the server again"
+                f"refused {host}: the authenticator has died ({type(error).__name__}), and admits nobody any more: "
+                "restart the server"
             )
             raise
         if verdict.is_accepted:

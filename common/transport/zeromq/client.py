@@ -52,7 +52,9 @@ class ZeroMqClient:
             self._socket.raw.connect(self._address)
         except zmq.ZMQError as error:
             self.close()
-            raise AddressError(f"address {self._address!r} cannot be dialled ({error.strerror}): correct it") from None
+            raise AddressError(
+                f"address {self._address!r} cannot be connected to ({error.strerror}): correct it"
+            ) from None
         except BaseException:
             self.close()
             raise

@@ -31,16 +31,16 @@ _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_
 
 #: Why a handshake failed, by ZeroMQ's code.
 _REASONS: dict[int, str] = {
-    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it came without a key, or with one to a server that asks for none",
-    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it expects another server, with another key",
+    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it has no key, or has one although this server has none",
+    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it expects a server with another key",
 }
 
 #: In place of host and port, if a connection ended before it could be examined.
-_GONE = ("one that hung up at once", 0)
+_GONE = ("a host that disconnected at once", 0)
 
 
 def _incomplete(code: int) -> str:
-    return f"its handshake did not complete ({os.strerror(code)}): has it the right key?"
+    return f"its handshake did not complete ({os.strerror(code)}): check its key"
 
 
 class ConnectionTracker:
@@ -106,7 +106,7 @@ class ConnectionTracker:
         peer = self._peers.pop(descriptor, None)
         if descriptor in self._blocked:
             self._blocked.remove(descriptor)
-            self._failure = "it was cut off a moment ago"
+            self._failure = "it was disconnected a moment ago"
         if peer is not None:
             self._ended.append(peer)
         elif self._failure:

@@ -39,9 +39,9 @@ def serve(
         parsed = _bindable(parsed)
         if not (parsed.is_loopback or lock is not None or insecure):
             raise AddressError(
-                f"address {address!r} is open to any other machine: expected 127.0.0.1, ::1, localhost "
-                "or ipc, or keys: make them by `lockstep keys create DIR` and add --keys DIR (or --insecure, only on a "
-                "network that you trust)"
+                f"address {address!r} can be reached from other machines: expected keys (make them with `lockstep keys "
+                "create keys`, then add --keys keys), an address of this machine alone (127.0.0.1, ::1, localhost or "
+                "ipc), or on a network that you trust --insecure"
             )
     return ZeroMqServer(parsed, lock, limits or Limits(), rejections)
 

@@ -30,7 +30,7 @@ _CLOCK = SystemClock()
 Received = tuple[bytes, list[memoryview]]
 
 _BIND_ADVICE = {
-    errno.EADDRINUSE: "is in use: stop what listens there, or choose another port or port 0 for any that is free",
+    errno.EADDRINUSE: "is in use: stop the program that listens there, or choose another port (0: any free one)",
     errno.EADDRNOTAVAIL: "is not an address of this machine: expected one, such as 'tcp://127.0.0.1:5555'",
     errno.ENODEV: "has a host that is not an address of this machine: expected a numeric one, as 'tcp://127.0.0.1:5555'",
     errno.EACCES: "is not allowed for this user: choose a port above 1023, or a folder that you may write to",
@@ -131,7 +131,7 @@ class ZeroMqServer:
 
     def _cut_long(self, peer: bytes) -> None:
         """Cut off a peer whose message, just read, has too many frames."""
-        self._rejections.record(f"cut off a peer: its message has more than {self._socket.limits.frames} frames")
+        self._rejections.record(f"disconnected a peer: its message has more than {self._socket.limits.frames} frames")
         self._connections.identify(peer, self._socket.first)
         self._connections.cut(peer)
 
@@ -155,7 +155,7 @@ class ZeroMqServer:
         self._checked_at = now
         self._connections.poll()
         for descriptor in self._quota.over_quota(self._connections.flows()):
-            self._rejections.record(f"cut off a peer: its message exceeds {self._quota.allowance} bytes")
+            self._rejections.record(f"disconnected a peer: its message exceeds {self._quota.allowance} bytes")
             self._connections.cut_off(descriptor)
 
     def cut(self, peer: bytes) -> None:

@@ -50,7 +50,7 @@ def _all_equal(owner: str, name: str, weight: Parameter) -> Finding:
         kind="equal-weights",
         what=f"all weights of {owner} are equal",
         evidence=f"each of the {weight.size:,} values of {name!r} is {what}",
-        cause=f"{cause}: all units compute the same, get the same gradient, and stay equal for ever",
+        cause=f"{cause}: all units compute the same, get the same gradient, and stay equal forever",
         change=f"draw each value separately, with deviation {deviation:.3g} = sqrt(2 / {fan_in}), "
         "as nn.init.kaiming_normal_(weight, rng) does",
     )
@@ -61,7 +61,7 @@ def _equal_rows(owner: str, name: str, weight: Parameter) -> Finding:
         kind="equal-weights",
         what=f"all units of {owner} are equal",
         evidence=f"the {len(weight.data)} rows of {name!r} are equal",
-        cause="one row was drawn and repeated, so all units get the same gradient and stay equal for ever",
+        cause="one row was drawn and repeated, so all units get the same gradient and stay equal forever",
         change="draw each value separately, as nn.init.kaiming_normal_(weight, rng) does",
     )
 

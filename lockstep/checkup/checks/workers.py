@@ -47,7 +47,7 @@ def _idle(workers: int, micro_batches: int) -> Finding:
         what=f"{workers} workers are more than {micro_batches} micro-batches keep busy",
         evidence=f"a step has {micro_batches} micro-batches, each of which is computed by one worker",
         cause=f"{workers - micro_batches} of them would be idle all the time",
-        change=f"use at most {micro_batches} workers, or raise micro_batches, which gives other bits",
+        change=f"use at most {micro_batches} workers, or raise micro_batches, which changes the bits",
     )
 
 

@@ -94,8 +94,8 @@ class Environment:
         host = self.text(HEAD_HOST) or host
         if rank and not host:
             raise UsageError(
-                f"{self.launcher} does not say where rank 0 is, which rank {rank} has to dial: expected its host in "
-                f"{HEAD_HOST} (and its port in {HEAD_PORT}, or else {PORT}), set for all processes"
+                f"{self.launcher} does not provide the address of rank 0, to which rank {rank} connects: expected "
+                f"its host in {HEAD_HOST} (and its port in {HEAD_PORT}, or else {PORT}), set for all processes"
             )
         port = self.number(HEAD_PORT, 1, 65535) if HEAD_PORT in self else port
         return LauncherPlace(launcher=self.launcher, rank=rank, size=size, host=host, port=port)
@@ -129,7 +129,7 @@ def _slurm(found: Environment) -> LauncherPlace:
     if "SLURM_STEP_ID" not in found:
         raise UsageError(
             f"SLURM_PROCID = {found.text('SLURM_PROCID')!r} is set and SLURM_STEP_ID is not, so that this is the batch "
-            "script itself: expected `srun lockstep node` there, which starts one process a task"
+            "script itself: expected `srun lockstep node` there, which starts one process per task"
         )
     hosts = found.text("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in found else "SLURM_NTASKS"

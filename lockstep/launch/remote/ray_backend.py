@@ -83,7 +83,7 @@ def check(launch: Launch) -> None:
     if not launch.workers:
         raise JobError("workers = 0, which trains in this process alone, has no use for a cluster: expected 1 or more")
     if launch.transport not in ("auto", "tcp"):
-        raise JobError(f"transport = {launch.transport!r} reaches no other machine: expected auto or tcp")
+        raise JobError(f"transport = {launch.transport!r} cannot reach other machines: expected auto or tcp")
 
 
 def connect(address: str) -> None:
@@ -97,7 +97,7 @@ def connect(address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         text = " ".join(str(error).split())
         raise UsageError(
-            f"no Ray cluster at {address!r} ({text}): start one by `ray start --head`, name it by RAY_ADDRESS, or give "
+            f"no Ray cluster at {address!r} ({text}): start one with `ray start --head`, set RAY_ADDRESS, or use "
             "--on ray://HOST:10001"
         ) from None
     finally:
@@ -128,7 +128,7 @@ def demand_listener(address: str, place: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), LISTENER_S).close()
     except (OSError, OverflowError) as error:
         raise UsageError(
-            f"no Ray cluster at {address!r}: {place} cannot be reached ({error}): is it running?"
+            f"no Ray cluster at {address!r}: {place} cannot be reached ({error}): check that it is running"
         ) from None
 
 
@@ -258,7 +258,7 @@ class RayBackend:
             found = self._get(actor.address_towards.remote(host), bundle)
             if found:
                 return f"tcp://{bracketed(found)}:0"
-        raise RunError(f"the node {mine} has no way to any other: expected one network that all nodes are on")
+        raise RunError(f"the node {mine} cannot reach any other: expected one network that all nodes are on")
 
     def _demand_sight(self, actor: Any, bundle: int, name: str, text: str) -> None:
         folder = self.destination.folder.absolute()
@@ -289,8 +289,8 @@ class RayBackend:
     def _explain(self, error: Exception) -> NoReturn:
         if "ModuleNotFoundError" in str(error) or "No module named" in str(error):
             raise UsageError(
-                "a node of the Ray cluster cannot load lockstep: nothing of ours is sent there, so install the same "
-                "version in the Python that Ray runs on each node"
+                "a node of the Ray cluster cannot import lockstep: install the same version in the Python that runs "
+                "Ray on each node"
             ) from None
         raise RunError(f"a node of the Ray cluster is gone: {' '.join(str(error).split())[:300]}") from None
 

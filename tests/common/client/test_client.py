@@ -263,8 +263,8 @@ def test_an_obstacle_is_reported_and_ends_the_process_if_it_is_final() -> None:
     assert report.endswith("s): nothing listens there")
     (report,) = reports(drive.dispatch(TimePassed()))
     assert report.endswith(" s)")
-    (end,) = exits(drive.dispatch(ObstacleFound(obstacle="it demands a key", is_final=True)))
-    assert (end.code, end.reason) == (2, "it demands a key")
+    (end,) = exits(drive.dispatch(ObstacleFound(obstacle="it requires a key", is_final=True)))
+    assert (end.code, end.reason) == (2, "it requires a key")
 
 
 def test_a_server_that_answers_never_counts_as_gone() -> None:

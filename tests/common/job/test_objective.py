@@ -103,9 +103,14 @@ def test_who_answers_with_the_mean_is_wrong_by_the_variance() -> None:
             np.zeros((2, 4), np.float32),
             np.zeros((2, 4), np.int64),
             3,
-            r"shape \(2, 4\) .* expected \(n,\), a class each",
+            r"shape \(2, 4\) .* expected \(n,\), one class per sample",
         ),
-        (np.zeros((2, 4), np.int32), np.zeros((2, 3), np.int64), 3, r"only tokens, integers \(n, t\), have one each"),
+        (
+            np.zeros((2, 4), np.int32),
+            np.zeros((2, 3), np.int64),
+            3,
+            r"only tokens, integers \(n, t\), have one label each",
+        ),
         (np.full((2, 4), -1, np.int32), np.zeros(2, np.int64), 3, "token -1 in sample 0: expected integers from 0"),
         (np.zeros((2, 4), np.int32), np.full((2, 4), 3), 3, r"label 3 at index 0: expected an integer in \[0, 3\)"),
         (

@@ -69,6 +69,6 @@ def test_versions_other_than_the_pinned_one_are_told() -> None:
     for other in others:
         note = version_note(other.numpy, other.blas)
         assert (
-            f"those of NumPy {other.numpy} with {other.blas}, and may differ from those of NumPy {pinned.numpy}" in note
+            f"NumPy {other.numpy} with {other.blas}, whose bits may differ from those of NumPy {pinned.numpy}" in note
         )
         assert "recorded" not in note

@@ -109,7 +109,7 @@ def test_a_portable_process_starts_native_ones() -> None:
 def test_a_process_that_loaded_numpy_before_is_found_out() -> None:
     program = "import numpy, lockstep; from common.protocol.fingerprint import fingerprint; fingerprint()"
     done = shown_by(program, {**native(), NUMERICS: "portable", CORETYPE: "Nehalem"})
-    assert "NumericsError: this process was to have portable numerics, but its BLAS runs kernel" in done.stderr
+    assert "NumericsError: this process should have portable numerics, but its BLAS runs kernel" in done.stderr
 
 
 @needs_portable

@@ -108,7 +108,7 @@ def overfitting(folder: Path, **values: Any) -> Any:
 
 
 def test_early_stopping_says_what_the_job_says(tmp_path: Path) -> None:
-    stopping = EarlyStopping(monitor="test_loss", patience=2, min_delta=0.01, restore_best=True)
+    stopping = EarlyStopping(monitor="test_loss", patience=2, min_delta=0.01, restore_best_weights=True)
     by_callback = overfitting(tmp_path / "a", callbacks=[stopping])
     by_values = overfitting(tmp_path / "b", monitor="test_loss", patience=2, min_delta=0.01, keep_best=True)
     assert by_callback.weights_sha256 == by_values.weights_sha256
@@ -168,9 +168,9 @@ class OfKeras(Callback):
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a class": ({"callbacks": [Diary]}, "of a class write an instance"),
-    "one that is not in a list": ({"callbacks": Diary()}, r"expected a list, also of one: callbacks=\["),
-    "a function": ({"callbacks": [print]}, r"of a function LambdaCallback\(on_epoch_end="),
+    "a class": ({"callbacks": [Diary]}, "such as the instance EarlyStopping"),
+    "one that is not in a list": ({"callbacks": Diary()}, r"expected a list, even for one callback: callbacks=\["),
+    "a function": ({"callbacks": [print]}, r"function, write LambdaCallback\(on_epoch_end="),
     "what is never called": ({"callbacks": [OfEachBatch()]}, "has 'on_train_batch_end', which is never called: expec"),
     "too few parameters": (
         {"callbacks": [OfTooFew()]},
@@ -183,11 +183,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a contradiction": (
         {"callbacks": [EarlyStopping(patience=3)], "patience": 4},
-        "EarlyStopping says patience = 3, and 4 is given: leave one of them out",
+        "EarlyStopping has patience = 3, and 4 is given as well: remove one of them",
     ),
     "two of one kind": (
         {"callbacks": [EarlyStopping(patience=3), EarlyStopping(patience=4)]},
-        "EarlyStopping says patience = 4, and 3 is given",
+        "EarlyStopping has patience = 4, and 3 is given",
     ),
     "no validation set": ({"callbacks": [EarlyStopping(monitor="val_loss")]}, "without a validation set"),
     "nor for files": (
@@ -230,7 +230,7 @@ def test_what_a_callback_raises_ends_the_run_and_is_the_cause(tmp_path: Path) ->
         fit("linear", tiny_arrays(), run_dir=tmp_path, callbacks=[BrokenCallback()], **BRIEF)
     assert isinstance(told.value.__cause__, ZeroDivisionError)
     assert not (tmp_path / RESULT).exists()
-    with pytest.raises(JobError, match=r"is not finished: resume it by lockstep.resume\("):
+    with pytest.raises(JobError, match=r"is not finished: resume it with lockstep.resume\("):
         load_run(tmp_path)
 
 

@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "infinity": (lambda: zoo.infinite, "infinite uses 'ODD', a dict, which cannot be written down"),
     "a local class": (lambda: zoo.local()(), "local.<locals>.Local is defined within a function"),
     "no text": (lambda: zoo.Barely(), "the source of Bare cannot be had"),
-    "a lambda": (lambda: zoo.anonymous, "a lambda has no text of its own"),
+    "a lambda": (lambda: zoo.anonymous, "a lambda cannot be written to a file"),
     "another thing": (lambda: zoo.partial, "expected a Module, its class, or a function that returns it"),
     "a container": (lambda: nn.Sequential(zoo.Block(3)), "the Sequential holds a Block of your own, and what that was"),
 }

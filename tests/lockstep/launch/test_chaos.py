@@ -35,11 +35,11 @@ def test_what_is_asked_for_is_counted() -> None:
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ("", "asks for nothing"),
+        ("", "is empty"),
         ("kill-worker", "'kill-worker': expected NAME=COUNT"),
         ("kill-worker=0", "with a count of 1 to 1000"),
         ("kill-worker=1001", "with a count of 1 to 1000"),
-        ("kill-wroker=1", "nothing is called 'kill-wroker' (did you mean 'kill-worker'?)"),
+        ("kill-wroker=1", "unknown fault 'kill-wroker' (did you mean 'kill-worker'?)"),
     ],
 )
 def test_what_cannot_be_done_is_named(text: str, where: str) -> None:
@@ -162,6 +162,6 @@ def test_at_the_end_everybody_is_let_go(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.STOP_WORKER, ChaosAction.KILL_WORKER)
     chaos.on_status(at(50), sleepers)
     chaos.end()
-    assert said[-1] == "chaos: 1 things were done to the run; 1 things were still to come when the run was over"
+    assert said[-1] == "chaos: injected 1 of 2 faults"
     sleepers.workers[1].send(signal.SIGTERM)
     assert sleepers.workers[1].wait(5.0)

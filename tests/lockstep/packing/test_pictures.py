@@ -95,7 +95,7 @@ BROKEN = {"text": b"this is a text", "empty": b"", "cut off": None, "two bytes":
 def test_a_broken_picture_is_named(folder: Path, contents: bytes | None) -> None:
     path = folder / "red" / "5.png"
     path.write_bytes(path.read_bytes()[:45] if contents is None else contents)
-    with pytest.raises(DataError, match=re.escape(f"{path}: is no picture that can be read (")) as raised:
+    with pytest.raises(DataError, match=re.escape(f"{path}: is not a picture that can be read (")) as raised:
         packed(folder)
     assert str(raised.value).isprintable()
     assert sorted(each.name for each in folder.parent.iterdir()) == ["pictures"]

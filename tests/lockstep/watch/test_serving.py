@@ -29,7 +29,7 @@ def test_a_place_is_a_host_and_a_port(text: str, place: Place) -> None:
 
 @pytest.mark.parametrize("text", ["", "a:b", ":80", "127.0.0.1:", "127.0.0.1:99999", "127.0.0.1:-1"])
 def test_anything_else_is_none(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a place to listen: expected HOST:PORT"):
+    with pytest.raises(UsageError, match="is not a valid address: expected HOST:PORT"):
         parse_place(text)
 
 
@@ -81,7 +81,7 @@ def test_a_folder_is_a_run_or_holds_runs_or_neither(tmp_path: Path) -> None:
         (["watch", "runs", "--server", "tcp://127.0.0.1:1"], "is a folder of runs"),
         (["watch", "tcp://127.0.0.1:1", "--server", "tcp://127.0.0.1:1"], "remove one"),
         (["watch", "no/where"], "is not there"),
-        (["watch", "runs", "--listen", "nowhere"], "is not a place to listen"),
+        (["watch", "runs", "--listen", "nowhere"], "is not a valid address"),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -158,10 +158,10 @@ def test_damage_is_told_with_the_digest_and_the_seal(file: Path) -> None:
     file.write_bytes(damage)
     with pytest.raises(FileFormatError) as caught:
         read_checkpoint(file)
-    assert str(caught.value) == (f"{file}: is damaged: its SHA-256 is {found[:12]}…, and its seal says {seal[:12]}…")
+    assert str(caught.value) == (f"{file}: is damaged: its SHA-256 is {found[:12]}…, and its seal records {seal[:12]}…")
     # Whatever is in its place.
     file.write_bytes(data[:place] + b"\xff" * 64 + data[place + 64 :])
-    with pytest.raises(FileFormatError, match=f"and its seal says {chr(0xFFFD) * 12}…$"):
+    with pytest.raises(FileFormatError, match=f"and its seal records {chr(0xFFFD) * 12}…$"):
         read_checkpoint(file)
 
 

@@ -117,7 +117,7 @@ def test_a_damaged_file_is_named_and_the_one_before_it_is_used(tmp_path: Path) -
     found = list(folder.back_from(9))
     assert [checkpoint.path for checkpoint in found] == [folder.file_of(2), folder.file_of(1)]
     assert [str(folder.file_of(step)) in told for step, told in zip((4, 3), said, strict=True)] == [True, True]
-    assert all(told.startswith("warning: ") and told.endswith("the one before it is used") for told in said)
+    assert all(told.startswith("warning: ") and told.endswith("using the one before it") for told in said)
     assert [checkpoint.path for checkpoint in folder.back_from(1)] == [folder.file_of(1)]
 
 

@@ -246,7 +246,7 @@ def test_the_checkpoint_of_an_ended_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError) as caught:
         resume(setup, recorder_of(setup, folder), folder, checkpoint)
     assert str(caught.value) == (
-        f"{tmp_path / 'checkpoint'}: is of a run's end, after which nothing follows: remove the file"
+        f"{tmp_path / 'checkpoint'}: is from the end of a run, so there is nothing to resume: remove the file"
     )
 
 
@@ -296,8 +296,8 @@ DIFFERENCES: list[tuple[dict[str, Any], type[UsageError], str]] = [
         {"job": OTHER_JOB, "source": "b" * 64},
         JobError,
         (
-            "step-4 is of another job: model = 'mlp' in the run, 'linear' here; seed = 9 in the run, 0 here; "
-            "epochs = 3 in the run, 2 here: expected the same; a new run may begin with --initial step-4"
+            "step-4 belongs to another job: model = 'mlp' in the run, 'linear' here; seed = 9 in the run, 0 here; "
+            "epochs = 3 in the run, 2 here: expected the same; a new run may start from --initial step-4"
         ),
     ),
     (
@@ -383,7 +383,7 @@ def test_a_checkpoint_without_the_best_epochs_is_not_used_and_that_is_told(tmp_p
     folder.file_of(3).unlink()
     assert best_of(last, folder, setup) is None
     assert not has_best(last, folder)
-    assert said == [f"warning: {folder.file_of(6)}: the best epoch's weights are gone: the one before it is used"]
+    assert said == [f"warning: {folder.file_of(6)}: the best epoch's weights are gone: using the one before it"]
 
 
 @pytest.mark.parametrize(("keep_best", "history"), [(True, []), (False, EPOCHS)])

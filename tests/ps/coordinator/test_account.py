@@ -68,7 +68,7 @@ def test_what_ran_out_or_raised_is_booked_with_the_reason() -> None:
     drive.ask(1)
     drive.ask(2)
     reasons = {entry.why for entry in drive.coordinator.state.account.entries if isinstance(entry, Again)}
-    assert reasons == {"it raised: ValueError: boom", "it had brought nothing for 60.0 s"}
+    assert reasons == {"it raised: ValueError: boom", "it had sent nothing for 60.0 s"}
     first = next(entry for entry in drive.coordinator.state.account.entries if isinstance(entry, Again))
     assert (first.rank, first.lo, first.hi) == (1, lease.lo, lease.hi)
 

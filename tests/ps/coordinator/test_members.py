@@ -149,7 +149,7 @@ def test_a_worker_that_dials_again_before_its_welcome_came_is_taken_in() -> None
     (welcome,) = messages(effects)
     assert isinstance(welcome, Welcome)
     assert welcome.rank == 1
-    assert "worker 0 (host host, pid 1) left: it dialled again" in said(effects)
+    assert "worker 0 (host host, pid 1) left: it connected again" in said(effects)
     assert list(drive.coordinator.membership.members) == [peer_of(2)]
     # What comes over the connection before is nobody's.
     assert kinds(drive.prepare(1)) == [Eviction]

@@ -94,7 +94,10 @@ def test_why_a_worker_does_not_share_is_said() -> None:
     drive = Drive()
     drive.join(1)
     effects = drive.prepare(1, obstacle="no such folder")
-    assert said(effects) == "worker 0 (host host, pid 1) exchanges vectors over its socket: no such folder"
+    assert (
+        said(effects)
+        == "worker 0 (host host, pid 1) exchanges gradients and weights through its socket: no such folder"
+    )
     assert sent_weights(effects) == [peer_of(1)]
     assert drive.coordinator.membership.sharing == {False}
 

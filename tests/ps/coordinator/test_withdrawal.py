@@ -107,9 +107,9 @@ def test_one_that_does_not_answer_within_the_time_of_the_lease_is_late() -> None
         told.append(said(drive.pass_time(1.0)))
         drive.happen(events.WorkerAdvanced(peer=peer_of(1)))
         drive.ask(2)
-    text = "worker 1 (host host, pid 2) has brought nothing for "
+    text = "worker 1 (host host, pid 2) has sent nothing for "
     assert text in "\n".join(told)
-    assert "others have done what it held" in "\n".join(told)
+    assert "others have computed its micro-batches" in "\n".join(told)
     member = drive.coordinator.membership.members[peer_of(2)]
     assert member.state is MemberState.SUSPECT
     drive.finish()

@@ -80,7 +80,7 @@ def test_garbage_is_answered_with_the_reason_and_the_run_goes_on(frames: list[by
     (refused,) = heard(stranger)
     assert isinstance(refused, Refused)
     assert f"it broke protocol {PROTOCOL_VERSION}: " in refused.reason
-    assert "is the same version of lockstep on both sides?" in refused.reason
+    assert "install the same version of Lockstep on both machines" in refused.reason
     assert "\n" not in refused.reason
     assert any("refused a peer" in text for text in simulation.said)
 

@@ -85,7 +85,7 @@ def test_a_damaged_gzip_is_an_error_or_the_same_array(
 
 def test_a_gzip_that_breaks_off_is_named(file: Path) -> None:
     file.write_bytes(gzip.compress(idx_bytes(np.zeros((3, 2, 2), np.uint8)))[:-4])
-    with pytest.raises(DataError, match="the gzip stream breaks off"):
+    with pytest.raises(DataError, match="the gzip stream ends too early"):
         read_idx(file, dimensions=3)
 
 

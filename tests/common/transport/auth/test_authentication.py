@@ -104,7 +104,7 @@ def test_a_worker_speaks_with_no_other_server_than_its_own() -> None:
     with scene.stack:
         client = scene.dial(GOOD)
         client.send([b"hello"])
-        assert "it expects another server" in scene.refusals()[0]
+        assert "it expects a server with another key" in scene.refusals()[0]
         assert client.receive(0.1) is None
 
 
@@ -146,7 +146,7 @@ def test_a_list_that_cannot_be_read_lets_nobody_in_and_says_so() -> None:
     scene = Scene(ServerKeys(SERVER, _fail))
     with scene.stack:
         scene.dial(GOOD).send([b"hello"])
-        assert "nobody is let in: the list 'allowed' cannot be read" in scene.refusals()[0]
+        assert "nobody is admitted: the list 'allowed' cannot be read" in scene.refusals()[0]
 
 
 def test_one_that_was_revoked_is_let_in_no_more_and_one_that_was_added_is() -> None:
@@ -157,7 +157,7 @@ def test_one_that_was_revoked_is_let_in_no_more_and_one_that_was_added_is() -> N
         del allowed[WORKER.public]
         allowed[STRANGER.public] = "worker-2"
         scene.dial(GOOD).send([b"hello"])
-        assert "is not among those allowed" in scene.refusals()[0]
+        assert "is not admitted" in scene.refusals()[0]
         assert gets_in(scene.server, scene.dial(ClientKeys(STRANGER, SERVER.public)))
 
 
@@ -196,5 +196,5 @@ def test_secrets_are_not_shown() -> None:
 def test_keys_allow_an_address_that_is_open_to_others() -> None:
     with closing(serve("tcp://0.0.0.0:0", lock=ServerKeys(SERVER, dict))):
         pass
-    with pytest.raises(AddressError, match="or keys: make them by `lockstep keys create DIR`"):
+    with pytest.raises(AddressError, match="make them with `lockstep keys create keys`"):
         serve("tcp://0.0.0.0:0")

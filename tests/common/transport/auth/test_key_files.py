@@ -60,7 +60,9 @@ def test_what_is_written_is_read(key: Path) -> None:
     read = read_key(key)
     assert read == SecretKey("worker-1", PAIR, OTHER.public)
     assert read.client() == ClientKeys(PAIR, OTHER.public)
-    assert key.read_text().startswith("# A secret key of lockstep: whoever has it counts as worker-1. Keep it readable")
+    assert key.read_text().startswith(
+        "# A secret key of Lockstep. Anybody who has it can join as worker-1: keep it readable"
+    )
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
@@ -201,7 +203,7 @@ def test_a_folder_holds_what_server_and_workers_need(folder: KeyFolder) -> None:
 def test_a_server_has_no_folder_that_was_there(folder: KeyFolder) -> None:
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
     with refused(
-        f"'{folder.path}' exists already: choose another, or add a worker by `lockstep keys add {folder.path} NAME`"
+        f"'{folder.path}' exists already: choose another, or add a worker with `lockstep keys add {folder.path} NAME`"
     ):
         KeyFolder.create(folder.path, ["cleo"])
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
@@ -258,7 +260,7 @@ def test_a_worker_that_cannot_be_let_in_has_no_key(folder: KeyFolder) -> None:
     with (folder.path / ALLOWED).open("a") as file:
         file.writelines(f"{new_pair().public} worker-{number}\n" for number in range(10))
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
-    with refused("a worker 'ada' is let in already: choose another name, or revoke that one first"):
+    with refused("a worker 'ada' is already admitted: choose another name, or revoke that one first"):
         folder.add("ada")
     # The file of a key is shorter than this, and the list longer.
     with refused(f"'{folder.path / ALLOWED}' cannot be written: File too large"), files_of_at_most(500):
@@ -269,7 +271,7 @@ def test_a_worker_that_cannot_be_let_in_has_no_key(folder: KeyFolder) -> None:
 @pytest.mark.parametrize(
     ("name", "public", "expected"),
     [
-        ("ada", PAIR.public, "'ada' is let in already"),
+        ("ada", PAIR.public, "'ada' is already admitted"),
         ("cleo", "", "'' is not a public key"),
         ("cleo", PAIR.public + "\n", "is not a public key"),
         ("x y", PAIR.public, "cannot be called 'x y'"),
@@ -284,14 +286,14 @@ def test_who_cannot_be_let_in_changes_nothing(folder: KeyFolder, name: str, publ
 
 def test_a_key_that_is_let_in_has_one_name(folder: KeyFolder) -> None:
     public = read_key(folder.path / "ada.key").pair.public
-    with refused(f"the key {public!r} is let in already, as 'ada': nothing to do"):
+    with refused(f"the key {public!r} is already admitted, as 'ada': nothing to do"):
         folder.allow("cleo", public)
 
 
 def test_one_that_is_not_there_cannot_be_revoked(folder: KeyFolder, tmp_path: Path) -> None:
-    with refused("no worker 'cleo' is let in: expected one of ada, ben"):
+    with refused("no worker 'cleo' is admitted: expected one of ada, ben"):
         folder.revoke("cleo")
-    with refused("no worker 'cleo' is let in: the list is empty"):
+    with refused("no worker 'cleo' is admitted: the list is empty"):
         KeyFolder.create(tmp_path / "empty", []).revoke("cleo")
 
 
@@ -357,7 +359,7 @@ def test_a_folder_of_another_user_is_refused(folder: KeyFolder, user: int) -> No
 def test_a_folder_that_is_not_there_is_to_be_made(tmp_path: Path) -> None:
     path = tmp_path / "absent"
     with refused(
-        f"the folder of keys '{path}' cannot be read: No such file or directory; make one by `lockstep keys create "
+        f"the folder of keys '{path}' cannot be read: No such file or directory; make one with `lockstep keys create "
         f"{path}`"
     ):
         KeyFolder(path).server()

@@ -71,7 +71,7 @@ def test_the_servers_own_key_lets_in_whatever_the_list_is() -> None:
 @pytest.mark.parametrize("public", [STRANGER, "", WORKER[:-1], WORKER + "w", WORKER.upper(), "worker-1"])
 def test_any_other_key_is_refused_with_the_cure(public: str) -> None:
     assert with_key(public) == AuthReply(
-        reason=f"its key {public!r} is not among those allowed (lockstep keys allow DIR NAME '{public}')"
+        reason=f"its key {public!r} is not admitted (to admit it: lockstep keys allow DIR NAME '{public}')"
     )
 
 
@@ -81,7 +81,7 @@ def unreadable() -> Mapping[str, str]:
 
 def test_a_list_that_cannot_be_read_lets_nobody_in() -> None:
     assert with_key(WORKER, ServerKeys(KEYS.pair, unreadable)) == AuthReply(
-        reason="nobody is let in: the list cannot be read"
+        reason="nobody is admitted: the list cannot be read"
     )
 
 

@@ -113,7 +113,7 @@ def send_a_message_without_end(address: str) -> None:
 @pytest.mark.parametrize(
     ("attempt", "told"),
     [
-        (send_many_frames, "cut off a peer: its message has more than 4 frames"),
+        (send_many_frames, "disconnected a peer: its message has more than 4 frames"),
         (send_a_message_without_end, "its message exceeds"),
     ],
 )

@@ -71,8 +71,14 @@ MISTAKES = {
         {k: v for k, v in SLURM.items() if "STEP" not in k},
         "SLURM_PROCID = '3' is set and SLURM_STEP_ID is not, so that this is the batch script itself",
     ),
-    "mpirun on hosts unknown": (SPREAD_MPI, "Open MPI does not say where rank 0 is, which rank 2 has to dial: expect"),
-    "a pod alone": ({"JOB_COMPLETION_INDEX": "1"}, "Kubernetes does not say where rank 0 is, which rank 1 has to dia"),
+    "mpirun on hosts unknown": (
+        SPREAD_MPI,
+        "Open MPI does not provide the address of rank 0, to which rank 2 connects: expect",
+    ),
+    "a pod alone": (
+        {"JOB_COMPLETION_INDEX": "1"},
+        "Kubernetes does not provide the address of rank 0, to which rank 1 connects",
+    ),
 }
 
 

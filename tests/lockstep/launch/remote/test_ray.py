@@ -297,13 +297,13 @@ def test_a_client_from_outside_trains_with_two_servers(place: Place, three: Ray)
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--on", "spark"), "--on 'spark' is no cluster: expected ray, or ray://HOST:10001"),
-        (("--on", "ray://head"), "--on 'ray://head' is no cluster: expected ray, or ray://HOST:10001"),
+        (("--on", "spark"), "--on 'spark' is not a cluster: expected ray, or ray://HOST:10001"),
+        (("--on", "ray://head"), "--on 'ray://head' is not a cluster: expected ray, or ray://HOST:10001"),
         (
             ("--on", "ray", "--workers", "0"),
             "workers = 0, which trains in this process alone, has no use for a cluster",
         ),
-        (("--on", "ray", "--transport", "ipc"), "transport = 'ipc' reaches no other machine: expected auto or tcp"),
+        (("--on", "ray", "--transport", "ipc"), "transport = 'ipc' cannot reach other machines: expected auto or tcp"),
         (
             ("--workers", "4..2"),
             "invalid value for '--workers': '4..2' is not a number of workers: expected one as 4, or",
