@@ -12,10 +12,7 @@ from tests.docs.commands import calls, check_call, missing_names
 from tests.docs.pages import Block, Page, PageError, page_paths, parse_page, read_page
 from tests.docs.running import BlockError, run_page
 
-#: Pages whose blocks do not follow tests/docs/pages.py yet. Whoever rewrites one takes it out of this list.
-NOT_YET = ("SECURITY.md",)
-
-PATHS = {name: path for path in page_paths() if (name := path.relative_to(ROOT).as_posix()) not in NOT_YET}
+PATHS = {path.relative_to(ROOT).as_posix(): path for path in page_paths()}
 
 
 def good_page(path: Path) -> Page | None:
@@ -54,10 +51,6 @@ def test_a_page_follows_the_rules(name: str) -> None:
 def test_a_page_is_run_as_it_is_pasted(page: Page, tmp_path: Path) -> None:
     pytest.importorskip(page.markers.get("needs", "click"))
     run_page(page, tmp_path)
-
-
-def test_those_that_are_not_rewritten_exist() -> None:
-    assert [name for name in NOT_YET if not (ROOT / name).exists()] == []
 
 
 def test_most_blocks_are_run() -> None:
