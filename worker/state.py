@@ -59,7 +59,7 @@ MOST_LEASES = 1024
 
 
 class WorkerPhase(Enum):
-    """What the worker does in the run."""
+    """The phases of a worker."""
 
     #: It is not in a run, or not any more.
     OUTSIDE = "outside"

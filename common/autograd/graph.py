@@ -161,7 +161,7 @@ def needed(primitive: Primitive, parents: Sequence[Parent]) -> Iterable[int]:
 def no_grad() -> Iterator[None]:
     """Record nothing inside: a context manager, or a decorator as `@no_grad()`.
 
-    What is computed inside requires no gradient, and takes less memory.
+    Results that are computed inside require no gradient, and take less memory.
     """
     token = recording.set(False)
     try:

@@ -46,7 +46,7 @@ FIRST_REPORT_S = 10.0
 
 
 class ClientPhase(Enum):
-    """What the process is to the run."""
+    """The phases of a process that joins a run."""
 
     #: It asks the server for a place.
     JOINING = "joining"

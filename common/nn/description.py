@@ -39,15 +39,15 @@ Description = TypedDict("Description", {"class": str, "args": list[Any], "kwargs
 
 
 def is_describable(kind: type[Module]) -> bool:
-    """Tell whether a class is the library's own, so that its modules can be described."""
+    """Return whether a class is a layer of this library, so that its modules can be described."""
     return LAYERS.get(kind.__name__) is kind
 
 
 def describe(module: Module) -> Description:
     """Return the description of `module` as it is now; arguments that equal their defaults are left out.
 
-    It has sizes and no weights. Raises ModelError if a class is not Lockstep's own, or if a module with state is used
-    in two places (two would be built).
+    It has sizes and no weights. Raises ModelError if a class is not a layer of Lockstep, or if a module with state is
+    used in two places (two would be built).
     """
     places: dict[int, str] = {}
     for name, part in module.named_modules(remove_duplicate=False):

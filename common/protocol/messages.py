@@ -90,8 +90,8 @@ class Join(Message, frozen=True, kw_only=True):
     host: ShortText
     pid: Count
     fingerprint: Fingerprint
-    #: What tells the machine that it runs on from others, also in a container, and which of its cores it may use; none
-    #: if nobody knows.
+    #: What distinguishes the machine that it runs on from others, also in a container, and which of its cores it may
+    #: use; none if nobody knows.
     machine: ShortText = ""
     cores: Annotated[list[Count], Meta(max_length=CORES_LIMIT)] = []
     #: The run that it was evicted from; empty if it was in none.
@@ -148,7 +148,7 @@ class Result(Message, frozen=True, kw_only=True):
 
 
 class SliceResult(Message, frozen=True, kw_only=True):
-    """What became of a slice of an update that was leased."""
+    """The result of a slice of an update that was leased."""
 
     #: The lease's.
     number: Count
@@ -204,7 +204,7 @@ class SamplesRequest(Message, frozen=True, kw_only=True):
     """Samples of a lease are missing: answered by `Samples`, by the coordinator alone; repeated if it is lost."""
 
     part: PartName
-    #: Places in that set, unsigned 32-bit, little-endian: as many as `PartInfo.in_a_message` says, at most.
+    #: Places in that set, unsigned 32-bit, little-endian: at most `PartInfo.in_a_message` of them.
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 
@@ -355,7 +355,7 @@ class StatusRequest(Message, frozen=True, kw_only=True):
 
 
 class CallbackDecision(Message, frozen=True, kw_only=True):
-    """What callbacks decide after an epoch, if the run pauses for them: whether it continues or ends."""
+    """The decision of callbacks after an epoch, if the run pauses for them: whether it continues or ends."""
 
     epoch: Count
     stops: bool

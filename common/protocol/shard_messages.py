@@ -66,7 +66,7 @@ class SumsAck(Message, frozen=True, kw_only=True):
 
 
 class Squares(Message, frozen=True, kw_only=True):
-    """What the shard's blocks add to the squared norm: one array, whose bytes are those of float64 values."""
+    """The sums of squares of the shard's blocks, for the norm: one array, whose bytes are those of float64 values."""
 
     step: Count
 
@@ -106,7 +106,7 @@ class WorkerLost(Message, frozen=True, kw_only=True):
 class ShardWelcome(Message, frozen=True, kw_only=True):
     """The place among the servers, and all that the shard must know about the run."""
 
-    #: The slice: 0 is the server's own.
+    #: The slice: 0 is that of the server.
     index: Annotated[int, Meta(ge=1)]
     servers: Annotated[int, Meta(ge=2)]
     run: ShortText
@@ -196,7 +196,7 @@ class Collect(Message, frozen=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """Who is behind a new connection."""
+    """The worker behind a new connection."""
 
     rank: Count
     incarnation: ShortText

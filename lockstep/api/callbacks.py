@@ -81,7 +81,7 @@ class Training:
         if metadata.get("epoch") != str(epoch):
             raise RunError(
                 f"{self.folder / EPOCH_WEIGHTS}: is of epoch {metadata.get('epoch')}: expected that of epoch {epoch}; "
-                "the server's log says why it could not be written"
+                "server.log in the run's folder reports why it could not be written"
             )
         return arrays, int(metadata["step"])
 
@@ -96,8 +96,8 @@ class Training:
 class Callback:
     """Does nothing at any time: a subclass defines what it needs.
 
-    A callback acts between two epochs, which count from 1, and the run waits for it. What it raises ends the run, in
-    order: `fit` then raises `CallbackError` with the exception as its cause, or the exception itself if it is a
+    A callback acts between two epochs, which count from 1, and the run waits for it. An exception ends the run, in
+    order: `fit` then raises `CallbackError` with that exception as its cause, or the exception itself if it is a
     `LockstepError`.
 
     Differs from Keras: `on_epoch_end(self, training, epoch)` has the run and a record of figures instead of a number
@@ -141,7 +141,7 @@ class EarlyStopping(Callback):
 class LambdaCallback(Callback):
     """Call each function that is given at its time, with the arguments of the method of `Callback` of the same name.
 
-    A function is called once per epoch at most. What it raises ends the run with `CallbackError`.
+    A function is called once per epoch at most. An exception of it ends the run with `CallbackError`.
     """
 
     def __init__(

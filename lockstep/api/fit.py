@@ -58,7 +58,7 @@ def fit(
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
     `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.
     The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
-    the model's own.
+    those of the model.
 
     **Results** go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes of the run,
     and leaves a checkpoint: `resume(run_dir)` continues from there. `verbose=False` prints nothing.

@@ -120,8 +120,8 @@ def find_lr(
     """Try learning rates from `lowest` to `highest` in so many `steps`, at least 30; return a `RateTest`.
 
     `model`, `data` and `values` are those of `fit`, and so are the first weights, the batches, the optimizer and its
-    momentum; schedule and length are the test's own. `model` itself stays as it is. The result has `suggestion`, a rate
-    to train with, the `rates` and `losses` of all steps (steps,), and `plot()`.
+    momentum. The test sets the schedule and the length. `model` itself stays as it is. The result has `suggestion`, a
+    rate to train with, the `rates` and `losses` of all steps (steps,), and `plot()`.
 
     Raises what `fit` raises, `JobError` for rates in the wrong order, and `RunError` if the loss is not finite before a
     rate could be found.

@@ -50,7 +50,7 @@ class Run:
     """A finished run: its `result`, the `folder` that it is in, and its `job`.
 
     `fit`, `resume` and `load_run` return one. `result` has the fields of `result.json` in the run's folder, with times
-    in seconds. What is read from the folder raises `FileFormatError` if a file is missing or damaged.
+    in seconds. Properties that read the folder raise `FileFormatError` if a file is missing or damaged.
     """
 
     result: RunResult

@@ -37,7 +37,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """What has to be equal for the same bits."""
+    """All that has to be equal for the same bits."""
 
     #: The job, with all of its values.
     job: Job

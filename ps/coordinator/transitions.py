@@ -10,7 +10,7 @@ from ps.run.plan import Round
 
 
 class RunPhase(Enum):
-    """What the run is doing."""
+    """The phases of a run."""
 
     #: Fewer servers than the run needs: workers that join meanwhile wait.
     AWAITING_SERVERS = "waiting for servers"

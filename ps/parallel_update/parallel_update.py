@@ -71,13 +71,13 @@ class ParallelUpdateConfig:
 
 
 class UpdatePhase(Enum):
-    """What the update at hand waits for."""
+    """The phases of an update."""
 
     #: There is no update to be made.
     IDLE = "between two updates"
     #: Parts of it are being made, here or by workers.
     UPDATING = "updating"
-    #: A worker stands still in its slice, and memory is being left to it.
+    #: A worker has stopped within its slice, and memory is being left to it.
     MOVING = "moving"
 
 

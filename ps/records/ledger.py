@@ -50,7 +50,7 @@ class RunBegun(LedgerEntry, frozen=True, kw_only=True, tag="begun"):
 
 
 class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker"):
-    """Who has a rank."""
+    """The worker that has a rank."""
 
     #: The worker's number in the lines that follow.
     rank: Count

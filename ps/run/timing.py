@@ -19,7 +19,7 @@ class StepTime:
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the time of an average step went; the four parts add up to it.
+    """The parts of the time of an average step; the four add up to it.
 
     Of all steps but each epoch's first, which follows an evaluation.
     """

@@ -7,7 +7,7 @@ from ps.shard_group import events
 
 
 class GroupPhase(Enum):
-    """What the shards are doing."""
+    """The phases of the shards of a run."""
 
     #: Not all have joined.
     WAITING = "waiting for servers"

@@ -35,7 +35,7 @@ SILENCE_S = 60.0
 
 
 class ShardPhase(Enum):
-    """What the shard does in the run."""
+    """The phases of a shard."""
 
     #: It is not in a run, or not any more.
     OUTSIDE = "outside"

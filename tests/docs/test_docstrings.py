@@ -18,6 +18,8 @@ import lockstep
 from common.nn.module import LAYERS
 from docs.generators.public_api import difference, functions_of, members_of
 from lockstep import F, nn, optim
+from tests.docs import words
+from tests.docs.prose import passages_of_markdown
 
 #: What names a shape, or the unit of a number.
 SHAPE_OR_UNIT = re.compile(
@@ -172,6 +174,11 @@ def test_the_estimators_explain_themselves() -> None:
     found = list(of_names("sklearn.", estimators, estimators.__all__))
     assert len(found) > 8
     assert [complaint for entry in found for complaint in complaints(entry)] == []
+
+
+def test_public_names_are_explained_in_words_that_are_read_once() -> None:
+    passages = [passage for entry in ENTRIES for passage in passages_of_markdown(entry.text, entry.name)]
+    assert [complaint for passage in passages for complaint in words.complaints(passage)] == []
 
 
 WITH_EXAMPLES = [entry for entry in ENTRIES if ">>>" in entry.own]

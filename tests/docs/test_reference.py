@@ -1,6 +1,7 @@
 """The reference follows from the code: each definition of it has its entry, and each entry explains itself."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -17,10 +18,14 @@ from docs.generators.expansion import COMMENT, PIECES, expand, piece, without_fo
 from docs.generators.tables import comments_of, fields_table, first_sentence
 from lockstep import F, fit, nn
 from lockstep.cli.root import cli
+from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from ps.coordinator.transitions import RunPhase
 from ps.records.metrics import EpochRecord
 from tests.architecture.source import ROOT
+from tests.docs.pages import Block, PageError, page_paths, read_page
+from tests.docs.prose import passages_of_markdown
+from tests.docs.words import complaints
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 NAMES = sorted({name for path in PAGES for name in COMMENT.findall(path.read_text(encoding="utf-8"))})
@@ -39,6 +44,7 @@ def test_a_piece_is_made(name: str) -> None:
     # An entry of the API that is no function and no class would be an empty one.
     assert "<function" not in text
     assert " object at 0x" not in text
+    assert [each for passage in passages_of_markdown(text, name) for each in complaints(passage)] == []
 
 
 def test_a_name_that_makes_nothing_is_an_error() -> None:
@@ -53,6 +59,21 @@ def test_every_value_of_a_job_has_a_row() -> None:
     assert sorted(named) == sorted({*Job.__struct_fields__, *Launch.__struct_fields__})
     assert "| `lr` | number, above 0 | `0.05` |" in text
     assert "| `workers` | whole number from 0 to 1,024 | one per core |" in text
+
+
+def test_the_job_files_that_pages_show_are_good() -> None:
+    blocks = [block for path in page_paths() for block in parsed(path) if block.language == "toml"]
+    jobs = [tomllib.loads(block.text) for block in blocks if "file" in block.markers]
+    assert len(jobs) > 0
+    for values in jobs:
+        resolve(values, {}, Launch())
+
+
+def parsed(path: Path) -> tuple[Block, ...]:
+    try:
+        return read_page(path).blocks
+    except PageError:  # another test names it
+        return ()
 
 
 def test_every_message_has_an_entry() -> None:

@@ -377,7 +377,7 @@ LAB_3 = (
             "    permutation = np.random.default_rng(7).permutation(784)\n"
             "    return images.reshape(-1, 784)[:, permutation].reshape(-1, 1, 28, 28)\n\n\n"
             'loses_accuracy = "both"',
-            "'both' is not what 200 steps of each show",
+            "'both' is not what 100 steps of each show",
         ),
     ),
 )
