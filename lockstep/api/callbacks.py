@@ -81,7 +81,7 @@ class Training:
         if metadata.get("epoch") != str(epoch):
             raise RunError(
                 f"{self.folder / EPOCH_WEIGHTS}: is of epoch {metadata.get('epoch')}: expected that of epoch {epoch}; "
-                "the server's log says why it could not be written"
+                "server.log in the run's folder reports why it could not be written"
             )
         return arrays, int(metadata["step"])
 

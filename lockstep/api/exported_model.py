@@ -85,8 +85,8 @@ def _check_torch_class(kind: type) -> None:
     """Raise if the class of a model is PyTorch's own, whose arguments nobody knows."""
     if kind.__module__.partition(".")[0] == "torch":
         raise ModelError(
-            f"the {kind.__name__} is PyTorch's own, and what it was built with is not known: expected a class of your "
-            "own, or a function that builds the model; write `def build(): return ...` and give `fit` that"
+            f"the {kind.__name__} is a class of PyTorch, and what it was built with is not known: expected a class of "
+            "your own, or a function that builds the model; write `def build(): return ...` and pass it to `fit`"
         )
 
 
@@ -96,7 +96,7 @@ def _check_own(model: Any) -> None:
         own = next(type(module).__name__ for module in model.modules() if not is_describable(type(module)))
         raise ModelError(
             f"the {type(model).__name__} holds a {own} of your own, and what that was built with is not known: "
-            f"expected a function that builds the whole; write `def build(): return ...` and give `fit` that"
+            f"expected a function that builds the whole; write `def build(): return ...` and pass it to `fit`"
         )
 
 

@@ -281,7 +281,7 @@ def _portable_line(portable: PortableNumerics) -> str:
     if shown is None:
         return f"not here: {portable.obstacle}"
     note = version_note(shown.numpy, shown.blas)
-    return f"{shown.canary}: {note or f'the bits of NumPy {shown.numpy} on every x86-64 processor with AVX2'}"
+    return f"{shown.canary}: {note or f'the bits of NumPy {shown.numpy} on x86-64 with AVX2'}"
 
 
 def _mebibytes(size: int) -> str:

@@ -74,8 +74,8 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     differences = other_numerics(run, setup)
     if differences and not allows_mixed_numerics:
         raise UsageError(
-            f"the numerics differ from the run's, so other bits would prove nothing: {differences}: use its machine "
-            "and version, or --allow-mixed-numerics"
+            f"the numerics differ from the run's, so other bits would prove nothing: {differences}: use the run's "
+            "machine and version, or add --allow-mixed-numerics"
         )
     return setup
 

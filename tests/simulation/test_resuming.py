@@ -185,7 +185,7 @@ def test_without_a_whole_checkpoint_a_run_begins_anew(folder: Path, expected: di
 def test_what_is_not_the_runs_is_refused_with_both_named(folder: Path) -> None:
     run(folder, 0, is_resumed=False, stop_at=2)
     other_job = open_run("run", job_of(**{**vars_of(JOB), "lr": 0.02}), digits(), AdmissionPolicy())
-    with pytest.raises(JobError, match=r"of another job: lr = 0\.01 in the run, 0\.02 here"):
+    with pytest.raises(JobError, match=r"to another job: lr = 0\.01 in the run, 0\.02 here"):
         run(folder, 0, is_resumed=True, opening=other_job)
     other_data = open_run("run", JOB, other_digits(), AdmissionPolicy())
     with pytest.raises(DataError, match="has changed since"):

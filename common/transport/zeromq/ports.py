@@ -39,9 +39,8 @@ def serve(
         parsed = _bindable(parsed)
         if not (parsed.is_loopback or lock is not None or insecure):
             raise AddressError(
-                f"address {address!r} can be reached from other machines: expected keys (make them with `lockstep keys "
-                "create keys`, then add --keys keys), an address of this machine alone (127.0.0.1, ::1, localhost or "
-                "ipc), or on a network that you trust --insecure"
+                f"address {address!r} can be reached from other machines: make keys (`lockstep keys create keys`) and "
+                "add --keys keys, or listen on 127.0.0.1, or on a network that you trust add --insecure"
             )
     return ZeroMqServer(parsed, lock, limits or Limits(), rejections)
 

@@ -45,7 +45,7 @@ def create(folder: Path, workers: int, names: tuple[str, ...]) -> None:
     made = KeyFolder.create(folder, names)
     click.echo(f"made {made.path}; start the server with --keys {made.path}")
     for name in names:
-        click.echo(f"move {made.path / name}.key to the worker's machine, and start it with --key {name}.key")
+        click.echo(f"move {made.path / name}.key to a worker, and start it with --key {name}.key")
 
 
 @keys.command(short_help="Add a key for another worker.")
@@ -54,7 +54,7 @@ def create(folder: Path, workers: int, names: tuple[str, ...]) -> None:
 def add(folder: Path, name: str) -> None:
     """Make a key for the worker NAME in DIR, and admit it from now on."""
     path = KeyFolder(folder).add(name)
-    click.echo(f"made {path}; move it to the worker's machine, and start the worker with --key {path.name}")
+    click.echo(f"made {path}; move it to the worker, and start it with --key {path.name}")
 
 
 @keys.command(short_help="Make a worker's key on the worker's machine.")
@@ -92,7 +92,7 @@ def allow(folder: Path, name: str, public: str) -> None:
 def revoke(folder: Path, name: str) -> None:
     """Stop admitting the worker NAME. A connection that it already has stays open until the worker or the run ends."""
     KeyFolder(folder).revoke(name)
-    click.echo(f"{name} is no longer admitted; an open connection lasts until the worker or the run ends")
+    click.echo(f"{name} is no longer admitted; a connection that is already open stays")
 
 
 @keys.command("list", short_help="List who is admitted.")

@@ -8,10 +8,10 @@ VARIABLE = "_LOCKSTEP_COMPLETE"
 
 
 @click.command(short_help="Print the Tab completion of bash, zsh or fish.")
-@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.argument("shell", metavar="SHELL", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print a script with which SHELL completes commands, flags, models and runs of Lockstep when you press Tab.
+    """Print a script for SHELL (bash, zsh or fish) that completes commands, flags, models and runs when you press Tab.
 
     \b
     bash, in ~/.bashrc:

@@ -158,9 +158,9 @@ def test_what_cannot_be_says_so_in_a_line(
     [
         (
             nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
-            "the Sequential is PyTorch's own, and what it was built with",
+            "the Sequential is a class of PyTorch, and what it was built with",
         ),
-        (nn.Linear, "the Linear is PyTorch's own"),
+        (nn.Linear, "the Linear is a class of PyTorch"),
         (Net(8), r"is of shape .* in a new one: expected a model that Net\(\) builds"),
         (torch.zeros(3), "expected a Module, its class, or a function"),
     ],

@@ -196,5 +196,5 @@ def test_secrets_are_not_shown() -> None:
 def test_keys_allow_an_address_that_is_open_to_others() -> None:
     with closing(serve("tcp://0.0.0.0:0", lock=ServerKeys(SERVER, dict))):
         pass
-    with pytest.raises(AddressError, match="make them with `lockstep keys create keys`"):
+    with pytest.raises(AddressError, match=r"make keys \(`lockstep keys create keys`\) and add --keys keys"):
         serve("tcp://0.0.0.0:0")
