@@ -82,7 +82,7 @@ def _targets(machine: Machine, state: Enum, event: type) -> str:
 
 #: The tip of an arc.
 TIP = (
-    '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    '<defs><marker id="{tip}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     '<path d="M0 0 8 4 0 8z" class="tip"/></marker></defs>'
 )
 
@@ -102,11 +102,11 @@ def drawing(machine: Machine) -> str:
     width = len(states) * (WIDTH + GAP) + GAP
     height = above + HEIGHT + _room(source - target for source, target in edges)
     parts = [
-        f'<svg viewBox="0 0 {width} {height}" role="img" class="states" xmlns="http://www.w3.org/2000/svg">',
+        f'<svg viewBox="0 0 {width} {height}" role="img" class="states" style="max-width: {width}px" xmlns="http://www.w3.org/2000/svg">',
         f"<title>{html.escape(machine.title)}: states and transitions</title>",
-        TIP,
+        TIP.format(tip=_tip(machine)),
     ]
-    parts += [_arc(source, target, events, above) for (source, target), events in edges.items()]
+    parts += [_arc(source, target, events, above, _tip(machine)) for (source, target), events in edges.items()]
     parts += [_box(index, state, above) for index, state in enumerate(states)]
     # One line: an empty one would end the block of HTML.
     return "".join([*parts, "</svg>"])
@@ -134,7 +134,12 @@ def _box(index: int, state: Enum, room: int) -> str:
     return f'<rect x="{x}" y="{room}" width="{WIDTH}" height="{HEIGHT}" rx="8"/>{"".join(texts)}'
 
 
-def _arc(source: int, target: int, events: list[str], room: int) -> str:
+def _tip(machine: Machine) -> str:
+    """Return the name of the tip: each drawing of a page has one with its own."""
+    return f"tip-{machine.path.replace('/', '-')}"
+
+
+def _arc(source: int, target: int, events: list[str], room: int, tip: str) -> str:
     """Return one arc; its title, which a browser shows above it, names the events."""
     is_forward = target > source
     shift = 12 if is_forward else -12
@@ -146,7 +151,7 @@ def _arc(source: int, target: int, events: list[str], room: int) -> str:
     title = html.escape(", ".join(events))
     return (
         f'<path d="M{start:g} {y} C{start:g} {bend:g} {end:g} {bend:g} {end:g} {y}" class="arc" '
-        f'marker-end="url(#tip)"><title>{title}</title></path>'
+        f'marker-end="url(#{tip})"><title>{title}</title></path>'
     )
 
 
