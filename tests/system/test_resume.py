@@ -132,14 +132,14 @@ def test_a_finished_run_says_so(place: Place, capsys: pytest.CaptureFixture[str]
     assert (code, error) == (0, "")
     assert out.startswith("the run in calm is already finished\n")
     code, _, error = run_here(place.folder, capsys, "server", "--resume", "calm", "--bind", place.address())
-    assert (code, "the run in 'calm' is finished" in error) == (2, True)
+    assert (code, "the run in 'calm' is already finished" in error) == (2, True)
 
 
 def test_what_cannot_go_on_is_told(place: Place, capsys: pytest.CaptureFixture[str], calm_run: Path) -> None:
     copytree(calm_run, place.folder / "calm")
     (place.folder / "calm" / "result.json").unlink()
     for flags, told in (
-        (("--lr", "0.7"), "'calm' is a run of another job: lr = 0.1 in the run, 0.7 here"),
+        (("--lr", "0.7"), "'calm' is a run of another job: lr = 0.2 in the run, 0.7 here"),
         (("--job", "calm/job.toml"), "--job 'calm/job.toml' with --resume: a run is resumed"),
         (("--run-dir", "new"), "--run-dir 'new' with --resume: a run is resumed in its own folder"),
     ):

@@ -47,7 +47,8 @@ def test_one_digest_for_any_number_of_servers(place: Place, servers: str, transp
 
 def test_more_servers_than_the_model_has_blocks(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     with chdir(place.folder):
-        assert run(["train", "--model", "linear", "--data", "tiny.npz", "--workers", "1", "--servers", "3"]) == 2
+        data = ("--data", "tiny.npz", "--global-batch", "48")
+        assert run(["train", "--model", "linear", *data, "--workers", "1", "--servers", "3"]) == 2
         assert [path.name for path in place.folder.iterdir()] == ["tiny.npz"]
     expected = "error: servers = 3 for a model of 7,850 values: expected 1 to 2, one per 4096 values\n"
     assert tuple(capsys.readouterr()) == ("", expected)
