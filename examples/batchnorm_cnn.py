@@ -25,5 +25,5 @@ def build() -> nn.Module:
 
 
 def convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    """Return a convolution that keeps the size; BatchNorm after it makes a bias of its own needless."""
+    """Return a convolution that keeps the size; BatchNorm follows it, so it needs no bias."""
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()

@@ -1,4 +1,4 @@
-"""Training from Python: a small net on MNIST, by a worker a core.
+"""Training from Python: a small net on MNIST, with one worker per core.
 
 python examples/fit_mnist.py
 """

@@ -1,4 +1,4 @@
-"""A model of one's own: a small convolutional net with BatchNorm and dropout, for images of 28 by 28 pixels.
+"""Your own model: a small convolutional net with BatchNorm and dropout, for images of 28 by 28 pixels.
 
     lockstep train --model examples/my_model.py:build --epochs 3 --schedule one-cycle
 
@@ -13,7 +13,7 @@ class ConvNet(nn.Module):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
-        # The shapes beside the lines are those of the data that flows through, for a micro-batch of n images.
+        # The comments show the shape of the data after each layer, for a micro-batch of n images.
         self.features = nn.Sequential(  # (n, 1, 28, 28)
             nn.Conv2d(1, 8, 3, padding=1),  # (n, 8, 28, 28)
             nn.BatchNorm2d(8),  # normalises each of the 8 maps over the micro-batch
@@ -27,7 +27,7 @@ class ConvNet(nn.Module):
         self.classifier = nn.Sequential(
             nn.Flatten(),  # (n, 784)
             nn.Dropout(0.2),  # drops a fifth of the features in training; which ones follows from the job's seed
-            nn.Linear(16 * 7 * 7, classes),  # (n, classes): one score a class, without softmax
+            nn.Linear(16 * 7 * 7, classes),  # (n, classes): one score per class, without softmax
         )
 
     def forward(self, images: Tensor) -> Tensor:

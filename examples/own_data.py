@@ -1,4 +1,4 @@
-"""Images of one's own, as a folder of IDX files and as an .npz: the digits of a pocket calculator, askew and in noise.
+"""Your own images, as a folder of IDX files and as an .npz: the digits of a pocket calculator, askew and in noise.
 
     python examples/own_data.py
     lockstep train --model lenet --data runs/segments --epochs 6
@@ -33,7 +33,7 @@ Images = NDArray[np.uint8]
 
 
 def main(to: Path) -> None:
-    """Write the folder, and the .npz beside it."""
+    """Write the folder, and the .npz next to it."""
     (x_train, y_train), (x_test, y_test) = drawn(TRAIN, seed=0), drawn(TEST, seed=1)
     to.mkdir(parents=True, exist_ok=True)
     for name, array in (

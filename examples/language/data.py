@@ -1,4 +1,4 @@
-"""Cuts the text beside this file into sequences of characters, as tokens: what job.toml trains on.
+"""Cuts the text next to this file into sequences of characters, as tokens: what job.toml trains on.
 
     python examples/language/data.py
 
@@ -40,7 +40,7 @@ def codes(text: str) -> NDArray[np.uint8]:
 
 
 def windows(tokens: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """Return samples and labels, (n, CONTEXT): each token is in one sample, and is told once."""
+    """Return samples and labels, (n, CONTEXT): each token is in one sample, and is predicted once."""
     count = (len(tokens) - 1) // CONTEXT
     small = tokens.astype(np.int16)
     return small[: count * CONTEXT].reshape(-1, CONTEXT), small[1 : count * CONTEXT + 1].reshape(-1, CONTEXT)

@@ -1,4 +1,4 @@
-"""Writes on as a trained language model would: one character after the other, each drawn as likely as it is told.
+"""Continues a text with a trained language model, one character at a time, each drawn with its predicted probability.
 
 python examples/language/sample.py RUN
 python examples/language/sample.py RUN --start "HOPE, n. " --characters 400 --temperature 0.7 --seed 3

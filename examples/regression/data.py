@@ -5,7 +5,7 @@
 Ten features, uniform in [0, 1], of which five matter: y = 10 sin(π x0 x1) + 20 (x2 - 1/2)² + 10 x3 + 5 x4, plus normal
 noise of deviation 1 (Friedman, "Multivariate adaptive regression splines", Annals of Statistics 19, 1991, eq. 56). The
 targets are then brought to mean 0 and deviation 1 over the training set, so that no model can explain more than R² =
-1 - 1/variance. The file beside this one, friedman.npz, is what it writes: drawn here, nobody's, and free to use.
+1 - 1/variance. It writes friedman.npz next to this file. The data is drawn here and free to use.
 """
 
 import sys
