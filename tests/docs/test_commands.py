@@ -53,10 +53,16 @@ def test_a_page_is_run_as_it_is_pasted(page: Page, tmp_path: Path) -> None:
     run_page(page, tmp_path)
 
 
-def test_most_blocks_are_run() -> None:
+#: Blocks that no test runs as they are pasted: clusters, Docker, other machines, minutes of measuring. Their commands
+#: are still held to the flags that there are. Whoever has to add one raises it.
+NOT_RUN = 58
+
+
+def test_the_blocks_that_are_not_run_are_counted() -> None:
     blocks = [block for page in PAGES for block in page.blocks if block.language in ("bash", "python")]
     not_run = [block.place for block in blocks if not block.is_run]
-    assert len(not_run) <= len(blocks) / 2, not_run
+    assert len(not_run) <= NOT_RUN, not_run
+    assert len(blocks) >= 130
 
 
 #: What takes seconds: a page that does it is not of the default suite.
