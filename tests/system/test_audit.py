@@ -36,7 +36,7 @@ def test_all_is_computed_twice_and_is_the_same(
     assert (code, error) == (0, "")
     assert digest(place, "run") == digest_alone(*JOB)
     assert "audit           24 micro-batches recomputed by another worker, with the same bits\n" in out
-    code, out, _ = run_here(place.folder, capsys, "ledger", "run")
+    code, out, _ = run_here(place.folder, capsys, "ledger", "run", "--all")
     assert (code, out.count("for the audit: the same bits")) == (0, 24)
     assert place.is_empty(GONE_S)
 

@@ -1,5 +1,6 @@
 """`lockstep ledger`: the report that each epoch of a run used every sample once."""
 
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -16,14 +17,19 @@ from lockstep.verification.coverage import CoverageReport, EpochCoverage, check_
 from ps.records.ledger import Again
 from ps.run.plan import plan_of
 
+#: Leases of one epoch that are listed for one reason; more are only counted. A busy machine has dozens of second copies.
+MOST_LISTED = 3
+
 
 @click.command(short_help="Check that a run used every sample once.")
 @RUN_ARGUMENT
+@click.option("--all", "lists_all", is_flag=True, help="list each lease that was computed more than once")
 @click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
-def ledger(run: Path, as_json: bool) -> None:
+def ledger(run: Path, lists_all: bool, as_json: bool) -> None:
     """Check in the ledger of the run in the folder RUN that each epoch used every sample exactly once.
 
-    The report also lists the micro-batches that were computed more than once, and why. The command reads files only;
+    The report also names the micro-batches that were computed more than once, and why. If an epoch has more than three
+    for the same reason, it counts them, and --all lists them. The command reads files only;
     to recompute a run, use `lockstep verify`. The exit code is 1 if the check fails.
 
     \b
@@ -34,7 +40,7 @@ def ledger(run: Path, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
     else:
-        for line in coverage_lines(recorded, report):
+        for line in coverage_lines(recorded, report, lists_all=lists_all):
             click.echo(printable(line))
     demand_coverage(report)
 
@@ -54,13 +60,17 @@ def demand_coverage(report: CoverageReport) -> None:
         raise DifferenceError(f"the ledger does not prove the run: {faults[0]}{more}")
 
 
-def coverage_lines(recorded: RecordedRun, report: CoverageReport) -> list[str]:
-    """Return a report for a person."""
+def coverage_lines(recorded: RecordedRun, report: CoverageReport, *, lists_all: bool = False) -> list[str]:
+    """Return a report for a person, with each lease that was computed again or with the number of them."""
     names = workers_by_step(recorded.lines)
     lines = [f"resumed after step {begun.step}: {begun.lost_steps} steps were recomputed" for begun in report.resumed]
     for epoch in report.epochs:
         lines.append(_epoch_line(epoch))
-        lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in epoch.again]
+        counts = Counter(again.why for again in epoch.again)
+        counted = {why: n for why, n in counts.items() if n > MOST_LISTED and not lists_all}
+        lines += [f"  {n} leases, listed by `lockstep ledger --all`: {why}" for why, n in counted.items()]
+        listed = (again for again in epoch.again if again.why not in counted)
+        lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in listed]
         if epoch.unlisted:
             lines.append(f"  and {epoch.unlisted} more that the ledger only counts")
     return lines

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.aggregation.tree import Node
@@ -93,3 +94,20 @@ def test_the_command_prints_the_proof(tmp_path: Path, capsys: pytest.CaptureFixt
     path.write_text("".join(line for line in lines if '"kind":"step","step":2' not in line))
     assert run(["ledger", str(folder)]) == 1
     assert "the ledger does not prove the run: step 3 is in the place of step 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("copies", "arguments", "expected"), [(3, [], 3), (4, [], 1), (4, ["--all"], 4)])
+def test_many_copies_are_counted_unless_all_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], copies: int, arguments: list[str], expected: int
+) -> None:
+    folder = record_with_workers(tmp_path, job_in(tmp_path), 2)
+    left = Again(work="train", step=1, lo=0, hi=2, rank=1, why="it left: killed")
+    again = [left, *(Again(work="train", step=2, lo=m, hi=m + 1, rank=1, why="came twice") for m in range(copies))]
+    with (folder / "ledger.jsonl").open("ab") as file:
+        for entry in again:
+            file.write(msgspec.json.encode(entry) + b"\n")
+    assert run(["ledger", str(folder), *arguments]) == 0
+    out = capsys.readouterr().out
+    assert out.count("came twice") == expected
+    assert (f"  {copies} leases, listed by `lockstep ledger --all`: came twice\n" in out) == (expected == 1)
+    assert out.count("it left: killed") == 1
