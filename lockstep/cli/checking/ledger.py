@@ -17,7 +17,7 @@ from lockstep.verification.coverage import CoverageReport, EpochCoverage, check_
 from ps.records.ledger import Again
 from ps.run.plan import plan_of
 
-#: Leases of one epoch that are listed for one reason; more are only counted. A busy machine has dozens of second copies.
+#: Leases of one epoch that are listed for one reason. More are only counted: a busy machine has dozens of copies.
 MOST_LISTED = 3
 
 
