@@ -33,11 +33,11 @@ def is_to_be_packed(source: str) -> bool:
 
 
 def packed_source(
-    source: str, options: PackOptions, cache: Path, progress: Progress, say: Callable[[str], None]
+    source: str, options: PackOptions, loss: str, cache: Path, progress: Progress, say: Callable[[str], None]
 ) -> str:
     """Return a job's data: as it is, or the folder in the cache that it was packed into, now or before.
 
-    Raises DataError as `pack`, or if options are given that the data has no use for.
+    `loss` is the job's, which decides what a target is if the options do not. Raises DataError as `pack`, or if options are given that the data has no use for.
     """
     path = Path(os.path.expanduser(source))
     if not is_to_be_packed(source):
@@ -45,6 +45,7 @@ def packed_source(
             given = ", ".join(f"--{name.replace('_', '-')}" for name in changed(options))
             raise DataError(f"{given} with data {source!r}: expected a .csv, .parquet or folder of pictures to pack")
         return source
+    options = options.for_loss(loss)
     stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"
     folder = cache / "datasets" / f"{stem}-{digest_of(path, options)[:16]}"
     if not (folder / MANIFEST).is_file():
