@@ -41,6 +41,8 @@ def packed_source(
     """
     path = Path(os.path.expanduser(source))
     if not is_to_be_packed(source):
+        if source != "mnist" and not path.exists() and (table_files(path) or options != PackOptions()):
+            raise DataError(f"{source}: does not exist: expected a .csv, .parquet or folder of pictures to pack")
         if options != PackOptions():
             given = ", ".join(f"--{name.replace('_', '-')}" for name in changed(options))
             raise DataError(f"{given} with data {source!r}: expected a .csv, .parquet or folder of pictures to pack")

@@ -93,6 +93,16 @@ def test_what_needs_no_packing_stays_what_it_is(tmp_path: Path) -> None:
     assert shown.packed == []
 
 
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [("gone.csv", PackOptions()), ("gone.parquet", PackOptions(target=("x",))), ("gone", PackOptions(target=("x",)))],
+)
+def test_a_source_that_does_not_exist_is_reported_as_such(tmp_path: Path, source: str, options: PackOptions) -> None:
+    shown = Shown()
+    with pytest.raises(DataError, match=rf"{source}: does not exist: expected a .csv, .parquet or folder"):
+        packed_source(str(tmp_path / source), options, "mse", tmp_path, shown.progress, shown.said.append)
+
+
 def test_a_mistake_leaves_nothing_in_the_cache(table: Path) -> None:
     with pytest.raises(DataError, match="no column 'kinds'"):
         packed(table, Shown(), target=("kinds",))
