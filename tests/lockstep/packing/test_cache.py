@@ -72,6 +72,21 @@ def test_with_mean_squared_error_few_integers_are_numbers(table: Path) -> None:
     assert packed(table, shown, loss="mse", target=("a",), task="classes") not in (classes, numbers)
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (("c",), r"rows.csv: the target 'c' is numeric, .* expected --loss mse .*, or --task classes$"),
+        (("a", "c"), r"rows.csv: the target 'a', 'c' is numeric, .* expected --loss mse .*, or one --target$"),
+    ],
+)
+def test_numbers_need_mean_squared_error(table: Path, target: tuple[str, ...], told: str) -> None:
+    table.write_text("a,b,c\n" + "".join(f"{number % 7},{number},{number / 3}\n" for number in range(50)))
+    for _ in ("packed now", "packed before"):
+        with pytest.raises(DataError, match=told):
+            packed(table, Shown(), target=target)
+    assert packed(table, Shown(), loss="mse", target=target)
+
+
 def test_the_same_bytes_elsewhere_are_the_same_dataset(table: Path) -> None:
     other = table.parent / "elsewhere" / "rows.csv"
     other.parent.mkdir()
