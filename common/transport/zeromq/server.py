@@ -58,7 +58,7 @@ class ZeroMqServer:
         except BaseException:
             self._socket.close(0.0)
             raise
-        self._connections = ConnectionTracker(self._socket.raw, self._rejections, _CLOCK)
+        self._connections = ConnectionTracker(self._socket.raw, self._rejections, _CLOCK, is_locked=lock is not None)
         self._socket.watch(self._connections.monitor)
         self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
         self._address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
