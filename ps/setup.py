@@ -75,7 +75,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
             f"{job.data!r}: expected at most as many"
         )
     objective = Objective.of(job)
-    objective.check_labels(data.train)
+    objective.check_labels(data.train, data.class_names)
     source = read_model_source(job.model)
     model = source.build(job.seed)
     layout = model.layout

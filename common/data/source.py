@@ -62,8 +62,9 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
     if path.suffix == ".npz":
         return _from_npz(path)
     raise DataError(
-        f"no dataset {spec!r}: expected 'mnist', a folder from `lockstep pack` or with the four IDX files of MNIST, or "
-        "an .npz file with x_train, y_train, x_test, y_test"
+        f"no dataset {spec!r}: expected 'mnist', a folder from `lockstep pack` or with the four IDX files of MNIST, "
+        "an .npz file with x_train, y_train, x_test, y_test or, for `train` and `fit`, a .csv, a .parquet or a folder "
+        "of pictures"
     )
 
 

@@ -4,6 +4,7 @@ A loss compares a sample's outputs with its *targets*: one class, a class for ea
 Targets are what is counted, so that a mean is one over targets: over the characters of a text, for example.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsFloat
 
@@ -14,6 +15,7 @@ from common.autograd.primitives.primitive import Array
 from common.autograd.tensor import Tensor
 from common.data.dataset import Dataset
 from common.errors import DataError, ModelError
+from common.files.sanitize import one_line
 from common.job.job import Job
 from common.job.tally import Tally
 
@@ -69,12 +71,18 @@ class Objective:
             return 0
         return int(np.count_nonzero(self.rows(outputs).argmax(axis=1) == targets))
 
-    def check_labels(self, data: Dataset) -> None:
-        """Raise `DataError` if the labels are real numbers and the loss is one of classes."""
+    def check_labels(self, data: Dataset, class_names: Sequence[str] = ()) -> None:
+        """Raise `DataError` for real numbers if the loss is one of classes, and for classes with names if it is not."""
+        if self.is_regression and class_names:
+            # Integers as labels may be numbers; the places of names in their order are not.
+            raise DataError(
+                f"the labels are {len(class_names)} classes with names ({one_line(class_names[0], 40)!r}, …), and loss "
+                "= 'mse' needs numbers: expected loss = 'cross-entropy', or a table packed with --task numbers"
+            )
         if not self.is_regression and not data.classes:
             raise DataError(
                 "the labels are real numbers, and loss = 'cross-entropy' needs classes: expected integers "
-                "(.astype(numpy.int64)), or loss = 'mse' for a regression"
+                "(.astype(numpy.int64); a column of a table needs --task classes), or loss = 'mse' for a regression"
             )
 
     def check_fit(self, data: Dataset, output_shape: tuple[int, ...]) -> None:

@@ -58,7 +58,10 @@ def parse(text: str) -> TcpAddress | IpcAddress:
         return _parse_tcp(text, rest)
     if separator and scheme == "ipc":
         return _parse_ipc(text, rest)
-    advice = f"; did you mean {f'tcp://{text}'!r}?" if _HOST_AND_PORT.fullmatch(text) else ""
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is not None:
+        _parse_tcp(text, text)  # raises if it is more than the scheme that is wrong
+    advice = f"; did you mean {f'tcp://{text}'!r}?" if match is not None else ""
     raise AddressError(f"address {text!r} is malformed: {_EXPECTED}{advice}")
 
 

@@ -74,12 +74,14 @@ def fit(
     True
     """
     options, values = taken_options(values)
-    arrays = None if isinstance(data, str | Path) else memory_data(data, options)
     known = exported(model)
     given = {"model": known.value, **_with_values_of(callbacks, values)}
-    if isinstance(data, str | Path):
-        given["data"] = named_data(str(data), options, verbose=verbose)
     job, launch = resolve({}, given, default_launch())
+    arrays = None
+    if isinstance(data, str | Path):
+        job = msgspec.structs.replace(job, data=named_data(str(data), options, job.loss, verbose=verbose))
+    else:
+        arrays = memory_data(data, options, job.loss)
     weights = _weights(model) if warm_start else None
     wanted = None if run_dir is None else Path(run_dir)
     with (

@@ -48,7 +48,7 @@ def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any
     return PackOptions(**given), {name: value for name, value in values.items() if name not in OPTIONS}
 
 
-def memory_data(data: Any, options: PackOptions) -> dict[str, NDArray[Any]] | PackInto:
+def memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray[Any]] | PackInto:
     """Return what the calling process has in memory: arrays by name, or what packs a data frame."""
     first = data[0] if isinstance(data, tuple) and data else data
     if isinstance(data, Mapping):
@@ -60,7 +60,7 @@ def memory_data(data: Any, options: PackOptions) -> dict[str, NDArray[Any]] | Pa
             # Imported here, since the extra may not be installed.
             from lockstep.packing.frames import pack_frame
 
-            return pack_frame(data, folder, options)
+            return pack_frame(data, folder, options.for_loss(loss))
 
         return into
     if given := changed(options):
@@ -68,10 +68,10 @@ def memory_data(data: Any, options: PackOptions) -> dict[str, NDArray[Any]] | Pa
     return named_arrays(data)
 
 
-def named_data(name: str, options: PackOptions, *, verbose: bool) -> str:
+def named_data(name: str, options: PackOptions, loss: str, *, verbose: bool) -> str:
     """Return a job's data: what was packed if it is a file that has to be."""
     cache = Path(cache_home()) / "lockstep"
-    return packed_source(name, options, cache, _no_progress, print if verbose else lambda text: None)
+    return packed_source(name, options, loss, cache, _no_progress, print if verbose else lambda text: None)
 
 
 @contextmanager

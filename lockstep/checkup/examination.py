@@ -60,7 +60,7 @@ def outputs_of(target: ExaminationTarget) -> int:
 
 def examined(target: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Finding]:
     """Yield the findings; checks that make no sense after earlier findings are skipped."""
-    target.objective.check_labels(target.data.train)
+    target.objective.check_labels(target.data.train, target.data.class_names)
     outputs = outputs_of(target)
     unfit: list[Finding] = []
     if not target.objective.is_regression:

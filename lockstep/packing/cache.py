@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from common.data.folder import MANIFEST
+from common.data.folder import MANIFEST, read_manifest
 from common.errors import DataError
 from common.files.sanitize import one_line
 from common.version import VERSION
@@ -33,18 +33,22 @@ def is_to_be_packed(source: str) -> bool:
 
 
 def packed_source(
-    source: str, options: PackOptions, cache: Path, progress: Progress, say: Callable[[str], None]
+    source: str, options: PackOptions, loss: str, cache: Path, progress: Progress, say: Callable[[str], None]
 ) -> str:
     """Return a job's data: as it is, or the folder in the cache that it was packed into, now or before.
 
-    Raises DataError as `pack`, or if options are given that the data has no use for.
+    `loss` is the job's, which decides what a target is if the options do not. Raises DataError as `pack`, or if options
+    are given that the data has no use for.
     """
     path = Path(os.path.expanduser(source))
     if not is_to_be_packed(source):
+        if source != "mnist" and not path.exists() and (table_files(path) or options != PackOptions()):
+            raise DataError(f"{source}: does not exist: expected a .csv, .parquet or folder of pictures to pack")
         if options != PackOptions():
             given = ", ".join(f"--{name.replace('_', '-')}" for name in changed(options))
             raise DataError(f"{given} with data {source!r}: expected a .csv, .parquet or folder of pictures to pack")
         return source
+    options = options.for_loss(loss)
     stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"
     folder = cache / "datasets" / f"{stem}-{digest_of(path, options)[:16]}"
     if not (folder / MANIFEST).is_file():
@@ -52,7 +56,20 @@ def packed_source(
             packed = pack(str(path), folder, options, watch)
         for line in lines(packed):
             say(line)
+    _check_target(source, folder, loss)
     return str(folder)
+
+
+def _check_target(source: str, folder: Path, loss: str) -> None:
+    """Raise DataError if a table's target became numbers, and the loss needs classes."""
+    manifest = read_manifest(folder)
+    if loss != "mse" and not manifest.classes and manifest.targets:
+        named = ", ".join(repr(one_line(target.name, 60)) for target in manifest.targets[:3])
+        advice = "or --task classes" if len(manifest.targets) == 1 else "or one --target"
+        raise DataError(
+            f"{source}: the target {named} is numeric, and loss = {loss!r} needs classes: expected --loss mse "
+            f"(loss = 'mse' in a job or in Python), {advice}"
+        )
 
 
 def changed(options: PackOptions) -> list[str]:

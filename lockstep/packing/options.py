@@ -1,6 +1,6 @@
 """What a person may say about packing. Pure."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,10 @@ class PackOptions:
     #: A source of its own for the test set, and a file of labels for samples in an .npy.
     test: Path | None = None
     labels: Path | None = None
+
+    def for_loss(self, loss: str) -> "PackOptions":
+        """Return these options for a run with that loss: mean squared error is of numbers, also if they are few."""
+        return replace(self, task="numbers") if loss == "mse" and self.target and self.task is None else self
 
     def texts(self) -> dict[str, str]:
         """Return what was said, for the manifest of a folder."""

@@ -113,18 +113,24 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
         )
     # What a single process would need: the same computing and updates, without an exchange.
     single_s = result.compute_s + result.update_s
-    if result.train_s > max(single_s, NOTED_S):
+    is_noted = result.train_s > NOTED_S
+    gain = gain_of_one_more(result, result.split, cores) if result.split is not None and is_noted else None
+    # With one more worker than it had, this run may still be faster than a single process.
+    is_too_small = result.train_s > single_s * (gain or 1.0)
+    if result.train_s > single_s and is_noted:
+        verdict = ": this model is too small to gain from workers (use --workers 0)" if is_too_small else ""
         notes.append(
             f"training took {result.train_s:.1f} s; a single process would take about {single_s:.1f} s for the same "
-            "bits: this model is too small to gain from workers (use --workers 0)"
+            f"bits{verdict}"
         )
-    if result.split is not None and result.train_s > NOTED_S:
-        notes.append(one_more(result, result.split, cores))
+    # Who is advised to have no workers needs no advice on one more.
+    if gain is not None and not is_too_small:
+        notes.append(one_more(result, gain, cores))
     return notes
 
 
-def one_more(result: RunResult, split: Split, cores: int | None) -> str:
-    """Return the gain of one more worker, which is worth it if it is at least half of the ideal gain."""
+def gain_of_one_more(result: RunResult, split: Split, cores: int | None) -> float:
+    """Return how many times as fast one more worker would make the run."""
     measured = Measured(
         workers=result.workers,
         servers=result.servers,
@@ -135,7 +141,12 @@ def one_more(result: RunResult, split: Split, cores: int | None) -> str:
         bytes_per_parameter=bytes_per_parameter(result.wire, result.wire_weights),
     )
     model, more = fitted([measured], cores=cores), result.workers + 1
-    gain = model.step_s(result.workers) / model.step_s(more)
+    return model.step_s(result.workers) / model.step_s(more)
+
+
+def one_more(result: RunResult, gain: float, cores: int | None) -> str:
+    """Return the gain of one more worker, which is worth it if it is at least half of the ideal gain."""
+    more = result.workers + 1
     where = f" on {cores} cores" if cores is not None and cores < more else ""
     is_worth_it = gain - 1 >= 0.5 / result.workers
     verdict = "worth it" if is_worth_it else "not worth it"

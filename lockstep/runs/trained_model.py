@@ -16,6 +16,7 @@ from common.data.folder import MANIFEST, FolderManifest, read_manifest
 from common.data.source import load, with_validation
 from common.errors import JobError
 from common.files.safetensors import read
+from common.files.sanitize import one_line
 from common.job.job import Job
 from common.model.port import Model
 from common.model.source import open_model
@@ -27,6 +28,9 @@ from ps.checkpoint.folder import CheckpointFolder
 from ps.records.metrics import EpochRecord
 from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, read_result
 from ps.run.early_stopping import early_stopping_state
+
+#: Runs that an error names, at most.
+MOST_NAMED = 8
 
 #: The number of steps after which they were kept, or a name.
 Moment = Literal["last", "best"] | int
@@ -106,12 +110,21 @@ class Trained:
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     """Return a run's weights, the last ones or others; a `UsageError` says what is missing or damaged."""
     if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
-        raise JobError(f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}")
+        found = _runs_in(folder)
+        there = f"; the runs in it: {', '.join(found[-MOST_NAMED:])}" if found else ""
+        raise JobError(
+            f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
+        )
     job, _ = resolve(read_values(folder / JOB), {}, default_launch())
     model = open_model(job.model, job.seed)
     weights = kept_weights(folder, job, model.layout, moment)
     model.load(weights)
     return Trained(folder, job, model, model.layout, weights)
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """Return the runs with weights directly in a folder, by name, so that the newest of `runs` is the last."""
+    return sorted(one_line(str(weights.parent), 200) for weights in folder.glob(f"*/{WEIGHTS}"))
 
 
 def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:

@@ -51,6 +51,12 @@ class Linear(Module):
         if x.dtype.kind != "f":
             # NumPy would turn them into float64, and tokens into magnitudes.
             raise TypeError(f"Linear got {x.dtype} of shape {x.shape}: expected floats; put an Embedding before it")
+        if x.shape[-1:] != self.weight.shape[1:]:
+            features = x.shape[-1] if x.shape else 0
+            raise ValueError(
+                f"Linear got an input of {features} features (shape {x.shape}), but its weight of shape "
+                f"{self.weight.shape} expects {self.weight.shape[1]}"
+            )
         return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:

@@ -31,9 +31,11 @@ _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_
 
 #: Why a handshake failed, by ZeroMQ's code.
 _REASONS: dict[int, str] = {
-    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it has no key, or has one although this server has none",
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it expects a server with another key",
 }
+
+#: Why a handshake failed if the two ends demand different things: of a server with a lock, and of one without.
+_MISMATCH = {True: "it has no key", False: "it has a key, although this server has none"}
 
 #: In place of host and port, if a connection ended before it could be examined.
 _GONE = ("a host that disconnected at once", 0)
@@ -46,7 +48,8 @@ def _incomplete(code: int) -> str:
 class ConnectionTracker:
     """The connections of one socket. Close it before the socket, or its context never ends."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]", rejections: RejectionLog, clock: Clock) -> None:
+    def __init__(self, socket: "zmq.Socket[bytes]", rejections: RejectionLog, clock: Clock, *, is_locked: bool) -> None:
+        self._reasons = {**_REASONS, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: _MISMATCH[is_locked]}
         self._socket, self._rejections, self._clock = socket, rejections, clock
         self._backoff = HostBackoff()
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(
@@ -87,7 +90,7 @@ class ConnectionTracker:
                 case zmq.EVENT_DISCONNECTED:
                     self._end(value)
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                    self._failure = _REASONS.get(value, f"it broke the handshake (0x{value:x})")
+                    self._failure = self._reasons.get(value, f"it broke the handshake (0x{value:x})")
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                     self._failure = self._failure or _incomplete(value)
 

@@ -97,7 +97,8 @@ def train(
     resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
     begin_here(resolved, launch)
     console, cache = manner.console, Path(cache_home()) / "lockstep"
-    data = packed_source(resolved.data, packing, cache, progress_of, lambda text: print_plainly(console, text))
+    loss = resolved.loss
+    data = packed_source(resolved.data, packing, loss, cache, progress_of, lambda text: print_plainly(console, text))
     resolved = msgspec.structs.replace(resolved, data=data)
     with claimed_run_dir(run_dir, resolved.model_name()) as folder:
         carry_out(manner, resolved, Destination(folder=folder, launch=launch))

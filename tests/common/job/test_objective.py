@@ -90,6 +90,13 @@ def test_classes_have_to_be_integers() -> None:
         Objective().check_labels(NUMBERS)
 
 
+def test_classes_with_names_are_not_numbers() -> None:
+    Objective().check_labels(CLASSES, ("cat", "dog", "owl"))
+    REGRESSION.check_labels(CLASSES)
+    with pytest.raises(DataError, match=r"3 classes with names \('cat', …\), and loss = 'mse' needs numbers"):
+        REGRESSION.check_labels(CLASSES, ("cat", "dog", "owl"))
+
+
 def test_who_answers_with_the_mean_is_wrong_by_the_variance() -> None:
     assert Objective().guess(CLASSES) is None
     # Of the columns 1, 3, 1, 3 and 0, 0, 0, 8: variances 1 and 12.

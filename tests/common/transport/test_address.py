@@ -32,6 +32,7 @@ def test_addresses_are_read(text: str, address: TcpAddress | IpcAddress) -> None
     [
         ("", "is malformed: expected 'tcp://HOST:PORT'"),
         ("localhost:5555", "did you mean 'tcp://localhost:5555'?"),
+        ("127.0.0.1:99999", "has port 99999: expected 1 to 65535"),
         ("http://localhost:5555", "is malformed: expected 'tcp://HOST:PORT'"),
         ("tcp://", "is malformed"),
         ("tcp://localhost", "is malformed"),

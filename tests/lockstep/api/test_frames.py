@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.data.folder import read_manifest
 from common.errors import DataError, JobError
 from lockstep import Run, fit, nn
 
@@ -53,6 +54,18 @@ class Features(dict[str, Any]):
 def priced(folder: Path, data: Any, name: str = "run", **values: Any) -> Run:
     model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
     return fit(model, data, run_dir=folder / name, target="price", loss="mse", **BRIEF, **values)
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["frame", "file"])
+def test_with_mean_squared_error_few_integers_are_predicted_as_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_file: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table = pa.table({"a": COLUMNS["a"], "stars": np.arange(300) % 5})
+    csv.write_csv(table, tmp_path / "cars.csv")
+    data = str(tmp_path / "cars.csv") if is_file else table
+    run = fit(nn.Linear(1, 1), data, run_dir=tmp_path / "run", target="stars", loss="mse", **BRIEF)
+    assert read_manifest(Path(run.job.data)).classes == 0
 
 
 def test_a_frame_a_dataset_and_a_file_of_one_table_give_the_same_bits(

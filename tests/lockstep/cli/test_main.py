@@ -82,6 +82,10 @@ MISTAKES = {
     "output": ([*HERE, "--model", "shape.py:build"], "the model turns 2 samples of shape (1, 28, 28) into an array of"),
     "input": ([*HERE, "--model", "small.py:build"], "the model cannot take samples of shape (1, 28, 28)"),
     "data": ([*HERE, "--data", "gone"], "no dataset 'gone': expected 'mnist', a folder"),
+    "table that is missing": (
+        [*HERE, "--data", "gone.csv", "--target", "x"],
+        "gone.csv: does not exist: expected a .csv",
+    ),
     "data folder": ([*HERE, "--data", "folder"], "folder/train-images-idx3-ubyte: missing: expected this IDX file"),
     "data damaged": ([*HERE, "--data", "damaged.npz"], "damaged.npz: damaged (File is not a zip file)"),
     "weights": ([*HERE, "--initial", "gone"], "gone: cannot be read (No such file or directory): expected a safe"),

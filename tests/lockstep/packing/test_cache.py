@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from common.data.folder import read_manifest
 from common.errors import DataError
 from lockstep.packing.cache import is_to_be_packed, packed_source
 from lockstep.packing.options import PackOptions
@@ -32,9 +33,9 @@ class Shown:
         yield lambda share: None
 
 
-def packed(source: Path, shown: Shown, **options: Any) -> str:
+def packed(source: Path, shown: Shown, loss: str = "cross-entropy", **options: Any) -> str:
     given = PackOptions(**{"target": ("kind",), **options})
-    return packed_source(str(source), given, source.parent / "cache", shown.progress, shown.said.append)
+    return packed_source(str(source), given, loss, source.parent / "cache", shown.progress, shown.said.append)
 
 
 @pytest.fixture
@@ -62,6 +63,30 @@ def test_other_bytes_or_options_are_another_dataset(table: Path) -> None:
     assert len(set(folders)) == len(shown.packed) == 4
 
 
+def test_with_mean_squared_error_few_integers_are_numbers(table: Path) -> None:
+    shown = Shown()
+    classes = packed(table, shown, target=("a",))
+    numbers = packed(table, shown, loss="mse", target=("a",))
+    assert [read_manifest(Path(folder)).classes for folder in (classes, numbers)] == [7, 0]
+    assert packed(table, shown, loss="mse", target=("a",), task="numbers") == numbers
+    assert packed(table, shown, loss="mse", target=("a",), task="classes") not in (classes, numbers)
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (("c",), r"rows.csv: the target 'c' is numeric, .* expected --loss mse .*, or --task classes$"),
+        (("a", "c"), r"rows.csv: the target 'a', 'c' is numeric, .* expected --loss mse .*, or one --target$"),
+    ],
+)
+def test_numbers_need_mean_squared_error(table: Path, target: tuple[str, ...], told: str) -> None:
+    table.write_text("a,b,c\n" + "".join(f"{number % 7},{number},{number / 3}\n" for number in range(50)))
+    for _ in ("packed now", "packed before"):
+        with pytest.raises(DataError, match=told):
+            packed(table, Shown(), target=target)
+    assert packed(table, Shown(), loss="mse", target=target)
+
+
 def test_the_same_bytes_elsewhere_are_the_same_dataset(table: Path) -> None:
     other = table.parent / "elsewhere" / "rows.csv"
     other.parent.mkdir()
@@ -73,12 +98,24 @@ def test_what_needs_no_packing_stays_what_it_is(tmp_path: Path) -> None:
     shown, tiny = Shown(), write_tiny(tmp_path)
     for source in ("mnist", str(tiny), "gone", str(tmp_path)):
         assert not is_to_be_packed(source)
-        assert packed_source(source, PackOptions(), tmp_path, shown.progress, shown.said.append) == source
+        assert packed_source(source, PackOptions(), "mse", tmp_path, shown.progress, shown.said.append) == source
     with pytest.raises(
         DataError, match=r"--target, --test-split with data 'mnist': expected a .csv, .parquet or folder"
     ):
-        packed_source("mnist", PackOptions(target=("x",), test_split=0.1), tmp_path, shown.progress, shown.said.append)
+        packed_source(
+            "mnist", PackOptions(target=("x",), test_split=0.1), "mse", tmp_path, shown.progress, shown.said.append
+        )
     assert shown.packed == []
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [("gone.csv", PackOptions()), ("gone.parquet", PackOptions(target=("x",))), ("gone", PackOptions(target=("x",)))],
+)
+def test_a_source_that_does_not_exist_is_reported_as_such(tmp_path: Path, source: str, options: PackOptions) -> None:
+    shown = Shown()
+    with pytest.raises(DataError, match=rf"{source}: does not exist: expected a .csv, .parquet or folder"):
+        packed_source(str(tmp_path / source), options, "mse", tmp_path, shown.progress, shown.said.append)
 
 
 def test_a_mistake_leaves_nothing_in_the_cache(table: Path) -> None:

@@ -64,6 +64,33 @@ def test_what_one_more_worker_would_bring(of: RunResult, cores: int | None, note
     assert advice(of, cores)[-1] == note
 
 
+@pytest.mark.parametrize(
+    ("single_s", "exchange_s", "notes"),
+    [
+        # One worker: 80 ms and 20 ms; two: 40 ms and 40 ms. A single process is faster than one, and not than two.
+        (
+            9.0,
+            0.020,
+            [
+                "training took 10.0 s; a single process would take about 9.0 s for the same bits",
+                "2 workers would train at 1.25x this speed: not worth it",
+            ],
+        ),
+        (
+            4.0,
+            0.0,
+            [
+                TOO_SMALL.replace("9.0", "4.0"),
+            ],
+        ),
+    ],
+    ids=["two would be faster than none", "none is faster than two"],
+)
+def test_the_notes_do_not_contradict_each_other(single_s: float, exchange_s: float, notes: list[str]) -> None:
+    of = msgspec.structs.replace(part_of(1, exchange_s), train_s=10.0, compute_s=single_s, update_s=0.0)
+    assert advice(of) == notes
+
+
 def test_nothing_is_predicted_of_a_run_that_was_too_short() -> None:
     assert advice(msgspec.structs.replace(part_of(1, 0.0), train_s=0.4)) == []
 

@@ -15,7 +15,7 @@ from lockstep.api.fit import fit
 from lockstep.api.run import Run
 from lockstep.cli.main import run
 from lockstep.runs.trained_model import open_trained
-from ps.records.run_folder import CHECKPOINTS, RESULT
+from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
 from ps.run.early_stopping import early_stopping_state
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import write_tiny
@@ -49,6 +49,16 @@ def test_the_best_epochs_weights_and_those_of_a_step(tmp_path: Path) -> None:
     assert weights_digest(open_trained(done.folder).weights) == done.weights_sha256
     steps = done.result.steps // 5
     assert weights_digest(open_trained(done.folder, 4 * steps).weights) == done.history[3].weights_sha256
+
+
+def test_of_a_folder_of_runs_the_last_are_named(tmp_path: Path) -> None:
+    for number in range(10):
+        (tmp_path / f"run-{number}").mkdir()
+        (tmp_path / f"run-{number}" / WEIGHTS).touch()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(JobError, match=r"with job.toml and weights\S*; the runs in it: \S*/run-2, .*/run-9$") as caught:
+        open_trained(tmp_path)
+    assert str(caught.value).count("run-") == 8
 
 
 def test_the_best_may_be_the_last(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from itertools import repeat
 import pytest
 
 from common.runtime.clock import SystemClock
-from common.transport.auth.curve import HANDSHAKE_MS
+from common.transport.auth.credentials import Lock, ServerKeys
+from common.transport.auth.curve import HANDSHAKE_MS, new_pair
 from common.transport.limits.ingress_quota import IngressQuota
 from common.transport.limits.rejection_log import RejectionLog
 from common.transport.port import Limits, PeerSlow
@@ -24,6 +25,7 @@ LIMITS = Limits(frame_bytes=2**20, frames=4, backlog=2)
 class Scene:
     """A server, and attackers in threads of their own."""
 
+    lock: Lock = None
     rejections: RejectionLog = field(default_factory=RejectionLog)
     stack: ExitStack = field(default_factory=ExitStack)
     attackers: list[threading.Thread] = field(default_factory=list)
@@ -31,7 +33,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.server: ZeroMqServer = self.stack.enter_context(
-            closing(serve("tcp://127.0.0.1:0", limits=LIMITS, rejections=self.rejections))
+            closing(serve("tcp://127.0.0.1:0", lock=self.lock, limits=LIMITS, rejections=self.rejections))
         )
 
     def attack(self, attempt: Callable[[str], None]) -> None:
@@ -129,6 +131,31 @@ def test_what_is_no_message_ends_its_connection(scene: Scene, attempt: Callable[
     scene.attack(attempt)
     assert scene.serve_until_over() == []
     assert scene.hears_an_honest_one()
+
+
+@pytest.mark.parametrize(
+    ("lock", "mechanism", "told"),
+    [
+        (None, b"CURVE", "it has a key, although this server has none"),
+        (ServerKeys(new_pair(), dict), b"NULL", "it has no key"),
+    ],
+    ids=["server without keys", "server with keys"],
+)
+def test_only_what_is_true_of_this_server_is_reported(lock: Lock, mechanism: bytes, told: str) -> None:
+    def greet(address: str) -> None:
+        with zmtp.connected(address) as connection:
+            connection.sendall(zmtp.greeting(mechanism))
+            assert zmtp.is_closed(connection)
+
+    scene = Scene(lock)
+    with scene.stack:
+        scene.attack(greet)
+        assert scene.serve_until_over() == []
+        # The connection's end may be reported after the attacker saw it.
+        scene.server.receive(CHECK_S)
+        scene.told += scene.rejections.due(float("inf"))
+    # Before the reason is the host, if the server could still ask for it.
+    assert [line.partition(": ")[2] for line in scene.told] == [told]
 
 
 def test_a_handshake_has_some_seconds(scene: Scene) -> None:
