@@ -67,6 +67,8 @@ class ZeroMqServer:
         #: Where something has come that was not read yet.
         self._ready: deque[Source] = deque()
         self._checked_at = _CLOCK.now()
+        #: Whether nothing was waiting when it was last looked: an end that is known before is not reported yet.
+        self._is_drained = False
 
     def _bind(self, address: TcpAddress | IpcAddress) -> None:
         try:
@@ -84,6 +86,7 @@ class ZeroMqServer:
         self._socket.check_open()
         now = _CLOCK.now()
         end = None if timeout_s is None else now + timeout_s
+        self._is_drained = False
         while True:
             self._check_quota(now)
             if not self._ready:
@@ -95,7 +98,9 @@ class ZeroMqServer:
                 return received
             self._connections.poll()
             if self._connections.has_ended() or self._has_rejections(now):
-                return self._receive_any()
+                received = self._receive_any()
+                self._is_drained = received is None
+                return received
             # Otherwise a connection ended that never sent a message, which concerns nobody.
             if end is not None and now >= end:
                 return None
@@ -165,7 +170,7 @@ class ZeroMqServer:
 
     def lost(self) -> list[bytes]:
         self._socket.check_open()
-        lost = self._connections.take_ended()
+        lost = self._connections.take_ended() if self._is_drained else []
         for peer in lost:
             self._shortcuts.drop(peer)
             del self._quota.messages[peer]
