@@ -176,7 +176,7 @@ class SumsInOnePass:
         if len(node) == 1:
             return one_by_one.sum(step, node, wanted.at, out, send)
         first, second = node.halves()
-        made = self._one_pass(step, second) if sink.is_exact else None
+        made = self._one_pass(step, second) if len(second) == 1 and sink.is_exact else None
         if made is not None:
             tally = self._sum(wanted, first, out)
             tally = tally + self._compute(made, step, second, out, adds=True)

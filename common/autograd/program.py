@@ -120,8 +120,10 @@ class Program:
     def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[Stretch]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
 
-        If it adds, they are added to what is there, block by block; a gradient that nothing reaches stays in any case.
+        If it adds, which a program for one batch can, its gradients are added to what is there, block by block; one
+        that nothing reaches stays in any case.
         """
+        assert not adds or self._count == 1
         return self._stretches(_Emitter(self, shared, gradients, adds), is_backward=True)
 
     def _stretches(self, emitter: "_Emitter", *, is_backward: bool) -> list[Stretch]:
@@ -154,8 +156,8 @@ def _leaves(tree: Tree) -> Iterator[int]:
 
 
 def _depth(tree: Tree) -> int:
-    """Return how many gradients exist next to the sum while a tree is added up, and added to what is there."""
-    return 1 if isinstance(tree, int) else max(_depth(tree[0]), 1 + _depth(tree[1]))
+    """Return how many gradients exist next to the sum while a tree is added up."""
+    return 0 if isinstance(tree, int) else max(_depth(tree[0]), 1 + _depth(tree[1]))
 
 
 def _aligned(size: int) -> Array:
@@ -352,7 +354,7 @@ class _Layout:
             packing.add(id(memory), memory.size, uses[0], uses[-1])
         if part.is_summed:
             low, high = gradient_bounds(part)
-            for number in range(_depth(tree)):
+            for number in range(max(1, _depth(tree))):  # one batch may be added to what is there
                 packing.add(-1 - number, high - low, 0, len(part.calls))
         offsets = packing.pack()
         self.addends[index] = [start + offsets[-1 - number] for number in range(len(offsets) - len(memories))]

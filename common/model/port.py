@@ -62,7 +62,7 @@ class OnePass(Protocol):
     ) -> None:
         """Write the gradients of the last forward, added over the tree, into `sums`; `on_final` as an engine's.
 
-        If it adds, they are added to what is there, as the second of two halves.
+        If it adds, which a pass over one micro-batch can, they are added to what is there, as the second of two halves.
         """
 
 

@@ -54,6 +54,8 @@ def check(function: Any, made: Program | None, stack: Sequence[Sequence[Array]],
     assert outputs == expected
     for one, other in zip(sums, gradients, strict=True):
         assert one.tobytes() == other.tobytes()
+    if len(stack) > 1:
+        return
     first = [RNG.standard_normal(each.shape).astype(each.dtype) for each in sums]
     added = [each.copy() for each in first]
     weights = [tensor.data for tensor in tensors]
