@@ -429,11 +429,11 @@ class _Emitter:
         return [_instruction(call, operands)]
 
     def _reduction(self, call: Call) -> Instruction:
-        array, axis, dtype, target, keepdims = call.operands
+        array, axis, dtype, target, *options = call.operands
         axes = range(len(array.shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
         behind = tuple(each + 1 if each >= 0 else each for each in axes)
         stacked = [self._stack(each, len(each.shape)) for each in (array, target)]
-        return partial(call.function, stacked[0], behind, dtype, stacked[1], keepdims)
+        return partial(call.function, stacked[0], behind, dtype, stacked[1], *options)
 
     @staticmethod
     def _shape_of(operand: Any) -> Any:

@@ -267,12 +267,13 @@ class Tape:
 
     def _reduce(self, ufunc: np.ufunc, array: Array, operand: Any, out: Any, options: dict[str, Any]) -> Any:
         axis, keepdims = options.pop("axis", 0), bool(options.pop("keepdims", False))
+        fixed = {"initial": options.pop("initial")} if type(options.get("initial")) is float else {}
         if any(value is not None and value is not True for value in options.values()):
             raise UntapeableError(f"{ufunc.__name__}.reduce is called with {options!r}")
-
-        reduced: Any = partial(ufunc.reduce, axis=axis, keepdims=keepdims)
+        reduced: Any = partial(ufunc.reduce, axis=axis, keepdims=keepdims, **fixed)
         result, target = self._target(reduced, (array,), out)
-        self.calls.append(Call(ufunc.reduce, (operand, axis, None, target, keepdims), (3,), CallKind.REDUCTION))
+        operands = (operand, axis, None, target, keepdims, *fixed.values())
+        self.calls.append(Call(ufunc.reduce, operands, (3,), CallKind.REDUCTION))
         return result
 
     def _target(self, function: Callable[..., Any], inputs: tuple[Any, ...], out: Any) -> tuple[Any, Any]:

@@ -75,11 +75,32 @@ def is_flat(left: Array, right: Array) -> bool:
 
 def multiply_in_blocks(left: Array, right: Array, blocks: Sequence[Block], out: Array) -> None:
     """Fill `out` (m, n) with `left` (m, k) times `right` (k, n), a block at a time, sums over k in order."""
-    for rows, columns, (first, *others) in blocks:
+    for rows, columns, sums in blocks:
         target = out[rows, columns]
-        np.matmul(left[rows, first], right[first, columns], out=target)
-        for inner in others:
-            target += np.matmul(left[rows, inner], right[inner, columns])
+        if len(sums) == 1:
+            np.matmul(left[rows], right[:, columns], out=target)
+        else:
+            _multiply_in_parts(left[rows], right[:, columns], sums, target)
+
+
+def _multiply_in_parts(left: Array, right: Array, parts: Sequence[slice], out: Array) -> None:
+    """Fill `out` with the sum of the products of parts of the inner axis, all of one length but perhaps the last.
+
+    All products are made by one call and added by another: with a call for each, calling took as long as computing.
+    """
+    length = parts[0].stop
+    full = len(parts) - (parts[-1].stop - parts[-1].start < length)
+    products = empty((len(parts), *out.shape), left)
+    lefts = left[:, : full * length].reshape(len(left), full, length).swapaxes(0, 1)
+    np.matmul(lefts, right[: full * length].reshape(full, length, right.shape[1]), out=products[:full])
+    if full < len(parts):
+        np.matmul(left[:, parts[-1]], right[parts[-1]], out=products[full])
+    if out.size > 1:
+        np.add.reduce(products, axis=0, out=out, initial=-0.0)  # which, unlike 0, added to anything leaves its bits
+    else:  # numbers that lie next to each other would not be added in order
+        np.copyto(out, products[0])
+        for product in products[1:]:
+            np.add(out, product, out=out)
 
 
 def _blocks_for(left: Array, right: Array) -> tuple[Block, ...]:

@@ -67,6 +67,33 @@ def test_a_product_in_blocks_is_the_product(
         assert np.abs(out - exact).max() < 1e-5 * np.abs(left).sum(axis=1).max()
 
 
+@pytest.mark.parametrize("rows", [1, 6, 32])
+@pytest.mark.parametrize("columns", [1, 9])
+@pytest.mark.parametrize("sizes", [(840,) * 14 + (784,), (40,) * 9, (8, 3)])
+def test_parts_of_a_sum_are_added_one_after_the_other(rows: int, columns: int, sizes: tuple[int, ...]) -> None:
+    """Any other order would have other bits; so would a sum that begins with 0, if all that it adds is -0."""
+    left, right = normal(rows, sum(sizes)), normal(sum(sizes), columns)
+    left[:, ::3] *= 1e4
+    stops = np.cumsum(sizes).tolist()
+    parts = tuple(slice(stop - size, stop) for stop, size in zip(stops, sizes, strict=True))
+    expected = left[:, parts[0]] @ right[parts[0]]
+    for part in parts[1:]:
+        expected += left[:, part] @ right[part]
+    out = np.full((rows + 1, columns + 1), np.nan, np.float32)
+    multiply_in_blocks(left, right, [(slice(None), slice(None), parts)], out[:-1, 1:])
+    assert out[:-1, 1:].tobytes() == expected.tobytes()
+    assert np.isnan(out[-1]).all()
+    assert np.isnan(out[:, 0]).all()
+
+
+def test_a_sum_of_negative_zeros_is_one() -> None:
+    left, right = np.full((6, 24), -1e-30, np.float32), np.full((24, 2), 1e-30, np.float32)
+    out = np.full((6, 2), np.nan, np.float32)
+    multiply_in_blocks(left, right, [(slice(None), slice(None), (slice(0, 8), slice(8, 16), slice(16, 24)))], out)
+    assert out.tobytes() == (left[:, :8] @ right[:8]).tobytes()
+    assert np.signbit(out).all()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_layout_of_the_operands_gives_the_product(shape: tuple[int, int, int]) -> None:
     rows, inner, columns = shape
