@@ -13,11 +13,13 @@ All memory is allocated beforehand, and used again by what comes later.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from common.autograd.capture import Capture, TapedCapture
+from common.autograd.fusion import joined, runs, without_ones
 from common.autograd.primitives.primitive import Array
 from common.autograd.tape import Call, CallKind, Memory, MemoryKind, Saved, UntapeableError, View
 from common.autograd.tensor import Tensor
@@ -75,7 +77,7 @@ class Program:
         """Make a program for the batches in `tree`, from 0 on. Raises `UntapeableError` if they cannot be a stack."""
         self._tree = tree
         self._count = len(list(_leaves(tree)))
-        calls = _needed_calls(capture)
+        calls = _joined(_needed_calls(capture))
         self._parts = list(_parts(calls, capture))
         self._outputs = capture.outputs
         memories = {id(view.memory): view.memory for part in self._parts for view in _views(part.calls)}
@@ -127,7 +129,10 @@ class Program:
         return self._stretches(_Emitter(self, shared, gradients, adds), is_backward=True)
 
     def _stretches(self, emitter: "_Emitter", *, is_backward: bool) -> list[Stretch]:
-        return [emitter.stretch(part) for part in self._parts if part.is_backward is is_backward]
+        parts: Iterable[Part] = (part for part in self._parts if part.is_backward is is_backward)
+        if self._count == 1 and not emitter.adds:
+            parts = _whole_gradients(parts)
+        return [emitter.stretch(part) for part in parts]
 
     @property
     def length(self) -> int:
@@ -189,12 +194,40 @@ def _needed_calls(capture: TapedCapture) -> list[tuple[int, Call]]:
     """Return the calls on which an output or a gradient depends, with their places on the tape."""
     wanted = {id(view.memory) for view in capture.outputs}
     found = []
-    for place, call in reversed(list(enumerate(capture.tape.calls))):
+    calls = capture.tape.calls
+    for place, (call, has_effect) in reversed(list(enumerate(zip(calls, without_ones(calls), strict=True)))):
         written = _written(call)
-        if any(id(each) in wanted or _is_gradient(each) for each in written):
+        if has_effect and any(id(each) in wanted or _is_gradient(each) for each in written):
             wanted.update(id(each) for each in _touched(call))
             found.append((place, call))
     return found[::-1]
+
+
+def _joined(calls: list[tuple[int, Call]]) -> list[tuple[int, Call]]:
+    """Join products into fewer calls, but for those that make gradients, which are summed block by block."""
+    made = [call for _, call in calls]
+    cuts = runs(made, lambda call: not _gradients([call]))
+    return [(calls[cut.start][0], joined(made[cut])) for cut in cuts]
+
+
+def _whole_gradients(parts: Iterable[Part]) -> Iterator[Part]:
+    """Put the blocks of each gradient together: where there is one batch alone, nothing is added between them."""
+    for is_summed, group in groupby(parts, key=lambda part: part.is_summed):
+        blocks: list[Call] = []
+        for part in group:
+            blocks += part.calls
+            if not is_summed:
+                yield part
+            elif part.finishes:
+                yield _whole(blocks, part.finishes)
+                blocks = []
+        if is_summed and blocks:
+            yield _whole(blocks, ())
+
+
+def _whole(blocks: list[Call], finishes: tuple[int, ...]) -> Part:
+    calls = [joined(blocks[cut]) for cut in runs(blocks, lambda call: True)]
+    return Part(calls, is_backward=True, is_summed=True, finishes=finishes)
 
 
 def _is_gradient(memory: Any) -> bool:
@@ -495,9 +528,26 @@ class _Emitter:
 
 
 def _instruction(call: Call, operands: list[Any]) -> Instruction:
+    """Return the call, in the form that NumPy begins with soonest."""
     if isinstance(call.function, np.ufunc):
-        return partial(call.function, *operands[:-1], out=operands[-1])
+        return partial(call.function, *_as_arrays(call.function, operands[:-1]), out=operands[-1])
+    if call.function is np.take:
+        return partial(operands[0].take, *operands[1:])
+    if call.function is np.copyto and not isinstance(operands[1], np.ndarray):
+        return partial(np.copyto, operands[0], np.array(operands[1], operands[0].dtype))
     return partial(call.function, *operands)
+
+
+def _as_arrays(function: np.ufunc, operands: list[Any]) -> list[Any]:
+    """Return operands with numbers as arrays of the type that NumPy would turn them into, each time anew."""
+    kinds = [each.dtype if isinstance(each, np.ndarray) else type(each) for each in operands]
+    if not {int, float} & set(kinds):
+        return operands
+    types = function.resolve_dtypes((*kinds, None))
+    return [
+        np.array(each, dtype) if type(each) in (int, float) else each
+        for each, dtype in zip(operands, types, strict=False)
+    ]
 
 
 def proven(
