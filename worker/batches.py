@@ -50,21 +50,27 @@ class Batches:
 
     def training(self, indices: Integers, step: int, micro_batch: int) -> tuple[Array, Array]:
         """Return what the model is given of these samples in a micro-batch, and what its outputs are compared with."""
-        rng = None
-        if self.job.max_shift:
-            rng = generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)
         train = self.data.train
-        images = self.preparation.images(train.images.take(indices, axis=0), rng)
+        images = self.preparation.images(train.images.take(indices, axis=0), self._shifts(step, micro_batch))
         return images, self.objective.targets(train.labels.take(indices, axis=0))
+
+    def _shifts(self, step: int, micro_batch: int) -> np.random.Generator | None:
+        """Return what draws by how much the images of a micro-batch are shifted."""
+        if not self.job.max_shift:
+            return None
+        return generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)
 
     def fill(self, step: int, node: Node, images: Array, targets: Array) -> None:
         """Write the same of a node's micro-batches, all of one size, into arrays: one after the other along axis 0."""
+        train = self.data.train
+        indices = self.sampler.indices(step, node.lo, node.hi)
+        raw = train.images.take(indices, axis=0)
         if self.job.max_shift:  # drawn for each micro-batch
-            for place, each in enumerate(range(node.lo, node.hi)):
-                images[place], targets[place] = self.training(self.sampler.indices(step, each), step, each)
-            return
-        made, wanted = self.training(self.samples_of("train", step, node), step, node.lo)
-        images[...], targets[...] = made.reshape(images.shape), wanted.reshape(targets.shape)
+            for place, part in enumerate(raw.reshape(images.shape)):
+                self.preparation.images(part, self._shifts(step, node.lo + place), images[place])
+        else:
+            self.preparation.images(raw, out=images.reshape(raw.shape, copy=False))
+        targets[...] = self.objective.targets(train.labels.take(indices, axis=0)).reshape(targets.shape)
 
     def chunk(self, work: Work, chunk: int) -> tuple[Array, Array]:
         """Return the same of a chunk of an evaluation."""
@@ -76,7 +82,7 @@ class Batches:
     def samples_of(self, work: Work, step: int, node: Node) -> Integers:
         """Return the places, in the set that the work is about, of all samples that a node needs."""
         if work in OF_A_STEP:
-            return np.concatenate([self.sampler.indices(step, micro_batch) for micro_batch in range(node.lo, node.hi)])
+            return self.sampler.indices(step, node.lo, node.hi)
         size = len(self._held_out(work) or ())
         return np.arange(evaluation_rows(node.lo, size).start, evaluation_rows(node.hi - 1, size).stop)
 

@@ -199,7 +199,7 @@ class SumsInOnePass:
         # What is rounded is rounded at every node: there must be a whole vector of it.
         if len(node) > 1 and not one_by_one.sink.is_exact:
             return None
-        counts = {len(batches.sampler.indices(step, each)) for each in range(node.lo, node.hi)}
+        counts = batches.sampler.sizes(step, node.lo, node.hi)
         if len(counts) > 1 or not all(counts):
             return None
         return one_by_one.engine.one_pass(tree_over(len(node)), counts.pop(), lambda: self._batches(step, node))
@@ -217,18 +217,19 @@ class SumsInOnePass:
         self.one_by_one.batches.fill(step, node, made.images, made.targets)
         progress = Progress(attempt, len(node), made.length)
         sums, outputs = made.forward(progress.advance)
-        if not np.isfinite(sums).all():
+        losses = sums.tolist()
+        if not all(map(math.isfinite, losses)):
             raise NotFiniteError(node.lo, "the loss itself")
-        attempt.losses.extend(sums.tolist())
+        attempt.losses.extend(losses)
         made.backward(out, progress.advance, on_final, adds=adds)
-        return self._tally(sums, outputs, made.targets)
+        return self._tally(losses, outputs, made.targets)
 
-    def _tally(self, sums: Array, outputs: Array, targets: Array) -> Tally:
+    def _tally(self, losses: list[float], outputs: Array, targets: Array) -> Tally:
         """Return the tally of micro-batches with these sums of losses."""
-        objective = self.one_by_one.batches.objective
         # Numbers of right answers add up in any order, sums of losses do not.
-        of_all = objective.tally(0.0, *(each.reshape(-1, *each.shape[2:]) for each in (outputs, targets)))
-        return Tally(_added(sums.tolist(), tree_over(len(sums))), of_all.correct, of_all.count)
+        of_all = (each.reshape(-1, *each.shape[2:]) for each in (outputs, targets))
+        correct = self.one_by_one.batches.objective.correct(*of_all)
+        return Tally(_added(losses, tree_over(len(losses))), correct, targets.size)
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Whether all of a vector is finite, at the speed of one dot product."""
 
+import math
+
 import numpy as np
 
 from common.aggregation.tree import Vector
@@ -10,8 +12,7 @@ def first_not_finite(vector: Vector) -> int | None:
 
     One dot product covers all of them, at 40 GB/s; only if it overflows is each value examined.
     """
-    with np.errstate(all="ignore"):
-        if np.isfinite(np.dot(vector, vector)):
-            return None
+    if math.isfinite(np.vdot(vector, vector)):  # which, unlike `dot`, warns of nothing
+        return None
     found = np.flatnonzero(~np.isfinite(vector))
     return int(found[0]) if found.size else None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -49,8 +50,10 @@ class Preparation:
         mean, std = train.moments or _moments_of(train)
         return cls(mean, std, max_shift)
 
-    def images(self, raw: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:
-        """Return the samples `raw`, uint8 or float32 (n, …), as a new float32 array of the same shape.
+    def images(
+        self, raw: NDArray[Any], rng: np.random.Generator | None = None, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Return the samples `raw`, uint8 or float32 (n, …), as float32 of the same shape: in `out`, or a new array.
 
         Tokens stay as they are. With `rng`, each image (channels, height, width) moves by its own (dy, dx); what moves
         in is 0 in `raw`.
@@ -58,17 +61,34 @@ class Preparation:
         if rng is not None and self.max_shift:
             raw = _shifted(raw, self.max_shift, rng)
         if raw.dtype == np.int32:
-            return raw
-        prepared: NDArray[np.float32]
+            if out is None:
+                return raw
+            np.copyto(out, raw)
+            return out
+        prepared: NDArray[Any] = np.empty(raw.shape, np.float32) if out is None else out
         if raw.dtype == np.uint8:
             # In two passes, since `multiply` buffers what it has to turn into floats: 13.0 instead of 14.9 us for 128
             # images of MNIST.
-            prepared = raw.astype(np.float32)
-            prepared *= np.float32(1.0 / (255.0 * self.std))
+            np.copyto(prepared, raw)
+            np.multiply(prepared, self._of_byte, out=prepared)
         else:
-            prepared = np.multiply(raw, np.float32(1.0 / self.std), dtype=np.float32)
-        prepared -= np.float32(self.mean / self.std)
+            np.multiply(raw, self._of_float, dtype=np.float32, out=prepared)
+        np.subtract(prepared, self._offset, out=prepared)
         return prepared
+
+    # As arrays, which NumPy begins with sooner than with numbers.
+
+    @cached_property
+    def _of_byte(self) -> NDArray[np.float32]:
+        return np.array(1.0 / (255.0 * self.std), np.float32)
+
+    @cached_property
+    def _of_float(self) -> NDArray[np.float32]:
+        return np.array(1.0 / self.std, np.float32)
+
+    @cached_property
+    def _offset(self) -> NDArray[np.float32]:
+        return np.array(self.mean / self.std, np.float32)
 
 
 def _shifted(raw: NDArray[Any], most: int, rng: np.random.Generator) -> NDArray[Any]:

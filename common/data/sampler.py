@@ -41,20 +41,29 @@ class Sampler:
         """Return the number of samples of `step`: the global batch, or the rest at the end of an epoch."""
         return min(self.global_batch, self.size - self._start(step))
 
-    def indices(self, step: int, micro_batch: int) -> NDArray[np.int64]:
-        """Return the samples of one micro-batch, (k,), in their order; a read-only view, perhaps empty.
+    def indices(self, step: int, first: int, stop: int | None = None) -> NDArray[np.int64]:
+        """Return the samples of the micro-batches `[first, stop)`, by default of one, in their order: (k,).
 
-        Raises ValueError for a negative step or a micro-batch that does not exist.
+        A read-only view, perhaps empty. Raises ValueError for a negative step or a micro-batch that does not exist.
         """
-        if step < 0 or not 0 <= micro_batch < self.micro_batches:
+        stop = first + 1 if stop is None else stop
+        if step < 0 or not 0 <= first < stop <= self.micro_batches:
+            wrong = first if first < 0 else stop - 1
             raise ValueError(
-                f"step {step!r}, micro-batch {micro_batch!r}: expected a step from 0 and a micro-batch in "
+                f"step {step!r}, micro-batch {wrong!r}: expected a step from 0 and a micro-batch in "
                 f"[0, {self.micro_batches})"
             )
         start, count = self._start(step), self.batch_size(step)
-        low = start + micro_batch * count // self.micro_batches
-        high = start + (micro_batch + 1) * count // self.micro_batches
+        low = start + first * count // self.micro_batches
+        high = start + stop * count // self.micro_batches
         return self._order(self.epoch_of(step))[low:high]
+
+    def sizes(self, step: int, first: int, stop: int) -> set[int]:
+        """Return how many samples the micro-batches `[first, stop)` of a step have: one number if all are equal."""
+        count, parts = self.batch_size(step), self.micro_batches
+        if count % parts == 0:
+            return {count // parts}
+        return {(each + 1) * count // parts - each * count // parts for each in range(first, stop)}
 
     def _start(self, step: int) -> int:
         return step % self.steps_per_epoch * self.global_batch

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from common.aggregation.layout import Binding, ParameterLayout, gather, layout_of, statistic_momenta
+from common.aggregation.layout import Binding, LayoutEntry, ParameterLayout, gather, layout_of, statistic_momenta
 from common.aggregation.tree import Vector
 from common.autograd import graph
 from common.autograd.capture import Capture, TapedCapture, capture
@@ -133,12 +133,16 @@ class StackedPass:
     weights: Vector
     images: Array = field(init=False)
     targets: Array = field(init=False)
+    #: The parameters that no gradient reaches.
+    _unreached: list[LayoutEntry] = field(init=False)
     #: By the addresses of vectors, which it keeps, so that no others are made there.
     _forward: dict[int, tuple[list[Stretch], Vector]] = field(default_factory=dict)
     _backward: dict[tuple[int, int, bool], tuple[list[Stretch], Vector, Vector]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.program.inputs
+        entries = zip(self.is_reached, self.layout.parameters, strict=True)
+        self._unreached = [entry for is_reached, entry in entries if not is_reached]
 
     @property
     def length(self) -> int:
@@ -174,8 +178,8 @@ class StackedPass:
             between()
 
         run(known[0], end)
-        for is_reached, entry in zip(self.is_reached, self.layout.parameters, strict=True):
-            if not (is_reached or adds):
+        if not adds:
+            for entry in self._unreached:
                 entry.view(sums).fill(0.0)
 
     def _views(self, vector: Vector) -> list[Vector]:
@@ -209,17 +213,18 @@ class AutogradEngine:
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
         self._binding = Binding(self._module, self._layout, weights, sums)
-        self._weights, self._reads = weights, 0
+        self._weights = weights
+        self._reads = self._writes = 0
+        self._bound = (0, 0)
         for known in self._stacked.values():
             if known is not None:
                 known.forget()
 
     def read_from(self, index: int) -> None:
-        self._binding.read_from(index)
         self._reads = index
 
     def write_to(self, index: int) -> None:
-        self._binding.write_to(index)
+        self._writes = index
 
     def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
         self._put(is_training=True)
@@ -302,6 +307,10 @@ class AutogradEngine:
         return first_nonfinite_layer(self._module, Tensor(images))
 
     def _put(self, *, is_training: bool) -> None:
-        """Put the whole model into one mode."""
+        """Put the whole model into one mode, and turn it to the vectors at hand, which a program does not need."""
         if self._module.training != is_training:
             self._module.train(is_training)
+        if self._bound != (self._reads, self._writes):
+            self._binding.read_from(self._reads)
+            self._binding.write_to(self._writes)
+            self._bound = self._reads, self._writes

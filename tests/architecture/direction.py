@@ -59,6 +59,7 @@ AUTOGRAD_ORDER = Order(
         ("common.autograd.functional",),
         ("common.autograd.tensor",),
         ("common.autograd.graph",),
+        ("common.autograd.fusion",),
         ("common.autograd.tape",),
         ("common.autograd.primitives",),
         ("common.autograd.primitives.primitive",),

@@ -13,7 +13,7 @@ from common.aggregation.slices import FRAME, Slice
 from common.aggregation.tree import Vector
 from common.aggregation.update import UpdatePass, UpdateRule, UpdateStep, UpdateVectors
 from common.optim.clipping import BLOCK
-from common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
+from common.optim.rules import AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
 from common.random import Purpose, generator
 
 RULES = (
@@ -24,8 +24,8 @@ RULES = (
     RMSPropRule(momentum=0.9),
 )
 
-#: Two frames and more; the last values are running statistics, and begin within a block.
-SIZE, TRAINED = FRAME + CHUNK + 5 * BLOCK + 77, FRAME + CHUNK + 4 * BLOCK + 13
+#: More than a frame, and than a chunk; the last values are running statistics, and begin within a block.
+SIZE, TRAINED = FRAME + 21 * BLOCK + 77, FRAME + 20 * BLOCK + 13
 FRAMES = Slice(0, SIZE).frames()
 
 
@@ -100,8 +100,8 @@ def test_the_first_value_that_is_not_finite_is_named_by_its_place() -> None:
     updating = memory(SGDRule(), "float32", is_doubled=False)
     sums = terms_of(0, 1)
     at = step_of(0, is_doubled=False, scale=None)
-    sums[0][0][CHUNK - 1] = 3e38  # whose square is not finite, while it is
+    sums[0][0][FRAME - 1] = 3e38  # whose square is not finite, while it is
     assert updating.run(at, Slice(0, SIZE), sums) is None
-    sums[1][0][CHUNK + 3] = sums[1][0][CHUNK + 9] = np.inf
-    assert updating.run(at, Slice(0, SIZE), sums) == FRAME + CHUNK + 3
+    sums[1][0][BLOCK + 3] = sums[1][0][BLOCK + 9] = np.inf
+    assert updating.run(at, Slice(0, SIZE), sums) == FRAME + BLOCK + 3
     assert updating.run(at, Slice(0, FRAME), sums) is None

@@ -68,6 +68,20 @@ def test_indices_are_int64_and_cannot_be_overwritten() -> None:
     assert not indices.flags.writeable
 
 
+@given(**SIZES, data=st.data())
+@LAW
+def test_several_micro_batches_are_one_after_the_other(
+    size: int, global_batch: int, micro_batches: int, data: st.DataObject
+) -> None:
+    sampler = Sampler(size, global_batch, micro_batches, seed=3)
+    step = data.draw(st.integers(0, sampler.steps_per_epoch - 1))
+    first = data.draw(st.integers(0, micro_batches - 1))
+    stop = data.draw(st.integers(first + 1, micro_batches))
+    parts = [sampler.indices(step, each) for each in range(first, stop)]
+    assert sampler.indices(step, first, stop).tolist() == np.concatenate(parts).tolist()
+    assert sampler.sizes(step, first, stop) == set(map(len, parts))
+
+
 @pytest.mark.parametrize(("step", "micro_batch"), [(-1, 0), (0, -1), (0, 2)])
 def test_a_place_that_is_not_there_is_refused(step: int, micro_batch: int) -> None:
     with pytest.raises(ValueError, match=rf"^step {step}, micro-batch {micro_batch}: expected a step from 0 and a "):
