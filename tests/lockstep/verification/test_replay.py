@@ -87,8 +87,9 @@ def test_every_figure_is_that_of_the_array_in_its_place(tmp_path: Path) -> None:
     # The same by hand: a step, then the micro-batch with the model alone.
     trainer = SingleProcessTrainer(open_again(recorded, allows_mixed_numerics=False), ManualClock())
     trainer.step(0)
-    trainer.compute.turn(1)
-    compute, model = trainer.compute, trainer.compute.model.module
+    compute, alone = trainer.compute, open_again(recorded, allows_mixed_numerics=False).model
+    alone.load(trainer.setup.shard.weights)
+    model = alone.module.train()
     indices = compute.batches.sampler.indices(1, 2)
     images, targets = compute.batches.training(indices, 1, 2)
     model.zero_grad()
