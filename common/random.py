@@ -4,9 +4,11 @@ Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) t
 random bits. Seed and purpose are the key; the rest is the counter, so that no generator's state is carried anywhere.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Purpose(IntEnum):
@@ -37,6 +39,17 @@ def generator(
     counter = np.array([first, layer, micro_batch, at], dtype=np.uint64)
     key = np.array([seed, int(purpose)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))
+
+
+@dataclass(eq=False, slots=True)
+class Source:
+    """What draws from a generator that is replaced from time to time: a computation to be repeated keeps the source."""
+
+    rng: np.random.Generator
+
+    def random(self, shape: tuple[int, ...], dtype: type[np.float32]) -> NDArray[np.float32]:
+        """Return numbers from 0 to 1, as `Generator.random` does."""
+        return self.rng.random(shape, dtype=dtype)
 
 
 #: Used when no generator is passed, in notebooks: a run keys its draws by their place.

@@ -214,7 +214,10 @@ class SumsInOnePass:
         """Write the sums over a node into `out` in one pass, or add them to what is there."""
         attempt = self.one_by_one.attempt
         attempt.count()
-        self.one_by_one.batches.fill(step, node, made.images, made.targets)
+        batches = self.one_by_one.batches
+        batches.fill(step, node, made.images, made.targets)
+        if made.draws:
+            made.reseed([DrawKey(batches.job.seed, step, each) for each in range(node.lo, node.hi)])
         progress = Progress(attempt, len(node), made.length)
         sums, outputs = made.forward(progress.advance)
         losses = sums.tolist()

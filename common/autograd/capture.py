@@ -27,6 +27,7 @@ from common.autograd.graph import (
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
 from common.autograd.tape import MemoryKind, Tape, UntapeableError, View
 from common.autograd.tensor import Tensor
+from common.random import Source
 
 #: A position among the values of a capture.
 Slot = int
@@ -138,12 +139,21 @@ class _TapeRecorder:
         if primitive.is_taped:
             return function(*arrays, **options)
         out = options.pop("out", None)
-        keeps = primitive.keeps and direction == "forward"
-        result = self.tape.call_whole(partial(function, **options), arrays, keeps=keeps)
+        is_forward = direction == "forward"
+        source = options.pop("rng", None)
+        if is_forward and source is not None:
+            if not isinstance(source, Source):
+                raise UntapeableError(f"{primitive.name!r} draws from a generator that cannot be replaced")
+            arrays, function = (source, *arrays), partial(_with_source, function)
+        result = self.tape.call_whole(partial(function, **options), arrays, keeps=primitive.keeps and is_forward)
         if out is None:
             return result
         self.tape.copy(out, result)
         return out
+
+
+def _with_source(function: Callable[..., Any], source: Source, *arrays: Any, **options: Any) -> Any:
+    return function(*arrays, rng=source, **options)
 
 
 class _Recorder:

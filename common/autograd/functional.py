@@ -26,6 +26,7 @@ from common.autograd.primitives.reduction import Axis
 from common.autograd.primitives.spatial import average_pooling, convolution, pooling
 from common.autograd.primitives.spatial.windows import Pair
 from common.autograd.tensor import Tensor, apply
+from common.random import Source
 
 # Arithmetic, activations and reductions
 
@@ -631,7 +632,7 @@ def layer_norm(
     return apply(normalization.layer_norm, x, weight, bias, axes=axes, eps=eps)
 
 
-def dropout(x: Tensor, p: float, training: bool, rng: np.random.Generator) -> Tensor:
+def dropout(x: Tensor, p: float, training: bool, rng: np.random.Generator | Source) -> Tensor:
     """In training, zero each element with probability `p` and scale the others by 1 / (1 - p); else return `x`.
 
     `rng` draws which ones. The shape stays. Raises ValueError for a `p` outside of 0 to 1.

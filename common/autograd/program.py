@@ -23,6 +23,7 @@ from common.autograd.fusion import joined, runs, without_ones
 from common.autograd.primitives.primitive import Array
 from common.autograd.tape import Call, CallKind, Memory, MemoryKind, Saved, UntapeableError, View
 from common.autograd.tensor import Tensor
+from common.random import Source
 
 #: In which order gradients are summed: a batch's number, or two trees that are summed, each on its own, and then added.
 Tree = int | tuple["Tree", "Tree"]
@@ -89,6 +90,14 @@ class Program:
         self._arena = _aligned(self._layout.size)
         #: What functions whose calls are not recorded saved, by batch: for the next pass in the same place.
         self._saved: dict[tuple[int, int], Saved] = {}
+        #: What is drawn from, batch by batch, in place of each source on the tape.
+        self._sources = {
+            each: [Source(each.rng) for _ in range(self._count)]
+            for part in self._parts
+            for call in part.calls
+            for each in call.operands
+            if isinstance(each, Source)
+        }
         #: One array for each input, to be filled before each pass: the batches along the first axis.
         self.inputs = [
             _array(memory, (self._count, *each.array.shape), each.array.dtype, (each.size, *each.array.strides))
@@ -110,6 +119,21 @@ class Program:
     def nbytes(self) -> int:
         """The memory that it takes."""
         return self._arena.size + sum(each.size for each in self._inputs)
+
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn on the way."""
+        return bool(self._sources)
+
+    def reseed(self, reseed: Callable[[int], None]) -> None:
+        """Call `reseed` with the number of each batch, and draw for it from what the sources then have.
+
+        To be called before each forward pass.
+        """
+        for batch in range(self._count):
+            reseed(batch)
+            for source, own in self._sources.items():
+                own[batch].rng = source.rng
 
     def poison(self) -> None:
         """Overwrite all that is computed on the way, so that nothing is right that the program does not compute."""
@@ -489,6 +513,8 @@ class _Emitter:
     def _operand(self, operand: Any, batch: int, addend: tuple[int, int] | None) -> Any:
         if isinstance(operand, Saved):
             return self.program._saved.setdefault((id(operand), batch), Saved(None))
+        if isinstance(operand, Source):
+            return self.program._sources[operand][batch]
         return self._view(operand, batch, addend) if isinstance(operand, View) else operand
 
     def _view(self, view: View, batch: int, addend: tuple[int, int] | None) -> Array:
@@ -551,12 +577,18 @@ def _as_arrays(function: np.ufunc, operands: list[Any]) -> list[Any]:
 
 
 def proven(
-    captured: Capture, taped: TapedCapture, tensors: Sequence[Tensor], tree: Tree, batches: Sequence[Sequence[Array]]
+    captured: Capture,
+    taped: TapedCapture,
+    tensors: Sequence[Tensor],
+    tree: Tree,
+    batches: Sequence[Sequence[Array]],
+    reseed: Callable[[int], None] = lambda batch: None,
 ) -> Program | None:
     """Return the program for a tree of batches if it gives the bits of the capture, None if it does not.
 
     What a tape recorded may miss something: so the program is carried out on memory where nothing is right that it does
-    not compute, and all that it computes for `batches` is compared. The tensors' gradients change.
+    not compute, and all that it computes for `batches` is compared. The tensors' gradients change. `reseed` gets a
+    batch's number before it is computed, to replace what is drawn from.
     """
     program = Program(taped, tree)
     if not program.fits_in_cache:
@@ -564,12 +596,13 @@ def proven(
     sums = [np.full(tensor.shape, np.nan, tensor.dtype) for tensor in tensors]
     weights = [tensor.data for tensor in tensors]
     program.poison()
+    program.reseed(reseed)
     for index, array in enumerate(program.inputs):
         for place, batch in enumerate(batches):
             array[place] = batch[index]
     run([*program.forward(weights), *program.backward(weights, sums)], lambda finishes: None)
     outputs: list[list[Array]] = []
-    expected = _sums_one_by_one(captured, tensors, tree, batches, outputs)
+    expected = _sums_one_by_one(captured, tensors, tree, batches, outputs, reseed)
     is_equal = all(
         made[place].tobytes() == array.tobytes()
         for place, arrays in enumerate(outputs)
@@ -588,13 +621,15 @@ def _sums_one_by_one(
     tree: Tree,
     batches: Sequence[Sequence[Array]],
     outputs: list[list[Array]],
+    reseed: Callable[[int], None],
 ) -> list[Array | None]:
     """Return the sums of the gradients of the tensors, None where there is none; append each batch's outputs."""
     if not isinstance(tree, int):
-        left, right = (_sums_one_by_one(captured, tensors, each, batches, outputs) for each in tree)
+        left, right = (_sums_one_by_one(captured, tensors, each, batches, outputs, reseed) for each in tree)
         return [None if one is None or other is None else one + other for one, other in zip(left, right, strict=True)]
     for tensor in tensors:
         tensor.grad = None
+    reseed(tree)
     outputs.append([np.array(each) for each in captured.forward(*batches[tree])])
     captured.backward()
     return [None if tensor.grad is None else np.array(tensor.grad) for tensor in tensors]

@@ -94,7 +94,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """`function(*operands)`: views, what functions have saved, and constants; all arguments are positional."""
+    """`function(*operands)`: views, what functions have saved, sources of numbers, and constants; all positional."""
 
     function: Callable[..., Any]
     operands: tuple[Any, ...]

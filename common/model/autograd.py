@@ -126,6 +126,7 @@ class StackedPass:
     """A program, and its versions for the vectors that it was used with."""
 
     program: Program
+    module: Module
     layout: ParameterLayout
     #: Whether a gradient reaches each parameter.
     is_reached: Sequence[bool]
@@ -147,6 +148,13 @@ class StackedPass:
     @property
     def length(self) -> int:
         return self.program.length
+
+    @property
+    def draws(self) -> bool:
+        return self.program.draws
+
+    def reseed(self, keys: Sequence[DrawKey]) -> None:
+        self.program.reseed(lambda batch: self.module.reseed(*keys[batch]))
 
     def forget(self) -> None:
         """Keep no vector."""
@@ -261,16 +269,23 @@ class AutogradEngine:
         images, targets = batches[0]
         if self._pass.captured(images) is None:
             self._pass.forward(images, targets)
+
+        def reseed(batch: int) -> None:
+            if self._draws:
+                self._module.reseed(0, 0, batch)
+
         captured = self._pass.captured(images)
         taped = None if captured is None else self._tape(captured, batches[0])
         if captured is None or taped is None:
             return None
         try:
-            program = proven(captured, taped, self._pass.parameters, tree, batches)
+            program = proven(captured, taped, self._pass.parameters, tree, batches, reseed)
         except UntapeableError as error:
             self._refusal = str(error)
             return None
-        return None if program is None else StackedPass(program, self._layout, taped.is_reached, self._weights[0])
+        if program is None:
+            return None
+        return StackedPass(program, self._module, self._layout, taped.is_reached, self._weights[0])
 
     def _tape(self, captured: Capture, batch: Batch) -> TapedCapture | None:
         shape = batch[0].shape

@@ -51,6 +51,13 @@ class OnePass(Protocol):
     def length(self) -> int:
         """How often a pass calls `between`."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn: then `reseed` is called before each pass."""
+
+    def reseed(self, keys: Sequence[DrawKey]) -> None:
+        """Draw in the next pass as an engine does for micro-batches of these keys."""
+
     def forward(self, between: Callable[[], None]) -> tuple[Array, Array]:
         """Return the sum of the losses and the outputs of each micro-batch, along the first axis.
 

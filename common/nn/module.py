@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.autograd.tensor import Tensor
 from common.nn.state_dict import IncompatibleKeys, load
-from common.random import Purpose, default_generator, generator
+from common.random import Purpose, Source, default_generator, generator
 
 _Kind = TypeVar("_Kind")
 _Layer = TypeVar("_Layer", bound=type["Module"])
@@ -332,12 +332,19 @@ class Stochastic(Module):
     Differs from PyTorch: PyTorch draws from a global generator.
     """
 
-    #: `Module.reseed` replaces it for every micro-batch.
-    rng: np.random.Generator
-
     def __init__(self, rng: np.random.Generator | None = None) -> None:
         super().__init__()
-        self.rng = rng or default_generator(Purpose.DROPOUT)
+        #: Stays the same, so that what draws from it can be repeated with other numbers.
+        self.source = Source(rng or default_generator(Purpose.DROPOUT))
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """What the source draws from; `Module.reseed` replaces it for every micro-batch."""
+        return self.source.rng
+
+    @rng.setter
+    def rng(self, rng: np.random.Generator) -> None:
+        self.source.rng = rng
 
 
 def _join(prefix: str, name: str) -> str:
@@ -362,8 +369,8 @@ def layer(*, repeatable: bool) -> Callable[[_Layer], _Layer]:
     """Register a layer of this library, so that any process can build it from its description.
 
     `repeatable` promises that its forward applies the same primitives with the same options to any batch of one shape
-    and has no other effect, so that a capture may stand for it: BatchNorm, which records its batch, and Dropout, which
-    draws, are not. Neither is inherited: a subclass may do anything.
+    and has no other effect, so that a capture may stand for it: BatchNorm, which records its batch, is not. Dropout,
+    which draws, is, since its option is the source of the numbers. It is not inherited: a subclass may do anything.
     """
 
     def register(kind: _Layer) -> _Layer:
@@ -383,7 +390,7 @@ def is_repeatable(model: Module) -> bool:
 
 
 def first_unrepeatable(model: Module) -> str | None:
-    """Return the first module of which that is not known, as `"3.1 (Dropout)"`; None if there is none."""
+    """Return the first module of which that is not known, as `"3.1 (BatchNorm2d)"`; None if there is none."""
     places = model.named_modules()
     return next(
         (f"{name or 'the model'} ({type(each).__name__})" for name, each in places if type(each) not in _REPEATABLE),

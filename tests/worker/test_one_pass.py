@@ -46,21 +46,46 @@ def passes(compute: Compute) -> dict[Any, StackedPass | None]:
     return compute.engine._stacked
 
 
-def transformer() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, norm_first=True, is_causal=True)
+def transformer(dropout: float = 0.0) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=dropout, norm_first=True, is_causal=True)
     return nn.Sequential(nn.Embedding(9, 8), nn.PositionalEmbedding(7, 8), layer, nn.LayerNorm(8), nn.Linear(8, 9))
+
+
+def dropping(drop: nn.Module | None = None) -> list[nn.Module]:
+    """Layers of a net that draws in three places, in two of them by the same module if it is given."""
+    one, other = drop or nn.Dropout(0.4), drop or nn.Dropout(0.4)
+    return [
+        *(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()),
+        *(nn.Linear(576, 40), nn.ReLU(), one, nn.Linear(40, 40), nn.ReLU(), other, nn.Linear(40, 10)),
+    ]
+
+
+class OfItsOwn(nn.Sequential):
+    """A class that nothing is known of, so that it is computed by the engine itself."""
 
 
 ALL: dict[str, tuple[Job, Callable[[], TrainTest]]] = {
     **{name: (job, digits) for name, job in JOBS.items()},
     **OTHER_JOBS,
     "language": (job_of(model=dict(describe(transformer())), global_batch=20, micro_batches=5), OTHER_JOBS["text"][1]),
+    "dropout": (
+        job_of(model=dict(describe(nn.Sequential(*dropping()))), global_batch=22, micro_batches=4, max_shift=1),
+        digits,
+    ),
+    "dropping language": (
+        job_of(model=dict(describe(transformer(0.3))), global_batch=20, micro_batches=5),
+        OTHER_JOBS["text"][1],
+    ),
     "shifts": (job_of(model="mlp", max_shift=2, label_smoothing=0.1), digits),
     "float16": (job_of(model="mlp", wire="float16"), digits),
     "bfloat16": (job_of(model="lenet", wire="bfloat16"), digits),
     "int8": (job_of(model="linear", wire="int8"), digits),
     "batchnorm_cnn": (job_of(model="examples/batchnorm_cnn.py:build", global_batch=8), digits),
 }
+
+
+#: Those that are computed in one pass: some.
+PASSES = ("linear", "mlp", "lenet", "cnn", "language", "dropout", "dropping language")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -77,6 +102,26 @@ def test_every_node_has_the_bits_losses_and_tally_of_its_micro_batches_one_by_on
             assert (tally, compute.losses) == (expected_tally, oracle.losses)
 
 
+def test_what_is_drawn_is_what_the_engine_draws_for_each_micro_batch() -> None:
+    job = job_of(model="mlp", global_batch=24)
+    kinds = (nn.Sequential, OfItsOwn)
+    models = [AutogradModel(kind(*dropping(nn.Dropout(0.4))), warm_up=0) for kind in kinds]
+    weights = models[0].first_weights(3)
+    compute, oracle = (Compute(job, model, digits()) for model in models)
+    assert compute.engine.obstacle is None
+    assert "OfItsOwn" in str(oracle.engine.obstacle)
+    for each in (compute, oracle):
+        each.weights[:] = weights
+    sums = []
+    for step in range(2):
+        for node in nodes(0, 4):
+            sums.append(compute.train(step, node)[0].tobytes())
+            assert sums[-1] == oracle.train(step, node)[0].tobytes()
+    made = passes(compute)
+    assert None not in (made[0, 6], made[(0, 1), 6])
+    assert len(set(sums)) == len(sums)
+
+
 def test_it_is_made_once_the_shape_was_met_often_enough_to_be_worth_it() -> None:
     job = job_of(model="linear")
     compute = Compute(job, AutogradModel(build_model("linear"), warm_up=2), digits())
@@ -85,16 +130,16 @@ def test_it_is_made_once_the_shape_was_met_often_enough_to_be_worth_it() -> None
         assert len(passes(compute)) == expected
 
 
-def test_the_four_models_and_others_are_computed_in_one_pass_and_what_draws_is_not() -> None:
+def test_the_four_models_and_others_are_computed_in_one_pass_and_what_observes_its_batch_is_not() -> None:
     found = {}
-    for name in ("linear", "mlp", "lenet", "cnn", "language", "table", "noisy", "batchnorm_cnn"):
+    for name in (*PASSES, "noisy", "batchnorm_cnn"):
         job, data = ALL[name]
         compute = compute_of(job, data())
         compute.train(0, Node(0, 2))
         found[name] = any(made is not None for made in passes(compute).values())
     assert found == {
-        **dict.fromkeys(("linear", "mlp", "lenet", "cnn", "language"), True),
-        **dict.fromkeys(("table", "noisy", "batchnorm_cnn"), False),
+        **dict.fromkeys(PASSES, True),
+        **dict.fromkeys(("noisy", "batchnorm_cnn"), False),
     }
 
 

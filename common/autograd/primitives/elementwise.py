@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
+from common.random import Source
 
 #: A bound or an exponent may be a Python number, which takes the other operand's dtype (NEP 50).
 Operand = Array | float
@@ -58,7 +59,7 @@ def _clip_derivative(gradient: Array, _: None, x: Array, low: Operand | None, hi
     return masked(gradient, np.logical_and(above, below))
 
 
-def _dropout(x: Array, *, p: float, rng: np.random.Generator) -> tuple[Array, Array]:
+def _dropout(x: Array, *, p: float, rng: np.random.Generator | Source) -> tuple[Array, Array]:
     """Return `x` times a mask of 0, with probability `p`, and 1 / (1 - p) (Srivastava et al. 2014, inverted), and it.
 
     The numbers are drawn in logical order, one sample after the other: neither the memory layout nor a cut of the

@@ -143,7 +143,7 @@ class LogSoftmax(Module):
         return f"dim={self.dim}"
 
 
-@layer(repeatable=False)
+@layer(repeatable=True)
 class Dropout(Stochastic):
     """In training, zero each element with probability `p` and divide the others by 1 - p; the shape stays.
 
@@ -161,7 +161,7 @@ class Dropout(Stochastic):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, self.training, self.rng)
+        return F.dropout(x, self.p, self.training, self.source)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

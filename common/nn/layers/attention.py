@@ -149,5 +149,5 @@ class TransformerEncoderLayer(Module):
 
 
 def _dropout(p: float) -> Module:
-    """Return Dropout only if it is needed: a model without it is repeatable."""
+    """Return Dropout only if it is needed: a model without it needs no generators for each micro-batch."""
     return Dropout(p) if p else Identity()
