@@ -339,7 +339,7 @@ class Stochastic(Module):
 
     @property
     def rng(self) -> np.random.Generator:
-        """What the source draws from; `Module.reseed` replaces it for every micro-batch."""
+        """The generator to draw from; `Module.reseed` replaces it for every micro-batch."""
         return self.source.rng
 
     @rng.setter
