@@ -224,6 +224,8 @@ class SumsInOnePass:
         if not all(map(math.isfinite, losses)):
             raise NotFiniteError(node.lo, "the loss itself")
         attempt.losses.extend(losses)
+        if self.one_by_one.layout.statistics:
+            made.observe(out, batches.data.train.targets, adds=adds)
         made.backward(out, progress.advance, on_final, adds=adds)
         return self._tally(losses, outputs, made.targets)
 

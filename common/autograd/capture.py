@@ -25,9 +25,8 @@ from common.autograd.graph import (
     record,
 )
 from common.autograd.primitives.primitive import RESULT, Array, Primitive
-from common.autograd.tape import MemoryKind, Tape, UntapeableError, View
+from common.autograd.tape import MemoryKind, OfBatch, Tape, UntapeableError, View
 from common.autograd.tensor import Tensor
-from common.random import Source
 
 #: A position among the values of a capture.
 Slot = int
@@ -140,11 +139,11 @@ class _TapeRecorder:
             return function(*arrays, **options)
         out = options.pop("out", None)
         is_forward = direction == "forward"
-        source = options.pop("rng", None)
-        if is_forward and source is not None:
-            if not isinstance(source, Source):
+        if is_forward:
+            if isinstance(options.get("rng"), np.random.Generator):
                 raise UntapeableError(f"{primitive.name!r} draws from a generator that cannot be replaced")
-            arrays, function = (source, *arrays), partial(_with_source, function)
+            own = {name: options.pop(name) for name in list(options) if isinstance(options[name], OfBatch)}
+            arrays, function = (*own.values(), *arrays), partial(_with_options, tuple(own), function)
         result = self.tape.call_whole(partial(function, **options), arrays, keeps=primitive.keeps and is_forward)
         if out is None:
             return result
@@ -152,8 +151,9 @@ class _TapeRecorder:
         return out
 
 
-def _with_source(function: Callable[..., Any], source: Source, *arrays: Any, **options: Any) -> Any:
-    return function(*arrays, rng=source, **options)
+def _with_options(names: tuple[str, ...], function: Callable[..., Any], *operands: Any, **options: Any) -> Any:
+    """Call a function, the first operands of which are options."""
+    return function(*operands[len(names) :], **dict(zip(names, operands, strict=False)), **options)
 
 
 class _Recorder:

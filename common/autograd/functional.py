@@ -614,7 +614,7 @@ def batch_norm(
     for running, observed in ((running_mean, mean), (running_var, var * (count / builtins.max(1, count - 1)))):
         if running is not None:
             running += momentum * (observed - running)
-    return apply(normalization.batch_norm, x, weight, bias, mean=mean, var=var, eps=eps)
+    return apply(normalization.batch_norm, x, weight, bias, np.stack((mean, var)), eps=eps)
 
 
 def layer_norm(

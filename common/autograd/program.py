@@ -20,7 +20,7 @@ import numpy as np
 
 from common.autograd.capture import Capture, TapedCapture
 from common.autograd.fusion import joined, runs, without_ones
-from common.autograd.primitives.primitive import Array
+from common.autograd.primitives.primitive import Array, Sink
 from common.autograd.tape import Call, CallKind, Memory, MemoryKind, Saved, UntapeableError, View
 from common.autograd.tensor import Tensor
 from common.random import Source
@@ -76,7 +76,7 @@ class Program:
 
     def __init__(self, capture: TapedCapture, tree: Tree) -> None:
         """Make a program for the batches in `tree`, from 0 on. Raises `UntapeableError` if they cannot be a stack."""
-        self._tree = tree
+        self.tree = tree
         self._count = len(list(_leaves(tree)))
         calls = _joined(_needed_calls(capture))
         self._parts = list(_parts(calls, capture))
@@ -90,14 +90,12 @@ class Program:
         self._arena = _aligned(self._layout.size)
         #: What functions whose calls are not recorded saved, by batch: for the next pass in the same place.
         self._saved: dict[tuple[int, int], Saved] = {}
-        #: What is drawn from, batch by batch, in place of each source on the tape.
+        operands = [each for part in self._parts for call in part.calls for each in call.operands]
+        #: In place of each source, and of each sink, on the tape: those of the batches.
         self._sources = {
-            each: [Source(each.rng) for _ in range(self._count)]
-            for part in self._parts
-            for call in part.calls
-            for each in call.operands
-            if isinstance(each, Source)
+            each: [Source(each.rng) for _ in range(self._count)] for each in operands if isinstance(each, Source)
         }
+        self._sinks = {each: [Sink() for _ in range(self._count)] for each in operands if isinstance(each, Sink)}
         #: One array for each input, to be filled before each pass: the batches along the first axis.
         self.inputs = [
             _array(memory, (self._count, *each.array.shape), each.array.dtype, (each.size, *each.array.strides))
@@ -134,6 +132,13 @@ class Program:
             reseed(batch)
             for source, own in self._sources.items():
                 own[batch].rng = source.rng
+
+    def observe(self, batch: int) -> None:
+        """Put what was observed of a batch in the last forward pass where the sinks on the tape put it."""
+        for sink, own in self._sinks.items():
+            seen = own[batch].last
+            assert seen is not None
+            sink.observe(*seen)
 
     def poison(self) -> None:
         """Overwrite all that is computed on the way, so that nothing is right that the program does not compute."""
@@ -468,7 +473,7 @@ class _Emitter:
     def stretch(self, part: Part) -> Stretch:
         """Return a part as it is carried out."""
         if part.is_summed:
-            tree = self.program._tree
+            tree = self.program.tree
             made = self._added(part, tree, None, 0) if self.adds else self._summed(part, tree, None, 0)
             return Stretch(list(made), part.finishes)
         return Stretch([made for call in part.calls for made in self._stacked(call)])
@@ -515,6 +520,8 @@ class _Emitter:
             return self.program._saved.setdefault((id(operand), batch), Saved(None))
         if isinstance(operand, Source):
             return self.program._sources[operand][batch]
+        if isinstance(operand, Sink):
+            return self.program._sinks[operand][batch]
         return self._view(operand, batch, addend) if isinstance(operand, View) else operand
 
     def _view(self, view: View, batch: int, addend: tuple[int, int] | None) -> Array:

@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from common.autograd.primitives.primitive import Array
+from common.autograd.primitives.primitive import Array, Sink
+from common.random import Source
+
+#: Options of primitives in whose place each batch has one of its own: what it draws from, and who observes it.
+OfBatch = Source | Sink
 
 
 class UntapeableError(Exception):
@@ -94,7 +98,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """`function(*operands)`: views, what functions have saved, sources of numbers, and constants; all positional."""
+    """`function(*operands)`: views, what functions have saved, what each batch has its own of, and constants."""
 
     function: Callable[..., Any]
     operands: tuple[Any, ...]

@@ -4,7 +4,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from common.aggregation.layout import Binding, LayoutEntry, ParameterLayout, gather, layout_of, statistic_momenta
+import numpy as np
+
+from common.aggregation.layout import (
+    Binding,
+    LayoutEntry,
+    ParameterLayout,
+    gather,
+    layout_of,
+    running_statistics,
+    statistic_momenta,
+)
 from common.aggregation.tree import Vector
 from common.autograd import graph
 from common.autograd.capture import Capture, TapedCapture, capture
@@ -170,6 +180,24 @@ class StackedPass:
         losses, outputs = self.program.outputs
         return losses, outputs
 
+    def observe(self, sums: Vector, targets: int, *, adds: bool = False) -> None:
+        size = self.layout.parameter_size
+        total = self._observed(self.program.tree, targets)
+        sums[size:] = sums[size:] + total if adds else total
+
+    def _observed(self, tree: Tree, targets: int) -> Vector:
+        """Return what a tree of micro-batches observed, as `observe` writes it."""
+        if not isinstance(tree, int):
+            first, second = (self._observed(each, targets) for each in tree)
+            return np.add(first, second, out=first)
+        # What no forward observes stays as it is: its sum is the number of samples times its value.
+        seen = self.weights[self.layout.parameter_size :] * np.float32(self.images.shape[1])
+        for entry, statistic in zip(self.layout.statistics, running_statistics(self.module).values(), strict=True):
+            start = entry.offset - self.layout.parameter_size
+            statistic.observed = seen[start : start + entry.size].reshape(entry.shape)
+        self.program.observe(tree)
+        return np.multiply(seen, np.float32(targets), out=seen) if targets != 1 else seen
+
     def backward(
         self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None, *, adds: bool = False
     ) -> None:
@@ -223,7 +251,8 @@ class AutogradEngine:
         self._binding = Binding(self._module, self._layout, weights, sums)
         self._weights = weights
         self._reads = self._writes = 0
-        self._bound = (0, 0)
+        #: The vectors that the module's arrays are in, by their indices; None if not all are.
+        self._bound: tuple[int, int] | None = (0, 0)
         for known in self._stacked.values():
             if known is not None:
                 known.forget()
@@ -262,6 +291,8 @@ class AutogradEngine:
         made = self._stacked[key]
         if made is not None:
             made.weights = self._weights[self._reads]
+            if self._layout.statistics:
+                self._bound = None  # a pass turns the statistics to memory of its own
         return made
 
     def _made(self, tree: Tree, batches: Sequence[Batch]) -> StackedPass | None:

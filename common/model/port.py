@@ -64,6 +64,12 @@ class OnePass(Protocol):
         They are valid until the next. `between` is called from time to time, as in `backward`; it may raise.
         """
 
+    def observe(self, sums: Vector, targets: int, *, adds: bool = False) -> None:
+        """Write what the last forward observed for the running statistics, added over the tree, into `sums`.
+
+        It is weighted by samples, each of so many targets; `adds` as in `backward`.
+        """
+
     def backward(
         self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None, *, adds: bool = False
     ) -> None:

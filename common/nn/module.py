@@ -369,8 +369,8 @@ def layer(*, repeatable: bool) -> Callable[[_Layer], _Layer]:
     """Register a layer of this library, so that any process can build it from its description.
 
     `repeatable` promises that its forward applies the same primitives with the same options to any batch of one shape
-    and has no other effect, so that a capture may stand for it: BatchNorm, which records its batch, is not. Dropout,
-    which draws, is, since its option is the source of the numbers. It is not inherited: a subclass may do anything.
+    and has no other effect, so that a capture may stand for it. Dropout and BatchNorm are, since what they draw from,
+    and where they put what they observe, are options. It is not inherited: a subclass may do anything.
     """
 
     def register(kind: _Layer) -> _Layer:
@@ -390,7 +390,7 @@ def is_repeatable(model: Module) -> bool:
 
 
 def first_unrepeatable(model: Module) -> str | None:
-    """Return the first module of which that is not known, as `"3.1 (BatchNorm2d)"`; None if there is none."""
+    """Return the first module of which that is not known, as `"3.1 (Swish)"`; None if there is none."""
     places = model.named_modules()
     return next(
         (f"{name or 'the model'} ({type(each).__name__})" for name, each in places if type(each) not in _REPEATABLE),

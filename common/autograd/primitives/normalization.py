@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from common.autograd.primitives.memory import contiguous, copied
-from common.autograd.primitives.primitive import Array, Primitive
+from common.autograd.primitives.primitive import RESULT, Array, Primitive, Sink
 
 Shape = tuple[int, ...]
 
@@ -36,18 +36,17 @@ def _batch_norm(
     x: Array,
     weight: Array | None = None,
     bias: Array | None = None,
+    moments: Array | None = None,
     *,
-    mean: Array | None = None,
-    var: Array | None = None,
     eps: float = 1e-5,
 ) -> tuple[Array, _Standardised]:
     """Return (x - mean) / sqrt(var + eps) · weight + bias over the batch's own statistics (Ioffe & Szegedy 2015).
 
-    `x` (batch, channels, ...), `weight` and `bias` (channels,). A caller that has `batch_statistics(x)` passes them
-    as `mean` and `var`, so that they are not computed twice; the gradient accounts for their dependence on `x` anyway.
+    `x` (batch, channels, ...), `weight` and `bias` (channels,). A caller that has the statistics, as `batch_moments`
+    gives them, passes them, so that they are not computed twice; the gradient accounts for their dependence on `x`
+    anyway.
     """
-    if mean is None or var is None:
-        mean, var = batch_statistics(x)
+    mean, var = batch_statistics(x) if moments is None else (moments[0], moments[1])
     return _normalised_channels(x, weight, bias, (mean, var), eps)
 
 
@@ -73,11 +72,29 @@ def _batch_norm_bias(gradient: Array, *_: object, out: Array | None = None, **__
 batch_norm = Primitive(
     "batch_norm",
     _batch_norm,
-    (_batch_norm_x, _batch_norm_weight, _batch_norm_bias),
+    (_batch_norm_x, _batch_norm_weight, _batch_norm_bias, None),
     keeps=True,
-    reads=((1,), (), ()),
+    reads=((1,), (), (), ()),
     writes=(1, 2),
+    is_taped=True,
 )
+
+
+def _batch_moments(x: Array, *, sink: Sink) -> Array:
+    """Return mean and variance of each channel of (batch, channels, ...), as (2, channels); the sink gets them too."""
+    mean, var = batch_statistics(x)
+    sink.observe(mean, var, x.shape)
+    return np.stack((mean, var))
+
+
+def _batch_moments_x(gradient: Array, moments: Array, x: Array, **_: object) -> Array:
+    rows = _by_channel(x, "batch_moments")
+    result = (gradient[0, :, None] + 2 * gradient[1, :, None] * (rows - moments[0, :, None])) / rows.shape[1]
+    return _from_channels(result, x.shape)
+
+
+# In `batch_norm` no gradient goes through them.
+batch_moments = Primitive("batch_moments", _batch_moments, (_batch_moments_x,), reads=((0, RESULT),))
 
 
 def _batch_norm_inference(

@@ -53,3 +53,18 @@ class Primitive:
         reads, count = self.reads, len(self.derivatives) if isinstance(self.derivatives, tuple) else 0
         if reads is not None and (len(reads) != count or not all(isinstance(each, tuple) for each in reads)):
             raise TypeError(f"reads of {self.name!r} is {reads!r}: expected {count} tuples, one for each derivative")
+
+
+@dataclass(eq=False, slots=True)
+class Sink:
+    """Gets the statistics of each batch that is normalised by them: mean, variance, and the shape of the batch."""
+
+    #: Called with them; if it is None, they stay here.
+    put: Callable[[Array, Array, tuple[int, ...]], None] | None = None
+    last: tuple[Array, Array, tuple[int, ...]] | None = None
+
+    def observe(self, mean: Array, var: Array, shape: tuple[int, ...]) -> None:
+        if self.put is None:
+            self.last = mean, var, shape
+        else:
+            self.put(mean, var, shape)

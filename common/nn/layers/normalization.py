@@ -1,12 +1,15 @@
 """Layers that bring activations to mean 0 and variance 1: over the batch, or within each sample."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from common.autograd import functional as F
-from common.autograd.tensor import Tensor
+from common.autograd.primitives.normalization import batch_moments, batch_norm
+from common.autograd.primitives.primitive import Array, Sink
+from common.autograd.tensor import Tensor, apply
 from common.nn.initializers import ones_, zeros_
 from common.nn.layers.sizes import per_axis, positive, volume
 from common.nn.module import Module, Parameter, RunningStatistic, layer
@@ -35,6 +38,7 @@ class _BatchNorm(Module):
         self.bias = Parameter(np.zeros(num_features, np.float32)) if affine else None
         self.running_mean = RunningStatistic(np.zeros(num_features, np.float32), momentum)
         self.running_var = RunningStatistic(np.ones(num_features, np.float32), momentum)
+        self._sink = Sink(self._observe)
 
     @staticmethod
     def count_values(arguments: Mapping[str, Any]) -> int:
@@ -54,12 +58,14 @@ class _BatchNorm(Module):
         if not self.training:
             mean, var = self.running_mean.value, self.running_var.value
             return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
-        # With momentum 1 the function writes the batch's own statistics into the arrays.
-        mean, var = np.zeros_like(self.running_mean.value), np.zeros_like(self.running_var.value)
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
-        self.running_mean.observe(mean, x.shape[0])
-        self.running_var.observe(var, x.shape[0])
-        return y
+        moments = apply(batch_moments, x, sink=self._sink)
+        return apply(batch_norm, x, self.weight, self.bias, moments, eps=self.eps)
+
+    def _observe(self, mean: Array, var: Array, shape: tuple[int, ...]) -> None:
+        """Let the running statistics follow those of a batch, which has a result for each of its values."""
+        samples, count = shape[0], math.prod(shape) // shape[1]
+        for running, seen in ((self.running_mean, mean), (self.running_var, var * (count / max(1, count - 1)))):
+            running.observe(np.add(seen, 0, dtype=running.value.dtype, casting="same_kind"), samples)
 
     def _check(self, x: Tensor) -> None:
         """Raise ValueError if `x` is not of a shape that the layer accepts."""
@@ -69,7 +75,7 @@ class _BatchNorm(Module):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
 
 
-@layer(repeatable=False)
+@layer(repeatable=True)
 class BatchNorm1d(_BatchNorm):
     """Batch normalisation of each channel: (n, c) or (n, c, l) to the same shape; `weight` and `bias` (c,).
 
@@ -89,7 +95,7 @@ class BatchNorm1d(_BatchNorm):
             )
 
 
-@layer(repeatable=False)
+@layer(repeatable=True)
 class BatchNorm2d(_BatchNorm):
     """Batch normalisation of each channel: (n, c, h, w) to the same shape; `weight` and `bias` (c,).
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from common.autograd.primitives import elementwise, indexing, losses, normalization, softmax
-from common.autograd.primitives.primitive import Array
+from common.autograd.primitives.primitive import Array, Sink
 from common.autograd.primitives.spatial import average_pooling, convolution, pooling
 from tests.common.autograd.cases import Call, Case
 from tests.common.autograd.strategies import anything, arrays, distinct, positive, shapes
@@ -56,8 +56,18 @@ def _affine(draw: st.DrawFn, sizes: tuple[int, ...]) -> list[Array | None]:
 def _batch_norm(draw: st.DrawFn, inference: bool) -> Call:
     channels = draw(_small)
     x = draw(arrays((draw(st.integers(1, 4)), channels, *draw(shapes(max_dims=2, min_side=1, max_side=3))), distinct))
-    statistics = {"mean": draw(arrays((channels,))), "var": draw(arrays((channels,), positive))} if inference else {}
-    return [x, *draw(_affine((channels,)))], statistics
+    if not inference:
+        return [x, *draw(_affine((channels,))), None], {}
+    return [x, *draw(_affine((channels,)))], {
+        "mean": draw(arrays((channels,))),
+        "var": draw(arrays((channels,), positive)),
+    }
+
+
+@st.composite
+def _observed(draw: st.DrawFn) -> Call:
+    x = draw(arrays((draw(st.integers(1, 4)), *draw(shapes(min_dims=1, max_dims=3, min_side=1, max_side=3)))))
+    return [x], {"sink": Sink()}
 
 
 @st.composite
@@ -128,6 +138,7 @@ LAYER_CASES = [
     Case(average_pooling.adaptive_avg_pool1d, _adaptive(1)),
     Case(average_pooling.adaptive_avg_pool2d, _adaptive(2)),
     Case(normalization.batch_norm, _batch_norm(inference=False)),
+    Case(normalization.batch_moments, _observed()),
     Case(normalization.batch_norm_inference, _batch_norm(inference=True)),
     Case(normalization.layer_norm, _layer_norm()),
     Case(elementwise.dropout, _dropped()),

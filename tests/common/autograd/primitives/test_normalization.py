@@ -5,8 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.autograd.primitives.normalization import batch_norm, batch_norm_inference, batch_statistics, layer_norm
-from common.autograd.primitives.primitive import Array
+from common.autograd.primitives.normalization import (
+    batch_moments,
+    batch_norm,
+    batch_norm_inference,
+    batch_statistics,
+    layer_norm,
+)
+from common.autograd.primitives.primitive import Array, Sink
 from tests.common.autograd.primitives.directional import check_derivatives, gradients_of, layouts, result_of
 
 SHAPES = [(4, 3), (5, 2, 3), (3, 2, 4, 5), (2, 4, 1, 1), (1, 3, 2, 2)]
@@ -39,10 +45,14 @@ def test_batch_norm(shape: tuple[int, ...], arguments: int) -> None:
 def test_statistics_passed_in_give_the_same_bits_and_gradients() -> None:
     x = np.random.default_rng(0).standard_normal((4, 3, 5, 5)).astype(np.float32)
     weight, bias = (each.astype(np.float32) for each in _affine(3, 2))
-    mean, var = batch_statistics(x)
+    sink = Sink()
+    moments = result_of(batch_moments, x, sink=sink)
+    assert sink.last is not None
+    assert np.stack(sink.last[:2]).tobytes() == moments.tobytes() == np.stack(batch_statistics(x)).tobytes()
     result = result_of(batch_norm, x, weight, bias)
-    np.testing.assert_array_equal(result_of(batch_norm, x, weight, bias, mean=mean, var=var), result)
-    given_ = gradients_of(batch_norm, result, x, weight, bias, mean=mean, var=var)
+    np.testing.assert_array_equal(result_of(batch_norm, x, weight, bias, moments), result)
+    *given_, of_moments = gradients_of(batch_norm, result, x, weight, bias, moments)
+    assert of_moments is None
     for one, other in zip(given_, gradients_of(batch_norm, result, x, weight, bias), strict=True):
         assert one is not None
         assert other is not None
