@@ -83,8 +83,8 @@ class UpdateDone(Message, frozen=True, kw_only=True):
     """The slice has its new weights; what was to be collected of it came before this."""
 
     step: Count
-    #: Of the shard's part of the window of which a checksum is taken, see `ps.shard.checksum`: the digits of a number
-    #: below 2**64.
+    #: Of the shard's part of the window of which a checksum is taken, see `common.aggregation.checksum`: the digits of
+    #: a number below 2**64.
     checksum: Annotated[str, Meta(pattern=r"^[0-9]{1,20}\Z")]
     #: Bytes of messages with sums that came from workers, and with weights that went to them, since the last update.
     sums_bytes: Count = 0

@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from common.aggregation.checksum import checksum_after
 from common.aggregation.tree import Node, Vector
 from common.errors import ComputeError, DivergedError, LockstepError, RunError
 from common.job.tally import Tally, pack_losses
@@ -24,7 +25,6 @@ from ps.run.plan import Round, next_round
 from ps.run.progress import Progress
 from ps.server.nonfinite_guard import NonFiniteGuard, NonFiniteWeightsError
 from ps.setup import RunSetup
-from ps.shard.checksum import checksum_after
 from worker.compute import Compute
 from worker.gradient_sink import NotFiniteError
 

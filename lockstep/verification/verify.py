@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from common.aggregation.checksum import checksum_after
 from common.aggregation.layout import weights_digest
 from common.runtime.clock import Clock
 from lockstep.runs.recorded_run import RecordedRun, workers_by_step
@@ -13,7 +14,6 @@ from lockstep.runs.single_process import SingleProcessTrainer
 from ps.coordinator.failures import diverged_text
 from ps.records.ledger import EpochDone, RunBegun, StepDone, WeightsAt
 from ps.setup import RunSetup
-from ps.shard.checksum import checksum_after
 from worker.gradient_sink import NotFiniteError
 
 

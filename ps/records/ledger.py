@@ -93,7 +93,7 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
     shares: list[LedgerShare]
     #: The sum of losses of each micro-batch: float32, little-endian, in order.
     losses: bytes
-    #: Of the weights after the update: see `ps.shard.checksum`. Up to 64 bits. On disk it is called `mark`.
+    #: Of the weights after the update: see `common.aggregation.checksum`. Up to 64 bits. On disk it is called `mark`.
     checksum: Annotated[int, Meta(ge=0)] = msgspec.field(name="mark")
 
     def __post_init__(self) -> None:

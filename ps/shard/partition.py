@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from common.aggregation.checksum import checksum_of, window_of
 from common.aggregation.slices import Slice
 from common.aggregation.tree import Vector
 from common.protocol.shard_messages import MOMENTA, WEIGHTS
-from ps.shard.checksum import checksum_of, window_of
 from ps.shard.shard import Shard
 
 #: A frame of a named vector, with its values.

@@ -8,6 +8,7 @@ from typing import assert_never
 
 import msgspec
 
+from common.aggregation.checksum import MODULUS
 from common.aggregation.slices import Slice, slices_for
 from common.aggregation.tree import Vector
 from common.aggregation.update import UpdateStep
@@ -45,7 +46,6 @@ from ps.parallel_update.events import HelperAdmitted, UpdateHurried
 from ps.parallel_update.parallel_update import ParallelUpdate, ParallelUpdateConfig
 from ps.parallel_update.shell import ParallelUpdateShell
 from ps.run.info import RunInfo
-from ps.shard.checksum import MODULUS
 from ps.shard.partition import checksum_in, held_frames, initial_frames, own_part
 from ps.shard.shard import Shard, WeightsAfter
 from ps.shard_group import effects, events

@@ -6,12 +6,12 @@ from typing import Protocol, assert_never
 
 import numpy as np
 
+from common.aggregation.checksum import MODULUS
 from common.aggregation.tree import Vector
 from common.errors import SharingError
 from common.protocol.messages import Message
 from common.protocol.shard_messages import CollectedFrame, Squares, UpdateDone
 from ps.run.traffic import Traffic
-from ps.shard.checksum import MODULUS
 from ps.shard.partition import checksum_in, held_frames
 from ps.shard_process import effects, events
 from ps.shard_process.storage import ShardStorage

@@ -66,7 +66,7 @@ PURE = (
     "ps.run.plan",
     "ps.run.progress",
     "ps.run.timing",
-    "ps.shard.checksum",
+    "common.aggregation.checksum",
     "ps.shard.shard",
     "ps.shard_process.effects",
     "ps.shard_process.events",

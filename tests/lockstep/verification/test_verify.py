@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from common.aggregation.checksum import window_of
 from common.errors import UsageError
 from common.runtime.clock import ManualClock
 from lockstep.cli.main import run
@@ -18,7 +19,6 @@ from lockstep.verification.verify import Difference, Verifier
 from ps.coordinator.failures import diverged_text
 from ps.records.ledger import EpochDone, LedgerShare, Line, RunBegun, StepDone, WeightsAt, WorkerIn
 from ps.records.run_folder import CHECKPOINTS, LEDGER, RECEIPT, WEIGHTS
-from ps.shard.checksum import window_of
 from tests.lockstep.recorded import job_in, lying, record_alone, record_with_workers
 from tests.simulation.small import noisy_net
 

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from common.aggregation.checksum import MODULUS, WINDOW, checksum_after
 from common.aggregation.quantization.quantization import quantization_of
 from common.aggregation.slices import FRAME, Slice, slices_for
 from common.aggregation.tree import Vector
@@ -15,7 +16,6 @@ from common.optim.rules import AdamRule
 from common.optim.schedules import Constant
 from common.protocol.shard_messages import MOMENTA, WEIGHTS
 from common.random import Purpose, generator
-from ps.shard.checksum import MODULUS, WINDOW, checksum_after
 from ps.shard.partition import (
     NamedFrame,
     checksum_in,

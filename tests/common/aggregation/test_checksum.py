@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from common.aggregation.checksum import WINDOW, checksum_after, checksum_of, window_of
 from common.random import Purpose, generator
-from ps.shard.checksum import WINDOW, checksum_after, checksum_of, window_of
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
