@@ -24,6 +24,7 @@ from common.protocol.memory_offer import (
     weights_shape,
 )
 from common.protocol.messages import SumsPlace
+from common.protocol.step_board import StepBoard
 from common.transport.shared_memory.folder import FileLock, SharedFolder
 from common.transport.shared_memory.packet_socket import Callers, PacketSocket
 from common.transport.shared_memory.segment import Allocate, Shape, reserve
@@ -49,6 +50,9 @@ class ServerSharedMemory:
     size: int
     #: By rank, the slots of sums of the workers that share.
     sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
+    #: By rank, where they show how far they are; and where we do.
+    boards: dict[int, StepBoard] = field(default_factory=dict)
+    board: StepBoard | None = None
     #: Where workers ask for a shortcut, None if there can be none.
     callers: Callers | None = None
     #: How often the weights have moved into other files.
@@ -69,7 +73,7 @@ class ServerSharedMemory:
             segment = self.folder.attach(sums_file(rank), sums_shape(self.size))
         except SharingError as error:
             raise RemoteProtocolError(f"sums that are not there: {error}") from None
-        self.sums[rank] = segment.vectors
+        self.sums[rank], self.boards[rank] = segment.vectors, StepBoard.of(segment.head)
         for slot, vector in enumerate(segment.vectors):
             self._places[_address(vector)] = SumsPlace(rank=rank, slot=slot)
 
@@ -79,6 +83,7 @@ class ServerSharedMemory:
 
     def forget(self, rank: int) -> None:
         """Release the memory of a worker that is gone."""
+        self.boards.pop(rank, None)
         for vector in self.sums.pop(rank, ()):
             self._places.pop(_address(vector), None)
         unanswered = self.take_shortcut(rank)
@@ -159,7 +164,8 @@ class ServerSharedMemory:
         Whoever attaches these files from now on gets the new ones.
         """
         try:
-            first, second = self._make(WEIGHTS + _NEXT, weights_shape(self.size))
+            segment = self.folder.make(WEIGHTS + _NEXT, weights_shape(self.size), self.allocate)
+            first, second = segment.vectors
             self._move(shard, (first, second), _NEXT)
         except SharingError:
             self.folder.drop(WEIGHTS + _NEXT)
@@ -167,6 +173,7 @@ class ServerSharedMemory:
         for name in (WEIGHTS, STATE, *([] if shard.policy.wire_weights.is_exact else [EXACT_WEIGHTS])):
             self.folder.replace(name, by=name + _NEXT)
         self.generation += 1
+        self.board = StepBoard.of(segment.head)
         return True
 
     def close(self) -> None:
@@ -184,16 +191,18 @@ def share(setup: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[Ru
     """Move what workers compute with into memory that they may share here; `SharingError` if there is none."""
     folder, size = SharedFolder.create(root), setup.layout.size
     try:
-        first, second = folder.make(WEIGHTS, weights_shape(size), allocate).vectors
+        segment = folder.make(WEIGHTS, weights_shape(size), allocate)
     except SharingError:
         folder.remove()
         raise
+    first, second = segment.vectors
     first[:], second[:] = setup.shard.served
     if setup.shard.policy.wire_weights.is_exact:
         shard = replace(setup.shard, slots=(first, second))
     else:
         shard = replace(setup.shard, rounded=(first, second))
-    sharing = ServerSharedMemory(folder, size, callers=Callers.at(folder.path / CALLERS), allocate=allocate)
+    callers = Callers.at(folder.path / CALLERS)
+    sharing = ServerSharedMemory(folder, size, callers=callers, board=StepBoard.of(segment.head), allocate=allocate)
     if setup.info.servers == 1:
         shard = replace(shard, merged=sharing.merged)
     return replace(setup, shard=shard, info=replace(setup.info, memory=folder.name)), sharing

@@ -3,7 +3,8 @@
 from msgspec import Struct
 
 from common.client.events_and_effects import ClientEffect
-from common.protocol.messages import Lease, Result, SliceLease
+from common.protocol.messages import Lease, Result, SliceLease, Stretch
+from worker.stretch import Stage
 
 
 class SendResult(Struct, frozen=True, kw_only=True):
@@ -26,10 +27,24 @@ class AdvanceSlice(Struct, frozen=True, kw_only=True):
     lease: SliceLease
 
 
+class PrepareStretch(Struct, frozen=True, kw_only=True):
+    """Get ready for a stretch."""
+
+    stretch: Stretch
+
+
+class AdvanceStretch(Struct, frozen=True, kw_only=True):
+    """Do what is to be done in a stage of a step; answered by `StageDone`, `StageNotDone` or `StretchBroken`."""
+
+    stretch: Stretch
+    step: int
+    stage: Stage
+
+
 class IntroduceToShards(Struct, frozen=True, kw_only=True):
     """Send the run's other servers, if there are any, who is behind the connections to them."""
 
 
-WorkEffect = SendResult | ComputeLease | AdvanceSlice | IntroduceToShards
+WorkEffect = SendResult | ComputeLease | AdvanceSlice | PrepareStretch | AdvanceStretch | IntroduceToShards
 
 Effect = WorkEffect | ClientEffect

@@ -11,6 +11,7 @@ from common.protocol.messages import (
     SliceLease,
     SliceResult,
     Standby,
+    Stretch,
     Withdrawal,
 )
 
@@ -102,6 +103,34 @@ class SamplesNotStored(Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class StretchReceived(Struct, frozen=True, kw_only=True):
+    """Steps are to be made with another worker."""
+
+    stretch: Stretch
+
+
+class EndStretchReceived(Struct, frozen=True, kw_only=True):
+    """The server goes on step by step."""
+
+    number: int
+
+
+class StageDue(Struct, frozen=True, kw_only=True):
+    """It is time to do something for the stretch at hand."""
+
+
+class StageDone(Struct, frozen=True, kw_only=True):
+    """A stage of a step of the stretch is done."""
+
+
+class StageNotDone(Struct, frozen=True, kw_only=True):
+    """It is not done yet: what it waits for is not there, or the slice has further parts."""
+
+
+class StretchBroken(Struct, frozen=True, kw_only=True):
+    """Something in the stretch did not go as it should."""
+
+
 class ServerPinged(Struct, frozen=True, kw_only=True):
     """The server is there, and has nothing else to send."""
 
@@ -123,6 +152,12 @@ WorkEvent = (
     | SamplesMissing
     | SamplesReceived
     | SamplesNotStored
+    | StretchReceived
+    | EndStretchReceived
+    | StageDue
+    | StageDone
+    | StageNotDone
+    | StretchBroken
     | ServerPinged
 )
 

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.aggregation.slices import frames_of
 from common.aggregation.tree import Vector
 from common.data.dataset import TrainTest
@@ -79,7 +82,13 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
         try:
             shared = attach(places.memory, welcome, layout.size)
             compute = Compute(job, model, data, shared.slots, shared.sums, moments=moments)
-            place = SharedPlace(root=places.memory, folder=welcome.memory, rank=welcome.rank)
+            place = SharedPlace(
+                root=places.memory,
+                folder=welcome.memory,
+                rank=welcome.rank,
+                head=shared.head,
+                server_head=shared.server_head,
+            )
             return Workplace(compute, nonce=shared.nonce, store=store, shortcut=shared.shortcut, shared=place)
         except SharingError as error:
             obstacle = str(error)
@@ -140,6 +149,10 @@ class SharedVectors:
     slots: tuple[Vector, Vector]
     #: Where sums are written.
     sums: tuple[Vector, ...]
+    #: The head of our file, where others see how far we are.
+    head: NDArray[np.uint8]
+    #: That of the weights, where the server shows it.
+    server_head: NDArray[np.uint8]
     #: A shortcut to the server that was requested, None if there can be none.
     shortcut: PacketSocket | None
 
@@ -155,4 +168,4 @@ def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve
     finally:
         folder.close()
     first, second = weights.vectors
-    return SharedVectors(weights.nonce.hex(), (first, second), sums.vectors, shortcut)
+    return SharedVectors(weights.nonce.hex(), (first, second), sums.vectors, sums.head, weights.head, shortcut)

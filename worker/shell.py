@@ -18,6 +18,7 @@ from common.job.tally import Tally, pack_losses
 from common.protocol.codec import decode, encode
 from common.protocol.messages import (
     OF_A_STEP,
+    EndStretch,
     Lease,
     Message,
     Ping,
@@ -28,6 +29,7 @@ from common.protocol.messages import (
     SliceLease,
     Standby,
     Status,
+    Stretch,
     SumsFrame,
     Weights,
     Welcome,
@@ -35,6 +37,7 @@ from common.protocol.messages import (
     shortened,
 )
 from common.protocol.shard_messages import Hello, ShardWelcome
+from common.protocol.step_board import MOST_LOSSES
 from common.runtime.clock import Clock
 from common.transport.diagnosis import Diagnosis
 from common.transport.links import Wait, wait_for_nothing
@@ -48,6 +51,8 @@ from worker.samples import SampleFetcher
 from worker.setup import Loader, Places, prepare
 from worker.slice_update import PART, SliceUpdater
 from worker.state import WorkerState, is_of
+from worker.stretch import StretchProgress
+from worker.stretch_steps import StretchSteps
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
 #: still wanted: to look takes some microseconds.
@@ -83,6 +88,8 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
     _compute: Compute | None = None
     #: Makes slices of updates; None if no memory is shared.
     _slices: SliceUpdater | None = None
+    #: Makes steps with another worker; None where that cannot be.
+    _steps: StretchSteps | None = None
     #: Gets the samples that the server sends; None if the data is here.
     _fetcher: SampleFetcher | None = None
     #: The frames of the weights that are on their way here.
@@ -107,7 +114,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
     def _end_slices(self) -> None:
         if self._slices is not None:
             self._slices.close()
-            self._slices = None
+            self._slices = self._steps = None
 
     def deadline(self) -> float | None:
         """Return when `step` has something to do even if no message comes: with work at hand, a moment that is past."""
@@ -121,6 +128,9 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         """
         if self.state.is_updating():
             self.dispatch(events.PartDue())
+            return True
+        if self.state.progress is not None:
+            self._make_steps(self.state.progress)
             return True
         deadline, has_work = self.state.deadline(), self.state.has_work()
         if self._early:
@@ -137,6 +147,17 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         else:
             return False
         return True
+
+    def _make_steps(self, progress: StretchProgress) -> None:
+        """Do what is due for the stretch at hand, or handle a message, but not in the middle of a slice."""
+        frames = None
+        if progress.is_listening():
+            left = max(0.0, progress.due - self.clock.now())
+            frames = self._early.popleft() if self._early else self.servers.receive(left)
+        if frames is None:
+            self.dispatch(events.StageDue())
+        else:
+            self.on_server_message(frames)
 
     # From messages to events
 
@@ -156,6 +177,10 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
                 return events.LeaseWithdrawn(withdrawal=message)
             case SliceLease():
                 return self._slice_lease_received(message)
+            case Stretch():
+                return self._stretch_received(message)
+            case EndStretch():
+                return events.EndStretchReceived(number=message.number)
             case Ping():
                 return events.ServerPinged()
             case Status():
@@ -184,6 +209,21 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         if not lease.start < lease.stop <= self._compute.layout.size:
             raise RemoteProtocolError(f"a slice of values {lease.start} to {lease.stop}: the vector has fewer")
         return events.SliceLeaseReceived(lease=lease)
+
+    def _stretch_received(self, stretch: Stretch) -> events.Event | None:
+        """Check that there are such steps; those for this process before it joined again are ignored."""
+        if self._compute is None or self._steps is None or stretch.incarnation != self.state.client.join().incarnation:
+            return None
+        micro_batches, size = self._compute.batches.micro_batches_of("train"), self._compute.layout.size
+        is_half = is_node(stretch.lo, stretch.hi, micro_batches) and stretch.hi - stretch.lo <= MOST_LOSSES
+        is_ours = self._steps.slices.place.rank in stretch.ranks and stretch.ranks[0] != stretch.ranks[1]
+        if not (is_half and is_ours and stretch.start < stretch.stop <= size and stretch.first < stretch.last):
+            raise RemoteProtocolError(f"a stretch of steps {stretch.first} to {stretch.last}: not one for this worker")
+        try:
+            self._steps.slices.follow(stretch.memory)
+        except SharingError as error:
+            return events.MemoryLost(reason=str(error))
+        return events.StretchReceived(stretch=stretch)
 
     def _store(self, samples: Samples) -> events.Event:
         if self._fetcher is None:
@@ -225,9 +265,25 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
                 assert self._slices is not None  # otherwise none was accepted
                 result = self._slices.advance(effect.lease)
                 return [] if result is None else [events.SliceEnded(result=result)]
+            case effects.PrepareStretch():
+                assert self._steps is not None  # otherwise none was accepted
+                try:
+                    self._steps.begin(effect.stretch)
+                except SharingError:
+                    return [events.StretchBroken()]
+            case effects.AdvanceStretch():
+                return [self._advance_stretch(effect)]
             case _:
                 assert_never(effect)
         return []
+
+    def _advance_stretch(self, effect: effects.AdvanceStretch) -> events.Event:
+        assert self._steps is not None  # otherwise none was accepted
+        self._looked = self.clock.now()
+        is_done = self._steps.advance(effect.stretch, effect.step, effect.stage)
+        if is_done is None:
+            return events.StretchBroken()
+        return events.StageDone() if is_done else events.StageNotDone()
 
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, Welcome)
@@ -238,6 +294,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             self._end_slices()
             if place.shared is not None:
                 self._slices = SliceUpdater(compute, place.shared, self.clock, self.part)
+                self._steps = None if place.store else StretchSteps(compute, self._slices, self.clock)
             self._fetcher = None if place.store is None else SampleFetcher(place.store, compute.batches)
             self._weights = assembly_of(compute.frames)
             # If all servers share memory with us, there is nothing to exchange with the others.
@@ -302,6 +359,8 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             message, _ = decode(frames, ServerMessage)
         except RemoteProtocolError:
             return False
+        if self.state.progress is not None:
+            return isinstance(message, EndStretch)
         return isinstance(message, Withdrawal) and self._at_hand is not None and is_of(self._at_hand, message)
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:

@@ -4,9 +4,12 @@ Each part is made by the arithmetic that the server uses, so that it has the sam
 worker has the lock on its own file: by getting that, the server knows that nothing of a slice will be written any more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.aggregation.slices import FRAME, Slice
 from common.aggregation.tree import Vector
@@ -26,9 +29,14 @@ from common.protocol.memory_offer import (
     weights_shape,
 )
 from common.protocol.messages import SliceLease, SliceResult, SumsPlace
+from common.protocol.step_board import LISTED, StepBoard
 from common.runtime.clock import Clock
 from common.transport.shared_memory.folder import FileLock, SharedFolder
+from common.transport.shared_memory.segment import Segment
 from worker.compute import Compute
+
+#: Told of a slice that was made, before anybody else may make it.
+OnMade = Callable[[SliceLease, SliceResult], None]
 
 #: Values that are updated before the worker looks whether it was interrupted: a millisecond's work.
 PART = 2 * FRAME
@@ -41,6 +49,9 @@ class SharedPlace:
     root: Path
     folder: str
     rank: int
+    #: The head of that file, and that of the weights.
+    head: NDArray[np.uint8]
+    server_head: NDArray[np.uint8]
 
 
 @dataclass
@@ -74,13 +85,24 @@ class SliceUpdater:
     #: None before the first slice in this memory.
     _updating: UpdatePass | None = None
     #: The files of sums that were mapped, by whose they are, and by the slot if they are the server's.
-    _sums: dict[tuple[int | None, int], tuple[Vector, ...]] = field(default_factory=dict)
+    _sums: dict[tuple[int | None, int], Segment] = field(default_factory=dict)
+    #: Where the server shows how far it is.
+    _server: StepBoard = field(init=False)
 
-    def advance(self, lease: SliceLease) -> SliceResult | None:
+    def __post_init__(self) -> None:
+        self._server = StepBoard.of(self.place.server_head)
+
+    def advance(self, lease: SliceLease, on_made: OnMade = lambda lease, result: None) -> SliceResult | None:
         """Make the next part of a slice, or begin with it; return what became of it once it is over."""
         if self._at_hand is None and not self._begin(lease):
             return SliceResult(number=lease.number, is_done=False)
-        return self._advance()
+        return self._advance(on_made)
+
+    def abandon(self) -> None:
+        """Make nothing more of the slice at hand, if there is one."""
+        if self._at_hand is not None:
+            self._at_hand = None
+            self._own_lock().release()
 
     def _begin(self, lease: SliceLease) -> bool:
         """Get ready for a slice; return False if it cannot be made, or is not to be made any more."""
@@ -107,7 +129,7 @@ class SliceUpdater:
         self._updating, self._at_hand = updating, SliceAtHand(lease, at, terms, parts, self.clock.now())
         return True
 
-    def _advance(self) -> SliceResult | None:
+    def _advance(self, on_made: OnMade) -> SliceResult | None:
         slice_, updating = self._at_hand, self._updating
         assert slice_ is not None
         assert updating is not None  # there is a slice at hand
@@ -117,13 +139,15 @@ class SliceUpdater:
         if slice_.parts:
             return None
         self._at_hand = None
-        self._own_lock().release()
-        return SliceResult(
+        result = SliceResult(
             number=slice_.lease.number,
             is_done=True,
             not_finite=slice_.not_finite,
             seconds=max(0.0, self.clock.now() - slice_.began),
         )
+        on_made(slice_.lease, result)
+        self._own_lock().release()
+        return result
 
     def _own_lock(self) -> FileLock:
         if self._lock is None:
@@ -138,24 +162,28 @@ class SliceUpdater:
         return SharedFolder.join(self.place.root, self.place.folder)
 
     def _sums_at(self, place: SumsPlace, needed: Sequence[SumsPlace]) -> Vector:
-        """Return sums, mapping their file if it is not; forget those of others then, who may be gone."""
-        key = (None, place.slot) if place.rank is None else (place.rank, 0)
-        if key not in self._sums:
-            kept = {(one.rank, one.slot if one.rank is None else 0) for one in needed}
-            self._sums = {one: vectors for one, vectors in self._sums.items() if one in kept}
-            self._sums[key] = self._attach_sums(place)
-        vectors = self._sums[key]
+        """Return sums, mapping their file if it is not."""
+        vectors = self.segment_at(place, needed).vectors
         slot = 0 if place.rank is None else place.slot
         if slot >= len(vectors):
             raise SharingError(f"sums in slot {slot}: a worker has {len(vectors)}")
         return vectors[slot]
 
-    def _attach_sums(self, place: SumsPlace) -> tuple[Vector, ...]:
+    def segment_at(self, place: SumsPlace, needed: Sequence[SumsPlace]) -> Segment:
+        """Return a file of sums, mapped if it was not; forget those of others then, who may be gone."""
+        key = (None, place.slot) if place.rank is None else (place.rank, 0)
+        if key not in self._sums:
+            kept = {(one.rank, one.slot if one.rank is None else 0) for one in needed}
+            self._sums = {one: segment for one, segment in self._sums.items() if one in kept}
+            self._sums[key] = self._attach_sums(place)
+        return self._sums[key]
+
+    def _attach_sums(self, place: SumsPlace) -> Segment:
         size, folder = self.compute.layout.size, self._join()
         try:
             if place.rank is None:
-                return folder.attach(merged_file(place.slot), merged_shape(size)).vectors
-            return folder.attach(sums_file(place.rank), sums_shape(size)).vectors
+                return folder.attach(merged_file(place.slot), merged_shape(size))
+            return folder.attach(sums_file(place.rank), sums_shape(size))
         finally:
             folder.close()
 
@@ -185,17 +213,28 @@ class SliceUpdater:
         vectors = UpdateVectors(weights=weights, served=served, slots=state_sets(names, state))
         return UpdatePass(made, vectors, [Slice(0, layout.size)])
 
+    def listed(self) -> int:
+        """Return of how many steps the server has read what workers show."""
+        return self._server.count(LISTED)
+
+    def weights_after(self, step: int) -> Vector:
+        """Return the weights after the update of a step, of which a slice was made here."""
+        assert self._updating is not None  # by which it was made
+        return self._updating.vectors.weights[(step + 1) % 2]
+
     def follow(self, generation: int) -> None:
         """Compute with the weights in the memory that a lease names; `SharingError` if it cannot be mapped."""
         if generation <= self.generation:
             return
         folder = self._join()
         try:
-            first, second = folder.attach(WEIGHTS, weights_shape(self.compute.layout.size)).vectors
+            segment = folder.attach(WEIGHTS, weights_shape(self.compute.layout.size))
         finally:
             folder.close()
+        first, second = segment.vectors
         weights: Pair = first, second
         self.compute.move(weights)
+        self._server = StepBoard.of(segment.head)
         self.generation, self._updating = generation, None
 
     def close(self) -> None:

@@ -28,8 +28,17 @@ from common.protocol.messages import (
 )
 from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.statemachine.transitions import IGNORED, ILLEGAL, TransitionTable, check_reached, table_of, targets_in
-from worker.effects import AdvanceSlice, ComputeLease, Effect, IntroduceToShards, SendResult
+from worker.effects import (
+    AdvanceSlice,
+    AdvanceStretch,
+    ComputeLease,
+    Effect,
+    IntroduceToShards,
+    PrepareStretch,
+    SendResult,
+)
 from worker.events import (
+    EndStretchReceived,
     Event,
     InboxEmptied,
     LeaseComputed,
@@ -46,10 +55,16 @@ from worker.events import (
     ServerPinged,
     SliceEnded,
     SliceLeaseReceived,
+    StageDone,
+    StageDue,
+    StageNotDone,
     StandbyRequested,
+    StretchBroken,
+    StretchReceived,
     WeightsReceived,
     WorkEvent,
 )
+from worker.stretch import StretchProgress
 
 #: Seconds after which a server that went silent counts as gone: it may be restarted meanwhile.
 SILENCE_S = 600.0
@@ -69,36 +84,49 @@ class WorkerPhase(Enum):
     COMPUTING = "computing"
     #: It makes a slice of an update.
     UPDATING = "updating"
+    #: It makes steps with another worker.
+    STRETCH = "making steps"
 
 
 _OUTSIDE, _WAITING = frozenset({WorkerPhase.OUTSIDE}), frozenset({WorkerPhase.WAITING})
 _COMPUTING, _UPDATING = frozenset({WorkerPhase.COMPUTING}), frozenset({WorkerPhase.UPDATING})
+_STRETCH = frozenset({WorkerPhase.STRETCH})
 
-#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING, UPDATING. While it computes or updates,
-#: messages wait: the shell looks only whether the lease at hand is withdrawn.
+#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING, UPDATING, STRETCH. While it computes or
+#: updates, messages wait: the shell looks only whether the lease at hand is withdrawn. In a stretch the server sends
+#: nothing else before it has ended that.
 TRANSITIONS: TransitionTable[WorkerPhase, WorkEvent] = table_of(
     WorkerPhase,
     {
-        StandbyRequested: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
-        WeightsReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
-        LeaseReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
-        LeaseWithdrawn: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
-        LeaseStopped: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
-        SliceLeaseReceived: (IGNORED, _UPDATING, ILLEGAL, ILLEGAL),
-        PartDue: (IGNORED, ILLEGAL, ILLEGAL, _UPDATING),
-        SliceEnded: (IGNORED, ILLEGAL, ILLEGAL, _WAITING),
-        MemoryLost: (IGNORED, _OUTSIDE, ILLEGAL, ILLEGAL),
-        InboxEmptied: (IGNORED, _WAITING | _COMPUTING, ILLEGAL, ILLEGAL),
-        LeaseComputed: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
-        LeaseDiverged: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
-        LeaseRaised: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
-        SamplesMissing: (IGNORED, ILLEGAL, _WAITING, ILLEGAL),
-        SamplesReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
-        SamplesNotStored: (IGNORED, _OUTSIDE, ILLEGAL, ILLEGAL),
-        ServerPinged: (IGNORED, _WAITING, ILLEGAL, ILLEGAL),
+        StandbyRequested: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _STRETCH),
+        WeightsReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
+        LeaseReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
+        LeaseWithdrawn: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _STRETCH),
+        LeaseStopped: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
+        SliceLeaseReceived: (IGNORED, _UPDATING, ILLEGAL, ILLEGAL, IGNORED),
+        PartDue: (IGNORED, ILLEGAL, ILLEGAL, _UPDATING, ILLEGAL),
+        SliceEnded: (IGNORED, ILLEGAL, ILLEGAL, _WAITING, ILLEGAL),
+        MemoryLost: (IGNORED, _OUTSIDE, ILLEGAL, ILLEGAL, ILLEGAL),
+        InboxEmptied: (IGNORED, _WAITING | _COMPUTING, ILLEGAL, ILLEGAL, ILLEGAL),
+        LeaseComputed: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
+        LeaseDiverged: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
+        LeaseRaised: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
+        SamplesMissing: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
+        SamplesReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
+        SamplesNotStored: (IGNORED, _OUTSIDE, ILLEGAL, ILLEGAL, IGNORED),
+        StretchReceived: (IGNORED, _STRETCH, ILLEGAL, ILLEGAL, IGNORED),
+        EndStretchReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _WAITING | _STRETCH),
+        StageDue: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _STRETCH),
+        StageDone: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _STRETCH | _WAITING),
+        StageNotDone: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _STRETCH | _WAITING),
+        StretchBroken: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _WAITING),
+        ServerPinged: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _STRETCH),
     },
 )
 
+
+#: What a worker notices by itself, without a message.
+NOT_FROM_SERVER = SamplesMissing | InboxEmptied | StageDue | StageDone | StageNotDone | StretchBroken
 
 #: The phases in which no message is read.
 BUSY = (WorkerPhase.COMPUTING, WorkerPhase.UPDATING)
@@ -124,6 +152,8 @@ class WorkerState:
     stopped: tuple[Lease, int] | None = None
     #: The slice of an update that is being made, part by part.
     slice_lease: SliceLease | None = None
+    #: The stretch of steps that is being made, and how far.
+    progress: StretchProgress | None = None
 
     def __post_init__(self) -> None:
         self.client = Client(self.config, role="worker", may_rejoin=True)
@@ -135,7 +165,7 @@ class WorkerState:
         targets = targets_in(TRANSITIONS, self.phase, event)
         if not targets:
             return []
-        if not isinstance(event, SamplesMissing | InboxEmptied):
+        if not isinstance(event, NOT_FROM_SERVER):
             self.client.on_message(now)
         effects = self._react(event, now)
         check_reached(targets, event, self.phase)
@@ -143,6 +173,8 @@ class WorkerState:
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due, None in phases that wait for nothing."""
+        if self.progress is not None:
+            return self.progress.due
         return None if self.phase in BUSY else self.client.deadline()
 
     def has_work(self) -> bool:
@@ -161,7 +193,7 @@ class WorkerState:
         is_joined = self.client.phase is ClientPhase.JOINED
         if not is_joined and self.phase is not WorkerPhase.OUTSIDE:
             self.phase, self.weights_step = WorkerPhase.OUTSIDE, None
-            self.stopped = self.slice_lease = None
+            self.stopped = self.slice_lease = self.progress = None
             self._drop_leases()
         elif is_joined and isinstance(event, Prepared) and isinstance(event.ready, Ready):
             self.phase, self.shares = WorkerPhase.WAITING, bool(event.ready.nonce)
@@ -216,8 +248,36 @@ class WorkerState:
             case LeaseComputed() | LeaseDiverged() | LeaseRaised():
                 self.phase = WorkerPhase.WAITING
                 return [_answer(event)]
+            case StretchReceived(stretch=stretch):
+                self._drop_leases()
+                self.phase, self.progress = WorkerPhase.STRETCH, StretchProgress.begin(stretch, now)
+                return [PrepareStretch(stretch=stretch)]
+            case _:
+                return self._react_in_stretch(event, now)
+
+    def _react_in_stretch(
+        self, event: EndStretchReceived | StageDue | StageDone | StageNotDone | StretchBroken, now: float
+    ) -> list[Effect]:
+        progress = self.progress
+        if progress is None:
+            return []  # it was over before it was cancelled
+        match event:
+            case StageDue():
+                return [AdvanceStretch(stretch=progress.stretch, step=progress.step, stage=progress.stage)]
+            case StageDone():
+                is_over = progress.advance(now)
+            case StageNotDone():
+                is_over = not progress.put_off(now)
+            case EndStretchReceived(number=number):
+                is_over = number == progress.stretch.number
+            case StretchBroken():
+                is_over = True
             case _:
                 assert_never(event)
+        if not is_over:
+            return []
+        self.phase, self.progress, self.weights_step = WorkerPhase.WAITING, None, progress.step
+        return [SendToServer(message=progress.ended())]
 
     def _add_lease(self, lease: Lease) -> None:
         if self.shares and (self.weights_step is None or lease.step > self.weights_step):

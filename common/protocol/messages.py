@@ -18,7 +18,7 @@ from common.protocol.fingerprint import Fingerprint
 from common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -158,6 +158,17 @@ class SliceResult(Message, frozen=True, kw_only=True):
     not_finite: Count | None = None
     #: How long it took.
     seconds: Seconds = 0.0
+
+
+class StretchEnded(Message, frozen=True, kw_only=True):
+    """The answer to each `Stretch`: the worker begins nothing more of it.
+
+    It is at its end, or the server has ended it, or something did not go as it should; then it is leased step by step.
+    """
+
+    number: Count
+    #: Steps of the run whose slices of updates the worker has made.
+    steps: Count
 
 
 class ComputeFailed(Message, frozen=True, kw_only=True):
@@ -331,6 +342,44 @@ class SliceLease(Message, frozen=True, kw_only=True):
     memory: Count = 0
 
 
+class Stretch(Message, frozen=True, kw_only=True):
+    """Make the steps `[first, last)` without waiting for the server, while another worker makes the other half.
+
+    In each of them a worker computes the sums of its half, and makes its slice of the update once the sums of both are
+    there; the next step begins once both slices are made. Each shows on its `StepBoard` how far it is. Sums of a step
+    are in slot `step % 2`. The slice is made by whoever holds the lock on the worker's file, as with a `SliceLease`.
+    """
+
+    #: Different for each stretch of steps.
+    number: Count
+    #: Of the worker that it is for, as in `SliceLease`.
+    incarnation: ShortText
+    first: Count
+    last: Count
+    #: The worker's half of each step, a whole node of its tree.
+    lo: MicroBatch
+    hi: MicroBatch
+    #: Its slice of each update.
+    start: Count
+    stop: Count
+    #: What the sums are divided by, in each step.
+    count: Count
+    #: The set of the optimizer's slots that the first update reads: each reads what the one before has written.
+    reads: Annotated[int, Meta(ge=0, le=1)]
+    #: The workers of the first and of the second half.
+    ranks: Annotated[list[Count], Meta(min_length=2, max_length=2)]
+    #: How long it waits for the other worker before it leaves the stretch.
+    patience_s: Seconds
+    #: Which memory it is in, as in `Lease`.
+    memory: Count = 0
+
+
+class EndStretch(Message, frozen=True, kw_only=True):
+    """Begin no further slice of a stretch of steps, and say where it ended."""
+
+    number: Count
+
+
 class Withdrawal(Message, frozen=True, kw_only=True):
     """Somebody else was faster with the micro-batches of a lease: stop computing them."""
 
@@ -432,6 +481,7 @@ WorkerMessage = (
     | SumsFrame
     | Result
     | SliceResult
+    | StretchEnded
     | ComputeFailed
     | Diverged
     | Dropped
@@ -450,6 +500,8 @@ ServerMessage = (
     | Weights
     | Lease
     | SliceLease
+    | Stretch
+    | EndStretch
     | Withdrawal
     | Finished
     | Ping

@@ -39,6 +39,12 @@ class CheckpointSchedule:
         wait = SPARING * self.cost_s if ends_epoch else self.every_s
         return now - self.last_s >= wait
 
+    def next_due(self) -> tuple[int | None, float]:
+        """Return after how many steps, and when, one is due if no epoch ends before."""
+        every = self.every_steps
+        steps = None if every is None else (self.last_steps // every + 1) * every
+        return steps, self.last_s + self.every_s
+
     def record_taken(self, steps: int, began: float, ended: float) -> None:
         """Record a checkpoint, or the attempt at one."""
         self.last_steps, self.last_s, self.cost_s = steps, ended, ended - began

@@ -10,21 +10,32 @@ from typing import assert_never
 
 from common.aggregation.tree import Node
 from common.errors import FailureKind
+from common.job.tally import Tally
 from common.protocol.messages import Eviction, Finished, Ping, Result, Status, Welcome, shortened
 from common.statemachine.events_and_effects import Report, Send
 from common.statemachine.transitions import check_reached, targets_in
 from ps.coordinator import events, failures, registration
-from ps.coordinator.effects import Effect, Finish, ForgetWorker, RecordEpoch, UpdateWeights
+from ps.coordinator.effects import (
+    BeginStretch,
+    Effect,
+    Finish,
+    ForgetWorker,
+    RecordEpoch,
+    RecordStep,
+    TakeBackSteps,
+    UpdateWeights,
+)
 from ps.coordinator.membership import Member, Membership, MemberState
 from ps.coordinator.scheduling.audit import Audit
 from ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from ps.coordinator.scheduling.scheduler import Scheduler
 from ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
+from ps.coordinator.scheduling.stretch_plan import StretchPlan, even_step_s
 from ps.coordinator.scheduling.withdrawals import WithdrawnLease
 from ps.coordinator.status import Reminder, status_of, waiting_text, with_rejections
 from ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase, initial_phase
-from ps.records.ledger import OTHERS_FASTER
+from ps.records.ledger import OTHERS_FASTER, Account
 from ps.run.info import RunInfo
 from ps.run.plan import Round, next_round
 from ps.run.progress import Progress
@@ -52,6 +63,10 @@ class Coordinator:
     early_joins: list[events.WorkerJoined] = field(default_factory=list)
     #: The round to begin with if a run is resumed; otherwise the plan's first.
     start: Round | None = None
+    #: When workers may make steps by themselves; the stretch at hand, and whether that is being taken back.
+    stretches: StretchPlan = field(default_factory=StretchPlan)
+    stretch: BeginStretch | None = None
+    is_ending: bool = False
     state: RoundState = field(init=False)
     scheduler: Scheduler = field(init=False)
     stragglers: StragglerMonitor = field(init=False)
@@ -94,6 +109,7 @@ class Coordinator:
         effects = self._dispatch(event, now)
         if not self.is_over():
             effects += self._record_sign_of_life(event, now) + self._end_audit(now) + self._remind(now)
+            effects += self._watch_stretch()
         check_reached(targets, event, self.phase)
         return effects
 
@@ -138,7 +154,17 @@ class Coordinator:
             case events.SumsAcknowledged():
                 return self._on_sums_acknowledged(event, now)
             case events.StepUpdated():
-                return self._begin_next_round() + self._assign_leases(now) if event.step == self.round.step else []
+                return self._begin_next_round() + self._go_on(now) if event.step == self.round.step else []
+            case events.StepMade():
+                return self._on_step_made(event)
+            case events.StretchCompleted():
+                return self._on_stretch_completed(event, now)
+            case events.StretchAnswered():
+                return self._on_stretch_answered(event, now)
+            case events.StretchRefused():
+                self.stretches.is_possible = False
+                self._leave_stretch(self.round.step, now)
+                return self._assign_leases(now)
             case events.ServerLost():
                 return self._fail(event.text, FailureKind.SERVER_LOST)
             case events.WeightsNotFinite():
@@ -364,6 +390,72 @@ class Coordinator:
         self.phase = initial_phase(self.info, following)
         return []
 
+    # Workers make steps by themselves
+
+    def _go_on(self, now: float) -> list[Effect]:
+        """Let workers make the next steps by themselves if they can; otherwise lease the round that has begun."""
+        if self.phase is RunPhase.TRAINING:
+            self.stretch = self.stretches.next(self.info, self.round, self.membership, self.scheduler)
+        if self.stretch is None:
+            return self._assign_leases(now)
+        self.phase = RunPhase.STRETCH
+        return [self.stretch]
+
+    def _on_step_made(self, made: events.StepMade) -> list[Effect]:
+        """Count a step as if its results had come."""
+        micro_batches, account = self.round.micro_batches, self.state.account
+        halves = Node(0, micro_batches).halves()
+        for node, half in zip(halves, made.halves, strict=True):
+            account.record_accepted(node, half.rank, half.losses, half.began_s, half.ended_s)
+            if (member := self.membership.by_rank(half.rank)) is not None:
+                self.scheduler.timeouts.add(half.rank, "train", half.compute_s / len(node))
+                self.membership.credit(member, half.count // self.info.targets, half.compute_s)
+        first, second = (Tally(half.loss_sum, half.correct, half.count) for half in made.halves)
+        tally, started = first + second, self.progress.round_started
+        assert tally.count == self.info.job.global_batch * self.info.targets  # by which they have divided
+        self.progress.end_step(tally, started + made.round_s, self.membership.end_step())
+        self.progress.begin_round(started + made.round_s)
+        self.state.account = Account(micro_batches)
+        self.state.round = Round("train", made.step + 1, micro_batches)
+        return [RecordStep(tally=tally, account=account, made=made)]
+
+    def _watch_stretch(self) -> list[Effect]:
+        """Take the steps back once others can work than those that do, or one is much slower than the other."""
+        stretch = self.stretch
+        if self.phase is not RunPhase.STRETCH or stretch is None or self.is_ending:
+            return []
+        is_even = even_step_s(self.round.micro_batches, stretch.ranks, self.scheduler.timeouts) is not None
+        if is_even and [member.rank for member in self.membership.ready()] == list(stretch.ranks):
+            return []
+        self.is_ending = True
+        return [TakeBackSteps()]
+
+    def _on_stretch_completed(self, event: events.StretchCompleted, now: float) -> list[Effect]:
+        """Continue step by step; a worker that has not answered stands still if it was late."""
+        assert self.stretch is not None  # it is completed
+        self.stretches.on_completed(self.stretch.first, event.steps, is_cut=event.is_cut)
+        self._leave_stretch(event.steps, now)
+        for rank in event.silent:
+            if self.membership.by_rank(rank) is not None:
+                self.scheduler.await_stretch(rank, event.number, now, is_late=event.is_cut)
+        return self._assign_leases(now)
+
+    def _on_stretch_answered(self, event: events.StretchAnswered, now: float) -> list[Effect]:
+        """Let a worker have work again."""
+        member = self.membership.members.get(event.peer)
+        if member is None or not self.scheduler.end_stretch(member.rank, event.number, now):
+            return []
+        return self._assign_leases(now, self._only(member))
+
+    def _leave_stretch(self, steps: int, now: float) -> None:
+        """Continue step by step."""
+        self.stretch, self.is_ending, self.phase, account = None, False, RunPhase.TRAINING, self.state.account
+        # Workers have measured the time of their steps by their own clocks.
+        self.progress.begin_round(min(self.progress.round_started, now))
+        self._open(Round("train", steps, self.round.micro_batches))
+        # What has happened since the last step was made.
+        self.state.account.merge(account)
+
     def _on_callbacks_decided(self, event: events.CallbacksDecided, now: float) -> list[Effect]:
         """Begin the epoch before which callbacks were asked, or end the run."""
         if event.epoch != self.progress.history[-1].epoch:
@@ -434,8 +526,11 @@ class Coordinator:
     def status(self, now: float) -> Status:
         """Return the status of the run."""
         members = self.membership.members.values()
-        workers = [member.status(is_busy=member.rank in self.leases.held) for member in members]
-        return status_of(self.info, self.progress, self.phase, self.round, now, workers, self.failure)
+        busy = self.leases.held.keys() if self.stretch is None else set(self.stretch.ranks)
+        workers = [member.status(is_busy=member.rank in busy) for member in members]
+        # Who asks need not know how a step is made.
+        phase = RunPhase.TRAINING if self.phase is RunPhase.STRETCH else self.phase
+        return status_of(self.info, self.progress, phase, self.round, now, workers, self.failure)
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""

@@ -9,6 +9,7 @@ from common.protocol.messages import EpochStatus
 from common.statemachine.events_and_effects import Report as Report
 from common.statemachine.events_and_effects import ReportRefusal as ReportRefusal
 from common.statemachine.events_and_effects import Send as Send
+from ps.coordinator.events import StepMade
 from ps.records.ledger import Account
 
 
@@ -49,6 +50,32 @@ class UpdateWeights(Struct, frozen=True, kw_only=True):
     account: Account
 
 
+class BeginStretch(Struct, frozen=True, kw_only=True):
+    """Let two workers make the steps from `first` on by themselves, up to `last` at most.
+
+    Each step ends in `StepMade`, and the stretch in `StretchCompleted`; answered by `StretchRefused` if it cannot be.
+    """
+
+    first: int
+    last: int
+    #: The workers of both halves, how many seconds a step is expected to take, and how long one waits for the other.
+    ranks: tuple[int, int]
+    step_s: float
+    patience_s: float
+
+
+class TakeBackSteps(Struct, frozen=True, kw_only=True):
+    """Take the steps back, to continue one by one."""
+
+
+class RecordStep(Struct, frozen=True, kw_only=True):
+    """Record a step that workers have made by themselves."""
+
+    tally: Tally
+    account: Account
+    made: StepMade
+
+
 class RecordEpoch(Struct, frozen=True, kw_only=True):
     """Record an epoch's figures, with the digest of the weights as they are now."""
 
@@ -71,6 +98,9 @@ Effect = (
     | AwaitShards
     | ForgetWorker
     | UpdateWeights
+    | BeginStretch
+    | TakeBackSteps
+    | RecordStep
     | RecordEpoch
     | Report
     | ReportRefusal

@@ -101,6 +101,57 @@ class StepUpdated(Struct, frozen=True, kw_only=True):
     step: int
 
 
+class HalfStep(Struct, frozen=True, kw_only=True):
+    """What a worker computed of a step that it made with another."""
+
+    rank: int
+    #: As in `Result`.
+    loss_sum: float
+    correct: int
+    count: int
+    compute_s: float
+    losses: bytes
+    #: When it began and ended to compute, in seconds from the begin of the round.
+    began_s: float
+    ended_s: float
+
+
+class StepMade(Struct, frozen=True, kw_only=True):
+    """Two workers have made a step by themselves."""
+
+    step: int
+    #: In the order of the halves.
+    halves: tuple[HalfStep, HalfStep]
+    #: Seconds from the last sums of the step before to its own, and of its update.
+    round_s: float
+    update_s: float
+    #: Of the weights after it, and the learning rate.
+    checksum: int
+    rate: float
+
+
+class StretchCompleted(Struct, frozen=True, kw_only=True):
+    """The run continues step by step, after so many steps."""
+
+    number: int
+    steps: int
+    #: Whether that is since a worker was late, or could not go on.
+    is_cut: bool
+    #: The ranks of the workers that have not answered, which may stand still.
+    silent: tuple[int, ...]
+
+
+class StretchAnswered(Struct, frozen=True, kw_only=True):
+    """A worker makes nothing more of a stretch."""
+
+    peer: bytes
+    number: int
+
+
+class StretchRefused(Struct, frozen=True, kw_only=True):
+    """Workers cannot make steps by themselves in this run."""
+
+
 class ServerLost(Struct, frozen=True, kw_only=True):
     """A shard is gone."""
 
@@ -128,6 +179,10 @@ Event = (
     | ServersReady
     | SumsAcknowledged
     | StepUpdated
+    | StepMade
+    | StretchCompleted
+    | StretchAnswered
+    | StretchRefused
     | ServerLost
     | WeightsNotFinite
     | TimePassed
@@ -143,12 +198,17 @@ NOT_A_SIGN_OF_LIFE = (
     ServersReady,
     SumsAcknowledged,
     StepUpdated,
+    StepMade,
+    StretchCompleted,
+    StretchRefused,
     ServerLost,
     WeightsNotFinite,
 )
 
 #: Events that only a member of the run can cause.
-FROM_MEMBERS = WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | LeaseDropped | WorkerPinged
+FROM_MEMBERS = (
+    WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | LeaseDropped | StretchAnswered | WorkerPinged
+)
 
 #: Events that show a worker to be alive, but no progress with its work.
 WITHOUT_PROGRESS = WorkerPinged | StatusRequested

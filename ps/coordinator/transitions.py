@@ -24,6 +24,8 @@ class RunPhase(Enum):
     AUDITING = "auditing"
     #: All results of a step are there, and not all servers have made its update yet.
     UPDATING = "updating"
+    #: Workers make steps by themselves; a status shows it as training.
+    STRETCH = "training in a stretch"
     #: Between two epochs, until callbacks have decided whether the run continues.
     PAUSED = "waiting for callbacks"
     #: The run has ended well.
@@ -53,19 +55,20 @@ def initial_phase(info: RunInfo, at: Round) -> RunPhase:
 _S, _W = frozenset({RunPhase.AWAITING_SERVERS}), frozenset({RunPhase.AWAITING_WORKERS})
 _T, _E = frozenset({RunPhase.TRAINING}), frozenset({RunPhase.EVALUATING})
 _A, _U, _P = frozenset({RunPhase.AUDITING}), frozenset({RunPhase.UPDATING}), frozenset({RunPhase.PAUSED})
+_X = frozenset({RunPhase.STRETCH})
 _END, _FAIL = frozenset({RunPhase.FINISHED}), frozenset({RunPhase.FAILED})
 
 #: What an audit may turn into: its end is that of the step.
 _AUDIT = _A | _U
 
 #: For each event, what may follow in the phases AWAITING_SERVERS (_S), AWAITING_WORKERS (_W), TRAINING (_T),
-#: EVALUATING (_E), AUDITING (_A), UPDATING (_U), PAUSED (_P), FINISHED (_END) and FAILED (_FAIL).
+#: EVALUATING (_E), AUDITING (_A), UPDATING (_U), STRETCH (_X), PAUSED (_P), FINISHED (_END) and FAILED (_FAIL).
 _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
-    events.WorkerJoined: (_S, _W, _T, _E, _A, _U, _P, _END, _FAIL),
+    events.WorkerJoined: (_S, _W, _T, _E, _A, _U, _X, _P, _END, _FAIL),
     # A run that resumes from a checkpoint may begin with an evaluation. An audit waits for nobody: what may leave it
     # without a worker ends it.
-    events.WorkerPrepared: (IGNORED, _W | _T | _E | _P, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
-    events.WorkerAdvanced: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
+    events.WorkerPrepared: (IGNORED, _W | _T | _E | _P, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
+    events.WorkerAdvanced: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
     events.ResultReceived: (
         IGNORED,
         IGNORED,
@@ -73,6 +76,7 @@ _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
         _T | _E | _P | _END,
         _AUDIT | _FAIL,
         _U,
+        _X,
         _P,
         IGNORED,
         IGNORED,
@@ -83,6 +87,7 @@ _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
         _T | _FAIL,
         _E | _FAIL,
         _AUDIT | _FAIL,
+        IGNORED,
         IGNORED,
         IGNORED,
         IGNORED,
@@ -98,20 +103,25 @@ _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
         IGNORED,
         IGNORED,
         IGNORED,
+        IGNORED,
     ),
-    events.LeaseDropped: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
-    events.WorkerLeft: (_S, _W, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
+    events.LeaseDropped: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
+    events.WorkerLeft: (_S, _W, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
     # After the end a worker is told so; nothing else is of use any more.
-    events.WorkerPinged: (_S, _W, _T, _E, _AUDIT, _U, _P, _END, _FAIL),
-    events.StatusRequested: (_S, _W, _T, _E, _A, _U, _P, _END, _FAIL),
-    events.ServersReady: (_W, *[IGNORED] * 8),
-    events.CallbacksDecided: (*[IGNORED] * 6, _P | _T | _END, IGNORED, IGNORED),
-    events.SumsAcknowledged: (IGNORED, IGNORED, _T | _A | _U, IGNORED, _A, *[IGNORED] * 4),
-    events.StepUpdated: (*[IGNORED] * 5, _T | _E | _END, *[IGNORED] * 3),
-    events.ServerLost: (*[_FAIL] * 7, IGNORED, IGNORED),
-    events.WeightsNotFinite: (IGNORED, IGNORED, *[_FAIL] * 5, IGNORED, IGNORED),
-    events.TimePassed: (_S, _W, _T, _E, _AUDIT, _U, _P, IGNORED, IGNORED),
-    events.Interrupted: (*[_FAIL] * 7, IGNORED, IGNORED),
+    events.WorkerPinged: (_S, _W, _T, _E, _AUDIT, _U, _X, _P, _END, _FAIL),
+    events.StatusRequested: (_S, _W, _T, _E, _A, _U, _X, _P, _END, _FAIL),
+    events.ServersReady: (_W, *[IGNORED] * 9),
+    events.CallbacksDecided: (*[IGNORED] * 7, _P | _T | _END, IGNORED, IGNORED),
+    events.SumsAcknowledged: (IGNORED, IGNORED, _T | _A | _U, IGNORED, _A, *[IGNORED] * 5),
+    events.StepUpdated: (*[IGNORED] * 5, _T | _E | _X | _END, *[IGNORED] * 4),
+    events.StepMade: (*[IGNORED] * 6, _X, *[IGNORED] * 3),
+    events.StretchCompleted: (*[IGNORED] * 6, _T, *[IGNORED] * 3),
+    events.StretchAnswered: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
+    events.StretchRefused: (*[IGNORED] * 6, _T, *[IGNORED] * 3),
+    events.ServerLost: (*[_FAIL] * 8, IGNORED, IGNORED),
+    events.WeightsNotFinite: (IGNORED, IGNORED, *[_FAIL] * 6, IGNORED, IGNORED),
+    events.TimePassed: (_S, _W, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
+    events.Interrupted: (*[_FAIL] * 8, IGNORED, IGNORED),
 }
 
 #: For each phase and event the phases that may follow, or `IGNORED`.

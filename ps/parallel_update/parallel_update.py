@@ -187,6 +187,11 @@ class ParallelUpdate:
         """Tell whether any update may ever be leased: on this machine, for a vector of this size."""
         return self.size >= self.config.least_values and self.config.cores > 1
 
+    def has_slice(self, rank: int) -> bool:
+        """Tell whether a worker has not answered a slice, and may make it."""
+        helper = self.helpers.get(rank)
+        return rank in self.withdrawn.values() or (helper is not None and helper.slice_number is not None)
+
     def wants_help(self) -> bool:
         """Tell whether the next update is to be leased, if all that it needs is in shared memory."""
         return self._choose() is not UpdateMode.ALONE

@@ -84,6 +84,16 @@ class ParallelUpdateShell:
         if self.may_lease:
             self.dispatch(events.HelperAnswered(rank=rank, lease=(answer.work, answer.step, answer.number)))
 
+    def on_stretch(self, rank: int, number: int, *, is_answered: bool) -> None:
+        """Record that a worker is told to make a stretch of steps, or has answered that: until then it is not idle."""
+        if not self.may_lease:
+            return
+        key: events.LeaseKey = ("train", -number, 0)
+        if is_answered:
+            self.dispatch(events.HelperAnswered(rank=rank, lease=key))
+        else:
+            self.dispatch(events.HelperLeased(rank=rank, lease=key))
+
     def remove(self, rank: int) -> UpdateStep | None:
         """Handle that a worker is gone; return the update if it is complete."""
         completed = self.dispatch(events.HelperRemoved(rank=rank))

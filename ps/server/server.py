@@ -18,6 +18,7 @@ from common.protocol.messages import (
     ComputeFailed,
     Diverged,
     Dropped,
+    EndStretch,
     Join,
     Lease,
     Leave,
@@ -29,6 +30,8 @@ from common.protocol.messages import (
     SamplesRequest,
     SliceResult,
     StatusRequest,
+    Stretch,
+    StretchEnded,
     SumsFrame,
     Weights,
     WorkerMessage,
@@ -56,12 +59,16 @@ from ps.setup import RunSetup
 from ps.shard.shard import Shard
 from ps.shard_group.shell import ShardGroupShell
 from ps.shared_memory import ServerSharedMemory
+from ps.stretch.shell import StretchShell, declined
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
 
 #: Seconds between two calls of `watch`, which shows the progress.
 WATCH_S = 0.1
+
+#: How often the server tries to take steps back from workers before the run ends, and the seconds between two attempts.
+HURRIES, HURRY_S = 500, 0.002
 
 #: Messages without arrays that may wait for a worker. In addition it may have the weights for a window of leases: a
 #: worker that does not read costs no more memory than that.
@@ -99,6 +106,8 @@ class Server:
     #: All servers of the run; its `own` slice is `shard`.
     group: ShardGroupShell = field(init=False)
     shard: Shard = field(init=False)
+    #: Steps that workers make by themselves.
+    stretch: StretchShell = field(init=False)
     receiver: GradientReceiver = field(init=False)
     committer: StepCommitter = field(init=False)
     #: The samples for workers that lack the data, None if the run does not send any.
@@ -125,6 +134,9 @@ class Server:
             helping=self.helping,
         )
         self.shard = self.group.own
+        sharing = self.sharing if info.servers == 1 and self.helping.cores > 1 else None
+        self.stretch = StretchShell(info, self.shard, self.clock, self._send_stretch, self.say, sharing)
+        coordinator.stretches.is_possible = sharing is not None
         self.receiver = GradientReceiver(coordinator, self.shard, self.sharing)
         self.committer = StepCommitter(coordinator, self.group, self.recorder, self.checkpointer, self.traffic)
         self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
@@ -146,10 +158,20 @@ class Server:
     def interrupt(self) -> None:
         """End the run now, with the update at hand, which else would be lost."""
         with held_back():
-            happened = self.group.hurry()
+            happened = [*self.group.hurry(), *self._take_back()]
             if happened:
                 self._dispatch(*happened)
         self._dispatch(events.Interrupted())
+
+    def _take_back(self) -> list[events.Event]:
+        """Take back the steps that workers make by themselves, which are in the middle of one most of the time."""
+        happened = self.stretch.end(is_hurried=True)
+        for _ in range(HURRIES):
+            if not self.stretch.is_any():
+                break
+            self.port.receive(HURRY_S)  # what they send does not matter any more
+            happened += self.stretch.end(is_hurried=True)
+        return happened + self.stretch.end(is_final=True)
 
     def _show(self, watch: Callable[[], None]) -> None:
         now = self.clock.now()
@@ -180,11 +202,17 @@ class Server:
 
     def deadline(self) -> float | None:
         """Return when something is due although no message comes."""
-        due = (self.coordinator.deadline(), self.group.deadline(), self.status_limit.deadline())
+        due = (
+            self.coordinator.deadline(),
+            self.group.deadline(),
+            self.stretch.deadline(),
+            self.status_limit.deadline(),
+        )
         return min((at for at in due if at is not None), default=None)
 
     def _time_passed(self, now: float) -> list[events.Event]:
-        due = [self._status_requested(peer) for peer in self.status_limit.due(now)] + self.group.on_time(now)
+        due = [self._status_requested(peer) for peer in self.status_limit.due(now)]
+        due += self.group.on_time(now) + self.stretch.on_time(now)
         at = self.coordinator.deadline()
         return [*due, events.TimePassed()] if at is not None and now >= at else due
 
@@ -205,6 +233,8 @@ class Server:
     def _events_of(self, peer: bytes, message: Message) -> Sequence[events.Event]:
         if self.group.handles(peer, message):
             return self.group.on_message(peer, message, self._arrays)
+        if isinstance(message, StretchEnded):
+            return self._stretch_ended(peer, message)
         if isinstance(message, SliceResult):
             return [events.WorkerAdvanced(peer=peer), *self.group.on_slice_result(peer, message)]
         event = self._event_of(peer, message)
@@ -246,6 +276,23 @@ class Server:
                 return events.CallbacksDecided(epoch=message.epoch, stops=message.stops)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a server")
+
+    def _stretch_ended(self, peer: bytes, ended: StretchEnded) -> Sequence[events.Event]:
+        member, happened = self.coordinator.membership.members.get(peer), list[events.Event]()
+        if member is not None:
+            self.group.updating.on_stretch(member.rank, ended.number, is_answered=True)
+            happened = self.stretch.on_answer(member.rank, ended)
+        return [*happened, events.StretchAnswered(peer=peer, number=ended.number)]
+
+    def _send_stretch(self, rank: int, message: Stretch | EndStretch) -> Sequence[events.Event]:
+        """Send a worker what concerns a stretch of steps."""
+        member = self.coordinator.membership.by_rank(rank)
+        if member is None:
+            return []
+        if isinstance(message, Stretch):
+            self.group.updating.on_stretch(rank, message.number, is_answered=False)
+            message = msgspec.structs.replace(message, incarnation=member.join.incarnation)
+        return self._send(member.peer, message)
 
     def _status_requested(self, peer: bytes) -> events.Event:
         broken = self.blocklist.broken.count
@@ -297,7 +344,8 @@ class Server:
                 pending.extend(self._perform(effect))
         # Afterwards: what workers wait for has been sent.
         self.committer.record_completed()
-        if self.ended is None:
+        # Never while workers make steps, and so write the weights: a stretch ends when a checkpoint is due.
+        if self.ended is None and not self.stretch.is_any():
             self.committer.take_due_checkpoint()
 
     def _perform(self, effect: effects.Effect) -> Sequence[events.Event]:
@@ -313,9 +361,15 @@ class Server:
                 return self.group.await_sums(effect)
             case effects.ForgetWorker():
                 self.receiver.forget(effect.peer, effect.rank)
-                return self.group.forget(effect.rank)
+                return [*self.stretch.remove(effect.rank), *self.group.forget(effect.rank)]
             case effects.UpdateWeights():
                 return self.committer.update(effect)
+            case effects.BeginStretch():
+                return self._begin_stretch(effect)
+            case effects.TakeBackSteps():
+                return self.stretch.end()
+            case effects.RecordStep():
+                self.committer.record_made(effect)
             case effects.RecordEpoch():
                 self.committer.record_epoch(effect)
             case effects.Report():
@@ -324,9 +378,16 @@ class Server:
                 self.blocklist.report_refusal(effect.text)
             case effects.Finish():
                 self.ended = self.committer.finish(effect)
+                self.stretch.close()
             case _:
                 assert_never(effect)
         return []
+
+    def _begin_stretch(self, effect: effects.BeginStretch) -> Sequence[events.Event]:
+        """Let workers make steps, unless one of them may still write a slice of an update."""
+        if any(self.group.updating.state.has_slice(rank) for rank in effect.ranks):
+            return [declined(effect)]
+        return self.stretch.begin(effect, *self.committer.bounds())
 
     def _report(self, report: effects.Report) -> None:
         show = self.remind if report.is_reminder and self.remind is not None else self.say

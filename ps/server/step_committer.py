@@ -60,6 +60,20 @@ class StepCommitter:
         self.recorder.account(update.step, update.account, self.group.checksum(done))
         self.guard.check(update, self.group.own, coordinator.membership, others_are_finite=done.are_finite)
 
+    def record_made(self, effect: effects.RecordStep) -> None:
+        """Record a step that workers have made by themselves."""
+        self.record_completed()
+        made, time = effect.made, self.coordinator.progress.last_step
+        self.recorder.step(made.step, effect.tally, made.rate, made.update_s, time, self.traffic.drain())
+        self.recorder.account(made.step, effect.account, made.checksum)
+
+    def bounds(self) -> tuple[int | None, float | None]:
+        """Return after how many steps, and when, a checkpoint is due, for which workers must not be making steps."""
+        checkpointer = self.checkpointer
+        return (
+            (None, None) if checkpointer is None or not checkpointer.folder.keep else checkpointer.schedule.next_due()
+        )
+
     def record_epoch(self, effect: effects.RecordEpoch) -> None:
         """Record the figures of an epoch, with the weights as they are now."""
         holder = self.group.holder

@@ -217,6 +217,16 @@ class Shard:
         for tree in self.trees:
             tree.reset()
 
+    def skip_to(self, updates: int) -> None:
+        """Continue after so many updates, which others have made in this memory since the last one that is known here.
+
+        They have used both sets of slots in turn.
+        """
+        here = 0 if self.state is self._sets[0] else 1
+        self.state, self.updates, self.not_finite = self._sets[(here + updates - self.updates) % 2], updates, None
+        for tree in self.trees:
+            tree.reset()
+
     def move(self, slots: Pair, served: Pair, sets: tuple[Slots, Slots]) -> None:
         """Continue in other memory, with two sets of slots: what is there is copied, except into what is used already.
 

@@ -74,7 +74,7 @@ PROTOCOL_ORDER = Order(
         ("common.protocol.shard_messages", "common.protocol.memory_offer"),
         ("common.protocol.messages",),
         ("common.protocol.fingerprint",),
-        ("common.protocol.canary",),
+        ("common.protocol.canary", "common.protocol.step_board"),
     ),
 )
 
@@ -99,7 +99,7 @@ SERVER_ORDER = Order(
     groups=(
         ("ps.server",),
         ("ps.shard_group", "ps.shard_process"),
-        ("ps.parallel_update",),
+        ("ps.parallel_update", "ps.stretch"),
         ("ps.shared_memory", "ps.checkpoint"),
         ("ps.setup",),
         ("ps.coordinator", "ps.shard"),

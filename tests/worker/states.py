@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from common.client.events_and_effects import Started
-from common.protocol.messages import Lease, Result, SliceLease, SliceResult, SumsPlace, Work
+from common.protocol.messages import Lease, Result, SliceLease, SliceResult, Stretch, SumsPlace, Work
 from common.statemachine.events_and_effects import TimePassed
 from tests.common.client.clients import PREPARED, WELCOMED, config_of
 from worker.effects import Effect
-from worker.events import Event, InboxEmptied, LeaseReceived, SliceLeaseReceived, WeightsReceived
+from worker.events import Event, InboxEmptied, LeaseReceived, SliceLeaseReceived, StretchReceived, WeightsReceived
 from worker.state import WorkerPhase, WorkerState
 
 
@@ -37,6 +37,22 @@ SLICE_LEASE = SliceLease(
     terms=[SumsPlace(rank=0, slot=0)],
 )
 SLICE_RESULT = SliceResult(number=5, is_done=True, seconds=0.25)
+
+#: Two steps, of each of which this worker makes the first half.
+STRETCH = Stretch(
+    number=2,
+    incarnation="life",
+    first=3,
+    last=5,
+    lo=0,
+    hi=1,
+    start=0,
+    stop=2,
+    count=4,
+    reads=0,
+    ranks=[0, 1],
+    patience_s=2.0,
+)
 
 
 @dataclass
@@ -83,5 +99,7 @@ def drive_in(phase: WorkerPhase) -> Drive:
         drive.empty_inbox()
     if phase is WorkerPhase.UPDATING:
         drive.dispatch(SliceLeaseReceived(lease=SLICE_LEASE))
+    if phase is WorkerPhase.STRETCH:
+        drive.dispatch(StretchReceived(stretch=STRETCH))
     assert drive.state.phase is phase
     return drive

@@ -23,16 +23,18 @@ from common.protocol.messages import (
     Refused,
     SamplesRequest,
     Standby,
+    StretchEnded,
     Withdrawal,
     Work,
 )
 from common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from common.statemachine.transitions import ILLEGAL
 from tests.common.client.clients import PREPARED, WELCOMED, exits, reports, sent
-from tests.worker.states import LEASE, SLICE_LEASE, SLICE_RESULT, Drive, drive_in, lease_of, result_of
+from tests.worker.states import LEASE, SLICE_LEASE, SLICE_RESULT, STRETCH, Drive, drive_in, lease_of, result_of
 from worker import events
-from worker.effects import AdvanceSlice, ComputeLease, IntroduceToShards, SendResult
+from worker.effects import AdvanceSlice, AdvanceStretch, ComputeLease, IntroduceToShards, PrepareStretch, SendResult
 from worker.state import MOST_LEASES, TRANSITIONS, WorkerPhase, is_of
+from worker.stretch import Stage
 
 REQUEST = SamplesRequest(part="train", places=b"\7\0\0\0")
 
@@ -56,6 +58,12 @@ EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
         events.SamplesMissing(lease=LEASE, request=REQUEST),
         events.SamplesReceived(),
         events.SamplesNotStored(reason="no room"),
+        events.StretchReceived(stretch=STRETCH),
+        events.EndStretchReceived(number=STRETCH.number),
+        events.StageDue(),
+        events.StageDone(),
+        events.StageNotDone(),
+        events.StretchBroken(),
         events.ServerPinged(),
     )
 }
@@ -100,6 +108,57 @@ def test_a_slice_of_an_update_is_made_part_by_part_and_then_answered() -> None:
     assert sent(drive.dispatch(events.SliceEnded(result=SLICE_RESULT))) == [SLICE_RESULT]
     assert not drive.state.is_updating()
     assert drive.state.slice_lease is None
+
+
+def stages(drive: Drive, count: int) -> list[tuple[int, Stage]]:
+    """Let stages of a stretch be done; return of which step, and which."""
+    found = []
+    for _ in range(count):
+        (effect,) = drive.dispatch(events.StageDue())
+        assert isinstance(effect, AdvanceStretch)
+        found.append((effect.step, effect.stage))
+        drive.dispatch(events.StageDone())
+    return found
+
+
+def test_the_steps_of_a_stretch_are_made_stage_by_stage_and_then_answered() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    assert drive.dispatch(events.StretchReceived(stretch=STRETCH)) == [PrepareStretch(stretch=STRETCH)]
+    assert stages(drive, 7) == [(3, stage) for stage in Stage] + [(4, stage) for stage in list(Stage)[:3]]
+    drive.dispatch(events.StageDue())
+    assert sent(drive.dispatch(events.StageDone())) == [StretchEnded(number=STRETCH.number, steps=STRETCH.last)]
+    assert (drive.state.phase, drive.state.weights_step) == (WorkerPhase.WAITING, STRETCH.last)
+
+
+@pytest.mark.parametrize(("done", "steps"), [(0, 3), (2, 3), (3, 4), (4, 4), (7, 5)])
+@pytest.mark.parametrize("end", [events.EndStretchReceived(number=STRETCH.number), events.StretchBroken()])
+def test_a_stretch_may_end_in_any_stage(end: events.WorkEvent, done: int, steps: int) -> None:
+    drive = drive_in(WorkerPhase.STRETCH)
+    stages(drive, done)
+    if isinstance(end, events.StretchBroken):
+        drive.dispatch(events.StageDue())
+    assert sent(drive.dispatch(end)) == [StretchEnded(number=STRETCH.number, steps=steps)]
+    assert drive.state.phase is WorkerPhase.WAITING
+
+
+def test_another_stretch_than_the_one_at_hand_is_not_cancelled() -> None:
+    drive = drive_in(WorkerPhase.STRETCH)
+    assert drive.dispatch(events.EndStretchReceived(number=STRETCH.number - 1)) == []
+    assert drive.state.phase is WorkerPhase.STRETCH
+
+
+def test_what_is_waited_for_is_looked_for_less_and_less_often_and_not_for_ever() -> None:
+    drive = drive_in(WorkerPhase.STRETCH)
+    stages(drive, 1)
+    looks = [drive.now]
+    while drive.state.phase is WorkerPhase.STRETCH:
+        due = drive.state.deadline()
+        assert due is not None
+        drive.now = max(drive.now + 1e-4, due)
+        looks.append(drive.now)
+        drive.dispatch(events.StageNotDone())
+    assert STRETCH.patience_s <= looks[-1] - looks[0] < STRETCH.patience_s + 0.1
+    assert len(looks) < 2000
 
 
 def test_a_slice_comes_before_leases_that_wait() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.aggregation.tree import Vector
 from common.errors import SharingError
@@ -22,6 +23,9 @@ PAGE_BYTES = 16_384
 
 #: Bytes at the head by which a process proves that it sees this very memory.
 NONCE_BYTES = 16
+
+#: Where the rest of the head begins, on a cache line of its own.
+HEAD_AT = 128
 
 #: Errors of a file system that cannot reserve space, if the C library does not write zeros by itself.
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -57,6 +61,8 @@ class Segment:
 
     nonce: bytes
     vectors: tuple[Vector, ...]
+    #: The rest of the head, all zeros at first: bytes for whatever its processes tell each other.
+    head: NDArray[np.uint8]
 
 
 def reserve(descriptor: int, size: int) -> None:
@@ -143,7 +149,8 @@ def _mapped(descriptor: int, shape: Shape, *, is_writable: bool) -> Segment:
     mapping = mmap.mmap(descriptor, shape.total, access=access)
     starts = (PAGE_BYTES + number * shape.stride for number in range(shape.vectors))
     vectors = tuple(np.frombuffer(mapping, dtype=np.float32, count=shape.size, offset=start) for start in starts)
-    return Segment(mapping[:NONCE_BYTES], vectors)
+    head = np.frombuffer(mapping, dtype=np.uint8, count=PAGE_BYTES - HEAD_AT, offset=HEAD_AT)
+    return Segment(mapping[:NONCE_BYTES], vectors, head)
 
 
 def _refusal(path: Path, shape: Shape, error: OSError) -> str:
