@@ -90,6 +90,8 @@ def jobs() -> dict[str, Job]:
             keep_best=True,
         ),
         "long": _job(_wide(14_000), global_batch=8, micro_batches=4, steps=4, momentum=0.0, wire="bfloat16"),
+        # Two workers make most steps by themselves.
+        "paired": _job(_wide(520), global_batch=2, micro_batches=2, steps=30, momentum=0.9, wire_weights="bfloat16"),
         "wide": _job(_wide(520), global_batch=8, micro_batches=4, steps=5),
         "clipped": _job(
             _wide(520),
@@ -116,6 +118,6 @@ def job_named(name: str, steps: int | None) -> Job:
     return job if steps is None else msgspec.structs.replace(job, steps=steps)
 
 
-#: The jobs whose weights can be split over three servers, and the one whose sums travel in several frames, which takes
-#: longer.
-SHARDED, LONG = ("wide", "clipped"), "long"
+#: The jobs whose weights can be split over three servers, the one whose sums travel in several frames, which takes
+#: longer, and the one for two workers on a machine.
+SHARDED, LONG, PAIRED = ("wide", "clipped"), "long", "paired"

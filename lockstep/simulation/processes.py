@@ -21,6 +21,7 @@ from lockstep.simulation.jobs import data, load
 from lockstep.simulation.world import Process
 from ps.checkpoint.resuming import Resumption, coordinator_of
 from ps.coordinator.coordinator import Coordinator
+from ps.coordinator.transitions import RunPhase
 from ps.parallel_update.parallel_update import ParallelUpdateConfig
 from ps.records.recorder import Setting
 from ps.run.info import RunInfo
@@ -33,6 +34,7 @@ from ps.shared_memory import ServerSharedMemory, share
 from worker.setup import Loader
 from worker.shell import WorkerShell
 from worker.state import WorkerState
+from worker.stretch import Stage
 
 SERVER, RUN = "memory://server", "simulated"
 
@@ -143,6 +145,8 @@ class ServerProcess:
         self.server.coordinator.validate()
         self.server.group.state.validate()
         self.server.group.updating.state.validate()
+        self.server.stretch.state.validate()
+        assert self.server.stretch.is_any() or self.server.coordinator.phase is not RunPhase.STRETCH
         return is_busy
 
     def deadline(self) -> float | None:
@@ -167,6 +171,7 @@ class ServerProcess:
             self.writer.end()
         self.server.port.close(1.0)
         self.server.group.updating.close()
+        self.server.stretch.close()
         self.session.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
@@ -259,8 +264,11 @@ class WorkerProcess:
 
     def cost_s(self) -> float:
         """Return the seconds of a micro-batch, if one is about to be computed, or of a part of a slice."""
-        if self.runner.state.is_updating():
+        progress = self.runner.state.progress
+        if self.runner.state.is_updating() or (progress is not None and progress.stage is Stage.UPDATING):
             return PART_S
+        if progress is not None:
+            return MICRO_BATCH_S if progress.stage is Stage.COMPUTING else 0.0
         return MICRO_BATCH_S if self.runner.state.has_work() else 0.0
 
     def interrupt(self) -> None:

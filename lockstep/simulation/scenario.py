@@ -6,7 +6,7 @@ from enum import Enum
 import numpy as np
 
 from common.random import Purpose, generator
-from lockstep.simulation.jobs import LONG, SHARDED, jobs
+from lockstep.simulation.jobs import LONG, PAIRED, SHARDED, jobs
 
 #: Most faults in a run, and the last event at which one may occur.
 MOST_FAULTS, LAST_EVENT = 10, 250
@@ -23,6 +23,10 @@ CORES = (1, 2, 3, 64)
 
 #: Share of runs with the long job.
 LONGER = 0.1
+
+#: Share of runs of two workers that share memory, and make most steps by themselves; the most steps between their
+#: checkpoints.
+PAIRS, MOST_BETWEEN = 0.2, 20
 
 #: Share of runs in which workers have no data, and receive the samples of their leases.
 SHIPPING = 0.3
@@ -130,7 +134,7 @@ def scenario_of(
     rng = generator(seed, Purpose.SIMULATE, layer=1)
     drawn = int(rng.choice([1, 1, 1, 2, 3]))
     server_count = drawn if servers is None else servers
-    names = [name for name in jobs() if name in SHARDED or (server_count == 1 and name != LONG)]
+    names = [name for name in jobs() if name in SHARDED or (server_count == 1 and name not in (LONG, PAIRED))]
     job = str(rng.choice(names)) if rng.random() >= LONGER else LONG
     worker_count = int(rng.integers(1, 5)) if workers is None else workers
     scenario = Scenario(
@@ -152,7 +156,26 @@ def scenario_of(
         keep=int(rng.integers(1, 3)),
         faults=_faults(rng),
     )
+    pair = generator(seed, Purpose.SIMULATE, layer=9)
+    if workers is None and servers is None and pair.random() < PAIRS:
+        scenario = _paired(scenario, pair)
     return replace(scenario, steps=steps)
+
+
+def _paired(scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """Return the scenario of a pair of workers, with the faults of another."""
+    return replace(
+        scenario,
+        job=PAIRED,
+        workers=2,
+        min_workers=int(rng.integers(1, 3)),
+        servers=1,
+        sharing=1.0,
+        cores=int(rng.integers(2, 4)),
+        audit=0.0,
+        ships=False,
+        checkpoint_every=int(rng.integers(1, MOST_BETWEEN + 1)),
+    )
 
 
 def _faults(rng: np.random.Generator) -> tuple[ScheduledFault, ...]:

@@ -197,7 +197,8 @@ class Process:
         self.tick_s = TICK_S
 
     def _run(self, act: Callable[[], None]) -> None:
-        self.lead_s = 0.0
+        # After its last action, which may have taken it until later than now: its time never goes back.
+        self.lead_s = max(0.0, self.busy_until - self.world.now)
         try:
             act()
         except Killed:

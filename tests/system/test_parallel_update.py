@@ -35,8 +35,8 @@ def build():
 def make_fatal():
     advance, seen = SliceUpdater._advance, []
 
-    def stop_within(self):
-        result = advance(self)
+    def stop_within(self, on_made):
+        result = advance(self, on_made)
         if result is None:
             seen.append(self)
             if len(seen) == 3:
@@ -51,6 +51,9 @@ KILL, STAND = "os.kill(os.getpid(), signal.SIGKILL)", "open('gate', 'rb').read()
 
 FLAGS = ("--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "2", "--lr", "0.01")
 
+#: Workers make most steps by themselves, or are leased all of them: the norm of a gradient is found by the server.
+WAYS = {"by themselves": (), "with the server": ("--clip-norm", "1000")}
+
 #: Steps by which a worker that stands still wakes up.
 AWAKE = 60
 
@@ -59,9 +62,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def job(folder: Path, what: str, steps: int) -> tuple[str, ...]:
+def job(folder: Path, what: str, steps: int, way: str) -> tuple[str, ...]:
     (folder / "fatal.py").write_text(MODEL.format(what=what))
-    return ("--model", "fatal.py:build", "--steps", str(steps), *FLAGS)
+    return ("--model", "fatal.py:build", "--steps", str(steps), *FLAGS, *WAYS[way])
 
 
 def digest(place: Place, name: str) -> str:
@@ -74,8 +77,11 @@ def steps_in(place: Place) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
-def test_a_worker_killed_within_its_slice_changes_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = job(place.folder, KILL, 60)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_worker_killed_within_its_slice_changes_nothing(
+    place: Place, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    flags = job(place.folder, KILL, 60, way)
     process = place.start("train", *flags, "--workers", "2", "--transport", "shm", "--run-dir", "run")
     code, out, _ = process.end()
     assert code == 0
@@ -86,11 +92,12 @@ def test_a_worker_killed_within_its_slice_changes_nothing(place: Place, capsys: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_one_that_stands_still_in_its_slice_and_wakes_up_later_tears_nothing(
-    place: Place, capsys: pytest.CaptureFixture[str]
+    place: Place, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
     os.mkfifo(place.folder / "gate")
-    flags = job(place.folder, STAND, 4 * AWAKE)
+    flags = job(place.folder, STAND, 4 * AWAKE, way)
     process = place.start("train", *flags, "--workers", "2", "--transport", "shm", "--run-dir", "run")
     descriptor = hold(place.folder / "gate", process.popen)
     while steps_in(place) < AWAKE:

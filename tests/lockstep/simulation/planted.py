@@ -13,6 +13,7 @@ from common.errors import FailureKind
 from common.job.tally import Tally
 from common.protocol.messages import Finished, Welcome
 from common.protocol.shard_messages import ShardWelcome
+from common.protocol.step_board import LISTED
 from lockstep.simulation.processes import Parts
 from ps.checkpoint.resuming import Resumption
 from ps.coordinator import events
@@ -33,8 +34,11 @@ from ps.shard.shard import Shard
 from ps.shard_group.effects import ConfirmSums, GroupEffect
 from ps.shard_group.group import ShardGroup
 from ps.shared_memory import ServerSharedMemory
+from ps.stretch.shell import StretchShell
+from ps.stretch.stretch import StretchControl
 from worker.shell import WorkerShell
 from worker.slice_update import SliceUpdater
+from worker.stretch_steps import StretchSteps
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:
@@ -250,6 +254,62 @@ def staying(worker: WorkerShell) -> WorkerShell:
     return worker
 
 
+class Impatient(StretchSteps):
+    """Begins the next step before the other worker has made its slice."""
+
+    def _see_slice(self, step: int) -> bool:
+        self.board.mark(LISTED, step + 1)
+        return True
+
+
+class Early(StretchSteps):
+    """Makes its slice before the sums of the other worker are there."""
+
+    def _see_sums(self, step: int) -> bool:
+        return True
+
+
+def pacing(kind: type[StretchSteps]) -> Callable[[WorkerShell], WorkerShell]:
+    """Return what makes a worker make steps of a kind."""
+
+    class Pacing(WorkerShell):
+        def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
+            prepared = super().prepare(welcome)
+            if self._steps is not None:
+                self._steps.__class__ = kind
+            return prepared
+
+    def make(worker: WorkerShell) -> WorkerShell:
+        worker.__class__ = Pacing
+        return worker
+
+    return make
+
+
+class Optimistic(StretchShell):
+    """Goes by what the quicker worker has made."""
+
+    def _least(self, what: int) -> int:
+        return max(self.state.recorded, *(board.count(what) for board in self._boards.values()))
+
+
+class Trusting(StretchControl):
+    """Goes on although a worker may still be writing."""
+
+    def _are_out(self) -> bool:
+        return True
+
+
+def optimistic(server: Server) -> Server:
+    server.stretch.__class__ = Optimistic
+    return server
+
+
+def trusting(server: Server) -> Server:
+    server.stretch.state.__class__ = Trusting
+    return server
+
+
 class Ungrateful(Coordinator):
     """Tells the workers of a run that succeeded that it failed."""
 
@@ -285,6 +345,10 @@ PLANTED = {
     "a slice of an update is torn": Planted(Parts(server=grasping), OTHER_LOSSES, first=100),
     "a slice is updated twice in place": Planted(Parts(server=in_place, worker=working_in_place), OTHER_WEIGHTS),
     "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=30),
+    "a step begins before the one before is made": Planted(Parts(worker=pacing(Impatient)), OTHER_WEIGHTS),
+    "an update is made before its sums are there": Planted(Parts(worker=pacing(Early)), OTHER_WEIGHTS),
+    "a step counts that one worker has made": Planted(Parts(server=optimistic), OTHER_WEIGHTS),
+    "steps are taken back from a worker that still writes": Planted(Parts(server=trusting), OTHER_WEIGHTS),
     "workers are told of a failure": Planted(
         Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "
     ),
