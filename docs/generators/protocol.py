@@ -13,6 +13,7 @@ import ps.coordinator.transitions as coordinator
 import ps.parallel_update.parallel_update as parallel_update
 import ps.shard_group.transitions as shard_group
 import ps.shard_process.state as shard_process
+import ps.stretch.stretch as stretch
 import worker.state as worker
 from common.protocol import messages, shard_messages
 from common.protocol.codec import ARRAYS_LIMIT, HEADER_LIMIT, ITEMS_LIMIT, WITH_AN_ARRAY
@@ -42,6 +43,7 @@ MACHINES = (
         parallel_update.TRANSITIONS,
         "ps/parallel_update",
     ),
+    Machine("A stretch of steps", stretch.StretchPhase, stretch.TRANSITIONS, "ps/stretch"),
 )
 
 
