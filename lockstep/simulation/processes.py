@@ -136,6 +136,8 @@ class ServerProcess:
                 coordinator_at=run.parts.coordinator,
                 helping=replace(HELPING, cores=run.cores),
             )
+            # The first steps take no longer here, and a run has few.
+            opened.server.coordinator.stretches.earliest = 0
             writer.attach(opened.session)
             stack.pop_all()
         return cls(run.parts.server(opened.server), opened.session, writer, sharing)

@@ -78,6 +78,7 @@ class Coordinator:
         self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self._open(self.start or self.info.plan.first())
+        self.stretches.earliest += self.round.step
 
     @property
     def round(self) -> Round:

@@ -24,8 +24,9 @@ WORKERS = 2
 #: Halves are leased as long as a step takes at most this many times as long as with the best shares.
 UNEVEN = 1.25
 
-#: Least steps of a stretch.
-LEAST_STEPS = 4
+#: Least steps of a stretch, and the steps of a run before the first: in some of these workers record the model's calls,
+#: which takes longer than a worker waits for the other.
+LEAST_STEPS, FIRST_STEPS = 4, 12
 
 #: Steps after a stretch that was cut until the next, at first and at most: twice as many after each. Stretches of so
 #: many times the pause show that whatever cut the last one has passed.
@@ -40,7 +41,7 @@ class StretchPlan:
     """When the next stretch may begin."""
 
     #: The first step that may be in one.
-    earliest: int = 0
+    earliest: int = FIRST_STEPS
     pause: int = PAUSE
     #: Steps in stretches since one was cut.
     lasted: int = 0

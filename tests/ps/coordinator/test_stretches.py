@@ -10,10 +10,12 @@ from common.job.job import Job
 from common.job.tally import pack_losses
 from common.protocol.messages import Dropped, Join, Lease
 from ps.coordinator import events
+from ps.coordinator.coordinator import Coordinator
 from ps.coordinator.effects import BeginStretch, Effect, RecordStep, TakeBackSteps
-from ps.coordinator.scheduling.stretch_plan import LONGEST_PAUSE, PASSED, PAUSE, StretchPlan, may_stretch
+from ps.coordinator.scheduling.stretch_plan import FIRST_STEPS, LONGEST_PAUSE, PASSED, PAUSE, StretchPlan, may_stretch
 from ps.coordinator.transitions import RunPhase
 from ps.run.info import RunInfo
+from ps.run.plan import Round
 from tests.ps.runs import TRAIN, Drive, facts_of, join_of, kinds, peer_of, said
 
 #: Twenty steps an epoch, of two micro-batches each.
@@ -34,7 +36,7 @@ class Pair(Drive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.coordinator.stretches.is_possible = True
+        self.coordinator.stretches.is_possible, self.coordinator.stretches.earliest = True, 0
 
     def join(self, worker: int) -> list[Effect]:
         joined: Join = msgspec.structs.replace(join_of(worker), machine="here", cores=tuple(range(self.cores)))
@@ -85,6 +87,12 @@ def test_once_two_equal_workers_are_known_they_make_the_steps_up_to_the_last_of_
     status = drive.coordinator.status(drive.now)
     assert status.phase == "training"
     assert [worker.state for worker in status.workers] == ["computing", "computing"]
+
+
+def test_the_first_steps_of_a_run_are_leased_also_of_one_that_is_resumed() -> None:
+    at = Round("train", 3, JOB.micro_batches)
+    assert StretchPlan().earliest == FIRST_STEPS
+    assert Coordinator(info_of(), start=at).stretches.earliest == 3 + FIRST_STEPS
 
 
 def test_a_step_that_they_made_counts_like_any_other() -> None:
