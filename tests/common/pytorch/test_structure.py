@@ -1,5 +1,6 @@
 """What a model of PyTorch consists of, and what is refused with the reason and what to do."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def frozen() -> Any:
     return model
 
 
+def scripted() -> Any:
+    with warnings.catch_warnings():
+        # Deprecated since 2.15, and still in use.
+        warnings.simplefilter("ignore")
+        return torch.jit.script(nn.Linear(2, 2))
+
+
 def compiled_part() -> Any:
     model = nn.Linear(2, 2)
     model.helper = torch.compile(lambda x: x)
@@ -68,7 +76,7 @@ REFUSED = {
     "compiled": (lambda: torch.compile(nn.Linear(2, 2)), r"is a OptimizedModule: expected the plain module"),
     "compiled part": (compiled_part, r"torch.compile has compiled, 'helper'"),
     "replicated": (lambda: nn.DataParallel(nn.Linear(2, 2)), r"is a DataParallel: expected the plain module"),
-    "script": (lambda: torch.jit.script(nn.Linear(2, 2)), r"expected the plain module"),
+    "script": (scripted, r"expected the plain module"),
     "synchronized": (lambda: nn.SyncBatchNorm(3), r"is a SyncBatchNorm"),
     "cumulative": (lambda: nn.BatchNorm1d(3, momentum=None), r"momentum=None, whose average depends"),
     "nothing": (lambda: nn.ReLU(), r"the model has no parameters"),
