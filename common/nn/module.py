@@ -335,16 +335,16 @@ class Stochastic(Module):
     def __init__(self, rng: np.random.Generator | None = None) -> None:
         super().__init__()
         #: Stays the same, so that what draws from it can be repeated with other numbers.
-        self.source = Source(rng or default_generator(Purpose.DROPOUT))
+        self._source = Source(rng or default_generator(Purpose.DROPOUT))
 
     @property
     def rng(self) -> np.random.Generator:
         """The generator to draw from; `Module.reseed` replaces it for every micro-batch."""
-        return self.source.rng
+        return self._source.rng
 
     @rng.setter
     def rng(self, rng: np.random.Generator) -> None:
-        self.source.rng = rng
+        self._source.rng = rng
 
 
 def _join(prefix: str, name: str) -> str:

@@ -101,7 +101,7 @@ def _check_own(model: Any) -> None:
 
 
 #: What every module has, and what does not show how it was built.
-PASSING = ("training", "rng", "_observers")
+PASSING = ("training", "_source", "_observers")
 
 
 def check_rebuilt(model: Any) -> None:

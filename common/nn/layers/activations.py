@@ -161,7 +161,7 @@ class Dropout(Stochastic):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, self.training, self.source)
+        return F.dropout(x, self.p, self.training, self._source)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

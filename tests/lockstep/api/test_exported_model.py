@@ -26,7 +26,9 @@ def built(text: ModelText, folder: Path) -> Module:
     return load_model(f"{path}:{text.function}")
 
 
-@pytest.mark.parametrize("model", [zoo.Net(), zoo.Net, zoo.build], ids=["instance", "class", "function"])
+@pytest.mark.parametrize(
+    "model", [zoo.Net(), zoo.Net, zoo.build, zoo.Noisy()], ids=["instance", "class", "function", "with a dropout"]
+)
 def test_the_file_builds_the_model_alone(tmp_path: Path, model: Any) -> None:
     text = model_text(model)
     there, here = built(text, tmp_path), model if isinstance(model, Module) else model()

@@ -32,6 +32,17 @@ def loud(kind: type[Any]) -> type[Any]:
     return kind
 
 
+class Noisy(layers.Module):
+    """Draws random numbers, of which each instance has a source of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.last = layers.Dropout(0.1), Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.dropout(x))
+
+
 class Block(layers.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
