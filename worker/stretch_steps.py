@@ -1,8 +1,8 @@
 """Makes the steps of a stretch: computes sums, makes slices of updates, and shows others how far it is.
 
-Nothing of it needs the server, which reads what is shown here when it has the time. Whatever does not go as it should,
-be it a loss that is not finite or an exception of the model's, ends the stretch without a word: the step is computed
-again, lease by lease, and shows the same to the server.
+The server is not needed for it, and reads what is shown here when it has the time. A loss that is not finite, or an
+exception of the model's, ends the stretch and is not reported here: the step is computed again, lease by lease, and
+that reports it.
 """
 
 from dataclasses import dataclass, field

@@ -163,7 +163,7 @@ class SliceResult(Message, frozen=True, kw_only=True):
 class StretchEnded(Message, frozen=True, kw_only=True):
     """The answer to each `Stretch`: the worker begins nothing more of it.
 
-    It is at its end, or the server has ended it, or something did not go as it should; then it is leased step by step.
+    The worker has made its last step or cannot go on, or the server has ended it. After that, steps are leased.
     """
 
     number: Count

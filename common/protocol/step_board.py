@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: Steps whose entries are kept: so many may a worker be ahead of what the server has read.
+#: Steps whose entries are kept. A worker waits when it is so many steps ahead of what the server has read.
 ENTRIES = 32
 
-#: Most micro-batches of a worker in a step that it makes so.
+#: Most micro-batches of a half: an entry has the losses of all.
 MOST_LOSSES = 64
 
 #: What a worker knows of a step.

@@ -150,7 +150,7 @@ def _has_room(share: ComputedShare, width: float, whole: float) -> bool:
 
 def _label(axes: Axes, share: ComputedShare, left: float, width: float, ink: str) -> Text:
     place = left + width / 2
-    return axes.text(place, share.row, share.named(), ha="center", va="center", fontsize=6.5, color=ink)
+    return axes.text(place, share.row, share.named(), ha="center", va="center", fontsize=6.5, color=ink, clip_on=True)
 
 
 def _legend(axes: Axes) -> None:

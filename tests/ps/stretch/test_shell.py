@@ -119,7 +119,7 @@ def test_what_workers_show_becomes_steps_that_are_made(pair: Pair) -> None:
         (1, 5, 1, 1),
     ]
     assert [half.losses for half in last.halves] == [pack_losses([5.0]), pack_losses([5.5])]
-    assert (last.round_s, last.checksum) == (1.5, 1005)
+    assert (last.round_s, last.checksum) == (0.5, 1005)
     # They may use these entries again.
     assert pair.sharing.board is not None
     assert pair.sharing.board.count(LISTED) == 6
