@@ -3,9 +3,6 @@
 FROM python:3.13-slim AS build
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY common common
-COPY ps ps
-COPY worker worker
 COPY lockstep lockstep
 # The environment is made without pip and copied into the final image, which therefore has no build tools.
 RUN python -m venv --without-pip /opt/lockstep \

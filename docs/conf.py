@@ -11,11 +11,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.version import VERSION  # noqa: E402
 from docs.generators.command_line import literal_lines  # noqa: E402
 from docs.generators.expansion import expand, without_folder_links  # noqa: E402
 from docs.generators.mathml import visit_displayed, visit_inline  # noqa: E402
 from docs.generators.public_api import short_signature  # noqa: E402
+from lockstep.common.runtime.version import VERSION  # noqa: E402
 
 project = "Lockstep"
 author = copyright = "The Lockstep authors"  # noqa: A001  Sphinx's name for it
@@ -24,10 +24,16 @@ version = release = VERSION
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_click", "sphinx_copybutton"]
 
 root_doc = "docs/index"
-include_patterns = ["docs/**", "notebooks/*.ipynb", "examples/README.md", "common/data/mnist/README.md", "*.md"]
+include_patterns = [
+    "docs/**",
+    "notebooks/*.ipynb",
+    "examples/README.md",
+    "lockstep/common/data/mnist/README.md",
+    "*.md",
+]
 exclude_patterns = [
     *("**/.*", "docs/_build", "docs/generators", "**/__pycache__", "README.md", "**/runs"),
-    *("deploy", "lockstep", "ps", "scripts", "tests", "worker"),
+    *("common", "deploy", "ps", "scripts", "tests", "worker"),
 ]
 
 # Pages are Markdown; notebooks are shown with the outputs that they were saved with.

@@ -18,7 +18,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from common.data.source import load
+from lockstep.common.data.source import load
 from lockstep.sklearn import LockstepClassifier
 
 #: Samples of MNIST.

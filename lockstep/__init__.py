@@ -6,28 +6,28 @@ run = fit("mlp", "mnist", workers=4, epochs=3)
 
 from typing import TYPE_CHECKING
 
-from common.runtime.environment import use_one_blas_thread
-from common.runtime.memory import keep_freed_memory
-from common.runtime.numerics import hold_numerics
+from lockstep.common.runtime.environment import use_one_blas_thread
+from lockstep.common.runtime.memory import keep_freed_memory
+from lockstep.common.runtime.numerics import hold_numerics
 
 use_one_blas_thread()  # rule R4: before NumPy is imported, here and in the processes that we start
 hold_numerics()  # of a process that was started with portable numerics: before NumPy is imported, too
 keep_freed_memory()  # a fifth of a step of `cnn` at 128 samples
 
-from common import nn, optim  # noqa: E402
-from common.autograd import functional as F  # noqa: E402
-from common.autograd.graph import no_grad  # noqa: E402
-from common.autograd.tensor import Tensor  # noqa: E402
-from common.runtime.blas import limit_blas_threads  # noqa: E402
+from lockstep.common import nn, optim  # noqa: E402
+from lockstep.common.autograd import functional as F  # noqa: E402
+from lockstep.common.autograd.graph import no_grad  # noqa: E402
+from lockstep.common.autograd.tensor import Tensor  # noqa: E402
+from lockstep.common.runtime.blas import limit_blas_threads  # noqa: E402
 
 if TYPE_CHECKING:
-    from common.autograd.gradient_check import GradientError, check_gradients
-    from common.data.source import load
     from lockstep.api.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
     from lockstep.api.fit import fit, resume
     from lockstep.api.learning_rates import find_lr
     from lockstep.api.run import Run, load_run
-    from lockstep.checkup.consultation import doctor
+    from lockstep.checking.checkup.consultation import doctor
+    from lockstep.common.autograd.gradient_check import GradientError, check_gradients
+    from lockstep.common.data.source import load
 
 limit_blas_threads()  # rule R4 once more: a notebook may have imported NumPy already
 
@@ -67,11 +67,11 @@ if not TYPE_CHECKING:  # to a type checker they are the imports above, and any o
             case "find_lr":
                 from lockstep.api import learning_rates as module
             case "doctor":
-                from lockstep.checkup import consultation as module
+                from lockstep.checking.checkup import consultation as module
             case "load":
-                from common.data import source as module
+                from lockstep.common.data import source as module
             case "GradientError" | "check_gradients":
-                from common.autograd import gradient_check as module
+                from lockstep.common.autograd import gradient_check as module
             case _:
                 raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = getattr(module, name)

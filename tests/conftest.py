@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.environment import cache_home, use_one_blas_thread
+from lockstep.common.runtime.environment import cache_home, use_one_blas_thread
 
 #: Bytes of the path of the folder for temporary files that leave room for a socket, whose path has at most 107, in the
 #: folders that tests and processes make there.
@@ -22,7 +22,7 @@ use_one_blas_thread()
 # A picture at the end of each run would double the time of the short ones; its own test asks for it.
 os.environ["LOCKSTEP_PICTURE"] = "no"
 
-from common.runtime.blas import limit_blas_threads  # noqa: E402
+from lockstep.common.runtime.blas import limit_blas_threads  # noqa: E402
 
 limit_blas_threads()
 

@@ -7,105 +7,153 @@ import pytest
 from tests.architecture.confinement import LONGEST, PURE
 from tests.architecture.direction import ORDERS
 from tests.architecture.rules import violations
-from tests.architecture.source import PACKAGES, ROOT, read_tree
+from tests.architecture.source import ROOT, read_tree
 
 #: A tree in which nothing is wrong; each case below lays one module over it.
 CLEAN = {
     "lockstep": "",
-    "lockstep.cli.main": "import click\nimport ps.coordinator.coordinator\nfrom worker.state import WorkerState\n",
-    "ps": "",
-    "ps.coordinator.coordinator": "import enum\nfrom common.protocol.messages import Join\n",
-    "worker": "",
-    "worker.state": "from common.protocol import messages\n",
-    "common": "",
-    "common.protocol": "",
-    "ps.coordinator": "",
-    "common.transport": "",
-    "common.transport.port": "from typing import Protocol\n",
-    "common.transport.zeromq.ports": "import zmq\nfrom common.transport.port import Port\n",
-    "common.protocol.codec": "import msgpack\nfrom common.protocol.messages import Join\n",
-    "common.protocol.messages": "",
-    "common.nn": "from common.nn.module import Module\n",
-    "common.nn.module": "from common.autograd import functional as F\n",
-    "common.nn.model_source": "exec(compile('', '', 'exec'), {})\n",
-    "common.autograd": "from common.autograd.tensor import Tensor\n",
-    "common.autograd.functional": "from common.autograd.tensor import Tensor\n",
-    "common.autograd.tensor": "from common.autograd import graph\nfrom common.autograd.primitives import shape\n",
-    "common.autograd.graph": "from common.autograd.primitives.primitive import Primitive\n",
-    "common.autograd.primitives": "",
-    "common.autograd.primitives.shape": "from common.autograd.primitives.primitive import Primitive\n",
-    "common.autograd.primitives.primitive": "import numpy as np\n\n\ndef f(rng: np.random.Generator) -> None: ...\n",
-    "common.random": "import numpy as np\n\nnp.random.Generator(np.random.Philox(0))\n",
-    "common.runtime.clock": "import time\nfrom datetime import datetime\n",
-    "common.runtime.environment": "import os\n\nos.environ['A'] = os.getenv('B', '')\n",
-    "common.errors": "import re\n\nre.compile('exec')\n",
+    "lockstep.cli.main": "import click\nimport lockstep.ps.coordinator.coordinator\nimport lockstep.worker.state\n",
+    "lockstep.ps": "",
+    "lockstep.ps.coordinator.coordinator": "import enum\nfrom lockstep.common.protocol.messages import Join\n",
+    "lockstep.worker": "",
+    "lockstep.worker.state": "from lockstep.common.protocol import messages\n",
+    "lockstep.common": "",
+    "lockstep.common.protocol": "",
+    "lockstep.ps.coordinator": "",
+    "lockstep.common.transport": "",
+    "lockstep.common.transport.port": "from typing import Protocol\n",
+    "lockstep.common.transport.zeromq.ports": "import zmq\nfrom lockstep.common.transport.port import Port\n",
+    "lockstep.common.protocol.codec": "import msgpack\nfrom lockstep.common.protocol.messages import Join\n",
+    "lockstep.common.protocol.messages": "",
+    "lockstep.common.nn": "from lockstep.common.nn.module import Module\n",
+    "lockstep.common.nn.module": "from lockstep.common.autograd import functional as F\n",
+    "lockstep.common.nn.model_source": "exec(compile('', '', 'exec'), {})\n",
+    "lockstep.common.autograd": "from lockstep.common.autograd.tensor import Tensor\n",
+    "lockstep.common.autograd.functional": "from lockstep.common.autograd.tensor import Tensor\n",
+    "lockstep.common.autograd.tensor": "import lockstep.common.autograd.graph\n",
+    "lockstep.common.autograd.graph": "from lockstep.common.autograd.primitives.primitive import Primitive\n",
+    "lockstep.common.autograd.primitives": "",
+    "lockstep.common.autograd.primitives.shape": "import lockstep.common.autograd.primitives.primitive\n",
+    "lockstep.common.autograd.primitives.primitive": "import numpy as np\n\n\nRandom = np.random.Generator\n",
+    "lockstep.common.random": "import numpy as np\n\nnp.random.Generator(np.random.Philox(0))\n",
+    "lockstep.common.runtime.clock": "import time\nfrom datetime import datetime\n",
+    "lockstep.common.runtime.environment": "import os\n\nos.environ['A'] = os.getenv('B', '')\n",
+    "lockstep.common.errors": "import re\n\nre.compile('exec')\n",
 }
 
 PLANTED = {
-    "upwards": ("common.protocol.messages", "from common.protocol.codec import encode", "which is not below it"),
-    "upwards by module": ("common.protocol.messages", "from common.protocol import codec", "which is not below it"),
-    "upwards, import statement": ("common.protocol.messages", "import common.protocol.codec", "which is not below it"),
+    "upwards": (
+        "lockstep.common.protocol.messages",
+        "from lockstep.common.protocol.codec import encode",
+        "which is not below it",
+    ),
+    "upwards by module": (
+        "lockstep.common.protocol.messages",
+        "from lockstep.common.protocol import codec",
+        "which is not below it",
+    ),
+    "upwards, import statement": (
+        "lockstep.common.protocol.messages",
+        "import lockstep.common.protocol.codec",
+        "which is not below it",
+    ),
     "upwards, nested": (
-        "common.errors",
-        "def f():\n    from common.protocol.codec import encode",
+        "lockstep.common.errors",
+        "def f():\n    from lockstep.common.protocol.codec import encode",
         "which is not below it",
     ),
     "upwards, for types": (
-        "common.errors",
-        "if TYPE_CHECKING:\n    import common.protocol.codec",
+        "lockstep.common.errors",
+        "if TYPE_CHECKING:\n    import lockstep.common.protocol.codec",
         "which is not below it",
     ),
-    "common knows ps": ("common.protocol.messages", "import ps.coordinator.coordinator", "which is not below it"),
-    "ps knows worker": ("ps.coordinator.coordinator", "from worker.state import WorkerState", "which is not below it"),
-    "worker knows ps": ("worker.state", "from ps import coordinator", "which is not below it"),
-    "side by side": ("common.runtime.clock", "import common.random", "which is not below it"),
-    "primitive knows graph": ("common.autograd.primitives.shape", "import common.autograd.graph", "not below it"),
+    "common knows ps": (
+        "lockstep.common.protocol.messages",
+        "import lockstep.ps.coordinator.coordinator",
+        "which is not below it",
+    ),
+    "ps knows worker": (
+        "lockstep.ps.coordinator.coordinator",
+        "from lockstep.worker.state import WorkerState",
+        "which is not below it",
+    ),
+    "worker knows ps": ("lockstep.worker.state", "from lockstep.ps import coordinator", "which is not below it"),
+    "side by side": ("lockstep.common.runtime.clock", "import lockstep.common.random", "which is not below it"),
+    "primitive knows graph": (
+        "lockstep.common.autograd.primitives.shape",
+        "import lockstep.common.autograd.graph",
+        "not below it",
+    ),
     "primitive knows primitives": (
-        "common.autograd.primitives.primitive",
-        "from common.autograd.primitives import shape",
+        "lockstep.common.autograd.primitives.primitive",
+        "from lockstep.common.autograd.primitives import shape",
         "which is not below it",
     ),
-    "graph knows tensor": ("common.autograd.graph", "from common.autograd.tensor import Tensor", "not below it"),
-    "graph names a primitive": ("common.autograd.graph", "import common.autograd.primitives.shape", "must not import"),
-    "tensor knows functional": ("common.autograd.tensor", "from common.autograd import functional", "not below it"),
-    "transport sees a message": ("common.transport.port", "from common.protocol.messages import Join", "not below it"),
-    "no place": ("common.surprise", "import math", "has no place"),
-    "no place in autograd": ("common.autograd.surprise", "import math", "has no place"),
-    "relative": ("common.nn.module", "from . import model_file", "relative import"),
-    "star": ("common.nn.module", "from math import *", "imports * from math"),
-    "socket": ("ps.server.server", "def f():\n    import zmq.asyncio", "imports zmq"),
-    "msgpack": ("common.protocol.messages", "from msgpack import packb", "imports msgpack"),
-    "torch": ("worker.compute", "def f():\n    import torch", "imports torch"),
+    "graph knows tensor": (
+        "lockstep.common.autograd.graph",
+        "from lockstep.common.autograd.tensor import Tensor",
+        "not below it",
+    ),
+    "graph names a primitive": (
+        "lockstep.common.autograd.graph",
+        "import lockstep.common.autograd.primitives.shape",
+        "must not import",
+    ),
+    "tensor knows functional": (
+        "lockstep.common.autograd.tensor",
+        "from lockstep.common.autograd import functional",
+        "not below it",
+    ),
+    "transport sees a message": (
+        "lockstep.common.transport.port",
+        "from lockstep.common.protocol.messages import Join",
+        "not below it",
+    ),
+    "no place": ("lockstep.common.surprise", "import math", "has no place"),
+    "no place in autograd": ("lockstep.common.autograd.surprise", "import math", "has no place"),
+    "relative": ("lockstep.common.nn.module", "from . import model_file", "relative import"),
+    "star": ("lockstep.common.nn.module", "from math import *", "imports * from math"),
+    "socket": ("lockstep.ps.server.server", "def f():\n    import zmq.asyncio", "imports zmq"),
+    "msgpack": ("lockstep.common.protocol.messages", "from msgpack import packb", "imports msgpack"),
+    "torch": ("lockstep.worker.compute", "def f():\n    import torch", "imports torch"),
     "torch, by its part": ("lockstep.cli.main", "from torch.nn import Module", "imports torch"),
-    "time": ("ps.server.server", "from time import monotonic", "imports time"),
+    "time": ("lockstep.ps.server.server", "from time import monotonic", "imports time"),
     "datetime": ("lockstep.cli.main", "import datetime as dt", "imports datetime"),
-    "pickle": ("common.protocol.codec", "import pickle", "imports pickle"),
-    "marshal": ("common.protocol.codec", "from marshal import loads", "imports marshal"),
-    "shelve": ("ps.store", "import shelve", "imports shelve"),
-    "unpickling arrays": ("common.nn.module", "import numpy as np\nnp.load('', allow_pickle=True)", "unpickle"),
+    "pickle": ("lockstep.common.protocol.codec", "import pickle", "imports pickle"),
+    "marshal": ("lockstep.common.protocol.codec", "from marshal import loads", "imports marshal"),
+    "shelve": ("lockstep.ps.store", "import shelve", "imports shelve"),
+    "unpickling arrays": (
+        "lockstep.common.nn.module",
+        "import numpy as np\nnp.load('', allow_pickle=True)",
+        "unpickle",
+    ),
     "environ": ("lockstep.cli.main", "import os\nos.environ['A']", "uses os.environ"),
     "environ, renamed": ("lockstep.cli.main", "import os as system\nsystem.environ", "uses os.environ"),
     "environ, by name": ("lockstep.cli.main", "from os import environ as e\ne['A']", "uses os.environ"),
     "getenv": ("lockstep.cli.main", "import os\nos.getenv('A')", "uses os.getenv"),
-    "eval": ("common.nn.model_source", "eval('1')", "uses eval"),
-    "exec": ("common.nn.module", "exec('1')", "uses exec"),
-    "exec, passed on": ("common.nn.module", "f = exec", "uses exec"),
-    "importlib": ("common.nn.module", "import importlib.util", "imports importlib.util"),
+    "eval": ("lockstep.common.nn.model_source", "eval('1')", "uses eval"),
+    "exec": ("lockstep.common.nn.module", "exec('1')", "uses exec"),
+    "exec, passed on": ("lockstep.common.nn.module", "f = exec", "uses exec"),
+    "importlib": ("lockstep.common.nn.module", "import importlib.util", "imports importlib.util"),
     "import by name": ("lockstep.cli.main", "import importlib\nimportlib.import_module('x')", "uses importlib"),
-    "global randomness": ("common.nn.module", "import numpy as np\nnp.random.normal()", "uses numpy.random"),
-    "own generator": ("common.nn.module", "import numpy\nnumpy.random.Generator(None)", "uses numpy.random"),
-    "generator's maker": ("common.nn.module", "import numpy as np\nf = np.random.default_rng", "uses numpy.random"),
-    "random by name": ("common.nn.module", "from numpy.random import normal", "imports numpy.random"),
-    "random, renamed": ("common.nn.module", "from numpy import random as r\nr.normal()", "uses numpy.random"),
-    "random of Python": ("common.nn.module", "import random", "imports random"),
+    "global randomness": ("lockstep.common.nn.module", "import numpy as np\nnp.random.normal()", "uses numpy.random"),
+    "own generator": ("lockstep.common.nn.module", "import numpy\nnumpy.random.Generator(None)", "uses numpy.random"),
+    "generator's maker": (
+        "lockstep.common.nn.module",
+        "import numpy as np\nf = np.random.default_rng",
+        "uses numpy.random",
+    ),
+    "random by name": ("lockstep.common.nn.module", "from numpy.random import normal", "imports numpy.random"),
+    "random, renamed": ("lockstep.common.nn.module", "from numpy import random as r\nr.normal()", "uses numpy.random"),
+    "random of Python": ("lockstep.common.nn.module", "import random", "imports random"),
     "state machine with a clock": (
-        "ps.coordinator.coordinator",
-        "from common.runtime.clock import SystemClock",
+        "lockstep.ps.coordinator.coordinator",
+        "from lockstep.common.runtime.clock import SystemClock",
         "has to be pure",
     ),
-    "state machine with files": ("worker.state", "from pathlib import Path", "has to be pure"),
-    "state machine that prints": ("worker.state", "print('hello')", "has to be pure"),
-    "long": ("common.nn.module", "\n" * (LONGEST + 1), "lines, above"),
+    "state machine with files": ("lockstep.worker.state", "from pathlib import Path", "has to be pure"),
+    "state machine that prints": ("lockstep.worker.state", "print('hello')", "has to be pure"),
+    "long": ("lockstep.common.nn.module", "\n" * (LONGEST + 1), "lines, above"),
 }
 
 
@@ -126,20 +174,36 @@ def test_a_planted_violation_is_found(module: str, text: str, expected: str) -> 
 
 @pytest.mark.parametrize(
     "closing",
-    ["import ps.a", "from ps import a", "def f():\n    import ps.a", "if TYPE_CHECKING:\n    from ps.a import x"],
+    [
+        "import lockstep.ps.a",
+        "from lockstep.ps import a",
+        "def f():\n    import lockstep.ps.a",
+        "if TYPE_CHECKING:\n    from lockstep.ps.a import x",
+    ],
 )
 def test_a_planted_cycle_is_found(closing: str) -> None:
-    found = violations({**CLEAN, "ps.a": "import ps.b", "ps.b": "from ps.c import x", "ps.c": closing})
-    assert [violation.text for violation in found if {"ps.a", "ps.b", "ps.c"} <= set(violation.text.split())]
+    found = violations(
+        {
+            **CLEAN,
+            "lockstep.ps.a": "import lockstep.ps.b",
+            "lockstep.ps.b": "from lockstep.ps.c import x",
+            "lockstep.ps.c": closing,
+        }
+    )
+    assert [
+        violation.text
+        for violation in found
+        if {"lockstep.ps.a", "lockstep.ps.b", "lockstep.ps.c"} <= set(violation.text.split())
+    ]
 
 
 def test_a_planted_file_is_found_in_a_folder(tmp_path: Path) -> None:
-    for package in PACKAGES:
-        (tmp_path / package / "server").mkdir(parents=True)
-    (tmp_path / "ps" / "server" / "__init__.py").write_text("import worker.server.x\n")
-    (tmp_path / "worker" / "server" / "x.py").write_text("")
+    for package in ("ps", "worker"):
+        (tmp_path / "lockstep" / package / "server").mkdir(parents=True)
+    (tmp_path / "lockstep" / "ps" / "server" / "__init__.py").write_text("import lockstep.worker.server.x\n")
+    (tmp_path / "lockstep" / "worker" / "server" / "x.py").write_text("")
     assert [str(found) for found in violations(read_tree(tmp_path))] == [
-        "ps.server:1: imports worker.server.x, which is not below it"
+        "lockstep.ps.server:1: imports lockstep.worker.server.x, which is not below it"
     ]
 
 

@@ -64,19 +64,23 @@ def test_nothing_makes_code_or_objects_out_of_data() -> None:
 
 
 def test_what_is_checked_is_all_of_it() -> None:
-    assert {"common.protocol.codec", "ps.server.server", "worker.shell", "lockstep.runs.job_file", RUNS_SOURCE} <= set(
-        read_tree(ROOT)
-    )
+    assert {
+        "lockstep.common.protocol.codec",
+        "lockstep.ps.server.server",
+        "lockstep.worker.shell",
+        "lockstep.runs.job_file",
+        RUNS_SOURCE,
+    } <= set(read_tree(ROOT))
 
 
 @pytest.mark.parametrize(("text", "expected"), PLANTED.values(), ids=list(PLANTED))
 def test_what_is_planted_is_found(text: str, expected: str) -> None:
-    assert [violation for violation in found_in("ps.server.server", text) if expected in violation.text]
+    assert [violation for violation in found_in("lockstep.ps.server.server", text) if expected in violation.text]
 
 
 @pytest.mark.parametrize("text", HARMLESS.values(), ids=list(HARMLESS))
 def test_what_is_harmless_is_not(text: str) -> None:
-    assert found_in("ps.server.server", text) == []
+    assert found_in("lockstep.ps.server.server", text) == []
 
 
 def test_one_file_may_run_a_users_source_and_nothing_else_of_it() -> None:

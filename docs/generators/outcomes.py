@@ -1,9 +1,9 @@
 """How a command ends: exit codes from the constants of the command line, errors from their tree."""
 
-from common import errors
-from common.errors import LockstepError, UsageError
 from docs.generators.tables import code, first_sentence, table
 from lockstep.cli.main import FAILED, INTERRUPTED, USAGE
+from lockstep.common import errors
+from lockstep.common.errors import LockstepError, UsageError
 
 #: What each code means.
 MEANINGS = {

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import common.client.client as client
-import ps.coordinator.transitions as coordinator
-import ps.parallel_update.parallel_update as parallel_update
-import ps.shard_group.transitions as shard_group
-import ps.shard_process.state as shard_process
-import ps.stretch.stretch as stretch
-import worker.state as worker
-from common.protocol import messages, shard_messages
-from common.protocol.codec import ARRAYS_LIMIT, HEADER_LIMIT, ITEMS_LIMIT, WITH_AN_ARRAY
-from common.protocol.messages import PROTOCOL_VERSION, Message, Result
+import lockstep.common.client.client as client
+import lockstep.ps.coordinator.transitions as coordinator
+import lockstep.ps.parallel_update.parallel_update as parallel_update
+import lockstep.ps.shard_group.transitions as shard_group
+import lockstep.ps.shard_process.state as shard_process
+import lockstep.ps.stretch.stretch as stretch
+import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
+from lockstep.common.protocol import messages, shard_messages
+from lockstep.common.protocol.codec import ARRAYS_LIMIT, HEADER_LIMIT, ITEMS_LIMIT, WITH_AN_ARRAY
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message, Result
 
 
 @dataclass(frozen=True)

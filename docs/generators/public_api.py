@@ -4,9 +4,9 @@ import inspect
 import re
 from types import ModuleType
 
-from common.nn.module import LAYERS, Module
 from docs.generators.tables import first_sentence, table
 from lockstep import F, nn, optim
+from lockstep.common.nn.module import LAYERS, Module
 
 #: How the paragraph of a docstring begins that tells the differences from what PyTorch calls by the same name.
 DIFFERS = "Differs from PyTorch:"

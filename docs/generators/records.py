@@ -4,16 +4,16 @@ import ast
 import inspect
 from typing import Any, get_args
 
-from common.protocol.messages import EpochStatus
 from docs.generators.tables import code, fields_table, first_sentence, table
-from lockstep.watch import exposition
-from ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress
-from ps.records.ledger import LedgerShare, Line
-from ps.records.metrics import EpochRecord, FailureRecord, StepRecord
-from ps.records.receipt import Receipt, ReceiptLink
-from ps.records.run_folder import RunResult
-from ps.run.timing import Split
-from ps.run.traffic import Moved
+from lockstep.common.protocol.messages import EpochStatus
+from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress
+from lockstep.ps.records.ledger import LedgerShare, Line
+from lockstep.ps.records.metrics import EpochRecord, FailureRecord, StepRecord
+from lockstep.ps.records.receipt import Receipt, ReceiptLink
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.run.timing import Split
+from lockstep.ps.run.traffic import Moved
+from lockstep.results.watch import exposition
 
 #: What `kind` is in a line of metrics.jsonl.
 METRICS = {"step": StepRecord, "epoch": EpochRecord, "failure": FailureRecord}

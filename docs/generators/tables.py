@@ -11,7 +11,7 @@ import msgspec
 from msgspec import inspect as types
 
 #: Packages whose classes are asked for comments.
-OURS = ("common", "ps", "worker", "lockstep")
+OURS = ("lockstep",)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from common.errors import CallbackError, JobError, LockstepError
-from common.protocol.messages import EpochStatus
 from lockstep.api.callbacks import Callback, Training
+from lockstep.common.errors import CallbackError, JobError, LockstepError
+from lockstep.common.protocol.messages import EpochStatus
 
 #: The methods that are called, and what each is given.
 CALLED = {"on_train_begin": ("training",), "on_epoch_end": ("training", "epoch"), "on_train_end": ("training",)}

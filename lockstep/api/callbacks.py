@@ -42,13 +42,13 @@ from typing import Any, get_args
 import msgspec
 from numpy.typing import NDArray
 
-from common.errors import JobError, RunError
-from common.files.safetensors import read, write
-from common.job.job import Job, Monitor
-from common.protocol.messages import EpochStatus
+from lockstep.common.errors import JobError, RunError
+from lockstep.common.files.safetensors import read, write
+from lockstep.common.job.job import Job, Monitor
+from lockstep.common.protocol.messages import EpochStatus
+from lockstep.ps.records.run_folder import EPOCH_WEIGHTS
+from lockstep.ps.run.early_stopping import figure_of, is_better
 from lockstep.runs.trained_model import model_with
-from ps.records.run_folder import EPOCH_WEIGHTS
-from ps.run.early_stopping import figure_of, is_better
 
 
 @dataclass

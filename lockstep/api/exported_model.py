@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from common.aggregation.layout import check_trained
-from common.errors import ModelError
-from common.model.source import is_torch_class, is_torch_module, torch_model
-from common.nn.description import describe, is_describable
-from common.nn.module import Module, Parameter, RunningStatistic
 from lockstep.api.source_text import Definition, Gathering
+from lockstep.common.aggregation.layout import check_trained
+from lockstep.common.errors import ModelError
+from lockstep.common.model.source import is_torch_class, is_torch_module, torch_model
+from lockstep.common.nn.description import describe, is_describable
+from lockstep.common.nn.module import Module, Parameter, RunningStatistic
 
 HEADER = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
 
@@ -121,7 +121,7 @@ def _differences(model: Any, other: Any) -> Iterator[str]:
     if isinstance(model, Module):
         return _own_differences(model, other)
     # Here, where the model itself has imported PyTorch already.
-    from common.pytorch.comparison import differences
+    from lockstep.common.model.pytorch.comparison import differences
 
     return differences(model, other)
 

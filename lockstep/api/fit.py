@@ -9,25 +9,25 @@ import msgspec
 from numpy.typing import NDArray
 from rich.console import Console
 
-from common.errors import JobError
-from common.job.job import Job
-from common.model.source import is_torch_module, torch_model
-from common.nn.module import Module
-from common.runtime.clock import SystemClock
 from lockstep.api.callback_runner import CallbackRunner, check_form
 from lockstep.api.callbacks import Callback, EarlyStopping, Training
 from lockstep.api.exported_model import Model, exported
 from lockstep.api.frames import Frame, memory_data, named_data, taken_options
 from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
+from lockstep.common.errors import JobError
+from lockstep.common.job.job import Job
+from lockstep.common.model.source import is_torch_module, torch_model
+from lockstep.common.nn.module import Module
+from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
-from lockstep.reports.display import Display, SilentDisplay, display_for
-from lockstep.reports.notebook_display import NotebookDisplay, notebook_page
+from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
+from lockstep.results.reports.display import Display, SilentDisplay, display_for
+from lockstep.results.reports.notebook_display import NotebookDisplay, notebook_page
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
 from lockstep.runs.session import Destination
-from ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 
 
 def fit(

@@ -7,9 +7,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from common.errors import DataError, JobError
-from common.runtime.environment import cache_home
 from lockstep.api.job_inputs import PackInto, named_arrays
+from lockstep.common.errors import DataError, JobError
+from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import changed, packed_source
 from lockstep.packing.options import PackOptions
 from lockstep.packing.result import Watch

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from common.errors import DataError, UsageError
-from common.files.safetensors import write
 from lockstep.api.exported_model import ModelText
+from lockstep.common.errors import DataError, UsageError
+from lockstep.common.files.safetensors import write
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
 Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]

@@ -17,20 +17,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.source import load
-from common.errors import JobError, RunError
-from common.job.job import Job
-from common.optim.schedules import Exponential
-from common.runtime.clock import SystemClock
-from common.runtime.numerics import own_numerics
 from lockstep.api.exported_model import Model, exported
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
+from lockstep.common.data.source import load
+from lockstep.common.errors import JobError, RunError
+from lockstep.common.job.job import Job
+from lockstep.common.optim.schedules import Exponential
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.numerics import own_numerics
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.single_process import SingleProcessTrainer
-from ps.setup import AdmissionPolicy, RunSetup, open_run
-from worker.gradient_sink import NotFiniteError
+from lockstep.worker.gradient_sink import NotFiniteError
 
 Floats = NDArray[np.float64]
 
@@ -92,8 +92,8 @@ class RateTest:
         """
         demand("matplotlib", "plot", "RateTest.plot")
         # Here, as the extra may be missing where nobody draws.
-        from lockstep.reports.plots.learning import rates_figure
-        from lockstep.reports.plots.style import save
+        from lockstep.results.reports.plots.learning import rates_figure
+        from lockstep.results.reports.plots.style import save
 
         marks = {"suggestion": self.suggestion, "steepest": self.steepest, "at_minimum": self.at_minimum}
         figure = rates_figure(self.rates, self.losses, self.smoothed, marks)

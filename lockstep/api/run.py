@@ -7,18 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.errors import JobError
-from common.files.safetensors import read
-from common.job.job import Job
+from lockstep.common.errors import JobError
+from lockstep.common.files.safetensors import read
+from lockstep.common.job.job import Job
 from lockstep.launch.page_process import PageProcess, PageRequest
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.records.metrics import EpochRecord
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
+from lockstep.ps.run.early_stopping import early_stopping_state
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import JOB, has_begun
 from lockstep.runs.trained_model import model_with
-from ps.checkpoint.folder import CheckpointFolder
-from ps.records.metrics import EpochRecord
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
-from ps.run.early_stopping import early_stopping_state
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from common.errors import ModelError
+from lockstep.common.errors import ModelError
 
 
 def borrowed_names(text: str) -> list[str]:
@@ -98,7 +98,7 @@ def _cut_out(definition: Definition, code: CodeType, text: str) -> str:
 
 
 #: Our own packages: workers have them wherever they lie.
-OURS = ("lockstep", "common", "ps", "worker")
+OURS = ("lockstep",)
 
 #: Dunders that every module has.
 GIVEN = ("__name__", "__file__", "__doc__")

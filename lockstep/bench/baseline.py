@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from common.errors import RunError, UsageError
-from common.runtime.environment import child_environment
+from lockstep.common.errors import RunError, UsageError
+from lockstep.common.runtime.environment import child_environment
 
 #: Seconds that a process has to finish its steps and end.
 GRACE_S = 10.0

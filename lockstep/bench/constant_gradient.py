@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from common.autograd.primitives.primitive import Array, Primitive
-from common.autograd.tensor import Tensor, apply
-from common.nn.module import Module, Parameter
+from lockstep.common.autograd.primitives.primitive import Array, Primitive
+from lockstep.common.autograd.tensor import Tensor, apply
+from lockstep.common.nn.module import Module, Parameter
 
 #: Classes of the data.
 CLASSES = 2

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from common.job.job import Job
-from common.protocol.fingerprint import fingerprint
-from common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION, Join, Lease, Result
-from common.runtime.clock import Clock
 from lockstep.bench.reports.rows import CoordinatorRow
-from ps.coordinator import events
-from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.effects import Send, UpdateWeights
-from ps.run.info import RunInfo
-from ps.run.plan import plan_of
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION, Join, Lease, Result
+from lockstep.common.runtime.clock import Clock
+from lockstep.ps.coordinator import events
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Send, UpdateWeights
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.run.plan import plan_of
 
 #: Virtual seconds to compute a micro-batch and to send a message, and how much longer the slowest worker takes.
 MICRO_BATCH_S, LATENCY_S, SPREAD = 0.01, 0.0001, 0.2

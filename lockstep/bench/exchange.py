@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from common.job.job import Job
-from common.runtime.environment import cores
 from lockstep.bench.baseline import Baseline
 from lockstep.bench.constant_gradient import CLASSES, source_of
 from lockstep.bench.reports.rows import BaselineExchange, ExchangeRow
 from lockstep.bench.step import FIRST
 from lockstep.bench.timed_run import WARM_UP, DigestCheck, TimedRuns, timed_run
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.environment import cores
 from lockstep.launch.cluster import check_launch
-from lockstep.reports.cost_model import BYTES_PER_PARAMETER
+from lockstep.results.reports.cost_model import BYTES_PER_PARAMETER
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch, Transport
 

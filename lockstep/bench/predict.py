@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from common.errors import FileFormatError, UsageError
-from common.runtime.environment import cores
 from lockstep.bench.reports.rows import MeasuredSpeed, Prediction, PredictionRow, ScalingRow
-from lockstep.reports.cost_model import CostModel, Measured, bytes_per_parameter, fitted
-from ps.records.run_folder import RunResult
+from lockstep.common.errors import FileFormatError, UsageError
+from lockstep.common.runtime.environment import cores
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.results.reports.cost_model import CostModel, Measured, bytes_per_parameter, fitted
 
 #: Bits per byte.
 BITS = 8

@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from common.aggregation.quantization.quantization import FORMATS, RoundingKey, quantization_of
-from common.aggregation.tree import Node
-from common.random import Purpose, generator
-from common.runtime.clock import Clock
 from lockstep.bench.reports.rows import QuantizationRow
+from lockstep.common.aggregation.quantization.quantization import FORMATS, RoundingKey, quantization_of
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.clock import Clock
 
 
 def measure(count: int, repeats: int, clock: Clock) -> Iterator[QuantizationRow]:

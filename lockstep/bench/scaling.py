@@ -6,16 +6,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.errors import UsageError
-from common.job.job import Job
-from common.model.source import is_torch_module, open_model
-from common.nn.models import MODELS
-from common.runtime.environment import cores, keep_to_core
 from lockstep.bench.baseline import Answer, Baseline, Stepper, all_at_once, layouts_of
 from lockstep.bench.reports.rows import BaselineRow, ScalingRow
 from lockstep.bench.step import FIRST
 from lockstep.bench.step import WARM_UP as STEP_WARM_UP
 from lockstep.bench.timed_run import WARM_UP, DigestCheck, TimedRuns, mean_step_s, timed_run, write_data
+from lockstep.common.errors import UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.model.source import is_torch_module, open_model
+from lockstep.common.nn.models import MODELS
+from lockstep.common.runtime.environment import cores, keep_to_core
 from lockstep.launch.cluster import check_launch
 from lockstep.runs.job_file import resolve, to_toml
 from lockstep.runs.launch_config import Launch, Transport

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from common.protocol.messages import Status
-from common.runtime.clock import Clock
+from lockstep.common.protocol.messages import Status
+from lockstep.common.runtime.clock import Clock
 from lockstep.launch.chaos import RunProcesses
 
 

@@ -15,24 +15,24 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from common.autograd.graph import no_grad, observe
-from common.autograd.primitives.primitive import Primitive
-from common.autograd.tensor import Tensor
-from common.data.dataset import TrainTest
-from common.errors import RunError
-from common.job.job import Job
-from common.model.port import Engine
-from common.nn.layers.convolution import Conv1d, Conv2d
-from common.nn.layers.linear import Linear
-from common.nn.module import Module
-from common.random import Purpose, generator
-from common.runtime.clock import Clock
-from common.runtime.environment import child_environment
 from lockstep.bench.baseline import Answer, Baseline, layouts_of
 from lockstep.bench.reports.rows import BaselineFigures, StepFigures, median_ms
+from lockstep.common.autograd.graph import no_grad, observe
+from lockstep.common.autograd.primitives.primitive import Primitive
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.errors import RunError
+from lockstep.common.job.job import Job
+from lockstep.common.model.port import Engine
+from lockstep.common.nn.layers.convolution import Conv1d, Conv2d
+from lockstep.common.nn.layers.linear import Linear
+from lockstep.common.nn.module import Module
+from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.environment import child_environment
 from lockstep.launch.child import ERROR_MARK
+from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SingleProcessTrainer
-from ps.setup import AdmissionPolicy, open_run
 
 #: Steps before anything is measured: buffers are made and caches filled.
 WARM_UP = 10

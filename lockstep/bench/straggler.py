@@ -5,19 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.errors import RunError
-from common.files.reading import read_regular
-from common.job.job import Job
-from common.runtime.clock import Clock
-from common.runtime.environment import cores
 from lockstep.bench.reports.rows import StragglerRow
 from lockstep.bench.slowdown import PATTERNS, Begun, Slowdown
 from lockstep.bench.timed_run import WARM_UP, DigestCheck, counted, finished_run, mean_step_s, write_data
+from lockstep.common.errors import RunError
+from lockstep.common.files.reading import read_regular
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.environment import cores
+from lockstep.ps.records.ledger import Again, Line, StepDone, WorkerIn, read_lines
+from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
+from lockstep.ps.records.run_folder import LEDGER, RunResult
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
-from ps.records.ledger import Again, Line, StepDone, WorkerIn, read_lines
-from ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
-from ps.records.run_folder import LEDGER, RunResult
 
 #: The fast workers alone, and all workers fast: what the slow ones are compared with.
 ALONE, ALL = "alone", "all"

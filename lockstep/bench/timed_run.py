@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.source import load
-from common.errors import RunError
-from common.job.job import Job
+from lockstep.common.data.source import load
+from lockstep.common.errors import RunError
+from lockstep.common.job.job import Job
 from lockstep.launch.chaos import Interference
 from lockstep.launch.cluster import Cluster
 from lockstep.launch.process_backend import LocalBackend
+from lockstep.ps.records.metrics import StepRecord, read_metrics
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.run.timing import Split, StepTimeTotals
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
-from ps.records.metrics import StepRecord, read_metrics
-from ps.records.run_folder import RunResult
-from ps.run.timing import Split, StepTimeTotals
 
 #: Steps at the beginning of a run that do not count, while buffers are made and caches filled.
 WARM_UP = 20

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import click
 
-from common.errors import LockstepError, UsageError
-from common.files.sanitize import printable
-from common.runtime.numerics import Numerics
 from lockstep.cli.root import cli
+from lockstep.common.errors import LockstepError, UsageError
+from lockstep.common.files.sanitize import printable
+from lockstep.common.runtime.numerics import Numerics
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 from lockstep.launch.numerics import RestartNeededError, restart

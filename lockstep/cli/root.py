@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from common.version import VERSION
+from lockstep.common.runtime.version import VERSION
 
 #: The commands by what they are for; each section is a folder next to this file.
 SECTIONS: dict[str, tuple[str, ...]] = {

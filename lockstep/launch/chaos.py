@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from common.errors import UsageError
-from common.files.did_you_mean import nearest
-from common.protocol.messages import Status
-from common.random import Purpose, generator
-from common.runtime.clock import Clock
+from lockstep.common.errors import UsageError
+from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.protocol.messages import Status
+from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.clock import Clock
 from lockstep.launch.process_backend import WatchedProcess
 from lockstep.runs.launch_config import Launch
 

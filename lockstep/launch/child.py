@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from common.errors import ComputeError, DivergedError, FailureKind, RunError
-from common.runtime.clock import wall_time
-from common.runtime.environment import child_environment
-from common.runtime.numerics import Numerics, environment_with
+from lockstep.common.errors import ComputeError, DivergedError, FailureKind, RunError
+from lockstep.common.runtime.clock import wall_time
+from lockstep.common.runtime.environment import child_environment
+from lockstep.common.runtime.numerics import Numerics, environment_with
 
 #: How the names of logs end.
 LOG = ".log"
@@ -126,7 +126,7 @@ class Child:
         process_log = ProcessLog.at_end_of(log)
         with log.open("ab") as errors:
             process = subprocess.Popen(
-                # -P: the working folder is not on the path, where a `common.py` of the user's would take our place.
+                # -P: the working folder is not on the path, where a `lockstep.py` of the user's would take our place.
                 [sys.executable, "-P", "-m", "lockstep", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import click
 
-from common.errors import UnreachableError
-from common.files.sanitize import one_line, printable
-from common.protocol.codec import decode, encode
-from common.protocol.fingerprint import fingerprint
-from common.protocol.messages import (
+from lockstep.common.errors import UnreachableError
+from lockstep.common.files.sanitize import one_line, printable
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import (
     CORES_LIMIT,
     NAME_LIMIT,
     PROTOCOL_VERSION,
@@ -21,9 +21,9 @@ from common.protocol.messages import (
     Status,
     StatusRequest,
 )
-from common.protocol.shard_messages import ShardJoin
-from common.runtime.environment import core_numbers, machine_id
-from common.transport.port import ClientPort
+from lockstep.common.protocol.shard_messages import ShardJoin
+from lockstep.common.runtime.environment import core_numbers, machine_id
+from lockstep.common.transport.port import ClientPort
 
 
 @dataclass(frozen=True, kw_only=True)

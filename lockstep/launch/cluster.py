@@ -9,14 +9,14 @@ from pathlib import Path
 
 import msgspec
 
-from common.data.source import load
-from common.errors import JobError, LockstepError, RunError, UsageError
-from common.job.job import Job
-from common.protocol.messages import CallbackDecision, EpochStatus, Status
-from common.runtime.blas import blas_kernel
-from common.runtime.clock import Clock, SystemClock
-from common.runtime.numerics import KERNEL, Numerics, own_numerics
-from common.transport.shared_memory.folder import shared_root, sweep
+from lockstep.common.data.source import load
+from lockstep.common.errors import JobError, LockstepError, RunError, UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.messages import CallbackDecision, EpochStatus, Status
+from lockstep.common.runtime.blas import blas_kernel
+from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.numerics import KERNEL, Numerics, own_numerics
+from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
 from lockstep.launch.child import exit_record, keep_logs
 from lockstep.launch.lifetime import uninterrupted
@@ -31,17 +31,17 @@ from lockstep.launch.process_backend import (
     private_folder,
 )
 from lockstep.launch.worker_supervisor import Restarts, WorkerSupervisor, has_crashed
-from lockstep.reports.display import Display
-from lockstep.reports.summary import final_status
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.recorder import Setting
+from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.results.reports.display import Display
+from lockstep.results.reports.summary import final_status
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import NOTICE_MARK, Destination, open_session
 from lockstep.runs.single_process import SerialRun
-from ps.coordinator.transitions import RunPhase
-from ps.records.recorder import Setting
-from ps.records.run_folder import RESULT, RunResult, read_result
-from ps.setup import AdmissionPolicy, open_run
 
 #: Seconds between two polls of the run, and if faults are injected or callbacks are awaited.
 POLL_S, CHAOS_POLL_S = 0.2, 0.02

@@ -5,11 +5,11 @@ import platform
 import secrets
 from pathlib import Path
 
-from common.errors import AddressError, UsageError
-from common.transport.address import IpcAddress, parse
-from common.transport.auth.credentials import Credential, Lock, Token
-from common.transport.auth.key_file import read_ours, write_new
-from common.transport.auth.key_folder import KeyFolder, read_key
+from lockstep.common.errors import AddressError, UsageError
+from lockstep.common.transport.address import IpcAddress, parse
+from lockstep.common.transport.auth.credentials import Credential, Lock, Token
+from lockstep.common.transport.auth.key_file import read_ours, write_new
+from lockstep.common.transport.auth.key_folder import KeyFolder, read_key
 
 #: The file with the token of a run whose processes are all of one machine, in the private folder that they share.
 TOKEN = "token"

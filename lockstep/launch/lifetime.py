@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from common.runtime.clock import Clock, SystemClock
-from common.runtime.interrupts import interrupt
+from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.interrupts import interrupt
 from lockstep.launch.child import LOG
 
 #: What stands for a signal's handler: a function, a constant of the system, or nothing that Python knows of.

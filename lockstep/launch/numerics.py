@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from common.runtime.environment import own_environment
-from common.runtime.numerics import Numerics, environment_with, own_numerics
-from common.runtime.portable import demand_portable_machine
+from lockstep.common.runtime.environment import own_environment
+from lockstep.common.runtime.numerics import Numerics, environment_with, own_numerics
+from lockstep.common.runtime.portable import demand_portable_machine
 
 
 class RestartNeededError(Exception):

@@ -11,12 +11,12 @@ from typing import Self
 
 import msgspec
 
-from common.errors import UsageError
-from common.protocol.messages import Status
-from common.runtime.clock import Clock, SystemClock
+from lockstep.common.errors import UsageError
+from lockstep.common.protocol.messages import Status
+from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.child import Child
 from lockstep.launch.process_backend import private_folder
-from lockstep.reports.display import Display
+from lockstep.results.reports.display import Display
 from lockstep.runs.optional_packages import demand
 
 #: Where a page is served if nothing else is said: any free port of this machine alone.

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from common.protocol.messages import CallbackDecision, Status
-from common.runtime.environment import cores, keep_to_core
-from common.runtime.numerics import Numerics
-from common.transport.auth.credentials import Token
-from common.transport.zeromq.ports import dial
+from lockstep.common.protocol.messages import CallbackDecision, Status
+from lockstep.common.runtime.environment import cores, keep_to_core
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.transport.auth.credentials import Token
+from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import Child, ProcessLog
 from lockstep.launch.client import StatusClient
 from lockstep.launch.endpoints import make_token

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.errors import DivergedError, RunError
-from common.runtime.environment import child_environment
-from lockstep.reports.display import print_plainly
-from lockstep.reports.summary import show_advice, show_summary
+from lockstep.common.errors import DivergedError, RunError
+from lockstep.common.runtime.environment import child_environment
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
+from lockstep.results.reports.display import print_plainly
+from lockstep.results.reports.summary import show_advice, show_summary
 from lockstep.runs.optional_packages import is_installed
 from lockstep.runs.own_command import own_command
-from ps.checkpoint.folder import CheckpointFolder
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
 
 #: The picture of how a run went, in its folder.
 PICTURE = "learning.png"

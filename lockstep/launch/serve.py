@@ -9,34 +9,34 @@ import click
 import msgspec
 from rich.console import Console
 
-from common.data.source import load
-from common.errors import FailureKind, SharingError
-from common.job.job import Job
-from common.runtime.clock import Clock, SystemClock
-from common.runtime.environment import cores
-from common.transport.auth.credentials import Lock, ServerKeys
-from common.transport.limits.rejection_log import RejectionLog
-from common.transport.port import Limits, ServerPort
-from common.transport.shared_memory.folder import shared_root, sweep
-from common.transport.zeromq.ports import serve
-from common.transport.zeromq.server import ZeroMqServer
+from lockstep.common.data.source import load
+from lockstep.common.errors import FailureKind, SharingError
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.environment import cores
+from lockstep.common.transport.auth.credentials import Lock, ServerKeys
+from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.port import Limits, ServerPort
+from lockstep.common.transport.shared_memory.folder import shared_root, sweep
+from lockstep.common.transport.zeromq.ports import serve
+from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.child import ExitRecord
 from lockstep.launch.endpoints import WARNING, dialled
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
-from lockstep.reports.display import Display, PlainDisplay, display_for, print_plainly
+from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
+from lockstep.ps.records.recorder import Setting
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.server.server import QUEUE, Server
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.results.reports.display import Display, PlainDisplay, display_for, print_plainly
 from lockstep.runs.launch_config import Transport
 from lockstep.runs.session import Destination, RunSession, open_session
-from ps.checkpoint.resuming import Resumption, coordinator_of
-from ps.coordinator.coordinator import Coordinator
-from ps.parallel_update.parallel_update import ParallelUpdateConfig
-from ps.records.recorder import Setting
-from ps.records.run_folder import RunResult
-from ps.run.info import RunInfo
-from ps.server.server import QUEUE, Server
-from ps.setup import AdmissionPolicy, RunSetup, open_run
-from ps.shared_memory import ServerSharedMemory, share
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """A shard in this process, over real sockets."""
 
-from common.client.client import ClientConfig
-from common.client.events_and_effects import Exit
-from common.runtime.clock import SystemClock
-from common.transport.limits.rejection_log import RejectionLog
-from common.transport.shared_memory.folder import shared_root
-from common.transport.zeromq.client import ZeroMqClient
-from common.transport.zeromq.ports import wait_for_any
-from common.transport.zeromq.server import ZeroMqServer
+from lockstep.common.client.client import ClientConfig
+from lockstep.common.client.events_and_effects import Exit
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.shared_memory.folder import shared_root
+from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.common.transport.zeromq.ports import wait_for_any
+from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.client import own_identity, say
 from lockstep.launch.endpoints import dialled
-from ps.shard_process.shell import ShardShell
-from ps.shard_process.state import SILENCE_S, ShardState
+from lockstep.ps.shard_process.shell import ShardShell
+from lockstep.ps.shard_process.state import SILENCE_S, ShardState
 
 
 def hold_slice(

@@ -3,18 +3,18 @@
 import functools
 from pathlib import Path
 
-from common.client.client import ClientConfig
-from common.client.events_and_effects import Exit
-from common.data.source import load
-from common.runtime.clock import SystemClock
-from common.runtime.environment import cache_home, give_way
-from common.transport.auth.credentials import Credential
-from common.transport.shared_memory.folder import shared_root
-from common.transport.zeromq.client import ZeroMqClient
-from common.transport.zeromq.ports import dial, wait_for_any
+from lockstep.common.client.client import ClientConfig
+from lockstep.common.client.events_and_effects import Exit
+from lockstep.common.data.source import load
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.environment import cache_home, give_way
+from lockstep.common.transport.auth.credentials import Credential
+from lockstep.common.transport.shared_memory.folder import shared_root
+from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.launch.client import own_identity, say
-from worker.shell import WorkerShell
-from worker.state import SILENCE_S, WorkerState
+from lockstep.worker.shell import WorkerShell
+from lockstep.worker.state import SILENCE_S, WorkerState
 
 
 def work(

@@ -4,8 +4,8 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from common.runtime.backoff import Backoff
-from common.runtime.clock import Clock
+from lockstep.common.runtime.backoff import Backoff
+from lockstep.common.runtime.clock import Clock
 from lockstep.launch.process_backend import WatchedProcess
 
 #: Seconds that a process has to live for its earlier deaths not to count any more.

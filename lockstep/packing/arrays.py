@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.formats.npy import NpyHeader, read_header
-from common.data.formats.npz import open_archive, open_array
-from common.data.mapped import MAX_FILE_BYTES
-from common.data.source import IDX_CLASSES, IDX_TEST, IDX_TRAIN, as_labels, as_samples
-from common.errors import DataError
-from common.files.reading import open_regular
-from common.files.sanitize import one_line
+from lockstep.common.data.formats.npy import NpyHeader, read_header
+from lockstep.common.data.formats.npz import open_archive, open_array
+from lockstep.common.data.mapped import MAX_FILE_BYTES
+from lockstep.common.data.source import IDX_CLASSES, IDX_TEST, IDX_TRAIN, as_labels, as_samples
+from lockstep.common.errors import DataError
+from lockstep.common.files.reading import open_regular
+from lockstep.common.files.sanitize import one_line
 
 #: Bytes of samples that are read at once.
 BATCH_BYTES = 2**23
@@ -126,7 +126,7 @@ def open_arrays(source: str, labels: Path | None) -> Iterator[ArraySource]:
         path = Path(source)
         try:
             if source == "mnist":
-                folder = stack.enter_context(as_file(files("common.data") / "mnist"))
+                folder = stack.enter_context(as_file(files("lockstep.common.data") / "mnist"))
                 yield _idx_folder(stack, folder)
             elif path.suffix == ".npz":
                 yield _npz(stack, path)

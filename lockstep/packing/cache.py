@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from common.data.folder import MANIFEST, read_manifest
-from common.errors import DataError
-from common.files.sanitize import one_line
-from common.version import VERSION
+from lockstep.common.data.folder import MANIFEST, read_manifest
+from lockstep.common.errors import DataError
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.runtime.version import VERSION
 from lockstep.packing.arrays import is_array_source
 from lockstep.packing.files import files_below, has_pictures, table_files
 from lockstep.packing.options import PackOptions

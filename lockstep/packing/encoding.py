@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.folder import Column
-from common.data.folder_writer import FolderWriter
-from common.errors import DataError
-from common.files.sanitize import one_line
+from lockstep.common.data.folder import Column
+from lockstep.common.data.folder_writer import FolderWriter
+from lockstep.common.errors import DataError
+from lockstep.common.files.sanitize import one_line
 from lockstep.packing.division import Division, in_stretches
 from lockstep.packing.options import PackOptions
 from lockstep.packing.tables import TableBatch, TextValues

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.errors import DataError
+from lockstep.common.errors import DataError
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pack_table import Opener, pack_table
 from lockstep.packing.tables import ROWS, Advance, StreamTable

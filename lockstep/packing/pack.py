@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from common.data.folder import MANIFEST, Origin
-from common.data.folder_writer import FolderWriter, dataset_folder
-from common.errors import DataError
-from common.version import VERSION
+from lockstep.common.data.folder import MANIFEST, Origin
+from lockstep.common.data.folder_writer import FolderWriter, dataset_folder
+from lockstep.common.errors import DataError
+from lockstep.common.runtime.version import VERSION
 from lockstep.packing.arrays import ArraySource, is_array_source, open_arrays
 from lockstep.packing.files import has_pictures, table_files
 from lockstep.packing.options import Packed, PackOptions

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from common.data.folder import Origin
-from common.data.folder_writer import dataset_folder
-from common.files.sanitize import one_line
-from common.version import VERSION
+from lockstep.common.data.folder import Origin
+from lockstep.common.data.folder_writer import dataset_folder
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.runtime.version import VERSION
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pictures import PictureReader, find_pictures
 from lockstep.packing.result import Watch, as_dtype, division_note, division_of, packed_of, put

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from common.data.folder import Origin
-from common.data.folder_writer import dataset_folder
-from common.errors import DataError
-from common.files.sanitize import one_line
-from common.version import VERSION
+from lockstep.common.data.folder import Origin
+from lockstep.common.data.folder_writer import dataset_folder
+from lockstep.common.errors import DataError
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.runtime.version import VERSION
 from lockstep.packing.encoding import TableEncoder
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.result import Watch, division_note, division_of, packed_of

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from common.errors import DataError
-from common.files.sanitize import one_line
-from common.runtime.environment import cores
+from lockstep.common.errors import DataError
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.runtime.environment import cores
 from lockstep.packing.files import files_below, folders_in
 from lockstep.packing.options import PackOptions
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.folder import FolderManifest
-from common.data.folder_writer import FolderWriter, PartWriter
-from common.errors import DataError
+from lockstep.common.data.folder import FolderManifest
+from lockstep.common.data.folder_writer import FolderWriter, PartWriter
+from lockstep.common.errors import DataError
 from lockstep.packing.division import Division
 from lockstep.packing.options import Packed, PackOptions
 

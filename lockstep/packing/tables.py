@@ -20,9 +20,9 @@ import pyarrow.ipc
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from common.errors import DataError
-from common.files.did_you_mean import nearest
-from common.files.sanitize import one_line
+from lockstep.common.errors import DataError
+from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.files.sanitize import one_line
 from lockstep.packing.files import CSV, PARQUET, table_files
 
 #: Bytes of a CSV file that are parsed at once, and rows of other tables.

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from common.errors import JobError
-from common.files.did_you_mean import nearest
-from common.files.reading import read_regular
-from common.files.sanitize import cut, one_line
-from common.job.job import Job, check
+from lockstep.common.errors import JobError
+from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.files.reading import read_regular
+from lockstep.common.files.sanitize import cut, one_line
+from lockstep.common.job.job import Job, check
 from lockstep.runs.launch_config import Launch
 
 S = TypeVar("S", Job, Launch)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from common.runtime.environment import cores
+from lockstep.common.runtime.environment import cores
 
 Transport = Literal["auto", "shm", "ipc", "tcp"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from common.errors import UsageError
-from common.version import DISTRIBUTION
+from lockstep.common.errors import UsageError
+from lockstep.common.runtime.version import DISTRIBUTION
 
 
 def demand(distribution: str, extra: str, what: str) -> None:

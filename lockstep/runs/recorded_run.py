@@ -6,22 +6,22 @@ from pathlib import Path
 
 import msgspec
 
-from common.data.source import load
-from common.errors import FileFormatError, JobError, UsageError
-from common.files.json_file import convert, decode
-from common.files.reading import read_regular
-from common.job.job import Job
-from common.protocol.fingerprint import Fingerprint
+from lockstep.common.data.source import load
+from lockstep.common.errors import FileFormatError, JobError, UsageError
+from lockstep.common.files.json_file import convert, decode
+from lockstep.common.files.reading import read_regular
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import Fingerprint
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.resuming import fill
+from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn, read_lines
+from lockstep.ps.records.metrics import MOST_LINES_BYTES
+from lockstep.ps.records.receipt import Receipt, receipt_of
+from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, MOST_BYTES, RECEIPT
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import JOB, has_begun
-from ps.checkpoint.folder import CheckpointFolder
-from ps.checkpoint.resuming import fill
-from ps.records.ledger import Line, RunBegun, StepDone, WorkerIn, read_lines
-from ps.records.metrics import MOST_LINES_BYTES
-from ps.records.receipt import Receipt, receipt_of
-from ps.records.run_folder import CHECKPOINTS, LEDGER, MOST_BYTES, RECEIPT
-from ps.setup import AdmissionPolicy, RunSetup, open_run
 
 
 @dataclass(frozen=True)

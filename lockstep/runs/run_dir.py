@@ -6,12 +6,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import JobError, UsageError
-from common.job.job import Job
-from common.runtime.clock import wall_time
+from lockstep.common.errors import JobError, UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import wall_time
+from lockstep.ps.records.run_folder import RESULT, RunFolder, RunResult, read_result
 from lockstep.runs.job_file import read_values, resolve, to_toml
 from lockstep.runs.launch_config import Launch, default_launch
-from ps.records.run_folder import RESULT, RunFolder, RunResult, read_result
 
 #: Where runs go that were given no folder.
 RUNS = Path("runs")

@@ -5,16 +5,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.protocol.canary import version_note
-from common.runtime.clock import Clock
+from lockstep.common.protocol.canary import version_note
+from lockstep.common.runtime.clock import Clock
+from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.resuming import (
+    Resumption,
+    begin_again,
+    best_of,
+    check_identity,
+    first_round,
+    has_best,
+    resume,
+)
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
+from lockstep.ps.setup import RunSetup
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import make_run_dir
-from ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
-from ps.checkpoint.folder import CheckpointFolder
-from ps.checkpoint.resuming import Resumption, begin_again, best_of, check_identity, first_round, has_best, resume
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.records.run_folder import CHECKPOINTS, RunFolder
-from ps.setup import RunSetup
 
 #: Begins what a person is to see at once, of all that a server prints, as `warning: ` does.
 NOTICE_MARK = "notice: "

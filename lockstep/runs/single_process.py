@@ -4,29 +4,29 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from common.aggregation.checksum import checksum_after
-from common.aggregation.tree import Node, Vector
-from common.errors import ComputeError, DivergedError, LockstepError, RunError
-from common.job.tally import Tally, pack_losses
-from common.protocol.messages import EpochStatus, Status
-from common.runtime.clock import Clock
-from common.runtime.interrupts import held_back
-from ps.checkpoint.checkpointer import Checkpointer
-from ps.checkpoint.resuming import Resumption, first_round
-from ps.coordinator.effects import UpdateWeights
-from ps.coordinator.failures import diverged_text
-from ps.coordinator.membership import Membership
-from ps.coordinator.status import status_of
-from ps.coordinator.transitions import RunPhase, initial_phase
-from ps.records.ledger import Account
-from ps.records.recorder import MetricsRecorder
-from ps.records.run_folder import RunResult
-from ps.run.plan import Round, next_round
-from ps.run.progress import Progress
-from ps.server.nonfinite_guard import NonFiniteGuard, NonFiniteWeightsError
-from ps.setup import RunSetup
-from worker.compute import Compute
-from worker.gradient_sink import NotFiniteError
+from lockstep.common.aggregation.checksum import checksum_after
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.errors import ComputeError, DivergedError, LockstepError, RunError
+from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.protocol.messages import EpochStatus, Status
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.interrupts import held_back
+from lockstep.ps.checkpoint.checkpointer import Checkpointer
+from lockstep.ps.checkpoint.resuming import Resumption, first_round
+from lockstep.ps.coordinator.effects import UpdateWeights
+from lockstep.ps.coordinator.failures import diverged_text
+from lockstep.ps.coordinator.membership import Membership
+from lockstep.ps.coordinator.status import status_of
+from lockstep.ps.coordinator.transitions import RunPhase, initial_phase
+from lockstep.ps.records.ledger import Account
+from lockstep.ps.records.recorder import MetricsRecorder
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.run.plan import Round, next_round
+from lockstep.ps.run.progress import Progress
+from lockstep.ps.server.nonfinite_guard import NonFiniteGuard, NonFiniteWeightsError
+from lockstep.ps.setup import RunSetup
+from lockstep.worker.compute import Compute
+from lockstep.worker.gradient_sink import NotFiniteError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

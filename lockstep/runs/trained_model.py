@@ -9,25 +9,25 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.aggregation.layout import ParameterLayout, weights_digest
-from common.aggregation.tree import Vector
-from common.data.dataset import TrainTest
-from common.data.folder import MANIFEST, FolderManifest, read_manifest
-from common.data.source import load, with_validation
-from common.errors import JobError
-from common.files.safetensors import read
-from common.files.sanitize import one_line
-from common.job.job import Job
-from common.model.port import Model
-from common.model.source import open_model
+from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.folder import MANIFEST, FolderManifest, read_manifest
+from lockstep.common.data.source import load, with_validation
+from lockstep.common.errors import JobError
+from lockstep.common.files.safetensors import read
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.job import Job
+from lockstep.common.model.port import Model
+from lockstep.common.model.source import open_model
+from lockstep.ps.checkpoint.checkpoint import Checkpoint
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.records.metrics import EpochRecord
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, read_result
+from lockstep.ps.run.early_stopping import early_stopping_state
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import JOB
-from ps.checkpoint.checkpoint import Checkpoint
-from ps.checkpoint.folder import CheckpointFolder
-from ps.records.metrics import EpochRecord
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, read_result
-from ps.run.early_stopping import early_stopping_state
 
 #: Runs that an error names, at most.
 MOST_NAMED = 8

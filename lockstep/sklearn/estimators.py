@@ -16,14 +16,14 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from common.data.dataset import Dataset, TrainTest
-from common.data.preparation import Preparation
-from common.errors import JobError
-from common.job.job import Job
-from common.model.port import Model
-from common.runtime.clock import SystemClock
-from common.runtime.environment import cores
-from lockstep.reports.display import SilentDisplay, display_for
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.errors import JobError
+from lockstep.common.job.job import Job
+from lockstep.common.model.port import Model
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.environment import cores
+from lockstep.results.reports.display import SilentDisplay, display_for
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network

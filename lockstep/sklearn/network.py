@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import JobError, ModelError
-from common.files.did_you_mean import nearest
-from common.model.autograd import AutogradModel
-from common.model.port import Model
-from common.model.source import is_torch_module, open_model, torch_model
-from common.nn.description import is_describable
-from common.nn.layers.activations import GELU, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
-from common.nn.layers.containers import Sequential
-from common.nn.layers.linear import Flatten, Linear
-from common.nn.module import Module
 from lockstep.api.exported_model import ExportedModel, exported
+from lockstep.common.errors import JobError, ModelError
+from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.model.autograd import AutogradModel
+from lockstep.common.model.port import Model
+from lockstep.common.model.source import is_torch_module, open_model, torch_model
+from lockstep.common.nn.description import is_describable
+from lockstep.common.nn.layers.activations import GELU, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from lockstep.common.nn.layers.containers import Sequential
+from lockstep.common.nn.layers.linear import Flatten, Linear
+from lockstep.common.nn.module import Module
 
 #: The sizes of hidden layers, the name of a model as a job has it, a model of ours or of PyTorch, or what builds one.
 Network = Any

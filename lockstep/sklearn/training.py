@@ -11,34 +11,34 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from common.aggregation.tree import Node, Vector
-from common.data.dataset import TrainTest
-from common.data.preparation import Preparation
-from common.data.source import with_validation
-from common.errors import DivergedError, LockstepError
-from common.files.safetensors import read
-from common.job.job import Job
-from common.job.tally import Tally
-from common.protocol.messages import Status
-from common.runtime.clock import Clock
-from common.runtime.numerics import own_numerics
 from lockstep.api.exported_model import ModelText
 from lockstep.api.job_inputs import job_inputs
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.source import with_validation
+from lockstep.common.errors import DivergedError, LockstepError
+from lockstep.common.files.safetensors import read
+from lockstep.common.job.job import Job
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import Status
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.numerics import own_numerics
 from lockstep.launch.cluster import train_on
 from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import LocalBackend
-from lockstep.reports.cost_model import CostModel
-from lockstep.reports.display import Display, SilentDisplay
+from lockstep.ps.coordinator.failures import diverged_text
+from lockstep.ps.records.metrics import EpochRecord
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.run_folder import WEIGHTS, RunResult
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.results.reports.cost_model import CostModel
+from lockstep.results.reports.display import Display, SilentDisplay
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun
-from ps.coordinator.failures import diverged_text
-from ps.records.metrics import EpochRecord
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.records.run_folder import WEIGHTS, RunResult
-from ps.setup import AdmissionPolicy, RunSetup, open_run
-from worker.compute import Compute
-from worker.gradient_sink import NotFiniteError
+from lockstep.worker.compute import Compute
+from lockstep.worker.gradient_sink import NotFiniteError
 
 #: What a run is called that has no folder.
 UNNAMED = "estimator"

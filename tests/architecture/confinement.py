@@ -8,18 +8,18 @@ from tests.architecture.source import Source, Violation, is_within
 
 #: Modules outside the tree that a few files alone may import.
 CONFINED = {
-    "zmq": ("common.transport.zeromq.*", "common.transport.auth.curve"),
-    "msgpack": ("common.protocol.codec",),
+    "zmq": ("lockstep.common.transport.zeromq.*", "lockstep.common.transport.auth.curve"),
+    "msgpack": ("lockstep.common.protocol.codec",),
     "ray": ("lockstep.launch.remote.ray_*",),
     "sklearn": ("lockstep.sklearn.estimators",),
-    "torch": ("common.pytorch.*",),
-    "time": ("common.runtime.clock",),
-    "datetime": ("common.runtime.clock",),
-    "random": ("common.random",),
-    "numpy.random": ("common.random",),
-    "importlib.util": ("common.nn.model_source",),
-    "importlib.machinery": ("common.nn.model_source",),
-    "runpy": ("common.nn.model_source",),
+    "torch": ("lockstep.common.model.pytorch.*",),
+    "time": ("lockstep.common.runtime.clock",),
+    "datetime": ("lockstep.common.runtime.clock",),
+    "random": ("lockstep.common.random",),
+    "numpy.random": ("lockstep.common.random",),
+    "importlib.util": ("lockstep.common.nn.model_source",),
+    "importlib.machinery": ("lockstep.common.nn.model_source",),
+    "runpy": ("lockstep.common.nn.model_source",),
 }
 
 #: A script that runs alone under a Python which has torch and not us: it cannot import what confines a module.
@@ -27,12 +27,12 @@ ALONE = "lockstep.bench.torch_baseline"
 
 #: The same for what is used rather than imported: attributes and builtins.
 CONFINED_USES = {
-    "os.environ": "common.runtime.environment",
-    "os.environb": "common.runtime.environment",
-    "os.getenv": "common.runtime.environment",
-    "os.getenvb": "common.runtime.environment",
-    "os.putenv": "common.runtime.environment",
-    "os.unsetenv": "common.runtime.environment",
+    "os.environ": "lockstep.common.runtime.environment",
+    "os.environb": "lockstep.common.runtime.environment",
+    "os.getenv": "lockstep.common.runtime.environment",
+    "os.getenvb": "lockstep.common.runtime.environment",
+    "os.putenv": "lockstep.common.runtime.environment",
+    "os.unsetenv": "lockstep.common.runtime.environment",
 }
 
 #: Of numpy.random, what a type annotation may name anywhere.
@@ -40,51 +40,51 @@ RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
 
 #: State machines and the rules that they follow: these decide, and shells act.
 PURE = (
-    "common.client.client",
-    "common.client.events_and_effects",
-    "common.statemachine.transitions",
-    "common.statemachine.events_and_effects",
-    "ps.coordinator.coordinator",
-    "ps.coordinator.effects",
-    "ps.coordinator.events",
-    "ps.coordinator.failures",
-    "ps.coordinator.membership",
-    "ps.coordinator.registration",
-    "ps.coordinator.scheduling.audit",
-    "ps.coordinator.scheduling.buffer_pool",
-    "ps.coordinator.scheduling.lease_table",
-    "ps.coordinator.scheduling.round_state",
-    "ps.coordinator.scheduling.scheduler",
-    "ps.coordinator.scheduling.stragglers",
-    "ps.coordinator.status",
-    "ps.coordinator.timer_queue",
-    "ps.coordinator.transitions",
-    "ps.coordinator.validation",
-    "ps.records.ledger",
-    "ps.records.receipt",
-    "ps.run.early_stopping",
-    "ps.run.plan",
-    "ps.run.progress",
-    "ps.run.timing",
-    "common.aggregation.checksum",
-    "ps.shard.shard",
-    "ps.shard_process.effects",
-    "ps.shard_process.events",
-    "ps.shard_process.state",
-    "ps.shard_process.worker_connections",
-    "worker.effects",
-    "worker.events",
-    "worker.state",
+    "lockstep.common.client.client",
+    "lockstep.common.client.events_and_effects",
+    "lockstep.common.statemachine.transitions",
+    "lockstep.common.statemachine.events_and_effects",
+    "lockstep.ps.coordinator.coordinator",
+    "lockstep.ps.coordinator.effects",
+    "lockstep.ps.coordinator.events",
+    "lockstep.ps.coordinator.failures",
+    "lockstep.ps.coordinator.membership",
+    "lockstep.ps.coordinator.registration",
+    "lockstep.ps.coordinator.scheduling.audit",
+    "lockstep.ps.coordinator.scheduling.buffer_pool",
+    "lockstep.ps.coordinator.scheduling.lease_table",
+    "lockstep.ps.coordinator.scheduling.round_state",
+    "lockstep.ps.coordinator.scheduling.scheduler",
+    "lockstep.ps.coordinator.scheduling.stragglers",
+    "lockstep.ps.coordinator.status",
+    "lockstep.ps.coordinator.timer_queue",
+    "lockstep.ps.coordinator.transitions",
+    "lockstep.ps.coordinator.validation",
+    "lockstep.ps.records.ledger",
+    "lockstep.ps.records.receipt",
+    "lockstep.ps.run.early_stopping",
+    "lockstep.ps.run.plan",
+    "lockstep.ps.run.progress",
+    "lockstep.ps.run.timing",
+    "lockstep.common.aggregation.checksum",
+    "lockstep.ps.shard.shard",
+    "lockstep.ps.shard_process.effects",
+    "lockstep.ps.shard_process.events",
+    "lockstep.ps.shard_process.state",
+    "lockstep.ps.shard_process.worker_connections",
+    "lockstep.worker.effects",
+    "lockstep.worker.events",
+    "lockstep.worker.state",
 )
 
 #: What would make them impure.
 OUTER_WORLD = (
     "asyncio",
-    "common.files.atomic",
-    "common.runtime.clock",
-    "common.runtime.environment",
-    "common.files.safetensors",
-    "common.transport",
+    "lockstep.common.files.atomic",
+    "lockstep.common.runtime.clock",
+    "lockstep.common.runtime.environment",
+    "lockstep.common.files.safetensors",
+    "lockstep.common.transport",
     "multiprocessing",
     "os",
     "pathlib",
@@ -119,8 +119,8 @@ def check_uses(sources: Mapping[str, Source]) -> Iterator[Violation]:
             name = source.dotted(node)
             if name in CONFINED_USES and source.module != CONFINED_USES[name]:
                 yield Violation(source.module, _line(node), f"uses {name}, which only {CONFINED_USES[name]} may")
-            if _is_random(source, node) and source.module != "common.random":
-                yield Violation(source.module, _line(node), "uses numpy.random, which only common.random may")
+            if _is_random(source, node) and source.module != "lockstep.common.random":
+                yield Violation(source.module, _line(node), "uses numpy.random, which only lockstep.common.random may")
 
 
 def _is_random(source: Source, node: ast.AST) -> bool:

@@ -25,113 +25,115 @@ class Order:
         return module.startswith(self.scope + ".") if self.scope else True
 
 
-#: The packages, and the rooms of `common`: each may import from those below it.
+#: The rooms of the package: each may import from those below it.
 PACKAGE_ORDER = Order(
-    scope="",
+    scope="lockstep",
     groups=(
-        ("lockstep",),
-        ("ps", "worker"),
-        ("common.client",),
-        ("common.statemachine",),
-        ("common.protocol",),
-        ("common.transport",),
-        ("common.model.source",),
-        ("common.pytorch",),
-        ("common.model",),
-        ("common.job",),
-        ("common.data",),
-        ("common.aggregation",),
-        ("common.optim",),
-        ("common.nn",),
-        ("common.autograd",),
-        ("common.files", "common.random", "common.runtime"),
-        ("common.errors",),
+        ("lockstep.__main__",),
+        ("lockstep.cli",),
+        ("lockstep.checking.simulation",),
+        ("lockstep.checking.verification",),
+        ("lockstep.bench",),
+        ("lockstep.checking.checkup",),
+        ("lockstep.sklearn",),
+        ("lockstep.api", "lockstep.results.watch"),
+        ("lockstep.launch",),
+        ("lockstep.results.reports",),
+        ("lockstep.results.evaluation",),
+        ("lockstep.packing",),
+        ("lockstep.runs",),
+        ("lockstep.ps", "lockstep.worker"),
+        ("lockstep.common.client",),
+        ("lockstep.common.statemachine",),
+        ("lockstep.common.protocol",),
+        ("lockstep.common.transport",),
+        ("lockstep.common.model.source",),
+        ("lockstep.common.model.pytorch",),
+        ("lockstep.common.model",),
+        ("lockstep.common.job",),
+        ("lockstep.common.data",),
+        ("lockstep.common.aggregation",),
+        ("lockstep.common.optim",),
+        ("lockstep.common.nn",),
+        ("lockstep.common.autograd",),
+        ("lockstep.common.files", "lockstep.common.random", "lockstep.common.runtime"),
+        ("lockstep.common.errors",),
     ),
 )
 
 #: Derivatives know no graph, the graph no tensor, the tensor no function of functions.
 AUTOGRAD_ORDER = Order(
-    scope="common.autograd",
+    scope="lockstep.common.autograd",
     groups=(
-        ("common.autograd.gradient_check",),
-        ("common.autograd.program",),
-        ("common.autograd.capture",),
-        ("common.autograd.functional",),
-        ("common.autograd.tensor",),
-        ("common.autograd.graph",),
-        ("common.autograd.fusion",),
-        ("common.autograd.tape",),
-        ("common.autograd.primitives",),
-        ("common.autograd.primitives.primitive",),
+        ("lockstep.common.autograd.gradient_check",),
+        ("lockstep.common.autograd.program",),
+        ("lockstep.common.autograd.capture",),
+        ("lockstep.common.autograd.functional",),
+        ("lockstep.common.autograd.tensor",),
+        ("lockstep.common.autograd.graph",),
+        ("lockstep.common.autograd.fusion",),
+        ("lockstep.common.autograd.tape",),
+        ("lockstep.common.autograd.primitives",),
+        ("lockstep.common.autograd.primitives.primitive",),
     ),
 )
 
 #: The codec makes messages of frames; what is said between servers knows what is said to workers.
 PROTOCOL_ORDER = Order(
-    scope="common.protocol",
+    scope="lockstep.common.protocol",
     groups=(
-        ("common.protocol.codec",),
-        ("common.protocol.shard_messages", "common.protocol.memory_offer"),
-        ("common.protocol.messages",),
-        ("common.protocol.fingerprint",),
-        ("common.protocol.canary", "common.protocol.step_board"),
+        ("lockstep.common.protocol.codec",),
+        ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.memory_offer"),
+        ("lockstep.common.protocol.messages",),
+        ("lockstep.common.protocol.fingerprint",),
+        ("lockstep.common.protocol.canary", "lockstep.common.protocol.step_board"),
     ),
 )
 
 #: Sockets stand above the vectors in shared memory, these above what knows no medium.
 TRANSPORT_ORDER = Order(
-    scope="common.transport",
+    scope="lockstep.common.transport",
     groups=(
-        ("common.transport.zeromq",),
-        ("common.transport.links", "common.transport.in_memory", "common.transport.shared_memory"),
-        ("common.transport.diagnosis",),
-        ("common.transport.auth",),
-        ("common.transport.limits",),
-        ("common.transport.port", "common.transport.ipc_path"),
-        ("common.transport.address",),
+        ("lockstep.common.transport.zeromq",),
+        (
+            "lockstep.common.transport.links",
+            "lockstep.common.transport.in_memory",
+            "lockstep.common.transport.shared_memory",
+        ),
+        ("lockstep.common.transport.diagnosis",),
+        ("lockstep.common.transport.auth",),
+        ("lockstep.common.transport.limits",),
+        ("lockstep.common.transport.port", "lockstep.common.transport.ipc_path"),
+        ("lockstep.common.transport.address",),
     ),
 )
 
 
 #: The rooms of the server: the shell above the state machines, these above what a run is and what it leaves.
 SERVER_ORDER = Order(
-    scope="ps",
+    scope="lockstep.ps",
     groups=(
-        ("ps.server",),
-        ("ps.shard_group", "ps.shard_process"),
-        ("ps.parallel_update", "ps.stretch"),
-        ("ps.shared_memory", "ps.checkpoint"),
-        ("ps.setup",),
-        ("ps.coordinator", "ps.shard"),
-        ("ps.records",),
-        ("ps.run",),
+        ("lockstep.ps.server",),
+        ("lockstep.ps.shard_group", "lockstep.ps.shard_process"),
+        ("lockstep.ps.parallel_update", "lockstep.ps.stretch"),
+        ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint"),
+        ("lockstep.ps.setup",),
+        ("lockstep.ps.coordinator", "lockstep.ps.shard"),
+        ("lockstep.ps.records",),
+        ("lockstep.ps.run",),
     ),
 )
 
-#: The rooms of the application.
-APPLICATION_ORDER = Order(
-    scope="lockstep",
-    groups=(
-        ("lockstep.__main__",),
-        ("lockstep.cli",),
-        ("lockstep.simulation",),
-        ("lockstep.verification",),
-        ("lockstep.bench",),
-        ("lockstep.checkup",),
-        ("lockstep.sklearn",),
-        ("lockstep.api", "lockstep.watch"),
-        ("lockstep.launch",),
-        ("lockstep.reports",),
-        ("lockstep.evaluation",),
-        ("lockstep.packing",),
-        ("lockstep.runs",),
-    ),
-)
-
-ORDERS = (PACKAGE_ORDER, AUTOGRAD_ORDER, PROTOCOL_ORDER, TRANSPORT_ORDER, SERVER_ORDER, APPLICATION_ORDER)
+ORDERS = (PACKAGE_ORDER, AUTOGRAD_ORDER, PROTOCOL_ORDER, TRANSPORT_ORDER, SERVER_ORDER)
 
 #: What the orders would allow and the design does not, with the one exception: the engine names no primitive.
-FORBIDDEN = (("common.autograd.graph", "common.autograd.primitives", "common.autograd.primitives.primitive"),)
+FORBIDDEN = (
+    (
+        "lockstep.common.autograd.graph",
+        "lockstep.common.autograd.primitives",
+        "lockstep.common.autograd.primitives.primitive",
+    ),
+)
 
 
 @dataclass(frozen=True)

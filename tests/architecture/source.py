@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 #: The packages of the wheel.
-PACKAGES = ("common", "lockstep", "ps", "worker")
+PACKAGES = ("lockstep",)
 
 #: The folder that holds the packages.
 ROOT = Path(__file__).parents[2]

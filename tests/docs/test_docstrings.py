@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import lockstep
-from common.nn.module import LAYERS
 from docs.generators.public_api import difference, functions_of, members_of
 from lockstep import F, nn, optim
+from lockstep.common.nn.module import LAYERS
 from tests.docs import words
 from tests.docs.prose import passages_of_markdown
 
@@ -234,7 +234,7 @@ def test_what_is_missing_in_a_docstring_is_found() -> None:
         """Add something."""
         raise ValueError(x)
 
-    bad.__module__ = "common.bad"
+    bad.__module__ = "lockstep.common.bad"
     assert list(complaints(Entry("bad", bad))) == [
         "bad: names no shape and no unit",
         "bad: names no error",

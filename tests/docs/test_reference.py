@@ -8,20 +8,20 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from common.job.job import Job
-from common.nn.module import LAYERS
-from common.protocol.messages import ServerMessage, WorkerMessage
-from common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from docs.generators import check, job_values, outcomes, protocol, public_api, records
 from docs.generators.command_line import command_line, literal_lines, place_of
 from docs.generators.expansion import COMMENT, PIECES, expand, piece, without_folder_links
 from docs.generators.tables import comments_of, fields_table, first_sentence
 from lockstep import F, fit, nn
 from lockstep.cli.root import cli
+from lockstep.common.job.job import Job
+from lockstep.common.nn.module import LAYERS
+from lockstep.common.protocol.messages import ServerMessage, WorkerMessage
+from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.metrics import EpochRecord
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
-from ps.coordinator.transitions import RunPhase
-from ps.records.metrics import EpochRecord
 from tests.architecture.source import ROOT
 from tests.docs.pages import Block, PageError, page_paths, read_page
 from tests.docs.prose import passages_of_markdown
@@ -103,8 +103,7 @@ def test_a_drawing_has_each_state_and_an_arc_for_each_change(machine: protocol.M
 def test_all_tables_of_transitions_are_drawn() -> None:
     files = {
         path.relative_to(ROOT).as_posix()
-        for package in ("common", "ps", "worker")
-        for path in (ROOT / package).rglob("*.py")
+        for path in (ROOT / "lockstep").rglob("*.py")
         if re.search(r"^TRANSITIONS\b", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert len(files) == len(protocol.MACHINES)
@@ -119,7 +118,7 @@ def test_each_field_of_a_file_is_explained(kind: type) -> None:
 
 
 def test_the_metrics_for_prometheus_are_all_there() -> None:
-    source = (ROOT / "lockstep" / "watch" / "exposition.py").read_text(encoding="utf-8")
+    source = (ROOT / "lockstep" / "results" / "watch" / "exposition.py").read_text(encoding="utf-8")
     families = set(re.findall(r'"(lockstep_\w+)"', source))
     rows = re.findall(r"^\| `(lockstep_\w+)` \|", records.prometheus_metrics(), re.MULTILINE)
     assert {re.sub("_(total|info)$", "", name) for name in rows} == {re.sub("_info$", "", name) for name in families}
@@ -127,7 +126,7 @@ def test_the_metrics_for_prometheus_are_all_there() -> None:
 
 def test_the_errors_and_the_codes_are_all_there() -> None:
     text = outcomes.error_classes()
-    from common import errors
+    from lockstep.common import errors
 
     kinds = {name for name in vars(errors) if name.endswith("Error")}
     assert set(re.findall(r"`(\w+Error)`", text)) == kinds

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.source import load
-from common.nn.description import build
 from lockstep import Run, fit
-from lockstep.checkup.consultation import examine_job
+from lockstep.checking.checkup.consultation import examine_job
+from lockstep.common.data.source import load
+from lockstep.common.nn.description import build
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch
 from tests.architecture.source import ROOT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.transport.shared_memory.folder import shared_root
+from lockstep.common.transport.shared_memory.folder import shared_root
 from tests.fuzz.bar import BOOK
 
 

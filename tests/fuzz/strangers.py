@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from common.errors import RemoteProtocolError
-from common.job.job import Job
-from common.protocol.codec import Buffer, decode, encode
-from common.protocol.fingerprint import fingerprint
-from common.protocol.messages import (
+from lockstep.checking.simulation.jobs import data, jobs
+from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.codec import Buffer, decode, encode
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import (
     CORES_LIMIT,
     PROTOCOL_VERSION,
     CallbackDecision,
@@ -35,9 +36,8 @@ from common.protocol.messages import (
     StatusRequest,
     SumsFrame,
 )
-from common.transport.in_memory import MemoryClient
-from lockstep.simulation.jobs import data, jobs
-from ps.setup import AdmissionPolicy
+from lockstep.common.transport.in_memory import MemoryClient
+from lockstep.ps.setup import AdmissionPolicy
 from tests.fuzz.mutation import EDGES
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.data.formats.idx import read_idx
-from common.data.formats.npz import read_npz
-from common.errors import DataError, FileFormatError
-from common.files.safetensors import parts_of, read
+from lockstep.common.data.formats.idx import read_idx
+from lockstep.common.data.formats.npz import read_npz
+from lockstep.common.errors import DataError, FileFormatError
+from lockstep.common.files.safetensors import parts_of, read
 from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine
 from tests.fuzz.mutation import EDGES, damaged
 from tests.fuzz.tape import Tape

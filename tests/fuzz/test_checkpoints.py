@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.aggregation.layout import layout_of
-from common.errors import FileFormatError, UsageError
-from common.job.job import Job
-from common.nn.model_source import build_model
-from common.protocol.fingerprint import fingerprint
-from ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
+from lockstep.common.aggregation.layout import layout_of
+from lockstep.common.errors import FileFormatError, UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.nn.model_source import build_model
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data.folder import MANIFEST, check_folder, load_folder
-from common.data.formats.npy import DATA_OFFSET
-from common.errors import DataError
-from tests.common.data.folders import write_folder
+from lockstep.common.data.folder import MANIFEST, check_folder, load_folder
+from lockstep.common.data.formats.npy import DATA_OFFSET
+from lockstep.common.errors import DataError
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape
+from tests.lockstep.common.data.folders import write_folder
 
 SAMPLES, LABELS = np.arange(60, dtype=np.float32).reshape(20, 3), np.arange(20) % 3
 FILES = ("train-samples.npy", "train-labels.npy", "test-samples.npy", "test-labels.npy")

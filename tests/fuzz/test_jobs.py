@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from common import nn
-from common.errors import JobError, ModelError, UsageError
-from common.job.job import Job
-from common.nn.description import build, describe
-from common.nn.model_source import load_model, source_digest
+from lockstep.common import nn
+from lockstep.common.errors import JobError, ModelError, UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.nn.description import build, describe
+from lockstep.common.nn.model_source import load_model, source_digest
 from lockstep.runs.job_file import read_values, resolve, to_toml
 from lockstep.runs.launch_config import Launch
 from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine

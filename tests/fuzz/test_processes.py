@@ -5,25 +5,25 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from common.client.client import ClientConfig
-from common.protocol.codec import Buffer, encode
-from common.protocol.fingerprint import fingerprint
-from common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
-from common.protocol.shard_messages import Admit, Begin, Hello, ShardJoin, ShardWelcome
-from common.runtime.clock import ManualClock
-from common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
-from common.transport.links import wait_for_nothing
-from lockstep.simulation.jobs import data, jobs, load
-from ps.setup import AdmissionPolicy, RunSetup, open_run
-from ps.shard_process.shell import ShardShell
-from ps.shard_process.state import SILENCE_S, ShardState
-from tests.common.protocol.test_codec import EXAMPLES
+from lockstep.checking.simulation.jobs import data, jobs, load
+from lockstep.common.client.client import ClientConfig
+from lockstep.common.protocol.codec import Buffer, encode
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
+from lockstep.common.protocol.shard_messages import Admit, Begin, Hello, ShardJoin, ShardWelcome
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
+from lockstep.common.transport.links import wait_for_nothing
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.shard_process.shell import ShardShell
+from lockstep.ps.shard_process.state import SILENCE_S, ShardState
+from lockstep.worker.shell import WorkerShell
+from lockstep.worker.state import WorkerState
 from tests.fuzz.bar import ROOM_BYTES, amounts, bounded, examine
 from tests.fuzz.strangers import Stage
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
-from worker.shell import WorkerShell
-from worker.state import WorkerState
+from tests.lockstep.common.protocol.test_codec import EXAMPLES
 
 #: Lies that are told to one run.
 TOLD = 40

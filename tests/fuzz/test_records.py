@@ -9,18 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from common.data.sampler import Sampler
-from common.errors import FileFormatError, UsageError
-from common.job.job import Job
-from common.protocol.fingerprint import fingerprint
-from lockstep.reports.plots.curves import read_curves
-from lockstep.reports.plots.worker_timeline import read_timeline
-from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch_config import Launch
-from lockstep.runs.recorded_run import read_run, workers_by_step
-from lockstep.runs.run_dir import JOB
-from lockstep.verification.coverage import check_coverage
-from ps.records.ledger import (
+from lockstep.checking.verification.coverage import check_coverage
+from lockstep.common.data.sampler import Sampler
+from lockstep.common.errors import FileFormatError, UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.ps.records.ledger import (
     Again,
     EpochDone,
     LedgerShare,
@@ -31,10 +25,16 @@ from ps.records.ledger import (
     WorkerIn,
     read_lines,
 )
-from ps.records.metrics import METRICS
-from ps.records.receipt import Receipt, ReceiptLink
-from ps.records.run_folder import LEDGER, RECEIPT, RESULT, read_result
-from ps.run.plan import plan_of
+from lockstep.ps.records.metrics import METRICS
+from lockstep.ps.records.receipt import Receipt, ReceiptLink
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, read_result
+from lockstep.ps.run.plan import plan_of
+from lockstep.results.reports.plots.curves import read_curves
+from lockstep.results.reports.plots.worker_timeline import read_timeline
+from lockstep.runs.job_file import to_toml
+from lockstep.runs.launch_config import Launch
+from lockstep.runs.recorded_run import read_run, workers_by_step
+from lockstep.runs.run_dir import JOB
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape

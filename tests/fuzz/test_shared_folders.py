@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import SharingError
-from common.protocol.memory_offer import WEIGHTS, weights_shape
-from common.transport.shared_memory.folder import NAME, SharedFolder, sweep
-from common.transport.shared_memory.segment import Shape
+from lockstep.common.errors import SharingError
+from lockstep.common.protocol.memory_offer import WEIGHTS, weights_shape
+from lockstep.common.transport.shared_memory.folder import NAME, SharedFolder, sweep
+from lockstep.common.transport.shared_memory.segment import Shape
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape

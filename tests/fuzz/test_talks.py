@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from common.job.tally import pack_losses
-from common.protocol.codec import Buffer, decode, encode
-from common.protocol.fingerprint import fingerprint
-from common.protocol.messages import (
+from lockstep.checking.simulation.jobs import data, jobs
+from lockstep.common.job.tally import pack_losses
+from lockstep.common.protocol.codec import Buffer, decode, encode
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import (
     OF_A_STEP,
     PROTOCOL_VERSION,
     Eviction,
@@ -21,9 +22,8 @@ from common.protocol.messages import (
     ServerMessage,
     Weights,
 )
-from common.transport.in_memory import MemoryClient
-from lockstep.simulation.jobs import data, jobs
-from ps.setup import AdmissionPolicy
+from lockstep.common.transport.in_memory import MemoryClient
+from lockstep.ps.setup import AdmissionPolicy
 from tests.fuzz.bar import amounts, examine
 from tests.fuzz.tape import Tape
 from tests.fuzz.test_processes import OPENING, Employer

@@ -5,13 +5,13 @@ import contextlib
 import msgspec
 import pytest
 
-from common.errors import RemoteProtocolError
-from common.protocol.codec import Buffer, decode, decode_header, encode
-from common.protocol.messages import Message
-from tests.common.protocol.test_codec import ANY, EXAMPLES
+from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.protocol.codec import Buffer, decode, decode_header, encode
+from lockstep.common.protocol.messages import Message
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.wire import BOMBS, frames_of, made_up, odd_frames
+from tests.lockstep.common.protocol.test_codec import ANY, EXAMPLES
 
 #: The headers of all messages.
 HEADERS = [frames_of(message)[0] for message in EXAMPLES]

@@ -9,11 +9,11 @@ from typing import Any
 import msgpack
 import msgspec
 
-from common.protocol.codec import Buffer, encode
-from common.protocol.messages import Message
-from tests.common.protocol.test_codec import EXAMPLES, vectors_for
+from lockstep.common.protocol.codec import Buffer, encode
+from lockstep.common.protocol.messages import Message
 from tests.fuzz.mutation import EDGES, damaged
 from tests.fuzz.tape import Tape
+from tests.lockstep.common.protocol.test_codec import EXAMPLES, vectors_for
 
 #: What a field may hold instead of what belongs there.
 ODD: tuple[Any, ...] = (

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from common.protocol.canary import installed_canary
+from lockstep.common.protocol.canary import installed_canary
 from tests.golden.digests import computed, installed, record_canary, record_weights, weights_known_here
 from tests.golden.jobs import GOLDEN
 

@@ -5,12 +5,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.aggregation.layout import weights_digest
-from common.data.source import load
-from common.protocol.canary import canary
-from common.runtime.clock import SystemClock
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.data.source import load
+from lockstep.common.protocol.canary import canary
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SingleProcessTrainer
-from ps.setup import AdmissionPolicy, open_run
 from tests.golden.jobs import STEPS, golden_job
 
 

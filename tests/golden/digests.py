@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from common.files.atomic import write_atomically
-from common.protocol.canary import KNOWN, KnownCanaries, KnownCanary, known_canaries
-from common.runtime.environment import child_environment
-from common.runtime.numerics import environment_with
-from common.runtime.portable import blas_name
+from lockstep.common.files.atomic import write_atomically
+from lockstep.common.protocol.canary import KNOWN, KnownCanaries, KnownCanary, known_canaries
+from lockstep.common.runtime.environment import child_environment
+from lockstep.common.runtime.numerics import environment_with
+from lockstep.common.runtime.portable import blas_name
 from tests.architecture.source import ROOT
 
 DIGESTS = Path(__file__).with_name("digests.json")

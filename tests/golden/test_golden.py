@@ -5,10 +5,10 @@ That the weights do not depend on who computes them is tested elsewhere, with na
 
 import pytest
 
-from common.protocol.canary import installed_canary
-from tests.common.runtime.test_numerics import needs_portable
+from lockstep.common.protocol.canary import installed_canary
 from tests.golden.digests import Computed, computed, installed, known_weights, weights_known_here
 from tests.golden.jobs import GOLDEN
+from tests.lockstep.common.runtime.test_numerics import needs_portable
 
 
 @pytest.fixture(scope="module")

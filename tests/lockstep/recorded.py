@@ -8,25 +8,25 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from common.aggregation.tree import Vector
-from common.aggregation.update import UpdateStep
-from common.data.source import load
-from common.job.job import Job
-from common.job.tally import Tally
-from common.runtime.clock import ManualClock
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.update import UpdateStep
+from lockstep.common.data.source import load
+from lockstep.common.job.job import Job
+from lockstep.common.job.tally import Tally
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.checkpoint.resuming import coordinator_of
+from lockstep.ps.records.recorder import Setting
+from lockstep.ps.server.server import Server
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.shard.shard import Shard
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import make_run_dir
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
-from ps.checkpoint.resuming import coordinator_of
-from ps.records.recorder import Setting
-from ps.server.server import Server
-from ps.setup import AdmissionPolicy, RunSetup, open_run
-from ps.shard.shard import Shard
+from lockstep.worker.compute import Compute
+from lockstep.worker.node_sums import SumsByMicroBatch, SumsInOnePass, Vectors
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.cluster import Simulation
-from worker.compute import Compute
-from worker.node_sums import SumsByMicroBatch, SumsInOnePass, Vectors
 
 
 def job_in(folder: Path, **values: Any) -> Job:

@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from common.protocol.messages import EpochStatus, Status, WorkerStatus
-from ps.records.metrics import EpochRecord
-from ps.records.run_folder import RunResult
+from lockstep.common.protocol.messages import EpochStatus, Status, WorkerStatus
+from lockstep.ps.records.metrics import EpochRecord
+from lockstep.ps.records.run_folder import RunResult
 
 EPOCH = EpochStatus(epoch=1, loss=0.5, accuracy=0.875, test_loss=0.25, test_accuracy=0.9375, wall_s=12.34)
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import JobError
-from common.random import Purpose, generator
 from lockstep import Run, fit, load_run, nn
 from lockstep.cli.main import run
+from lockstep.common.errors import JobError
+from lockstep.common.random import Purpose, generator
 
 BRIEF: dict[str, Any] = {"global_batch": 40, "micro_batches": 4, "epochs": 3, "workers": 0, "verbose": False}
 
@@ -127,10 +127,10 @@ def test_of_a_regression_other_pictures_are_drawn(tmp_path: Path, capsys: pytest
 
 def test_the_axes_of_a_regression_are_called_what_they_are(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
-    from lockstep.evaluation.assessment import assess
-    from lockstep.reports.plots.curves import read_curves
-    from lockstep.reports.plots.learning import learning
-    from lockstep.reports.plots.results import regression_outputs
+    from lockstep.results.evaluation.assessment import assess
+    from lockstep.results.reports.plots.curves import read_curves
+    from lockstep.results.reports.plots.learning import learning
+    from lockstep.results.reports.plots.results import regression_outputs
     from lockstep.runs.trained_model import open_trained
 
     trained = of_table(tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lockstep.cli.main import run
-from lockstep.evaluation.export.formats import Exporter
+from lockstep.results.evaluation.export.formats import Exporter
 from lockstep.runs.trained_model import open_trained
 
 pa = pytest.importorskip("pyarrow")

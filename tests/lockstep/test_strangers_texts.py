@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.runtime.clock import ManualClock
+from lockstep.checking.verification.replay import LayerFigures, LayerReplay
 from lockstep.cli.checking.replay import layers_table
 from lockstep.cli.machines.status import show
 from lockstep.cli.main import run
+from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.client import say
-from lockstep.reports.display import LiveDisplay, PlainDisplay, print_plainly
-from lockstep.reports.notebook_display import NotebookDisplay
-from lockstep.reports.plots.worker_timeline import read_timeline
-from lockstep.reports.summary import show_advice
-from lockstep.verification.replay import LayerFigures, LayerReplay
-from ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
-from tests.lockstep.reports.plots.records import write_ledger, write_steps
+from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
+from lockstep.results.reports.display import LiveDisplay, PlainDisplay, print_plainly
+from lockstep.results.reports.notebook_display import NotebookDisplay
+from lockstep.results.reports.plots.worker_timeline import read_timeline
+from lockstep.results.reports.summary import show_advice
+from tests.lockstep.results.reports.plots.records import write_ledger, write_steps
 from tests.lockstep.statuses import result, status, worker
 
 #: What a terminal, `rich`, or a reader of lines would take for more than text.

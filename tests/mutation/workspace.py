@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.runtime.environment import child_environment
+from lockstep.common.runtime.environment import child_environment
 from tests.architecture.source import PACKAGES, ROOT
 
 #: Where the copy lies; `mutmut browse` can be called there afterwards.
@@ -50,7 +50,9 @@ def module_paths(given: list[str]) -> list[Path]:
         paths = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         relative = [each.relative_to(ROOT) for each in paths if each.is_relative_to(ROOT) and each.is_file()]
         if not relative or any(each.parts[0] not in PACKAGES for each in relative):
-            raise ValueError(f"{text!r} is no module: expected a path as common/aggregation/tree.py, or a folder")
+            raise ValueError(
+                f"{text!r} is no module: expected a path as lockstep/common/aggregation/tree.py, or a folder"
+            )
         found += relative
     return found
 

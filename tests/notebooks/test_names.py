@@ -63,7 +63,7 @@ def test_it_imports_from_the_public_package_alone(path: Path) -> None:
 def test_an_import_from_another_room_is_found() -> None:
     text = "import numpy as np\nimport ps.setup\nfrom lockstep import fit\nfrom common.data.source import load"
     cell: dict[str, Any] = {"cell_type": "code", "source": text, "metadata": {}}
-    assert private({"cells": [cell]}) == ["common.data.source", "ps.setup"]
+    assert private({"cells": [cell]}) == ["lockstep.common.data.source", "lockstep.ps.setup"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

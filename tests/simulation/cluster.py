@@ -10,38 +10,38 @@ from typing import Self
 
 import numpy as np
 
-from common.aggregation.tree import Vector
-from common.client.client import ClientConfig
-from common.client.events_and_effects import Exit
-from common.data.dataset import TrainTest
-from common.job.job import Job
-from common.protocol.codec import decode, encode
-from common.protocol.fingerprint import Fingerprint, fingerprint
-from common.protocol.messages import PROTOCOL_VERSION, Join, Result, SumsFrame, WorkerMessage
-from common.protocol.shard_messages import Hello, ShardJoin
-from common.random import Purpose, generator
-from common.runtime.clock import ManualClock
-from common.transport.in_memory import MemoryClient, MemoryNetwork
-from common.transport.links import wait_for_nothing
-from common.transport.port import ClientPort, Frames, Shortcut
-from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.effects import Finish
-from ps.parallel_update.parallel_update import ParallelUpdateConfig
-from ps.records.ledger import Account, LedgerShare
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.records.run_folder import RunFolder
-from ps.run.info import RunInfo
-from ps.server.server import Server
-from ps.setup import AdmissionPolicy, RunSetup, open_run
-from ps.shard.shard import Shard
-from ps.shard_process.shell import ShardShell
-from ps.shard_process.state import SILENCE_S, ShardState
-from ps.shared_memory import ServerSharedMemory, share
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.client.client import ClientConfig
+from lockstep.common.client.events_and_effects import Exit
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Result, SumsFrame, WorkerMessage
+from lockstep.common.protocol.shard_messages import Hello, ShardJoin
+from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
+from lockstep.common.transport.links import wait_for_nothing
+from lockstep.common.transport.port import ClientPort, Frames, Shortcut
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
+from lockstep.ps.records.ledger import Account, LedgerShare
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.run_folder import RunFolder
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.server.server import Server
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.shard.shard import Shard
+from lockstep.ps.shard_process.shell import ShardShell
+from lockstep.ps.shard_process.state import SILENCE_S, ShardState
+from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.worker.setup import Loader
+from lockstep.worker.shell import WorkerShell
+from lockstep.worker.slice_update import PART
+from lockstep.worker.state import WorkerState
 from tests.simulation.small import digits
-from worker.setup import Loader
-from worker.shell import WorkerShell
-from worker.slice_update import PART
-from worker.state import WorkerState
 
 #: Seconds that one act takes, and turns after which a run counts as stuck.
 TICK_S, LIMIT = 0.01, 20_000

@@ -5,11 +5,11 @@ from typing import Any
 
 import msgspec
 
-from common import nn
-from common.data.dataset import Dataset, TrainTest
-from common.data.source import load
-from common.job.job import Job
-from common.nn.description import describe
+from lockstep.common import nn
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.data.source import load
+from lockstep.common.job.job import Job
+from lockstep.common.nn.description import describe
 
 #: Training and test samples: neither a batch of 16 nor one of 18 divides the former.
 TRAIN, TEST = 40, 30

@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from common.data.dataset import Dataset, TrainTest
-from common.errors import FailureKind
-from ps.setup import AdmissionPolicy
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.errors import FailureKind
+from lockstep.ps.setup import AdmissionPolicy
 from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import JOBS, digits, job_of
 

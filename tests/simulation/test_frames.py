@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.aggregation.tree import Node, Vector
-from common.runtime.clock import ManualClock
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SerialRun
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.setup import AdmissionPolicy, open_run
-from ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from common.data.dataset import TrainTest
-from common.data.mapped import MappedSamples
-from common.data.source import load
-from common.job.job import Job
-from ps.setup import AdmissionPolicy
-from tests.common.data.folders import folder_of
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.mapped import MappedSamples
+from lockstep.common.data.source import load
+from lockstep.common.job.job import Job
+from lockstep.ps.setup import AdmissionPolicy
+from tests.lockstep.common.data.folders import folder_of
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of, noisy_net
 from tests.simulation.test_other_data import job, normalised, table, train_alone

@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from common.errors import FailureKind
-from ps.coordinator.effects import Finish
-from ps.setup import AdmissionPolicy
+from lockstep.common.errors import FailureKind
+from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.setup import AdmissionPolicy
 from tests.simulation.cluster import Simulation, Spoils
 from tests.simulation.small import JOBS
 from tests.simulation.test_promise import alone
@@ -80,7 +80,7 @@ def test_so_it_is_by_any_of_several_servers(place: int) -> None:
 #: A loss that is finite and a gradient that is not: the derivative of a root at 0.
 ROOT = """
 import numpy as np
-from common import nn
+from lockstep.common import nn
 
 
 class Net(nn.Module):

@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import nn
-from common.autograd import functional as F
-from common.autograd.tensor import Tensor
-from common.data.dataset import Dataset, TrainTest
-from common.job.job import Job
-from common.nn.description import describe
-from common.nn.model_source import build_model
-from common.optim import SGD
-from common.random import Purpose, generator
-from common.runtime.clock import ManualClock
+from lockstep.common import nn
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.job.job import Job
+from lockstep.common.nn.description import describe
+from lockstep.common.nn.model_source import build_model
+from lockstep.common.optim import SGD
+from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.single_process import SerialRun
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.records.run_folder import RunResult
-from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.runtime.clock import ManualClock
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SerialRun
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.records.run_folder import RunResult
-from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import JOBS, digits, long_test_set
 

@@ -7,15 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from common.job.job import Job
-from common.runtime.clock import ManualClock
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.records.ledger import Again, EpochDone, Line, RunBegun, StepDone, WorkerIn, read_lines
+from lockstep.ps.records.metrics import EpochRecord, StepRecord, read_metrics
+from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RunFolder, RunResult, read_result
+from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SerialRun
-from ps.records.ledger import Again, EpochDone, Line, RunBegun, StepDone, WorkerIn, read_lines
-from ps.records.metrics import EpochRecord, StepRecord, read_metrics
-from ps.records.receipt import Receipt
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.records.run_folder import LEDGER, RECEIPT, RunFolder, RunResult, read_result
-from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
 

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from common import nn
-from common.aggregation.layout import weights_digest
-from common.aggregation.tree import Node, Vector
-from common.autograd import functional as F
-from common.autograd.tensor import Tensor
-from common.data.preparation import Preparation
-from common.data.sampler import Sampler
-from common.job.job import Job
-from common.nn.models import MODELS
-from ps.setup import AdmissionPolicy
-from ps.shard.shard import Shard
+from lockstep.common import nn
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.sampler import Sampler
+from lockstep.common.job.job import Job
+from lockstep.common.nn.models import MODELS
+from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 

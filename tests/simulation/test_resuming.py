@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from common.errors import DataError, FileFormatError, JobError, UsageError
-from common.job.job import Job
-from common.runtime.clock import ManualClock
+from lockstep.common.errors import DataError, FileFormatError, JobError, UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.checkpoint.resuming import coordinator_of
+from lockstep.ps.records.metrics import METRICS
+from lockstep.ps.records.recorder import Setting
+from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, RESULT
+from lockstep.ps.server.server import Server
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
-from ps.checkpoint.resuming import coordinator_of
-from ps.records.metrics import METRICS
-from ps.records.recorder import Setting
-from ps.records.run_folder import CHECKPOINTS, LEDGER, RESULT
-from ps.server.server import Server
-from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of, noisy_net, other_digits
 

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from common import nn
-from common.nn.description import describe
-from common.runtime.clock import ManualClock
+from lockstep.common import nn
+from lockstep.common.nn.description import describe
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.checkpoint.resuming import coordinator_of
+from lockstep.ps.records.recorder import Setting
+from lockstep.ps.records.run_folder import RESULT, read_result
+from lockstep.ps.server.server import Server
+from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
-from ps.checkpoint.resuming import coordinator_of
-from ps.records.recorder import Setting
-from ps.records.run_folder import RESULT, read_result
-from ps.server.server import Server
-from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from common.protocol.codec import encode
-from common.protocol.messages import StatusRequest
+from lockstep.common.protocol.codec import encode
+from lockstep.common.protocol.messages import StatusRequest
+from lockstep.ps.checkpoint.resuming import Resumption
+from lockstep.ps.coordinator import events
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Effect, Finish
+from lockstep.ps.records.recorder import Setting
+from lockstep.ps.server.server import Server
+from lockstep.ps.setup import AdmissionPolicy
 from lockstep.runs.session import open_session
-from ps.checkpoint.resuming import Resumption
-from ps.coordinator import events
-from ps.coordinator.coordinator import Coordinator
-from ps.coordinator.effects import Effect, Finish
-from ps.records.recorder import Setting
-from ps.server.server import Server
-from ps.setup import AdmissionPolicy
 from tests.simulation.cluster import Simulation
 from tests.simulation.test_resuming import JOB, bits, calm, destination_in, opening_of
 

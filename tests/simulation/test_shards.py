@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.aggregation.slices import slices_for
-from common.errors import JobError
-from common.job.job import Job
-from common.optim.clipping import BLOCK
-from common.runtime.clock import ManualClock
+from lockstep.common.aggregation.slices import slices_for
+from lockstep.common.errors import JobError
+from lockstep.common.job.job import Job
+from lockstep.common.optim.clipping import BLOCK
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SerialRun
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.records.run_folder import RunResult
-from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 from tests.simulation.test_frames import ACTIONS, act

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.aggregation.tree import Vector
-from ps.coordinator.coordinator import Coordinator
-from ps.run.info import RunInfo
-from ps.setup import AdmissionPolicy
-from ps.shard.shard import Shard
+from lockstep.common.aggregation.tree import Vector
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.shard.shard import Shard
 from tests.leftovers import LINUX_ONLY, nothing_left_open
-from tests.ps.careless import CarelessCoordinator
+from tests.lockstep.ps.careless import CarelessCoordinator
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
 from tests.simulation.test_promise import ACTIONS, act, alone

@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.aggregation.tree import Node
-from common.data.dataset import TrainTest
-from common.errors import DataError
-from common.job.job import Job
-from common.protocol.codec import decode
-from common.protocol.messages import Lease, Samples, SamplesRequest, ServerMessage, WorkerMessage
-from common.transport.in_memory import MemoryClient
-from common.transport.port import Frames, Shortcut
-from ps.setup import AdmissionPolicy
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.errors import DataError
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.codec import decode
+from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, ServerMessage, WorkerMessage
+from lockstep.common.transport.in_memory import MemoryClient
+from lockstep.common.transport.port import Frames, Shortcut
+from lockstep.ps.setup import AdmissionPolicy
+from lockstep.worker.samples import PARTS
 from tests.simulation.cluster import Simulation, Worker, digest_with
 from tests.simulation.small import job_of, noisy_net, other_digits
-from worker.samples import PARTS
 
 SHIPPING = AdmissionPolicy(ships_data=True)
 

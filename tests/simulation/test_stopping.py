@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from common.job.job import Job
-from common.protocol.codec import encode
-from common.protocol.messages import CallbackDecision, EpochStatus
-from common.runtime.clock import ManualClock
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.codec import encode
+from lockstep.common.protocol.messages import CallbackDecision, EpochStatus
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, RunResult
+from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SerialRun
-from ps.coordinator.transitions import RunPhase
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.records.run_folder import CHECKPOINTS, RESULT, RunResult
-from ps.setup import AdmissionPolicy, open_run
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS, digits, job_of
 from tests.simulation.test_resuming import bits, run

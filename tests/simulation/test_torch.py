@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from common.errors import NumericsError
-from common.job.job import Job
-from common.runtime.clock import ManualClock
+from lockstep.common.errors import NumericsError
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.setup import AdmissionPolicy, open_run
-from tests.common.pytorch.jobs import NAMES, characters, model_file, torch_job
+from tests.lockstep.common.model.pytorch.jobs import NAMES, characters, model_file, torch_job
 from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of
 from tests.simulation.test_resuming import StoppedError

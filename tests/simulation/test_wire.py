@@ -14,23 +14,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.aggregation.quantization.quantization import EXACT, RoundingKey
-from common.aggregation.slices import Slice
-from common.aggregation.tree import Addition, Node, Vector
-from common.aggregation.update import UpdateStep
-from common.job.job import Job
-from common.random import Purpose, generator
-from common.runtime.clock import ManualClock
+from lockstep.common.aggregation.quantization.quantization import EXACT, RoundingKey
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Addition, Node, Vector
+from lockstep.common.aggregation.update import UpdateStep
+from lockstep.common.job.job import Job
+from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.run.traffic import Moved
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SerialRun
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.run.traffic import Moved
-from ps.setup import AdmissionPolicy, open_run
-from ps.shard.shard import Shard
+from lockstep.worker.compute import Compute
 from tests.simulation.cluster import Simulation, digest_with
 from tests.simulation.small import digits, job_of, noisy_net
 from tests.simulation.test_frames import ACTIONS, TIMEOUT_S, act
 from tests.simulation.test_reference import Rounding, keep, reference
-from worker.compute import Compute
 
 NAMES = ("float16", "bfloat16", "int8")
 

@@ -6,12 +6,12 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
-from common.aggregation.slices import FRAME
-from common.aggregation.tree import Node
-from common.job.tally import pack_losses
-from common.protocol.codec import decode, encode
-from common.protocol.fingerprint import fingerprint
-from common.protocol.messages import (
+from lockstep.common.aggregation.slices import FRAME
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.job.tally import pack_losses
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
     Join,
     Lease,
@@ -26,7 +26,7 @@ from common.protocol.messages import (
     Welcome,
     WorkerMessage,
 )
-from common.transport.port import ClientPort, PeerSlow
+from lockstep.common.transport.port import ClientPort, PeerSlow
 from tests.system.processes import GONE_S
 
 #: Seconds that one of its messages may take to leave.

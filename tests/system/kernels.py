@@ -4,15 +4,15 @@ import subprocess
 import sys
 from functools import cache
 
-from common.protocol.fingerprint import fingerprint
-from common.runtime.environment import child_environment
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.runtime.environment import child_environment
 
 #: Kernels for x86-64, newest first. That a processor has what one needs does not mean that it works: the one for
 #: Prescott of OpenBLAS 0.3.34 crashes.
 KERNELS = ("SkylakeX", "Haswell", "Zen", "Sandybridge", "Nehalem", "Core2", "Prescott")
 
 #: Prints which kernel is used, and what comes of the canary with it.
-ASK = "from common.protocol.fingerprint import fingerprint; print(fingerprint().kernel, fingerprint().canary)"
+ASK = "from lockstep.common.protocol.fingerprint import fingerprint; print(fingerprint().kernel, fingerprint().canary)"
 
 
 @cache

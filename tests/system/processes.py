@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from common.runtime.environment import child_environment
+from lockstep.common.runtime.environment import child_environment
 
 #: Within these seconds of an interrupt everything is to be gone.
 GONE_S = 5.0

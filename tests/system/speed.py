@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from common.runtime.clock import SystemClock
+from lockstep.common.runtime.clock import SystemClock
 from tests.system.jobs import ENDLESS
 from tests.system.processes import GONE_S, Place, Process
 

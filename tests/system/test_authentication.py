@@ -11,21 +11,21 @@ import msgspec
 import pytest
 import zmq
 
-from common.protocol.codec import decode, encode
-from common.protocol.fingerprint import fingerprint
-from common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, ServerMessage, Welcome
-from common.runtime.clock import SystemClock
-from common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
-from common.transport.auth.curve import new_pair
-from common.transport.limits.rejection_log import RejectionLog
-from common.transport.port import ClientPort, Frames, Shortcut
-from common.transport.zeromq.ports import dial, serve
-from common.transport.zeromq.server import ZeroMqServer
-from ps.coordinator.coordinator import Coordinator
-from ps.records.recorder import MetricsRecorder, Setting
-from ps.server.server import Server
-from ps.setup import AdmissionPolicy, open_run
-from tests.common.transport.zeromq import zmtp
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, ServerMessage, Welcome
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
+from lockstep.common.transport.auth.curve import new_pair
+from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.port import ClientPort, Frames, Shortcut
+from lockstep.common.transport.zeromq.ports import dial, serve
+from lockstep.common.transport.zeromq.server import ZeroMqServer
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.server.server import Server
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from tests.lockstep.common.transport.zeromq import zmtp
 from tests.simulation.small import digits, job_of
 
 #: Within these seconds of its attempt, one that is not to take part is refused and told of.

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from common.runtime.clock import SystemClock
 from lockstep.cli.main import run
+from lockstep.common.runtime.clock import SystemClock
 from tests.system.processes import Place, Process
 from tests.system.relay import Relay, relayed
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.clock import SystemClock
-from common.transport.port import Limits
-from common.transport.zeromq.ports import dial
-from ps.coordinator.scheduling.buffer_pool import WINDOW
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.port import Limits
+from lockstep.common.transport.zeromq.ports import dial
+from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
 from tests.system.alone import train_alone
 from tests.system.bad_worker import ACTS, Act, BadWorker, misbehaving, never_read
 from tests.system.processes import GONE_S, Place, Process

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from common.errors import CallbackError
-from common.protocol.messages import EpochStatus
 from lockstep import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, fit, resume
 from lockstep.api.callbacks import Training
-from ps.records.ledger import WorkerIn, read_lines
-from ps.records.run_folder import LEDGER
+from lockstep.common.errors import CallbackError
+from lockstep.common.protocol.messages import EpochStatus
+from lockstep.ps.records.ledger import WorkerIn, read_lines
+from lockstep.ps.records.run_folder import LEDGER
 from tests.lockstep.api import zoo
 from tests.lockstep.tiny_data import tiny_arrays
 

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from common.protocol.messages import PROTOCOL_VERSION
-from common.transport import diagnosis
-from lockstep.checkup import connection
+from lockstep.checking.checkup import connection
 from lockstep.cli.main import run
+from lockstep.common.protocol.messages import PROTOCOL_VERSION
+from lockstep.common.transport import diagnosis
 from tests.architecture.source import ROOT
-from tests.common.runtime.test_numerics import needs_portable
+from tests.lockstep.common.runtime.test_numerics import needs_portable
 from tests.system.jobs import BRIEF
 from tests.system.kernels import other_kernel
 from tests.system.processes import Place

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.environment import child_environment
-from common.runtime.numerics import CORETYPE, DISABLED, NUMERICS, environment_with
+from lockstep.common.runtime.environment import child_environment
+from lockstep.common.runtime.numerics import CORETYPE, DISABLED, NUMERICS, environment_with
 from lockstep.runs.job_file import to_toml
-from tests.common.runtime.test_numerics import needs_portable
 from tests.golden.digests import computed, weights_known_here
 from tests.golden.jobs import GOLDEN, golden_job
+from tests.lockstep.common.runtime.test_numerics import needs_portable
 from tests.system.processes import Place, Process
 
 QEMU = "qemu-x86_64"

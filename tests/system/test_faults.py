@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from common.runtime.clock import SystemClock
+from lockstep.common.runtime.clock import SystemClock
 from tests.system.alone import train_alone
 from tests.system.jobs import gated_model
 from tests.system.processes import GONE_S, Place, Process, is_gone

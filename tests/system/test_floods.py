@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.common.transport.zeromq import zmtp
+from tests.lockstep.common.transport.zeromq import zmtp
 from tests.system.processes import Place, Process
 from tests.system.speed import epochs_in, training
 

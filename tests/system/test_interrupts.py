@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from common.runtime.clock import SystemClock
+from lockstep.common.runtime.clock import SystemClock
 from tests.system.jobs import BRIEF, ENDLESS, gated_model, hold
 from tests.system.processes import GONE_S, Place, Process
 

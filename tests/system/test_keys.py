@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.clock import SystemClock
-from common.transport.auth.key_folder import KeyFolder, read_key
-from common.transport.zeromq.ports import dial
 from lockstep.cli.main import run
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.auth.key_folder import KeyFolder, read_key
+from lockstep.common.transport.zeromq.ports import dial
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, Process
 

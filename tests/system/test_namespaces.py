@@ -9,7 +9,7 @@ import pytest
 
 from lockstep.bench.predict import basis_of_result, predict
 from lockstep.cli.main import run
-from ps.records.run_folder import RunResult, read_result
+from lockstep.ps.records.run_folder import RunResult, read_result
 from tests.system.hosts import Hosts, hosts, seconds_pass, speed, why_not
 from tests.system.jobs import BRIEF
 from tests.system.processes import Place, Process

@@ -18,7 +18,7 @@ import signal
 import sys
 
 from lockstep import nn
-from worker.slice_update import SliceUpdater
+from lockstep.worker.slice_update import SliceUpdater
 
 
 def build():

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from common.transport.shared_memory.folder import shared_root
 from lockstep.cli.main import run
+from lockstep.common.transport.shared_memory.folder import shared_root
 from tests.system.alone import digest_alone
 from tests.system.processes import GONE_S, Place
 

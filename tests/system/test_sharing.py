@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from common.protocol.memory_offer import CALLERS
-from common.transport.shared_memory.folder import shared_root
+from lockstep.common.protocol.memory_offer import CALLERS
+from lockstep.common.transport.shared_memory.folder import shared_root
 from tests.system.alone import digest_alone
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place

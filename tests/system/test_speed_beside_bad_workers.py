@@ -4,8 +4,8 @@ from contextlib import closing
 
 import pytest
 
-from common.transport.port import Limits
-from common.transport.zeromq.ports import dial
+from lockstep.common.transport.port import Limits
+from lockstep.common.transport.zeromq.ports import dial
 from tests.system.bad_worker import ACTS, Act, BadWorker, misbehaving, never_read
 from tests.system.processes import Place
 from tests.system.speed import epochs_in, training

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.common.pytorch.jobs import NAMES, NETS
+from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS
 from tests.system.alone import train_alone
 from tests.system.processes import GONE_S, Place
 

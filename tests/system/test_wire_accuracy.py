@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.environment import cores
 from lockstep.cli.main import run
+from lockstep.common.runtime.environment import cores
 
 SEEDS = range(10)
 

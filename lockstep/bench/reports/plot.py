@@ -16,7 +16,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from lockstep.bench.reports.rows import CoordinatorRow, ExchangeRow, Prediction, ScalingRow, StepFigures, StragglerRow
 from lockstep.bench.reports.tables import case_name
-from ps.run.timing import Split
+from lockstep.ps.run.timing import Split
 
 #: The four parts of a step in the order of stacking, and their colours (by Okabe and Ito, which people with a colour
 #: vision deficiency can tell apart).

@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from common.errors import RunError
-from common.files.atomic import write_atomically
-from ps.run.timing import Split
+from lockstep.common.errors import RunError
+from lockstep.common.files.atomic import write_atomically
+from lockstep.ps.run.timing import Split
 
 
 class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from lockstep.bench.reports.rows import (
     StepFigures,
     StragglerRow,
 )
-from ps.run.timing import Split
+from lockstep.ps.run.timing import Split
 
 
 def step_lines(figures: StepFigures) -> list[str]:

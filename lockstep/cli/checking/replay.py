@@ -8,15 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.errors import UsageError
-from common.files.sanitize import one_line
-from common.runtime.clock import SystemClock
+from lockstep.checking.verification.replay import LayerReplay, MicroBatchReplay, replay
 from lockstep.cli.options.run import RUN_ARGUMENT
 from lockstep.cli.options.types import WholeNumber
+from lockstep.common.errors import UsageError
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.numerics import begin_with
-from lockstep.reports.display import print_plainly
+from lockstep.results.reports.display import print_plainly
 from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
-from lockstep.verification.replay import LayerReplay, MicroBatchReplay, replay
 
 #: Samples that are listed; `--json` has them all.
 MOST_SAMPLES = 16

@@ -8,23 +8,23 @@ import click
 import msgspec
 from rich.console import Console
 
-from common.aggregation.layout import weights_digest
-from common.aggregation.tree import Vector
-from common.errors import DifferenceError, NumericsError, UsageError
-from common.files.safetensors import read
-from common.runtime.clock import SystemClock
+from lockstep.checking.verification.receipts import comparison, read_receipt
+from lockstep.checking.verification.verify import Difference, Verifier
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.run import RUN_ARGUMENT
 from lockstep.cli.options.types import number_range
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import DifferenceError, NumericsError, UsageError
+from lockstep.common.files.safetensors import read
+from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.numerics import begin_with
-from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
+from lockstep.ps.records.ledger import EpochDone
+from lockstep.ps.records.receipt import read_chain
+from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
+from lockstep.ps.setup import RunSetup
+from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
 from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, other_numerics, read_run
-from lockstep.verification.receipts import comparison, read_receipt
-from lockstep.verification.verify import Difference, Verifier
-from ps.records.ledger import EpochDone
-from ps.records.receipt import read_chain
-from ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
-from ps.setup import RunSetup
 
 
 @click.command(short_help="Recompute a run and compare every bit.")

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from common.data.folder import check_folder
 from lockstep.cli.data.progress import progress_of
-from lockstep.reports.display import print_plainly
+from lockstep.common.data.folder import check_folder
+from lockstep.results.reports.display import print_plainly
 
 
 @click.command("check-data", short_help="Check every byte of a packed dataset.")

@@ -10,7 +10,7 @@ from lockstep.cli.data.options import PACK_OPTIONS, options_of
 from lockstep.cli.data.progress import progress_of
 from lockstep.packing.pack import pack
 from lockstep.packing.result import lines
-from lockstep.reports.display import print_plainly
+from lockstep.results.reports.display import print_plainly
 
 
 @click.command("pack", short_help="Turn tables, pictures or arrays into a dataset.")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from common.files.sanitize import one_line
+from lockstep.common.files.sanitize import one_line
 
 
 @contextmanager

@@ -6,12 +6,12 @@ from collections import Counter
 import click
 from rich.console import Console
 
-from common.errors import DifferenceError
-from common.runtime.clock import SystemClock
+from lockstep.checking.simulation.oracle import Outcome, simulate
+from lockstep.checking.simulation.scenario import scenario_of
 from lockstep.cli.options.types import WholeNumber, number_range
-from lockstep.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.simulation.oracle import Outcome, simulate
-from lockstep.simulation.scenario import scenario_of
+from lockstep.common.errors import DifferenceError
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
 
 #: Characters per line.
 WIDTH = 80

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from common.transport.auth.credentials import Z85_KEY
-from common.transport.auth.curve import new_pair
-from common.transport.auth.key_file import SecretKey, read_ours, write_secret
-from common.transport.auth.key_folder import KeyFolder, check_names
 from lockstep.cli.options.types import WholeNumber
+from lockstep.common.transport.auth.credentials import Z85_KEY
+from lockstep.common.transport.auth.curve import new_pair
+from lockstep.common.transport.auth.key_file import SecretKey, read_ours, write_secret
+from lockstep.common.transport.auth.key_folder import KeyFolder, check_names
 
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 

@@ -6,18 +6,18 @@ from typing import Any
 import click
 from rich.console import Console
 
-from common.runtime.environment import own_environment
-from common.transport.auth.key_folder import SERVER
 from lockstep.cli.machines.worker import worker
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options, takes_job
 from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import PICTURE_OPTION
 from lockstep.cli.options.types import seconds
+from lockstep.common.runtime.environment import own_environment
+from lockstep.common.transport.auth.key_folder import SERVER
 from lockstep.launch.client import say
 from lockstep.launch.remote.head import HeadBackend, train_as_head
 from lockstep.launch.remote.launcher import detect
 from lockstep.launch.run_end import show_end
-from lockstep.reports.display import print_plainly
+from lockstep.results.reports.display import print_plainly
 from lockstep.runs.job_file import read_values
 from lockstep.runs.run_dir import finished, has_begun
 

@@ -9,9 +9,6 @@ from typing import Any
 
 import click
 
-from common.errors import UsageError
-from common.job.job import Job
-from common.job.score import Score
 from lockstep.cli.options.job import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, job_options, takes_job
 from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import (
@@ -23,17 +20,20 @@ from lockstep.cli.options.run import (
     SUPERVISED_OPTION,
     WATCH_OPTION,
 )
+from lockstep.common.errors import UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.job.score import Score
 from lockstep.launch.child import keep_logs
 from lockstep.launch.endpoints import lock_of
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.page_process import PageRequest
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
+from lockstep.ps.setup import AdmissionPolicy
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, has_begun, resumed_job, unclaim
 from lockstep.runs.session import Destination
-from ps.setup import AdmissionPolicy
 
 
 @click.command(cls=GroupedCommand, short_help="Serve a run to workers on any machine.")

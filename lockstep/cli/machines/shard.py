@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from common.runtime.numerics import Numerics
-from common.transport.limits.rejection_log import RejectionLog
-from common.transport.zeromq.ports import dial, serve
 from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.client import say
 from lockstep.launch.endpoints import WARNING, bind_near, lock_of, server_credential

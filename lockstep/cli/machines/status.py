@@ -6,14 +6,14 @@ import click
 import msgspec
 from rich.console import Console
 
-from common.errors import UnreachableError
-from common.protocol.messages import Status
-from common.transport.zeromq.ports import dial
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.cli.options.types import seconds
+from lockstep.common.errors import UnreachableError
+from lockstep.common.protocol.messages import Status
+from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import ask_once
 from lockstep.launch.endpoints import credential_of
-from lockstep.reports.display import epoch_line, figures, place, print_plainly, workers_table
+from lockstep.results.reports.display import epoch_line, figures, place, print_plainly, workers_table
 
 
 @click.command(short_help="Show the progress of a run.")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from common.runtime.numerics import Numerics
-from common.transport.zeromq.ports import dial
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.client import say
 from lockstep.launch.endpoints import credential_of

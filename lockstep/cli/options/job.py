@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
-from common.errors import UsageError
-from common.job.job import Job
 from lockstep.cli.options.completion import complete_models
 from lockstep.cli.options.types import share
+from lockstep.common.errors import UsageError
+from lockstep.common.job.job import Job
 from lockstep.runs.job_file import Field, fields, shipped_values
 from lockstep.runs.launch_config import Launch
 

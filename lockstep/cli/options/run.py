@@ -5,9 +5,9 @@ from typing import get_args
 
 import click
 
-from common.runtime.numerics import Numerics
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.types import SEED, crowd, moment, seconds
+from lockstep.common.runtime.numerics import Numerics
 
 RUN_DIR_OPTION = click.option(
     "--run-dir",

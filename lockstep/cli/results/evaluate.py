@@ -7,14 +7,14 @@ import click
 import msgspec
 from rich.console import Console
 
-from common.aggregation.layout import weights_digest
-from common.job.score import score_of
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
-from lockstep.evaluation.assessment import Assessment, assess
-from lockstep.evaluation.confusion import figures_lines, matrix_lines
-from lockstep.evaluation.regression import figures_lines as target_lines
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.job.score import score_of
 from lockstep.launch.numerics import begin_with
-from lockstep.reports.display import print_plainly
+from lockstep.results.evaluation.assessment import Assessment, assess
+from lockstep.results.evaluation.confusion import figures_lines, matrix_lines
+from lockstep.results.evaluation.regression import figures_lines as target_lines
+from lockstep.results.reports.display import print_plainly
 from lockstep.runs.trained_model import Moment, open_trained
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 import click
 
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
-from lockstep.evaluation.export.formats import Exporter, Format
+from lockstep.results.evaluation.export.formats import Exporter, Format
 from lockstep.runs.trained_model import Moment, open_trained
 
 FORMATS = get_args(Format)

@@ -6,13 +6,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from common.errors import UsageError
 from lockstep.cli.options.completion import RunPath
+from lockstep.common.errors import UsageError
 from lockstep.launch.run_end import PICTURE
-from lockstep.reports.display import print_plainly
-from lockstep.reports.plots.curves import RunCurves, read_curves
+from lockstep.ps.records.metrics import METRICS
+from lockstep.results.reports.display import print_plainly
+from lockstep.results.reports.plots.curves import RunCurves, read_curves
 from lockstep.runs.optional_packages import demand
-from ps.records.metrics import METRICS
 
 #: The default folder for plots of several runs; those of a single run go into its own folder.
 PLOTS = Path("plots")
@@ -76,8 +76,8 @@ def _curves_of(runs: tuple[Path, ...]) -> list[RunCurves]:
 
 def _learning(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
     # Imported here as in `_plots`, and without the test set, which the others need.
-    from lockstep.reports.plots.learning import learning
-    from lockstep.reports.plots.style import save
+    from lockstep.results.reports.plots.learning import learning
+    from lockstep.results.reports.plots.style import save
 
     save(learning(curves), folder / PICTURE)
     yield f"wrote {folder / PICTURE}"
@@ -85,14 +85,14 @@ def _learning(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> 
 
 def _plots(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
     # Imported here, since the extra may not be installed, and takes half a second to load.
-    from lockstep.reports.plots.run_plots import Subject, plot_runs
+    from lockstep.results.reports.plots.run_plots import Subject, plot_runs
 
     return plot_runs([Subject(run, each) for run, each in zip(runs, curves, strict=True)], folder)
 
 
 def _events(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
     # Imported here, since the extra may not be installed.
-    from lockstep.reports.plots.event_files import write_events
+    from lockstep.results.reports.plots.event_files import write_events
 
     for run, each in zip(runs, curves, strict=True):
         # The last line was written when the run ended, or just now.

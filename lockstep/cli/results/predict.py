@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from common.autograd.primitives.primitive import Array
-from common.data.folder import FolderManifest
-from common.errors import DataError
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
-from lockstep.evaluation.confusion import shown_names
-from lockstep.evaluation.predictions import Recognizer
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.data.folder import FolderManifest
+from lockstep.common.errors import DataError
 from lockstep.launch.numerics import begin_with
-from lockstep.reports.display import print_plainly
+from lockstep.results.evaluation.confusion import shown_names
+from lockstep.results.evaluation.predictions import Recognizer
+from lockstep.results.reports.display import print_plainly
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.trained_model import Moment, Trained, open_trained, table_of
 
@@ -59,7 +59,7 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
         return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing if nobody predicts.
-    from lockstep.evaluation.image_file import read_image
+    from lockstep.results.evaluation.image_file import read_image
 
     recognizer = Recognizer.of(trained, centres=not no_center)
     console = Console(highlight=False)
@@ -86,7 +86,7 @@ def predict_tables(trained: Trained, manifest: FolderManifest, tables: Sequence[
     """Print a line for each row of tables: CSV, or JSON with all probabilities."""
     demand("pyarrow", "data", "lockstep predict")
     # Here, as the extra may be missing if nobody predicts.
-    from lockstep.evaluation.table_predictions import predict_rows
+    from lockstep.results.evaluation.table_predictions import predict_rows
 
     targets = [column.name for column in manifest.targets]
     out = csv.writer(sys.stdout, lineterminator="\n")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from common.errors import UsageError
-from common.transport.address import parse
 from lockstep.cli.options.keys import KEY_OPTION
+from lockstep.common.errors import UsageError
+from lockstep.common.transport.address import parse
 from lockstep.launch.client import say
 from lockstep.launch.page_process import demand_page
 
@@ -63,8 +63,15 @@ def watch(
     """
     demand_page("lockstep watch")
     # Imported here, since the extra may not be installed.
-    from lockstep.watch.serving import PageServer, ask_statuses, parse_place, read_statuses, read_token, stdin_lines
-    from lockstep.watch.sources import Source
+    from lockstep.results.watch.serving import (
+        PageServer,
+        ask_statuses,
+        parse_place,
+        read_statuses,
+        read_token,
+        stdin_lines,
+    )
+    from lockstep.results.watch.sources import Source
 
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
     reached = None if published is None else parse_place(published)

@@ -7,14 +7,14 @@ import click
 import msgspec
 from rich.console import Console
 
-from lockstep.checkup.connection import Examiner
-from lockstep.checkup.consultation import examine_job
-from lockstep.checkup.machine import examine_machine, machine_lines
+from lockstep.checking.checkup.connection import Examiner
+from lockstep.checking.checkup.consultation import examine_job
+from lockstep.checking.checkup.machine import examine_machine, machine_lines
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options, takes_job
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.numerics import begin_with
-from lockstep.reports.display import print_plainly
+from lockstep.results.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 

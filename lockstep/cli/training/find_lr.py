@@ -10,7 +10,7 @@ from rich.console import Console
 from lockstep.api.learning_rates import rates_of
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, job_options, takes_job
 from lockstep.cli.options.types import WholeNumber
-from lockstep.reports.display import print_plainly
+from lockstep.results.reports.display import print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
 

@@ -9,10 +9,6 @@ import click
 import msgspec
 from rich.console import Console
 
-from common.errors import UsageError
-from common.job.job import Job
-from common.runtime.clock import SystemClock
-from common.runtime.environment import cache_home, cores
 from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options
 from lockstep.cli.data.progress import progress_of
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options, takes_job
@@ -26,19 +22,23 @@ from lockstep.cli.options.run import (
     WATCH_OPTION,
     WORKERS_OPTION,
 )
+from lockstep.common.errors import UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.environment import cache_home, cores
 from lockstep.launch.chaos import Chaos, ChaosRequest, chaos_of, check_chaos, parse_chaos
 from lockstep.launch.cluster import train_here, train_on
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.page_process import PageProcess, PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.packing.cache import changed, packed_source
-from lockstep.reports.display import AnnouncingDisplay, Display, display_for, print_plainly
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.results.reports.display import AnnouncingDisplay, Display, display_for, print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch, default_launch
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, resumed_job
 from lockstep.runs.session import Destination
-from ps.records.run_folder import RunResult
 
 
 @click.command(cls=GroupedCommand, short_help="Train a model on this machine.")

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import msgspec
 
-from common.errors import LockstepError, NumericsError, UnreachableError
-from common.protocol.fingerprint import code_digest
-from common.protocol.messages import CallbackDecision
-from common.runtime.numerics import Numerics
-from common.transport.auth.key_folder import KeyFolder
-from common.transport.zeromq.ports import dial
-from common.version import VERSION
+from lockstep.common.errors import LockstepError, NumericsError, UnreachableError
+from lockstep.common.protocol.fingerprint import code_digest
+from lockstep.common.protocol.messages import CallbackDecision
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.runtime.version import VERSION
+from lockstep.common.transport.auth.key_folder import KeyFolder
+from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import ERROR_MARK, Child
 from lockstep.launch.client import StatusClient
 from lockstep.launch.numerics import demand_numerics

@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from common.errors import JobError
-from common.job.job import Job
-from common.runtime.clock import SystemClock
-from common.runtime.numerics import Numerics
-from common.transport.auth.key_folder import SERVER
-from common.transport.zeromq.ports import dial
+from lockstep.common.errors import JobError
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.transport.auth.key_folder import SERVER
+from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import StatusClient
 from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
@@ -20,7 +20,7 @@ from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import HERE, Observer, WatchedProcess, start_here
 from lockstep.launch.remote.launcher import LauncherPlace
 from lockstep.launch.run_end import kept_on_failure, show_end
-from lockstep.reports.display import display_for, print_plainly
+from lockstep.results.reports.display import display_for, print_plainly
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch, default_launch
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from common.errors import UsageError
+from lockstep.common.errors import UsageError
 
 #: The port of rank 0 where neither the launcher nor `MASTER_PORT` says another.
 PORT = 5555

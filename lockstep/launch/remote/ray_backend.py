@@ -20,16 +20,16 @@ import ray.exceptions
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from common.errors import JobError, RunError, UsageError
-from common.runtime.environment import own_environment
-from common.runtime.numerics import Numerics
-from common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
+from lockstep.common.errors import JobError, RunError, UsageError
+from lockstep.common.runtime.environment import own_environment
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
 from lockstep.launch.child import ProcessLog
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
 from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, WatchedProcess, private_folder
 from lockstep.launch.remote.agent import KEYS, LaunchAgent, bracketed
 from lockstep.launch.remote.ray_child import RayChild, RayObserver
-from lockstep.reports.display import Display
+from lockstep.results.reports.display import Display
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB
 from lockstep.runs.session import Destination

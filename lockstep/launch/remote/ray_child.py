@@ -10,8 +10,8 @@ import msgspec
 import ray
 import ray.exceptions
 
-from common.protocol.messages import CallbackDecision, Status
-from common.runtime.clock import Clock, SystemClock
+from lockstep.common.protocol.messages import CallbackDecision, Status
+from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.child import ProcessLog
 
 #: The exit code of a process whose machine is gone: as if somebody had killed it.

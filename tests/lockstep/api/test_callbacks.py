@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import lockstep.api.callbacks as documented
-from common.errors import CallbackError, JobError, RunError
-from common.files.safetensors import read
-from common.protocol.messages import EpochStatus
 from lockstep import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, fit, load_run, resume
 from lockstep.api.callbacks import Training
+from lockstep.common.errors import CallbackError, JobError, RunError
+from lockstep.common.files.safetensors import read
+from lockstep.common.protocol.messages import EpochStatus
+from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.runs.run_dir import JOB
-from ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from tests.lockstep.tiny_data import tiny_arrays
 
 #: Ten steps: five epochs of two.

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from common.errors import ModelError
-from common.nn.model_source import load_model
-from common.nn.module import Module
 from lockstep import fit, nn
 from lockstep.api.exported_model import Model, ModelText, exported, model_text
 from lockstep.api.source_text import borrowed_names, excerpt_of
+from lockstep.common.errors import ModelError
+from lockstep.common.nn.model_source import load_model
+from lockstep.common.nn.module import Module
 from tests.lockstep.api import zoo
 from tests.lockstep.tiny_data import tiny_arrays
 
@@ -43,8 +43,8 @@ def test_the_text_is_what_is_needed_and_no_more() -> None:
     assert "class Block(layers.Module):" in text
     assert "Alias = Block" in text
     assert "@loud\nclass Net(Module):" in text
-    assert "import common.nn as layers\n" in text
-    assert "from common.nn.module import Module\n" in text
+    assert "import lockstep.common.nn as layers\n" in text
+    assert "from lockstep.common.nn.module import Module\n" in text
     assert text.index("class Block") < text.index("class Net")
     assert "Wide" not in text
     assert "SLOPES" not in text
@@ -135,7 +135,7 @@ def test_a_class_of_a_cell_is_found_without_a_file(notebook: dict[str, Any]) -> 
     run_cell(CELL, notebook)
     text = model_text(notebook["Net"]()).text
     assert "scale = 3\n" in text
-    assert "import common.nn as nn\n" in text
+    assert "import lockstep.common.nn as nn\n" in text
 
 
 def test_a_class_that_was_defined_again_is_the_new_one(notebook: dict[str, Any]) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.aggregation.layout import gather, layout_of, weights_digest
-from common.errors import DataError, JobError, ModelError
 from lockstep import Tensor, fit, load_run, nn, no_grad
+from lockstep.common.aggregation.layout import gather, layout_of, weights_digest
+from lockstep.common.errors import DataError, JobError, ModelError
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
 
 #: What makes a run short, alone in this process, and silent.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.folder import read_manifest
-from common.errors import DataError, JobError
 from lockstep import Run, fit, nn
+from lockstep.common.data.folder import read_manifest
+from lockstep.common.errors import DataError, JobError
 
 pa = pytest.importorskip("pyarrow")
 csv = pytest.importorskip("pyarrow.csv")

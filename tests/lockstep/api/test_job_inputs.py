@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.source import load
-from common.errors import DataError, RunError, UsageError
-from common.files.safetensors import read
 from lockstep.api.job_inputs import job_inputs, named_arrays
+from lockstep.common.data.source import load
+from lockstep.common.errors import DataError, RunError, UsageError
+from lockstep.common.files.safetensors import read
 from tests.lockstep.tiny_data import tiny_arrays
 
 

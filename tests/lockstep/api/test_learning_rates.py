@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import JobError, RunError
 from lockstep import find_lr, fit, nn
 from lockstep.api.learning_rates import RateTest
+from lockstep.common.errors import JobError, RunError
 from tests.lockstep.api import zoo
 from tests.lockstep.tiny_data import tiny_arrays
 

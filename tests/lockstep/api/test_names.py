@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lockstep
-from common.runtime.environment import child_environment
+from lockstep.common.runtime.environment import child_environment
 
 
 def test_every_public_name_is_there() -> None:
@@ -18,9 +18,9 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_what_has_the_name_of_a_room_too_is_the_function() -> None:
-    import lockstep.checkup.consultation
+    import lockstep.checking.checkup.consultation
 
-    assert lockstep.doctor is lockstep.checkup.consultation.doctor
+    assert lockstep.doctor is lockstep.checking.checkup.consultation.doctor
 
 
 @pytest.mark.parametrize("function", [lockstep.load, lockstep.check_gradients])
@@ -47,5 +47,5 @@ def test_a_process_of_a_run_does_not_import_what_only_a_person_needs(process: st
         [sys.executable, "-P", "-c", code], env=child_environment(), capture_output=True, text=True, check=True
     )
     modules = done.stdout.split()
-    needless = ("rich", "asyncio", "email", "lockstep.api", "lockstep.launch.cluster", "lockstep.reports")
+    needless = ("rich", "asyncio", "email", "lockstep.api", "lockstep.launch.cluster", "lockstep.results.reports")
     assert [name for name in modules if name.startswith(needless)] == []

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import ModelError
-from common.files.safetensors import read, write
-from common.job.objective import Objective
-from common.model.source import torch_model
 from lockstep import LambdaCallback, doctor, fit, load_run
 from lockstep.cli.main import run as run_command
-from lockstep.evaluation.assessment import assess
+from lockstep.common.errors import ModelError
+from lockstep.common.files.safetensors import read, write
+from lockstep.common.job.objective import Objective
+from lockstep.common.model.source import torch_model
+from lockstep.results.evaluation.assessment import assess
 from lockstep.runs.trained_model import open_trained
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from common import nn as layers
-from common.autograd import functional as F
-from common.autograd.tensor import Tensor
-from common.nn.layers.linear import Linear
-from common.nn.module import Module
+from lockstep.common import nn as layers
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.nn.layers.linear import Linear
+from lockstep.common.nn.module import Module
 from tests.lockstep import api as cells
 
 WIDTH = 12

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from common.errors import RunError
 from lockstep.bench.baseline import Stepper, all_at_once
+from lockstep.common.errors import RunError
 
 #: Answers each line, with the number of the line as the version.
 HONEST = """

@@ -7,11 +7,11 @@ from types import FrameType
 import msgspec
 import pytest
 
-from common.runtime.clock import ManualClock
 from lockstep.bench.coordinator import SimulatedWorkers, measure
 from lockstep.bench.reports.rows import CoordinatorRow
 from lockstep.cli.main import run
-from ps.coordinator.transitions import RunPhase
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.coordinator.transitions import RunPhase
 
 
 @pytest.mark.parametrize("workers", [1, 3, 20])

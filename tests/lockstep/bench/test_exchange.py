@@ -6,12 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from common.aggregation.layout import Binding, layout_of
-from common.autograd.tensor import Tensor
 from lockstep.bench.constant_gradient import Filler
 from lockstep.bench.reports.rows import ExchangeRow
 from lockstep.bench.reports.tables import EXCHANGE_HEAD, exchange_line
 from lockstep.cli.main import run
+from lockstep.common.aggregation.layout import Binding, layout_of
+from lockstep.common.autograd.tensor import Tensor
 from tests.lockstep.bench.baselines import write_peer
 
 TINY = ["bench", "exchange", "--steps", "8", "--rounds", "1"]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from common.nn.models import MODELS
-from common.runtime.clock import SystemClock
 from lockstep.bench.step import gemm_peak, step_flops
+from lockstep.common.nn.models import MODELS
+from lockstep.common.runtime.clock import SystemClock
 
 #: Multiplications of one image forward, layer by layer.
 LAYERS = {

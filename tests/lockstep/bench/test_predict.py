@@ -11,7 +11,7 @@ from lockstep.bench.reports.rows import PredictionRow, ScalingRow, write_rows
 from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_summary
 from lockstep.cli.development.bench.options import LinkParam, PowersRange
 from lockstep.cli.main import run
-from ps.run.timing import Split
+from lockstep.ps.run.timing import Split
 from tests.lockstep.bench.scaling_rows import scaling_row
 from tests.lockstep.statuses import result
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.runtime.clock import ManualClock
 from lockstep.bench.quantization import measure
 from lockstep.bench.reports.rows import QuantizationRow
 from lockstep.bench.reports.tables import QUANTIZATION_HEAD, quantization_line
 from lockstep.cli.main import run
+from lockstep.common.runtime.clock import ManualClock
 
 
 class Reading(ManualClock):

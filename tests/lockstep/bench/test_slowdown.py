@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from common.protocol.messages import Status
-from common.runtime.clock import ManualClock, SystemClock
 from lockstep.bench.slowdown import PATTERNS, Begun, DutyCycle, Pattern, Slowdown
 from lockstep.bench.timed_run import finished_run
+from lockstep.common.protocol.messages import Status
+from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.launch.chaos import RunProcesses
 from lockstep.launch.process_backend import WatchedProcess
 from lockstep.runs.job_file import resolve

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.autograd.graph import observe
-from common.autograd.tensor import Tensor
-from common.data.source import load
-from common.errors import RunError, UsageError
-from common.job.job import Job
-from common.runtime.clock import ManualClock, SystemClock
 from lockstep.bench.baseline import Answer, Baseline, layouts_of
 from lockstep.bench.step import FIRST, Profile, StepBench, faster_layout
 from lockstep.cli.main import run
+from lockstep.common.autograd.graph import observe
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.source import load
+from lockstep.common.errors import RunError, UsageError
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import ManualClock, SystemClock
 from tests.lockstep.tiny_data import write_tiny
 
 

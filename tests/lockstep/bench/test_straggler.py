@@ -5,15 +5,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.errors import RunError
 from lockstep.bench.reports.rows import StragglerRow
 from lockstep.bench.reports.tables import STRAGGLER_HEAD, straggler_line
 from lockstep.bench.slowdown import Begun
 from lockstep.bench.straggler import Straggler, Turn, median_ratio, turn_of
 from lockstep.bench.timed_run import WARM_UP
 from lockstep.cli.main import run
-from ps.records.ledger import Again, LedgerShare, Line, RunBegun, StepDone, WorkerIn
-from ps.records.metrics import StepRecord
+from lockstep.common.errors import RunError
+from lockstep.ps.records.ledger import Again, LedgerShare, Line, RunBegun, StepDone, WorkerIn
+from lockstep.ps.records.metrics import StepRecord
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

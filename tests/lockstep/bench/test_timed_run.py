@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lockstep.bench.timed_run import WARM_UP, TimedRuns, mean_step_s
-from ps.records.metrics import StepRecord
+from lockstep.ps.records.metrics import StepRecord
 
 
 def step(number: int, round_s: float, epoch: int = 1) -> StepRecord:

@@ -8,7 +8,7 @@ import pytest
 
 from lockstep.bench.reports.rows import ScalingRow
 from lockstep.cli.main import run
-from tests.common.pytorch.jobs import NETS
+from tests.lockstep.common.model.pytorch.jobs import NETS
 
 pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.numerics import Numerics
 from lockstep.cli.main import run
-from tests.common.runtime.test_numerics import needs_portable
+from lockstep.common.runtime.numerics import Numerics
+from tests.lockstep.common.runtime.test_numerics import needs_portable
 from tests.lockstep.tiny_data import write_tiny
 
 JOB = ["--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--steps", "4"]

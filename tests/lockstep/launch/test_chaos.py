@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UsageError
-from common.protocol.messages import Status
-from common.runtime.clock import ManualClock
+from lockstep.common.errors import UsageError
+from lockstep.common.protocol.messages import Status
+from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.chaos import (
     DISTURBANCE_S,
     Chaos,

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from common.errors import DivergedError, FailureKind, RunError
+from lockstep.common.errors import DivergedError, FailureKind, RunError
 from lockstep.launch.child import TAIL_LINES, Child, ExitRecord, exit_record, keep_logs
 from lockstep.launch.cluster import exit_message
 

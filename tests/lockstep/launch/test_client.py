@@ -1,7 +1,7 @@
 """Who a process is to the server that it joins."""
 
-from common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION, Join
-from common.runtime.environment import core_numbers, machine_id
+from lockstep.common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION, Join
+from lockstep.common.runtime.environment import core_numbers, machine_id
 from lockstep.launch.client import ProcessIdentity, own_identity
 
 

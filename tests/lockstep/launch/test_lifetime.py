@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from common.runtime.clock import ManualClock
+from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.lifetime import TIDY_S, InterruptOnce, uninterrupted
 
 

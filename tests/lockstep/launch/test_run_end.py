@@ -8,11 +8,11 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from common.errors import DivergedError, RunError
 from lockstep.cli.root import command_named
+from lockstep.common.errors import DivergedError, RunError
 from lockstep.launch.run_end import PICTURE, draw_picture, kept_on_failure, next_steps
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
 from lockstep.runs.own_command import own_command
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.statuses import result
 

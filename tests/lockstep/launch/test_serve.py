@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import SharingError
-from common.transport.shared_memory.folder import NAME
+from lockstep.common.errors import SharingError
+from lockstep.common.transport.shared_memory.folder import NAME
 from lockstep.launch.serve import shared_memory
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.launch_config import Transport
-from ps.setup import AdmissionPolicy, RunSetup, open_run
 from tests.simulation.small import digits, job_of
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.clock import ManualClock
+from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.child import Child, ProcessLog
 from lockstep.launch.worker_supervisor import FIRST_S, MOST_S, STEADY_S, USAGE, Restarts, WorkerSupervisor
 

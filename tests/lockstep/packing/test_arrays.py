@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.source import load
-from common.errors import DataError
+from lockstep.common.data.source import load
+from lockstep.common.errors import DataError
 from lockstep.packing.options import PackOptions
 from lockstep.packing.pack import pack
 from lockstep.packing.result import lines
-from tests.common.data.test_source import ARRAYS, write_folder
+from tests.lockstep.common.data.test_source import ARRAYS, write_folder
 
 PLAIN = PackOptions()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from common.data.folder import read_manifest
-from common.errors import DataError
+from lockstep.common.data.folder import read_manifest
+from lockstep.common.errors import DataError
 from lockstep.packing.cache import is_to_be_packed, packed_source
 from lockstep.packing.options import PackOptions
 from lockstep.packing.result import Watch

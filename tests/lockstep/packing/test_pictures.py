@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from common.data.source import load
-from common.errors import DataError
+from lockstep.common.data.source import load
+from lockstep.common.errors import DataError
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pack import pack
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.folder import read_manifest
-from common.data.source import load
-from common.errors import DataError
+from lockstep.common.data.folder import read_manifest
+from lockstep.common.data.source import load
+from lockstep.common.errors import DataError
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pack import pack
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import JobError
-from common.job.job import Job
-from common.nn.models import MODELS
+from lockstep.common.errors import JobError
+from lockstep.common.job.job import Job
+from lockstep.common.nn.models import MODELS
 from lockstep.runs.job_file import SHIPPED, fields, read_values, resolve, shipped_values, to_toml
 from lockstep.runs.launch_config import Launch, default_launch
 

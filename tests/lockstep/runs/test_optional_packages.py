@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UsageError
-from common.version import DISTRIBUTION
+from lockstep.common.errors import UsageError
+from lockstep.common.runtime.version import DISTRIBUTION
 from lockstep.runs.optional_packages import command_for, demand
 from tests.architecture.source import PACKAGES, ROOT
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import JobError, UsageError
-from common.job.job import Job
+from lockstep.common.errors import JobError, UsageError
+from lockstep.common.job.job import Job
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, has_begun, make_run_dir, resumed_job
 

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.aggregation.layout import weights_digest
-from common.errors import FileFormatError, JobError, ModelError
-from common.files.safetensors import write
 from lockstep import nn
 from lockstep.api.fit import fit
 from lockstep.api.run import Run
 from lockstep.cli.main import run
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.errors import FileFormatError, JobError, ModelError
+from lockstep.common.files.safetensors import write
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
+from lockstep.ps.run.early_stopping import early_stopping_state
 from lockstep.runs.trained_model import open_trained
-from ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
-from ps.run.early_stopping import early_stopping_state
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import write_tiny
 

@@ -18,13 +18,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from common.errors import DivergedError, JobError, LockstepError, ModelError, NumericsError
-from common.job.job import Job
-from common.random import Purpose, generator
 from lockstep import fit, nn
+from lockstep.common.errors import DivergedError, JobError, LockstepError, ModelError, NumericsError
+from lockstep.common.job.job import Job
+from lockstep.common.random import Purpose, generator
 from lockstep.sklearn import LockstepClassifier, LockstepRegressor
 from lockstep.sklearn.estimators import NOT_OF_THE_JOB
-from tests.common.runtime.test_numerics import needs_portable
+from tests.lockstep.common.runtime.test_numerics import needs_portable
 from tests.lockstep.sklearn.own_network import OwnNetwork, fixed, unusual, with_dropout
 
 #: Job values that follow from the call, and are no parameters of an estimator: its data, `random_state`, `warm_start`

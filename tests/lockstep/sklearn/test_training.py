@@ -6,15 +6,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from common.data.dataset import Dataset, TrainTest
-from common.job.job import Job
-from common.nn.description import describe
-from common.random import Purpose, generator
-from common.runtime.clock import SystemClock
 from lockstep import nn
-from lockstep.reports.display import SilentDisplay
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.job.job import Job
+from lockstep.common.nn.description import describe
+from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.results.reports.display import SilentDisplay
 from lockstep.sklearn.training import Assignment, TrainedNetwork, quickest, train
-from ps.setup import AdmissionPolicy, open_run
 
 #: A machine with so many cores.
 CORES = 4

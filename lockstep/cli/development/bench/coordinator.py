@@ -2,12 +2,12 @@
 
 import click
 
-from common.runtime.clock import SystemClock
 from lockstep.bench.coordinator import MAX_MICRO_BATCHES, measure
 from lockstep.bench.reports.tables import COORDINATOR_HEAD, coordinator_line
 from lockstep.cli.development.bench.options import CROWDS
 from lockstep.cli.development.bench.output import RowOutput, with_output
 from lockstep.cli.options.types import WholeNumber
+from lockstep.common.runtime.clock import SystemClock
 
 
 @click.command(short_help="The coordinator alone: events per second.")

@@ -9,9 +9,9 @@ import click
 import msgspec
 from rich.console import Console, RenderableType
 
-from common.errors import UsageError
 from lockstep.bench.reports.rows import plot_rows, write_rows
-from lockstep.reports.display import print_plainly
+from lockstep.common.errors import UsageError
+from lockstep.results.reports.display import print_plainly
 from lockstep.runs.optional_packages import demand
 
 F = TypeVar("F", bound=Callable[..., Any])

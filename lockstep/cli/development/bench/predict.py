@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from common.runtime.environment import cores
 from lockstep.bench.predict import Basis, basis_of_rows, predict, read_basis
 from lockstep.bench.reports.tables import PREDICTION_HEAD, prediction_line, prediction_summary
 from lockstep.bench.scaling import Scaling, ScalingBench
@@ -21,6 +20,7 @@ from lockstep.cli.development.bench.options import (
 )
 from lockstep.cli.development.bench.output import RowOutput, check_one_model, with_output
 from lockstep.cli.options.types import WholeNumber
+from lockstep.common.runtime.environment import cores
 
 
 @click.command("predict", short_help="The speed that more machines would bring.")

@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from common.data.source import load
-from common.runtime.clock import SystemClock
-from common.version import VERSION
 from lockstep.bench.baseline import Answer
 from lockstep.bench.step import StepBench, peak_rss_bytes
+from lockstep.common.data.source import load
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.version import VERSION
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch
 

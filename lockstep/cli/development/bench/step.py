@@ -5,16 +5,16 @@ from typing import get_args
 
 import click
 
-from common.data.source import load
-from common.errors import UsageError
-from common.runtime.clock import SystemClock
-from common.runtime.numerics import Numerics
 from lockstep.bench.reports.rows import StepFigures, mean_ratio
 from lockstep.bench.reports.tables import cut_lines, step_lines
 from lockstep.bench.step import StepBench, figures_of, measure, profile
 from lockstep.cli.development.bench.options import MODEL_LIST, NUMBERS, PEER_OPTION
 from lockstep.cli.development.bench.output import RowOutput, with_output
 from lockstep.cli.options.types import WholeNumber
+from lockstep.common.data.source import load
+from lockstep.common.errors import UsageError
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.numerics import Numerics
 from lockstep.launch.numerics import begin_with
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from common.runtime.clock import SystemClock
 from lockstep.bench.reports.tables import STRAGGLER_HEAD, straggler_line
 from lockstep.bench.slowdown import PATTERNS
 from lockstep.bench.straggler import Straggler, StragglerBench
 from lockstep.cli.development.bench.options import FEWEST_STEPS, MODEL_LIST, ROUNDS_OPTION, Several
 from lockstep.cli.development.bench.output import RowOutput, check_one_model, with_output
 from lockstep.cli.options.types import WholeNumber
+from lockstep.common.runtime.clock import SystemClock
 
 
 @click.command(short_help="One slow worker: images/s, compared with the others alone.")

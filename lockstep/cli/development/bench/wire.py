@@ -2,11 +2,11 @@
 
 import click
 
-from common.runtime.clock import SystemClock
 from lockstep.bench.quantization import measure
 from lockstep.bench.reports.tables import QUANTIZATION_HEAD, quantization_line
 from lockstep.cli.development.bench.output import RowOutput, with_output
 from lockstep.cli.options.types import WholeNumber
+from lockstep.common.runtime.clock import SystemClock
 
 
 @click.command(short_help="The formats of --wire: nanoseconds per value.")

@@ -2,10 +2,10 @@
 
 from contextlib import closing
 
-from common.transport.port import PeerSlow
-from common.transport.zeromq.ports import dial
+from lockstep.common.transport.port import PeerSlow
+from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.serve import Listening
-from ps.server.server import QUEUE
+from lockstep.ps.server.server import QUEUE
 
 #: What the sockets' buffers and the backlog of a client may hold beside the queue, in frames of a MiB.
 BUFFERED = 24

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.shell_completion import BashComplete
 
-from common.runtime.environment import child_environment
 from lockstep.cli.main import run
 from lockstep.cli.options.completion import runs_like
 from lockstep.cli.root import SECTIONS, cli
 from lockstep.cli.shell.completion import VARIABLE
+from lockstep.common.runtime.environment import child_environment
 
 
 def offered(*words: str) -> list[str]:
@@ -112,8 +112,8 @@ def test_bash_completes_with_the_script(place: Path, capfd: pytest.CaptureFixtur
 
 
 def test_what_is_offered_is_what_there_is() -> None:
-    from common.nn.models import MODELS as BUILT
     from lockstep.cli.options import completion
+    from lockstep.common.nn.models import MODELS as BUILT
     from lockstep.runs import job_file, run_dir
 
     assert tuple(BUILT) == completion.MODELS == job_file.SHIPPED

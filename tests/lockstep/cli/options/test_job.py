@@ -6,9 +6,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from common.job.job import Job
 from lockstep.cli.options.job import GROUPS, JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
 from lockstep.cli.training.train import train
+from lockstep.common.job.job import Job
 from lockstep.runs.launch_config import Launch
 
 #: Flags that the issue fixes by name.

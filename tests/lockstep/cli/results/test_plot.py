@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lockstep.cli.main import run
-from tests.lockstep.reports.plots.records import LEDGER, write_ledger, write_steps
+from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
 from tests.lockstep.small_runs import small_run
 
 PNG = b"\x89PNG\r\n\x1a\n"

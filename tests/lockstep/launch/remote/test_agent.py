@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.clock import SystemClock
+from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.process_backend import HERE
 from lockstep.launch.remote.agent import USAGE, LaunchAgent
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.errors import UsageError
+from lockstep.common.errors import UsageError
 from lockstep.launch.remote.launcher import JOB_PORTS, LauncherPlace, detect, first_host
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500", "LOCAL_RANK": "1"}

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from common.runtime.clock import SystemClock
-from common.runtime.environment import child_environment
 from lockstep.cli.main import run
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.environment import child_environment
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, is_gone
 

@@ -1,6 +1,0 @@
-"""Automatic differentiation on NumPy arrays, in PyTorch's manner."""
-
-from common.autograd.graph import detect_in_place, enable_grad, no_grad
-from common.autograd.tensor import Tensor, apply
-
-__all__ = ["Tensor", "apply", "detect_in_place", "enable_grad", "no_grad"]

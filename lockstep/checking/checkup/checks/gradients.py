@@ -1,0 +1,273 @@
+"""Check that the gradients of each layer are the derivatives of its forward, innermost layers first."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lockstep.checking.checkup.checks.magnitudes import Call, recorded_calls
+from lockstep.checking.checkup.finding import Finding
+from lockstep.checking.checkup.target import ExaminationTarget, Walk
+from lockstep.common.autograd.gradient_check import slope_along
+from lockstep.common.autograd.graph import no_grad
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.nn.module import Module
+from lockstep.common.random import Purpose, generator
+
+#: A wrong derivative is wrong in every direction, with probability 1; one that crosses a kink is not.
+DIRECTIONS = 3
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The precision of central differences."""
+
+    #: Relative to the size of the array that is varied.
+    step: float
+    #: Largest error, relative to the terms of a slope, and to the terms of a value.
+    of_slope: float
+    of_value: float
+
+
+#: For float64: a kink is hardly ever within the step, and rounding leaves nine digits.
+FINE = Precision(1e-6, 1e-3, 1e-7)
+
+#: For modules that compute in float32 whatever their input is.
+COARSE = Precision(1e-2, 0.1, 1e-3)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """An argument with a wrong gradient: its slopes along some directions, by the gradient and by differences."""
+
+    argument: str
+    exact: tuple[float, ...]
+    numeric: tuple[float, ...]
+
+
+@dataclass
+class ModuleCheck:
+    """A module in float64, with arguments that may be changed."""
+
+    module: Module
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def mismatches(self, walk: Walk) -> Iterator[Mismatch]:
+        """Yield the arguments with a wrong gradient. Raises what the backward pass raises."""
+        output = self._output()
+        weights = generator(0, Purpose.CANARY, at=1).standard_normal(output.shape)
+        precision = FINE if output.dtype == np.float64 else COARSE
+        arrays = dict(self._arrays())
+        if output.requires_grad:
+            walk((output * weights.astype(output.dtype)).sum())
+        noise = precision.of_value * float(np.sum(np.abs(output.data * weights)))
+        for number, (argument, tensor) in enumerate(arrays.items()):
+            found = self._compare(tensor, weights, precision, noise, number)
+            if found is not None:
+                yield Mismatch(argument, *found)
+
+    def _arrays(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors whose gradients are checked."""
+        inputs = [each for each in self.arguments if isinstance(each, Tensor) and each.requires_grad]
+        for place, each in enumerate(inputs):
+            yield ("its input" if len(inputs) == 1 else f"its input {place}"), each
+        yield from self.module.named_parameters()
+
+    def _output(self) -> Tensor:
+        self.module.reseed(0, 0, 0)
+        return self.module(*self.arguments, **self.options)
+
+    def _compare(
+        self, tensor: Tensor, weights: Array, precision: Precision, noise: float, number: int
+    ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        gradient = np.zeros(tensor.shape) if tensor.grad is None else np.array(tensor.grad, np.float64)
+        slopes = []
+        for place in range(DIRECTIONS):
+            rng = generator(0, Purpose.CANARY, at=2, micro_batch=number, layer=place)
+            direction = rng.standard_normal(tensor.shape) * _size(tensor.data)
+            slope = slope_along(direction, tensor.data, gradient, lambda: self._value(weights), precision.step)
+            if not abs(slope.exact - slope.numeric) > precision.of_slope * slope.scale + noise:
+                return None  # NaN is reported by another check
+            slopes.append(slope)
+        return tuple(each.exact for each in slopes), tuple(each.numeric for each in slopes)
+
+    def _value(self, weights: Array) -> float:
+        with no_grad():
+            return float(np.sum(self._output().data * weights))
+
+
+def _size(array: Array) -> float:
+    """Return the root mean square, or 1 if that is 0."""
+    return float(np.sqrt(np.mean(np.square(array)))) or 1.0
+
+
+#: Name -> (function, derivative), both of the input x.
+_KNOWN: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "relu": (lambda x: np.maximum(x, 0), lambda x: 1.0 * (x > 0)),
+    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
+    "sigmoid": (lambda x: _sigmoid(x), lambda x: _sigmoid(x) * (1 - _sigmoid(x))),
+    "the identity": (lambda x: x, np.ones_like),
+    "exp": (np.exp, np.exp),
+    "softplus": (lambda x: np.logaddexp(x, 0), lambda x: _sigmoid(x)),
+    "the square": (np.square, lambda x: 2 * x),
+}
+
+#: Derivatives that take the output y for the input x, or the other way round: `(x, y) -> derivative`.
+_SWAPPED: dict[str, Callable[[Array, Array], Array]] = {
+    "1 - x², of its input x, where tanh needs 1 - y², of its output y": lambda x, y: 1 - x**2,
+    "1 - tanh(y)², of its output y, where tanh needs 1 - tanh(x)², of its input x": lambda x, y: 1 - np.tanh(y) ** 2,
+    "x (1 - x), of its input x, where sigmoid needs y (1 - y), of its output y": lambda x, y: x * (1 - x),
+}
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
+
+
+def known_mistake(call: Call, checked: ModuleCheck) -> str | None:
+    """Return which known derivative a layer with one input and no parameters has, if any."""
+    (x,) = [each for each in checked.arguments if isinstance(each, Tensor)] or (None,)
+    if x is None or any(True for _ in call.module.parameters()) or call.output.shape != x.shape:
+        return None
+    x.zero_grad()
+    output = call.module(*checked.arguments, **checked.options)
+    output.backward(np.ones_like(output.data))
+    derivative = np.asarray(x.grad)
+    function = _function_of(x.data, output.data)
+    kind = type(call.module).__name__ if function is None else function
+    for name, (_, formula) in _KNOWN.items():
+        if np.allclose(derivative, formula(x.data)):
+            return f"it computes {kind}, and its derivative is that of {name}"
+    for name, swapped in _SWAPPED.items():
+        if np.allclose(derivative, swapped(x.data, output.data)):
+            return f"its derivative is {name}"
+    return None
+
+
+def _function_of(x: Array, y: Array) -> str | None:
+    with no_grad():
+        return next((name for name, (formula, _) in _KNOWN.items() if np.allclose(y, formula(x))), None)
+
+
+#: Samples for checking gradients: BatchNorm needs several, and more only take time.
+SAMPLES = 4
+
+#: Relative size of the noise on an input, so that no two elements tie.
+JITTER = 0.01
+
+#: Relative difference below which two ratios of slopes count as equal.
+_SAME = 0.02
+
+
+def check_gradients(target: ExaminationTarget) -> list[Finding]:
+    """Return a finding for each layer with a wrong gradient, but not for those that only contain such a layer."""
+    probe = target.probe()
+    images, _ = target.batch(0, SAMPLES)
+    for parameter in probe.parameters():
+        parameter.data = parameter.data.astype(np.float64)
+    with recorded_calls(probe) as calls, np.errstate(all="ignore"):
+        # Tokens are indices, which must not change.
+        probe(Tensor(images if target.data.train.is_tokens else _jittered(images.astype(np.float64), 0)))
+    findings: list[Finding] = []
+    faulty: set[str] = set()
+    seen: set[Module] = set()
+    for number, call in enumerate(calls):
+        is_root = call.name == ""
+        if call.module in seen or any(_is_within(name, call.name) for name in faulty):
+            continue
+        seen.add(call.module)
+        if call.is_plain_chain and not is_root:
+            continue
+        finding = _examine(call, target.walk if is_root else Tensor.backward, number)
+        if finding is not None:
+            findings.append(finding)
+            faulty.add(call.name)
+    return findings
+
+
+def _is_within(name: str, outer: str) -> bool:
+    return outer == "" or name.startswith(f"{outer}.")
+
+
+def _examine(call: Call, walk: Walk, number: int) -> Finding | None:
+    if not isinstance(call.output, Tensor):
+        return None
+    call.module.zero_grad()
+    checked = ModuleCheck(call.module, _variable(call.arguments, number), call.options)
+    try:
+        with np.errstate(all="ignore"):
+            mismatches = list(checked.mismatches(walk))
+    except Exception as error:  # noqa: BLE001  # the user's derivative: whatever it raises is the finding
+        return _finding(call, f"backward raised {_described(error)}", "its derivative does not fit its forward")
+    if not mismatches:
+        return None
+    return _finding(call, _evidence(mismatches), _cause(call, checked, mismatches))
+
+
+def _variable(arguments: Sequence[Any], number: int) -> tuple[Any, ...]:
+    """Return copies of the arguments, in which floating-point tensors require gradients."""
+    return tuple(
+        Tensor(_jittered(each.data, number), requires_grad=True)
+        if isinstance(each, Tensor) and each.dtype.kind == "f"
+        else each
+        for each in arguments
+    )
+
+
+def _jittered(array: Any, number: int) -> Any:
+    rng = generator(0, Purpose.CANARY, at=3, micro_batch=number)
+    size = JITTER * (float(np.std(array)) or 1.0)
+    return array + (size * rng.standard_normal(array.shape)).astype(array.dtype)
+
+
+def _described(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _evidence(mismatches: list[Mismatch]) -> str:
+    """Return both slopes of the first argument with a wrong gradient, and the names of the others."""
+    first, others = mismatches[0], [each.argument for each in mismatches[1:]]
+    text = f"along a random direction of {first.argument} the output changes by {first.numeric[0]:.4g}"
+    text += f", and by its gradient it should be {first.exact[0]:.4g}"
+    return f"{text}; also wrong: {', '.join(others)}" if others else text
+
+
+def _cause(call: Call, checked: ModuleCheck, mismatches: list[Mismatch]) -> str:
+    first = mismatches[0]
+    samples = call.output.shape[0] if call.output.ndim else 1
+    if not any(first.exact):
+        return (
+            f"no gradient arrives at {first.argument}: the forward leaves the graph, by .data, .numpy() or a NumPy "
+            "function"
+        )
+    mistake = known_mistake(call, checked) if first.argument == "its input" else None
+    if mistake is not None:
+        return mistake
+    ratios = [exact / numeric for exact, numeric in zip(first.exact, first.numeric, strict=True) if numeric]
+    if ratios and all(abs(ratio - ratios[0]) <= _SAME * abs(ratios[0]) for ratio in ratios):
+        return _factor(ratios[0], samples)
+    return "its derivative is not that of its forward"
+
+
+def _factor(ratio: float, samples: int) -> str:
+    if abs(ratio + 1) <= _SAME:
+        return "its gradient has the wrong sign"
+    if abs(ratio - samples) <= _SAME * samples:
+        return f"its gradient is {samples} times too large, the number of samples: the division by it is missing"
+    if abs(ratio * samples - 1) <= _SAME:
+        return f"its gradient is {samples} times too small, the number of samples: it is divided by that once too often"
+    return f"its gradient is {ratio:.3g} times what it should be"
+
+
+def _finding(call: Call, evidence: str, cause: str) -> Finding:
+    where = "the derivative of its primitive" if call.applied else "its forward"
+    return Finding(
+        kind="gradient",
+        what=f"the gradient of {call.named} is wrong",
+        evidence=evidence,
+        cause=cause,
+        change=f"correct {where}; its formula can be checked element by element with check_gradients",
+    )

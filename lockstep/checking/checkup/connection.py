@@ -1,0 +1,220 @@
+"""Examine the way from this machine to a server, in the order in which a worker's connection meets its obstacles."""
+
+import os
+import platform
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import msgspec
+
+from lockstep.checking.checkup.finding import Finding, findings_lines
+from lockstep.checking.checkup.machine import PortableNumerics, own_portable
+from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
+from lockstep.common.protocol.messages import (
+    PROTOCOL_VERSION,
+    Finished,
+    Join,
+    Leave,
+    Message,
+    Refused,
+    ServerMessage,
+    Status,
+    Welcome,
+)
+from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.transport.address import TcpAddress, parse
+from lockstep.common.transport.auth.credentials import ClientKeys, Credential
+from lockstep.common.transport.diagnosis import Diagnosis, Stage
+from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.common.transport.zeromq.ports import dial
+from lockstep.launch.remote.agent import address_towards
+
+#: Seconds to wait for an answer in all, and between two looks at the cause of the delay.
+TIMEOUT_S, INTERVAL_S = 6.0, 1.0
+
+#: Obstacles that are certain at once: waiting longer would not change the diagnosis.
+CERTAIN_AT_ONCE = (Stage.NAME, Stage.ROUTE, Stage.PORT)
+
+#: Stage -> cause, and what to do.
+REMEDIES = {
+    Stage.NAME: (
+        "the name is misspelt, or this machine uses a name service that does not know it",
+        "correct the name, or use the IP address: `lockstep server` shows where it listens",
+    ),
+    Stage.ROUTE: (
+        "this machine has no network that leads there, or the network is down",
+        "check the address and the cable (ip route get ADDRESS); both machines need a common network",
+    ),
+    Stage.FIREWALL: (
+        "packets are dropped silently by a firewall, or the host is off",
+        "allow inbound TCP to that one port at the server; workers need no open port",
+    ),
+    Stage.PORT: (
+        "no program listens there: the server has not started yet, has ended, or uses another port",
+        "start the server, compare the port, and check that its --bind is not 127.0.0.1",
+    ),
+    Stage.SERVICE: ("another program listens there", "compare the port with the one that the server shows"),
+    Stage.KEY: (
+        "the server admits only keys that it knows, and a worker talks only to the server of its key",
+        "pass --key FILE with a worker's key of that server; `lockstep keys list DIR` there lists the admitted keys",
+    ),
+    Stage.VERSION: (
+        "the server runs another version of lockstep, or of NumPy",
+        "install the same versions on both machines",
+    ),
+}
+
+NUMERICS = (
+    "another processor or another BLAS gives other bits",
+    "begin the run with --numerics portable, use machines of one kind, or start the server with --allow-mixed-numerics",
+)
+
+#: The same if the run has portable numerics already.
+NOT_PORTABLE = (
+    "this machine cannot have the portable numerics of the run",
+    "use another machine, or on all machines what the evidence names",
+)
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of examining the way to a server."""
+
+    address: str
+    #: What was found on the way, as (heading, text), up to the first obstacle.
+    steps: list[tuple[str, str]]
+    findings: list[Finding]
+
+    def lines(self) -> list[str]:
+        """Return the result as lines of text."""
+        return [*(f"{heading:<10} {text}" for heading, text in self.steps), *findings_lines(self.findings)]
+
+
+@dataclass
+class Examiner:
+    """Joins as a worker does, and leaves at once."""
+
+    address: str
+    credential: Credential
+    shown: Fingerprint = field(default_factory=fingerprint)
+    clock: Clock = field(default_factory=SystemClock)
+    #: Takes the fingerprint of a process here that has portable numerics.
+    portable: Callable[[], PortableNumerics] = own_portable
+
+    def examine(self) -> Connection:
+        """Go as far as possible, for at most ten seconds unless the name service takes longer.
+
+        Raises AddressError if the address is malformed.
+        """
+        steps = list(self._way())
+        answer = self._asked()
+        if isinstance(answer, Refused) and answer.numerics == "portable":
+            # A worker would start again with them.
+            portable = self.portable()
+            if portable.fingerprint is None:
+                answer = msgspec.structs.replace(answer, reason=portable.obstacle)
+            else:
+                self.shown = portable.fingerprint
+                answer = self._asked()
+        if isinstance(answer, Diagnosis):
+            return self._connection(steps, _finding(answer.stage, answer.text))
+        steps.append(("port", "a Lockstep server listens there"))
+        if isinstance(self.credential, ClientKeys):
+            steps.append(("key", "the server is the one of the key, and admits it"))
+        return self._verdict(steps, answer)
+
+    def _asked(self) -> Message | Diagnosis:
+        with closing(dial(self.address, credential=self.credential)) as port:
+            return self._ask(port)
+
+    def _way(self) -> Iterator[tuple[str, str]]:
+        parsed = parse(self.address)
+        yield "address", self.address
+        if not isinstance(parsed, TcpAddress):
+            return
+        try:
+            found = socket.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM)
+            yield "name", ", ".join(dict.fromkeys(str(entry[4][0]) for entry in found))
+            yield "route", f"from {address_towards(parsed.host)}"
+        except (OSError, LockstepError):
+            # The obstacle is found by trying to connect.
+            return
+
+    def _ask(self, port: ZeroMqClient) -> Message | Diagnosis:
+        """Return the answer of the server to a joining worker, or why there is none."""
+        join = Join(
+            protocol=PROTOCOL_VERSION,
+            incarnation=secrets.token_hex(8),
+            host=platform.node() or "unknown",
+            pid=os.getpid(),
+            fingerprint=self.shown,
+        )
+        port.send(encode(join))
+        deadline, diagnosis = self.clock.now() + TIMEOUT_S, None
+        while self.clock.now() < deadline and not _is_certain(diagnosis):
+            frames = port.receive(min(INTERVAL_S, max(0.0, deadline - self.clock.now())))
+            if frames is None:
+                diagnosis = port.diagnosis()
+                continue
+            try:
+                message, _ = decode(frames, ServerMessage)
+            except RemoteProtocolError as error:
+                return Diagnosis(f"the answer of the server cannot be decoded: {error}", Stage.VERSION)
+            if isinstance(message, Welcome):
+                port.send(encode(Leave(reason="it only tested the connection (lockstep doctor --connect)")))
+                port.close(1.0)
+            return message
+        return diagnosis or Diagnosis(
+            f"the server at {self.address} does not answer within {TIMEOUT_S:g} s: it is stopped, or busy",
+            Stage.SERVICE,
+        )
+
+    def _verdict(self, steps: list[tuple[str, str]], answer: Message) -> Connection:
+        if isinstance(answer, Refused) and answer.kind is RefusalKind.VERSION:
+            return self._connection(steps, _finding(Stage.VERSION, f"the server refuses: {answer.reason}"))
+        steps.append(("version", f"lockstep {self.shown.lockstep} (code {self.shown.code}), as at the server"))
+        if isinstance(answer, Refused):
+            has_other_numerics = answer.kind is RefusalKind.NUMERICS
+            numerics = NOT_PORTABLE if answer.numerics == "portable" else NUMERICS
+            cause, change = (
+                numerics if has_other_numerics else ("the refusal names it", "follow the advice of the refusal")
+            )
+            finding = Finding(
+                kind="numerics" if has_other_numerics else "refused",
+                what="the server would refuse a worker of this machine",
+                evidence=answer.reason,
+                cause=cause,
+                change=change,
+            )
+            return self._connection(steps, finding)
+        steps.append(("numerics", f"{self.shown.mode} {self.shown.canary}, as at the server"))
+        match answer:
+            case Welcome():
+                steps.append(("run", f"{answer.run}: a worker started here would be admitted as worker {answer.rank}"))
+            case Finished():
+                steps.append(("run", f"is over{answer.reason and ': '}{answer.reason}"))
+            case Status():
+                steps.append(("run", f"{answer.run}, {answer.phase}"))
+        return self._connection(steps)
+
+    def _connection(self, steps: list[tuple[str, str]], *findings: Finding) -> Connection:
+        return Connection(address=self.address, steps=steps, findings=list(findings))
+
+
+def _is_certain(diagnosis: Diagnosis | None) -> bool:
+    return diagnosis is not None and (diagnosis.is_final or diagnosis.stage in CERTAIN_AT_ONCE)
+
+
+def _finding(stage: Stage, text: str) -> Finding:
+    cause, change = REMEDIES[stage]
+    return Finding(
+        kind=stage.value,
+        what=f"a worker here gets no further than the {stage.value}",
+        evidence=text,
+        cause=cause,
+        change=change,
+    )

@@ -1,0 +1,118 @@
+"""Examine a job, or a model and data in a notebook, for mistakes that make training fail."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.api.job_inputs import DATA, Arrays, named_arrays
+from lockstep.checking.checkup.checks.labels import check_labels
+from lockstep.checking.checkup.examination import Examination, examined
+from lockstep.checking.checkup.finding import Finding
+from lockstep.checking.checkup.target import ExaminationTarget, Walk
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.formats.npz import read_npz
+from lockstep.common.data.source import load, with_validation
+from lockstep.common.errors import JobError, ModelError
+from lockstep.common.job.job import Job
+from lockstep.common.job.objective import Objective
+from lockstep.common.model.autograd import AutogradModel
+from lockstep.common.model.source import is_torch_module, open_model
+from lockstep.common.nn.module import Module
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.environment import cores
+from lockstep.ps.setup import first_weights
+from lockstep.runs.job_file import resolve
+from lockstep.runs.launch_config import Launch
+
+
+def doctor(
+    model: Module | str, data: str | Path | Arrays = "mnist", *, walk: Walk = Tensor.backward, **values: Any
+) -> Examination:
+    """Look for mistakes that make training fail; return the findings, which a notebook shows.
+
+    `model` is examined as it is, values included, and not changed; the name of a model is built and initialized from
+    the seed. `data` and `values` are those of `fit`, with the same shapes. `walk(loss)` is a backward pass of your own
+    to be examined with the model: it has to add to the `.grad` of the leaves, and
+    `lockstep.common.autograd.graph` has the nodes.
+    The result prints its findings, and has `is_healthy`, `kinds` and `seconds`.
+
+    Raises what `fit` raises if its arguments cannot be used, and `ModelError` for a model of PyTorch.
+    """
+    if is_torch_module(model):
+        raise no_layers(type(model).__name__)
+    name = type(model).__name__ if isinstance(model, Module) else model
+    if isinstance(model, Module):
+        job, _ = resolve({"data": "mnist"}, values, Launch())
+    else:
+        job, _ = resolve({}, {**values, "model": model}, Launch())
+        model = model_of(job)
+    subject = f"{name} on {data if isinstance(data, str | Path) else 'arrays'}"
+    workers = values.get("workers")
+    if isinstance(data, str | Path):
+        return _examine(subject, job, model, str(data), workers, walk)
+    with tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder:
+        arrays = named_arrays(data)
+        findings = _label_findings(job, arrays)
+        if findings:
+            return Examination(subject, findings, 0.0)
+        path = Path(folder) / DATA
+        np.savez(path, **arrays)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
+        return _examine(subject, job, model, str(path), workers, walk)
+
+
+def examine_job(job: Job, workers: int | None) -> Examination:
+    """Look for mistakes in a job that would be trained with `workers`, if their number is given."""
+    return _examine(f"{job.model_name()} on {job.data}", job, model_of(job), job.data, workers, Tensor.backward)
+
+
+def model_of(job: Job) -> Module:
+    """Return a job's model with its initial values."""
+    model = open_model(job.model, job.seed)
+    if not isinstance(model, AutogradModel):
+        raise no_layers(job.model_name())
+    model.load(first_weights(job, model))
+    return model.module.train()
+
+
+def no_layers(name: str) -> ModelError:
+    """Return the error of a model that cannot be looked into."""
+    return ModelError(
+        f"{name} is a model of PyTorch, and the doctor looks into layers of lockstep.nn only: train it with --steps 1, "
+        "which checks that its bits can be repeated; `lockstep doctor --machine` examines this machine"
+    )
+
+
+def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:
+    clock = SystemClock()
+    start = clock.now()
+    findings: Sequence[Finding] = _file_label_findings(job, data)
+    if not findings:
+        loaded = with_validation(load(data), job.validation_split, job.seed)
+        if job.global_batch > len(loaded.train):
+            raise JobError(
+                f"global_batch = {job.global_batch!r} is more than the {len(loaded.train)} training samples of "
+                f"{data!r}: expected at most as many"
+            )
+        findings = list(examined(ExaminationTarget(job, model, loaded, workers, walk), clock, cores()))
+    return Examination(subject, list(findings), clock.now() - start)
+
+
+def _label_findings(job: Job, arrays: dict[str, NDArray[Any]]) -> list[Finding]:
+    """Return what is wrong with labels that should be classes."""
+    if Objective.of(job).is_regression:
+        return []
+    train, test = arrays["y_train"], arrays["y_test"]
+    is_sequence = train.ndim == 2 and arrays["x_train"].dtype.kind in "iu" and arrays["x_train"].shape == train.shape
+    return check_labels(train, test, is_sequence=is_sequence)
+
+
+def _file_label_findings(job: Job, data: str) -> list[Finding]:
+    """Return what is wrong with the labels of an .npz file, which a dataset would refuse one at a time."""
+    path = Path(data).expanduser()
+    if path.suffix != ".npz" or not path.is_file():
+        return []
+    return _label_findings(job, read_npz(path, ("x_train", "y_train", "y_test")))

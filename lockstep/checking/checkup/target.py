@@ -1,0 +1,63 @@
+"""The target of an examination: a model as it is now, its data, and the job that would train it."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.sampler import Sampler
+from lockstep.common.job.job import Job
+from lockstep.common.job.objective import Objective
+from lockstep.common.nn.module import Module
+
+#: A backward pass from a scalar loss that leaves gradients in the leaves: `Tensor.backward`, or the user's own.
+Walk = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class ExaminationTarget:
+    """A model, which is only ever copied, with what it would be trained on."""
+
+    job: Job
+    model: Module
+    data: TrainTest
+    #: The number of worker processes that was asked for, if any.
+    workers: int | None = None
+    walk: Walk = Tensor.backward
+
+    def probe(self) -> Module:
+        """Return a copy of the model to be examined, in training mode, with its first random numbers."""
+        probe = copy.deepcopy(self.model).train()
+        probe.reseed(self.job.seed, 0, 0)
+        probe.zero_grad()
+        return probe
+
+    @property
+    def objective(self) -> Objective:
+        """What the job's loss is."""
+        return Objective.of(self.job)
+
+    def batch(self, step: int, most: int) -> tuple[Vector, Vector]:
+        """Return at most `most` prepared samples of a step of the job, and the targets of its loss."""
+        sampler = self._sampler
+        whole = np.concatenate([sampler.indices(step, m) for m in range(sampler.micro_batches)])[:most]
+        train = self.data.train
+        targets = self.objective.targets(train.labels.take(whole, axis=0))
+        return self._preparation.images(train.images.take(whole, axis=0)), targets
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        job, samples = self.job, len(self.data.train)
+        # A batch larger than the data is a mistake of the job, which is reported elsewhere.
+        return Sampler(samples, min(job.global_batch, samples), job.micro_batches, job.seed)
+
+    @cached_property
+    def _preparation(self) -> Preparation:
+        preparation = Preparation.of(self.data.train, self.job.max_shift)
+        return preparation if self.job.normalize else replace(preparation, mean=0.0, std=1.0)

@@ -1,0 +1,195 @@
+"""A scenario, drawn from a seed: a job, the processes and network of its run, and the faults. Pure."""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
+
+from lockstep.checking.simulation.jobs import LONG, PAIRED, SHARDED, jobs
+from lockstep.common.random import Purpose, generator
+
+#: Most faults in a run, and the last event at which one may occur.
+MOST_FAULTS, LAST_EVENT = 10, 250
+
+#: Share of started servers that are killed while they open the run, or soon after.
+EARLY_KILLS = 0.1
+
+#: Shares of micro-batches to audit: none in half of the runs.
+AUDITS = (0.0, 0.0, 0.3, 1.0)
+
+#: Cores of the machine that all are on: workers help with updates if there are two, and nobody gets a second copy of a
+#: lease if there are fewer than workers.
+CORES = (1, 2, 3, 64)
+
+#: Share of runs with the long job.
+LONGER = 0.1
+
+#: Share of runs of two workers that share memory, and make most steps by themselves; the most steps between their
+#: checkpoints.
+PAIRS, MOST_BETWEEN = 0.2, 20
+
+#: Share of runs in which workers have no data, and receive the samples of their leases.
+SHIPPING = 0.3
+
+
+class FaultKind(Enum):
+    """Everything that can go wrong."""
+
+    KILL_WORKER = "kill-worker"
+    KILL_SERVER = "kill-server"
+    KILL_SHARD = "kill-shard"
+    STOP_WORKER = "stop-worker"
+    STOP_SERVER = "stop-server"
+    STOP_SHARD = "stop-shard"
+    INTERRUPT_WORKER = "interrupt-worker"
+    INTERRUPT_SERVER = "interrupt-server"
+    SLOW_WORKER = "slow-worker"
+    ADD_WORKER = "add-worker"
+    JUMP_WORKER = "jump-worker"
+    JUMP_SERVER = "jump-server"
+    BREAK_WIRE = "break-wire"
+    CUT_WIRE = "cut-wire"
+    PARTITION = "partition"
+    FILL_DISK = "fill-disk"
+
+
+#: The relative frequency of each; what stops a whole run is rarer.
+WEIGHTS = {
+    FaultKind.KILL_WORKER: 4.0,
+    FaultKind.KILL_SERVER: 2.0,
+    FaultKind.KILL_SHARD: 1.0,
+    FaultKind.STOP_WORKER: 3.0,
+    FaultKind.STOP_SERVER: 1.0,
+    FaultKind.STOP_SHARD: 1.0,
+    FaultKind.INTERRUPT_WORKER: 1.0,
+    FaultKind.INTERRUPT_SERVER: 0.5,
+    FaultKind.SLOW_WORKER: 2.0,
+    FaultKind.ADD_WORKER: 1.0,
+    FaultKind.JUMP_WORKER: 1.0,
+    FaultKind.JUMP_SERVER: 0.5,
+    FaultKind.BREAK_WIRE: 3.0,
+    FaultKind.CUT_WIRE: 3.0,
+    FaultKind.PARTITION: 1.0,
+    FaultKind.FILL_DISK: 1.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledFault:
+    """A fault at a certain event of a run."""
+
+    kind: FaultKind
+    #: The number of events before it.
+    event: int
+    #: Number of the process or wire, modulo their number at that time.
+    target: int
+    #: Duration in seconds, if it lasts.
+    seconds: float
+    #: Ticks of the process until it dies, if it is a kill.
+    kill_after: int
+    #: The silent directions of a wire: "up", "down" or "both".
+    ways: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """The plan of a simulated run."""
+
+    seed: int
+    job: str
+    #: Number of steps; None for that of the job.
+    steps: int | None = None
+    workers: int
+    servers: int
+    #: Share of the workers and shards that share the memory of the server.
+    sharing: float
+    #: Cores of the machine that all are on.
+    cores: int
+    #: Mean seconds that a message takes, and the share of messages from clients that arrive twice.
+    delay_s: float
+    doubling: float
+    #: Share of the micro-batches that another worker computes again.
+    audit: float
+    #: Whether workers have no data, and receive the samples of their leases.
+    ships: bool
+    #: Steps between checkpoints, and how many are kept.
+    checkpoint_every: int
+    keep: int
+    #: Number of workers with which the run begins.
+    min_workers: int
+    #: Ticks until each of the first servers is killed; 0 if it is not.
+    early_kills: tuple[int, ...]
+    faults: tuple[ScheduledFault, ...]
+
+    def summary(self) -> str:
+        """Return the scenario as a line."""
+        faults = ", ".join(f"{fault.kind.value}@{fault.event}" for fault in self.faults) or "none"
+        return f"{self.job}, {self.workers} workers, {self.servers} servers; faults: {faults}"
+
+
+def scenario_of(
+    seed: int, *, workers: int | None = None, servers: int | None = None, steps: int | None = None
+) -> Scenario:
+    """Return the scenario of a seed; what is given is not drawn."""
+    rng = generator(seed, Purpose.SIMULATE, layer=1)
+    drawn = int(rng.choice([1, 1, 1, 2, 3]))
+    server_count = drawn if servers is None else servers
+    names = [name for name in jobs() if name in SHARDED or (server_count == 1 and name not in (LONG, PAIRED))]
+    job = str(rng.choice(names)) if rng.random() >= LONGER else LONG
+    worker_count = int(rng.integers(1, 5)) if workers is None else workers
+    scenario = Scenario(
+        seed=seed,
+        job=job,
+        workers=worker_count,
+        min_workers=int(rng.choice([1, worker_count])),
+        # The first one begins the run; the others resume it.
+        early_kills=tuple(int(rng.integers(1, 120)) if rng.random() < EARLY_KILLS else 0 for _ in range(4)),
+        servers=server_count,
+        sharing=float(rng.choice([0.0, 0.5, 1.0, 1.0])),
+        delay_s=float(rng.choice([0.0003, 0.002, 0.02])),
+        doubling=float(rng.choice([0.0, 0.0, 0.2])),
+        cores=int(generator(seed, Purpose.SIMULATE, layer=8).choice(CORES)),
+        # Drawn separately, so that scenarios without it stay as they were.
+        audit=float(generator(seed, Purpose.SIMULATE, layer=6).choice(AUDITS)),
+        ships=bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
+        checkpoint_every=int(rng.integers(1, 4)),
+        keep=int(rng.integers(1, 3)),
+        faults=_faults(rng),
+    )
+    pair = generator(seed, Purpose.SIMULATE, layer=9)
+    if workers is None and servers is None and pair.random() < PAIRS:
+        scenario = _paired(scenario, pair)
+    return replace(scenario, steps=steps)
+
+
+def _paired(scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """Return the scenario of a pair of workers, with the faults of another."""
+    return replace(
+        scenario,
+        job=PAIRED,
+        workers=2,
+        min_workers=int(rng.integers(1, 3)),
+        servers=1,
+        sharing=1.0,
+        cores=int(rng.integers(2, 4)),
+        audit=0.0,
+        ships=False,
+        checkpoint_every=int(rng.integers(1, MOST_BETWEEN + 1)),
+    )
+
+
+def _faults(rng: np.random.Generator) -> tuple[ScheduledFault, ...]:
+    kinds, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
+    found = [
+        ScheduledFault(
+            kind=kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))],
+            # Most of them early, since a run without faults has a hundred events.
+            event=int(LAST_EVENT * float(rng.random()) ** 2),
+            target=int(rng.integers(0, 60)),
+            seconds=float(0.01 * 1000 ** rng.random()),
+            kill_after=int(rng.integers(1, 30)),
+            ways=str(rng.choice(["up", "down", "both"])),
+        )
+        for _ in range(int(rng.integers(0, MOST_FAULTS + 1)))
+    ]
+    return tuple(sorted(found, key=lambda fault: fault.event))

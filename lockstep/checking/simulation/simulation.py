@@ -1,0 +1,331 @@
+"""Run a scenario: all processes of a run, their restarts, and the faults."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from lockstep.checking.simulation.disk import Disk, DiskWriter
+from lockstep.checking.simulation.faults import inject
+from lockstep.checking.simulation.jobs import job_named, size_of
+from lockstep.checking.simulation.processes import (
+    SILENCE_S,
+    Parts,
+    ServerProcess,
+    ShardProcess,
+    SimulatedRun,
+    WorkerProcess,
+)
+from lockstep.checking.simulation.scenario import Scenario, ScheduledFault
+from lockstep.checking.simulation.world import Process, SimulatedShell, World
+from lockstep.common.client.client import ClientPhase
+from lockstep.common.errors import FailureKind
+from lockstep.common.protocol.codec import decode_header
+from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
+from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
+from lockstep.common.random import Purpose, generator
+from lockstep.common.transport.in_memory import Link, MemoryNetwork
+from lockstep.ps.records.run_folder import RunResult
+
+#: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
+#: of two hosts have nothing in common.
+CLOCK_S = 7_919.0
+
+#: Virtual seconds within which all processes end after their run: one that has lost the server waits for it first.
+SETTLE_S = 2 * SILENCE_S
+
+#: Virtual seconds after the last fault within which a run has to end, and events after which it counts as stuck; and
+#: what each step of a longer run may add to both.
+BOUND_S, LIMIT = 120.0, 20_000
+STEP_BOUND_S, STEP_LIMIT = 1.0, 200
+
+#: Least and most seconds until an ended process is started again.
+RESTART_S = (0.05, 0.5)
+
+#: Seconds that every message takes, and least and most seconds between two attempts to dial.
+LEAST_S, REDIAL_S = 1e-4, (0.02, 0.5)
+
+#: Parts of an update in which workers make it, at least: a process may be stopped or killed between two of them.
+PARTS = 20
+
+#: Share of ended connections that are not reported to the server.
+SWALLOWED = 0.2
+
+#: All messages of a run.
+AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToShardMessage
+
+#: Longest value that the trace shows of a message.
+LONGEST_VALUE = 40
+
+#: How processes report a breach of the protocol, which none of these would commit.
+_BREACH = re.compile(r"broke (the )?protocol")
+
+#: Why a process may end that never hears of the run's success: it lost the server, or was told of an interrupt before.
+_LOST = re.compile(
+    r"has been silent for \d+ s: is it gone\?|no server answered at \S+ within \d+ s|the run failed: interrupted$"
+)
+
+#: Names of shared memory, which differ in every run.
+_MEMORY = re.compile(r"lockstep-\d+-\d+-[0-9a-f]{16}")
+
+
+@dataclass
+class Simulation:
+    """One run of a scenario, in a folder of its own."""
+
+    scenario: Scenario
+    root: Path
+    parts: Parts = field(default_factory=Parts)
+    world: World = field(default_factory=World)
+    disk: Disk = field(default_factory=Disk)
+    #: The current processes, in the order of their starts.
+    server: Process | None = None
+    shards: list[Process] = field(default_factory=list)
+    workers: list[Process] = field(default_factory=list)
+    #: The result, once the run has succeeded.
+    result: RunResult | None = None
+    #: Why the run was stopped: two workers disagreed, or a process reported a breach of the protocol.
+    failure: str = ""
+    #: When the last fault ends.
+    disturbed_until: float = 0.0
+    network: MemoryNetwork = field(init=False)
+    run: SimulatedRun = field(init=False)
+    #: Kind of fault -> how often it occurred.
+    injected: Counter[str] = field(default_factory=Counter)
+    #: The faults to come, the next one last.
+    _pending: list[ScheduledFault] = field(default_factory=list)
+    #: Process -> the step of the weights that it last had.
+    _seen: dict[str, int | None] = field(default_factory=dict)
+    _started: int = 0
+    #: How often the servers were started, and whether they are down.
+    _server_starts: int = 0
+    _is_down: bool = False
+
+    def __post_init__(self) -> None:
+        scenario = self.scenario
+        self._rng = generator(scenario.seed, Purpose.SIMULATE, layer=2)
+        link = Link(
+            least_s=LEAST_S,
+            delay_s=scenario.delay_s,
+            repeats=scenario.doubling,
+            may_repeat=_carries_sums,
+            swallows=SWALLOWED,
+            redial_s=REDIAL_S,
+        )
+        self.network = MemoryNetwork(scenario.seed, link=link, timeline=self.world)
+        (self.root / "run").mkdir()
+        (self.root / "memory").mkdir()
+        self.run = SimulatedRun(
+            job=job_named(scenario.job, scenario.steps),
+            folder=self.root / "run",
+            root=self.root / "memory",
+            network=self.network,
+            parts=self.parts,
+            workers=scenario.workers,
+            min_workers=scenario.min_workers,
+            cores=scenario.cores,
+            servers=scenario.servers,
+            checkpoint_every=scenario.checkpoint_every,
+            keep=scenario.keep,
+            audit=scenario.audit,
+            part=-(-size_of(scenario.job) // PARTS),
+            cache=self.root / "cache" if scenario.ships else None,
+        )
+        self.world.describe = describe
+        self._pending = list(reversed(scenario.faults))
+
+    def run_to_end(self) -> str:
+        """Run the scenario; return why the run did not end, or an empty string."""
+        self._start_servers()
+        for _ in range(self.scenario.workers):
+            self.start_worker()
+        steps = self.scenario.steps or 0
+        bound_s, limit = BOUND_S + STEP_BOUND_S * steps, LIMIT + STEP_LIMIT * steps
+        while self.result is None and not self.failure:
+            while self._pending and self._pending[-1].event <= self.world.events:
+                fault = self._pending.pop()
+                self.injected[fault.kind.value] += 1
+                inject(self, fault)
+            if not self.world.turn():
+                return "no process acts, and nothing is scheduled"
+            self._check_versions()
+            if self.world.events > limit:
+                return f"the run is stuck: it has not ended after {limit} events"
+            if not self._pending and self.world.now > self.disturbed_until + bound_s:
+                return f"the run has not ended within {bound_s:g} s of the last fault"
+        return self.failure
+
+    def settle(self) -> str:
+        """Let the processes of a finished run end; return which do not, or end for another reason, "" if all is well.
+
+        A worker that has never found a server goes on waiting for one: it cannot know that none will come.
+        """
+        end = self.world.now + SETTLE_S
+        while not self.failure and self.world.now < end and any(map(_has_to_end, self.world.processes)):
+            if not self.world.turn():
+                break
+        left = [process.name for process in self.world.processes if _has_to_end(process)]
+        return self.failure or (f"not ended {SETTLE_S:g} s after the run: {', '.join(left)}" if left else "")
+
+    def leftovers(self) -> list[str]:
+        """Return the names of what a closed run has left in shared memory, or half written on the disk."""
+        shared = [path.name for path in self.run.root.iterdir()]
+        return [*shared, *(path.name for path in self.run.folder.rglob("*.partial"))]
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in list(self.world.processes):
+            process.on_end = _ignore
+            process.end(is_killed=True)
+
+    def _check_versions(self) -> None:
+        """Check that weights only get newer: at a server, and at a worker between two joins."""
+        if self.server is not None and isinstance(self.server.shell, ServerProcess):
+            self._check_version(self.server.name, self.server.shell.server.shard.updates)
+        for worker in self.workers:
+            if isinstance(worker.shell, WorkerProcess):
+                self._check_version(worker.name, worker.shell.runner.state.weights_step)
+
+    def _check_version(self, name: str, step: int | None) -> None:
+        before = self._seen.get(name)
+        assert before is None or step is None or step >= before, f"{name} went back from weights {before} to {step}"
+        self._seen[name] = step
+
+    # Processes start, and start again
+
+    def _start(
+        self,
+        name: str,
+        open_shell: Callable[[Process], SimulatedShell],
+        on_end: Callable[[], None],
+        kill_after: int | None = None,
+    ) -> Process:
+        process = Process(f"{name}-{self._started}", self.world, kill_after=kill_after)
+        self._started += 1
+        process.clock.ahead_s = CLOCK_S * self._started
+        process.on_end = lambda ended, is_killed: self._ended(ended, on_end, is_killed=is_killed)
+        self.world.record(process.name, "starts")
+        process.start(lambda: open_shell(process))
+        return process
+
+    def _ended(self, process: Process, on_end: Callable[[], None], *, is_killed: bool) -> None:
+        reason = "" if process.shell is None or is_killed else process.shell.exit_reason()
+        self._check_breach(process, reason)
+        if self.result is not None and reason and not _LOST.search(reason):
+            self.failure = f"{process.name} ends, although the run is done, with: {self._plain(reason)}"
+        self.world.record(process.name, "is killed" if is_killed else f"ends{': ' * bool(reason)}{self._plain(reason)}")
+        on_end()
+
+    def _start_servers(self) -> None:
+        """Start the server and its shards; none of them continues without the others."""
+        self._server_starts, self._is_down = self._server_starts + 1, False
+        again = partial(self._restart_servers, self._server_starts)
+
+        def open_server(process: Process) -> SimulatedShell:
+            writer = DiskWriter(self.disk, process)
+            say = partial(self._report, process)
+            return ServerProcess.open(self.run, process, writer, say, shares=self.scenario.sharing > 0.0)
+
+        kill_after = dict(enumerate(self.scenario.early_kills, 1)).get(self._server_starts, 0)
+        server = self._start("server", open_server, again, kill_after or None)
+        if self._is_down:
+            return
+        self.server = server
+        for _ in range(1, self.scenario.servers):
+            self.shards.append(self._start("shard", self._open_shard, again))
+
+    def _restart_servers(self, start: int) -> None:
+        """Restart the server and all shards after one of them has ended, unless the run is over."""
+        if start != self._server_starts or self._is_down or self._is_finished():
+            return
+        self._is_down = True
+        for process in (self.server, *self.shards):
+            if process is not None:
+                process.end(is_killed=True)
+        self.server, self.shards = None, []
+        self._later(self._start_servers)
+
+    def _is_finished(self) -> bool:
+        """Find out whether the run has succeeded or failed; without a server it has not."""
+        shell = None if self.server is None else self.server.shell
+        ended = shell.server.ended if isinstance(shell, ServerProcess) else None
+        if isinstance(shell, ServerProcess) and ended is not None and not ended.failure:
+            self.result = shell.session.recorder.result
+        if ended is not None and ended.kind is FailureKind.AUDIT:
+            self.failure = ended.failure
+        return self.result is not None or bool(self.failure)
+
+    def start_worker(self) -> None:
+        """Start a worker, unless the run has ended."""
+        if self.result is None and not self.failure:
+            self.workers = [worker for worker in self.workers if not worker.is_dead]
+            self.workers.append(self._start("worker", self._open_worker, lambda: self._later(self.start_worker)))
+
+    def _later(self, start: Callable[[], None]) -> None:
+        low, high = RESTART_S
+        self.world.after(low + (high - low) * self._rng.random(), start)
+
+    def _open_shard(self, process: Process) -> SimulatedShell:
+        shares = self._rng.random() < self.scenario.sharing
+        return ShardProcess.open(self.run, process, self._started, partial(self._report, process), shares=shares)
+
+    def _open_worker(self, process: Process) -> SimulatedShell:
+        shares = self._rng.random() < self.scenario.sharing
+        return WorkerProcess.open(self.run, process, self._started, partial(self._report, process), shares=shares)
+
+    def _report(self, process: Process, text: str) -> None:
+        if process.is_dead:
+            return  # killed before it could report this
+        process.tick()
+        self._check_breach(process, text)
+        self.world.record(process.name, f"reports: {self._plain(text)}")
+
+    def _check_breach(self, process: Process, text: str) -> None:
+        """Fail if a process reports a breach of the protocol, since none of these would commit one on purpose."""
+        if _BREACH.search(text) and not self.failure:
+            self.failure = f"{process.name} reports: {self._plain(text)}"
+
+    def _plain(self, text: str) -> str:
+        """Return the first line of a text, without what differs in every run."""
+        return _MEMORY.sub("MEMORY", text.replace(str(self.root), "ROOT")).partition("\n")[0]
+
+    def process_at(self, role: str, target: int) -> Process | None:
+        """Return a server, shard or worker by its number, if there is any."""
+        if role == "server":
+            return self.server
+        group = self.shards if role == "shard" else self.workers
+        return group[target % len(group)] if group else None
+
+    def disturb(self, seconds: float) -> None:
+        """Record a fault that lasts for a number of seconds."""
+        self.disturbed_until = max(self.disturbed_until, self.world.now + seconds)
+
+
+def _carries_sums(message: Sequence[memoryview]) -> bool:
+    return isinstance(decode_header(message[0], AnyMessage), SumsFrame | Result)
+
+
+def describe(message: Sequence[memoryview]) -> str:
+    """Return a message as a line, without long values."""
+    header = decode_header(message[0], AnyMessage)
+    values = {name: getattr(header, name) for name in header.__struct_fields__}
+    text = ", ".join(f"{name}={value!r}" for name, value in values.items() if len(repr(value)) <= LONGEST_VALUE)
+    return f"{type(header).__name__}({text})"
+
+
+def _has_to_end(process: Process) -> bool:
+    """Tell whether a process has to end once its run has."""
+    shell = process.shell
+    if isinstance(shell, WorkerProcess):
+        client = shell.runner.state.client
+    elif isinstance(shell, ShardProcess):
+        client = shell.server.state.client
+    else:
+        return True
+    return client.phase is not ClientPhase.JOINING or bool(client.run)
+
+
+def _ignore(process: Process, is_killed: bool) -> None:
+    pass

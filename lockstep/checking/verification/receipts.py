@@ -1,0 +1,77 @@
+"""Compare the receipts of two runs: what decides their bits first, then where their weights part. Computes nothing."""
+
+from pathlib import Path
+
+import msgspec
+
+from lockstep.common.errors import FileFormatError
+from lockstep.common.files.json_file import convert, decode
+from lockstep.common.files.reading import read_regular
+from lockstep.common.protocol.fingerprint import NOT_DECIDING, Fingerprint
+from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.run_folder import MOST_BYTES, RECEIPT
+
+#: What a job's bits follow from besides its numerics, by the names of a receipt's fields.
+SUBJECTS = {
+    "job_sha256": "job",
+    "dataset_sha256": "dataset",
+    "model_source_sha256": "model's file",
+    "layout_sha256": "model",
+}
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Return a receipt, from its file or a run's folder; `FileFormatError` if it is damaged or missing."""
+    file = path / RECEIPT if path.is_dir() else path
+    try:
+        return decode(read_regular(file, MOST_BYTES), Receipt)
+    except OSError as error:
+        raise FileFormatError(f"cannot read {str(file)!r}: {error.strerror}: expected the receipt of a run") from error
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{file}: is not a receipt of a run: {error}") from error
+
+
+def numerics_of(receipt: Receipt, name: str) -> Fingerprint:
+    """Return what computed a run; `FileFormatError` if its receipt does not have it."""
+    try:
+        return convert(receipt.numerics, Fingerprint)
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{name}: has no numerics of this version: {error}") from error
+
+
+def causes(ours: Receipt, theirs: Receipt) -> list[str]:
+    """Return why the bits of two runs may differ, the likeliest cause first."""
+    here, there = numerics_of(ours, ours.run), numerics_of(theirs, theirs.run)
+    named = [f"{name} {a!r} here, {b!r} there" for name, a, b in here.differences(there)]
+    # The kernel and the features follow from the mode: it comes first.
+    found = sorted(named, key=lambda text: not text.startswith("mode "))
+    found += [
+        f"the {what} differs: SHA-256 {getattr(ours, name)[:12] or 'none'}… here, "
+        f"{getattr(theirs, name)[:12] or 'none'}… there"
+        for name, what in SUBJECTS.items()
+        if getattr(ours, name) != getattr(theirs, name)
+    ]
+    other = [name for name in NOT_DECIDING if getattr(here, name) != getattr(there, name)]
+    if not found and other:
+        found = [f"{name} {getattr(here, name)!r} here, {getattr(there, name)!r} there" for name in other]
+    return found
+
+
+def parting(ours: Receipt, theirs: Receipt) -> str:
+    """Return where the weights of two runs are first different, empty if they never are."""
+    for here, there in zip(ours.chain, theirs.chain, strict=False):
+        if here.weights_sha256 != there.weights_sha256:
+            when = f"after epoch {here.epoch}" if here.epoch else "before the first step"
+            return f"weights {here.weights_sha256[:12]}… here and {there.weights_sha256[:12]}… there {when}"
+    if len(ours.chain) != len(theirs.chain):
+        return f"{len(ours.chain) - 1} epochs here and {len(theirs.chain) - 1} there, the same as far as both go"
+    return ""
+
+
+def comparison(ours: Receipt, theirs: Receipt) -> str:
+    """Return in one line how two runs differ, empty if they computed the same weights after each epoch."""
+    where = parting(ours, theirs)
+    if not where:
+        return ""
+    why = "; ".join(causes(ours, theirs)) or "nothing that a receipt records: `lockstep verify` finds the first step"
+    return f"{where}; what differs: {why}"

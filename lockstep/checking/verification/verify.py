@@ -1,0 +1,123 @@
+"""Compute a recorded run again on this machine, step by step, and find the first difference."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.aggregation.checksum import checksum_after
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.runtime.clock import Clock
+from lockstep.ps.coordinator.failures import diverged_text
+from lockstep.ps.records.ledger import EpochDone, RunBegun, StepDone, WeightsAt
+from lockstep.ps.setup import RunSetup
+from lockstep.runs.recorded_run import RecordedRun, workers_by_step
+from lockstep.runs.single_process import SingleProcessTrainer
+from lockstep.worker.gradient_sink import NotFiniteError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first place where the run and its recomputation differ."""
+
+    step: int
+    #: None if all losses agree, but not the weights after the step.
+    micro_batch: int | None
+    text: str
+
+
+@dataclass
+class Verifier:
+    """One recomputation, from the weights of the shard on."""
+
+    run: RecordedRun
+    setup: RunSetup
+    clock: Clock
+    #: Micro-batches and steps that were found equal.
+    micro_batches: int = 0
+    steps: int = 0
+    _steps: dict[int, StepDone] = field(init=False)
+    _workers: dict[int, dict[int, str]] = field(init=False)
+    #: Number of steps -> (source, SHA-256 of the weights after them).
+    _digests: dict[int, list[tuple[str, str]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._steps, self._workers = self.run.steps(), workers_by_step(self.run.lines)
+        self._digests = {}
+        for line in self.run.lines:
+            if isinstance(line, RunBegun | WeightsAt):
+                named = "the weights that it was resumed from" if isinstance(line, RunBegun) else "the checkpoint"
+                self._digests.setdefault(line.step, []).append((named, line.weights_sha256))
+            elif isinstance(line, EpochDone):
+                self._digests.setdefault(line.step, []).append((f"epoch {line.epoch}", line.weights_sha256))
+
+    def verify(self, until: int, watch: Callable[[int], None]) -> Difference | None:
+        """Compute all steps before `until` again, and return the first difference. Calls `watch` after each step."""
+        first = self.setup.shard.updates
+        if (odd := self._other_digest(first)) is not None:
+            text = f"the weights after {first} steps, from which this starts, are not those of the run: {odd}"
+            return Difference(step=first, micro_batch=None, text=text)
+        found: Difference | None = None
+        trainer = SingleProcessTrainer(self.setup, self.clock)
+        for step in range(first, until):
+            if found is not None:
+                return found
+            found = self._step(step, trainer)
+            watch(step)
+        return found
+
+    def _step(self, step: int, trainer: SingleProcessTrainer) -> Difference | None:
+        recorded = self._steps.get(step)
+        if recorded is None:
+            return Difference(step=step, micro_batch=None, text=f"step {step} is not in the ledger: expected its entry")
+        try:
+            trainer.step(step)
+        except NotFiniteError as error:
+            diverged = diverged_text("train", step, error.micro_batch, error.layer, error.quantity)
+            text = f"{diverged}; in the run it was finite"
+            return Difference(step=step, micro_batch=error.micro_batch, text=text)
+        here = np.array(trainer.compute.losses, "<f4")
+        if here.tobytes() != recorded.losses:
+            return self._loss_difference(recorded, here)
+        self.micro_batches += len(here)
+        weights = self.setup.shard.weights
+        if checksum_after(step, weights) != recorded.checksum:
+            return self._weights_difference(recorded, "the checksum in the ledger")
+        self.steps += 1
+        odd = self._other_digest(step + 1)
+        return None if odd is None else self._weights_difference(recorded, odd)
+
+    def _loss_difference(self, recorded: StepDone, here: NDArray[np.float32]) -> Difference:
+        there = recorded.loss_sums()
+        if len(there) != len(here):
+            text = f"step {recorded.step} has {len(there)} losses in the ledger: expected {len(here)}"
+            return Difference(step=recorded.step, micro_batch=None, text=text)
+        micro_batch = int(np.flatnonzero(there.view(np.uint32) != here.view(np.uint32))[0])
+        text = (
+            f"step {recorded.step}, micro-batch {micro_batch}: the sum of its losses was {there[micro_batch]!s} "
+            f"({there[micro_batch].tobytes()[::-1].hex()}), {self._who(recorded, micro_batch)}; computed again it is "
+            f"{here[micro_batch]!s} ({here[micro_batch].tobytes()[::-1].hex()})"
+        )
+        return Difference(step=recorded.step, micro_batch=micro_batch, text=text)
+
+    def _who(self, recorded: StepDone, micro_batch: int) -> str:
+        ranks = [share.rank for share in recorded.shares if share.lo <= micro_batch < share.hi]
+        named = self._workers[recorded.step]
+        return " and ".join(f"by {named.get(rank, 'the single training process')}" for rank in ranks) or "by no worker"
+
+    def _other_digest(self, steps: int) -> str | None:
+        """Return which recorded digest differs from the current weights after that number of steps, if any."""
+        if steps not in self._digests:
+            return None
+        here = weights_digest(self.setup.shard.weights)
+        odd = (pair for pair in self._digests[steps] if pair[1] != here)
+        return next((f"{named} has SHA-256 {digest[:12]}…, here {here[:12]}…" for named, digest in odd), None)
+
+    def _weights_difference(self, recorded: StepDone, where: str) -> Difference:
+        workers = "; ".join(f"{share.lo}-{share.hi - 1} {self._who(recorded, share.lo)}" for share in recorded.shares)
+        text = (
+            f"step {recorded.step}: the losses of all its micro-batches are the same, and the weights after it are not "
+            f"({where}): a gradient differs, or the update; computed {workers}"
+        )
+        return Difference(step=recorded.step, micro_batch=None, text=text)

@@ -1,0 +1,184 @@
+"""Where each parameter and running statistic of a model lies in the flat vector."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import ModelError
+from lockstep.common.nn.module import Module, RunningStatistic
+from lockstep.common.nn.state_dict import is_counter
+
+
+@dataclass(frozen=True)
+class LayoutEntry:
+    """A named array at `[offset, offset + size)` of the flat vector, in C order."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def view(self, vector: Vector) -> Vector:
+        """Return this entry's array as a view into `vector`."""
+        return vector[self.offset : self.offset + self.size].reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """A model's parameters, then its running statistics, as one float32 vector.
+
+    Statistics follow the parameters, so that what a micro-batch observed travels and is reduced with its gradients, by
+    the same tree (rule R8).
+    """
+
+    parameters: tuple[LayoutEntry, ...]
+    statistics: tuple[LayoutEntry, ...]
+
+    @cached_property
+    def parameter_size(self) -> int:
+        """Number of trained values, which come first."""
+        return sum(entry.size for entry in self.parameters)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of values in all."""
+        return self.parameter_size + sum(entry.size for entry in self.statistics)
+
+    def name_at(self, position: int) -> str:
+        """Return the name of the array that holds a position of the vector."""
+        entries = (*self.parameters, *self.statistics)
+        return next(entry.name for entry in entries if position < entry.offset + entry.size)
+
+    def digest(self) -> str:
+        """Return the SHA-256 over names, shapes and offsets, in hex."""
+        text = "\n".join(
+            f"{kind} {entry.name} {entry.shape} {entry.offset}"
+            for kind, entries in (("parameter", self.parameters), ("statistic", self.statistics))
+            for entry in entries
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def read(self, vector: Vector) -> dict[str, Vector]:
+        """Return a state dict of views into `vector`."""
+        return {entry.name: entry.view(vector) for entry in (*self.parameters, *self.statistics)}
+
+    def write(self, vector: Vector, state: Mapping[str, Vector]) -> None:
+        """Copy a state dict into `vector`; `ModelError` if a name or shape differs.
+
+        PyTorch's `num_batches_tracked` is ignored, as `Module.load_state_dict` does.
+        """
+        entries = {entry.name: entry for entry in (*self.parameters, *self.statistics)}
+        unmatched = sorted(entries.keys() ^ {name for name in state if not is_counter(name, entries)})
+        if unmatched:
+            raise ModelError(f"weights do not fit the model: {unmatched[0]!r} is in only one of them")
+        for name, entry in entries.items():
+            if state[name].shape != entry.shape:
+                raise ModelError(f"weights do not fit the model: {name!r} is {state[name].shape}, not {entry.shape}")
+            entry.view(vector)[...] = state[name]
+
+
+def running_statistics(module: Module) -> dict[str, RunningStatistic]:
+    """Return the running statistics of a model by their qualified names, in the layout's order."""
+    return {name: buffer for name, buffer in module.named_buffers() if isinstance(buffer, RunningStatistic)}
+
+
+def check_trained(module: Module) -> None:
+    """Raise `ModelError` with the first parameter that is frozen: update rules, as weight decay, would change it."""
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            raise ModelError(
+                f"the parameter {name!r} has requires_grad=False: expected True, since a job trains all parameters; "
+                "to keep a part of the model as it is, call `.detach()` on its output and set weight_decay = 0"
+            )
+
+
+def layout_of(module: Module) -> ParameterLayout:
+    """Return the layout of a model, in the order of `named_parameters` and `named_buffers`. Raises `ModelError`."""
+    check_trained(module)
+    offset = 0
+    parameters, statistics = [], []
+    for name, parameter in module.named_parameters():
+        parameters.append(LayoutEntry(name, tuple(parameter.shape), offset))
+        offset += parameters[-1].size
+    for name, statistic in running_statistics(module).items():
+        statistics.append(LayoutEntry(name, tuple(statistic.value.shape), offset))
+        offset += statistics[-1].size
+    if not parameters:
+        raise ModelError("the model has no parameters: expected at least one layer that can learn")
+    return ParameterLayout(tuple(parameters), tuple(statistics))
+
+
+def gather(module: Module, layout: ParameterLayout) -> Vector:
+    """Return a new flat vector holding a copy of the model's parameters and statistics."""
+    vector = np.empty(layout.size, dtype=np.float32)
+    state = {name: parameter.data for name, parameter in module.named_parameters()}
+    state |= {name: statistic.value for name, statistic in running_statistics(module).items()}
+    layout.write(vector, state)
+    return vector
+
+
+class Binding:
+    """A model whose arrays are views into flat vectors: one of several for values, one of several for gradients.
+
+    All vectors have the layout's size. Parameters and statistics become views into the one; gradients, and what a
+    micro-batch observes of the statistics, are written into the other. The views are made once: switching a model to
+    another vector takes a microsecond per parameter.
+    """
+
+    def __init__(
+        self, module: Module, layout: ParameterLayout, weights: Sequence[Vector], sums: Sequence[Vector]
+    ) -> None:
+        #: In the layout's order.
+        self.parameters = list(module.parameters())
+        self._statistics = list(running_statistics(module).values())
+        self._values = [_views(layout, vector) for vector in weights]
+        self._gradients = [_views(layout, vector) for vector in sums]
+        self.read_from(0)
+        self.write_to(0)
+
+    def read_from(self, index: int) -> None:
+        """Let the model compute with the weights vector of that index."""
+        parameters, statistics = self._values[index]
+        for parameter, view in zip(self.parameters, parameters, strict=True):
+            parameter.data = view
+        for statistic, view in zip(self._statistics, statistics, strict=True):
+            statistic.value = view
+
+    def write_to(self, index: int) -> None:
+        """Let backward write into the sums vector of that index."""
+        #: Where backward writes now, one per parameter.
+        self.gradients, observed = self._gradients[index]
+        for parameter, view in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad_buffer = view
+        for statistic, view in zip(self._statistics, observed, strict=True):
+            statistic.observed = view
+
+
+def _views(layout: ParameterLayout, vector: Vector) -> tuple[list[Vector], list[Vector]]:
+    """Return the parameters and the statistics in a flat vector."""
+    return (
+        [entry.view(vector) for entry in layout.parameters],
+        [entry.view(vector) for entry in layout.statistics],
+    )
+
+
+def statistic_momenta(module: Module, layout: ParameterLayout) -> Vector:
+    """Return the momentum of each running statistic's values: shape (size - parameter_size,)."""
+    momenta = np.empty(layout.size - layout.parameter_size, dtype=np.float32)
+    statistics = running_statistics(module)
+    for entry in layout.statistics:
+        start = entry.offset - layout.parameter_size
+        momenta[start : start + entry.size] = statistics[entry.name].momentum
+    return momenta
+
+
+def weights_digest(vector: Vector) -> str:
+    """Return the SHA-256 of a flat vector's little-endian float32 bytes, in hex."""
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()

@@ -1,0 +1,667 @@
+"""Everything that can be computed on tensors, as functions with PyTorch's names and arguments.
+
+Arguments may be tensors, arrays or numbers; targets that are classes are integers: a tensor, an array or a list.
+"""
+
+import builtins
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lockstep.common.autograd.primitives import (
+    activation,
+    elementwise,
+    indexing,
+    linear_algebra,
+    losses,
+    normalization,
+    reduction,
+    shape,
+)
+from lockstep.common.autograd.primitives import softmax as softmax_primitives
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.primitives.reduction import Axis
+from lockstep.common.autograd.primitives.spatial import average_pooling, convolution, pooling
+from lockstep.common.autograd.primitives.spatial.windows import Pair
+from lockstep.common.autograd.tensor import Tensor, apply
+from lockstep.common.random import Source
+
+# Arithmetic, activations and reductions
+
+
+def add(x: Any, other: Any) -> Tensor:
+    """Return `x + other`, element by element. Shapes broadcast; raises ValueError if they do not.
+
+    >>> F.add([[1.0], [2.0]], [10.0, 20.0])
+    tensor([[11., 21.],
+            [12., 22.]])
+    """
+    return apply(elementwise.add, x, other)
+
+
+def subtract(x: Any, other: Any) -> Tensor:
+    """Return `x - other`, element by element. Shapes broadcast; raises ValueError if they do not."""
+    return apply(elementwise.subtract, x, other)
+
+
+def multiply(x: Any, other: Any) -> Tensor:
+    """Return `x * other`, element by element. Shapes broadcast; raises ValueError if they do not."""
+    return apply(elementwise.multiply, x, other)
+
+
+def divide(x: Any, other: Any) -> Tensor:
+    """Return `x / other`, element by element. Shapes broadcast; raises ValueError if they do not.
+
+    A division by 0 gives an infinity or NaN, as in NumPy.
+    """
+    return apply(elementwise.divide, x, other)
+
+
+def power(x: Any, exponent: Any) -> Tensor:
+    """Return `x ** exponent`, element by element. Shapes broadcast; raises ValueError if they do not.
+
+    The gradient of the exponent is NaN where `x` is negative.
+
+    Differs from PyTorch: PyTorch calls it `pow`.
+    """
+    return apply(elementwise.power, x, exponent)
+
+
+def negate(x: Any) -> Tensor:
+    """Return `-x`, of the shape of `x`. Raises TypeError if `x` does not hold numbers.
+
+    Differs from PyTorch: PyTorch calls it `neg`.
+    """
+    return apply(elementwise.negate, x)
+
+
+def abs(x: Any) -> Tensor:  # noqa: A001
+    """Return the absolute value, of the shape of `x`; at 0 its derivative is 0.
+
+    Raises TypeError if `x` holds no numbers.
+    """
+    return apply(elementwise.absolute, x)
+
+
+def maximum(x: Any, other: Any) -> Tensor:
+    """Return the greater of the two, element by element; at a tie each gets half of the gradient.
+
+    Shapes broadcast; raises ValueError if they do not.
+    """
+    return apply(elementwise.maximum, x, other)
+
+
+def minimum(x: Any, other: Any) -> Tensor:
+    """Return the smaller of the two, element by element; at a tie each gets half of the gradient.
+
+    Shapes broadcast; raises ValueError if they do not.
+    """
+    return apply(elementwise.minimum, x, other)
+
+
+def where(condition: Any, x: Any, other: Any) -> Tensor:
+    """Return `x` where `condition` holds and `other` elsewhere.
+
+    All three shapes broadcast; raises ValueError if they do not.
+
+    `condition` holds bools; no gradient goes to it.
+    """
+    return apply(elementwise.where, condition, x, other)
+
+
+def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:  # noqa: A002
+    """Bound from below by `min` and from above by `max`; None leaves that side open.
+
+    The gradient passes where nothing was cut.
+
+    The bounds are numbers, or arrays whose shapes broadcast with `x`; raises ValueError if they do not. `clamp` is the
+    same function.
+
+    >>> F.clip([-2.0, 0.5, 3.0], min=0, max=1)
+    tensor([0. , 0.5, 1. ])
+    """
+    return apply(elementwise.clip, x, low=min, high=max)
+
+
+clamp = clip
+
+
+def matmul(x: Any, other: Any) -> Tensor:
+    """Return `x @ other`, with vectors and batches as in NumPy: (..., n, k) and (..., k, m) to (..., n, m).
+
+    Raises ValueError if the inner sizes differ, or if one of the two is a number.
+    """
+    return apply(linear_algebra.matmul, x, other)
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
+    """Return `x @ weight.T + bias`: x (..., features), weight (out, features), bias (out,), result (..., out).
+
+    Raises ValueError if the sizes do not fit.
+
+    >>> F.linear([[1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    tensor([[1., 2., 3.]])
+    """
+    return apply(linear_algebra.linear, x, weight, bias)
+
+
+def exp(x: Any) -> Tensor:
+    """Return `e ** x`, of the shape of `x`. Raises TypeError if `x` does not hold numbers."""
+    return apply(activation.exp, x)
+
+
+def log(x: Any) -> Tensor:
+    """Return the natural logarithm, of the shape of `x`. Raises TypeError if `x` does not hold numbers.
+
+    At 0 it is minus infinity and below 0 NaN, as in NumPy: nothing is raised.
+    """
+    return apply(activation.log, x)
+
+
+def sqrt(x: Any) -> Tensor:
+    """Return the square root, of the shape of `x`. Raises TypeError if `x` does not hold numbers.
+
+    Below 0 it is NaN, as in NumPy. At 0 the derivative is infinite.
+    """
+    return apply(activation.sqrt, x)
+
+
+def tanh(x: Any) -> Tensor:
+    """Return the hyperbolic tangent, of the shape of `x`. Raises TypeError if `x` does not hold numbers."""
+    return apply(activation.tanh, x)
+
+
+def sigmoid(x: Any) -> Tensor:
+    """Return `1 / (1 + exp(-x))`, of the shape of `x`, without overflow. Raises TypeError if `x` holds no numbers."""
+    return apply(activation.sigmoid, x)
+
+
+def relu(x: Any) -> Tensor:
+    """Return `max(x, 0)`, of the shape of `x`; at 0 the derivative is 0. Raises TypeError if `x` holds no numbers."""
+    return apply(activation.relu, x)
+
+
+def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
+    """Return `x` where it is above 0, and `negative_slope * x` elsewhere; the shape is that of `x`.
+
+    Raises TypeError if `x` does not hold numbers.
+    """
+    return apply(activation.leaky_relu, x, negative_slope=negative_slope)
+
+
+def gelu(x: Any, approximate: str = "none") -> Tensor:
+    """Return `x Phi(x)`, of the shape of `x`, where Phi is the normal distribution function.
+
+    With `approximate="tanh"` it is the paper's approximation by tanh (arXiv:1606.08415). Raises ValueError for an
+    `approximate` that is neither "none" nor "tanh".
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate is {approximate!r}: must be 'none' or 'tanh'")
+    return apply(activation.gelu if approximate == "none" else activation.gelu_tanh, x)
+
+
+def softplus(x: Any, beta: float = 1.0) -> Tensor:
+    """Return `log(1 + exp(beta x)) / beta`, of the shape of `x`, without overflow.
+
+    Raises TypeError if `x` holds no numbers.
+    """
+    return apply(activation.softplus, x, beta=beta)
+
+
+def sum(x: Any, dim: Axis = None, keepdim: bool = False) -> Tensor:  # noqa: A001
+    """Return the sum over the axes `dim`, an integer or a tuple; None means all axes.
+
+    The summed axes are dropped from the shape, or have size 1 with `keepdim=True`. Raises ValueError for an axis that
+    `x` does not have.
+    """
+    return apply(reduction.reduce_sum, x, axis=dim, keepdims=keepdim)
+
+
+def mean(x: Any, dim: Axis = None, keepdim: bool = False) -> Tensor:
+    """Return the mean over the axes `dim`, an integer or a tuple; None means all axes.
+
+    Shapes and errors are those of `sum`: the axes are dropped, or have size 1 with `keepdim=True`. Raises ValueError
+    for an axis that `x` does not have.
+    """
+    return apply(reduction.reduce_mean, x, axis=dim, keepdims=keepdim)
+
+
+def max(x: Any, dim: Axis = None, keepdim: bool = False) -> Tensor:  # noqa: A001
+    """Return the greatest elements over the axes `dim`; None means all axes. Those that tie share the gradient evenly.
+
+    The axes are dropped from the shape, or have size 1 with `keepdim=True`. Raises ValueError for an axis that `x` does
+    not have, and for one of size 0.
+
+    Differs from PyTorch: with `dim` it returns the values alone, without their indices; `Tensor.argmax` has those.
+    """
+    return apply(reduction.reduce_max, x, axis=dim, keepdims=keepdim)
+
+
+def min(x: Any, dim: Axis = None, keepdim: bool = False) -> Tensor:  # noqa: A001
+    """Return the smallest elements over the axes `dim`; None means all axes. Those that tie share the gradient evenly.
+
+    The axes are dropped from the shape, or have size 1 with `keepdim=True`. Raises ValueError for an axis that `x` does
+    not have, and for one of size 0.
+
+    Differs from PyTorch: with `dim` it returns the values alone, without their indices.
+    """
+    return apply(reduction.reduce_min, x, axis=dim, keepdims=keepdim)
+
+
+def var(x: Any, dim: Axis = None, keepdim: bool = False, correction: int = 1) -> Tensor:
+    """Return the variance over the axes `dim`, divided by the count less `correction`: 1 gives the unbiased one, the
+    default.
+
+    The axes are dropped from the shape, or have size 1 with `keepdim=True`. Raises ValueError for an axis that `x` does
+    not have.
+    """
+    return apply(reduction.variance, x, axis=dim, correction=correction, keepdims=keepdim)
+
+
+# Changing the shape, joining and cutting
+
+
+def reshape(x: Any, sizes: Sequence[int]) -> Tensor:
+    """Return the elements in another shape; one of the `sizes` may be -1, which is then computed.
+
+    It is a view of the same memory if that is possible. Raises ValueError if the number of elements differs.
+    """
+    return apply(shape.reshape, x, shape=tuple(sizes))
+
+
+def flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Merge the axes from `start_dim` to `end_dim`, both included, into one: (a, b, c) to (a, b·c) with `start_dim=1`.
+
+    Raises ValueError if `start_dim` lies behind `end_dim`.
+    """
+    return x.flatten(start_dim, end_dim)
+
+
+def transpose(x: Any, dim0: int, dim1: int) -> Tensor:
+    """Swap the axes `dim0` and `dim1`: (a, b) to (b, a). Raises ValueError for an axis that `x` does not have."""
+    return apply(shape.transpose, x, first=dim0, second=dim1)
+
+
+def permute(x: Any, dims: Sequence[int]) -> Tensor:
+    """Reorder all axes: the shape of the result is that of `x` in the order of `dims`.
+
+    Raises ValueError if `dims` does not name each axis once.
+    """
+    return apply(shape.permute, x, axes=tuple(dims))
+
+
+def squeeze(x: Tensor, dim: Axis = None) -> Tensor:
+    """Drop axes of size 1 from the shape: all of them, or `dim` if its size is 1.
+
+    Raises IndexError for an axis that `x` does not have.
+    """
+    return x.squeeze(dim)
+
+
+def unsqueeze(x: Any, dim: int) -> Tensor:
+    """Insert an axis of size 1 at `dim`: (a, b) to (1, a, b) with `dim=0`.
+
+    Raises ValueError if `dim` is out of range.
+    """
+    return apply(shape.unsqueeze, x, axis=dim)
+
+
+def broadcast_to(x: Any, sizes: Sequence[int]) -> Tensor:
+    """Repeat axes of size 1, without a copy, until the shape is `sizes`. Raises ValueError if it cannot become that.
+
+    Differs from PyTorch: a size is never -1.
+    """
+    return apply(shape.broadcast_to, x, shape=tuple(sizes))
+
+
+def pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
+    """Add a frame of `value`. `pad` is (before, after) of the last axis, then of the axis before that, and so on.
+
+    Each number is at least 0, in elements. Raises ValueError if there are more pairs than axes, or a number is
+    negative.
+
+    >>> F.pad(Tensor([[1.0, 2.0]]), (1, 0))
+    tensor([[0., 1., 2.]])
+
+    Differs from PyTorch: there is one mode, a constant value, and nothing is cut off by negative numbers.
+    """
+    count = len(pad) // 2
+    if len(pad) % 2 or count > x.ndim or any(each < 0 for each in pad):
+        raise ValueError(f"pad is {pad!r} for shape {x.shape}: expected a (before, after) >= 0 for some last axes")
+    last = [(pad[2 * index], pad[2 * index + 1]) for index in reversed(range(count))]
+    return apply(shape.pad, x, widths=((0, 0),) * (x.ndim - count) + tuple(last), value=value)
+
+
+def concatenate(tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    """Join tensors along the axis `dim`: (a, c) and (b, c) to (a + b, c). `cat` is the same function.
+
+    Raises ValueError if another size differs, or if there are no tensors.
+    """
+    return apply(shape.concatenate, *tensors, axis=dim)
+
+
+cat = concatenate
+
+
+def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    """Join tensors of one shape along a new axis `dim`: k times (a, b) to (k, a, b).
+
+    Raises ValueError if their shapes differ, or if there are none.
+    """
+    return apply(shape.stack, *tensors, axis=dim)
+
+
+def split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    """Cut along the axis `dim` into parts of `sizes` elements, the last perhaps smaller, or into parts of the sizes
+    given.
+
+    The parts are views: (a + b, c) to (a, c) and (b, c). Raises ValueError if a size is below 1, or if the sizes do not
+    sum to that of the axis.
+
+    Differs from PyTorch: the arguments `tensor` and `split_size_or_sections` are called `x` and `sizes`.
+    """
+    whole = x.shape[dim]
+    if isinstance(sizes, int):
+        if sizes <= 0:
+            raise ValueError(f"split size is {sizes!r}: must be at least 1")
+        sizes = [builtins.min(sizes, whole - start) for start in range(0, whole, sizes)]
+    if builtins.sum(sizes) != whole:
+        raise ValueError(
+            f"split sizes {list(sizes)!r} sum to {builtins.sum(sizes)}: must sum to {whole}, the size of axis {dim}"
+        )
+    before = (slice(None),) * (dim % x.ndim)
+    ends = [builtins.sum(sizes[: index + 1]) for index in range(len(sizes))]
+    return tuple(x[(*before, slice(end - size, end))] for end, size in zip(ends, sizes, strict=True))
+
+
+# Convolution and pooling
+
+
+def conv1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Correlate signals (n, in, l) with `weight` (out, in/groups, k), plus `bias` (out,): the result is (n, out, l').
+
+    `stride`, `padding` and `dilation` are in elements, and l' = ⌊(l + 2·padding - dilation·(k - 1) - 1) / stride⌋ + 1.
+    Raises ValueError if the channels do not fit, if the window is longer than the padded signal, and for a stride below
+    1.
+
+    Differs from PyTorch: `padding` is a number, never "same" or "valid"; signals always have a batch axis.
+    """
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return apply(convolution.conv1d, x, weight, bias, **options)
+
+
+def conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Correlate images (n, in, h, w) with `weight` (out, in/groups, kh, kw), plus `bias` (out,): the result is (n, out,
+    h', w').
+
+    `stride`, `padding` and `dilation` are one number for both axes or one for each, in pixels. h' is ⌊(h + 2·padding -
+    dilation·(kh - 1) - 1) / stride⌋ + 1, and w' likewise. Raises ValueError if the channels do not fit, if the window
+    is larger than the padded image, and for a stride below 1.
+
+    >>> F.conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))).tolist()
+    [[[[4.0, 4.0], [4.0, 4.0]]]]
+
+    Differs from PyTorch: `padding` is a number, never "same" or "valid"; images always have a batch axis.
+    """
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return apply(convolution.conv2d, x, weight, bias, **options)
+
+
+def max_pool1d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
+    """Return the largest element of each window of signals: (n, c, l) to (n, c, l'). The stride defaults to the kernel.
+
+    Sizes are in elements, and l' = ⌊(l + 2·padding - kernel_size) / stride⌋ + 1. Padding is never the largest. Raises
+    ValueError if a window does not fit, or if more than half of the kernel is padding.
+
+    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
+    """
+    return apply(pooling.max_pool1d, x, kernel_size=kernel_size, stride=stride, padding=padding)
+
+
+def max_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
+    """Return the largest element of each window of images: (n, c, h, w) to (n, c, h', w').
+
+    The stride defaults to the kernel.
+
+    Sizes are one number for both axes or one for each, in pixels, and h' = ⌊(h + 2·padding - kernel_size) / stride⌋ +
+    1. Padding is never the largest. Raises ValueError if a window does not fit, or if more than half of the kernel is
+    padding.
+
+    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
+    """
+    return apply(pooling.max_pool2d, x, kernel_size=kernel_size, stride=stride, padding=padding)
+
+
+def avg_pool1d(
+    x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, count_include_pad: bool = True
+) -> Tensor:
+    """Return the mean of each window of signals: (n, c, l) to (n, c, l'), with l' as in `max_pool1d`.
+
+    Padding counts as zeros, or not at all with `count_include_pad=False`. Raises ValueError if a window does not fit.
+
+    Differs from PyTorch: there is no `ceil_mode`.
+    """
+    options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
+    return apply(average_pooling.avg_pool1d, x, kernel_size=kernel_size, **options)
+
+
+def avg_pool2d(
+    x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, count_include_pad: bool = True
+) -> Tensor:
+    """Return the mean of each window of images: (n, c, h, w) to (n, c, h', w'), with sizes as in `max_pool2d`.
+
+    Padding counts as zeros, or not at all with `count_include_pad=False`. Raises ValueError if a window does not fit.
+
+    Differs from PyTorch: there is no `ceil_mode` and no `divisor_override`.
+    """
+    options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
+    return apply(average_pooling.avg_pool2d, x, kernel_size=kernel_size, **options)
+
+
+def adaptive_avg_pool1d(x: Any, output_size: Pair) -> Tensor:
+    """Return the means over `output_size` windows that cover each signal: (n, c, l) to (n, c, output_size).
+
+    Raises ValueError if `output_size` is below 1.
+    """
+    return apply(average_pooling.adaptive_avg_pool1d, x, output_size=output_size)
+
+
+def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Tensor:
+    """Return the means over `output_size` windows (rows, columns) that cover each image: (n, c, h, w) to (n, c, rows,
+    columns).
+
+    One number is taken for both. Raises ValueError if one is below 1.
+
+    Differs from PyTorch: a size is never None.
+    """
+    return apply(average_pooling.adaptive_avg_pool2d, x, output_size=output_size)
+
+
+# Softmax and losses
+
+
+def _indices(target: Any) -> Any:
+    return target if isinstance(target, Tensor | np.ndarray) else np.asarray(target)
+
+
+def softmax(x: Any, dim: int = -1) -> Tensor:
+    """Return `exp(x) / sum exp(x)` along the axis `dim`, of the shape of `x`, without overflow.
+
+    Raises ValueError for an axis that `x` does not have.
+
+    Differs from PyTorch: `dim` has a default, the last axis.
+    """
+    return apply(softmax_primitives.softmax, x, axis=dim)
+
+
+def causal_softmax(x: Any) -> Tensor:
+    """Return the softmax of each row of (..., t, s) over the columns up to its own; 0 in later ones.
+
+    The shape stays. Raises ValueError for fewer than two axes, and if t is more than s.
+
+    Differs from PyTorch: PyTorch has no such function.
+    """
+    return apply(softmax_primitives.causal_softmax, x)
+
+
+def log_softmax(x: Any, dim: int = -1) -> Tensor:
+    """Return `x - log sum exp(x)` along the axis `dim`, of the shape of `x`, without overflow.
+
+    Raises ValueError for an axis that `x` does not have.
+
+    Differs from PyTorch: `dim` has a default, the last axis.
+    """
+    return apply(softmax_primitives.log_softmax, x, axis=dim)
+
+
+def cross_entropy(logits: Any, target: Any, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
+    """Return `-log softmax(logits)[target]`: logits (n, classes, ...), target integers (n, ...).
+
+    `reduction` is "mean" or "sum", which give a number, or "none", which keeps the shape of `target`. With
+    `label_smoothing` ε, a target is 1 - ε of its class and ε of all classes evenly. Raises ValueError for a class
+    outside of the logits, for targets that are not integers of the right shape, and for another `reduction`.
+
+    >>> round(F.cross_entropy([[2.0, 0.0], [0.0, 2.0]], [0, 1]).item(), 4)
+    0.1269
+
+    Differs from PyTorch: targets are class indices, never probabilities; there is no `weight` and no `ignore_index`.
+    """
+    target = _indices(target)
+    return apply(losses.cross_entropy, logits, target, label_smoothing=label_smoothing, reduction=reduction)
+
+
+def nll_loss(log_probabilities: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """Return `-log_probabilities[target]`: (n, classes, ...) and integers (n, ...), as in `cross_entropy`.
+
+    `reduction` is "mean", "sum" or "none". Raises ValueError for a class that there is not, for targets that are not
+    integers of the right shape, and for another `reduction`.
+
+    Differs from PyTorch: there is no `weight` and no `ignore_index`.
+    """
+    return apply(losses.nll, log_probabilities, _indices(target), reduction=reduction)
+
+
+def mse_loss(prediction: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """Return the squared difference of two tensors of one shape.
+
+    `reduction` is "mean" over all elements or "sum", which give a number, or "none", which keeps the shape. Raises
+    ValueError if the shapes differ, and for another `reduction`.
+
+    Differs from PyTorch: shapes that differ raise instead of being broadcast with a warning; there is no `weight`.
+    """
+    return apply(losses.mse, prediction, target, reduction=reduction)
+
+
+def binary_cross_entropy_with_logits(logits: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """Return `-(t log sigmoid(x) + (1 - t) log(1 - sigmoid(x)))` of logits x and targets t of one shape, without
+    overflow.
+
+    `reduction` is "mean" over all elements or "sum", which give a number, or "none", which keeps the shape. Raises
+    ValueError if the shapes differ, and for another `reduction`.
+
+    Differs from PyTorch: there is no `weight` and no `pos_weight`.
+    """
+    return apply(losses.bce_with_logits, logits, target, reduction=reduction)
+
+
+# Normalisation, dropout, embedding and attention
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return `(x - mean) / sqrt(var + eps) * weight + bias` of each channel of (n, channels, ...), in the same shape.
+
+    In training, mean and variance are those of the batch, and the running arrays (channels,), if given, move towards
+    them by `momentum`, in place, the variance with the divisor count - 1. Otherwise the running arrays are used.
+    `weight` and `bias` are (channels,) or None. Raises ValueError for fewer than two axes, and for running arrays that
+    are None outside of training.
+
+    Differs from PyTorch: a batch of one value per channel has variance 0 and results in `bias`, where PyTorch raises.
+    """
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ValueError("batch_norm outside of training needs running_mean and running_var: got None")
+        statistics = {"mean": running_mean, "var": running_var}
+        return apply(normalization.batch_norm_inference, x, weight, bias, eps=eps, **statistics)
+    mean, var = normalization.batch_statistics(x.data)
+    count = x.size // len(mean)
+    for running, observed in ((running_mean, mean), (running_var, var * (count / builtins.max(1, count - 1)))):
+        if running is not None:
+            running += momentum * (observed - running)
+    return apply(normalization.batch_norm, x, weight, bias, np.stack((mean, var)), eps=eps)
+
+
+def layer_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor:
+    """Bring each sample to mean 0 and variance 1 over its last axes, of shape `normalized_shape`; the shape of `x`
+    stays.
+
+    `weight` and `bias` have the shape `normalized_shape`, or are None. Raises ValueError if `x` does not end in that
+    shape.
+    """
+    axes = len(normalized_shape)
+    if x.shape[x.ndim - axes :] != tuple(normalized_shape):
+        raise ValueError(f"normalized_shape is {tuple(normalized_shape)!r}: must be the last sizes of {x.shape}")
+    return apply(normalization.layer_norm, x, weight, bias, axes=axes, eps=eps)
+
+
+def dropout(x: Tensor, p: float, training: bool, rng: np.random.Generator | Source) -> Tensor:
+    """In training, zero each element with probability `p` and scale the others by 1 / (1 - p); else return `x`.
+
+    `rng` draws which ones. The shape stays. Raises ValueError for a `p` outside of 0 to 1.
+
+    Differs from PyTorch: the generator is an argument, so that the bits can be repeated; nothing is done in place.
+    """
+    return apply(elementwise.dropout, x, p=p, rng=rng) if training and p != 0 else x
+
+
+def embedding(indices: Any, weight: Any) -> Tensor:
+    """Return the rows of `weight` (entries, features) at integer `indices` of any shape (...): the result is (...,
+    features).
+
+    Raises TypeError for indices that are not integers, IndexError for one below 0 or beyond the last row.
+
+    Differs from PyTorch: there is no `padding_idx`, no `max_norm` (so no `norm_type`), no `scale_grad_by_freq`, and no
+    `sparse` gradient.
+    """
+    chosen = indices if isinstance(indices, Tensor) else np.asarray(indices)
+    return apply(indexing.embedding, chosen, weight)
+
+
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
+    """Return `softmax(query keyᵀ / √d) value`: (..., t, d), (..., s, d) and (..., s, e) to (..., t, e).
+
+    Vaswani et al., "Attention is all you need", NeurIPS 2017, eq. 1. With `is_causal`, a position sees none that is
+    later. Raises ValueError if the sizes do not fit.
+
+    Differs from PyTorch: there is no `attn_mask` and no dropout.
+    """
+    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
+    return (causal_softmax(scores) if is_causal else softmax(scores)) @ value

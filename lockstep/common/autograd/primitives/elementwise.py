@@ -1,0 +1,114 @@
+"""Arithmetic, choice and dropout, element by element with broadcasting."""
+
+from typing import Any
+
+import numpy as np
+
+from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
+from lockstep.common.random import Source
+
+#: A bound or an exponent may be a Python number, which takes the other operand's dtype (NEP 50).
+Operand = Array | float
+
+_BITS: dict[int, np.dtype[Any]] = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+
+
+def masked(gradient: Array, mask: Array) -> Array:
+    """Return `gradient` where `mask` holds and 0 elsewhere, broadcast; float32 or float64.
+
+    The product of the bits, as integers, and 0 or 1 also drops infinities and NaN, which a product of floats does not,
+    and takes a fifteenth of the time of `np.where`, which mispredicts a branch an element (128 x 512 float32 and a
+    random mask: 14 against 212 us).
+    """
+    gradient = np.asanyarray(gradient)
+    bits: Array = np.multiply(gradient.view(_BITS[gradient.itemsize]), mask)
+    return np.asanyarray(bits).view(gradient.dtype)
+
+
+def _power_by_base(gradient: Array, _: None, base: Array, exponent: Operand) -> Array:
+    """Return `g y x**(y - 1)`; if `y == 0` that is 0 even at `x == 0`, as in PyTorch."""
+    if isinstance(exponent, int | float):
+        by_number: Array = gradient * (exponent * base ** (exponent - 1)) if exponent else np.zeros_like(gradient)
+        return by_number
+    below = np.where(exponent == 0, 0, exponent - 1)
+    product: Array = gradient * (exponent * base**below)
+    return product
+
+
+def _power_by_exponent(gradient: Array, _: None, base: Operand, exponent: Array) -> Array:
+    """Return `g x**y log x`; at `x == 0` its limit 0 for `y >= 0`, as in PyTorch."""
+    vanishes = np.logical_and(np.equal(base, 0), exponent >= 0)
+    safe = np.where(vanishes, 1, base).astype(gradient.dtype, copy=False)
+    return gradient * np.where(vanishes, 0, safe**exponent * np.log(safe))
+
+
+def _greater_share(gradient: Array, one: Operand, other: Operand) -> Array:
+    """Return the gradient that the greater operand gets: all of it, or half of it at a tie (PyTorch's rule)."""
+    all_of_it = masked(gradient, ~np.less(one, other))
+    return np.subtract(all_of_it, masked(gradient * 0.5, np.equal(one, other)))
+
+
+def _clip(x: Array, low: Operand | None, high: Operand | None) -> Array:
+    return x.copy("K") if low is None and high is None else np.clip(x, low, high)
+
+
+def _clip_derivative(gradient: Array, _: None, x: Array, low: Operand | None, high: Operand | None) -> Array:
+    """Pass the gradient where `low <= x <= high`, both ends included (PyTorch's rule)."""
+    above: Any = True if low is None else x >= low
+    below: Any = True if high is None else x <= high
+    return masked(gradient, np.logical_and(above, below))
+
+
+def _dropout(x: Array, *, p: float, rng: np.random.Generator | Source) -> tuple[Array, Array]:
+    """Return `x` times a mask of 0, with probability `p`, and 1 / (1 - p) (Srivastava et al. 2014, inverted), and it.
+
+    The numbers are drawn in logical order, one sample after the other: neither the memory layout nor a cut of the
+    batch into blocks changes which elements are dropped.
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout has p {p!r}, expected a probability from 0 to 1")
+    kept = rng.random(x.shape, dtype=np.float32) >= p
+    mask = np.multiply(kept, 1.0 / (1.0 - p) if p < 1.0 else 0.0, out=np.empty_like(x))
+    return x * mask, mask
+
+
+add = Primitive("add", np.add, (lambda g, _, x, y: g, lambda g, _, x, y: g), reads=((), ()), is_taped=True)
+subtract = Primitive(
+    "subtract", np.subtract, (lambda g, _, x, y: g, lambda g, _, x, y: -g), reads=((), ()), is_taped=True
+)
+multiply = Primitive(
+    "multiply", np.multiply, (lambda g, _, x, y: g * y, lambda g, _, x, y: g * x), reads=((1,), (0,)), is_taped=True
+)
+divide = Primitive(
+    "divide",
+    np.true_divide,
+    (lambda g, _, x, y: g / y, lambda g, ratio, x, y: -g * ratio / y),
+    reads=((1,), (1, RESULT)),
+    is_taped=True,
+)
+# The operator and not np.power: it turns the common exponents 2, 0.5 and -1 into single instructions.
+power = Primitive("power", lambda x, y: x**y, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)))
+negate = Primitive("negate", np.negative, (lambda g, _, x: -g,), reads=((),), is_taped=True)
+absolute = Primitive("abs", np.absolute, (lambda g, _, x: g * np.sign(x),), reads=((0,),), is_taped=True)
+maximum = Primitive(
+    "maximum",
+    np.maximum,
+    (lambda g, _, x, y: _greater_share(g, x, y), lambda g, _, x, y: _greater_share(g, y, x)),
+    reads=((0, 1), (0, 1)),
+    is_taped=True,
+)
+minimum = Primitive(
+    "minimum",
+    np.minimum,
+    (lambda g, _, x, y: _greater_share(g, y, x), lambda g, _, x, y: _greater_share(g, x, y)),
+    reads=((0, 1), (0, 1)),
+    is_taped=True,
+)
+where = Primitive(
+    "where",
+    lambda chosen, x, y: np.where(chosen, x, y),
+    (None, lambda g, _, chosen, x, y: masked(g, chosen), lambda g, _, chosen, x, y: masked(g, ~chosen)),
+    reads=((), (0,), (0,)),
+)
+clip = Primitive("clip", _clip, (_clip_derivative,), reads=((0,),), is_taped=True)
+dropout = Primitive("dropout", _dropout, (lambda g, mask, _, **__: g * mask,), keeps=True, reads=((),))

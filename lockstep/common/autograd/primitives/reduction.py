@@ -1,0 +1,96 @@
+"""Sums, means, extremes and variances over axes; `axis` is an integer, a tuple of them, or None for all."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from lockstep.common.autograd.primitives.elementwise import masked
+from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
+
+#: Typed loosely: NumPy's stubs know no keepdims that is decided at run time.
+_add: Callable[..., Array] = np.add.reduce
+
+Axis = int | tuple[int, ...] | None
+Shape = tuple[int, ...]
+
+
+def _normalise(axis: Axis, ndim: int) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(each % ndim for each in (axis if isinstance(axis, tuple) else (axis,))) if ndim else ()
+
+
+def _restore(reduced: Array, shape: Shape, axis: Axis, keepdims: bool) -> Array:
+    """Return `reduced` with its reduced axes back as size 1, so that it broadcasts against `shape`."""
+    if keepdims or reduced.ndim == len(shape):
+        return reduced
+    gone = _normalise(axis, len(shape))
+    return reduced.reshape([1 if each in gone else size for each, size in enumerate(shape)])
+
+
+def _drop(kept: Array, axis: Axis, keepdims: bool) -> Array:
+    """Return `kept`, whose reduced axes have size 1, without them unless `keepdims`.
+
+    NumPy's stubs from 2.5 on have overloads for a literal `keepdims` only, where it decides between array and scalar.
+    """
+    return kept if keepdims else kept.squeeze(axis)
+
+
+def _count(shape: Shape, axis: Axis) -> int:
+    return math.prod(shape[each] for each in _normalise(axis, len(shape)))
+
+
+def _sum(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:
+    # Not np.sum, which spends microseconds on deciding what to call.
+    total: Array = _add(x, axis=axis, keepdims=keepdims)
+    return total, x.shape
+
+
+def _sum_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims: bool) -> Array:
+    # A view of stride 0: whatever comes next reads a few numbers instead of a whole array.
+    return np.broadcast_to(_restore(gradient, shape, axis, keepdims), shape, subok=True)
+
+
+def _mean(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:
+    return _drop(np.mean(x, axis=axis, keepdims=True), axis, keepdims), x.shape
+
+
+def _mean_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims: bool) -> Array:
+    return _sum_derivative(gradient / max(_count(shape, axis), 1), shape, _, axis, keepdims)
+
+
+def _extreme_derivative(gradient: Array, extreme: Array, x: Array, axis: Axis, keepdims: bool) -> Array:
+    """Share the gradient evenly among all elements that attain the extreme (PyTorch's rule for `amax`)."""
+    attained = x == _restore(extreme, x.shape, axis, keepdims)
+    count = np.add.reduce(attained, axis=_normalise(axis, x.ndim), keepdims=True)
+    return masked(_restore(gradient, x.shape, axis, keepdims) / count.astype(gradient.dtype), attained)
+
+
+def _variance(x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
+    return _drop(np.var(x, axis=axis, ddof=correction, keepdims=True), axis, keepdims)
+
+
+def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
+    centred = x - np.mean(x, axis=axis, keepdims=True)
+    scale = _restore(gradient, x.shape, axis, keepdims) * (2 / (_count(x.shape, axis) - correction))
+    product: Array = centred * scale
+    return product
+
+
+# Called `reduce_...` if the usual name would hide a Python builtin from the rest of a module.
+reduce_sum = Primitive("sum", _sum, (_sum_derivative,), keeps=True, reads=((),), is_taped=True)
+reduce_mean = Primitive("mean", _mean, (_mean_derivative,), keeps=True, reads=((),))
+reduce_max = Primitive(
+    "max",
+    lambda x, axis, keepdims: np.maximum.reduce(x, axis=axis, keepdims=keepdims),
+    (_extreme_derivative,),
+    reads=((0, RESULT),),
+)
+reduce_min = Primitive(
+    "min",
+    lambda x, axis, keepdims: np.minimum.reduce(x, axis=axis, keepdims=keepdims),
+    (_extreme_derivative,),
+    reads=((0, RESULT),),
+)
+variance = Primitive("var", _variance, (_variance_derivative,), reads=((0,),))

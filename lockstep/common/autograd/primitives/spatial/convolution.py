@@ -1,0 +1,185 @@
+"""Convolutions (cross-correlations, as in PyTorch) over (batch, channels, height, width) or (batch, channels, length).
+
+Any memory layout is accepted; results and gradients have the batch innermost.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from lockstep.common.autograd.primitives.memory import contiguous, empty, zeros
+from lockstep.common.autograd.primitives.primitive import Array, Primitive
+from lockstep.common.autograd.primitives.spatial.columns import correlate, kernel_gradient, scatter, windows_of
+from lockstep.common.autograd.primitives.spatial.images import batch_first, batch_innermost, check_images, check_signals
+from lockstep.common.autograd.primitives.spatial.windows import Pair, Window, check_window, pair, single
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the backward pass needs: the windows of the padded input, and where they lie."""
+
+    windows: Array  # (groups, in/groups, kh, kw, oh, ow, batch), a view
+    rows: Window
+    columns: Window
+
+
+def _conv2d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> tuple[Array, _Seen]:
+    """Correlate `x` (batch, in, height, width) with `weight` (out, in/groups, kh, kw), plus `bias` (out,).
+
+    Returns (batch, out, oh, ow). Raises ValueError if the shapes do not fit together.
+    """
+    check_images(x, "conv2d")
+    _check_weight(x, weight, bias, groups)
+    options = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+    rows, columns = _along_axes(x.shape[2:], weight.shape[2:], *options)
+    padded = _padded(x, rows, columns, np.result_type(x, weight))
+    windows = windows_of(padded, groups, rows.padded(), columns.padded())
+    result = correlate(windows, _kernels(weight, groups, padded.dtype), bias)
+    return batch_first(result), _Seen(windows, rows, columns)
+
+
+def _conv2d_x(gradient: Array, seen: _Seen, x: Array | None, weight: Array, *_: object, **__: object) -> Array:
+    rows, columns = seen.rows.padded(), seen.columns.padded()
+    groups, depth, *_shape, images = seen.windows.shape
+    spread = zeros((groups * depth, rows.size, columns.size, images), gradient)
+    kernels = _kernels(weight, groups, gradient.dtype)
+    scatter(_by_group(gradient, groups), kernels, windows_of(spread, groups, rows, columns))
+    return batch_first(_inside(spread, seen.rows, seen.columns))
+
+
+def _conv2d_weight(gradient: Array, seen: _Seen, *_: object, out: Array | None = None, **__: object) -> Array:
+    outputs = gradient.shape[1]
+    groups, *kernel = seen.windows.shape[:4]
+    result = empty((outputs, *kernel), gradient) if out is None else out
+    total = result.reshape(groups, outputs // groups, -1, copy=False)
+    kernel_gradient(_by_group(gradient, groups), seen.windows, total)
+    return result
+
+
+def _conv2d_bias(gradient: Array, *_: object, out: Array | None = None, **__: object) -> Array:
+    innermost = batch_innermost(gradient)
+    result: Array = np.add.reduce(innermost.reshape(innermost.shape[0], -1), axis=1, out=out)
+    return result
+
+
+# The weight's derivative counts as reading `x`: without padding or another layout, the windows are a view of it.
+conv2d = Primitive(
+    "conv2d",
+    _conv2d,
+    (_conv2d_x, _conv2d_weight, _conv2d_bias),
+    keeps=True,
+    reads=((1,), (0,), ()),
+    writes=(1, 2),
+    is_taped=True,
+)
+
+
+def _of_one_row(x: Array | None) -> Array | None:
+    return None if x is None else x[:, :, None]
+
+
+def _conv1d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> tuple[Array, _Seen]:
+    """Correlate `x` (batch, in, length) with `weight` (out, in/groups, kernel): an image of one row."""
+    check_signals(x, "conv1d")
+    if weight.ndim != 3:
+        raise ValueError(f"conv1d got a weight of shape {weight.shape!r}, expected (out, in/groups, kernel)")
+    result, seen = _conv2d(
+        x[:, :, None],
+        weight[:, :, None],
+        bias,
+        stride=(1, single(stride, "stride")),
+        padding=(0, single(padding, "padding")),
+        dilation=(1, single(dilation, "dilation")),
+        groups=groups,
+    )
+    return result[:, :, 0], seen
+
+
+conv1d = Primitive(
+    "conv1d",
+    _conv1d,
+    (
+        lambda g, seen, x, weight, *_, **__: _conv2d_x(g[:, :, None], seen, x, weight[:, :, None])[:, :, 0],
+        lambda g, seen, *_, out=None, **__: _conv2d_weight(g[:, :, None], seen, out=_of_one_row(out))[:, :, 0],
+        lambda g, *_, out=None, **__: _conv2d_bias(g[:, :, None], out=out),
+    ),
+    keeps=True,
+    reads=((1,), (0,), ()),
+    writes=(1, 2),
+    is_taped=True,
+)
+
+
+@lru_cache(maxsize=1024)
+def _along_axes(
+    image: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[Window, Window]:
+    along = [Window(image[k], kernel[k], stride[k], padding[k], dilation[k]) for k in range(2)]
+    return check_window(along[0], "a convolution"), check_window(along[1], "a convolution")
+
+
+def _padded(x: Array, rows: Window, columns: Window, dtype: np.dtype[np.generic]) -> Array:
+    """Return `x` with zeros around it, as (channels, height, width, batch); a view if nothing has to be copied."""
+    if rows.padding == columns.padding == 0:
+        return batch_innermost(x).astype(dtype, copy=False)
+    batch, channels = x.shape[:2]
+    padded = zeros((channels, rows.padded().size, columns.padded().size, batch), x, dtype)
+    np.copyto(_inside(padded, rows, columns), x.transpose(1, 2, 3, 0))
+    return padded
+
+
+def _inside(padded: Array, rows: Window, columns: Window) -> Array:
+    """View what the padding surrounds."""
+    top, left = rows.padding, columns.padding
+    return padded[:, top : top + rows.size, left : left + columns.size]
+
+
+def _kernels(weight: Array, groups: int, dtype: np.dtype[np.generic]) -> Array:
+    """Return the weight as (groups, out/groups, in/groups·kh·kw)."""
+    # Contiguous, because strides choose the kind of product, and so the bits.
+    outputs = weight.shape[0]
+    return contiguous(weight, dtype).reshape(groups, outputs // groups, -1)
+
+
+def _by_group(gradient: Array, groups: int) -> Array:
+    """Return the gradient (batch, out, oh, ow) as (groups, out/groups, oh, ow, batch), contiguous."""
+    innermost = batch_innermost(gradient)
+    return innermost.reshape(groups, innermost.shape[0] // groups, *innermost.shape[1:])
+
+
+def _check_weight(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
+    if weight.ndim != 4:
+        raise ValueError(f"conv2d got a weight of shape {weight.shape!r}, expected (out, in/groups, kh, kw)")
+    outputs, depth = weight.shape[:2]
+    if groups < 1 or outputs % groups:
+        raise ValueError(f"a convolution has {outputs} outputs in {groups!r} groups, expected groups to divide them")
+    if depth == 0 or x.shape[1] != depth * groups:
+        raise ValueError(
+            f"a convolution got an input of {x.shape[1]} channels (shape {x.shape!r}), but its weight of shape "
+            f"{weight.shape!r} in {groups} groups expects {depth * groups}: change in_channels or the input"
+        )
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(f"a convolution got a bias of shape {bias.shape!r}, expected {(outputs,)!r}: one an output")

@@ -1,0 +1,197 @@
+"""The format of a dataset folder, and how one is opened: a manifest, and an .npy file for each array.
+
+`numpy.load(mmap_mode="r")` opens the arrays; the data of each begins at byte 4096, and rows are of one shape.
+`dataset.json` describes them, with a digest of each block, by which a change is found without reading all of it. What
+is opened here is mapped and not read: its values were looked at when it was packed.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.data.formats.npy import DATA_OFFSET, NpyHeader
+from lockstep.common.data.manifest import PartInfo
+from lockstep.common.data.mapped import Blocks, MappedFile, MappedSamples
+from lockstep.common.errors import DataError
+from lockstep.common.files.json_file import decode
+from lockstep.common.files.reading import read_regular
+
+#: The file that makes a folder a dataset.
+MANIFEST = "dataset.json"
+#: Bytes of it: the digests of a terabyte have twenty million.
+MAX_MANIFEST_BYTES = 2**26
+#: Bytes of a block that has a digest of its own.
+BLOCK_BYTES = 2**22
+
+#: The sets of a folder, and the arrays of each.
+PartName = Literal["train", "test"]
+ArrayName = Literal["samples", "labels"]
+PARTS: tuple[PartName, ...] = ("train", "test")
+ARRAYS: tuple[ArrayName, ...] = ("samples", "labels")
+
+Text = Annotated[str, Meta(max_length=1024)]
+_Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+_Real = Annotated[float, Meta(ge=-1e300, le=1e300)]
+_Scale = Annotated[float, Meta(gt=0.0, le=1e300)]
+
+
+class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A column of a table, and how its values became numbers."""
+
+    name: Text
+    #: The texts whose places are the numbers, ascending; empty if the column has numbers itself.
+    categories: list[Text] = []
+    #: What was subtracted from each number, and what it was divided by then.
+    mean: _Real = 0.0
+    std: _Scale = 1.0
+    #: The number that stands for a missing one, before it is scaled; None if none may be missing.
+    missing: _Real | None = None
+
+
+class FolderPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One set of a folder, with the SHA-256 of each block of its arrays."""
+
+    info: PartInfo
+    samples: list[_Digest]
+    labels: list[_Digest]
+
+    def header(self, array: ArrayName) -> NpyHeader:
+        """Return what the file of an array has to begin with."""
+        info = self.info
+        if array == "samples":
+            return NpyHeader((info.samples, *info.sample_shape), np.dtype(info.images_dtype))
+        return NpyHeader((info.samples, *info.label_shape), np.dtype(info.labels_dtype))
+
+    def blocks(self, array: ArrayName, size: int) -> Blocks:
+        """Return the digests of an array's blocks."""
+        return Blocks(size=size, digests=self.samples if array == "samples" else self.labels)
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a folder was made."""
+
+    source: Text
+    options: dict[str, Text]
+    version: Text
+
+
+class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is in `dataset.json`."""
+
+    format: Literal["lockstep dataset 1"] = "lockstep dataset 1"
+    kind: Literal["arrays", "pictures", "table"]
+    #: 0 if labels are real numbers.
+    classes: Annotated[int, Meta(ge=0, le=2**31)]
+    class_names: list[Text]
+    #: The columns of a table that samples are made of, and those of its labels.
+    columns: list[Column]
+    targets: list[Column]
+    #: Of the training set's values, as `Preparation` has them, and the largest of its values as they are stored.
+    mean: _Real
+    std: _Scale
+    largest: _Real
+    block_bytes: Annotated[int, Meta(ge=4096, le=2**26)]
+    train: FolderPart
+    test: FolderPart
+    origin: Origin
+
+    def part(self, name: PartName) -> FolderPart:
+        """Return one set."""
+        return self.train if name == "train" else self.test
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that runs depend on: equal for equal bytes, wherever they were packed from."""
+        facts = (self.classes, self.mean, self.std, self.block_bytes, self.train, self.test)
+        return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
+
+
+def array_file(folder: Path, part: str, array: ArrayName) -> Path:
+    """Return the file of an array."""
+    return folder / f"{part}-{array}.npy"
+
+
+def read_manifest(folder: Path) -> FolderManifest:
+    """Return the manifest of a dataset folder; DataError if it cannot be read or contradicts itself."""
+    path = folder / MANIFEST
+    try:
+        manifest = decode(read_regular(path, MAX_MANIFEST_BYTES), FolderManifest)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): expected the manifest of a dataset") from None
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path}: damaged ({error}): expected what `lockstep pack` writes; pack it again") from None
+    for name in PARTS:
+        part = manifest.part(name)
+        for array in ARRAYS:
+            blocks, size = len(part.blocks(array, 1).digests), part.header(array).data_bytes
+            if blocks != -(-size // manifest.block_bytes):
+                raise DataError(f"{path}: {blocks} digests for {size} bytes of {name}-{array}: pack it again")
+    if manifest.class_names and len(manifest.class_names) != manifest.classes:
+        raise DataError(f"{path}: {len(manifest.class_names)} names for {manifest.classes} classes: pack it again")
+    return manifest
+
+
+def load_folder(folder: Path, *, is_checked: bool = False) -> TrainTest:
+    """Return the dataset in a folder, mapped: what is read of it at once is a few blocks, to see that it is the one.
+
+    With `is_checked`, each block is compared with its digest when something of it is first gathered. Raises DataError
+    with the file, and the block if one has changed.
+    """
+    manifest = read_manifest(folder)
+    try:
+        train, test = (_open_part(folder, manifest, name, is_checked=is_checked) for name in PARTS)
+        moments = (manifest.mean, manifest.std)
+        return TrainTest(
+            folder.resolve().name,
+            replace(train, moments=moments, known_largest=manifest.largest),
+            test,
+            class_names=tuple(manifest.class_names),
+            known_digest=manifest.digest(),
+        )
+    except DataError as error:
+        # What is wrong with a file begins with its path.
+        raise DataError(str(error) if str(error).startswith(str(folder)) else f"{folder / MANIFEST}: {error}") from None
+
+
+def _open_part(folder: Path, manifest: FolderManifest, name: PartName, *, is_checked: bool) -> Dataset:
+    samples, labels = (open_array(folder, manifest, name, array, is_checked=is_checked) for array in ARRAYS)
+    for file in (samples, labels):
+        file.check_ends()
+    return Dataset(MappedSamples(samples), labels.rows, manifest.classes, is_checked=True)
+
+
+def open_array(
+    folder: Path, manifest: FolderManifest, name: PartName, array: ArrayName, *, is_checked: bool = False
+) -> MappedFile:
+    """Map the file of an array; as `MappedFile.open`."""
+    part = manifest.part(name)
+    header, blocks = part.header(array), part.blocks(array, manifest.block_bytes)
+    return MappedFile.open(array_file(folder, name, array), header, blocks, is_checked=is_checked)
+
+
+def check_folder(folder: Path, watch: Callable[[int], None] = lambda done: None) -> FolderManifest:
+    """Compare every block of a folder with its digest; DataError names the first that has changed.
+
+    `watch` is called with the bytes of each block that was read.
+    """
+    manifest = read_manifest(folder)
+    for name in PARTS:
+        for array in ARRAYS:
+            file = open_array(folder, manifest, name, array)
+            with file.path.open("rb") as stream:
+                stream.seek(DATA_OFFSET)
+                for number, block in enumerate(_blocks_of(stream, file.rows.nbytes, manifest.block_bytes)):
+                    file.blocks.check(file.path, number, block)
+                    watch(len(block))
+    return manifest
+
+
+def _blocks_of(stream: BinaryIO, length: int, size: int) -> Iterator[bytes]:
+    for begin in range(0, length, size):
+        yield stream.read(min(size, length - begin))

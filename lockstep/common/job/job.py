@@ -1,0 +1,147 @@
+"""What a run computes: every value here decides the bits of the result, and nothing else does."""
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lockstep.common.errors import JobError
+from lockstep.common.optim.rules import OptimizerName
+from lockstep.common.runtime.numerics import Numerics
+
+#: Largest real number of a job: TOML knows `inf`, which is not a valid value of anything here and not a number in JSON.
+MOST = 1e30
+
+PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
+NonNegative = Annotated[float, Meta(ge=0.0, le=MOST)]
+Monitor = Literal["loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"]
+Positive = Annotated[float, Meta(gt=0.0, le=MOST)]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
+    """A training job: the same job gives the same bits, whoever computes it.
+
+    Each field's description is also its help text on the command line.
+    """
+
+    model: Annotated[
+        str | dict[str, Any],
+        Meta(description="linear, mlp, lenet, cnn, or FILE.py:FUNCTION, which returns a Module"),
+    ] = "lenet"
+    data: Annotated[
+        str,
+        Meta(
+            description="mnist, a folder from `lockstep pack`, an .npz, or a folder of IDX files; `train` and `fit` "
+            "also take a .csv, a .parquet or a folder of pictures"
+        ),
+    ] = "mnist"
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="seed of all random numbers")] = 0
+    epochs: Annotated[PositiveInt, Meta(description="passes over the training set")] = 3
+    steps: Annotated[PositiveInt, Meta(description="number of steps, instead of epochs")] | None = None
+    global_batch: Annotated[PositiveInt, Meta(description="samples per step, over all workers")] = 128
+    micro_batches: Annotated[
+        int,
+        Meta(ge=1, le=4096, description="micro-batches per step; at most as many workers are useful; part of the bits"),
+    ] = 8
+    initial: Annotated[str, Meta(description="weights to start from (safetensors)  [drawn from the seed]")] | None = (
+        None
+    )
+    loss: Annotated[
+        Literal["cross-entropy", "mse"],
+        Meta(description="loss function; mse is for regressions"),
+    ] = "cross-entropy"
+    label_smoothing: Annotated[Probability, Meta(description="share of each label to spread over all classes")] = 0.0
+    wire: Annotated[
+        Literal["float32", "float16", "bfloat16", "int8"],
+        Meta(description="type in which sums of gradients travel; part of the bits"),
+    ] = "float32"
+    wire_weights: Annotated[
+        Literal["float32", "bfloat16"],
+        Meta(description="type in which weights travel; workers compute with the rounded weights"),
+    ] = "float32"
+    numerics: Annotated[
+        Numerics,
+        Meta(description="portable: the same bits on every x86-64 machine with AVX2; native: on those of one kind"),
+    ] = "native"
+    normalize: Annotated[bool, Meta(description="scale samples to mean 0 and deviation 1")] = True
+    max_shift: Annotated[
+        int, Meta(ge=0, le=1024, description="most pixels by which a training image is shifted at random")
+    ] = 0
+    optimizer: Annotated[OptimizerName, Meta(description="optimizer")] = "sgd"
+    lr: Annotated[Positive, Meta(description="learning rate; with a schedule, its peak")] = 0.05
+    momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop")] = 0.9
+    nesterov: Annotated[bool, Meta(description="use Nesterov's momentum, with sgd")] = False
+    weight_decay: Annotated[NonNegative, Meta(description="L2 penalty; with adamw, decoupled weight decay")] = 0.0
+    beta1: Annotated[Probability, Meta(description="decay of the first moment in adam and adamw")] = 0.9
+    beta2: Annotated[Probability, Meta(description="decay of the second moment in adam and adamw")] = 0.999
+    alpha: Annotated[Probability, Meta(description="decay of the squared gradient in rmsprop")] = 0.99
+    eps: Annotated[Positive, Meta(description="term added to the denominator in adam, adamw and rmsprop")] = 1e-8
+    clip_norm: (
+        Annotated[Positive, Meta(description="scale gradients down to at most this global norm  [never]")] | None
+    ) = None
+    schedule: Annotated[
+        Literal["constant", "step", "cosine", "one-cycle"], Meta(description="how the learning rate changes")
+    ] = "constant"
+    warmup_steps: Annotated[int, Meta(ge=0, description="steps in which the learning rate first rises linearly")] = 0
+    decay_every: Annotated[PositiveInt, Meta(description="epochs between decays in the step schedule")] = 1
+    decay_factor: Annotated[Positive, Meta(description="factor of each decay in the step schedule")] = 0.1
+    validation_split: Annotated[
+        Probability, Meta(description="share of the training set to hold out for validation, as 10% or 0.1")
+    ] = 0.0
+    patience: (
+        Annotated[PositiveInt, Meta(description="stop after this many epochs in a row without improvement  [never]")]
+        | None
+    ) = None
+    monitor: (
+        Annotated[
+            Monitor,
+            Meta(description="figure that decides which epoch is best  [val_loss, or test_loss without a split]"),
+        ]
+        | None
+    ) = None
+    min_delta: Annotated[NonNegative, Meta(description="smallest change that counts as an improvement")] = 0.0
+    keep_best: Annotated[bool, Meta(description="end with the weights of the best epoch instead of the last")] = False
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all values, in hex."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+    def model_name(self) -> str:
+        """Return the model's name, "custom" for one given as data."""
+        return self.model if isinstance(self.model, str) else "custom"
+
+    def monitored(self) -> Monitor:
+        """Return the figure by which epochs are compared."""
+        return self.monitor or ("val_loss" if self.validation_split else "test_loss")
+
+    def total_steps(self, training_samples: int) -> int:
+        """Return the number of steps for a training set of that size."""
+        return self.steps if self.steps is not None else self.epochs * -(-training_samples // self.global_batch)
+
+
+def check(job: Job) -> Job:
+    """Return the job; `JobError` if two of its values contradict each other."""
+    if job.nesterov and (job.optimizer != "sgd" or job.momentum == 0.0):
+        raise JobError(
+            f"nesterov = true with optimizer = {job.optimizer!r} and momentum = {job.momentum!r}: "
+            "expected sgd with momentum above 0; set both or remove nesterov"
+        )
+    if job.loss == "mse" and job.label_smoothing:
+        raise JobError(
+            f"label_smoothing = {job.label_smoothing!r} with loss = 'mse': expected 0: a regression has no classes"
+        )
+    if job.micro_batches > job.global_batch:
+        raise JobError(
+            f"micro_batches = {job.micro_batches!r} is more than global_batch = {job.global_batch!r}: "
+            "expected at least one sample per micro-batch; lower it or raise the batch"
+        )
+    if job.loss == "mse" and job.monitored().endswith("accuracy"):
+        raise JobError(f"monitor = {job.monitor!r} with loss = 'mse', which has no accuracy: expected a loss")
+    if job.monitored().startswith("val_") and not job.validation_split:
+        raise JobError(
+            f"monitor = {job.monitor!r} without a validation set: expected validation_split above 0, such as 0.1, or "
+            "another figure"
+        )
+    return job

@@ -1,0 +1,34 @@
+"""From a job's values to the rule and the schedule of its updates."""
+
+from dataclasses import fields
+from typing import Any
+
+from lockstep.common.errors import JobError
+from lockstep.common.job.job import Job
+from lockstep.common.optim.rules import RULES, Rule
+from lockstep.common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
+
+
+def rule_of(job: Job) -> Rule:
+    """Return the update rule that a job names; each of its hyperparameters is the job's value of the same name."""
+    kind: Any = RULES[job.optimizer]
+    return kind(**{field.name: getattr(job, field.name) for field in fields(kind)})  # type: ignore[no-any-return]
+
+
+def schedule_of(job: Job, steps: int, steps_per_epoch: int) -> Schedule:
+    """Return the learning rates of a run of so many steps; JobError if its warm-up takes all of them."""
+    if job.warmup_steps >= steps:
+        raise JobError(
+            f"warmup_steps = {job.warmup_steps!r} is not below the run's {steps} steps: lower it or train longer"
+        )
+    after: Schedule
+    match job.schedule:
+        case "constant":
+            after = Constant(job.lr)
+        case "step":
+            after = Step(job.lr, every=job.decay_every * steps_per_epoch, gamma=job.decay_factor)
+        case "cosine":
+            after = Cosine(job.lr, steps=steps)
+        case "one-cycle":
+            after = OneCycle(job.lr, steps=steps)
+    return LinearWarmup(after, job.warmup_steps, start_factor=1 / job.warmup_steps) if job.warmup_steps else after

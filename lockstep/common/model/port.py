@@ -1,0 +1,190 @@
+"""What a run needs of a model, whoever computes its gradients; nothing else of a run learns who that is.
+
+A `Model` says what is trained. Its `Engine` computes: the weights of a slot and a micro-batch go in, sums are written
+into a flat vector, and the loss and the outputs come out. Samples, leases, the tree of sums, the update, checkpoints
+and verification know these two protocols only.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from lockstep.common.aggregation.layout import ParameterLayout
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.program import Tree
+from lockstep.common.job.objective import Objective
+
+#: Called with the index of a parameter, in the order of the layout, as soon as its gradient is final.
+OnFinal = Callable[[int], None]
+
+
+class DrawKey(NamedTuple):
+    """What all random numbers of a micro-batch follow from, together with a layer's place (rule R2)."""
+
+    seed: int
+    step: int
+    micro_batch: int
+
+
+class Outcome(NamedTuple):
+    """What a forward came to."""
+
+    #: The sum of the losses, as a float32 that may not be finite.
+    loss: float
+    #: The model's outputs; valid until the next forward.
+    outputs: Array
+
+
+#: What a micro-batch's model is given, and what its outputs are compared with.
+Batch = tuple[Array, Array]
+
+
+class OnePass(Protocol):
+    """Computes several micro-batches of one size at once, with the bits that they have one by one."""
+
+    #: To be filled before each pass: what the model is given of each micro-batch, along the first axis,
+    images: Array
+    #: and what its outputs are compared with.
+    targets: Array
+
+    @property
+    def length(self) -> int:
+        """How often a pass calls `between`."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn: then `reseed` is called before each pass."""
+
+    def reseed(self, keys: Sequence[DrawKey]) -> None:
+        """Draw in the next pass as an engine does for micro-batches of these keys."""
+
+    def forward(self, between: Callable[[], None]) -> tuple[Array, Array]:
+        """Return the sum of the losses and the outputs of each micro-batch, along the first axis.
+
+        They are valid until the next. `between` is called from time to time, as in `backward`; it may raise.
+        """
+
+    def observe(self, sums: Vector, targets: int, *, adds: bool = False) -> None:
+        """Write what the last forward observed for the running statistics, added over the tree, into `sums`.
+
+        It is weighted by samples, each of so many targets; `adds` as in `backward`.
+        """
+
+    def backward(
+        self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None, *, adds: bool = False
+    ) -> None:
+        """Write the gradients of the last forward, added over the tree, into `sums`; `on_final` as an engine's.
+
+        If it adds, which a pass over one micro-batch can, they are added to what is there, as the second of two halves.
+        """
+
+
+class LayerOutput(NamedTuple):
+    """What a layer made of a micro-batch."""
+
+    name: str
+    kind: str
+    output: Array
+
+
+class Inspection(NamedTuple):
+    """All that can be seen of a micro-batch."""
+
+    outcome: Outcome
+    #: In the order of computation.
+    layers: list[LayerOutput]
+    #: By the names of the parameters that took part.
+    gradients: dict[str, Array]
+    #: Where the first number that is not finite arose; None if all are finite.
+    first_nonfinite: str | None
+
+
+class Evidence(NamedTuple):
+    """What shows that a model computes the same here as elsewhere; both are empty if the fingerprint shows it."""
+
+    #: Who computes, with the version and what it uses of the processor.
+    engine: str = ""
+    #: Of what it computed of the model, in hex.
+    digest: str = ""
+
+
+class Engine(Protocol):
+    """Computes with values that lie in flat vectors of the layout's size.
+
+    Equal weights, samples and keys give equal bits, whatever was computed before.
+    """
+
+    def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
+        """Compute with these vectors from now on, at first with the first of each. Nobody writes through `weights`."""
+
+    def read_from(self, index: int) -> None:
+        """Compute with the weights vector of that index."""
+
+    def write_to(self, index: int) -> None:
+        """Write gradients, and what is observed of statistics, into the sums vector of that index."""
+
+    def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
+        """Compute in training mode. A statistic that is observed is written as statistic × samples (rule R8)."""
+
+    def backward(self, on_final: OnFinal | None) -> None:
+        """Write the gradients of the sum of the losses of the last forward: zeros if a parameter took no part in it.
+
+        `on_final` is called at most once for each parameter, in any order; one for which it is not called is final at
+        the end.
+        """
+
+    def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> OnePass | None:
+        """Return what computes micro-batches of so many samples each at once, and adds their gradients over `tree`.
+
+        None if they have to be computed one by one. The leaves of the tree count from 0 on; `batches` returns them, for
+        which the weights of the moment are used: an engine may try with them.
+        """
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why `one_pass` always returns None, in words for a person; None if it may return something."""
+
+    def evaluate(self, images: Array, targets: Array) -> Outcome:
+        """Compute in evaluation mode, with the loss of the test set."""
+
+    def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:
+        """Compute forward and backward in training mode, and return what is seen; the vector of sums stays."""
+
+    def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
+        """Return where the forward with that key, or the evaluation if None, first had a number that is not finite.
+
+        As `"3.1 (Linear)"`; None if the outputs of all layers are finite.
+        """
+
+
+class Model(Protocol):
+    """What is trained: named arrays, and a function of them and of samples."""
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Where each parameter and running statistic lies in a flat vector."""
+
+    @property
+    def module(self) -> Any:
+        """The model as its user knows it."""
+
+    def momenta(self) -> Vector:
+        """Return the momentum of each value of a running statistic, (size - parameter_size,)."""
+
+    def first_weights(self, seed: int) -> Vector:
+        """Return a new vector of the values that a run with that seed begins with."""
+
+    def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Return what of a state dict belongs into the layout, by the layout's names."""
+
+    def load(self, weights: Vector, steps: int = 0) -> None:
+        """Copy the weights after so many steps into the model, and put it into evaluation mode."""
+
+    def outputs(self, images: Array) -> Array:
+        """Return the outputs of the model in evaluation mode, with the values that it has now."""
+
+    def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
+        """Compute a micro-batch with the first weights; `ModelError` if the model's bits cannot be repeated."""
+
+    def engine(self, objective: Objective) -> Engine:
+        """Return what computes with this model; it has to be bound to vectors first."""

@@ -1,0 +1,288 @@
+"""Gradients by PyTorch, on one thread of a CPU.
+
+Parameters are views into the vector of weights, so that nothing is copied before a forward. PyTorch puts a gradient
+where it likes; that is copied into the vector of sums as soon as it is final.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.program import Tree
+from lockstep.common.errors import ModelError
+from lockstep.common.job.objective import Objective
+from lockstep.common.model.port import Batch, DrawKey, Inspection, LayerOutput, OnFinal, Outcome
+from lockstep.common.model.pytorch.runtime import make_repeatable, seed_draws
+from lockstep.common.model.pytorch.structure import Structure
+
+#: The name of a layer, its class, and its output.
+OnLayer = Callable[[str, str, Any], None]
+
+
+class TorchEngine:
+    """Computes a `torch.nn.Module`."""
+
+    def __init__(self, module: Any, structure: Structure, objective: Objective) -> None:
+        make_repeatable()
+        self._module = module
+        self._structure = structure
+        self._objective = objective
+        self._parameters = [parameter for _, parameter in structure.parameters]
+        #: What a batch's statistics are written into: see `_observe`.
+        self._observed = torch.zeros(structure.layout.size - structure.layout.parameter_size)
+        self._observed_views = _views(structure.layout.statistics, self._observed, structure.layout.parameter_size)
+        self._reading = self._writing = 0
+        self._on_final: OnFinal | None = None
+        self._loss: Any = None
+        self._is_training: bool | None = None
+        self._expected: list[tuple[Any, int]] = []
+        #: By parameter, whether its gradient is in the vector of sums.
+        self._final: list[bool] = []
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Where the model's values lie in a vector."""
+        return self._structure.layout
+
+    def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
+        layout = self._structure.layout
+        flat = [_tensor(vector) for vector in weights]
+        self._weights, self._sums = list(weights), list(sums)
+        self._values = [_views(layout.parameters, vector) for vector in flat]
+        self._averages = [_views(layout.statistics, vector) for vector in flat]
+        self._gradients = [_views(layout.parameters, _tensor(vector)) for vector in sums]
+        self.read_from(0)
+        self.write_to(0)
+
+    def read_from(self, index: int) -> None:
+        self._reading = index
+        for parameter, view in zip(self._parameters, self._values[index], strict=True):
+            parameter.data = view
+        self._place_statistics()
+        self._expected = [(held.place[held.key], held.place[held.key]._version) for held in self._structure.held]
+
+    def write_to(self, index: int) -> None:
+        self._writing = index
+
+    def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
+        self._put(is_training=True)
+        seed_draws(key)
+        self._begin_statistics()
+        outputs = apply(self._module, images)
+        loss = self._loss_of(outputs, targets, self._objective.label_smoothing)
+        self._check_held()
+        self._end_statistics(len(images))
+        self._loss = loss
+        return Outcome(loss.item(), outputs.detach().numpy())
+
+    def backward(self, on_final: OnFinal | None) -> None:
+        loss, self._loss = self._loss, None
+        gradients = self._gradients[self._writing]
+        if on_final is None:
+            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            for gradient, view in zip(found, gradients, strict=True):
+                if gradient is None:
+                    view.zero_()
+                else:
+                    view.copy_(gradient)
+        else:
+            self._listen()
+            self._final = [False] * len(gradients)
+            self._on_final = on_final
+            loss.backward()
+            for view, is_final in zip(gradients, self._final, strict=True):
+                if not is_final:
+                    view.zero_()
+        self._check_held()
+
+    def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> None:
+        """Return None."""
+
+    @property
+    def obstacle(self) -> str:
+        return "PyTorch's products of several micro-batches at once have other bits"
+
+    def evaluate(self, images: Array, targets: Array) -> Outcome:
+        self._put(is_training=False)
+        seed_draws(None)
+        with torch.no_grad():
+            outputs = apply(self._module, images)
+            loss = self._loss_of(outputs, targets, 0.0)
+        self._check_held()
+        return Outcome(loss.item(), outputs.numpy())
+
+    def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:
+        layers: list[LayerOutput] = []
+        odd: list[str] = []
+
+        def on_layer(name: str, kind: str, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                layers.append(LayerOutput(name, kind, output.detach().numpy().copy()))
+            if not odd and not is_finite(output):
+                odd.append(f"layer {name} ({kind})" if name else f"the model ({kind})")
+
+        self._put(is_training=True)
+        seed_draws(key)
+        self._begin_statistics()
+        with observed_layers(self._module, on_layer):
+            outputs = apply(self._module, images)
+        loss = self._loss_of(outputs, targets, self._objective.label_smoothing)
+        if not odd and not is_finite(loss):
+            odd.append("the loss")
+        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        named = zip((name for name, _ in self._structure.parameters), found, strict=True)
+        gradients = {name: gradient.numpy() for name, gradient in named if gradient is not None}
+        # Backward starts at the end, so that the last parameter is the first to get its gradient.
+        odd += [f"the gradient of {name}" for name in reversed(gradients) if not np.isfinite(gradients[name]).all()]
+        return Inspection(Outcome(loss.item(), outputs.detach().numpy()), layers, gradients, odd[0] if odd else None)
+
+    def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
+        if not np.isfinite(images).all():
+            return "the input"
+        found: list[str] = []
+
+        def on_layer(name: str, kind: str, output: Any) -> None:
+            if not found and not is_finite(output):
+                found.append(f"{name} ({kind})" if name else kind)
+
+        self._put(is_training=key is not None)
+        seed_draws(key)
+        self._begin_statistics()
+        with torch.no_grad(), observed_layers(self._module, on_layer):
+            apply(self._module, images)
+        return found[0] if found else None
+
+    def _listen(self) -> None:
+        """Let PyTorch report each gradient that is final, if it does not yet."""
+        if not self._final:
+            for index, parameter in enumerate(self._parameters):
+                parameter.register_post_accumulate_grad_hook(self._hook(index))
+
+    def _hook(self, index: int) -> Callable[[Any], None]:
+        """Return what PyTorch calls when the gradient of a parameter is final."""
+
+        def finish(parameter: Any) -> None:
+            self._gradients[self._writing][index].copy_(parameter.grad)
+            parameter.grad = None
+            self._final[index] = True
+            if self._on_final is not None:
+                self._on_final(index)
+
+        return finish
+
+    def _loss_of(self, outputs: Any, targets: Array, smoothing: float) -> Any:
+        """Return the sum of the losses."""
+        expected = torch.from_numpy(np.ascontiguousarray(targets))
+        if self._objective.is_regression:
+            return F.mse_loss(outputs, expected, reduction="sum")
+        rows = outputs.reshape(-1, outputs.shape[-1]) if outputs.ndim == 3 else outputs
+        return F.cross_entropy(rows, expected, label_smoothing=smoothing, reduction="sum")
+
+    # Statistics: a layer that averages with momentum 1 leaves those of its batch, whatever was there
+
+    def _put(self, *, is_training: bool) -> None:
+        if self._is_training is not is_training:
+            self._module.train(is_training)
+            self._is_training = is_training
+            for statistic in self._structure.statistics:
+                statistic.layer.momentum = 1.0 if is_training else statistic.momentum
+            self._place_statistics()
+
+    def _place_statistics(self) -> None:
+        """Let layers have the averages so far in evaluations, and elsewhere a place for what they observe."""
+        places = self._observed_views if self._is_training else self._averages[self._reading]
+        for statistic, place in zip(self._structure.statistics, places, strict=True):
+            statistic.layer._buffers[statistic.buffer] = place
+
+    def _begin_statistics(self) -> None:
+        """Let each statistic stay as it is if its layer takes no part."""
+        if len(self._observed):
+            size = self._structure.layout.parameter_size
+            np.copyto(self._observed.numpy(), self._weights[self._reading][size:])
+
+    def _end_statistics(self, samples: int) -> None:
+        if len(self._observed):
+            size = self._structure.layout.parameter_size
+            np.multiply(self._observed.numpy(), np.float32(samples), out=self._sums[self._writing][size:])
+
+    # What a forward has to leave alone
+
+    def _check_held(self) -> None:
+        """Raise `ModelError` if a weight or a buffer was changed: by PyTorch's count of changes, or by its identity."""
+        for held, (tensor, version) in zip(self._structure.held, self._expected, strict=True):
+            if held.place[held.key] is not tensor or tensor._version != version:
+                raise changed(held.name)
+
+
+def apply(module: Any, images: Array) -> Any:
+    """Return the tensor that a module makes of samples; `ModelError` if it makes something else of them."""
+    x = torch.from_numpy(np.ascontiguousarray(images))
+    # PyTorch's own examples have tokens as int64, and so have models that are written after them.
+    outputs = module(x.long() if x.dtype == torch.int32 else x)
+    if not isinstance(outputs, torch.Tensor):
+        raise ModelError(
+            f"the model returned a {type(outputs).__name__}: expected one tensor of outputs; return only the logits "
+            "from its forward"
+        )
+    return outputs
+
+
+def changed(name: str) -> ModelError:
+    """Return the error of a parameter or buffer that a model changes itself."""
+    return ModelError(
+        f"the model changes {name!r} in its forward: expected it to stay as it is, since another worker would not see "
+        "the change; only parameters, which the server updates, and statistics of PyTorch's normalization layers may "
+        "change"
+    )
+
+
+@contextmanager
+def observed_layers(module: Any, on_layer: OnLayer) -> Iterator[None]:
+    """Within the context, call `on_layer` after the forward of each layer."""
+    handles = [layer.register_forward_hook(_observer(name, on_layer)) for name, layer in module.named_modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _observer(name: str, on_layer: OnLayer) -> Callable[[Any, Any, Any], None]:
+    def hook(layer: Any, _: Any, output: Any) -> None:
+        on_layer(name, type(layer).__name__, output)
+
+    return hook
+
+
+def is_finite(output: object) -> bool:
+    """Tell whether a tensor, or all tensors of a tuple, list or dict, are finite; anything else counts as finite."""
+    if isinstance(output, torch.Tensor):
+        return bool(torch.isfinite(output).all())
+    if isinstance(output, dict):
+        return all(map(is_finite, output.values()))
+    return all(map(is_finite, output)) if isinstance(output, tuple | list) else True
+
+
+def _tensor(vector: Vector) -> Any:
+    """Return a tensor over a vector's memory."""
+    with warnings.catch_warnings():
+        # A vector of weights is read only, which PyTorch does not know of; `_check_held` sees that nobody writes.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(vector)
+
+
+def _views(entries: Sequence[LayoutEntry], flat: Any, start: int = 0) -> list[Any]:
+    """Return the tensors that lie in a flat one, which begins at place `start` of the layout."""
+    return [
+        flat[entry.offset - start : entry.offset - start + math.prod(entry.shape)].view(entry.shape)
+        for entry in entries
+    ]

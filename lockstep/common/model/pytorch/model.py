@@ -1,0 +1,114 @@
+"""A `torch.nn.Module` as a run's model."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from lockstep.common.aggregation.layout import ParameterLayout
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.errors import ModelError
+from lockstep.common.job.objective import Objective
+from lockstep.common.model.port import Evidence, Model
+from lockstep.common.model.pytorch.engine import TorchEngine, apply
+from lockstep.common.model.pytorch.evidence import evidence_of
+from lockstep.common.model.pytorch.structure import COUNTER, structure_of
+
+
+class TorchModel:
+    """A module of PyTorch, with the values that it was built with until `load`."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.structure = structure_of(module)
+        #: Where the module's own values are, whatever an engine has bound it to.
+        self._own = [(parameter, parameter.data) for _, parameter in self.structure.parameters]
+        self._averages = [(each, getattr(each.layer, each.buffer)) for each in self.structure.statistics]
+
+    @property
+    def layout(self) -> ParameterLayout:
+        return self.structure.layout
+
+    @property
+    def module(self) -> Any:
+        """The module with values of its own, in evaluation mode."""
+        self._rest()
+        return self._module
+
+    def momenta(self) -> Vector:
+        layout = self.layout
+        momenta = np.empty(layout.size - layout.parameter_size, np.float32)
+        for entry, statistic in zip(layout.statistics, self.structure.statistics, strict=True):
+            start = entry.offset - layout.parameter_size
+            momenta[start : start + entry.size] = statistic.momentum
+        return momenta
+
+    def first_weights(self, seed: int) -> Vector:
+        # The module was built with generators of that seed: see `lockstep.common.model.source`.
+        self._rest()
+        return self.structure.values()
+
+    def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Leave out constants, and find what is shared under any of its names."""
+        names = {entry.name for entry in (*self.layout.parameters, *self.layout.statistics)}
+        held: dict[int, str] = {}
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            held.setdefault(id(tensor), name)
+        own: dict[str, Array] = {}
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            first = held[id(tensor)]
+            if name in state and first in names:
+                own.setdefault(first, state[name])
+        known = self._module.state_dict().keys()
+        return {**own, **{name: array for name, array in state.items() if name not in known}}
+
+    def load(self, weights: Vector, steps: int = 0) -> None:
+        self._rest()
+        tensors = [*(data for _, data in self._own), *(tensor for _, tensor in self._averages)]
+        with torch.no_grad():
+            for entry, tensor in zip((*self.layout.parameters, *self.layout.statistics), tensors, strict=True):
+                tensor.copy_(torch.from_numpy(entry.view(weights).copy()))
+            for layer in self.structure.counting:
+                getattr(layer, COUNTER).fill_(steps)
+
+    def outputs(self, images: Array) -> Array:
+        self._rest()
+        with torch.no_grad():
+            outputs: Array = apply(self._module, images).numpy()
+        return outputs
+
+    def engine(self, objective: Objective) -> TorchEngine:
+        return TorchEngine(self._module, self.structure, objective)
+
+    def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
+        self._rest()
+        return evidence_of(self._module, self.structure, objective, images, targets)
+
+    def _rest(self) -> None:
+        """Bind the module to its own values again, and put it into evaluation mode."""
+        for parameter, data in self._own:
+            parameter.data = data
+        for statistic, tensor in self._averages:
+            statistic.layer._buffers[statistic.buffer] = tensor
+            statistic.layer.momentum = statistic.momentum
+        self._module.eval()
+
+
+def check_equal(model: Model, again: Model) -> None:
+    """Raise `ModelError` with the first thing in which a model differs from one that was built again."""
+    for (name, one), (other_name, other) in zip(_tensors(model), _tensors(again), strict=False):
+        if name != other_name or one.shape != other.shape or one.tobytes() != other.tobytes():
+            raise ModelError(
+                f"the model is another one when it is built again: {name!r} differs; expected the same each time, "
+                "since every worker builds it: draw only from PyTorch's default generator, which is seeded before"
+            )
+
+
+def _tensors(model: Model) -> Iterator[tuple[str, Array]]:
+    assert isinstance(model, TorchModel)
+    structure = model.structure
+    yield from structure.layout.read(structure.values()).items()
+    for name, buffer in structure.constants:
+        yield name, buffer.numpy()

@@ -1,0 +1,57 @@
+"""What decides the bits of PyTorch in a process: threads, deterministic algorithms, generators, and its build."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+import torch.utils.deterministic
+
+from lockstep.common.model.port import DrawKey
+from lockstep.common.random import Purpose, generator
+
+#: Seeds the draws of an evaluation: a model that draws in evaluation mode still has one result.
+EVALUATION_SEED = 0
+
+
+def make_repeatable() -> None:
+    """Let this process compute with one thread, and only what PyTorch calls deterministic (rule R4)."""
+    torch.set_num_threads(1)
+    with suppress(RuntimeError):  # it may be set once, and not after work began; it does not touch bits
+        torch.set_num_interop_threads(1)
+    # As `use_deterministic_algorithms(True)`, which also loads the compiler: that takes a second, and makes a folder.
+    torch.set_deterministic_debug_mode("error")
+    # Otherwise each new tensor would be filled with NaN first, those of PyTorch's own kernels included. `evidence`
+    # does that once, and finds a model that reads what it has not written.
+    fill_new_memory(False)
+
+
+def fill_new_memory(is_filled: bool) -> None:
+    """Fill new tensors with NaN, or leave in them what was there."""
+    torch.utils.deterministic.fill_uninitialized_memory = is_filled
+
+
+def seed_draws(key: DrawKey | None) -> None:
+    """Let all that PyTorch draws follow from the place in the run (rule R2), or from nothing in an evaluation."""
+    seed = EVALUATION_SEED
+    if key is not None:
+        at, m = key.step, key.micro_batch
+        seed = int(generator(key.seed, Purpose.DROPOUT, at=at, micro_batch=m).integers(2**63))
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the context, draw what follows from the seed; afterwards, what would have been drawn without it."""
+    with torch.random.fork_rng(devices=[]):
+        seed_all(seed)
+        yield
+
+
+def seed_all(seed: int) -> None:
+    """Let what PyTorch draws from now on follow from the seed."""
+    torch.default_generator.manual_seed(seed)
+
+
+def build_name() -> str:
+    """Return PyTorch's version and the instructions that it uses of this processor."""
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"

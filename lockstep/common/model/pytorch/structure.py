@@ -1,0 +1,186 @@
+"""What a `torch.nn.Module` consists of, as a run sees it: parameters, statistics, constants; refuses what has no place.
+
+Running means and variances of PyTorch's own normalization layers are statistics, which the tree reduces (rule R8). All
+other buffers are constants: every process builds them alike, and nothing may change them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import ModelError
+
+#: The buffers of a normalization layer that are averages over batches, and the one that counts them.
+AVERAGES, COUNTER = ("running_mean", "running_var"), "num_batches_tracked"
+
+#: Wrappers around a model that replicate or compile it.
+WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "ScriptModule")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A running mean or variance: a buffer of a layer."""
+
+    name: str
+    layer: Any
+    buffer: str
+    #: The weight of a new batch.
+    momentum: float
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor that a layer holds by a name, in one of its dicts: what a forward has to leave there."""
+
+    name: str
+    #: The layer's dict of parameters, or of buffers.
+    place: dict[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The parts of a model, each in the order of its names in PyTorch."""
+
+    parameters: tuple[tuple[str, Any], ...]
+    statistics: tuple[Statistic, ...]
+    #: Layers whose batches are counted.
+    counting: tuple[Any, ...]
+    #: Everything that a forward must leave alone: parameters, and buffers that are no statistics.
+    held: tuple[Held, ...]
+    constants: tuple[tuple[str, Any], ...]
+    layout: ParameterLayout
+
+    def values(self) -> Vector:
+        """Return a new vector of the values that the parameters and statistics have now."""
+        vector = np.empty(self.layout.size, np.float32)
+        tensors = [tensor.detach() for _, tensor in self.parameters]
+        tensors += [getattr(each.layer, each.buffer) for each in self.statistics]
+        entries = (*self.layout.parameters, *self.layout.statistics)
+        for entry, tensor in zip(entries, tensors, strict=True):
+            entry.view(vector)[...] = tensor.numpy()
+        return vector
+
+
+def structure_of(module: Any) -> Structure:
+    """Return the parts of a model; `ModelError` names the first that cannot be trained, and what to do."""
+    for name, layer in module.named_modules():
+        _check_layer(name, layer)
+    parameters = tuple(module.named_parameters())
+    for name, parameter in parameters:
+        _check_parameter(name, parameter)
+    if not parameters:
+        raise ModelError("the model has no parameters: expected at least one layer that can learn")
+    statistics, counting = tuple(_statistics(module)), tuple(_counting(module))
+    averages = {id(getattr(each.layer, each.buffer)) for each in statistics} | {
+        id(getattr(layer, COUNTER)) for layer in counting
+    }
+    constants = tuple((name, buffer) for name, buffer in module.named_buffers() if id(buffer) not in averages)
+    for name, buffer in constants:
+        _check_device(f"the buffer {name!r}", buffer)
+    held = tuple(_held(module, averages))
+    return Structure(parameters, statistics, counting, held, constants, _layout(parameters, statistics))
+
+
+def _check_layer(name: str, layer: Any) -> None:
+    where = f"the module {name!r}" if name else "the model"
+    kinds = {kind.__name__ for kind in type(layer).__mro__}
+    for wrapper in WRAPPERS:
+        if wrapper in kinds:
+            raise ModelError(
+                f"{where} is a {wrapper}: expected the plain module; Lockstep distributes it, and runs it as it is "
+                "written, since what a compiler makes of it has other bits"
+            )
+    compiled = [key for key, value in vars(layer).items() if hasattr(value, "_torchdynamo_orig_callable")]
+    if compiled or vars(layer).get("_compiled_call_impl") is not None:
+        raise ModelError(
+            f"{where} has a part that torch.compile has compiled{f', {compiled[0]!r}' if compiled else ''}: expected "
+            "the plain one, since what a compiler makes of it has other bits; remove the call of compile"
+        )
+    if isinstance(layer, SyncBatchNorm):
+        raise ModelError(
+            f"{where} is a SyncBatchNorm, which exchanges statistics by itself: expected BatchNorm2d or its like, "
+            "whose statistics Lockstep takes per micro-batch"
+        )
+    if isinstance(layer, _NormBase) and layer.track_running_stats and layer.momentum is None:
+        raise ModelError(
+            f"{where} is a {type(layer).__name__} with momentum=None, whose average depends on the number of batches "
+            "before: expected a number, such as momentum=0.1"
+        )
+
+
+def _check_parameter(name: str, parameter: Any) -> None:
+    if isinstance(parameter, UninitializedParameter):
+        raise ModelError(
+            f"the parameter {name!r} has no shape yet: expected one before the first batch; give the sizes to the "
+            "layer instead of using its lazy form"
+        )
+    _check_device(f"the parameter {name!r}", parameter)
+    if parameter.dtype != torch.float32:
+        raise ModelError(
+            f"the parameter {name!r} is {str(parameter.dtype).removeprefix('torch.')}: expected float32, in which all "
+            "weights are summed and updated; remove .half(), .double() or dtype="
+        )
+    if parameter.layout != torch.strided:
+        raise ModelError(f"the parameter {name!r} is sparse: expected a dense one")
+    if not parameter.requires_grad:
+        raise ModelError(
+            f"the parameter {name!r} has requires_grad=False: expected True, since a job trains all parameters; make "
+            "what is to stay as it is a buffer, with register_buffer"
+        )
+
+
+def _check_device(what: str, tensor: Any) -> None:
+    if isinstance(tensor, UninitializedBuffer):
+        raise ModelError(f"{what} has no shape yet: expected one before the first batch; give the sizes to the layer")
+    if tensor.device.type != "cpu":
+        raise ModelError(
+            f"{what} is on device {str(tensor.device)!r}: expected 'cpu', where other machines can repeat the bits; "
+            "remove .to() or .cuda() from the function that builds the model"
+        )
+
+
+def _statistics(module: Any) -> Iterator[Statistic]:
+    for prefix, layer in module.named_modules():
+        if isinstance(layer, _NormBase) and layer.track_running_stats:
+            for buffer in AVERAGES:
+                if getattr(layer, buffer) is not None:
+                    name = _join(prefix, buffer)
+                    if getattr(layer, buffer).dtype != torch.float32:
+                        raise ModelError(f"the buffer {name!r} is {getattr(layer, buffer).dtype}: expected float32")
+                    _check_device(f"the buffer {name!r}", getattr(layer, buffer))
+                    yield Statistic(name, layer, buffer, layer.momentum)
+
+
+def _counting(module: Any) -> Iterator[Any]:
+    for layer in module.modules():
+        if isinstance(layer, _NormBase) and getattr(layer, COUNTER, None) is not None:
+            yield layer
+
+
+def _held(module: Any, averages: set[int]) -> Iterator[Held]:
+    for prefix, layer in module.named_modules():
+        for place in (layer._parameters, layer._buffers):
+            for key, tensor in place.items():
+                if tensor is not None and id(tensor) not in averages:
+                    yield Held(_join(prefix, key), place, key)
+
+
+def _layout(parameters: tuple[tuple[str, Any], ...], statistics: tuple[Statistic, ...]) -> ParameterLayout:
+    offset, found = 0, list[LayoutEntry]()
+    named = [*parameters, *((each.name, getattr(each.layer, each.buffer)) for each in statistics)]
+    for name, tensor in named:
+        found.append(LayoutEntry(name, tuple(tensor.shape), offset))
+        offset += found[-1].size
+    return ParameterLayout(tuple(found[: len(parameters)]), tuple(found[len(parameters) :]))
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

@@ -1,0 +1,167 @@
+"""Convolutional layers over one or two axes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.nn.initializers import default_bias_, default_weight_
+from lockstep.common.nn.layers.sizes import per_axis, positive, volume
+from lockstep.common.nn.module import Module, Parameter, layer
+from lockstep.common.random import Purpose, default_generator
+
+
+class _Convolution(Module):
+    """What the layers share: all but the number of axes and the function."""
+
+    weight: Parameter
+    bias: Parameter | None
+
+    # More parameters than a function should have: they are PyTorch's, and that is what people type.
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+        bias: bool,
+        rng: np.random.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = positive(in_channels, "in_channels")
+        self.out_channels = positive(out_channels, "out_channels")
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.groups = positive(groups, "groups")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups is {groups}: expected a divisor of in_channels {in_channels} and out_channels {out_channels}"
+            )
+        self.weight = Parameter(np.empty((out_channels, in_channels // groups, *kernel_size), np.float32))
+        self.bias = Parameter(np.empty(out_channels, np.float32)) if bias else None
+        self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
+
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        default_weight_(self.weight, rng)
+        if self.bias is not None:
+            default_bias_(self.bias, self.weight, rng)
+
+    def extra_repr(self) -> str:
+        parts = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}"]
+        parts.append(f"stride={self.stride}")
+        # PyTorch's rule: what has its neutral value is left out, but the stride never is.
+        if any(self.padding):
+            parts.append(f"padding={self.padding}")
+        if set(self.dilation) != {1}:
+            parts.append(f"dilation={self.dilation}")
+        if self.groups != 1:
+            parts.append(f"groups={self.groups}")
+        if self.bias is None:
+            parts.append("bias=False")
+        return ", ".join(parts)
+
+
+@layer(repeatable=True)
+class Conv1d(_Convolution):
+    """Cross-correlation along one axis: (n, in_channels, l) to (n, out_channels, l').
+
+    `weight` (out_channels, in_channels / groups, k) and `bias` (out_channels,) are drawn from U(-1/√fan_in, 1/√fan_in);
+    l' = ⌊(l + 2·padding - dilation·(k - 1) - 1) / stride⌋ + 1. Raises ValueError for a size below 1, for `groups` that
+    do not divide both numbers of channels, and for an input that does not fit.
+
+    Differs from PyTorch: `padding` is a number, and the padding is zeros (no `padding_mode`); there is no input without
+    a batch axis.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            per_axis(kernel_size, 1, "kernel_size"),
+            per_axis(stride, 1, "stride"),
+            per_axis(padding, 1, "padding", at_least=0),
+            per_axis(dilation, 1, "dilation"),
+            groups,
+            bias,
+            rng,
+        )
+
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return _count(arguments, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+@layer(repeatable=True)
+class Conv2d(_Convolution):
+    """Cross-correlation over two axes: (n, in_channels, h, w) to (n, out_channels, h', w').
+
+    `weight` (out_channels, in_channels / groups, kh, kw) and `bias` (out_channels,) are drawn from U(-1/√fan_in,
+    1/√fan_in); h' = ⌊(h + 2·padding - dilation·(kh - 1) - 1) / stride⌋ + 1, likewise w'. Raises ValueError for a size
+    below 1, for `groups` that do not divide both numbers of channels, and for an input that does not fit.
+
+    >>> images = Tensor(np.zeros((5, 1, 28, 28), np.float32))
+    >>> nn.Conv2d(1, 6, 5, padding=2)(images).shape
+    (5, 6, 28, 28)
+
+    Differs from PyTorch: `padding` is a number, and the padding is zeros (no `padding_mode`); there is no input without
+    a batch axis.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            per_axis(kernel_size, 2, "kernel_size"),
+            per_axis(stride, 2, "stride"),
+            per_axis(padding, 2, "padding", at_least=0),
+            per_axis(dilation, 2, "dilation"),
+            groups,
+            bias,
+            rng,
+        )
+
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return _count(arguments, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _count(arguments: Mapping[str, Any], axes: int) -> int:
+    channels = volume(arguments["in_channels"]) * volume(arguments["out_channels"])
+    return channels * volume(arguments["kernel_size"], axes)

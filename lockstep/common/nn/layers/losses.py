@@ -1,0 +1,105 @@
+"""Losses as modules; each compares (input, target) and reduces over the batch by `reduction`."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.nn.module import Module, layer
+
+#: `mean` over the batch, `sum`, or `none`: the losses of all samples, or of all elements.
+Reduction = Literal["mean", "sum", "none"]
+
+
+@layer(repeatable=False)
+class CrossEntropyLoss(Module):
+    """Negative log-likelihood of class indices (n,) under logits (n, classes), by softmax.
+
+    For sequences, class indices (n, t) and logits (n, classes, t). With `label_smoothing` ε in [0, 1], a target is 1 -
+    ε of its class and ε of all classes evenly. Szegedy et al., "Rethinking the Inception architecture", CVPR 2016,
+    section 7. `reduction` is "mean", "sum" or "none". Raises ValueError for other values, and for targets that are not
+    classes.
+
+    Differs from PyTorch: targets are class indices, never probabilities; there is no `weight` and no `ignore_index`.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing is {label_smoothing!r}: expected a number in [0, 1]")
+        self.label_smoothing = label_smoothing
+        self.reduction = _checked(reduction)
+
+    def forward(self, logits: Tensor, target: Tensor | NDArray[np.int64]) -> Tensor:
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+
+
+@layer(repeatable=False)
+class NLLLoss(Module):
+    """Negative log-likelihood of class indices (n,) under log-probabilities (n, classes), as LogSoftmax returns them.
+
+    `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for targets that are not classes.
+
+    Differs from PyTorch: there is no `weight` and no `ignore_index`.
+    """
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.reduction = _checked(reduction)
+
+    def forward(self, log_probabilities: Tensor, target: Tensor | NDArray[np.int64]) -> Tensor:
+        return F.nll_loss(log_probabilities, target, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+@layer(repeatable=False)
+class MSELoss(Module):
+    """Squared difference of two tensors of one shape; its mean is over all elements.
+
+    `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for shapes that differ.
+
+    Differs from PyTorch: shapes that differ raise instead of being broadcast with a warning.
+    """
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.reduction = _checked(reduction)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(x, target, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+@layer(repeatable=False)
+class BCEWithLogitsLoss(Module):
+    """Binary cross-entropy of targets in [0, 1] under logits of the same shape; its mean is over all elements.
+
+    `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for shapes that differ.
+
+    Differs from PyTorch: there is no `weight` and no `pos_weight`.
+    """
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.reduction = _checked(reduction)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, target, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+def _checked(reduction: Reduction) -> Reduction:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}: expected 'mean', 'sum' or 'none'")
+    return reduction

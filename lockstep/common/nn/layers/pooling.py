@@ -1,0 +1,129 @@
+"""Pooling layers over one or two axes: the largest or the average of each window."""
+
+from collections.abc import Sequence
+
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.nn.layers.sizes import one_or_each
+from lockstep.common.nn.module import Module, layer
+
+_Size = int | Sequence[int]
+
+
+class _Pooling(Module):
+    """What the layers share: the window, its step (by default the window itself) and the padding around the input."""
+
+    def __init__(self, axes: int, kernel_size: _Size, stride: _Size | None, padding: _Size) -> None:
+        super().__init__()
+        self.kernel_size = one_or_each(kernel_size, axes, "kernel_size")
+        self.stride = one_or_each(kernel_size if stride is None else stride, axes, "stride")
+        self.padding = one_or_each(padding, axes, "padding", at_least=0)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+@layer(repeatable=True)
+class MaxPool1d(_Pooling):
+    """The largest element of each window, padding never among them: (n, c, l) to (n, c, l').
+
+    l' = ⌊(l + 2·padding - kernel_size) / stride⌋ + 1; `stride` is by default `kernel_size`. Raises ValueError for a
+    size below 1, and if a window does not fit.
+
+    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
+    """
+
+    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
+        super().__init__(1, kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool1d(x, self.kernel_size, self.stride, self.padding)
+
+
+@layer(repeatable=True)
+class MaxPool2d(_Pooling):
+    """The largest element of each window, padding never among them: (n, c, h, w) to (n, c, h', w').
+
+    h' = ⌊(h + 2·padding - kernel_size) / stride⌋ + 1, likewise w'; `stride` is by default `kernel_size`. Raises
+    ValueError for a size below 1, and if a window does not fit.
+
+    Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
+    """
+
+    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
+        super().__init__(2, kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+@layer(repeatable=True)
+class AvgPool1d(_Pooling):
+    """The average of each window, padding counted as zeros: (n, c, l) to (n, c, l'), with l' as in `MaxPool1d`.
+
+    Raises ValueError for a size below 1, and if a window does not fit.
+
+    Differs from PyTorch: there is no `ceil_mode` and no `count_include_pad`: padding always counts.
+    """
+
+    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
+        super().__init__(1, kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool1d(x, self.kernel_size, self.stride, self.padding)
+
+
+@layer(repeatable=True)
+class AvgPool2d(_Pooling):
+    """The average of each window, padding counted as zeros: (n, c, h, w) to (n, c, h', w'), with h' and w' as in
+    `MaxPool2d`.
+
+    Raises ValueError for a size below 1, and if a window does not fit.
+
+    Differs from PyTorch: there is no `ceil_mode`, no `divisor_override` and no `count_include_pad`: padding always
+    counts.
+    """
+
+    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
+        super().__init__(2, kernel_size, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+@layer(repeatable=True)
+class AdaptiveAvgPool1d(Module):
+    """Averages over windows that cover the input, whatever its size: (n, c, l) to (n, c, output_size).
+
+    Raises ValueError if `output_size` is below 1.
+    """
+
+    def __init__(self, output_size: _Size) -> None:
+        super().__init__()
+        self.output_size = one_or_each(output_size, 1, "output_size")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool1d(x, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+@layer(repeatable=True)
+class AdaptiveAvgPool2d(Module):
+    """Averages over windows that cover the input, whatever its size: (n, c, h, w) to (n, c, rows, columns).
+
+    `output_size` is (rows, columns), or one number for both. Raises ValueError if one is below 1.
+
+    Differs from PyTorch: a size is never None.
+    """
+
+    def __init__(self, output_size: _Size) -> None:
+        super().__init__()
+        self.output_size = one_or_each(output_size, 2, "output_size")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"

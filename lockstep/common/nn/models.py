@@ -1,0 +1,54 @@
+"""The four models that ship with Lockstep; each maps images (n, 1, 28, 28) to logits (n, 10)."""
+
+from collections.abc import Callable
+
+from lockstep.common.nn.layers.activations import ReLU
+from lockstep.common.nn.layers.containers import Sequential
+from lockstep.common.nn.layers.convolution import Conv2d
+from lockstep.common.nn.layers.linear import Flatten, Linear
+from lockstep.common.nn.layers.pooling import MaxPool2d
+
+
+def linear() -> Sequential:
+    """Return a model 784-10, softmax regression with 7,850 parameters: (n, 1, 28, 28) to (n, 10)."""
+    return Sequential(Flatten(), Linear(784, 10))
+
+
+def mlp() -> Sequential:
+    """Return a model 784-512-256-10 with ReLU and 535,818 parameters: (n, 1, 28, 28) to (n, 10)."""
+    return Sequential(Flatten(), Linear(784, 512), ReLU(), Linear(512, 256), ReLU(), Linear(256, 10))
+
+
+def lenet() -> Sequential:
+    """Return LeNet: 6 and 16 maps of 5×5, each with ReLU and 2×2 max-pooling, then 120-84-10; 61,706 parameters.
+
+    Shapes are (n, 1, 28, 28) to (n, 10). After LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to
+    document recognition", Proc. IEEE 86, 1998, with today's ReLU and max-pooling in place of scaled tanh and trained
+    averages.
+    """
+    return Sequential(
+        *(Conv2d(1, 6, 5, padding=2), ReLU(), MaxPool2d(2)),
+        *(Conv2d(6, 16, 5), ReLU(), MaxPool2d(2)),
+        Flatten(),
+        *(Linear(400, 120), ReLU()),
+        *(Linear(120, 84), ReLU()),
+        Linear(84, 10),
+    )
+
+
+def cnn() -> Sequential:
+    """Return a net with 32 and 64 maps of 3×3, each with ReLU and 2×2 max-pooling, then 128-10; 421,642 parameters.
+
+    Shapes are (n, 1, 28, 28) to (n, 10).
+    """
+    return Sequential(
+        *(Conv2d(1, 32, 3, padding=1), ReLU(), MaxPool2d(2)),
+        *(Conv2d(32, 64, 3, padding=1), ReLU(), MaxPool2d(2)),
+        Flatten(),
+        *(Linear(3136, 128), ReLU()),
+        Linear(128, 10),
+    )
+
+
+#: The names that a job may give as its model.
+MODELS: dict[str, Callable[[], Sequential]] = {"linear": linear, "mlp": mlp, "lenet": lenet, "cnn": cnn}

@@ -1,0 +1,509 @@
+"""The messages between processes, as typed values; knows nothing of bytes or sockets.
+
+Each message is a frozen, keyword-only value. Its `type` in the header is the name of its class in snake case. A message
+may carry raw arrays; its class says which.
+"""
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
+from lockstep.common.errors import FailureKind, RefusalKind
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import Fingerprint
+from lockstep.common.runtime.numerics import Numerics
+
+#: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
+PROTOCOL_VERSION = 8
+
+#: Longest text that a peer may send: a traceback is cut to it.
+TEXT_LIMIT = 20_000
+
+#: Most epochs in a status: with 4096 workers they stay below the limit of a header, and take a millisecond.
+HISTORY_LIMIT = 1000
+
+#: Vectors that a worker has for its sums in shared memory, of which a lease names one: as many as the leases that it
+#: may hold.
+SLOTS = 2
+
+#: Bytes of the places of samples at most.
+PLACES_BYTES = 4 * SAMPLES_AT_ONCE
+
+#: Most cores of a machine that are told apart.
+CORES_LIMIT = 1024
+
+#: Longest name that a peer may send.
+NAME_LIMIT = 255
+
+Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
+#: What cannot be printed in a line: control characters, ANSI's escapes among them, line ends, and what turns the
+#: direction of writing.
+UNPRINTABLE = r"\x00-\x1f\x7f-\xa0\xad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb"
+
+#: A name, shown as it is in lines of ours.
+ShortText = Annotated[str, Meta(max_length=NAME_LIMIT, pattern=rf"^[^{UNPRINTABLE}]*\Z")]
+HexDigest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+MicroBatch = Annotated[int, Meta(ge=0, le=2**31)]
+#: Thirty years at most: their sums stay numbers, which JSON can hold.
+Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+#: What is computed: gradients, or these again, or figures of the validation set, or of the test set.
+Work = Literal["train", "audit", "validate", "evaluate"]
+
+#: What may be not finite in a micro-batch.
+Quantity = Literal["loss", "gradient"]
+
+#: What is of a training step, on the weights before it; the rest is on those after an epoch's last one.
+OF_A_STEP: frozenset[Work] = frozenset({"train", "audit"})
+
+
+def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
+    """Return a text that a peer accepts: one too long loses its middle, as a traceback is most useful at its ends."""
+    # A file's name may hold what is not Unicode, and with it a traceback.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
+
+
+def _tag(class_name: str) -> str:
+    """Return `sums_frame` for `SumsFrame`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", class_name).lower()
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag=_tag):
+    """The root of all messages."""
+
+
+# From a worker to the server
+
+
+class Join(Message, frozen=True, kw_only=True):
+    """Ask for a place in the run."""
+
+    protocol: Count
+    #: Drawn by each process: a worker that is started again, or rejoins, is another incarnation.
+    incarnation: ShortText
+    host: ShortText
+    pid: Count
+    fingerprint: Fingerprint
+    #: What distinguishes the machine that it runs on from others, also in a container, and which of its cores it may
+    #: use; none if nobody knows.
+    machine: ShortText = ""
+    cores: Annotated[list[Count], Meta(max_length=CORES_LIMIT)] = []
+    #: The run that it was evicted from; empty if it was in none.
+    run: ShortText = ""
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """The model is built and the data is loaded, both as the welcome demands."""
+
+    #: What the worker has read in the memory that it was offered, in hex: it is nowhere else. Empty if it shares none.
+    nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
+    #: Why it does not share the memory that it was offered.
+    obstacle: Text = ""
+
+
+class SumsFrame(Message, frozen=True, kw_only=True):
+    """A frame of the sums over the micro-batches `[lo, hi)`: one float32 array, from element `start` of the vector on.
+
+    Frames come in any order, before the result; if all sums fit into one frame, the result carries it.
+    """
+
+    step: Count
+    lo: MicroBatch
+    hi: MicroBatch
+    start: Count
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Result(Message, frozen=True, kw_only=True):
+    """The result of a lease. In training it carries the flat vector of sums, if that is one frame long.
+
+    `[lo, hi)` are micro-batches of a step, or chunks of an evaluation: both are leased in the same way.
+    """
+
+    work: Work
+    step: Count
+    lo: MicroBatch
+    hi: MicroBatch
+    loss_sum: float
+    correct: Count
+    count: Count
+    compute_s: Seconds
+    #: The lease's.
+    number: Count = 0
+    #: In training and audits, the sum of losses of each micro-batch: float32, little-endian, in order.
+    losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
+    #: Of the sums and the figures here, if the lease asks for it; otherwise empty.
+    digest: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class SliceResult(Message, frozen=True, kw_only=True):
+    """The result of a slice of an update that was leased."""
+
+    #: The lease's.
+    number: Count
+    #: Whether the new values are in memory; otherwise nothing was written, and nothing will be.
+    is_done: bool
+    #: The first place in the whole vector whose weight is not finite, None if all are.
+    not_finite: Count | None = None
+    #: How long it took.
+    seconds: Seconds = 0.0
+
+
+class StretchEnded(Message, frozen=True, kw_only=True):
+    """The answer to each `Stretch`: the worker begins nothing more of it.
+
+    The worker has made its last step or cannot go on, or the server has ended it. After that, steps are leased.
+    """
+
+    number: Count
+    #: Steps of the run whose slices of updates the worker has made.
+    steps: Count
+
+
+class ComputeFailed(Message, frozen=True, kw_only=True):
+    """Computing the micro-batches `[lo, hi)` raised an exception."""
+
+    work: Work
+    step: Count
+    lo: MicroBatch
+    hi: MicroBatch
+    traceback: Text
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Diverged(Message, frozen=True, kw_only=True):
+    """The loss of a micro-batch is not finite, or its gradient, which is then not sent."""
+
+    work: Work
+    step: Count
+    micro_batch: MicroBatch
+    #: The first layer whose output is not finite; of a gradient, the first parameter.
+    layer: ShortText
+    quantity: Quantity = "loss"
+
+
+class Dropped(Message, frozen=True, kw_only=True):
+    """The answer to each `Withdrawal`: the worker is past that lease, and computes nothing more of it."""
+
+    work: Work
+    step: Count
+    number: Count
+    #: Micro-batches of it that were computed in vain, and of which no result was sent.
+    computed: MicroBatch = 0
+
+
+class Leave(Message, frozen=True, kw_only=True):
+    """The process leaves, for this reason; what it holds is to be given to others."""
+
+    reason: Text
+
+
+class SamplesRequest(Message, frozen=True, kw_only=True):
+    """Samples of a lease are missing: answered by `Samples`, by the coordinator alone; repeated if it is lost."""
+
+    part: PartName
+    #: Places in that set, unsigned 32-bit, little-endian: at most `PartInfo.in_a_message` of them.
+    places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
+
+
+class Ping(Message, frozen=True, kw_only=True):
+    """Is anybody there? Answered by the same."""
+
+
+# From the server to a worker
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """The place in the run, and all that the worker must know of it."""
+
+    rank: Count
+    run: ShortText
+    job: Job
+    layout: HexDigest
+    dataset: HexDigest
+    #: Of the model's file, empty for a model of the library.
+    source: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+    #: The name of a folder of shared memory, empty where none is offered.
+    memory: ShortText = ""
+    #: Where the other servers are reached, in the order of their slices.
+    shards: Annotated[list[ShortText], Meta(max_length=64)] = []
+    #: Of the data, where samples are sent to a worker that does not have it.
+    manifest: Manifest | None = None
+    #: Who computes gradients at the server, and what it computed of the model; empty if the fingerprint shows that, or
+    #: if numerics may be mixed.
+    engine: ShortText = ""
+    evidence: ShortText = ""
+    #: Mean and deviation of the training set, where the server had to read all of it for them.
+    moments: tuple[float, float] | None = None
+
+
+class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """No place in the run, and why."""
+
+    reason: Text
+    #: The default is left out of the header, so that a peer of another version can read why it is refused.
+    kind: RefusalKind = RefusalKind.VERSION
+    #: The numerics of the run, if those of the process are the reason and it may have them as well.
+    numerics: Numerics | None = None
+
+
+class Eviction(Message, frozen=True, kw_only=True):
+    """The server does not know the process, or no longer: nothing that it sends is applied until it joins again."""
+
+    reason: Text
+
+
+class Samples(Message, frozen=True, kw_only=True):
+    """Samples that were requested: one array, whose bytes are those of the images and then of the labels."""
+
+    part: PartName
+    places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
+
+
+class Standby(Message, frozen=True, kw_only=True):
+    """There are more workers than micro-batches: wait to stand in for one that goes."""
+
+    reason: Text
+
+
+class Weights(Message, frozen=True, kw_only=True):
+    """A frame of the flat vector at a step: one float32 array, from element `start` on.
+
+    All frames come before the first lease of that step.
+    """
+
+    step: Count
+    start: Count
+
+
+class Lease(Message, frozen=True, kw_only=True):
+    """The micro-batches `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights.
+
+    For a worker that shares memory it also means that these are in their slot.
+    """
+
+    work: Work
+    step: Count
+    lo: MicroBatch
+    hi: MicroBatch
+    #: Distinguishes leases of the same micro-batches, and names the vector of sums to write into in shared memory.
+    number: Count = 0
+    slot: Annotated[int, Meta(ge=0, lt=SLOTS)] = 0
+    #: Whether the result is to have a digest.
+    is_digested: bool = False
+    #: Which memory holds the weights, if it is shared: a later number means that the run moved on into other memory.
+    memory: Count = 0
+
+
+class SumsPlace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where sums are in shared memory."""
+
+    #: The worker in whose file they are, None if they are in the server's.
+    rank: Count | None
+    slot: Annotated[int, Meta(ge=0, lt=64)]
+
+
+class SliceLease(Message, frozen=True, kw_only=True):
+    """Make the update of a step for the values `[start, stop)`, all in memory that is shared.
+
+    It is made once by whoever holds the lock on the worker's file of sums. A worker that cannot get that lock makes
+    nothing, since the server has taken the slice back.
+    """
+
+    #: Different for each lease of a slice.
+    number: Count
+    #: Of the worker that it is for: what came late to one that has joined again must not be made.
+    incarnation: ShortText
+    step: Count
+    start: Count
+    stop: Count
+    #: What the sums are divided by, the learning rate, and the factor of clipping, None if nothing is clipped.
+    count: Count
+    rate: float
+    scale: float | None
+    #: The set of the optimizer's slots that is read; the other one is written.
+    reads: Annotated[int, Meta(ge=0, le=1)]
+    #: The one or two vectors whose sum is that of the step, in this order.
+    terms: Annotated[list[SumsPlace], Meta(min_length=1, max_length=2)]
+    #: As in `Lease`.
+    memory: Count = 0
+
+
+class Stretch(Message, frozen=True, kw_only=True):
+    """Make the steps `[first, last)` without waiting for the server, while another worker makes the other half.
+
+    In each of them a worker computes the sums of its half, and makes its slice of the update once the sums of both are
+    there; the next step begins once both slices are made. Each shows on its `StepBoard` how far it is. Sums of a step
+    are in slot `step % 2`. The slice is made by whoever holds the lock on the worker's file, as with a `SliceLease`.
+    """
+
+    #: Different for each stretch of steps.
+    number: Count
+    #: Of the worker that it is for, as in `SliceLease`.
+    incarnation: ShortText
+    first: Count
+    last: Count
+    #: The worker's half of each step, a whole node of its tree.
+    lo: MicroBatch
+    hi: MicroBatch
+    #: Its slice of each update.
+    start: Count
+    stop: Count
+    #: What the sums are divided by, in each step.
+    count: Count
+    #: The set of the optimizer's slots that the first update reads: each reads what the one before has written.
+    reads: Annotated[int, Meta(ge=0, le=1)]
+    #: The workers of the first and of the second half.
+    ranks: Annotated[list[Count], Meta(min_length=2, max_length=2)]
+    #: How long it waits for the other worker before it leaves the stretch.
+    patience_s: Seconds
+    #: Which memory it is in, as in `Lease`.
+    memory: Count = 0
+
+
+class EndStretch(Message, frozen=True, kw_only=True):
+    """Begin no further slice of a stretch of steps, and say where it ended."""
+
+    number: Count
+
+
+class Withdrawal(Message, frozen=True, kw_only=True):
+    """Somebody else was faster with the micro-batches of a lease: stop computing them."""
+
+    work: Work
+    step: Count
+    number: Count
+
+
+class Finished(Message, frozen=True, kw_only=True):
+    """The run is over; `reason` is empty if it succeeded."""
+
+    reason: Text
+    #: Why it failed, None if it succeeded.
+    kind: FailureKind | None = None
+
+
+# Anybody, at any time
+
+
+class StatusRequest(Message, frozen=True, kw_only=True):
+    """Request the status of the run."""
+
+
+class CallbackDecision(Message, frozen=True, kw_only=True):
+    """The decision of callbacks after an epoch, if the run pauses for them: whether it continues or ends."""
+
+    epoch: Count
+    stops: bool
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker as the server sees it."""
+
+    rank: Count
+    host: ShortText
+    pid: Count
+    state: ShortText
+    #: Samples whose gradients it computed, and the seconds this took it.
+    samples: Count
+    compute_s: float
+
+
+class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One finished epoch: means over its samples, and over the test set after it."""
+
+    #: Its number, from 1.
+    epoch: Count
+    #: The mean over its training samples, each with the weights of its step.
+    loss: float
+    #: The same of the accuracy; a regression has R² instead.
+    accuracy: float | None = None
+    #: The mean over the test set, with the weights after the epoch.
+    test_loss: float
+    #: The share of the test set that these weights get right.
+    test_accuracy: float | None = None
+    #: R² over its training samples, in a regression.
+    r2: float | None = None
+    #: R² over the test set, in a regression.
+    test_r2: float | None = None
+    #: Seconds from the first step to the end of the epoch's evaluation.
+    wall_s: float
+    #: The mean over the validation set, if the run has one.
+    val_loss: float | None = None
+    #: The share of the validation set that is right, if the run has one.
+    val_accuracy: float | None = None
+
+
+class Status(Message, frozen=True, kw_only=True):
+    """The status of the run."""
+
+    run: ShortText
+    model: ShortText
+    phase: ShortText
+    epoch: Count
+    epochs: Count
+    step: Count
+    steps: Count
+    #: Means over the epoch so far.
+    loss: float
+    accuracy: float | None = None
+    r2: float | None = None
+    images_per_s: float
+    elapsed_s: float
+    eta_s: float
+    min_workers: Count
+    workers: Annotated[list[WorkerStatus], Meta(max_length=4096)]
+    #: The last epochs, at most `HISTORY_LIMIT`.
+    history: Annotated[list[EpochStatus], Meta(max_length=HISTORY_LIMIT)]
+    #: Why the run failed; empty where it did not.
+    failure: Text
+    #: Connections that were rejected, and peers that were accepted and broke the protocol.
+    refused: Count = 0
+    broken: Count = 0
+
+
+WorkerMessage = (
+    Join
+    | Ready
+    | SumsFrame
+    | Result
+    | SliceResult
+    | StretchEnded
+    | ComputeFailed
+    | Diverged
+    | Dropped
+    | Leave
+    | SamplesRequest
+    | Ping
+    | StatusRequest
+    | CallbackDecision
+)
+ServerMessage = (
+    Welcome
+    | Refused
+    | Eviction
+    | Standby
+    | Samples
+    | Weights
+    | Lease
+    | SliceLease
+    | Stretch
+    | EndStretch
+    | Withdrawal
+    | Finished
+    | Ping
+    | Status
+)

@@ -1,0 +1,225 @@
+"""The messages between the servers of one run, and from workers to shards: the rest of the protocol.
+
+The coordinator, which owns the first slice itself, is "the server" here; each other process with a slice is a shard.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import Fingerprint
+from lockstep.common.protocol.messages import (
+    SLOTS,
+    Count,
+    Eviction,
+    Finished,
+    Leave,
+    Message,
+    MicroBatch,
+    Ping,
+    Refused,
+    ShortText,
+    SumsFrame,
+    Text,
+)
+
+#: The vectors of a slice that are not slots of the optimizer.
+WEIGHTS, MOMENTA = "weights", "momenta"
+
+#: What a shard sends of its slice with an update: nothing, the new weights, or these and the optimizer's slots.
+Collected = Literal["nothing", "weights", "all"]
+
+# From a shard to the server
+
+
+class ShardJoin(Message, frozen=True, kw_only=True):
+    """Ask for a slice of the run."""
+
+    protocol: Count
+    incarnation: ShortText
+    host: ShortText
+    pid: Count
+    fingerprint: Fingerprint
+    #: Where workers reach it.
+    address: ShortText
+
+
+class ShardReady(Message, frozen=True, kw_only=True):
+    """There is room for the slice; as `Ready`."""
+
+    nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
+    obstacle: Text = ""
+
+
+class SumsAck(Message, frozen=True, kw_only=True):
+    """All that a worker has for this slice of the sums over `[lo, hi)` is in the shard's tree."""
+
+    rank: Count
+    step: Count
+    lo: MicroBatch
+    hi: MicroBatch
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Squares(Message, frozen=True, kw_only=True):
+    """The sums of squares of the shard's blocks, for the norm: one array, whose bytes are those of float64 values."""
+
+    step: Count
+
+
+class CollectedFrame(Message, frozen=True, kw_only=True):
+    """A frame of a vector of the shard's slice, after `steps` updates: one array, from element `start` on."""
+
+    name: ShortText
+    steps: Count
+    start: Count
+
+
+class UpdateDone(Message, frozen=True, kw_only=True):
+    """The slice has its new weights; what was to be collected of it came before this."""
+
+    step: Count
+    #: Of the shard's part of the window of which a checksum is taken, see `common.aggregation.checksum`: the digits of
+    #: a number below 2**64.
+    checksum: Annotated[str, Meta(pattern=r"^[0-9]{1,20}\Z")]
+    #: Bytes of messages with sums that came from workers, and with weights that went to them, since the last update.
+    sums_bytes: Count = 0
+    weights_bytes: Count = 0
+    #: Whether they all are numbers.
+    is_finite: bool = True
+
+
+class WorkerLost(Message, frozen=True, kw_only=True):
+    """The shard cannot continue with a worker."""
+
+    rank: Count
+    reason: Text
+
+
+# From the server to a shard
+
+
+class ShardWelcome(Message, frozen=True, kw_only=True):
+    """The place among the servers, and all that the shard must know about the run."""
+
+    #: The slice: 0 is that of the server.
+    index: Annotated[int, Meta(ge=1)]
+    servers: Annotated[int, Meta(ge=2)]
+    run: ShortText
+    job: Job
+    training_samples: Count
+    test_samples: Count
+    #: Values of the whole vector, and how many of them are trained: these come first.
+    size: Annotated[int, Meta(ge=1)]
+    parameter_size: Annotated[int, Meta(ge=1)]
+    memory: ShortText = ""
+
+
+class InitialFrame(Message, frozen=True, kw_only=True):
+    """A frame of a vector that the shard begins with: one array, from element `start` of the vector on."""
+
+    name: ShortText
+    start: Count
+
+
+class Begin(Message, frozen=True, kw_only=True):
+    """All of the state has been sent; it is the one after `steps` updates."""
+
+    steps: Count
+
+
+class Admit(Message, frozen=True, kw_only=True):
+    """A worker takes part from now on."""
+
+    rank: Count
+    incarnation: ShortText
+    #: Whether its sums are in shared memory.
+    shares: bool
+
+
+class Forget(Message, frozen=True, kw_only=True):
+    """A worker is gone."""
+
+    rank: Count
+
+
+class SendWeightsTo(Message, frozen=True, kw_only=True):
+    """A worker has a lease of a step: send it the weights, and accept its sums."""
+
+    rank: Count
+    step: Count
+
+
+class AddFromMemory(Message, frozen=True, kw_only=True):
+    """The sums over `[lo, hi)` are in a worker's slot of shared memory; they stay there until this is `SumsAck`."""
+
+    rank: Count
+    slot: Annotated[int, Meta(ge=0, lt=SLOTS)]
+    step: Count
+    lo: MicroBatch
+    hi: MicroBatch
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class SquaresRequest(Message, frozen=True, kw_only=True):
+    """The tree of a step is whole, over `count` samples: request what the squares of the blocks add up to."""
+
+    step: Count
+    count: Count
+
+
+class Update(Message, frozen=True, kw_only=True):
+    """The tree of a step is whole, over `count` samples: make the update."""
+
+    step: Count
+    count: Count
+    #: Clipping's factor, None where nothing is clipped.
+    scale: float | None
+    #: Workers that get the new weights at once.
+    ranks: Annotated[list[Count], Meta(max_length=4096)]
+    collected: Collected
+
+
+class Collect(Message, frozen=True, kw_only=True):
+    """Send the weights as they were after `steps` updates, which are the last or the last but one."""
+
+    steps: Count
+
+
+# From a worker to a shard
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """The worker behind a new connection."""
+
+    rank: Count
+    incarnation: ShortText
+
+
+#: What only a shard sends that has a slice of the run.
+SliceMessage = ShardReady | SumsAck | Squares | CollectedFrame | UpdateDone | WorkerLost
+ShardMessage = ShardJoin | SliceMessage | Leave | Ping
+ToShardMessage = (
+    ShardWelcome
+    | Refused
+    | Eviction
+    | InitialFrame
+    | Begin
+    | Admit
+    | Forget
+    | SendWeightsTo
+    | AddFromMemory
+    | SquaresRequest
+    | Update
+    | Collect
+    | Finished
+    | Ping
+)
+#: What workers send a shard.
+WorkerToShardMessage = Hello | SumsFrame

@@ -1,0 +1,97 @@
+"""What an address looks like, and which addresses are open to this machine only; opens nothing."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockstep.common.errors import AddressError
+
+#: Bytes of a path that fit into a socket address with the zero that ends it.
+MAX_IPC_PATH_BYTES = 107
+
+_EXPECTED = "expected 'tcp://HOST:PORT', as 'tcp://127.0.0.1:5555' or 'tcp://[::1]:5555', or 'ipc://PATH'"
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]\s]+\]|[^:/\[\]\s;]+):(?P<port>\*|[0-9]{1,5})")
+
+
+@dataclass(frozen=True)
+class TcpAddress:
+    """A host, as it was written, and a port; port 0 is any free one."""
+
+    host: str
+    port: int
+
+    @property
+    def is_ipv6(self) -> bool:
+        return ":" in self.host
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only processes of this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            # A name may resolve to anything.
+            return False
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if self.is_ipv6 else self.host
+        return f"tcp://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class IpcAddress:
+    """A socket file."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"ipc://{self.path}"
+
+
+def parse(text: str) -> TcpAddress | IpcAddress:
+    """Parse an address; raises AddressError."""
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme == "tcp":
+        return _parse_tcp(text, rest)
+    if separator and scheme == "ipc":
+        return _parse_ipc(text, rest)
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is not None:
+        _parse_tcp(text, text)  # raises if it is more than the scheme that is wrong
+    advice = f"; did you mean {f'tcp://{text}'!r}?" if match is not None else ""
+    raise AddressError(f"address {text!r} is malformed: {_EXPECTED}{advice}")
+
+
+def _parse_tcp(text: str, rest: str) -> TcpAddress:
+    match = _HOST_AND_PORT.fullmatch(rest)
+    if match is None:
+        raise AddressError(f"address {text!r} is malformed: {_EXPECTED}")
+    host = match["host"].strip("[]")
+    port = 0 if match["port"] == "*" else int(match["port"])
+    if port > 65535:
+        raise AddressError(f"address {text!r} has port {port}: expected 1 to 65535, or 0 for any free one")
+    if match["host"].startswith("[") and not _is_ipv6(host):
+        raise AddressError(f"address {text!r} has {host!r} in brackets: expected an IPv6 address there, as '[::1]'")
+    return TcpAddress(host, port)
+
+
+def _parse_ipc(text: str, rest: str) -> IpcAddress:
+    # libzmq reads "@name" as an abstract socket and "*" as any free path: neither has a file that we could guard.
+    if not rest or rest[0] in "@*" or rest.endswith("/") or not rest.isprintable():
+        raise AddressError(f"address {text!r} is malformed: expected 'ipc://PATH' with the path of a file")
+    length = len(rest.encode())
+    if length > MAX_IPC_PATH_BYTES:
+        raise AddressError(
+            f"address {text!r} has a path of {length} bytes: expected at most {MAX_IPC_PATH_BYTES}; choose another"
+        )
+    return IpcAddress(Path(rest))
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False

@@ -1,0 +1,182 @@
+"""Why a client has no connection: what its address answers, what its handshakes came to, and what to do about it."""
+
+import socket
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum
+
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.address import IpcAddress, TcpAddress, parse
+from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Token
+
+#: Handshakes in a row that have to fail before that counts as the server's answer.
+ENOUGH_FAILURES = 2
+
+#: Seconds that a probe may take; looking up a host name may take longer.
+TIMEOUT_S = 2.0
+
+#: The beginning of a greeting by ZeroMQ's RFC 23: a signature and the major version 3. A server answers with its own.
+_GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03"
+
+#: Where in its 64 bytes the server names its security mechanism.
+_MECHANISM = slice(12, 32)
+
+
+class Stage(Enum):
+    """How far a connection got, in this order."""
+
+    NAME = "name"
+    ROUTE = "route"
+    FIREWALL = "firewall"
+    PORT = "port"
+    SERVICE = "service"
+    KEY = "key"
+    VERSION = "version"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What prevents a connection."""
+
+    text: str
+    stage: Stage
+    #: Whether waiting longer is of no use.
+    is_final: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """What probing an address found: an obstacle, or else what listens there."""
+
+    #: Why there is no connection; empty if there is one.
+    obstacle: str = ""
+    #: How far the probe got, if there is none.
+    stage: Stage = Stage.ROUTE
+    #: The security mechanism that a ZeroMQ server demands; empty if it is not one.
+    mechanism: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandshakeState:
+    """What ZeroMQ reported of a client's handshakes."""
+
+    #: Whether the client is connected.
+    is_connected: bool = False
+    #: Whether the server refused the client's credential.
+    is_refused: bool = False
+    #: Handshakes that failed in a row.
+    failed: int = 0
+    #: Whether ZeroMQ has stopped dialling, as it does after a protocol error of the other end.
+    is_over: bool = False
+
+
+def mechanism_of(credential: Credential) -> str:
+    """Return the security mechanism that a client's greeting names."""
+    return {ClientKeys: "CURVE", Token: "PLAIN"}.get(type(credential), "NULL")
+
+
+def diagnose(address: str, credential: Credential, handshakes: HandshakeState, probed: ProbeResult) -> Diagnosis | None:
+    """Return what prevents a connection to `address`; None if nothing is known to."""
+    if handshakes.is_connected:
+        return None
+    if handshakes.is_refused:
+        return Diagnosis(_refused(address, credential), Stage.KEY, is_final=True)
+    if probed.obstacle:
+        return Diagnosis(probed.obstacle, probed.stage)
+    if not probed.mechanism:
+        return Diagnosis(f"the program at {address} is not a Lockstep server: check the port", Stage.SERVICE)
+    if probed.mechanism != mechanism_of(credential):
+        return Diagnosis(_mismatch(address, credential, probed.mechanism), Stage.KEY, is_final=True)
+    if handshakes.failed >= ENOUGH_FAILURES:
+        has_keys = isinstance(credential, ClientKeys)
+        return Diagnosis(_broken_off(address, credential), Stage.KEY if has_keys else Stage.VERSION, is_final=has_keys)
+    return None
+
+
+def _refused(address: str, credential: Credential) -> str:
+    if isinstance(credential, ClientKeys):
+        return (
+            f"the server at {address} does not admit the key {credential.pair.public!r}: on its machine, `lockstep "
+            "keys list DIR` lists the keys that it admits, and `lockstep keys allow DIR NAME KEY` adds one"
+        )
+    return f"the server at {address} belongs to another run"
+
+
+def _mismatch(address: str, credential: Credential, mechanism: str) -> str:
+    match mechanism:
+        case "CURVE":
+            return f"the server at {address} requires a key: expected --key FILE, with a file from its owner"
+        case "PLAIN":
+            return f"the server at {address} belongs to `lockstep train`: it admits only the workers that it started"
+        case _ if isinstance(credential, ClientKeys):
+            return (
+                f"the server at {address} has no keys, and cannot prove that it is yours: expected one that was "
+                "started with --keys (without --key, any server at this address is accepted)"
+            )
+        case _:
+            return f"the server at {address} requires {mechanism!r}, which Lockstep does not use: check the port"
+
+
+def _broken_off(address: str, credential: Credential) -> str:
+    if isinstance(credential, ClientKeys):
+        return (
+            f"the server at {address} breaks off the handshake: its key is not {credential.server!r}, which this key "
+            "file names, or it cannot look up keys; compare `lockstep keys list DIR` on its machine"
+        )
+    return f"the server at {address} breaks off the handshake: install the same version of Lockstep on both machines"
+
+
+def probe(address: str, timeout_s: float = TIMEOUT_S) -> ProbeResult:
+    """Return what is found at `address`; raises AddressError if it is malformed."""
+    try:
+        with closing(_connected(parse(address), timeout_s)) as connection:
+            return ProbeResult(mechanism=_mechanism(_greeting(connection, timeout_s)))
+    except socket.gaierror as error:
+        obstacle = f"the host of {address} is not known here ({error.strerror}): check its name"
+        return ProbeResult(obstacle=obstacle, stage=Stage.NAME)
+    except ConnectionRefusedError:
+        obstacle = f"nothing listens at {address}: start the server, or check the port"
+        return ProbeResult(obstacle=obstacle, stage=Stage.PORT)
+    except FileNotFoundError:
+        return ProbeResult(obstacle=f"nothing listens at {address}: there is no such socket", stage=Stage.PORT)
+    except TimeoutError:
+        obstacle = f"nothing answers at {address} within {timeout_s:g} s: check the firewalls in between"
+        return ProbeResult(obstacle=obstacle, stage=Stage.FIREWALL)
+    except OSError as error:
+        return ProbeResult(obstacle=f"{address} cannot be reached: {error.strerror or error}", stage=Stage.ROUTE)
+
+
+def _connected(address: TcpAddress | IpcAddress, timeout_s: float) -> socket.socket:
+    if isinstance(address, TcpAddress):
+        return socket.create_connection((address.host, address.port), timeout_s)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(str(address.path))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _greeting(connection: socket.socket, timeout_s: float) -> bytes:
+    """Return as much of a server's greeting as comes in time."""
+    clock, greeting = SystemClock(), b""
+    end = clock.now() + timeout_s
+    try:
+        connection.sendall(_GREETING)
+        while len(greeting) < _MECHANISM.stop and (left := end - clock.now()) > 0.0:
+            connection.settimeout(left)
+            received = connection.recv(_MECHANISM.stop - len(greeting))
+            if not received:
+                break
+            greeting += received
+    except OSError:
+        # It listens, and that is all that it sent.
+        return greeting
+    return greeting
+
+
+def _mechanism(greeting: bytes) -> str:
+    is_ours = len(greeting) == _MECHANISM.stop and greeting[0] == 0xFF and greeting[9] & 1
+    return greeting[_MECHANISM].rstrip(b"\0").decode("ascii", "replace") if is_ours else ""

@@ -1,0 +1,150 @@
+"""What a transport is: two small ports that move opaque frames; knows nothing of messages and sockets.
+
+Frames of one connection arrive whole, at most once and in the order in which they were sent; between connections there
+is no order. What was on its way when a connection broke is lost: ask again, apply once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lockstep.common.errors import LockstepError, ProtocolError
+
+#: Any C-contiguous buffer, whose bytes are read without a copy.
+Frame = bytes | bytearray | memoryview
+#: What is sent together and arrives together; at least one.
+Frames = Sequence[Frame]
+
+
+class PeerGone(LockstepError):  # noqa: N818 -- happens in every run, and is not a mistake
+    """There is no longer a connection to this peer; nothing was sent."""
+
+
+class PeerSlow(LockstepError):  # noqa: N818 -- as above
+    """Too many messages are already on their way to this peer; nothing was sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The limits of what a port receives and sends, checked before anything is allocated."""
+
+    #: Longest frame; a connection that sends a longer one is closed.
+    frame_bytes: int = 2**20
+    #: Most frames of one message; a connection that sends more is closed.
+    frames: int = 4
+    #: Messages that may wait for one peer. It may count as slow from half of them on, since libzmq learns late which
+    #: were read.
+    queue: int = 64
+    #: Messages of one peer that may wait to be received: with the above, they bound the memory it takes here.
+    backlog: int = 8
+
+    def check(self, frames: Frames) -> None:
+        """Raise ProtocolError, for a bug of ours, if a peer with the same limits would refuse `frames`."""
+        if not 0 < len(frames) <= self.frames:
+            raise ProtocolError(f"a message of {len(frames)} frames: expected 1 to {self.frames}")
+        longest = max(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
+        if longest > self.frame_bytes:
+            raise ProtocolError(f"a frame of {longest} bytes: expected at most {self.frame_bytes}")
+
+
+class Shortcut(Protocol):
+    """A second connection between two ends, for messages of one short frame; see `shared_memory.packet_socket`."""
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor to wait for."""
+        ...
+
+    def send(self, frame: Frame, timeout_s: float = 0.0) -> None:
+        """Send a frame. Raises PeerSlow if too many wait and none is read within the time, or PeerGone."""
+        ...
+
+    def receive(self) -> bytes | None:
+        """Return the next frame, None if none has come. Raises PeerGone at the end."""
+        ...
+
+    def close(self) -> None:
+        """Close it; what was sent may still be received."""
+        ...
+
+
+class ServerPort(Protocol):
+    """The end that many peers dial. All methods but a second `close` raise ProtocolError once it is closed."""
+
+    @property
+    def address(self) -> str:
+        """The address that peers dial, with the actual port."""
+        ...
+
+    def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
+        """Return the next message, from any peer, as (peer, frames), or None if none came in time.
+
+        `None` for the timeout waits for ever. The frames are the caller's, read-only; a signal handler's exception
+        passes through. `peer` names one connection, never another one later.
+        """
+        ...
+
+    def send(self, peer: bytes, frames: Frames) -> None:
+        """Send a message without waiting; the caller may overwrite its buffers at once.
+
+        Raises PeerGone or PeerSlow. If a signal handler raises meanwhile, this one message may arrive damaged or not at
+        all.
+        """
+        ...
+
+    def lost(self) -> list[bytes]:
+        """Return the peers, of those that have sent a message, whose connections have ended since the last call.
+
+        `receive` returns None at once if one has, so that it is known immediately. None is reported while messages
+        wait, which may be its last ones. It is a hint, which a network may swallow: `send` reports it too.
+        """
+        ...
+
+    def cut(self, peer: bytes) -> None:
+        """End the connection of a peer; its waiting messages may still be received, and it may dial again."""
+        ...
+
+    def allow(self, queue: int) -> None:
+        """Let at least `queue` messages wait for each peer that has sent a message so far.
+
+        It does not help a peer that already counts as slow.
+        """
+        ...
+
+    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
+        """Send short messages to a peer over a shortcut from now on, and receive from it there as well.
+
+        There is no order between messages over it and others. It lasts until another replaces it, one end is closed or
+        the connection ends. The port closes it: at once if it has no use for it.
+        """
+        ...
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close all connections; what was sent gets at most `linger_s` seconds to leave."""
+        ...
+
+
+class ClientPort(Protocol):
+    """The end that dials, again and again until it is closed; its server may start later."""
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        """Return the frames of the next message, or None if none came in time; as `ServerPort.receive`."""
+        ...
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        """Send a message, or keep it until there is a connection; as `ServerPort.send`.
+
+        Raises PeerSlow if too many are on their way and none arrives within the time.
+        """
+        ...
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        """Receive over a shortcut as well, and send over it once something came over it; as `ServerPort.shorten`.
+
+        None ends the previous one.
+        """
+        ...
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close the connection; what was sent gets at most `linger_s` seconds to leave."""
+        ...

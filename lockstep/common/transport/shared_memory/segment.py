@@ -1,0 +1,165 @@
+"""A file that processes map as vectors of float32; does not know what they are for, or who may write when.
+
+Memory for every byte is reserved before anything is mapped: a write to a page without memory would be a SIGBUS.
+"""
+
+import errno
+import mmap
+import os
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import SharingError
+
+#: Bytes before the first vector, and the multiple that each occupies: the largest page of the supported systems.
+PAGE_BYTES = 16_384
+
+#: Bytes at the head by which a process proves that it sees this very memory.
+NONCE_BYTES = 16
+
+#: Where the rest of the head begins, on a cache line of its own.
+HEAD_AT = 128
+
+#: Errors of a file system that cannot reserve space, if the C library does not write zeros by itself.
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+#: No space; more than the user's quota; more than `ulimit -f`.
+_TOO_MUCH = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+#: Reserves memory for so many bytes of an open, empty file; `OSError` if there is none. An argument for tests.
+Allocate = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """So many vectors of so many values."""
+
+    vectors: int
+    size: int
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one vector to the next: whole pages, so that no two vectors share one."""
+        return -(-self.size * 4 // PAGE_BYTES) * PAGE_BYTES
+
+    @property
+    def total(self) -> int:
+        """Bytes of the file."""
+        return PAGE_BYTES + self.vectors * self.stride
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A mapped file. It stays mapped while one of its vectors is in use, whatever happens to the file."""
+
+    nonce: bytes
+    vectors: tuple[Vector, ...]
+    #: The rest of the head, all zeros at first: bytes for whatever its processes tell each other.
+    head: NDArray[np.uint8]
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Reserve memory for `size` bytes of an open, empty file; `OSError` if there is none."""
+    if sys.platform != "darwin":
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise
+        else:
+            return
+    write_zeros(descriptor, size)
+
+
+def write_zeros(descriptor: int, size: int) -> None:
+    """Do the same on systems without a call for it."""
+    zeros = bytes(2**20)
+    while size > 0:
+        size -= os.write(descriptor, zeros[:size])
+
+
+def create(path: Path, shape: Shape, nonce: bytes, *, folder: int, allocate: Allocate = reserve) -> Segment:
+    """Create a file of mode 0600 and map it for writing; `SharingError`, with nothing left, if that fails.
+
+    `folder` is the open folder in which the last part of `path` is created.
+    """
+    try:
+        descriptor = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
+    except OSError as error:
+        raise SharingError(f"{path} cannot be created: {error.strerror}") from None
+    try:
+        allocate(descriptor, shape.total)
+        os.pwrite(descriptor, nonce, 0)
+        return _mapped(descriptor, shape, is_writable=True)
+    except OSError as error:
+        os.unlink(path.name, dir_fd=folder)
+        raise SharingError(_refusal(path, shape, error)) from None
+    finally:
+        os.close(descriptor)
+
+
+def attach(path: Path, shape: Shape, *, folder: int, is_writable: bool = False) -> Segment:
+    """Map a file that another process has created; `SharingError` if it is anything else.
+
+    Without `is_writable`, writing into the vectors is a `ValueError`.
+    """
+    flags = os.O_RDWR if is_writable else os.O_RDONLY
+    try:
+        # Not blocking, since opening a FIFO of that name would block for ever.
+        descriptor = os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as error:
+        what = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
+        raise SharingError(f"{path} {what}") from None
+    try:
+        _check_ours(path, os.fstat(descriptor), shape)
+        return _mapped(descriptor, shape, is_writable=is_writable)
+    except OSError as error:
+        raise SharingError(f"{path} cannot be mapped: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def check_private(path: Path, found: os.stat_result) -> None:
+    """Raise `SharingError` unless a file or folder belongs to this user and is open to nobody else."""
+    if found.st_uid != os.geteuid():
+        raise SharingError(f"{path} belongs to user {found.st_uid}: expected {os.geteuid()}, as this process")
+    if found.st_mode & 0o077:
+        raise SharingError(
+            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}: expected it to be open to its user only"
+        )
+
+
+def _check_ours(path: Path, found: os.stat_result, shape: Shape) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise SharingError(f"{path} is not a regular file")
+    check_private(path, found)
+    if found.st_size != shape.total:
+        raise SharingError(f"{path} has {found.st_size} bytes: expected {shape.total}")
+
+
+def _mapped(descriptor: int, shape: Shape, *, is_writable: bool) -> Segment:
+    access = mmap.ACCESS_WRITE if is_writable else mmap.ACCESS_READ
+    mapping = mmap.mmap(descriptor, shape.total, access=access)
+    starts = (PAGE_BYTES + number * shape.stride for number in range(shape.vectors))
+    vectors = tuple(np.frombuffer(mapping, dtype=np.float32, count=shape.size, offset=start) for start in starts)
+    head = np.frombuffer(mapping, dtype=np.uint8, count=PAGE_BYTES - HEAD_AT, offset=HEAD_AT)
+    return Segment(mapping[:NONCE_BYTES], vectors, head)
+
+
+def _refusal(path: Path, shape: Shape, error: OSError) -> str:
+    """Return why there is no memory for a file."""
+    if error.errno not in _TOO_MUCH:
+        return f"{path} cannot be created: {error.strerror}"
+    space = os.statvfs(path.parent.parent)
+    free = space.f_bavail * space.f_frsize
+    return (
+        f"{path.parent.parent} has no room for {shape.total / 2**20:.1f} MiB ({free / 2**20:.1f} MiB are free, "
+        f"{error.strerror!r}): make it larger (for a container, --shm-size) or use --transport ipc"
+    )

@@ -1,0 +1,186 @@
+"""A client's port over ZeroMQ: a DEALER, with a shortcut if there is one. Sees frames and never a message."""
+
+from collections import deque
+from dataclasses import replace
+
+import zmq
+
+from lockstep.common.errors import AddressError
+from lockstep.common.runtime.interrupts import held_back
+from lockstep.common.transport.address import IpcAddress, TcpAddress
+from lockstep.common.transport.auth.credentials import Credential
+from lockstep.common.transport.auth.curve import secure_client
+from lockstep.common.transport.diagnosis import Diagnosis, HandshakeState, ProbeResult, diagnose, probe
+from lockstep.common.transport.port import Frames, Limits, PeerGone, PeerSlow, Shortcut
+from lockstep.common.transport.shared_memory.packet_socket import is_short
+from lockstep.common.transport.zeromq.socket import LimitedSocket, milliseconds, monitored_event
+
+# A worker that starts first connects as soon as its server is there, and does not flood one that is away.
+_REDIAL_MS = 20
+_REDIAL_MOST_MS = 1_000
+_CONNECT_MS = 5_000
+
+_EVENTS = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_DELAYED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
+)
+
+
+class ZeroMqClient:
+    """A DEALER; what it sends before it is connected waits in its queue."""
+
+    def __init__(self, address: TcpAddress | IpcAddress, credential: Credential, limits: Limits) -> None:
+        self._address, self._credential = str(address), credential
+        self._socket = LimitedSocket(zmq.DEALER, address, limits)
+        self._socket.raw.set(zmq.RECONNECT_IVL, _REDIAL_MS)
+        self._socket.raw.set(zmq.RECONNECT_IVL_MAX, _REDIAL_MOST_MS)
+        self._socket.raw.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
+        self._shortcut: Shortcut | None = None
+        #: Whether a message came over it: before that, the server may not listen there.
+        self._is_shortcut_open = False
+        #: Messages left on the previous one.
+        self._left: deque[list[memoryview]] = deque()
+        self._handshakes = Handshakes(self._socket.raw)
+        try:
+            secure_client(self._socket.raw, credential)
+            self._socket.raw.connect(self._address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(
+                f"address {self._address!r} cannot be connected to ({error.strerror}): correct it"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        if self._left:
+            return self._left.popleft()
+        for source in self._socket.wait(timeout_s):
+            frames = self._receive_short() if isinstance(source, int) else self._socket.receive(extra=0)
+            if frames is not None and len(frames) <= self._socket.limits.frames:
+                return frames
+        # ZeroMQ blocks for ever if nobody reads its events.
+        self._handshakes.poll()
+        return None
+
+    def _receive_short(self) -> list[memoryview] | None:
+        """Return the next message that came over the shortcut."""
+        if self._shortcut is None:
+            return None
+        try:
+            packet = self._shortcut.receive()
+        except PeerGone:
+            self._end_shortcut()
+            return None
+        if packet is None:
+            return None
+        self._is_shortcut_open = True
+        return [memoryview(packet)]
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        while (frames := self._receive_short()) is not None:
+            self._left.append(frames)
+        with held_back():
+            self._end_shortcut()
+            if shortcut is not None:
+                self._shortcut = shortcut
+                self._socket.watch(shortcut.descriptor)
+
+    def _end_shortcut(self) -> None:
+        with held_back():
+            if self._shortcut is not None:
+                self._socket.unwatch(self._shortcut.descriptor)
+                self._shortcut.close()
+            self._shortcut, self._is_shortcut_open = None, False
+
+    def _send_short(self, frames: Frames, timeout_s: float) -> bool:
+        """Send a short message over the shortcut; return whether it was."""
+        if self._shortcut is None or not self._is_shortcut_open or not is_short(frames):
+            return False
+        try:
+            self._shortcut.send(frames[0], timeout_s)
+        except PeerGone:
+            # What the server sent before that may still be there: reading it finds the end.
+            self._is_shortcut_open = False
+            return False
+        return True
+
+    def diagnosis(self) -> Diagnosis | None:
+        """Return what prevents a connection; None if nothing is known to. May take some seconds."""
+        state = self._handshakes.poll()
+        is_known = state.is_connected or state.is_refused
+        return diagnose(self._address, self._credential, state, ProbeResult() if is_known else probe(self._address))
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Let a poller wait for this port among others."""
+        self._socket.register(poller)
+        if self._shortcut is not None:
+            poller.register(self._shortcut.descriptor, zmq.POLLIN)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self._socket.limits.check(frames)
+        if self._send_short(frames, timeout_s):
+            return
+        try:
+            self._socket.send(frames)
+        except PeerSlow:
+            # Checked only now, since there is nearly always room.
+            if self._handshakes.poll().is_over:
+                self._redial()
+            elif timeout_s <= 0.0 or not self._socket.raw.poll(milliseconds(timeout_s), zmq.POLLOUT):
+                raise
+            self._socket.send(frames)
+
+    def _redial(self) -> None:
+        """Dial again after ZeroMQ has given up and dropped the queue: another server may listen there by now."""
+        # Otherwise it still counts as dialled, and nothing happens.
+        self._socket.raw.disconnect(self._address)
+        self._socket.raw.connect(self._address)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        if not self._socket.raw.closed:
+            self._end_shortcut()
+            self._left.clear()
+        self._handshakes.close()
+        self._socket.close(linger_s)
+
+
+class Handshakes:
+    """The handshakes of one socket. Close it before the socket, or its context never ends."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self._socket = socket
+        self._monitor: zmq.Socket[bytes] = socket.get_monitor_socket(_EVENTS)
+        self._state = HandshakeState()
+
+    def poll(self) -> HandshakeState:
+        """Read the events of ZeroMQ; return the state after them."""
+        while not self._monitor.closed and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._record(monitored_event(self._monitor)[0])
+        return self._state
+
+    def _record(self, event: int) -> None:
+        match event:
+            case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._state = HandshakeState(is_connected=True)
+            case zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_DELAYED | zmq.EVENT_CONNECT_RETRIED:
+                self._state = replace(self._state, is_over=False)
+            case zmq.EVENT_DISCONNECTED:
+                # Unless the next event is that it will be tried again.
+                self._state = replace(self._state, is_connected=False, is_over=True)
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._state = replace(self._state, is_refused=True, failed=self._state.failed + 1)
+            case _:
+                self._state = replace(self._state, failed=self._state.failed + 1)
+
+    def close(self) -> None:
+        if not self._monitor.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(0)

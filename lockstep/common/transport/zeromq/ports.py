@@ -1,0 +1,89 @@
+"""Opens the ports over ZeroMQ, by tcp or ipc, and waits for them."""
+
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+
+import zmq
+
+from lockstep.common.errors import AddressError
+from lockstep.common.transport.address import IpcAddress, TcpAddress, parse
+from lockstep.common.transport.auth.credentials import Credential, Lock
+from lockstep.common.transport.ipc_path import free_path
+from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.port import Limits
+from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.common.transport.zeromq.server import CHECK_S, ZeroMqServer
+from lockstep.common.transport.zeromq.socket import wait_for
+
+
+def serve(
+    address: str,
+    *,
+    lock: Lock = None,
+    insecure: bool = False,
+    limits: Limits | None = None,
+    rejections: RejectionLog | None = None,
+) -> ZeroMqServer:
+    """Return a server that listens at `address`; its folder must exist, and port 0 or `*` is any that is free.
+
+    `lock` decides who is let in; refused connections are recorded in `rejections`. Raises AddressError if the address
+    is malformed, in use, or open to other machines without keys and without `insecure`; KeyFileError if keys cannot be
+    used.
+    """
+    parsed = parse(address)
+    if isinstance(parsed, IpcAddress):
+        free_path(parsed.path)
+    else:
+        # What is checked is what is bound to: a name is looked up once.
+        parsed = _bindable(parsed)
+        if not (parsed.is_loopback or lock is not None or insecure):
+            raise AddressError(
+                f"address {address!r} can be reached from other machines: make keys (`lockstep keys create keys`) and "
+                "add --keys keys, or listen on 127.0.0.1, or on a network that you trust add --insecure"
+            )
+    return ZeroMqServer(parsed, lock, limits or Limits(), rejections)
+
+
+def dial(address: str, *, credential: Credential = None, limits: Limits | None = None) -> ZeroMqClient:
+    """Return a client of the server at `address`, whether that is running yet or not; raises AddressError.
+
+    `credential` is what it presents; with keys, it talks only to the server that they name.
+    """
+    parsed = parse(address)
+    if isinstance(parsed, TcpAddress) and (parsed.port == 0 or parsed.host == "*"):
+        raise AddressError(
+            f"address {address!r} does not name one server: expected its host and port, as it prints them"
+        )
+    return ZeroMqClient(parsed, credential, limits or Limits())
+
+
+def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> None:
+    """Wait until one of these ports may have a message, or for so many seconds; None waits for ever."""
+    poller = zmq.Poller()
+    for port in ports:
+        assert isinstance(port, ZeroMqServer | ZeroMqClient)
+        port.register(poller)
+        if isinstance(port, ZeroMqServer) and port.has_connections():
+            # Or less, so that `receive` can check its quotas.
+            timeout_s = CHECK_S if timeout_s is None else min(timeout_s, CHECK_S)
+    wait_for(poller, timeout_s)
+
+
+def _bindable(address: TcpAddress) -> TcpAddress:
+    """Return the address with its host's name looked up, so that what is checked is what is bound to.
+
+    ZeroMQ binds to numeric addresses and interfaces only. An interface's name stays, and so does an unknown one, which
+    ZeroMQ reports.
+    """
+    host = address.host
+    if host == "localhost":
+        # On either loopback; the other may be switched off.
+        return replace(address, host="127.0.0.1")
+    if host == "*" or host in {name for _, name in socket.if_nameindex()}:
+        return address
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return address
+    return replace(address, host=str(found[0][4][0]))

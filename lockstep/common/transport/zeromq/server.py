@@ -1,0 +1,267 @@
+"""The server's port over ZeroMQ: a ROUTER, and shortcuts to its peers. Sees frames and never a message."""
+
+import errno
+from collections import deque
+from dataclasses import dataclass, field
+
+import zmq
+
+from lockstep.common.errors import AddressError
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.interrupts import held_back
+from lockstep.common.transport.address import IpcAddress, TcpAddress
+from lockstep.common.transport.auth.credentials import Lock
+from lockstep.common.transport.auth.curve import secure_server
+from lockstep.common.transport.ipc_path import SocketFile, private_files
+from lockstep.common.transport.limits.ingress_quota import IngressQuota
+from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.port import Frames, Limits, PeerGone, Shortcut
+from lockstep.common.transport.shared_memory.packet_socket import is_short
+from lockstep.common.transport.zeromq.authenticator import Authenticator
+from lockstep.common.transport.zeromq.connections import ConnectionTracker
+from lockstep.common.transport.zeromq.socket import LimitedSocket, Source
+
+#: Seconds between two checks of the bytes that connections send without completing a message.
+CHECK_S = 0.02
+
+_CLOCK = SystemClock()
+
+#: A message with its peer.
+Received = tuple[bytes, list[memoryview]]
+
+_BIND_ADVICE = {
+    errno.EADDRINUSE: "is in use: stop the program that listens there, or choose another port (0: any free one)",
+    errno.EADDRNOTAVAIL: "is not an address of this machine: expected one, such as 'tcp://127.0.0.1:5555'",
+    errno.ENODEV: "has a host that is not an address of this machine: expected a numeric one, as 'tcp://127.0.0.1:5555'",
+    errno.EACCES: "is not allowed for this user: choose a port above 1023, or a folder that you may write to",
+    errno.ENOENT: "is in a folder that does not exist: create it first",
+    errno.ENOTDIR: "is in something that is not a folder: expected the path of a file in a folder",
+}
+
+
+class ZeroMqServer:
+    """A ROUTER: libzmq gives each connection its identity, since two peers that chose the same would clash."""
+
+    def __init__(
+        self, address: TcpAddress | IpcAddress, lock: Lock, limits: Limits, rejections: RejectionLog | None
+    ) -> None:
+        self._socket = LimitedSocket(zmq.ROUTER, address, limits)
+        # Without it, ROUTER silently drops what it cannot route or queue.
+        self._socket.raw.set(zmq.ROUTER_MANDATORY, 1)
+        #: If nobody reports them, they do not end a wait.
+        self._reports_rejections, self._rejections = rejections is not None, rejections or RejectionLog()
+        try:
+            secure_server(self._socket.raw, lock)
+            # First, so that it is there when the first connection comes.
+            self.authenticator = None if lock is None else Authenticator(self._socket.context, lock, self._rejections)
+            self._bind(address)
+        except BaseException:
+            self._socket.close(0.0)
+            raise
+        self._connections = ConnectionTracker(self._socket.raw, self._rejections, _CLOCK, is_locked=lock is not None)
+        self._socket.watch(self._connections.monitor)
+        self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
+        self._address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self._quota = IngressQuota(limits)
+        self._shortcuts = Shortcuts(self._socket)
+        #: Where something has come that was not read yet.
+        self._ready: deque[Source] = deque()
+        self._checked_at = _CLOCK.now()
+        #: Whether nothing was waiting when it was last looked: an end that is known before is not reported yet.
+        self._is_drained = False
+
+    def _bind(self, address: TcpAddress | IpcAddress) -> None:
+        try:
+            with private_files():
+                self._socket.raw.bind(str(address))
+        except zmq.ZMQError as error:
+            advice = _BIND_ADVICE.get(error.errno or 0, f"cannot be bound to ({error.strerror}): choose another")
+            raise AddressError(f"address {str(address)!r} {advice}") from None
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def receive(self, timeout_s: float | None) -> Received | None:
+        self._socket.check_open()
+        now = _CLOCK.now()
+        end = None if timeout_s is None else now + timeout_s
+        self._is_drained = False
+        while True:
+            self._check_quota(now)
+            if not self._ready:
+                self._ready.extend(self._socket.wait(self._wait_s(now, end)))
+                now = _CLOCK.now()
+            # All messages are read before an end is reported, and once more after it.
+            received = self._receive_ready() or self._receive_any()
+            if received is not None:
+                return received
+            self._connections.poll()
+            if self._connections.has_ended() or self._has_rejections(now):
+                received = self._receive_any()
+                self._is_drained = received is None
+                return received
+            # Otherwise a connection ended that never sent a message, which concerns nobody.
+            if end is not None and now >= end:
+                return None
+
+    def _receive_ready(self) -> Received | None:
+        """Return a message from a source that may have one; each is asked in its turn."""
+        while self._ready:
+            source = self._ready.popleft()
+            if isinstance(source, int):
+                received = self._shortcuts.receive(source)
+            else:
+                received = self._receive_long() if source is self._socket.raw else None
+            if received is not None:
+                return received
+        return None
+
+    def _receive_any(self) -> Received | None:
+        """Return a message from anywhere."""
+        self._ready.extend([self._socket.raw, *self._shortcuts.descriptors()])
+        return self._receive_ready()
+
+    def _receive_long(self) -> Received | None:
+        """Return a message that came over ZeroMQ; a peer whose message has too many frames is cut off."""
+        while (frames := self._socket.receive(extra=1)) is not None:
+            peer = bytes(frames[0])
+            if len(frames) - 1 > self._socket.limits.frames:
+                self._cut_long(peer)
+                continue
+            self._connections.identify(peer, self._socket.first)
+            self._quota.messages[peer] += 1
+            return peer, frames[1:]
+        return None
+
+    def _cut_long(self, peer: bytes) -> None:
+        """Cut off a peer whose message, just read, has too many frames."""
+        self._rejections.record(f"disconnected a peer: its message has more than {self._socket.limits.frames} frames")
+        self._connections.identify(peer, self._socket.first)
+        self._connections.cut(peer)
+
+    def _has_rejections(self, now: float) -> bool:
+        return self._reports_rejections and self._rejections.has_due(now)
+
+    def _wait_s(self, now: float, end: float | None) -> float | None:
+        left = None if end is None else end - now
+        if not self.has_connections():
+            return left
+        return CHECK_S if left is None else min(left, CHECK_S)
+
+    def has_connections(self) -> bool:
+        """Tell whether anybody is connected."""
+        return self._connections.has_open()
+
+    def _check_quota(self, now: float) -> None:
+        """Cut off peers that send more than their quota without completing a message."""
+        if now < self._checked_at + CHECK_S:
+            return
+        self._checked_at = now
+        self._connections.poll()
+        for descriptor in self._quota.over_quota(self._connections.flows()):
+            self._rejections.record(f"disconnected a peer: its message exceeds {self._quota.allowance} bytes")
+            self._connections.cut_off(descriptor)
+
+    def cut(self, peer: bytes) -> None:
+        self._socket.check_open()
+        self._shortcuts.drop(peer)
+        self._connections.cut(peer)
+
+    def lost(self) -> list[bytes]:
+        self._socket.check_open()
+        lost = self._connections.take_ended() if self._is_drained else []
+        for peer in lost:
+            self._shortcuts.drop(peer)
+            del self._quota.messages[peer]
+        return lost
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Let a poller wait for this port among others."""
+        self._socket.register(poller)
+        poller.register(self._connections.monitor, zmq.POLLIN)
+        for descriptor in self._shortcuts.descriptors():
+            poller.register(descriptor, zmq.POLLIN)
+
+    def send(self, peer: bytes, frames: Frames) -> None:
+        self._socket.limits.check(frames)
+        if not self._shortcuts.send(peer, frames):
+            self._socket.send([peer, *frames])
+
+    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
+        self._socket.check_open()
+        self._shortcuts.add(peer, shortcut)
+
+    def allow(self, queue: int) -> None:
+        # For existing connections: a later one gets what was set when the socket was bound.
+        self._socket.raw.set(zmq.SNDHWM, max(queue, self._socket.limits.queue))
+
+    def close(self, linger_s: float = 0.0) -> None:
+        if self._file is not None:
+            # First, while nobody else can have bound to it.
+            self._file.remove()
+            self._file = None
+        self._shortcuts.close()
+        self._connections.close()
+        self._socket.close(linger_s)
+
+
+@dataclass
+class Shortcuts:
+    """The shortcuts of one server, by peer and by descriptor; without one, messages go over ZeroMQ."""
+
+    #: Whose wait they end.
+    socket: LimitedSocket
+    _of_peers: dict[bytes, Shortcut] = field(default_factory=dict)
+    _by_descriptor: dict[int, bytes] = field(default_factory=dict)
+
+    def add(self, peer: bytes, shortcut: Shortcut) -> None:
+        """Use this shortcut to a peer from now on."""
+        with held_back():
+            self.drop(peer)
+            self._of_peers[peer] = shortcut
+            self._by_descriptor[shortcut.descriptor] = peer
+            self.socket.watch(shortcut.descriptor)
+
+    def drop(self, peer: bytes) -> None:
+        """Close the shortcut to a peer, if it has one."""
+        with held_back():
+            shortcut = self._of_peers.pop(peer, None)
+            if shortcut is not None:
+                self.socket.unwatch(shortcut.descriptor)
+                del self._by_descriptor[shortcut.descriptor]
+                shortcut.close()
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors to wait for."""
+        return list(self._by_descriptor)
+
+    def receive(self, descriptor: int) -> Received | None:
+        """Return the next message that came over one, with its peer; None if there is none."""
+        peer = self._by_descriptor.get(descriptor)
+        if peer is None:
+            return None
+        try:
+            packet = self._of_peers[peer].receive()
+        except PeerGone:
+            # The end of the shortcut is not that of the peer, which its connection reports.
+            self.drop(peer)
+            return None
+        return None if packet is None else (peer, [memoryview(packet)])
+
+    def send(self, peer: bytes, frames: Frames) -> bool:
+        """Send a short message to a peer that has one; return whether it was. Raises PeerSlow."""
+        shortcut = self._of_peers.get(peer)
+        if shortcut is None or not is_short(frames):
+            return False
+        try:
+            shortcut.send(frames[0])
+        except PeerGone:
+            # What the peer sent before that may still be there: reading it finds the end.
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close all."""
+        for peer in list(self._of_peers):
+            self.drop(peer)

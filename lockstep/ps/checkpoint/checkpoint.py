@@ -1,0 +1,216 @@
+"""A checkpoint: all that a run needs to resume with the same bits, as one safetensors file under a seal.
+
+The weights are under their own names, so that everybody can read them; each slot of the optimizer is
+`optimizer/SLOT/NAME`, and the run's progress, as JSON, is the array `lockstep/past`. The seal is the SHA-256 of
+the whole file in which its own 64 digits are zeros: no bit of the file can change without being found.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from lockstep.common.aggregation.layout import ParameterLayout
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import FileFormatError
+from lockstep.common.files.json_file import decode
+from lockstep.common.files.reading import read_regular
+from lockstep.common.files.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import Fingerprint
+from lockstep.ps.records.metrics import EpochRecord
+from lockstep.ps.run.info import RunInfo
+
+PROGRESS_ARRAY = "lockstep/past"
+
+#: What precedes the seal in the header, and what is in its place while the digest is taken.
+_KEY, _BLANK = b'"sha256":"', b"0" * 64
+
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """All that has to be equal for the same bits."""
+
+    #: The job, with all of its values.
+    job: Job
+    #: The digest of the model's file; empty for a model of the library.
+    source: str
+    #: The digest of the data.
+    dataset: str
+    #: The digest of names, shapes and places of all parameters.
+    layout: str
+    #: What computed it.
+    numerics: Fingerprint
+
+    @classmethod
+    def of(cls, info: RunInfo) -> "CheckpointIdentity":
+        return cls(
+            job=info.job,
+            source=info.source,
+            dataset=info.dataset,
+            layout=info.layout,
+            numerics=info.fingerprint,
+        )
+
+
+class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a run has come, next to its weights."""
+
+    #: Training steps made.
+    steps: Count
+    #: Whether the evaluation that may follow them is done.
+    is_evaluated: bool
+    #: The sum of losses over the training samples of the epoch so far.
+    loss_sum: float
+    #: How many of these samples were right.
+    correct: Count
+    #: The number of these samples.
+    count: Count
+    #: Training samples in all.
+    samples: Count
+    #: One record per epoch.
+    history: list[EpochRecord]
+    #: Seconds since the first step.
+    elapsed_s: float
+    #: Seconds of the whole run.
+    wall_s: float
+    #: Seconds in training rounds.
+    train_s: float
+    #: Seconds that all workers spent in computing.
+    compute_s: float
+    #: Seconds that the server spent in updates.
+    update_s: float
+    #: The length of `metrics.jsonl`, in bytes: what comes after it is of later steps.
+    metrics_bytes: Count
+    #: The length of `ledger.jsonl`, in bytes.
+    ledger_bytes: Count
+    #: Micro-batches that a second worker audited, with the same bits.
+    audited: Count = 0
+    #: Micro-batches that were to be audited, and were not for lack of a second worker.
+    unaudited: Count = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldState:
+    """What a shard holds after an update, of the whole vector; the vectors belong to the shard."""
+
+    weights: Vector
+    #: The optimizer's slots by name, each as long as the trained part of the weights.
+    state: Mapping[str, Vector]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was read."""
+
+    path: Path
+    identity: CheckpointIdentity
+    progress: RunProgress
+    #: All arrays of the file but the progress, by name.
+    arrays: dict[str, NDArray[Any]]
+
+    def is_of(self, epoch: EpochRecord) -> bool:
+        """Tell whether it was taken at the end of that epoch."""
+        history = self.progress.history
+        last = history[-1] if history and self.progress.is_evaluated else None
+        return last is not None and (last.epoch, last.weights_sha256) == (epoch.epoch, epoch.weights_sha256)
+
+    def held(self, layout: ParameterLayout, slots: Iterable[str]) -> HeldState:
+        """Return the vectors for a layout and an optimizer's slots; `FileFormatError` if the file has others."""
+        weights = np.empty(layout.size, np.float32)
+        state = {slot: np.empty(layout.parameter_size, np.float32) for slot in slots}
+        places = _places(layout, weights, state)
+        odd = sorted(places.keys() ^ self.arrays.keys())
+        if odd:
+            raise FileFormatError(f"{self.path}: array {odd[0]!r} is in the file or in the model, but not in both")
+        for name, place in places.items():
+            if self.arrays[name].shape != place.shape or self.arrays[name].dtype != np.float32:
+                raise FileFormatError(f"{self.path}: array {name!r} is not float32 of shape {place.shape}")
+            place[...] = self.arrays[name]
+        return HeldState(weights=weights, state=state)
+
+
+def _places(layout: ParameterLayout, weights: Vector, state: Mapping[str, Vector]) -> dict[str, Vector]:
+    """Return the named arrays of a file as views into the vectors."""
+    slots = {
+        f"optimizer/{slot}/{entry.name}": entry.view(values)
+        for slot, values in state.items()
+        for entry in layout.parameters
+    }
+    return layout.read(weights) | slots
+
+
+def sealed_parts(
+    identity: CheckpointIdentity, progress: RunProgress, layout: ParameterLayout, held: HeldState
+) -> list[bytes | memoryview]:
+    """Return the bytes of a checkpoint, to be written one after the other."""
+    arrays: dict[str, NDArray[Any]] = dict(_places(layout, held.weights, held.state))
+    arrays[PROGRESS_ARRAY] = np.frombuffer(msgspec.json.encode(progress), np.uint8)
+    metadata = {
+        "format": "lockstep checkpoint 1",
+        "step": str(progress.steps),
+        "job": msgspec.json.encode(identity.job).decode(),
+        "source": identity.source,
+        "dataset": identity.dataset,
+        "layout": identity.layout,
+        "numerics": msgspec.json.encode(identity.numerics).decode(),
+        "sha256": _BLANK.decode(),
+    }
+    length, header, *rest = parts_of(arrays, metadata)
+    digest = hashlib.sha256()
+    for part in (length, header, *rest):
+        digest.update(part)
+    # The only place: within another text of the header, a quotation mark has a backslash before it.
+    before, key, after = bytes(header).partition(_KEY + _BLANK)
+    assert key
+    return [length, before + _KEY + digest.hexdigest().encode() + after, *rest]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint; `FileFormatError` if it cannot be read, or differs from its seal in any bit."""
+    _check_seal(path)
+    arrays, metadata = read(path)
+    try:
+        progress = decode(arrays.pop(PROGRESS_ARRAY).data, RunProgress)
+        identity = CheckpointIdentity(
+            job=decode(metadata["job"], Job),
+            source=metadata["source"],
+            dataset=metadata["dataset"],
+            layout=metadata["layout"],
+            numerics=decode(metadata["numerics"], Fingerprint),
+        )
+    except (KeyError, msgspec.MsgspecError) as error:
+        raise FileFormatError(
+            f"{path}: is not a checkpoint of this version of lockstep ({error}): expected one; resume with the version "
+            "that wrote it"
+        ) from error
+    return Checkpoint(path=path, identity=identity, progress=progress, arrays=arrays)
+
+
+def _check_seal(path: Path) -> None:
+    try:
+        data = memoryview(read_regular(path, MAX_FILE_BYTES))
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror}): expected a checkpoint") from error
+    # No more than a header may have, whatever it claims.
+    header = bytes(data[: 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER_BYTES)])
+    start = header.find(_KEY) + len(_KEY)
+    seal = header[start : start + len(_BLANK)]
+    if start < len(_KEY) or len(seal) < len(_BLANK):
+        raise FileFormatError(f"{path}: has no seal of {len(data)} bytes: it is damaged, cut off, or not a checkpoint")
+    digest = hashlib.sha256(data[:start])
+    digest.update(_BLANK)
+    digest.update(data[start + len(_BLANK) :])
+    if digest.hexdigest().encode() != seal:
+        raise FileFormatError(
+            f"{path}: is damaged: its SHA-256 is {digest.hexdigest()[:12]}…, and its seal records "
+            f"{seal.decode('ascii', 'replace')[:12]}…"
+        )

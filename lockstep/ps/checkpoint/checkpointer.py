@@ -1,0 +1,152 @@
+"""Takes a run's checkpoints while it runs: when they are due, and what is in them. If that fails, the run does not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.runtime.clock import Clock
+from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, sealed_parts
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.records.ledger import WeightsAt
+from lockstep.ps.records.recorder import MetricsRecorder
+from lockstep.ps.records.run_folder import RunFolder
+from lockstep.ps.run.progress import Progress
+
+#: The share of a run's time, one in so many, that checkpoints of epochs may take.
+SPARING = 50
+
+
+@dataclass
+class CheckpointSchedule:
+    """When a checkpoint is due: every so many steps or seconds, and at the end of each epoch."""
+
+    #: None: not by steps.
+    every_steps: int | None = None
+    every_s: float = 60.0
+    #: Steps made, and the time in seconds, at the last checkpoint or at the beginning.
+    last_steps: int = 0
+    last_s: float = 0.0
+    #: Seconds that the last checkpoint took.
+    cost_s: float = 0.0
+
+    def is_due(self, steps: int, now: float, *, ends_epoch: bool) -> bool:
+        """Tell whether to write one after so many steps."""
+        if self.every_steps is not None and steps // self.every_steps > self.last_steps // self.every_steps:
+            return True
+        # An epoch may take a millisecond, and a disk ten to write it: then not every epoch has a checkpoint.
+        wait = SPARING * self.cost_s if ends_epoch else self.every_s
+        return now - self.last_s >= wait
+
+    def next_due(self) -> tuple[int | None, float]:
+        """Return after how many steps, and when, one is due if no epoch ends before."""
+        every = self.every_steps
+        steps = None if every is None else (self.last_steps // every + 1) * every
+        return steps, self.last_s + self.every_s
+
+    def record_taken(self, steps: int, began: float, ended: float) -> None:
+        """Record a checkpoint, or the attempt at one."""
+        self.last_steps, self.last_s, self.cost_s = steps, ended, ended - began
+
+
+class WeightsHolder(Protocol):
+    """Has the weights and the optimizer's slots, as a shard does."""
+
+    updates: int
+
+    @property
+    def weights(self) -> Vector: ...
+    @property
+    def state(self) -> Mapping[str, Vector]: ...
+
+
+@dataclass
+class Checkpointer:
+    """One run's checkpoints."""
+
+    recorder: MetricsRecorder
+    #: The recorder's.
+    run: RunFolder
+    folder: CheckpointFolder
+    schedule: CheckpointSchedule
+    clock: Clock
+    #: Steps and epochs at the last call of `take_if_due`.
+    seen: tuple[int, int] = (0, 0)
+
+    def take_if_due(self, holder: WeightsHolder, progress: Progress, compute_s: float) -> None:
+        """Take a checkpoint if one is due. To be called after each event, when its effects are done."""
+        at = (holder.updates, len(self.recorder.history))
+        if at == self.seen:
+            return
+        ends_epoch, self.seen = at[1] > self.seen[1], at
+        # Without the best epoch's checkpoint, a run that is to end with it could not resume from a later one.
+        is_needed = ends_epoch and self.recorder.info.job.keep_best and self.best() == holder.updates
+        if is_needed or self.schedule.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch):
+            self.take(holder, progress, compute_s)
+
+    def take(self, holder: WeightsHolder, progress: Progress, compute_s: float) -> bool:
+        """Take a checkpoint now; return whether there is one of these steps.
+
+        After an interrupt the records may be incomplete, and then there is none.
+        """
+        if not self.folder.keep or not self._agrees(holder, progress):
+            return False
+        began = self.clock.now()
+        is_kept = self._save(holder, progress, compute_s, began)
+        self.schedule.record_taken(holder.updates, began, self.clock.now())
+        return is_kept
+
+    def _agrees(self, holder: WeightsHolder, progress: Progress) -> bool:
+        recorder = self.recorder
+        return progress.steps == holder.updates == recorder.steps and len(progress.history) == len(recorder.history)
+
+    def _save(self, holder: WeightsHolder, progress: Progress, compute_s: float, now: float) -> bool:
+        recorder, steps = self.recorder, holder.updates
+        recorder.add_entries(WeightsAt(step=steps, weights_sha256=weights_digest(holder.weights)))
+        if not self._sync():
+            return False
+        saved = RunProgress(
+            steps=steps,
+            is_evaluated=bool(recorder.history) and recorder.ends_at(recorder.history[-1].epoch) == steps,
+            loss_sum=progress.epoch.loss_sum,
+            correct=progress.epoch.correct,
+            count=progress.epoch.count,
+            samples=progress.samples,
+            history=recorder.history,
+            elapsed_s=progress.elapsed(now),
+            wall_s=now - recorder.setting.started,
+            train_s=progress.train_s,
+            compute_s=compute_s,
+            update_s=recorder.update_s,
+            metrics_bytes=self.run.metrics.size(),
+            ledger_bytes=self.run.ledger.size(),
+            audited=progress.audited,
+            unaudited=progress.unaudited,
+        )
+        held = HeldState(weights=holder.weights, state=holder.state)
+        return self.folder.save(
+            steps, sealed_parts(CheckpointIdentity.of(recorder.info), saved, recorder.layout, held), self.best()
+        )
+
+    def _sync(self) -> bool:
+        """Write the lines to which a checkpoint refers to the disk; return whether they are there."""
+        self.run.flush()
+        if not (self.run.metrics.is_written() and self.run.ledger.is_written()):
+            return False  # which has been reported
+        try:
+            self.run.metrics.sync()
+            self.run.ledger.sync()
+            self.recorder.keep_receipt()
+        except OSError as error:
+            self.folder.say(
+                f"warning: cannot write to {str(self.run.path)!r}: {error.strerror}: the run continues without a "
+                "checkpoint"
+            )
+            return False
+        return True
+
+    def best(self) -> int | None:
+        """Return after how many steps the best epoch ended, None before the first."""
+        epoch = self.recorder.best_epoch()
+        return None if epoch is None else self.recorder.ends_at(epoch)

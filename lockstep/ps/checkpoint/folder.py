@@ -1,0 +1,87 @@
+"""The checkpoints of a run: the newest few and the best one; a damaged one is named, and the one before it is used.
+
+If a checkpoint cannot be written, that is reported, and costs the run nothing else: those before stay as they are.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockstep.common.errors import FileFormatError
+from lockstep.common.files.atomic import write_atomically
+from lockstep.ps.checkpoint.checkpoint import Checkpoint, read_checkpoint
+
+#: Writes a file whole or not at all, as `write_atomically`: an argument so that a full disk can be tried.
+Writer = Callable[[Path, Iterable[bytes | memoryview]], None]
+
+_NAME = re.compile(r"step-(\d{8,})\.safetensors")
+
+
+@dataclass
+class CheckpointFolder:
+    """The folder of one run's checkpoints; `say` reports what cannot be written or read."""
+
+    path: Path
+    say: Callable[[str], None]
+    #: How many are kept next to the best one.
+    keep: int = 2
+    write: Writer = write_atomically
+
+    def save(self, step: int, parts: Iterable[bytes | memoryview], best: int | None) -> bool:
+        """Write the checkpoint of a step and remove those that are not kept; return whether it was written.
+
+        `best` is the step whose checkpoint, if there is one, stays.
+        """
+        path = self.file_of(step)
+        try:
+            self.path.mkdir(exist_ok=True)
+            self.write(path, parts)
+        except OSError as error:
+            kept = self.steps()
+            stays = f"that of step {kept[-1]} stays" if kept else "there is none yet"
+            self.say(
+                f"warning: cannot write checkpoint {str(path)!r}: {error.strerror}: the run continues without it, and "
+                f"{stays}"
+            )
+            return False
+        self._prune(best)
+        return True
+
+    def _prune(self, best: int | None) -> None:
+        for step in self.steps()[: -self.keep]:
+            if step != best:
+                try:
+                    self.file_of(step).unlink(missing_ok=True)
+                except OSError as error:
+                    self.say(f"warning: cannot remove old checkpoint {str(self.file_of(step))!r}: {error.strerror}")
+
+    def steps(self) -> list[int]:
+        """Return the steps of which there is a file, in order."""
+        if not self.path.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self.path.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def file_of(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}.safetensors"
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed has left half written; no other may be writing."""
+        for path in self.path.glob(".*.partial"):
+            path.unlink()
+
+    def set_aside(self, behind: int) -> None:
+        """Rename the files of later steps than `behind`, so that they neither count nor are lost."""
+        for step in self.steps():
+            if step > behind:
+                path = self.file_of(step)
+                path.replace(path.with_name(f"{path.name}.damaged"))
+
+    def back_from(self, step: int) -> Iterator[Checkpoint]:
+        """Yield the whole checkpoints up to a step, the last one first; damaged ones are reported."""
+        for at in reversed([at for at in self.steps() if at <= step]):
+            try:
+                yield read_checkpoint(self.file_of(at))
+            except FileFormatError as error:
+                self.say(f"warning: {error}: using the one before it")

@@ -1,0 +1,177 @@
+"""From a checkpoint to a run that continues as if it had never stopped."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
+from lockstep.common.job.tally import Tally
+from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, RunProgress
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.membership import Membership
+from lockstep.ps.records.ledger import RunBegun, read_lines
+from lockstep.ps.records.receipt import read_chain
+from lockstep.ps.records.recorder import MetricsRecorder
+from lockstep.ps.records.run_folder import RunFolder
+from lockstep.ps.run.early_stopping import early_stopping_state
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.run.plan import Round
+from lockstep.ps.run.progress import Progress
+from lockstep.ps.setup import RunSetup
+from lockstep.ps.shard.shard import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """Where a run begins or resumes."""
+
+    round: Round
+    progress: Progress
+    #: Seconds that workers have computed so far.
+    compute_s: float = 0.0
+
+
+def first_round(setup: RunSetup) -> Resumption:
+    """Return where a new run begins."""
+    return Resumption(round=setup.info.plan.first(), progress=Progress(setup.info.targets, setup.info.guess))
+
+
+def coordinator_of(info: RunInfo, start: Resumption) -> Coordinator:
+    """Return the coordinator of a run that begins or resumes there."""
+    membership = Membership(compute_s=start.compute_s)
+    return Coordinator(info, membership=membership, progress=start.progress, start=start.round)
+
+
+def begin_again(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:
+    """Begin a run again that has no checkpoint: cut off all its lines, and return its beginning."""
+    folder.metrics.cut(0)
+    lost = _steps_in(folder.ledger.cut(0))
+    recorder.begin(setup.shard.digest(), lost_steps=lost)
+    return first_round(setup)
+
+
+def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numerics: bool = False) -> None:
+    """Raise a `UsageError` that names both if the job, the model, the data or the numerics are not the run's."""
+    there, here, path = checkpoint.identity, CheckpointIdentity.of(info), checkpoint.path
+    values = {name: (getattr(there.job, name), getattr(here.job, name)) for name in there.job.__struct_fields__}
+    odd = "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, (was, is_) in values.items() if was != is_)
+    if odd:
+        raise JobError(
+            f"{path} belongs to another job: {odd}: expected the same; a new run may start from --initial {path}"
+        )
+    if there.source != here.source:
+        raise ModelError(
+            f"the file of model {here.job.model!r} has changed since {path} was written (SHA-256 {there.source[:12]}… "
+            f"then, {here.source[:12]}… now): expected the same file"
+        )
+    if there.dataset != here.dataset:
+        raise DataError(
+            f"the dataset {here.job.data!r} has changed since {path} was written (SHA-256 {there.dataset[:12]}… then, "
+            f"{here.dataset[:12]}… now): expected the same data"
+        )
+    differences = [] if allows_mixed_numerics else there.numerics.differences(here.numerics)
+    if differences:
+        named = "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
+        raise UsageError(
+            f"the numerics differ from those that wrote {path}, and so would the bits: {named}: use the machine and "
+            "version of the run"
+        )
+    if there.layout != here.layout:
+        raise ModelError(f"model {here.job.model_name()!r} has other parameters than when {path} was written")
+
+
+def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkpoint: Checkpoint) -> Resumption:
+    """Bring the shard, the record and the folder's files to where a checkpoint was taken; return what follows.
+
+    `FileFormatError` if the folder's files are not those of the run.
+    """
+    saved = checkpoint.progress
+    following = setup.info.plan.at(saved.steps, is_evaluated=saved.is_evaluated)
+    if following is None:
+        raise FileFormatError(
+            f"{checkpoint.path}: is from the end of a run, so there is nothing to resume: remove the file"
+        )
+    fill(setup.shard, checkpoint, setup)
+    lost = _cut_lines(folder, saved)
+    recorder.history = list(saved.history)
+    recorder.steps, recorder.update_s = saved.steps, saved.update_s
+    recorder.setting = replace(recorder.setting, started=recorder.setting.started - saved.wall_s)
+    path = folder.ledger.path
+    recorder.chain = read_chain(setup.info, read_lines(path.read_bytes(), str(path)), str(path))
+    recorder.add_entries(
+        RunBegun(step=saved.steps, weights_sha256=weights_digest(setup.shard.weights), lost_steps=lost)
+    )
+    return Resumption(round=following, progress=_progress(saved, setup.info), compute_s=saved.compute_s)
+
+
+def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:
+    """Return the checkpoint of the best epoch in another one's history, None before the first or if it is gone."""
+    saved, stopping = checkpoint.progress, early_stopping_state(checkpoint.identity.job, checkpoint.progress.history)
+    if stopping is None:
+        return None
+    record = saved.history[stopping.best - 1]
+    return next((found for found in checkpoints.back_from(saved.steps) if found.is_of(record)), None)
+
+
+def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
+    """Tell whether a run can be resumed from a checkpoint: to end with the best weights it needs those so far."""
+    if not checkpoint.identity.job.keep_best or not checkpoint.progress.history:
+        return True
+    if _best(checkpoint, checkpoints) is not None:
+        return True
+    checkpoints.say(f"warning: {checkpoint.path}: the best epoch's weights are gone: using the one before it")
+    return False
+
+
+def best_of(checkpoint: Checkpoint, checkpoints: CheckpointFolder, setup: RunSetup) -> Vector | None:
+    """Return the weights of the best epoch before a checkpoint, None before the first."""
+    best = _best(checkpoint, checkpoints)
+    return None if best is None else best.held(setup.layout, setup.shard.state).weights
+
+
+def fill(shard: Shard, checkpoint: Checkpoint, setup: RunSetup) -> None:
+    """Let a shard of the whole vector hold what the checkpoint has."""
+    held = checkpoint.held(setup.layout, shard.state)
+    # Both: where the weights at hand turn out to be of no use, there are none before them.
+    for slot in shard.slots:
+        slot[...] = held.weights
+    for name, values in held.state.items():
+        shard.state[name][...] = values
+    shard.updates = checkpoint.progress.steps
+    shard.refresh_served()
+
+
+def _progress(saved: RunProgress, info: RunInfo) -> Progress:
+    return Progress(
+        targets=info.targets,
+        guess=info.guess,
+        before_s=saved.elapsed_s,
+        steps=saved.steps,
+        epoch=Tally(saved.loss_sum, saved.correct, saved.count),
+        history=[epoch.status() for epoch in saved.history],
+        samples=saved.samples,
+        audited=saved.audited,
+        unaudited=saved.unaudited,
+        train_s=saved.train_s,
+        recent=deque([(saved.train_s, saved.samples)]),
+    )
+
+
+def _cut_lines(folder: RunFolder, saved: RunProgress) -> int:
+    """Cut off the lines of steps after the checkpoint; return of how many steps there were any."""
+    for file, size in ((folder.metrics, saved.metrics_bytes), (folder.ledger, saved.ledger_bytes)):
+        file.open()
+        if file.size() < size:
+            raise FileFormatError(
+                f"{file.path}: {file.size()} bytes: expected at least {size}, as when the checkpoint was written; put "
+                "the run's own file back"
+            )
+    folder.metrics.cut(saved.metrics_bytes)
+    return _steps_in(folder.ledger.cut(saved.ledger_bytes))
+
+
+def _steps_in(lines: bytes) -> int:
+    # Not parsed: after a loss of power there may be anything.
+    return lines.count(b'"kind":"step"')

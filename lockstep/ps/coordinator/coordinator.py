@@ -1,0 +1,545 @@
+"""The coordinator decides who computes what, and when a step is complete. No socket, clock, file or array.
+
+`handle(event, now)` returns what is to be done; `deadline()` says when to call again if nothing happens before. What it
+decides never changes the result, only who computes it: the sums are added over one fixed tree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.errors import FailureKind
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import Eviction, Finished, Ping, Result, Status, Welcome, shortened
+from lockstep.common.statemachine.events_and_effects import Report, Send
+from lockstep.common.statemachine.transitions import check_reached, targets_in
+from lockstep.ps.coordinator import events, failures, registration
+from lockstep.ps.coordinator.effects import (
+    BeginStretch,
+    Effect,
+    Finish,
+    ForgetWorker,
+    RecordEpoch,
+    RecordStep,
+    TakeBackSteps,
+    UpdateWeights,
+)
+from lockstep.ps.coordinator.membership import Member, Membership, MemberState
+from lockstep.ps.coordinator.scheduling.audit import Audit
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
+from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
+from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
+from lockstep.ps.coordinator.scheduling.stretch_plan import StretchPlan, even_step_s
+from lockstep.ps.coordinator.scheduling.withdrawals import WithdrawnLease
+from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text, with_rejections
+from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase, initial_phase
+from lockstep.ps.records.ledger import OTHERS_FASTER, Account
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.run.plan import Round, next_round
+from lockstep.ps.run.progress import Progress
+
+#: The answer to a peer that sends what only a member may.
+STRANGER = "the server does not know this worker: it was silent for too long, or the server was restarted"
+
+
+@dataclass
+class Coordinator:
+    """The state of a run, and how it proceeds; see `ps.coordinator.transitions` for the table that it obeys."""
+
+    info: RunInfo
+    phase: RunPhase = RunPhase.AWAITING_WORKERS
+    membership: Membership = field(default_factory=Membership)
+    progress: Progress = field(default_factory=Progress)
+    reminder: Reminder = field(default_factory=Reminder)
+    #: Why the run failed: the message for people, and its kind.
+    failure: str = ""
+    failure_kind: FailureKind | None = None
+    #: Addresses of the other servers once they are ready, and whether all servers see the memory that is offered.
+    shards: Sequence[str] = ()
+    offers_memory: bool = True
+    #: Workers that came before all servers were ready.
+    early_joins: list[events.WorkerJoined] = field(default_factory=list)
+    #: The round to begin with if a run is resumed; otherwise the plan's first.
+    start: Round | None = None
+    #: When workers may make steps by themselves; the stretch at hand, and whether that is being taken back.
+    stretches: StretchPlan = field(default_factory=StretchPlan)
+    stretch: BeginStretch | None = None
+    is_ending: bool = False
+    state: RoundState = field(init=False)
+    scheduler: Scheduler = field(init=False)
+    stragglers: StragglerMonitor = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.info.servers > 1:
+            self.phase = RunPhase.AWAITING_SERVERS
+        self.scheduler = Scheduler(LeaseTimeouts(self.info.lease_timeout_s))
+        self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
+        self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
+        self._open(self.start or self.info.plan.first())
+        self.stretches.earliest += self.round.step
+
+    @property
+    def round(self) -> Round:
+        """The round at hand, or the last one."""
+        return self.state.round
+
+    @property
+    def leases(self) -> LeaseTable:
+        """The leases of the round at hand."""
+        return self.state.leases
+
+    def is_running(self) -> bool:
+        """Tell whether micro-batches are being computed."""
+        return self.phase in PHASES.values()
+
+    def is_over(self) -> bool:
+        """Tell whether the run has ended, well or not."""
+        return self.phase in (RunPhase.FINISHED, RunPhase.FAILED)
+
+    def handle(self, event: events.Event, now: float) -> list[Effect]:
+        """React to what happened at `now` seconds; return what is to be done, in order."""
+        self.stragglers.check(now, self.leases)
+        if isinstance(event, events.FROM_MEMBERS) and event.peer not in self.membership.members and not self.is_over():
+            # Before the table, which is of the run's phases: whoever this is takes no part in the run.
+            return [Send(peer=event.peer, message=Eviction(reason=STRANGER))]
+        targets = targets_in(TRANSITIONS, self.phase, event)
+        if not targets:
+            return []
+        effects = self._dispatch(event, now)
+        if not self.is_over():
+            effects += self._record_sign_of_life(event, now) + self._end_audit(now) + self._remind(now)
+            effects += self._watch_stretch()
+        check_reached(targets, event, self.phase)
+        return effects
+
+    def deadline(self) -> float | None:
+        """Return when `TimePassed` is due, None if only a message can move the run."""
+        if self.is_over():
+            return None
+        due = [
+            self.reminder.due,
+            self.membership.next_probe(),
+            self.stragglers.deadline(self.leases),
+            self.scheduler.deadline(self.state) if self.is_running() else None,
+        ]
+        return min((at for at in due if at is not None), default=None)
+
+    def _dispatch(self, event: events.Event, now: float) -> list[Effect]:
+        match event:
+            case events.WorkerJoined():
+                return self._join(event, now)
+            case events.WorkerPrepared():
+                return self._prepared(event, now)
+            case events.WorkerAdvanced():
+                return []
+            case events.ResultReceived():
+                return self._on_result(event, now)
+            case events.LeaseFailed():
+                return self._on_lease_failed(event, now)
+            case events.LossDiverged():
+                return self._on_diverged(event)
+            case events.LeaseDropped():
+                return self._on_dropped(event, now)
+            case events.WorkerLeft():
+                return self._on_left(event, now)
+            case events.WorkerPinged():
+                return self._on_ping(event.peer)
+            case events.StatusRequested():
+                return [Send(peer=event.peer, message=with_rejections(self.status(now), event.refused, event.broken))]
+            case events.CallbacksDecided():
+                return self._on_callbacks_decided(event, now)
+            case events.ServersReady():
+                return self._on_servers_ready(event, now)
+            case events.SumsAcknowledged():
+                return self._on_sums_acknowledged(event, now)
+            case events.StepUpdated():
+                return self._begin_next_round() + self._go_on(now) if event.step == self.round.step else []
+            case events.StepMade():
+                return self._on_step_made(event)
+            case events.StretchCompleted():
+                return self._on_stretch_completed(event, now)
+            case events.StretchAnswered():
+                return self._on_stretch_answered(event, now)
+            case events.StretchRefused():
+                self.stretches.is_possible = False
+                self._leave_stretch(self.round.step, now)
+                return self._assign_leases(now)
+            case events.ServerLost():
+                return self._fail(event.text, FailureKind.SERVER_LOST)
+            case events.WeightsNotFinite():
+                return self._fail(event.text, FailureKind.DIVERGED)
+            case events.TimePassed():
+                return self._on_time_passed(now)
+            case events.Interrupted():
+                return self._fail("interrupted", FailureKind.INTERRUPTED)
+            case _:
+                assert_never(event)
+
+    # Workers come and go
+
+    def _join(self, event: events.WorkerJoined, now: float) -> list[Effect]:
+        if refused := registration.refuse(event, self.membership, self.info):
+            return refused
+        if self.is_over():
+            return [Send(peer=event.peer, message=self._finished())]
+        if event.peer in self.membership.members:
+            return []
+        if self.phase is RunPhase.AWAITING_SERVERS:
+            self.early_joins = [early for early in self.early_joins if early.peer != event.peer] + [event]
+            return []
+        return registration.admit(event, self.membership, self.state.account, self._welcome, now)
+
+    def _welcome(self, rank: int) -> Welcome:
+        return self.info.welcome(rank, shards=self.shards, offers_memory=self.offers_memory)
+
+    def _on_servers_ready(self, event: events.ServersReady, now: float) -> list[Effect]:
+        self.shards, self.offers_memory = event.addresses, event.shares
+        self.membership.obstacle = self.membership.obstacle or event.obstacle
+        self.phase = RunPhase.AWAITING_WORKERS
+        early, self.early_joins = self.early_joins, []
+        return [effect for joined in early for effect in self._join(joined, now)]
+
+    def _prepared(self, event: events.WorkerPrepared, now: float) -> list[Effect]:
+        member = self.membership.members.get(event.peer)
+        if member is None or member.state is not MemberState.PREPARING:
+            return []
+        effects = registration.prepared(member, event, self.membership, self.info)
+        is_waiting = self.phase is RunPhase.AWAITING_WORKERS
+        if is_waiting and self.membership.count_prepared() >= self.info.min_workers:
+            self.phase = initial_phase(self.info, self.round)
+            self._begin_round(now)
+        return effects + self._assign_leases(now)
+
+    def _on_left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
+        self.early_joins = [early for early in self.early_joins if early.peer != event.peer]
+        member = self.membership.remove(event.peer)
+        if member is None:
+            return []
+        released = self.state.release(member.rank, f"it left: {event.reason}", now)
+        self.state.pending.remove(member.rank)
+        self.stragglers.remove(member.rank)
+        passed_on = f"; {self.round.named(released)} go to others" if released else ""
+        report = Report(text=f"{member.named()} left: {event.reason}{passed_on}")
+        forget = ForgetWorker(peer=member.peer, rank=member.rank)
+        return [report, forget, *registration.activate_standby(self.membership, self.info), *self._assign_leases(now)]
+
+    def _on_ping(self, peer: bytes) -> list[Effect]:
+        if self.is_over():
+            return [Send(peer=peer, message=self._finished())]
+        return [Send(peer=peer, message=Ping())]
+
+    def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
+        """Record that a worker is alive: progress extends its leases, and a suspect gets work again.
+
+        A suspect that says something again and again, but brings nothing, does not.
+        """
+        if isinstance(event, events.NOT_A_SIGN_OF_LIFE):
+            return []
+        member = self.membership.on_message(event.peer, now)
+        if member is None:
+            return []
+        self.stragglers.on_message(member.rank)
+        if isinstance(event, events.WorkerAdvanced | events.ResultReceived) and member.rank in self.leases.held:
+            self.leases.extend(member.rank, now + self._timeout_s(member.rank))
+        if member.state is not MemberState.SUSPECT:
+            return []
+        is_needed = not self.membership.count(MemberState.READY)
+        is_on_probation = self.stragglers.is_on_probation(member.rank, now)
+        if isinstance(event, events.WITHOUT_PROGRESS) and not is_needed and is_on_probation:
+            return []
+        return registration.activate(member, self.membership, self.info) + self._assign_leases(now)
+
+    def _timeout_s(self, rank: int) -> float:
+        """Return how many seconds a worker may take for what it holds from now on."""
+        if self.state.pending.has(rank):
+            return self.info.lease_timeout_s  # it is done, and other servers are not: the shard group watches those
+        return self.stragglers.timeout_s(rank, self.round.work, self.leases.held_by(rank))
+
+    # Work is given out and comes back
+
+    def _assign_leases(self, now: float, members: Sequence[Member] | None = None) -> list[Effect]:
+        """Give out what work there is, to some of the ready members or to all."""
+        return self.scheduler.assign(self.state, self.membership, now, members) if self.is_running() else []
+
+    def _only(self, member: Member) -> list[Member]:
+        """Return a member if it may be given work."""
+        return [member] if member.state is MemberState.READY else []
+
+    def _on_result(self, event: events.ResultReceived, now: float) -> list[Effect]:
+        member, result = self.membership.members.get(event.peer), event.result
+        if member is None:
+            return []
+        withdrawn = self._record_duration(member, result, now)
+        times = UNKNOWN if withdrawn is None else withdrawn.times(now)
+        effects, counts = self.state.on_result(member, result, has_shards=self.info.servers > 1, times=times)
+        if not counts:
+            return effects + (self._assign_leases(now, self._only(member)) if withdrawn else [])
+        return effects + (self._accept_audited if result.work == "audit" else self._accept)(member, result, now)
+
+    def _record_duration(self, member: Member, result: Result, now: float) -> WithdrawnLease | None:
+        """Measure a result of a lease that a worker holds, or that was withdrawn, which is then returned.
+
+        A result of anything else measures nothing: it came twice, or too late.
+        """
+        withdrawn = self.scheduler.past(member, (result.work, result.step, result.number), None, now)
+        if withdrawn is not None:
+            return withdrawn
+        node, rank = result.node(), member.rank
+        if any(lease.node == node for lease in self.leases.held_by(rank)):
+            is_trial = member.trial is not None
+            self.scheduler.timeouts.record(rank, result.work, len(node), now, is_trial=is_trial)
+        return None
+
+    def _on_dropped(self, event: events.LeaseDropped, now: float) -> list[Effect]:
+        """Let a worker have work again that is past a lease which was withdrawn."""
+        member, dropped = self.membership.members.get(event.peer), event.dropped
+        if member is None:
+            return []
+        key = (dropped.work, dropped.step, dropped.number)
+        withdrawn = self.scheduler.past(member, key, dropped.computed, now)
+        if withdrawn is None:
+            return []
+        node = withdrawn.lease.node
+        if dropped.computed:
+            part = [Node(node.lo, min(node.hi, node.lo + dropped.computed))]
+            began_s, ended_s = withdrawn.times(now)
+            self.state.account.record_recomputed(
+                dropped.work, dropped.step, part, member.rank, OTHERS_FASTER, [began_s], ended_s
+            )
+        return self._assign_leases(now, self._only(member))
+
+    def _on_sums_acknowledged(self, event: events.SumsAcknowledged, now: float) -> list[Effect]:
+        """Count a result of which all servers have the sums, unless another worker was faster."""
+        member, result = self.membership.by_rank(event.rank), self.state.pending.acknowledge(event.rank, event.node)
+        if member is None or result is None:
+            return []
+        if self.state.is_needed(result):
+            return self._accept(member, result, now)
+        self.state.refuse(member, result)
+        return self._assign_leases(now)
+
+    def _accept(self, member: Member, result: Result, now: float) -> list[Effect]:
+        """Count a result whose sums are, or will be at once, in the tree."""
+        ended, is_freed = self.state.accept(member, result, now)
+        withdrawn = self._withdraw(ended, now)
+        if result.work == "train":
+            self.membership.credit(member, result.count // self.info.targets, result.compute_s)
+        if self.leases.is_complete():
+            return [*withdrawn, *self._complete_round(now), *self._assign_leases(now)]
+        return [*withdrawn, *self._assign_leases(now, None if is_freed else self._only(member))]
+
+    def _withdraw(self, ended: Sequence[HeldLease], now: float) -> list[Effect]:
+        """Tell workers that others were faster."""
+        effects: list[Effect] = []
+        for lease in ended:
+            member = self.membership.by_rank(lease.rank)
+            assert member is not None  # what a member held was released when it left
+            effects.append(Send(peer=member.peer, message=self.scheduler.withdraw(self.state, lease, now)))
+        return effects
+
+    def _on_lease_failed(self, event: events.LeaseFailed, now: float) -> list[Effect]:
+        found = failures.lease_failed(event, self.membership, self.state)
+        if isinstance(found, failures.Failure):
+            return self._fail(found.text, found.kind)
+        return [] if found is None else [found, *self._assign_leases(now)]
+
+    def _on_diverged(self, event: events.LossDiverged) -> list[Effect]:
+        found = failures.diverged(event, self.membership, self.state)
+        return [] if found is None else self._fail(found.text, found.kind)
+
+    # Rounds follow one another
+
+    def _open(self, following: Round) -> None:
+        audit = Audit.of(following, self.info.audit, self.info.job.seed)
+        self.state = RoundState(following, audit, self.progress.round_started)
+
+    def _begin_round(self, now: float) -> None:
+        """Count the time of the round at hand from now on: there was something to wait for."""
+        self.progress.begin_round(now)
+        self.state.began = now
+
+    def _complete_round(self, now: float) -> list[Effect]:
+        if self.round.work == "train" and self.state.audit.is_due():
+            self.state.begin_audit()
+            self.phase = RunPhase.AUDITING
+            return []
+        tally, account = self.state.tallies.total(), self.state.account
+        if self.round.work == "train":
+            self.progress.end_step(tally, now, self.membership.end_step())
+            self.progress.begin_round(now)
+            self.phase = RunPhase.UPDATING
+            return [UpdateWeights(step=self.round.step, tally=tally, account=account)]
+        effects: list[Effect] = []
+        if self.round.work == "validate":
+            self.progress.end_validation(tally)
+        else:
+            number = self.info.plan.epoch_of(self.round.step - 1)
+            effects.append(RecordEpoch(epoch=self.progress.end_epoch(number, tally, now), account=account))
+        self.progress.begin_round(now)
+        return effects + self._begin_next_round()
+
+    def _begin_next_round(self) -> list[Effect]:
+        following = next_round(self.info.job, self.info.plan, self.round, self.progress.history)
+        if following is None:
+            return self._finish()
+        done, account = self.round, self.state.account
+        self._open(following)
+        if done.work == "validate":
+            self.state.account.merge(account)
+        self.phase = initial_phase(self.info, following)
+        return []
+
+    # Workers make steps by themselves
+
+    def _go_on(self, now: float) -> list[Effect]:
+        """Let workers make the next steps by themselves if they can; otherwise lease the round that has begun."""
+        if self.phase is RunPhase.TRAINING:
+            self.stretch = self.stretches.next(self.info, self.round, self.membership, self.scheduler)
+        if self.stretch is None:
+            return self._assign_leases(now)
+        self.phase = RunPhase.STRETCH
+        return [self.stretch]
+
+    def _on_step_made(self, made: events.StepMade) -> list[Effect]:
+        """Count a step as if its results had come."""
+        micro_batches, account = self.round.micro_batches, self.state.account
+        halves = Node(0, micro_batches).halves()
+        for node, half in zip(halves, made.halves, strict=True):
+            account.record_accepted(node, half.rank, half.losses, half.began_s, half.ended_s)
+            if (member := self.membership.by_rank(half.rank)) is not None:
+                self.scheduler.timeouts.add(half.rank, "train", half.compute_s / len(node))
+                self.membership.credit(member, half.count // self.info.targets, half.compute_s)
+        first, second = (Tally(half.loss_sum, half.correct, half.count) for half in made.halves)
+        tally, started = first + second, self.progress.round_started
+        assert tally.count == self.info.job.global_batch * self.info.targets  # by which they have divided
+        self.progress.end_step(tally, started + made.round_s, self.membership.end_step())
+        self.progress.begin_round(started + made.round_s)
+        self.state.account = Account(micro_batches)
+        self.state.round = Round("train", made.step + 1, micro_batches)
+        return [RecordStep(tally=tally, account=account, made=made)]
+
+    def _watch_stretch(self) -> list[Effect]:
+        """Take the steps back once others can work than those that do, or one is much slower than the other."""
+        stretch = self.stretch
+        if self.phase is not RunPhase.STRETCH or stretch is None or self.is_ending:
+            return []
+        is_even = even_step_s(self.round.micro_batches, stretch.ranks, self.scheduler.timeouts) is not None
+        if is_even and [member.rank for member in self.membership.ready()] == list(stretch.ranks):
+            return []
+        self.is_ending = True
+        return [TakeBackSteps()]
+
+    def _on_stretch_completed(self, event: events.StretchCompleted, now: float) -> list[Effect]:
+        """Continue step by step; a worker that has not answered stands still if it was late."""
+        assert self.stretch is not None  # it is completed
+        self.stretches.on_completed(self.stretch.first, event.steps, is_cut=event.is_cut)
+        self._leave_stretch(event.steps, now)
+        for rank in event.silent:
+            if self.membership.by_rank(rank) is not None:
+                self.scheduler.await_stretch(rank, event.number, now, is_late=event.is_cut)
+        return self._assign_leases(now)
+
+    def _on_stretch_answered(self, event: events.StretchAnswered, now: float) -> list[Effect]:
+        """Let a worker have work again."""
+        member = self.membership.members.get(event.peer)
+        if member is None or not self.scheduler.end_stretch(member.rank, event.number, now):
+            return []
+        return self._assign_leases(now, self._only(member))
+
+    def _leave_stretch(self, steps: int, now: float) -> None:
+        """Continue step by step."""
+        self.stretch, self.is_ending, self.phase, account = None, False, RunPhase.TRAINING, self.state.account
+        # Workers have measured the time of their steps by their own clocks.
+        self.progress.begin_round(min(self.progress.round_started, now))
+        self._open(Round("train", steps, self.round.micro_batches))
+        # What has happened since the last step was made.
+        self.state.account.merge(account)
+
+    def _on_callbacks_decided(self, event: events.CallbacksDecided, now: float) -> list[Effect]:
+        """Begin the epoch before which callbacks were asked, or end the run."""
+        if event.epoch != self.progress.history[-1].epoch:
+            return []
+        if event.stops:
+            return self._finish()
+        self.phase = PHASES[self.round.work]
+        self._begin_round(now)
+        return self._assign_leases(now)
+
+    # Some of a step is computed again
+
+    def _accept_audited(self, member: Member, result: Result, now: float) -> list[Effect]:
+        difference = self.state.audit.difference(member, result)
+        if difference:
+            return self._fail(difference, FailureKind.AUDIT)
+        withdrawn = self._withdraw(self.state.accept_audited(member, result), now)
+        self.progress.audited += 1
+        self.membership.credit_audit(member, result.compute_s)
+        return [*withdrawn, *self._assign_leases(now)]
+
+    def _end_audit(self, now: float) -> list[Effect]:
+        """Complete the step once everything is audited for which there is a worker: the audit waits for nobody."""
+        if self.phase is not RunPhase.AUDITING:
+            return []
+        skipped = self.state.skip_unassignable([member.rank for member in self.membership.ready()])
+        is_first, self.progress.unaudited = not self.progress.unaudited, self.progress.unaudited + len(skipped)
+        text = f"cannot audit {self.round.named(skipped)} or others now: no other worker is ready; the run continues"
+        reports: list[Effect] = [Report(text=text)] if skipped and is_first else []
+        if not self.leases.is_complete():
+            return reports
+        self.state.end_audit()
+        return [*reports, *self._complete_round(now)]
+
+    # The run ends
+
+    def _finish(self) -> list[Effect]:
+        self.phase = RunPhase.FINISHED
+        return [*self._dismiss(), Finish()]
+
+    def _fail(self, failure: str, kind: FailureKind) -> list[Effect]:
+        self.phase, self.failure, self.failure_kind = RunPhase.FAILED, failure, kind
+        # Without a server only this process ends: workers look for one that resumes the run from a checkpoint.
+        dismissed = [] if kind is FailureKind.SERVER_LOST else self._dismiss()
+        return [*dismissed, Finish(failure=failure, kind=kind)]
+
+    def _dismiss(self) -> list[Effect]:
+        peers = [*self.membership.members, *(early.peer for early in self.early_joins)]
+        return [Send(peer=peer, message=self._finished()) for peer in peers]
+
+    def _finished(self) -> Finished:
+        return Finished(reason=shortened(self.failure), kind=self.failure_kind)
+
+    # Time passes
+
+    def _on_time_passed(self, now: float) -> list[Effect]:
+        state, membership, stragglers = self.state, self.membership, self.stragglers
+        late = failures.expire_leases(state, membership, stragglers, now)
+        evicted = failures.evict(state, membership, stragglers, now)
+        probes = [Send(peer=member.peer, message=Ping()) for member in membership.to_probe(now)]
+        assigned = [*registration.activate_standby(membership, self.info), *self._assign_leases(now)]
+        return [*(failures.report_late(one, state, stragglers) for one in late), *evicted, *probes, *assigned]
+
+    def _remind(self, now: float) -> list[Effect]:
+        text = waiting_text(self.phase, self.membership, self.info)
+        return [Report(text=text, is_reminder=True)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
+
+    def status(self, now: float) -> Status:
+        """Return the status of the run."""
+        members = self.membership.members.values()
+        busy = self.leases.held.keys() if self.stretch is None else set(self.stretch.ranks)
+        workers = [member.status(is_busy=member.rank in busy) for member in members]
+        # Who asks need not know how a step is made.
+        phase = RunPhase.TRAINING if self.phase is RunPhase.STRETCH else self.phase
+        return status_of(self.info, self.progress, phase, self.round, now, workers, self.failure)
+
+    def validate(self) -> None:
+        """Raise AssertionError if the state contradicts itself: for tests, after each event."""
+        self.membership.validate(self.info.job.micro_batches)
+        ready = {member.rank for member in self.membership.ready()}
+        assert self.leases.held.keys() <= ready, "a worker holds leases that is not ready"
+        assert self.is_running() or self.is_over() or not self.leases.held
+        if self.is_running():
+            assert not self.leases.is_complete()
+            self.state.validate(sorted(rank for rank in ready if not self.scheduler.withdrawals.has_any(rank)))
+            assert ready or self.reminder.due is not None, "nobody works, and nobody is reminded"

@@ -1,0 +1,108 @@
+"""What the coordinator wants done, as imperatives; the shell does it, in order."""
+
+from msgspec import Struct
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.errors import FailureKind
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.statemachine.events_and_effects import Report as Report
+from lockstep.common.statemachine.events_and_effects import ReportRefusal as ReportRefusal
+from lockstep.common.statemachine.events_and_effects import Send as Send
+from lockstep.ps.coordinator.events import StepMade
+from lockstep.ps.records.ledger import Account
+
+
+class SendWeights(Struct, frozen=True, kw_only=True):
+    """Send the flat vector as it is after `step` steps."""
+
+    peer: bytes
+    step: int
+
+
+class AddSharedSums(Struct, frozen=True, kw_only=True):
+    """Add the vector that is in a worker's slot to the step's tree: it stays there until a lease names that slot."""
+
+    node: Node
+    rank: int
+    slot: int
+
+
+class AwaitShards(Struct, frozen=True, kw_only=True):
+    """Raise `SumsAcknowledged` once all shards have their part of the sums of that worker's result."""
+
+    rank: int
+    node: Node
+
+
+class ForgetWorker(Struct, frozen=True, kw_only=True):
+    """A worker is gone: release what was kept for it."""
+
+    peer: bytes
+    rank: int
+
+
+class UpdateWeights(Struct, frozen=True, kw_only=True):
+    """The tree is whole: make one step of the optimizer with the mean over `tally.count` samples."""
+
+    step: int
+    tally: Tally
+    account: Account
+
+
+class BeginStretch(Struct, frozen=True, kw_only=True):
+    """Let two workers make the steps from `first` on by themselves, up to `last` at most.
+
+    Each step ends in `StepMade`, and the stretch in `StretchCompleted`; answered by `StretchRefused` if it cannot be.
+    """
+
+    first: int
+    last: int
+    #: The workers of both halves, how many seconds a step is expected to take, and how long one waits for the other.
+    ranks: tuple[int, int]
+    step_s: float
+    patience_s: float
+
+
+class TakeBackSteps(Struct, frozen=True, kw_only=True):
+    """Take the steps back, to continue one by one."""
+
+
+class RecordStep(Struct, frozen=True, kw_only=True):
+    """Record a step that workers have made by themselves."""
+
+    tally: Tally
+    account: Account
+    made: StepMade
+
+
+class RecordEpoch(Struct, frozen=True, kw_only=True):
+    """Record an epoch's figures, with the digest of the weights as they are now."""
+
+    epoch: EpochStatus
+    account: Account
+
+
+class Finish(Struct, frozen=True, kw_only=True):
+    """The run is over; `failure` is the message for people, empty if it succeeded."""
+
+    failure: str = ""
+    #: Why it failed, None if it succeeded. If it diverged, the weights before the last update are kept.
+    kind: FailureKind | None = None
+
+
+Effect = (
+    Send
+    | SendWeights
+    | AddSharedSums
+    | AwaitShards
+    | ForgetWorker
+    | UpdateWeights
+    | BeginStretch
+    | TakeBackSteps
+    | RecordStep
+    | RecordEpoch
+    | Report
+    | ReportRefusal
+    | Finish
+)

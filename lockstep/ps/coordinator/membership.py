@@ -1,0 +1,255 @@
+"""Who takes part: the workers as the coordinator knows them. Pure."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+
+from lockstep.common.protocol.messages import Join, WorkerStatus
+from lockstep.ps.coordinator.timer_queue import TimerQueue
+
+#: Seconds until a worker that says nothing is probed: sending to a process that is gone fails, and so it is noticed.
+PROBE_S = 1.0
+
+
+#: Most rounds for which a worker gets nothing since it is too slow, until it is tried again: where others would take
+#: over from it in time, and where all have to wait.
+FREE_PATIENCE, MOST_PATIENCE = 8, 64
+
+
+class MemberState(Enum):
+    """What a member of the run may be given."""
+
+    PREPARING = "preparing"
+    READY = "ready"
+    #: Prepared, but as many workers are ready as can have work.
+    STANDBY = "standby"
+    #: Let a lease expire: gets no other until it says something again.
+    SUSPECT = "suspect"
+
+
+@dataclass
+class Trial:
+    """A worker that is too slow to be given anything, which may have changed."""
+
+    #: Rounds in which it got nothing, and after how many it is tried: twice as many each time.
+    rounds: int = 0
+    patience: int = 1
+
+    def begins(self, *, is_free: bool) -> bool:
+        """Count one more round in which the worker is too slow; tell whether it is tried in this one.
+
+        It costs nothing if others may be leased the same.
+        """
+        self.rounds += 1
+        if self.rounds <= self.patience:
+            return False
+        self.rounds, self.patience = 0, min(2 * self.patience, FREE_PATIENCE if is_free else MOST_PATIENCE)
+        return True
+
+
+@dataclass
+class Member:
+    """One worker of the run."""
+
+    peer: bytes
+    rank: int
+    join: Join
+    state: MemberState = MemberState.PREPARING
+    #: Whether it computes in memory which the server sees: then no vector is sent either way.
+    shares: bool = False
+    #: The step whose weights it was last sent; None before the first and if it shares memory.
+    weights_step: int | None = None
+    #: Samples whose gradients were accepted from it, and the seconds that these took it.
+    samples: int = 0
+    compute_s: float = 0.0
+    #: How long after its last message or probe it is probed next.
+    probe_interval_s: float = PROBE_S
+    #: None while it is quick enough to be given work in each round.
+    trial: Trial | None = None
+
+    def named(self) -> str:
+        """Return how the worker is named in messages to people."""
+        return f"worker {self.rank} (host {self.join.host}, pid {self.join.pid})"
+
+    def status(self, *, is_busy: bool) -> WorkerStatus:
+        """Return its line of a status."""
+        state = "computing" if is_busy and self.state is MemberState.READY else self.state.value
+        return WorkerStatus(
+            rank=self.rank,
+            host=self.join.host,
+            pid=self.join.pid,
+            state=state,
+            samples=self.samples,
+            compute_s=self.compute_s,
+        )
+
+
+@dataclass
+class Membership:
+    """The members by peer; ranks are given in the order of joining, and never again."""
+
+    members: dict[bytes, Member] = field(default_factory=dict)
+    #: When each is probed next.
+    probes: TimerQueue[bytes] = field(default_factory=TimerQueue)
+    next_rank: int = 0
+    #: Most members that were prepared at one time, including those on standby.
+    most_prepared: int = 0
+    #: Of all that were ever prepared, whether they shared memory.
+    sharing: set[bool] = field(default_factory=set)
+    #: Why one of them did not, if memory was offered.
+    obstacle: str = ""
+    #: Seconds of computing whose gradients were accepted, of all members that ever were.
+    compute_s: float = 0.0
+    #: The same of the step at hand, by rank.
+    step_compute_s: dict[int, float] = field(default_factory=dict)
+    #: How many members are in each state: to count them again at each message would be quadratic.
+    _counts: Counter[MemberState] = field(default_factory=Counter)
+    #: How many are on each machine, and how many of them may use each of its cores.
+    _on_machine: Counter[str] = field(default_factory=Counter)
+    _cores: dict[str, Counter[int]] = field(default_factory=dict)
+    #: Members on machines that have a core for each of theirs.
+    _uncrowded: int = 0
+
+    def admit(self, peer: bytes, join: Join, now: float) -> Member:
+        """Give a peer the next rank."""
+        member = Member(peer, self.next_rank, join)
+        self.next_rank += 1
+        self.members[peer] = member
+        self.probes.set(peer, now + PROBE_S)
+        self._counts[member.state] += 1
+        self._move(member, 1)
+        return member
+
+    def remove(self, peer: bytes) -> Member | None:
+        """Take a member out; return it, if it was there."""
+        member = self.members.pop(peer, None)
+        if member is not None:
+            self.probes.drop(peer)
+            self._counts[member.state] -= 1
+            self._move(member, -1)
+        return member
+
+    def _move(self, member: Member, change: int) -> None:
+        """Count a member that comes to its machine, or leaves it."""
+        machine = member.join.machine
+        cores = self._cores.setdefault(machine, Counter())
+        self._uncrowded -= 0 if self.is_crowded(member) else self._on_machine[machine]
+        self._on_machine[machine] += change
+        for core in member.join.cores:
+            cores[core] += change
+            if not cores[core]:
+                del cores[core]
+        self._uncrowded += 0 if self.is_crowded(member) else self._on_machine[machine]
+
+    def is_crowded(self, member: Member) -> bool:
+        """Tell whether the members on a machine may use fewer cores than they are, or nobody knows how many."""
+        machine = member.join.machine
+        return self._on_machine[machine] > len(self._cores[machine])
+
+    def has_spare_cores(self) -> bool:
+        """Tell whether there are members whose machine is not crowded: at least two, to help one another."""
+        return self._uncrowded > 1
+
+    def set_state(self, member: Member, state: MemberState) -> None:
+        """Change a member's state."""
+        self._counts[member.state] -= 1
+        self._counts[state] += 1
+        member.state = state
+
+    def count(self, state: MemberState) -> int:
+        """Return how many members are in a state."""
+        return self._counts[state]
+
+    def count_prepared(self) -> int:
+        """Return how many members have the model and the data."""
+        return len(self.members) - self.count(MemberState.PREPARING)
+
+    def by_rank(self, rank: int) -> Member | None:
+        """Return the member of that rank, if it is still there."""
+        return next((member for member in self.members.values() if member.rank == rank), None)
+
+    def by_incarnation(self, incarnation: str) -> Member | None:
+        """Return the member with that incarnation, if there is one."""
+        return next((member for member in self.members.values() if member.join.incarnation == incarnation), None)
+
+    def ready(self) -> list[Member]:
+        """Return the members that may be given work, by rank."""
+        return [member for member in self.members.values() if member.state is MemberState.READY]
+
+    # Signs of life
+
+    def on_message(self, peer: bytes, now: float) -> Member | None:
+        """Record that a peer said something; return the member that it is, if it is one."""
+        member = self.members.get(peer)
+        if member is not None:
+            member.probe_interval_s = PROBE_S
+            self.probes.set(peer, now + PROBE_S)
+        return member
+
+    def to_probe(self, now: float) -> list[Member]:
+        """Return the members to be probed now, and record it.
+
+        The wait doubles each time: what a worker that computes for minutes does not read must not fill its queue, and
+        the end of one is still noticed within twice the time of its silence.
+        """
+        due = [self.members[peer] for peer in self.probes.due(now)]
+        for member in due:
+            member.probe_interval_s *= 2
+            self.probes.set(member.peer, now + member.probe_interval_s)
+        return sorted(due, key=lambda member: member.rank)
+
+    def next_probe(self) -> float | None:
+        """Return when the next member is to be probed."""
+        return self.probes.soonest()
+
+    # Work
+
+    def activate(self, member: Member, capacity: int) -> bool:
+        """Make a prepared member ready, or put it on standby if `capacity` members are; return whether it is ready."""
+        is_active = self.count(MemberState.READY) < capacity
+        self.set_state(member, MemberState.READY if is_active else MemberState.STANDBY)
+        self.most_prepared = max(self.most_prepared, self.count_prepared())
+        return is_active
+
+    def activate_standby(self, capacity: int) -> list[Member]:
+        """Make members on standby ready, as far as the capacity goes; return them."""
+        free = capacity - self.count(MemberState.READY)
+        if free <= 0 or not self.count(MemberState.STANDBY):
+            return []
+        waiting = [member for member in self.members.values() if member.state is MemberState.STANDBY]
+        for member in waiting[:free]:
+            self.set_state(member, MemberState.READY)
+        return waiting[:free]
+
+    def credit(self, member: Member, samples: int, compute_s: float) -> None:
+        """Record gradients that were accepted from a member."""
+        member.samples += samples
+        member.compute_s += compute_s
+        self.compute_s += compute_s
+        self.step_compute_s[member.rank] = self.step_compute_s.get(member.rank, 0.0) + compute_s
+
+    def credit_audit(self, member: Member, compute_s: float) -> None:
+        """Record computing for which the step waited, but of which no gradient is used."""
+        self.step_compute_s[member.rank] = self.step_compute_s.get(member.rank, 0.0) + compute_s
+
+    def end_step(self) -> tuple[float, float]:
+        """Return the seconds of computing for the step, the mean over ready workers and the most; then reset them."""
+        seconds = self.step_compute_s.values()
+        workers = max(self.count(MemberState.READY), len(seconds), 1)
+        computed = sum(seconds) / workers, max(seconds, default=0.0)
+        self.step_compute_s.clear()
+        return computed
+
+    def validate(self, capacity: int) -> None:
+        """Raise AssertionError if the state contradicts itself: for tests, after each event."""
+        ranks = [member.rank for member in self.members.values()]
+        assert ranks == sorted(set(ranks)), "ranks are not in the order of joining"
+        assert all(rank < self.next_rank for rank in ranks)
+        assert all(peer == member.peer for peer, member in self.members.items())
+        assert len({member.join.incarnation for member in self.members.values()}) == len(ranks), "twins"
+        states = [member.state for member in self.members.values()]
+        assert len(self.ready()) <= capacity, "more workers are ready than can have work"
+        assert MemberState.STANDBY not in states or len(self.ready()) == capacity, "one is on standby without need"
+        assert +self._counts == Counter(states), "members are counted wrongly"
+        assert self.count_prepared() <= self.most_prepared
+        assert self.probes.times.keys() == self.members.keys(), "members and those that are probed differ"

@@ -1,0 +1,144 @@
+"""How workers join a run and get work, and why some are refused. Pure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from lockstep.common.errors import RefusalKind
+from lockstep.common.protocol.fingerprint import Fingerprint
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Refused, Standby, Welcome, shortened
+from lockstep.common.protocol.shard_messages import ShardJoin
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.ps.coordinator import events
+from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
+from lockstep.ps.coordinator.membership import Member, Membership, MemberState
+from lockstep.ps.records.ledger import Account, WorkerIn
+from lockstep.ps.run.info import RunInfo
+
+#: Fields of a fingerprint that are the same wherever the same versions are installed. Other versions may compute alike,
+#: and are refused since nobody knows it.
+VERSIONS = ("lockstep", "code", "numpy", "blas")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a worker or a shard may not join."""
+
+    kind: RefusalKind
+    reason: str
+    #: The numerics with which it might.
+    numerics: Numerics | None = None
+
+    def message(self) -> Refused:
+        """Return what the worker or shard is told."""
+        return Refused(reason=shortened(self.reason), kind=self.kind, numerics=self.numerics)
+
+
+def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics: bool) -> Refusal | None:
+    """Return why to refuse a worker or a shard of another version or with other numerics, None if it has ours."""
+    who = "worker" if isinstance(join, Join) else "shard"
+    if join.protocol != PROTOCOL_VERSION:
+        return Refusal(
+            RefusalKind.VERSION,
+            f"the {who} speaks protocol {join.protocol}, the server {PROTOCOL_VERSION}: "
+            "install the same version of lockstep on both",
+        )
+    # Who computes the job's model is known after the welcome only: a worker compares it with what that says.
+    theirs = msgspec.structs.replace(join.fingerprint, engine=ours.engine, evidence=ours.evidence)
+    differences = ours.differences(theirs)
+    if not differences or allows_mixed_numerics:
+        return None
+    is_version = any(name in VERSIONS for name, _, _ in differences)
+    if join.fingerprint.mode != ours.mode and not is_version:
+        # The rest follows from it.
+        return Refusal(
+            RefusalKind.NUMERICS,
+            f"host {join.host!r} computes with {join.fingerprint.mode} numerics, and this run with {ours.mode} ones: "
+            f"start the {who} without --numerics, or with --numerics {ours.mode}",
+            ours.mode,
+        )
+    named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
+    advice = "" if ours.mode == "portable" else " or a job with --numerics portable,"
+    return Refusal(
+        RefusalKind.VERSION if is_version else RefusalKind.NUMERICS,
+        f"the numerics of host {join.host!r} differ from the server's, and so would its bits: {named}: "
+        f"use equal machines and versions,{advice} or start the server with --allow-mixed-numerics and give up equal "
+        "bits",
+    )
+
+
+def _refusal(event: events.WorkerJoined, membership: Membership, info: RunInfo) -> Refusal | None:
+    join = event.join
+    if join.run not in ("", info.run):
+        reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
+        return Refusal(RefusalKind.OTHER_RUN, reason)
+    twin = membership.by_incarnation(join.incarnation)
+    # One that has said nothing since may have dialled again, before its welcome came: see `admit`.
+    if twin is not None and twin.peer != event.peer and twin.state is not MemberState.PREPARING:
+        reason = f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
+        return Refusal(RefusalKind.DUPLICATE, reason)
+    return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
+
+
+def refuse(event: events.WorkerJoined, membership: Membership, info: RunInfo) -> list[Effect]:
+    """Return what refuses a worker; nothing if it may join."""
+    why = _refusal(event, membership, info)
+    if why is None:
+        return []
+    return [Send(peer=event.peer, message=why.message()), ReportRefusal(text=f"refused a worker: {why.reason}")]
+
+
+def admit(
+    event: events.WorkerJoined, membership: Membership, account: Account, welcome: Callable[[int], Welcome], now: float
+) -> list[Effect]:
+    """Give a worker a rank, and drop its previous connection: the welcome may have been lost with that.
+
+    `welcome` makes the welcome of a rank.
+    """
+    effects: list[Effect] = []
+    if (twin := membership.by_incarnation(event.join.incarnation)) is not None:
+        membership.remove(twin.peer)
+        effects += [
+            Report(text=f"{twin.named()} left: it connected again"),
+            ForgetWorker(peer=twin.peer, rank=twin.rank),
+        ]
+    member = membership.admit(event.peer, event.join, now)
+    account.add(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
+    send = Send(peer=event.peer, message=welcome(member.rank))
+    return [*effects, send, Report(text=f"{member.named()} joined")]
+
+
+def prepared(member: Member, event: events.WorkerPrepared, membership: Membership, info: RunInfo) -> list[Effect]:
+    """Activate a member that has the model and the data, or refuse it if it has to share memory and does not."""
+    if info.needs_memory and not event.shares:
+        membership.remove(member.peer)
+        reason = f"it does not share the server's memory: {event.obstacle}"
+        refused = Send(peer=member.peer, message=Refused(reason=shortened(reason), kind=RefusalKind.MEMORY))
+        report = Report(text=f"refused {member.named()}: {reason}")
+        return [refused, report, ForgetWorker(peer=member.peer, rank=member.rank)]
+    member.shares = event.shares
+    membership.sharing.add(event.shares)
+    membership.obstacle = membership.obstacle or event.obstacle
+    effects = activate(member, membership, info)
+    if event.obstacle:
+        effects.insert(
+            0, Report(text=f"{member.named()} exchanges gradients and weights through its socket: {event.obstacle}")
+        )
+    return effects
+
+
+def activate(member: Member, membership: Membership, info: RunInfo) -> list[Effect]:
+    """Let a member have work, or put it on standby if all work has its workers."""
+    capacity = info.job.micro_batches
+    if membership.activate(member, capacity):
+        return []
+    reason = f"{capacity} micro-batches keep {capacity} workers busy: waiting to replace one that leaves"
+    standby = Standby(reason=reason)
+    return [Send(peer=member.peer, message=standby), Report(text=f"{member.named()} is on standby: {reason}")]
+
+
+def activate_standby(membership: Membership, info: RunInfo) -> list[Effect]:
+    """Let members on standby replace those that left."""
+    activated = membership.activate_standby(info.job.micro_batches)
+    return [Report(text=f"{member.named()} is no longer on standby") for member in activated]

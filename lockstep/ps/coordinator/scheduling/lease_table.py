@@ -1,0 +1,282 @@
+"""The leases of one round: which micro-batches are free, who holds which until when, which are done. Pure.
+
+Several workers may hold a micro-batch at the same time: the first answer counts, and ends the leases of the others. An
+evaluation's chunks are leased in the same way, and are called micro-batches here too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from lockstep.common.aggregation.tree import Node, is_node, largest_node_at
+from lockstep.ps.coordinator.timer_queue import TimerQueue
+
+#: The states of a micro-batch. Bytes, since a round may have thousands of them, and `bytearray` searches in C.
+FREE, HELD, DONE = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """A node leased to the worker `rank` until `deadline`, in seconds of the coordinator's clock."""
+
+    node: Node
+    rank: int
+    deadline: float
+    #: From 1 in the order of granting.
+    number: int = 0
+    #: When it was granted.
+    began: float = 0.0
+
+
+@dataclass
+class LeaseTable:
+    """Who computes the micro-batches `[0, total)` of a round."""
+
+    total: int
+    #: By rank, what a worker holds, in the order it was leased: none is empty, and no two of its leases overlap.
+    held: dict[int, list[HeldLease]] = field(default_factory=dict)
+    #: Leases granted so far.
+    count: int = 0
+    #: All leases ever granted, with their ranks: results of any other micro-batches were not asked for.
+    granted: set[tuple[int, Node]] = field(default_factory=set)
+    #: By micro-batch, the ranks on which it raised, in order.
+    failed_on: dict[int, list[int]] = field(default_factory=dict)
+    #: Micro-batches that are leased, and accepted, by themselves only.
+    single: frozenset[int] = frozenset()
+    #: By micro-batch, a rank that never gets it.
+    excluded: dict[int, int] = field(default_factory=dict)
+    #: For each micro-batch, `HELD` if a lease in `held` has it, `DONE` if its sum was accepted, else `FREE`.
+    _states: bytearray = field(init=False)
+    #: For each micro-batch that is held, the ranks that hold it, the first one first.
+    _holders: list[tuple[int, ...]] = field(init=False)
+    #: By rank, when the first of its leases expires.
+    _deadlines: TimerQueue[int] = field(default_factory=TimerQueue)
+    #: Numbers of micro-batches that are free, and that are not done.
+    _free: int = field(init=False)
+    _open: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._states, self._holders = bytearray(self.total), [()] * self.total
+        self._free = self._open = self.total
+
+    @classmethod
+    def for_audit(cls, total: int, excluded: dict[int, int], count: int = 0) -> "LeaseTable":
+        """Return a table of the micro-batches in `excluded` alone, none of which goes to the rank given there.
+
+        Leases are numbered on from the `count` of those before.
+        """
+        table = cls(total, single=frozenset(excluded), excluded=excluded, count=count)
+        for micro_batch in set(range(total)) - table.single:
+            table.skip(micro_batch)
+        return table
+
+    def free(self) -> int:
+        """Return the number of micro-batches that are neither done nor held."""
+        return self._free
+
+    def is_complete(self) -> bool:
+        """Tell whether all micro-batches are done."""
+        return self._open == 0
+
+    def lease(self, rank: int, most: int, deadline: float, now: float = 0.0, *, is_alone: bool) -> HeldLease | None:
+        """Lease the first free node of at most `most` micro-batches to `rank`; None if there is none for it.
+
+        A worker on which a micro-batch has failed gets that one again only if it `is_alone`.
+        """
+        start = self._states.find(FREE)
+        while start >= 0 and not self._is_free_for(rank, start, is_alone):
+            start = self._states.find(FREE, start + 1)
+        if start < 0:
+            return None
+        end = self._end_of_free(rank, start, most, is_alone)
+        node = largest_node_at(start, end, self.total, most)
+        self._set_state(node, HELD)
+        self._holders[node.lo : node.hi] = [(rank,)] * len(node)
+        return self._grant(rank, node, deadline, now)
+
+    def _end_of_free(self, rank: int, start: int, most: int, is_alone: bool) -> int:
+        """Return the end of what may be leased together from `start` on, at most so many micro-batches."""
+        if start in self.single:
+            return start + 1
+        states = self._states[start : start + most]
+        stop = start + len(states) - len(states.lstrip(bytes([FREE])))
+        if not self.single and not self.is_restricted():
+            return stop
+        end = start + 1
+        while end < stop and end not in self.single and self._is_free_for(rank, end, is_alone):
+            end += 1
+        return end
+
+    def may_copy(self, rank: int, node: Node) -> bool:
+        """Tell whether a worker may be leased a node that others hold all of, and on which nothing has failed."""
+        return all(
+            self._states[one] == HELD
+            and rank not in self._holders[one]
+            and self.excluded.get(one) != rank
+            and one not in self.failed_on
+            for one in range(node.lo, node.hi)
+        )
+
+    def copy(self, rank: int, node: Node, deadline: float, now: float) -> HeldLease:
+        """Lease a node to `rank` as well that `may_copy` allows."""
+        for one in range(node.lo, node.hi):
+            self._holders[one] += (rank,)
+        return self._grant(rank, node, deadline, now)
+
+    def _grant(self, rank: int, node: Node, deadline: float, now: float) -> HeldLease:
+        self.count += 1
+        self.granted.add((rank, node))
+        lease = HeldLease(node, rank, deadline, self.count, now)
+        self._set_held(rank, [*self.held_by(rank), lease])
+        return lease
+
+    def _set_held(self, rank: int, leases: list[HeldLease]) -> None:
+        """Replace all that a worker holds."""
+        if leases:
+            self.held[rank] = leases
+            self._deadlines.set(rank, min(lease.deadline for lease in leases))
+        else:
+            self.held.pop(rank, None)
+            self._deadlines.drop(rank)
+
+    def _is_free_for(self, rank: int, micro_batch: int, is_alone: bool) -> bool:
+        if self._states[micro_batch] != FREE or self.excluded.get(micro_batch) == rank:
+            return False
+        return is_alone or rank not in self.failed_on.get(micro_batch, ())
+
+    def unassignable(self, ranks: Sequence[int]) -> list[int]:
+        """Return the free micro-batches that none of `ranks` may be given."""
+        free = [micro_batch for micro_batch in range(self.total) if self._states[micro_batch] == FREE]
+        is_alone = len(ranks) == 1
+        return [one for one in free if not any(self._is_free_for(rank, one, is_alone) for rank in ranks)]
+
+    def skip(self, micro_batch: int) -> None:
+        """Mark a free micro-batch as done although nobody computes it."""
+        self._set_state(Node(micro_batch, micro_batch + 1), DONE)
+
+    def _set_state(self, node: Node, state: int) -> None:
+        """Change the state of micro-batches none of which is done: that is for good."""
+        self._free += (len(node) if state == FREE else 0) - self._states[node.lo : node.hi].count(FREE)
+        self._open -= len(node) if state == DONE else 0
+        self._states[node.lo : node.hi] = bytes([state]) * len(node)
+
+    def held_by(self, rank: int) -> list[HeldLease]:
+        """Return a worker's leases."""
+        return self.held.get(rank, [])
+
+    def was_granted(self, rank: int, node: Node) -> bool:
+        """Tell whether a worker was ever leased these micro-batches, perhaps among others."""
+        if (rank, node) in self.granted:
+            return True
+        return any(who == rank and one.lo <= node.lo and node.hi <= one.hi for who, one in self.granted)
+
+    def may_accept(self, node: Node) -> bool:
+        """Tell whether this is a node of the tree none of whose micro-batches is done."""
+        if not is_node(node.lo, node.hi, self.total) or DONE in self._states[node.lo : node.hi]:
+            return False
+        return len(node) == 1 or self.single.isdisjoint(range(node.lo, node.hi))
+
+    def accept(self, node: Node) -> list[HeldLease] | None:
+        """Mark a node as done; return the leases that end with it, which are all that overlap it.
+
+        What they would bring would be refused. None, with nothing changed, if it is not a node or part of it is done.
+        """
+        if not self.may_accept(node):
+            return None
+        ended = [lease for rank in self.holders(node) for lease in self._end_leases(rank, node)]
+        self._set_state(node, DONE)
+        return ended
+
+    def holders(self, node: Node) -> list[int]:
+        """Return who holds part of a node. To ask each worker would be quadratic in them, over a round."""
+        held = (rank for one in range(node.lo, node.hi) if self._states[one] == HELD for rank in self._holders[one])
+        return list(dict.fromkeys(held))
+
+    def release(self, rank: int) -> list[Node]:
+        """Let the leases of a worker end, and return their nodes; what nobody else holds is free again."""
+        return [lease.node for lease in self._end_leases(rank, Node(0, self.total))]
+
+    def is_held(self, lease: HeldLease) -> bool:
+        """Tell whether a lease has not ended."""
+        return any(held.number == lease.number for held in self.held_by(lease.rank))
+
+    def is_restricted(self) -> bool:
+        """Tell whether not every worker may be given every micro-batch."""
+        return bool(self.failed_on or self.excluded)
+
+    def extend(self, rank: int, deadline: float) -> None:
+        """Let what a worker holds expire at `deadline`: it has shown progress, and works through its leases in turn."""
+        if rank in self.held:
+            self._set_held(rank, [replace(lease, deadline=deadline) for lease in self.held[rank]])
+
+    def postpone(self, by_s: float) -> None:
+        """Let all leases expire later."""
+        for rank, leases in list(self.held.items()):
+            self._set_held(rank, [replace(lease, deadline=lease.deadline + by_s) for lease in leases])
+
+    def record_failure(self, node: Node, rank: int) -> bool | None:
+        """Record that computing a node raised on `rank`; return whether a micro-batch has now raised twice.
+
+        None, with nothing changed, if `rank` does not hold just this node: others are on it, or have done it.
+        """
+        if all(lease.node != node for lease in self.held_by(rank)):
+            return None
+        self._end_leases(rank, node)
+        for micro_batch in range(node.lo, node.hi):
+            self.failed_on.setdefault(micro_batch, []).append(rank)
+        return any(len(self.failed_on[micro_batch]) >= 2 for micro_batch in range(node.lo, node.hi))
+
+    def _end_leases(self, rank: int, node: Node) -> list[HeldLease]:
+        """End a worker's leases that overlap `node`, and return them."""
+        leases = self.held_by(rank)
+        ended = [lease for lease in leases if overlap(lease.node, node)]
+        if ended:
+            for lease in ended:
+                self._drop_holder(rank, lease.node)
+            self._set_held(rank, [lease for lease in leases if not overlap(lease.node, node)])
+        return ended
+
+    def _drop_holder(self, rank: int, node: Node) -> None:
+        """Make free again what of a node nobody but `rank` holds."""
+        if self._holders[node.lo : node.hi] == [(rank,)] * len(node):
+            self._set_state(node, FREE)
+            return
+        for one in range(node.lo, node.hi):
+            self._holders[one] = tuple(holder for holder in self._holders[one] if holder != rank)
+            if not self._holders[one]:
+                self._set_state(Node(one, one + 1), FREE)
+
+    def expired(self, now: float) -> list[int]:
+        """Return the ranks that hold a lease whose deadline has passed."""
+        return self._deadlines.due(now)
+
+    def next_deadline(self) -> float | None:
+        """Return when the next lease expires."""
+        return self._deadlines.soonest()
+
+    def validate(self) -> None:
+        """Raise AssertionError if the table contradicts itself: for tests, after each event."""
+        expected = bytearray(state if state == DONE else FREE for state in self._states)
+        holders: list[set[int]] = [set() for _ in range(self.total)]
+        for rank, leases in self.held.items():
+            assert leases, f"rank {rank} holds an empty list"
+            for lease in leases:
+                assert lease.rank == rank
+                assert is_node(lease.node.lo, lease.node.hi, self.total), lease
+                for one in range(lease.node.lo, lease.node.hi):
+                    assert expected[one] != DONE, f"{lease} is done"
+                    assert rank not in holders[one], f"rank {rank} holds micro-batch {one} twice"
+                    expected[one] = HELD
+                    holders[one].add(rank)
+        assert self._states == expected, "a micro-batch is marked as held that no lease has"
+        listed = [self._holders[one] if expected[one] == HELD else () for one in range(self.total)]
+        assert [sorted(one) for one in listed] == [sorted(one) for one in holders], (
+            "holders are not those of the leases"
+        )
+        first = {rank: min(lease.deadline for lease in leases) for rank, leases in self.held.items()}
+        assert self._deadlines.times == first, "a lease expires at another time than is recorded"
+        assert (self._free, self._open) == (expected.count(FREE), self.total - expected.count(DONE))
+
+
+def overlap(one: Node, other: Node) -> bool:
+    """Tell whether two nodes share a micro-batch."""
+    return one.lo < other.hi and other.lo < one.hi

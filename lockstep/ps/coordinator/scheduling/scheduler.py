@@ -1,0 +1,325 @@
+"""Who gets which micro-batches: as many as it is known to compute until all are done, and what others are late with.
+
+Pure. What is decided here never changes the result: the sums are added over one fixed tree.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+
+from lockstep.common.aggregation.tree import Node, largest_node_at
+from lockstep.common.protocol.messages import Lease, Withdrawal
+from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
+from lockstep.ps.coordinator.membership import Member, Membership, MemberState, Trial
+from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
+from lockstep.ps.coordinator.scheduling.finishing_time import finishing_time_s, whole
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease
+from lockstep.ps.coordinator.scheduling.round_state import RoundState
+from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts
+from lockstep.ps.coordinator.scheduling.withdrawals import LeaseKey, Withdrawals, WithdrawnLease
+
+#: A second copy is worth it if it will be there sooner by this part of the time that it takes.
+COPY_MARGIN = 0.25
+
+
+@dataclass
+class Scheduler:
+    """What is known of the workers from round to round, by which the micro-batches of each are leased."""
+
+    timeouts: LeaseTimeouts
+    withdrawals: Withdrawals = field(default_factory=Withdrawals)
+    #: Whether any worker may be leased what others have.
+    _has_copies: bool = False
+
+    def assign(
+        self, state: RoundState, membership: Membership, now: float, members: Sequence[Member] | None = None
+    ) -> list[Effect]:
+        """Lease what is free, and second copies of what is late, to some of the ready members or to all."""
+        self._has_copies = membership.has_spare_cores()
+        effects: list[Effect] = []
+        if state.leases.free():
+            effects = self._share_out(state, membership, now, members)
+        if self._has_copies:
+            self._find_delayed(state, now)
+            is_anybody_idle = len(state.leases.held) < membership.count(MemberState.READY)
+            effects += self._copy_late(state, membership, now, members) if is_anybody_idle else []
+        return effects
+
+    def deadline(self, state: RoundState) -> float | None:
+        """Return when something may be leased to others, or to others as well, since its worker is late."""
+        delay = state.expected.next_delay(state.leases) if self._has_copies else None
+        if not state.leases.free() or state.end is None:
+            return delay
+        return state.end if delay is None else min(state.end, delay)
+
+    def _available(self, state: RoundState, members: Iterable[Member], now: float) -> list[Member]:
+        """Return those of some ready members that do not seem to stand still."""
+        return [member for member in members if not self._stands_still(state, member.rank, now)]
+
+    def _stands_still(self, state: RoundState, rank: int, now: float) -> bool:
+        if self.withdrawals.stands_still(rank, now):
+            return True
+        held = state.leases.held_by(rank)
+        if not held or not self.timeouts.is_known(state.round.work):
+            return False
+        return now >= self._expected_end(state, held[0], now) + self._slack_s(state, held[0])
+
+    def withdraw(self, state: RoundState, lease: HeldLease, now: float) -> Withdrawal:
+        """Take back a lease that another worker was faster with; return the message that says so.
+
+        Its worker stops within a micro-batch, unless it is so late already that it seems to stand still.
+        """
+        work, step = state.round.work, state.round.step
+        began, due = self.timeouts.since(lease.rank, now), now
+        if self.timeouts.is_known(work):
+            each_s = self.timeouts.expected_s(lease.rank, work)
+            is_late = now > began + len(lease.node) * each_s + self._slack_s(state, lease)
+            due = now if is_late else now + 2 * each_s
+        self.withdrawals.add(work, step, WithdrawnLease(lease, began, due, state.began))
+        return Withdrawal(work=work, step=step, number=lease.number)
+
+    def past(self, member: Member, key: LeaseKey, computed: int | None, now: float) -> WithdrawnLease | None:
+        """Record that a worker is past a lease after so many of its micro-batches, None for all of them.
+
+        None if it was not withdrawn.
+        """
+        withdrawn = self.withdrawals.answer(member.rank, key)
+        if withdrawn is None:
+            return None
+        done = len(withdrawn.lease.node) if computed is None else min(computed, len(withdrawn.lease.node))
+        if done:
+            each_s = max(0.0, now - withdrawn.began) / done
+            self.timeouts.add(member.rank, key[0], each_s, is_trial=member.trial is not None)
+        # What it was given meanwhile it begins now.
+        self.timeouts.begin(member.rank, now)
+        return withdrawn
+
+    def await_stretch(self, rank: int, number: int, now: float, *, is_late: bool) -> None:
+        """Expect a worker to answer that it makes nothing more of a stretch; one that was late seems to stand still."""
+        each_s = self.timeouts.expected_s(rank, "train")
+        lease = HeldLease(Node(0, 1), rank, now + self.timeouts.timeout_s(rank, "train", 1), -number, now)
+        self.timeouts.begin(rank, now)
+        due = now if is_late else now + 2 * each_s
+        self.withdrawals.add("train", 0, WithdrawnLease(lease, now, due, now))
+
+    def end_stretch(self, rank: int, number: int, now: float) -> bool:
+        """Record that a worker has answered that; return whether it was expected to."""
+        is_expected = self.withdrawals.answer(rank, ("train", 0, -number)) is not None
+        if is_expected:
+            self.timeouts.begin(rank, now)
+        return is_expected
+
+    # What is free
+
+    def _share_out(
+        self, state: RoundState, membership: Membership, now: float, given: Sequence[Member] | None
+    ) -> list[Effect]:
+        """Share out what is free, as much as each worker can compute until all is done."""
+        ready, leases = membership.count(MemberState.READY), state.leases
+        if ready == 1 or leases.is_restricted() or not self.timeouts.is_known(state.round.work):
+            state.end = None
+            members = self._available(state, membership.ready() if given is None else given, now)
+            return self._share_blindly(state, members, ready, now)
+        # Who has nothing to wait for does not wait for the end of a plan in which the last ones are late.
+        is_on_time = state.end is not None and now < state.end and leases.held
+        if given is not None and is_on_time:
+            given = self._available(state, given, now)
+            return self._share_until(state, [(one, self._room(state, one.rank, now)) for one in given], ready, now)
+        members = self._available(state, membership.ready(), now)
+        if not members:
+            state.end = None
+            return []
+        return self._share_until(state, self._plan(state, members, now), ready, now)
+
+    def _share_blindly(self, state: RoundState, members: Sequence[Member], ready: int, now: float) -> list[Effect]:
+        """Share out where no times are known: the first leases are large, and the last ones small.
+
+        Guided self-scheduling (Polychronopoulos and Kuck, 1987): half a fair share of what is left.
+        """
+        effects: list[Effect] = []
+        is_alone, leases = ready == 1, state.leases
+        for held in range(WINDOW):
+            for member in members:
+                if leases.free() and state.count_slots(member.rank) <= held:
+                    most = leases.total if is_alone else -(-leases.free() // (WINDOW * ready))
+                    effects += self._lease(state, member, most, ready, now)
+        return effects
+
+    def _plan(self, state: RoundState, members: Sequence[Member], now: float) -> list[tuple[Member, int]]:
+        """Find out when all can be done, and how much each member can do until then.
+
+        Those that are too slow for any get one micro-batch if they are tried.
+        """
+        free, total = state.leases.free(), state.leases.total
+        speeds = [self._speed(state, member.rank, now) for member in members]
+        takes_s = finishing_time_s(free, speeds)
+        rooms = [whole(takes_s - busy_s, each_s) for busy_s, each_s in speeds]
+        # If others may be back at any moment, there is to be something that they can take over.
+        state.most = total if len(members) > 1 else -(-total // 2)
+        tried: list[Member] = []
+        if free == total:
+            tried = [one for one, room in zip(members, rooms, strict=True) if self._is_tried(one, is_too_slow=not room)]
+        if tried:
+            speeds = [speed for speed, room in zip(speeds, rooms, strict=True) if room]
+            members = [member for member, room in zip(members, rooms, strict=True) if room]
+            takes_s = finishing_time_s(max(0, free - len(tried)), speeds)
+            rooms = [whole(takes_s - busy_s, each_s) for busy_s, each_s in speeds]
+        state.end = now + takes_s
+        return [*zip(members, rooms, strict=True), *((member, 1) for member in tried)]
+
+    def _is_tried(self, member: Member, *, is_too_slow: bool) -> bool:
+        """Tell whether a worker that is too slow for a round is to show in it whether it still is."""
+        if not is_too_slow:
+            member.trial = None
+            return False
+        member.trial = member.trial or Trial()
+        return member.trial.begins(is_free=self._has_copies)
+
+    def _speed(self, state: RoundState, rank: int, now: float) -> tuple[float, float]:
+        """Return the seconds until a worker has done what it holds, and those of another micro-batch."""
+        each_s = self.timeouts.expected_s(rank, state.round.work)
+        leases = state.leases.held_by(rank)
+        if leases:
+            held = sum(len(lease.node) for lease in leases)
+            return self.timeouts.remaining_s(rank, state.round.work, held, now), each_s
+        return self._stopping_s(rank, each_s, now), each_s
+
+    def _stopping_s(self, rank: int, each_s: float, now: float) -> float:
+        """Return the seconds until a worker has stopped computing what was withdrawn: at the next micro-batch."""
+        began = self.withdrawals.began(rank) if self.withdrawals.open else None
+        return 0.0 if began is None else each_s - max(0.0, now - began) % each_s
+
+    def _share_until(
+        self, state: RoundState, rooms: Iterable[tuple[Member, int]], ready: int, now: float
+    ) -> list[Effect]:
+        """Lease to each member so many micro-batches, as far as it may hold as many leases."""
+        effects: list[Effect] = []
+        # The largest lease first, whosever it is: then each begins where a node as large does.
+        waiting = [(-room.bit_length(), member.rank, room, member) for member, room in rooms if room]
+        heapify(waiting)
+        while waiting and (free := state.leases.free()):
+            _, rank, room, member = heappop(waiting)
+            if state.count_slots(rank) == WINDOW:
+                continue
+            effects += self._lease(state, member, min(room, state.most), ready, now)
+            room -= free - state.leases.free()
+            if room:
+                heappush(waiting, (-room.bit_length(), rank, room, member))
+        return effects
+
+    def _room(self, state: RoundState, rank: int, now: float) -> int:
+        """Return how many more micro-batches a worker can do until the round's expected end."""
+        assert state.end is not None
+        busy_s, each_s = self._speed(state, rank, now)
+        return whole(state.end - now - busy_s, each_s)
+
+    # What others have
+
+    def _copy_late(
+        self, state: RoundState, membership: Membership, now: float, given: Sequence[Member] | None
+    ) -> list[Effect]:
+        """Lease second copies of what ends too late to members that have nothing to do.
+
+        Backup tasks (Dean and Ghemawat, MapReduce, OSDI 2004). Only where a machine has a core for each of its workers:
+        a copy would take it from the worker that it is to help.
+        """
+        effects: list[Effect] = []
+        for member in membership.ready() if given is None else given:
+            if self._may_help(state, membership, member):
+                effects += self._copy_delayed(state, membership, member, now) or self._copy_latest(state, member, now)
+        return effects
+
+    def _may_help(self, state: RoundState, membership: Membership, member: Member) -> bool:
+        is_idle = not state.count_slots(member.rank) and not self.withdrawals.has_any(member.rank)
+        return is_idle and member.state is MemberState.READY and not membership.is_crowded(member)
+
+    def _find_delayed(self, state: RoundState, now: float) -> None:
+        """Record which leases should have ended."""
+        while (lease := state.expected.pop_delayed(state.leases, now)) is not None:
+            due = self._expected_end(state, lease, now) + self._slack_s(state, lease)
+            if due > now:
+                state.expected.put_off(lease, due)
+            else:
+                state.expected.delayed.append((lease, lease.node))
+
+    def _expected_end(self, state: RoundState, lease: HeldLease, now: float) -> float:
+        """Return when a lease is expected to end, or should have ended."""
+        held = state.leases.held_by(lease.rank)
+        until = (
+            len(lease.node) if held[0] is lease else sum(len(one.node) for one in held if one.number <= lease.number)
+        )
+        began = self.timeouts.since(lease.rank, now)
+        return began + until * self.timeouts.expected_s(lease.rank, state.round.work)
+
+    def _slack_s(self, state: RoundState, lease: HeldLease) -> float:
+        return self.timeouts.slack_s(lease.rank, state.round.work, len(lease.node))
+
+    def _copy_delayed(self, state: RoundState, membership: Membership, member: Member, now: float) -> list[Effect]:
+        """Lease a part of what is delayed to an idle member: all that are idle share it."""
+        delayed, table = state.expected.delayed, state.leases
+        delayed[:] = [(lease, part) for lease, part in delayed if table.is_held(lease)]
+        for place, (lease, part) in enumerate(delayed):
+            if not table.may_copy(member.rank, part):
+                continue
+            idle = sum(self._may_help(state, membership, one) for one in membership.ready())
+            most = 1 if part.lo in table.single else -(-len(part) // idle)
+            node = largest_node_at(part.lo, part.hi, table.total, most)
+            delayed[place : place + 1] = [(lease, Node(node.hi, part.hi))] if node.hi < part.hi else []
+            return self._copy(state, member, node, now)
+        return []
+
+    def _copy_latest(self, state: RoundState, member: Member, now: float) -> list[Effect]:
+        """Lease the lease that ends last to an idle member as well, if that is quicker."""
+        found = state.expected.latest(state.leases)
+        if found is None:
+            return []
+        lease, end = found
+        each_s = self.timeouts.expected_s(member.rank, state.round.work)
+        is_sooner = now + (1.0 + COPY_MARGIN) * len(lease.node) * each_s < end
+        if not is_sooner or not state.leases.may_copy(member.rank, lease.node):
+            return []
+        state.expected.drop_latest()
+        return self._copy(state, member, lease.node, now)
+
+    # One lease
+
+    def _lease(self, state: RoundState, member: Member, most: int, ready: int, now: float) -> list[Effect]:
+        """Lease at most so many micro-batches that are free to a member."""
+        deadline = now + self._timeout_s(state, member.rank, most)
+        lease = state.leases.lease(member.rank, most, deadline, now, is_alone=ready == 1)
+        return [] if lease is None else self._send(state, member, lease, now)
+
+    def _copy(self, state: RoundState, member: Member, node: Node, now: float) -> list[Effect]:
+        deadline = now + self._timeout_s(state, member.rank, len(node))
+        return self._send(state, member, state.leases.copy(member.rank, node, deadline, now), now)
+
+    def _timeout_s(self, state: RoundState, rank: int, more: int) -> float:
+        """Return how many seconds a worker may take for what it holds and so many micro-batches more."""
+        held = sum(len(lease.node) for lease in state.leases.held_by(rank))
+        return self.timeouts.timeout_s(rank, state.round.work, held + more)
+
+    def _send(self, state: RoundState, member: Member, lease: HeldLease, now: float) -> list[Effect]:
+        """Send a lease, with the weights if its worker lacks them."""
+        work, step, rank, node = state.round.work, state.round.step, member.rank, lease.node
+        before = [held.node for held in state.leases.held_by(rank) if held.number != lease.number]
+        is_known = self.timeouts.is_known(work)
+        if not before:
+            is_stopping = is_known and self.withdrawals.has_any(rank)
+            stops_s = self._stopping_s(rank, self.timeouts.expected_s(rank, work), now) if is_stopping else 0.0
+            self.timeouts.begin(rank, now + stops_s)
+        if self._has_copies and is_known:
+            state.expected.add(lease, self._expected_end(state, lease, now), self._slack_s(state, lease))
+        slot = state.buffers.lend(rank, lease.number, node, before, state.pending.numbers(rank))
+        message = Lease(
+            work=work,
+            step=step,
+            lo=node.lo,
+            hi=node.hi,
+            number=lease.number,
+            slot=slot,
+            is_digested=node.lo in state.leases.single,
+        )
+        if member.shares or member.weights_step == step:
+            return [Send(peer=member.peer, message=message)]
+        member.weights_step = step
+        return [SendWeights(peer=member.peer, step=step), Send(peer=member.peer, message=message)]

@@ -1,0 +1,91 @@
+"""How a run is described to a person while it is under way. Pure."""
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.messages import HISTORY_LIMIT, NAME_LIMIT, OF_A_STEP, Status, WorkerStatus, shortened
+from lockstep.ps.coordinator.membership import Membership, MemberState
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.run.plan import Round
+from lockstep.ps.run.progress import Progress
+
+#: Seconds between two reminders of what the run waits for.
+REMINDER_S = 5.0
+
+
+def status_of(
+    info: RunInfo,
+    progress: Progress,
+    phase: RunPhase,
+    at: Round,
+    now: float,
+    workers: list[WorkerStatus],
+    failure: str = "",
+) -> Status:
+    """Return the status of a run at `now` seconds, in the round `at`."""
+    plan = info.plan
+    step, is_between = at.step, at.work not in OF_A_STEP or phase is RunPhase.FINISHED
+    score = progress.score(progress.epoch)
+    return Status(
+        run=one_line(info.run, NAME_LIMIT),
+        model=one_line(info.job.model_name(), NAME_LIMIT),
+        phase=phase.value,
+        epoch=plan.epoch_of(step - 1 if is_between else step),
+        epochs=plan.epochs,
+        step=step,
+        steps=plan.total_steps,
+        loss=progress.epoch.loss,
+        accuracy=score.accuracy,
+        r2=score.r2,
+        images_per_s=progress.images_per_s(),
+        elapsed_s=progress.elapsed(now),
+        eta_s=progress.eta_s(plan.samples(info.training_samples, info.job.global_batch)),
+        min_workers=info.min_workers,
+        workers=workers,
+        history=progress.history[-HISTORY_LIMIT:],
+        failure=shortened(failure),
+    )
+
+
+def with_rejections(status: Status, refused: int, broken: int) -> Status:
+    """Return a status that also counts connections that were not let in, and peers that broke the protocol."""
+    return msgspec.structs.replace(status, refused=refused, broken=broken)
+
+
+def late_text(who: str, what: str, held_s: float, median_s: float | None, takers: list[int]) -> str:
+    """Describe a worker that is late; `takers` are the ranks to which its micro-batches were leased again."""
+    usual = "" if median_s is None else f" (median {median_s:.2g} s per micro-batch)"
+    workers = f"worker{'s' * (len(takers) > 1)} {', '.join(map(str, takers))}"
+    again = f"leased again to {workers}" if takers else "to be leased again as soon as a worker is free"
+    return f"{who} has held {what} for {held_s:.1f} s{usual}: {again}"
+
+
+def waiting_text(phase: RunPhase, membership: Membership, info: RunInfo) -> str:
+    """Return which workers a run waits for, empty if it does not."""
+    if phase is RunPhase.AWAITING_SERVERS:
+        return ""  # the shard group says so
+    if phase is RunPhase.AWAITING_WORKERS:
+        return f"waiting for workers: {membership.count_prepared()} of {info.min_workers} are ready"
+    return "" if membership.count(MemberState.READY) else "waiting for a worker: none is left"
+
+
+@dataclass
+class Reminder:
+    """Due as soon as the run waits, and every few seconds for as long as it does."""
+
+    #: When to remind next; None while the run waits for nobody. It begins with waiting.
+    due: float | None = -math.inf
+
+    def is_due(self, now: float, *, is_waiting: bool) -> bool:
+        """Tell whether to remind now; if so, it is taken as done."""
+        if not is_waiting:
+            self.due = None
+            return False
+        if self.due is not None and now < self.due:
+            return False
+        self.due = now + REMINDER_S
+        return True

@@ -1,0 +1,387 @@
+"""Who updates which slice of the weights, when a slice is made again by whom, and when an update is complete. Pure.
+
+`handle(event, now)` returns what is to be done; `deadline()` says when `TimePassed` is due. No socket, clock or array.
+
+An update reads the weights and slots of the step before and writes others, so that any part of it can be made twice by
+anybody, with the same bits. What must never happen is that a worker which stood still in the middle of a slice wakes up
+steps later, and writes old values over weights in use. Three rules prevent it:
+
+1. A worker makes a slice only while it has the lock on its own file, which the system releases when its process ends,
+   however it ends. The server withdraws a slice by getting that lock, and keeps it until the worker has answered. So a
+   slice that was not begun never will be, and one whose worker is dead is made again in place.
+2. A worker that has the lock and is silent may write at any time. A connection that broke proves nothing: its process
+   may have been stopped. Its slice is made again only in memory into which it cannot write: the run moves on into new
+   files, which leases name, and leaves it alone with the old ones until it answers or is gone.
+3. Where there is no room for other memory, the update waits.
+
+Retiring one of several numbered buffers instead would save a copy of the weights in this rare case; it would cost a
+spare buffer in every run, and the books of which buffers are tainted by whom.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import pairwise
+from typing import assert_never
+
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.optim.clipping import BLOCK
+from lockstep.common.statemachine.transitions import (
+    IGNORED,
+    ILLEGAL,
+    TransitionTable,
+    check_reached,
+    table_of,
+    targets_in,
+)
+from lockstep.ps.parallel_update import events
+from lockstep.ps.parallel_update.effects import (
+    CompleteUpdate,
+    EndWithdrawal,
+    LeaseSlice,
+    MoveMemory,
+    ParallelUpdateEffect,
+    UpdateOwnPart,
+    WithdrawSlices,
+)
+from lockstep.ps.parallel_update.mode_choice import ModeChoice, UpdateMode
+
+#: Values below which updates are never leased. An update of 535,818 weights takes 0.56 ms alone, and leasing half of it
+#: saves 0.27 ms and costs 0.3 ms for messages on the two cores where this was measured; 25 million take 57 and 37 ms.
+LEAST_VALUES = 262_144
+
+#: By how much the server's own share of an update is changed at once, and the least and most that it may be.
+SHARE_STEP, SHARES = 1 / 64, (0.125, 0.875)
+
+#: The server waits for this part of the time of its own slice at most, or for so many seconds, in which an answer is
+#: heard; otherwise it takes a larger share.
+WAIT, LEAST_WAIT_S = 0.05, 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelUpdateConfig:
+    """What decides who helps."""
+
+    #: Most processes that make an update at the same time: as many as there are cores. With one, the server makes all.
+    cores: int = 1
+    least_values: int = LEAST_VALUES
+    #: Slices begin at multiples of it.
+    unit: int = BLOCK
+    #: Whether the fastest way is found out by measuring; otherwise all take turns.
+    is_measured: bool = True
+    #: Seconds until a slice is withdrawn once the server has nothing else to do, and between two attempts.
+    withdraw_s: float = 0.003
+    #: Seconds until memory is left to a worker that stands still in it: at least, and for each value. A process with a
+    #: core of its own takes two nanoseconds for a value.
+    patience_s: float = 0.25
+    patience_s_per_value: float = 5e-8
+
+
+class UpdatePhase(Enum):
+    """The phases of an update."""
+
+    #: There is no update to be made.
+    IDLE = "between two updates"
+    #: Parts of it are being made, here or by workers.
+    UPDATING = "updating"
+    #: A worker has stopped within its slice, and memory is being left to it.
+    MOVING = "moving"
+
+
+_IDLE, _UPDATING = frozenset({UpdatePhase.IDLE}), frozenset({UpdatePhase.UPDATING})
+_MOVING = frozenset({UpdatePhase.MOVING})
+
+#: For each event, what may follow in the phases IDLE, UPDATING, MOVING.
+TRANSITIONS: TransitionTable[UpdatePhase, events.ParallelUpdateEvent] = table_of(
+    UpdatePhase,
+    {
+        # Memory is moved at once: nothing comes in between.
+        events.HelperAdmitted: (_IDLE, _UPDATING, ILLEGAL),
+        events.HelperLeased: (_IDLE, _UPDATING, ILLEGAL),
+        events.HelperAnswered: (_IDLE, _UPDATING, ILLEGAL),
+        events.HelperRemoved: (_IDLE, _UPDATING, ILLEGAL),
+        events.SumsCompleted: (_UPDATING, ILLEGAL, ILLEGAL),
+        events.OwnPartUpdated: (ILLEGAL, _UPDATING | _IDLE, ILLEGAL),
+        events.SliceAnswered: (_IDLE, _UPDATING | _IDLE, ILLEGAL),
+        events.WithdrawalTried: (ILLEGAL, _UPDATING | _MOVING, ILLEGAL),
+        events.MemoryMoved: (ILLEGAL, ILLEGAL, _UPDATING),
+        events.UpdateHurried: (IGNORED, _UPDATING, ILLEGAL),
+        events.TimePassed: (IGNORED, _UPDATING, ILLEGAL),
+    },
+)
+
+
+@dataclass
+class Helper:
+    """What is known of a worker that shares memory."""
+
+    #: The last lease of micro-batches that it was sent, and the last that it answered. It answers them in order.
+    leased: events.LeaseKey | None = None
+    answered: events.LeaseKey | None = None
+    #: The number of the slice that it has not answered, None if there is none.
+    slice_number: int | None = None
+    #: Seconds per value of its last slice.
+    pace_s: float = 0.0
+
+    def is_idle(self) -> bool:
+        """Tell whether it is waiting for messages, as far as we know."""
+        return self.slice_number is None and self.leased == self.answered
+
+
+@dataclass
+class SliceLoan:
+    """A slice that a worker is to make, and that nobody has made yet."""
+
+    rank: int
+    part: Slice
+    #: When it is to be withdrawn, or that is to be tried again.
+    due: float
+
+
+@dataclass
+class ParallelUpdate:
+    """The update of a step, and who helps with it; see `TRANSITIONS` for the table that it obeys."""
+
+    config: ParallelUpdateConfig
+    #: Values of the vector.
+    size: int
+    phase: UpdatePhase = UpdatePhase.IDLE
+    choice: ModeChoice = field(init=False)
+    #: By rank.
+    helpers: dict[int, Helper] = field(default_factory=dict)
+    #: By number, the slices of the update at hand that are awaited.
+    loans: dict[int, SliceLoan] = field(default_factory=dict)
+    #: The parts that are still to be made here, one after the other.
+    own: list[Slice] = field(default_factory=list)
+    #: The workers whose slices were withdrawn, by the slice's number, until they answer. Those of workers that were
+    #: removed stay: their processes may still have it before them.
+    withdrawn: dict[int, int] = field(default_factory=dict)
+    step: int = 0
+    mode: UpdateMode = UpdateMode.ALONE
+    #: By the number of workers that help, the server's own share: such that neither waits for the other.
+    shares: dict[int, float] = field(default_factory=dict)
+    #: Workers that help with the update at hand.
+    helping: int = 0
+    #: Slices leased so far.
+    leased: int = 0
+    #: When the update began, and when the server's own part was made.
+    began: float = 0.0
+    own_made: float = 0.0
+    #: When memory is left to workers that stand still in it.
+    patient_until: float = 0.0
+    #: Whether nobody is waited for, since the run is about to end.
+    is_hurried: bool = False
+
+    def __post_init__(self) -> None:
+        self.choice = ModeChoice(self.config.is_measured)
+
+    def handle(self, event: events.ParallelUpdateEvent, now: float) -> list[ParallelUpdateEffect]:
+        """Handle what happened at `now` seconds; return what is to be done, in order."""
+        targets = targets_in(TRANSITIONS, self.phase, event)
+        if not targets:
+            return []
+        effects = self._react(event, now)
+        check_reached(targets, event, self.phase)
+        return effects
+
+    def deadline(self) -> float | None:
+        """Return when `TimePassed` is due, None if only a message can move the update."""
+        if self.phase is not UpdatePhase.UPDATING or self.own:
+            return None
+        return min((loan.due for loan in self.loans.values()), default=None)
+
+    def may_lease(self) -> bool:
+        """Tell whether any update may ever be leased: on this machine, for a vector of this size."""
+        return self.size >= self.config.least_values and self.config.cores > 1
+
+    def has_slice(self, rank: int) -> bool:
+        """Tell whether a worker has not answered a slice, and may make it."""
+        helper = self.helpers.get(rank)
+        return rank in self.withdrawn.values() or (helper is not None and helper.slice_number is not None)
+
+    def wants_help(self) -> bool:
+        """Tell whether the next update is to be leased, if all that it needs is in shared memory."""
+        return self._choose() is not UpdateMode.ALONE
+
+    def _choose(self) -> UpdateMode:
+        if not self.may_lease():
+            return UpdateMode.ALONE
+        idle = sum(helper.is_idle() for helper in self.helpers.values())
+        possible = (UpdateMode.ALONE, UpdateMode.TOGETHER, UpdateMode.WORKERS)
+        return self.choice.choose(possible[: 1 + min(idle, 2)])
+
+    def _idle(self) -> list[int]:
+        """Return the workers that may help: those first that were fastest, or have not been tried."""
+        idle = [rank for rank, helper in self.helpers.items() if helper.is_idle()]
+        return sorted(idle, key=lambda rank: self.helpers[rank].pace_s)
+
+    def _react(self, event: events.ParallelUpdateEvent, now: float) -> list[ParallelUpdateEffect]:
+        match event:
+            case events.HelperAdmitted(rank=rank):
+                self.helpers[rank] = Helper()
+                return []
+            case events.HelperLeased(rank=rank, lease=lease):
+                if rank in self.helpers:
+                    self.helpers[rank].leased = lease
+                return []
+            case events.HelperAnswered(rank=rank, lease=lease):
+                if rank in self.helpers:
+                    self.helpers[rank].answered = lease
+                return []
+            case events.HelperRemoved(rank=rank):
+                return self._remove(rank)
+            case events.SumsCompleted():
+                return self._begin(event, now)
+            case events.OwnPartUpdated(part=part):
+                self.own.remove(part)
+                return self._own_part_made(now)
+            case events.SliceAnswered():
+                return self._on_answer(event, now)
+            case events.WithdrawalTried():
+                return self._on_withdrawal(event, now)
+            case events.MemoryMoved():
+                return self._on_moved(now, is_done=event.is_done)
+            case events.UpdateHurried():
+                self.is_hurried = True
+                return self._withdraw(list(self.loans))
+            case events.TimePassed():
+                return self._withdraw([number for number, loan in self.loans.items() if now >= loan.due])
+            case _:
+                assert_never(event)
+
+    # An update begins
+
+    def _begin(self, event: events.SumsCompleted, now: float) -> list[ParallelUpdateEffect]:
+        self.mode = self._choose() if event.can_share else UpdateMode.ALONE
+        self.phase, self.step, self.began, self.is_hurried = UpdatePhase.UPDATING, event.step, now, False
+        match self.mode:
+            case UpdateMode.ALONE:
+                return [self._update_here(Slice(0, self.size))]
+            case UpdateMode.TOGETHER:
+                helpers = self._idle()[: self.config.cores - 1]
+                self.helping = len(helpers)
+                own, *others = self._cut(self.helping, self._share(self.helping))
+                return [*self._lease(helpers, others), self._update_here(own)]
+            case UpdateMode.WORKERS:
+                helpers = self._idle()[: self.config.cores]
+                _, *parts = self._cut(len(helpers), 0.0)
+                leases = self._lease(helpers, parts)
+                self._wait(now)
+                return leases
+            case _:
+                assert_never(self.mode)
+
+    def _share(self, helpers: int) -> float:
+        return self.shares.setdefault(helpers, 1 / (1 + helpers))
+
+    def _cut(self, helpers: int, share: float) -> list[Slice]:
+        """Return our part of the vector and those of the workers; fewer if it is short, and ours may be empty."""
+        size, unit = self.size, self.config.unit
+        units = -(-size // unit)
+        own = max(1, round(units * share)) if share else 0
+        bounds = [0, *(min((own + (units - own) * place // helpers) * unit, size) for place in range(helpers + 1))]
+        first, *others = (Slice(low, high) for low, high in pairwise(bounds))
+        return [first, *(part for part in others if len(part) > 0)]
+
+    def _balance(self, now: float) -> None:
+        """Let our share grow if we had to wait for workers, and shrink if not."""
+        if self.mode is not UpdateMode.TOGETHER or not self.helping:
+            return
+        least_s = max(LEAST_WAIT_S, WAIT * (self.own_made - self.began))
+        step = SHARE_STEP if now - self.own_made > least_s else -SHARE_STEP
+        low, high = SHARES
+        self.shares[self.helping] = min(max(self._share(self.helping) + step, low), high)
+
+    def _lease(self, ranks: Sequence[int], parts: Sequence[Slice]) -> list[ParallelUpdateEffect]:
+        leases = list[ParallelUpdateEffect]()
+        for rank, part in zip(ranks, parts, strict=False):
+            self.leased += 1
+            self.helpers[rank].slice_number = self.leased
+            # Until our own part is made, nothing is withdrawn: `due` is set then.
+            self.loans[self.leased] = SliceLoan(rank, part, due=self.began)
+            leases.append(LeaseSlice(number=self.leased, rank=rank, part=part))
+        return leases
+
+    def _wait(self, now: float) -> None:
+        """Wait for workers from now on, while nothing is left to do here."""
+        for loan in self.loans.values():
+            loan.due = now + self.config.withdraw_s
+        self.patient_until = now + max(self.config.patience_s, self.config.patience_s_per_value * self.size)
+
+    def _update_here(self, part: Slice) -> UpdateOwnPart:
+        self.own.append(part)
+        return UpdateOwnPart(part=part)
+
+    # Parts are made
+
+    def _own_part_made(self, now: float) -> list[ParallelUpdateEffect]:
+        if not self.own:
+            self.own_made = now
+            self._wait(now)
+            if self.is_hurried:
+                return [*self._withdraw(list(self.loans)), *self._complete(now)]
+        return self._complete(now)
+
+    def _on_answer(self, event: events.SliceAnswered, now: float) -> list[ParallelUpdateEffect]:
+        number, effects = event.number, list[ParallelUpdateEffect]()
+        for helper in self.helpers.values():
+            if helper.slice_number == number:
+                helper.slice_number = None
+                if event.is_done and number in self.loans:
+                    helper.pace_s = event.seconds / len(self.loans[number].part)
+        if number in self.withdrawn:
+            effects.append(EndWithdrawal(rank=self.withdrawn.pop(number)))
+        loan = self.loans.pop(number, None)
+        if loan is not None and not event.is_done:
+            return [*effects, self._update_here(loan.part)]
+        return effects if loan is None else [*effects, *self._complete(now)]
+
+    def _complete(self, now: float) -> list[ParallelUpdateEffect]:
+        if self.own or self.loans:
+            return []
+        self.phase = UpdatePhase.IDLE
+        self._balance(now)
+        self.choice.record(self.mode, now - self.began)
+        return [CompleteUpdate(step=self.step)]
+
+    # Workers do not answer
+
+    def _remove(self, rank: int) -> list[ParallelUpdateEffect]:
+        self.helpers.pop(rank, None)
+        return self._withdraw([number for number, loan in self.loans.items() if loan.rank == rank])
+
+    def _withdraw(self, numbers: Sequence[int]) -> list[ParallelUpdateEffect]:
+        ranks = {number: self.loans[number].rank for number in numbers}
+        return [WithdrawSlices(ranks=ranks)] if ranks else []
+
+    def _on_withdrawal(self, event: events.WithdrawalTried, now: float) -> list[ParallelUpdateEffect]:
+        """Make what was withdrawn; then wait for workers that are in the middle of a slice, but not for ever."""
+        taken = {number: self.loans.pop(number) for number in event.withdrawn}
+        self.withdrawn.update((number, loan.rank) for number, loan in taken.items())
+        for number in event.held:
+            self.loans[number].due = now + self.config.withdraw_s
+        if taken or self.own:
+            return [self._update_here(loan.part) for loan in taken.values()]
+        if not (self.is_hurried or now >= self.patient_until):
+            return []
+        self.phase = UpdatePhase.MOVING
+        return [MoveMemory()]
+
+    def _on_moved(self, now: float, *, is_done: bool) -> list[ParallelUpdateEffect]:
+        """Make all of the update here, in the new memory, or wait further for those that hold the old one."""
+        self.phase, self.is_hurried = UpdatePhase.UPDATING, self.is_hurried and is_done
+        if not is_done:
+            for loan in self.loans.values():
+                loan.due = now + self.config.patience_s
+            return []
+        self.loans.clear()
+        return [self._update_here(Slice(0, self.size))]
+
+    def validate(self) -> None:
+        """Raise AssertionError if the state contradicts itself: for tests, after each event."""
+        assert (self.phase is UpdatePhase.IDLE) == (not self.loans and not self.own)
+        ranks = [loan.rank for loan in self.loans.values()]
+        assert len(set(ranks)) == len(ranks), "a worker has two slices"
+        assert not self.loans.keys() & self.withdrawn.keys(), "a slice is awaited that was withdrawn"
+        parts = sorted([*self.own, *(loan.part for loan in self.loans.values())])
+        assert all(low.stop <= high.start for low, high in pairwise(parts)), "parts overlap"

@@ -1,0 +1,266 @@
+"""The ledger: who computed each micro-batch of each step, what its loss was, and what had to be computed again. Pure.
+
+One JSON line for each entry, in the order in which things happened. With the job's arithmetic of samples it proves that
+an epoch used each sample exactly once; with the losses, which come for free, it names the place where a recomputed run
+differs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.errors import FileFormatError
+from lockstep.common.files.json_file import decode
+from lockstep.common.protocol.messages import Result, Work
+
+#: Why the ledger lists what nobody needs.
+OTHERS_FASTER = "others had done it, or it came twice"
+
+#: Most entries of a round next to its own: what a peer sends must not fill our memory.
+MOST_ENTRIES = 1000
+
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+
+#: Seconds from the begin of a round, in whole microseconds: an unrounded number would take twice as many bytes.
+RoundSeconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+#: A micro-batch, or the end of some: a job has at most so many.
+MicroBatch = Annotated[int, Meta(ge=0, le=4096)]
+
+
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
+    """The root of all entries."""
+
+
+class RunBegun(LedgerEntry, frozen=True, kw_only=True, tag="begun"):
+    """A process began or resumed the run after `step` steps; ranks start from 0 again."""
+
+    #: The number of steps that were made before.
+    step: Count
+    #: Of the weights that it continues with.
+    weights_sha256: str
+    #: Steps that were made before, and are made again: they came after the checkpoint that the run is resumed from.
+    lost_steps: Count = 0
+
+
+class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker"):
+    """The worker that has a rank."""
+
+    #: The worker's number in the lines that follow.
+    rank: Count
+    #: The name of its machine.
+    host: str
+    #: The number of its process.
+    pid: Count
+
+    def named(self) -> str:
+        """Return how the worker is named in messages to people."""
+        return f"worker {self.rank} (host {self.host}, pid {self.pid})"
+
+
+class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
+    """The micro-batches `[lo, hi)`, accepted from a worker."""
+
+    #: The first micro-batch.
+    lo: MicroBatch
+    #: The end: the first micro-batch that is not meant.
+    hi: MicroBatch
+    #: The worker.
+    rank: Count
+    #: When they were leased to the worker, in seconds from the begin of the round. None in an older ledger, and
+    #: in a run without workers.
+    began_s: RoundSeconds | None = None
+    #: When its result was accepted, in seconds from the begin of the round.
+    ended_s: RoundSeconds | None = None
+
+    def __post_init__(self) -> None:
+        if self.lo >= self.hi:
+            raise ValueError(f"micro-batches from {self.lo} to {self.hi}: expected at least one")
+
+
+class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
+    """A training step, after its update."""
+
+    #: The step, from 0.
+    step: Count
+    #: Who computed which micro-batches.
+    shares: list[LedgerShare]
+    #: The sum of losses of each micro-batch: float32, little-endian, in order.
+    losses: bytes
+    #: Of the weights after the update: see `common.aggregation.checksum`. Up to 64 bits. On disk it is called `mark`.
+    checksum: Annotated[int, Meta(ge=0)] = msgspec.field(name="mark")
+
+    def __post_init__(self) -> None:
+        if self.checksum >= 2**64:  # more than the validator can compare with
+            raise ValueError(f"a checksum of {self.checksum.bit_length()} bits: expected at most 64")
+        if len(self.losses) % 4:
+            raise ValueError(f"losses of {len(self.losses)} bytes: expected 4 for each micro-batch")
+
+    def loss_sums(self) -> NDArray[np.float32]:
+        """Return the losses, (micro-batches,)."""
+        return np.frombuffer(self.losses, dtype="<f4")
+
+
+class Again(LedgerEntry, frozen=True, kw_only=True, tag="again", omit_defaults=True):
+    """Micro-batches that were computed, or begun, by a worker whose sums were not used, and why."""
+
+    #: The kind of round.
+    work: Work
+    #: The step, from 0.
+    step: Count
+    #: The first micro-batch, or chunk of an evaluation.
+    lo: Count
+    #: The end: the first one that is not meant.
+    hi: Count
+    #: The worker.
+    rank: Count
+    #: The reason.
+    why: str
+    #: When they were leased to the worker, in seconds from the begin of the round. None if that is unknown.
+    began_s: RoundSeconds | None = None
+    #: When its result was refused or its lease ended. None if that is unknown.
+    ended_s: RoundSeconds | None = None
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
+class Unlisted(LedgerEntry, frozen=True, kw_only=True, tag="unlisted"):
+    """Entries of one round beyond the limit, which are only counted."""
+
+    #: The kind of round.
+    work: Work
+    #: The step, from 0.
+    step: Count
+    #: The number of entries that are left out.
+    count: Count
+
+
+class EpochDone(LedgerEntry, frozen=True, kw_only=True, tag="epoch"):
+    """An epoch, after its evaluation: one link of the receipt's chain."""
+
+    #: The epoch, from 1.
+    epoch: Count
+    #: The number of steps made so far.
+    step: Count
+    #: The digest of the weights after it.
+    weights_sha256: str
+    #: The SHA-256 over the link before, the epoch, the steps and the weights: see the receipt.
+    link: str
+
+
+class WeightsAt(LedgerEntry, frozen=True, kw_only=True, tag="weights"):
+    """The weights of a checkpoint."""
+
+    #: The number of steps made so far.
+    step: Count
+    #: The digest of the weights.
+    weights_sha256: str
+
+
+Line = RunBegun | WorkerIn | StepDone | Again | Unlisted | EpochDone | WeightsAt
+
+
+@dataclass
+class Account:
+    """Collects a round's entries."""
+
+    micro_batches: int = 0
+    #: Work given to others or done twice, and workers that joined, since the round before.
+    entries: list[LedgerEntry] = field(default_factory=list)
+    shares: list[LedgerShare] = field(default_factory=list)
+    unlisted: int = 0
+    _losses: bytearray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._losses = bytearray(4 * self.micro_batches)
+
+    def record_accepted(
+        self, node: Node, rank: int, losses: bytes, began_s: float | None = None, ended_s: float | None = None
+    ) -> None:
+        """Record micro-batches that were accepted; `losses` as in `StepDone`, of these alone.
+
+        The times are seconds from the round's begin: when the lease was given out, and when its result came.
+        """
+        share = LedgerShare(node.lo, node.hi, rank, in_microseconds(began_s), in_microseconds(ended_s))
+        self.shares.append(share)
+        if len(losses) == 4 * len(node):
+            self._losses[4 * node.lo : 4 * node.hi] = losses
+
+    def add(self, entry: LedgerEntry) -> None:
+        """Add an entry; above the limit it is only counted."""
+        if len(self.entries) < MOST_ENTRIES:
+            self.entries.append(entry)
+        else:
+            self.unlisted += 1
+
+    def record_recomputed(
+        self,
+        work: Work,
+        step: int,
+        nodes: Sequence[Node],
+        rank: int,
+        why: str,
+        began_s: Sequence[float | None] = (),
+        ended_s: float | None = None,
+    ) -> None:
+        """Record micro-batches that one worker computed or began, and another has to compute as well.
+
+        `began_s` has a time for each node, or is empty if they are unknown; all of them end at `ended_s`.
+        """
+        end = in_microseconds(ended_s)
+        for node, began in zip(nodes, began_s or [None] * len(nodes), strict=True):
+            start = in_microseconds(began)
+            self.add(
+                Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why, began_s=start, ended_s=end)
+            )
+
+    def merge(self, before: "Account") -> None:
+        """Add the entries of the round before this one, which has no line of its own."""
+        for entry in before.entries:
+            self.add(entry)
+        self.unlisted += before.unlisted
+
+    def record_unused(
+        self, result: Result, rank: int, began_s: float | None = None, ended_s: float | None = None
+    ) -> None:
+        """Record a result that nobody needs."""
+        if result.lo < result.hi:
+            self.record_recomputed(result.work, result.step, [result.node()], rank, OTHERS_FASTER, [began_s], ended_s)
+
+    def step_done(self, step: int, checksum: int) -> StepDone:
+        """Return the entry of a training step that is over."""
+        return StepDone(step=step, shares=self.shares, losses=bytes(self._losses), checksum=checksum)
+
+    def other_entries(self, work: Work, step: int) -> list[LedgerEntry]:
+        """Return the entries next to it, of a round of that kind."""
+        if not self.unlisted:
+            return self.entries
+        return [*self.entries, Unlisted(work=work, step=step, count=self.unlisted)]
+
+
+def in_microseconds(seconds: float | None) -> float | None:
+    """Return seconds rounded to microseconds, and at least 0, which readers demand whatever became of the clock."""
+    return None if seconds is None else max(0.0, round(seconds, 6))
+
+
+def read_lines(data: bytes, name: str) -> list[Line]:
+    """Return the entries of a ledger; `FileFormatError` with the number of the first line that is not one.
+
+    A last line without its end, cut off when the process was killed, is left out.
+    """
+    lines: list[Line] = []
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            lines.append(decode(line, Line))
+        except msgspec.MsgspecError as error:
+            raise FileFormatError(
+                f"{name}: line {number} is not an entry of a ledger: {error}: it was changed"
+            ) from error
+    return lines

@@ -1,0 +1,122 @@
+"""The lines of `metrics.jsonl`: the one schema of a run's figures by step and epoch, with its writer and reader."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lockstep.common.errors import FileFormatError
+from lockstep.common.files.json_file import convert, decode
+from lockstep.common.files.reading import read_regular
+from lockstep.common.protocol.messages import EpochStatus
+from lockstep.ps.run.timing import StepTime
+
+METRICS = "metrics.jsonl"
+
+#: Bytes of a file of lines: a step takes some hundred.
+MOST_LINES_BYTES = 2**33
+
+
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One training step. Times and sizes are missing in the folder of an older version."""
+
+    #: The epoch that the step belongs to, from 1.
+    epoch: int
+    #: The number of the step in the run, from 0.
+    step: int
+    #: The mean over its training samples.
+    loss: float
+    #: The share of its training samples that the model gets right; a regression has R² instead.
+    accuracy: float | None = None
+    #: R² over its training samples, in a regression.
+    r2: float | None = None
+    #: The learning rate of its update.
+    lr: float
+    #: Its training samples: the global batch, or what is left of an epoch.
+    samples: int
+    #: Seconds from the last result of the step before to its own last result.
+    round_s: float = 0.0
+    #: Seconds of computing in it, as the mean over the workers that might have been given work.
+    mean_s: float = 0.0
+    #: Seconds of computing of the worker that has the most.
+    slowest_s: float = 0.0
+    #: Seconds of the update.
+    update_s: float = 0.0
+    #: Bytes of sums that crossed sockets since the step before.
+    sums_bytes: int = 0
+    #: Bytes of weights that crossed sockets since the step before.
+    weights_bytes: int = 0
+
+    def time(self) -> StepTime:
+        """Return the times without the update."""
+        return StepTime(round_s=self.round_s, mean_s=self.mean_s, slowest_s=self.slowest_s)
+
+
+class EpochRecord(EpochStatus, frozen=True, kw_only=True, omit_defaults=True):
+    """One epoch, with the weights after it; `result.json` and checkpoints keep these too."""
+
+    #: The digest of the weights after it.
+    weights_sha256: str
+
+    def status(self) -> EpochStatus:
+        """Return the figures without the weights, as they are sent to peers."""
+        return EpochStatus(**{name: getattr(self, name) for name in EpochStatus.__struct_fields__})
+
+
+class FailureRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a run that failed."""
+
+    #: Why the run failed.
+    failure: str
+    #: The number of updates behind the weights that were kept.
+    weights_after_steps: int
+
+
+Record = StepRecord | EpochRecord | FailureRecord
+
+_KINDS: Mapping[str, type[Record]] = {"step": StepRecord, "epoch": EpochRecord, "failure": FailureRecord}
+_KIND_OF = {record: kind for kind, record in _KINDS.items()}
+
+
+def encode_record(record: Record) -> bytes:
+    """Return the line of a record, without its end; figures that the run does not have are left out."""
+    figures = {name: value for name, value in msgspec.structs.asdict(record).items() if value is not None}
+    return msgspec.json.encode({"kind": _KIND_OF[type(record)], **figures})
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """What the file of a run says, whether the run has finished or not."""
+
+    #: In order; a step that was made again, after a restart, counts as it was made last.
+    steps: list[StepRecord]
+    epochs: list[EpochRecord]
+
+
+def read_metrics(folder: Path) -> RunMetrics:
+    """Return the figures in a run's folder; `FileFormatError` if there is no file or a line is damaged."""
+    path = folder / METRICS
+    try:
+        # A last line without its end is still being written.
+        lines = read_regular(path, MOST_LINES_BYTES).split(b"\n")[:-1]
+    except OSError as error:
+        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected the folder of a run") from None
+    steps, epochs = dict[int, StepRecord](), dict[int, EpochRecord]()
+    for number, line in enumerate(lines, 1):
+        record = _record(path, number, line)
+        if isinstance(record, StepRecord):
+            steps[record.step] = record
+        elif isinstance(record, EpochRecord):
+            epochs[record.epoch] = record
+    return RunMetrics([steps[step] for step in sorted(steps)], [epochs[epoch] for epoch in sorted(epochs)])
+
+
+def _record(path: Path, number: int, line: bytes) -> Record | None:
+    try:
+        raw = decode(line, dict[str, Any])
+        kind = _KINDS.get(str(raw.get("kind", "")))
+        return None if kind is None else convert(raw, kind)
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{str(path)!r}: line {number} is not a record of a run: {error}") from None

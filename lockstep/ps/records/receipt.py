@@ -1,0 +1,97 @@
+"""A run's receipt: digests of all that decides its bits, and a chain of digests of what came out. Pure.
+
+Each link covers the one before it, so that the last one stands for the whole run: two runs of one job that agree in it
+agreed after every epoch.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from lockstep.common.errors import FileFormatError
+from lockstep.ps.records.ledger import EpochDone, Line, RunBegun
+from lockstep.ps.run.info import RunInfo
+
+
+class ReceiptLink(msgspec.Struct, frozen=True, kw_only=True):
+    """The weights after an epoch, or before the first, and the link over them and all links before."""
+
+    #: The epoch, 0 before the first.
+    epoch: int
+    #: The number of steps made so far.
+    step: int
+    #: The digest of the weights.
+    weights_sha256: str
+    #: The SHA-256 over the link before, the epoch, the steps and the weights; the first is over the job, the
+    #: data, the layout, the model's file and the weights.
+    link: str
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What `receipt.json` says about a run, finished or not."""
+
+    #: The name of the run.
+    run: str
+    #: The digest of the job's values.
+    job_sha256: str
+    #: The digest of the data.
+    dataset_sha256: str
+    #: The digest of names, shapes and places of all parameters.
+    layout_sha256: str
+    #: The digest of the model's file; empty for a model of the library.
+    model_source_sha256: str
+    #: The digest of the source code of all that decides the bits.
+    code: str
+    #: Versions, BLAS kernel, processor features: what computed it.
+    numerics: dict[str, Any]
+    #: The number of steps that the job has.
+    total_steps: int
+    #: One link before the first epoch, and one after each.
+    chain: list[ReceiptLink]
+
+
+def receipt_of(info: RunInfo, chain: list[ReceiptLink]) -> Receipt:
+    """Return the receipt of a run whose links so far are `chain`."""
+    return Receipt(
+        run=info.run,
+        job_sha256=info.job.digest(),
+        dataset_sha256=info.dataset,
+        layout_sha256=info.layout,
+        model_source_sha256=info.source,
+        code=info.fingerprint.code,
+        numerics=msgspec.to_builtins(info.fingerprint),
+        total_steps=info.plan.total_steps,
+        chain=chain,
+    )
+
+
+def first_link(info: RunInfo, weights_sha256: str) -> ReceiptLink:
+    """Return the link before the first epoch: over the job, the data, the model and its first weights."""
+    covered = f"{info.job.digest()} {info.dataset} {info.layout} {info.source} {weights_sha256}"
+    return ReceiptLink(
+        epoch=0, step=0, weights_sha256=weights_sha256, link=hashlib.sha256(covered.encode()).hexdigest()
+    )
+
+
+def next_link(before: ReceiptLink, *, epoch: int, step: int, weights_sha256: str) -> ReceiptLink:
+    """Return the link after another epoch."""
+    covered = f"{before.link} {epoch} {step} {weights_sha256}"
+    digest = hashlib.sha256(covered.encode()).hexdigest()
+    return ReceiptLink(epoch=epoch, step=step, weights_sha256=weights_sha256, link=digest)
+
+
+def read_chain(info: RunInfo, lines: Sequence[Line], name: str) -> list[ReceiptLink]:
+    """Return the links as a ledger has them; `FileFormatError` if they do not follow from one another."""
+    begun = next((line for line in lines if isinstance(line, RunBegun)), None)
+    if begun is None:
+        raise FileFormatError(f"{name}: has no beginning: expected the ledger of this run")
+    chain = [first_link(info, begun.weights_sha256)]
+    for line in lines:
+        if isinstance(line, EpochDone):
+            link = next_link(chain[-1], epoch=line.epoch, step=line.step, weights_sha256=line.weights_sha256)
+            if link.link != line.link:
+                raise FileFormatError(f"{name}: epoch {line.epoch} does not follow from the one before: it was changed")
+            chain.append(link)
+    return chain

@@ -1,0 +1,226 @@
+"""Records a run's figures as they come, in memory and in its folder if it has one."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.job.score import score_of
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import EpochStatus
+from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
+from lockstep.ps.records.metrics import EpochRecord, FailureRecord, StepRecord
+from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
+from lockstep.ps.records.run_folder import RunFolder, RunResult
+from lockstep.ps.run.early_stopping import early_stopping_state, is_stopped
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.run.progress import Progress
+from lockstep.ps.run.timing import StepTime, StepTimeTotals
+from lockstep.ps.run.traffic import NOTHING, Moved, TrafficTotals
+
+#: Seconds after which lines that wait are written, so that whoever follows the files sees each step within a second.
+FLUSH_S = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a run was carried out: what `result.json` says next to the job."""
+
+    servers: int
+    transport: str
+    #: Why vectors did not go through shared memory although they might have.
+    obstacle: str = ""
+    #: When the server was started, in seconds of the clock that the run goes by.
+    started: float
+
+
+def carried(setting: Setting, sharing: Collection[bool], obstacle: str) -> Setting:
+    """Return the setting with the transports that workers used: `sharing` has whether they shared memory."""
+    names = [name for shares, name in ((True, "shm"), (False, setting.transport)) if shares in sharing]
+    return replace(setting, transport="+".join(names) or setting.transport, obstacle=setting.obstacle or obstacle)
+
+
+@dataclass
+class MetricsRecorder:
+    """The record of one run."""
+
+    info: RunInfo
+    setting: Setting
+    layout: ParameterLayout
+    folder: RunFolder | None
+    history: list[EpochRecord] = field(default_factory=list)
+    #: Seconds spent in updates so far.
+    update_s: float = 0.0
+    #: Where the time of the steps so far went.
+    times: StepTimeTotals = field(default_factory=StepTimeTotals)
+    traffic: TrafficTotals = field(default_factory=TrafficTotals)
+    #: Steps whose entry is in the ledger.
+    steps: int = 0
+    #: The receipt's links, from the one before the first epoch on.
+    chain: list[ReceiptLink] = field(default_factory=list)
+    #: A copy of the weights after the best epoch, if the run is to end with those.
+    best: Vector | None = None
+    #: Set once the run has ended well.
+    result: RunResult | None = None
+    #: When lines were last written.
+    _flushed: float = 0.0
+
+    def begin(self, first_weights_sha256: str, lost_steps: int = 0) -> None:
+        """Begin the ledger and the receipt of a run that begins with these weights; see `RunBegun`."""
+        self.chain = [first_link(self.info, first_weights_sha256)]
+        self.add_entries(RunBegun(step=0, weights_sha256=first_weights_sha256, lost_steps=lost_steps))
+        self.keep_receipt()
+
+    def step(
+        self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime, moved: Moved = NOTHING
+    ) -> None:
+        """Record the figures of a training step; `moved` is what crossed sockets since the one before."""
+        self.update_s += update_s
+        self.traffic.add(moved)
+        self.times.add(time, update_s, is_counted=step % self.info.plan.steps_per_epoch != 0)
+        if self.folder is not None:
+            guess = self.info.guess
+            record = StepRecord(
+                epoch=self.info.plan.epoch_of(step),
+                step=step,
+                loss=tally.loss,
+                accuracy=tally.accuracy if guess is None else None,
+                r2=None if guess is None else score_of(tally, guess.train).r2,
+                lr=rate,
+                samples=tally.count // self.info.targets,
+                round_s=time.round_s,
+                mean_s=time.mean_s,
+                slowest_s=time.slowest_s,
+                update_s=update_s,
+                sums_bytes=moved.sums,
+                weights_bytes=moved.weights,
+            )
+            self.folder.add_record(record)
+
+    def account(self, step: int, account: Account, checksum: int) -> None:
+        """Record who computed a training step, and what was computed without being used."""
+        if self.folder is not None:
+            self.add_entries(*account.other_entries("train", step), account.step_done(step, checksum))
+        # Last, so that after an interrupt it shows whether all is there.
+        self.steps = step + 1
+
+    def epoch(self, status: EpochStatus, weights: Vector) -> None:
+        """Record the figures of an epoch, and keep the weights after it if callbacks or the job ask for them."""
+        digest = weights_digest(weights)
+        record = EpochRecord(**msgspec.structs.asdict(status), weights_sha256=digest)
+        if self.folder is not None:
+            self.folder.add_record(record)
+            self._link(status.epoch, digest)
+            if self.info.pauses:
+                self.folder.keep_epoch(self.layout, weights, status.epoch, self.ends_at(status.epoch))
+            self.folder.flush()
+        # Last, as in `account`.
+        self.history.append(record)
+        if self.info.job.keep_best and self.best_epoch() == record.epoch:
+            self.best = weights.copy()
+
+    def best_epoch(self) -> int | None:
+        """Return the number of the best epoch so far, None before the first."""
+        stopping = early_stopping_state(self.info.job, self.history)
+        return None if stopping is None else stopping.best
+
+    def ends_at(self, epoch: int) -> int:
+        """Return after how many steps an epoch ends."""
+        return min(epoch * self.info.plan.steps_per_epoch, self.info.plan.total_steps)
+
+    def _link(self, epoch: int, digest: str) -> None:
+        step = self.ends_at(epoch)
+        link = next_link(self.chain[-1], epoch=epoch, step=step, weights_sha256=digest)
+        self.add_entries(EpochDone(epoch=epoch, step=step, weights_sha256=digest, link=link.link))
+        self.chain.append(link)
+
+    def add_entries(self, *entries: LedgerEntry) -> None:
+        """Add entries to the ledger."""
+        if self.folder is not None:
+            for entry in entries:
+                self.folder.add_entry(entry)
+
+    def flush_if_due(self, now: float) -> None:
+        """Write the lines that wait, at most three times a second."""
+        if self.folder is not None and now >= self._flushed + FLUSH_S:
+            self._flushed = now
+            self.folder.flush_waiting()
+
+    def keep_receipt(self) -> None:
+        """Write the receipt as it is by now."""
+        if self.folder is not None:
+            self.folder.keep_receipt(receipt_of(self.info, self.chain))
+
+    def finish(self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float) -> RunResult:
+        """Write the weights and the result of a run that succeeded."""
+        info, job, kept = self.info, self.info.job, self.history[-1]
+        if self.best is not None:
+            weights, kept = self.best, self.history[(self.best_epoch() or 0) - 1]
+        self.result = RunResult(
+            run=info.run,
+            model=job.model_name(),
+            dataset=job.data,
+            seed=job.seed,
+            workers=workers,
+            servers=self.setting.servers,
+            transport=self.setting.transport,
+            epochs=info.plan.epochs,
+            steps=progress.steps,
+            global_batch=job.global_batch,
+            micro_batches=job.micro_batches,
+            wall_s=now - self.setting.started,
+            train_s=progress.train_s,
+            images_per_s=progress.samples / progress.train_s if progress.train_s else 0.0,
+            compute_s=compute_s,
+            update_s=self.update_s,
+            parameters=self.layout.parameter_size,
+            split=self.times.split(),
+            train_loss=kept.loss,
+            test_loss=kept.test_loss,
+            test_accuracy=kept.test_accuracy,
+            test_r2=kept.test_r2,
+            weights_sha256=weights_digest(weights),
+            job_sha256=job.digest(),
+            dataset_sha256=info.dataset,
+            numerics=msgspec.to_builtins(info.fingerprint),
+            history=self.history,
+            obstacle=self.setting.obstacle,
+            wire=job.wire,
+            wire_weights=job.wire_weights,
+            moved=self.traffic.mean(),
+            weights_epoch=kept.epoch,
+            stopped=self._why_stopped(),
+            audited=progress.audited,
+            unaudited=progress.unaudited,
+        )
+        if self.folder is not None:
+            self._keep(weights, self.ends_at(kept.epoch))
+            self.keep_receipt()
+            self.folder.keep_result(self.result)
+        return self.result
+
+    def _why_stopped(self) -> str:
+        job, epochs = self.info.job, len(self.history)
+        if epochs == self.info.plan.epochs:
+            return ""
+        if is_stopped(job, self.history):
+            return f"{job.monitored()} did not improve for {job.patience} epochs"
+        return f"a callback stopped it after epoch {epochs}"
+
+    def fail(self, failure: str, weights: Vector, steps: int) -> None:
+        """Write the weights of a run that failed, as they were after `steps` updates."""
+        if self.folder is not None:
+            self.folder.add_record(FailureRecord(failure=failure, weights_after_steps=steps))
+            self._keep(weights, steps)
+
+    def _keep(self, weights: Vector, steps: int) -> None:
+        assert self.folder is not None
+        metadata = {"run": self.info.run, "model": self.info.job.model_name(), "steps": str(steps)}
+        self.folder.keep_weights(self.layout, weights, metadata)
+
+    def close(self) -> None:
+        """Close the folder's files."""
+        if self.folder is not None:
+            self.folder.close()

@@ -1,0 +1,57 @@
+"""Which epoch was the best so far, and whether the run has waited long enough for a better one. Pure.
+
+This follows from the job and the history alone: every process that has these decides the same, whoever computed the
+epochs, and whether or not the run was resumed from a checkpoint. Prechelt ("Early stopping, but when?", 1998) calls
+this the third class of criteria: stop after so many strips without a better figure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lockstep.common.job.job import Job, Monitor
+from lockstep.common.protocol.messages import EpochStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingState:
+    """What a job's rule says about the epochs so far."""
+
+    #: The number of the best one, counted from 1; of equals the first.
+    best: int
+    #: Epochs since.
+    waited: int
+
+
+def early_stopping_state(job: Job, history: Sequence[EpochStatus]) -> EarlyStoppingState | None:
+    """Return what a job's `monitor` and `min_delta` say about its epochs, None before the first."""
+    if not history:
+        return None
+    best = history[0]
+    for epoch in history[1:]:
+        if is_better(
+            job.monitored(), figure_of(epoch, job.monitored()), figure_of(best, job.monitored()), job.min_delta
+        ):
+            best = epoch
+    return EarlyStoppingState(best=best.epoch, waited=history[-1].epoch - best.epoch)
+
+
+def is_stopped(job: Job, history: Sequence[EpochStatus]) -> bool:
+    """Tell whether a run is to end although epochs are left: its `patience` is used up."""
+    if job.patience is None:
+        return False  # without a look at an ever longer history
+    stopping = early_stopping_state(job, history)
+    return stopping is not None and stopping.waited >= job.patience
+
+
+def is_better(monitor: Monitor, figure: float, than: float, min_delta: float = 0.0) -> bool:
+    """Tell whether a figure is better than another by more than `min_delta`: a loss by less, an accuracy by more."""
+    gain = than - figure if monitor.endswith("loss") else figure - than
+    return gain > min_delta
+
+
+def figure_of(epoch: EpochStatus, monitor: Monitor) -> float:
+    """Return one figure of an epoch; ValueError if the run does not have it."""
+    figure = getattr(epoch, monitor)
+    if not isinstance(figure, float):
+        raise ValueError(f"{monitor} is {figure!r}: expected a run with validation_split above 0")
+    return figure

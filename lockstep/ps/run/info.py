@@ -1,0 +1,67 @@
+"""What is known of a run from its start to its end, and does not change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lockstep.common.data.manifest import Manifest
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.job import Job
+from lockstep.common.job.score import Guess
+from lockstep.common.protocol.fingerprint import Fingerprint
+from lockstep.common.protocol.messages import NAME_LIMIT, Welcome
+from lockstep.ps.run.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """The constants of one run."""
+
+    run: str
+    job: Job
+    plan: Plan
+    training_samples: int
+    layout: str
+    dataset: str
+    source: str
+    fingerprint: Fingerprint
+    #: Labels, or numbers, of one sample: they are what tallies count.
+    targets: int = 1
+    #: What a regression's R² is measured by; None in a classification.
+    guess: Guess | None = None
+    #: Ready workers to begin with.
+    min_workers: int = 1
+    #: Seconds after which any lease expires.
+    lease_timeout_s: float = 60.0
+    #: Admit workers whose numerics differ, and with them other bits.
+    allows_mixed_numerics: bool = False
+    #: The folder of memory that workers on this machine may share, empty if there is none.
+    memory: str = ""
+    #: Refuse workers, and other servers, that do not share it.
+    needs_memory: bool = False
+    #: Before each epoch but the first, wait for what callbacks decide.
+    pauses: bool = False
+    #: Servers that share the weights.
+    servers: int = 1
+    #: The share of micro-batches that another worker computes again.
+    audit: float = 0.0
+    #: Of the data, if its samples are sent to workers that do not have it.
+    manifest: Manifest | None = None
+    #: Of the training set, if workers need not compute them.
+    moments: tuple[float, float] | None = None
+
+    def welcome(self, rank: int, *, shards: Sequence[str] = (), offers_memory: bool = True) -> Welcome:
+        """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""
+        return Welcome(
+            rank=rank,
+            run=one_line(self.run, NAME_LIMIT),
+            job=self.job,
+            layout=self.layout,
+            dataset=self.dataset,
+            source=self.source,
+            memory=self.memory if offers_memory else "",
+            shards=list(shards),
+            manifest=self.manifest,
+            engine="" if self.allows_mixed_numerics else one_line(self.fingerprint.engine, NAME_LIMIT),
+            evidence="" if self.allows_mixed_numerics else self.fingerprint.evidence,
+            moments=self.moments,
+        )

@@ -1,0 +1,105 @@
+"""How far a run is and how fast it is, from what the coordinator records. Pure: the time is an argument."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from lockstep.common.job.score import Guess, Score, score_of
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import EpochStatus
+from lockstep.ps.run.timing import StepTime
+
+#: Seconds over which the speed is measured.
+WINDOW_S = 5.0
+
+
+@dataclass
+class Progress:
+    """The figures of a run so far."""
+
+    #: The run's: see `RunInfo`.
+    targets: int = 1
+    guess: Guess | None = None
+    #: When the first step was begun, in seconds of the coordinator's clock; None before.
+    started: float | None = None
+    #: Seconds before that which count as well, of a run that was resumed from a checkpoint.
+    before_s: float = 0.0
+    #: Training steps in all.
+    steps: int = 0
+    #: Over the training samples of the epoch so far.
+    epoch: Tally = field(default_factory=Tally)
+    history: list[EpochStatus] = field(default_factory=list)
+    #: Of the epoch at hand, once it is evaluated; a run that is resumed from before that evaluates it again.
+    validation: Tally | None = None
+    #: Training samples in all.
+    samples: int = 0
+    #: Micro-batches that a second worker has audited, and those that had to go without for lack of one.
+    audited: int = 0
+    unaudited: int = 0
+    #: Seconds spent in training rounds, without evaluations.
+    train_s: float = 0.0
+    #: Of the training step that ended last.
+    last_step: StepTime = field(default_factory=lambda: StepTime(round_s=0.0, mean_s=0.0, slowest_s=0.0))
+    #: When the round at hand was begun.
+    round_started: float = 0.0
+    #: `(seconds of training, samples)` at past steps, at most `WINDOW_S` back.
+    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(0.0, 0)]))
+
+    def begin_round(self, now: float) -> None:
+        """Record that a round begins."""
+        self.started = now if self.started is None else self.started
+        self.round_started = now
+
+    def end_step(self, tally: Tally, now: float, computed: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Record a finished step; `computed` are the seconds that its workers computed: the mean and the most."""
+        # First, so that after an interrupt it shows that the rest of this may be missing.
+        self.steps += 1
+        mean_s, slowest_s = computed
+        self.last_step = StepTime(round_s=now - self.round_started, mean_s=mean_s, slowest_s=slowest_s)
+        self.epoch = self.epoch + tally
+        self.samples += tally.count // self.targets
+        self.train_s += self.last_step.round_s
+        self.recent.append((self.train_s, self.samples))
+        while len(self.recent) > 2 and self.train_s - self.recent[0][0] > WINDOW_S:
+            self.recent.popleft()
+
+    def end_validation(self, validation: Tally) -> None:
+        """Record a finished evaluation of the validation set."""
+        self.validation = validation
+
+    def end_epoch(self, number: int, evaluation: Tally, now: float) -> EpochStatus:
+        """Record a finished evaluation of the test set, and begin the next epoch."""
+        validation, self.validation = self.validation, None
+        score, test = self.score(self.epoch), score_of(evaluation, self.guess and self.guess.test)
+        status = EpochStatus(
+            epoch=number,
+            loss=self.epoch.loss,
+            accuracy=score.accuracy,
+            r2=score.r2,
+            test_loss=evaluation.loss,
+            test_accuracy=test.accuracy,
+            test_r2=test.r2,
+            wall_s=self.elapsed(now),
+            val_loss=None if validation is None else validation.loss,
+            val_accuracy=None if validation is None or self.guess is not None else validation.accuracy,
+        )
+        self.history.append(status)
+        self.epoch = Tally()
+        return status
+
+    def score(self, tally: Tally) -> Score:
+        """Return the score of training samples."""
+        return score_of(tally, self.guess and self.guess.train)
+
+    def elapsed(self, now: float) -> float:
+        """Return the seconds since the first step began, without those when nothing ran."""
+        return self.before_s + (0.0 if self.started is None else now - self.started)
+
+    def images_per_s(self) -> float:
+        """Return the training samples per second over the last steps."""
+        (then_s, then), (now_s, now) = self.recent[0], self.recent[-1]
+        return (now - then) / (now_s - then_s) if now_s > then_s else 0.0
+
+    def eta_s(self, samples_in_all: int) -> float:
+        """Return the seconds of training that are left at the speed of the last steps, 0 while that is unknown."""
+        speed = self.images_per_s()
+        return max(0, samples_in_all - self.samples) / speed if speed else 0.0

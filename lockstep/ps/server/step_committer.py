@@ -1,0 +1,112 @@
+"""Makes the updates of a run last: weights are updated, figures, checkpoints and the result are written. A shell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lockstep.common.errors import FailureKind
+from lockstep.common.protocol.shard_messages import Collected
+from lockstep.ps.checkpoint.checkpointer import Checkpointer
+from lockstep.ps.coordinator import effects, events
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.records.recorder import MetricsRecorder, carried
+from lockstep.ps.run.traffic import Traffic
+from lockstep.ps.server.nonfinite_guard import NonFiniteGuard
+from lockstep.ps.shard_group.shell import ShardGroupShell
+
+
+@dataclass
+class StepCommitter:
+    """The updates of one run: the one under way, and what is still to be recorded of the last."""
+
+    coordinator: Coordinator
+    group: ShardGroupShell
+    recorder: MetricsRecorder
+    checkpointer: Checkpointer | None
+    #: The server's: bytes that crossed the sockets of all servers since the last step was recorded.
+    traffic: Traffic
+    guard: NonFiniteGuard = field(init=False)
+    #: The update that the servers are making, or made last.
+    _update: effects.UpdateWeights | None = None
+
+    def __post_init__(self) -> None:
+        self.guard = NonFiniteGuard(self.recorder.layout)
+
+    def update(self, effect: effects.UpdateWeights) -> Sequence[events.Event]:
+        """Let all servers begin an update; return what that leads to at once."""
+        if self.guard.text:
+            return [events.WeightsNotFinite(text=self.guard.text)]
+        self._update = effect
+        return self.group.update(effect.step, effect.tally.count, self._collected(effect.step))
+
+    def _collected(self, step: int) -> Collected:
+        """Return what is to be gathered from all servers with the update of a step."""
+        ends_epoch, checkpointer = self.coordinator.info.plan.closes_epoch(step), self.checkpointer
+        if checkpointer is None or not checkpointer.folder.keep:
+            return "weights" if ends_epoch else "nothing"
+        # Never the weights alone: they and the optimizer's slots are to be of one step.
+        is_due = ends_epoch or checkpointer.schedule.is_due(step + 1, self.group.clock.now(), ends_epoch=False)
+        return "all" if is_due else "nothing"
+
+    def record_completed(self) -> None:
+        """Record the update that all servers have just made, if it is not recorded yet."""
+        done, self.group.completed = self.group.completed, None
+        if done is None:
+            return
+        update, coordinator = self._update, self.coordinator
+        assert update is not None  # that is what is done
+        self.traffic.add(done.moved)
+        time, moved = coordinator.progress.last_step, self.traffic.drain()
+        self.recorder.step(update.step, update.tally, done.rate, done.seconds, time, moved)
+        self.recorder.account(update.step, update.account, self.group.checksum(done))
+        self.guard.check(update, self.group.own, coordinator.membership, others_are_finite=done.are_finite)
+
+    def record_made(self, effect: effects.RecordStep) -> None:
+        """Record a step that workers have made by themselves."""
+        self.record_completed()
+        made, time = effect.made, self.coordinator.progress.last_step
+        self.recorder.step(made.step, effect.tally, made.rate, made.update_s, time, self.traffic.drain())
+        self.recorder.account(made.step, effect.account, made.checksum)
+
+    def bounds(self) -> tuple[int | None, float | None]:
+        """Return after how many steps, and when, a checkpoint is due, for which workers must not be making steps."""
+        checkpointer = self.checkpointer
+        return (
+            (None, None) if checkpointer is None or not checkpointer.folder.keep else checkpointer.schedule.next_due()
+        )
+
+    def record_epoch(self, effect: effects.RecordEpoch) -> None:
+        """Record the figures of an epoch, with the weights as they are now."""
+        holder = self.group.holder
+        self.recorder.add_entries(*effect.account.other_entries("evaluate", holder.updates))
+        self.recorder.epoch(effect.epoch, holder.weights)
+
+    def take_due_checkpoint(self) -> None:
+        """Take a checkpoint if one is due."""
+        if self.checkpointer is not None and not self.guard.text:
+            self.checkpointer.take_if_due(
+                self.group.holder, self.coordinator.progress, self.coordinator.membership.compute_s
+            )
+
+    def finish(self, finish: effects.Finish) -> effects.Finish:
+        """Write what the run has come to; return its end, which is a failure if the weights are not finite."""
+        self.record_completed()
+        coordinator, recorder, group = self.coordinator, self.recorder, self.group
+        progress, membership = coordinator.progress, coordinator.membership
+        if self.guard.text and finish.kind is None:
+            finish = effects.Finish(failure=self.guard.text, kind=FailureKind.DIVERGED)
+        if finish.kind is None:
+            recorder.setting = carried(recorder.setting, membership.sharing, membership.obstacle)
+            recorder.finish(
+                progress,
+                workers=membership.most_prepared,
+                compute_s=membership.compute_s,
+                weights=group.holder.weights,
+                now=group.clock.now(),
+            )
+        else:
+            is_diverged = finish.kind is FailureKind.DIVERGED
+            if self.checkpointer is not None and not is_diverged:
+                self.checkpointer.take(group.holder, progress, membership.compute_s)
+            recorder.fail(finish.failure, *group.final_weights(is_diverged=is_diverged))
+        group.end(finish.failure)
+        return finish

@@ -1,0 +1,64 @@
+"""A run's vector cut into the servers' slices: who owns what, and what each slice begins with. Arithmetic only."""
+
+from collections.abc import Iterator
+
+from lockstep.common.aggregation.checksum import checksum_of, window_of
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.protocol.shard_messages import MOMENTA, WEIGHTS
+from lockstep.ps.shard.shard import Shard
+
+#: A frame of a named vector, with its values.
+NamedFrame = tuple[str, Slice, Vector]
+
+
+def own_part(whole: Shard, owned: Slice) -> Shard:
+    """Return a shard of one slice that works on the memory of a shard of the whole."""
+    first, second = (owned.of(slot) for slot in whole.slots)
+    served = [owned.of(slot) for slot in whole.served]
+    part = Shard(
+        (first, second), whole.policy, whole.micro_batches, owned.start, (served[0], served[1]), updates=whole.updates
+    )
+    for name, slot in part.state.items():
+        slot[:] = whole.state[name][owned.start : owned.start + slot.size]
+    return part
+
+
+def initial_frames(whole: Shard, owned: Slice, *, has_weights: bool) -> Iterator[NamedFrame]:
+    """Yield what the shard of a slice is sent when it joins, which may be in the middle of a run."""
+    if not has_weights:
+        for frame in owned.frames():
+            yield WEIGHTS, frame, frame.of(whole.weights)
+    if len(whole.policy.momenta):
+        for frame in Slice(0, len(whole.policy.momenta)).frames():
+            yield MOMENTA, frame, frame.of(whole.policy.momenta)
+    if whole.updates:
+        for name, slot in whole.state.items():
+            for frame in trained_frames(owned, whole.policy.parameter_size):
+                yield name, frame, frame.of(slot)
+
+
+def trained_frames(owned: Slice, parameter_size: int) -> list[Slice]:
+    """Return the frames of a slice's part of the trained values: none if it has no such part."""
+    stop = min(owned.stop, parameter_size)
+    return Slice(owned.start, stop).frames() if owned.start < stop else []
+
+
+def held_frames(shard: Shard, updates: int, *, has_weights: bool, has_state: bool) -> Iterator[NamedFrame]:
+    """Yield what a shard holds after its last update, or the weights after the one before."""
+    owned = Slice(shard.start, shard.start + shard.weights.size)
+    if has_weights:
+        weights = shard.slots[updates % 2]
+        for frame in shard.frames:
+            yield WEIGHTS, frame, weights[frame.start - owned.start : frame.stop - owned.start]
+    if has_state:
+        for name, slot in shard.state.items():
+            for frame in trained_frames(owned, shard.policy.parameter_size):
+                yield name, frame, slot[frame.start - owned.start : frame.stop - owned.start]
+
+
+def checksum_in(shard: Shard, step: int, size: int) -> int:
+    """Return the checksum, after the update of `step`, of the part of the window that lies in a shard's slice."""
+    window, owned = window_of(step, size), Slice(shard.start, shard.start + shard.weights.size)
+    start, stop = max(window.start, owned.start), min(window.stop, owned.stop)
+    return checksum_of(shard.weights[start - owned.start : stop - owned.start]) if start < stop else 0

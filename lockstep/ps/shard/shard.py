@@ -1,0 +1,262 @@
+"""A shard holds a slice of the weights: it adds sums over the tree and steps the optimizer. Arithmetic only.
+
+Knows nothing of workers, leases or messages. Sums are added frame by frame, each over a tree of its own, as they come.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree
+from lockstep.common.aggregation.update import Pair, Slots, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
+from lockstep.common.optim.clipping import add_blocks, block_squares, scale_for
+from lockstep.common.optim.rules import Rule
+from lockstep.common.optim.schedules import Schedule
+
+#: Weights with the number of updates that led to them.
+WeightsAfter = tuple[Vector, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdatePolicy:
+    """How sums become new weights."""
+
+    rule: Rule
+    schedule: Schedule
+    clip_norm: float | None
+    #: Number of trained values, which come first in the vector; running statistics follow.
+    parameter_size: int
+    #: Momentum of each running statistic, shape (size - parameter_size,).
+    momenta: Vector
+    #: How sums are rounded over the tree, and how the weights are that workers compute with.
+    wire: Quantization = EXACT
+    wire_weights: Quantization = EXACT
+
+    def update_rule(self) -> UpdateRule:
+        """Return the part of it that whoever updates a slice has to know."""
+        return UpdateRule(
+            rule=self.rule,
+            parameter_size=self.parameter_size,
+            momenta=self.momenta,
+            wire_weights=self.wire_weights,
+        )
+
+
+@dataclass
+class Shard:
+    """The weights, the optimizer's state, and the tree of the step at hand.
+
+    The weights after step t are in slot t % 2: an update reads one slot and writes the other, so that the weights that
+    it began with stay whole, whatever interrupts it and whoever still reads them.
+    """
+
+    #: Each as long as the slice.
+    slots: Pair
+    policy: UpdatePolicy
+    micro_batches: int
+    #: Where the slice begins in the whole vector: a multiple of clipping's BLOCK.
+    start: int = 0
+    #: Memory for the weights as the policy rounds them for workers, slot by slot; by default new vectors, if it does.
+    rounded: Pair | None = None
+    #: Returns memory for sums that are added here: for each index from 0 on a vector as long as the slice, which is the
+    #: whole one then. By default any memory will do.
+    merged: Callable[[int], Vector] | None = None
+    frames: list[Slice] = field(init=False)
+    #: What workers compute with, slot by slot: the weights rounded, or the weights themselves.
+    served: Pair = field(init=False)
+    #: The optimizer's slots of the trained values, as they are now.
+    state: Slots = field(init=False)
+    #: One for each frame.
+    trees: list[VectorTree] = field(init=False)
+    #: Number of updates made so far.
+    updates: int = 0
+    #: The place in the whole vector of the first weight that is not finite since the last update, None if all are.
+    not_finite: int | None = None
+    #: Makes updates of any part.
+    updating: UpdatePass = field(init=False)
+    #: Both sets of the optimizer's slots; one set twice as long as all updates are made here, and so in place.
+    _sets: tuple[Slots, Slots] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.frames = self.owned.frames()
+        self.state = self.policy.rule.init(max(0, min(self.owned.stop, self.policy.parameter_size) - self.start))
+        self._sets = self.state, self.state
+        self.served = self.slots
+        if not self.policy.wire_weights.is_exact:
+            self.served = self.rounded or (np.zeros_like(self.weights), np.zeros_like(self.weights))
+        self.refresh_served()
+        self.trees = [
+            VectorTree(self.micro_batches, pool, self._addition(frame))
+            for frame, pool in zip(self.frames, self._pools(), strict=True)
+        ]
+        self._begin_in_memory()
+
+    def _pools(self) -> list[VectorPool]:
+        """Return the pool of each frame: one for all of the same length, unless each has parts of certain vectors."""
+        if self.merged is None:
+            pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
+            return [pools[len(frame)] for frame in self.frames]
+        return [VectorPool(len(frame), make=_parts_of(frame, self.merged)) for frame in self.frames]
+
+    def _begin_in_memory(self) -> None:
+        vectors = UpdateVectors(weights=self.slots, served=self.served, slots=self._sets, start=self.start)
+        self.updating = UpdatePass(self.policy.update_rule(), vectors, self.frames)
+
+    @property
+    def owned(self) -> Slice:
+        """The slice of the whole vector."""
+        return Slice(self.start, self.start + self.slots[0].size)
+
+    @property
+    def weights(self) -> Vector:
+        """The vector in use."""
+        return self.slots[self.updates % 2]
+
+    @property
+    def served_weights(self) -> Vector:
+        """The vector that workers compute with at the step at hand."""
+        return self.served[self.updates % 2]
+
+    def refresh_served(self) -> None:
+        """Round the weights for workers again, after somebody else has written the slots."""
+        if self.served is self.slots:
+            return
+        for slot, served in zip(self.slots, self.served, strict=True):
+            served[:] = slot
+            self.policy.wire_weights.round(served, RoundingKey(self.updates, Node(0, 1), self.start))
+
+    def _addition(self, frame: Slice) -> Addition | None:
+        """Return how two halves of a node result in its value in this frame: None if they are only added."""
+        wire = self.policy.wire
+
+        def add(node: Node, left: Vector, right: Vector, out: Vector) -> None:
+            wire.add(left, right, out, RoundingKey(self.updates, node, frame.start))
+
+        return None if wire.is_exact else add
+
+    def add(self, node: Node, sums: Vector) -> None:
+        """Add the sums of a node over the whole slice, which must stay unchanged until the update or `settle`."""
+        with np.errstate(all="ignore"):  # as in `add_frame`
+            for tree, frame in zip(self.trees, self.frames, strict=True):
+                tree.add(node, sums[frame.start - self.start : frame.stop - self.start])
+
+    def add_frame(self, frame: int, node: Node, sums: Vector) -> None:
+        """Add one frame of the sums of a node, which must stay unchanged until the update.
+
+        Sums of a node that the tree has are ignored, those of one that it has in parts replace the parts: the bits are
+        the same.
+        """
+        with np.errstate(all="ignore"):  # what overflows shows in the next loss, which is reported with its place
+            self.trees[frame].add(node, sums)
+
+    def receive(self, frame: int, node: Node, words: Vector) -> None:
+        """Add one frame of the sums of a node as it travelled; as `add_frame`."""
+        if self.policy.wire.is_exact:
+            self.add_frame(frame, node, words)
+            return
+        sums = self.trees[frame].pool.take()
+        with np.errstate(all="ignore"):  # as in `add_frame`
+            self.policy.wire.unpack(words, self.frames[frame].start, sums)
+            self.trees[frame].add_own(node, sums)
+
+    def is_finite(self, frame: int, words: Vector) -> bool:
+        """Tell whether one frame of sums, as it travelled, holds finite values only."""
+        part = self.frames[frame]
+        return self.policy.wire.is_finite(words, part.start, len(part))
+
+    def settle(self, memory: Vector) -> None:
+        """Copy what is still to be read from some memory, since other sums will be written there after this."""
+        for tree in self.trees:
+            tree.settle(memory)
+
+    def squares(self, count: int) -> NDArray[np.float64]:
+        """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
+        terms, trained = self.terms(), (one for one in self.updating.chunks(self.owned) if one.momenta is None)
+        with np.errstate(all="ignore"):  # as in `add_frame`
+            blocks = [block_squares(self.updating.mean(chunk, terms, count)) for chunk in trained]
+        return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
+
+    def is_whole(self) -> bool:
+        """Tell whether all sums of the step at hand have come."""
+        return all(tree.tree.is_whole() for tree in self.trees)
+
+    def terms(self) -> list[list[Vector]]:
+        """Return, for each frame, the one or two vectors whose sum is the whole, to be read until the update."""
+        return [tree.terms() for tree in self.trees]
+
+    def update(self, step: int, count: int, scale: float | None = None) -> float:
+        """Step the optimizer with the whole sum over `count` samples; return the learning rate used.
+
+        `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself.
+        """
+        at = self.begin_update(step, count, scale)
+        self.end_update(at, self.updating.run(at, self.owned, self.terms()))
+        return at.rate
+
+    def begin_update(self, step: int, count: int, scale: float | None = None, *, in_place: bool = True) -> UpdateStep:
+        """Return what `updating` needs to update any part; arguments as of `update`.
+
+        One that is not in place, which needs two sets of slots, changes nothing that is in use before `end_update`.
+        """
+        if scale is None and self.policy.clip_norm is not None:
+            scale = scale_for(add_blocks(self.squares(count)), self.policy.clip_norm)
+        reads = 1 if self.state is self._sets[1] else 0
+        writes = reads if in_place else 1 - reads
+        rate = self.policy.schedule.rate(step)
+        return UpdateStep(step=step, count=count, rate=rate, scale=scale, reads=reads, writes=writes)
+
+    def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
+        """Let the new weights and slots be the ones in use, after all parts were updated."""
+        self.updates, self.state, self.not_finite = at.step + 1, self._sets[at.writes], not_finite
+        for tree in self.trees:
+            tree.reset()
+
+    def skip_to(self, updates: int) -> None:
+        """Continue after so many updates, which others have made in this memory since the last one that is known here.
+
+        They have used both sets of slots in turn.
+        """
+        here = 0 if self.state is self._sets[0] else 1
+        self.state, self.updates, self.not_finite = self._sets[(here + updates - self.updates) % 2], updates, None
+        for tree in self.trees:
+            tree.reset()
+
+    def move(self, slots: Pair, served: Pair, sets: tuple[Slots, Slots]) -> None:
+        """Continue in other memory, with two sets of slots: what is there is copied, except into what is used already.
+
+        `served` is `slots` if workers compute with the weights themselves, as it was before.
+        """
+        assert (served is slots) == (self.served is self.slots)
+        # Both of each: if the weights at hand turn out to be useless, those before them are kept.
+        for old, new in zip((*self.slots, *self.served), (*slots, *served), strict=True):
+            if new is not old:
+                new[:] = old
+        for name, values in self.state.items():
+            sets[0][name][:] = values
+        self.slots, self.served, self._sets, self.state = slots, served, sets, sets[0]
+        self._begin_in_memory()
+
+    def current_weights(self) -> WeightsAfter:
+        """Return the weights after the last complete update."""
+        return self.weights, self.updates
+
+    def previous_weights(self) -> WeightsAfter:
+        """Return the weights that the last update began with, for a run whose current ones are not finite."""
+        updates = max(0, self.updates - 1)
+        return self.slots[updates % 2], updates
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the weights in use, in hex."""
+        return weights_digest(self.weights)
+
+
+def _parts_of(frame: Slice, merged: Callable[[int], Vector]) -> Callable[[], Vector]:
+    """Return what returns a frame's part of the first vector, then of the second, and so on."""
+    numbers = count()
+    return lambda: frame.of(merged(next(numbers)))

@@ -1,0 +1,79 @@
+"""One update that all servers of a run make, each of its slice: their reports on it, put together. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for
+from lockstep.common.protocol.shard_messages import Collected, UpdateDone
+from lockstep.ps.run.traffic import NOTHING, Moved
+from lockstep.ps.shard.shard import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletedUpdate:
+    """An update that all servers have made."""
+
+    step: int
+    rate: float
+    #: Whether the weights in the slices of the other servers are finite, and the sum of their checksums.
+    are_finite: bool
+    checksum: int
+    #: Bytes that crossed the sockets of the other servers since their last update.
+    moved: Moved
+    #: Seconds from the moment when the tree was whole.
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class DistributedUpdate:
+    """The update of one step, under way."""
+
+    #: When the tree was whole.
+    began: float = 0.0
+    #: What is gathered with it.
+    collected: Collected = "nothing"
+    #: Workers that are sent the new weights without being asked for.
+    pushed: frozenset[int] = frozenset()
+    #: The learning rate of our own slice, which is that of all.
+    rate: float = 0.0
+    #: Of the other servers, as in `CompletedUpdate`.
+    checksum: int = 0
+    are_finite: bool = True
+    moved: Moved = NOTHING
+    #: By shard, for each block of its slice, the sum of the squares of the mean gradient.
+    squares: dict[bytes, NDArray[np.float64]] = field(default_factory=dict)
+
+    def on_squares(self, peer: bytes, trained: int, squares: Vector) -> None:
+        """Keep the squares of the blocks of so many values, which travel as the bytes that they are."""
+        if len(squares) != 2 * -(-trained // BLOCK):
+            raise RemoteProtocolError(f"squares of {len(squares) / 2:g} blocks: expected one for {BLOCK} values")
+        self.squares[peer] = np.frombuffer(squares.tobytes(), np.float64)
+
+    def scale(self, own: Shard, count: int, order: Sequence[bytes]) -> float:
+        """Return the factor of clipping by the norm of the whole gradient: of all slices' blocks, in their order."""
+        clip_norm = own.policy.clip_norm
+        assert clip_norm is not None
+        blocks = np.concatenate([own.squares(count), *(self.squares[peer] for peer in order)])
+        return scale_for(add_blocks(blocks), clip_norm)
+
+    def on_done(self, done: UpdateDone) -> None:
+        """Record that a shard has made the update."""
+        self.checksum += int(done.checksum)
+        self.are_finite = self.are_finite and done.is_finite
+        self.moved = Moved(sums=self.moved.sums + done.sums_bytes, weights=self.moved.weights + done.weights_bytes)
+
+    def completed(self, step: int, now: float) -> CompletedUpdate:
+        """Return what the update resulted in, now that all have made it."""
+        return CompletedUpdate(
+            step=step,
+            rate=self.rate,
+            are_finite=self.are_finite,
+            checksum=self.checksum,
+            moved=self.moved,
+            seconds=now - self.began,
+        )

@@ -1,0 +1,441 @@
+"""All servers of a run, as the server sees them: carries out the effects of `ShardGroup`, and gathers the weights."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
+from typing import assert_never
+
+import msgspec
+
+from lockstep.common.aggregation.checksum import MODULUS
+from lockstep.common.aggregation.slices import Slice, slices_for
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.update import UpdateStep
+from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import Eviction, Leave, Message, Ping, SliceLease, SliceResult, shortened
+from lockstep.common.protocol.shard_messages import (
+    WEIGHTS,
+    AddFromMemory,
+    Admit,
+    Begin,
+    Collect,
+    Collected,
+    CollectedFrame,
+    Forget,
+    InitialFrame,
+    SendWeightsTo,
+    ShardJoin,
+    ShardMessage,
+    ShardReady,
+    ShardWelcome,
+    SliceMessage,
+    Squares,
+    SumsAck,
+    UpdateDone,
+    WorkerLost,
+)
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.transport.port import PeerGone, PeerSlow, ServerPort
+from lockstep.ps.coordinator import effects as coordinator_effects
+from lockstep.ps.coordinator import events as coordinator_events
+from lockstep.ps.coordinator.membership import Membership
+from lockstep.ps.parallel_update.events import HelperAdmitted, UpdateHurried
+from lockstep.ps.parallel_update.parallel_update import ParallelUpdate, ParallelUpdateConfig
+from lockstep.ps.parallel_update.shell import ParallelUpdateShell
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.shard.partition import checksum_in, held_frames, initial_frames, own_part
+from lockstep.ps.shard.shard import Shard, WeightsAfter
+from lockstep.ps.shard_group import effects, events
+from lockstep.ps.shard_group.distributed_update import CompletedUpdate, DistributedUpdate
+from lockstep.ps.shard_group.gathered_weights import GatheredWeights
+from lockstep.ps.shard_group.group import GroupConfig, ShardGroup, ShardMember
+from lockstep.ps.shared_memory import ServerSharedMemory
+
+#: The reason to evict a peer that is not a shard of this run, and sends what only a shard does.
+STRANGER = "its connection broke, or the server was started again, and its slice is lost"
+
+#: Messages without arrays that may wait for a shard.
+QUEUE = 1024
+
+#: Seconds in which the shards of a run that fails are to bring their weights.
+FINAL_WEIGHTS_S = 1.0
+
+
+@dataclass
+class ShardGroupShell:
+    """All servers of a run: the coordinator's own slice, and the shards that have the others, if there are any."""
+
+    info: RunInfo
+    #: Of the whole vector, as the run begins; its memory may be the one that workers share.
+    whole: Shard
+    #: Samples of the dataset, to train and to test.
+    samples: tuple[int, int]
+    membership: Membership
+    _: KW_ONLY
+    port: ServerPort
+    clock: Clock
+    report: Callable[[effects.Report], None]
+    report_refusal: Callable[[str], None]
+    #: The memory that workers and shards on this machine share, if there is any.
+    sharing: ServerSharedMemory | None = None
+    #: How workers help with updates of a vector that is not divided.
+    helping: ParallelUpdateConfig = field(default_factory=ParallelUpdateConfig)
+    own: Shard = field(init=False)
+    updating: ParallelUpdateShell = field(init=False)
+    state: ShardGroup = field(init=False)
+    slices: list[Slice] = field(init=False)
+    #: The weights of all servers, None if all of them are ours.
+    gathered: GatheredWeights | None = None
+    #: The update that all have made, until it is recorded.
+    completed: CompletedUpdate | None = None
+    #: The update that all make, or made last.
+    _update: DistributedUpdate = field(default_factory=DistributedUpdate)
+    #: Workers that could not be sent to.
+    _unreachable: list[coordinator_events.Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        info, whole = self.info, self.whole
+        self.slices, self.own = slices_for(whole.weights.size, info.servers), whole
+        if info.servers > 1:
+            self.own, self.gathered = own_part(whole, self.slices[0]), GatheredWeights.of(whole)
+        self.state = ShardGroup(
+            GroupConfig(
+                servers=info.servers,
+                fingerprint=info.fingerprint,
+                allows_mixed_numerics=info.allows_mixed_numerics,
+                needs_memory=info.needs_memory,
+                silence_s=info.lease_timeout_s,
+            ),
+            step=whole.updates,
+        )
+        helping, sharing = (self.helping, self.sharing) if info.servers == 1 else (ParallelUpdateConfig(), None)
+        state = ParallelUpdate(helping, self.own.weights.size)
+        self.updating = ParallelUpdateShell(state, self.own, self.clock, self._send_lease, sharing)
+
+    def deadline(self) -> float | None:
+        """Return when `on_time` has something to do although no message comes."""
+        group, update = self.state.deadline(), self.updating.state.deadline()
+        if group is None or update is None:
+            return update if group is None else group
+        return min(group, update)
+
+    @property
+    def holder(self) -> Shard | GatheredWeights:
+        """Who has the whole vector, as it was last in one place."""
+        return self.gathered or self.own
+
+    # Messages become events
+
+    def handles(self, peer: bytes, message: Message) -> bool:
+        """Tell whether a message is for the group: of a shard, of one that wants to be one, or that no longer is."""
+        return isinstance(message, ShardJoin | SliceMessage) or peer in self.state.members
+
+    def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[coordinator_events.Event]:
+        """Handle a message of a shard; return what it means to the coordinator."""
+        if not isinstance(message, ShardMessage):
+            raise RemoteProtocolError(f"a {type(message).__name__} is not a message of a shard")
+        if not isinstance(message, ShardJoin) and peer not in self.state.members:
+            return self._send_to([peer], Eviction(reason=STRANGER))
+        match message:
+            case ShardJoin():
+                return self._dispatch(events.ShardJoined(peer=peer, join=message))
+            case ShardReady():
+                return self._dispatch(self._prepared(peer, message))
+            case SumsAck():
+                return self._dispatch(events.SumsConfirmed(peer=peer, ack=message))
+            case Squares():
+                self._update.on_squares(peer, self._trained(peer), arrays[0])
+                return self._dispatch(events.SquaresReceived(peer=peer, step=message.step))
+            case CollectedFrame():
+                self._gather(peer, message, arrays[0])
+                return []
+            case UpdateDone():
+                self._update.on_done(message)
+                return self._dispatch(events.SliceUpdated(peer=peer, step=message.step))
+            case WorkerLost():
+                return self._worker_lost(peer, message)
+            case Leave():
+                return self.on_shard_gone(peer, one_line(message.reason))
+            case Ping():
+                return self._dispatch(events.ShardPinged(peer=peer))
+            case _:
+                assert_never(message)
+
+    def _prepared(self, peer: bytes, ready: ShardReady) -> events.GroupEvent:
+        if ready.nonce and (self.sharing is None or ready.nonce != self.sharing.folder.nonce.hex()):
+            raise RemoteProtocolError(f"the nonce {ready.nonce!r} is not that of the shared memory")
+        return events.ShardPrepared(peer=peer, shares=bool(ready.nonce), obstacle=one_line(ready.obstacle))
+
+    def _trained(self, peer: bytes) -> int:
+        """Return how many of the values in a shard's slice are trained."""
+        owned = self.slices[self.state.members[peer].index]
+        return max(0, min(owned.stop, self.whole.policy.parameter_size) - owned.start)
+
+    def _worker_lost(self, peer: bytes, lost: WorkerLost) -> list[coordinator_events.Event]:
+        member = self.membership.by_rank(lost.rank)
+        if member is None:
+            return []
+        reason = f"shard {self.state.members[peer].index} lost it: {one_line(lost.reason)}"
+        return [coordinator_events.WorkerLeft(peer=member.peer, reason=reason)]
+
+    def on_shard_gone(self, peer: bytes, reason: str) -> list[coordinator_events.Event]:
+        """Handle that a shard is gone."""
+        return self._dispatch(events.ShardGone(peer=peer, reason=reason))
+
+    def on_time(self, now: float) -> list[coordinator_events.Event]:
+        """Handle the passing of time."""
+        due, happened = self.state.deadline(), self._after(self.updating.on_time(now))
+        return happened + (self._dispatch(events.TimePassed()) if due is not None and now >= due else [])
+
+    # Events become effects, and effects are carried out
+
+    def _dispatch(self, event: events.GroupEvent) -> list[coordinator_events.Event]:
+        """Let the group handle an event, and whatever its effects lead to; return what the coordinator is to handle."""
+        pending, happened = deque([event]), list[coordinator_events.Event]()
+        while pending:
+            for effect in self.state.handle(pending.popleft(), self.clock.now()):
+                for following in self._perform(effect):
+                    if isinstance(following, events.GroupEvent):
+                        pending.append(following)
+                    else:
+                        happened.append(following)
+        return happened
+
+    def _perform(self, effect: effects.GroupEffect) -> Iterator[events.GroupEvent | coordinator_events.Event]:
+        match effect:
+            case effects.Send():
+                yield from self._send(effect.peer, effect.message)
+            case effects.WelcomeShard():
+                yield from self._send(effect.peer, self._welcome(effect.index))
+            case effects.FillShard():
+                yield from self._fill(effect)
+            case effects.AnnounceGroup(addresses=addresses, shares=shares, obstacle=obstacle):
+                yield coordinator_events.ServersReady(addresses=addresses, shares=shares, obstacle=obstacle)
+            case effects.ConfirmSums():
+                yield coordinator_events.SumsAcknowledged(rank=effect.rank, node=effect.node)
+            case effects.FindScale():
+                assert self.state.update is not None  # that is what is measured
+                order = [member.peer for member in self.state.in_order()]
+                yield events.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
+            case effects.UpdateOwnSlice():
+                yield from self._own_updated(self.updating.update(effect.step, effect.count, effect.scale))
+            case effects.CompleteStep():
+                self._complete(effect.step)
+                yield coordinator_events.StepUpdated(step=effect.step)
+            case effects.LoseShard():
+                yield coordinator_events.ServerLost(text=effect.text)
+            case effects.Report():
+                self.report(effect)
+            case effects.ReportRefusal():
+                self.report_refusal(effect.text)
+            case _:
+                assert_never(effect)
+
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[events.GroupEvent]:
+        try:
+            self.port.send(peer, encode(message, arrays))
+        except PeerGone:
+            yield events.ShardGone(peer=peer, reason="its connection is gone")
+        except PeerSlow:
+            yield events.ShardGone(peer=peer, reason="it does not read what it is sent")
+
+    def _send_to(self, peers: Sequence[bytes], message: Message) -> list[coordinator_events.Event]:
+        gone = [event for peer in peers for event in self._send(peer, message)]
+        return [following for event in gone for following in self._dispatch(event)]
+
+    def _send_all(self, message: Message) -> list[coordinator_events.Event]:
+        """Send a message to each shard."""
+        return self._send_to(list(self.state.members), message)
+
+    def _welcome(self, index: int) -> ShardWelcome:
+        training, test = self.samples
+        return ShardWelcome(
+            index=index,
+            servers=self.info.servers,
+            run=self.info.run,
+            job=self.info.job,
+            training_samples=training,
+            test_samples=test,
+            size=self.whole.weights.size,
+            parameter_size=self.whole.policy.parameter_size,
+            memory=self.info.memory,
+        )
+
+    def _fill(self, effect: effects.FillShard) -> Iterator[events.GroupEvent]:
+        has_weights = effect.shares and self.whole.policy.wire_weights.is_exact
+        frames = list(initial_frames(self.whole, self.slices[effect.index], has_weights=has_weights))
+        self.port.allow(QUEUE + len(frames))
+        for name, part, values in frames:
+            yield from self._send(effect.peer, InitialFrame(name=name, start=part.start), values)
+        yield from self._send(effect.peer, Begin(steps=self.whole.updates))
+
+    # Workers come and go, and bring sums
+
+    def admit(self, peer: bytes, *, shares: bool) -> list[coordinator_events.Event]:
+        """Inform all shards that a worker takes part."""
+        member = self.membership.members.get(peer)
+        if member is None:
+            return []
+        if shares:
+            self.updating.dispatch(HelperAdmitted(rank=member.rank))
+        return self._send_all(Admit(rank=member.rank, incarnation=member.join.incarnation, shares=shares))
+
+    def forget(self, rank: int) -> list[coordinator_events.Event]:
+        """Inform all shards that a worker is gone."""
+        happened = self._after(self.updating.remove(rank))
+        return happened + self._dispatch(events.WorkerRemoved(rank=rank)) + self._send_all(Forget(rank=rank))
+
+    def send_weights(self, rank: int, step: int) -> Sequence[coordinator_events.Event]:
+        """Let all shards send a worker their weights of a step, unless the update's message has told them to."""
+        return [] if rank in self._update.pushed else self._send_all(SendWeightsTo(rank=rank, step=step))
+
+    def add_shared(self, effect: coordinator_effects.AddSharedSums) -> Sequence[coordinator_events.Event]:
+        """Let all shards add the sums in a worker's slot."""
+        node, step = effect.node, self.state.step
+        return self._send_all(AddFromMemory(rank=effect.rank, slot=effect.slot, step=step, lo=node.lo, hi=node.hi))
+
+    def await_sums(self, effect: coordinator_effects.AwaitShards) -> list[coordinator_events.Event]:
+        """Return that all shards have the sums of a result, if they have them already."""
+        return self._dispatch(events.SumsAwaited(rank=effect.rank, node=effect.node))
+
+    # Updates
+
+    def update(self, step: int, count: int, collected: Collected) -> list[coordinator_events.Event]:
+        """Let all servers make an update, and the shards send their new weights to the workers that are ready."""
+        pushed = frozenset(member.rank for member in self.membership.ready() if not member.shares and self.state.others)
+        self._update = DistributedUpdate(began=self.clock.now(), collected=collected, pushed=pushed)
+        if self.gathered is not None and collected != "nothing":
+            self.gathered.begin()
+        return self._dispatch(
+            events.TreeCompleted(
+                step=step,
+                count=count,
+                is_clipped=self.own.policy.clip_norm is not None,
+                ranks=tuple(sorted(pushed)),
+                collected=collected,
+            )
+        )
+
+    def _own_updated(self, made: UpdateStep | None) -> Iterator[events.GroupEvent | coordinator_events.Event]:
+        """Yield what follows from an update of our own slice, None while workers are still to answer."""
+        while self._unreachable:
+            yield self._unreachable.pop()
+        if made is not None:
+            self._update.rate = made.rate
+            yield events.OwnSliceUpdated(step=made.step)
+
+    def _after(self, made: UpdateStep | None) -> list[coordinator_events.Event]:
+        """Return what the coordinator is to handle after something that may have completed the update of our slice."""
+        happened = list[coordinator_events.Event]()
+        for event in self._own_updated(made):
+            happened += self._dispatch(event) if isinstance(event, events.GroupEvent) else [event]
+        return happened
+
+    def _send_lease(self, rank: int, lease: SliceLease) -> None:
+        """Lease a slice of the update to a worker; that it is gone is known later."""
+        member = self.membership.by_rank(rank)
+        if member is None:
+            return
+        try:
+            self.port.send(member.peer, encode(msgspec.structs.replace(lease, incarnation=member.join.incarnation)))
+        except (PeerGone, PeerSlow):
+            gone = coordinator_events.WorkerLeft(peer=member.peer, reason="its connection is gone")
+            self._unreachable.append(gone)
+
+    def on_slice_result(self, peer: bytes, result: SliceResult) -> list[coordinator_events.Event]:
+        """Handle what a worker reports of its slice of an update."""
+        member = self.membership.members.get(peer)
+        return [] if member is None else self._after(self.updating.on_result(member.rank, result))
+
+    def hurry(self) -> list[coordinator_events.Event]:
+        """Make what is left of the update at hand, since the run is about to end."""
+        return self._after(self.updating.dispatch(UpdateHurried()))
+
+    def _complete(self, step: int) -> None:
+        self.completed = self._update.completed(step, self.clock.now())
+        if self.gathered is not None and self._update.collected != "nothing":
+            self._gather_near(self.gathered, step + 1, has_state=self._update.collected == "all")
+            if not self.gathered.end(step + 1):
+                raise RemoteProtocolError("not all shards have sent their slices")
+
+    def checksum(self, done: CompletedUpdate) -> int:
+        """Return the checksum of the weights in all slices after an update that was just made."""
+        return (done.checksum + checksum_in(self.own, done.step, self.whole.weights.size)) % MODULUS
+
+    # Weights are gathered
+
+    def _gather(self, peer: bytes, frame: CollectedFrame, values: Vector) -> None:
+        """Gather what a shard has sent of its slice."""
+        owned = self.slices[self.state.members[peer].index]
+        part = Slice(frame.start, frame.start + len(values))
+        if not owned.start <= part.start < part.stop <= owned.stop:
+            raise RemoteProtocolError(f"values {part.start} to {part.stop} of {frame.name!r}: not of its slice")
+        assert self.gathered is not None  # there are shards
+        self.gathered.put(frame.name, part, values)
+
+    def _gather_near(self, gathered: GatheredWeights, updates: int, *, has_state: bool) -> None:
+        """Gather what is in our own memory: our slice, and the weights of those that share it."""
+        for name, part, values in held_frames(self.own, updates, has_weights=True, has_state=has_state):
+            gathered.put(name, part, values)
+        for member in self.state.members.values():
+            if self._sees(member):
+                owned = self.slices[member.index]
+                gathered.put(WEIGHTS, owned, owned.of(self.whole.slots[updates % 2]))
+
+    def _sees(self, member: ShardMember) -> bool:
+        """Tell whether a shard's weights are in our memory: what workers share may be a rounded copy of them."""
+        return member.shares and self.whole.policy.wire_weights.is_exact
+
+    # The run ends
+
+    def final_weights(self, *, is_diverged: bool) -> WeightsAfter:
+        """Return the weights of a run that fails: after the last complete update, or before it if that diverged.
+
+        Shards may not answer any more: if not all of them do in time, these are the weights that were gathered last.
+        What else arrives meanwhile is dropped.
+        """
+        gathered = self.gathered
+        if gathered is None:
+            return self.own.previous_weights() if is_diverged else self.own.current_weights()
+        updates = max(0, self.state.step - is_diverged)
+        if updates == gathered.updates:
+            return gathered.weights, updates
+        before = gathered.weights.copy()
+        gathered.begin()
+        self._gather_near(gathered, updates, has_state=False)
+        if self._request_weights(updates):
+            self._receive_weights(gathered, updates)
+        if not gathered.end(updates):
+            gathered.weights[:] = before
+        return gathered.weights, gathered.updates
+
+    def _request_weights(self, updates: int) -> bool:
+        """Request the weights that we do not see; return whether all shards can be reached."""
+        try:
+            for peer in [member.peer for member in self.state.members.values() if not self._sees(member)]:
+                self.port.send(peer, encode(Collect(steps=updates)))
+        except (PeerGone, PeerSlow):
+            return False
+        return True
+
+    def _receive_weights(self, gathered: GatheredWeights, updates: int) -> None:
+        deadline = self.clock.now() + FINAL_WEIGHTS_S
+        while not gathered.is_whole() and self.clock.now() < deadline:
+            received = self.port.receive(deadline - self.clock.now())
+            if received is None:
+                if not self.port.lost():
+                    return
+                continue
+            peer, frames = received
+            with suppress(RemoteProtocolError):
+                message, arrays = decode(frames, ShardMessage)
+                if peer in self.state.members and isinstance(message, CollectedFrame) and message.steps == updates:
+                    self._gather(peer, message, arrays[0])
+
+    def end(self, reason: str) -> None:
+        """Inform all shards that the run is over."""
+        self._dispatch(events.RunEnded(reason=shortened(reason)))
+        self.updating.close()

@@ -1,0 +1,97 @@
+"""Evaluate a trained model on a test set: its loss, and its output for each sample."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.data.folder import Column
+from lockstep.common.data.sampler import evaluation_chunks
+from lockstep.common.data.source import load
+from lockstep.common.errors import DataError, ModelError
+from lockstep.common.job.objective import Objective
+from lockstep.common.job.tally import Tally
+from lockstep.results.evaluation.confusion import Confusion
+from lockstep.results.evaluation.regression import TargetFigures, figures_of, in_units
+from lockstep.runs.trained_model import Trained, dataset_of, table_of
+from lockstep.worker.compute import Compute
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The outputs of a model on a test set, and their tally."""
+
+    dataset: Dataset
+    #: Summed in the same order as in the evaluations of a run, so that the bits are the same.
+    tally: Tally
+    #: Outputs of the model: (n, classes), for sequences (n·t, classes), or for a regression (n, targets).
+    outputs: Vector
+    objective: Objective = field(default_factory=Objective)
+    #: The names of the classes, in order; empty if they have none.
+    class_names: tuple[str, ...] = ()
+    #: The columns of a table that are predicted; empty if the data is none.
+    columns: tuple[Column, ...] = ()
+
+    @property
+    def targets(self) -> Array:
+        """What the outputs are compared with: a class per row, or as many numbers as a row has."""
+        return self.objective.targets(self.dataset.labels)
+
+    @property
+    def confusion(self) -> Confusion:
+        """The confusion matrix. Raises ModelError for a regression."""
+        if self.objective.is_regression:
+            raise ModelError("a regression has no classes")
+        return Confusion.of(self.targets, self.outputs.argmax(axis=1), self.outputs.shape[1])
+
+    @property
+    def fit(self) -> list[TargetFigures]:
+        """The errors of a regression by target. Raises ModelError for a classifier."""
+        if not self.objective.is_regression:
+            raise ModelError("a run with classes is not a regression")
+        figures = figures_of(self.outputs, self.targets)
+        return in_units(figures, self.columns) if self.columns else figures
+
+
+def assess(trained: Trained, data: str | None = None) -> Assessment:
+    """Evaluate a trained model on its own test set or that of another dataset, normalised as in training."""
+    trained_on = dataset_of(trained.job)
+    compute = Compute(trained.job, trained.model, trained_on)
+    compute.weights[...] = trained.weights
+    batches, objective, outputs = compute.batches, compute.batches.objective, list[Array]()
+    if data is not None:
+        batches.data = _with_test_of(trained_on, load(data), data, objective)
+    test = batches.data.test
+    compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk).copy())
+    tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
+    table = table_of(trained.job) if objective.is_regression else None
+    columns = () if table is None else tuple(table.targets)
+    return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names, columns)
+
+
+def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective: Objective) -> TrainTest:
+    """Return the data with another test set, whose labels are converted to what the objective compares."""
+    shape, classes = trained_on.test.sample_shape, trained_on.test.classes
+    if other.test.sample_shape != shape:
+        raise DataError(f"{data}: samples of shape {other.test.sample_shape}: expected {shape}, as it was trained on")
+    if trained_on.test.targets != other.test.targets:
+        raise DataError(
+            f"{data}: {other.test.targets} targets per sample: expected {trained_on.test.targets}, as it was trained on"
+        )
+    if trained_on.test.is_tokens != other.test.is_tokens:
+        raise DataError(f"{data}: samples of dtype {str(other.test.images.dtype)!r}: expected tokens in both sets")
+    if objective.is_regression:
+        # One of the sets may have been stored with whole numbers, and the other not.
+        parts = [_as_numbers(part, objective) for part in (trained_on.train, other.test)]
+        return replace(trained_on, train=parts[0], test=parts[1], validation=None)
+    objective.check_labels(other.test)
+    highest = int(other.test.labels.max())
+    if highest >= classes:
+        raise DataError(f"{data}: has the label {highest}: expected those of {classes} classes, as it was trained on")
+    return replace(trained_on, test=replace(other.test, classes=classes))
+
+
+def _as_numbers(data: Dataset, objective: Objective) -> Dataset:
+    return replace(data, labels=objective.targets(data.labels), classes=0)

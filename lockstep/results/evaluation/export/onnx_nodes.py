@@ -1,0 +1,338 @@
+"""Translate primitives to operators of ONNX; knows the standard, not the package.
+
+https://onnx.ai/onnx/operators, operator set 20.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.errors import ModelError
+from lockstep.results.evaluation.export.trace import (
+    Operand,
+    Trace,
+    TracedConstant,
+    TracedInput,
+    TracedResult,
+    TracedStep,
+    TracedWeight,
+)
+
+#: The version of the operator set, the first with Gelu.
+OPERATOR_SET = 20
+
+#: Names of the graph's input and output.
+INPUT, OUTPUT = "images", "logits"
+
+
+@dataclass(frozen=True)
+class OnnxNode:
+    """One operator, with the names of its inputs and its output."""
+
+    operator: str
+    inputs: list[str]
+    output: str
+    attributes: dict[str, Any]
+
+
+@dataclass
+class OnnxGraph:
+    """Operators in order, and the arrays that they read besides the input."""
+
+    nodes: list[OnnxNode] = field(default_factory=list)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        """Add an operator, and return the name of its output."""
+        output = output or f"between.{len(self.nodes)}"
+        self.nodes.append(OnnxNode(operator, inputs, output, attributes))
+        return output
+
+    def constant(self, array: Any) -> str:
+        """Add an array, and return its name."""
+        name = f"constant.{len(self.arrays)}"
+        self.arrays[name] = np.asarray(array)
+        return name
+
+    def integers(self, values: Any) -> str:
+        return self.constant(np.array(values, dtype=np.int64).reshape(-1))
+
+    def name(self, operand: Operand) -> str:
+        """Return the name of an operand, empty for an omitted one."""
+        match operand:
+            case TracedInput():
+                return INPUT
+            case TracedResult(step):
+                return _result(step)
+            case TracedWeight(name):
+                return name
+            case TracedConstant(None):
+                return ""
+            case TracedConstant(value):
+                # A Python number takes the dtype of the other operand: float32, as all of a model is.
+                return self.constant(np.asarray(value, None if isinstance(value, np.ndarray) else np.float32))
+
+
+def graph_of(trace: Trace, weights: dict[str, NDArray[Any]]) -> OnnxGraph:
+    """Return the graph of a trace. Raises ModelError for a primitive that has no counterpart."""
+    graph = OnnxGraph(arrays=dict(weights))
+    for number, step in enumerate(trace.steps):
+        write = _WRITERS.get(step.primitive)
+        if write is None:
+            raise ModelError(
+                f"the model applies {step.primitive!r}, which is not exported to ONNX: use other layers, or export to "
+                "safetensors"
+            )
+        write(graph, step, [graph.name(operand) for operand in step.operands], _result(number))
+    graph.add("Identity", [graph.name(trace.output)], OUTPUT)
+    used = {name for node in graph.nodes for name in node.inputs}
+    graph.arrays = {name: array for name, array in graph.arrays.items() if name in used}
+    return graph
+
+
+def _result(step: int) -> str:
+    return f"step.{step}"
+
+
+#: `(graph, step, names of its operands, name of its result)`
+Writer = Callable[[OnnxGraph, TracedStep, list[str], str], object]
+
+
+def _plain(operator: str, **attributes: Any) -> Writer:
+    """Return the writer of an operator with the operands of the primitive and no options."""
+    return lambda graph, step, names, out: graph.add(operator, names, out, **attributes)
+
+
+def _linear(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    x, weight, *bias = [name for name in names if name]
+    if len(step.before) == 2:
+        graph.add("Gemm", [x, weight, *bias], out, transB=1)
+        return
+    turned = graph.add("Transpose", [weight], perm=[1, 0])
+    product = graph.add("MatMul", [x, turned], None if bias else out)
+    if bias:
+        graph.add("Add", [product, *bias], out)
+
+
+def _convolution(axes: int) -> Writer:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+        options = step.options
+        graph.add(
+            "Conv",
+            [name for name in names if name],
+            out,
+            strides=_each(options["stride"], axes),
+            pads=2 * _each(options["padding"], axes),
+            dilations=_each(options["dilation"], axes),
+            group=options["groups"],
+        )
+
+    return write
+
+
+def _pooling(operator: str, axes: int) -> Writer:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+        options = step.options
+        kernel = _each(options["kernel_size"], axes)
+        stride = options["stride"]
+        more = {"count_include_pad": int(options["count_include_pad"])} if operator == "AveragePool" else {}
+        graph.add(
+            operator,
+            names,
+            out,
+            kernel_shape=kernel,
+            strides=kernel if stride is None else _each(stride, axes),
+            pads=2 * _each(options["padding"], axes),
+            **more,
+        )
+
+    return write
+
+
+def _adaptive_average(axes: int) -> Writer:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+        sizes, wanted = step.before[-axes:], _each(step.options["output_size"], axes)
+        if any(size % few for size, few in zip(sizes, wanted, strict=True)):
+            raise ModelError(
+                f"adaptive average pooling from {sizes} to {tuple(wanted)} is not exported to ONNX: expected "
+                "input sizes that are multiples of the output sizes"
+            )
+        kernel = [size // few for size, few in zip(sizes, wanted, strict=True)]
+        graph.add("AveragePool", names, out, kernel_shape=kernel, strides=kernel)
+
+    return write
+
+
+def _batch_norm(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    channels = step.before[1]
+    scale = names[1] or graph.constant(np.ones(channels, np.float32))
+    shift = names[2] or graph.constant(np.zeros(channels, np.float32))
+    statistics = [graph.name(step.options[name]) for name in ("mean", "var")]
+    graph.add("BatchNormalization", [names[0], scale, shift, *statistics], out, epsilon=step.options["eps"])
+
+
+def _layer_norm(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    axes = step.options["axes"]
+    scale = names[1] or graph.constant(np.ones(step.before[-axes:], np.float32))
+    inputs = [names[0], scale, *([names[2]] if names[2] else [])]
+    graph.add("LayerNormalization", inputs, out, axis=-axes, epsilon=step.options["eps"])
+
+
+def _reshape(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    if step.shape.count(-1) > 1:
+        raise ModelError(f"a reshape to {step.shape} is not exported to ONNX: expected one axis of samples")
+    graph.add("Reshape", [names[0], graph.integers(step.shape)], out)
+
+
+def _permute(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    graph.add("Transpose", names, out, perm=[axis % len(step.before) for axis in step.options["axes"]])
+
+
+def _transpose(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    order = list(range(len(step.before)))
+    first, second = step.options["first"], step.options["second"]
+    order[first], order[second] = order[second], order[first]
+    graph.add("Transpose", names, out, perm=order)
+
+
+def _reduction(operator: str) -> Writer:
+    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+        axis = step.options["axis"]
+        axes = [graph.integers(range(len(step.before)) if axis is None else axis)]
+        graph.add(operator, [*names, *axes], out, keepdims=int(step.options["keepdims"]))
+
+    return write
+
+
+def _clip(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    bounds = [step.options["low"], step.options["high"]]
+    graph.add("Clip", [*names, *(graph.name(TracedConstant(bound)) for bound in bounds)], out)
+
+
+def _softplus(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    beta = step.options["beta"]
+    if beta == 1:
+        graph.add("Softplus", names, out)
+        return
+    factor = graph.name(TracedConstant(float(beta)))
+    curve = graph.add("Softplus", [graph.add("Mul", [*names, factor])])
+    graph.add("Div", [curve, factor], out)
+
+
+def _along_axis(operator: str) -> Writer:
+    return lambda graph, step, names, out: graph.add(operator, names, out, axis=step.options["axis"])
+
+
+def _causal_softmax(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    rows, columns = step.before[-2:]
+    # The standard has no causal mask: adding -inf removes later positions.
+    later = np.where(np.tri(rows, columns, columns - rows, dtype=np.bool_), 0, -np.inf).astype(np.float32)
+    graph.add("Softmax", [graph.add("Add", [names[0], graph.constant(later)])], out, axis=-1)
+
+
+def _index(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    index = step.options["index"]
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(type(part) is int or (isinstance(part, slice) and part.step in (None, 1)) for part in parts):
+        raise ModelError(f"an index of {index!r} is not exported to ONNX: expected integers, and slices without a step")
+    name, ends = names[0], np.iinfo(np.int64).max
+    cuts = [(axis, part) for axis, part in enumerate(parts) if isinstance(part, slice)]
+    if cuts:
+        starts, stops = zip(
+            *((part.start or 0, ends if part.stop is None else part.stop) for _, part in cuts), strict=True
+        )
+        name = graph.add("Slice", [name, *map(graph.integers, (starts, stops, [axis for axis, _ in cuts]))])
+    # From the last axis on, so that earlier axes keep their numbers.
+    for axis, part in reversed([(axis, part) for axis, part in enumerate(parts) if type(part) is int]):
+        name = graph.add("Gather", [name, graph.constant(np.int64(part))], axis=axis)
+    graph.add("Identity", [name], out)
+
+
+def _unsqueeze(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    graph.add("Unsqueeze", [names[0], graph.integers(step.options["axis"])], out)
+
+
+def _stack(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    axis = step.options["axis"]
+    parts = [graph.add("Unsqueeze", [name, graph.integers(axis)]) for name in names]
+    graph.add("Concat", parts, out, axis=axis)
+
+
+def _pad(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    before, after = zip(*step.options["widths"], strict=True)
+    value = graph.name(TracedConstant(float(step.options["value"])))
+    graph.add("Pad", [names[0], graph.integers([*before, *after]), value], out)
+
+
+def _embedding(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    indices, weight = names
+    graph.add("Gather", [weight, graph.add("Cast", [indices], to=_INT64)], out)
+
+
+def _leaky_relu(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    graph.add("LeakyRelu", names, out, alpha=step.options["negative_slope"])
+
+
+#: The number of the type in ONNX.
+_INT64 = 7
+
+
+def _each(value: Any, axes: int) -> list[int]:
+    return [value] * axes if isinstance(value, int) else [int(each) for each in value]
+
+
+_WRITERS: dict[str, Writer] = {
+    "linear": _linear,
+    "matmul": _plain("MatMul"),
+    "add": _plain("Add"),
+    "subtract": _plain("Sub"),
+    "multiply": _plain("Mul"),
+    "divide": _plain("Div"),
+    "power": _plain("Pow"),
+    "negate": _plain("Neg"),
+    "abs": _plain("Abs"),
+    "maximum": _plain("Max"),
+    "minimum": _plain("Min"),
+    "where": _plain("Where"),
+    "clip": _clip,
+    "exp": _plain("Exp"),
+    "log": _plain("Log"),
+    "sqrt": _plain("Sqrt"),
+    "tanh": _plain("Tanh"),
+    "sigmoid": _plain("Sigmoid"),
+    "relu": _plain("Relu"),
+    "leaky_relu": _leaky_relu,
+    "softplus": _softplus,
+    "gelu": _plain("Gelu"),
+    "gelu_tanh": _plain("Gelu", approximate="tanh"),
+    "softmax": _along_axis("Softmax"),
+    "log_softmax": _along_axis("LogSoftmax"),
+    "conv1d": _convolution(1),
+    "conv2d": _convolution(2),
+    "max_pool1d": _pooling("MaxPool", 1),
+    "max_pool2d": _pooling("MaxPool", 2),
+    "avg_pool1d": _pooling("AveragePool", 1),
+    "avg_pool2d": _pooling("AveragePool", 2),
+    "adaptive_avg_pool1d": _adaptive_average(1),
+    "adaptive_avg_pool2d": _adaptive_average(2),
+    "batch_norm_inference": _batch_norm,
+    "layer_norm": _layer_norm,
+    "causal_softmax": _causal_softmax,
+    "embedding": _embedding,
+    "index": _index,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "unsqueeze": _unsqueeze,
+    "permute": _permute,
+    "transpose": _transpose,
+    "concatenate": _along_axis("Concat"),
+    "stack": _stack,
+    "pad": _pad,
+    "sum": _reduction("ReduceSum"),
+    "mean": _reduction("ReduceMean"),
+    "max": _reduction("ReduceMax"),
+    "min": _reduction("ReduceMin"),
+}

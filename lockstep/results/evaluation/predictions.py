@@ -1,0 +1,160 @@
+"""Predict the class of an image with a trained model; knows no image files."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.errors import DataError
+from lockstep.runs.trained_model import Trained, dataset_of
+
+#: The weights of red, green and blue in brightness (ITU-R BT.601).
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """A trained model that accepts images of any size."""
+
+    trained: Trained
+    preparation: Preparation
+    #: (channels, height, width).
+    shape: tuple[int, ...]
+    #: Whether the values of the training set are bytes, and which value is white.
+    is_bytes: bool
+    white: float
+    #: Whether images are brought into MNIST's form, or only resized.
+    centres: bool
+    #: The names of the classes, in order; empty if they have none.
+    class_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, trained: Trained, *, centres: bool) -> "Recognizer":
+        """Return the recognizer of a model. Raises DataError unless it classifies images of one or three channels."""
+        if trained.job.loss == "mse":
+            raise DataError("the model is a regression: expected a classifier; `lockstep evaluate` reports its errors")
+        data = dataset_of(trained.job)
+        train = data.train
+        shape = train.sample_shape
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise DataError(
+                f"the model was trained on samples of shape {shape}: expected images, (1, height, width) or "
+                "(3, height, width)"
+            )
+        preparation = Preparation.of(train) if trained.job.normalize else Preparation(mean=0.0, std=1.0)
+        is_bytes = train.images.dtype == np.uint8
+        white = 255.0 if is_bytes or train.largest() > 1.5 else 1.0
+        # Pictures that were packed from a folder are not brought into MNIST's form: their own were not.
+        centres = centres and shape == (1, FIELD, FIELD) and not data.class_names
+        return cls(trained, preparation, shape, is_bytes, white, centres, data.class_names)
+
+    def name(self, label: int) -> str:
+        """Return what a class is called."""
+        return self.class_names[label] if self.class_names else str(label)
+
+    def probabilities(self, image: Array) -> Array:
+        """Return the probability of each class, (classes,), for an image (3, height, width) from 0 to 1."""
+        sample = self.sample(image)[np.newaxis]
+        logits = self.trained.model.outputs(self.preparation.images(self._stored(sample)))
+        probabilities: Array = F.softmax(Tensor(logits)).data[0]
+        return probabilities
+
+    def _stored(self, sample: Array) -> Array:
+        """Return a sample in the dtype and range of the training set."""
+        scaled = sample * self.white
+        return np.rint(scaled).astype(np.uint8) if self.is_bytes else scaled.astype(np.float32)
+
+    def sample(self, image: Array) -> Array:
+        """Return an image in the shape of the samples, from 0 to 1."""
+        gray = np.tensordot(_LUMA, image, axes=1)
+        if self.centres:
+            return as_digit(gray)[np.newaxis]
+        return resized(gray[np.newaxis] if self.shape[0] == 1 else image, *self.shape[1:])
+
+
+#: Pixels on each side of MNIST's images, and of the box that a digit fits into.
+FIELD, BOX = 28, 20
+
+#: The mean centre of mass of MNIST's images, in pixels from 0, in both directions.
+CENTRE = 14.0
+
+#: Share of the full contrast below which a pixel is paper, and below which an image is empty.
+PAPER, EMPTY = 0.15, 0.05
+
+#: Share of the ink that may be cut off on each side: more than a speck of dust, less than a row of a digit.
+DUST = 0.002
+
+
+def as_digit(gray: Array) -> Array:
+    """Return a gray image (h, w), 0 black to 1 white, of a dark or light digit in MNIST's form, (28, 28) from 0 to 1.
+
+    The digit becomes light on dark, and fits into a box of 20x20 whose centre of mass is in the centre of the field.
+    LeCun, Cortes and Burges (yann.lecun.com/exdb/mnist): "The original black and white images were size normalized to
+    fit in a 20x20 pixel box while preserving their aspect ratio. [...] the images were centered in a 28x28 image by
+    computing the center of mass of the pixels, and translating the image so as to position this point at the center of
+    the 28x28 field."
+
+    Raises DataError if nothing is drawn in the image.
+    """
+    drawn = _drawn(gray)
+    rows, columns = _extent(drawn.sum(axis=1)), _extent(drawn.sum(axis=0))
+    digit = drawn[rows, columns]
+    height, width = digit.shape
+    scale = BOX / max(height, width)
+    digit = resized(digit, max(1, round(height * scale)), max(1, round(width * scale)))
+    # A thin stroke becomes gray when it is made smaller; strokes in MNIST are white in the middle.
+    return _centred(np.minimum(1.0, digit / max(float(digit.max()), EMPTY)))
+
+
+def _drawn(gray: Array) -> Array:
+    """Return how much each pixel differs from the paper, the median of the border, from 0 to 1."""
+    paper = float(np.median(np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])))
+    difference = np.abs(gray - paper)
+    most = float(difference.max(initial=0.0))
+    if most < EMPTY:
+        raise DataError(f"nothing is drawn in it: all pixels are within {most:.0%} of one gray; expected a digit")
+    drawn = difference / most
+    return np.asarray(np.where(drawn < PAPER, 0.0, drawn))
+
+
+def _extent(sums: Array) -> slice:
+    """Return the range in which something is drawn."""
+    share = np.cumsum(sums) / sums.sum()
+    start, end = np.searchsorted(share, [DUST, 1 - DUST], side="right")
+    return slice(int(start), min(int(end) + 1, len(sums)))
+
+
+def _centred(digit: Array) -> Array:
+    """Return the field with the centre of mass of the digit in its centre, as far as the digit stays inside."""
+    field = np.zeros((FIELD, FIELD))
+    top, left = (_start(digit.sum(axis=1 - axis), digit.shape[axis]) for axis in (0, 1))
+    field[top : top + digit.shape[0], left : left + digit.shape[1]] = digit
+    return field
+
+
+def _start(mass: Array, size: int) -> int:
+    centre = float(np.sum(mass * np.arange(size)) / np.sum(mass))
+    return min(max(0, round(CENTRE - centre)), FIELD - size)
+
+
+def resized(image: Array, height: int, width: int) -> Array:
+    """Return a float image (h, w) or (c, h, w) in another size, by a triangle filter as wide as a pixel of the result.
+
+    Averages when the image becomes smaller, and interpolates linearly when it becomes larger. Turkowski, "Filters for
+    common resampling tasks", Graphics Gems, 1990.
+    """
+    rows, columns = _weights(image.shape[-2], height), _weights(image.shape[-1], width)
+    return np.asarray(rows @ image @ columns.T)
+
+
+def _weights(size: int, wanted: int) -> Array:
+    """Return the weights (wanted, size) of `size` pixels in each of `wanted` pixels; rows add up to 1."""
+    scale = size / wanted
+    centres = (np.arange(wanted) + 0.5) * scale - 0.5
+    distance = np.abs(np.arange(size) - centres[:, np.newaxis]) / max(1.0, scale)
+    weights = np.maximum(0.0, 1.0 - distance)
+    # At the edges, a part of the triangle lies outside.
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))

@@ -1,0 +1,278 @@
+"""Show the progress of a run: live in a terminal, in plain lines elsewhere."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from lockstep.common.files.sanitize import cut, one_line, printable
+from lockstep.common.job.score import Score
+from lockstep.common.protocol.messages import EpochStatus, Status, WorkerStatus
+from lockstep.common.runtime.clock import Clock
+
+#: Seconds between two plain lines within an epoch.
+PLAIN_EVERY_S = 10.0
+
+#: Seconds between two updates of a terminal.
+LIVE_EVERY_S = 0.2
+
+#: Most workers with a line of their own; more would push the bar out of an ordinary terminal.
+MOST_WORKER_LINES = 12
+
+#: Most characters of the name of a host, so that a line fits 80 columns.
+MOST_HOST = 12
+
+
+class Display(Protocol):
+    """Shows a run: a context manager that receives each new status."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def show(self, status: Status) -> None:
+        """Show a status."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        ...
+
+    def remind(self, text: str) -> None:
+        """Show what the run waits for; may be called repeatedly with the same text."""
+        ...
+
+
+def display_for(console: Console, clock: Clock) -> Display:
+    """Return the display that suits the console."""
+    # A terminal that cannot move its cursor (TERM=dumb) is treated as a file.
+    is_live = console.is_terminal and not console.is_dumb_terminal
+    return LiveDisplay(console, clock) if is_live else PlainDisplay(console, clock)
+
+
+def epoch_line(epoch: EpochStatus, epochs: int) -> str:
+    """Return a finished epoch as a line."""
+    score, test = Score(epoch.accuracy, epoch.r2), Score(epoch.test_accuracy, epoch.test_r2)
+    return (
+        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {score.name} {score.text()}  {_validation(epoch)}"
+        f"test {test.text()}  {epoch.wall_s:.1f} s"
+    )
+
+
+def _validation(epoch: EpochStatus) -> str:
+    """Return the figure of the validation set and a space, or an empty string without one."""
+    if epoch.val_loss is None:
+        return ""
+    figure = f"{epoch.val_loss:.4f}" if epoch.val_accuracy is None else f"{epoch.val_accuracy:.2%}"
+    return f"val {figure}  "
+
+
+def place(status: Status) -> str:
+    """Return how far a run has got."""
+    return f"epoch {status.epoch}/{status.epochs}  step {status.step}/{status.steps}"
+
+
+def figures(status: Status) -> str:
+    """Return the figures of a run as a line, or what it waits for."""
+    if not status.elapsed_s:
+        ready = sum(worker.state != "preparing" for worker in status.workers)
+        return f"{status.phase}: {ready} of {status.min_workers} ready"
+    score = Score(status.accuracy, status.r2)
+    return (
+        f"loss {status.loss:.4f}  {score.name} {score.text()}  "
+        f"{status.images_per_s:,.0f} samples/s  {duration(status.eta_s)} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text: `7 s`, `3 min 20 s`, `2 h 5 min`."""
+    if not math.isfinite(seconds):
+        return "unknown time"  # a server may send anything
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def epochs_after(shown: int, status: Status) -> list[EpochStatus]:
+    """Return the epochs after number `shown`; the status of a long run holds only the last ones."""
+    history = status.history
+    count = max(0, history[-1].epoch - shown) if history else 0
+    return history[max(0, len(history) - count) :]
+
+
+@dataclass
+class PlainDisplay:
+    """Plain lines: one per epoch, and one every ten seconds in between."""
+
+    console: Console
+    clock: Clock
+    _shown_epoch: int = 0
+    _shown_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shown_at = self.clock.now()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, status: Status) -> None:
+        for epoch in epochs_after(self._shown_epoch, status):
+            self._shown_epoch = epoch.epoch
+            self.say(epoch_line(epoch, status.epochs))
+        if status.elapsed_s and self.clock.now() - self._shown_at >= PLAIN_EVERY_S:
+            self.say(f"{place(status)}  {figures(status)}")
+
+    def say(self, text: str) -> None:
+        self._shown_at = self.clock.now()
+        print_plainly(self.console, text)
+
+    def remind(self, text: str) -> None:
+        self.say(text)
+
+
+@dataclass
+class AnnouncingDisplay:
+    """A display that shows some lines before the first status: when the run is known to be good, and not earlier."""
+
+    display: Display
+    lines: Sequence[str]
+    _is_announced: bool = False
+
+    def __enter__(self) -> Self:
+        self.display.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.display.__exit__(kind, error, trace)
+
+    def show(self, status: Status) -> None:
+        if not self._is_announced:
+            self._is_announced = True
+            for line in self.lines:
+                self.display.say(line)
+        self.display.show(status)
+
+    def say(self, text: str) -> None:
+        self.display.say(text)
+
+    def remind(self, text: str) -> None:
+        self.display.remind(text)
+
+
+@dataclass(frozen=True)
+class SilentDisplay:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, status: Status) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def remind(self, text: str) -> None:
+        pass
+
+
+@dataclass
+class LiveDisplay:
+    """A progress bar and one line per worker, redrawn in place; finished epochs scroll up above them."""
+
+    console: Console
+    clock: Clock
+    _live: Live = field(init=False)
+    _bar: Progress = field(init=False)
+    _shown_epoch: int = 0
+    _shown_at: float = float("-inf")
+    #: The last line, if it was a reminder.
+    _reminder: str = ""
+
+    def __post_init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            console=self.console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._live = Live(self._bar, console=self.console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, status: Status) -> None:
+        for epoch in epochs_after(self._shown_epoch, status):
+            self._shown_epoch = epoch.epoch
+            self.say(epoch_line(epoch, status.epochs))
+        now = self.clock.now()
+        if now - self._shown_at >= LIVE_EVERY_S:
+            self._shown_at = now
+            self._live.update(self._live_part(status), refresh=True)
+
+    def say(self, text: str) -> None:
+        self._reminder = ""
+        print_plainly(self.console, text)
+
+    def remind(self, text: str) -> None:
+        # Only once: it would push other lines away, and the live part shows it all the time.
+        if text != self._reminder:
+            self.say(text)
+            self._reminder = text
+
+    def _live_part(self, status: Status) -> Group:
+        self._bar.update(self._task, description=place(status), total=status.steps, completed=status.step)
+        # Cut and not wrapped: if the height changed, traces of it would remain above.
+        line = Text(f"{status.phase}  {figures(status)}" if status.elapsed_s else figures(status))
+        line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(self._bar, line, workers_table(status.workers))
+
+
+def print_plainly(console: Console, text: str) -> None:
+    """Print untrusted text plainly: without markup, colours, escapes or added line breaks."""
+    console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def workers_table(workers: list[WorkerStatus]) -> Table:
+    """Return one line per worker, as far as they fit."""
+    table = Table.grid(padding=(0, 2))
+    for _ in range(5):
+        table.add_column(no_wrap=True)
+    for worker in workers[:MOST_WORKER_LINES]:
+        speed = f"{worker.samples / worker.compute_s:,.0f} samples/s" if worker.compute_s else ""
+        where = f"{cut(worker.host, MOST_HOST)}:{worker.pid}"
+        cells = (f"worker {worker.rank}", worker.state, f"{worker.samples:,} samples", speed, where)
+        # As plain text: the name of a worker must not be interpreted as markup.
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
+    if len(workers) > MOST_WORKER_LINES:
+        table.add_row(f"and {len(workers) - MOST_WORKER_LINES} more")
+    return table

@@ -1,0 +1,58 @@
+"""The figures of a run over its steps, as arrays from `metrics.jsonl`; plots nothing."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.errors import FileFormatError
+from lockstep.ps.records.metrics import METRICS, EpochRecord, StepRecord, read_metrics
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """The figures of one run, finished or not."""
+
+    name: str
+    #: In order; of a step that was repeated after a restart, the last attempt.
+    steps: list[StepRecord]
+    epochs: list[EpochRecord]
+
+    def column(self, field: str) -> Floats:
+        """Return one figure of all steps, (steps,)."""
+        return np.array([getattr(step, field) for step in self.steps], dtype=np.float64)
+
+    @property
+    def is_regression(self) -> bool:
+        return self.steps[0].accuracy is None
+
+    @cached_property
+    def seconds(self) -> Floats:
+        """The seconds of training until the end of each step, (steps,), without evaluations."""
+        return np.cumsum(self.column("round_s"))
+
+    @cached_property
+    def ends(self) -> dict[int, int]:
+        """Epoch -> number of steps at its end."""
+        return {step.epoch: step.step + 1 for step in self.steps}
+
+
+def read_curves(folder: Path) -> RunCurves:
+    """Return the curves of a run. Raises FileFormatError if it has no step yet, or its metrics are damaged."""
+    metrics = read_metrics(folder)
+    if not metrics.steps:
+        raise FileFormatError(f"{str(folder / METRICS)!r} has no step yet: there is nothing to plot")
+    return RunCurves(folder.resolve().name, metrics.steps, metrics.epochs)
+
+
+def smoothed(values: Floats, window: int) -> Floats:
+    """Return the running mean over the last `window` values, fewer at the start."""
+    window = max(1, min(window, len(values)))
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))

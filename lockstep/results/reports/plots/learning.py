@@ -1,0 +1,115 @@
+"""Plot loss, accuracy or R², and learning rate over the steps of runs, and the losses of a range test."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lockstep.results.reports.plots.curves import Floats, RunCurves, smoothed
+from lockstep.results.reports.plots.style import COLOURS, colour, logarithmic, new_figure, tidy, whole_numbers
+
+#: Windows over which a run is smoothed, and most points of a line.
+PARTS, POINTS = 100, 2000
+
+
+def learning(runs: Sequence[RunCurves]) -> Figure:
+    """Return three panels; training as a line, evaluations as markers at the end of each epoch."""
+    figure = new_figure(13.0, 4.2)
+    figure.set_layout_engine("constrained", wspace=0.06)
+    loss, score, rate = figure.subplots(1, 3)
+    is_regression = all(run.is_regression for run in runs)
+    scores = R2 if is_regression else ACCURACIES
+    for place, run in enumerate(runs):
+        # Runs of one job coincide to the bit: a wider line below is visible on both sides of the one above.
+        style = LineStyle(colour(place), 1.2 + 1.3 * min(3, len(runs) - 1 - place))
+        _plot(loss, run, style, LOSSES)
+        if run.is_regression == is_regression:
+            _plot(score, run, style, scores)
+        rate.plot(*thinned(run.column("step"), run.column("lr")), color=style.colour, linewidth=style.width)
+    kinds = {"mean squared error" if run.is_regression else "cross-entropy" for run in runs}
+    tidy(loss, title="loss", x="step", y=" or ".join(sorted(kinds)))
+    logarithmic(loss.yaxis)
+    name, unit = ("R²", "share of the variance") if is_regression else ("accuracy", "share of correct samples")
+    tidy(score, title=name, x="step", y=unit)
+    _focus(score, scores, runs)
+    tidy(rate, title="learning rate", x="step", y="rate")
+    rate.set_ylim(bottom=0)
+    for axes in (loss, score, rate):
+        whole_numbers(axes)
+    handles, names = loss.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+    return figure
+
+
+class Names(NamedTuple):
+    """The names of one figure in the records of steps and epochs."""
+
+    of_step: str
+    of_test: str
+    #: Empty if a validation does not have it.
+    of_validation: str
+
+
+LOSSES = Names("loss", "test_loss", "val_loss")
+ACCURACIES = Names("accuracy", "test_accuracy", "val_accuracy")
+R2 = Names("r2", "test_r2", "")
+
+
+class LineStyle(NamedTuple):
+    """The style of the lines of one run."""
+
+    colour: str
+    #: Width in points.
+    width: float
+
+
+def _plot(axes: Axes, run: RunCurves, style: LineStyle, names: Names) -> None:
+    steps, values = run.column("step"), run.column(names.of_step)
+    line = smoothed(values, max(1, len(values) // PARTS))
+    axes.plot(*thinned(steps, line), color=style.colour, linewidth=style.width, label=f"{run.name}: training")
+    for name, kind, marker in ((names.of_test, "test", "o--"), (names.of_validation, "validation", "s:")):
+        ended = [epoch for epoch in run.epochs if epoch.epoch in run.ends]
+        ended = [epoch for epoch in ended if name and getattr(epoch, name) is not None]
+        if ended:
+            places, figures = [run.ends[epoch.epoch] for epoch in ended], [getattr(epoch, name) for epoch in ended]
+            size, label = 5 + style.width, f"{run.name}: {kind}"
+            axes.plot(places, figures, marker, color=style.colour, linewidth=0.8, markersize=size, label=label)
+
+
+def _focus(axes: Axes, names: Names, runs: Sequence[RunCurves]) -> None:
+    """Leave out the first steps, in which the model only guesses: what matters is in the last few percent."""
+    shown = [run for run in runs if getattr(run.steps[0], names.of_step) is not None]
+    later = [smoothed(run.column(names.of_step), max(1, len(run.steps) // PARTS)) for run in shown]
+    tests: list[float] = [getattr(epoch, names.of_test) for run in shown for epoch in run.epochs]
+    lows = [float(np.quantile(values, 0.1)) for values in later] + tests
+    highest = max(tests + [float(values.max()) for values in later])
+    bottom = max(0.0, min(lows) - 0.02)
+    # Neither exceeds 1, and both are often so near it that an even margin would take all the space.
+    axes.set_ylim(bottom=bottom, top=min(1.002, highest + 0.05 * (highest - bottom)) if highest > bottom else 1.002)
+
+
+def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return so many points, evenly spaced, that a line looks the same."""
+    every = max(1, len(x) // POINTS)
+    return x[::every], y[::every]
+
+
+def rates_figure(
+    rates: NDArray[np.float64], losses: NDArray[np.float64], smoothed: NDArray[np.float64], markers: Mapping[str, float]
+) -> Figure:
+    """Plot the losses of a range test, (steps,), the same smoothed, and named rates as vertical lines."""
+    figure = new_figure(6.4, 3.8)
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color=COLOURS[0], alpha=0.35, linewidth=1.0, label="loss of the batch")
+    axes.plot(rates, smoothed, color=COLOURS[0], linewidth=2.0, label="smoothed")
+    for place, (name, rate) in enumerate(markers.items(), 1):
+        axes.axvline(rate, color=COLOURS[place], linestyle="--", linewidth=1.4, label=f"{name}  {rate:.2g}")
+    logarithmic(axes.xaxis)
+    # The losses after the minimum would dwarf everything of interest.
+    axes.set_ylim(0.0, 1.3 * float(losses[: int(smoothed.argmin()) + 1].max()))
+    tidy(axes, title="learning-rate range test", x="learning rate", y="training loss")
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    return figure

@@ -1,0 +1,110 @@
+"""What the workers of a run computed, and when, as its ledger tells it; plots nothing."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.errors import FileFormatError
+from lockstep.common.files.reading import read_regular
+from lockstep.common.files.sanitize import one_line
+from lockstep.ps.records.ledger import Again, LedgerShare, Line, RunBegun, StepDone, WorkerIn, read_lines
+from lockstep.ps.records.metrics import MOST_LINES_BYTES
+from lockstep.ps.records.run_folder import LEDGER
+
+#: Most characters of the name of a worker.
+MOST_NAME = 60
+
+
+@dataclass(frozen=True)
+class ComputedShare:
+    """Micro-batches `[lo, hi)` of a step, and the row of the worker that computed them."""
+
+    step: int
+    lo: int
+    hi: int
+    row: int
+    #: When they were leased and when the result came, in seconds from the begin of the step; None if that is unknown.
+    began_s: float | None = None
+    ended_s: float | None = None
+
+    def named(self) -> str:
+        """Return the micro-batches as a short label, first to last."""
+        return str(self.lo) if self.hi == self.lo + 1 else f"{self.lo}-{self.hi - 1}"
+
+
+@dataclass(frozen=True)
+class WorkerTimeline:
+    """The workers of a run, one row each, and what they computed."""
+
+    #: The name of each worker as it is shown; ranks start again when a run is resumed.
+    names: list[str]
+    #: Step -> the shares that were used, of the last attempt.
+    used: dict[int, list[ComputedShare]]
+    #: Shares that were computed or begun, and not used.
+    unused: list[ComputedShare]
+    micro_batches: int
+
+    def shares(self, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the share of each worker per bin of steps, (workers, bins), and the edges of the bins."""
+        steps = sorted(self.used)
+        edges = np.linspace(steps[0], steps[-1] + 1, min(bins, len(steps)) + 1)
+        counts = np.zeros((len(self.names), len(edges) - 1))
+        for step in steps:
+            place = min(int(np.searchsorted(edges, step, side="right")) - 1, counts.shape[1] - 1)
+            for share in self.used[step]:
+                counts[share.row, place] += share.hi - share.lo
+        return counts / np.maximum(1.0, counts.sum(axis=0)), edges
+
+
+@dataclass
+class _Reader:
+    names: list[str] = field(default_factory=list)
+    used: dict[int, list[ComputedShare]] = field(default_factory=dict)
+    unused: list[ComputedShare] = field(default_factory=list)
+    #: The row of each rank since the run was last begun or resumed, and how often it was.
+    rows: dict[int, int] = field(default_factory=dict)
+    begun: int = 0
+
+    def on_line(self, line: Line) -> None:
+        match line:
+            case RunBegun():
+                self.rows = {}
+                self.begun += 1
+            case WorkerIn(rank=rank):
+                self._row(rank, one_line(f"{rank}: {line.host}, pid {line.pid}", MOST_NAME))
+            case StepDone(step=step, shares=shares):
+                self.used[step] = [self._share(step, share) for share in shares]
+            case Again(work="train" | "audit", step=step):
+                row = self._row(line.rank, str(line.rank))
+                self.unused.append(ComputedShare(step, line.lo, line.hi, row, line.began_s, line.ended_s))
+            case _:
+                pass
+
+    def _share(self, step: int, entry: LedgerShare) -> ComputedShare:
+        # A run in one process has no workers that join.
+        row = self._row(entry.rank, "this process")
+        return ComputedShare(step, entry.lo, entry.hi, row, entry.began_s, entry.ended_s)
+
+    def _row(self, rank: int, name: str) -> int:
+        if rank not in self.rows:
+            self.rows[rank] = len(self.names)
+            self.names.append(name if self.begun < 2 else f"{name}, after restart {self.begun - 1}")
+        return self.rows[rank]
+
+
+def read_timeline(folder: Path) -> WorkerTimeline:
+    """Return what the workers of a run computed. Raises FileFormatError if its ledger is missing or damaged."""
+    path = folder / LEDGER
+    try:
+        lines = read_lines(read_regular(path, MOST_LINES_BYTES), str(path))
+    except OSError as error:
+        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    reader = _Reader()
+    for line in lines:
+        reader.on_line(line)
+    if not reader.used:
+        raise FileFormatError(f"{str(path)!r} has no step yet")
+    micro_batches = max(share.hi for each in reader.used.values() for share in each)
+    return WorkerTimeline(reader.names, reader.used, reader.unused, micro_batches)

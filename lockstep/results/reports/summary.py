@@ -1,0 +1,177 @@
+"""Show the end of a run: a table of its epochs, its figures, and advice."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lockstep.common.files.sanitize import printable
+from lockstep.common.job.score import Score
+from lockstep.common.protocol.messages import Status
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.metrics import EpochRecord
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.run.timing import Split
+from lockstep.results.reports.cost_model import Measured, bytes_per_parameter, fitted
+from lockstep.results.reports.display import print_plainly
+
+#: Seconds of training below which times mean nothing.
+NOTED_S = 0.5
+
+
+def show_summary(console: Console, result: RunResult, folder: Path | None) -> None:
+    """Print the epochs and the figures of a run."""
+    console.print(epochs_table(result.history))
+    for line in summary_lines(result, folder):
+        print_plainly(console, line)
+
+
+def show_advice(console: Console, result: RunResult, cores: int | None = None) -> None:
+    """Print advice on a run whose workers shared `cores` cores; None if they ran on several machines."""
+    for note in advice(result, cores):
+        # Words are kept whole in a terminal; elsewhere, lines are not wrapped.
+        console.print(Text(printable(f"note: {note}")), soft_wrap=not console.is_terminal)
+
+
+def epochs_table(history: list[EpochRecord]) -> Table:
+    """Return a table with one line per epoch."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    name = Score(history[0].accuracy, history[0].r2).name if history else "accuracy"
+    for heading in ("epoch", "train loss", f"train {name}", "test loss", f"test {name}", "seconds"):
+        table.add_column(heading, justify="right")
+    for epoch in history:
+        table.add_row(
+            str(epoch.epoch),
+            f"{epoch.loss:.4f}",
+            Score(epoch.accuracy, epoch.r2).text(),
+            f"{epoch.test_loss:.4f}",
+            Score(epoch.test_accuracy, epoch.test_r2).text(),
+            f"{epoch.wall_s:.1f}",
+        )
+    return table
+
+
+def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
+    """Return the figures of a run, one per line."""
+    who = "one process" if result.workers == 0 else f"{result.workers} workers over {result.transport}"
+    if result.workers == 1:
+        who = f"1 worker over {result.transport}"
+    score = Score(result.test_accuracy, result.test_r2)
+    lines = [
+        "",
+        f"{'test ' + score.name:<15} {score.text()}",
+        f"throughput      {result.images_per_s:,.0f} samples/s, {who}",
+        f"time            {result.wall_s:.1f} s in all, {result.train_s:.1f} s of it training",
+        f"weights sha256  {result.weights_sha256}",
+        f"numerics        {numerics_line(result.numerics)}",
+    ]
+    if result.moved.sums:
+        lines.insert(-2, f"sent per step   {moved_line(result)}")
+    if result.audited or result.unaudited:
+        lines.append(f"audit           {audit_line(result)}")
+    if folder is not None:
+        lines.append(f"run folder      {folder}")
+    return lines
+
+
+def numerics_line(numerics: Mapping[str, Any]) -> str:
+    """Return what decides whether somebody else gets the same digest."""
+    versions = f"NumPy {numerics.get('numpy')} with {numerics.get('blas')}"
+    if numerics.get("mode") == "portable":
+        return f"portable, {versions}"
+    return f"native, {versions}, kernel {numerics.get('kernel')}"
+
+
+def moved_line(result: RunResult) -> str:
+    """Return what crossed sockets in an average step."""
+    sums, weights = result.moved.sums / 1e3, result.moved.weights / 1e3
+    return f"{sums:,.1f} kB of sums ({result.wire}) and {weights:,.1f} kB of weights ({result.wire_weights})"
+
+
+def audit_line(result: RunResult) -> str:
+    """Return how many micro-batches were audited, and how many could not be."""
+    if not result.audited:
+        return f"none of the {result.unaudited:,} chosen micro-batches: no other worker was ready to recompute them"
+    audited = f"{result.audited:,} micro-batches recomputed by another worker, with the same bits"
+    return f"{audited}; {result.unaudited:,} not, as no other was ready" if result.unaudited else audited
+
+
+def advice(result: RunResult, cores: int | None = None) -> list[str]:
+    """Return advice on the number of workers from the measured times; `cores` as in `show_advice`."""
+    if result.workers == 0:
+        return []
+    notes = []
+    if result.obstacle:
+        notes.append(f"gradients and weights went through sockets: {result.obstacle}")
+    if result.workers > result.micro_batches:
+        notes.append(
+            f"{result.micro_batches} micro-batches keep at most {result.micro_batches} workers busy; "
+            "a larger --micro-batches allows more, but changes the bits"
+        )
+    # What a single process would need: the same computing and updates, without an exchange.
+    single_s = result.compute_s + result.update_s
+    is_noted = result.train_s > NOTED_S
+    gain = gain_of_one_more(result, result.split, cores) if result.split is not None and is_noted else None
+    # With one more worker than it had, this run may still be faster than a single process.
+    is_too_small = result.train_s > single_s * (gain or 1.0)
+    if result.train_s > single_s and is_noted:
+        verdict = ": this model is too small to gain from workers (use --workers 0)" if is_too_small else ""
+        notes.append(
+            f"training took {result.train_s:.1f} s; a single process would take about {single_s:.1f} s for the same "
+            f"bits{verdict}"
+        )
+    # Who is advised to have no workers needs no advice on one more.
+    if gain is not None and not is_too_small:
+        notes.append(one_more(result, gain, cores))
+    return notes
+
+
+def gain_of_one_more(result: RunResult, split: Split, cores: int | None) -> float:
+    """Return how many times as fast one more worker would make the run."""
+    measured = Measured(
+        workers=result.workers,
+        servers=result.servers,
+        micro_batches=result.micro_batches,
+        global_batch=result.global_batch,
+        parameters=result.parameters,
+        split=split,
+        bytes_per_parameter=bytes_per_parameter(result.wire, result.wire_weights),
+    )
+    model, more = fitted([measured], cores=cores), result.workers + 1
+    return model.step_s(result.workers) / model.step_s(more)
+
+
+def one_more(result: RunResult, gain: float, cores: int | None) -> str:
+    """Return the gain of one more worker, which is worth it if it is at least half of the ideal gain."""
+    more = result.workers + 1
+    where = f" on {cores} cores" if cores is not None and cores < more else ""
+    is_worth_it = gain - 1 >= 0.5 / result.workers
+    verdict = "worth it" if is_worth_it else "not worth it"
+    return f"{more} workers{where} would train at {gain:.2f}x this speed: {verdict}"
+
+
+def final_status(result: RunResult) -> Status:
+    """Return the status of a finished run."""
+    history = [epoch.status() for epoch in result.history]
+    return Status(
+        run=result.run,
+        model=result.model,
+        phase=RunPhase.FINISHED.value,
+        epoch=history[-1].epoch,
+        epochs=result.epochs,
+        step=result.steps,
+        steps=result.steps,
+        loss=result.train_loss,
+        accuracy=history[-1].accuracy,
+        r2=history[-1].r2,
+        images_per_s=result.images_per_s,
+        elapsed_s=history[-1].wall_s,
+        eta_s=0.0,
+        min_workers=result.workers,
+        workers=[],
+        history=history,
+        failure="",
+    )

@@ -1,0 +1,185 @@
+"""What `ledger.jsonl` says of a run by now: its workers, who computed what in the last steps, and what happened."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lockstep.ps.records.ledger import (
+    OTHERS_FASTER,
+    Again,
+    EpochDone,
+    LedgerEntry,
+    LedgerShare,
+    RunBegun,
+    Unlisted,
+    WeightsAt,
+    WorkerIn,
+)
+from lockstep.ps.records.run_folder import LEDGER
+from lockstep.results.watch.line_follower import LineFollower
+
+#: Steps whose leases are kept for the timeline, and events that are kept.
+TIMELINE_STEPS, MOST_EVENTS = 64, 2000
+
+#: Steps by which the shares and speeds of workers are judged.
+RECENT_STEPS = 64
+
+
+class SharesDone(LedgerEntry, frozen=True, kw_only=True, tag="step", forbid_unknown_fields=False):
+    """What is read of the entry of a step."""
+
+    step: int
+    shares: list[LedgerShare]
+
+
+#: `SharesDone` in place of `StepDone`: a step's losses are not needed, and are most of its line.
+AnyEntry = RunBegun | WorkerIn | SharesDone | Again | Unlisted | EpochDone | WeightsAt
+
+
+class EventKind(StrEnum):
+    """What may happen in a run, as it is marked on its curves."""
+
+    BEGUN = "begun"
+    RESUMED = "resumed"
+    JOINED = "joined"
+    REASSIGNED = "reassigned"
+    CHECKPOINT = "checkpoint"
+
+
+class RunEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened before a step was complete."""
+
+    kind: EventKind
+    step: int
+    text: str
+
+
+@dataclass
+class SeenWorker:
+    """A worker that took part since the run was last begun or resumed."""
+
+    rank: int
+    host: str
+    pid: int
+    #: Micro-batches that were accepted, and those that were computed in vain.
+    accepted: int = 0
+    unused: int = 0
+    #: The last step that has one of its micro-batches.
+    last_step: int = -1
+
+
+@dataclass
+class StepLeases:
+    """Who computed what in one step, and when: pairs of shares with whether they were used."""
+
+    step: int
+    shares: list[LedgerShare]
+    unused: list[Again]
+
+
+@dataclass
+class LedgerFile:
+    """The ledger of one run, read as it comes."""
+
+    folder: Path
+    workers: dict[int, SeenWorker] = field(default_factory=dict)
+    timeline: deque[StepLeases] = field(default_factory=lambda: deque(maxlen=TIMELINE_STEPS))
+    events: deque[RunEvent] = field(default_factory=lambda: deque(maxlen=MOST_EVENTS))
+    #: Leases whose results were not used, since another worker was faster; those that went to others, since their
+    #: worker was late or gone; those that were audited; and how often the run was resumed.
+    copied: int = 0
+    reassigned: int = 0
+    audited: int = 0
+    restarts: int = 0
+    #: Epoch -> the last of its steps.
+    epoch_ends: dict[int, int] = field(default_factory=dict)
+    unread: int = 0
+    _step: int = 0
+    _unused: list[Again] = field(default_factory=list)
+    _follower: LineFollower = field(init=False)
+    _decoder: msgspec.json.Decoder[Any] = field(default_factory=lambda: msgspec.json.Decoder(AnyEntry))
+
+    def __post_init__(self) -> None:
+        self._follower = LineFollower(self.folder / LEDGER, most_bytes=2**22)
+
+    def read(self) -> tuple[bool, bool]:
+        """Read what is new; return whether anything was, and whether there is more to read at once."""
+        new = self._follower.read()
+        if new.is_restarted:
+            self._clear()
+        for line in new.data.splitlines():
+            try:
+                self._add(self._decoder.decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+                self.unread += 1
+        return bool(new.data) or new.is_restarted, new.has_more
+
+    def _clear(self) -> None:
+        self.workers.clear()
+        self.timeline.clear()
+        self.events.clear()
+        self.epoch_ends.clear()
+        self._unused.clear()
+        self.copied = self.reassigned = self.audited = self.restarts = self.unread = self._step = 0
+
+    def _add(self, entry: AnyEntry) -> None:
+        match entry:
+            case SharesDone():
+                self._add_step(entry)
+            case Again():
+                self._add_again(entry)
+            case WorkerIn(rank=rank):
+                self.workers[rank] = SeenWorker(rank, entry.host, entry.pid)
+                self._note(EventKind.JOINED, f"{entry.named()} joined")
+            case RunBegun():
+                self._begin(entry)
+            case EpochDone(epoch=epoch):
+                self.epoch_ends[epoch] = entry.step - 1
+            case WeightsAt():
+                self._note(EventKind.CHECKPOINT, f"checkpoint after {entry.step:,} steps", entry.step)
+            case _:
+                pass
+
+    def _begin(self, entry: RunBegun) -> None:
+        self.workers.clear()
+        is_first = not self.events
+        self._step = entry.step
+        if is_first:
+            self._note(EventKind.BEGUN, "the run began")
+            return
+        self.restarts += 1
+        lost = f"; {entry.lost_steps:,} steps are made again" if entry.lost_steps else ""
+        self._note(EventKind.RESUMED, f"resumed after {entry.step:,} steps{lost}")
+
+    def _add_step(self, entry: SharesDone) -> None:
+        for share in entry.shares:
+            worker = self.workers.get(share.rank)
+            if worker is not None:
+                worker.accepted += share.hi - share.lo
+                worker.last_step = entry.step
+        unused, self._unused = [one for one in self._unused if one.step == entry.step], []
+        self.timeline.append(StepLeases(entry.step, entry.shares, unused))
+        self._step = entry.step + 1
+
+    def _add_again(self, entry: Again) -> None:
+        worker = self.workers.get(entry.rank)
+        if worker is not None:
+            worker.unused += entry.hi - entry.lo
+        if entry.work in ("train", "audit"):
+            self._unused.append(entry)
+        if entry.work == "audit":
+            self.audited += 1
+        elif entry.why == OTHERS_FASTER:
+            # Common, and no event: the timeline shows it.
+            self.copied += 1
+        else:
+            self.reassigned += 1
+            text = f"worker {entry.rank}: micro-batches {entry.lo} to {entry.hi - 1} go to others: {entry.why}"
+            self._note(EventKind.REASSIGNED, text, entry.step)
+
+    def _note(self, kind: EventKind, text: str, step: int | None = None) -> None:
+        self.events.append(RunEvent(kind=kind, step=self._step if step is None else step, text=text))

@@ -1,0 +1,144 @@
+"""What a run's model says by now: probabilities for a drawn digit, the confusion matrix, the worst mistakes.
+
+Computed only if somebody asks, in a thread of this process, one after the other. The run is not asked for anything: the
+weights are those of its last checkpoint, or its final ones.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.errors import UsageError
+from lockstep.common.job.job import Job
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
+from lockstep.results.evaluation.assessment import Assessment, assess
+from lockstep.results.evaluation.confusion import shown_names
+from lockstep.results.evaluation.mistakes import surest_mistakes
+from lockstep.results.evaluation.predictions import FIELD, Recognizer
+from lockstep.runs.job_file import read_values, resolve
+from lockstep.runs.launch_config import default_launch
+from lockstep.runs.run_dir import JOB
+from lockstep.runs.trained_model import Moment, dataset_of, open_trained
+
+#: Worst mistakes that are shown.
+MOST_MISTAKES = 24
+
+#: Bytes of a file of data that is read to find out what its samples are; a dataset folder is only mapped.
+MOST_DATA_BYTES = 2**28
+
+#: Most classes of a confusion matrix that is sent.
+MOST_CLASSES = 100
+
+
+@dataclass
+class ModelAnswers:
+    """The model of one run, opened again when there are newer weights."""
+
+    folder: Path
+    _lock: Lock = field(default_factory=Lock)
+    _recognizer: tuple[Moment, int, Recognizer] | None = None
+    _drawing: dict[str, Any] | None = None
+    _evaluation: tuple[Moment, int, dict[str, Any]] | None = None
+
+    def moment(self) -> Moment:
+        """Return the newest weights that there are; `UsageError` if there are none yet."""
+        steps = CheckpointFolder(self.folder / CHECKPOINTS, lambda text: None).steps()
+        if (self.folder / WEIGHTS).is_file():
+            return "last"
+        if not steps:
+            raise UsageError("there are no weights yet: expected a checkpoint, which a run writes once per minute")
+        return steps[-1]
+
+    def _stamp(self) -> int:
+        try:
+            return (self.folder / WEIGHTS).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def drawing(self) -> dict[str, Any]:
+        """Return whether the model was trained on images as somebody can draw them, (1, 28, 28), and its classes."""
+        with self._lock:
+            if self._drawing is None:
+                job, _ = resolve(read_values(self.folder / JOB), {}, default_launch())
+                self._drawing = _drawing_of(job)
+            return self._drawing
+
+    def probabilities(self, pixels: NDArray[np.float64]) -> dict[str, Any]:
+        """Return what the model sees in an image (28, 28) from 0 to 1; `UsageError` if it has no answer to that."""
+        with self._lock:
+            moment, stamp = self.moment(), self._stamp()
+            known = self._recognizer
+            if known is None or known[:2] != (moment, stamp):
+                recognizer = Recognizer.of(open_trained(self.folder, moment), centres=True)
+                if recognizer.shape != (1, FIELD, FIELD):
+                    raise UsageError(f"the model was trained on samples of shape {recognizer.shape}: expected 1x28x28")
+                known = self._recognizer = moment, stamp, recognizer
+            image = np.broadcast_to(pixels, (3, FIELD, FIELD))
+            return {"weights": str(moment), "probabilities": known[2].probabilities(image).tolist()}
+
+    def evaluation(self) -> dict[str, Any]:
+        """Return how the model does on its test set; `UsageError` if that cannot be told."""
+        with self._lock:
+            moment, stamp = self.moment(), self._stamp()
+            if self._evaluation is None or self._evaluation[:2] != (moment, stamp):
+                found = _evaluated(assess(open_trained(self.folder, moment)))
+                self._evaluation = moment, stamp, {"weights": str(moment), **found}
+            return self._evaluation[2]
+
+
+def _drawing_of(job: Job) -> dict[str, Any]:
+    path = Path(job.data)
+    is_large = path.is_file() and path.stat().st_size > MOST_DATA_BYTES
+    if job.loss == "mse" or is_large:
+        return {"is_possible": False, "names": []}
+    data = dataset_of(job)
+    is_possible = data.train.sample_shape == (1, FIELD, FIELD) and data.train.labels.ndim == 1
+    return {"is_possible": is_possible, "names": _names(data.class_names, data.train.classes)}
+
+
+def _names(names: Sequence[str], classes: int) -> list[str]:
+    return shown_names(names, classes) if classes <= MOST_CLASSES else []
+
+
+def _evaluated(assessment: Assessment) -> dict[str, Any]:
+    if assessment.objective.is_regression:
+        raise UsageError("a regression has no classes: `lockstep evaluate` reports its errors")
+    confusion = assessment.confusion
+    if len(confusion.counts) > MOST_CLASSES:
+        raise UsageError(f"a matrix of {len(confusion.counts)} classes is too large to show: expected {MOST_CLASSES}")
+    return {
+        "loss": assessment.tally.loss,
+        "accuracy": assessment.tally.accuracy,
+        "names": _names(assessment.class_names, len(confusion.counts)),
+        "counts": confusion.counts.tolist(),
+        "mistakes": _mistakes(assessment),
+    }
+
+
+def _mistakes(assessment: Assessment) -> list[dict[str, Any]]:
+    """Return the mistakes of which the model is most certain, with their images if they are images."""
+    dataset = assessment.dataset
+    if dataset.images.ndim != 4 or dataset.labels.ndim != 1:
+        return []
+    found = []
+    for index in surest_mistakes(assessment)[:MOST_MISTAKES].tolist():
+        image = dataset.images[index].astype(np.float64).mean(axis=0)
+        low, high = float(image.min()), float(image.max())
+        gray = np.rint(255 * (image - low) / ((high - low) or 1.0)).astype(np.uint8)
+        found.append(
+            {
+                "label": int(dataset.labels[index]),
+                "predicted": int(assessment.outputs[index].argmax()),
+                "height": gray.shape[0],
+                "width": gray.shape[1],
+                "gray": base64.b64encode(gray.tobytes()).decode(),
+            }
+        )
+    return found

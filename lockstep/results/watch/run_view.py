@@ -1,0 +1,398 @@
+"""A run as the page shows it: what its folder and its server say by now. Reads files and changes nothing."""
+
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import msgspec
+
+from lockstep.common.errors import LockstepError
+from lockstep.common.files.json_file import decode
+from lockstep.common.files.reading import read_regular
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.messages import Status, WorkerStatus
+from lockstep.ps.records.metrics import EpochRecord
+from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.run_folder import MOST_BYTES, RECEIPT, RESULT, RunResult
+from lockstep.results.watch.ledger_file import RECENT_STEPS, LedgerFile, RunEvent, SeenWorker, StepLeases
+from lockstep.results.watch.metrics_file import MetricsFile
+from lockstep.runs.job_file import read_values, resolve
+from lockstep.runs.launch_config import Launch, default_launch
+from lockstep.runs.run_dir import JOB, has_begun
+
+#: Steps of the timeline that the page draws.
+DRAWN_STEPS = 8
+
+#: Events that are sent to the page.
+SENT_EVENTS = 200
+
+
+class RunState(StrEnum):
+    """How a run stands, as far as its folder shows it."""
+
+    #: The folder is missing, or holds no job.
+    MISSING = "missing"
+    #: Claimed, and nothing is written yet; or its server waits for workers.
+    WAITING = "waiting"
+    RUNNING = "running"
+    #: It has steps and no end, and nothing was written for a while.
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+#: Seconds without a new line after which a run without a server that answers counts as stopped.
+STOPPED_S = 30.0
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run is, and how fast it goes."""
+
+    step: int = 0
+    steps: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+    r2: float | None = None
+    lr: float | None = None
+    samples_per_s: float = 0.0
+    #: Seconds until the end at this speed, None if that is unknown.
+    left_s: float | None = None
+
+
+class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker: what the server says of it if that answers, and what the ledger has of it."""
+
+    rank: int
+    host: str
+    pid: int
+    state: str
+    #: Part of the last steps' micro-batches that were accepted from it, from 0 to 1.
+    share: float
+    #: Samples per second of its own computing, None if the server does not answer.
+    samples_per_s: float | None = None
+    accepted: int = 0
+    unused: int = 0
+
+
+class DrawnStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of the timeline. Times are seconds from its begin."""
+
+    step: int
+    round_s: float
+    update_s: float
+    #: Each [lo, hi, rank, began_s, ended_s].
+    used: list[Any]
+    unused: list[Any]
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All that changes while a run goes on, but for its curves."""
+
+    name: str
+    state: RunState
+    phase: str
+    model: str
+    figures: Figures
+    workers: list[WorkerView]
+    timeline: list[DrawnStep]
+    events: list[RunEvent]
+    epochs: list[EpochRecord]
+    #: For each of these the last of its steps, None if that is unknown.
+    epoch_ends: list[int | None]
+    failure: str
+    weights_sha256: str
+    #: First and last step that there is a figure of; None before the first.
+    first_step: int | None
+    last_step: int | None
+    copied: int
+    reassigned: int
+    restarts: int
+    audited: int
+    #: Connections that the server rejected, None if it does not answer.
+    refused: int | None
+    #: Lines of the run's files that could not be read.
+    unread: int
+    #: Whether the files have been read to their ends.
+    is_whole: bool
+
+
+@dataclass
+class RunView:
+    """One run, in a folder; `status` is what its server last answered."""
+
+    folder: Path
+    status: Status | None = None
+    job: Job | None = None
+    launch: Launch | None = None
+    result: RunResult | None = None
+    receipt: Receipt | None = None
+    metrics: MetricsFile = field(init=False)
+    ledger: LedgerFile = field(init=False)
+    #: Held while files are read, in another thread than the one that answers.
+    lock: RLock = field(default_factory=RLock)
+    #: Counts what has changed.
+    version: int = 0
+    #: Whether all files have been read to their ends once.
+    is_whole: bool = False
+    #: Whether there is a folder with the run's job.
+    has_folder: bool = False
+    #: When the run last wrote something, by the clock of `refresh`.
+    _written: float = 0.0
+    #: Of each small file, what tells whether it is the one that was read.
+    _stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    _was_stopped: bool = False
+    #: The snapshot that was encoded last, with its version.
+    _encoded: tuple[int, bytes] = (-1, b"")
+
+    def __post_init__(self) -> None:
+        self.metrics, self.ledger = MetricsFile(self.folder), LedgerFile(self.folder)
+
+    def refresh(self, now: float, status: Status | None = None) -> bool:
+        """Read a part of what is new at `now` seconds; return whether there is more to read at once."""
+        with self.lock:
+            return self._refresh(now, status)
+
+    def _refresh(self, now: float, status: Status | None) -> bool:
+        has_folder = (self.folder / JOB).is_file()
+        changed = has_folder != self.has_folder or status != self.status
+        self.has_folder, self.status = has_folder, status
+        changed |= self._read_small()
+        has_lines, has_more = self.metrics.read()
+        if status is not None and changed and not has_folder:
+            self.metrics.add_status(status)
+        has_entries, has_more_entries = self.ledger.read()
+        if has_lines or has_entries or not self._written:
+            self._written = now
+        was_whole, self.is_whole = self.is_whole, self.is_whole or not (has_more or has_more_entries)
+        was_stopped, self._was_stopped = self._was_stopped, self._is_silent(now)
+        if changed or has_lines or has_entries or was_whole != self.is_whole or was_stopped != self._was_stopped:
+            self.version += 1
+        return has_more or has_more_entries
+
+    def _is_silent(self, now: float) -> bool:
+        return self.status is None and now >= self._written + STOPPED_S
+
+    def _read_small(self) -> bool:
+        """Read the job, the receipt and the result if they are new; return whether any is."""
+        changed = False
+        for name in (JOB, RECEIPT, RESULT):
+            path = self.folder / name
+            try:
+                found = os.stat(path)
+                stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+            except OSError:
+                stamp = (0, 0, 0)
+            if self._stamps.get(name, (0, 0, 0)) != stamp:
+                self._stamps[name], changed = stamp, True
+                self._read_file(name, path)
+        return changed
+
+    def _read_file(self, name: str, path: Path) -> None:
+        try:
+            if name == JOB:
+                self.job, self.launch = None, None
+                if has_begun(self.folder):
+                    self.job, self.launch = resolve(read_values(path), {}, default_launch())
+            elif name == RECEIPT:
+                self.receipt = decode(read_regular(path, MOST_BYTES), Receipt)
+            else:
+                self.result = decode(read_regular(path, MOST_BYTES), RunResult)
+        except (OSError, LockstepError, msgspec.MsgspecError):
+            # Missing, or of another version: the page shows what there is.
+            if name == RECEIPT:
+                self.receipt = None
+            elif name == RESULT:
+                self.result = None
+
+    # What there is to show
+
+    @property
+    def state(self) -> RunState:
+        """How the run stands."""
+        if self.result is not None:
+            return RunState.FINISHED
+        if self.status is not None and not self.status.failure:
+            return RunState.RUNNING if self.status.step else RunState.WAITING
+        if self.metrics.failure or (self.status is not None and self.status.failure):
+            return RunState.FAILED
+        if not self.has_folder:
+            return RunState.MISSING
+        if self._was_stopped:
+            return RunState.STOPPED
+        return RunState.RUNNING if self.metrics.steps.count else RunState.WAITING
+
+    def figures(self) -> Figures:
+        """Return where the run is."""
+        status, last = self.status, self.metrics.steps.last()
+        total = self.receipt.total_steps if self.receipt is not None else 0
+        # A job that says how many steps it has may end in any epoch.
+        epochs = self.job.epochs if self.job is not None and self.job.steps is None else 0
+        if status is not None and not (last and self.has_folder):
+            return self._figures_of(status)
+        if not last:
+            return Figures(steps=total, epochs=epochs)
+        speed = self.metrics.steps.throughput(RECENT_STEPS)
+        step = int(last["step"]) + 1
+        left_s = None
+        if status is not None and status.eta_s:
+            left_s = _finite(status.eta_s)
+        elif total > step and speed > 0 and self.job is not None:
+            left_s = (total - step) * self.job.global_batch / speed
+        return Figures(
+            step=step,
+            steps=total,
+            epoch=int(last["epoch"]),
+            epochs=status.epochs if status is not None else epochs,
+            loss=_finite(last["loss"]),
+            accuracy=_finite(last["accuracy"]),
+            r2=_finite(last["r2"]),
+            lr=_finite(last["lr"]),
+            samples_per_s=speed,
+            left_s=None if self.state in (RunState.FINISHED, RunState.FAILED, RunState.STOPPED) else left_s,
+        )
+
+    @staticmethod
+    def _figures_of(status: Status) -> Figures:
+        return Figures(
+            step=status.step,
+            steps=status.steps,
+            epoch=status.epoch,
+            epochs=status.epochs,
+            loss=_finite(status.loss),
+            accuracy=status.accuracy,
+            r2=status.r2,
+            samples_per_s=status.images_per_s,
+            left_s=_finite(status.eta_s) or None,
+        )
+
+    def workers(self) -> list[WorkerView]:
+        """Return the workers, by rank."""
+        recent = self._recent_shares()
+        total = sum(recent.values()) or 1
+        known = {} if self.status is None else {worker.rank: worker for worker in self.status.workers}
+        seen = self.ledger.workers
+        ranks = sorted(known) if known else sorted(seen)
+        return [self._worker(rank, known.get(rank), seen.get(rank), recent.get(rank, 0) / total) for rank in ranks]
+
+    def _worker(self, rank: int, known: WorkerStatus | None, seen: SeenWorker | None, share: float) -> WorkerView:
+        host, pid = (known.host, known.pid) if known is not None else ("", 0)
+        if known is None and seen is not None:
+            host, pid = seen.host, seen.pid
+        speed = known.samples / known.compute_s if known is not None and known.compute_s > 0 else None
+        state = known.state if known is not None else "computed in the last steps" if share else "no recent work"
+        return WorkerView(
+            rank=rank,
+            host=one_line(host, 100),
+            pid=pid,
+            state=one_line(state, 100),
+            share=share,
+            samples_per_s=speed,
+            accepted=0 if seen is None else seen.accepted,
+            unused=0 if seen is None else seen.unused,
+        )
+
+    def _recent_shares(self) -> dict[int, int]:
+        """Return the micro-batches of the last steps by rank."""
+        counts = dict[int, int]()
+        for leases in self.ledger.timeline:
+            for share in leases.shares:
+                counts[share.rank] = counts.get(share.rank, 0) + share.hi - share.lo
+        return counts
+
+    def timeline(self) -> list[DrawnStep]:
+        """Return who computed what in the last steps that the metrics have too."""
+        steps = self.metrics.steps
+        first = int(steps["step"][0]) if steps.count else 0
+        drawn = list[DrawnStep]()
+        for leases in list(self.ledger.timeline)[-DRAWN_STEPS:]:
+            place = leases.step - first
+            if 0 <= place < steps.count and int(steps["step"][place]) == leases.step:
+                is_follower = place > 0 and steps["epoch"][place - 1] == steps["epoch"][place]
+                update_s = float(steps["update_s"][place - 1]) if is_follower else 0.0
+                drawn.append(_drawn(leases, float(steps["round_s"][place]), update_s))
+        return drawn
+
+    def encoded_snapshot(self) -> bytes:
+        """Return the snapshot as JSON, made once for all who ask."""
+        with self.lock:
+            if self._encoded[0] != self.version:
+                self._encoded = self.version, msgspec.json.encode(self.snapshot())
+            return self._encoded[1]
+
+    def snapshot(self) -> Snapshot:
+        """Return all that changes, but for the curves."""
+        steps = self.metrics.steps["step"]
+        status, result, ledger = self.status, self.result, self.ledger
+        failure = self.metrics.failure or (status.failure if status is not None else "")
+        digest = result.weights_sha256 if result is not None else ""
+        return Snapshot(
+            name=one_line(status.run if status is not None and not self.has_folder else self.folder.name, 100),
+            state=self.state,
+            phase=one_line(status.phase, 100) if status is not None else "",
+            model=one_line(self._model(), 100),
+            figures=self.figures(),
+            workers=self.workers(),
+            timeline=self.timeline(),
+            events=list(ledger.events)[-SENT_EVENTS:],
+            epochs=[_record(epoch) for epoch in self.metrics.epochs],
+            epoch_ends=[self._end_of(epoch.epoch) for epoch in self.metrics.epochs],
+            failure=one_line(failure, 2000),
+            weights_sha256=digest,
+            first_step=int(steps[0]) if len(steps) else None,
+            last_step=int(steps[-1]) if len(steps) else None,
+            copied=ledger.copied,
+            reassigned=ledger.reassigned,
+            restarts=ledger.restarts,
+            audited=ledger.audited,
+            refused=None if status is None else status.refused + status.broken,
+            unread=self.metrics.unread + ledger.unread,
+            is_whole=self.is_whole,
+        )
+
+    def _end_of(self, epoch: int) -> int | None:
+        if epoch in self.ledger.epoch_ends:
+            return self.ledger.epoch_ends[epoch]
+        # Of a server alone, nothing says where an epoch ended: after the last of its steps that was seen.
+        seen = self.metrics.steps["step"][self.metrics.steps["epoch"] == epoch]
+        return int(seen[-1]) if len(seen) else None
+
+    def _model(self) -> str:
+        if self.job is not None:
+            return self.job.model_name()
+        return self.status.model if self.status is not None else ""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what changes seldom: the run's job, its launch, its receipt, and the result at its end."""
+        return {
+            "folder": str(self.folder) if self.has_folder else None,
+            "job": None if self.job is None else msgspec.to_builtins(self.job),
+            "launch": None if self.launch is None else msgspec.to_builtins(self.launch),
+            "receipt": None if self.receipt is None else msgspec.to_builtins(self.receipt),
+            "result": None if self.result is None else _without_history(self.result),
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def _record(epoch: EpochRecord) -> EpochRecord:
+    return EpochRecord(**{name: getattr(epoch, name) for name in EpochRecord.__struct_fields__})
+
+
+def _drawn(leases: StepLeases, round_s: float, update_s: float) -> DrawnStep:
+    used = [[share.lo, share.hi, share.rank, share.began_s, share.ended_s] for share in leases.shares]
+    unused = [[one.lo, one.hi, one.rank, one.began_s, one.ended_s] for one in leases.unused]
+    return DrawnStep(step=leases.step, round_s=round_s, update_s=update_s, used=used, unused=unused)
+
+
+def _without_history(result: RunResult) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(result)
+    found.pop("history", None)
+    return found

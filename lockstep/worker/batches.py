@@ -1,0 +1,105 @@
+"""Which samples a micro-batch or a chunk of an evaluation has, as a model is given them; knows no model.
+
+Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.data.mapped import MappedSamples
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.sampler import Sampler, evaluation_chunks, evaluation_rows
+from lockstep.common.job.job import Job
+from lockstep.common.job.objective import Objective
+from lockstep.common.protocol.messages import OF_A_STEP, Work
+from lockstep.common.random import Purpose, generator
+
+#: The places of samples in the data.
+Integers = NDArray[np.int64]
+
+
+@dataclass
+class Batches:
+    """The data of a job, cut into micro-batches and chunks."""
+
+    job: Job
+    data: TrainTest
+    #: Mean and deviation of the training set if not all of it is here; by default they are computed.
+    moments: tuple[float, float] | None = None
+    objective: Objective = field(init=False)
+    sampler: Sampler = field(init=False)
+    preparation: Preparation = field(init=False)
+
+    def __post_init__(self) -> None:
+        job = self.job
+        self.objective = Objective.of(job)
+        self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
+        self.preparation = self._prepared()
+
+    def _prepared(self) -> Preparation:
+        if not self.job.normalize:
+            return Preparation(0.0, 1.0, self.job.max_shift)
+        if self.moments is None:
+            return Preparation.of(self.data.train, self.job.max_shift)
+        return Preparation(*self.moments, self.job.max_shift)
+
+    def training(self, indices: Integers, step: int, micro_batch: int) -> tuple[Array, Array]:
+        """Return what the model is given of these samples in a micro-batch, and what its outputs are compared with."""
+        train = self.data.train
+        images = self.preparation.images(train.images.take(indices, axis=0), self._shifts(step, micro_batch))
+        return images, self.objective.targets(train.labels.take(indices, axis=0))
+
+    def _shifts(self, step: int, micro_batch: int) -> np.random.Generator | None:
+        """Return what draws by how much the images of a micro-batch are shifted."""
+        if not self.job.max_shift:
+            return None
+        return generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)
+
+    def fill(self, step: int, node: Node, images: Array, targets: Array) -> None:
+        """Write the same of a node's micro-batches, all of one size, into arrays: one after the other along axis 0."""
+        train = self.data.train
+        indices = self.sampler.indices(step, node.lo, node.hi)
+        raw = train.images.take(indices, axis=0)
+        if self.job.max_shift:  # drawn for each micro-batch
+            for place, part in enumerate(raw.reshape(images.shape)):
+                self.preparation.images(part, self._shifts(step, node.lo + place), images[place])
+        else:
+            self.preparation.images(raw, out=images.reshape(raw.shape, copy=False))
+        targets[...] = self.objective.targets(train.labels.take(indices, axis=0)).reshape(targets.shape)
+
+    def chunk(self, work: Work, chunk: int) -> tuple[Array, Array]:
+        """Return the same of a chunk of an evaluation."""
+        held_out = self._held_out(work)
+        assert held_out is not None  # of a set that the job does not have, `micro_batches_of` is 0
+        rows = evaluation_rows(chunk, len(held_out))
+        return self.preparation.images(held_out.images[rows]), self.objective.targets(held_out.labels[rows])
+
+    def samples_of(self, work: Work, step: int, node: Node) -> Integers:
+        """Return the places, in the set that the work is about, of all samples that a node needs."""
+        if work in OF_A_STEP:
+            return self.sampler.indices(step, node.lo, node.hi)
+        size = len(self._held_out(work) or ())
+        return np.arange(evaluation_rows(node.lo, size).start, evaluation_rows(node.hi - 1, size).stop)
+
+    def read_ahead(self, step: int, node: Node) -> None:
+        """Let the system begin to read what a node of this step needs, if samples are read from a disk."""
+        images = self.data.train.images
+        # Not those of another epoch: its order takes its time to draw, and there is room for one.
+        if isinstance(images, MappedSamples) and images.may_wait() and self.sampler.is_at_hand(step):
+            images.request(self.samples_of("train", step, node))
+
+    def micro_batches_of(self, work: Work) -> int:
+        """Return into how many micro-batches, or chunks, a round of that kind is divided."""
+        if work in OF_A_STEP:
+            return self.job.micro_batches
+        held_out = self._held_out(work)
+        return 0 if held_out is None else evaluation_chunks(len(held_out))
+
+    def _held_out(self, work: Work) -> Dataset | None:
+        """Return the set that an evaluation is about, None if the job does not have it."""
+        return self.data.test if work == "evaluate" else self.data.validation

@@ -1,0 +1,111 @@
+"""Where the sums of a lease go: each bucket of them is rounded, checked and sent as soon as it is final.
+
+Gradients go one way: backward hands them to the sink, the sink hands buckets to whoever sends them. A bucket is a frame
+of the flat vector; it is final with the last gradient in it, while backward is still on its way to the first layers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from lockstep.common.aggregation.finiteness import first_not_finite
+from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
+from lockstep.common.aggregation.quantization.quantization import Quantization, RoundingKey
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.protocol.messages import Quantity
+
+#: Sends a bucket: where it begins in the flat vector, and its values as they travel.
+SendBucket = Callable[[int, Vector], None]
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss of a micro-batch is not finite, or its gradient: names the first layer, or parameter, that is not."""
+
+    def __init__(self, micro_batch: int, layer: str, quantity: Quantity = "loss") -> None:
+        super().__init__(f"the {quantity} of micro-batch {micro_batch}, {layer}")
+        self.micro_batch = micro_batch
+        self.layer = layer
+        self.quantity: Quantity = quantity
+
+
+class GradientSink:
+    """Takes the sums of micro-batches, and of nodes of the tree over them, to whoever wants them."""
+
+    def __init__(self, layout: ParameterLayout, frames: Sequence[Slice], wire: Quantization) -> None:
+        self._layout = layout
+        self._frames = frames
+        self._wire = wire
+        #: For each parameter, the indices of the frames that it stands in.
+        self._touched = [
+            [index for index, frame in enumerate(frames) if _overlap(entry, frame)] for entry in layout.parameters
+        ]
+        #: For each frame, how many gradients are still to come.
+        self._missing: list[int] = []
+        #: The frames that were not sent yet.
+        self._unsent: dict[int, None] = {}
+        self._send: SendBucket | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether sums are sent as they were computed."""
+        return self._wire.is_exact
+
+    def begin(self, sums: Vector, at: RoundingKey, send: SendBucket | None) -> None:
+        """Begin a micro-batch whose sums backward writes into `sums`; without `send` they stay there."""
+        self._sums, self._at, self._send = sums, at, send
+        if send is not None:
+            self._missing = [0] * len(self._frames)
+            for touched in self._touched:
+                for index in touched:
+                    self._missing[index] += 1
+            self._unsent = dict.fromkeys(range(len(self._frames)))
+
+    @property
+    def on_final(self) -> Callable[[int], None] | None:
+        """What backward is to call with each parameter whose gradient is final; None if nobody waits for that."""
+        return None if self._send is None else self._finish_parameter
+
+    def end(self) -> None:
+        """Finish what was not final before: statistics, and parameters without a part in the loss."""
+        if self._send is None:
+            self._wire.round(self._sums, self._at)
+            self._check(self._sums, self._at)
+        else:
+            for index in list(self._unsent):
+                self._finish_frame(index, self._send)
+
+    def merge(self, left: Vector, right: Vector, out: Vector, at: RoundingKey, send: SendBucket | None) -> None:
+        """Add the sums of the two halves of a node, and send them if wanted."""
+        if send is None:
+            self._wire.add(left, right, out, at)
+            self._check(out, at)
+            return
+        for frame in self._frames:
+            key, values = replace(at, start=frame.start), frame.of(out)
+            self._wire.add(frame.of(left), frame.of(right), values, key)
+            self._check(values, key)
+            send(frame.start, self._wire.pack(values, frame.start))
+
+    def _finish_parameter(self, parameter: int) -> None:
+        for index in self._touched[parameter]:
+            self._missing[index] -= 1
+            if not self._missing[index] and self._send is not None:
+                self._finish_frame(index, self._send)
+
+    def _finish_frame(self, index: int, send: SendBucket) -> None:
+        del self._unsent[index]
+        frame = self._frames[index]
+        key, values = replace(self._at, start=frame.start), frame.of(self._sums)
+        self._wire.round(values, key)
+        self._check(values, key)
+        send(frame.start, self._wire.pack(values, frame.start))
+
+    def _check(self, sums: Vector, at: RoundingKey) -> None:
+        """Raise `NotFiniteError` if sums would make all others infinite, or not numbers."""
+        place = first_not_finite(sums)
+        if place is not None:
+            raise NotFiniteError(at.node.lo, self._layout.name_at(at.start + place), "gradient")
+
+
+def _overlap(entry: LayoutEntry, frame: Slice) -> bool:
+    return entry.offset < frame.stop and frame.start < entry.offset + entry.size

@@ -1,0 +1,278 @@
+"""The sums over a node of the tree: the port, and the two ways to compute them.
+
+Any model can be computed one micro-batch after the other. An engine may be able to compute several in one pass: what it
+gives must equal that, bit by bit.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from lockstep.common.aggregation.layout import ParameterLayout
+from lockstep.common.aggregation.quantization.quantization import RoundingKey
+from lockstep.common.aggregation.tree import Node, Vector, VectorPool
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.program import Tree
+from lockstep.common.job.tally import Tally
+from lockstep.common.model.port import Batch, DrawKey, Engine, OnePass, OnFinal
+from lockstep.worker.batches import Batches
+from lockstep.worker.gradient_sink import GradientSink, NotFiniteError, SendBucket
+
+
+class StoppedError(Exception):
+    """Computing a node was given up, before it was done, after so many micro-batches."""
+
+    def __init__(self, computed: int) -> None:
+        super().__init__(f"stopped after {computed} micro-batches")
+        self.computed = computed
+
+
+@dataclass
+class Attempt:
+    """How far the node at hand is, and whether the rest of it is wanted."""
+
+    #: Asked before each micro-batch of a node but the first.
+    is_wanted: Callable[[], bool]
+    #: Micro-batches of the node that were computed.
+    computed: int = 0
+    #: The sum of losses of each, in order; float32 each.
+    losses: list[float] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Begin with another node."""
+        self.computed = 0
+        self.losses.clear()
+
+    def count(self) -> None:
+        """Begin with the next micro-batch; raise `StoppedError` if it is not wanted any more."""
+        if self.computed and not self.is_wanted():
+            raise StoppedError(self.computed)
+        self.computed += 1
+
+
+class Vectors(NamedTuple):
+    """What an engine reads from and writes to at the moment."""
+
+    weights: Vector
+    sums: Vector
+
+
+class NodeSums(Protocol):
+    """Computes the sums over nodes of a step's tree, whose micro-batches are its leaves."""
+
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
+        """Write the sums over a node into `at.sums`, added and rounded over the tree, and return their tally.
+
+        The engine has turned to `at` before. `send` gets each frame of the sums once. Raises `NotFiniteError`: for a
+        loss before anything is sent, for a gradient before its frame is. Raises `StoppedError` with nothing sent.
+        """
+
+
+@dataclass
+class SumsByMicroBatch:
+    """One micro-batch after the other, added over the tree: what any other way has to equal, bit by bit."""
+
+    engine: Engine
+    layout: ParameterLayout
+    batches: Batches
+    sink: GradientSink
+    attempt: Attempt
+    pool: VectorPool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pool = VectorPool(self.layout.size)
+
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
+        return self.sum(step, node, at, at.sums, send)
+
+    def sum(self, step: int, node: Node, at: Vectors, out: Vector, send: SendBucket | None = None) -> Tally:
+        """Write the sums over a node into `out`; whatever that is, backward writes into `at.sums`."""
+        if len(node) == 1:
+            self.attempt.count()
+            self.sink.begin(at.sums, RoundingKey(step, node), send)
+            tally = self._micro_batch(step, node.lo, at)
+            self.sink.end()
+            if out is not at.sums:
+                np.copyto(out, at.sums)
+            return tally
+        first, second = node.halves()
+        with self.pool.lent() as left:
+            tally = self.sum(step, first, at, left)
+            # The tally is a floating-point sum too, so it is added over the same tree.
+            tally = tally + self.sum(step, second, at, at.sums)
+            self.sink.merge(left, at.sums, out, RoundingKey(step, node), send)
+        return tally
+
+    def _micro_batch(self, step: int, micro_batch: int, at: Vectors) -> Tally:
+        """Compute one micro-batch into the vector of sums."""
+        indices = self.batches.sampler.indices(step, micro_batch)
+        count = len(indices)
+        if count == 0:
+            self.attempt.losses.append(0.0)
+            at.sums.fill(0.0)
+            return Tally()
+        size = self.layout.parameter_size
+        if self.layout.statistics:
+            # A statistic that this forward does not observe stays what it is: its sum is count times its value.
+            np.multiply(at.weights[size:], np.float32(count), out=at.sums[size:])
+        images, targets = self.batches.training(indices, step, micro_batch)
+        key = DrawKey(self.batches.job.seed, step, micro_batch)
+        loss, outputs = self.engine.forward(images, targets, key)
+        if not math.isfinite(loss):
+            raise not_finite(self.engine, micro_batch, images, key)
+        self.attempt.losses.append(loss)
+        if self.layout.statistics and self.batches.data.train.targets != 1:
+            # They are weighted by samples, and all sums are divided by the number of targets.
+            at.sums[size:] *= np.float32(self.batches.data.train.targets)
+        self.engine.backward(self.sink.on_final)
+        return self.batches.objective.tally(loss, outputs, targets)
+
+
+class WantedSums(NamedTuple):
+    """What is to be computed, and who gets its sums."""
+
+    step: int
+    node: Node
+    at: Vectors
+    send: SendBucket | None
+
+
+@dataclass
+class SumsInOnePass:
+    """As many micro-batches in one pass as the engine computes at once; the others one after the other.
+
+    What is not finite stays so in exact sums: whether they are is seen at the end, and then which of them is not is
+    found out one by one.
+    """
+
+    one_by_one: SumsByMicroBatch
+
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
+        attempt = self.one_by_one.attempt
+        try:
+            return self._sum(WantedSums(step, node, at, send), node, at.sums)
+        except NotFiniteError:
+            attempt.begin()
+            return self.one_by_one.sum(step, node, at, at.sums)
+
+    def _sum(self, wanted: WantedSums, node: Node, out: Vector) -> Tally:
+        """Write the sums over a node into `out`; those over the whole are checked and sent."""
+        one_by_one, sink, step = self.one_by_one, self.one_by_one.sink, wanted.step
+        is_whole, key = node == wanted.node, RoundingKey(step, node)
+        send = wanted.send if is_whole else None
+        is_checked = is_whole or not sink.is_exact
+        made = self._one_pass(step, node)
+        if made is not None:
+            sink.begin(out, key, send)
+            # Sums over several are sent at the end: until then they can be given up, while nothing was sent.
+            tally = self._compute(made, step, node, out, sink.on_final if len(node) == 1 else None)
+            if is_checked:
+                sink.end()
+            return tally
+        if len(node) == 1:
+            return one_by_one.sum(step, node, wanted.at, out, send)
+        first, second = node.halves()
+        made = self._one_pass(step, second) if len(second) == 1 and sink.is_exact else None
+        if made is not None:
+            tally = self._sum(wanted, first, out)
+            tally = tally + self._compute(made, step, second, out, adds=True)
+            if is_checked:
+                sink.begin(out, key, send)
+                sink.end()
+            return tally
+        with one_by_one.pool.lent() as left:
+            tally = self._sum(wanted, first, left)
+            tally = tally + self._sum(wanted, second, wanted.at.sums)
+            if is_checked:
+                sink.merge(left, wanted.at.sums, out, key, send)
+            else:
+                np.add(left, wanted.at.sums, out=out)
+        return tally
+
+    def _one_pass(self, step: int, node: Node) -> OnePass | None:
+        """Return what computes a node at once; None if it has to be computed by its halves."""
+        one_by_one, batches = self.one_by_one, self.one_by_one.batches
+        # What is rounded is rounded at every node: there must be a whole vector of it.
+        if len(node) > 1 and not one_by_one.sink.is_exact:
+            return None
+        counts = batches.sampler.sizes(step, node.lo, node.hi)
+        if len(counts) > 1 or not all(counts):
+            return None
+        return one_by_one.engine.one_pass(tree_over(len(node)), counts.pop(), lambda: self._batches(step, node))
+
+    def _batches(self, step: int, node: Node) -> list[Batch]:
+        batches = self.one_by_one.batches
+        return [batches.training(batches.sampler.indices(step, each), step, each) for each in range(node.lo, node.hi)]
+
+    def _compute(
+        self, made: OnePass, step: int, node: Node, out: Vector, on_final: OnFinal | None = None, *, adds: bool = False
+    ) -> Tally:
+        """Write the sums over a node into `out` in one pass, or add them to what is there."""
+        attempt = self.one_by_one.attempt
+        attempt.count()
+        batches = self.one_by_one.batches
+        batches.fill(step, node, made.images, made.targets)
+        if made.draws:
+            made.reseed([DrawKey(batches.job.seed, step, each) for each in range(node.lo, node.hi)])
+        progress = Progress(attempt, len(node), made.length)
+        sums, outputs = made.forward(progress.advance)
+        losses = sums.tolist()
+        if not all(map(math.isfinite, losses)):
+            raise NotFiniteError(node.lo, "the loss itself")
+        attempt.losses.extend(losses)
+        if self.one_by_one.layout.statistics:
+            made.observe(out, batches.data.train.targets, adds=adds)
+        made.backward(out, progress.advance, on_final, adds=adds)
+        return self._tally(losses, outputs, made.targets)
+
+    def _tally(self, losses: list[float], outputs: Array, targets: Array) -> Tally:
+        """Return the tally of micro-batches with these sums of losses."""
+        # Numbers of right answers add up in any order, sums of losses do not.
+        of_all = (each.reshape(-1, *each.shape[2:]) for each in (outputs, targets))
+        correct = self.one_by_one.batches.objective.correct(*of_all)
+        return Tally(_added(losses, tree_over(len(losses))), correct, targets.size)
+
+
+@dataclass
+class Progress:
+    """How far a pass over several micro-batches is, counted as if they were computed one by one."""
+
+    attempt: Attempt
+    micro_batches: int
+    #: How often it will advance.
+    length: int
+    _advances: int = 0
+    _begun: int = 1
+
+    def advance(self) -> None:
+        """Raise `StoppedError` if the rest is not wanted any more."""
+        self._advances += 1
+        while self._begun < self.micro_batches and self._begun * self.length <= self._advances * self.micro_batches:
+            self.attempt.count()
+            self._begun += 1
+
+
+@lru_cache(maxsize=256)
+def tree_over(count: int) -> Tree:
+    """Return the tree of sums over so many micro-batches, from 0 on."""
+    return _tree(Node(0, count))
+
+
+def _tree(node: Node) -> Tree:
+    if len(node) == 1:
+        return node.lo
+    first, second = node.halves()
+    return _tree(first), _tree(second)
+
+
+def _added(values: list[float], tree: Tree) -> float:
+    return values[tree] if isinstance(tree, int) else _added(values, tree[0]) + _added(values, tree[1])
+
+
+def not_finite(engine: Engine, micro_batch: int, images: Array, key: DrawKey | None) -> NotFiniteError:
+    """Return the error of a loss that is not finite, of a micro-batch or, without a key, of an evaluation's chunk."""
+    return NotFiniteError(micro_batch, engine.first_nonfinite_layer(images, key) or "the loss itself")

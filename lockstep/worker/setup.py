@@ -1,0 +1,171 @@
+"""From a welcome to a model with its data, checked to be the server's, and to the memory that both share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.aggregation.slices import frames_of
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.manifest import Manifest
+from lockstep.common.data.source import with_validation
+from lockstep.common.errors import DataError, ModelError, SharingError
+from lockstep.common.job.objective import Objective
+from lockstep.common.model.first_batch import first_micro_batch
+from lockstep.common.model.port import Model
+from lockstep.common.model.source import read_model_source
+from lockstep.common.protocol.memory_offer import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
+from lockstep.common.protocol.messages import Welcome
+from lockstep.common.transport.shared_memory.folder import SharedFolder
+from lockstep.common.transport.shared_memory.packet_socket import PacketSocket, call
+from lockstep.common.transport.shared_memory.segment import Allocate, reserve
+from lockstep.worker.compute import Compute
+from lockstep.worker.samples import SampleStore
+from lockstep.worker.slice_update import SharedPlace
+
+#: How a dataset is loaded from its name; an argument so that workers in one process can share one.
+Loader = Callable[[str], TrainTest]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What computes leases, and whether in memory that the server sees."""
+
+    compute: Compute
+    #: What was read in that memory, empty if none is shared.
+    nonce: str = ""
+    #: Why none is shared although it was offered.
+    obstacle: str = ""
+    #: Where samples are stored that the server sends; None if the data is here.
+    store: SampleStore | None = None
+    #: A shortcut to the server that was requested; None if there is none.
+    shortcut: PacketSocket | None = None
+    #: Where memory is shared, by which slices of updates can be made; None if it is not.
+    shared: SharedPlace | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders of this machine that a worker may use."""
+
+    #: Where shared memory is, and where samples are stored that a server sends; None if there is no such folder.
+    memory: Path | None = None
+    cache: Path | None = None
+
+
+def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
+    """Return what computes this run's leases; `ModelError` or `DataError` if it is not the server's."""
+    job = welcome.job
+    model_source = read_model_source(job.model)
+    source = model_source.digest
+    if source != welcome.source:
+        raise ModelError(
+            f"the file of model {job.model!r} is not the server's (SHA-256 {source[:12]}… here, "
+            f"{welcome.source[:12]}… there): copy the server's file to this machine"
+        )
+    data, store = _data_of(welcome, load, places.cache)
+    moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
+    model = model_source.build(job.seed)
+    layout = model.layout
+    if layout.digest() != welcome.layout:
+        raise ModelError(
+            f"model {job.model_name()!r} has other parameters here than at the server: "
+            "install the same version of lockstep on both"
+        )
+    _check_evidence(welcome, model, data)
+    frames = frames_of(layout.size, 1 + len(welcome.shards))
+    obstacle = ""
+    if welcome.memory and places.memory is not None:
+        try:
+            shared = attach(places.memory, welcome, layout.size)
+            compute = Compute(job, model, data, shared.slots, shared.sums, moments=moments)
+            place = SharedPlace(
+                root=places.memory,
+                folder=welcome.memory,
+                rank=welcome.rank,
+                head=shared.head,
+                server_head=shared.server_head,
+            )
+            return Workplace(compute, nonce=shared.nonce, store=store, shortcut=shared.shortcut, shared=place)
+        except SharingError as error:
+            obstacle = str(error)
+    compute = Compute(job, model, data, frames=frames, moments=moments)
+    return Workplace(compute, obstacle=obstacle, store=store)
+
+
+def _check_evidence(welcome: Welcome, model: Model, data: TrainTest) -> None:
+    """Raise `ModelError` if the model computes something else here than at the server, or cannot be repeated."""
+    job, is_here = welcome.job, welcome.manifest is None
+    found = model.evidence(Objective.of(job), *first_micro_batch(job, data, is_here=is_here))
+    if welcome.engine and found.engine != welcome.engine:
+        raise ModelError(
+            f"model {job.model_name()!r} is computed by {found.engine} here, and by {welcome.engine} at the server: "
+            "use equal machines and versions, or start the server with --allow-mixed-numerics and give up equal bits"
+        )
+    if welcome.evidence and found.digest != welcome.evidence:
+        raise ModelError(
+            f"model {job.model_name()!r} computes something else here than at the server, of the first micro-batch "
+            f"(SHA-256 {found.digest} here, {welcome.evidence} there): what it is built from may differ, such as a "
+            "package or a number that it draws itself; or use equal machines, or start the server with "
+            "--allow-mixed-numerics and give up equal bits"
+        )
+
+
+def _data_of(welcome: Welcome, load: Loader, cache: Path | None) -> tuple[TrainTest, SampleStore | None]:
+    """Return the server's data: as it is here, or what has been sent of it, together with its store."""
+    job, manifest = welcome.job, welcome.manifest
+    try:
+        data = load(job.data)
+    except DataError:
+        if manifest is None or cache is None:
+            raise
+        return _shipped(welcome, manifest, cache)
+    if data.digest == welcome.dataset:
+        return with_validation(data, job.validation_split, job.seed), None
+    if manifest is not None and cache is not None:
+        return _shipped(welcome, manifest, cache)
+    raise DataError(
+        f"the dataset {job.data!r} is not the server's (SHA-256 {data.digest[:12]}… here, "
+        f"{welcome.dataset[:12]}… there): copy the server's data to this machine, or start the server with --ship-data"
+    )
+
+
+def _shipped(welcome: Welcome, manifest: Manifest, cache: Path) -> tuple[TrainTest, SampleStore]:
+    job = welcome.job
+    store = SampleStore.open(cache / manifest.key(welcome.dataset, job.validation_split, job.seed), manifest)
+    return store.data(job.data), store
+
+
+@dataclass(frozen=True)
+class SharedVectors:
+    """What a worker computes with if it shares memory."""
+
+    #: What was read there, by which the server knows that we see its memory.
+    nonce: str
+    #: The weights, read only.
+    slots: tuple[Vector, Vector]
+    #: Where sums are written.
+    sums: tuple[Vector, ...]
+    #: The head of our file, where others see how far we are.
+    head: NDArray[np.uint8]
+    #: That of the weights, where the server shows it.
+    server_head: NDArray[np.uint8]
+    #: A shortcut to the server that was requested, None if there can be none.
+    shortcut: PacketSocket | None
+
+
+def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve) -> SharedVectors:
+    """Map the weights that the server offers, and make room for our sums; `SharingError` if that fails."""
+    folder = SharedFolder.join(root, welcome.memory)
+    try:
+        weights = folder.attach(WEIGHTS, weights_shape(size))
+        folder.nonce = weights.nonce
+        sums = folder.make(sums_file(welcome.rank), sums_shape(size), allocate)
+        shortcut = call(folder.path / CALLERS, sums_file(welcome.rank))
+    finally:
+        folder.close()
+    first, second = weights.vectors
+    return SharedVectors(weights.nonce.hex(), (first, second), sums.vectors, sums.head, weights.head, shortcut)

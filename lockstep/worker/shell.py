@@ -1,0 +1,397 @@
+"""The worker's shell: turns frames into events and effects into frames. Decides nothing."""
+
+import hashlib
+import struct
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import assert_never
+
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Node, Vector, is_node
+from lockstep.common.client.events_and_effects import ClientEvent, Exit, PreparationFailed, Prepared, Welcomed
+from lockstep.common.client.shell import ClientShell
+from lockstep.common.errors import DataError, LockstepError, RemoteProtocolError, SharingError
+from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import (
+    OF_A_STEP,
+    EndStretch,
+    Lease,
+    Message,
+    Ping,
+    Ready,
+    Result,
+    Samples,
+    ServerMessage,
+    SliceLease,
+    Standby,
+    Status,
+    Stretch,
+    SumsFrame,
+    Weights,
+    Welcome,
+    Withdrawal,
+    shortened,
+)
+from lockstep.common.protocol.shard_messages import Hello, ShardWelcome
+from lockstep.common.protocol.step_board import MOST_LOSSES
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.transport.diagnosis import Diagnosis
+from lockstep.common.transport.links import Wait, wait_for_nothing
+from lockstep.common.transport.port import ClientPort
+from lockstep.worker import effects, events
+from lockstep.worker.compute import Compute
+from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly, assembly_of
+from lockstep.worker.gradient_sink import NotFiniteError
+from lockstep.worker.node_sums import StoppedError
+from lockstep.worker.samples import SampleFetcher
+from lockstep.worker.setup import Loader, Places, prepare
+from lockstep.worker.slice_update import PART, SliceUpdater
+from lockstep.worker.state import WorkerState, is_of
+from lockstep.worker.stretch import StretchProgress
+from lockstep.worker.stretch_steps import StretchSteps
+
+#: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
+#: still wanted: to look takes some microseconds.
+LOOK_S = 0.002
+
+#: Messages that are read on the way at most: others wait in the socket, where they are limited.
+MOST_EARLY = 16
+
+
+@dataclass
+class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
+    """One worker: its state, and what carries out the effects of the state."""
+
+    state: WorkerState
+    port: ClientPort
+    clock: Clock
+    load: Loader
+    say: Callable[[str], None]
+    #: Where memory that a server offers is found, None if none is to be shared.
+    root: Path | None = None
+    #: How other servers of a run are reached, None if there can be none.
+    dial: Dial | None = None
+    wait: Wait = wait_for_nothing
+    diagnose: Callable[[], Diagnosis | None] | None = None
+    #: Where samples are stored that a server sends if the data is not here, None to accept none.
+    cache: Path | None = None
+    #: Values of a slice of an update that are made at once.
+    part: int = PART
+    ended: Exit | None = None
+    expected = ServerMessage
+    servers: ServerConnections = field(init=False)
+    arrays: list[Vector] = field(default_factory=list)
+    _compute: Compute | None = None
+    #: Makes slices of updates; None if no memory is shared.
+    _slices: SliceUpdater | None = None
+    #: Makes steps with another worker; None where that cannot be.
+    _steps: StretchSteps | None = None
+    #: Gets the samples that the server sends; None if the data is here.
+    _fetcher: SampleFetcher | None = None
+    #: The frames of the weights that are on their way here.
+    _weights: WeightsAssembly = field(default_factory=lambda: WeightsAssembly({}))
+    #: The sums of the lease at hand that its result is to carry, valid until the next is computed.
+    _sums: list[Vector] = field(default_factory=list)
+    #: Seconds of the lease at hand that were spent on sending and not on computing.
+    _sending_s: float = 0.0
+    #: The lease at hand, and when it was last looked whether it is wanted.
+    _at_hand: Lease | None = None
+    _looked: float = 0.0
+    #: Messages that were read while a lease was computed.
+    _early: deque[list[memoryview]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.servers = ServerConnections(self.port, self.dial, self.wait)
+
+    def close(self) -> None:
+        self._end_slices()
+        self.servers.close()
+
+    def _end_slices(self) -> None:
+        if self._slices is not None:
+            self._slices.close()
+            self._slices = self._steps = None
+
+    def deadline(self) -> float | None:
+        """Return when `step` has something to do even if no message comes: with work at hand, a moment that is past."""
+        has_work = self.state.has_work() or self.state.is_updating() or bool(self._early)
+        return self.state.client.heard if has_work else self.state.deadline()
+
+    def step(self) -> bool:
+        """Handle one message, or compute a lease if none is waiting, or handle the passing of time.
+
+        While a slice of an update is being made, make a part of it.
+        """
+        if self.state.is_updating():
+            self.dispatch(events.PartDue())
+            return True
+        if self.state.progress is not None:
+            self._make_steps(self.state.progress)
+            return True
+        deadline, has_work = self.state.deadline(), self.state.has_work()
+        if self._early:
+            self.on_server_message(self._early.popleft())
+            return True
+        left = None if deadline is None else max(0.0, deadline - self.clock.now())
+        frames = self.servers.receive(0.0 if has_work else left)
+        if frames is not None:
+            self.on_server_message(frames)
+        elif has_work:
+            self.dispatch(events.InboxEmptied())
+        elif deadline is not None and self.clock.now() >= deadline:
+            self.expire()
+        else:
+            return False
+        return True
+
+    def _make_steps(self, progress: StretchProgress) -> None:
+        """Do what is due for the stretch at hand, or handle a message, but not in the middle of a slice."""
+        frames = None
+        if progress.is_listening():
+            left = max(0.0, progress.due - self.clock.now())
+            frames = self._early.popleft() if self._early else self.servers.receive(left)
+        if frames is None:
+            self.dispatch(events.StageDue())
+        else:
+            self.on_server_message(frames)
+
+    # From messages to events
+
+    def event_of(self, message: Message) -> events.Event | None:
+        match message:
+            case Welcome():
+                return Welcomed(welcome=message, place=f"worker {message.rank}")
+            case Standby():
+                return events.StandbyRequested(standby=message)
+            case Samples():
+                return self._store(message)
+            case Weights():
+                return events.WeightsReceived(step=message.step) if self._install(message) else None
+            case Lease():
+                return self._lease_received(message)
+            case Withdrawal():
+                return events.LeaseWithdrawn(withdrawal=message)
+            case SliceLease():
+                return self._slice_lease_received(message)
+            case Stretch():
+                return self._stretch_received(message)
+            case EndStretch():
+                return events.EndStretchReceived(number=message.number)
+            case Ping():
+                return events.ServerPinged()
+            case Status():
+                return None
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a worker")
+
+    def _lease_received(self, lease: Lease) -> events.Event:
+        """Check that a lease is a node of the tree: 2**31 micro-batches that do not exist would take years."""
+        micro_batches = 0 if self._compute is None else self._compute.batches.micro_batches_of(lease.work)
+        if self._compute is not None and not is_node(lease.lo, lease.hi, micro_batches):
+            raise RemoteProtocolError(
+                f"a lease of [{lease.lo}, {lease.hi}): not a node of {micro_batches} micro-batches"
+            )
+        try:
+            if self._slices is not None:
+                self._slices.follow(lease.memory)
+        except SharingError as error:
+            return events.MemoryLost(reason=str(error))
+        return events.LeaseReceived(lease=lease)
+
+    def _slice_lease_received(self, lease: SliceLease) -> events.Event | None:
+        """Check that there is such a slice; one that is for this process before it joined again is ignored."""
+        if self._compute is None or self._slices is None or lease.incarnation != self.state.client.join().incarnation:
+            return None
+        if not lease.start < lease.stop <= self._compute.layout.size:
+            raise RemoteProtocolError(f"a slice of values {lease.start} to {lease.stop}: the vector has fewer")
+        return events.SliceLeaseReceived(lease=lease)
+
+    def _stretch_received(self, stretch: Stretch) -> events.Event | None:
+        """Check that there are such steps; those for this process before it joined again are ignored."""
+        if self._compute is None or self._steps is None or stretch.incarnation != self.state.client.join().incarnation:
+            return None
+        micro_batches, size = self._compute.batches.micro_batches_of("train"), self._compute.layout.size
+        is_half = is_node(stretch.lo, stretch.hi, micro_batches) and stretch.hi - stretch.lo <= MOST_LOSSES
+        is_ours = self._steps.slices.place.rank in stretch.ranks and stretch.ranks[0] != stretch.ranks[1]
+        if not (is_half and is_ours and stretch.start < stretch.stop <= size and stretch.first < stretch.last):
+            raise RemoteProtocolError(f"a stretch of steps {stretch.first} to {stretch.last}: not one for this worker")
+        try:
+            self._steps.slices.follow(stretch.memory)
+        except SharingError as error:
+            return events.MemoryLost(reason=str(error))
+        return events.StretchReceived(stretch=stretch)
+
+    def _store(self, samples: Samples) -> events.Event:
+        if self._fetcher is None:
+            raise RemoteProtocolError("samples that nobody requested")
+        try:
+            self._fetcher.put(samples, self.arrays[0])
+        except DataError as error:
+            return events.SamplesNotStored(reason=str(error))
+        return events.SamplesReceived()
+
+    def _install(self, weights: Weights) -> bool:
+        """Copy a frame that came into its slot, and return whether the weights are complete now.
+
+        Meanwhile the model may compute with the other slot. If it is even two steps behind, and computes with weights
+        that change under it, its result is late as well, and is not used.
+        """
+        words, start, compute = self.arrays[0], weights.start, self._compute
+        part = Slice(start, start + self._weights.lengths.get(start, 0))
+        expected = 0 if compute is None else compute.wire_weights.words(part)
+        if compute is None or self.state.shares or len(words) != expected:
+            raise RemoteProtocolError(f"weights of {len(words)} values from {start} on: expected {expected}")
+        compute.wire_weights.unpack(words, start, part.of(compute.slots[weights.step % 2]))
+        return self._weights.add(weights.step, start)
+
+    # From effects to actions
+
+    def send_to_server(self, message: Message) -> None:
+        self.servers.send(encode(message))
+
+    def perform(self, effect: effects.WorkEffect) -> Iterable[events.Event]:
+        match effect:
+            case effects.SendResult():
+                self.servers.send(encode(effect.result, self._sums), SEND_TIMEOUT_S)
+            case effects.IntroduceToShards():
+                self.servers.introduce()
+            case effects.ComputeLease():
+                return [self._compute_lease(effect.lease)]
+            case effects.AdvanceSlice():
+                assert self._slices is not None  # otherwise none was accepted
+                result = self._slices.advance(effect.lease)
+                return [] if result is None else [events.SliceEnded(result=result)]
+            case effects.PrepareStretch():
+                assert self._steps is not None  # otherwise none was accepted
+                try:
+                    self._steps.begin(effect.stretch)
+                except SharingError:
+                    return [events.StretchBroken()]
+            case effects.AdvanceStretch():
+                return [self._advance_stretch(effect)]
+            case _:
+                assert_never(effect)
+        return []
+
+    def _advance_stretch(self, effect: effects.AdvanceStretch) -> events.Event:
+        assert self._steps is not None  # otherwise none was accepted
+        self._looked = self.clock.now()
+        is_done = self._steps.advance(effect.stretch, effect.step, effect.stage)
+        if is_done is None:
+            return events.StretchBroken()
+        return events.StageDone() if is_done else events.StageNotDone()
+
+    def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
+        assert isinstance(welcome, Welcome)
+        try:
+            place = prepare(welcome, self.load, Places(self.root, self.cache))
+            compute, self._compute = place.compute, place.compute
+            compute.is_wanted = self._is_wanted
+            self._end_slices()
+            if place.shared is not None:
+                self._slices = SliceUpdater(compute, place.shared, self.clock, self.part)
+                self._steps = None if place.store else StretchSteps(compute, self._slices, self.clock)
+            self._fetcher = None if place.store is None else SampleFetcher(place.store, compute.batches)
+            self._weights = assembly_of(compute.frames)
+            # If all servers share memory with us, there is nothing to exchange with the others.
+            addresses = [] if place.nonce else welcome.shards
+            hello = Hello(rank=welcome.rank, incarnation=self.state.client.join().incarnation)
+            self.servers.connect(addresses, compute.layout.size, hello)
+        except LockstepError as error:
+            return PreparationFailed(reason=str(error))
+        # Without one, sums go in frames, and none may be overtaken on a shortcut of a run before.
+        self.port.shorten(place.shortcut)
+        return Prepared(ready=Ready(nonce=place.nonce, obstacle=shortened(place.obstacle)))
+
+    def _compute_lease(self, lease: Lease) -> events.Event:
+        compute = self._compute
+        assert compute is not None
+        request = None if self._fetcher is None else self._fetcher.request_for(lease, self.state.leases)
+        if request is not None:
+            return events.SamplesMissing(lease=lease, request=request)
+        began, self._sending_s, self._sums = self.clock.now(), 0.0, []
+        self._at_hand, self._looked = lease, began
+        node, is_training = Node(lease.lo, lease.hi), lease.work in OF_A_STEP
+        compute.turn(lease.step, into=lease.slot if self.state.shares else 0)
+        try:
+            tally = self._train(compute, lease) if is_training else compute.evaluate(node, lease.work)
+        except NotFiniteError as error:
+            at, layer, quantity = error.micro_batch, error.layer, error.quantity
+            return events.LeaseDiverged(lease=lease, micro_batch=at, layer=layer, quantity=quantity)
+        except StoppedError as error:
+            return events.LeaseStopped(lease=lease, computed=error.computed)
+        except Exception:  # noqa: BLE001  # whatever a user's model raises is reported at the server
+            return events.LeaseRaised(lease=lease, traceback=traceback.format_exc())
+        result = Result(
+            work=lease.work,
+            step=lease.step,
+            lo=lease.lo,
+            hi=lease.hi,
+            loss_sum=tally.loss_sum,
+            correct=tally.correct,
+            count=tally.count,
+            compute_s=max(0.0, self.clock.now() - began - self._sending_s),
+            number=lease.number,
+            losses=pack_losses(compute.losses) if is_training else b"",
+            digest=result_digest(compute.into, compute.losses, tally) if lease.is_digested else "",
+        )
+        return events.LeaseComputed(result=result)
+
+    def _is_wanted(self) -> bool:
+        """Tell whether the lease at hand has not been withdrawn, as far as is known; look from time to time."""
+        now = self.clock.now()
+        if now < self._looked + LOOK_S:
+            return True
+        self._looked = now
+        while len(self._early) < MOST_EARLY and (frames := self.servers.receive(0.0)) is not None:
+            self._early.append(frames)
+            if self._withdraws(frames):
+                return False
+        return True
+
+    def _withdraws(self, frames: list[memoryview]) -> bool:
+        """Tell whether a message withdraws the lease at hand; whatever it is, it is handled later."""
+        try:
+            message, _ = decode(frames, ServerMessage)
+        except RemoteProtocolError:
+            return False
+        if self.state.progress is not None:
+            return isinstance(message, EndStretch)
+        return isinstance(message, Withdrawal) and self._at_hand is not None and is_of(self._at_hand, message)
+
+    def _train(self, compute: Compute, lease: Lease) -> Tally:
+        """Compute the sums of a lease, where the server sees them or to be sent; those of an audit are not sent.
+
+        Sums that are longer than one frame are sent frame by frame on the way.
+        """
+        node = Node(lease.lo, lease.hi)
+        if self.state.shares or lease.work == "audit":
+            return compute.train(lease.step, node)[1]
+        if len(compute.frames) == 1:
+            sums, tally = compute.train(lease.step, node)
+            self._sums = [compute.wire.pack(sums, 0)]
+            return tally
+
+        def send(start: int, words: Vector) -> None:
+            began = self.clock.now()
+            part = SumsFrame(step=lease.step, lo=lease.lo, hi=lease.hi, start=start)
+            # With a timeout: a frame that is not sent would cost the whole lease.
+            self.servers.send(encode(part, [words]), SEND_TIMEOUT_S, start)
+            self._sending_s += self.clock.now() - began
+
+        return compute.train(lease.step, node, send)[1]
+
+
+def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
+    """Return the SHA-256, in hex, by which an audit tells whether another worker's result has the same bits.
+
+    It is taken of the sums as they are sent, the sum of losses of each micro-batch, and the tally.
+    """
+    digest = hashlib.sha256(sums.data)
+    digest.update(pack_losses(losses))
+    digest.update(struct.pack("<dqq", tally.loss_sum, tally.correct, tally.count))
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""Findings about a machine from given facts, and the facts about this machine."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lockstep.checking.checkup.machine import (
+    Gemm,
+    Machine,
+    MachineInfo,
+    PortableNumerics,
+    SharedMemory,
+    facts_of,
+    machine_findings,
+    machine_lines,
+    measured,
+    measured_under,
+)
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.environment import child_environment
+from lockstep.common.runtime.numerics import CORETYPE
+
+#: A machine without findings.
+GOOD = MachineInfo(
+    system="Linux",
+    python="3.11",
+    cores=2,
+    fingerprint=msgspec.structs.replace(fingerprint(), threads=1),
+    portable=PortableNumerics(fingerprint=msgspec.structs.replace(fingerprint(), mode="portable")),
+    gemm=Gemm(kernel="SkylakeX", gflops=200.0),
+    coretype="",
+    gemm_without=None,
+    shared=SharedMemory(folder="/dev/shm", total_bytes=2**34, free_bytes=2**33),
+    ports={"tcp://127.0.0.1": "", "ipc": ""},
+)
+
+SMALL = SharedMemory(folder="/dev/shm", total_bytes=64 * 2**20, free_bytes=60 * 2**20)
+CHOSEN = {"coretype": "Haswell", "gemm": Gemm(kernel="Haswell", gflops=120.0), "gemm_without": GOOD.gemm}
+
+FOUND: dict[str, tuple[dict[str, Any], str, str]] = {
+    "threads": ({"fingerprint": msgspec.structs.replace(GOOD.fingerprint, threads=8)}, "threads", "uses 8 threads"),
+    "kernel": (CHOSEN, "kernel", "OPENBLAS_CORETYPE=Haswell.*120 GFLOP/s with Haswell, 200 with SkylakeX"),
+    "shared memory": ({"shared": SMALL}, "shared-memory", "/dev/shm has 60 MiB of 64 MiB left"),
+    "port": ({"ports": {"ipc": "no such thing"}}, "port", "no server can listen at ipc: no such thing"),
+}
+
+
+@pytest.mark.parametrize(("change", "kind", "text"), FOUND.values(), ids=FOUND)
+def test_what_is_in_the_way_is_named(change: dict[str, Any], kind: str, text: str) -> None:
+    facts = msgspec.structs.replace(GOOD, **change)
+    (finding,) = machine_findings(facts)
+    assert finding.kind == kind
+    assert re.search(text, str(finding)), finding
+    lines = machine_lines(Machine(facts=facts, findings=[finding]))
+    assert all(len(line) <= 80 for line in lines[-4:])
+
+
+def test_nothing_in_the_way_is_no_finding() -> None:
+    assert machine_findings(GOOD) == []
+
+
+def test_a_kernel_chosen_by_hand_that_is_the_processors_own_is_no_finding() -> None:
+    assert machine_findings(msgspec.structs.replace(GOOD, coretype="SkylakeX", gemm_without=GOOD.gemm)) == []
+
+
+def test_the_facts_of_this_machine() -> None:
+    environment = {name: value for name, value in child_environment().items() if name != CORETYPE}
+    facts = facts_of(environment)
+    assert facts.cores >= 1
+    assert facts.gemm.gflops > 1
+    assert facts.gemm_without is None
+    assert Path(facts.shared.folder).is_dir()
+    assert facts.ports == {"tcp://127.0.0.1": "", "ipc": ""}
+    lines = machine_lines(Machine(facts=facts, findings=[]))
+    assert len(lines) == 14
+    assert facts.portable.fingerprint is not None or facts.portable.obstacle
+    assert lines[-1] == "no findings: nothing would hinder a run"
+
+
+def test_what_a_portable_job_would_have_is_told() -> None:
+    shown = GOOD.portable.fingerprint
+    assert shown is not None
+    known = msgspec.structs.replace(shown, numpy="2.4.6", blas="scipy-openblas 0.3.31.188.0", canary="c0ffee")
+    lines = [
+        line
+        for portable in (
+            PortableNumerics(fingerprint=known),
+            PortableNumerics(fingerprint=msgspec.structs.replace(known, numpy="9.9")),
+            PortableNumerics(obstacle="no AVX2"),
+        )
+        for line in machine_lines(Machine(facts=msgspec.structs.replace(GOOD, portable=portable), findings=[]))
+        if line.startswith("portable ")
+    ]
+    assert lines[0] == "portable       c0ffee: the bits of NumPy 2.4.6 on x86-64 with AVX2"
+    assert "NumPy 9.9" in lines[1]
+    assert "scripts/golden --record" in lines[1]
+    assert lines[2] == "portable       not here: no AVX2"
+
+
+def test_another_process_measures_the_kernel_that_it_was_told_to_use() -> None:
+    here = measured(SystemClock())
+    there = measured_under(child_environment())
+    assert there.kernel == here.kernel
+    assert there.gflops > 1

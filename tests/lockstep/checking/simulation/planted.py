@@ -1,0 +1,355 @@
+"""Planted bugs: servers that are careless in one way each, which a simulation has to find."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import msgspec
+
+from lockstep.checking.simulation.processes import Parts
+from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorTree
+from lockstep.common.aggregation.update import Pair, UpdatePass
+from lockstep.common.client.events_and_effects import ClientEvent
+from lockstep.common.errors import FailureKind
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import Finished, Welcome
+from lockstep.common.protocol.shard_messages import ShardWelcome
+from lockstep.common.protocol.step_board import LISTED
+from lockstep.ps.checkpoint.resuming import Resumption
+from lockstep.ps.coordinator import events
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Effect
+from lockstep.ps.coordinator.membership import Membership
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.parallel_update import effects
+from lockstep.ps.parallel_update.events import ParallelUpdateEvent, WithdrawalTried
+from lockstep.ps.parallel_update.shell import ParallelUpdateShell
+from lockstep.ps.records.recorder import MetricsRecorder
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.run.plan import Round
+from lockstep.ps.run.timing import StepTime
+from lockstep.ps.run.traffic import NOTHING, Moved
+from lockstep.ps.server.server import Server
+from lockstep.ps.shard.shard import Shard
+from lockstep.ps.shard_group.effects import ConfirmSums, GroupEffect
+from lockstep.ps.shard_group.group import ShardGroup
+from lockstep.ps.shared_memory import ServerSharedMemory
+from lockstep.ps.stretch.shell import StretchShell
+from lockstep.ps.stretch.stretch import StretchControl
+from lockstep.worker.shell import WorkerShell
+from lockstep.worker.slice_update import SliceUpdater
+from lockstep.worker.stretch_steps import StretchSteps
+
+
+def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:
+    """Return what makes a coordinator of a kind, as `coordinator_of` does."""
+
+    def make(info: RunInfo, start: Resumption) -> Coordinator:
+        return kind(info, membership=Membership(compute_s=start.compute_s), progress=start.progress, start=start.round)
+
+    return make
+
+
+class Credulous(LeaseTable):
+    """Accepts sums of micro-batches that are done."""
+
+    def may_accept(self, node: Node) -> bool:
+        return True
+
+    def accept(self, node: Node) -> list[HeldLease] | None:
+        return super().accept(node) if super().may_accept(node) else None
+
+
+class CredulousCoordinator(Coordinator):
+    """Goes by that book."""
+
+    def _open(self, following: Round) -> None:
+        super()._open(following)
+        self.state.leases = Credulous(following.micro_batches, single=self.state.audit.chosen)
+
+
+class Heap(VectorTree):
+    """Keeps all sums, even repeated ones, and adds them up once all micro-batches are covered."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.heap: list[tuple[Node, Vector]] = []
+
+    def add(self, node: Node, value: Vector) -> bool:
+        self.heap.append((node, value.copy()))
+        if {m for one, _ in self.heap for m in range(one.lo, one.hi)} == set(range(self.micro_batches)):
+            super().add(Node(0, self.micro_batches), self.added())
+            self.heap.clear()
+        return True
+
+    def added(self) -> Vector:
+        """Return the sum in the order of arrival."""
+        return sum((values for _, values in self.heap[1:]), self.heap[0][1])
+
+
+class TwiceOver(Heap):
+    """Adds in the right order, and what came twice once more."""
+
+    def added(self) -> Vector:
+        tree = TreeSum[Vector](self.micro_batches, lambda left, right: left + right)
+        doubled = [values for node, values in self.heap if not tree.add(node, values)]
+        return sum(doubled, tree.total())
+
+
+def with_trees(kind: type[VectorTree]) -> Callable[[Shard], Shard]:
+    """Return what puts such trees into a shard."""
+
+    def change(shard: Shard) -> Shard:
+        shard.trees = [kind(tree.micro_batches, tree.pool) for tree in shard.trees]
+        return shard
+
+    return change
+
+
+def made_again(info: RunInfo, start: Resumption) -> Coordinator:
+    """Make the coordinator of a run that makes the last update of its checkpoint once more."""
+    steps = start.progress.steps
+    at = info.plan.at(steps - 1, is_evaluated=True) if steps else start.round
+    return coordinating(Coordinator)(info, replace(start, round=at or start.round))
+
+
+class Unfenced(Coordinator):
+    """Takes what is late for what is asked."""
+
+    def handle(self, event: events.Event, now: float) -> list[Effect]:
+        if isinstance(event, events.ResultReceived) and event.result.work == self.round.work:
+            late = msgspec.structs.replace(event.result, step=self.round.step)
+            event = msgspec.structs.replace(event, result=late)
+        return super().handle(event, now)
+
+
+class Hasty(ShardGroup):
+    """Does not wait until all shards have what it counts."""
+
+    def _confirm(self, key: tuple[int, Node]) -> list[GroupEffect]:
+        if key not in self.awaited:
+            return []
+        self.awaited.remove(key)
+        return [ConfirmSums(rank=key[0], node=key[1])]
+
+
+def hasty(server: Server) -> Server:
+    server.group.state = Hasty(server.group.state.config, step=server.group.state.step)
+    return server
+
+
+class MisreportingRecorder(MetricsRecorder):
+    """Records another learning rate than that of the step."""
+
+    def step(
+        self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime, moved: Moved = NOTHING
+    ) -> None:
+        super().step(step, tally, 2 * rate, update_s, time, moved)
+
+
+class ForgetfulRecorder(MetricsRecorder):
+    """Keeps a receipt without the last epoch."""
+
+    def keep_receipt(self) -> None:
+        whole, self.chain = self.chain, self.chain[:-1]
+        super().keep_receipt()
+        self.chain = whole
+
+
+def recording(kind: type[MetricsRecorder]) -> Callable[[Server], Server]:
+    """Return what lets a server record with another recorder, which takes over what there is."""
+
+    def change(server: Server) -> Server:
+        server.recorder.__class__ = kind
+        return server
+
+    return change
+
+
+class Untidy(ServerSharedMemory):
+    """Leaves the folder of shared memory behind."""
+
+    def close(self) -> None:
+        if self.callers is not None:
+            self.callers.close()
+
+
+def untidy(server: Server) -> Server:
+    if server.sharing is not None:
+        server.sharing.__class__ = Untidy
+    return server
+
+
+class Grasping(ParallelUpdateShell):
+    """Takes slices back from workers that are in the middle of them."""
+
+    def _perform(self, effect: effects.ParallelUpdateEffect) -> ParallelUpdateEvent | None:
+        if isinstance(effect, effects.WithdrawSlices):
+            return WithdrawalTried(withdrawn=tuple(effect.ranks), held=())
+        return super()._perform(effect)
+
+
+def grasping(server: Server) -> Server:
+    server.group.updating.__class__ = Grasping
+    return server
+
+
+class InPlace(ServerSharedMemory):
+    """Has one set of the optimizer's slots, as if nothing were ever updated twice."""
+
+    def _move(self, shard: Shard, served: Pair, suffix: str) -> None:
+        super()._move(shard, served, suffix)
+        shard.move(shard.slots, shard.served, (shard.state, shard.state))
+
+
+def in_place(server: Server) -> Server:
+    if server.sharing is not None:
+        server.sharing.__class__ = InPlace
+    return server
+
+
+class UpdaterInPlace(SliceUpdater):
+    """The same in a worker."""
+
+    def _map(self) -> UpdatePass:
+        made = super()._map()
+        first, _ = made.vectors.slots
+        return UpdatePass(made.rule, replace(made.vectors, slots=(first, first)), made.frames)
+
+
+class WorkerInPlace(WorkerShell):
+    """Goes by that."""
+
+    def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
+        prepared = super().prepare(welcome)
+        if self._slices is not None:
+            self._slices.__class__ = UpdaterInPlace
+        return prepared
+
+
+def working_in_place(worker: WorkerShell) -> WorkerShell:
+    worker.__class__ = WorkerInPlace
+    return worker
+
+
+class Unfollowing(SliceUpdater):
+    """Stays in the memory that the run has left."""
+
+    def follow(self, generation: int) -> None:
+        self.generation = generation
+
+
+class WorkerThatStays(WorkerShell):
+    """Goes by that."""
+
+    def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
+        prepared = super().prepare(welcome)
+        if self._slices is not None:
+            self._slices.__class__ = Unfollowing
+        return prepared
+
+
+def staying(worker: WorkerShell) -> WorkerShell:
+    worker.__class__ = WorkerThatStays
+    return worker
+
+
+class Impatient(StretchSteps):
+    """Begins the next step before the other worker has made its slice."""
+
+    def _see_slice(self, step: int) -> bool:
+        self.board.mark(LISTED, step + 1)
+        return True
+
+
+class Early(StretchSteps):
+    """Makes its slice before the sums of the other worker are there."""
+
+    def _see_sums(self, step: int) -> bool:
+        return True
+
+
+def pacing(kind: type[StretchSteps]) -> Callable[[WorkerShell], WorkerShell]:
+    """Return what makes a worker make steps of a kind."""
+
+    class Pacing(WorkerShell):
+        def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
+            prepared = super().prepare(welcome)
+            if self._steps is not None:
+                self._steps.__class__ = kind
+            return prepared
+
+    def make(worker: WorkerShell) -> WorkerShell:
+        worker.__class__ = Pacing
+        return worker
+
+    return make
+
+
+class Optimistic(StretchShell):
+    """Goes by what the quicker worker has made."""
+
+    def _least(self, what: int) -> int:
+        return max(self.state.recorded, *(board.count(what) for board in self._boards.values()))
+
+
+class Trusting(StretchControl):
+    """Goes on although a worker may still be writing."""
+
+    def _are_out(self) -> bool:
+        return True
+
+
+def optimistic(server: Server) -> Server:
+    server.stretch.__class__ = Optimistic
+    return server
+
+
+def trusting(server: Server) -> Server:
+    server.stretch.state.__class__ = Trusting
+    return server
+
+
+class Ungrateful(Coordinator):
+    """Tells the workers of a run that succeeded that it failed."""
+
+    def _finished(self) -> Finished:
+        return msgspec.structs.replace(super()._finished(), reason="nobody is needed", kind=FailureKind.REFUSED)
+
+
+class Planted(NamedTuple):
+    """A bug, and what a violation says that it leads to."""
+
+    parts: Parts
+    says: str
+    #: The first seed that is tried: what is rare would take long to find from 0 on.
+    first: int = 0
+
+
+OTHER_WEIGHTS = "the weights after step"
+OTHER_LOSSES = " has other losses than in one process"
+
+#: By what is wrong.
+PLANTED = {
+    "sums are applied twice": Planted(
+        Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS
+    ),
+    "an update is made twice": Planted(Parts(coordinator=made_again), "the run has not ended within "),
+    # The server adds up what it does not have.
+    "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node("),
+    "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
+    "updates do not wait for all shards": Planted(Parts(server=hasty), "reports: the server broke the protocol: step "),
+    "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
+    "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
+    "memory is left behind": Planted(Parts(server=untidy), "the run has left lockstep-"),
+    "a slice of an update is torn": Planted(Parts(server=grasping), OTHER_LOSSES, first=100),
+    "a slice is updated twice in place": Planted(Parts(server=in_place, worker=working_in_place), OTHER_WEIGHTS),
+    "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=30),
+    "a step begins before the one before is made": Planted(Parts(worker=pacing(Impatient)), OTHER_WEIGHTS),
+    "an update is made before its sums are there": Planted(Parts(worker=pacing(Early)), OTHER_WEIGHTS),
+    "a step counts that one worker has made": Planted(Parts(server=optimistic), OTHER_WEIGHTS),
+    "steps are taken back from a worker that still writes": Planted(Parts(server=trusting), OTHER_WEIGHTS),
+    "workers are told of a failure": Planted(
+        Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "
+    ),
+}

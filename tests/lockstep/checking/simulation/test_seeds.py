@@ -1,0 +1,60 @@
+"""Simulated runs in which all goes wrong that can come to the bits of one process; planted bugs are found."""
+
+import pytest
+
+from lockstep.checking.simulation.oracle import simulate
+from lockstep.checking.simulation.scenario import FaultKind, scenario_of
+from tests.lockstep.checking.simulation.planted import PLANTED
+
+#: Seeds that are tried, and how many of them in one test: tests are spread over the cores.
+SEEDS, EACH = 100, 25
+
+#: Seeds within which a planted bug is found, and every fault occurs.
+SEARCHED = 500
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, EACH))
+def test_every_seed_keeps_the_promise(first: int) -> None:
+    for seed in range(first, first + EACH):
+        assert simulate(scenario_of(seed)).violations == (), f"replay: lockstep simulate --seeds {seed} --trace"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(SEEDS, 5000, 100))
+def test_many_more_seeds_keep_the_promise(first: int) -> None:
+    for seed in range(first, first + 100):
+        assert simulate(scenario_of(seed)).violations == (), f"replay: lockstep simulate --seeds {seed} --trace"
+
+
+@pytest.mark.slow
+def test_a_long_run_is_not_taken_for_one_that_is_stuck() -> None:
+    assert simulate(scenario_of(1, workers=2, servers=1, steps=1000)).violations == ()
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found_as_what_it_is(bug: str) -> None:
+    parts, says, first = PLANTED[bug]
+    found = (simulate(scenario_of(seed), parts).violations for seed in range(first, SEARCHED))
+    assert any(says in violation for violations in found for violation in violations)
+
+
+@pytest.mark.parametrize("seed", [3, 60, 145])
+def test_a_seed_replays_identically(seed: int) -> None:
+    traces = [simulate(scenario_of(seed), is_traced=number == 1).digest for number in range(3)]
+    assert len(set(traces)) == 1
+
+
+def test_the_seeds_give_different_scenarios() -> None:
+    assert len({simulate(scenario_of(seed)).digest for seed in range(5)}) == 5
+
+
+def test_all_that_can_happen_does() -> None:
+    message = {it.kind for seed in range(SEARCHED) for it in scenario_of(seed).faults}
+    assert message == set(FaultKind)
+
+
+def test_a_trace_tells_who_heard_what() -> None:
+    outcome = simulate(scenario_of(2), is_traced=True)
+    assert any("server-0: receives Join(" in line for line in outcome.trace)
+    assert any(": receives Lease(" in line for line in outcome.trace)
+    assert simulate(scenario_of(2)).trace == ()

@@ -1,0 +1,107 @@
+"""An update in any slices, made in any order and again and again, has the bits of the update of the whole."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep.common.aggregation.quantization.quantization import quantization_of
+from lockstep.common.aggregation.slices import FRAME, Slice
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.update import UpdatePass, UpdateRule, UpdateStep, UpdateVectors
+from lockstep.common.optim.clipping import BLOCK
+from lockstep.common.optim.rules import AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
+from lockstep.common.random import Purpose, generator
+
+RULES = (
+    SGDRule(),
+    SGDRule(momentum=0.9, nesterov=True, weight_decay=0.05),
+    AdamRule(weight_decay=0.05),
+    AdamWRule(),
+    RMSPropRule(momentum=0.9),
+)
+
+#: More than a frame, and than a chunk; the last values are running statistics, and begin within a block.
+SIZE, TRAINED = FRAME + 21 * BLOCK + 77, FRAME + 20 * BLOCK + 13
+FRAMES = Slice(0, SIZE).frames()
+
+
+def memory(rule: Rule, wire_weights: str, *, is_doubled: bool) -> UpdatePass:
+    first = generator(1, Purpose.CANARY).standard_normal(SIZE, dtype=np.float32)
+    quantization = quantization_of(wire_weights, 7, TRAINED)
+    weights = first, np.full(SIZE, np.nan, np.float32)
+    served = weights if quantization.is_exact else (first.copy(), np.full(SIZE, np.nan, np.float32))
+    state = rule.init(TRAINED)
+    other = {name: np.full_like(slot, np.nan) for name, slot in state.items()} if is_doubled else state
+    momenta = np.linspace(0.1, 0.9, SIZE - TRAINED, dtype=np.float32)
+    made = UpdateRule(rule=rule, parameter_size=TRAINED, momenta=momenta, wire_weights=quantization)
+    return UpdatePass(made, UpdateVectors(weights=weights, served=served, slots=(state, other)), FRAMES)
+
+
+def terms_of(step: int, count: int) -> list[list[Vector]]:
+    vectors = generator(2 + step, Purpose.CANARY).standard_normal((count, SIZE), dtype=np.float32)
+    return [[frame.of(vector) for vector in vectors] for frame in FRAMES]
+
+
+def step_of(step: int, *, is_doubled: bool, scale: float | None) -> UpdateStep:
+    reads = step % 2 if is_doubled else 0
+    writes = 1 - reads if is_doubled else 0
+    return UpdateStep(step=step, count=37 + step, rate=0.1, scale=scale, reads=reads, writes=writes)
+
+
+def bits_of(updating: UpdatePass, steps: int, *, is_doubled: bool) -> list[bytes]:
+    vectors = updating.vectors
+    slots = vectors.slots[steps % 2 if is_doubled else 0]
+    return [one[steps % 2].tobytes() for one in (vectors.weights, vectors.served)] + [
+        slots[name].tobytes() for name in sorted(slots)
+    ]
+
+
+@pytest.mark.parametrize("wire_weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@given(
+    cuts=st.lists(st.integers(1, SIZE // BLOCK), max_size=4, unique=True),
+    order=st.randoms(use_true_random=False),
+    scale=st.sampled_from([None, 0.37]),
+    terms=st.integers(1, 2),
+)
+@settings(derandomize=True, deadline=None, max_examples=2)
+def test_slices_made_in_any_order_and_again_have_the_bits_of_the_whole(
+    rule: Rule, wire_weights: str, cuts: list[int], order: random.Random, scale: float | None, terms: int
+) -> None:
+    whole = memory(rule, wire_weights, is_doubled=False)
+    cut = memory(rule, wire_weights, is_doubled=True)
+    bounds = sorted({0, SIZE, *(place * BLOCK for place in cuts)})
+    parts = [Slice(low, high) for low, high in itertools.pairwise(bounds)]
+    for step in range(3):
+        sums = terms_of(step, terms)
+        assert whole.run(step_of(step, is_doubled=False, scale=scale), Slice(0, SIZE), sums) is None
+        repeated = [*parts, *parts[::2]]
+        order.shuffle(repeated)
+        for part in repeated:
+            assert cut.run(step_of(step, is_doubled=True, scale=scale), part, sums) is None
+    assert bits_of(cut, 3, is_doubled=True) == bits_of(whole, 3, is_doubled=False)
+
+
+@pytest.mark.parametrize("count", [1, 2, 64, 2**30, 3, 37])
+def test_the_mean_is_the_sum_divided_even_where_that_is_a_multiplication(count: int) -> None:
+    updating = memory(SGDRule(), "float32", is_doubled=False)
+    sums = [np.array([1e-38, -1e-44, 0.0, -0.0, np.inf, np.nan, 3.4e38, 1.0], np.float32)]
+    (chunk,) = updating.chunks(Slice(0, 8))
+    with np.errstate(all="ignore"):
+        mean, expected = updating.mean(chunk, [sums], count), sums[0] / np.float32(count)
+    assert mean.tobytes() == expected.tobytes()
+
+
+def test_the_first_value_that_is_not_finite_is_named_by_its_place() -> None:
+    updating = memory(SGDRule(), "float32", is_doubled=False)
+    sums = terms_of(0, 1)
+    at = step_of(0, is_doubled=False, scale=None)
+    sums[0][0][FRAME - 1] = 3e38  # whose square is not finite, while it is
+    assert updating.run(at, Slice(0, SIZE), sums) is None
+    sums[1][0][BLOCK + 3] = sums[1][0][BLOCK + 9] = np.inf
+    assert updating.run(at, Slice(0, SIZE), sums) == FRAME + BLOCK + 3
+    assert updating.run(at, Slice(0, FRAME), sums) is None

@@ -1,0 +1,153 @@
+"""The gradient checks of convolution, pooling, normalisation, dropout, embedding, softmax and the losses."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from lockstep.common.autograd.primitives import elementwise, indexing, losses, normalization, softmax
+from lockstep.common.autograd.primitives.primitive import Array, Sink
+from lockstep.common.autograd.primitives.spatial import average_pooling, convolution, pooling
+from tests.lockstep.common.autograd.cases import Call, Case
+from tests.lockstep.common.autograd.strategies import anything, arrays, distinct, positive, shapes
+
+_small = st.integers(1, 3)
+
+
+@st.composite
+def _convolved(draw: st.DrawFn, axes: int) -> Call:
+    groups, batch = draw(st.integers(1, 2)), draw(st.integers(0, 3))
+    channels, out = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    each = st.tuples(*[st.integers(1, 2)] * axes)
+    stride, dilation = draw(each), draw(each)
+    padding = draw(st.tuples(*[st.integers(0, 2)] * axes))
+    kernel = draw(st.tuples(*[_small] * axes))
+    image = tuple(1 + (k - 1) * d + draw(st.integers(0, 3)) for k, d in zip(kernel, dilation, strict=True))
+    bias = draw(st.none() | arrays((out,)))
+    arguments = [draw(arrays((batch, channels, *image))), draw(arrays((out, channels // groups, *kernel))), bias]
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    return arguments, {name: each if axes == 2 else each[0] for name, each in options.items()} | {"groups": groups}
+
+
+@st.composite
+def _pooled(draw: st.DrawFn, /, axes: int, **options: Any) -> Call:
+    kernel = draw(st.tuples(*[_small] * axes))
+    padding = tuple(draw(st.integers(0, size // 2)) for size in kernel)
+    stride = draw(st.none() | st.tuples(*[_small] * axes))
+    image = tuple(size + draw(st.integers(0, 4)) for size in kernel)
+    x = draw(arrays((draw(st.integers(0, 3)), draw(_small), *image), distinct))
+    found = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    return [x], {name: value if axes == 2 or value is None else value[0] for name, value in found.items()} | options
+
+
+@st.composite
+def _adaptive(draw: st.DrawFn, axes: int) -> Call:
+    x = draw(arrays((draw(st.integers(0, 3)), draw(_small), *draw(st.tuples(*[st.integers(1, 5)] * axes)))))
+    sizes = draw(st.tuples(*[_small] * axes))
+    return [x], {"output_size": sizes if axes == 2 else sizes[0]}
+
+
+@st.composite
+def _affine(draw: st.DrawFn, sizes: tuple[int, ...]) -> list[Array | None]:
+    return [draw(st.none() | arrays(sizes)), draw(st.none() | arrays(sizes))]
+
+
+@st.composite
+def _batch_norm(draw: st.DrawFn, inference: bool) -> Call:
+    channels = draw(_small)
+    x = draw(arrays((draw(st.integers(1, 4)), channels, *draw(shapes(max_dims=2, min_side=1, max_side=3))), distinct))
+    if not inference:
+        return [x, *draw(_affine((channels,))), None], {}
+    return [x, *draw(_affine((channels,)))], {
+        "mean": draw(arrays((channels,))),
+        "var": draw(arrays((channels,), positive)),
+    }
+
+
+@st.composite
+def _observed(draw: st.DrawFn) -> Call:
+    x = draw(arrays((draw(st.integers(1, 4)), *draw(shapes(min_dims=1, max_dims=3, min_side=1, max_side=3)))))
+    return [x], {"sink": Sink()}
+
+
+@st.composite
+def _layer_norm(draw: st.DrawFn) -> Call:
+    x = draw(arrays(draw(shapes(min_dims=1, min_side=1)), distinct))
+    axes = draw(st.integers(1, x.ndim))
+    return [x, *draw(_affine(x.shape[x.ndim - axes :]))], {"axes": axes}
+
+
+class _SameNumbers:
+    """In place of a generator: each call draws the same, so that the dropped elements stay the same."""
+
+    def random(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return np.random.default_rng(0).random(shape, dtype)
+
+
+@st.composite
+def _dropped(draw: st.DrawFn) -> Call:
+    return [draw(arrays(draw(shapes())))], {"p": draw(st.sampled_from([0.0, 0.3, 1.0])), "rng": _SameNumbers()}
+
+
+@st.composite
+def _embedded(draw: st.DrawFn) -> Call:
+    indices = draw(
+        st.sampled_from([np.array(1), np.array([2, 0, 2]), np.array([[1, 1], [3, 1]]), np.zeros((0, 2), int)])
+    )
+    return [indices, draw(arrays((4, draw(st.integers(0, 3)))))], {}
+
+
+@st.composite
+def _along_axis(draw: st.DrawFn) -> Call:
+    x = draw(arrays(draw(shapes(min_dims=1, min_side=1))))
+    return [x], {"axis": draw(st.integers(-x.ndim, x.ndim - 1))}
+
+
+@st.composite
+def _scores(draw: st.DrawFn) -> Call:
+    rows, later = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+    return [draw(arrays((*draw(shapes(max_dims=2, max_side=2)), rows, max(1, rows + later))))], {}
+
+
+_reductions = st.sampled_from(["mean", "sum", "none"])
+
+
+@st.composite
+def _classified(draw: st.DrawFn, smoothing: bool) -> Call:
+    classes = draw(st.integers(1, 4))
+    samples = draw(st.sampled_from([(), (1,), (3,), (2, 3), (2, 1, 2)]))
+    logits = draw(arrays((*samples[:1], classes, *samples[1:])))
+    target = np.random.default_rng(draw(st.integers(0, 99))).integers(0, classes, samples)
+    options = {"label_smoothing": draw(st.sampled_from([0.0, 0.1, 1.0]))} if smoothing else {}
+    return [logits, np.asarray(target)], {"reduction": draw(_reductions), **options}
+
+
+@st.composite
+def _compared(draw: st.DrawFn) -> Call:
+    sizes = draw(shapes(min_side=1))
+    return [draw(arrays(sizes, anything)), draw(arrays(sizes, positive))], {"reduction": draw(_reductions)}
+
+
+LAYER_CASES = [
+    Case(convolution.conv1d, _convolved(1)),
+    Case(convolution.conv2d, _convolved(2)),
+    Case(pooling.max_pool1d, _pooled(1)),
+    Case(pooling.max_pool2d, _pooled(2)),
+    *(Case(average_pooling.avg_pool1d, _pooled(1, count_include_pad=each)) for each in (True, False)),
+    *(Case(average_pooling.avg_pool2d, _pooled(2, count_include_pad=each)) for each in (True, False)),
+    Case(average_pooling.adaptive_avg_pool1d, _adaptive(1)),
+    Case(average_pooling.adaptive_avg_pool2d, _adaptive(2)),
+    Case(normalization.batch_norm, _batch_norm(inference=False)),
+    Case(normalization.batch_moments, _observed()),
+    Case(normalization.batch_norm_inference, _batch_norm(inference=True)),
+    Case(normalization.layer_norm, _layer_norm()),
+    Case(elementwise.dropout, _dropped()),
+    Case(indexing.embedding, _embedded()),
+    Case(softmax.softmax, _along_axis()),
+    Case(softmax.log_softmax, _along_axis()),
+    Case(softmax.causal_softmax, _scores()),
+    Case(losses.cross_entropy, _classified(smoothing=True)),
+    Case(losses.nll, _classified(smoothing=False)),
+    Case(losses.mse, _compared()),
+    Case(losses.bce_with_logits, _compared()),
+]

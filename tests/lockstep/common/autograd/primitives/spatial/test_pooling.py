@@ -1,0 +1,129 @@
+"""Maximum pooling: equal to a walk over windows, the gradient to the first of the largest."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.primitives.spatial.pooling import max_pool1d, max_pool2d
+from tests.lockstep.common.autograd.primitives import twins
+from tests.lockstep.common.autograd.primitives.directional import check_derivatives, gradients_of, layouts, result_of
+
+Two = tuple[int, int]
+
+
+@st.composite
+def poolings(draw: st.DrawFn) -> tuple[Two, Two, Two, Two]:
+    """Draw (image, kernel, stride, padding) that fit; half of the strides are the kernel's."""
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride = draw(st.one_of(st.just(kernel), st.tuples(st.integers(1, 4), st.integers(1, 4))))
+    padding = (draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2)))
+    return (kernel[0] + draw(st.integers(0, 5)), kernel[1] + draw(st.integers(0, 5))), kernel, stride, padding
+
+
+def _distinct(shape: tuple[int, ...]) -> Array:
+    """Return numbers all at least 1 apart: no step of a difference changes which is largest."""
+    return np.random.default_rng(0).permutation(float(np.prod(shape)) + np.arange(np.prod(shape))).reshape(shape)
+
+
+@given(poolings(), st.integers(1, 9))
+@settings(derandomize=True, deadline=None, max_examples=100)
+def test_equals_the_walk_with_the_gradient_to_the_first_of_equals(case: tuple[Two, Two, Two, Two], values: int) -> None:
+    image, kernel, stride, padding = case
+    rng = np.random.default_rng(values)
+    x = rng.integers(-values, 1, (2, 3, *image)).astype(np.float64)
+    result = result_of(max_pool2d, x, kernel_size=kernel, stride=stride, padding=padding)
+    gradient = rng.integers(-9, 9, result.shape).astype(np.float64)
+    expected, taken = twins.max_pool2d(x, gradient, kernel, stride, padding)
+    np.testing.assert_array_equal(result, expected)
+    (got,) = gradients_of(max_pool2d, gradient, x, kernel_size=kernel, stride=stride, padding=padding)
+    np.testing.assert_array_equal(got, taken)
+
+
+@given(poolings())
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_derivatives(case: tuple[Two, Two, Two, Two]) -> None:
+    image, kernel, stride, padding = case
+    check_derivatives(max_pool2d, _distinct((2, 2, *image)), kernel_size=kernel, stride=stride, padding=padding)
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}])
+def test_layout_changes_no_bit(options: dict[str, int]) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 4, 6, 8))
+    result = result_of(max_pool2d, x, **options)
+    gradient = np.random.default_rng(1).standard_normal(result.shape)
+    (expected,) = gradients_of(max_pool2d, gradient, x, **options)
+    for other, upstream in zip(layouts(x), layouts(gradient), strict=True):
+        np.testing.assert_array_equal(result_of(max_pool2d, other, **options), result)
+        np.testing.assert_array_equal(gradients_of(max_pool2d, upstream, other, **options)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtype_is_kept_and_the_batch_is_innermost(dtype: type[np.floating]) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 2, 5, 4)).astype(dtype)
+    result = result_of(max_pool2d, x, kernel_size=2)
+    (gradient,) = gradients_of(max_pool2d, np.ones_like(result), x, kernel_size=2)
+    assert gradient is not None
+    assert result.dtype == gradient.dtype == dtype
+    assert result.transpose(1, 2, 3, 0).flags.c_contiguous
+    assert gradient.transpose(1, 2, 3, 0).flags.c_contiguous
+
+
+def test_large_images_go_through_in_blocks_of_channels() -> None:
+    x = np.random.default_rng(0).standard_normal((8, 5, 128, 130)).astype(np.float32)
+    result = result_of(max_pool2d, x, kernel_size=2)
+    np.testing.assert_array_equal(result, x.reshape(8, 5, 64, 2, 65, 2).max(axis=(3, 5)))
+    (gradient,) = gradients_of(max_pool2d, result, x, kernel_size=2)
+    assert gradient is not None
+    np.testing.assert_array_equal(gradient, np.where(x == result.repeat(2, axis=2).repeat(2, axis=3), x, 0))
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 2}, {"kernel_size": 3, "stride": 1, "padding": 1}])
+def test_nan_reaches_every_window_that_holds_it_and_keeps_its_gradient(options: dict[str, int]) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 1, 4, 4))
+    x[0, 0, 1, 1] = np.nan
+    result = result_of(max_pool2d, x, **options)
+    assert np.isnan(result).sum() == (1 if options["kernel_size"] == 2 else 9)
+    (gradient,) = gradients_of(max_pool2d, np.ones_like(result), x, **options)
+    assert gradient is not None
+    assert gradient.sum() == result.size
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}])
+def test_infinite_gradients_and_elements_make_no_nan(options: dict[str, int]) -> None:
+    x = np.full((1, 1, 4, 4), -np.inf)
+    result = result_of(max_pool2d, x, **options)
+    assert (result == -np.inf).all()
+    (gradient,) = gradients_of(max_pool2d, np.full_like(result, np.inf), x, **options)
+    assert gradient is not None
+    assert gradient[0, 0, 0, 0] == np.inf
+    assert not np.isnan(gradient).any()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4, 4), (1, 0, 4, 4)])
+def test_empty_batch_or_no_channels(shape: tuple[int, ...]) -> None:
+    x = np.zeros(shape)
+    result = result_of(max_pool2d, x, kernel_size=2)
+    assert result.shape == (*shape[:2], 2, 2)
+    (gradient,) = gradients_of(max_pool2d, result, x, kernel_size=2)
+    assert gradient is not None
+    assert gradient.shape == shape
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, None, 0), (3, 2, 1), (3, 1, 1), (1, 2, 0)])
+def test_max_pool1d(kernel: int, stride: int | None, padding: int) -> None:
+    x = _distinct((2, 3, 9))
+    result = result_of(max_pool1d, x, kernel_size=kernel, stride=stride, padding=(padding,))
+    expected, _ = twins.max_pool2d(x[:, :, None], None, (1, kernel), (1, stride or kernel), (0, padding))
+    np.testing.assert_array_equal(result, expected[:, :, 0])
+    check_derivatives(max_pool1d, x, kernel_size=kernel, stride=stride, padding=(padding,))
+
+
+def test_wrong_number_of_axes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_pool2d got an input of shape \(2, 3, 4\)"):
+        max_pool2d.forward(np.zeros((2, 3, 4)), kernel_size=2)
+    with pytest.raises(ValueError, match=r"max_pool1d got an input of shape \(2, 3\)"):
+        max_pool1d.forward(np.zeros((2, 3)), kernel_size=2)
+    with pytest.raises(ValueError, match="windows of 5 elements over an axis of 4"):
+        max_pool2d.forward(np.zeros((2, 3, 4, 4)), kernel_size=5)

@@ -1,0 +1,111 @@
+"""Where windows lie, against a walk over every window and offset."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from lockstep.common.autograd.primitives.spatial.windows import (
+    Window,
+    as_images,
+    check_window,
+    pair,
+    pooling_windows,
+    single,
+    taps,
+)
+
+GEOMETRIES = [
+    Window(size, kernel, stride, padding, dilation)
+    for size, kernel, stride, padding, dilation in product((1, 4, 7), (1, 2, 3), (1, 2, 4), (0, 1, 2), (1, 2))
+    if size + 2 * padding >= dilation * (kernel - 1) + 1
+]
+
+
+def _elements(window: Window) -> list[list[tuple[int, int]]]:
+    """Return (offset, element) of each window, the padding left out."""
+    return [
+        [
+            (offset, k * window.stride + offset * window.dilation - window.padding)
+            for offset in range(window.kernel)
+            if 0 <= k * window.stride + offset * window.dilation - window.padding < window.size
+        ]
+        for k in range(window.count)
+    ]
+
+
+def test_taps_name_each_element_that_each_window_sees_and_no_other() -> None:
+    for window in GEOMETRIES:
+        seen: list[list[tuple[int, int]]] = [[] for _ in range(window.count)]
+        for offset in range(window.kernel):
+            elements, windows = window.tap(offset)
+            pairs = zip(range(window.count)[windows], range(window.size)[elements], strict=True)
+            for k, element in pairs:
+                seen[k].append((offset, element))
+        assert seen == _elements(window), window
+
+
+def test_disjoint_and_partition_mean_what_they_say() -> None:
+    for window in GEOMETRIES:
+        uses = [sum(element == e for seen in _elements(window) for _, e in seen) for element in range(window.size)]
+        if window.is_disjoint:
+            assert max(uses) <= 1, window
+        if window.is_partition:
+            assert set(uses) == {1}, window
+    assert Window(8, 2, 2).is_partition
+    assert not Window(9, 2, 2).is_partition
+    assert not Window(9, 3, 3, padding=1).is_partition
+
+
+def test_last_window_ends_inside_the_padded_axis() -> None:
+    for window in GEOMETRIES:
+        last_end = (window.count - 1) * window.stride + window.reach
+        assert last_end <= window.padded().size < last_end + window.stride
+        assert window.padded().count == window.count
+
+
+def test_taps_are_in_row_major_order() -> None:
+    rows, columns = Window(4, 2, 2), Window(6, 3, 3)
+    firsts = [(elements[1].start, elements[2].start) for elements, _ in taps(rows, columns)]
+    assert firsts == [(y, x) for y in range(2) for x in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(3, (3, 3)), (np.int64(2), (2, 2)), ((1, 2), (1, 2)), ([4, 5], (4, 5))]
+)
+def test_pair(value: int | tuple[int, int], expected: tuple[int, int]) -> None:
+    assert pair(value, "stride") == expected
+
+
+def test_wrong_number_of_values_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"stride is \(1, 2, 3\), expected an integer or two"):
+        pair((1, 2, 3), "stride")
+    with pytest.raises(ValueError, match=r"padding is \(1, 2\), expected one integer"):
+        single((1, 2), "padding")
+    assert single((7,), "padding") == single(7, "padding") == 7
+
+
+@pytest.mark.parametrize("window", [Window(4, 0, 1), Window(4, 1, 0), Window(4, 1, 1, -1), Window(4, 1, 1, 0, 0)])
+def test_values_out_of_range_are_refused(window: Window) -> None:
+    with pytest.raises(ValueError, match="at least 1 and the last at least 0"):
+        check_window(window, "a convolution")
+
+
+def test_window_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="windows of 5 elements over an axis of 4 with padding 0"):
+        check_window(Window(4, 3, 1, 0, 2), "a convolution")
+
+
+def test_pooling_padding_beyond_half_the_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match="padding 2 for a kernel of 3, expected at most 1"):
+        pooling_windows((8, 8), 3, None, 2)
+
+
+def test_stride_defaults_to_the_kernel() -> None:
+    rows, columns = pooling_windows((8, 9), (2, 3), None, 0)
+    assert (rows.stride, columns.stride) == (2, 3)
+
+
+def test_options_of_signals_become_those_of_images_of_one_row() -> None:
+    lifted = as_images({"kernel_size": 3, "stride": None, "padding": (1,), "count_include_pad": False})
+    assert lifted == {"kernel_size": (1, 3), "stride": None, "padding": (0, 1), "count_include_pad": False}

@@ -1,0 +1,172 @@
+"""The functions that do more than hand their arguments on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.tensor import Tensor
+
+X = np.random.default_rng(0).standard_normal((4, 3, 5, 5)).astype(np.float32)
+
+
+def test_every_public_name_is_a_function_with_a_tensor_as_its_result() -> None:
+    own = {name: value for name, value in vars(F).items() if getattr(value, "__module__", "") == F.__name__}
+    functions = [value for name, value in own.items() if not name.startswith("_")]
+    assert len(functions) > 50
+    assert all(each.__annotations__["return"] in (Tensor, tuple[Tensor, ...]) for each in functions)
+
+
+@pytest.mark.parametrize("name", ["add", "subtract", "multiply", "divide", "power", "matmul", "maximum", "minimum"])
+def test_functions_of_two_take_arrays_and_numbers(name: str) -> None:
+    x, y = np.full((2, 2), 2.0), np.full((2, 2), 3.0)
+    np.testing.assert_array_equal(getattr(F, name)(x, y).data, getattr(np, name)(x, y))
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "tanh", "sum", "mean", "max", "min", "abs"])
+def test_functions_of_one_take_arrays(name: str) -> None:
+    x = np.array([1.0, 2.0, 4.0])
+    np.testing.assert_allclose(getattr(F, name)(x).data, getattr(np, name)(x))
+
+
+def test_negate_where_and_variance() -> None:
+    x = np.array([1.0, 2.0, 4.0])
+    np.testing.assert_array_equal(F.negate(x).data, -x)
+    np.testing.assert_array_equal(F.where(Tensor(x) > 1, x, 0.0).data, [0.0, 2.0, 4.0])
+    np.testing.assert_allclose(F.var(x, dim=0, keepdim=True).data, [x.var(ddof=1)])
+
+
+class TestShaping:
+    def test_shapes(self) -> None:
+        x = Tensor(X)
+        assert F.reshape(x, [12, -1]).shape == F.flatten(F.reshape(x, [12, 5, 5]), 1).shape == (12, 25)
+        assert F.transpose(x, 0, 1).shape == F.permute(x, [1, 0, 2, 3]).shape == (3, 4, 5, 5)
+        assert F.squeeze(F.unsqueeze(x, 0), 0).shape == x.shape
+        assert F.broadcast_to(1.0, [2, 3]).shape == (2, 3)
+
+    def test_pad_begins_with_the_last_axis(self) -> None:
+        padded = F.pad(Tensor([[1.0, 2.0]]), (1, 0, 0, 2), value=7.0)
+        assert padded.tolist() == [[7.0, 1.0, 2.0], [7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
+
+    @pytest.mark.parametrize("pad", [(1,), (1, -1), (1, 1, 1, 1, 1, 1)])
+    def test_pads_that_do_not_fit(self, pad: Sequence[int]) -> None:
+        with pytest.raises(ValueError, match="expected a"):
+            F.pad(Tensor([[1.0, 2.0]]), pad)
+
+    def test_joining(self) -> None:
+        x = Tensor([[1.0, 2.0]])
+        assert F.concatenate([x, x], dim=1).shape == F.cat([x, x], dim=-1).shape == (1, 4)
+        assert F.stack([x, x, x], dim=1).shape == (1, 3, 2)
+
+    @pytest.mark.parametrize(
+        ("sizes", "expected"),
+        [(2, [2, 2, 1]), (5, [5]), (9, [5]), ([1, 0, 4], [1, 0, 4])],
+    )
+    def test_split(self, sizes: Any, expected: list[int]) -> None:
+        x = Tensor(np.arange(10.0).reshape(2, 5), requires_grad=True)
+        parts = F.split(x, sizes, dim=-1)
+        assert [part.shape[1] for part in parts] == expected
+        np.testing.assert_array_equal(F.cat(parts, dim=1).data, x.data)
+        (parts[-1] * 2).sum().backward()
+        assert x.grad is not None
+        assert x.grad.sum() == 2 * 2 * expected[-1]
+
+    @pytest.mark.parametrize("sizes", [0, [1, 2]])
+    def test_splits_that_do_not_fit(self, sizes: Any) -> None:
+        with pytest.raises(ValueError, match="must"):
+            F.split(Tensor(np.zeros(5)), sizes)
+
+
+class TestBatchNorm:
+    def test_training_normalises_and_moves_the_running_statistics(self) -> None:
+        mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+        y = F.batch_norm(Tensor(X), mean, var, training=True, momentum=0.1).data
+        np.testing.assert_allclose(y.mean((0, 2, 3)), 0, atol=1e-6)
+        np.testing.assert_allclose(y.var((0, 2, 3)), 1, rtol=1e-4)
+        np.testing.assert_allclose(mean, 0.1 * X.mean((0, 2, 3)), rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(var, 0.9 + 0.1 * X.var((0, 2, 3), ddof=1), rtol=1e-5)
+
+    def test_evaluation_uses_them_and_leaves_them(self) -> None:
+        mean, var = np.full(3, 2.0, np.float32), np.full(3, 4.0, np.float32)
+        weight, bias = Tensor([1.0, 2.0, 3.0]), Tensor([0.0, 1.0, 2.0])
+        y = F.batch_norm(Tensor(X), mean, var, weight, bias, eps=0.0)
+        expected = (X - 2) / 2 * weight.data[:, None, None] + bias.data[:, None, None]
+        np.testing.assert_allclose(y.data, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(mean, [2.0, 2.0, 2.0])
+
+    def test_one_sample_has_variance_zero(self) -> None:
+        var = np.ones(3, np.float32)
+        F.batch_norm(Tensor(X[:1, :, 0, 0]), None, var, training=True, momentum=1.0)
+        np.testing.assert_array_equal(var, [0.0, 0.0, 0.0])
+
+    def test_evaluation_needs_statistics(self) -> None:
+        with pytest.raises(ValueError, match="needs running_mean and running_var"):
+            F.batch_norm(Tensor(X), None, None)
+
+
+def test_layer_norm() -> None:
+    y = F.layer_norm(Tensor(X), (5, 5)).data
+    np.testing.assert_allclose(y.mean((2, 3)), 0, atol=1e-6)
+    with pytest.raises(ValueError, match="must be the last sizes"):
+        F.layer_norm(Tensor(X), (3, 5))
+
+
+def test_dropout() -> None:
+    x = Tensor(np.ones(10_000, np.float32))
+    y = F.dropout(x, 0.25, True, np.random.default_rng(0)).data
+    assert set(np.unique(y).tolist()) == {0.0, float(np.float32(4 / 3))}
+    assert abs(y.mean() - 1) < 0.02
+    assert F.dropout(x, 0.25, False, np.random.default_rng(0)) is x
+    assert F.dropout(x, 0.0, True, np.random.default_rng(0)) is x
+
+
+def test_embedding_takes_lists_and_tensors() -> None:
+    weight = Tensor(np.arange(6.0).reshape(3, 2), requires_grad=True)
+    for indices in ([2, 0, 2], np.array([2, 0, 2]), Tensor(np.array([2, 0, 2]))):
+        weight.zero_grad()
+        F.embedding(indices, weight).sum().backward()
+        np.testing.assert_array_equal(weight.grad, [[1, 1], [0, 0], [2, 2]])
+
+
+class TestLosses:
+    def test_cross_entropy_is_nll_of_log_softmax(self) -> None:
+        logits = Tensor(X[:, :, 0, 0], requires_grad=True)
+        one = F.cross_entropy(logits, [0, 2, 1, 0])
+        other = F.nll_loss(F.log_softmax(logits), np.array([0, 2, 1, 0]))
+        np.testing.assert_allclose(one.data, other.data, rtol=1e-6)
+        np.testing.assert_allclose(F.log_softmax(logits).data, np.log(F.softmax(logits).data), rtol=1e-5)
+
+    def test_reductions(self) -> None:
+        x, y = Tensor([1.0, 2.0]), Tensor([0.0, 0.0])
+        assert F.mse_loss(x, y).item() == 2.5
+        assert F.mse_loss(x, y, reduction="sum").item() == 5.0
+        assert F.mse_loss(x, y, reduction="none").tolist() == [1.0, 4.0]
+
+    def test_binary_cross_entropy(self) -> None:
+        x, target = Tensor([0.0, 1000.0]), Tensor([1.0, 0.0])
+        losses = F.binary_cross_entropy_with_logits(x, target, reduction="none")
+        np.testing.assert_allclose(losses.data, [np.log(2), 1000.0], rtol=1e-6)
+
+
+class TestImages:
+    def test_conv2d(self) -> None:
+        weight = Tensor(np.ones((2, 3, 3, 3), np.float32), requires_grad=True)
+        y = F.conv2d(Tensor(X), weight, Tensor([0.0, 1.0]), padding=1, stride=2)
+        assert y.shape == (4, 2, 3, 3)
+        np.testing.assert_allclose(y.data[:, 0, 1, 1], X[:, :, 1:4, 1:4].sum((1, 2, 3)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(y.data[:, 1], y.data[:, 0] + 1, rtol=1e-5, atol=1e-5)
+
+    def test_conv1d(self) -> None:
+        y = F.conv1d(Tensor(X[:, :, 0]), Tensor(np.ones((2, 1, 2), np.float32)[:, :1].repeat(3, 1)))
+        np.testing.assert_allclose(y.data[:, 0, 0], X[:, :, 0, :2].sum((1, 2)), rtol=1e-4, atol=1e-5)
+
+    def test_pooling(self) -> None:
+        x, line = Tensor(X), Tensor(X[:, :, 0])
+        np.testing.assert_array_equal(F.max_pool2d(x, 2).data[..., 0, 0], X[..., :2, :2].max((-1, -2)))
+        np.testing.assert_allclose(F.avg_pool2d(x, 2).data[..., 0, 0], X[..., :2, :2].mean((-1, -2)), rtol=1e-4)
+        np.testing.assert_array_equal(F.max_pool1d(line, 2).data[..., 0], X[:, :, 0, :2].max(-1))
+        np.testing.assert_allclose(F.avg_pool1d(line, 2).data[..., 0], X[:, :, 0, :2].mean(-1), rtol=1e-4)
+        np.testing.assert_allclose(F.adaptive_avg_pool2d(x, 1).data[..., 0, 0], X.mean((-1, -2)), rtol=1e-4, atol=1e-6)
+        assert F.adaptive_avg_pool1d(line, 2).shape == (4, 3, 2)

@@ -1,0 +1,135 @@
+"""Every primitive of the package has the right derivatives, and none can be forgotten."""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lockstep.common.autograd import primitives
+from lockstep.common.autograd.gradient_check import check_gradients
+from lockstep.common.autograd.primitives.primitive import Array, Primitive
+from lockstep.common.autograd.tensor import Tensor, apply
+from tests.lockstep.common.autograd.cases import CASES, Case
+from tests.lockstep.common.autograd.layer_cases import LAYER_CASES
+
+ALL_CASES = CASES + LAYER_CASES
+IDS = [f"{case.primitive.name}-{index}" for index, case in enumerate(ALL_CASES)]
+
+
+def all_primitives() -> dict[str, Primitive]:
+    found: dict[str, Primitive] = {}
+    for module in pkgutil.iter_modules(primitives.__path__, primitives.__name__ + "."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if isinstance(value, Primitive):
+                found[f"{module.name}.{name}"] = value
+    return found
+
+
+def floats(arguments: list[Any]) -> list[int]:
+    return [index for index, each in enumerate(arguments) if isinstance(each, np.ndarray) and each.dtype.kind == "f"]
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(data=st.data())
+def test_gradient_of_every_argument_is_the_derivative(case: Case, data: st.DataObject) -> None:
+    arguments, options = data.draw(case.calls)
+    check_gradients(functools.partial(apply, case.primitive, **options), arguments, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
+@settings(derandomize=True, deadline=None, max_examples=10)
+@given(data=st.data())
+def test_gradient_of_one_argument_alone(case: Case, data: st.DataObject) -> None:
+    # The graph then keeps only what this argument's derivative declares that it reads.
+    arguments, options = data.draw(case.calls)
+    for index in floats(arguments):
+        before, after = arguments[:index], arguments[index + 1 :]
+
+        def function(x: Tensor, before: list[Any] = before, after: list[Any] = after) -> Tensor:
+            return apply(case.primitive, *before, x, *after, **options)
+
+        check_gradients(function, [arguments[index]], np.random.default_rng(1))
+
+
+def gradients(case: Case, arguments: list[Any], options: dict[str, Any], buffered: bool) -> tuple[Tensor, list[Array]]:
+    """Return the result, and the gradient of each floating argument where all of them require one."""
+    tensors = list(arguments)
+    for index in floats(arguments):
+        tensors[index] = Tensor(arguments[index], requires_grad=True)
+        if buffered:
+            tensors[index].grad_buffer = np.full(arguments[index].shape, np.nan, arguments[index].dtype)
+    result = apply(case.primitive, *tensors, **options)
+    result.backward(np.ones_like(result.data))
+    return result, [tensors[index].grad for index in floats(arguments)]
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
+@settings(derandomize=True, deadline=None, max_examples=10)
+@given(data=st.data())
+def test_buffered_gradients_have_the_same_bits(case: Case, data: st.DataObject) -> None:
+    arguments, options = data.draw(case.calls)
+    _, plain = gradients(case, arguments, options, buffered=False)
+    _, buffered = gradients(case, arguments, options, buffered=True)
+    for one, other in zip(plain, buffered, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+
+
+def in_float32(value: Any) -> Any:
+    return np.asarray(value, np.float32) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+
+
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
+@settings(derandomize=True, deadline=None, max_examples=10)
+@given(data=st.data())
+def test_float32_stays_float32_without_a_detour(case: Case, data: st.DataObject) -> None:
+    arguments, options = data.draw(case.calls)
+    arguments = [in_float32(each) for each in arguments]
+    options = {name: in_float32(each) for name, each in options.items()}
+    result, _ = gradients(case, arguments, options, buffered=False)
+    node = result.grad_fn
+    assert result.dtype == np.float32
+    assert node is not None
+    derivatives: Any = case.primitive.derivatives
+    for index in floats(arguments):
+        derivative = derivatives[index] if isinstance(derivatives, tuple) else functools.partial(derivatives, index)
+        assert derivative(np.ones_like(result.data), node.saved, *node.check(), **options).dtype == np.float32
+
+
+def arrays_in(saved: Any) -> list[Array]:
+    """Return all arrays in what a primitive keeps: an array, a tuple, or a dataclass of such."""
+    if isinstance(saved, np.ndarray):
+        return [saved]
+    if dataclasses.is_dataclass(saved):
+        saved = [getattr(saved, field.name) for field in dataclasses.fields(saved)]
+    return [array for each in saved for array in arrays_in(each)] if isinstance(saved, tuple | list) else []
+
+
+@pytest.mark.parametrize("case", [case for case in ALL_CASES if case.primitive.keeps])
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(data=st.data())
+def test_a_change_in_place_cannot_reach_what_is_kept(case: Case, data: st.DataObject) -> None:
+    # The graph watches the arguments that are read and, unless the primitive keeps something, the result: no more.
+    arguments, options = data.draw(case.calls)
+    result, saved = case.primitive.forward(*arguments, **options)
+    reads = case.primitive.reads
+    read = range(len(arguments)) if reads is None else {index for indices in reads for index in indices}
+    unwatched = [result, *(arguments[index] for index in floats(arguments) if index not in read)]
+    for kept in arrays_in(saved):
+        assert not any(np.may_share_memory(kept, each) for each in unwatched)
+
+
+def test_every_primitive_has_a_case() -> None:
+    covered = {id(case.primitive) for case in ALL_CASES}
+    assert [name for name, primitive in all_primitives().items() if id(primitive) not in covered] == []
+
+
+def test_names_are_unique() -> None:
+    distinct = {id(primitive): primitive.name for primitive in all_primitives().values()}
+    assert len(set(distinct.values())) == len(distinct)

@@ -1,0 +1,14 @@
+"""A mistyped word gets the nearest right one, where there is one."""
+
+import pytest
+
+from lockstep.common.files.did_you_mean import nearest
+
+
+@pytest.mark.parametrize(("word", "expected"), [("epocs", " (did you mean 'epochs'?)"), ("zzz", ""), ("", "")])
+def test_nearest(word: str, expected: str) -> None:
+    assert nearest(word, ["seed", "epochs", "steps"]) == expected
+
+
+def test_nothing_is_near_where_there_is_nothing() -> None:
+    assert nearest("epochs", []) == ""

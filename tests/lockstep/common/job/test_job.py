@@ -1,0 +1,143 @@
+"""A job is checked value by value, and its digest tells any two apart."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from lockstep.common.errors import JobError
+from lockstep.common.job.job import Job, check
+
+#: For each field another value than the default.
+OTHER: dict[str, Any] = {
+    "model": "mlp",
+    "data": "digits.npz",
+    "seed": 1,
+    "epochs": 4,
+    "steps": 5,
+    "global_batch": 64,
+    "micro_batches": 4,
+    "initial": "w.safetensors",
+    "wire": "int8",
+    "wire_weights": "bfloat16",
+    "loss": "mse",
+    "label_smoothing": 0.1,
+    "normalize": False,
+    "max_shift": 2,
+    "optimizer": "adam",
+    "lr": 0.25,
+    "momentum": 0.5,
+    "nesterov": True,
+    "weight_decay": 0.1,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "alpha": 0.9,
+    "eps": 1e-6,
+    "clip_norm": 1.0,
+    "schedule": "cosine",
+    "warmup_steps": 3,
+    "decay_every": 2,
+    "decay_factor": 0.5,
+    "validation_split": 0.25,
+    "patience": 3,
+    "monitor": "loss",
+    "min_delta": 0.01,
+    "keep_best": True,
+    "numerics": "portable",
+}
+
+
+def test_every_field_has_another_value_here() -> None:
+    assert set(OTHER) == set(Job.__struct_fields__)
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_the_digest_changes_with_each_field(field: str) -> None:
+    changed = msgspec.convert({field: OTHER[field]}, Job)
+    assert changed.digest() != Job().digest()
+    assert len(changed.digest()) == 64
+
+
+def test_the_digest_does_not_depend_on_the_order_of_the_values() -> None:
+    description = {"class": "Linear", "args": [784, 10], "kwargs": {"bias": True}}
+    turned = dict(reversed(description.items()))
+    one = msgspec.convert({**OTHER, "model": description}, Job)
+    other = msgspec.convert(dict(reversed({**OTHER, "model": turned}.items())), Job)
+    assert one.digest() == other.digest()
+
+
+def test_the_digest_outlives_the_wire() -> None:
+    job = msgspec.convert(OTHER, Job)
+    assert msgspec.convert(msgspec.to_builtins(job), Job).digest() == job.digest()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**63),
+        ("epochs", 0),
+        ("steps", 0),
+        ("global_batch", 0),
+        ("micro_batches", 0),
+        ("micro_batches", 4097),
+        ("label_smoothing", 1.0),
+        ("loss", "mean"),
+        ("max_shift", -1),
+        ("optimizer", "lion"),
+        ("lr", 0.0),
+        ("lr", float("inf")),
+        ("lr", float("nan")),
+        ("weight_decay", -0.1),
+        ("weight_decay", float("inf")),
+        ("momentum", 1.0),
+        ("beta2", 1.5),
+        ("eps", 0.0),
+        ("clip_norm", 0.0),
+        ("clip_norm", float("inf")),
+        ("schedule", "linear"),
+        ("warmup_steps", -1),
+        ("decay_factor", float("nan")),
+        ("epochs", 1.5),
+        ("epochs", "3"),
+        ("normalize", 1),
+        ("model", 3),
+        ("epoch", 3),
+    ],
+)
+def test_a_value_out_of_range_or_of_another_kind_is_refused(field: str, value: object) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({field: value}, Job)
+
+
+@pytest.mark.parametrize(
+    ("job", "text"),
+    [
+        (Job(nesterov=True, optimizer="adam"), "nesterov = true with optimizer = 'adam'"),
+        (Job(nesterov=True, momentum=0.0), "momentum = 0.0"),
+        (Job(monitor="val_accuracy"), "monitor = 'val_accuracy' without a validation set"),
+        (
+            Job(monitor="test_accuracy", loss="mse"),
+            "monitor = 'test_accuracy' with loss = 'mse', which has no accuracy",
+        ),
+        (Job(micro_batches=129), "micro_batches = 129 is more than global_batch = 128"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(job: Job, text: str) -> None:
+    with pytest.raises(JobError, match=text):
+        check(job)
+
+
+def test_a_job_without_contradiction_is_returned() -> None:
+    job = Job(nesterov=True)
+    assert check(job) is job
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(None, 24), (5, 5)])
+def test_steps_take_the_place_of_epochs(steps: int | None, expected: int) -> None:
+    assert Job(epochs=3, steps=steps).total_steps(1000) == expected
+
+
+def test_a_model_given_as_data_is_called_custom() -> None:
+    assert Job(model={"class": "Linear"}).model_name() == "custom"
+    assert Job(model="mlp").model_name() == "mlp"

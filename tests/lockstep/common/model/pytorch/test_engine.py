@@ -1,0 +1,262 @@
+"""Gradients by PyTorch are those that PyTorch alone computes, and so is the training."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.errors import ModelError
+from lockstep.common.job.objective import Objective
+from lockstep.common.model.port import DrawKey, Engine, Model
+from lockstep.common.model.source import open_model
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.runs.single_process import SingleProcessTrainer
+from lockstep.worker.compute import Compute
+from lockstep.worker.gradient_sink import NotFiniteError
+from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_of, torch_job
+from tests.simulation.small import digits
+
+torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+
+KEY = DrawKey(3, 1, 2)
+
+
+def bound(model: Model, objective: Objective | None = None) -> tuple[Engine, Vector, Vector]:
+    """Return an engine with the first weights, and vectors of weights and sums."""
+    engine, weights = model.engine(objective or Objective()), model.first_weights(3)
+    sums = np.full_like(weights, np.nan)
+    engine.bind([weights], [sums])
+    return engine, weights, sums
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_equal_those_of_pytorch_alone(name: str) -> None:
+    model = open_model(f"{NETS}:{name}", 3)
+    images, labels = batch()
+    engine, _, sums = bound(model)
+    loss, outputs = engine.forward(images, labels, KEY)
+    logits = outputs.copy()
+    engine.backward(None)
+
+    alone = open_model(f"{NETS}:{name}", 3).module.train()
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    # The same numbers for dropout, however they were seeded.
+    engine.forward(images, labels, KEY)
+    torch.set_rng_state(state)
+    for dropout in (layer for layer in alone.modules() if "Dropout" in type(layer).__name__):
+        assert dropout.training
+    _seed_like(KEY)
+    expected = alone(torch.from_numpy(images))
+    total = torch.nn.functional.cross_entropy(expected, torch.from_numpy(labels), reduction="sum")
+    total.backward()
+    assert math.isclose(loss, total.item(), rel_tol=1e-6)
+    np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=1e-5, atol=1e-6)
+    views = model.layout.read(sums)
+    for parameter, tensor in alone.named_parameters():
+        most = float(tensor.grad.abs().max()) or 1.0
+        np.testing.assert_allclose(views[parameter], tensor.grad.numpy(), rtol=1e-5, atol=1e-5 * most)
+
+
+def _seed_like(key: DrawKey) -> None:
+    from lockstep.common.model.pytorch.runtime import seed_draws
+
+    seed_draws(key)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lenet", "gru", "resnet18"])
+def test_ten_steps_are_those_of_a_plain_loop(name: str) -> None:
+    job = torch_job(name, steps=10, global_batch=8, micro_batches=1, lr=0.05, momentum=0.9)
+    trainer = SingleProcessTrainer(open_run("run", job, digits(), AdmissionPolicy()), ManualClock())
+    module = open_model(job.model, job.seed).module.train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    batches = trainer.compute.batches
+    for step in range(10):
+        images, targets = batches.training(batches.sampler.indices(step, 0), step, 0)
+        _seed_like(DrawKey(job.seed, step, 0))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(torch.from_numpy(images)), torch.from_numpy(targets)).backward()
+        optimizer.step()
+        trainer.step(step)
+    model, weights = trainer.compute.model, trainer.setup.shard.weights
+    state = module.state_dict()
+    for name, values in model.layout.read(weights).items():
+        np.testing.assert_allclose(values, state[name].numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
+    model.load(weights, 10)
+    if name in ("mlp", "cnn"):
+        assert {int(value) for key, value in model.module.state_dict().items() if key.endswith("tracked")} == {10}
+
+
+def test_a_regression_has_the_sum_of_squares(tmp_path: Path) -> None:
+    model = model_of(tmp_path, "def build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 2))\n")
+    engine, _, sums = bound(model, Objective("mse"))
+    images, _ = batch()
+    targets = np.ones((5, 2), np.float32)
+    loss, outputs = engine.forward(images, targets, KEY)
+    assert math.isclose(loss, float(np.square(outputs - targets).sum()), rel_tol=1e-5)
+    expected = 2 * (outputs - targets).sum(axis=0)
+    engine.backward(None)
+    np.testing.assert_allclose(model.layout.read(sums)["1.bias"], expected, rtol=1e-4)
+
+
+def test_label_smoothing_is_for_training_alone() -> None:
+    model = open_model(f"{NETS}:lenet", 3)
+    losses = []
+    for smoothing in (0.0, 0.2):
+        engine, _, _ = bound(model, Objective(label_smoothing=smoothing))
+        losses.append((engine.forward(*batch(), KEY).loss, engine.evaluate(*batch()).loss))
+    assert losses[0][0] != losses[1][0]
+    assert losses[0][1] == losses[1][1]
+
+
+def test_statistics_are_those_of_the_batch_times_its_samples() -> None:
+    model = open_model(f"{NETS}:mlp", 3)
+    engine, weights, sums = bound(model)
+    images, labels = batch()
+    engine.forward(images, labels, KEY)
+    views = model.layout.read(sums)
+    hidden = images.reshape(5, -1) @ model.layout.read(weights)["1.weight"].T + model.layout.read(weights)["1.bias"]
+    np.testing.assert_allclose(views["2.running_mean"] / 5, hidden.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(views["2.running_var"] / 5, hidden.var(axis=0, ddof=1), rtol=1e-4)
+    before = weights.tobytes()
+    assert engine.evaluate(images, labels).outputs.tobytes() == engine.evaluate(images, labels).outputs.tobytes()
+    assert weights.tobytes() == before
+
+
+UNUSED = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used = nn.Linear(784, 10)
+        self.unused = nn.Linear(5, 5)
+        self.sleeping = nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        return self.used(x.flatten(1))
+"""
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_what_takes_no_part_gets_no_gradient_and_keeps_its_statistics(tmp_path: Path, is_streaming: bool) -> None:
+    model = model_of(tmp_path, UNUSED)
+    engine, _, sums = bound(model)
+    engine.forward(*batch(), KEY)
+    final: list[int] = []
+    engine.backward(final.append if is_streaming else None)
+    views = model.layout.read(sums)
+    assert views["used.weight"].any()
+    assert not views["unused.weight"].any()
+    assert views["sleeping.running_var"].tolist() == [5.0] * 5
+    assert sorted(final) == ([0, 1] if is_streaming else [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_that_are_reported_one_by_one_have_the_same_bits(name: str) -> None:
+    model = open_model(f"{NETS}:{name}", 3)
+    engine, _, sums = bound(model)
+    bits, final = set(), list[int]()
+    for on_final in (None, final.append, None, final.append):
+        engine.forward(*batch(), KEY)
+        engine.backward(on_final)
+        bits.add(sums.tobytes())
+    assert len(bits) == 1
+    assert sorted(final) == sorted(2 * list(range(len(model.layout.parameters))))
+
+
+def test_frames_are_sent_while_backward_is_on_its_way() -> None:
+    job = torch_job("lenet", micro_batches=1)
+    compute, plain = (Compute(job, open_model(job.model, 3), digits()) for _ in range(2))
+    for each in (compute, plain):
+        each.weights[:] = 0.01
+    sent: list[int] = []
+    sums, tally = compute.train(0, Node(0, 1), lambda start, words: sent.append(start))
+    assert sums.tobytes() == plain.train(0, Node(0, 1))[0].tobytes()
+    assert sorted(sent) == [frame.start for frame in compute.frames]
+    assert tally.count == 10
+
+
+def test_draws_are_keyed_by_step_and_micro_batch_and_leave_no_trace() -> None:
+    engine, _, _ = bound(open_model(f"{NETS}:mlp", 3))
+    keys = [DrawKey(3, step, m) for step in range(3) for m in range(3)]
+    losses = [engine.forward(*batch(), key).loss for key in keys]
+    assert len(set(losses)) == 9
+    assert [engine.forward(*batch(), key).loss for key in reversed(keys)] == losses[::-1]
+
+
+def test_a_loss_that_is_not_finite_names_the_layer() -> None:
+    job = torch_job("lenet")
+    compute = Compute(job, open_model(job.model, 3), digits())
+    compute.layout.read(compute.weights)["7.bias"][2] = np.inf
+    with pytest.raises(NotFiniteError) as raised:
+        compute.train(0, Node(2, 3))
+    assert (raised.value.micro_batch, raised.value.layer) == (2, "7 (Linear)")
+    with pytest.raises(NotFiniteError) as raised:
+        compute.evaluate(Node(0, 1))
+    assert raised.value.layer == "7 (Linear)"
+
+
+def test_a_gradient_that_is_not_finite_names_the_parameter(tmp_path: Path) -> None:
+    text = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+        self.scale = nn.Parameter(torch.zeros(10))
+
+    def forward(self, x):
+        return self.inner(x.flatten(1)) + (self.scale * self.scale).sqrt()
+"""
+    compute = Compute(torch_job("mlp"), model_of(tmp_path, text), digits())
+    with pytest.raises(NotFiniteError) as raised:
+        compute.train(0, Node(0, 1))
+    assert (raised.value.layer, raised.value.quantity) == ("scale", "gradient")
+
+
+LATE = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        if len(x) == 7:
+            {change}
+        return self.inner(x.flatten(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("self.count += 1", "count"),
+        ("self.count = self.count + 1", "count"),
+        ("torch.no_grad()(lambda: self.inner.bias.mul_(0.5))()", "inner.bias"),
+        ("self.inner.weight = nn.Parameter(self.inner.weight.detach().clone())", "inner.weight"),
+    ],
+)
+def test_what_changes_only_later_is_found_when_it_does(tmp_path: Path, change: str, name: str) -> None:
+    engine, _, _ = bound(model_of(tmp_path, LATE.format(change=change)))
+    engine.forward(*batch(), KEY)
+    with pytest.raises(ModelError, match=f"the model changes '{name}' in its forward"):
+        engine.forward(*batch(7), KEY)
+
+
+def test_an_inspection_has_every_layer_and_gradient() -> None:
+    model = open_model(f"{NETS}:lenet", 3)
+    engine, weights, sums = bound(model)
+    outcome = engine.forward(*batch(), KEY)
+    engine.backward(None)
+    seen = engine.inspect(*batch(), KEY)
+    assert seen.outcome.loss == outcome.loss
+    assert [layer.kind for layer in seen.layers[:3]] == ["Conv2d", "ReLU", "MaxPool2d"]
+    assert seen.layers[-1].name == ""
+    views = model.layout.read(sums)
+    assert all(array.tobytes() == views[name].tobytes() for name, array in seen.gradients.items())
+    assert seen.first_nonfinite is None
+    weights[-1] = np.inf
+    assert engine.inspect(*batch(), KEY).first_nonfinite == "layer 11 (Linear)"

@@ -1,0 +1,204 @@
+"""A model whose bits cannot be repeated is found before a run begins, with what is wrong in it: planted models."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lockstep.common.errors import LockstepError, ModelError
+from lockstep.common.job.objective import Objective
+from lockstep.common.model.port import Evidence
+from lockstep.common.model.source import open_model
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.worker.setup import Places, prepare
+from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_file, model_of, torch_job
+from tests.simulation.small import digits, job_of
+
+torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+
+NET = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+        {made}
+
+    def forward(self, x):
+        x = x.flatten(1)
+        {done}
+        return self.inner(x)
+"""
+
+
+def evidence_of(model: Any) -> Evidence:
+    evidence: Evidence = model.evidence(Objective(), *batch())
+    return evidence
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_can_be_repeated_has_the_same_evidence_each_time(name: str) -> None:
+    first, second = (evidence_of(open_model(f"{NETS}:{name}", 3)) for _ in range(2))
+    assert first == second
+    assert first.engine.startswith(f"torch {torch.__version__}, ")
+    assert evidence_of(open_model(f"{NETS}:{name}", 4)) != first
+
+
+ALIGNED = """
+class Aligned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.t() @ x * (1 + weight.data_ptr() % 64 * 1e-6)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(10, 784) / 28)
+
+    def forward(self, x):
+        return Aligned.apply(x.flatten(1), self.weight)
+"""
+
+PLANTED = {
+    "counter": (NET.format(made="self.calls = 0", done="self.calls += 1"), "state of its own .* in 'calls'"),
+    "list": (NET.format(made="self.seen = []", done="self.seen.append(len(x))"), "state of its own .* in 'seen'"),
+    "hidden state": (
+        NET.format(made="self.last = torch.zeros(1)", done="x = x + self.last; self.last = self.last + x.detach()[:1]"),
+        "state of its own .* in 'last'",
+    ),
+    "buffer": (
+        NET.format(made="self.register_buffer('count', torch.zeros(1))", done="self.count += 1"),
+        "changes 'count' in its forward",
+    ),
+    "buffer, replaced": (
+        NET.format(
+            made="self.register_buffer('mean', torch.zeros(784))", done="self.mean = 0.9 * self.mean + x.mean(0)"
+        ),
+        "changes 'mean' in its forward",
+    ),
+    "buffer, unseen": (
+        NET.format(made="self.register_buffer('count', torch.zeros(1))", done="self.count.data.add_(1)"),
+        "changes 'count' in its forward",
+    ),
+    "weight": (
+        NET.format(made="pass", done="torch.no_grad()(lambda: self.inner.weight.mul_(0.5))()"),
+        "changes 'inner.weight' in its forward",
+    ),
+    "weight, unseen": (
+        NET.format(made="pass", done="self.inner.bias.data.mul_(0.5)"),
+        "changes 'inner.bias' in its forward",
+    ),
+    "alignment": (ALIGNED, "the gradient of 'weight' differs when it is computed again"),
+    "draws of its own": (
+        "import random\n\n\n" + NET.format(made="pass", done="x = x * random.random()"),
+        "the gradient of 'inner.weight' differs",
+    ),
+    "evaluation": (
+        "import random\n\n\n" + NET.format(made="pass", done="x = x if self.training else x * random.random()"),
+        "output in evaluation mode differs",
+    ),
+    "memory that was not written": (
+        NET.format(made="pass", done="x = x + torch.empty(784) * 1e-30"),
+        "differs when it is computed again",
+    ),
+    "nondeterministic": (
+        NET.format(made="pass", done="x = x.clone().put_(torch.tensor([0]), torch.ones(1))"),
+        "uses put_.*, which PyTorch calls nondeterministic",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_planted_model_is_found(tmp_path: Path, what: str) -> None:
+    text, expected = PLANTED[what]
+    with pytest.raises(ModelError, match=expected) as raised:
+        evidence_of(model_of(tmp_path, text))
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_kept_and_does_not_move_is_allowed(tmp_path: Path) -> None:
+    kept = NET.format(made="self.shape = None; self.last = None", done="self.shape = x.shape; self.last = x.detach()")
+    assert evidence_of(model_of(tmp_path, kept)).digest
+
+
+IMPORTED = """
+NOISE = {draw}
+
+
+def build():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    model.register_buffer("noise", torch.as_tensor(NOISE))
+    return model
+"""
+
+
+def test_what_is_drawn_from_another_generator_at_import_is_found(tmp_path: Path) -> None:
+    text = "import random\n" + IMPORTED.format(draw="[random.random()]")
+    with pytest.raises(ModelError, match="is another one when it is built again: 'noise' differs"):
+        open_run("run", job_of(model=model_file(tmp_path, text)), digits(), AdmissionPolicy())
+
+
+def test_what_is_drawn_from_the_generator_of_pytorch_at_import_is_the_same_everywhere(tmp_path: Path) -> None:
+    job = job_of(model=model_file(tmp_path, IMPORTED.format(draw="torch.randn(3)")))
+    found = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.add(open_run("run", job, digits(), AdmissionPolicy()).info.fingerprint.evidence)
+        assert seed == 2 or not torch.equal(torch.get_rng_state(), torch.zeros_like(state))
+    assert len(found) == 1
+
+
+def test_the_caller_keeps_its_generator() -> None:
+    torch.manual_seed(5)
+    open_model(f"{NETS}:lenet", 3)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_a_worker_with_another_pytorch_or_another_result_is_refused() -> None:
+    job = torch_job("mlp")
+    welcome = open_run("run", job, digits(), AdmissionPolicy()).info.welcome(0)
+    assert prepare(welcome, lambda name: digits(), Places()).compute.layout.size
+    for field, value, text in (
+        ("engine", "torch 1.0, AVX2", r"is computed by torch .* here, and by torch 1\.0, AVX2 at the server"),
+        ("evidence", "0" * 16, r"computes something else here than at the server, of the first micro-batch"),
+    ):
+        with pytest.raises(ModelError, match=text) as raised:
+            prepare(msgspec.structs.replace(welcome, **{field: value}), lambda name: digits(), Places())
+        assert "\n" not in str(raised.value)
+
+
+def test_if_numerics_may_be_mixed_nothing_is_compared() -> None:
+    admission = AdmissionPolicy(allows_mixed_numerics=True)
+    welcome = open_run("run", torch_job("mlp"), digits(), admission).info.welcome(0)
+    assert (welcome.engine, welcome.evidence) == ("", "")
+
+
+def test_a_model_of_the_library_needs_no_evidence() -> None:
+    info = open_run("run", job_of(), digits(), AdmissionPolicy()).info
+    assert (info.fingerprint.engine, info.fingerprint.evidence) == ("", "")
+
+
+def test_where_samples_are_sent_the_evidence_needs_none_of_them() -> None:
+    job, empty = torch_job("mlp"), digits()
+    admission = AdmissionPolicy(ships_data=True)
+    welcome = open_run("run", job, digits(), admission).info.welcome(0)
+    assert welcome.manifest is not None
+    assert prepare(welcome, lambda name: empty, Places()).compute.layout.size
+    assert welcome.evidence != open_run("run", job, digits(), AdmissionPolicy()).info.fingerprint.evidence
+
+
+def test_a_run_is_not_resumed_with_another_pytorch() -> None:
+    ours = open_run("run", torch_job("mlp"), digits(), AdmissionPolicy()).info.fingerprint
+    theirs = msgspec.structs.replace(ours, engine="torch 1.0, AVX2")
+    assert [name for name, _, _ in ours.differences(theirs)] == ["engine"]
+    assert issubclass(ModelError, LockstepError)

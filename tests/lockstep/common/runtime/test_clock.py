@@ -1,0 +1,29 @@
+"""Clocks run forwards; the manual one only when told."""
+
+import re
+
+import pytest
+
+from lockstep.common.runtime.clock import ManualClock, SystemClock, wall_time
+
+
+def test_the_system_clock_never_runs_backwards() -> None:
+    clock = SystemClock()
+    readings = [clock.now() for _ in range(100)]
+    assert readings == sorted(readings)
+
+
+def test_manual_time_moves_when_told() -> None:
+    clock = ManualClock()
+    clock.advance(1.5)
+    clock.advance(0.0)
+    assert clock.now() == 1.5
+
+
+def test_manual_time_does_not_run_backwards() -> None:
+    with pytest.raises(ValueError, match="time cannot be moved by -1"):
+        ManualClock().advance(-1)
+
+
+def test_wall_time_is_fit_for_a_name() -> None:
+    assert re.fullmatch(r"\d{8}-\d{6}", wall_time())

@@ -1,0 +1,70 @@
+"""What is read of this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lockstep.common.runtime.environment import (
+    BLAS_THREAD_VARIABLES,
+    cache_home,
+    child_environment,
+    core_numbers,
+    cores,
+    keep_to_core,
+    machine_id,
+    use_one_blas_thread,
+)
+
+
+def test_there_is_a_core_to_run_on() -> None:
+    assert cores() >= 1
+
+
+def test_each_core_that_may_be_used_is_named_once() -> None:
+    numbers = core_numbers()
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) == cores()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process be kept to a core")
+def test_the_cores_that_are_named_are_those_that_the_process_was_kept_to() -> None:
+    program = "from lockstep.common.runtime.environment import core_numbers, keep_to_core; import os\n"
+    program += "keep_to_core(os.getpid(), 1); print(core_numbers())"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == str([core_numbers()[1 % cores()]])
+
+
+def test_a_machine_is_known_by_what_its_file_says(tmp_path: Path) -> None:
+    (tmp_path / "boot_id").write_text("0b1c2d3e-4f50\n")
+    assert machine_id(str(tmp_path / "boot_id")) == "0b1c2d3e-4f50"
+    (tmp_path / "long").write_text("x" * 1000)
+    assert machine_id(str(tmp_path / "long")) == "x" * 64
+    assert machine_id(str(tmp_path / "none")) == ""
+    assert machine_id() == machine_id()
+
+
+def test_children_inherit_one_blas_thread_and_write_at_once() -> None:
+    use_one_blas_thread()
+    environment = child_environment()
+    assert all(environment[name] == "1" for name in BLAS_THREAD_VARIABLES)
+    assert environment["PYTHONUNBUFFERED"] == "1"
+
+
+@pytest.mark.parametrize(("given", "expected"), [("/var/cache", "/var/cache"), ("here", "~/.cache"), ("", "~/.cache")])
+def test_the_cache_is_where_the_specification_says(given: str, expected: str) -> None:
+    assert cache_home({"XDG_CACHE_HOME": given}) == os.path.expanduser(expected)
+    assert cache_home({}) == os.path.expanduser("~/.cache")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process be kept to a core")
+def test_a_process_is_kept_to_one_core_counted_round() -> None:
+    mine = sorted(os.sched_getaffinity(0))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        for number in (0, 1, len(mine)):
+            keep_to_core(process.pid, number)
+            assert os.sched_getaffinity(process.pid) == {mine[number % len(mine)]}
+        process.communicate(b"\n")
+    keep_to_core(process.pid, 0)  # it is gone: nothing to be done, and nobody to be told

@@ -1,0 +1,39 @@
+"""The default generators: one for each purpose, restarted by `manual_seed`."""
+
+import numpy as np
+
+from lockstep.common import nn
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.random import Purpose, default_generator
+
+
+def test_the_same_seed_gives_the_same_layers() -> None:
+    nn.manual_seed(5)
+    one, other = nn.Linear(4, 3), nn.Linear(4, 3)
+    nn.manual_seed(5)
+    again = nn.Linear(4, 3)
+    np.testing.assert_array_equal(one.weight.data, again.weight.data)
+    assert not np.array_equal(one.weight.data, other.weight.data)
+
+
+def test_dropout_that_exists_already_is_seeded_too() -> None:
+    layer, ones = nn.Dropout(), Tensor(np.ones(64))
+    nn.manual_seed(5)
+    mask = layer(ones).data
+    nn.manual_seed(5)
+    np.testing.assert_array_equal(layer(ones).data, mask)
+
+
+def test_the_default_generator_is_one_object_a_purpose() -> None:
+    before = default_generator(Purpose.DROPOUT)
+    nn.manual_seed(1)
+    assert default_generator(Purpose.DROPOUT) is before
+    assert default_generator(Purpose.INITIALISE) is not before
+
+
+def test_an_own_generator_leaves_the_default_one_alone() -> None:
+    nn.manual_seed(5)
+    expected = nn.Linear(4, 3).weight.data
+    nn.manual_seed(5)
+    nn.Sequential(nn.Linear(4, 3, rng=np.random.Generator(np.random.Philox(1))), nn.ReLU())
+    np.testing.assert_array_equal(nn.Linear(4, 3).weight.data, expected)

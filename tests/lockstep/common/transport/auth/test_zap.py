@@ -1,0 +1,122 @@
+"""Whether a connection is let in, decided without a socket: by the whole token, or by a key that is on the list."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from lockstep.common.errors import KeyFileError
+from lockstep.common.transport.auth.credentials import KeyPair, ServerKeys, Token
+from lockstep.common.transport.auth.zap import DOMAIN, AuthReply, Request, authenticate
+
+SERVER, WORKER, STRANGER = "s" * 40, "w" * 40, "x" * 40
+KEYS = ServerKeys(KeyPair(SERVER, "S" * 40), lambda: {WORKER: "worker-1"})
+TOKEN = Token("0123456789abcdef")
+
+
+def asked(lock: ServerKeys | Token, *credentials: str, mechanism: str = "PLAIN", domain: bytes = DOMAIN) -> AuthReply:
+    """Return the answer to a connection with these credentials."""
+    request = Request(domain=domain, address="127.0.0.1", mechanism=mechanism, credentials=credentials)
+    return authenticate(request, lock)
+
+
+def with_token(password: str) -> AuthReply:
+    return asked(TOKEN, "lockstep", password)
+
+
+def with_key(public: str, lock: ServerKeys = KEYS) -> AuthReply:
+    return asked(lock, public, mechanism="CURVE")
+
+
+def test_the_token_lets_in() -> None:
+    assert with_token(TOKEN.text) == AuthReply(name="token")
+    assert with_token(TOKEN.text).is_accepted
+
+
+@pytest.mark.parametrize("length", range(len(TOKEN.text)))
+def test_the_beginning_or_the_end_of_a_token_is_not_the_token(length: int) -> None:
+    for part in (TOKEN.text[:length], TOKEN.text[len(TOKEN.text) - length :]):
+        assert not with_token(part).is_accepted
+
+
+@pytest.mark.parametrize("place", range(len(TOKEN.text)))
+def test_a_token_that_differs_in_one_character_is_not_the_token(place: int) -> None:
+    other = TOKEN.text[:place] + "x" + TOKEN.text[place + 1 :]
+    assert with_token(other) == AuthReply(
+        reason="it does not have the token of this run, which only its own processes have"
+    )
+
+
+@pytest.mark.parametrize(
+    "password",
+    [TOKEN.text + "0", TOKEN.text + "\0", TOKEN.text + "\n", " " + TOKEN.text, 2 * TOKEN.text, TOKEN.text.upper(), "ä"],
+)
+def test_a_longer_token_and_one_in_other_letters_is_not_the_token(password: str) -> None:
+    assert not with_token(password).is_accepted
+
+
+@pytest.mark.parametrize("credentials", [(), (TOKEN.text,), (TOKEN.text, ""), ("lockstep", TOKEN.text, "")])
+def test_the_token_is_a_password_with_a_users_name(credentials: tuple[str, ...]) -> None:
+    assert not asked(TOKEN, *credentials).is_accepted
+
+
+def test_a_key_on_the_list_lets_in_under_its_name() -> None:
+    assert with_key(WORKER) == AuthReply(name="worker-1")
+
+
+def test_the_servers_own_key_lets_in_whatever_the_list_is() -> None:
+    assert with_key(SERVER) == AuthReply(name="server")
+    assert with_key(SERVER, ServerKeys(KEYS.pair, unreadable)) == AuthReply(name="server")
+
+
+@pytest.mark.parametrize("public", [STRANGER, "", WORKER[:-1], WORKER + "w", WORKER.upper(), "worker-1"])
+def test_any_other_key_is_refused_with_the_cure(public: str) -> None:
+    assert with_key(public) == AuthReply(
+        reason=f"its key {public!r} is not admitted (to admit it: lockstep keys allow DIR NAME '{public}')"
+    )
+
+
+def unreadable() -> Mapping[str, str]:
+    raise KeyFileError("the list cannot be read")
+
+
+def test_a_list_that_cannot_be_read_lets_nobody_in() -> None:
+    assert with_key(WORKER, ServerKeys(KEYS.pair, unreadable)) == AuthReply(
+        reason="nobody is admitted: the list cannot be read"
+    )
+
+
+@pytest.mark.parametrize("lock", [KEYS, TOKEN], ids=["keys", "token"])
+@pytest.mark.parametrize(
+    ("mechanism", "credentials"),
+    [
+        ("NULL", ()),
+        ("NULL", (WORKER,)),
+        ("NULL", ("lockstep", TOKEN.text)),
+        ("GSSAPI", (WORKER,)),
+        ("GSSAPI", ("lockstep", TOKEN.text)),
+        ("CURVE", ()),
+        ("CURVE", (WORKER, "")),
+        ("CURVE", ("lockstep", TOKEN.text)),
+        ("PLAIN", (WORKER,)),
+        ("PLAIN", (SERVER,)),
+        ("", ()),
+    ],
+)
+def test_nothing_else_lets_in(lock: ServerKeys | Token, mechanism: str, credentials: tuple[str, ...]) -> None:
+    assert asked(lock, *credentials, mechanism=mechanism) == AuthReply(
+        reason=f"it uses the mechanism {mechanism}, which this server does not accept"
+    )
+
+
+def test_a_key_is_no_use_where_a_token_is_asked_for_and_a_token_none_where_a_key_is() -> None:
+    assert not asked(TOKEN, WORKER, mechanism="CURVE").is_accepted
+    assert not asked(TOKEN, SERVER, mechanism="CURVE").is_accepted
+    assert not asked(KEYS, "lockstep", TOKEN.text).is_accepted
+
+
+@pytest.mark.parametrize("domain", [b"", b"lockste", b"lockstep2", b"global"])
+def test_another_domain_is_not_ours(domain: bytes) -> None:
+    refused = AuthReply(reason=f"the domain {domain!r} is not ours")
+    assert asked(TOKEN, "lockstep", TOKEN.text, domain=domain) == refused
+    assert asked(KEYS, WORKER, mechanism="CURVE", domain=domain) == refused
+    assert asked(KEYS, SERVER, mechanism="CURVE", domain=domain) == refused

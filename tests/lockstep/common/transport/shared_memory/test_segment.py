@@ -1,0 +1,230 @@
+"""A mapped file: what is written here is read there, what is not ours is refused, and no room is no signal."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lockstep.common.errors import SharingError
+from lockstep.common.transport.shared_memory.segment import (
+    PAGE_BYTES,
+    Allocate,
+    Segment,
+    Shape,
+    attach,
+    create,
+    reserve,
+    write_zeros,
+)
+from tests.leftovers import LINUX_ONLY, nothing_left_open
+
+NONCE = bytes(range(16))
+SHAPE = Shape(vectors=2, size=5000)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    """The test's own folder, open."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def made(path: Path, folder: int, shape: Shape = SHAPE) -> Segment:
+    return create(path, shape, NONCE, folder=folder)
+
+
+@pytest.mark.parametrize("size", [1, PAGE_BYTES // 4, PAGE_BYTES // 4 + 1, 100_000])
+def test_each_vector_has_pages_of_its_own(size: int) -> None:
+    shape = Shape(vectors=3, size=size)
+    assert shape.stride % PAGE_BYTES == 0
+    assert size * 4 <= shape.stride < size * 4 + PAGE_BYTES
+    assert shape.total == PAGE_BYTES + 3 * shape.stride
+
+
+def test_what_one_writes_the_other_reads(tmp_path: Path, folder: int) -> None:
+    ours = made(tmp_path / "a", folder)
+    theirs = attach(tmp_path / "a", SHAPE, folder=folder)
+    assert theirs.nonce == NONCE
+    assert [vector.shape for vector in theirs.vectors] == [(5000,)] * 2
+    for number, vector in enumerate(ours.vectors):
+        vector[:] = number + 1.5
+    assert [set(vector.tolist()) for vector in theirs.vectors] == [{1.5}, {2.5}]
+
+
+def test_another_process_reads_and_writes(tmp_path: Path, folder: int) -> None:
+    ours = made(tmp_path / "a", folder)
+    ours.vectors[0][:] = 3.0
+    program = """if True:
+        import os, sys
+        from pathlib import Path
+        from lockstep.common.transport.shared_memory.segment import Shape, attach
+        path = Path(sys.argv[1])
+        segment = attach(path, Shape(2, 5000), folder=os.open(path.parent, os.O_RDONLY), is_writable=True)
+        segment.vectors[1][:] = segment.vectors[0] * 2
+    """
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=True, cwd=Path(__file__).parents[4])
+    assert set(ours.vectors[1].tolist()) == {6.0}
+    assert (tmp_path / "a").exists()
+
+
+def test_who_has_it_to_read_cannot_write(tmp_path: Path, folder: int) -> None:
+    made(tmp_path / "a", folder)
+    theirs = attach(tmp_path / "a", SHAPE, folder=folder)
+    with pytest.raises(ValueError, match="read-only"):
+        theirs.vectors[0][0] = 1.0
+
+
+def test_it_outlives_its_file(tmp_path: Path, folder: int) -> None:
+    ours = made(tmp_path / "a", folder)
+    theirs = attach(tmp_path / "a", SHAPE, folder=folder).vectors[0]
+    (tmp_path / "a").unlink()
+    ours.vectors[0][7] = 9.0
+    assert theirs[7] == 9.0
+
+
+def test_the_file_is_open_to_its_user_only_and_all_there(tmp_path: Path, folder: int) -> None:
+    made(tmp_path / "a", folder)
+    found = (tmp_path / "a").stat()
+    assert (found.st_mode & 0o777, found.st_size) == (0o600, SHAPE.total)
+    assert found.st_blocks * 512 >= SHAPE.total
+
+
+def test_a_name_that_is_taken_is_refused_and_kept(tmp_path: Path, folder: int) -> None:
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(SharingError, match=r"a cannot be created: File exists"):
+        made(tmp_path / "a", folder)
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_no_room_is_told_with_what_is_free_and_leaves_nothing(tmp_path: Path, folder: int, code: int) -> None:
+    def allocate(descriptor: int, size: int) -> None:
+        os.write(descriptor, b"a part of it")
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(SharingError, match=r"has no room for 0\.1 MiB \([0-9.]+ MiB are free, .*--shm-size"):
+        create(tmp_path / "a", SHAPE, NONCE, folder=folder, allocate=allocate)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_else_the_system_says_is_told(tmp_path: Path, folder: int) -> None:
+    def allocate(descriptor: int, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(SharingError, match=r"a cannot be created: Input/output error"):
+        create(tmp_path / "a", SHAPE, NONCE, folder=folder, allocate=allocate)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_limit_of_the_system_is_no_signal(tmp_path: Path) -> None:
+    program = """if True:
+        import os, resource, sys
+        from pathlib import Path
+        from lockstep.common.errors import SharingError
+        from lockstep.common.transport.shared_memory.segment import Shape, create
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        path = Path(sys.argv[1])
+        try:
+            create(path, Shape(2, 50_000), bytes(16), folder=os.open(path.parent, os.O_RDONLY))
+        except SharingError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", program, str(tmp_path / "a")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4])
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "has no room for 0.4 MiB" in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("allocate", [reserve, write_zeros])
+def test_memory_is_had_before_it_is_used(tmp_path: Path, allocate: Allocate) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        allocate(file.fileno(), 3_000_000)
+    assert (tmp_path / "a").stat().st_size == 3_000_000
+    assert (tmp_path / "a").stat().st_blocks * 512 >= 3_000_000
+
+
+# What is not ours.
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, folder: int) -> None:
+    with pytest.raises(SharingError, match=r"a cannot be opened: No such file"):
+        attach(tmp_path / "a", SHAPE, folder=folder)
+
+
+def test_a_symbolic_link(tmp_path: Path, folder: int) -> None:
+    made(tmp_path / "a", folder)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(SharingError, match=r"link is a symbolic link"):
+        attach(tmp_path / "link", SHAPE, folder=folder)
+
+
+def test_a_fifo_holds_nobody(tmp_path: Path, folder: int) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(SharingError, match=r"pipe is not a regular file"):
+        attach(tmp_path / "pipe", SHAPE, folder=folder)
+
+
+def test_a_folder(tmp_path: Path, folder: int) -> None:
+    (tmp_path / "sub").mkdir(mode=0o700)
+    with pytest.raises(SharingError, match=r"sub is not a regular file"):
+        attach(tmp_path / "sub", SHAPE, folder=folder)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o622])
+def test_a_file_that_is_open_to_others(tmp_path: Path, folder: int, mode: int) -> None:
+    made(tmp_path / "a", folder)
+    (tmp_path / "a").chmod(mode)
+    with pytest.raises(SharingError, match=rf"a has mode {mode:04o}: expected it to be open to its user only"):
+        attach(tmp_path / "a", SHAPE, folder=folder)
+
+
+@pytest.mark.parametrize("other", [Shape(1, 5000), Shape(2, 10_000), Shape(3, 5000)])
+def test_a_file_of_another_size(tmp_path: Path, folder: int, other: Shape) -> None:
+    made(tmp_path / "a", folder)
+    with pytest.raises(SharingError, match=rf"a has {SHAPE.total} bytes: expected {other.total}"):
+        attach(tmp_path / "a", other, folder=folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_file_of_another_user(tmp_path: Path, folder: int) -> None:
+    made(tmp_path / "a", folder)
+    os.chown(tmp_path / "a", 1, -1)
+    with pytest.raises(SharingError, match=r"a belongs to user 1: expected 0, as this process"):
+        attach(tmp_path / "a", SHAPE, folder=folder)
+
+
+def test_vectors_are_of_the_type_that_is_computed_with(tmp_path: Path, folder: int) -> None:
+    vectors = made(tmp_path / "a", folder).vectors
+    assert all(vector.dtype == np.float32 and vector.flags.c_contiguous for vector in vectors)
+    assert all(not vector.any() for vector in vectors)
+
+
+@LINUX_ONLY
+def test_nothing_stays_open_or_mapped_without_its_vectors(tmp_path: Path, folder: int) -> None:
+    with nothing_left_open():
+        for number in range(3):
+            ours = made(tmp_path / str(number), folder)
+            theirs = attach(tmp_path / str(number), SHAPE, folder=folder)
+            assert theirs.nonce == ours.nonce
+        del ours, theirs
+
+
+@LINUX_ONLY
+def test_a_refusal_leaves_nothing_open(tmp_path: Path, folder: int) -> None:
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "short").write_bytes(b"")
+    with nothing_left_open():
+        with pytest.raises(SharingError):
+            create(tmp_path / "a", SHAPE, NONCE, folder=folder, allocate=refuse)
+        with pytest.raises(SharingError):
+            attach(tmp_path / "short", SHAPE, folder=folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["short"]

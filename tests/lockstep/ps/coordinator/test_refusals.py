@@ -1,0 +1,67 @@
+"""Who is not taken in may ask for ever: each is answered, few lines are written, and nothing is kept of them."""
+
+from dataclasses import replace
+
+import pytest
+
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import Join, Refused, ServerMessage
+from lockstep.common.protocol.shard_messages import ShardJoin
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.transport.in_memory import MemoryNetwork
+from lockstep.common.transport.limits.rejection_log import LINES, WINDOW_S, RejectionLog
+from lockstep.ps.coordinator import events
+from lockstep.ps.server.peer_blocklist import PeerBlocklist
+from lockstep.ps.setup import AdmissionPolicy
+from tests.lockstep.ps.runs import Drive, facts_of, join_of, peer_of
+from tests.simulation.cluster import Simulation
+from tests.simulation.small import JOBS
+
+TIMES = 200
+
+WORKER = join_of(1, protocol=99)
+SHARD = ShardJoin(protocol=99, incarnation="s", host="h", pid=1, fingerprint=fingerprint(), address="memory://1")
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("join", [WORKER, SHARD], ids=["worker", "shard"])
+def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin, servers: int) -> None:
+    simulation = Simulation(JOBS["mlp"], admission=AdmissionPolicy(servers=servers))
+    client = simulation.network.client()
+
+    def ask(times: int) -> list[str]:
+        simulation.said.clear()
+        for _ in range(times):
+            client.send(encode(join))
+            simulation.run_until_quiet()
+            frames = client.receive(0.0)
+            assert frames is not None
+            assert isinstance(decode(frames, ServerMessage)[0], Refused)
+        return [text for text in simulation.said if "refused" in text]
+
+    assert 1 <= len(ask(TIMES)) <= LINES + 1
+    simulation.clock.advance(WINDOW_S)
+    later = ask(1)
+    assert later[0].startswith("refused a ")
+    assert later[-1].endswith("more connections were refused")
+
+
+def test_all_are_counted_and_few_are_told_of() -> None:
+    said: list[str] = []
+    blocklist = PeerBlocklist(MemoryNetwork(0).server(), ManualClock(), said.append, RejectionLog())
+    for _ in range(TIMES):
+        blocklist.report_refusal("refused a shard: x")
+    assert len(said) == LINES
+    assert blocklist.refused.count == TIMES
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_who_came_early_and_left_is_not_kept(times: int) -> None:
+    drive = Drive(replace(facts_of(), servers=2))
+    for number in range(TIMES):
+        for _ in range(times):
+            drive.happen(events.WorkerJoined(peer=peer_of(number), join=join_of(number)))
+        assert [early.peer for early in drive.coordinator.early_joins] == [peer_of(number)]
+        drive.happen(events.WorkerLeft(peer=peer_of(number), reason="its connection is gone"))
+    assert drive.coordinator.early_joins == []

@@ -1,0 +1,81 @@
+"""Which epoch is the best, and when a run has waited long enough."""
+
+from typing import Any
+
+import pytest
+
+from lockstep.common.job.job import Job, Monitor
+from lockstep.common.protocol.messages import EpochStatus
+from lockstep.ps.run.early_stopping import EarlyStoppingState, early_stopping_state, figure_of, is_stopped
+
+
+def history_of(*figures: float, name: str = "val_loss") -> list[EpochStatus]:
+    """Return epochs with those figures, and others that would say the opposite."""
+    fixed = {"loss": 1.0, "accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}
+    return [
+        EpochStatus(epoch=number, wall_s=0.0, **{**fixed, name: figure}) for number, figure in enumerate(figures, 1)
+    ]
+
+
+def job_of(**values: Any) -> Job:
+    return Job(validation_split=0.1, **values)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "figures", "best"),
+    [
+        ("val_loss", (3.0, 2.0, 1.0), 3),
+        ("val_loss", (1.0, 2.0, 3.0), 1),
+        ("val_loss", (2.0, 1.0, 1.0), 2),
+        ("val_accuracy", (0.1, 0.9, 0.5), 2),
+        ("test_loss", (2.0, 1.0, 3.0), 2),
+        ("accuracy", (0.9, 0.9, 0.91), 3),
+    ],
+)
+def test_the_best_is_the_first_that_none_is_better_than(
+    monitor: Monitor, figures: tuple[float, ...], best: int
+) -> None:
+    job = job_of(monitor=monitor)
+    assert early_stopping_state(job, history_of(*figures, name=monitor)) == EarlyStoppingState(
+        best=best, waited=3 - best
+    )
+
+
+def test_before_the_first_epoch_nothing_is_judged() -> None:
+    assert early_stopping_state(job_of(), []) is None
+    assert not is_stopped(job_of(patience=1), [])
+
+
+def test_small_gains_do_not_count_and_do_not_add_up_unseen() -> None:
+    job, slow = job_of(min_delta=0.5), history_of(2.0, 1.75, 1.5, 1.25)
+    assert early_stopping_state(job, slow[:3]) == EarlyStoppingState(best=1, waited=2)
+    # Together they do: it is the best one that each is compared with.
+    assert early_stopping_state(job, slow) == EarlyStoppingState(best=4, waited=0)
+
+
+@pytest.mark.parametrize(
+    ("patience", "figures", "stopped"),
+    [
+        (None, (1.0, 2.0, 3.0, 4.0), [False] * 4),
+        (1, (1.0, 2.0), [False, True]),
+        (2, (1.0, 2.0, 3.0), [False, False, True]),
+        (2, (3.0, 4.0, 2.0, 5.0, 6.0), [False, False, False, False, True]),
+        (2, (1.0, 1.0, 1.0), [False, False, True]),
+    ],
+)
+def test_a_run_stops_when_its_patience_is_used_up(
+    patience: int | None, figures: tuple[float, ...], stopped: list[bool]
+) -> None:
+    history = history_of(*figures)
+    found = [is_stopped(job_of(patience=patience), history[:number]) for number in range(1, len(history) + 1)]
+    assert found == stopped
+
+
+def test_without_a_validation_set_the_test_loss_is_watched() -> None:
+    assert early_stopping_state(Job(), history_of(2.0, 1.0, name="test_loss")) == EarlyStoppingState(best=2, waited=0)
+
+
+def test_a_figure_that_there_is_not() -> None:
+    epoch = EpochStatus(epoch=1, loss=1.0, test_loss=1.0, wall_s=0.0)
+    with pytest.raises(ValueError, match="val_loss is None: expected a run with validation_split"):
+        figure_of(epoch, "val_loss")

@@ -1,0 +1,209 @@
+"""A coordinator driven by hand: workers are small numbers, time is told, all is validated after each event."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.job.job import Job
+from lockstep.common.job.tally import pack_losses
+from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
+from lockstep.common.protocol.messages import (
+    PROTOCOL_VERSION,
+    ComputeFailed,
+    Diverged,
+    Join,
+    Lease,
+    Message,
+    Result,
+    Work,
+)
+from lockstep.ps.coordinator import events
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Effect, Finish, Report, ReportRefusal, Send, UpdateWeights
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.run.plan import plan_of
+
+DIGEST = "0123456789abcdef" * 4
+
+#: Samples of the training and of the test set: two epochs of three steps, one piece of evaluation.
+TRAIN, TEST = 40, 100
+
+
+def facts_of(
+    job: Job | None = None, *, min_workers: int = 1, test_samples: int = TEST, is_mixed: bool = False
+) -> RunInfo:
+    """Return the facts of a run of three steps an epoch."""
+    job = job or Job(model="linear", epochs=2, global_batch=16, micro_batches=4)
+    return RunInfo(
+        run="test",
+        job=job,
+        plan=plan_of(job, TRAIN, test_samples),
+        training_samples=TRAIN,
+        layout=DIGEST,
+        dataset=DIGEST,
+        source="",
+        fingerprint=fingerprint(),
+        min_workers=min_workers,
+        lease_timeout_s=60.0,
+        allows_mixed_numerics=is_mixed,
+    )
+
+
+def peer_of(worker: int) -> bytes:
+    return worker.to_bytes(2, "big")
+
+
+def join_of(worker: int, *, protocol: int = PROTOCOL_VERSION, numerics: Fingerprint | None = None) -> Join:
+    return Join(
+        protocol=protocol,
+        incarnation=f"life-{worker}",
+        host="host",
+        pid=worker,
+        fingerprint=numerics or fingerprint(),
+    )
+
+
+def other_numerics() -> Fingerprint:
+    return msgspec.structs.replace(fingerprint(), kernel="Z80")
+
+
+def result_of(lease: Lease) -> Result:
+    """Return a result whose loss and count tell which pieces it is of."""
+    count = lease.hi - lease.lo
+    return Result(
+        work=lease.work,
+        step=lease.step,
+        lo=lease.lo,
+        hi=lease.hi,
+        loss_sum=float(count),
+        correct=0,
+        count=count,
+        compute_s=0.5,
+        number=lease.number,
+        losses=pack_losses([1.0] * count),
+    )
+
+
+@dataclass
+class Drive:
+    """A coordinator, the time, and what every worker was sent and has not answered yet."""
+
+    info: RunInfo = field(default_factory=facts_of)
+    now: float = 100.0
+    coordinator: Coordinator = field(init=False)
+    leases: dict[int, list[Lease]] = field(default_factory=dict)
+    #: All effects so far.
+    effects: list[Effect] = field(default_factory=list)
+    #: Of all training results that counted, the nodes, in order.
+    counted: list[Node] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.coordinator = Coordinator(self.info)
+
+    def happen(self, event: events.Event) -> list[Effect]:
+        """Let the coordinator handle an event at the present time; it is to be consistent afterwards."""
+        account = self.coordinator.state.account
+        before = len(account.shares)
+        effects = self.coordinator.handle(event, self.now)
+        for update in [effect for effect in effects if isinstance(effect, UpdateWeights)]:
+            # As a server does that has all of the weights.
+            effects += self.coordinator.handle(events.StepUpdated(step=update.step), self.now)
+        self.counted += [Node(share.lo, share.hi) for share in account.shares[before:]]
+        self.coordinator.validate()
+        deadline = self.coordinator.deadline()
+        if isinstance(event, events.TimePassed):
+            assert deadline is None or deadline > self.now, "time would not go on"
+        for effect in effects:
+            if isinstance(effect, Send) and isinstance(effect.message, Lease):
+                self.leases.setdefault(int.from_bytes(effect.peer, "big"), []).append(effect.message)
+        self.effects += effects
+        return effects
+
+    def join(self, worker: int) -> list[Effect]:
+        return self.happen(events.WorkerJoined(peer=peer_of(worker), join=join_of(worker)))
+
+    def prepare(self, worker: int, *, shares: bool = False, obstacle: str = "") -> list[Effect]:
+        return self.happen(events.WorkerPrepared(peer=peer_of(worker), shares=shares, obstacle=obstacle))
+
+    def enter(self, *workers: int, shares: bool = False) -> list[Effect]:
+        """Let workers join and be ready."""
+        return [effect for worker in workers for effect in self.join(worker) + self.prepare(worker, shares=shares)]
+
+    def ask(self, worker: int) -> list[Effect]:
+        return self.happen(events.WorkerPinged(peer=peer_of(worker)))
+
+    def leave(self, worker: int, reason: str = "interrupted") -> list[Effect]:
+        self.leases.pop(worker, None)
+        return self.happen(events.WorkerLeft(peer=peer_of(worker), reason=reason))
+
+    def answer(self, worker: int) -> list[Effect]:
+        """Let a worker answer the first of its leases."""
+        return self.send(worker, result_of(self.leases[worker].pop(0)))
+
+    def send(self, worker: int, result: Result) -> list[Effect]:
+        return self.happen(events.ResultReceived(peer=peer_of(worker), result=result))
+
+    def fail(self, worker: int, traceback: str = "Traceback: boom") -> list[Effect]:
+        """Let a worker raise on the first of its leases."""
+        lease = self.leases[worker].pop(0)
+        failed = ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=traceback)
+        return self.happen(events.LeaseFailed(peer=peer_of(worker), failed=failed))
+
+    def diverge(self, worker: int, work: Work = "train") -> list[Effect]:
+        piece = 2 if work == "train" else 0
+        diverged = Diverged(work=work, step=self.coordinator.round.step, micro_batch=piece, layer="3 (Linear)")
+        return self.happen(events.LossDiverged(peer=peer_of(worker), diverged=diverged))
+
+    def pass_time(self, seconds: float) -> list[Effect]:
+        """Let time pass, waking the coordinator at each of its deadlines."""
+        end, effects = self.now + seconds, list[Effect]()
+        while (due := self.coordinator.deadline()) is not None and due <= end:
+            self.now = max(self.now, due)
+            effects += self.happen(events.TimePassed())
+        self.now = end
+        return effects
+
+    def finish_round(self) -> list[Effect]:
+        """Answer all leases until the round is another one, or the run is over."""
+        at, effects = self.coordinator.round, list[Effect]()
+        while self.coordinator.round is at and not self.coordinator.is_over():
+            worker = next(worker for worker, leases in self.leases.items() if leases)
+            effects += self.answer(worker)
+        return effects
+
+    def finish(self) -> list[Effect]:
+        """Answer all leases until the run is over."""
+        effects: list[Effect] = []
+        while not self.coordinator.is_over():
+            effects += self.finish_round()
+        return effects
+
+    def leased(self) -> list[Node]:
+        """Return the nodes that are leased and not answered, in order."""
+        return sorted(Node(lease.lo, lease.hi) for leases in self.leases.values() for lease in leases)
+
+
+def messages(effects: list[Effect], worker: int | None = None) -> list[Message]:
+    """Return the messages among effects, to one worker or to all."""
+    return [
+        effect.message
+        for effect in effects
+        if isinstance(effect, Send) and (worker is None or effect.peer == peer_of(worker))
+    ]
+
+
+def kinds(effects: list[Effect], worker: int | None = None) -> list[type[Message]]:
+    return [type(message) for message in messages(effects, worker)]
+
+
+def said(effects: list[Effect]) -> str:
+    return "\n".join(effect.text for effect in effects if isinstance(effect, Report | ReportRefusal))
+
+
+def called(effects: list[Effect]) -> list[str]:
+    return [effect.text for effect in effects if isinstance(effect, Report) and effect.text.startswith("waiting for")]
+
+
+def finished(effects: list[Effect]) -> list[Finish]:
+    return [effect for effect in effects if isinstance(effect, Finish)]

@@ -1,0 +1,135 @@
+"""How a run ends at the server: what is kept of a good one, a diverged one, and one interrupted at any moment."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
+from lockstep.common.aggregation.update import UpdateStep
+from lockstep.common.errors import FailureKind
+from lockstep.common.job.job import Job
+from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.records.metrics import METRICS
+from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder
+from lockstep.ps.shard.shard import Shard
+from tests.simulation.cluster import Simulation
+from tests.simulation.small import job_of
+
+
+def digest_of(job: Job) -> str:
+    simulation = Simulation(job)
+    simulation.add_worker()
+    return simulation.finish()
+
+
+def test_the_end_is_kept_in_the_folder(tmp_path: Path) -> None:
+    simulation = Simulation(job_of(), folder=RunFolder(tmp_path))
+    simulation.add_worker()
+    digest = simulation.finish()
+    simulation.recorder.close()
+    assert digest_in(tmp_path, simulation.opening.layout) == digest
+    result = json.loads((tmp_path / RESULT).read_text())
+    assert (result["weights_sha256"], result["workers"], result["transport"]) == (digest, 1, "memory")
+    assert all(json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines())
+
+
+def digest_in(folder: Path, layout: ParameterLayout) -> str:
+    vector = np.zeros(layout.size, np.float32)
+    with safe_open(folder / WEIGHTS, "numpy") as file:
+        layout.write(vector, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # not a mapping
+    return weights_digest(vector)
+
+
+@dataclass
+class ExplodingShard(Shard):
+    """From the third update on, weights whose loss is not finite."""
+
+    def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
+        super().end_update(at, not_finite)
+        if at.step == 2:
+            self.weights[:] = np.inf
+
+
+@dataclass
+class InterruptedShard(Shard):
+    """Ctrl-C in the middle of the third update: the weights are written, and not in use yet."""
+
+    def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
+        if at.step == 2:
+            raise KeyboardInterrupt
+        super().end_update(at, not_finite)
+
+
+def like(kind: type[Shard]) -> Callable[[Shard], Shard]:
+    return lambda shard: kind(slots=shard.slots, policy=shard.policy, micro_batches=shard.micro_batches)
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
+    simulation = Simulation(job_of(model="lenet"), folder=RunFolder(tmp_path), shard_of=like(ExplodingShard))
+    worker = simulation.add_worker()
+    simulation.run()
+    simulation.drain()
+    simulation.recorder.close()
+    ended = simulation.server.ended
+    assert ended is not None
+    assert ended.kind is FailureKind.DIVERGED
+    # The third update ends the epoch, so that its evaluation is the first to see the weights.
+    assert "the loss of step 3, evaluation chunk 0, is not finite; first seen in layer 0 (Conv2d)" in ended.failure
+    assert worker.runner.ended is not None
+    assert worker.runner.ended.code == 1
+    assert ended.failure in worker.runner.ended.reason
+    assert digest_in(tmp_path, simulation.opening.layout) == digest_after(2)
+    assert not (tmp_path / RESULT).exists()
+    assert json.loads((tmp_path / METRICS).read_text().splitlines()[-1])["weights_after_steps"] == 2
+
+
+def digest_after(steps: int) -> str:
+    """Return the digest after so many steps of the job whose rate does not depend on their number."""
+    return digest_of(job_of(model="lenet", steps=steps))
+
+
+def test_an_interrupt_in_the_middle_of_an_update_keeps_whole_weights(tmp_path: Path) -> None:
+    simulation = Simulation(job_of(model="lenet"), folder=RunFolder(tmp_path), shard_of=like(InterruptedShard))
+    simulation.add_worker()
+    with pytest.raises(KeyboardInterrupt):
+        simulation.run()
+    simulation.server.interrupt()
+    simulation.recorder.close()
+    assert simulation.server.ended == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+    assert digest_in(tmp_path, simulation.opening.layout) == digest_after(2)
+
+
+def test_an_interrupt_before_anybody_came_ends_the_run() -> None:
+    simulation = Simulation(job_of())
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+    # Its address is free again.
+    simulation.network.server()
+
+
+@dataclass
+class InterruptedFolder(RunFolder):
+    """Ctrl-C while the result is written."""
+
+    def keep_result(self, result: object) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_the_result_is_kept_counts_as_one(tmp_path: Path) -> None:
+    simulation = Simulation(job_of(steps=1), folder=InterruptedFolder(tmp_path))
+    simulation.add_worker()
+    with pytest.raises(KeyboardInterrupt):
+        simulation.run()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)

@@ -1,0 +1,153 @@
+"""The server takes in the frames that its leases ask for, and of nobody more than that."""
+
+import numpy as np
+import pytest
+
+from lockstep.common.aggregation.slices import FRAME, slices_for
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import (
+    Lease,
+    Ready,
+    Refused,
+    Result,
+    ServerMessage,
+    Status,
+    StatusRequest,
+    SumsFrame,
+    Weights,
+)
+from lockstep.common.transport.in_memory import MemoryClient
+from tests.lockstep.ps.server.test_server import JOIN, digest_of, heard
+from tests.simulation.cluster import Simulation
+from tests.simulation.small import job_of
+
+#: Three frames.
+JOB = job_of(model="mlp", micro_batches=4, steps=2)
+SIZE = 535_818
+
+
+class Hand:
+    """A run in which one worker is played by hand."""
+
+    def __init__(self) -> None:
+        self.simulation = Simulation(JOB)
+        self.client: MemoryClient = self.simulation.network.client()
+        self.client.send(encode(JOIN))
+        self.client.send(encode(Ready()))
+        self.simulation.run_until_quiet()
+
+    def send(self, *parts: SumsFrame, size: int = FRAME) -> None:
+        for part in parts:
+            self.client.send(encode(part, [np.zeros(size, np.float32)]))
+            self.simulation.run_until_quiet()
+
+    def refusals(self) -> list[str]:
+        return [message.reason for message in heard(self.client) if isinstance(message, Refused)]
+
+    def finish(self) -> str:
+        self.client.close()
+        self.simulation.add_worker()
+        return self.simulation.finish()
+
+
+def part(start: int = 0, *, step: int = 0, lo: int = 0, hi: int = 4) -> SumsFrame:
+    return SumsFrame(step=step, lo=lo, hi=hi, start=start)
+
+
+def test_weights_are_sent_in_frames_before_the_lease() -> None:
+    hand = Hand()
+    messages, vector = [], np.full(SIZE, np.nan, np.float32)
+    while (frames := hand.client.receive(None)) is not None:
+        message, arrays = decode(frames, ServerMessage)
+        messages.append(message)
+        if isinstance(message, Weights):
+            vector[message.start : message.start + len(arrays[0])] = arrays[0]
+    assert [type(message) for message in messages[1:]] == [Weights] * 3 + [Lease]
+    assert vector.tobytes() == hand.simulation.server.shard.weights.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("bad", "size", "text"),
+    [
+        (part(5), FRAME, "sums over 0-3 from 5 on: not a frame of any lease"),
+        (part(3 * FRAME), FRAME, "not a frame of any lease"),
+        (part(lo=1, hi=3), FRAME, "sums over 1-2 from 0 on: not a frame of any lease"),
+        (part(hi=2**31), FRAME, "not a frame of any lease"),
+        (part(), FRAME - 1, f"sums of {FRAME - 1} values: expected {FRAME}"),
+        (part(2 * FRAME), FRAME, f"sums of {FRAME} values: expected {SIZE - 2 * FRAME}"),
+    ],
+)
+def test_what_is_no_frame_costs_the_worker_its_place(bad: SumsFrame, size: int, text: str) -> None:
+    hand = Hand()
+    hand.send(bad, size=size)
+    (reason,) = hand.refusals()
+    assert text in reason
+    assert hand.finish() == digest_of(JOB)
+
+
+def test_a_result_before_all_its_frames_does_not_count() -> None:
+    hand = Hand()
+    hand.send(part(0), part(FRAME))
+    result = Result(
+        work="train", step=0, lo=0, hi=4, loss_sum=1.0, correct=1, count=16, compute_s=0.1, losses=bytes(16)
+    )
+    hand.client.send(encode(result))
+    hand.simulation.run_until_quiet()
+    assert hand.simulation.server.coordinator.round.step == 0
+    assert hand.refusals() == []
+
+
+def test_frames_put_off_the_end_of_a_lease_and_frames_that_nobody_wants_do_not() -> None:
+    hand = Hand()
+    for start in (0, FRAME):
+        hand.simulation.wait(40.0)
+        hand.send(part(start))
+    assert not any("leased again" in text for text in hand.simulation.said)
+    hand.simulation.wait(40.0)
+    hand.send(part(0), part(FRAME))
+    hand.simulation.wait(30.0)
+    hand.simulation.run_until_quiet()
+    assert any("leased again" in text for text in hand.simulation.said)
+
+
+def test_a_worker_that_sends_for_ever_loses_its_place_and_its_connection() -> None:
+    hand = Hand()
+    for _ in range(100):
+        hand.send(part(0))
+    (reason,) = hand.refusals()
+    assert "it sends more than its leases ask for" in reason
+    assert len([text for text in hand.simulation.said if "refused a peer" in text]) == 1
+    hand.client.send(encode(StatusRequest()))
+    hand.simulation.run_until_quiet()
+    # Over another connection it is one that may ask, and who has no place.
+    (status,) = heard(hand.client)
+    assert isinstance(status, Status)
+    assert (status.broken, status.workers) == (1, [])
+
+
+def test_one_that_was_sent_away_is_not_answered() -> None:
+    hand = Hand()
+    hand.client.send([b"garbage"])
+    hand.simulation.run_until_quiet()
+    assert len(hand.refusals()) == 1
+    hand.client.send(encode(StatusRequest()))
+    hand.simulation.run_until_quiet()
+    assert heard(hand.client) == []
+
+
+def test_nothing_is_kept_of_what_strangers_send() -> None:
+    hand = Hand()
+    stranger = hand.simulation.network.client()
+    for _ in range(20):
+        stranger.send(encode(part(0), [np.ones(FRAME, np.float32)]))
+        hand.simulation.run_until_quiet()
+    server = hand.simulation.server
+    assert not any(tree.tree.held for tree in server.shard.trees)
+    assert len(server.receiver.book.allowance) == 1
+    stranger.close()
+    assert hand.finish() == digest_of(JOB)
+
+
+def test_a_shard_of_a_slice_knows_its_frames_by_their_place_in_the_whole_vector() -> None:
+    first, second = slices_for(SIZE, 2)
+    assert second.frames()[0].start == first.stop

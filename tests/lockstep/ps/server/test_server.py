@@ -1,0 +1,270 @@
+"""The server's shell: garbage does not stop it, time passes whatever comes, and everybody is answered."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import (
+    PROTOCOL_VERSION,
+    Finished,
+    Join,
+    Leave,
+    Message,
+    Ready,
+    Refused,
+    Result,
+    ServerMessage,
+    Status,
+    StatusRequest,
+    Weights,
+)
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.transport.in_memory import MemoryClient
+from lockstep.common.transport.port import Frames, ServerPort, Shortcut
+from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.server.server import WATCH_S
+from lockstep.ps.server.status_rate_limit import AT_ONCE, PER_SECOND
+from lockstep.ps.setup import AdmissionPolicy
+from tests.simulation.cluster import Simulation, Worker
+from tests.simulation.small import JOBS, job_of
+
+JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
+
+
+def heard(client: MemoryClient) -> list[Message]:
+    messages = []
+    while (frames := client.receive(None)) is not None:
+        messages.append(decode(frames, ServerMessage)[0])
+    return messages
+
+
+def header(**fields: object) -> bytes:
+    packed = msgpack.packb(fields)
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def next_versions_join() -> list[bytes]:
+    """A join as another version may send it, with a field that this one does not know."""
+    return [header(type="join", protocol=2, incarnation="a", host="h", pid=1, colour="green")]
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b""],
+        [b"\xc1"],
+        [b"GET / HTTP/1.1\r\n\r\n"],
+        [header(type="lease", work="train", step=0, lo=0, hi=1)],
+        [header(type="ready"), b"1234"],
+        [b"a", b"b", b"c"],
+        next_versions_join(),
+    ],
+    ids=["empty", "no msgpack", "http", "a server's message", "an array too many", "frames", "another version"],
+)
+def test_garbage_is_answered_with_the_reason_and_the_run_goes_on(frames: list[bytes]) -> None:
+    simulation = Simulation(job_of(steps=2))
+    stranger = simulation.network.client()
+    simulation.add_worker()
+    simulation.run_to(1)
+    stranger.send(frames)
+    simulation.finish()
+    (refused,) = heard(stranger)
+    assert isinstance(refused, Refused)
+    assert f"it broke protocol {PROTOCOL_VERSION}: " in refused.reason
+    assert "install the same version of Lockstep on both machines" in refused.reason
+    assert "\n" not in refused.reason
+    assert any("refused a peer" in text for text in simulation.said)
+
+
+def test_sums_of_a_wrong_length_cost_the_worker_its_place_and_the_run_goes_on() -> None:
+    simulation = Simulation(job_of())
+    odd = simulation.network.client()
+    odd.send(encode(JOIN))
+    simulation.add_worker()
+    simulation.run_to(1)
+    result = Result(work="train", step=1, lo=0, hi=1, loss_sum=0.0, correct=0, count=4, compute_s=0.0, losses=bytes(4))
+    odd.send(encode(result, [np.zeros(3, np.float32)]))
+    before = simulation.finish()
+    (refused,) = [message for message in heard(odd) if isinstance(message, Refused)]
+    assert "sums of 3 values: expected 7850" in refused.reason
+    assert before == digest_of(job_of())
+
+
+@pytest.mark.parametrize(
+    ("is_offered", "fault"),
+    [(True, "sums that are not there"), (True, "is not that of the shared memory"), (False, "it was not offered")],
+)
+def test_who_says_to_share_memory_and_does_not_loses_its_place(short_root: Path, is_offered: bool, fault: str) -> None:
+    with Simulation(job_of(), root=short_root if is_offered else None) as simulation:
+        nonce = "0" * 32
+        if simulation.sharing is not None and "sums" in fault:
+            nonce = simulation.sharing.folder.nonce.hex()
+        odd = simulation.network.client()
+        odd.send(encode(JOIN))
+        odd.send(encode(Ready(nonce=nonce)))
+        simulation.run_until_quiet()
+        (refused,) = [message for message in heard(odd) if isinstance(message, Refused)]
+        assert fault in refused.reason
+        simulation.add_worker()
+        assert simulation.finish() == digest_of(job_of())
+
+
+def digest_of(job: Job) -> str:
+    simulation = Simulation(job)
+    simulation.add_worker()
+    return simulation.finish()
+
+
+def test_whoever_asks_gets_the_status() -> None:
+    simulation = Simulation(job_of())
+    observer = simulation.network.client()
+    observer.send(encode(StatusRequest()))
+    simulation.server.step()
+    simulation.server.step()
+    (status,) = heard(observer)
+    assert isinstance(status, Status)
+    assert status.phase == "waiting for workers"
+
+
+def test_while_it_waits_it_says_for_whom() -> None:
+    simulation = Simulation(job_of(), admission=AdmissionPolicy(min_workers=2))
+    simulation.server.step()
+    assert simulation.said == ["waiting for workers: 0 of 2 are ready"]
+
+
+def test_leases_run_out_although_there_is_always_a_message() -> None:
+    simulation = Simulation(job_of(), admission=AdmissionPolicy(lease_timeout_s=1.0))
+    worker, chatty = simulation.add_worker(), simulation.network.client()
+    simulation.run(until=lambda: simulation.server.coordinator.is_running())
+    worker.is_hanging = True
+    for _ in range(200):
+        chatty.send(encode(StatusRequest()))
+        simulation.server.step()
+        simulation.clock.advance(0.05)
+        heard(chatty)
+    assert any("leased again" in text for text in simulation.said)
+
+
+def test_the_weights_that_are_sent_are_those_of_the_step() -> None:
+    simulation = Simulation(job_of())
+    client = simulation.network.client()
+    client.send(encode(JOIN))
+    simulation.run_until_quiet()
+    client.send([header(type="ready")])
+    simulation.run_until_quiet()
+    arrays = {}
+    while (frames := client.receive(None)) is not None:
+        message, vectors = decode(frames, ServerMessage)
+        if isinstance(message, Weights):
+            arrays[message.step] = weights_digest(vectors[0])
+    assert arrays == {0: simulation.server.shard.digest()}
+
+
+@dataclass
+class WorkingPort:
+    """A port at which time passes, and a worker works, while the server waits."""
+
+    port: ServerPort
+    worker: Worker
+    clock: ManualClock
+
+    @property
+    def address(self) -> str:
+        return self.port.address
+
+    def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
+        self.clock.advance(0.03)
+        self.worker.runner.step()
+        return self.port.receive(timeout_s)
+
+    def send(self, peer: bytes, frames: Frames) -> None:
+        self.port.send(peer, frames)
+
+    def lost(self) -> list[bytes]:
+        return self.port.lost()
+
+    def cut(self, peer: bytes) -> None:
+        self.port.cut(peer)
+
+    def allow(self, queue: int) -> None:
+        self.port.allow(queue)
+
+    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
+        self.port.shorten(peer, shortcut)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.port.close(linger_s)
+
+
+def test_the_progress_is_looked_at_now_and_then_and_at_the_end() -> None:
+    simulation = Simulation(job_of())
+    server = simulation.server
+    server.port = WorkingPort(server.port, simulation.add_worker(), simulation.clock)
+    looks: list[float] = []
+    assert server.run(watch=lambda: looks.append(simulation.clock.now())) == Finish()
+    assert looks[-1] == simulation.clock.now()
+    assert all(later - earlier >= WATCH_S for earlier, later in pairwise(looks[:-1]))
+    assert len(looks) >= 3
+
+
+def test_peers_that_are_gone_at_the_end_are_no_trouble() -> None:
+    simulation = Simulation(job_of(steps=1), admission=AdmissionPolicy(min_workers=2))
+    workers = [simulation.add_worker(), simulation.add_worker()]
+    simulation.run(until=lambda: simulation.server.coordinator.round.work == "evaluate")
+    idle = next(w for w in workers if not simulation.server.coordinator.leases.held_by(workers.index(w)))
+    idle.die()
+    simulation.finish()
+
+
+def test_one_that_asks_without_end_is_answered_later_and_not_each_time() -> None:
+    simulation = Simulation(job_of())
+    curious = simulation.network.client()
+    for _ in range(2 * int(AT_ONCE)):
+        curious.send(encode(StatusRequest()))
+        while simulation.server.step():
+            pass
+    assert [type(message) for message in heard(curious)] == [Status] * int(AT_ONCE)
+    simulation.clock.advance(1.0 / PER_SECOND)
+    while simulation.server.step():
+        pass
+    assert [type(message) for message in heard(curious)] == [Status]
+
+
+def test_a_peer_that_does_not_read_loses_its_place() -> None:
+    simulation = Simulation(job_of())
+    silent = simulation.network.client()
+    silent.send(encode(JOIN))
+    for _ in range(100):
+        silent.send(encode(StatusRequest()))
+        simulation.run_until_quiet()
+        simulation.clock.advance(1.0 / PER_SECOND)
+    assert any("does not read what it is sent" in text for text in simulation.said)
+    silent.close()
+
+
+def test_leaving_is_told_with_the_reason() -> None:
+    simulation = Simulation(job_of())
+    client = simulation.network.client()
+    client.send(encode(JOIN))
+    client.send(encode(Leave(reason="the dataset is not the server's")))
+    simulation.run_until_quiet()
+    assert any("left: the dataset is not the server's" in text for text in simulation.said)
+
+
+def test_workers_are_told_of_the_end() -> None:
+    simulation = Simulation(JOBS["linear"], admission=AdmissionPolicy(min_workers=2))
+    client = simulation.network.client()
+    client.send(encode(JOIN))
+    for _ in range(2):
+        simulation.add_worker()
+    simulation.finish()
+    assert heard(client)[-1] == Finished(reason="")

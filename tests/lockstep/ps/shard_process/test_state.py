@@ -1,0 +1,187 @@
+"""What a shard decides in a run: what it adds and sends, and at which step; how it joins is the client's part."""
+
+from itertools import product
+from typing import get_args
+
+import pytest
+
+from lockstep.common.client.client import ClientConfig
+from lockstep.common.client.events_and_effects import Evicted, Exit, Prepared, SendToServer, Started, Welcomed
+from lockstep.common.errors import FailureKind
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Leave, Ping, SumsFrame
+from lockstep.common.protocol.shard_messages import (
+    AddFromMemory,
+    Admit,
+    Hello,
+    SendWeightsTo,
+    ShardJoin,
+    ShardReady,
+    ShardWelcome,
+    SquaresRequest,
+    SumsAck,
+    Update,
+    WorkerLost,
+)
+from lockstep.common.statemachine.events_and_effects import TimePassed
+from lockstep.ps.shard_process import events
+from lockstep.ps.shard_process.effects import (
+    AddFrame,
+    MapSums,
+    RefusePeer,
+    SendSlice,
+    SendSquares,
+    ShardEffect,
+    UnmapSums,
+    UpdateSlice,
+)
+from lockstep.ps.shard_process.state import SILENCE_S, TRANSITIONS, ShardPhase, ShardState
+from tests.lockstep.common.client.clients import exits, sent
+
+JOIN = ShardJoin(
+    protocol=PROTOCOL_VERSION, incarnation="s", host="h", pid=1, fingerprint=fingerprint(), address="tcp://h:2"
+)
+WELCOME = ShardWelcome(
+    index=1, servers=2, run="blue", job=Job(), training_samples=64, test_samples=16, size=8192, parameter_size=8192
+)
+ADMIT = Admit(rank=3, incarnation="life-3", shares=False)
+HELLO = Hello(rank=3, incarnation="life-3")
+PEER = b"peer"
+
+
+def update_of(step: int) -> Update:
+    return Update(step=step, count=64, scale=None, ranks=[3], collected="nothing")
+
+
+#: One event of each kind.
+EVENTS: dict[type[events.SliceEvent], events.SliceEvent] = {
+    type(event): event
+    for event in (
+        events.SliceFilled(steps=5),
+        events.WorkerAdmitted(admit=ADMIT),
+        events.WorkerForgotten(rank=3),
+        events.WorkerConnected(peer=PEER, hello=HELLO),
+        events.WeightsRequested(request=SendWeightsTo(rank=3, step=5)),
+        events.SumsReceived(peer=PEER, sums=SumsFrame(step=5, lo=0, hi=1, start=4096), frame=0),
+        events.SumsShared(add=AddFromMemory(rank=3, slot=0, step=5, lo=0, hi=1)),
+        events.SumsMissing(rank=3, reason="no such file"),
+        events.SquaresRequested(request=SquaresRequest(step=5, count=64)),
+        events.UpdateRequested(update=update_of(5)),
+        events.PeerFailed(peer=PEER, reason="its connection is gone"),
+        events.PingReceived(),
+        events.ServerHeard(),
+    )
+}
+
+
+def shard_in(phase: ShardPhase) -> ShardState:
+    """Return a shard that has come to a phase by the usual way; one that serves is at step 5."""
+    state = ShardState(ClientConfig(address="tcp://h:1", join=JOIN, silence_s=SILENCE_S))
+    state.handle(Started(), 0.0)
+    if phase is not ShardPhase.OUTSIDE:
+        state.handle(Welcomed(welcome=WELCOME, place="shard 1 of 2 servers"), 0.0)
+        assert state.handle(Prepared(ready=ShardReady()), 0.0) == [SendToServer(message=ShardReady())]
+    if phase is ShardPhase.SERVING:
+        state.handle(events.SliceFilled(steps=5), 0.0)
+    assert state.phase is phase
+    return state
+
+
+def serving() -> ShardState:
+    """Return a shard that has sent worker 3 the weights of step 5."""
+    state = shard_in(ShardPhase.SERVING)
+    for event in (events.WorkerAdmitted, events.WorkerConnected):
+        assert state.handle(EVENTS[event], 0.0) == []
+    assert state.handle(EVENTS[events.WeightsRequested], 0.0) == [SendSlice(peer=PEER)]
+    return state
+
+
+def test_every_phase_has_an_entry_for_every_event() -> None:
+    assert set(TRANSITIONS) == set(product(ShardPhase, get_args(events.SliceEvent)))
+    assert set(EVENTS) == set(get_args(events.SliceEvent))
+
+
+@pytest.mark.parametrize("phase", ShardPhase)
+@pytest.mark.parametrize("kind", EVENTS)
+def test_every_event_in_every_phase_obeys_the_table(phase: ShardPhase, kind: type[events.SliceEvent]) -> None:
+    state, targets = shard_in(phase), TRANSITIONS[phase, kind]
+    effects = state.handle(EVENTS[kind], 0.0)
+    state.validate()
+    if targets:
+        assert state.phase in targets
+    else:
+        assert (effects, state.phase) == ([], phase)
+
+
+def test_sums_are_added_and_acknowledged_once_they_are_complete() -> None:
+    state = serving()
+    ack = SumsAck(rank=3, step=5, lo=0, hi=1)
+    node = ack.node()
+    received = EVENTS[events.SumsReceived]
+    assert state.handle(received, 0.0) == [AddFrame(frame=0, node=node), SendToServer(message=ack)]
+    assert state.handle(received, 0.0) == []
+
+
+def test_an_update_serves_those_that_are_to_have_the_new_weights_at_once() -> None:
+    state = serving()
+    update = update_of(5)
+    assert state.handle(events.UpdateRequested(update=update), 0.0) == [
+        UpdateSlice(update=update),
+        SendSlice(peer=PEER),
+    ]
+    assert state.step == 6
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        events.UpdateRequested(update=update_of(6)),
+        events.SquaresRequested(request=SquaresRequest(step=4, count=64)),
+    ],
+)
+def test_a_server_at_another_step_ends_it(event: events.SliceEvent) -> None:
+    state = serving()
+    effects = state.handle(event, 0.0)
+    (end,) = exits(effects)
+    assert (end.code, end.kind) == (1, FailureKind.PROTOCOL)
+    assert isinstance(sent(effects)[0], Leave)
+    assert state.phase is ShardPhase.OUTSIDE
+    assert state.handle(EVENTS[events.PingReceived], 0.0) == []
+
+
+def test_squares_are_those_of_the_step_at_hand() -> None:
+    assert serving().handle(EVENTS[events.SquaresRequested], 0.0) == [SendSquares(step=5, count=64)]
+
+
+def test_a_worker_that_fails_is_refused_and_reported() -> None:
+    state = serving()
+    refused, *rest = state.handle(EVENTS[events.PeerFailed], 0.0)
+    assert isinstance(refused, RefusePeer)
+    lost = WorkerLost(rank=3, reason="its connection is gone")
+    assert rest == [UnmapSums(rank=3), SendToServer(message=lost)]
+    assert state.handle(EVENTS[events.SumsReceived], 0.0) == []
+
+
+def test_a_worker_that_shares_memory_is_mapped() -> None:
+    state = shard_in(ShardPhase.SERVING)
+    admit = Admit(rank=4, incarnation="life-4", shares=True)
+    expected: list[ShardEffect] = [MapSums(rank=4)]
+    assert state.handle(events.WorkerAdmitted(admit=admit), 0.0) == expected
+
+
+def test_it_answers_pings_and_does_not_take_a_worker_for_the_server() -> None:
+    state = shard_in(ShardPhase.SERVING)
+    assert state.handle(EVENTS[events.PingReceived], 10.0) == [SendToServer(message=Ping())]
+    state.handle(EVENTS[events.WorkerConnected], 20.0)
+    assert state.client.heard == 10.0
+
+
+def test_an_evicted_shard_ends_and_so_does_one_whose_server_is_silent() -> None:
+    (end,) = exits(shard_in(ShardPhase.SERVING).handle(Evicted(reason="a restart"), 0.0))
+    assert end == Exit(code=1, reason="the server evicted this shard: a restart", kind=FailureKind.EVICTED)
+    state, ends, now = shard_in(ShardPhase.SERVING), list[Exit](), 0.0
+    while (due := state.deadline()) is not None:
+        now, ends = due, exits(state.handle(TimePassed(), due))
+    assert SILENCE_S <= now <= SILENCE_S + 5.0
+    assert "has been silent for" in ends[0].reason

@@ -1,0 +1,96 @@
+"""A run begins only where job, model and data go together; otherwise one line says what does not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lockstep.common import nn
+from lockstep.common.aggregation.layout import gather, layout_of
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.errors import DataError, FileFormatError, JobError, LockstepError, ModelError, NumericsError
+from lockstep.common.files.safetensors import write
+from lockstep.common.nn.description import describe
+from lockstep.common.nn.model_source import build_model
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from tests.simulation.small import digits, job_of, noisy_net
+
+
+def opened(**values: Any) -> RunSetup:
+    return open_run("test", job_of(**values), digits(), AdmissionPolicy(min_workers=2, lease_timeout_s=7.0))
+
+
+def test_the_facts_are_those_of_job_data_and_model() -> None:
+    opening = opened(model="mlp")
+    info, layout = opening.info, layout_of(build_model("mlp"))
+    assert (info.dataset, info.layout, info.source) == (digits().digest, layout.digest(), "")
+    assert (info.min_workers, info.lease_timeout_s, info.training_samples) == (2, 7.0, 40)
+    assert opening.shard.weights.size == layout.size
+
+
+def test_the_first_weights_are_drawn_from_the_seed() -> None:
+    one, same, other = opened(seed=1), opened(seed=1), opened(seed=2)
+    assert one.shard.digest() == same.shard.digest() != other.shard.digest()
+    model = build_model("linear").initialize(1)
+    assert one.shard.weights.tobytes() == gather(model, layout_of(model)).tobytes()
+
+
+def test_the_first_weights_may_come_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    model = build_model(noisy_net()).initialize(9)
+    write(path, model.state_dict(), {})
+    opening = opened(model=noisy_net(), initial=str(path))
+    assert opening.shard.weights.tobytes() == gather(model, layout_of(model)).tobytes()
+
+
+def test_a_process_without_the_jobs_numerics_opens_nothing() -> None:
+    with pytest.raises(NumericsError, match="numerics = 'portable' in a process that has native ones"):
+        opened(numerics="portable")
+
+
+def test_mixed_numerics_may_be_allowed() -> None:
+    admission = AdmissionPolicy(allows_mixed_numerics=True)
+    assert open_run("test", job_of(numerics="portable"), digits(), admission).info.fingerprint.mode == "native"
+
+
+def test_the_look_at_the_output_leaves_statistics_alone() -> None:
+    opening = opened(model=noisy_net())
+    statistics = opening.shard.weights[opening.layout.parameter_size :]
+    assert sorted(set(statistics.tolist())) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "text"),
+    [
+        ({"global_batch": 41}, JobError, "global_batch = 41 is more than the 40 training samples of 'digits'"),
+        ({"model": dict(describe(nn.Linear(784, 10)))}, ModelError, r"cannot take samples of shape \(1, 28, 28\)"),
+        (
+            {"model": dict(describe(nn.Sequential(nn.Flatten(), nn.Linear(784, 7))))},
+            ModelError,
+            r"\(2, 7\): expected \(2, 10\)",
+        ),
+        ({"model": dict(describe(nn.Flatten()))}, ModelError, "has no parameters"),
+        ({"initial": "nowhere.safetensors"}, FileFormatError, "nowhere.safetensors"),
+        ({"warmup_steps": 4}, JobError, "warmup_steps = 4 is not below the run's 4 steps"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_on_one_line(
+    values: dict[str, Any], error: type[LockstepError], text: str
+) -> None:
+    with pytest.raises(error, match=text) as raised:
+        opened(**values)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write(path, build_model("mlp").state_dict(), {})
+    with pytest.raises(ModelError, match="weights do not fit the model"):
+        opened(initial=str(path))
+
+
+def test_what_has_no_rows_and_columns_cannot_be_shifted() -> None:
+    flat = Dataset(np.zeros((20, 784), np.float32), np.zeros(20, np.int64), 10)
+    with pytest.raises(DataError, match="shifts of 2 pixels"):
+        open_run("test", job_of(max_shift=2), TrainTest("flat", flat, flat), AdmissionPolicy())

@@ -1,0 +1,52 @@
+"""Figures of classes from counts, where they are undefined too, and their form in a terminal."""
+
+import numpy as np
+import pytest
+
+from lockstep.results.evaluation.confusion import MOST_SHOWN, Confusion, figures_lines, matrix_lines
+
+LABELS = np.array([0, 0, 0, 0, 1, 1, 2], dtype=np.int64)
+TAKEN = np.array([0, 0, 0, 1, 1, 0, 1], dtype=np.int64)
+
+
+def test_counts_are_by_class_and_by_what_it_is_taken_for() -> None:
+    counts = Confusion.of(LABELS, TAKEN, 4).counts
+    assert counts.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_precision_recall_and_f1() -> None:
+    first, second, *_ = Confusion.of(LABELS, TAKEN, 4).figures()
+    assert (first.samples, first.precision, first.recall, first.f1) == (4, 0.75, 0.75, 0.75)
+    assert (first.mistaken_for, first.mistakes) == (1, 1)
+    assert (second.samples, second.recall) == (2, 0.5)
+    assert second.precision == pytest.approx(1 / 3)
+    assert second.f1 == pytest.approx(2 * (1 / 3) * 0.5 / (1 / 3 + 0.5))
+
+
+def test_what_would_divide_by_zero_is_none() -> None:
+    _, _, never_taken, absent = Confusion.of(LABELS, TAKEN, 4).figures()
+    assert (never_taken.precision, never_taken.recall, never_taken.f1) == (None, 0.0, 0.0)
+    assert (absent.samples, absent.precision, absent.recall, absent.f1, absent.mistaken_for) == (
+        0,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def test_lines_fit_80_columns_and_a_large_matrix_is_left_out() -> None:
+    many = Confusion(np.full((MOST_SHOWN, MOST_SHOWN), 9999))
+    lines = [*figures_lines(many.figures()), *matrix_lines(many)]
+    assert max(map(len, lines)) <= 80
+    assert matrix_lines(Confusion(np.ones((MOST_SHOWN + 1, MOST_SHOWN + 1), np.int64))) == []
+    assert figures_lines(Confusion.of(LABELS, TAKEN, 4).figures())[3].split() == [
+        "2",
+        "1",
+        "-",
+        "0.00%",
+        "0.00%",
+        "1,",
+        "1",
+        "times",
+    ]

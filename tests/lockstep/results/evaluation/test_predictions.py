@@ -1,0 +1,75 @@
+"""Pictures of digits in MNIST's form: whatever their size, place and polarity."""
+
+import numpy as np
+import pytest
+
+from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.errors import DataError
+from lockstep.results.evaluation.predictions import BOX, as_digit, resized
+from tests.simulation.small import mnist
+
+DIGITS = mnist().test.images[:30, 0] / 255.0
+
+
+def centre(field: Array) -> tuple[float, float]:
+    places = np.arange(28)
+    return float(field.sum(axis=1) @ places / field.sum()), float(field.sum(axis=0) @ places / field.sum())
+
+
+def likeness(field: Array, other: Array) -> float:
+    """Return the correlation; the centre of mass is rounded to a pixel, and may fall into the next one."""
+    shifts = [np.roll(field, (down, right), axis=(0, 1)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    return max(float(np.corrcoef(shifted.ravel(), other.ravel())[0, 1]) for shifted in shifts)
+
+
+def on_a_page(digit: Array, scale: int, top: int, left: int) -> Array:
+    """Return a digit, enlarged, somewhere on a large dark page."""
+    page = np.zeros((400, 500))
+    page[top : top + 28 * scale, left : left + 28 * scale] = resized(digit, 28 * scale, 28 * scale)
+    return page
+
+
+def test_mnists_own_images_stay_what_they_are() -> None:
+    for digit in DIGITS:
+        assert likeness(as_digit(digit), digit) > 0.95
+
+
+@pytest.mark.parametrize(("scale", "top", "left"), [(2, 0, 0), (5, 200, 30), (10, 90, 200)])
+def test_size_and_place_do_not_matter(scale: int, top: int, left: int) -> None:
+    for digit in DIGITS[:10]:
+        assert likeness(as_digit(on_a_page(digit, scale, top, left)), digit) > 0.9
+
+
+def test_polarity_and_contrast_do_not_matter() -> None:
+    page = on_a_page(DIGITS[0], 4, 100, 100)
+    for other in (1 - page, 0.9 - 0.3 * page, 0.2 + 0.1 * page):
+        np.testing.assert_allclose(as_digit(other), as_digit(page), atol=1e-9)
+
+
+def test_it_lies_in_a_box_of_20_and_its_mass_in_the_middle() -> None:
+    for digit in DIGITS:
+        field = as_digit(on_a_page(digit, 6, 10, 300))
+        rows, columns = np.flatnonzero(field.any(axis=1)), np.flatnonzero(field.any(axis=0))
+        assert max(np.ptp(rows), np.ptp(columns)) + 1 == BOX
+        assert centre(field) == pytest.approx((14, 14), abs=0.51)
+        assert field.max() == 1.0
+
+
+def test_a_speck_of_dust_and_noise_do_not_matter() -> None:
+    page = on_a_page(DIGITS[0], 6, 100, 100)
+    dusty = page + 0.05 * np.sin(np.arange(200_000)).reshape(400, 500)
+    dusty[390, 490] = 1.0
+    assert likeness(as_digit(dusty), as_digit(page)) > 0.95
+
+
+@pytest.mark.parametrize("gray", [0.0, 1.0, 0.5])
+def test_an_empty_page_is_refused(gray: float) -> None:
+    with pytest.raises(DataError, match="nothing is drawn in it: all pixels are within 1% of one gray"):
+        as_digit(np.full((50, 40), gray) + 0.01 * (np.arange(2000).reshape(50, 40) == 900))
+
+
+def test_a_dash_and_a_dot_stay_inside() -> None:
+    for shape in ((1, 60), (60, 1), (1, 1)):
+        page = np.zeros((100, 100))
+        page[20 : 20 + shape[0], 30 : 30 + shape[1]] = 1.0
+        assert as_digit(page).sum() > 0

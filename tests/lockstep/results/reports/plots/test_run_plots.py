@@ -1,0 +1,201 @@
+"""What the plots show: lines, bars and texts of their axes, and which cannot be made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib: .venv/bin/pip install -e '.[plot]'")
+
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from lockstep import nn
+from lockstep.common.data.dataset import Dataset
+from lockstep.common.errors import ModelError
+from lockstep.common.job.tally import Tally
+from lockstep.results.evaluation.assessment import Assessment
+from lockstep.results.evaluation.confusion import Confusion
+from lockstep.results.evaluation.mistakes import surest_mistakes
+from lockstep.results.reports.plots.curves import Floats, RunCurves, read_curves
+from lockstep.results.reports.plots.learning import learning
+from lockstep.results.reports.plots.leases import UNUSED
+from lockstep.results.reports.plots.results import (
+    confusion_matrix,
+    first_images,
+    first_layer,
+    worst_mistakes,
+)
+from lockstep.results.reports.plots.throughput import parts_of, throughput
+from lockstep.results.reports.plots.timeline import timeline
+from lockstep.results.reports.plots.worker_timeline import read_timeline
+from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
+
+
+def courses(folder: Path, *names: str) -> list[RunCurves]:
+    for name in names:
+        write_steps(folder / name, range(8))
+    return [read_curves(folder / name) for name in names]
+
+
+def xs(line: Line2D) -> Floats:
+    return np.asarray(line.get_xdata(), dtype=np.float64)
+
+
+def ys(line: Line2D) -> Floats:
+    return np.asarray(line.get_ydata(), dtype=np.float64)
+
+
+def test_learning_has_a_line_for_training_and_marks_for_tests(tmp_path: Path) -> None:
+    figure = learning(courses(tmp_path, "a", "b"))
+    loss, accuracy, rate = figure.axes
+    training, tests = loss.get_lines()[:2]
+    assert training.get_label() == "a: training"
+    np.testing.assert_allclose(ys(training), [2 / (step + 1) for step in range(8)])
+    assert xs(tests).tolist() == [4, 8]
+    assert ys(accuracy.get_lines()[1]).tolist() == [0.75, 0.75]
+    assert len(rate.get_lines()) == 2
+    # The first run's line is wider: equal runs lie exactly on one another.
+    assert training.get_linewidth() > loss.get_lines()[2].get_linewidth()
+
+
+def test_validations_have_marks_of_their_own(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), validation=(0.125, 0.875))
+    loss, accuracy, _ = learning([read_curves(tmp_path / "a")]).axes
+    marks = loss.get_lines()[2]
+    assert marks.get_label() == "a: validation"
+    assert (xs(marks).tolist(), ys(marks).tolist()) == ([4, 8], [0.125, 0.125])
+    assert ys(accuracy.get_lines()[2]).tolist() == [0.875, 0.875]
+
+
+def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
+    (course,) = courses(tmp_path, "a")
+    parts = parts_of(course)
+    assert {name: round(float(values[1]), 9) for name, values in parts.items()} == {
+        "compute": 0.2,
+        "exchange": 0.1,
+        "update": 0.1,
+        "waiting": 0.1,
+    }
+    np.testing.assert_allclose(np.sum(list(parts.values()), axis=0)[1:], 0.5)
+
+
+def test_throughput_is_samples_a_second(tmp_path: Path) -> None:
+    figure = throughput(courses(tmp_path, "a", "b"))
+    speed, *panels = figure.axes
+    np.testing.assert_allclose(ys(speed.get_lines()[0]), np.full(8, 16.0))
+    assert [axes.get_title(loc="left") for axes in panels] == ["time of a step, a", "time of a step, b"]
+
+
+def test_the_timeline_of_an_older_ledger_shows_leases_by_place_and_what_was_not_used(tmp_path: Path) -> None:
+    (course,) = courses(tmp_path, "run")
+    write_ledger(tmp_path / "run", LEDGER)
+    workers = read_timeline(tmp_path / "run")
+    whole, close, *_ = timeline(course, workers).axes
+    assert "this ledger has no times" in close.get_title()
+    assert [label.get_text() for label in close.get_yticklabels()] == workers.names
+    bars = sorted(
+        (bar.get_x(), bar.get_width(), round(bar.get_y() + 0.4)) for bar in close.patches if isinstance(bar, Rectangle)
+    )
+    assert bars == [(0.0, 0.5, 0), (0.5, 0.5, 1), (1.0, 1.0, 2), (1.5, 0.5, 1)]
+    (cross,) = whole.get_lines()
+    assert (cross.get_color(), ys(cross).tolist()) == (UNUSED, [1])
+    assert xs(cross).tolist() == [0.5]  # after the first step, which took half a second
+
+
+def test_the_matrix_has_the_counts_and_colours_for_mistakes_only() -> None:
+    axes = confusion_matrix(Confusion(np.array([[3, 1], [0, 4]]))).axes[0]
+    assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
+        ((0, 0), "3"),
+        ((1, 0), "1"),
+        ((1, 1), "4"),
+    ]
+    assert np.asarray(axes.images[0].get_array()).tolist() == [[0, 25], [0, 0]]
+    assert axes.get_title() == "7 of 8 correct (87.50%)"
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "pictures"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 70)), (1, 28, 28), (70, 28, 28)),
+        (nn.Sequential(nn.Conv2d(3, 5, 4)), (3, 9, 9), (5, 4, 4)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 4, 7)), (3, 6, 4), (7, 6, 4)),
+    ],
+)
+def test_the_first_layer_is_shown_as_plots(model: nn.Module, shape: tuple[int, ...], pictures: tuple[int, ...]) -> None:
+    _, found = first_images(model.state_dict(), shape)
+    assert found.shape == pictures
+    shown = [axes for axes in first_layer(model.state_dict(), shape).axes if axes.images]
+    assert len(shown) == min(64, pictures[0])
+
+
+def test_a_title_is_not_cut_off_however_few_are_below_it() -> None:
+    deep: nn.Module = nn.Conv2d(1, 2, 3)
+    for _ in range(12):
+        deep = nn.Sequential(deep)
+    for figure in (first_layer(deep.state_dict(), (1, 9, 9)), worst_mistakes(assessment([[0, 1]]))):
+        figure.draw_without_rendering()
+        (title,) = figure.texts
+        assert title.get_window_extent().x0 >= 0
+        assert title.get_window_extent().x1 <= figure.bbox.width
+
+
+def test_of_many_units_the_largest_are_shown() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 100))
+    weight = next(model.parameters()).data
+    weight[...] = 0.01
+    weight[90:] = 1.0
+    last = [axes for axes in first_layer(model.state_dict(), (1, 2, 2)).axes if axes.images][-1]
+    assert np.asarray(last.images[0].get_array()).tolist() == [[1, 1], [1, 1]]
+    assert last.get_title() == "99"
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.Linear(5, 4)), nn.Sequential(nn.Conv2d(1, 2, 1)), nn.BatchNorm1d(3)]
+)
+def test_a_first_layer_that_is_no_plot_is_reported(model: nn.Module) -> None:
+    with pytest.raises(ModelError, match=r"is not an image of samples|has no weight with units"):
+        first_layer(model.state_dict(), (1, 28, 28))
+
+
+def assessment(logits: list[list[float]], shape: tuple[int, ...] = (1, 2, 2)) -> Assessment:
+    labels = np.arange(len(logits), dtype=np.int64) % 2
+    images = np.zeros((len(logits), *shape), np.uint8)
+    return Assessment(Dataset(images, labels, 2), Tally(), np.array(logits, np.float32))
+
+
+def test_the_worst_mistakes_come_first() -> None:
+    # Of classes 0, 1, 0, 1, 0: wrong are the second and, more so, the third.
+    found = assessment([[5, 0], [1, 0], [0, 9], [0, 1], [1, 0]])
+    assert surest_mistakes(found).tolist() == [2, 1]
+    shown = [axes.get_title() for axes in worst_mistakes(found).axes if axes.images]
+    assert shown == ["0, not 1 (100%)", "1, not 0 (73%)"]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (assessment([[5, 0], [0, 5]]), "all test samples are correct"),
+        (assessment([[0, 5], [0, 5]], shape=(4,)), r"samples of shape \(4,\) are not images"),
+    ],
+)
+def test_mistakes_that_cannot_be_shown_are_reported(found: Assessment, text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        worst_mistakes(found)
+
+
+def test_numbers_at_a_logarithmic_axis_are_no_formulas(tmp_path: Path) -> None:
+    write_steps(tmp_path / "a", range(8), loss=8.0)
+    figure = learning([read_curves(tmp_path / "a")])
+    figure.canvas.draw()
+    axis = figure.axes[0].yaxis
+    shown = [label.get_text() for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))]
+    assert any(shown)
+    assert not any("$" in text for text in shown)
+
+
+def test_accuracy_fills_its_panel(tmp_path: Path) -> None:
+    low, high = learning(courses(tmp_path, "a")).axes[1].get_ylim()
+    # Between the training's 0.5 and the tests' 0.75.
+    assert 0.4 < low < 0.5
+    assert 0.75 < high < 0.8

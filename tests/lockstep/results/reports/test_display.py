@@ -1,0 +1,190 @@
+"""The display of a run: lines that fit 80 columns, and not too many of them."""
+
+import io
+import re
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from lockstep.common.protocol.messages import Status
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.results.reports.display import (
+    MOST_WORKER_LINES,
+    PLAIN_EVERY_S,
+    AnnouncingDisplay,
+    Display,
+    LiveDisplay,
+    PlainDisplay,
+    SilentDisplay,
+    display_for,
+    duration,
+    epoch_line,
+    figures,
+)
+from tests.lockstep.statuses import EPOCH, status, worker
+
+EPOCH_LINE = "epoch 1/8  loss 0.5000  accuracy 87.50%  test 93.75%  12.3 s"
+
+
+def console(*, is_terminal: bool, kind: str = "xterm") -> Console:
+    return Console(
+        width=80, height=24, file=io.StringIO(), force_terminal=is_terminal, record=True, _environ={"TERM": kind}
+    )
+
+
+def shown(on: Console) -> list[str]:
+    """Return the lines printed, without colours and cursor movements."""
+    return [line.rstrip() for line in on.export_text().splitlines()]
+
+
+def picture(of: Status) -> list[str]:
+    """Return the live picture of a status as lines of text."""
+    display, paper = LiveDisplay(console(is_terminal=True), ManualClock()), console(is_terminal=False)
+    paper.print(display._live_part(of))
+    return shown(paper)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (99.4, "99 s"), (99.6, "1 min 40 s"), (200.0, "3 min 20 s"), (3600.0, "1 h 0 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_what_is_trained_is_announced_once_and_not_before_the_run_is_known_to_be_good() -> None:
+    to = console(is_terminal=False)
+    with AnnouncingDisplay(PlainDisplay(to, ManualClock()), ["training mlp", "weights go to runs/mine"]) as display:
+        display.say("notice: something")
+        display.show(status())
+        display.show(status())
+    lines = shown(to)
+    assert lines[:3] == ["notice: something", "training mlp", "weights go to runs/mine"]
+    assert lines.count("training mlp") == 1
+
+
+def test_an_epoch_on_one_line() -> None:
+    assert epoch_line(EPOCH, 8) == EPOCH_LINE
+
+
+def test_figures_of_a_run_that_has_begun() -> None:
+    assert figures(status()) == "loss 0.1235  accuracy 96.12%  12,346 samples/s  3 min 20 s left"
+
+
+def test_figures_of_a_run_that_waits_say_for_whom() -> None:
+    waiting = status(phase="waiting for workers", elapsed_s=0.0, workers=[worker(0, state="preparing"), worker(1)])
+    assert figures(waiting) == "waiting for workers: 1 of 2 ready"
+
+
+def test_the_live_display() -> None:
+    bar, line, *workers = picture(status(workers=[worker(0), worker(1, state="preparing", samples=0, compute_s=0.0)]))
+    assert bar.startswith("epoch 2/8  step 700/3752 ━━━")
+    assert bar.endswith("19%")
+    assert len(bar) == 80
+    assert line == "training  loss 0.1235  accuracy 96.12%  12,346 samples/s  3 min 20 s left"
+    assert workers == [
+        "worker 0  computing  24,000 samples  12,000 samples/s  alpha:4000",
+        "worker 1  preparing  0 samples                         alpha:4001",
+    ]
+
+
+def test_the_live_display_neither_wraps_nor_outgrows_the_terminal() -> None:
+    many = [
+        worker(rank, host="a-host-with-a-name-that-is-long." * 3, samples=10**8, compute_s=1e3) for rank in range(200)
+    ]
+    lines = picture(status(epochs=10**6, steps=10**9, images_per_s=1e12, eta_s=1e7, loss=1e12, workers=many))
+    assert len(lines) == 2 + MOST_WORKER_LINES + 1
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == f"and {200 - MOST_WORKER_LINES} more"
+
+
+def test_a_live_display_scrolls_finished_epochs_and_leaves_nothing_else() -> None:
+    on, clock = console(is_terminal=True), ManualClock()
+    with LiveDisplay(on, clock) as display:
+        for step in range(3):
+            clock.advance(1.0)
+            display.show(status(step=700 + step))
+        display.say("worker 1 left")
+    raw = on.file.getvalue() if isinstance(on.file, io.StringIO) else ""
+    assert raw.count(EPOCH_LINE) == 1
+    assert raw.count("worker 1 left") == 1
+    # The cursor is shown again, and the picture's two lines are erased: two up, each cleared.
+    assert raw.endswith("\x1b[?25h\r\x1b[1A\x1b[2K\x1b[1A\x1b[2K")
+
+
+def test_a_live_display_says_a_reminder_once_until_something_else_is_said() -> None:
+    on = console(is_terminal=True)
+    with LiveDisplay(on, ManualClock()) as display:
+        for _ in range(3):
+            display.remind("waiting for workers: 0 of 1 are ready")
+        display.say("worker 0 joined")
+        display.remind("waiting for workers: 0 of 1 are ready")
+    assert on.export_text().count("0 of 1 are ready") == 2
+
+
+def test_a_live_display_makes_a_few_updates_a_second_at_most() -> None:
+    on, clock = console(is_terminal=True), ManualClock()
+    with LiveDisplay(on, clock) as display:
+        for step in range(1000):
+            clock.advance(0.001)
+            display.show(status(step=step, history=[]))
+    assert on.export_text().count("epoch 2/8") <= 7
+
+
+def test_plain_lines_one_an_epoch_and_one_now_and_then() -> None:
+    on, clock = console(is_terminal=False), ManualClock()
+    with PlainDisplay(on, clock) as display:
+        display.show(status())
+        clock.advance(PLAIN_EVERY_S - 1.0)
+        display.show(status())
+        clock.advance(1.0)
+        display.show(status())
+        display.show(status())
+    assert shown(on) == [EPOCH_LINE, f"epoch 2/8  step 700/3752  {figures(status())}"]
+
+
+def window(first: int, last: int) -> Status:
+    """Return the status of a long run, which tells of some epochs only."""
+    return status(history=[msgspec.structs.replace(EPOCH, epoch=number) for number in range(first, last + 1)])
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_each_epoch_is_reported_once_where_a_status_tells_of_the_last_ones(is_terminal: bool) -> None:
+    on = console(is_terminal=is_terminal)
+    kind = LiveDisplay if is_terminal else PlainDisplay
+    with kind(on, ManualClock()) as display:
+        # Between the last two more epochs ended than a status tells of; a server that was started again has fewer.
+        for first, last in ((1, 3), (3, 5), (4, 5), (4, 6), (3, 4), (9, 11)):
+            display.show(window(first, last))
+    message = re.findall(r"epoch (\d+)/8  loss 0.5000", "\n".join(shown(on)))
+    assert list(map(int, message)) == [1, 2, 3, 4, 5, 6, 9, 10, 11]
+
+
+def test_plain_lines_repeat_reminders() -> None:
+    on = console(is_terminal=False)
+    display = PlainDisplay(on, ManualClock())
+    display.remind("waiting")
+    display.remind("waiting")
+    assert shown(on) == ["waiting", "waiting"]
+
+
+def test_a_plain_line_stays_one_line_and_is_no_markup() -> None:
+    on = console(is_terminal=False)
+    PlainDisplay(on, ManualClock()).say("[bold]" + "x" * 200)
+    assert shown(on) == ["[bold]" + "x" * 200]
+
+
+def test_silence() -> None:
+    with SilentDisplay() as display:
+        display.show(status())
+        display.say("word")
+        display.remind("word")
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "kind", "display"),
+    [(True, "xterm", LiveDisplay), (True, "dumb", PlainDisplay), (False, "xterm", PlainDisplay)],
+)
+def test_the_display_fits_the_console(is_terminal: bool, kind: str, display: type[Display]) -> None:
+    assert type(display_for(console(is_terminal=is_terminal, kind=kind), ManualClock())) is display

@@ -1,0 +1,151 @@
+"""The end of a run: its figures, and advice where the times give reason for some."""
+
+import io
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.run.timing import Split
+from lockstep.ps.run.traffic import Moved
+from lockstep.results.reports.summary import advice, show_advice, show_summary, summary_lines
+from tests.lockstep.statuses import result
+
+TOO_SMALL = (
+    "training took 10.0 s; a single process would take about 9.0 s for the same "
+    "bits: this model is too small to gain from workers (use --workers 0)"
+)
+TOO_MANY = "8 micro-batches keep at most 8 workers busy; a larger --micro-batches allows more, but changes the bits"
+
+ADVICE = {
+    "workers paid": (result(), []),
+    "alone": (result(workers=0, compute_s=1.0), []),
+    "too small a model": (result(compute_s=8.5, update_s=0.5), [TOO_SMALL]),
+    "one worker": (result(workers=1, compute_s=8.5, update_s=0.5), [TOO_SMALL]),
+    "too short to tell": (result(train_s=0.4, compute_s=0.1, update_s=0.0), []),
+    "as many workers as micro-batches": (result(workers=8), []),
+    "more workers than micro-batches": (result(workers=9), [TOO_MANY]),
+    "no shared memory": (
+        result(obstacle="/dev/shm is full"),
+        ["gradients and weights went through sockets: /dev/shm is full"],
+    ),
+    "both": (result(workers=9, compute_s=8.5, update_s=0.5), [TOO_MANY, TOO_SMALL]),
+}
+
+
+@pytest.mark.parametrize(("of", "notes"), ADVICE.values(), ids=ADVICE)
+def test_advice(of: RunResult, notes: list[str]) -> None:
+    assert advice(of) == notes
+
+
+def part_of(workers: int, exchange_s: float) -> RunResult:
+    """Return a run whose worker computes 80 ms a step, divided by the workers."""
+    split = Split(steps=9, compute_s=0.08 / workers, exchange_s=exchange_s, update_s=0.0, waiting_s=0.0)
+    return result(workers=workers, split=split)
+
+
+ONE_MORE = {
+    # 80 ms and no exchange to speak of: half of it.
+    "pays": (part_of(1, 0.0), None, "2 workers would train at 2.00x this speed: worth it"),
+    # 40 ms and 20 ms: 3 of 8 micro-batches and 30 ms.
+    "exchange eats it": (part_of(2, 0.020), None, "3 workers would train at 1.00x this speed: not worth it"),
+    "no core is left": (part_of(2, 0.0), 2, "3 workers on 2 cores would train at 1.00x this speed: not worth it"),
+    "cores are left": (part_of(2, 0.0), 3, "3 workers would train at 1.33x this speed: worth it"),
+    # 4 micro-batches of 10 ms and 12 ms: 3 micro-batches and 18 ms.
+    "too little": (part_of(2, 0.012), None, "3 workers would train at 1.08x this speed: not worth it"),
+    "no micro-batch is left": (part_of(8, 0.0), None, "9 workers would train at 1.00x this speed: not worth it"),
+}
+
+
+@pytest.mark.parametrize(("of", "cores", "note"), ONE_MORE.values(), ids=ONE_MORE)
+def test_what_one_more_worker_would_bring(of: RunResult, cores: int | None, note: str) -> None:
+    assert advice(of, cores)[-1] == note
+
+
+@pytest.mark.parametrize(
+    ("single_s", "exchange_s", "notes"),
+    [
+        # One worker: 80 ms and 20 ms; two: 40 ms and 40 ms. A single process is faster than one, and not than two.
+        (
+            9.0,
+            0.020,
+            [
+                "training took 10.0 s; a single process would take about 9.0 s for the same bits",
+                "2 workers would train at 1.25x this speed: not worth it",
+            ],
+        ),
+        (
+            4.0,
+            0.0,
+            [
+                TOO_SMALL.replace("9.0", "4.0"),
+            ],
+        ),
+    ],
+    ids=["two would be faster than none", "none is faster than two"],
+)
+def test_the_notes_do_not_contradict_each_other(single_s: float, exchange_s: float, notes: list[str]) -> None:
+    of = msgspec.structs.replace(part_of(1, exchange_s), train_s=10.0, compute_s=single_s, update_s=0.0)
+    assert advice(of) == notes
+
+
+def test_nothing_is_predicted_of_a_run_that_was_too_short() -> None:
+    assert advice(msgspec.structs.replace(part_of(1, 0.0), train_s=0.4)) == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "who"),
+    [(0, "one process"), (1, "1 worker over ipc"), (3, "3 workers over ipc")],
+)
+def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, record=True)
+    ended = result(workers=workers, compute_s=8.5, update_s=0.5)
+    show_summary(console, ended, Path("runs/mine"))
+    show_advice(console, ended)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[:10] == [
+        "epoch  train loss  train accuracy  test loss  test accuracy  seconds",
+        "    1      0.5000          87.50%     0.2500         93.75%     12.3",
+        "",
+        "test accuracy   93.75%",
+        f"throughput      6,000 samples/s, {who}",
+        "time            12.3 s in all, 10.0 s of it training",
+        f"weights sha256  {'ab' * 32}",
+        "numerics        native, NumPy 2.4.6 with openblas 0.3, kernel Zen",
+        "run folder      runs/mine",
+        *(["note: training took 10.0 s; a single process would take about 9.0 s for the same"] if workers else []),
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+def test_without_a_terminal_a_note_is_one_line() -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    show_advice(console, result(compute_s=8.5, update_s=0.5))
+    assert console.export_text().splitlines()[-1] == f"note: {TOO_SMALL}"
+
+
+def test_what_a_step_sends_is_reported_where_anything_was_sent() -> None:
+    sent = result(wire="int8", moved=Moved(sums=63_870, weights=247_100))
+    assert "sent per step   63.9 kB of sums (int8) and 247.1 kB of weights (float32)" in summary_lines(sent, None)
+    assert not any("sent" in line for line in summary_lines(result(), None))
+
+
+@pytest.mark.parametrize(
+    ("audited", "unaudited", "message"),
+    [
+        (0, 0, None),
+        (1200, 0, "1,200 micro-batches recomputed by another worker, with the same bits"),
+        (
+            3,
+            2,
+            "3 micro-batches recomputed by another worker, with the same bits; 2 not, as no other was ready",
+        ),
+        (0, 5, "none of the 5 chosen micro-batches: no other worker was ready to recompute them"),
+    ],
+)
+def test_the_audit_is_reported_where_there_was_one(audited: int, unaudited: int, message: str | None) -> None:
+    lines = summary_lines(msgspec.structs.replace(result(), audited=audited, unaudited=unaudited), None)
+    found = [line for line in lines if line.startswith("audit ")]
+    assert found == ([] if message is None else [f"audit           {message}"])

@@ -1,0 +1,197 @@
+"""What the page's server answers: to its page, to nonsense, and to those who should not ask."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette", reason="the page is served by Starlette: .venv/bin/pip install -e '.[watch]'")
+pytest.importorskip("httpx2", reason="its tests ask by httpx2: .venv/bin/pip install -e '.[dev]'")
+
+from starlette.testclient import TestClient
+
+from lockstep.results.watch.app import WatchApp
+from lockstep.results.watch.guard import HEADERS, MOST_BODY_BYTES, Guard, RequestLimit
+from lockstep.results.watch.sources import Source
+from tests.lockstep.results.watch.folders import running
+from tests.lockstep.small_runs import small_run
+
+HOST = "127.0.0.1:8000"
+EVIL = '<img src=x onerror="alert(1)">'
+
+
+@contextmanager
+def client(
+    source: Source, *, token: str = "", limit: RequestLimit | None = None, is_metrics_only: bool = False
+) -> Iterator[TestClient]:
+    app = WatchApp(source, lambda: 1.0, is_metrics_only=is_metrics_only)
+    guard = Guard(app.asgi(), frozenset({HOST, "localhost:8000"}), lambda: 1.0, token, limit or RequestLimit())
+    with TestClient(guard, base_url=f"http://{HOST}", follow_redirects=False) as asked:
+        yield asked
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Iterator[TestClient]:
+    with client(Source.at(running(tmp_path / "mine"))) as asked:
+        yield asked
+
+
+def test_the_page_and_its_files_are_served_with_a_strict_policy(one: TestClient) -> None:
+    for path in ("/", "/page/watch.js", "/page/uPlot.min.css", "/api/source", "/nowhere"):
+        answer = one.get(path)
+        assert answer.status_code == (404 if path == "/nowhere" else 200)
+        for name, value in HEADERS.items():
+            assert answer.headers[name] == value
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page/index.html", "/page/..%2fapp.py"])
+def test_no_other_file_is_served(one: TestClient, path: str) -> None:
+    assert one.get(path).status_code == 404
+
+
+def test_a_run_is_told_in_full(one: TestClient) -> None:
+    assert one.get("/api/source").json() == {"is_many": False, "run": "run"}
+    assert one.get("/api/runs/run/snapshot").json()["figures"]["step"] == 6
+    assert one.get("/api/runs/run/facts").json()["job"]["model"] == "mlp"
+    assert len(one.get("/api/runs/run/curves?points=3").json()["step"]) == 3
+    assert one.get("/api/runs/run/curves?first=2&last=3").json()["step"] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("path", ["snapshot", "facts", "curves", "live", "evaluation"])
+def test_a_run_that_is_not_there_is_not_found(one: TestClient, path: str) -> None:
+    assert one.get(f"/api/runs/other/{path}").status_code == 404
+
+
+@pytest.mark.parametrize("query", ["points=many", "first=a", "last=", "points=1e3"])
+def test_a_range_that_is_none_is_refused(one: TestClient, query: str) -> None:
+    answer = one.get(f"/api/runs/run/curves?{query}")
+    assert (answer.status_code, answer.text) == (400, "first, last and points: expected numbers\n")
+
+
+def test_many_runs_are_listed_the_newest_first_and_opened_by_their_names_alone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        running(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "other").mkdir()
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "job.toml").touch()
+    with client(Source.at(tmp_path / "runs")) as asked:
+        assert {run["id"] for run in asked.get("/api/runs").json()} == {"a", "b"}
+        assert asked.get("/api/runs/a/snapshot").json()["name"] == "a"
+        for name in ("other", "..", "../secret", "%2e%2e%2fsecret", "", "run"):
+            assert asked.get(f"/api/runs/{name}/snapshot").status_code == 404
+        assert asked.get("/metrics").status_code == 404
+
+
+def test_what_a_worker_names_itself_stays_text(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine")
+    ledger = folder / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes().replace(b'"here"', b'"<img src=x onerror=\\"alert(1)\\">"'))
+    with client(Source.at(folder)) as asked:
+        answer = asked.get("/api/runs/run/snapshot")
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json()["workers"][0]["host"] == EVIL
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1", "127.0.0.1:9000", ""])
+def test_a_name_of_somebody_elses_is_refused(one: TestClient, host: str) -> None:
+    answer = one.get("/api/runs/run/snapshot", headers={"host": host})
+    assert answer.status_code == 421
+    assert "figures" not in answer.text
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_nothing_can_be_changed(one: TestClient, method: str) -> None:
+    assert one.request(method, "/api/runs/run/snapshot").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("site", "code"), [("same-origin", 200), ("none", 200), ("same-site", 403), ("cross-site", 403)]
+)
+def test_nothing_is_computed_for_another_site(one: TestClient, site: str, code: int) -> None:
+    headers = {"sec-fetch-site": site}
+    assert one.get("/api/runs/run/snapshot", headers=headers).status_code == code
+    # A link from elsewhere, or a notebook's frame, shows the page itself.
+    assert one.get("/", headers=headers).status_code == 200
+
+
+def test_no_other_origin_may_read(one: TestClient) -> None:
+    answer = one.get("/api/runs/run/snapshot", headers={"origin": "http://evil.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/source", "/wrong/", "/wrong/api/source", "/tokens/", "/metrics", "//token/"]
+)
+def test_without_the_token_nothing_is_shown(tmp_path: Path, path: str) -> None:
+    with client(Source.at(running(tmp_path / "mine")), token="token") as asked:
+        answer = asked.get(path)
+        assert answer.status_code == 403
+        assert answer.text.startswith("this link lacks the token")
+
+
+def test_with_the_token_all_is(tmp_path: Path) -> None:
+    with client(Source.at(running(tmp_path / "mine")), token="token") as asked:
+        assert asked.get("/token").headers["location"] == "/token/"
+        assert "<title>" in asked.get("/token/").text
+        assert asked.get("/token/page/watch.js").status_code == 200
+        assert asked.get("/token/api/runs/run/snapshot").json()["state"] == "running"
+        assert asked.get("/token/metrics").status_code == 200
+
+
+def test_too_many_requests_are_refused_and_the_next_ones_are_not() -> None:
+    limit = RequestLimit(most=2, window_s=10.0)
+    assert [limit.allows(now) for now in (0.0, 1.0, 2.0, 10.5, 10.6, 11.5)] == [True, True, False, True, False, True]
+
+
+def test_the_limit_holds_for_all(tmp_path: Path) -> None:
+    with client(Source.at(running(tmp_path / "mine")), limit=RequestLimit(most=2)) as asked:
+        assert [asked.get("/api/source").status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_only_metrics_are_served_where_nothing_else_is_wanted(tmp_path: Path) -> None:
+    with client(Source.at(running(tmp_path / "mine")), is_metrics_only=True) as asked:
+        assert asked.get("/metrics").status_code == 200
+        assert asked.get("/").status_code == asked.get("/api/runs/run/snapshot").status_code == 404
+
+
+# Its model
+
+
+@pytest.mark.parametrize("size", [0, 783, 785, MOST_BODY_BYTES])
+def test_a_drawing_of_another_size_is_refused(one: TestClient, size: int) -> None:
+    answer = one.post("/api/runs/run/answer", content=bytes(size))
+    assert answer.status_code == 400
+    assert "expected 784" in answer.text
+
+
+def test_a_body_that_is_too_long_is_refused(one: TestClient) -> None:
+    assert one.post("/api/runs/run/answer", content=bytes(MOST_BODY_BYTES + 1)).status_code == 413
+
+
+def test_without_weights_the_model_has_no_answer(one: TestClient) -> None:
+    answer = one.post("/api/runs/run/answer", content=bytes(784))
+    assert answer.status_code == 409
+    assert "no weights yet" in answer.text
+    assert one.get("/api/runs/run/evaluation").status_code == 409
+
+
+def test_a_model_sees_something_in_a_drawing_and_in_its_test_set(tmp_path: Path) -> None:
+    run = small_run(tmp_path, epochs=1, lr=1e-6)
+    drawn = np.zeros((28, 28), np.uint8)
+    drawn[4:24, 13:16] = 255
+    with client(Source.at(run.folder)) as asked:
+        answer = asked.post("/api/runs/run/answer", content=drawn.tobytes())
+        assert answer.status_code == 200, answer.text
+        assert sum(answer.json()["probabilities"]) == pytest.approx(1.0, abs=1e-5)
+        assert asked.get("/api/runs/run/drawing").json() == {"is_possible": True, "names": [*"0123456789"]}
+        blank = asked.post("/api/runs/run/answer", content=bytes(784))
+        assert (blank.status_code, "nothing is drawn" in blank.text) == (409, True)
+        found = asked.get("/api/runs/run/evaluation").json()
+        assert found["accuracy"] == pytest.approx(run.test_accuracy)
+        assert sum(map(sum, found["counts"])) >= len(found["mistakes"])

@@ -1,0 +1,78 @@
+"""Columns of steps, and curves that are short and hide no extreme."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lockstep.results.watch.curves import StepColumns, StepLine, curves
+
+
+def line(step: int, loss: float = 1.0) -> StepLine:
+    return StepLine(step=step, epoch=1, loss=loss, lr=0.1, samples=8, round_s=0.5)
+
+
+def columns(*steps: int, loss: float = 1.0) -> StepColumns:
+    made = StepColumns()
+    made.extend([line(step, loss) for step in steps])
+    return made
+
+
+def test_steps_that_are_made_again_replace_the_old_ones_and_all_after_them() -> None:
+    found = columns(0, 1, 2, 3)
+    found.extend([line(2, 5.0), line(3, 6.0)])
+    assert found["step"].tolist() == [0, 1, 2, 3]
+    assert found["loss"].tolist() == [1.0, 1.0, 5.0, 6.0]
+    found.extend([line(1, 7.0)])
+    assert found["step"].tolist() == [0, 1]
+
+
+def test_a_batch_of_lines_may_go_back_too() -> None:
+    found = StepColumns()
+    found.extend([line(0), line(1), line(2), line(1, 9.0), line(2, 8.0), line(3), line(0, 4.0)])
+    assert found["step"].tolist() == [0]
+    assert found["loss"].tolist() == [4.0]
+
+
+@given(
+    losses=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=300),
+    points=st.integers(1, 50),
+)
+def test_a_curve_is_short_and_its_range_holds_every_value(losses: list[float], points: int) -> None:
+    made = StepColumns()
+    made.extend([line(step, loss) for step, loss in enumerate(losses)])
+    found = curves(made, -math.inf, math.inf, points)
+    assert len(found["step"]) <= points
+    assert max(value for value in found["loss_max"] if value is not None) == max(losses)
+    assert min(value for value in found["loss_min"] if value is not None) == min(losses)
+    width = -(-len(losses) // points)
+    means = [np.mean(losses[start : start + width]) for start in range(0, len(losses), width)]
+    assert found["loss"] == pytest.approx(means)
+    assert np.all(np.diff(np.array(found["step"], np.float64)) > 0)
+
+
+def test_a_range_holds_its_ends() -> None:
+    found = curves(columns(*range(10)), 3, 5, 100)
+    assert found["step"] == [3, 4, 5]
+    assert found["throughput"] == [16.0, 16.0, 16.0]
+
+
+@pytest.mark.parametrize(("first", "last", "points"), [(20, 30, 5), (5, 3, 5), (0, 9, 0), (0, 9, -3), (math.nan, 9, 4)])
+def test_an_empty_range_is_empty(first: float, last: float, points: int) -> None:
+    assert curves(columns(*range(10)), first, last, points) == {"step": []}
+
+
+def test_what_a_run_does_not_have_is_left_out_and_what_is_not_finite_is_none() -> None:
+    found = curves(columns(0, 1, loss=math.nan), -math.inf, math.inf, 10)
+    assert "accuracy" not in found
+    assert "loss" not in found
+    mixed = columns(0, 1)
+    mixed.extend([line(2, math.inf)])
+    assert curves(mixed, -math.inf, math.inf, 10)["loss"] == [1.0, 1.0, None]
+
+
+def test_throughput_is_that_of_the_last_steps() -> None:
+    assert StepColumns().throughput(4) == 0.0
+    assert columns(*range(10)).throughput(4) == 16.0

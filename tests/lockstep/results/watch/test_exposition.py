@@ -1,0 +1,67 @@
+"""The figures for Prometheus: its own parser reads them, and each is in the docs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip(
+    "prometheus_client", reason="metrics are written by prometheus-client: .venv/bin/pip install -e '.[watch]'"
+)
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from lockstep.results.watch.exposition import exposition
+from tests.architecture.source import ROOT
+from tests.lockstep.results.watch.folders import running, viewed
+from tests.lockstep.statuses import status, worker
+
+
+def samples(folder: Path, *, is_asked: bool = False) -> dict[str, float]:
+    view = viewed(folder)
+    if is_asked:
+        view.refresh(2.0, status(workers=[worker(0), worker(1), worker(2, state='odd "name"\n')], refused=3))
+    families = text_string_to_metric_families(exposition(view).decode())
+    return {
+        sample.name + "".join(f"/{value}" for value in sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
+    found = samples(running(tmp_path / "mine", steps=6), is_asked=True)
+    assert found["lockstep_steps_done"] == 6
+    assert found["lockstep_samples_total"] == 48
+    assert found["lockstep_train_accuracy_ratio"] == 0.5
+    assert found["lockstep_test_accuracy_ratio"] == 0.75
+    assert found["lockstep_run_info/mlp/mine"] == 1
+    assert found["lockstep_run_state/running"] == 1
+    assert found["lockstep_run_state/finished"] == 0
+    assert found["lockstep_refused_connections_total"] == 3
+    assert found["lockstep_workers/computing"] == 2
+    assert found['lockstep_workers/odd "name"\\n'] == 1
+    # Six rounds of half a second: each has 0.2 s of computing and 0.1 of waiting, all but the first 0.1 of an update.
+    expected = {"compute": 1.2, "waiting": 0.6, "update": 0.5, "exchange": 0.7}
+    assert {name: found[f"lockstep_step_seconds_total/{name}"] for name in expected} == pytest.approx(expected)
+
+
+def test_a_run_without_steps_has_metrics_too(tmp_path: Path) -> None:
+    found = samples(tmp_path / "none")
+    assert found["lockstep_run_state/missing"] == 1
+    assert "lockstep_train_loss" not in found
+
+
+def test_names_and_units_follow_the_conventions_and_each_is_documented(tmp_path: Path) -> None:
+    view = viewed(running(tmp_path / "mine"))
+    view.refresh(2.0, status(workers=[worker(0)]))
+    documented = (ROOT / "docs" / "how-to" / "watch.md").read_text(encoding="utf-8")
+    for family in text_string_to_metric_families(exposition(view).decode()):
+        assert re.fullmatch(r"lockstep_[a-z0-9_]+", family.name)
+        assert family.documentation.endswith(".")
+        assert family.type in ("gauge", "counter", "info")
+        # promtool: only counters end in _total, and units are base units.
+        assert not family.name.endswith(("_ms", "_milliseconds", "_percent", "_kb"))
+        assert all(sample.name.endswith("_total") == (family.type == "counter") for sample in family.samples)
+        name = f"{family.name}_total" if family.type == "counter" else family.samples[0].name
+        assert f"`{name}`" in documented

@@ -1,0 +1,166 @@
+"""What a page shows of a run: before it begins, while it goes on, after it failed, was resumed, or has gone."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lockstep.ps.records.metrics import FailureRecord, encode_record
+from lockstep.results.watch.ledger_file import EventKind
+from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView
+from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
+from tests.lockstep.results.watch.folders import running, viewed
+from tests.lockstep.small_runs import small_run
+from tests.lockstep.statuses import status, worker
+
+
+def append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def test_a_run_that_has_not_begun_waits(tmp_path: Path) -> None:
+    view = viewed(tmp_path / "missing")
+    states = [view.state]
+    (tmp_path / "missing").mkdir()
+    (tmp_path / "missing" / "job.toml").touch()
+    view.refresh(2.0)
+    assert [*states, view.state] == [RunState.MISSING, RunState.WAITING]
+    assert view.snapshot().first_step is None
+    assert view.facts()["job"] is None
+
+
+def test_a_run_that_goes_on_shows_its_figures_workers_and_last_steps(tmp_path: Path) -> None:
+    found = viewed(running(tmp_path / "mine", steps=4)).snapshot()
+    assert found.state is RunState.RUNNING
+    assert (found.figures.step, found.figures.epoch, found.figures.accuracy) == (4, 1, 0.5)
+    assert found.figures.samples_per_s == 16.0
+    assert [(one.rank, one.host) for one in found.workers] == [(0, "here"), (1, "there")]
+    assert [one.share for one in found.workers] == pytest.approx([2 / 3, 1 / 3])
+    assert [step.step for step in found.timeline] == [0, 1, 2, 3]
+    assert found.timeline[1].used == [[0, 2, 0, 0.1, 0.4], [2, 3, 1, 0.1, 0.5]]
+    # An epoch's first step has no update before it in the same epoch.
+    assert [step.update_s for step in found.timeline] == [0.0, 0.1, 0.1, 0.1]
+    assert [event.kind for event in found.events] == [EventKind.BEGUN, EventKind.JOINED, EventKind.JOINED]
+    assert [epoch.test_accuracy for epoch in found.epochs] == [0.75]
+    assert found.epoch_ends == [3]
+    assert found.unread == 0
+
+
+def test_new_lines_change_the_version_and_nothing_new_does_not(tmp_path: Path) -> None:
+    view = viewed(running(tmp_path / "mine", steps=2))
+    before = view.version
+    view.refresh(2.0)
+    assert view.version == before
+    write_steps(tmp_path / "mine", [2])
+    view.refresh(3.0)
+    assert view.version == before + 1
+    assert view.snapshot().last_step == 2
+
+
+def test_the_server_says_more_of_its_workers(tmp_path: Path) -> None:
+    view = viewed(running(tmp_path / "mine"))
+    workers = [worker(0), worker(1, state="suspect"), worker(7, state="preparing", samples=0, compute_s=0.0)]
+    view.refresh(2.0, status(workers=workers, refused=2, broken=1))
+    found = view.snapshot()
+    assert [(one.rank, one.state, one.samples_per_s) for one in found.workers] == [
+        (0, "computing", 12_000.0),
+        (1, "suspect", 12_000.0),
+        (7, "preparing", None),
+    ]
+    assert found.refused == 3
+    assert found.figures.left_s == 200.0
+
+
+def test_a_run_that_failed_says_why_and_one_that_goes_on_again_does_not(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=2)
+    append(folder / "metrics.jsonl", encode_record(FailureRecord(failure="it diverged", weights_after_steps=2)) + b"\n")
+    view = viewed(folder)
+    assert (view.state, view.snapshot().failure) == (RunState.FAILED, "it diverged")
+    write_steps(folder, [2])
+    view.refresh(2.0)
+    assert (view.state, view.snapshot().failure) == (RunState.RUNNING, "")
+
+
+def test_a_run_that_writes_nothing_has_stopped_unless_its_server_answers(tmp_path: Path) -> None:
+    view = viewed(running(tmp_path / "mine"), now=10.0)
+    view.refresh(10.0 + STOPPED_S)
+    states = [view.state]
+    view.refresh(11.0 + STOPPED_S, status())
+    assert [*states, view.state] == [RunState.STOPPED, RunState.RUNNING]
+
+
+def test_a_resumed_run_marks_where_and_its_ranks_are_new(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=2)
+    write_ledger(folder, LEDGER)
+    found = viewed(folder).snapshot()
+    assert [(event.kind, event.step) for event in found.events][-3:] == [
+        (EventKind.REASSIGNED, 1),
+        (EventKind.RESUMED, 1),
+        (EventKind.JOINED, 1),
+    ]
+    assert found.restarts == 1
+    assert [(one.rank, one.host) for one in found.workers] == [(0, "new")]
+
+
+def test_steps_that_were_cut_off_are_gone(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=6)
+    view = viewed(folder)
+    path = folder / "metrics.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    view.refresh(2.0)
+    found = view.snapshot()
+    assert (found.last_step, found.epochs) == (1, [])
+
+
+def test_damaged_lines_are_counted_and_cost_no_other(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=2)
+    append(folder / "metrics.jsonl", b'{"kind":"step","step":\n\xff\xfe\n{"kind":"of another version"}\n[]\n')
+    append(folder / "ledger.jsonl", b'{"kind":"step","step":2,"shares":[[3,1,0]],"losses":"","mark":0}\nnonsense\n')
+    write_steps(folder, [2])
+    found = viewed(folder).snapshot()
+    assert found.last_step == 2
+    assert found.unread == 6
+
+
+def test_a_folder_that_vanishes_is_missing(tmp_path: Path) -> None:
+    view = viewed(running(tmp_path / "mine"))
+    shutil.rmtree(tmp_path / "mine")
+    view.refresh(2.0)
+    found = view.snapshot()
+    assert (found.state, found.first_step, found.workers) == (RunState.MISSING, None, [])
+
+
+def test_a_finished_run_has_its_digest_and_a_receipt(tmp_path: Path) -> None:
+    run = small_run(tmp_path, epochs=1, lr=1e-6)
+    view = viewed(run.folder)
+    assert view.state is RunState.FINISHED
+    assert view.snapshot().weights_sha256 == run.weights_sha256
+    facts = view.facts()
+    assert facts["receipt"]["total_steps"] == run.result.steps
+    assert facts["result"]["weights_sha256"] == run.weights_sha256
+    assert view.snapshot().figures.left_s is None
+
+
+def test_a_server_alone_has_figures_too(tmp_path: Path) -> None:
+    view = RunView(tmp_path / "none")
+    view.refresh(1.0, status(workers=[worker(0)]))
+    view.refresh(2.0, status(workers=[worker(0)], step=710, loss=0.5))
+    view.refresh(3.0, status(workers=[worker(0)], step=710, loss=0.5))
+    found = view.snapshot()
+    assert (found.name, found.state, found.model) == ("20261124-231714-lenet", RunState.RUNNING, "lenet")
+    assert (found.figures.step, found.figures.loss) == (710, 0.5)
+    assert view.metrics.steps["step"].tolist() == [699, 709]
+    assert [epoch.epoch for epoch in found.epochs] == [1]
+    assert view.facts()["folder"] is None
+
+
+def test_a_snapshot_is_valid_json_whatever_was_computed(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=2)
+    append(
+        folder / "metrics.jsonl", b'{"kind":"step","step":2,"epoch":1,"loss":1e308,"lr":0.1,"samples":8,"round_s":0}\n'
+    )
+    view = viewed(folder)
+    view.refresh(2.0, status(loss=float("nan"), eta_s=float("inf")))
+    assert msgspec.json.decode(msgspec.json.encode(view.snapshot()))["figures"]["left_s"] is None

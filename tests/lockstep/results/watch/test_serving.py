@@ -1,0 +1,96 @@
+"""Where the page is served, and what cannot be a place, a token or a run."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the page is served by uvicorn: .venv/bin/pip install -e '.[watch]'")
+
+from lockstep.cli.main import run
+from lockstep.common.errors import KeyFileError, UsageError
+from lockstep.results.watch.serving import Place, listen, parse_place, read_token
+from lockstep.results.watch.sources import Source
+from tests.lockstep.results.watch.folders import running
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("127.0.0.1:0", Place("127.0.0.1", 0)),
+        ("8000", Place("127.0.0.1", 8000)),
+        ("[::1]:80", Place("::1", 80)),
+        ("0.0.0.0:8000", Place("0.0.0.0", 8000)),
+    ],
+)
+def test_a_place_is_a_host_and_a_port(text: str, place: Place) -> None:
+    assert parse_place(text) == place
+
+
+@pytest.mark.parametrize("text", ["", "a:b", ":80", "127.0.0.1:", "127.0.0.1:99999", "127.0.0.1:-1"])
+def test_anything_else_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid address: expected HOST:PORT"):
+        parse_place(text)
+
+
+def test_a_port_in_use_is_named_with_what_to_do() -> None:
+    with listen(Place("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"cannot listen on 127.0.0.1:{port}: .*--listen 127.0.0.1:0"):
+            listen(Place("127.0.0.1", port))
+
+
+def test_only_loopback_goes_without_a_token() -> None:
+    assert [Place(host, 1).is_loopback for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "10.0.0.1", "::")] == [
+        *(True, True, True),
+        *(False, False, False),
+    ]
+
+
+def test_a_token_is_long_and_nobody_else_can_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("0123456789abcdef\n")
+    path.chmod(0o600)
+    assert read_token(path) == "0123456789abcdef"
+    path.chmod(0o644)
+    with pytest.raises(KeyFileError):
+        read_token(path)
+    path.write_text("short")
+    path.chmod(0o600)
+    with pytest.raises(UsageError, match="does not hold a token"):
+        read_token(path)
+
+
+def test_a_folder_is_a_run_or_holds_runs_or_neither(tmp_path: Path) -> None:
+    assert not Source.at(running(tmp_path / "runs" / "a")).is_many
+    assert Source.at(tmp_path / "runs").is_many
+    assert not Source.at(tmp_path / "not yet").is_many
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    for path, text in ((tmp_path / "other", "holds no run"), (tmp_path / "other" / "file", "is not a folder")):
+        with pytest.raises(UsageError, match=text):
+            Source.at(path)
+    with pytest.raises(UsageError, match="is not there"):
+        Source.at(tmp_path / "no" / "where")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["watch", "runs", "--metrics-only"], "is a folder of runs"),
+        (["watch", "runs", "--server", "tcp://127.0.0.1:1"], "is a folder of runs"),
+        (["watch", "tcp://127.0.0.1:1", "--server", "tcp://127.0.0.1:1"], "remove one"),
+        (["watch", "no/where"], "is not there"),
+        (["watch", "runs", "--listen", "nowhere"], "is not a valid address"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    running(tmp_path / "runs" / "a")
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+    assert threading.active_count() < 20

@@ -1,0 +1,112 @@
+"""A worker's state to be driven by hand, with the time given."""
+
+from dataclasses import dataclass, field
+
+from lockstep.common.client.events_and_effects import Started
+from lockstep.common.protocol.messages import Lease, Result, SliceLease, SliceResult, Stretch, SumsPlace, Work
+from lockstep.common.statemachine.events_and_effects import TimePassed
+from lockstep.worker.effects import Effect
+from lockstep.worker.events import (
+    Event,
+    InboxEmptied,
+    LeaseReceived,
+    SliceLeaseReceived,
+    StretchReceived,
+    WeightsReceived,
+)
+from lockstep.worker.state import WorkerPhase, WorkerState
+from tests.lockstep.common.client.clients import PREPARED, WELCOMED, config_of
+
+
+def lease_of(step: int, lo: int = 0, hi: int = 1, work: Work = "train") -> Lease:
+    return Lease(work=work, step=step, lo=lo, hi=hi)
+
+
+def result_of(lease: Lease) -> Result:
+    return Result(
+        work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, loss_sum=1.0, correct=1, count=1, compute_s=0.1
+    )
+
+
+LEASE = lease_of(3)
+
+#: A slice of an update, and what becomes of it.
+SLICE_LEASE = SliceLease(
+    number=5,
+    incarnation="life",
+    step=3,
+    start=0,
+    stop=2,
+    count=4,
+    rate=0.1,
+    scale=None,
+    reads=0,
+    terms=[SumsPlace(rank=0, slot=0)],
+)
+SLICE_RESULT = SliceResult(number=5, is_done=True, seconds=0.25)
+
+#: Two steps, of each of which this worker makes the first half.
+STRETCH = Stretch(
+    number=2,
+    incarnation="life",
+    first=3,
+    last=5,
+    lo=0,
+    hi=1,
+    start=0,
+    stop=2,
+    count=4,
+    reads=0,
+    ranks=[0, 1],
+    patience_s=2.0,
+)
+
+
+@dataclass
+class Drive:
+    """A worker's state, and the time."""
+
+    now: float = 100.0
+    state: WorkerState = field(default_factory=lambda: WorkerState(config_of()))
+
+    def dispatch(self, event: Event) -> list[Effect]:
+        return self.state.handle(event, self.now)
+
+    def enter(self) -> list[Effect]:
+        """Start, be welcomed, and be prepared."""
+        return self.dispatch(Started()) + self.dispatch(WELCOMED) + self.dispatch(PREPARED)
+
+    def weights(self, step: int) -> list[Effect]:
+        return self.dispatch(WeightsReceived(step=step))
+
+    def lease(self, lease: Lease) -> list[Effect]:
+        return self.dispatch(LeaseReceived(lease=lease))
+
+    def empty_inbox(self) -> list[Effect]:
+        return self.dispatch(InboxEmptied())
+
+    def pass_time(self, seconds: float) -> list[Effect]:
+        """Let time pass, waking the state at each of its deadlines."""
+        end, effects = self.now + seconds, list[Effect]()
+        while (due := self.state.deadline()) is not None and due <= end:
+            self.now = max(self.now, due)
+            effects += self.dispatch(TimePassed())
+        self.now = end
+        return effects
+
+
+def drive_in(phase: WorkerPhase) -> Drive:
+    """Return a worker that has come to a phase by the usual way."""
+    drive = Drive()
+    if phase is not WorkerPhase.OUTSIDE:
+        drive.enter()
+    if phase is WorkerPhase.COMPUTING:
+        drive.weights(3)
+        drive.lease(LEASE)
+        drive.empty_inbox()
+    if phase is WorkerPhase.UPDATING:
+        drive.dispatch(SliceLeaseReceived(lease=SLICE_LEASE))
+    if phase is WorkerPhase.STRETCH:
+        drive.dispatch(StretchReceived(stretch=STRETCH))
+    assert drive.state.phase is phase
+    return drive

@@ -1,0 +1,555 @@
+"""The worker's shell: it answers what it is asked, refuses what is not the server's, and brings its errors home."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.client.client import ClientConfig
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.errors import DataError
+from lockstep.common.job.job import Job
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import (
+    ComputeFailed,
+    Dropped,
+    Finished,
+    Join,
+    Lease,
+    Leave,
+    Message,
+    Ping,
+    Ready,
+    Result,
+    ServerMessage,
+    Standby,
+    Weights,
+    Welcome,
+    Withdrawal,
+    WorkerMessage,
+)
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
+from lockstep.common.transport.port import Frames, PeerGone, Shortcut
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.worker.setup import Loader, Places, prepare
+from lockstep.worker.shell import LOOK_S, MOST_EARLY, WorkerShell
+from lockstep.worker.state import WorkerState
+from tests.lockstep.common.client.clients import JOIN
+from tests.simulation.cluster import Simulation
+from tests.simulation.small import digits, job_of, load_digits, other_digits
+
+
+class Bench:
+    """A worker, and by hand the server's end of its connection."""
+
+    def __init__(self, job: Job, load: Loader = load_digits) -> None:
+        self.network, self.clock = MemoryNetwork(1), ManualClock()
+        self.port: MemoryServer = self.network.server()
+        self.opening = open_run("bench", job, digits(), AdmissionPolicy())
+        self.said: list[str] = []
+        state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
+        self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append)
+        self.peer = b""
+
+    def welcome(self) -> Welcome:
+        return self.opening.info.welcome(0)
+
+    def begin(self) -> None:
+        self.runner.begin()
+        assert isinstance(self.heard()[0], Join)
+
+    def enter(self, welcome: Welcome | None = None) -> list[Message]:
+        """Let the worker join, welcome it, and return what it says then."""
+        self.begin()
+        return self.send(welcome or self.welcome())
+
+    def send(self, message: ServerMessage, *arrays: Vector) -> list[Message]:
+        """Send the worker a message, let it act, and return what it says."""
+        self.port.send(self.peer, encode(message, arrays))
+        while self.runner.ended is None and self.runner.step():
+            pass
+        return self.heard()
+
+    def heard(self) -> list[Message]:
+        messages = []
+        while (received := self.port.receive(None)) is not None:
+            self.peer = received[0]
+            messages.append(decode(received[1], WorkerMessage)[0])
+        return messages
+
+    def end(self) -> tuple[int, str]:
+        assert self.runner.ended is not None
+        return self.runner.ended.code, self.runner.ended.reason
+
+
+def test_it_prepares_and_computes_what_is_leased() -> None:
+    bench = Bench(job_of())
+    assert bench.enter() == [Ready()]
+    assert bench.send(Weights(step=0, start=0), bench.opening.shard.weights) == []
+    (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2))
+    assert isinstance(result, Result)
+    assert (result.lo, result.hi, result.count) == (0, 2, 8)
+    (result,) = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
+    assert isinstance(result, Result)
+    assert (result.work, result.count) == ("evaluate", 30)
+    bench.send(Finished(reason=""))
+    assert bench.end() == (0, "")
+
+
+@dataclass
+class SlowClient:
+    """A connection on which it takes a second to send anything."""
+
+    client: MemoryClient
+    clock: ManualClock
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.clock.advance(1.0)
+        self.client.send(frames, timeout_s)
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        self.client.shorten(shortcut)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+def test_what_is_sent_on_the_way_is_no_computing() -> None:
+    bench = Bench(job_of(model="mlp"))
+    bench.runner.servers.first = SlowClient(bench.network.client(), bench.clock)
+    bench.enter()
+    vector = bench.opening.shard.weights
+    for frame in Slice(0, vector.size).frames():
+        bench.send(Weights(step=0, start=frame.start), frame.of(vector))
+    before = bench.clock.now()
+    *parts, result = bench.send(Lease(work="train", step=0, lo=0, hi=1))
+    assert len(parts) == 3
+    assert bench.clock.now() == before + 4
+    assert isinstance(result, Result)
+    assert result.compute_s == 0.0
+
+
+def test_another_dataset_is_refused() -> None:
+    bench = Bench(job_of(), load=lambda name: other_digits())
+    (leave,) = bench.enter()
+    assert isinstance(leave, Leave)
+    assert "the dataset 'digits' is not the server's (SHA-256" in leave.reason
+    assert "copy the server's data to this machine" in leave.reason
+    assert bench.end() == (2, leave.reason)
+
+
+def test_a_dataset_that_cannot_be_read_is_told() -> None:
+    def fail(name: str) -> TrainTest:
+        raise DataError(f"cannot read {name!r}")
+
+    bench = Bench(job_of(), load=fail)
+    assert bench.enter() == [Leave(reason="cannot read 'digits'")]
+    assert bench.end()[0] == 2
+
+
+def model_file(path: Path, text: str = "") -> str:
+    path.write_text(
+        "from lockstep.common import nn\n\n\n"
+        "def build():\n"
+        f"    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n\n\n{text}"
+    )
+    return f"{path}:build"
+
+
+def test_another_source_of_the_model_is_refused(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    model_file(tmp_path / "net.py", "CHANGED = True\n")
+    (leave,) = bench.enter()
+    assert isinstance(leave, Leave)
+    assert "is not the server's (SHA-256" in leave.reason
+    assert "copy the server's file to this machine" in leave.reason
+
+
+def test_a_file_that_is_not_the_servers_is_not_run(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    model_file(tmp_path / "net.py", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    (leave,) = bench.enter()
+    assert isinstance(leave, Leave)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_changes_after_it_was_looked_at_is_not_run(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    welcome = bench.welcome()
+
+    def load_slowly(name: str) -> TrainTest:
+        model_file(tmp_path / "net.py", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+        return load_digits(name)
+
+    prepare(welcome, load_slowly, Places())
+    assert not (tmp_path / "ran").exists()
+    assert "open(" in (tmp_path / "net.py").read_text()
+
+
+def test_a_model_file_that_is_not_here_is_told(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py")))
+    (tmp_path / "net.py").unlink()
+    (leave,) = bench.enter()
+    assert isinstance(leave, Leave)
+    assert "cannot be read" in leave.reason
+
+
+def test_another_layout_is_refused() -> None:
+    bench = Bench(job_of())
+    (leave,) = bench.enter(msgspec.structs.replace(bench.welcome(), layout="0" * 64))
+    assert isinstance(leave, Leave)
+    assert "model 'linear' has other parameters here than at the server" in leave.reason
+
+
+@pytest.mark.parametrize("size", [0, 3, 7849, 7851])
+def test_weights_of_a_wrong_length_are_a_breach_of_the_protocol(size: int) -> None:
+    bench = Bench(job_of())
+    bench.enter()
+    if size == 0:
+        bench.port.send(bench.peer, [b"\xc1"])
+        bench.runner.step()
+        (leave,) = bench.heard()
+    else:
+        (leave,) = bench.send(Weights(step=0, start=0), np.zeros(size, np.float32))
+    assert isinstance(leave, Leave)
+    code, reason = bench.end()
+    assert code == 1
+    assert reason.startswith("the server broke the protocol: ")
+    assert size == 0 or f"weights of {size} values from 0 on: expected 7850" in reason
+
+
+RAISING = """
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+
+    def forward(self, x):
+        if self.training:
+            raise ValueError("odd caf\\udce9")
+        return self.inner(x.flatten(1))
+
+
+def build():
+    return Odd()
+"""
+
+
+def test_an_exception_comes_home_with_its_traceback_and_the_worker_goes_on(tmp_path: Path) -> None:
+    bench = Bench(job_of(model=model_file(tmp_path / "net.py", RAISING)))
+    bench.enter()
+    bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
+    (failed,) = bench.send(Lease(work="train", step=0, lo=1, hi=2))
+    assert isinstance(failed, ComputeFailed)
+    assert (failed.lo, failed.hi) == (1, 2)
+    assert "Traceback (most recent call last)" in failed.traceback
+    assert "odd caf\\udce9" in failed.traceback
+    assert isinstance(bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))[0], Result)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_model_that_always_raises_stops_the_run_with_the_traceback(tmp_path: Path, workers: int) -> None:
+    job = job_of(model=model_file(tmp_path / "net.py", RAISING))
+    simulation = Simulation(job, admission=AdmissionPolicy(min_workers=workers))
+    for _ in range(workers):
+        simulation.add_worker()
+    simulation.run()
+    simulation.drain()
+    ended = simulation.server.ended
+    assert ended is not None
+    assert "ValueError: odd" in ended.failure
+    assert "raised, as it did before" in ended.failure
+    assert [worker.runner.ended.code for worker in simulation.workers if worker.runner.ended] == [1] * workers
+
+
+def test_a_worker_with_other_data_leaves_and_the_others_finish() -> None:
+    simulation = Simulation(job_of())
+    odd = simulation.add_worker(load=lambda name: other_digits())
+    simulation.add_worker()
+    simulation.finish()
+    assert odd.runner.ended is not None
+    assert odd.runner.ended.code == 2
+    assert any("is not the server's" in text for text in simulation.said)
+
+
+def test_nobody_reads_while_there_is_no_server() -> None:
+    network, clock = MemoryNetwork(1), ManualClock()
+    said: list[str] = []
+    runner = WorkerShell(
+        WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0)),
+        network.client(),
+        clock,
+        load_digits,
+        said.append,
+    )
+    runner.begin()
+    for _ in range(100):
+        clock.advance(5.0)
+        runner.step()
+    assert runner.ended is None
+    assert 10 <= len(said) <= 20
+    assert all(text.startswith("waiting for a server at memory://") for text in said)
+
+
+def test_run_ends_with_the_run_and_closes_its_connection() -> None:
+    bench = Bench(job_of())
+    bench.begin()
+    bench.port.send(bench.peer, encode(Finished(reason="")))
+    assert bench.runner.run().code == 0
+    bench.heard()
+    with pytest.raises(PeerGone):
+        bench.port.send(bench.peer, encode(Finished(reason="")))
+
+
+class Shortened:
+    """A connection that notes which shortcuts it is given."""
+
+    def __init__(self, client: MemoryClient) -> None:
+        self.client, self.given = client, list[Shortcut | None]()
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.client.send(frames, timeout_s)
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        self.given.append(shortcut)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+def test_who_shares_no_memory_in_this_life_ends_the_shortcut_of_the_one_before() -> None:
+    bench = Bench(job_of())
+    port = Shortened(bench.network.client())
+    bench.runner.port = bench.runner.servers.first = port
+    bench.enter()
+    assert port.given == [None]
+
+
+class Interrupting:
+    """A connection on which Ctrl-C comes while the worker waits."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        raise KeyboardInterrupt
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.sent.append(decode(frames, WorkerMessage)[0])
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        assert shortcut is None
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.sent.append(Leave(reason="closed"))
+
+
+def test_an_interrupt_is_told_to_the_server() -> None:
+    port = Interrupting()
+    state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
+    ended = WorkerShell(state, port, ManualClock(), load_digits, print).run()
+    assert ended.code == 130
+    assert port.sent == [JOIN, Leave(reason="interrupted"), Leave(reason="closed")]
+
+
+# A lease is withdrawn while it is computed
+
+
+@dataclass
+class Counting:
+    """A connection that counts how often somebody looks for a message."""
+
+    client: MemoryClient
+    looks: int = 0
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        self.looks += 1
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.client.send(frames, timeout_s)
+
+    def shorten(self, shortcut: Shortcut | None) -> None:
+        self.client.shorten(shortcut)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+class Busy(Bench):
+    """A worker that computes a step of sixteen micro-batches, each of which takes some time."""
+
+    def __init__(self, each_s: float = 2 * LOOK_S) -> None:
+        super().__init__(job_of(micro_batches=16))
+        self.runner.port = self.runner.servers.first = self.counting = Counting(self.network.client())
+        self.each_s = each_s
+        #: What the server sends after so many micro-batches of the lease at hand: messages, or a frame as it is.
+        self.coming: dict[int, list[ServerMessage | bytes]] = {}
+        #: How many micro-batches were computed before each that followed another, and the looks in between.
+        self.computed, self.looks = 0, list[int]()
+        self.enter()
+        self.send(Weights(step=0, start=0), self.opening.shard.weights)
+        compute = self.runner._compute
+        assert compute is not None
+        self.look = compute.is_wanted
+        compute.is_wanted = self.is_wanted
+
+    def is_wanted(self) -> bool:
+        self.computed += 1
+        self.clock.advance(self.each_s)
+        for message in self.coming.pop(self.computed, []):
+            self.port.send(self.peer, [message] if isinstance(message, bytes) else encode(message))
+        before = self.counting.looks
+        wanted = self.look()
+        self.looks.append(self.counting.looks - before)
+        return wanted
+
+    def lease(self, number: int = 1, lo: int = 0, hi: int = 16) -> list[Message]:
+        """Lease micro-batches to the worker, let it act until it waits, and return what it says."""
+        self.computed = 0
+        self.looks.clear()
+        return self.send(leased(number, lo, hi))
+
+
+def leased(number: int, lo: int = 0, hi: int = 16) -> Lease:
+    return Lease(work="train", step=0, lo=lo, hi=hi, number=number)
+
+
+def withdrawal(number: int = 1, *, step: int = 0) -> Withdrawal:
+    return Withdrawal(work="train", step=step, number=number)
+
+
+def dropped(number: int = 1, computed: int = 0) -> Dropped:
+    return Dropped(work="train", step=0, number=number, computed=computed)
+
+
+def test_a_lease_that_is_withdrawn_is_stopped_at_the_next_micro_batch_and_answered_with_what_was_computed() -> None:
+    bench = Busy()
+    bench.coming = {5: [withdrawal()]}
+    assert bench.lease() == [dropped(computed=5)]
+    # It goes on with the next as if nothing had been.
+    (result,) = bench.lease(2)
+    (expected,) = Busy().lease(2)
+    assert isinstance(result, Result)
+    assert isinstance(expected, Result)
+    assert (result.losses, result.loss_sum) == (expected.losses, expected.loss_sum)
+    assert result.compute_s == pytest.approx(expected.compute_s)
+
+
+def test_what_is_withdrawn_is_known_by_its_number_and_step() -> None:
+    bench = Busy()
+    bench.coming = {2: [withdrawal(7)], 3: [withdrawal(step=4)]}
+    result, first, second = bench.lease()
+    assert isinstance(result, Result)
+    assert (first, second) == (dropped(7), Dropped(work="train", step=4, number=1))
+
+
+def test_a_withdrawal_that_comes_after_the_last_micro_batch_was_begun_is_answered_after_the_result() -> None:
+    bench = Busy(each_s=LOOK_S / 100)
+    bench.coming = {15: [withdrawal()]}
+    result, answer = bench.lease()
+    assert isinstance(result, Result)
+    assert answer == dropped()
+
+
+def test_an_evaluation_is_not_stopped_by_the_withdrawal_of_training() -> None:
+    bench = Busy()
+    bench.port.send(bench.peer, encode(withdrawal(0)))
+    answer, result = bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))
+    assert answer == dropped(0)
+    assert isinstance(result, Result)
+
+
+@pytest.mark.parametrize(
+    ("each_s", "looks"),
+    [
+        (LOOK_S / 4, [0, 0, 0, 1] * 3 + [0, 0, 0]),
+        (LOOK_S / 2, [0, 1] * 7 + [0]),
+        (LOOK_S, [1] * 15),
+        (3 * LOOK_S, [1] * 15),
+        (0.0, [0] * 15),
+    ],
+)
+def test_it_looks_once_in_so_many_seconds_of_computing(each_s: float, looks: list[int]) -> None:
+    bench = Busy(each_s)
+    for number in (1, 2):
+        bench.lease(number)
+        assert bench.looks == looks
+
+
+def test_messages_that_are_read_on_the_way_are_handled_afterwards_in_their_order() -> None:
+    bench = Busy()
+    # The second lease is withdrawn after it was given, and the third is not.
+    bench.coming = {3: [leased(2, 0, 2), leased(3, 2, 4), withdrawal(2)], 4: [Standby(reason="enough")], 6: [Ping()]}
+    first, answer, third = bench.lease()
+    assert isinstance(first, Result)
+    assert isinstance(third, Result)
+    assert (first.number, answer, third.number) == (1, dropped(2), 3)
+    assert bench.said[1:] == ["enough"]
+
+
+def test_what_was_read_before_the_withdrawal_is_handled_before_it_and_what_came_after_it_later() -> None:
+    bench = Busy()
+    bench.coming = {3: [leased(2, 0, 2), withdrawal(1), withdrawal(2), leased(3, 2, 4)]}
+    first, second, third = bench.lease()
+    assert (first, second) == (dropped(1, computed=3), dropped(2))
+    assert isinstance(third, Result)
+    assert third.number == 3
+
+
+def test_the_end_of_the_run_may_be_read_on_the_way() -> None:
+    bench = Busy()
+    bench.coming = {3: [Finished(reason="")]}
+    (result,) = bench.lease()
+    assert isinstance(result, Result)
+    assert bench.end() == (0, "")
+
+
+def test_nonsense_that_is_read_on_the_way_is_a_breach_of_the_protocol_once_the_lease_is_done() -> None:
+    bench = Busy()
+    bench.coming = {3: [b"\xc1"]}
+    result, leave = bench.lease()
+    assert isinstance(result, Result)
+    assert isinstance(leave, Leave)
+    assert bench.end()[0] == 1
+
+
+def test_no_more_than_so_many_messages_are_read_on_the_way_and_the_others_wait() -> None:
+    bench = Busy()
+    many = [withdrawal(100 + number) for number in range(MOST_EARLY)]
+    bench.coming = {1: [*many[:-1]], 2: [many[-1], withdrawal(1)]}
+    result, *answers = bench.lease()
+    # The last one was there in time, and was not seen.
+    assert isinstance(result, Result)
+    assert answers == [*(dropped(each.number) for each in many), dropped(1)]
+    # Of those that are read at one look, the last is read as well as the first.
+    assert bench.looks[:3] == [MOST_EARLY, 1, 0]
+
+
+def test_with_messages_read_on_the_way_there_is_something_to_do_at_once() -> None:
+    bench = Busy()
+    bench.coming = {3: [Standby(reason="enough")]}
+    bench.port.send(bench.peer, encode(leased(1)))
+    assert bench.runner.step()
+    assert bench.runner.step()
+    # It has computed, and has nothing else at hand.
+    assert not bench.runner.state.has_work()
+    deadline = bench.runner.deadline()
+    assert deadline is not None
+    assert deadline <= bench.clock.now()
+    assert bench.runner.step()
+    assert bench.said[1:] == ["enough"]
+    deadline = bench.runner.deadline()
+    assert deadline is not None
+    assert deadline > bench.clock.now()

@@ -1,0 +1,104 @@
+"""The worker's shell where memory is offered: it computes there, says why it does not, and takes no other's word."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.protocol.messages import Lease, Leave, Message, Ready, Result, Weights
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.worker.compute import Compute
+from tests.lockstep.worker.test_shell import Bench
+from tests.simulation.small import digits, job_of
+
+
+class SharingBench(Bench):
+    """A worker that looks for memory in `there`, and a server that offers it in `root`."""
+
+    def __init__(self, root: Path, there: Path) -> None:
+        super().__init__(job_of(model="mlp"))
+        self.opening, self.sharing = share(self.opening, root)
+        self.runner.root = there
+
+    def enter_here(self) -> ServerSharedMemory:
+        """Let the worker join and share."""
+        (ready,) = self.enter()
+        assert isinstance(ready, Ready)
+        assert ready.obstacle == ""
+        self.sharing.admit(0, ready.nonce)
+        return self.sharing
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+@pytest.mark.parametrize("node", [Node(0, 1), Node(0, 2), Node(0, 4)])
+def test_sums_are_where_the_server_sees_them_and_no_vector_is_sent(tmp_path: Path, slot: int, node: Node) -> None:
+    bench = SharingBench(tmp_path, tmp_path)
+    sharing = bench.enter_here()
+    other = sharing.sums[0][1 - slot].copy()
+    answers = bench.send(Lease(work="train", step=0, lo=node.lo, hi=node.hi, number=9, slot=slot))
+    assert [(type(answer), isinstance(answer, Result) and answer.number) for answer in answers] == [(Result, 9)]
+    alone = open_run("alone", job_of(model="mlp"), digits(), AdmissionPolicy())
+    expected, _ = Compute(alone.info.job, alone.model, alone.data, alone.shard.slots).train(0, node)
+    assert sharing.sums[0][slot].tobytes() == expected.tobytes()
+    assert np.array_equal(sharing.sums[0][1 - slot], other)
+    sharing.close()
+
+
+def test_the_weights_of_a_step_are_those_of_its_slot(tmp_path: Path) -> None:
+    bench = SharingBench(tmp_path, tmp_path)
+    sharing, (first, second) = bench.enter_here(), bench.opening.shard.slots
+    second[:] = 0.5 * first
+    losses: list[float] = []
+    for step in (0, 1):
+        (result,) = bench.send(Lease(work="evaluate", step=step, lo=0, hi=1))
+        assert isinstance(result, Result)
+        losses.append(result.loss_sum)
+    assert losses[0] != losses[1]
+    sharing.close()
+
+
+def told(bench: SharingBench) -> Message:
+    (ready,) = bench.enter()
+    bench.sharing.close()
+    return ready
+
+
+def test_memory_that_is_not_here_is_told_and_frames_are_taken(tmp_path: Path) -> None:
+    bench = SharingBench(tmp_path, tmp_path / "elsewhere")
+    ready = told(bench)
+    assert isinstance(ready, Ready)
+    assert ready.nonce == ""
+    assert "cannot be opened here: No such file or directory" in ready.obstacle
+    for frame in bench.opening.shard.frames:
+        assert bench.send(Weights(step=0, start=frame.start), frame.of(bench.opening.shard.weights)) == []
+    *parts, result = bench.send(Lease(work="train", step=0, lo=0, hi=1))
+    assert (len(parts), type(result)) == (len(bench.opening.shard.frames), Result)
+
+
+def test_where_nothing_is_offered_nothing_is_told(tmp_path: Path) -> None:
+    bench = SharingBench(tmp_path, tmp_path)
+    bench.opening = replace(bench.opening, info=replace(bench.opening.info, memory=""))
+    assert told(bench) == Ready()
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/dev/shm", "x" * 200])
+def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path, name: str) -> None:
+    bench = SharingBench(tmp_path, tmp_path)
+    (ready,) = bench.enter(msgspec.structs.replace(bench.welcome(), memory=name))
+    assert isinstance(ready, Ready)
+    assert "is not the name of a shared folder" in ready.obstacle
+    bench.sharing.close()
+
+
+def test_weights_that_are_sent_all_the_same_are_a_breach_of_the_protocol(tmp_path: Path) -> None:
+    bench = SharingBench(tmp_path, tmp_path)
+    bench.enter()
+    frame = bench.opening.shard.frames[0]
+    (leave,) = bench.send(Weights(step=0, start=0), frame.of(bench.opening.shard.weights))
+    assert isinstance(leave, Leave)
+    assert bench.end()[1].startswith("the server broke the protocol: weights ")
+    bench.sharing.close()

@@ -1,0 +1,623 @@
+"""What a worker does in a run: it computes what is leased on the weights at hand; how it joins is the client's part."""
+
+from itertools import product
+from typing import get_args
+
+import msgspec
+import pytest
+
+from lockstep.common.client.client import FIRST_RETRY_S
+from lockstep.common.client.events_and_effects import (
+    Evicted,
+    Exit,
+    JoinRefused,
+    Prepared,
+    RunFinished,
+    SendToServer,
+    Started,
+)
+from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind
+from lockstep.common.protocol.messages import (
+    NAME_LIMIT,
+    TEXT_LIMIT,
+    ComputeFailed,
+    Diverged,
+    Dropped,
+    Finished,
+    Lease,
+    Leave,
+    Ping,
+    Ready,
+    Refused,
+    SamplesRequest,
+    Standby,
+    StretchEnded,
+    Withdrawal,
+    Work,
+)
+from lockstep.common.statemachine.events_and_effects import Interrupted, Report, TimePassed
+from lockstep.common.statemachine.transitions import ILLEGAL
+from lockstep.worker import events
+from lockstep.worker.effects import (
+    AdvanceSlice,
+    AdvanceStretch,
+    ComputeLease,
+    IntroduceToShards,
+    PrepareStretch,
+    SendResult,
+)
+from lockstep.worker.state import MOST_LEASES, TRANSITIONS, WorkerPhase, is_of
+from lockstep.worker.stretch import Stage
+from tests.lockstep.common.client.clients import PREPARED, WELCOMED, exits, reports, sent
+from tests.lockstep.worker.states import LEASE, SLICE_LEASE, SLICE_RESULT, STRETCH, Drive, drive_in, lease_of, result_of
+
+REQUEST = SamplesRequest(part="train", places=b"\7\0\0\0")
+
+#: One event of each kind.
+EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
+    type(event): event
+    for event in (
+        events.StandbyRequested(standby=Standby(reason="enough")),
+        events.WeightsReceived(step=3),
+        events.LeaseReceived(lease=LEASE),
+        events.LeaseWithdrawn(withdrawal=Withdrawal(work="train", step=3, number=0)),
+        events.LeaseStopped(lease=LEASE, computed=1),
+        events.SliceLeaseReceived(lease=SLICE_LEASE),
+        events.PartDue(),
+        events.SliceEnded(result=SLICE_RESULT),
+        events.MemoryLost(reason="gone"),
+        events.InboxEmptied(),
+        events.LeaseComputed(result=result_of(LEASE)),
+        events.LeaseDiverged(lease=LEASE, micro_batch=0, layer="0"),
+        events.LeaseRaised(lease=LEASE, traceback=""),
+        events.SamplesMissing(lease=LEASE, request=REQUEST),
+        events.SamplesReceived(),
+        events.SamplesNotStored(reason="no room"),
+        events.StretchReceived(stretch=STRETCH),
+        events.EndStretchReceived(number=STRETCH.number),
+        events.StageDue(),
+        events.StageDone(),
+        events.StageNotDone(),
+        events.StretchBroken(),
+        events.ServerPinged(),
+    )
+}
+
+
+def test_every_phase_has_an_entry_for_every_event() -> None:
+    assert set(TRANSITIONS) == set(product(WorkerPhase, get_args(events.WorkEvent)))
+    assert set(EVENTS) == set(get_args(events.WorkEvent))
+
+
+@pytest.mark.parametrize("phase", WorkerPhase)
+@pytest.mark.parametrize("kind", EVENTS)
+def test_every_event_in_every_phase_obeys_the_table(phase: WorkerPhase, kind: type[events.WorkEvent]) -> None:
+    drive, targets = drive_in(phase), TRANSITIONS[phase, kind]
+    if targets is ILLEGAL:
+        with pytest.raises(ProtocolError, match=f"{kind.__name__} while {phase.value}"):
+            drive.dispatch(EVENTS[kind])
+        return
+    effects = drive.dispatch(EVENTS[kind])
+    if targets:
+        assert drive.state.phase in targets
+    else:
+        assert (effects, drive.state.phase) == ([], phase)
+
+
+@pytest.mark.parametrize("phase", [WorkerPhase.COMPUTING, WorkerPhase.UPDATING])
+def test_while_it_is_busy_nothing_but_an_interrupt_reaches_it(phase: WorkerPhase) -> None:
+    with pytest.raises(ProtocolError, match=f"TimePassed while {phase.value}"):
+        drive_in(phase).dispatch(TimePassed())
+    drive = drive_in(phase)
+    assert drive.state.deadline() is None
+    assert sent(drive.dispatch(Interrupted())) == [Leave(reason="interrupted")]
+    assert drive.state.phase is WorkerPhase.OUTSIDE
+
+
+def test_a_slice_of_an_update_is_made_part_by_part_and_then_answered() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    assert drive.dispatch(events.SliceLeaseReceived(lease=SLICE_LEASE)) == []
+    for _ in range(2):
+        assert drive.state.is_updating()
+        assert drive.dispatch(events.PartDue()) == [AdvanceSlice(lease=SLICE_LEASE)]
+    assert sent(drive.dispatch(events.SliceEnded(result=SLICE_RESULT))) == [SLICE_RESULT]
+    assert not drive.state.is_updating()
+    assert drive.state.slice_lease is None
+
+
+def stages(drive: Drive, count: int) -> list[tuple[int, Stage]]:
+    """Let stages of a stretch be done; return of which step, and which."""
+    found = []
+    for _ in range(count):
+        (effect,) = drive.dispatch(events.StageDue())
+        assert isinstance(effect, AdvanceStretch)
+        found.append((effect.step, effect.stage))
+        drive.dispatch(events.StageDone())
+    return found
+
+
+def test_the_steps_of_a_stretch_are_made_stage_by_stage_and_then_answered() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    assert drive.dispatch(events.StretchReceived(stretch=STRETCH)) == [PrepareStretch(stretch=STRETCH)]
+    assert stages(drive, 7) == [(3, stage) for stage in Stage] + [(4, stage) for stage in list(Stage)[:3]]
+    drive.dispatch(events.StageDue())
+    assert sent(drive.dispatch(events.StageDone())) == [StretchEnded(number=STRETCH.number, steps=STRETCH.last)]
+    assert (drive.state.phase, drive.state.weights_step) == (WorkerPhase.WAITING, STRETCH.last)
+
+
+@pytest.mark.parametrize(("done", "steps"), [(0, 3), (2, 3), (3, 4), (4, 4), (7, 5)])
+@pytest.mark.parametrize("end", [events.EndStretchReceived(number=STRETCH.number), events.StretchBroken()])
+def test_a_stretch_may_end_in_any_stage(end: events.WorkEvent, done: int, steps: int) -> None:
+    drive = drive_in(WorkerPhase.STRETCH)
+    stages(drive, done)
+    if isinstance(end, events.StretchBroken):
+        drive.dispatch(events.StageDue())
+    assert sent(drive.dispatch(end)) == [StretchEnded(number=STRETCH.number, steps=steps)]
+    assert drive.state.phase is WorkerPhase.WAITING
+
+
+def test_another_stretch_than_the_one_at_hand_is_not_cancelled() -> None:
+    drive = drive_in(WorkerPhase.STRETCH)
+    assert drive.dispatch(events.EndStretchReceived(number=STRETCH.number - 1)) == []
+    assert drive.state.phase is WorkerPhase.STRETCH
+
+
+def test_what_is_waited_for_is_looked_for_less_and_less_often_and_not_for_ever() -> None:
+    drive = drive_in(WorkerPhase.STRETCH)
+    stages(drive, 1)
+    looks = [drive.now]
+    while drive.state.phase is WorkerPhase.STRETCH:
+        due = drive.state.deadline()
+        assert due is not None
+        drive.now = max(drive.now + 1e-4, due)
+        looks.append(drive.now)
+        drive.dispatch(events.StageNotDone())
+    assert STRETCH.patience_s <= looks[-1] - looks[0] < STRETCH.patience_s + 0.1
+    assert len(looks) < 2000
+
+
+def test_a_slice_comes_before_leases_that_wait() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.weights(3)
+    drive.lease(LEASE)
+    drive.dispatch(events.SliceLeaseReceived(lease=SLICE_LEASE))
+    assert not drive.state.has_work()
+    drive.dispatch(events.SliceEnded(result=SLICE_RESULT))
+    assert drive.state.has_work()
+
+
+def test_one_that_cannot_follow_the_weights_into_other_memory_joins_again() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    before = drive.state.client.join()
+    effects = drive.dispatch(events.MemoryLost(reason="no file"))
+    join = drive.state.client.join()
+    assert join.incarnation != before.incarnation
+    assert sent(effects) == [Leave(reason="no file"), join]
+    assert reports(effects) == ["rejoining: no file"]
+
+
+def test_one_that_is_refused_says_that_a_worker_was() -> None:
+    refused = JoinRefused(refused=Refused(reason="the run is over", kind=RefusalKind.OVER))
+    expected = Exit(code=2, reason="the server refused this worker: the run is over", kind=FailureKind.REFUSED)
+    assert drive_in(WorkerPhase.OUTSIDE).dispatch(refused) == [expected]
+
+
+@pytest.mark.parametrize("nonce", ["", "0" * 32])
+def test_it_shares_memory_if_it_has_read_what_the_server_wrote(nonce: str) -> None:
+    drive = Drive()
+    drive.dispatch(Started())
+    drive.dispatch(WELCOMED)
+    drive.dispatch(Prepared(ready=Ready(nonce=nonce)))
+    assert drive.state.shares == bool(nonce)
+
+
+def test_leases_are_computed_in_their_order_each_answered() -> None:
+    drive = Drive()
+    drive.enter()
+    assert drive.weights(3) == []
+    assert drive.lease(lease_of(3, 0, 2)) == drive.lease(lease_of(3, 4, 5)) == []
+    for lease in (lease_of(3, 0, 2), lease_of(3, 4, 5)):
+        assert drive.state.has_work()
+        assert drive.empty_inbox() == [ComputeLease(lease=lease)]
+        assert drive.state.deadline() is None
+        result = result_of(lease)
+        assert drive.dispatch(events.LeaseComputed(result=result)) == [SendResult(result=result)]
+    due = drive.state.deadline()
+    assert due is not None
+    assert FIRST_RETRY_S / 2 <= due - drive.now <= FIRST_RETRY_S
+
+
+def test_leases_of_older_weights_are_dropped() -> None:
+    drive = Drive()
+    drive.enter()
+    drive.weights(3)
+    drive.lease(lease_of(3))
+    drive.weights(4)
+    assert not drive.state.leases
+    drive.lease(lease_of(3, 1, 2))
+    drive.lease(lease_of(4))
+    assert list(drive.state.leases) == [lease_of(4)]
+
+
+def test_leases_of_an_evaluation_that_is_over_are_dropped() -> None:
+    drive = Drive()
+    drive.enter()
+    drive.weights(3)
+    drive.lease(lease_of(3, work="evaluate"))
+    drive.lease(lease_of(3, work="train"))
+    assert list(drive.state.leases) == [lease_of(3, work="train")]
+
+
+def test_without_weights_nothing_is_computed() -> None:
+    drive = Drive()
+    drive.enter()
+    drive.lease(lease_of(0))
+    assert not drive.state.has_work()
+    assert drive.empty_inbox() == []
+    # The weights may come over other connections, and later than a lease.
+    drive.weights(0)
+    assert drive.state.has_work()
+
+
+def test_a_lease_that_is_quicker_than_its_weights_waits_for_them() -> None:
+    drive = Drive()
+    drive.enter()
+    drive.weights(3)
+    drive.lease(lease_of(3))
+    drive.lease(lease_of(4))
+    assert list(drive.state.leases) == [lease_of(4)]
+    assert not drive.state.has_work()
+    drive.weights(4)
+    assert list(drive.state.leases) == [lease_of(4)]
+    assert drive.state.has_work()
+    drive.lease(lease_of(3))
+    assert list(drive.state.leases) == [lease_of(4)]
+
+
+def test_leases_without_an_end_do_not_fill_the_memory() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    for number in range(3 * MOST_LEASES):
+        drive.dispatch(events.LeaseReceived(lease=msgspec.structs.replace(lease_of(7), number=number)))
+    assert len(drive.state.leases) == MOST_LEASES
+    assert drive.state.leases[-1].number == 3 * MOST_LEASES - 1
+
+
+def test_what_a_server_says_is_a_line() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    (standby,) = drive.dispatch(events.StandbyRequested(standby=Standby(reason="wait\nerror: forged")))
+    assert standby == Report(text="wait\\nerror: forged")
+
+
+def test_divergence_and_errors_are_told_with_their_place() -> None:
+    drive = drive_in(WorkerPhase.COMPUTING)
+    assert sent(drive.dispatch(events.LeaseDiverged(lease=LEASE, micro_batch=7, layer="2 (Linear)"))) == [
+        Diverged(work="train", step=3, micro_batch=7, layer="2 (Linear)")
+    ]
+    drive = drive_in(WorkerPhase.COMPUTING)
+    found = events.LeaseDiverged(lease=LEASE, micro_batch=7, layer="0.weight", quantity="gradient")
+    assert sent(drive.dispatch(found)) == [
+        Diverged(work="train", step=3, micro_batch=7, layer="0.weight", quantity="gradient")
+    ]
+    drive = drive_in(WorkerPhase.COMPUTING)
+    assert sent(drive.dispatch(events.LeaseRaised(lease=lease_of(3, 2, 4), traceback="Traceback"))) == [
+        ComputeFailed(work="train", step=3, lo=2, hi=4, traceback="Traceback")
+    ]
+    assert drive.state.phase is WorkerPhase.WAITING
+
+
+def test_texts_are_short_enough_for_the_server() -> None:
+    (diverged,) = sent(
+        drive_in(WorkerPhase.COMPUTING).dispatch(events.LeaseDiverged(lease=LEASE, micro_batch=0, layer="x." * 999))
+    )
+    (failed,) = sent(drive_in(WorkerPhase.COMPUTING).dispatch(events.LeaseRaised(lease=LEASE, traceback="x" * 99_999)))
+    assert isinstance(diverged, Diverged)
+    assert isinstance(failed, ComputeFailed)
+    assert len(diverged.layer) <= NAME_LIMIT
+    assert len(failed.traceback) <= TEXT_LIMIT
+
+
+def test_without_work_it_asks_whether_the_server_is_there() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    assert set(map(type, sent(drive.pass_time(2 * FIRST_RETRY_S)))) == {Ping}
+    drive.dispatch(events.ServerPinged())
+    assert sent(drive.pass_time(FIRST_RETRY_S / 2 - 0.1)) == []
+
+
+def test_when_the_server_asks_all_others_hear_again_who_this_is() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.lease(lease_of(3))
+    assert drive.dispatch(events.ServerPinged()) == [IntroduceToShards()]
+
+
+def test_an_evicted_worker_rejoins_and_forgets_the_run() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.weights(3)
+    drive.lease(lease_of(3))
+    assert reports(drive.dispatch(Evicted(reason="silent for 9 s"))) == ["rejoining: silent for 9 s"]
+    assert drive.state.phase is WorkerPhase.OUTSIDE
+    # What still comes from before is ignored.
+    assert drive.weights(3) == drive.lease(lease_of(3)) == drive.empty_inbox() == []
+    drive.dispatch(WELCOMED)
+    drive.dispatch(PREPARED)
+    assert drive.empty_inbox() == []
+    drive.lease(lease_of(3))
+    assert not drive.state.has_work()
+
+
+def test_the_end_of_the_run_is_the_end_of_its_work() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.weights(3)
+    drive.lease(lease_of(3))
+    assert drive.dispatch(RunFinished(finished=Finished(reason=""))) == [Exit(code=0, reason="")]
+    assert drive.empty_inbox() == []
+    assert drive.state.deadline() is None
+
+
+def test_a_long_computation_is_no_silence_of_the_server() -> None:
+    drive = drive_in(WorkerPhase.COMPUTING)
+    drive.now += 1000.0
+    drive.dispatch(events.LeaseComputed(result=result_of(LEASE)))
+    assert not exits(drive.pass_time(FIRST_RETRY_S))
+
+
+def test_one_that_stands_by_says_why_and_goes_on_asking() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    assert reports(drive.dispatch(events.StandbyRequested(standby=Standby(reason="enough")))) == ["enough"]
+    assert sent(drive.pass_time(FIRST_RETRY_S))[0] == Ping()
+
+
+def missing() -> Drive:
+    """Return a worker that has asked for samples of its first lease."""
+    drive = drive_in(WorkerPhase.COMPUTING)
+    assert drive.dispatch(events.SamplesMissing(lease=LEASE, request=REQUEST)) == [SendToServer(message=REQUEST)]
+    return drive
+
+
+def test_a_lease_whose_samples_are_lacking_is_computed_once_they_are_here() -> None:
+    drive = missing()
+    assert not drive.state.has_work()
+    assert drive.dispatch(events.SamplesReceived()) == []
+    assert drive.empty_inbox() == [ComputeLease(lease=LEASE)]
+
+
+def test_samples_that_do_not_come_are_asked_for_again() -> None:
+    drive = missing()
+    assert [effect for effect in drive.pass_time(FIRST_RETRY_S * 2) if effect == SendToServer(message=REQUEST)]
+    # An answer to something else says nothing of them.
+    drive.dispatch(events.ServerPinged())
+    assert [effect for effect in drive.pass_time(FIRST_RETRY_S * 2) if effect == SendToServer(message=REQUEST)]
+
+
+def test_to_lack_samples_is_no_sign_of_a_server() -> None:
+    drive = drive_in(WorkerPhase.COMPUTING)
+    heard = drive.state.client.heard
+    drive.now += 5.0
+    drive.dispatch(events.SamplesMissing(lease=LEASE, request=REQUEST))
+    assert drive.state.client.heard == heard
+
+
+def test_a_lease_of_the_next_step_ends_the_wait_for_samples() -> None:
+    drive = missing()
+    drive.weights(4)
+    drive.lease(lease_of(4))
+    assert drive.empty_inbox() == [ComputeLease(lease=lease_of(4))]
+
+
+def test_samples_that_cannot_be_kept_end_the_worker() -> None:
+    drive = missing()
+    *_, last = drive.dispatch(events.SamplesNotStored(reason="no room"))
+    assert last == Exit(code=1, reason="no room", kind=FailureKind.PREPARATION)
+
+
+def test_of_what_is_lacking_the_first_is_computed_first() -> None:
+    drive = drive_in(WorkerPhase.COMPUTING)
+    drive.dispatch(events.LeaseComputed(result=result_of(LEASE)))
+    drive.lease(lease_of(3, 0, 1))
+    drive.lease(lease_of(3, 1, 2))
+    drive.empty_inbox()
+    assert not drive.state.has_work()  # it computes already
+    drive.dispatch(events.SamplesMissing(lease=LEASE, request=REQUEST))
+    assert list(drive.state.leases) == [LEASE, lease_of(3, 1, 2)]
+
+
+def test_samples_are_asked_for_again_some_time_after_they_were_asked_for() -> None:
+    drive = drive_in(WorkerPhase.COMPUTING)
+    drive.now += 5000.0
+    drive.dispatch(events.SamplesMissing(lease=LEASE, request=REQUEST))
+    assert (drive.state.deadline() or 0.0) > drive.now
+
+
+def test_an_empty_inbox_is_no_sign_of_a_server() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    heard = drive.state.client.heard
+    drive.now += 5.0
+    drive.empty_inbox()
+    assert drive.state.client.heard == heard
+
+
+def test_one_that_waits_for_weights_asks_for_no_samples() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.lease(lease_of(0))
+    assert set(sent(drive.pass_time(2 * FIRST_RETRY_S))) == {Ping()}
+
+
+def sharing() -> Drive:
+    """Return a worker that computes in the server's memory, and waits."""
+    drive = Drive()
+    drive.dispatch(Started())
+    drive.dispatch(WELCOMED)
+    drive.dispatch(Prepared(ready=Ready(nonce="0" * 32)))
+    return drive
+
+
+def test_where_memory_is_shared_a_lease_says_that_its_weights_are_there() -> None:
+    drive = sharing()
+    for step in (3, 4):
+        drive.lease(lease_of(step))
+        assert drive.empty_inbox() == [ComputeLease(lease=lease_of(step))]
+        drive.dispatch(events.LeaseComputed(result=result_of(lease_of(step))))
+
+
+# A worker that joins again, late: nothing of before is left.
+
+
+def evicted_late(drive: Drive) -> Drive:
+    """Let the server restart after more than an hour of a run: it knows this worker no more."""
+    for _ in range(50):
+        drive.now += 100.0
+        drive.dispatch(events.ServerPinged())
+    drive.dispatch(Evicted(reason="a restart"))
+    return drive
+
+
+def rejoined(drive: Drive) -> Drive:
+    evicted_late(drive)
+    drive.dispatch(WELCOMED)
+    drive.dispatch(PREPARED)
+    return drive
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_one_that_rejoins_computes_with_new_weights_alone_whatever_their_step(step: int) -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.weights(3)
+    rejoined(drive)
+    assert drive.lease(lease_of(step)) == drive.empty_inbox() == []
+    drive.weights(step)
+    assert drive.empty_inbox() == [ComputeLease(lease=lease_of(step))]
+
+
+def test_one_that_rejoins_does_not_wait_for_samples_of_before() -> None:
+    drive = rejoined(missing())
+    assert REQUEST not in sent(drive.pass_time(2 * FIRST_RETRY_S))
+    drive.weights(3)
+    assert drive.empty_inbox() == []
+    drive.lease(lease_of(3, 1, 2))
+    assert drive.empty_inbox() == [ComputeLease(lease=lease_of(3, 1, 2))]
+
+
+def test_one_that_rejoins_shares_memory_only_if_it_does_so_now() -> None:
+    drive = rejoined(sharing())
+    assert not drive.state.shares
+    drive.lease(lease_of(3))
+    assert not drive.state.has_work()
+
+
+def test_one_that_rejoins_late_waits_for_a_server_as_long_as_any() -> None:
+    drive = evicted_late(drive_in(WorkerPhase.WAITING))
+    assert not exits(drive.pass_time(599.0))
+    assert exits(drive.pass_time(1.0))
+
+
+# Leases that are withdrawn
+
+
+def numbered(number: int, *, step: int = 3, work: Work = "train") -> Lease:
+    return Lease(work=work, step=step, lo=number, hi=number + 2, number=number)
+
+
+def withdrawal_of(lease: Lease) -> Withdrawal:
+    return Withdrawal(work=lease.work, step=lease.step, number=lease.number)
+
+
+def withdraw(drive: Drive, lease: Lease, *, computed: int = 0) -> None:
+    """Withdraw a lease; the worker is to answer at once, and once."""
+    effects = drive.dispatch(events.LeaseWithdrawn(withdrawal=withdrawal_of(lease)))
+    dropped = Dropped(work=lease.work, step=lease.step, number=lease.number, computed=computed)
+    assert effects == [SendToServer(message=dropped)]
+
+
+def holding(*numbers: int) -> Drive:
+    """Return a worker that has the weights of step 3, and leases of it."""
+    drive = drive_in(WorkerPhase.WAITING)
+    drive.weights(3)
+    for number in numbers:
+        drive.lease(numbered(number))
+    return drive
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_withdrawn_lease_that_waits_is_not_computed_and_the_others_are(number: int) -> None:
+    drive = holding(1, 2, 3)
+    withdraw(drive, numbered(number))
+    assert [lease.number for lease in drive.state.leases] == [one for one in (1, 2, 3) if one != number]
+
+
+@pytest.mark.parametrize("other", [numbered(4), numbered(1, step=2), numbered(1, work="evaluate")])
+def test_a_withdrawal_of_what_it_does_not_hold_is_answered_and_changes_nothing(other: Lease) -> None:
+    drive = holding(1, 2)
+    withdraw(drive, other)
+    assert list(drive.state.leases) == [numbered(1), numbered(2)]
+
+
+def test_a_lease_that_was_answered_is_dropped_with_nothing_computed_in_vain() -> None:
+    drive = holding(1)
+    drive.empty_inbox()
+    drive.dispatch(events.LeaseComputed(result=result_of(numbered(1))))
+    withdraw(drive, numbered(1))
+
+
+def test_one_that_was_stopped_answers_how_much_it_had_computed_when_it_reads_the_withdrawal() -> None:
+    drive = holding(1, 2)
+    assert drive.empty_inbox() == [ComputeLease(lease=numbered(1))]
+    assert drive.dispatch(events.LeaseStopped(lease=numbered(1), computed=1)) == []
+    assert drive.state.phase is WorkerPhase.WAITING
+    # What it had been sent before comes first.
+    withdraw(drive, numbered(2))
+    withdraw(drive, numbered(1), computed=1)
+    assert not drive.state.has_work()
+
+
+@pytest.mark.parametrize("other", [numbered(2), numbered(1, step=4), numbered(1, work="validate")])
+def test_what_was_computed_of_one_lease_is_not_told_of_another(other: Lease) -> None:
+    drive = holding(1)
+    drive.empty_inbox()
+    drive.dispatch(events.LeaseStopped(lease=numbered(1), computed=1))
+    withdraw(drive, other)
+
+
+def test_one_that_was_stopped_goes_on_with_the_next_lease() -> None:
+    drive = holding(1, 2)
+    drive.empty_inbox()
+    drive.dispatch(events.LeaseStopped(lease=numbered(1), computed=1))
+    withdraw(drive, numbered(1), computed=1)
+    assert drive.empty_inbox() == [ComputeLease(lease=numbered(2))]
+
+
+def test_a_withdrawn_lease_does_not_wait_for_its_samples() -> None:
+    drive = missing()
+    drive.lease(numbered(7))
+    withdraw(drive, LEASE)
+    assert drive.state.requested is None
+    assert drive.empty_inbox() == [ComputeLease(lease=numbered(7))]
+
+
+def test_the_first_lease_still_waits_for_its_samples_if_another_is_withdrawn() -> None:
+    drive = missing()
+    drive.lease(numbered(7))
+    withdraw(drive, numbered(7))
+    assert drive.state.requested == REQUEST
+    assert list(drive.state.leases) == [LEASE]
+    assert not drive.state.has_work()
+
+
+def test_leases_without_an_end_do_not_fill_the_memory_after_a_withdrawal_either() -> None:
+    drive = drive_in(WorkerPhase.WAITING)
+    withdraw(drive, numbered(1))
+    for number in range(2 * MOST_LEASES):
+        drive.lease(numbered(number))
+    assert len(drive.state.leases) == MOST_LEASES
+
+
+def test_a_withdrawal_is_a_sign_of_the_server() -> None:
+    drive = holding(1)
+    drive.now += 5.0
+    withdraw(drive, numbered(1))
+    assert drive.state.client.heard == drive.now
+
+
+def test_it_is_a_lease_by_its_work_its_step_and_its_number_that_is_withdrawn() -> None:
+    lease = numbered(4)
+    assert is_of(lease, withdrawal_of(lease))
+    others = (numbered(5), numbered(4, step=2), numbered(4, work="audit"))
+    assert [is_of(lease, withdrawal_of(other)) for other in others] == [False, False, False]
