@@ -34,7 +34,7 @@ def receipt(weights: str = "abc", **numerics: str) -> Receipt:
 
 
 def test_equal_weights_are_equal_whatever_computed_them() -> None:
-    assert comparison(receipt(), receipt(kernel="Zen", canary="other")) == ""
+    assert comparison(receipt(), receipt(kernel="Other", canary="other")) == ""
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_first_epoch_that_differs_is_named(weights: str, when: str) -> None:
 
 
 def test_the_mode_comes_first_then_the_versions() -> None:
-    text = comparison(receipt(), receipt("axy", mode="portable", kernel="Haswell", numpy="9.9"))
+    text = comparison(receipt(), receipt("axy", mode="portable", kernel="Other", numpy="9.9"))
     causes = text.partition("what differs: ")[2].split("; ")
     assert [cause.split()[0] for cause in causes] == ["mode", "numpy", "kernel"]
     assert causes[0] == "mode 'native' here, 'portable' there"
