@@ -79,7 +79,7 @@ def _is_model(value: object) -> bool:
 
 
 def _is_described(model: object) -> bool:
-    """Tell whether a model consists of the library's own layers, which travel as data."""
+    """Return whether a model consists of the library's own layers, which travel as data."""
     return isinstance(model, Module) and all(is_describable(type(part)) for part in model.modules())
 
 
@@ -113,7 +113,7 @@ def _sizes(network: Any) -> list[int]:
 
 
 def _wants_shape(network: Callable[..., object]) -> bool:
-    """Tell whether what builds a network has two parameters without a default."""
+    """Return whether what builds a network has two parameters without a default."""
     if _is_model(network):
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
