@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.api.job_inputs import DATA, Arrays, named_arrays
-from lockstep.checking.checkup.checks.labels import check_labels
+from lockstep.checking.checkup.checks.data import check_labels
 from lockstep.checking.checkup.examination import Examination, examined
 from lockstep.checking.checkup.finding import Finding
 from lockstep.checking.checkup.target import ExaminationTarget, Walk
