@@ -7,6 +7,7 @@ pickle of it runs nothing of ours.
 import inspect
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import msgspec
@@ -30,7 +31,7 @@ from lockstep.results.reports.display import SilentDisplay, display_for
 from lockstep.runs.job_file import fields, resolve
 from lockstep.runs.launch_config import Launch
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
-from lockstep.sklearn.training import Stream, TrainedNetwork, TrainingTask, train, train_pass
+from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 
 #: Values of a job that are not parameters: the arrays, the kind of estimator and its own parameters decide them.
 FOLLOWING = ("model", "data", "seed", "initial", "loss")
@@ -117,37 +118,48 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
 
     def _fit(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> Self:
         """Train from the beginning; `labels` are those of a Dataset."""
-        shape = self._shape(x, labels, classes)
         self._stream_seed = self._seed()
         kept = int(self.validation_split * len(x)) if 0 < self.validation_split < 1 else 0
-        exported = exported_network(self.model, self.activation, shape)
-        task = TrainingTask(
-            job=self._job(exported.value, len(x) - kept, self._stream_seed),
-            data=self._data(x, labels, classes, shape),
-            text=exported.text,
-            initial=self._weights_before(),
-        )
+        task = self._task(x, labels, classes, len(x) - kept)
+        if self.warm_start and hasattr(self, "weights_"):
+            task = replace(task, initial=dict(self.weights_))
         clock = SystemClock()
         with display_for(Console(highlight=False), clock) if self.verbose else SilentDisplay() as display:
             trained = train(task, self._most_workers(), cores(), clock, display)
-        return self._hold(trained, exported.value, shape)
+        history, result = trained.result.history, trained.result
+        self.weights_sha256_, self.workers_ = result.weights_sha256, result.workers
+        self.history_ = [_figures(epoch) for epoch in history]
+        loss = history[result.weights_epoch - 1].loss
+        # partial_fit continues from these weights, with a new optimizer.
+        return self._hold(Stream(trained.weights, {}, trained.moments, passes=len(history), updates=0, loss=loss))
 
     def _partial_fit(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> Self:
         """Train with each sample once, from where the last call ended."""
-        shape = self._shape(x, labels, classes)
         before: Stream | None = getattr(self, "_stream", None)
         if before is None:
             self._stream_seed = self._seed()
+        task = self._task(x, labels, classes, len(x), validation_split=0.0, keep_best=False)
+        return self._hold(train_pass(task, before))
+
+    def _task(
+        self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, samples: int, **changed: Any
+    ) -> TrainingTask:
+        """Return what is to be trained, of which so many samples are used for training; keep how the model is built."""
+        shape = self._shape(x, labels, classes)
         exported = exported_network(self.model, self.activation, shape)
-        job = self._job(exported.value, len(x), self._stream_seed, validation_split=0.0, keep_best=False)
-        task = TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
-        stream = train_pass(task, before)
+        job = self._job(exported.value, samples, **changed)
+        self._value, self._network_shape = exported.value, (shape.sample, shape.outputs)
+        return TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
+
+    def _hold(self, stream: Stream) -> Self:
+        """Keep what training resulted in."""
         self.weights_, self._moments = stream.weights, stream.moments
         self.n_iter_, self.loss_ = stream.passes, stream.loss
-        self._stream = stream
-        return self._open(exported.value, shape)
+        self._stream, self._opened = stream, None
+        self._model()  # now: a call of predict must not change an estimator
+        return self
 
-    def _job(self, value: str | dict[str, Any], samples: int, seed: int, **changed: Any) -> Job:
+    def _job(self, value: str | dict[str, Any], samples: int, **changed: Any) -> Job:
         """Return the job; batches that are larger than the training set are as large as that."""
         values = {name: _plain(getattr(self, name)) for name in JOB_VALUES}
         if self.monitor is None:
@@ -157,7 +169,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
             values["micro_batches"] = self._micro_batches()
         if str(self.monitor).startswith("test_"):
             raise JobError(f"monitor = {self.monitor!r}: expected loss, val_loss or the like; there is no test set")
-        given = {"model": value, "data": "arrays", "seed": seed, "loss": self._loss}
+        given = {"model": value, "data": "arrays", "seed": self._stream_seed, "loss": self._loss}
         job, _ = resolve({}, {**values, **given, **changed}, Launch())
         # Folds of a cross-validation differ in size, and the last parts of a stream are smaller.
         lowered = {name: min(getattr(job, name), samples) for name in ("global_batch", "micro_batches")}
@@ -174,9 +186,6 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         if isinstance(self.random_state, int | np.integer):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(SEEDS))
-
-    def _weights_before(self) -> dict[str, NDArray[np.float32]] | None:
-        return dict(self.weights_) if self.warm_start and hasattr(self, "weights_") else None
 
     def _most_workers(self) -> int:
         """Return how many workers may be used: none in a process of a search that runs several."""
@@ -204,31 +213,6 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         # Nobody compares the data of a run that leaves nothing behind.
         return TrainTest("arrays", train, Dataset(images[:1], last, classes), known_digest="")
 
-    def _hold(self, trained: TrainedNetwork, value: str | dict[str, Any], shape: NetworkShape) -> Self:
-        """Keep what training resulted in."""
-        result = trained.result
-        self.weights_, self._moments = trained.weights, trained.moments
-        self.weights_sha256_, self.workers_ = result.weights_sha256, result.workers
-        self.history_ = [_figures(epoch) for epoch in result.history]
-        self.n_iter_, self.loss_ = len(result.history), result.history[result.weights_epoch - 1].loss
-        # partial_fit resumes from these weights, with a new optimizer.
-        self._stream = Stream(trained.weights, {}, trained.moments, passes=self.n_iter_, updates=0, loss=self.loss_)
-        return self._open(value, shape)
-
-    def _open(self, value: str | dict[str, Any], shape: NetworkShape) -> Self:
-        self._value, self._network_shape = value, (shape.sample, shape.outputs)
-        self._opened = self._new_model()
-        return self
-
-    def _new_model(self) -> Model:
-        sample, outputs = self._network_shape
-        shape = NetworkShape(sample=sample, outputs=outputs)
-        opened = opened_network(self.model, self._value, shape, self._stream_seed)
-        vector = np.zeros(opened.layout.size, np.float32)
-        opened.layout.write(vector, self.weights_)
-        opened.load(vector)
-        return opened
-
     @property
     def module_(self) -> Any:
         """The trained model, in evaluation mode; it takes samples as `predict` prepares them.
@@ -241,7 +225,13 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
     def _model(self) -> Model:
         """Return the model with the fitted weights; one that was unpickled is built when it is first needed."""
         if self._opened is None:
-            self._opened = self._new_model()
+            sample, outputs = self._network_shape
+            shape = NetworkShape(sample=sample, outputs=outputs)
+            model = opened_network(self.model, self._value, shape, self._stream_seed)
+            vector = np.zeros(model.layout.size, np.float32)
+            model.layout.write(vector, self.weights_)
+            model.load(vector)
+            self._opened = model
         return self._opened
 
     def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:
