@@ -9,8 +9,7 @@ import msgspec
 from numpy.typing import NDArray
 from rich.console import Console
 
-from lockstep.api.callback_runner import CallbackRunner, check_form
-from lockstep.api.callbacks import Callback, EarlyStopping, Training
+from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
 from lockstep.api.exported_model import Model, exported
 from lockstep.api.frames import Frame, memory_data, named_data, taken_options
 from lockstep.api.job_inputs import Arrays, job_inputs
@@ -126,14 +125,12 @@ def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback]
     """Train to the end, with callbacks if there are any that are no values of the job."""
     folder = destination.folder
     called = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]
-    overseer = CallbackRunner(called, Training(folder, job)) if called else None
+    runner = CallbackRunner(called, Training(folder, job))
     with _display(verbose) as display, _resume_hint(folder, display):
-        if overseer is None:
-            return Run(train_here(job, destination, display), folder, job)
-        overseer.begin()
+        runner.begin()
         try:
-            result = train_here(job, destination, display, is_to_stop=overseer.is_to_stop)
-            overseer.end([epoch.status() for epoch in result.history])
+            result = train_here(job, destination, display, is_to_stop=runner.is_to_stop if called else None)
+            runner.end([epoch.status() for epoch in result.history])
         finally:
             (folder / EPOCH_WEIGHTS).unlink(missing_ok=True)
     return Run(result, folder, job)

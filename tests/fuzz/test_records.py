@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from lockstep.checking.verification.coverage import check_coverage
+from lockstep.checking.verification.recorded_run import read_run, workers_by_step
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.job.job import Job
@@ -33,7 +34,6 @@ from lockstep.results.reports.plots.curves import read_curves
 from lockstep.results.reports.plots.worker_timeline import read_timeline
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch_config import Launch
-from lockstep.runs.recorded_run import read_run, workers_by_step
 from lockstep.runs.run_dir import JOB
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of

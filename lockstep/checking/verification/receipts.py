@@ -24,9 +24,15 @@ def read_receipt(path: Path) -> Receipt:
     """Return a receipt, from its file or a run's folder; `FileFormatError` if it is damaged or missing."""
     file = path / RECEIPT if path.is_dir() else path
     try:
-        return decode(read_regular(file, MOST_BYTES), Receipt)
+        return receipt_in(file)
     except OSError as error:
         raise FileFormatError(f"cannot read {str(file)!r}: {error.strerror}: expected the receipt of a run") from error
+
+
+def receipt_in(file: Path) -> Receipt:
+    """Return the receipt in a file; `FileFormatError` if it is damaged, `OSError` if it cannot be read."""
+    try:
+        return decode(read_regular(file, MOST_BYTES), Receipt)
     except msgspec.MsgspecError as error:
         raise FileFormatError(f"{file}: is not a receipt of a run: {error}") from error
 

@@ -7,6 +7,7 @@ import click
 import msgspec
 
 from lockstep.checking.verification.coverage import CoverageReport, EpochCoverage, check_coverage
+from lockstep.checking.verification.recorded_run import RecordedRun, read_run, workers_by_step
 from lockstep.cli.options.run import RUN_ARGUMENT
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import DifferenceError
@@ -14,7 +15,6 @@ from lockstep.common.files.sanitize import printable
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.ps.records.ledger import Again
 from lockstep.ps.run.plan import plan_of
-from lockstep.runs.recorded_run import RecordedRun, read_run, workers_by_step
 from lockstep.runs.trained_model import dataset_of
 
 #: Leases of one epoch that are listed for one reason. More are only counted: a busy machine has dozens of copies.

@@ -11,7 +11,7 @@ import pytest
 
 from lockstep import fit, nn
 from lockstep.api.exported_model import Model, ModelText, exported, model_text
-from lockstep.api.source_text import borrowed_names, excerpt_of
+from lockstep.api.source_text import borrowed_names, text_of
 from lockstep.common.errors import ModelError
 from lockstep.common.nn.model_source import load_model
 from lockstep.common.nn.module import Module
@@ -151,7 +151,7 @@ def test_a_cell_that_changed_since_is_told(notebook: dict[str, Any]) -> None:
     name = notebook["Net"].forward.__code__.co_filename
     linecache.cache[name] = (1, None, ["class Other: pass\n"], name)
     with pytest.raises(ModelError, match=r"the source of Net in .* has changed since it was run: run its cell again"):
-        excerpt_of(notebook["Net"])
+        text_of(notebook["Net"])
 
 
 def test_borrowed_names() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.checking.checkup.checks.magnitudes import Call, recorded_calls
-from lockstep.checking.checkup.finding import Finding
+from lockstep.checking.checkup.finding import Finding, found
 from lockstep.checking.checkup.target import ExaminationTarget, Walk
 from lockstep.common.autograd.gradient_check import slope_along
 from lockstep.common.autograd.graph import no_grad
@@ -65,9 +65,9 @@ class ModuleCheck:
             walk((output * weights.astype(output.dtype)).sum())
         noise = precision.of_value * float(np.sum(np.abs(output.data * weights)))
         for number, (argument, tensor) in enumerate(arrays.items()):
-            found = self._compare(tensor, weights, precision, noise, number)
-            if found is not None:
-                yield Mismatch(argument, *found)
+            slopes = self._compare(tensor, weights, precision, noise, number)
+            if slopes is not None:
+                yield Mismatch(argument, *slopes)
 
     def _arrays(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors whose gradients are checked."""
@@ -264,10 +264,4 @@ def _factor(ratio: float, samples: int) -> str:
 
 def _finding(call: Call, evidence: str, cause: str) -> Finding:
     where = "the derivative of its primitive" if call.applied else "its forward"
-    return Finding(
-        kind="gradient",
-        what=f"the gradient of {call.named} is wrong",
-        evidence=evidence,
-        cause=cause,
-        change=f"correct {where}; its formula can be checked element by element with check_gradients",
-    )
+    return found("gradient", layer=call.named, evidence=evidence, cause=cause, where=where)

@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from lockstep.checking.verification.coverage import check_coverage
+from lockstep.checking.verification.recorded_run import read_run
 from lockstep.cli.main import run
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.job.tally import pack_losses
 from lockstep.ps.records.ledger import Account, Again, Line, RunBegun, StepDone, Unlisted
 from lockstep.ps.run.plan import Plan
-from lockstep.runs.recorded_run import read_run
 from tests.lockstep.recorded import job_in, record_with_workers
 
 PLAN = Plan(total_steps=5, steps_per_epoch=3, micro_batches=4, evaluation_chunks=1)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lockstep.checking.verification.recorded_run import open_again, read_run
 from lockstep.checking.verification.replay import LayerReplay, MicroBatchReplay, figures_of, replay
 from lockstep.cli.main import run
 from lockstep.common import nn
@@ -19,7 +20,6 @@ from lockstep.common.model.inspection import Observer, is_finite
 from lockstep.common.nn.description import describe
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.records.ledger import StepDone
-from lockstep.runs.recorded_run import open_again, read_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
 from tests.lockstep.recorded import job_in, record_alone
