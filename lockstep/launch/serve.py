@@ -21,7 +21,7 @@ from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.zeromq.ports import serve
 from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.child import ExitRecord
-from lockstep.launch.endpoints import WARNING, dialled
+from lockstep.launch.endpoints import WARNING, dialled, nearby
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -81,7 +81,7 @@ def serve_supervised(service: Service, listening: Listening) -> None:
     console = Console(highlight=False, stderr=True)
     with closing(listening.serve(service.admission.servers)) as port:
         # Before the data is loaded, so that the workers start at the same time.
-        click.echo(port.address)
+        click.echo(nearby(port.address))
         ended = serve_run(service, port, PlainDisplay(console, SystemClock()), listening.rejections)
     if isinstance(ended, ExitRecord) and ended.kind is not FailureKind.INTERRUPTED:
         click.echo(msgspec.json.encode(ended))

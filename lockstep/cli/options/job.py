@@ -1,6 +1,6 @@
 """One command-line flag for each value of a job and of its launch, made from their fields and shown in groups."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,8 +11,8 @@ from lockstep.cli.options.completion import complete_models
 from lockstep.cli.options.types import share
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
-from lockstep.runs.job_file import Field, fields, shipped_values
-from lockstep.runs.launch_config import Launch
+from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
+from lockstep.runs.launch_config import Launch, default_launch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,6 +87,16 @@ def takes_job(command: F) -> F:
         "--job", "job_flag", type=path, metavar="FILE", help="job file (TOML), as JOB  [the shipped job of the model]"
     )
     return argument(flag(with_job))  # type: ignore[return-value]  # the same function, with two parameters more
+
+
+def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags of a job that were given, by their field's name."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def resolve_flags(job: Path | None, given: Mapping[str, Any]) -> tuple[Job, Launch]:
+    """Return the job of a job file, if there is one, and its launch, with the flags given overriding both."""
+    return resolve(read_values(job) if job else {}, given, default_launch())
 
 
 def job_options(names: Iterable[str]) -> Callable[[F], F]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from lockstep.checking.checkup.connection import Examiner
 from lockstep.checking.checkup.consultation import examine_job
 from lockstep.checking.checkup.machine import examine_machine, machine_lines
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, given_flags, job_options, takes_job
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.numerics import begin_with
@@ -41,7 +41,7 @@ def doctor(
       lockstep doctor --machine     # cores, BLAS, shared memory, ports
       lockstep doctor --connect tcp://192.168.1.7:5555 --key worker-1.key
     """
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = given_flags(flags)
     console = Console(highlight=False)
     if (is_machine or connect is not None) and (given or job is not None or (is_machine and connect is not None)):
         asked = "--machine" if is_machine else "--connect"

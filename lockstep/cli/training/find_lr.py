@@ -8,11 +8,9 @@ import msgspec
 from rich.console import Console
 
 from lockstep.api.learning_rates import rates_of
-from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, job_options, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, given_flags, job_options, resolve_flags, takes_job
 from lockstep.cli.options.types import WholeNumber
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import default_launch
 
 #: What is printed of a test, in that order.
 FIGURES = ("suggestion", "steepest", "at_minimum")
@@ -49,8 +47,7 @@ def find_lr(
       lockstep find-lr --model lenet --plot rates.png
       lockstep find-lr job.toml --optimizer adam
     """
-    given = {key: value for key, value in flags.items() if value is not None}
-    resolved, _ = resolve(read_values(job) if job else {}, given, default_launch())
+    resolved, _ = resolve_flags(job, given_flags(flags))
     test = rates_of(resolved, lowest=lowest, highest=highest, steps=tries)
     if plot is not None:
         test.plot(plot)
