@@ -78,12 +78,19 @@ ERRORS = {FailureKind.DIVERGED: DivergedError, FailureKind.COMPUTE: ComputeError
 class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How a run failed, as its server writes it to the last line of its standard output."""
 
-    kind: FailureKind
+    #: None if the failure has no error of its own.
+    kind: FailureKind | None
     text: str
+
+    @classmethod
+    def of(cls, error: RunError) -> "ExitRecord":
+        """Return the record of an error."""
+        kind = next((kind for kind, known in ERRORS.items() if type(error) is known), None)
+        return cls(kind=kind, text=str(error))
 
     def error(self) -> RunError:
         """Return the error to raise."""
-        return ERRORS.get(self.kind, RunError)(self.text)
+        return RunError(self.text) if self.kind is None else ERRORS.get(self.kind, RunError)(self.text)
 
 
 def exit_record(output: bytes) -> ExitRecord | None:

@@ -161,7 +161,7 @@ class Cluster:
         """Start all workers, again if servers were started elsewhere: those before do not know the new address."""
         self._address = address
         self.supervisor.end_all()
-        self.supervisor.start_all(self.backend.worker_count(self.launch))
+        self.supervisor.start_all(1 if self.backend.has_external_workers else self.launch.workers)
 
     def _start(self, role: Role, *words: str, number: int = 0, address: str = "") -> WatchedProcess:
         arguments = [role.value, *words, "--supervised", HERE]
@@ -290,6 +290,11 @@ def check_launch(launch: Launch) -> None:
         raise JobError(
             f"servers = {launch.servers!r} with workers = 0, which trains in one process alone: expected servers = 1"
         )
+    if launch.workers and launch.min_workers is not None and launch.min_workers > launch.workers:
+        raise JobError(
+            f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
+            "begin: expected at most as many"
+        )
 
 
 def exit_message(child: WatchedProcess) -> str:
@@ -362,12 +367,6 @@ def train_on(
     is_to_stop: IsToStop | None = None,
 ) -> RunResult:
     """Train to the end with the processes of that backend."""
-    launch = destination.launch
-    if launch.min_workers is not None and launch.min_workers > launch.workers:
-        raise JobError(
-            f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
-            "begin: expected at most as many"
-        )
     say, watch = display.say, display.show
     return Cluster(job, destination, say=say, watch=watch, backend=backend, chaos=chaos, is_to_stop=is_to_stop).run()
 

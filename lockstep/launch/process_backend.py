@@ -55,11 +55,7 @@ class ProcessBackend(Protocol):
 
     @property
     def has_external_workers(self) -> bool:
-        """Whether workers that we did not start take part as well."""
-        ...
-
-    def worker_count(self, launch: Launch) -> int:
-        """Return how many workers are to be started here."""
+        """Whether workers that we did not start take part as well: then we start one, and otherwise all."""
         ...
 
     def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
@@ -87,9 +83,6 @@ class LocalBackend:
     has_external_workers: bool = field(default=False, init=False)
     #: What our processes show one another, where others can reach them.
     _token: Token | None = field(default=None, init=False)
-
-    def worker_count(self, launch: Launch) -> int:
-        return launch.workers
 
     def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
         is_worker = command.role is Role.WORKER

@@ -122,9 +122,6 @@ class HeadBackend:
     is_insecure: bool
     has_external_workers: bool = field(default=True, init=False)
 
-    def worker_count(self, launch: Launch) -> int:
-        return 1
-
     def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
         key = own_key(self.keys)
         if command.role is Role.WORKER:

@@ -6,7 +6,7 @@ from typing import get_args
 import click
 
 from lockstep.cli.options.completion import RunPath
-from lockstep.cli.options.types import SEED, crowd, moment, seconds
+from lockstep.cli.options.types import SEED, moment, seconds, worker_counts
 from lockstep.common.runtime.numerics import Numerics
 
 RUN_DIR_OPTION = click.option(
@@ -83,7 +83,7 @@ ON_OPTION = click.option(
 )
 WORKERS_OPTION = click.option(
     "--workers",
-    type=crowd,
+    type=worker_counts,
     metavar="INT",
     help="worker processes; 0: train in this process alone; 2..16: start with 2, use up to 16  [one per core]",
 )

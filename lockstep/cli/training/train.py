@@ -69,7 +69,7 @@ def train(
     on: str | None,
     picture: bool,
     is_watched: bool,
-    workers: int | tuple[int, int] | None,
+    workers: dict[str, int] | None,
     **flags: Any,
 ) -> None:
     """Train a model on this machine, with a parameter server and one worker per core.
@@ -90,7 +90,7 @@ def train(
       lockstep train --on ray --workers 2..16 --run-dir /shared/mine
     """
     packing = direct_options(flags)
-    given = {**counts(workers), **given_flags(flags)}
+    given = {**(workers or {}), **given_flags(flags)}
     faults = None if chaos is None else parse_chaos(chaos)
     page = PageRequest() if is_watched else None
     options = TrainOptions(Console(highlight=False), faults, chaos_seed, on, picture, page)
@@ -135,17 +135,6 @@ def with_packed_data(job: Job, packing: PackOptions, console: Console) -> Job:
     cache = Path(cache_home()) / "lockstep"
     data = packed_source(job.data, packing, job.loss, cache, progress_of, lambda text: print_plainly(console, text))
     return msgspec.structs.replace(job, data=data)
-
-
-def counts(workers: int | tuple[int, int] | None) -> dict[str, int]:
-    """Return what `--workers` says of a launch: of a range, its run begins with the fewest."""
-    match workers:
-        case None:
-            return {}
-        case int():
-            return {"workers": workers}
-        case fewest, most:
-            return {"workers": most, "min_workers": fewest}
 
 
 def carry_out(options: TrainOptions, job: Job, destination: Destination) -> None:

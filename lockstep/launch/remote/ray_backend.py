@@ -90,12 +90,10 @@ def check(launch: Launch) -> None:
 
 def connect(address: str) -> None:
     """Become a driver of the cluster; `UsageError` if there is none."""
-    where = "auto" if address == "ray" else address
     named = own_environment().get("RAY_ADDRESS", "") if address == "ray" else address
-    if named:
-        demand_listener(address, named.removeprefix("ray://"))
+    demand_listener(address, named.removeprefix("ray://"))
     try:
-        begin(where)
+        begin("auto" if address == "ray" else address)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         text = " ".join(str(error).split())
         raise UsageError(
@@ -150,9 +148,6 @@ class RayBackend:
     def fewest(self) -> int:
         """The workers that the run begins with."""
         return self.destination.launch.min_workers or self.destination.launch.workers
-
-    def worker_count(self, launch: Launch) -> int:
-        return launch.workers
 
     def reserve(self) -> None:
         """Wait until there is a core for each of the workers to begin with."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lockstep.common.errors import DivergedError, FailureKind, RunError
+from lockstep.common.errors import DivergedError, RunError, UnreachableError
 from lockstep.launch.child import TAIL_LINES, Child, ExitRecord, exit_record
 from lockstep.launch.cluster import exit_message
 
@@ -77,11 +77,11 @@ def test_news_are_the_lines_since_the_last_call(good: Child) -> None:
 
 
 def test_how_a_run_failed_is_read_from_the_last_line_of_its_servers_output() -> None:
-    record = ExitRecord(kind=FailureKind.DIVERGED, text="the loss is not finite")
+    record = ExitRecord.of(DivergedError("the loss is not finite"))
     found = exit_record(b"a line before\n" + msgspec.json.encode(record) + b"\n")
     assert found == record
     assert type(record.error()) is DivergedError
-    assert type(ExitRecord(kind=FailureKind.AUDIT, text="").error()) is RunError
+    assert type(ExitRecord.of(UnreachableError("")).error()) is RunError
 
 
 @pytest.mark.parametrize("output", [b"", b"no record\n", b'{"kind": "unheard of", "text": ""}\n'])
