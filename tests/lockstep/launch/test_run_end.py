@@ -79,12 +79,7 @@ def test_logs_are_added_to_those_of_earlier_parts(tmp_path: Path) -> None:
     (run / JOB).write_text("model = 'mlp'")
     (run / "server.log").write_text("first\n")
     (run / "worker-0.log").touch()
-    for name, words in (
-        ("server.log", "second\n"),
-        ("worker-0.log", "a\n"),
-        ("worker-1.log", "b\n"),
-        ("other.toml", ""),
-    ):
+    for name, words in (("server.log", "second\n"), ("worker-0.log", "a\n"), ("worker-1.log", "b\n"), ("token", "")):
         (ours / name).write_text(words)
     keep_logs(ours, run)
     first, mark, second = (run / "server.log").read_text().splitlines()
@@ -92,7 +87,7 @@ def test_logs_are_added_to_those_of_earlier_parts(tmp_path: Path) -> None:
     assert mark.startswith("--- the run was resumed, until ")
     assert (run / "worker-0.log").read_text() == "a\n"
     assert (run / "worker-1.log").read_text() == "b\n"
-    assert [path.name for path in ours.iterdir()] == ["o.toml"]
+    assert [path.name for path in ours.iterdir()] == ["token"]
 
 
 def test_what_another_process_has_taken_is_nobodys_fault(tmp_path: Path) -> None:
