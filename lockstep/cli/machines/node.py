@@ -2,22 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
 
 from lockstep.cli.machines.worker import worker
-from lockstep.cli.options.job import (
-    JOB_FIELDS,
-    LAUNCH_FIELDS,
-    GroupedCommand,
-    given_flags,
-    job_options,
-    resolve_flags,
-    takes_job,
-)
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import PICTURE_OPTION
 from lockstep.cli.options.types import seconds
@@ -38,14 +29,13 @@ from lockstep.launch.process_backend import ProcessCommand, Role, start_here
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.results.reports.display import display_for, print_plainly
-from lockstep.runs.job_file import read_values
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import finished, has_begun, resumed_job
 from lockstep.runs.session import Destination, destination_of
 
 
 @click.command(cls=GroupedCommand, short_help="Take part in a run under Slurm, torchrun or MPI.")
-@takes_job
+@takes_job(*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name not in ("workers", "servers")))
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
@@ -57,19 +47,17 @@ from lockstep.runs.session import Destination, destination_of
 @KEY_OPTION
 @INSECURE_OPTION
 @PICTURE_OPTION
-@job_options((*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name not in ("workers", "servers"))))
 @click.pass_context
 def node(
     context: click.Context,
     /,
-    job: Path | None,
+    job: JobRequest,
     run_dir: Path | None,
     timeout: float | None,
     keys: Path | None,
     key: Path | None,
     insecure: bool,
     picture: bool,
-    **flags: Any,
 ) -> int:
     """Take part in a run that a launcher starts on many machines with one command.
 
@@ -97,11 +85,10 @@ def node(
         say(f"rank {place.rank} of {place.size or 'many'}, started by {place.launcher}")
         code: int = context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys))
         return code
-    given = given_flags(flags)
     if run_dir is not None and is_resumed:
-        resolved, launch = resumed_job(run_dir, {**(read_values(job) if job else {}), **given})
+        resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
     else:
-        resolved, launch = resolve_flags(job, given)
+        resolved, launch = job.resolve()
     with destination_of(resolved, with_all_workers(place, launch), run_dir, is_resumed=is_resumed) as destination:
         train_as_head(HeadBackend(place, keys, insecure), resolved, destination, has_picture=picture)
     return 0

@@ -3,29 +3,19 @@
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-from lockstep.cli.options.job import (
-    CHECKPOINT_FIELDS,
-    JOB_FIELDS,
-    GroupedCommand,
-    given_flags,
-    job_options,
-    resolve_flags,
-    takes_job,
-)
+from lockstep.cli.options.job import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import (
-    LEASE_TIMEOUT_OPTION,
-    PAUSE_OPTION,
     PICTURE_OPTION,
     RESUME_OPTION,
     RUN_DIR_OPTION,
     SUPERVISED_OPTION,
     WATCH_OPTION,
 )
+from lockstep.cli.options.types import seconds
 from lockstep.common.errors import UsageError
 from lockstep.common.job.score import Score
 from lockstep.launch.endpoints import lock_of
@@ -46,26 +36,33 @@ from lockstep.runs.session import Destination, destination_of
     metavar="ADDRESS",
     help="address to listen on: tcp://HOST:PORT (port 0: any free one) or ipc://PATH",
 )
-@takes_job
+@takes_job(*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "ship_data", *CHECKPOINT_FIELDS)
 @RUN_DIR_OPTION
 @RESUME_OPTION
-@LEASE_TIMEOUT_OPTION
+@click.option(
+    "--lease-timeout",
+    type=seconds,
+    metavar="SECONDS",
+    default=60.0,
+    help="seconds after which a micro-batch is given to another worker  [60]",
+)
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers on machines whose bits may differ")
 @KEYS_OPTION
 @INSECURE_OPTION
 @SUPERVISED_OPTION
-@PAUSE_OPTION
+@click.option("--pause", is_flag=True, hidden=True, help="started by `fit`: wait for its callbacks between two epochs")
 @PICTURE_OPTION
 @WATCH_OPTION
 @click.option(
     "--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus at this address (needs the extra watch)"
 )
-@job_options((*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "ship_data", *CHECKPOINT_FIELDS))
 def server(
-    job: Path | None,
+    job: JobRequest,
     bind: str,
     run_dir: Path | None,
     resume: Path | None,
+    lease_timeout: float,
+    allow_mixed_numerics: bool,
     keys: Path | None,
     insecure: bool,
     supervised: Path | None,
@@ -73,7 +70,6 @@ def server(
     picture: bool,
     is_watched: bool,
     metrics: str | None,
-    **values: Any,
 ) -> None:
     """Serve the run of the job file JOB, or of the job that the flags describe, to any number of workers.
 
@@ -87,14 +83,12 @@ def server(
       lockstep server --model cnn --bind tcp://127.0.0.1:5555 --servers 2
       lockstep server --model cnn --bind tcp://192.168.1.7:5555 --keys keys
     """
-    lease_timeout_s, allows_mixed_numerics = values.pop("lease_timeout"), values.pop("allow_mixed_numerics")
-    given = given_flags(values)
     page = wanted_page(metrics, is_watched=is_watched)
     if resume is not None and supervised is None:
-        check_resume_flags(job=job, run_dir=run_dir)
-        resolved, launch = resumed_job(resume, given)
+        check_resume_flags(job=job.file, run_dir=run_dir)
+        resolved, launch = resumed_job(resume, job.given)
     else:
-        resolved, launch = resolve_flags(job, given)
+        resolved, launch = job.resolve()
     # Before there is anything to tidy up. One that `train` has started on this machine has them already.
     begin_with(resolved.numerics)
     admission = AdmissionPolicy(
@@ -102,8 +96,8 @@ def server(
         servers=launch.servers,
         audit=launch.audit,
         ships_data=launch.ship_data,
-        lease_timeout_s=lease_timeout_s,
-        allows_mixed_numerics=allows_mixed_numerics,
+        lease_timeout_s=lease_timeout,
+        allows_mixed_numerics=allow_mixed_numerics,
         pauses=pause,
     )
     listening = Listening(bind, lock_of(keys, supervised, is_insecure=insecure), insecure)

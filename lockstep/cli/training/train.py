@@ -1,7 +1,7 @@
 """`lockstep train`: a server and workers on this machine, or this process alone."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,9 @@ from rich.console import Console
 
 from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options
 from lockstep.cli.data.progress import progress_of
-from lockstep.cli.options.job import (
-    JOB_FIELDS,
-    LAUNCH_FIELDS,
-    GroupedCommand,
-    given_flags,
-    job_options,
-    resolve_flags,
-    takes_job,
-)
-from lockstep.cli.options.run import (
-    CHAOS_OPTION,
-    CHAOS_SEED_OPTION,
-    ON_OPTION,
-    PICTURE_OPTION,
-    RESUME_OPTION,
-    RUN_DIR_OPTION,
-    WATCH_OPTION,
-    WORKERS_OPTION,
-)
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.run import PICTURE_OPTION, RESUME_OPTION, RUN_DIR_OPTION, WATCH_OPTION
+from lockstep.cli.options.types import SEED, worker_counts
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import SystemClock
@@ -49,19 +33,37 @@ from lockstep.runs.session import Destination, destination_of
 
 
 @click.command(cls=GroupedCommand, short_help="Train a model on this machine.")
-@takes_job
+@takes_job(*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name != "workers"))
 @RUN_DIR_OPTION
 @RESUME_OPTION
-@CHAOS_OPTION
-@CHAOS_SEED_OPTION
-@ON_OPTION
+@click.option(
+    "--chaos",
+    metavar="ACTIONS",
+    help="inject faults into the run, such as 'kill-worker=1 stop-worker=2 slow-worker=1'",
+)
+@click.option(
+    "--chaos-seed",
+    type=SEED,
+    default=0,
+    metavar="INT",
+    help="seed that decides when the faults happen  [0]",
+)
+@click.option(
+    "--on",
+    metavar="CLUSTER",
+    help="run the processes on a Ray cluster: ray, or ray://HOST:10001  [this machine]",
+)
 @PICTURE_OPTION
 @WATCH_OPTION
-@WORKERS_OPTION
+@click.option(
+    "--workers",
+    type=worker_counts,
+    metavar="INT",
+    help="worker processes; 0: train in this process alone; 2..16: start with 2, use up to 16  [one per core]",
+)
 @DIRECT_OPTIONS
-@job_options((*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name != "workers")))
 def train(
-    job: Path | None,
+    job: JobRequest,
     run_dir: Path | None,
     resume: Path | None,
     chaos: str | None,
@@ -70,7 +72,7 @@ def train(
     picture: bool,
     is_watched: bool,
     workers: dict[str, int] | None,
-    **flags: Any,
+    **packing_flags: Any,
 ) -> None:
     """Train a model on this machine, with a parameter server and one worker per core.
 
@@ -89,20 +91,20 @@ def train(
       lockstep train --chaos kill-worker=2   # kill two workers on the way
       lockstep train --on ray --workers 2..16 --run-dir /shared/mine
     """
-    packing = direct_options(flags)
-    given = {**(workers or {}), **given_flags(flags)}
+    packing = direct_options(packing_flags)
+    job = replace(job, given={**(workers or {}), **job.given})
     faults = None if chaos is None else parse_chaos(chaos)
     page = PageRequest() if is_watched else None
     options = TrainOptions(Console(highlight=False), faults, chaos_seed, on, picture, page)
     if resume is None:
-        resolved, launch = resolve_flags(job, given)
+        resolved, launch = job.resolve()
     else:
-        check_resume_flags(job=job, run_dir=run_dir)
+        check_resume_flags(job=job.file, run_dir=run_dir)
         if given_too := changed(packing):
             raise UsageError(
                 f"--resume with --{given_too[0].replace('_', '-')}: the run has its data already: remove the flag"
             )
-        resolved, launch = resumed_job(resume, given)
+        resolved, launch = resumed_job(resume, job.given)
         if (result := finished(resume)) is not None:
             print_plainly(options.console, f"the run in {resume} is already finished")
             show_end(options.console, result, resume, cores(), has_picture=False)
