@@ -33,7 +33,7 @@ from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.remote.agent import address_towards
+from lockstep.launch.endpoints import address_towards
 
 #: Seconds to wait for an answer in all, and between two looks at the cause of the delay.
 TIMEOUT_S, INTERVAL_S = 6.0, 1.0
