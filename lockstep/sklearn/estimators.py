@@ -23,7 +23,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.port import Model
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
-from lockstep.results.reports.display import SilentDisplay, display_for
+from lockstep.results.reports.display import display_for
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
@@ -145,7 +145,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
             initial=self._weights_before(),
         )
         clock = SystemClock()
-        with display_for(Console(highlight=False), clock) if self.verbose else SilentDisplay() as display:
+        with display_for(Console(highlight=False, quiet=not self.verbose), clock) as display:
             trained = train(assignment, self._most_workers(), cores(), clock, display)
         return self._hold(trained, exported.value, shape)
 

@@ -33,7 +33,7 @@ from lockstep.launch.page_process import PageProcess, PageRequest, page_beside, 
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.packing.cache import changed, packed_source
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import AnnouncingDisplay, Display, display_for, print_plainly
+from lockstep.results.reports.display import Display, display_for, print_plainly
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch, default_launch
 from lockstep.runs.optional_packages import demand
@@ -157,7 +157,7 @@ def carry_out(manner: Manner, job: Job, destination: Destination) -> None:
 def carry_out_beside(page: PageProcess | None, manner: Manner, job: Job, destination: Destination) -> None:
     """Do that with a page next to it, which stays open in a terminal until somebody ends it."""
     console, request, cluster = manner.console, manner.chaos, manner.cluster
-    shown = AnnouncingDisplay(display_for(console, SystemClock()), announcement(job, destination, cluster))
+    shown = display_for(console, SystemClock(), announcement(job, destination, cluster))
     with kept_on_failure(console, destination.folder), watched(page, shown) as display:
         chaos = None if request is None else chaos_of(request, SystemClock(), display.say)
         if cluster is None:
