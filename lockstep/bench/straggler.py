@@ -13,7 +13,7 @@ from lockstep.common.files.reading import read_regular
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores
-from lockstep.ps.records.ledger import Again, Line, StepDone, WorkerIn, read_lines
+from lockstep.ps.records.ledger import Line, StepDone, UnusedWork, WorkerIn, read_lines
 from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
 from lockstep.ps.records.run_folder import LEDGER, RunResult
 from lockstep.runs.job_file import resolve
@@ -90,7 +90,7 @@ def turn_of(lines: Sequence[Line], steps: Sequence[StepRecord], begun: Begun | N
     # One that was evicted and joined again has several ranks.
     ranks = {line.rank for line in lines if isinstance(line, WorkerIn) and line.pid == begun.pid}
     shares = [share for line in lines if isinstance(line, StepDone) and line.step in seconds for share in line.shares]
-    unused = [line for line in lines if isinstance(line, Again) and line.work == "train" and line.step in seconds]
+    unused = [line for line in lines if isinstance(line, UnusedWork) and line.work == "train" and line.step in seconds]
     return Turn(
         seconds=list(seconds.values()),
         by_last=sum(share.hi - share.lo for share in shares if share.rank in ranks),

@@ -25,7 +25,7 @@ from lockstep.results.watch.exposition import CONTENT_TYPE, exposition
 from lockstep.results.watch.guard import BodyTooLongError
 from lockstep.results.watch.model_answers import ModelAnswers
 from lockstep.results.watch.run_view import RunView
-from lockstep.results.watch.sources import ONLY, Source
+from lockstep.results.watch.sources import ONLY, WatchedRuns
 
 #: The files of the page, by what a browser asks for.
 PAGE = Path(__file__).parent / "page"
@@ -65,7 +65,7 @@ class _Stream:
 class WatchApp:
     """One page server."""
 
-    source: Source
+    source: WatchedRuns
     now: Callable[[], float]
     #: Whether only the figures for Prometheus are served.
     is_metrics_only: bool = False

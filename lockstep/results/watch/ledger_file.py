@@ -10,12 +10,12 @@ import msgspec
 
 from lockstep.ps.records.ledger import (
     OTHERS_FASTER,
-    Again,
     EpochDone,
     LedgerEntry,
     LedgerShare,
+    OmittedEntries,
     RunBegun,
-    Unlisted,
+    UnusedWork,
     WeightsAt,
     WorkerIn,
 )
@@ -37,7 +37,7 @@ class SharesDone(LedgerEntry, frozen=True, kw_only=True, tag="step", forbid_unkn
 
 
 #: `SharesDone` in place of `StepDone`: a step's losses are not needed, and are most of its line.
-AnyEntry = RunBegun | WorkerIn | SharesDone | Again | Unlisted | EpochDone | WeightsAt
+AnyEntry = RunBegun | WorkerIn | SharesDone | UnusedWork | OmittedEntries | EpochDone | WeightsAt
 
 
 class EventKind(StrEnum):
@@ -78,7 +78,7 @@ class StepLeases:
 
     step: int
     shares: list[LedgerShare]
-    unused: list[Again]
+    unused: list[UnusedWork]
 
 
 @dataclass
@@ -99,7 +99,7 @@ class LedgerFile:
     epoch_ends: dict[int, int] = field(default_factory=dict)
     unread: int = 0
     _step: int = 0
-    _unused: list[Again] = field(default_factory=list)
+    _unused: list[UnusedWork] = field(default_factory=list)
     _follower: LineFollower = field(init=False)
     _decoder: msgspec.json.Decoder[Any] = field(default_factory=lambda: msgspec.json.Decoder(AnyEntry))
 
@@ -130,7 +130,7 @@ class LedgerFile:
         match entry:
             case SharesDone():
                 self._add_step(entry)
-            case Again():
+            case UnusedWork():
                 self._add_again(entry)
             case WorkerIn(rank=rank):
                 self.workers[rank] = SeenWorker(rank, entry.host, entry.pid)
@@ -165,7 +165,7 @@ class LedgerFile:
         self.timeline.append(StepLeases(entry.step, entry.shares, unused))
         self._step = entry.step + 1
 
-    def _add_again(self, entry: Again) -> None:
+    def _add_again(self, entry: UnusedWork) -> None:
         worker = self.workers.get(entry.rank)
         if worker is not None:
             worker.unused += entry.hi - entry.lo

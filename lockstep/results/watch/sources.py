@@ -54,7 +54,7 @@ class RunBrief(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass
-class Source:
+class WatchedRuns:
     """All runs that are watched."""
 
     #: A run's folder, or one of runs; None where a server is asked.
@@ -71,7 +71,7 @@ class Source:
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
-    def at(cls, path: Path) -> "Source":
+    def at(cls, path: Path) -> "WatchedRuns":
         """Return what a folder holds: one run, or many; `UsageError` if it cannot be either.
 
         A folder that is empty, or not there yet, is one whose run has not begun.

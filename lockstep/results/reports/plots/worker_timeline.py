@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import one_line
-from lockstep.ps.records.ledger import Again, LedgerShare, Line, RunBegun, StepDone, WorkerIn, read_lines
+from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn, read_lines
 from lockstep.ps.records.metrics import MOST_LINES_BYTES
 from lockstep.ps.records.run_folder import LEDGER
 
@@ -76,7 +76,7 @@ class _Reader:
                 self._row(rank, one_line(f"{rank}: {line.host}, pid {line.pid}", MOST_NAME))
             case StepDone(step=step, shares=shares):
                 self.used[step] = [self._share(step, share) for share in shares]
-            case Again(work="train" | "audit", step=step):
+            case UnusedWork(work="train" | "audit", step=step):
                 row = self._row(line.rank, str(line.rank))
                 self.unused.append(ComputedShare(step, line.lo, line.hi, row, line.began_s, line.ended_s))
             case _:
