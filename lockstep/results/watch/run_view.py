@@ -15,11 +15,13 @@ from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status, WorkerStatus
-from lockstep.ps.records.metrics import EpochRecord
+from lockstep.ps.records.ledger import Line
+from lockstep.ps.records.metrics import METRICS, EpochRecord, Record
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import MOST_BYTES, RECEIPT, RESULT, RunResult
-from lockstep.results.watch.ledger_file import RECENT_STEPS, LedgerFile, RunEvent, SeenWorker, StepLeases
-from lockstep.results.watch.metrics_file import MetricsFile
+from lockstep.ps.records.run_folder import LEDGER, MOST_BYTES, RECEIPT, RESULT, RunResult
+from lockstep.results.watch.curves import MetricsFigures
+from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, SeenWorker, StepLeases
+from lockstep.results.watch.line_follower import LineFollower, RecordFollower
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch, default_launch
 from lockstep.runs.run_dir import JOB, has_begun
@@ -132,8 +134,8 @@ class RunView:
     launch: Launch | None = None
     result: RunResult | None = None
     receipt: Receipt | None = None
-    metrics: MetricsFile = field(init=False)
-    ledger: LedgerFile = field(init=False)
+    metrics: MetricsFigures = field(default_factory=MetricsFigures)
+    ledger: LedgerFigures = field(default_factory=LedgerFigures)
     #: Held while files are read, in another thread than the one that answers.
     lock: RLock = field(default_factory=RLock)
     #: Counts what has changed.
@@ -144,6 +146,8 @@ class RunView:
     has_folder: bool = False
     #: When the run last wrote something, by the clock of `refresh`.
     _written: float = 0.0
+    _metrics_file: RecordFollower = field(init=False)
+    _ledger_file: RecordFollower = field(init=False)
     #: Of each small file, what tells whether it is the one that was read.
     _stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     _was_stopped: bool = False
@@ -151,7 +155,9 @@ class RunView:
     _encoded: tuple[int, bytes] = (-1, b"")
 
     def __post_init__(self) -> None:
-        self.metrics, self.ledger = MetricsFile(self.folder), LedgerFile(self.folder)
+        self._metrics_file = RecordFollower(LineFollower(self.folder / METRICS), msgspec.json.Decoder(Record))
+        ledger = LineFollower(self.folder / LEDGER, most_bytes=2**22)
+        self._ledger_file = RecordFollower(ledger, msgspec.json.Decoder(Line))
 
     def refresh(self, now: float, status: Status | None = None) -> bool:
         """Read a part of what is new at `now` seconds; return whether there is more to read at once."""
@@ -163,20 +169,27 @@ class RunView:
         changed = has_folder != self.has_folder or status != self.status
         self.has_folder, self.status = has_folder, status
         changed |= self._read_small()
-        has_lines, has_more = self.metrics.read()
+        has_lines, has_more = self._read_lines()
         if status is not None and changed and not has_folder:
             self.metrics.add_status(status)
-        has_entries, has_more_entries = self.ledger.read()
-        if has_lines or has_entries or not self._written:
+        if has_lines or not self._written:
             self._written = now
-        was_whole, self.is_whole = self.is_whole, self.is_whole or not (has_more or has_more_entries)
-        was_stopped, self._was_stopped = self._was_stopped, self._is_silent(now)
-        if changed or has_lines or has_entries or was_whole != self.is_whole or was_stopped != self._was_stopped:
+        before = self.is_whole, self._was_stopped
+        self.is_whole = self.is_whole or not has_more
+        self._was_stopped = status is None and now >= self._written + STOPPED_S
+        if changed or has_lines or before != (self.is_whole, self._was_stopped):
             self.version += 1
-        return has_more or has_more_entries
+        return has_more
 
-    def _is_silent(self, now: float) -> bool:
-        return self.status is None and now >= self._written + STOPPED_S
+    def _read_lines(self) -> tuple[bool, bool]:
+        """Read a part of what is new in the files of lines; return whether any is, and whether there is more."""
+        lines, records = self._metrics_file.read()
+        self.metrics = MetricsFigures() if lines.is_restarted else self.metrics
+        self.metrics.add(records)
+        more, entries = self._ledger_file.read()
+        self.ledger = LedgerFigures() if more.is_restarted else self.ledger
+        self.ledger.add(entries)
+        return lines.is_news or more.is_news, lines.has_more or more.has_more
 
     def _read_small(self) -> bool:
         """Read the job, the receipt and the result if they are new; return whether any is."""
@@ -340,7 +353,7 @@ class RunView:
             workers=self.workers(),
             timeline=self.timeline(),
             events=list(ledger.events)[-SENT_EVENTS:],
-            epochs=[_record(epoch) for epoch in self.metrics.epochs],
+            epochs=self.metrics.epochs,
             epoch_ends=[self._end_of(epoch.epoch) for epoch in self.metrics.epochs],
             failure=one_line(failure, 2000),
             weights_sha256=digest,
@@ -351,7 +364,7 @@ class RunView:
             restarts=ledger.restarts,
             audited=ledger.audited,
             refused=None if status is None else status.refused + status.broken,
-            unread=self.metrics.unread + ledger.unread,
+            unread=self._metrics_file.unread + self._ledger_file.unread,
             is_whole=self.is_whole,
         )
 
@@ -380,10 +393,6 @@ class RunView:
 
 def _finite(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
-
-
-def _record(epoch: EpochRecord) -> EpochRecord:
-    return EpochRecord(**{name: getattr(epoch, name) for name in EpochRecord.__struct_fields__})
 
 
 def _drawn(leases: StepLeases, round_s: float, update_s: float) -> DrawnStep:

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from lockstep.ps.records.ledger import LedgerEntry, LedgerShare, RunBegun, StepDone, UnusedWork, WorkerIn
-from lockstep.ps.records.metrics import EpochRecord, StepRecord
+from lockstep.ps.records.metrics import EpochLine, StepRecord
 from lockstep.ps.records.run_folder import RunFolder
 
 
@@ -38,7 +38,7 @@ def write_steps(
         if step % 4 == 3:
             test = {"test_loss": 0.25, "test_accuracy": 0.75, "wall_s": 3.0}
             figures = {"loss": 1.0, "accuracy": 0.5, **test, **chosen_by}
-            run.add_record(EpochRecord(epoch=step // 4 + 1, weights_sha256="00", **figures))
+            run.add_record(EpochLine(epoch=step // 4 + 1, weights_sha256="00", **figures))
     run.close()
 
 
