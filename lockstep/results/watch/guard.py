@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -126,10 +127,6 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
-class BodyTooLongError(Exception):
-    """A request's body is longer than any of ours."""
-
-
 def _limited(receive: Receive) -> Receive:
     seen = 0
 
@@ -138,7 +135,7 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         seen += len(message.get("body", b""))
         if seen > MOST_BODY_BYTES:
-            raise BodyTooLongError
+            raise HTTPException(413, "the request is too long: expected a drawing\n")
         return message
 
     return receiving
