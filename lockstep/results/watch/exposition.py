@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from lockstep.results.watch.run_view import RunState, RunView
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RunCollector(Collector):
     """Collects the metrics of one run."""
 

@@ -1,6 +1,8 @@
 """A run as the page shows it: what its folder and its server say by now. Reads files and changes nothing."""
 
 import os
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,15 +12,13 @@ from typing import Any
 import msgspec
 
 from lockstep.common.errors import LockstepError
-from lockstep.common.files.json_file import decode
-from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status, WorkerStatus
 from lockstep.ps.records.ledger import Line
 from lockstep.ps.records.metrics import METRICS, EpochRecord, Record
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import LEDGER, MOST_BYTES, RECEIPT, RESULT, RunResult
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, SeenWorker, StepLeases
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
@@ -149,7 +149,7 @@ class RunView:
     _metrics_file: RecordFollower = field(init=False)
     _ledger_file: RecordFollower = field(init=False)
     #: Of each small file, what tells whether it is the one that was read.
-    _stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    _stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _was_stopped: bool = False
     #: The snapshot that was encoded last, with its version.
     _encoded: tuple[int, bytes] = (-1, b"")
@@ -194,34 +194,30 @@ class RunView:
     def _read_small(self) -> bool:
         """Read the job, the receipt and the result if they are new; return whether any is."""
         changed = False
-        for name in (JOB, RECEIPT, RESULT):
-            path = self.folder / name
-            try:
-                found = os.stat(path)
-                stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-            except OSError:
-                stamp = (0, 0, 0)
-            if self._stamps.get(name, (0, 0, 0)) != stamp:
+        for name, read in ((JOB, self._read_job), (RECEIPT, self._read_receipt), (RESULT, self._read_result)):
+            stamp: tuple[int, ...] = ()
+            with suppress(OSError):
+                found = os.stat(self.folder / name)
+                stamp = found.st_ino, found.st_mtime_ns, found.st_size
+            if self._stamps.get(name, ()) != stamp:
                 self._stamps[name], changed = stamp, True
-                self._read_file(name, path)
+                # It may be missing, or of another version: the page shows what there is.
+                with suppress(OSError, LockstepError):
+                    read()
         return changed
 
-    def _read_file(self, name: str, path: Path) -> None:
-        try:
-            if name == JOB:
-                self.job, self.launch = None, None
-                if has_begun(self.folder):
-                    self.job, self.launch = resolve(read_values(path), {}, default_launch())
-            elif name == RECEIPT:
-                self.receipt = decode(read_regular(path, MOST_BYTES), Receipt)
-            else:
-                self.result = decode(read_regular(path, MOST_BYTES), RunResult)
-        except (OSError, LockstepError, msgspec.MsgspecError):
-            # Missing, or of another version: the page shows what there is.
-            if name == RECEIPT:
-                self.receipt = None
-            elif name == RESULT:
-                self.result = None
+    def _read_job(self) -> None:
+        self.job, self.launch = None, None
+        if has_begun(self.folder):
+            self.job, self.launch = resolve(read_values(self.folder / JOB), {}, default_launch())
+
+    def _read_receipt(self) -> None:
+        self.receipt = None
+        self.receipt = read_receipt(self.folder)
+
+    def _read_result(self) -> None:
+        self.result = None
+        self.result = read_result(self.folder)
 
     # What there is to show
 
@@ -287,11 +283,11 @@ class RunView:
     def workers(self) -> list[WorkerView]:
         """Return the workers, by rank."""
         recent = self._recent_shares()
-        total = sum(recent.values()) or 1
+        total = recent.total() or 1
         known = {} if self.status is None else {worker.rank: worker for worker in self.status.workers}
         seen = self.ledger.workers
         ranks = sorted(known) if known else sorted(seen)
-        return [self._worker(rank, known.get(rank), seen.get(rank), recent.get(rank, 0) / total) for rank in ranks]
+        return [self._worker(rank, known.get(rank), seen.get(rank), recent[rank] / total) for rank in ranks]
 
     def _worker(self, rank: int, known: WorkerStatus | None, seen: SeenWorker | None, share: float) -> WorkerView:
         host, pid = (known.host, known.pid) if known is not None else ("", 0)
@@ -310,12 +306,12 @@ class RunView:
             unused=0 if seen is None else seen.unused,
         )
 
-    def _recent_shares(self) -> dict[int, int]:
+    def _recent_shares(self) -> Counter[int]:
         """Return the micro-batches of the last steps by rank."""
-        counts = dict[int, int]()
+        counts = Counter[int]()
         for leases in self.ledger.timeline:
             for share in leases.shares:
-                counts[share.rank] = counts.get(share.rank, 0) + share.hi - share.lo
+                counts[share.rank] += share.hi - share.lo
         return counts
 
     def timeline(self) -> list[DrawnStep]:
@@ -382,13 +378,11 @@ class RunView:
 
     def facts(self) -> dict[str, Any]:
         """Return what changes seldom: the run's job, its launch, its receipt, and the result at its end."""
-        return {
-            "folder": str(self.folder) if self.has_folder else None,
-            "job": None if self.job is None else msgspec.to_builtins(self.job),
-            "launch": None if self.launch is None else msgspec.to_builtins(self.launch),
-            "receipt": None if self.receipt is None else msgspec.to_builtins(self.receipt),
-            "result": None if self.result is None else _without_history(self.result),
-        }
+        facts = {"job": self.job, "launch": self.launch, "receipt": self.receipt, "result": self.result}
+        found: dict[str, Any] = msgspec.to_builtins(facts)
+        if self.result is not None:
+            del found["result"]["history"]
+        return {"folder": str(self.folder) if self.has_folder else None, **found}
 
 
 def _finite(value: float) -> float | None:
@@ -399,9 +393,3 @@ def _drawn(leases: StepLeases, round_s: float, update_s: float) -> DrawnStep:
     used = [[share.lo, share.hi, share.rank, share.began_s, share.ended_s] for share in leases.shares]
     unused = [[one.lo, one.hi, one.rank, one.began_s, one.ended_s] for one in leases.unused]
     return DrawnStep(step=leases.step, round_s=round_s, update_s=update_s, used=used, unused=unused)
-
-
-def _without_history(result: RunResult) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.to_builtins(result)
-    found.pop("history", None)
-    return found
