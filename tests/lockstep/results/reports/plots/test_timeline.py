@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 
 from lockstep.ps.records.ledger import UnusedWork
 from lockstep.results.reports.plots.curves import read_curves
-from lockstep.results.reports.plots.leases import UNUSED, bars_of, leases, shown_steps, timed_steps
 from lockstep.results.reports.plots.style import PARTS, colour
+from lockstep.results.reports.plots.timeline import UNUSED, bars_of, leases, shown_steps, timed_steps
 from lockstep.results.reports.plots.worker_timeline import ComputedShare, read_timeline
 from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 
