@@ -21,8 +21,8 @@ from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
-from lockstep.results.reports.display import Display, SilentDisplay, display_for
-from lockstep.results.reports.notebook_display import NotebookDisplay, notebook_page
+from lockstep.results.reports.display import Display, display_for
+from lockstep.results.reports.notebook_display import NotebookPage, cell_output
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
@@ -157,8 +157,6 @@ def _weights(model: Model) -> dict[str, NDArray[Any]]:
 
 
 def _display(verbose: bool) -> Display:
-    if not verbose:
-        return SilentDisplay()
-    if (page := notebook_page()) is not None:
-        return NotebookDisplay(page, SystemClock())
-    return display_for(Console(highlight=False), SystemClock())
+    if verbose and (output := cell_output()) is not None:
+        return Display(NotebookPage(output.show), SystemClock())
+    return display_for(Console(highlight=False, quiet=not verbose), SystemClock())

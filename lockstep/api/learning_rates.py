@@ -89,8 +89,8 @@ class RateTest:
         """
         demand("matplotlib", "plot", "RateTest.plot")
         # Here, as the extra may be missing where nobody draws.
-        from lockstep.results.reports.plots.learning import rates_figure
         from lockstep.results.reports.plots.style import save
+        from lockstep.results.reports.plots.training import rates_figure
 
         marks = {"suggestion": self.suggestion, "steepest": self.steepest, "at_minimum": self.at_minimum}
         figure = rates_figure(self.rates, self.losses, self.smoothed, marks)

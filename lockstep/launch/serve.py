@@ -34,7 +34,7 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import QUEUE, Server
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shared_memory import ServerSharedMemory, share
-from lockstep.results.reports.display import Display, PlainDisplay, display_for, print_plainly
+from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.launch_config import Transport
 from lockstep.runs.session import Destination, RunSession, open_session
 
@@ -83,7 +83,7 @@ def serve_supervised(service: Service, listening: Listening) -> None:
         # Before the data is loaded, so that the workers start at the same time.
         click.echo(nearby(port.address))
         try:
-            serve_run(service, port, PlainDisplay(console, SystemClock()), listening.rejections)
+            serve_run(service, port, Display(Lines(console), SystemClock()), listening.rejections)
         except RunError as error:
             click.echo(msgspec.json.encode(ExitRecord.of(error)))
             raise

@@ -27,7 +27,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.port import Model
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
-from lockstep.results.reports.display import SilentDisplay, display_for
+from lockstep.results.reports.display import display_for
 from lockstep.runs.job_file import fields, resolve
 from lockstep.runs.launch_config import Launch
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
@@ -124,7 +124,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         if self.warm_start and hasattr(self, "weights_"):
             task = replace(task, initial=dict(self.weights_))
         clock = SystemClock()
-        with display_for(Console(highlight=False), clock) if self.verbose else SilentDisplay() as display:
+        with display_for(Console(highlight=False, quiet=not self.verbose), clock) as display:
             trained = train(task, self._most_workers(), cores(), clock, display)
         history, result = trained.result.history, trained.result
         self.weights_sha256_, self.workers_ = result.weights_sha256, result.workers

@@ -33,7 +33,7 @@ from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS, RunResult
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.results.reports.cost_model import CostModel
-from lockstep.results.reports.display import Display, SilentDisplay
+from lockstep.results.reports.display import Display
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun
@@ -112,7 +112,7 @@ def _watch(
     setup: RunSetup, workers: int, cores: int, clock: Clock, display: Display
 ) -> Callable[[Status], None] | None:
     """Return what looks at each step, None if nobody has to: a status takes a fiftieth of a small step."""
-    show = None if isinstance(display, SilentDisplay) else display.show
+    show = None if display.is_silent else display.show
     if min(workers, cores, setup.info.job.micro_batches) < 2:
         return show
     return WorkersDecision(setup, workers, cores, clock, show)

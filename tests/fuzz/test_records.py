@@ -16,12 +16,12 @@ from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.ps.records.ledger import (
-    Again,
     EpochDone,
     LedgerShare,
+    OmittedEntries,
     RunBegun,
     StepDone,
-    Unlisted,
+    UnusedWork,
     WeightsAt,
     WorkerIn,
     read_lines,
@@ -49,8 +49,8 @@ LEDGER_LINES = [
         RunBegun(step=0, weights_sha256=DIGEST),
         WorkerIn(rank=0, host="host", pid=7),
         StepDone(step=0, shares=[LedgerShare(0, 2, 0), LedgerShare(2, 4, 1)], losses=bytes(16), checksum=2**64 - 1),
-        Again(work="train", step=1, lo=0, hi=2, rank=0, why="it left: interrupted"),
-        Unlisted(work="train", step=1, count=3),
+        UnusedWork(work="train", step=1, lo=0, hi=2, rank=0, why="it left: interrupted"),
+        OmittedEntries(work="train", step=1, count=3),
         StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), checksum=1),
         WeightsAt(step=2, weights_sha256=DIGEST),
         EpochDone(epoch=1, step=2, weights_sha256=DIGEST, link=DIGEST),

@@ -9,7 +9,7 @@ import pytest
 
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.records.ledger import Again, EpochDone, Line, RunBegun, StepDone, WorkerIn, read_lines
+from lockstep.ps.records.ledger import EpochDone, Line, RunBegun, StepDone, UnusedWork, WorkerIn, read_lines
 from lockstep.ps.records.metrics import EpochRecord, StepRecord, read_metrics
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
@@ -143,6 +143,6 @@ def test_micro_batches_of_a_worker_that_died_are_listed_and_counted_once(tmp_pat
     first.die()
     simulation.finish()
     simulation.recorder.close()
-    again = [line for line in lines_in(tmp_path / "run") if isinstance(line, Again)]
+    again = [line for line in lines_in(tmp_path / "run") if isinstance(line, UnusedWork)]
     assert {(line.step, line.rank) for line in again} == {(0, again[0].rank)}
     assert records_in(tmp_path / "run") == expected

@@ -4,17 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockstep.checking.verification.receipts import SUBJECTS, numerics_of, receipt_in
 from lockstep.common.data.source import load
-from lockstep.common.errors import FileFormatError, JobError, UsageError
-from lockstep.common.files.reading import read_regular
+from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.checkpoint.resuming import fill
-from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn, read_lines
-from lockstep.ps.records.metrics import MOST_LINES_BYTES
+from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn
 from lockstep.ps.records.receipt import Receipt, receipt_of
-from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, RECEIPT
+from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, read_ledger, read_receipt
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 
@@ -38,14 +35,7 @@ def read_run(folder: Path) -> RecordedRun:
     """Return what a folder records; `JobError` if it is not a run's, `FileFormatError` if a file of it is damaged."""
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
-    try:
-        receipt = receipt_in(folder / RECEIPT)
-        ledger = read_regular(folder / LEDGER, MOST_LINES_BYTES)
-    except OSError as error:
-        raise FileFormatError(
-            f"cannot read {error.filename!r}: {error.strerror}: expected it in a run's folder"
-        ) from error
-    return RecordedRun(folder, recorded_job(folder), receipt, read_lines(ledger, str(folder / LEDGER)))
+    return RecordedRun(folder, recorded_job(folder), read_receipt(folder), read_ledger(folder))
 
 
 def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
@@ -70,7 +60,7 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
 
 def other_numerics(run: RecordedRun, setup: RunSetup) -> str:
     """Return how the numerics here differ from those of a run, empty if they do not."""
-    differences = numerics_of(run.receipt, str(run.folder / RECEIPT)).differences(setup.info.fingerprint)
+    differences = run.receipt.fingerprint(str(run.folder / RECEIPT)).differences(setup.info.fingerprint)
     return "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
 
 

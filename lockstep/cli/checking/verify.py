@@ -8,7 +8,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from lockstep.checking.verification.receipts import comparison, read_receipt
+from lockstep.checking.verification.receipts import comparison
 from lockstep.checking.verification.recorded_run import (
     RecordedRun,
     load_checkpoint_before,
@@ -28,7 +28,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.numerics import begin_with
 from lockstep.ps.records.ledger import EpochDone
 from lockstep.ps.records.receipt import read_chain
-from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
+from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_receipt, read_result
 from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
 

@@ -26,7 +26,7 @@ from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.packing.cache import changed, packed_source
 from lockstep.packing.options import PackOptions
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import AnnouncingDisplay, Display, display_for, print_plainly
+from lockstep.results.reports.display import Display, display_for, print_plainly
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job
 from lockstep.runs.session import Destination, destination_of
@@ -145,7 +145,7 @@ def carry_out(options: TrainOptions, job: Job, destination: Destination) -> None
     if options.chaos is not None:
         check_chaos(options.chaos, destination.launch)
     with page_beside(options.page, destination.folder) as page:
-        shown = AnnouncingDisplay(display_for(console, SystemClock()), announcement(job, destination, cluster))
+        shown = display_for(console, SystemClock(), announcement(job, destination, cluster))
         with kept_on_failure(console, destination.folder), watched(page, shown) as display:
             ahead = None if options.chaos is None else planned_actions(options.chaos, options.chaos_seed)
             chaos = None if ahead is None else Chaos(ahead, SystemClock(), display.say)

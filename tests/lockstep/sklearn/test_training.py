@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lockstep import nn
 from lockstep.common.data.dataset import Dataset, TrainTest
@@ -13,7 +14,7 @@ from lockstep.common.nn.description import describe
 from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.results.reports.display import SilentDisplay
+from lockstep.results.reports.display import display_for
 from lockstep.sklearn.training import TrainedNetwork, TrainingTask, quickest, train
 
 #: A machine with so many cores.
@@ -52,7 +53,7 @@ def task(loss: str = "cross-entropy", classes: int = 3) -> TrainingTask:
 
 
 def by(clock: SystemClock | SlowClock, workers: int, work: TrainingTask) -> TrainedNetwork:
-    return train(work, workers, CORES, clock, SilentDisplay())
+    return train(work, workers, CORES, clock, display_for(Console(quiet=True), clock))
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", pytest.param("mse", marks=pytest.mark.slow)])
