@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from lockstep.common.data.array_source import is_array_source
 from lockstep.common.data.folder import MANIFEST, read_manifest
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
-from lockstep.packing.arrays import is_array_source
 from lockstep.packing.files import files_below, has_pictures, table_files
 from lockstep.packing.options import PackOptions
 from lockstep.packing.pack import pack

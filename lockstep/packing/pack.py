@@ -6,11 +6,12 @@ from typing import Literal
 
 import numpy as np
 
+from lockstep.common.data.array_source import ArraySource, is_array_source, open_arrays
 from lockstep.common.data.folder import MANIFEST, Origin
 from lockstep.common.data.folder_writer import FolderWriter, dataset_folder
+from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
 from lockstep.common.runtime.version import VERSION
-from lockstep.packing.arrays import ArraySource, is_array_source, open_arrays
 from lockstep.packing.files import has_pictures, table_files
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.result import Watch, as_dtype, division_note, division_of, packed_of, put
@@ -59,7 +60,7 @@ def pack_arrays(source: str, destination: Path, options: PackOptions, watch: Wat
     """Pack arrays, as they are."""
     if options.test is not None:
         raise DataError("--test is for tables and pictures: expected x_test and y_test next to x_train and y_train")
-    with dataset_folder(destination) as writer, open_arrays(source, options.labels) as opened:
+    with dataset_folder(destination) as writer, open_arrays(source, options.labels, MAX_FILE_BYTES) as opened:
         classes = _write_arrays(writer, opened, options, watch)
         origin = Origin(source=source, options=options.texts(), version=VERSION)
         manifest = writer.finish(kind="arrays", classes=classes, origin=origin)

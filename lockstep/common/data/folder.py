@@ -16,9 +16,9 @@ import numpy as np
 from msgspec import Meta
 
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.formats.npy import DATA_OFFSET, NpyHeader
 from lockstep.common.data.manifest import PartInfo
 from lockstep.common.data.mapped import Blocks, MappedFile, MappedSamples
+from lockstep.common.data.npy import DATA_OFFSET, NpyHeader
 from lockstep.common.errors import DataError
 from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular

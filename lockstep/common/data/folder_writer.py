@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.data.folder import BLOCK_BYTES, MANIFEST, Column, FolderManifest, FolderPart, Origin, array_file
-from lockstep.common.data.formats.npy import DATA_OFFSET, NpyHeader, header_bytes
 from lockstep.common.data.manifest import PartInfo
+from lockstep.common.data.npy import DATA_OFFSET, NpyHeader, header_bytes
 from lockstep.common.data.preparation import BLOCK, moments_of
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line

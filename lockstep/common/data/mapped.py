@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.data.formats.npy import DATA_OFFSET, NpyHeader, read_header
+from lockstep.common.data.npy import DATA_OFFSET, NpyHeader, read_header
 from lockstep.common.errors import DataError
 from lockstep.common.files.reading import open_regular
 from lockstep.common.runtime.memory import major_faults
