@@ -93,10 +93,10 @@ class ArraySource:
 
     def __post_init__(self) -> None:
         if self.test is not None and self.train.has_real_labels != self.test.has_real_labels:
-            of = {True: "real numbers", False: "integers"}
+            kinds = ("integers", "real numbers")
             raise DataError(
-                f"{self.train.labels.named} has {of[self.train.has_real_labels]} and {self.test.labels.named} has "
-                f"{of[self.test.has_real_labels]}: expected one kind in both"
+                f"{self.train.labels.named} has {kinds[self.train.has_real_labels]}, and the test set "
+                f"{kinds[self.test.has_real_labels]}: expected one kind in both"
             )
 
 

@@ -115,7 +115,7 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "objects": ({"x_train": np.array(["a"] * 6)}, "has the header"),
     "shapes": ({"x_test": np.zeros((2, 3, 3), np.uint8)}, "samples to test with are uint8 of shape (1, 3, 3)"),
     "one class": ({"y_train": np.zeros(6, int), "y_test": np.zeros(2, int)}, "the labels have one class only, 0"),
-    "kinds": ({"y_test": np.ones(2)}, "'y_test' has real numbers: expected one kind in both"),
+    "kinds": ({"y_test": np.ones(2)}, "the test set real numbers: expected one kind in both"),
     "Fortran": ({"x_train": np.asfortranarray(np.zeros((6, 2, 2)))}, "is in Fortran order"),
     "no samples": ({"x_test": np.zeros((0, 2, 2), np.uint8), "y_test": np.zeros(0, int)}, "the test set is empty"),
 }

@@ -118,7 +118,7 @@ def test_idx_files_that_do_not_fit_together_are_named(
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"y_train": np.zeros(6)}, "'y_train' has real numbers and .*'y_test' has integers: expected one kind in both"),
+        ({"y_train": np.zeros(6)}, "'y_train' has real numbers, and the test set integers: expected one kind in both"),
         ({"y_train": np.array([0.0, 1, 2, 3, np.nan, 0]), "y_test": np.zeros(2)}, "train: label 4 holds an infinity"),
         ({"y_train": np.zeros((6, 2, 2)), "y_test": np.zeros(2)}, r"shape \(6, 2, 2\): expected float32 and"),
         ({"y_train": np.zeros((6, 2)), "y_test": np.zeros(2)}, "1 targets in the test set: expected 2"),
