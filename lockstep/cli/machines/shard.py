@@ -9,7 +9,7 @@ from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.client import say
