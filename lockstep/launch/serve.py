@@ -15,7 +15,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits, ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.zeromq.ports import serve

@@ -10,7 +10,7 @@ from lockstep.checking.checkup.examination import Examination, examined
 from lockstep.checking.checkup.finding import Finding
 from lockstep.checking.checkup.target import ExaminationTarget, Walk
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.data.formats.npz import read_npz
+from lockstep.common.data.array_files import read_npz
 from lockstep.common.data.source import load, with_validation
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep.checking.verification.receipts import SUBJECTS
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job

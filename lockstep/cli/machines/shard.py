@@ -11,7 +11,7 @@ from lockstep.cli.options.types import seconds
 from lockstep.common.client.client import ClientConfig
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, serve, wait_for_any
 from lockstep.launch.client import own_identity, say, take_part
