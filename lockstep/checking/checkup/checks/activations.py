@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lockstep.checking.checkup.checks.magnitudes import Call, Signals, root_mean_square
+from lockstep.checking.checkup.checks.magnitudes import ModuleCall, Signals, root_mean_square
 from lockstep.checking.checkup.finding import Finding
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
@@ -27,7 +27,7 @@ def check_activations(signals: Signals) -> list[Finding]:
     ]
 
 
-def _examine(call: Call, primitive: str, result: Array, samples: int) -> Finding | None:
+def _examine(call: ModuleCall, primitive: str, result: Array, samples: int) -> Finding | None:
     match primitive:
         case "relu":
             return _dead(call, result, samples)
@@ -39,7 +39,7 @@ def _examine(call: Call, primitive: str, result: Array, samples: int) -> Finding
             return None
 
 
-def _dead(call: Call, result: Array, samples: int) -> Finding | None:
+def _dead(call: ModuleCall, result: Array, samples: int) -> Finding | None:
     if result.ndim < 2:
         return None
     # A unit is a feature, or a whole feature map.
@@ -58,7 +58,7 @@ def _dead(call: Call, result: Array, samples: int) -> Finding | None:
     )
 
 
-def _saturated(call: Call, share: float, ends: str) -> Finding | None:
+def _saturated(call: ModuleCall, share: float, ends: str) -> Finding | None:
     if share <= MOST_SATURATED:
         return None
     return Finding(

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lockstep.common.autograd.graph import no_grad, observe
-from lockstep.common.autograd.primitives.primitive import Array, Primitive
+from lockstep.common.autograd.graph import Applied, no_grad, watch
+from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.errors import ModelError
 from lockstep.common.nn.module import Module
@@ -70,24 +70,19 @@ class _Tracer:
     #: All arrays that were seen, kept so that none of their ids is reused.
     held: list[Any] = field(default_factory=list)
 
-    def __call__(self, primitive: Primitive, direction: str, function: Any, *arrays: Any, **options: Any) -> Any:
-        outcome = function(*arrays, **options)
-        result = np.asarray(outcome[0] if primitive.keeps else outcome)
-        if direction == "forward":
-            self.steps.append(
-                TracedStep(
-                    primitive=primitive.name,
-                    operands=tuple(map(self.operand, arrays)),
-                    options={
-                        key: self.operand(it) if isinstance(it, np.ndarray) else it for key, it in options.items()
-                    },
-                    shape=result.shape,
-                    before=np.shape(arrays[0]),
-                )
+    def record(self, applied: Applied) -> None:
+        result, options = applied.result, applied.options
+        self.steps.append(
+            TracedStep(
+                primitive=applied.primitive.name,
+                operands=tuple(map(self.operand, applied.arrays)),
+                options={key: self.operand(it) if isinstance(it, np.ndarray) else it for key, it in options.items()},
+                shape=result.shape,
+                before=np.shape(applied.arrays[0]),
             )
-            self.known[id(result)] = TracedResult(len(self.steps) - 1)
-            self.held += [result, *arrays]
-        return (result, *outcome[1:]) if primitive.keeps else result
+        )
+        self.known[id(result)] = TracedResult(len(self.steps) - 1)
+        self.held += [result, *applied.arrays]
 
     def operand(self, value: Any) -> Operand:
         known = self.known.get(id(value)) if isinstance(value, np.ndarray) else None
@@ -124,7 +119,7 @@ def _recorded(model: Module, samples: Array) -> Trace:
     known |= {id(parameter.data): TracedWeight(name) for name, parameter in model.named_parameters()}
     known |= {id(statistic.value): TracedWeight(name) for name, statistic in model.named_buffers()}
     tracer = _Tracer(known, held=[x.data])
-    with no_grad(), observe(tracer):
+    with no_grad(), watch(tracer.record):
         output = model(x)
     return Trace(tracer.steps, tracer.operand(output.data), output.shape)
 
