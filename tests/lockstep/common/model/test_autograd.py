@@ -1,4 +1,4 @@
-"""The engine of our autograd, micro-batch by micro-batch; tests/lockstep/worker/test_one_pass.py has several at once."""
+"""The engine of our autograd, one micro-batch after the other; test_one_pass.py of the worker has several at once."""
 
 import numpy as np
 import pytest
