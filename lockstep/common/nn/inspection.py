@@ -19,12 +19,12 @@ def first_nonfinite_layer(model: Module, x: Tensor) -> str | None:
     model is in: running statistics and the generators of dropout stay as they are, so the call repeats just what a
     failed forward did if the model has been reseeded as then. Raises what forward raises.
     """
-    if not is_finite(x):
+    if not _is_finite(x):
         return "the input"
     found: list[str] = []
 
     def record(name: str, module: Module, output: object) -> None:
-        if not found and not is_finite(output):
+        if not found and not _is_finite(output):
             found.append(place_of(name, module) if name else type(module).__name__)
 
     probe = copy.deepcopy(model)
@@ -49,14 +49,14 @@ class Inspector:
         results = (
             applied.outcome if isinstance(applied.outcome, tuple) else (applied.outcome, applied.options.get("out"))
         )
-        if not self.operation and not all(isinstance(each, tuple) or is_finite(each) for each in results):
+        if not self.operation and not all(isinstance(each, tuple) or _is_finite(each) for each in results):
             self.operation = f"{applied.primitive.name}, {applied.direction}"
 
     def on_layer(self, name: str, module: Module, output: object) -> None:
         """Record the output of a layer."""
         if isinstance(output, Tensor):
             self.outputs.append((name, type(module).__name__, output.data.copy()))
-            if not self.layer and not is_finite(output):
+            if not self.layer and not _is_finite(output):
                 self.layer = f"layer {place_of(name, module)}" if name else place_of(name, module)
 
     def first_nonfinite(self, gradients: Mapping[str, Array]) -> str | None:
@@ -65,16 +65,16 @@ class Inspector:
             return f"{self.layer}, in operation {self.operation or 'unknown'}"
         if self.operation.endswith("forward"):
             return f"the loss, in operation {self.operation}"
-        odd = [name for name, gradient in gradients.items() if not is_finite(gradient)]
+        odd = [name for name, gradient in gradients.items() if not _is_finite(gradient)]
         if odd:
             # Backward starts at the end, so that the last parameter is the first to get its gradient.
             return f"the gradient of {odd[-1]}, in operation {self.operation or 'unknown'}"
         return f"operation {self.operation}" if self.operation else None
 
 
-def is_finite(value: object) -> bool:
+def _is_finite(value: object) -> bool:
     """Tell whether an array, a tensor, or all in a tuple or list, are finite; anything else counts as finite."""
     if isinstance(value, tuple | list):
-        return all(map(is_finite, value))
+        return all(map(_is_finite, value))
     array = value.data if isinstance(value, Tensor) else value
     return not isinstance(array, np.ndarray | np.generic) or array.dtype.kind != "f" or bool(np.isfinite(array).all())
