@@ -17,7 +17,7 @@ from lockstep.common.autograd.primitives.elementwise import add, multiply, negat
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.source import load
 from lockstep.common.nn.description import describe
-from lockstep.common.nn.inspection import Inspector, is_finite
+from lockstep.common.nn.inspection import Inspector, _is_finite
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.records.ledger import StepDone
 from lockstep.runs.recorded_run import open_again, read_run
@@ -185,7 +185,7 @@ def test_an_output_is_recorded_as_it_was() -> None:
      (np.array(["text"]), True)],
 )  # fmt: skip
 def test_only_floats_can_be_other_than_finite(value: object, expected: bool) -> None:
-    assert is_finite(value) is expected
+    assert _is_finite(value) is expected
 
 
 def test_the_norms_are_those_of_the_arrays() -> None:
