@@ -13,7 +13,6 @@ from lockstep.common.aggregation.layout import (
     gather,
     layout_of,
     running_statistics,
-    statistic_momenta,
 )
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.capture import Capture, capture
@@ -45,7 +44,7 @@ class AutogradModel:
         self.layout = layout_of(self.module)
 
     def momenta(self) -> Vector:
-        return statistic_momenta(self.module, self.layout)
+        return self.layout.momenta(each.momentum for each in running_statistics(self.module).values())
 
     def first_weights(self, seed: int) -> Vector:
         return gather(self.module.initialize(seed), self.layout)
