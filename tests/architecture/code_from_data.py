@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from tests.architecture.source import Source, Violation, is_within
 
 #: The one file that runs Python source: a model of the user's own, from the user's own disk.
-RUNS_SOURCE = "lockstep.common.nn.model_source"
+RUNS_SOURCE = "lockstep.common.model.source"
 
 #: The one file that imports by name: the commands of its own table.
 IMPORTS_COMMANDS = "lockstep.cli.root"

@@ -12,6 +12,7 @@ from lockstep.cli.options.completion import complete_models
 from lockstep.cli.options.types import share
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.job.optimizer import hyperparameters
 from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
 from lockstep.runs.launch_config import Launch, default_launch
 
@@ -26,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
     "Fewer bytes": ("wire", "wire_weights"),
     "Optimizer": (
-        *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "beta1", "beta2", "alpha", "eps"),
+        *("optimizer", "lr", *hyperparameters()),
         *("clip_norm", "loss", "label_smoothing"),
     ),
     "Learning rate schedule": ("schedule", "warmup_steps", "decay_every", "decay_factor"),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lockstep.checking.checkup.checks.magnitudes import Call, Signals, root_mean_square
+from lockstep.checking.checkup.checks.magnitudes import ModuleCall, Signals, root_mean_square
 from lockstep.checking.checkup.finding import Finding, found
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
@@ -27,7 +27,7 @@ def check_activations(signals: Signals) -> list[Finding]:
     ]
 
 
-def _examine(call: Call, primitive: str, result: Array, samples: int) -> Finding | None:
+def _examine(call: ModuleCall, primitive: str, result: Array, samples: int) -> Finding | None:
     match primitive:
         case "relu" if result.ndim >= 2:
             return _dead(call, result, samples)
@@ -39,7 +39,7 @@ def _examine(call: Call, primitive: str, result: Array, samples: int) -> Finding
             return None
 
 
-def _dead(call: Call, result: Array, samples: int) -> Finding | None:
+def _dead(call: ModuleCall, result: Array, samples: int) -> Finding | None:
     # A unit is a feature, or a whole feature map.
     others = tuple(axis for axis in range(result.ndim) if axis != 1)
     dead, units = int(np.count_nonzero(~(result > 0).any(axis=others))), result.shape[1]
@@ -48,7 +48,7 @@ def _dead(call: Call, result: Array, samples: int) -> Finding | None:
     return found("dead-relu", dead=dead, units=units, layer=call.named, samples=samples)
 
 
-def _saturated(call: Call, share: float, ends: str) -> Finding | None:
+def _saturated(call: ModuleCall, share: float, ends: str) -> Finding | None:
     return found("saturated", share=share, layer=call.named, ends=ends) if share > MOST_SATURATED else None
 
 

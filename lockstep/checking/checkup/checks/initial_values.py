@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 
-from lockstep.checking.checkup.checks.magnitudes import named
 from lockstep.checking.checkup.finding import Finding, found
-from lockstep.common.nn.module import Module, Parameter
+from lockstep.common.nn.module import Module, Parameter, place_of
 
 
 def check_initial_values(model: Module) -> list[Finding]:
@@ -35,7 +34,7 @@ def _weights(model: Module) -> list[tuple[str, str, Parameter]]:
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             owner = name.rpartition(".")[0]
-            found.append((named(owner, owners[owner]) if owner in owners else name, name, parameter))
+            found.append((place_of(owner, owners[owner]) if owner in owners else name, name, parameter))
     return found
 
 

@@ -14,9 +14,8 @@ from lockstep import nn
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
 from lockstep.common.job.tally import Tally
-from lockstep.results.evaluation.assessment import Assessment
+from lockstep.results.evaluation.assessment import Assessment, surest_mistakes
 from lockstep.results.evaluation.confusion import Confusion
-from lockstep.results.evaluation.mistakes import surest_mistakes
 from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves
 from lockstep.results.reports.plots.results import (
     confusion_matrix,
