@@ -1,12 +1,11 @@
 """From what a person gave, or a run's private folder holds, to addresses, and to what a socket demands and shows."""
 
-import os
 import platform
 import secrets
 from pathlib import Path
 
 from lockstep.common.errors import AddressError, UsageError
-from lockstep.common.transport.address import IpcAddress, parse
+from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Credential, Lock, Token
 from lockstep.common.transport.auth.key_file import read_ours, write_new
 from lockstep.common.transport.auth.key_folder import KeyFolder, read_key
@@ -60,11 +59,9 @@ def dialled(address: str) -> str:
 def bind_near(address: str) -> str:
     """Return where a shard of the server at `address` listens, next to it; `AddressError` if that cannot be known."""
     parsed = parse(address)
-    if isinstance(parsed, IpcAddress):
-        return f"{parsed}.{os.getpid()}"
     if not parsed.is_loopback:
         raise AddressError(
             f"the server at {address!r} is on another machine, and its workers may be on others: expected the address "
             "at which they reach this shard, as --bind tcp://0.0.0.0:0 --keys DIR"
         )
-    return f"tcp://{'[::1]' if parsed.is_ipv6 else '127.0.0.1'}:0"
+    return str(parsed.free_address())

@@ -13,6 +13,7 @@ from lockstep.common.protocol.messages import CallbackDecision, Status
 from lockstep.common.runtime.environment import cores, keep_to_core
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.credentials import Token
+from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import Child, ProcessLog
 from lockstep.launch.client import StatusClient
@@ -160,11 +161,11 @@ class LocalBackend:
         return StatusClient(dial(address, credential=self._token))
 
     def _bind(self, name: str, folder: Path) -> str:
-        if self.launch.transport != "tcp":
-            return f"ipc://{folder}/{name}.sock"
-        # Other users of this machine can reach the port, and not the folder, where our own processes find the token.
-        self._token = make_token(folder)
-        return "tcp://127.0.0.1:0"
+        transport = TRANSPORTS[self.launch.transport]
+        if transport.needs_token:
+            # Other users cannot read the folder, where our own processes find the token.
+            self._token = make_token(folder)
+        return transport.local_address(folder, name)
 
 
 def start_here(name: str, arguments: list[str], folder: Path, log: str, numerics: Numerics) -> Child:

@@ -18,8 +18,8 @@ from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits, ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
+from lockstep.common.transport.transports import TRANSPORTS, MemorySharing, Transport
 from lockstep.common.transport.zeromq.ports import serve
-from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.child import ExitRecord
 from lockstep.launch.endpoints import WARNING, dialled
 from lockstep.launch.lifetime import uninterrupted
@@ -35,7 +35,6 @@ from lockstep.ps.server.server import QUEUE, Server
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shared_memory import ServerSharedMemory, share
 from lockstep.results.reports.display import Display, PlainDisplay, display_for, print_plainly
-from lockstep.runs.launch_config import Transport
 from lockstep.runs.session import Destination, RunSession, open_session
 
 
@@ -61,7 +60,7 @@ class Listening:
     is_insecure: bool
     rejections: RejectionLog = field(default_factory=RejectionLog)
 
-    def serve(self, servers: int) -> ZeroMqServer:
+    def serve(self, servers: int) -> ServerPort:
         """Listen, for a run of so many servers."""
         # The vectors that may wait for a worker come on top of it, once the model is known. Shards get more messages.
         limits = Limits(queue=QUEUE) if servers == 1 else Limits()
@@ -211,12 +210,14 @@ def shared_memory(setup: RunSetup, transport: Transport, root: Path) -> Iterator
 
 
 def _offer(setup: RunSetup, transport: Transport, root: Path) -> MemoryOffer:
-    if transport not in ("auto", "shm"):
+    sharing = TRANSPORTS[transport].memory
+    if sharing is MemorySharing.NEVER:
         return MemoryOffer(setup)
     try:
         shared, memory = share(setup, root)
     except SharingError as error:
-        if transport == "shm":
+        if sharing is MemorySharing.ALWAYS:
             raise
         return MemoryOffer(setup, obstacle=str(error))
-    return MemoryOffer(replace(shared, info=replace(shared.info, needs_memory=transport == "shm")), memory)
+    info = replace(shared.info, needs_memory=sharing is MemorySharing.ALWAYS)
+    return MemoryOffer(replace(shared, info=info), memory)

@@ -3,11 +3,11 @@
 from lockstep.common.client.client import ClientConfig
 from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.diagnosis import DiagnosedClient
 from lockstep.common.transport.limits import RejectionLog
+from lockstep.common.transport.port import ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root
-from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import wait_for_any
-from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.client import own_identity, say
 from lockstep.launch.endpoints import dialled
 from lockstep.ps.shard_process.shell import ShardShell
@@ -15,7 +15,7 @@ from lockstep.ps.shard_process.state import SILENCE_S, ShardState
 
 
 def hold_slice(
-    port: ZeroMqServer, upstream: ZeroMqClient, address: str, timeout_s: float | None, rejections: RejectionLog
+    port: ServerPort, upstream: DiagnosedClient, address: str, timeout_s: float | None, rejections: RejectionLog
 ) -> Exit:
     """Hold a slice of the weights for the server until one of us ends."""
     join = own_identity().shard_join(dialled(port.address))

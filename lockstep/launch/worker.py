@@ -9,8 +9,8 @@ from lockstep.common.data.source import load
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, give_way
 from lockstep.common.transport.auth.credentials import Credential
+from lockstep.common.transport.diagnosis import DiagnosedClient
 from lockstep.common.transport.shared_memory.folder import shared_root
-from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.launch.client import own_identity, say
 from lockstep.worker.shell import WorkerShell
@@ -18,7 +18,11 @@ from lockstep.worker.state import SILENCE_S, WorkerState
 
 
 def work(
-    port: ZeroMqClient, address: str, timeout_s: float | None, credential: Credential = None, cache: Path | None = None
+    port: DiagnosedClient,
+    address: str,
+    timeout_s: float | None,
+    credential: Credential = None,
+    cache: Path | None = None,
 ) -> Exit:
     """Work for the server until one of us ends; all servers of a run are shown the same credential."""
     give_way()
