@@ -7,8 +7,7 @@ from pathlib import Path
 from lockstep.common.errors import AddressError, UsageError
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Credential, Lock, Token
-from lockstep.common.transport.auth.key_file import read_ours, write_new
-from lockstep.common.transport.auth.key_folder import KeyFolder, read_key
+from lockstep.common.transport.auth.keys import KeyFolder, read_key, read_ours, write_new
 
 #: The file with the token of a run whose processes are all of one machine, in the private folder that they share.
 TOKEN = "token"

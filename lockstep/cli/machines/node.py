@@ -12,7 +12,7 @@ from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import PICTURE_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.common.runtime.environment import own_environment
-from lockstep.common.transport.auth.key_folder import SERVER
+from lockstep.common.transport.auth.keys import SERVER
 from lockstep.launch.client import say
 from lockstep.launch.remote.head import HeadBackend, train_as_head
 from lockstep.launch.remote.launcher import detect

@@ -18,7 +18,7 @@ from lockstep.common.protocol.fingerprint import code_digest
 from lockstep.common.protocol.messages import CallbackDecision
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
-from lockstep.common.transport.auth.key_folder import KeyFolder
+from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import ERROR_MARK, Child
 from lockstep.launch.client import StatusClient

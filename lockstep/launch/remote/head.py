@@ -11,7 +11,7 @@ from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.common.transport.auth.key_folder import SERVER
+from lockstep.common.transport.auth.keys import SERVER
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import StatusClient
 from lockstep.launch.cluster import train_on

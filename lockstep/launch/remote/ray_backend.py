@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from lockstep.common.errors import JobError, RunError, UsageError
 from lockstep.common.runtime.environment import own_environment
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
+from lockstep.common.transport.auth.keys import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
 from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.launch.child import ProcessLog
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
