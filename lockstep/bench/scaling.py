@@ -16,9 +16,10 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.source import is_torch_module, open_model
 from lockstep.common.nn.models import MODELS
 from lockstep.common.runtime.environment import cores, keep_to_core
+from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
 from lockstep.runs.job_file import resolve, to_toml
-from lockstep.runs.launch_config import Launch, Transport
+from lockstep.runs.launch_config import Launch
 
 
 @dataclass(frozen=True, kw_only=True)

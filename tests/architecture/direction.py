@@ -106,7 +106,7 @@ TRANSPORT_ORDER = Order(
         ("lockstep.common.transport.auth",),
         ("lockstep.common.transport.limits",),
         ("lockstep.common.transport.port", "lockstep.common.transport.ipc_path"),
-        ("lockstep.common.transport.address",),
+        ("lockstep.common.transport.address", "lockstep.common.transport.transports"),
     ),
 )
 

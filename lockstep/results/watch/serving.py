@@ -20,7 +20,7 @@ import uvicorn
 from lockstep.common.errors import RemoteProtocolError, UsageError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.auth.key_file import read_ours
+from lockstep.common.transport.auth.keys import read_ours
 from lockstep.common.transport.port import PeerGone, PeerSlow
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import StatusClient

@@ -8,9 +8,9 @@ import click
 
 from lockstep.cli.options.completion import MODELS, complete_list
 from lockstep.cli.options.types import WholeNumber, number_range
+from lockstep.common.transport.transports import Transport
 from lockstep.results.reports.cost_model import MOST_WORKERS
 from lockstep.runs.job_file import fields
-from lockstep.runs.launch_config import Transport
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

@@ -13,8 +13,18 @@ import pytest
 from lockstep.common.errors import KeyFileError
 from lockstep.common.transport.auth.credentials import ClientKeys, KeyPair
 from lockstep.common.transport.auth.curve import new_pair
-from lockstep.common.transport.auth.key_file import MOST_BYTES, SecretKey, read_secret, write_new, write_secret
-from lockstep.common.transport.auth.key_folder import ALLOWED, SERVER, AllowList, KeyFolder, read_key
+from lockstep.common.transport.auth.keys import (
+    ALLOWED,
+    MOST_BYTES,
+    SERVER,
+    AllowList,
+    KeyFolder,
+    SecretKey,
+    read_key,
+    read_secret,
+    write_new,
+    write_secret,
+)
 
 #: The keys of ZeroMQ's own CURVE tests: the parametrized tests have the same names in each process that collects them.
 PAIR = KeyPair("Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID", "D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs")
