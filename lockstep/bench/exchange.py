@@ -17,7 +17,7 @@ from lockstep.bench.timed_run import WARM_UP, DigestCheck, TimedRuns, timed_run
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cores
 from lockstep.launch.cluster import check_launch
-from lockstep.results.reports.cost_model import BYTES_PER_PARAMETER
+from lockstep.runs.cost_model import BYTES_PER_PARAMETER
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch, Transport
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
@@ -45,6 +46,13 @@ class Assessment:
         if self.objective.is_regression:
             raise ModelError("a regression has no classes")
         return Confusion.of(self.targets, self.outputs.argmax(axis=1), self.outputs.shape[1])
+
+    def surest_mistakes(self) -> NDArray[np.intp]:
+        """Return the indices of a classifier's mistakes, those with the least probability of the true class first."""
+        labels = self.targets
+        own = probabilities_of(self.outputs)[np.arange(len(labels)), labels]
+        wrong = np.flatnonzero(self.outputs.argmax(axis=1) != labels)
+        return wrong[np.argsort(own[wrong], kind="stable")]
 
     @property
     def fit(self) -> list[TargetFigures]:
@@ -95,3 +103,9 @@ def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective:
 
 def _as_numbers(data: Dataset, objective: Objective) -> Dataset:
     return replace(data, labels=objective.targets(data.labels), classes=0)
+
+
+def probabilities_of(logits: Array) -> Array:
+    """Return the softmax of each row, (n, classes), as float64."""
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))

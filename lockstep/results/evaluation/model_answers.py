@@ -20,7 +20,6 @@ from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.results.evaluation.assessment import Assessment, assess
 from lockstep.results.evaluation.confusion import shown_names
-from lockstep.results.evaluation.mistakes import surest_mistakes
 from lockstep.results.evaluation.predictions import FIELD, Recognizer
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch
@@ -128,7 +127,7 @@ def _mistakes(assessment: Assessment) -> list[dict[str, Any]]:
     if dataset.images.ndim != 4 or dataset.labels.ndim != 1:
         return []
     found = []
-    for index in surest_mistakes(assessment)[:MOST_MISTAKES].tolist():
+    for index in assessment.surest_mistakes()[:MOST_MISTAKES].tolist():
         image = dataset.images[index].astype(np.float64).mean(axis=0)
         low, high = float(image.min()), float(image.max())
         gray = np.rint(255 * (image - low) / ((high - low) or 1.0)).astype(np.uint8)

@@ -16,7 +16,6 @@ from lockstep.common.errors import ModelError
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.assessment import Assessment
 from lockstep.results.evaluation.confusion import Confusion
-from lockstep.results.evaluation.mistakes import surest_mistakes
 from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves
 from lockstep.results.reports.plots.results import (
     confusion_matrix,
@@ -165,7 +164,7 @@ def assessment(logits: list[list[float]], shape: tuple[int, ...] = (1, 2, 2)) ->
 def test_the_worst_mistakes_come_first() -> None:
     # Of classes 0, 1, 0, 1, 0: wrong are the second and, more so, the third.
     found = assessment([[5, 0], [1, 0], [0, 9], [0, 1], [1, 0]])
-    assert surest_mistakes(found).tolist() == [2, 1]
+    assert found.surest_mistakes().tolist() == [2, 1]
     shown = [axes.get_title() for axes in worst_mistakes(found).axes if axes.images]
     assert shown == ["0, not 1 (100%)", "1, not 0 (73%)"]
 
