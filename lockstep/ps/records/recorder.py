@@ -149,7 +149,7 @@ class MetricsRecorder:
         """Write the lines that wait, at most three times a second."""
         if self.folder is not None and now >= self._flushed + FLUSH_S:
             self._flushed = now
-            self.folder.flush_waiting()
+            self.folder.flush()
 
     def keep_receipt(self) -> None:
         """Write the receipt as it is by now."""
