@@ -67,7 +67,7 @@ def test_validations_have_marks_of_their_own(tmp_path: Path) -> None:
 
 def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
     (course,) = courses(tmp_path, "a")
-    parts = parts_of(course)
+    parts = parts_of(course.column)
     assert {name: round(float(values[1]), 9) for name, values in parts.items()} == {
         "compute": 0.2,
         "exchange": 0.1,
