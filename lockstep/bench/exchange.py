@@ -18,7 +18,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
-from lockstep.results.reports.cost_model import BYTES_PER_PARAMETER
+from lockstep.runs.cost_model import BYTES_PER_PARAMETER
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 

@@ -10,7 +10,7 @@ from lockstep.bench.reports.rows import MeasuredSpeed, Prediction, PredictionRow
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.runtime.environment import cores
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.cost_model import CostModel, Measured, bytes_per_parameter, fitted
+from lockstep.runs.cost_model import CostModel, Measured, bytes_per_parameter, fitted
 
 #: Bits per byte.
 BITS = 8

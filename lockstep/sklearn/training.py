@@ -32,8 +32,8 @@ from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS, RunResult
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.results.reports.cost_model import CostModel
 from lockstep.results.reports.display import Display
+from lockstep.runs.cost_model import CostModel
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun

@@ -9,7 +9,7 @@ import click
 from lockstep.cli.options.completion import MODELS, complete_list
 from lockstep.cli.options.types import WholeNumber, number_range
 from lockstep.common.transport.transports import Transport
-from lockstep.results.reports.cost_model import MOST_WORKERS
+from lockstep.runs.cost_model import MOST_WORKERS
 from lockstep.runs.job_file import fields
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lockstep.ps.run.timing import Split
-from lockstep.results.reports.cost_model import CostModel, Measured, bytes_per_parameter, fitted
+from lockstep.runs.cost_model import CostModel, Measured, bytes_per_parameter, fitted
 
 #: One worker computes 8 micro-batches for 80 ms; the exchange takes 10 ms, of which 2 ms do not depend on the workers.
 ONE = Measured(
