@@ -103,7 +103,7 @@ def verify(
 
 
 def compare_receipts(run: Path, other: Path) -> None:
-    """Print that two runs computed the same weights; `DifferenceError` says what differs."""
+    """Print that two runs computed the same weights; `DifferenceError` names what differs."""
     ours, theirs = read_receipt(run), read_receipt(other)
     if difference := comparison(ours, theirs):
         raise DifferenceError(difference)
