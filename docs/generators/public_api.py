@@ -141,8 +141,8 @@ def _function(name: str) -> str:
 
 def _class(name: str, kind: type) -> str:
     members = members_of(kind)
-    listed = f"   :members: {', '.join(members)}\n   :member-order: bysource\n" if members else ""
-    return _rst(f".. autoclass:: {name}\n{listed}")
+    options = f"   :members: {', '.join(members)}\n   :member-order: bysource\n" if members else ""
+    return _rst(f".. autoclass:: {name}\n{options}")
 
 
 def _rst(text: str) -> str:
