@@ -22,7 +22,7 @@ OPTIONS = ("target", "columns", "task", "missing", "standardize", "size", "grays
 
 
 def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any]]:
-    """Return what is said about packing, and the values of the job; `JobError` for an option of another kind."""
+    """Return the options of packing and the values of the job; `JobError` for an option of another kind."""
     given = {name: value for name, value in values.items() if name in OPTIONS and value is not None}
     for name in ("target", "columns"):
         if name in given:

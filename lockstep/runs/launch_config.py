@@ -57,5 +57,5 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def default_launch() -> Launch:
-    """Return what is used if nothing is said: one worker per core."""
+    """Return the launch that is used by default: one worker per core."""
     return Launch(workers=cores())

@@ -138,9 +138,9 @@ class Examiner:
             return self._connection(steps, found("version", text=f"the server refuses: {answer.reason}"))
         steps.append(("version", f"lockstep {self.shown.lockstep} (code {self.shown.code}), as at the server"))
         if isinstance(answer, Refused):
-            is_portable = answer.numerics == "portable"
-            name = "no-portable-numerics" if is_portable else "other-numerics"
-            name = name if answer.kind is RefusalKind.NUMERICS else "refused"
+            name = "no-portable-numerics" if answer.numerics == "portable" else "other-numerics"
+            if answer.kind is not RefusalKind.NUMERICS:
+                name = "refused"
             return self._connection(steps, found(name, reason=answer.reason))
         steps.append(("numerics", f"{self.shown.mode} {self.shown.canary}, as at the server"))
         match answer:

@@ -83,10 +83,6 @@ class SharedMemory(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
     free_bytes: int
 
-    @property
-    def is_memory(self) -> bool:
-        return self.folder == "/dev/shm"
-
 
 class PortableNumerics(msgspec.Struct, frozen=True, kw_only=True):
     """What a process of this machine has that was started with portable numerics."""
@@ -193,7 +189,7 @@ def machine_lines(machine: Machine) -> list[str]:
     facts, shown = machine.facts, machine.facts.fingerprint
     chosen = f", by {CORETYPE}={facts.coretype}" if facts.coretype else ""
     free = _mebibytes(facts.shared.free_bytes)
-    memory = "" if facts.shared.is_memory else ", which is on a disk and slower"
+    memory = "" if facts.shared.folder == "/dev/shm" else ", which is on a disk and slower"
     return [
         f"system         {facts.system}, Python {facts.python}",
         f"cores          {facts.cores}",
