@@ -8,7 +8,7 @@ import platform
 import numpy as np
 
 from lockstep.common.errors import NumericsError
-from lockstep.common.runtime.blas import blas_kernel, blas_threads, loaded_blas
+from lockstep.common.runtime.blas import blas_function, blas_kernel, blas_threads
 from lockstep.common.runtime.numerics import HASWELL, KERNEL, feature_table, has_needed
 
 #: Releases of OpenBLAS whose products for Haswell go to code for AVX-512 where the processor has it, whatever
@@ -42,7 +42,7 @@ def demand_portable_machine(architecture: str = platform.machine()) -> None:
             f"numerics = 'portable' on a processor of the kind {architecture!r}: expected x86-64 with AVX2 and FMA; "
             f"{ADVICE}"
         )
-    if loaded_blas() is None:
+    if blas_function("set_num_threads") is None:
         raise NumericsError(
             f"numerics = 'portable' with the BLAS {blas_name()!r}: expected the OpenBLAS of NumPy's own wheel; install "
             "that (pip install --force-reinstall numpy), or use numerics = 'native'"

@@ -22,43 +22,36 @@ class Request:
     credentials: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class AuthReply:
-    """Let in under a name, or not, with the reason."""
-
-    name: str = ""
-    reason: str = ""
-
-    @property
-    def is_accepted(self) -> bool:
-        """Tell whether the connection is let in."""
-        return not self.reason
+class NotAdmittedError(Exception):
+    """A connection is not let in, for this reason."""
 
 
-def authenticate(request: Request, lock: ServerKeys | Token) -> AuthReply:
-    """Return whether a connection is let in: only if everything is known to be right."""
+def authenticate(request: Request, lock: ServerKeys | Token) -> str:
+    """Return the name under which a connection is let in: only if everything is known to be right.
+
+    Raises NotAdmittedError otherwise.
+    """
     if request.domain != DOMAIN:
-        return AuthReply(reason=f"the domain {request.domain!r} is not ours")
+        raise NotAdmittedError(f"the domain {request.domain!r} is not ours")
     match lock, request.mechanism, request.credentials:
         case ServerKeys(), "CURVE", (public,):
-            return _authenticate_key(public, lock)
+            return _name_of(public, lock)
         case Token(), "PLAIN", (_, password) if hmac.compare_digest(password.encode(), lock.text.encode()):
-            return AuthReply(name="token")
+            return "token"
         case Token(), "PLAIN", (_, _):
-            return AuthReply(reason="it does not have the token of this run, which only its own processes have")
-    return AuthReply(reason=f"it uses the mechanism {request.mechanism}, which this server does not accept")
+            raise NotAdmittedError("it does not have the token of this run, which only its own processes have")
+    raise NotAdmittedError(f"it uses the mechanism {request.mechanism}, which this server does not accept")
 
 
-def _authenticate_key(public: str, lock: ServerKeys) -> AuthReply:
+def _name_of(public: str, lock: ServerKeys) -> str:
     if public == lock.pair.public:
         # Whoever has the server's own secret is the server: its shards, and a status asked on its machine.
-        return AuthReply(name="server")
+        return "server"
     try:
-        name = lock.allowed().get(public)
+        return lock.allowed()[public]
     except LockstepError as error:
-        return AuthReply(reason=f"nobody is admitted: {error}")
-    if name is None:
-        return AuthReply(
-            reason=f"its key {public!r} is not admitted (to admit it: lockstep keys allow DIR NAME '{public}')"
-        )
-    return AuthReply(name=name)
+        raise NotAdmittedError(f"nobody is admitted: {error}") from None
+    except KeyError:
+        raise NotAdmittedError(
+            f"its key {public!r} is not admitted (to admit it: lockstep keys allow DIR NAME '{public}')"
+        ) from None

@@ -10,7 +10,7 @@ import zmq
 from zmq.utils import z85
 
 from lockstep.common.transport.auth.credentials import ServerKeys, Token
-from lockstep.common.transport.auth.zap import AuthReply, Request, authenticate
+from lockstep.common.transport.auth.zap import NotAdmittedError, Request, authenticate
 from lockstep.common.transport.limits import RejectionLog
 
 #: Where ZeroMQ asks.
@@ -52,7 +52,11 @@ class Authenticator:
         )
         host = request.address or "a local process"
         try:
-            verdict = self._authenticate(request)
+            return [version, number, ACCEPTED, b"", authenticate(request, self._lock).encode(), b""]
+        except NotAdmittedError as error:
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must let nobody in
+            reason = f"the authenticator failed: {type(error).__name__}: {error}"
         except BaseException as error:
             # Reported once: of those that come later is known only that their handshakes do not complete.
             self._rejections.record(
@@ -60,16 +64,8 @@ class Authenticator:
                 "restart the server"
             )
             raise
-        if verdict.is_accepted:
-            return [version, number, ACCEPTED, b"", verdict.name.encode(), b""]
-        self._rejections.record(f"refused {host}: {verdict.reason}")
+        self._rejections.record(f"refused {host}: {reason}")
         return [version, number, REFUSED, b"not allowed", b"", b""]
-
-    def _authenticate(self, request: Request) -> AuthReply:
-        try:
-            return authenticate(request, self._lock)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it must let nobody in
-            return AuthReply(reason=f"the authenticator failed: {type(error).__name__}: {error}")
 
 
 def _spelled(mechanism: bytes, credentials: list[bytes]) -> tuple[str, ...]:

@@ -2,31 +2,26 @@
 
 import errno
 from collections import deque
-from dataclasses import dataclass, field
 
 import zmq
 
 from lockstep.common.errors import AddressError
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.transport.address import IpcAddress, TcpAddress
 from lockstep.common.transport.auth.credentials import Lock
 from lockstep.common.transport.auth.curve import secure_server
 from lockstep.common.transport.ipc_path import SocketFile, private_files
 from lockstep.common.transport.limits import IngressQuota, RejectionLog
-from lockstep.common.transport.port import Frames, Limits, PeerGone, Shortcut
-from lockstep.common.transport.shared_memory.packet_socket import is_short
+from lockstep.common.transport.port import Frames, Limits, Shortcut
 from lockstep.common.transport.zeromq.authenticator import Authenticator
 from lockstep.common.transport.zeromq.connections import ConnectionTracker
+from lockstep.common.transport.zeromq.shortcuts import Received, Shortcuts
 from lockstep.common.transport.zeromq.socket import LimitedSocket, Source
 
 #: Seconds between two checks of the bytes that connections send without completing a message.
 CHECK_S = 0.02
 
 _CLOCK = SystemClock()
-
-#: A message with its peer.
-Received = tuple[bytes, list[memoryview]]
 
 _BIND_ADVICE = {
     errno.EADDRINUSE: "is in use: stop the program that listens there, or choose another port (0: any free one)",
@@ -203,64 +198,3 @@ class ZeroMqServer:
         self._shortcuts.close()
         self._connections.close()
         self._socket.close(linger_s)
-
-
-@dataclass
-class Shortcuts:
-    """The shortcuts of one server, by peer and by descriptor; without one, messages go over ZeroMQ."""
-
-    #: Whose wait they end.
-    socket: LimitedSocket
-    _of_peers: dict[bytes, Shortcut] = field(default_factory=dict)
-    _by_descriptor: dict[int, bytes] = field(default_factory=dict)
-
-    def add(self, peer: bytes, shortcut: Shortcut) -> None:
-        """Use this shortcut to a peer from now on."""
-        with held_back():
-            self.drop(peer)
-            self._of_peers[peer] = shortcut
-            self._by_descriptor[shortcut.descriptor] = peer
-            self.socket.watch(shortcut.descriptor)
-
-    def drop(self, peer: bytes) -> None:
-        """Close the shortcut to a peer, if it has one."""
-        with held_back():
-            shortcut = self._of_peers.pop(peer, None)
-            if shortcut is not None:
-                self.socket.unwatch(shortcut.descriptor)
-                del self._by_descriptor[shortcut.descriptor]
-                shortcut.close()
-
-    def descriptors(self) -> list[int]:
-        """Return the descriptors to wait for."""
-        return list(self._by_descriptor)
-
-    def receive(self, descriptor: int) -> Received | None:
-        """Return the next message that came over one, with its peer; None if there is none."""
-        peer = self._by_descriptor.get(descriptor)
-        if peer is None:
-            return None
-        try:
-            packet = self._of_peers[peer].receive()
-        except PeerGone:
-            # The end of the shortcut is not that of the peer, which its connection reports.
-            self.drop(peer)
-            return None
-        return None if packet is None else (peer, [memoryview(packet)])
-
-    def send(self, peer: bytes, frames: Frames) -> bool:
-        """Send a short message to a peer that has one; return whether it was. Raises PeerSlow."""
-        shortcut = self._of_peers.get(peer)
-        if shortcut is None or not is_short(frames):
-            return False
-        try:
-            shortcut.send(frames[0])
-        except PeerGone:
-            # What the peer sent before that may still be there: reading it finds the end.
-            return False
-        return True
-
-    def close(self) -> None:
-        """Close all."""
-        for peer in list(self._of_peers):
-            self.drop(peer)
