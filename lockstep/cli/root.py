@@ -44,7 +44,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "bench": "development.bench.group:bench",
         "simulate": "development.simulate:simulate_command",
     },
-    "Shell": {"completion": "shell.completion:completion"},
+    "Shell": {"completion": "completion:completion"},
 }
 
 PLACES = {name: place for places in SECTIONS.values() for name, place in places.items()}

@@ -33,50 +33,30 @@ from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProcessIdentity:
-    """Which process joins a run."""
-
-    incarnation: str
-    host: str
-    pid: int
-    #: As in `Join`.
-    machine: str = ""
-    cores: tuple[int, ...] = ()
-
-    def worker_join(self) -> Join:
-        """Return the request to join as a worker."""
-        return Join(
-            protocol=PROTOCOL_VERSION,
-            incarnation=self.incarnation,
-            host=self.host,
-            pid=self.pid,
-            fingerprint=fingerprint(),
-            machine=self.machine,
-            cores=list(self.cores),
-        )
-
-    def shard_join(self, address: str) -> ShardJoin:
-        """Return the request to join as a shard, which workers reach at an address."""
-        return ShardJoin(
-            protocol=PROTOCOL_VERSION,
-            incarnation=self.incarnation,
-            host=self.host,
-            pid=self.pid,
-            fingerprint=fingerprint(),
-            address=address,
-        )
-
-
-def own_identity() -> ProcessIdentity:
-    """Return a new incarnation of this process."""
+def own_join() -> Join:
+    """Return the request of this process, as a new incarnation, to join a run as a worker."""
     host = one_line(platform.node() or "unknown", NAME_LIMIT)
-    return ProcessIdentity(
+    return Join(
+        protocol=PROTOCOL_VERSION,
         incarnation=secrets.token_hex(8),
         host=host,
         pid=os.getpid(),
+        fingerprint=fingerprint(),
         machine=machine_id() or host,
-        cores=tuple(core_numbers()[:CORES_LIMIT]),
+        cores=core_numbers()[:CORES_LIMIT],
+    )
+
+
+def own_shard_join(address: str) -> ShardJoin:
+    """Return the request of this process to join a run as a shard, which workers reach at an address."""
+    own = own_join()
+    return ShardJoin(
+        protocol=own.protocol,
+        incarnation=own.incarnation,
+        host=own.host,
+        pid=own.pid,
+        fingerprint=own.fingerprint,
+        address=address,
     )
 
 

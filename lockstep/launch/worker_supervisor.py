@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lockstep.common.runtime.backoff import Backoff
+from lockstep.common.runtime.backoff import backoff_s
 from lockstep.common.runtime.clock import Clock
 from lockstep.launch.child import WatchedProcess
 
@@ -46,7 +46,7 @@ class Restarts:
         if code == USAGE or self.deaths >= self.most:
             return None
         self.deaths += 1
-        return Backoff(first_s=FIRST_S, most_s=MOST_S, seed=self.seed).delay_s(self.deaths)
+        return backoff_s(self.deaths, first_s=FIRST_S, most_s=MOST_S, seed=self.seed)
 
 
 #: Starts the worker of that number.

@@ -12,9 +12,11 @@ from lockstep.common.client.client import ClientConfig
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join
+from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
-from lockstep.launch.client import ProcessIdentity
 from lockstep.launch.serve import open_server
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -125,7 +127,7 @@ class ServerProcess:
             port = run.network.server(SERVER, process)
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
-            opened = open_server(
+            server, session = open_server(
                 setup,
                 destination,
                 setting,
@@ -137,10 +139,10 @@ class ServerProcess:
                 helping=replace(HELPING, cores=run.cores),
             )
             # The first steps take no longer here, and a run has few.
-            opened.server.coordinator.stretches.earliest = 0
-            writer.attach(opened.session)
+            server.coordinator.stretches.earliest = 0
+            writer.attach(session)
             stack.pop_all()
-        return cls(run.parts.server(opened.server), opened.session, writer, sharing)
+        return cls(run.parts.server(server), session, writer, sharing)
 
     def step(self) -> bool:
         is_busy = self.server.step()
@@ -188,7 +190,14 @@ class ShardProcess:
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "ShardProcess":
         address = f"memory://{process.name}"
-        join = ProcessIdentity(incarnation=process.name, host="host", pid=number).shard_join(address)
+        join = ShardJoin(
+            protocol=PROTOCOL_VERSION,
+            incarnation=process.name,
+            host="host",
+            pid=number,
+            fingerprint=fingerprint(),
+            address=address,
+        )
         server = ShardShell(
             ShardState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.server(address, process),
@@ -233,9 +242,15 @@ class WorkerProcess:
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
-        cores = tuple(range(run.cores))
-        identity = ProcessIdentity(incarnation=process.name, host="host", pid=number, machine="host", cores=cores)
-        join = identity.worker_join()
+        join = Join(
+            protocol=PROTOCOL_VERSION,
+            incarnation=process.name,
+            host="host",
+            pid=number,
+            fingerprint=fingerprint(),
+            machine="host",
+            cores=list(range(run.cores)),
+        )
         runner = WorkerShell(
             WorkerState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.client(SERVER, process),

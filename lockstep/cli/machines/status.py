@@ -7,7 +7,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from lockstep.cli.options.keys import KEY_OPTION
+from lockstep.cli.options.run import KEY_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.common.errors import UnreachableError
 from lockstep.common.protocol.messages import Status

@@ -29,7 +29,7 @@ from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import Join, Leave, Ping, Refused, shortened
 from lockstep.common.protocol.shard_messages import ShardJoin
-from lockstep.common.runtime.backoff import Backoff
+from lockstep.common.runtime.backoff import backoff_s
 from lockstep.common.statemachine.events_and_effects import Interrupted, Report, TimePassed
 from lockstep.common.statemachine.transitions import (
     IGNORED,
@@ -152,8 +152,8 @@ class Client:
         return self._next_retry(MOST_RETRY_S) if self.phase is ClientPhase.JOINED else None
 
     def _next_retry(self, most_s: float) -> float:
-        backoff = Backoff(first_s=FIRST_RETRY_S, most_s=most_s, seed=self.config.join.incarnation)
-        return self.asked + backoff.delay_s(self.tries + 1)
+        seed = self.config.join.incarnation
+        return self.asked + backoff_s(self.tries + 1, first_s=FIRST_RETRY_S, most_s=most_s, seed=seed)
 
     def _join_timeout_s(self) -> float | None:
         """Return the seconds to wait for a server that is not there, None for ever."""
