@@ -102,7 +102,7 @@ class LocalBackend:
         if transport.needs_token:
             # Other users cannot read the folder, where our own processes find the token.
             self._token = make_token(folder)
-        return transport.local_address(folder, name)
+        return transport.local_address.format(folder=folder, name=name)
 
 
 def start_here(command: ProcessCommand, added: list[str], folder: Path, numerics: Numerics) -> Child:

@@ -18,11 +18,6 @@ FAULTY_OPENBLAS = ("0.3.34",)
 ADVICE = "use another machine, or numerics = 'native'"
 
 
-def found_features() -> list[str]:
-    """Return the features of this processor by which NumPy dispatches."""
-    return feature_table()[0]
-
-
 def _baseline() -> list[str]:
     config = np.show_config(mode="dicts")
     return list(config["SIMD Extensions"].get("baseline", [])) if config else []
@@ -47,8 +42,9 @@ def demand_portable_machine(architecture: str = platform.machine()) -> None:
             f"numerics = 'portable' with the BLAS {blas_name()!r}: expected the OpenBLAS of NumPy's own wheel; install "
             "that (pip install --force-reinstall numpy), or use numerics = 'native'"
         )
-    check_features(found_features(), _baseline())
-    check_openblas(blas_name(), found_features())
+    found, _ = feature_table()
+    check_features(found, _baseline())
+    check_openblas(blas_name(), found)
 
 
 def check_features(found: list[str], baseline: list[str]) -> None:
@@ -83,7 +79,7 @@ def demand_held() -> None:
     It has to be asked before anything is computed: a kernel that was selected for a processor without AVX2 crashes.
     """
     demand_portable_machine()
-    check_held(blas_kernel(), blas_threads(), found_features())
+    check_held(blas_kernel(), blas_threads(), feature_table()[0])
 
 
 def check_held(kernel: str, threads: int, found: list[str]) -> None:

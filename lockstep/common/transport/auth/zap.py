@@ -1,7 +1,6 @@
 """Whether a connection is let in: the requests of ZeroMQ to an authenticator (RFC 27) and their answers. Pure."""
 
 import hmac
-from dataclasses import dataclass
 
 from lockstep.common.errors import LockstepError
 from lockstep.common.transport.auth.credentials import ServerKeys, Token
@@ -10,37 +9,26 @@ from lockstep.common.transport.auth.credentials import ServerKeys, Token
 DOMAIN = b"lockstep"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One connection that asks to be let in."""
-
-    domain: bytes
-    #: The host, without a port; empty for a local socket.
-    address: str
-    mechanism: str
-    #: CURVE: the public key in Z85. PLAIN: a user's name and the password.
-    credentials: tuple[str, ...]
-
-
 class NotAdmittedError(Exception):
     """A connection is not let in, for this reason."""
 
 
-def authenticate(request: Request, lock: ServerKeys | Token) -> str:
+def authenticate(lock: ServerKeys | Token, domain: bytes, mechanism: str, credentials: tuple[str, ...]) -> str:
     """Return the name under which a connection is let in: only if everything is known to be right.
 
-    Raises NotAdmittedError otherwise.
+    The credentials of CURVE are a public key in Z85, those of PLAIN a user's name and the password. Raises
+    NotAdmittedError otherwise.
     """
-    if request.domain != DOMAIN:
-        raise NotAdmittedError(f"the domain {request.domain!r} is not ours")
-    match lock, request.mechanism, request.credentials:
+    if domain != DOMAIN:
+        raise NotAdmittedError(f"the domain {domain!r} is not ours")
+    match lock, mechanism, credentials:
         case ServerKeys(), "CURVE", (public,):
             return _name_of(public, lock)
         case Token(), "PLAIN", (_, password) if hmac.compare_digest(password.encode(), lock.text.encode()):
             return "token"
         case Token(), "PLAIN", (_, _):
             raise NotAdmittedError("it does not have the token of this run, which only its own processes have")
-    raise NotAdmittedError(f"it uses the mechanism {request.mechanism}, which this server does not accept")
+    raise NotAdmittedError(f"it uses the mechanism {mechanism}, which this server does not accept")
 
 
 def _name_of(public: str, lock: ServerKeys) -> str:

@@ -10,7 +10,7 @@ import zmq
 from zmq.utils import z85
 
 from lockstep.common.transport.auth.credentials import ServerKeys, Token
-from lockstep.common.transport.auth.zap import NotAdmittedError, Request, authenticate
+from lockstep.common.transport.auth.zap import NotAdmittedError, authenticate
 from lockstep.common.transport.limits import RejectionLog
 
 #: Where ZeroMQ asks.
@@ -44,15 +44,11 @@ class Authenticator:
 
     def _answer(self, frames: list[bytes]) -> list[bytes]:
         version, number, domain, address, _, mechanism, *credentials = frames
-        request = Request(
-            domain=domain,
-            address=address.decode("ascii", "replace"),
-            mechanism=mechanism.decode("ascii", "replace"),
-            credentials=_spelled(mechanism, credentials),
-        )
-        host = request.address or "a local process"
+        host = address.decode("ascii", "replace") or "a local process"
         try:
-            return [version, number, ACCEPTED, b"", authenticate(request, self._lock).encode(), b""]
+            spelled = _spelled(mechanism, credentials)
+            name = authenticate(self._lock, domain, mechanism.decode("ascii", "replace"), spelled)
+            return [version, number, ACCEPTED, b"", name.encode(), b""]
         except NotAdmittedError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  # whatever it is, it must let nobody in

@@ -9,7 +9,7 @@ from lockstep.common.errors import AddressError
 from lockstep.common.transport.address import IpcAddress, TcpAddress
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.auth.curve import secure_client
-from lockstep.common.transport.diagnosis import Diagnosis, HandshakeState, ProbeResult, diagnose, probe
+from lockstep.common.transport.diagnosis import Diagnosis, HandshakeState, diagnose, probe
 from lockstep.common.transport.port import Frames, Limits, PeerSlow, Shortcut
 from lockstep.common.transport.zeromq.shortcuts import Shortcuts
 from lockstep.common.transport.zeromq.socket import LimitedSocket, milliseconds, monitored_event
@@ -90,9 +90,10 @@ class ZeroMqClient:
             self._shortcuts.add(_SERVER, shortcut)
 
     def diagnosis(self) -> Diagnosis | None:
+        """Return what prevents a connection; None if nothing is known to. May take some seconds."""
         state = self._handshakes.poll()
         is_known = state.is_connected or state.is_refused
-        return diagnose(self._address, self._credential, state, ProbeResult() if is_known else probe(self._address))
+        return diagnose(self._address, self._credential, state, "" if is_known else probe(self._address))
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller wait for this port among others."""

@@ -6,7 +6,7 @@ import pytest
 
 from lockstep.common.errors import KeyFileError
 from lockstep.common.transport.auth.credentials import KeyPair, ServerKeys, Token
-from lockstep.common.transport.auth.zap import DOMAIN, NotAdmittedError, Request, authenticate
+from lockstep.common.transport.auth.zap import DOMAIN, NotAdmittedError, authenticate
 
 SERVER, WORKER, STRANGER = "s" * 40, "w" * 40, "x" * 40
 KEYS = ServerKeys(KeyPair(SERVER, "S" * 40), lambda: {WORKER: "worker-1"})
@@ -15,8 +15,7 @@ TOKEN = Token("0123456789abcdef")
 
 def asked(lock: ServerKeys | Token, *credentials: str, mechanism: str = "PLAIN", domain: bytes = DOMAIN) -> str:
     """Return the name under which a connection with these credentials is let in."""
-    request = Request(domain=domain, address="127.0.0.1", mechanism=mechanism, credentials=credentials)
-    return authenticate(request, lock)
+    return authenticate(lock, domain, mechanism, credentials)
 
 
 def refusal(lock: ServerKeys | Token, *credentials: str, mechanism: str = "PLAIN", domain: bytes = DOMAIN) -> str:
