@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import pytest
 
 from lockstep.common.errors import KeyFileError
-from lockstep.common.transport.auth.credentials import KeyPair, ServerKeys, Token
-from lockstep.common.transport.auth.zap import DOMAIN, NotAdmittedError, authenticate
+from lockstep.common.transport.auth.credentials import DOMAIN, KeyPair, ServerKeys, Token
+from lockstep.common.transport.zeromq.authenticator import NotAdmittedError, authenticate
 
 SERVER, WORKER, STRANGER = "s" * 40, "w" * 40, "x" * 40
 KEYS = ServerKeys(KeyPair(SERVER, "S" * 40), lambda: {WORKER: "worker-1"})
