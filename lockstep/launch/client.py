@@ -3,7 +3,7 @@
 import os
 import platform
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,31 +33,35 @@ from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
 
 
+def worker_join(incarnation: str, host: str, pid: int, machine: str = "", cores: Sequence[int] = ()) -> Join:
+    """Return the request of a process to join a run as a worker, with what is known of it."""
+    return Join(
+        protocol=PROTOCOL_VERSION,
+        incarnation=incarnation,
+        host=host,
+        pid=pid,
+        fingerprint=fingerprint(),
+        machine=machine,
+        cores=list(cores),
+    )
+
+
+def shard_join(worker: Join, address: str) -> ShardJoin:
+    """Return the request of the same process to join as a shard, which workers reach at an address."""
+    return ShardJoin(
+        protocol=worker.protocol,
+        incarnation=worker.incarnation,
+        host=worker.host,
+        pid=worker.pid,
+        fingerprint=worker.fingerprint,
+        address=address,
+    )
+
+
 def own_join() -> Join:
     """Return the request of this process, as a new incarnation, to join a run as a worker."""
     host = one_line(platform.node() or "unknown", NAME_LIMIT)
-    return Join(
-        protocol=PROTOCOL_VERSION,
-        incarnation=secrets.token_hex(8),
-        host=host,
-        pid=os.getpid(),
-        fingerprint=fingerprint(),
-        machine=machine_id() or host,
-        cores=core_numbers()[:CORES_LIMIT],
-    )
-
-
-def own_shard_join(address: str) -> ShardJoin:
-    """Return the request of this process to join a run as a shard, which workers reach at an address."""
-    own = own_join()
-    return ShardJoin(
-        protocol=own.protocol,
-        incarnation=own.incarnation,
-        host=own.host,
-        pid=own.pid,
-        fingerprint=own.fingerprint,
-        address=address,
-    )
+    return worker_join(secrets.token_hex(8), host, os.getpid(), machine_id() or host, core_numbers()[:CORES_LIMIT])
 
 
 def say(text: str) -> None:

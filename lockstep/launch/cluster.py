@@ -18,7 +18,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import KERNEL, Numerics, own_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
-from lockstep.launch.child import HERE, WatchedProcess, exit_record
+from lockstep.launch.child import HERE, USAGE, WatchedProcess, exit_record
 from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.numerics import demand_numerics
@@ -305,7 +305,7 @@ def exit_message(child: WatchedProcess) -> str:
 
 def exit_error(child: WatchedProcess, text: str) -> LockstepError:
     """Return the error for a process that has ended: wrong usage if it said so by its exit code."""
-    return UsageError(text) if child.code == 2 else RunError(text)
+    return UsageError(text) if child.code == USAGE else RunError(text)
 
 
 def crash_message(child: WatchedProcess, numerics: Numerics) -> str:

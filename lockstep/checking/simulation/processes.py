@@ -12,11 +12,9 @@ from lockstep.common.client.client import ClientConfig
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join
-from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
+from lockstep.launch.client import shard_join, worker_join
 from lockstep.launch.serve import open_server
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -190,14 +188,7 @@ class ShardProcess:
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "ShardProcess":
         address = f"memory://{process.name}"
-        join = ShardJoin(
-            protocol=PROTOCOL_VERSION,
-            incarnation=process.name,
-            host="host",
-            pid=number,
-            fingerprint=fingerprint(),
-            address=address,
-        )
+        join = shard_join(worker_join(process.name, "host", number), address)
         server = ShardShell(
             ShardState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.server(address, process),
@@ -242,15 +233,7 @@ class WorkerProcess:
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
-        join = Join(
-            protocol=PROTOCOL_VERSION,
-            incarnation=process.name,
-            host="host",
-            pid=number,
-            fingerprint=fingerprint(),
-            machine="host",
-            cores=list(range(run.cores)),
-        )
+        join = worker_join(process.name, "host", number, "host", range(run.cores))
         runner = WorkerShell(
             WorkerState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
             run.network.client(SERVER, process),

@@ -13,7 +13,7 @@ from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, serve, wait_for_any
-from lockstep.launch.client import own_shard_join, say, take_part
+from lockstep.launch.client import own_join, say, shard_join, take_part
 from lockstep.launch.endpoints import WARNING, bind_near, dialled, lock_of, server_credential
 from lockstep.launch.numerics import begin_with
 from lockstep.ps.shard_process.shell import ShardShell
@@ -62,7 +62,7 @@ def shard(
         if not supervised:
             say(f"connecting to {address}, listening on {port.address}")
         upstream = dial(address, credential=server_credential(keys, supervised))
-        join = own_shard_join(dialled(port.address))
+        join = shard_join(own_join(), dialled(port.address))
         shell = ShardShell(
             ShardState(ClientConfig(address=address, join=join, timeout_s=timeout, silence_s=SILENCE_S)),
             port,

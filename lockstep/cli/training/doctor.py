@@ -54,6 +54,5 @@ def doctor(job: JobRequest, is_machine: bool, connect: str | None, key: Path | N
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode())
     else:
-        for line in lines:
-            print_plainly(console, line)
+        print_plainly(console, *lines)
     return 1 if findings else 0

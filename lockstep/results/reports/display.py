@@ -230,9 +230,10 @@ def epochs_after(shown: int, status: Status) -> list[EpochStatus]:
     return history[max(0, len(history) - count) :]
 
 
-def print_plainly(console: Console, text: str) -> None:
-    """Print untrusted text plainly: without markup, colours, escapes or added line breaks."""
-    console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+def print_plainly(console: Console, *texts: str) -> None:
+    """Print untrusted texts plainly: without markup, colours, escapes or added line breaks."""
+    for text in texts:
+        console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def workers_table(workers: list[WorkerStatus]) -> Table:

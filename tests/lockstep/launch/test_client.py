@@ -4,7 +4,7 @@ import os
 
 from lockstep.common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION
 from lockstep.common.runtime.environment import core_numbers, machine_id
-from lockstep.launch.client import own_join, own_shard_join
+from lockstep.launch.client import own_join, shard_join
 
 
 def test_this_process_knows_where_it_runs_and_is_another_each_time() -> None:
@@ -16,6 +16,6 @@ def test_this_process_knows_where_it_runs_and_is_another_each_time() -> None:
 
 
 def test_a_shard_joins_as_the_process_that_it_is() -> None:
-    shard, worker = own_shard_join("ipc:///s"), own_join()
+    shard, worker = shard_join(own_join(), "ipc:///s"), own_join()
     assert (shard.protocol, shard.host, shard.pid) == (worker.protocol, worker.host, worker.pid)
     assert (shard.fingerprint, shard.address) == (worker.fingerprint, "ipc:///s")

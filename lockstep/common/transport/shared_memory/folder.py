@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ class FileLock:
 
 @dataclass
 class SharedFolder:
-    """An open folder of mode 0700, with files of mode 0600 that are mapped as vectors."""
+    """An open folder of mode 0700, most often with files of mode 0600 that are mapped as vectors."""
 
     path: Path
     #: Known only to processes that can read the memory.
@@ -141,7 +142,7 @@ class SharedFolder:
 
     def remove(self) -> None:
         """Remove the folder with its files, and close it."""
-        _remove(self.path, self._descriptor)
+        _remove(self.path)
         self.close()
 
     def close(self) -> None:
@@ -176,7 +177,7 @@ def _remove_if_abandoned(path: Path) -> bool:
     try:
         if os.fstat(descriptor).st_uid != os.geteuid():
             return False
-        return _remove(path, descriptor)
+        return _remove(path)
     finally:
         os.close(descriptor)
 
@@ -200,17 +201,11 @@ def _locked(path: Path) -> int | None:
     return None
 
 
-def _remove(path: Path, descriptor: int) -> bool:
-    """Remove an open folder and its files; return whether it is gone."""
+def _remove(path: Path) -> bool:
+    """Remove a folder of ours with all that is in it; return whether it is gone."""
     # Again if a process that has joined was just creating a file.
     for _ in range(_TRIES):
-        try:
-            for name in os.listdir(descriptor):
-                os.unlink(name, dir_fd=descriptor)
-            path.rmdir()
-        except FileNotFoundError:
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
             return True
-        except OSError:
-            continue
-        return True
     return False

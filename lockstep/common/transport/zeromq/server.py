@@ -55,7 +55,7 @@ class ZeroMqServer:
         self._connections = ConnectionTracker(self._socket.raw, self._rejections, _CLOCK, is_locked=lock is not None)
         self._socket.watch(self._connections.monitor)
         self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
-        self._address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self.address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._quota = IngressQuota(limits)
         self._shortcuts = Shortcuts(self._socket)
         #: Where something has come that was not read yet.
@@ -72,10 +72,6 @@ class ZeroMqServer:
             advice = _BIND_ADVICE.get(error.errno or 0, f"cannot be bound to ({error.strerror}): choose another")
             raise AddressError(f"address {str(address)!r} {advice}") from None
 
-    @property
-    def address(self) -> str:
-        return self._address
-
     def receive(self, timeout_s: float | None) -> Received | None:
         self._socket.check_open()
         now = _CLOCK.now()
@@ -91,7 +87,7 @@ class ZeroMqServer:
             if received is not None:
                 return received
             self._connections.poll()
-            if self._connections.has_ended() or self._has_rejections(now):
+            if self._connections.has_ended() or (self._reports_rejections and self._rejections.has_due(now)):
                 received = self._receive_any()
                 self._is_drained = received is None
                 return received
@@ -133,9 +129,6 @@ class ZeroMqServer:
         self._rejections.record(f"disconnected a peer: its message has more than {self._socket.limits.frames} frames")
         self._connections.identify(peer, self._socket.first)
         self._connections.cut(peer)
-
-    def _has_rejections(self, now: float) -> bool:
-        return self._reports_rejections and self._rejections.has_due(now)
 
     def _wait_s(self, now: float, end: float | None) -> float | None:
         left = None if end is None else end - now
