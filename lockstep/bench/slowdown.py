@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock
 from lockstep.launch.chaos import RunProcesses
+from lockstep.launch.process_backend import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class Slowdown:
         """Begin if it is time."""
         if self.begun is not None or status is None or status.step < self.after_steps:
             return
-        worker = processes.workers[-1]
+        worker = processes[Role.WORKER][-1]
         self.begun = Begun(step=status.step, pid=worker.pid)
         if self.pattern is not None:
             cycle = DutyCycle(pattern=self.pattern, send=worker.send, clock=self.clock, wait=self._end.wait)

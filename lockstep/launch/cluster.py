@@ -99,11 +99,6 @@ class Cluster:
         """The run's folder."""
         return self.destination.folder
 
-    @property
-    def workers(self) -> list[WatchedProcess]:
-        """The current process of each worker, or its last one."""
-        return self.supervisor.processes
-
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
         check_launch(self.launch)
@@ -187,7 +182,9 @@ class Cluster:
                     self.watch(status)
                     self._run_callbacks(status, client)
                 if self.chaos is not None:
-                    self.chaos.on_status(status, self)
+                    workers = self.supervisor.processes
+                    groups = {Role.SERVER: [self.server], Role.SHARD: self.shards, Role.WORKER: workers}
+                    self.chaos.on_status(status, groups)
         finally:
             client.close()
             self._relay()
