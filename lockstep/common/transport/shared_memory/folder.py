@@ -6,6 +6,7 @@ lock knows that the creator is gone. A pid with its start time would show the sa
 containers that share the memory and not the pids, where each would remove the other's folder, or without /proc.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -22,9 +23,10 @@ from lockstep.common.transport.shared_memory.segment import (
     Allocate,
     Segment,
     Shape,
-    attach,
+    check_file,
     check_private,
-    create,
+    mapped,
+    refusal,
     reserve,
 )
 
@@ -117,12 +119,41 @@ class SharedFolder:
         return self.path.name
 
     def make(self, name: str, shape: Shape, allocate: Allocate = reserve) -> Segment:
-        """Make a file in it, headed by the nonce; as `segment.create`."""
-        return create(self.path / name, shape, self.nonce, folder=self._descriptor, allocate=allocate)
+        """Create a file in it, headed by the nonce, and map it for writing.
+
+        `SharingError`, with nothing left, if that fails.
+        """
+        path = self.path / name
+        try:
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._descriptor)
+        except OSError as error:
+            raise SharingError(f"{path} cannot be created: {error.strerror}") from None
+        try:
+            allocate(descriptor, shape.total)
+            os.pwrite(descriptor, self.nonce, 0)
+            return mapped(descriptor, shape, is_writable=True)
+        except OSError as error:
+            os.unlink(name, dir_fd=self._descriptor)
+            raise SharingError(refusal(path, shape, error)) from None
+        finally:
+            os.close(descriptor)
 
     def attach(self, name: str, shape: Shape, *, is_writable: bool = False) -> Segment:
-        """Map a file in it; as `segment.attach`."""
-        return attach(self.path / name, shape, folder=self._descriptor, is_writable=is_writable)
+        """Map a file in it that another process has created; `SharingError` if it is anything else."""
+        path, flags = self.path / name, os.O_RDWR if is_writable else os.O_RDONLY
+        try:
+            # Not blocking, since opening a FIFO of that name would block for ever.
+            descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor)
+        except OSError as error:
+            what = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
+            raise SharingError(f"{path} {what}") from None
+        try:
+            check_file(path, os.fstat(descriptor), shape)
+            return mapped(descriptor, shape, is_writable=is_writable)
+        except OSError as error:
+            raise SharingError(f"{path} cannot be mapped: {error.strerror}") from None
+        finally:
+            os.close(descriptor)
 
     def replace(self, name: str, by: str) -> None:
         """Give a file the name of another, which is removed; processes that have mapped that keep its memory."""
