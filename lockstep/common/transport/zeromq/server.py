@@ -80,7 +80,7 @@ class ZeroMqServer:
         while True:
             self._check_quota(now)
             if not self._ready:
-                self._ready.extend(self._socket.wait(self._wait_s(now, end)))
+                self._ready.extend(self._socket.wait(self.wait_s(None if end is None else end - now)))
                 now = _CLOCK.now()
             # All messages are read before an end is reported, and once more after it.
             received = self._receive_ready() or self._receive_any()
@@ -130,15 +130,11 @@ class ZeroMqServer:
         self._connections.identify(peer, self._socket.first)
         self._connections.cut(peer)
 
-    def _wait_s(self, now: float, end: float | None) -> float | None:
-        left = None if end is None else end - now
-        if not self.has_connections():
-            return left
-        return CHECK_S if left is None else min(left, CHECK_S)
-
-    def has_connections(self) -> bool:
-        """Tell whether anybody is connected."""
-        return self._connections.has_open()
+    def wait_s(self, timeout_s: float | None) -> float | None:
+        """Return how long one may wait who would wait so long: less if anybody is connected, to check the quotas."""
+        if not self._connections.has_open():
+            return timeout_s
+        return CHECK_S if timeout_s is None else min(timeout_s, CHECK_S)
 
     def _check_quota(self, now: float) -> None:
         """Cut off peers that send more than their quota without completing a message."""
