@@ -109,7 +109,7 @@ class FakeWorker:
 def slowdown_of(name: str | None, workers: list[FakeWorker], statuses: Sequence[Status | None]) -> Slowdown:
     slowdown = Slowdown(None if name is None else PATTERNS[name], 20, SystemClock())
     for each in statuses:
-        slowdown.on_status(each, {Role.WORKER: workers})  # type: ignore[arg-type]  # a fake has only what is used
+        slowdown.on_status(each, {Role.WORKER: workers})  # type: ignore[dict-item]  # a fake has only what is used
     slowdown.end()
     return slowdown
 
