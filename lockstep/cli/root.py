@@ -7,7 +7,7 @@ import click
 
 from lockstep.common.runtime.version import VERSION
 
-#: The commands by what they are for; each section is a folder next to this file.
+#: The commands by what they are for, as the help shows them.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Train": ("train", "find-lr", "doctor"),
     "Use a run": ("evaluate", "predict", "export", "plot", "watch"),
@@ -153,11 +153,11 @@ def command_named(name: str) -> click.Command | None:
 
             return ledger
         case "simulate":
-            from lockstep.cli.development.simulate import simulate_command
+            from lockstep.cli.checking.simulate import simulate_command
 
             return simulate_command
         case "completion":
-            from lockstep.cli.shell.completion import completion
+            from lockstep.cli.completion import completion
 
             return completion
         case "bench":

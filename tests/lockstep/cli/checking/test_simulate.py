@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.cli.development.simulate import replay_command
+from lockstep.cli.checking.simulate import replay_command
 from lockstep.cli.main import run
 
 
