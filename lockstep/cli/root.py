@@ -153,7 +153,7 @@ def command_named(name: str) -> click.Command | None:
 
             return ledger
         case "simulate":
-            from lockstep.cli.checking.simulate import simulate_command
+            from lockstep.cli.simulate import simulate_command
 
             return simulate_command
         case "completion":
@@ -161,7 +161,7 @@ def command_named(name: str) -> click.Command | None:
 
             return completion
         case "bench":
-            from lockstep.cli.development.bench.group import bench
+            from lockstep.cli.bench import bench
 
             return bench
         case _:
