@@ -190,7 +190,6 @@ class CoordinatorBench(Bench[CoordinatorRow]):
     steps: int = options.option("--steps", WholeNumber(1), "steps of each run", "20")
 
     def measure(self, session: BenchSession) -> Iterator[CoordinatorRow]:
-        """Yield a row for each number of workers, with as many micro-batches as a job may have."""
         first: float | None = None
         for count in self.workers:
             micro_batches = min(count * self.micro_batches_per_worker, MAX_MICRO_BATCHES)

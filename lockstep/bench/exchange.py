@@ -103,7 +103,6 @@ class ExchangeBench(Bench[ExchangeRow]):
     peer_python: Path | None = options.peer_python()
 
     def measure(self, session: BenchSession) -> Iterator[ExchangeRow]:
-        """Yield a row for each combination."""
         # Without checkpoints: the one at the end, of weights that do not matter, may take longer than the rest.
         setups = [
             Launch(workers=1, servers=servers, transport=transport, checkpoint_keep=0)

@@ -17,7 +17,7 @@ from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.runtime.environment import cores
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.cost_model import CostModel, Measured, bytes_per_parameter, fitted
+from lockstep.results.reports.cost_model import BYTES_PER_PARAMETER, CostModel, Measured, bytes_per_parameter, fitted
 
 
 class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,10 +50,6 @@ class Basis:
     #: Images/s by number of workers.
     speeds: dict[int, float]
 
-    def model(self) -> CostModel:
-        """Return the costs on the measured machine."""
-        return fitted(self.points, is_weak=self.is_weak, cores=self.cores)
-
 
 def read_basis(path: Path, model: str | None = None, batch: int | None = None) -> Basis:
     """Return the basis in a `result.json` or the rows of a scaling bench. Raises UsageError if it is neither."""
@@ -77,15 +73,7 @@ def basis_of_result(result: RunResult) -> Basis:
             f"run {result.run!r} has no times of an exchange (workers = {result.workers}, steps = {result.steps}): "
             "expected a run with workers and at least two steps per epoch"
         )
-    point = Measured(
-        workers=result.workers,
-        servers=result.servers,
-        micro_batches=result.micro_batches,
-        global_batch=result.global_batch,
-        parameters=result.parameters,
-        split=result.split,
-        bytes_per_parameter=bytes_per_parameter(result.wire, result.wire_weights),
-    )
+    point = _point(result, bytes_per_parameter(result.wire, result.wire_weights))
     name = f"{result.model}, {result.global_batch} samples a step, {result.transport}"
     speeds = {result.workers: result.images_per_s}
     return Basis(name=name, is_weak=False, cores=cores(), points=(point,), speeds=speeds)
@@ -95,24 +83,26 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
     """Return the basis of all rows with the model, batch and transport of the first one."""
     first = rows[0]
     similar = [row for row in rows if _setup(row) == _setup(first)]
-    points = [
-        Measured(
-            workers=row.workers,
-            servers=row.servers,
-            micro_batches=row.micro_batches,
-            global_batch=row.global_batch,
-            parameters=row.parameters,
-            split=row.split,
-        )
-        for row in similar
-    ]
     share = "each" if first.scaling == "weak" else "in all"
     return Basis(
         name=f"{first.model}, {first.batch} samples {share}, {first.carrier}",
         is_weak=first.scaling == "weak",
         cores=first.cores,
-        points=tuple(points),
+        points=tuple(_point(row) for row in similar),
         speeds={row.workers: row.images_per_s for row in similar},
+    )
+
+
+def _point(found: RunResult | ScalingRow, bytes_per_parameter: float = BYTES_PER_PARAMETER) -> Measured:
+    assert found.split is not None
+    return Measured(
+        workers=found.workers,
+        servers=found.servers,
+        micro_batches=found.micro_batches,
+        global_batch=found.global_batch,
+        parameters=found.parameters,
+        split=found.split,
+        bytes_per_parameter=bytes_per_parameter,
     )
 
 
@@ -171,7 +161,8 @@ def predict(
 
     `types` are the formats of sums and weights, if they differ from those of the basis.
     """
-    here = basis.model()
+    here = fitted(basis.points, is_weak=basis.is_weak, cores=basis.cores)
+    most = 4 * max(basis.cores, *(point.workers for point in basis.points))
     model = replace(here, cores=None)
     if types is not None:
         model = replace(model, bytes_per_parameter=bytes_per_parameter(*types))
@@ -179,14 +170,9 @@ def predict(
         basis=basis,
         link=link,
         is_bound_by_link=model.is_bound_by_link(link),
-        here={count: here.samples_per_s(count) for count in _worker_range(basis)},
+        here={count: here.samples_per_s(count) for count in range(1, most + 1)},
         rows=[row for count in servers for row in _rows(basis.name, model, workers, count, link)],
     )
-
-
-def _worker_range(basis: Basis) -> range:
-    """Return the numbers of workers for which to predict a single machine that they share."""
-    return range(1, 4 * max(basis.cores, *(point.workers for point in basis.points)) + 1)
 
 
 def _rows(basis: str, model: CostModel, workers: Sequence[int], servers: int, link: float) -> Iterator[PredictionRow]:
@@ -255,7 +241,6 @@ class PredictBench(Bench[PredictionRow]):
     prediction: Prediction = field(init=False)
 
     def measure(self, session: BenchSession) -> Iterator[PredictionRow]:
-        """Yield the rows of each model."""
         types = (self.wire or "float32", self.wire_weights or "float32") if self.wire or self.wire_weights else None
         for model in self.models or (None,):
             basis = self._basis(session, model)

@@ -134,7 +134,6 @@ class ScalingBench(Bench[ScalingRow]):
     _one: dict[tuple[str, int, str, int], float] = field(default_factory=dict, init=False)
 
     def measure(self, session: BenchSession) -> Iterator[ScalingRow]:
-        """Yield a row for each combination, one worker first."""
         self._check()
         rows = list[ScalingRow]()
         for model, batch, workers in product(self.models, self.batches, sorted(self.workers)):

@@ -148,7 +148,6 @@ class StepBench(Bench[StepFigures]):
     is_profiling: bool = options.option("--profile", click.BOOL, "show time and bytes per primitive instead", "no")
 
     def measure(self, session: BenchSession) -> Iterator[StepFigures]:
-        """Yield the figures of each model at each batch, cut into each number of micro-batches."""
         begin_with(self.numerics)
         combinations = list(product(self.models, self.batches, self.cuts))
         if len(combinations) == 1:
@@ -190,7 +189,6 @@ class StepBench(Bench[StepFigures]):
         return figures
 
     def lines(self, row: StepFigures) -> list[str]:
-        """Return the figures as lines."""
         cut = f" in {row.micro_batches} micro-batches" if row.micro_batches > 1 else ""
         lines = [
             f"{row.model}, batch {row.batch}{cut}, one thread, median of {row.steps} steps",

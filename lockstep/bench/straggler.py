@@ -8,6 +8,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Annotated, ClassVar
 
 import click
@@ -67,31 +68,20 @@ class DutyCycle:
 
     def run(self) -> None:
         """Slow the process down; in the end it runs, whatever happens."""
+        phases = ((signal.SIGSTOP, self.pattern.still_s), (signal.SIGCONT, self.pattern.runs_s))
         due = self.clock.now()
         try:
-            while True:
-                self.send(signal.SIGSTOP)
-                if self.pattern.still_s is None:
-                    self.wait(None)
-                    return
-                due = self._later(due, self.pattern.still_s)
-                if self.wait(max(0.0, due - self.clock.now())):
-                    return
-                self.send(signal.SIGCONT)
-                due = self._later(due, self.pattern.runs_s)
-                if self.wait(max(0.0, due - self.clock.now())):
+            for number, lasts_s in cycle(phases):
+                self.send(number)
+                if lasts_s is not None:
+                    # From when the last signal was due, so that late wake-ups do not add up; from now if that is so
+                    # long ago that the process would not stand still at all, or not run.
+                    now = self.clock.now()
+                    due = (due if now - due < lasts_s else now) + lasts_s
+                if self.wait(None if lasts_s is None else max(0.0, due - self.clock.now())):
                     return
         finally:
             self.send(signal.SIGCONT)
-
-    def _later(self, due: float, by_s: float) -> float:
-        """Return the time of the next signal.
-
-        Counted from when the last one was due, so that late wake-ups do not add up; from now if that is so long ago
-        that the process would not stand still at all, or not run.
-        """
-        now = self.clock.now()
-        return (due if now - due < by_s else now) + by_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +234,6 @@ class StragglerBench(Bench[StragglerRow]):
     rounds: int = options.rounds()
 
     def measure(self, session: BenchSession) -> Iterator[StragglerRow]:
-        """Yield a row for each model and case, in the last turn."""
         for model in self.models:
             if len(self.models) > 1:
                 session.say(model)
@@ -310,15 +299,11 @@ class StragglerBench(Bench[StragglerRow]):
     def panels(self, rows: Sequence[StragglerRow]) -> list[list[Panel]]:
         """Return images/s of each case next to the ideal, and the micro-batches of each worker in a step."""
         alone, cut = rows[0].images_per_s, rows[0].micro_batches
+        ideals = [alone * row.of_alone / row.of_ideal for row in rows]
         lasts = [row.micro_batches_of_slow or 0.0 for row in rows]
         speeds = [
             Series("measured", "ours", [row.images_per_s for row in rows]),
-            Series(
-                "ideal: the speeds of all workers",
-                "ceiling",
-                [alone * row.of_alone / row.of_ideal for row in rows],
-                "|",
-            ),
+            Series("ideal: the speeds of all workers", "ceiling", ideals, "|"),
             Series("the other workers alone", "torch", [alone], "-"),
         ]
         shares = [

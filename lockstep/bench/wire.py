@@ -52,7 +52,6 @@ class WireBench(Bench[QuantizationRow]):
     repeats: int = options.option("--repeats", WholeNumber(1), "repeats, the fastest counts", "100")
 
     def measure(self, session: BenchSession) -> Iterator[QuantizationRow]:
-        """Yield a row for each format."""
         left, right = generator(0, Purpose.CANARY).standard_normal((2, self.values), dtype=np.float32)
         out = np.empty_like(left)
         for name in ("float32", *FORMATS):

@@ -69,6 +69,8 @@ def check_plot(kind: type[Bench[Any]], file: Path, values: dict[str, Any]) -> No
     if file.suffix.lower() != ".png":
         raise UsageError(f"--plot {str(file)!r}: expected a name that ends in .png, the only format")
     demand("matplotlib", "plot", "--plot")
+    if values.get("is_profiling"):
+        raise UsageError("--plot with --profile, which has no plot: remove one")
     if kind.plots_one_model and len(values["models"] or ()) > 1:
         raise UsageError(f"--plot with --model {','.join(values['models'])}: expected one model")
 

@@ -77,6 +77,7 @@ def test_what_micro_batches_cost_is_shown_by_several_numbers_of_them(capsys: pyt
         (["--model", "linear,mlp", "--profile"], "--profile: expected one model"),
         (["--micro-batches", "1,2", "--profile"], "--profile: expected one model"),
         (["--model", "linear,nosuch", "--steps", "30"], "model = 'nosuch' is not known"),
+        (["--profile", "--plot", "figures.png"], "--plot with --profile, which has no plot"),
         (["--plot", "figures.pdf"], "expected a name that ends in .png"),
     ],
 )
