@@ -58,17 +58,3 @@ def test_the_bytes_of_each_type_are_counted(tmp_path: Path) -> None:
     assert vector / 4 <= short.sums_bytes <= 4.04 * vector * 0.27
     assert vector * 0.9 <= min(short.weights_bytes, exact.weights_bytes)
     assert max(short.weights_bytes, exact.weights_bytes) <= 2.1 * vector
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--wire", "float8"], "float8"),
-        (["--params", "0"], "'0': expected a whole number from 1 to 1073741824"),
-        (["--servers", "65"], "'65': expected a whole number from 1 to 64"),
-        (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
-    ],
-)
-def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*TINY, *flags]) == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]

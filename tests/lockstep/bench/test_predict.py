@@ -117,22 +117,6 @@ def test_without_a_file_this_machine_is_measured(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.startswith("from linear, 32 samples each, ")
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--workers", "8..2"], "'8..2' is not a valid range: expected A..B"),
-        (["--workers", "1..many"], "'1..many' is not a valid range"),
-        (["--link", "fast"], "'fast' is not a valid speed: expected one such as 100Mbit"),
-        (["--link", "0Gbit"], "'0Gbit' is not a valid speed"),
-        (["--from", "nowhere.json"], "cannot read 'nowhere.json': No such file or directory"),
-    ],
-)
-def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "predict", *flags]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert message in line
-
-
 def test_files_that_are_of_no_use_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "file.json"
     for text, message in [

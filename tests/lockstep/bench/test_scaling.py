@@ -55,26 +55,6 @@ def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.count(rows[0].weights_sha256) == 2
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--strong", "--workers", "1,3"], "a batch of 32 cannot be divided among 3 workers"),
-        (["--models", "mlp.py:build", "--peer-python", "nowhere"], "model file 'mlp.py' cannot be read"),
-        (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
-        (["--transports", "auto,smoke"], "'smoke' is not one of"),
-        (["--workers", "0"], "'0': expected a whole number from 1 to 1024"),
-        (["--batches", "32,"], "'': expected a whole number >= 1"),
-        (["--plot", "rows.pdf"], "--plot 'rows.pdf': expected a name that ends in .png"),
-        (["--models", "resnet"], "model = 'resnet' is not known"),
-    ],
-)
-def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*TINY, *flags]) in (1, 2)
-    error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("error: ")
-    assert message in error[-1]
-
-
 def test_the_baseline_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.py"
     own.write_text("from lockstep import nn\n\n\ndef build():\n    return nn.Linear(784, 10)\n")

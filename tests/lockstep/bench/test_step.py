@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from lockstep.bench.peers import FIRST, in_turns, layouts_of, start_baselines
-from lockstep.bench.step import LocalSteps, Profile, faster_figures
+from lockstep.bench.step import LocalSteps, Profile, faster_figures, step_flops
 from lockstep.cli.main import run
 from lockstep.common.autograd.graph import observe
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.source import load
 from lockstep.common.errors import RunError, UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.nn.models import MODELS
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from tests.lockstep.bench.baselines import baseline, write_peer
 from tests.lockstep.tiny_data import write_tiny
@@ -156,3 +157,19 @@ def test_a_baseline_without_torch_is_reported(tmp_path: Path, capfd: pytest.Capt
     with ExitStack() as stack, pytest.raises(RunError, match="is torch installed in its environment"):
         start_baselines(python, ["step", "linear", "32"], stack)
     assert "torch" in capfd.readouterr().err
+
+
+#: Multiplications of one image forward, layer by layer.
+LAYERS = {
+    "linear": [784 * 10],
+    "mlp": [784 * 512, 512 * 256, 256 * 10],
+    "lenet": [28 * 28 * 6 * 25, 10 * 10 * 16 * 6 * 25, 400 * 120, 120 * 84, 84 * 10],
+    "cnn": [28 * 28 * 32 * 9, 14 * 14 * 64 * 32 * 9, 3136 * 128, 128 * 10],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_flops_are_those_of_forward_weights_and_inputs_but_the_first(name: str) -> None:
+    images = np.zeros((5, 1, 28, 28), dtype=np.float32)
+    first, *others = LAYERS[name]
+    assert step_flops(MODELS[name](), images) == 2 * 5 * (2 * first + 3 * sum(others))

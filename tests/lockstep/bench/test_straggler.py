@@ -125,21 +125,3 @@ def test_a_slow_worker_next_to_the_others(tmp_path: Path, capsys: pytest.Capture
     assert len({row.weights_sha256 for row in rows}) == 1
     assert plot_file.read_bytes().startswith(PNG)
     assert capsys.readouterr().out.splitlines()[0] == heading(StragglerRow)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--workers", "1"], "'1': expected a whole number from 2 to 1024"),
-        (["--cases", "2,4"], "'4' is not one of"),
-        (["--model", "resnet"], "model = 'resnet' is not known"),
-        (["--plot", "rows.pdf"], "--plot 'rows.pdf': expected a name that ends in .png"),
-        (["--batch", "4"], "micro_batches = 8"),
-        (["--model", "mlp,lenet", "--plot", "rows.png"], "--plot with --model mlp,lenet: expected one model"),
-    ],
-)
-def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "straggler", *flags]) in (1, 2)
-    error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("error: ")
-    assert message in error[-1]
