@@ -13,7 +13,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """How a field of a row is printed: an annotation of the field."""
 
     title: str
@@ -35,7 +35,7 @@ class Column:
         return self.aligned("-" if value is None else f"{value:{self.form}}{self.unit}")
 
 
-def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, Column]]:
+def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, TableColumn]]:
     """Return the fields of a row that are printed, and their columns."""
     hints = get_type_hints(kind, include_extras=True).items()
     return [(name, column) for name, hint in hints for column in getattr(hint, "__metadata__", ())]
@@ -123,13 +123,13 @@ def described(row: Any) -> str:
     return f"{counted(row.workers, 'worker')}, {carried}" + (f", {row.servers} servers" if row.servers > 1 else "")
 
 
-def over(title: str, width: int) -> Column:
+def over(title: str, width: int) -> TableColumn:
     """Return a column for the workers, the servers and the transport."""
-    return Column(title, width, of=lambda row: f"{row.workers}+{row.servers} {row.transport}")
+    return TableColumn(title, width, of=lambda row: f"{row.workers}+{row.servers} {row.transport}")
 
 
 #: A column for how much faster than the baseline a row is.
-TORCH = Column("/torch", 6, ".2f", "x", of=lambda row: row.peer and row.peer.ratio)
+TORCH = TableColumn("/torch", 6, ".2f", "x", of=lambda row: row.peer and row.peer.ratio)
 
 
 def with_torch(texts: Sequence[str], rows: Sequence[Any]) -> list[str]:
@@ -147,13 +147,13 @@ def torch_marks(rows: Sequence[Any], figure: str) -> Series:
 PARTS = ("compute", "exchange", "update", "waiting")
 
 
-def split_columns(*titles: str) -> list[Column]:
+def split_columns(*titles: str) -> list[TableColumn]:
     """Return a column for each part of a step, as a share of it."""
 
     def share(name: str) -> Callable[[Any], float]:
         return lambda row: getattr(row.split, f"{name}_s") / row.split.step_s
 
-    return [Column(title, len(title), ".0%", of=share(name)) for title, name in zip(titles, PARTS, strict=True)]
+    return [TableColumn(title, len(title), ".0%", of=share(name)) for title, name in zip(titles, PARTS, strict=True)]
 
 
 def split_series(rows: Sequence[Any]) -> list[Series]:

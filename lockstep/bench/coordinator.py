@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from lockstep.bench import parameters as options
-from lockstep.bench.bench import Bench, Column, Panel, Series
+from lockstep.bench.bench import Bench, Panel, Series, TableColumn
 from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
@@ -41,18 +41,18 @@ DIGEST = "0" * 64
 class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
     """The costs of decisions of the real coordinator with simulated workers, in virtual time."""
 
-    workers: Annotated[int, Column("workers", 7)]
-    micro_batches: Annotated[int, Column("micro-batches", 14)]
+    workers: Annotated[int, TableColumn("workers", 7)]
+    micro_batches: Annotated[int, TableColumn("micro-batches", 14)]
     #: Steps made, and events handled from the first step on.
     steps: int
-    events: Annotated[int, Column("events", 9, ",")]
+    events: Annotated[int, TableColumn("events", 9, ",")]
     #: Seconds that the coordinator took for them, including the look at its deadline before each.
     decide_s: float
-    events_per_s: Annotated[float, Column("events/s", 10, ",.0f")]
-    us_per_event: Annotated[float, Column("us/event", 9, ".1f")]
+    events_per_s: Annotated[float, TableColumn("events/s", 10, ",.0f")]
+    us_per_event: Annotated[float, TableColumn("us/event", 9, ".1f")]
     #: Microseconds per event over those with the fewest workers; 1 if the costs do not depend on their number.
-    growth: Annotated[float, Column("growth", 7, ".2f", "x")]
-    ms_per_step: Annotated[float, Column("ms/step", 8, ".2f")]
+    growth: Annotated[float, TableColumn("growth", 7, ".2f", "x")]
+    ms_per_step: Annotated[float, TableColumn("ms/step", 8, ".2f")]
 
 
 @dataclass

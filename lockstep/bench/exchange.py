@@ -16,8 +16,8 @@ from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import (
     TORCH,
     Bench,
-    Column,
     Panel,
+    TableColumn,
     described,
     over,
     split_columns,
@@ -50,22 +50,22 @@ class BaselineExchange(msgspec.Struct, frozen=True, kw_only=True):
 class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
     """An exchange: gradients are pushed and summed, weights are updated and pulled. Gradients are only filled."""
 
-    parameters: Annotated[int, Column("parameters ", 11, unit=" ")]
+    parameters: Annotated[int, TableColumn("parameters ", 11, unit=" ")]
     workers: int
     servers: int
     transport: Annotated[str, over("workers over", -12)]
     carrier: str
     cores: int
     #: Formats of sums and of weights, and bytes of messages with either that crossed sockets in an exchange.
-    wire: Annotated[str, Column("sums", -8)]
+    wire: Annotated[str, TableColumn("sums", -8)]
     wire_weights: str
     sums_bytes: int
     weights_bytes: int
     #: Exchanges measured, and their median.
     steps: int
-    ms_per_exchange: Annotated[float, Column("ms", 8, ".3f")]
+    ms_per_exchange: Annotated[float, TableColumn("ms", 8, ".3f")]
     #: Gradients pushed and weights pulled, 8 bytes per parameter and worker whatever the formats, over that time.
-    gb_per_s: Annotated[float, Column("GB/s ", 8, ".2f", " ")]
+    gb_per_s: Annotated[float, TableColumn("GB/s ", 8, ".2f", " ")]
     peer: Annotated[BaselineExchange | None, TORCH]
     #: Where the time of an exchange went, over the middle half of them; `compute_s` is the filling.
     split: Annotated[Split, *split_columns(" fill", "exch", "updt", "wait")]

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from lockstep.bench import parameters as options
-from lockstep.bench.bench import PARTS, Bench, Column, Panel, Series, counted, heading
+from lockstep.bench.bench import PARTS, Bench, Panel, Series, TableColumn, counted, heading
 from lockstep.bench.scaling import ScalingBench, ScalingRow
 from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import WholeNumber
@@ -25,18 +25,18 @@ class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
 
     #: What was measured: model, batch, transport.
     basis: str
-    workers: Annotated[int, Column("workers", 7)]
-    servers: Annotated[int, Column("servers", 8)]
-    ms_per_step: Annotated[float, Column("ms/step", 10, ".2f")]
-    images_per_s: Annotated[float, Column("images/s", 13, ",.0f")]
+    workers: Annotated[int, TableColumn("workers", 7)]
+    servers: Annotated[int, TableColumn("servers", 8)]
+    ms_per_step: Annotated[float, TableColumn("ms/step", 10, ".2f")]
+    images_per_s: Annotated[float, TableColumn("images/s", 13, ",.0f")]
     #: Images/s over those of one worker with as many servers.
-    speedup: Annotated[float, Column("speedup", 8, ".1f", "x")]
+    speedup: Annotated[float, TableColumn("speedup", 8, ".1f", "x")]
     #: Share of a step in which the busiest link carries vectors.
-    link_share: Annotated[float, Column("link", 5, ".0%")]
+    link_share: Annotated[float, TableColumn("link", 5, ".0%")]
     #: Number of workers at which a step takes twice as long as with one server per worker; None if it never does.
     saturates_at: int | None
     #: Fewest servers with which a step does not take twice as long.
-    shards: Annotated[int, Column("shards needed", 14)]
+    shards: Annotated[int, TableColumn("shards needed", 14)]
 
 
 @dataclass(frozen=True, kw_only=True)

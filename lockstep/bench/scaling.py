@@ -17,9 +17,9 @@ from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import (
     TORCH,
     Bench,
-    Column,
     Panel,
     Series,
+    TableColumn,
     described,
     over,
     split_columns,
@@ -56,10 +56,10 @@ class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):
 class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     """A model trained by a number of workers over one transport."""
 
-    model: Annotated[str, Column("model", -6, ".6")]
+    model: Annotated[str, TableColumn("model", -6, ".6")]
     #: Weak: each worker has `batch` samples per step. Strong: all workers share `batch` samples.
     scaling: Literal["weak", "strong"]
-    batch: Annotated[int, Column("batch", 5)]
+    batch: Annotated[int, TableColumn("batch", 5)]
     workers: int
     servers: int
     #: The requested transport, and the one that carried the messages.
@@ -72,13 +72,13 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     #: Steady steps measured in all turns, and their mean in the middle turn.
     steps: int
-    ms_per_step: Annotated[float, Column("ms", 7, ".3f")]
-    images_per_s: Annotated[float, Column("images/s", 9, ",.0f")]
+    ms_per_step: Annotated[float, TableColumn("ms", 7, ".3f")]
+    images_per_s: Annotated[float, TableColumn("images/s", 9, ",.0f")]
     #: Images/s per worker over the images/s of a single worker; None if a single worker was not measured.
-    of_one_worker: Annotated[float | None, Column("/one", 5, ".0%")]
+    of_one_worker: Annotated[float | None, TableColumn("/one", 5, ".0%")]
     #: Images/s of as many independent processes at the same time, and our share of that.
     ceiling_images_per_s: float
-    of_ceiling: Annotated[float, Column("/ceil", 5, ".0%")]
+    of_ceiling: Annotated[float, TableColumn("/ceil", 5, ".0%")]
     #: Digest of the weights at the end of each run; equal for equal jobs.
     weights_sha256: str
     peer: Annotated[BaselineRow | None, TORCH]

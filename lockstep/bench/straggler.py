@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from lockstep.bench import parameters as options
-from lockstep.bench.bench import Bench, Column, Panel, Series
+from lockstep.bench.bench import Bench, Panel, Series, TableColumn
 from lockstep.bench.peers import WARM_UP
 from lockstep.bench.timed_run import BenchSession, TimedRun, all_seconds, bench_job, mean_step_s, per_turn
 from lockstep.cli.options.types import WholeNumber
@@ -131,23 +131,23 @@ class StragglerRow(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     #: Cores of the machine, which workers, server and the bench share.
     cores: int
-    case: Annotated[str, Column("the last worker", -17, of=lambda row: case_name(row.case))]
+    case: Annotated[str, TableColumn("the last worker", -17, of=lambda row: case_name(row.case))]
     #: The slow worker's share of its full speed; 1 if all are fast, and 0 if the fast ones are alone.
     speed: float
     #: Steps measured in all turns, and their mean in the middle turn.
     steps: int
-    ms_per_step: Annotated[float, Column("ms", 8, ".2f")]
-    images_per_s: Annotated[float, Column("images/s", 9, ",.0f")]
+    ms_per_step: Annotated[float, TableColumn("ms", 8, ".2f")]
+    images_per_s: Annotated[float, TableColumn("images/s", 9, ",.0f")]
     #: Images/s over those of the fast workers alone, of all workers when all are fast, and of the ideal, in which the
     #: speeds of all add up: the median of the ratios within each turn.
-    of_alone: Annotated[float, Column("/alone", 7, ".2f")]
-    of_all: Annotated[float, Column("/all", 5, ".2f")]
-    of_ideal: Annotated[float, Column("/ideal", 7, ".2f")]
+    of_alone: Annotated[float, TableColumn("/alone", 7, ".2f")]
+    of_all: Annotated[float, TableColumn("/all", 5, ".2f")]
+    of_ideal: Annotated[float, TableColumn("/ideal", 7, ".2f")]
     #: Micro-batches that were leased and not used, over those of all steps.
-    duplicates: Annotated[float, Column("twice", 6, ".1%")]
+    duplicates: Annotated[float, TableColumn("twice", 6, ".1%")]
     #: Micro-batches of a step that each fast worker computed, and the slow one; None if there was none.
-    micro_batches_of_fast: Annotated[float, Column("fast", 5, ".1f")]
-    micro_batches_of_slow: Annotated[float | None, Column("slow", 5, ".1f")]
+    micro_batches_of_fast: Annotated[float, TableColumn("fast", 5, ".1f")]
+    micro_batches_of_slow: Annotated[float | None, TableColumn("slow", 5, ".1f")]
     weights_sha256: str
 
 

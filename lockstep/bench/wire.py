@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from lockstep.bench import parameters as options
-from lockstep.bench.bench import Bench, Column
+from lockstep.bench.bench import Bench, TableColumn
 from lockstep.bench.timed_run import BenchSession, least_s
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.aggregation.quantization.quantization import FORMATS, RoundingKey, quantization_of
@@ -23,13 +23,13 @@ from lockstep.common.random import Purpose, generator
 class QuantizationRow(msgspec.Struct, frozen=True, kw_only=True):
     """A format of quantization: nanoseconds per value, the fastest of its turns."""
 
-    wire: Annotated[str, Column("sums", -8)]
+    wire: Annotated[str, TableColumn("sums", -8)]
     values: int
-    bytes_a_value: Annotated[float, Column("bytes/value", 13, ".3f")]
+    bytes_a_value: Annotated[float, TableColumn("bytes/value", 13, ".3f")]
     #: Adding two halves with rounding, packing rounded values, and unpacking them.
-    add_ns: Annotated[float, Column("add+round ns", 13, ".2f")]
-    pack_ns: Annotated[float, Column("pack ns", 9, ".2f")]
-    unpack_ns: Annotated[float, Column("unpack ns", 10, ".2f")]
+    add_ns: Annotated[float, TableColumn("add+round ns", 13, ".2f")]
+    pack_ns: Annotated[float, TableColumn("pack ns", 9, ".2f")]
+    unpack_ns: Annotated[float, TableColumn("unpack ns", 10, ".2f")]
 
 
 @dataclass(kw_only=True)
