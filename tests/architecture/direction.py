@@ -34,6 +34,7 @@ PACKAGE_ORDER = Order(
         ("lockstep.checking.simulation",),
         ("lockstep.checking.verification",),
         ("lockstep.bench",),
+        ("lockstep.cli.options",),
         ("lockstep.checking.checkup",),
         ("lockstep.sklearn",),
         ("lockstep.api", "lockstep.results.watch"),

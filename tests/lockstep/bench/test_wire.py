@@ -5,9 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lockstep.bench.quantization import measure
-from lockstep.bench.reports.rows import QuantizationRow
-from lockstep.bench.reports.tables import QUANTIZATION_HEAD, quantization_line
+from lockstep.bench.bench import heading, line
+from lockstep.bench.timed_run import least_s
+from lockstep.bench.wire import QuantizationRow
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import ManualClock
 
@@ -24,7 +24,7 @@ class Reading(ManualClock):
 
 
 def test_the_least_turn_counts() -> None:
-    few, many = (next(measure(1000, repeats, Reading())).add_ns for repeats in (1, 4))
+    few, many = (least_s(list, repeats, Reading()) for repeats in (1, 4))
     assert many < few / 10
 
 
@@ -38,5 +38,5 @@ def test_rows_for_all_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("bfloat16", 2.0),
         ("int8", 1.03125),
     ]
-    assert capsys.readouterr().out.splitlines() == [QUANTIZATION_HEAD, *map(quantization_line, rows)]
-    assert {len(QUANTIZATION_HEAD)} == {len(quantization_line(row)) for row in rows}
+    assert capsys.readouterr().out.splitlines() == [heading(QuantizationRow), *map(line, rows)]
+    assert {len(heading(QuantizationRow))} == {len(line(row)) for row in rows}

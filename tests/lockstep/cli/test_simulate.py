@@ -2,8 +2,8 @@
 
 import pytest
 
-from lockstep.cli.development.simulate import replay_command
 from lockstep.cli.main import run
+from lockstep.cli.simulate import replay_command
 
 
 def test_seeds_that_keep_the_promise_are_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lockstep.bench.baseline import Stepper, all_at_once
+from lockstep.bench.peers import Stepper, steps_of
 from lockstep.common.errors import RunError
 
 #: Answers each line, with the number of the line as the version.
@@ -23,8 +23,8 @@ def start(source: str) -> Stepper:
 
 def test_each_line_is_answered() -> None:
     steppers = [start(HONEST), start(HONEST)]
-    assert [answer.seconds for answer in all_at_once(steppers, 3)] == [[0.5] * 3] * 2
-    assert steppers[0].steps(1).version == "1"
+    assert [answer.seconds for answer in steps_of(steppers, 3)] == [[0.5] * 3] * 2
+    assert steps_of(steppers[:1], 1)[0].version == "1"
     for stepper in steppers:
         stepper.close()
         assert stepper.process.returncode == 0
@@ -33,7 +33,7 @@ def test_each_line_is_answered() -> None:
 def test_a_death_is_reported_with_the_exit_code() -> None:
     stepper = start("raise SystemExit(7)")
     with pytest.raises(RunError, match="the thing died with exit code 7"):
-        stepper.steps(1)
+        steps_of([stepper], 1)
     stepper.close()
 
 

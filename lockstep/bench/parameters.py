@@ -1,6 +1,9 @@
-"""Flags and kinds of values that the benches have in common."""
+"""The parameters of benches: each is a field of a bench, and an option of its command."""
 
 import re
+from collections.abc import Iterable
+from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,14 +18,18 @@ from lockstep.runs.job_file import fields
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+#: Fewest steady steps: below, a median and quartiles say nothing.
+FEWEST_STEPS = 8
+
 
 class Several(click.ParamType[tuple[Any, ...]]):
     """Values with commas between them, each of one kind and once; they arrive as a tuple."""
 
     name = "list"
 
-    def __init__(self, kind: click.ParamType[Any]) -> None:
+    def __init__(self, kind: click.ParamType[Any], offered: Iterable[str] = ()) -> None:
         self.kind = kind
+        self.offered = kind.choices if isinstance(kind, click.Choice) else offered
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         """Return the values in the order given; a usage error names the one that is wrong."""
@@ -32,38 +39,21 @@ class Several(click.ParamType[tuple[Any, ...]]):
         return tuple(dict.fromkeys(self.kind.convert(word, param, ctx) for word in words))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-        """Return what may come next in the list, if there is a choice."""
-        return complete_list(self.kind.choices, incomplete) if isinstance(self.kind, click.Choice) else []
+        """Return what may come next in the list."""
+        return complete_list(self.offered, incomplete)
 
 
-class ModelList(click.ParamType[tuple[str, ...]]):
-    """Models with commas between them."""
-
-    name = "list"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Return the models in the order given, each once."""
-        return value if isinstance(value, tuple) else Several(click.STRING).convert(value, param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
-        """Return the models that may come next in the list."""
-        return complete_list(MODELS, incomplete)
-
-
-class PowersRange(click.ParamType[tuple[int, ...]]):
+class PowersRange(Several):
     """Numbers with commas between them, or FROM..TO, which stands for both ends and the powers of two between."""
-
-    name = "range"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """Return the numbers, each once."""
-        text = str(value)
-        if ".." not in text and ":" not in text:
-            return NUMBERS.convert(value, param, ctx)
-        numbers = number_range(text)
+        if isinstance(value, tuple) or (".." not in value and ":" not in value):
+            return super().convert(value, param, ctx)
+        numbers = number_range(value)
         first, last = numbers.start, numbers.stop - 1
         if not 1 <= first <= last <= MOST_WORKERS:
-            self.fail(f"{text!r}: expected FROM..TO, with numbers from 1 to {MOST_WORKERS}", param, ctx)
+            self.fail(f"{value!r}: expected FROM..TO, with numbers from 1 to {MOST_WORKERS}", param, ctx)
         between = (2**power for power in range(1, last.bit_length()))
         return tuple(dict.fromkeys((first, *(number for number in between if first < number < last), last)))
 
@@ -84,31 +74,37 @@ class LinkParam(click.ParamType[float]):
         return speed
 
 
+def option(
+    flags: str, kind: click.ParamType[Any], text: str, default: str | None = None, *, shown: str = "", metavar: str = ""
+) -> Any:
+    """Return a field of a bench, with `flags` separated by blanks.
+
+    `default` is written as a user would write it, and shown in the help unless something else is `shown`.
+    """
+    value = None if default is None else kind.convert(default, None, None)
+    brackets = shown or ("" if kind is click.BOOL else default)
+    made = partial(
+        click.Option,
+        type=kind,
+        is_flag=kind is click.BOOL,
+        default=value,
+        metavar=metavar or ("LIST" if isinstance(kind, Several) else "N"),
+        help=f"{text}  [{brackets}]" if brackets else text,
+    )
+    return field(default=value, metadata={"option": made, "flags": flags.split()})
+
+
 NUMBERS = Several(WholeNumber(1))
-WORKERS = Several(WholeNumber(1, 1024))
-CROWDS = Several(WholeNumber(1, 4096))
-SERVERS = Several(WholeNumber(1, 64))
-RANGE, LINK = PowersRange(), LinkParam()
-PARAMETERS = Several(WholeNumber(1, 2**30))
-MODEL_LIST = ModelList()
-TRANSPORTS = Several(click.Choice(get_args(Transport)))
 WIRES, WIRES_OF_WEIGHTS = click.Choice(fields()["wire"].choices), click.Choice(fields()["wire_weights"].choices)
+TRANSPORTS = Several(click.Choice(get_args(Transport)))
 
-#: Fewest steady steps: below, a median and quartiles say nothing.
-FEWEST_STEPS = 8
-
-WIRE_OPTION = click.option(
-    "--wire", type=WIRES, metavar="TYPE", help="type in which sums of gradients travel  [as measured]"
-)
-WIRE_WEIGHTS_OPTION = click.option(
-    "--wire-weights", type=WIRES_OF_WEIGHTS, metavar="TYPE", help="type in which weights travel  [as measured]"
-)
-PEER_OPTION = click.option(
-    "--peer-python",
-    type=click.Path(path_type=Path),
-    metavar="PYTHON",
-    help="a Python with torch: measure torch too, in turns",
-)
-ROUNDS_OPTION = click.option(
-    "--rounds", type=WholeNumber(1), default=3, metavar="N", help="turns in which the measurements alternate  [3]"
-)
+# What several benches have: functions, because each bench needs a field of its own.
+models = partial(option, kind=Several(click.STRING, MODELS))
+workers = partial(option, "--workers", Several(WholeNumber(1, 1024)), "numbers of worker processes")
+servers = partial(option, "--servers", Several(WholeNumber(1, 64)))
+transports = partial(option, "--transport --transports", TRANSPORTS, "transports, as of train", "auto")
+steps = partial(option, "--steps", WholeNumber(FEWEST_STEPS))
+rounds = partial(option, "--rounds", WholeNumber(1), "turns in which the measurements alternate", "3")
+wire_weights = partial(option, "--wire-weights", WIRES_OF_WEIGHTS, "type in which weights travel", metavar="TYPE")
+PEER_TEXT = "a Python with torch: measure torch too, in turns"
+peer_python = partial(option, "--peer-python", click.Path(path_type=Path), PEER_TEXT, metavar="PYTHON")
