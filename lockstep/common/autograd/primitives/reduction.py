@@ -79,18 +79,20 @@ def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correct
 
 
 # Called `reduce_...` if the usual name would hide a Python builtin from the rest of a module.
-reduce_sum = Primitive("sum", _sum, (_sum_derivative,), keeps=True, reads=((),), is_taped=True)
-reduce_mean = Primitive("mean", _mean, (_mean_derivative,), keeps=True, reads=((),))
+reduce_sum = Primitive("sum", _sum, (_sum_derivative,), keeps=True, reads=((),))
+reduce_mean = Primitive("mean", _mean, (_mean_derivative,), keeps=True, reads=((),), is_opaque=True)
 reduce_max = Primitive(
     "max",
     lambda x, axis, keepdims: np.maximum.reduce(x, axis=axis, keepdims=keepdims),
     (_extreme_derivative,),
     reads=((0, RESULT),),
+    is_opaque=True,
 )
 reduce_min = Primitive(
     "min",
     lambda x, axis, keepdims: np.minimum.reduce(x, axis=axis, keepdims=keepdims),
     (_extreme_derivative,),
     reads=((0, RESULT),),
+    is_opaque=True,
 )
-variance = Primitive("var", _variance, (_variance_derivative,), reads=((0,),))
+variance = Primitive("var", _variance, (_variance_derivative,), reads=((0,),), is_opaque=True)
