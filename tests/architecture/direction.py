@@ -73,7 +73,7 @@ AUTOGRAD_ORDER = Order(
         ("lockstep.common.autograd.capture",),
         ("lockstep.common.autograd.functional",),
         ("lockstep.common.autograd.tensor",),
-        ("lockstep.common.autograd.graph",),
+        ("lockstep.common.autograd.graph", "lockstep.common.autograd.arguments"),
         ("lockstep.common.autograd.fusion",),
         ("lockstep.common.autograd.tape",),
         ("lockstep.common.autograd.primitives",),

@@ -80,16 +80,16 @@ def _computed(tape: Tape, result: Tensor) -> View:
 def _record(
     tape: Tape, primitive: Primitive, direction: str, function: Callable[..., Any], *arrays: Any, **options: Any
 ) -> Any:
-    """Record the calls of a primitive that promises that they can be recorded, and any other as one call.
+    """Record the calls of a primitive, and an opaque one as one call.
 
     The engine continues with an ordinary array, whose memory the tape knows. Gradients stay what they are: the engine
     computes with them too.
     """
     arrays, is_forward = tuple(map(tape.seen, arrays)), direction == "forward"
-    if primitive.is_taped:
-        result = function(*arrays, **options)
-    else:
+    if primitive.is_opaque:
         result = _whole(tape, function, arrays, options, keeps=primitive.keeps and is_forward)
+    else:
+        result = function(*arrays, **options)
     if not is_forward:
         return result
     return (plain(result[0]), result[1]) if primitive.keeps else plain(result)

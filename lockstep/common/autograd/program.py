@@ -1,7 +1,7 @@
 """Repeats what a tape recorded, for one batch or for a stack of several of one shape in one pass.
 
 Each batch gets the bits that it would get alone. A stack has an axis in front of those of a single batch's arrays, and
-within it everything lies as it would alone. So whatever computes elements from elements is called once for the whole
+within it each array has the strides that it would have alone. So an element-wise operation is called once for the whole
 stack; a product of matrices is one call that multiplies matrix by matrix, each in its own shape; anything else is
 called batch by batch. That pays while a stack stays in cache: `fits_in_cache` tells.
 
@@ -109,7 +109,7 @@ class Program:
                 sink.observe(*own[batch].last)
 
     def poison(self) -> None:
-        """Overwrite all that is computed on the way, so that nothing is right that the program does not compute."""
+        """Fill the memory of intermediate results with NaN, so that what the program does not compute is wrong."""
         self._arena.memory.fill(0xFF)
 
     def forward(self, shared: Sequence[Array]) -> list[Segment]:
@@ -257,7 +257,7 @@ def _instruction(call: Call, operands: list[Any]) -> Instruction:
 
 
 def _as_arrays(function: np.ufunc, operands: list[Any]) -> list[Any]:
-    """Return operands with numbers as arrays of the type that NumPy would turn them into, each time anew."""
+    """Return operands with numbers as arrays of the type into which NumPy would convert them in each call."""
     kinds = [each.dtype if isinstance(each, np.ndarray) else type(each) for each in operands]
     if not {int, float} & set(kinds):
         return operands
@@ -278,9 +278,9 @@ def proven(
 ) -> Program | None:
     """Return the program for a tree of batches if it gives the bits of `function`, None if it does not.
 
-    What a tape recorded may miss something: so the program is carried out on memory where nothing is right that it does
-    not compute, and all that it computes for `batches` is compared. The tensors' gradients change. `reseed` gets a
-    batch's number before it is computed, to replace what is drawn from.
+    A tape may miss a call: so the program runs on memory full of NaN, and all that it computes for `batches` is
+    compared. The tensors' gradients change. `reseed` gets the number of each batch before that is computed, so that it
+    can replace the generators.
     """
     program = Program(captured, tree)
     if not program.fits_in_cache:

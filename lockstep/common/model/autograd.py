@@ -12,7 +12,6 @@ from lockstep.common.aggregation.layout import (
     ParameterLayout,
     gather,
     layout_of,
-    running_statistics,
 )
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.capture import Capture, capture
@@ -44,7 +43,7 @@ class AutogradModel:
         self.layout = layout_of(self.module)
 
     def momenta(self) -> Vector:
-        return self.layout.momenta(each.momentum for each in running_statistics(self.module).values())
+        return self.layout.momenta(each.momentum for each in self.module.buffers())
 
     def first_weights(self, seed: int) -> Vector:
         return gather(self.module.initialize(seed), self.layout)
@@ -132,7 +131,7 @@ class StackedPass:
             return np.add(first, second, out=first)
         # What no forward observes stays as it is: its sum is the number of samples times its value.
         seen = self._weights[self._reads][self.layout.parameter_size :] * np.float32(self.images.shape[1])
-        for entry, statistic in zip(self.layout.statistics, running_statistics(self.module).values(), strict=True):
+        for entry, statistic in zip(self.layout.statistics, self.module.buffers(), strict=True):
             start = entry.offset - self.layout.parameter_size
             statistic.observed = seen[start : start + entry.size].reshape(entry.shape)
         self.program.observe(tree)
