@@ -10,10 +10,10 @@ from typing import Any
 
 import lockstep.common.client.client as client
 import lockstep.ps.coordinator.transitions as coordinator
+import lockstep.ps.multi_step.multi_step as multi_step
 import lockstep.ps.parallel_update.parallel_update as parallel_update
 import lockstep.ps.shard_group.transitions as shard_group
 import lockstep.ps.shard_process.state as shard_process
-import lockstep.ps.stretch.stretch as stretch
 import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
 from lockstep.common.protocol import messages, shard_messages
@@ -43,7 +43,7 @@ MACHINES = (
         parallel_update.TRANSITIONS,
         "ps/parallel_update",
     ),
-    Machine("A stretch of steps", stretch.StretchPhase, stretch.TRANSITIONS, "ps/stretch"),
+    Machine("A lease of several steps", multi_step.MultiStepPhase, multi_step.TRANSITIONS, "ps/multi_step"),
 )
 
 

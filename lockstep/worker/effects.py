@@ -3,8 +3,8 @@
 from msgspec import Struct
 
 from lockstep.common.client.events_and_effects import ClientEffect
-from lockstep.common.protocol.messages import Lease, Result, SliceLease, Stretch
-from lockstep.worker.stretch import Stage
+from lockstep.common.protocol.messages import Lease, MultiStepLease, Result, SliceLease
+from lockstep.worker.multi_step import StepStage
 
 
 class SendResult(Struct, frozen=True, kw_only=True):
@@ -27,24 +27,24 @@ class AdvanceSlice(Struct, frozen=True, kw_only=True):
     lease: SliceLease
 
 
-class PrepareStretch(Struct, frozen=True, kw_only=True):
-    """Get ready for a stretch."""
+class PrepareSteps(Struct, frozen=True, kw_only=True):
+    """Get ready for a multi-step lease."""
 
-    stretch: Stretch
+    lease: MultiStepLease
 
 
-class AdvanceStretch(Struct, frozen=True, kw_only=True):
-    """Do what is to be done in a stage of a step; answered by `StageDone`, `StageNotDone` or `StretchBroken`."""
+class AdvanceStage(Struct, frozen=True, kw_only=True):
+    """Do what is to be done in a stage of a step; answered by `StageDone`, `StageNotDone` or `StageFailed`."""
 
-    stretch: Stretch
+    lease: MultiStepLease
     step: int
-    stage: Stage
+    stage: StepStage
 
 
 class IntroduceToShards(Struct, frozen=True, kw_only=True):
     """Send the run's other servers, if there are any, who is behind the connections to them."""
 
 
-WorkEffect = SendResult | ComputeLease | AdvanceSlice | PrepareStretch | AdvanceStretch | IntroduceToShards
+WorkEffect = SendResult | ComputeLease | AdvanceSlice | PrepareSteps | AdvanceStage | IntroduceToShards
 
 Effect = WorkEffect | ClientEffect

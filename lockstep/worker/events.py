@@ -5,13 +5,13 @@ from msgspec import Struct
 from lockstep.common.client.events_and_effects import ClientEvent
 from lockstep.common.protocol.messages import (
     Lease,
+    MultiStepLease,
     Quantity,
     Result,
     SamplesRequest,
     SliceLease,
     SliceResult,
     Standby,
-    Stretch,
     Withdrawal,
 )
 
@@ -103,32 +103,32 @@ class SamplesNotStored(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class StretchReceived(Struct, frozen=True, kw_only=True):
+class MultiStepLeaseReceived(Struct, frozen=True, kw_only=True):
     """Steps are to be made with another worker."""
 
-    stretch: Stretch
+    lease: MultiStepLease
 
 
-class EndStretchReceived(Struct, frozen=True, kw_only=True):
+class MultiStepWithdrawn(Struct, frozen=True, kw_only=True):
     """The server goes on step by step."""
 
     number: int
 
 
 class StageDue(Struct, frozen=True, kw_only=True):
-    """It is time to do something for the stretch at hand."""
+    """It is time to do something for the multi-step lease at hand."""
 
 
 class StageDone(Struct, frozen=True, kw_only=True):
-    """A stage of a step of the stretch is done."""
+    """A stage of a step of the multi-step lease is done."""
 
 
 class StageNotDone(Struct, frozen=True, kw_only=True):
     """It is not done yet: what it waits for is not there, or the slice has further parts."""
 
 
-class StretchBroken(Struct, frozen=True, kw_only=True):
-    """Something in the stretch did not go as it should."""
+class StageFailed(Struct, frozen=True, kw_only=True):
+    """Something in the multi-step lease did not go as it should."""
 
 
 class ServerPinged(Struct, frozen=True, kw_only=True):
@@ -152,12 +152,12 @@ WorkEvent = (
     | SamplesMissing
     | SamplesReceived
     | SamplesNotStored
-    | StretchReceived
-    | EndStretchReceived
+    | MultiStepLeaseReceived
+    | MultiStepWithdrawn
     | StageDue
     | StageDone
     | StageNotDone
-    | StretchBroken
+    | StageFailed
     | ServerPinged
 )
 

@@ -18,9 +18,10 @@ from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     OF_A_STEP,
-    EndStretch,
     Lease,
     Message,
+    MultiStepLease,
+    MultiStepWithdrawal,
     Ping,
     Ready,
     Result,
@@ -29,7 +30,6 @@ from lockstep.common.protocol.messages import (
     SliceLease,
     Standby,
     Status,
-    Stretch,
     SumsFrame,
     Weights,
     Welcome,
@@ -46,13 +46,13 @@ from lockstep.worker import effects, events
 from lockstep.worker.compute import Compute
 from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly, assembly_of
 from lockstep.worker.gradient_sink import NotFiniteError
+from lockstep.worker.multi_step import MultiStepProgress
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
 from lockstep.worker.setup import Loader, Places, prepare
 from lockstep.worker.slice_update import PART, SliceUpdater
 from lockstep.worker.state import WorkerState, is_of
-from lockstep.worker.stretch import StretchProgress
-from lockstep.worker.stretch_steps import StretchSteps
+from lockstep.worker.step_maker import StepMaker
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
 #: still wanted: to look takes some microseconds.
@@ -89,7 +89,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
     #: Makes slices of updates; None if no memory is shared.
     _slices: SliceUpdater | None = None
     #: Makes steps with another worker; None where that cannot be.
-    _steps: StretchSteps | None = None
+    _steps: StepMaker | None = None
     #: Gets the samples that the server sends; None if the data is here.
     _fetcher: SampleFetcher | None = None
     #: The frames of the weights that are on their way here.
@@ -148,8 +148,8 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             return False
         return True
 
-    def _make_steps(self, progress: StretchProgress) -> None:
-        """Do what is due for the stretch at hand, or handle a message, but not in the middle of a slice."""
+    def _make_steps(self, progress: MultiStepProgress) -> None:
+        """Do what is due for the multi-step lease at hand, or handle a message, but not in the middle of a slice."""
         frames = None
         if progress.is_listening():
             left = max(0.0, progress.due - self.clock.now())
@@ -177,10 +177,10 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
                 return events.LeaseWithdrawn(withdrawal=message)
             case SliceLease():
                 return self._slice_lease_received(message)
-            case Stretch():
-                return self._stretch_received(message)
-            case EndStretch():
-                return events.EndStretchReceived(number=message.number)
+            case MultiStepLease():
+                return self._multi_step_lease_received(message)
+            case MultiStepWithdrawal():
+                return events.MultiStepWithdrawn(number=message.number)
             case Ping():
                 return events.ServerPinged()
             case Status():
@@ -210,20 +210,22 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             raise RemoteProtocolError(f"a slice of values {lease.start} to {lease.stop}: the vector has fewer")
         return events.SliceLeaseReceived(lease=lease)
 
-    def _stretch_received(self, stretch: Stretch) -> events.Event | None:
+    def _multi_step_lease_received(self, lease: MultiStepLease) -> events.Event | None:
         """Check that there are such steps; those for this process before it joined again are ignored."""
-        if self._compute is None or self._steps is None or stretch.incarnation != self.state.client.join().incarnation:
+        if self._compute is None or self._steps is None or lease.incarnation != self.state.client.join().incarnation:
             return None
         micro_batches, size = self._compute.batches.micro_batches_of("train"), self._compute.layout.size
-        is_half = is_node(stretch.lo, stretch.hi, micro_batches) and stretch.hi - stretch.lo <= MOST_LOSSES
-        is_ours = self._steps.slices.place.rank in stretch.ranks and stretch.ranks[0] != stretch.ranks[1]
-        if not (is_half and is_ours and stretch.start < stretch.stop <= size and stretch.first < stretch.last):
-            raise RemoteProtocolError(f"a stretch of steps {stretch.first} to {stretch.last}: not one for this worker")
+        is_half = is_node(lease.lo, lease.hi, micro_batches) and lease.hi - lease.lo <= MOST_LOSSES
+        is_ours = self._steps.slices.place.rank in lease.ranks and lease.ranks[0] != lease.ranks[1]
+        if not (is_half and is_ours and lease.start < lease.stop <= size and lease.first < lease.last):
+            raise RemoteProtocolError(
+                f"a lease of several steps {lease.first} to {lease.last}: not one for this worker"
+            )
         try:
-            self._steps.slices.follow(stretch.memory)
+            self._steps.slices.follow(lease.memory)
         except SharingError as error:
             return events.MemoryLost(reason=str(error))
-        return events.StretchReceived(stretch=stretch)
+        return events.MultiStepLeaseReceived(lease=lease)
 
     def _store(self, samples: Samples) -> events.Event:
         if self._fetcher is None:
@@ -265,24 +267,24 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
                 assert self._slices is not None  # otherwise none was accepted
                 result = self._slices.advance(effect.lease)
                 return [] if result is None else [events.SliceEnded(result=result)]
-            case effects.PrepareStretch():
+            case effects.PrepareSteps():
                 assert self._steps is not None  # otherwise none was accepted
                 try:
-                    self._steps.begin(effect.stretch)
+                    self._steps.begin(effect.lease)
                 except SharingError:
-                    return [events.StretchBroken()]
-            case effects.AdvanceStretch():
-                return [self._advance_stretch(effect)]
+                    return [events.StageFailed()]
+            case effects.AdvanceStage():
+                return [self._advance_stage(effect)]
             case _:
                 assert_never(effect)
         return []
 
-    def _advance_stretch(self, effect: effects.AdvanceStretch) -> events.Event:
+    def _advance_stage(self, effect: effects.AdvanceStage) -> events.Event:
         assert self._steps is not None  # otherwise none was accepted
         self._looked = self.clock.now()
-        is_done = self._steps.advance(effect.stretch, effect.step, effect.stage)
+        is_done = self._steps.advance(effect.lease, effect.step, effect.stage)
         if is_done is None:
-            return events.StretchBroken()
+            return events.StageFailed()
         return events.StageDone() if is_done else events.StageNotDone()
 
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
@@ -294,7 +296,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             self._end_slices()
             if place.shared is not None:
                 self._slices = SliceUpdater(compute, place.shared, self.clock, self.part)
-                self._steps = None if place.store else StretchSteps(compute, self._slices, self.clock)
+                self._steps = None if place.store else StepMaker(compute, self._slices, self.clock)
             self._fetcher = None if place.store is None else SampleFetcher(place.store, compute.batches)
             self._weights = assembly_of(compute.frames)
             # If all servers share memory with us, there is nothing to exchange with the others.
@@ -360,7 +362,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         except RemoteProtocolError:
             return False
         if self.state.progress is not None:
-            return isinstance(message, EndStretch)
+            return isinstance(message, MultiStepWithdrawal)
         return isinstance(message, Withdrawal) and self._at_hand is not None and is_of(self._at_hand, message)
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:

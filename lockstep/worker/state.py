@@ -37,15 +37,14 @@ from lockstep.common.statemachine.transitions import (
 )
 from lockstep.worker.effects import (
     AdvanceSlice,
-    AdvanceStretch,
+    AdvanceStage,
     ComputeLease,
     Effect,
     IntroduceToShards,
-    PrepareStretch,
+    PrepareSteps,
     SendResult,
 )
 from lockstep.worker.events import (
-    EndStretchReceived,
     Event,
     InboxEmptied,
     LeaseComputed,
@@ -55,6 +54,8 @@ from lockstep.worker.events import (
     LeaseStopped,
     LeaseWithdrawn,
     MemoryLost,
+    MultiStepLeaseReceived,
+    MultiStepWithdrawn,
     PartDue,
     SamplesMissing,
     SamplesNotStored,
@@ -64,14 +65,13 @@ from lockstep.worker.events import (
     SliceLeaseReceived,
     StageDone,
     StageDue,
+    StageFailed,
     StageNotDone,
     StandbyRequested,
-    StretchBroken,
-    StretchReceived,
     WeightsReceived,
     WorkEvent,
 )
-from lockstep.worker.stretch import StretchProgress
+from lockstep.worker.multi_step import MultiStepProgress
 
 #: Seconds after which a server that went silent counts as gone: it may be restarted meanwhile.
 SILENCE_S = 600.0
@@ -92,23 +92,23 @@ class WorkerPhase(Enum):
     #: It makes a slice of an update.
     UPDATING = "updating"
     #: It makes steps with another worker.
-    STRETCH = "making steps"
+    MULTI_STEP = "making steps"
 
 
 _OUTSIDE, _WAITING = frozenset({WorkerPhase.OUTSIDE}), frozenset({WorkerPhase.WAITING})
 _COMPUTING, _UPDATING = frozenset({WorkerPhase.COMPUTING}), frozenset({WorkerPhase.UPDATING})
-_STRETCH = frozenset({WorkerPhase.STRETCH})
+_MULTI_STEP = frozenset({WorkerPhase.MULTI_STEP})
 
-#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING, UPDATING, STRETCH. While it computes or
-#: updates, messages wait: the shell looks only whether the lease at hand is withdrawn. In a stretch the server sends
-#: nothing else before it has ended that.
+#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING, UPDATING, MULTI_STEP. While it computes or
+#: updates, messages wait: the shell looks only whether the lease at hand is withdrawn. In a multi-step lease the server
+#: sends nothing else before it has ended that.
 TRANSITIONS: TransitionTable[WorkerPhase, WorkEvent] = table_of(
     WorkerPhase,
     {
-        StandbyRequested: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _STRETCH),
+        StandbyRequested: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _MULTI_STEP),
         WeightsReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
         LeaseReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
-        LeaseWithdrawn: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _STRETCH),
+        LeaseWithdrawn: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _MULTI_STEP),
         LeaseStopped: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
         SliceLeaseReceived: (IGNORED, _UPDATING, ILLEGAL, ILLEGAL, IGNORED),
         PartDue: (IGNORED, ILLEGAL, ILLEGAL, _UPDATING, ILLEGAL),
@@ -121,19 +121,19 @@ TRANSITIONS: TransitionTable[WorkerPhase, WorkEvent] = table_of(
         SamplesMissing: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
         SamplesReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
         SamplesNotStored: (IGNORED, _OUTSIDE, ILLEGAL, ILLEGAL, IGNORED),
-        StretchReceived: (IGNORED, _STRETCH, ILLEGAL, ILLEGAL, IGNORED),
-        EndStretchReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _WAITING | _STRETCH),
-        StageDue: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _STRETCH),
-        StageDone: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _STRETCH | _WAITING),
-        StageNotDone: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _STRETCH | _WAITING),
-        StretchBroken: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _WAITING),
-        ServerPinged: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _STRETCH),
+        MultiStepLeaseReceived: (IGNORED, _MULTI_STEP, ILLEGAL, ILLEGAL, IGNORED),
+        MultiStepWithdrawn: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _WAITING | _MULTI_STEP),
+        StageDue: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _MULTI_STEP),
+        StageDone: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _MULTI_STEP | _WAITING),
+        StageNotDone: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _MULTI_STEP | _WAITING),
+        StageFailed: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _WAITING),
+        ServerPinged: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _MULTI_STEP),
     },
 )
 
 
 #: What a worker notices by itself, without a message.
-NOT_FROM_SERVER = SamplesMissing | InboxEmptied | StageDue | StageDone | StageNotDone | StretchBroken
+NOT_FROM_SERVER = SamplesMissing | InboxEmptied | StageDue | StageDone | StageNotDone | StageFailed
 
 #: The phases in which no message is read.
 BUSY = (WorkerPhase.COMPUTING, WorkerPhase.UPDATING)
@@ -159,8 +159,8 @@ class WorkerState:
     stopped: tuple[Lease, int] | None = None
     #: The slice of an update that is being made, part by part.
     slice_lease: SliceLease | None = None
-    #: The stretch of steps that is being made, and how far.
-    progress: StretchProgress | None = None
+    #: The lease of several steps that is being made, and how far.
+    progress: MultiStepProgress | None = None
 
     def __post_init__(self) -> None:
         self.client = Client(self.config, role="worker", may_rejoin=True)
@@ -255,29 +255,29 @@ class WorkerState:
             case LeaseComputed() | LeaseDiverged() | LeaseRaised():
                 self.phase = WorkerPhase.WAITING
                 return [_answer(event)]
-            case StretchReceived(stretch=stretch):
+            case MultiStepLeaseReceived(lease=lease):
                 self._drop_leases()
-                self.phase, self.progress = WorkerPhase.STRETCH, StretchProgress.begin(stretch, now)
-                return [PrepareStretch(stretch=stretch)]
+                self.phase, self.progress = WorkerPhase.MULTI_STEP, MultiStepProgress.begin(lease, now)
+                return [PrepareSteps(lease=lease)]
             case _:
-                return self._react_in_stretch(event, now)
+                return self._react_in_multi_step(event, now)
 
-    def _react_in_stretch(
-        self, event: EndStretchReceived | StageDue | StageDone | StageNotDone | StretchBroken, now: float
+    def _react_in_multi_step(
+        self, event: MultiStepWithdrawn | StageDue | StageDone | StageNotDone | StageFailed, now: float
     ) -> list[Effect]:
         progress = self.progress
         if progress is None:
             return []  # it was over before it was cancelled
         match event:
             case StageDue():
-                return [AdvanceStretch(stretch=progress.stretch, step=progress.step, stage=progress.stage)]
+                return [AdvanceStage(lease=progress.lease, step=progress.step, stage=progress.stage)]
             case StageDone():
                 is_over = progress.advance(now)
             case StageNotDone():
                 is_over = not progress.put_off(now)
-            case EndStretchReceived(number=number):
-                is_over = number == progress.stretch.number
-            case StretchBroken():
+            case MultiStepWithdrawn(number=number):
+                is_over = number == progress.lease.number
+            case StageFailed():
                 is_over = True
             case _:
                 assert_never(event)

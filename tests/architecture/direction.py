@@ -115,7 +115,7 @@ SERVER_ORDER = Order(
     groups=(
         ("lockstep.ps.server",),
         ("lockstep.ps.shard_group", "lockstep.ps.shard_process"),
-        ("lockstep.ps.parallel_update", "lockstep.ps.stretch"),
+        ("lockstep.ps.parallel_update", "lockstep.ps.multi_step"),
         ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint"),
         ("lockstep.ps.setup",),
         ("lockstep.ps.coordinator", "lockstep.ps.shard"),

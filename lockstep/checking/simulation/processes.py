@@ -31,10 +31,10 @@ from lockstep.ps.shared_memory import ServerSharedMemory, share
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
+from lockstep.worker.multi_step import StepStage
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
-from lockstep.worker.stretch import Stage
 
 SERVER, RUN = "memory://server", "simulated"
 
@@ -137,7 +137,7 @@ class ServerProcess:
                 helping=replace(HELPING, cores=run.cores),
             )
             # The first steps take no longer here, and a run has few.
-            opened.server.coordinator.stretches.earliest = 0
+            opened.server.coordinator.multi_step.earliest = 0
             writer.attach(opened.session)
             stack.pop_all()
         return cls(run.parts.server(opened.server), opened.session, writer, sharing)
@@ -147,8 +147,8 @@ class ServerProcess:
         self.server.coordinator.validate()
         self.server.group.state.validate()
         self.server.group.updating.state.validate()
-        self.server.stretch.state.validate()
-        assert self.server.stretch.is_any() or self.server.coordinator.phase is not RunPhase.STRETCH
+        self.server.multi_step.state.validate()
+        assert self.server.multi_step.is_any() or self.server.coordinator.phase is not RunPhase.MULTI_STEP
         return is_busy
 
     def deadline(self) -> float | None:
@@ -173,7 +173,7 @@ class ServerProcess:
             self.writer.end()
         self.server.port.close(1.0)
         self.server.group.updating.close()
-        self.server.stretch.close()
+        self.server.multi_step.close()
         self.session.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
@@ -267,10 +267,10 @@ class WorkerProcess:
     def cost_s(self) -> float:
         """Return the seconds of a micro-batch, if one is about to be computed, or of a part of a slice."""
         progress = self.runner.state.progress
-        if self.runner.state.is_updating() or (progress is not None and progress.stage is Stage.UPDATING):
+        if self.runner.state.is_updating() or (progress is not None and progress.stage is StepStage.UPDATING):
             return PART_S
         if progress is not None:
-            return MICRO_BATCH_S if progress.stage is Stage.COMPUTING else 0.0
+            return MICRO_BATCH_S if progress.stage is StepStage.COMPUTING else 0.0
         return MICRO_BATCH_S if self.runner.state.has_work() else 0.0
 
     def interrupt(self) -> None:

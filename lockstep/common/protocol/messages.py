@@ -160,8 +160,8 @@ class SliceResult(Message, frozen=True, kw_only=True):
     seconds: Seconds = 0.0
 
 
-class StretchEnded(Message, frozen=True, kw_only=True):
-    """The answer to each `Stretch`: the worker begins nothing more of it.
+class MultiStepResult(Message, frozen=True, kw_only=True):
+    """The answer to each `MultiStepLease`: the worker begins nothing more of it.
 
     The worker has made its last step or cannot go on, or the server has ended it. After that, steps are leased.
     """
@@ -342,7 +342,7 @@ class SliceLease(Message, frozen=True, kw_only=True):
     memory: Count = 0
 
 
-class Stretch(Message, frozen=True, kw_only=True):
+class MultiStepLease(Message, frozen=True, kw_only=True):
     """Make the steps `[first, last)` without waiting for the server, while another worker makes the other half.
 
     In each of them a worker computes the sums of its half, and makes its slice of the update once the sums of both are
@@ -350,7 +350,7 @@ class Stretch(Message, frozen=True, kw_only=True):
     are in slot `step % 2`. The slice is made by whoever holds the lock on the worker's file, as with a `SliceLease`.
     """
 
-    #: Different for each stretch of steps.
+    #: Different for each lease of several steps.
     number: Count
     #: Of the worker that it is for, as in `SliceLease`.
     incarnation: ShortText
@@ -368,14 +368,14 @@ class Stretch(Message, frozen=True, kw_only=True):
     reads: Annotated[int, Meta(ge=0, le=1)]
     #: The workers of the first and of the second half.
     ranks: Annotated[list[Count], Meta(min_length=2, max_length=2)]
-    #: How long it waits for the other worker before it leaves the stretch.
+    #: How long it waits for the other worker before it leaves the multi-step lease.
     patience_s: Seconds
     #: Which memory it is in, as in `Lease`.
     memory: Count = 0
 
 
-class EndStretch(Message, frozen=True, kw_only=True):
-    """Begin no further slice of a stretch of steps, and say where it ended."""
+class MultiStepWithdrawal(Message, frozen=True, kw_only=True):
+    """Begin no further slice of a lease of several steps, and say where it ended."""
 
     number: Count
 
@@ -481,7 +481,7 @@ WorkerMessage = (
     | SumsFrame
     | Result
     | SliceResult
-    | StretchEnded
+    | MultiStepResult
     | ComputeFailed
     | Diverged
     | Dropped
@@ -500,8 +500,8 @@ ServerMessage = (
     | Weights
     | Lease
     | SliceLease
-    | Stretch
-    | EndStretch
+    | MultiStepLease
+    | MultiStepWithdrawal
     | Withdrawal
     | Finished
     | Ping

@@ -16,22 +16,22 @@ from lockstep.common.statemachine.events_and_effects import Report, Send
 from lockstep.common.statemachine.transitions import check_reached, targets_in
 from lockstep.ps.coordinator import events, failures, registration
 from lockstep.ps.coordinator.effects import (
-    BeginStretch,
     Effect,
     Finish,
     ForgetWorker,
+    LeaseSteps,
     RecordEpoch,
     RecordStep,
-    TakeBackSteps,
     UpdateWeights,
+    WithdrawSteps,
 )
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.audit import Audit
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.coordinator.scheduling.multi_step_plan import MultiStepPlan, even_step_s
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
-from lockstep.ps.coordinator.scheduling.stretch_plan import StretchPlan, even_step_s
 from lockstep.ps.coordinator.scheduling.withdrawals import WithdrawnLease
 from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text, with_rejections
 from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase, initial_phase
@@ -63,9 +63,9 @@ class Coordinator:
     early_joins: list[events.WorkerJoined] = field(default_factory=list)
     #: The round to begin with if a run is resumed; otherwise the plan's first.
     start: Round | None = None
-    #: When workers may make steps by themselves; the stretch at hand, and whether that is being taken back.
-    stretches: StretchPlan = field(default_factory=StretchPlan)
-    stretch: BeginStretch | None = None
+    #: When workers may make steps by themselves; the multi-step lease at hand, and whether that is being taken back.
+    multi_step: MultiStepPlan = field(default_factory=MultiStepPlan)
+    leased_steps: LeaseSteps | None = None
     is_ending: bool = False
     state: RoundState = field(init=False)
     scheduler: Scheduler = field(init=False)
@@ -78,7 +78,7 @@ class Coordinator:
         self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self._open(self.start or self.info.plan.first())
-        self.stretches.earliest += self.round.step
+        self.multi_step.earliest += self.round.step
 
     @property
     def round(self) -> Round:
@@ -110,7 +110,7 @@ class Coordinator:
         effects = self._dispatch(event, now)
         if not self.is_over():
             effects += self._record_sign_of_life(event, now) + self._end_audit(now) + self._remind(now)
-            effects += self._watch_stretch()
+            effects += self._watch_multi_step()
         check_reached(targets, event, self.phase)
         return effects
 
@@ -158,13 +158,13 @@ class Coordinator:
                 return self._begin_next_round() + self._go_on(now) if event.step == self.round.step else []
             case events.StepMade():
                 return self._on_step_made(event)
-            case events.StretchCompleted():
-                return self._on_stretch_completed(event, now)
-            case events.StretchAnswered():
-                return self._on_stretch_answered(event, now)
-            case events.StretchRefused():
-                self.stretches.is_possible = False
-                self._leave_stretch(self.round.step, now)
+            case events.MultiStepLeaseEnded():
+                return self._on_multi_step_ended(event, now)
+            case events.MultiStepLeaseAnswered():
+                return self._on_multi_step_answered(event, now)
+            case events.MultiStepLeaseRefused():
+                self.multi_step.is_possible = False
+                self._leave_multi_step(self.round.step, now)
                 return self._assign_leases(now)
             case events.ServerLost():
                 return self._fail(event.text, FailureKind.SERVER_LOST)
@@ -396,11 +396,11 @@ class Coordinator:
     def _go_on(self, now: float) -> list[Effect]:
         """Let workers make the next steps by themselves if they can; otherwise lease the round that has begun."""
         if self.phase is RunPhase.TRAINING:
-            self.stretch = self.stretches.next(self.info, self.round, self.membership, self.scheduler)
-        if self.stretch is None:
+            self.leased_steps = self.multi_step.next(self.info, self.round, self.membership, self.scheduler)
+        if self.leased_steps is None:
             return self._assign_leases(now)
-        self.phase = RunPhase.STRETCH
-        return [self.stretch]
+        self.phase = RunPhase.MULTI_STEP
+        return [self.leased_steps]
 
     def _on_step_made(self, made: events.StepMade) -> list[Effect]:
         """Count a step as if its results had come."""
@@ -420,37 +420,37 @@ class Coordinator:
         self.state.round = Round("train", made.step + 1, micro_batches)
         return [RecordStep(tally=tally, account=account, made=made)]
 
-    def _watch_stretch(self) -> list[Effect]:
+    def _watch_multi_step(self) -> list[Effect]:
         """Take the steps back once others can work than those that do, or one is much slower than the other."""
-        stretch = self.stretch
-        if self.phase is not RunPhase.STRETCH or stretch is None or self.is_ending:
+        steps = self.leased_steps
+        if self.phase is not RunPhase.MULTI_STEP or steps is None or self.is_ending:
             return []
-        is_even = even_step_s(self.round.micro_batches, stretch.ranks, self.scheduler.timeouts) is not None
-        if is_even and [member.rank for member in self.membership.ready()] == list(stretch.ranks):
+        is_even = even_step_s(self.round.micro_batches, steps.ranks, self.scheduler.timeouts) is not None
+        if is_even and [member.rank for member in self.membership.ready()] == list(steps.ranks):
             return []
         self.is_ending = True
-        return [TakeBackSteps()]
+        return [WithdrawSteps()]
 
-    def _on_stretch_completed(self, event: events.StretchCompleted, now: float) -> list[Effect]:
+    def _on_multi_step_ended(self, event: events.MultiStepLeaseEnded, now: float) -> list[Effect]:
         """Continue step by step; a worker that has not answered stands still if it was late."""
-        assert self.stretch is not None  # it is completed
-        self.stretches.on_completed(self.stretch.first, event.steps, is_cut=event.is_cut)
-        self._leave_stretch(event.steps, now)
+        assert self.leased_steps is not None  # it is completed
+        self.multi_step.on_completed(self.leased_steps.first, event.steps, is_cut=event.is_cut)
+        self._leave_multi_step(event.steps, now)
         for rank in event.silent:
             if self.membership.by_rank(rank) is not None:
-                self.scheduler.await_stretch(rank, event.number, now, is_late=event.is_cut)
+                self.scheduler.await_multi_step(rank, event.number, now, is_late=event.is_cut)
         return self._assign_leases(now)
 
-    def _on_stretch_answered(self, event: events.StretchAnswered, now: float) -> list[Effect]:
+    def _on_multi_step_answered(self, event: events.MultiStepLeaseAnswered, now: float) -> list[Effect]:
         """Let a worker have work again."""
         member = self.membership.members.get(event.peer)
-        if member is None or not self.scheduler.end_stretch(member.rank, event.number, now):
+        if member is None or not self.scheduler.end_multi_step(member.rank, event.number, now):
             return []
         return self._assign_leases(now, self._only(member))
 
-    def _leave_stretch(self, steps: int, now: float) -> None:
+    def _leave_multi_step(self, steps: int, now: float) -> None:
         """Continue step by step."""
-        self.stretch, self.is_ending, self.phase, account = None, False, RunPhase.TRAINING, self.state.account
+        self.leased_steps, self.is_ending, self.phase, account = None, False, RunPhase.TRAINING, self.state.account
         # Workers have measured the time of their steps by their own clocks.
         self.progress.begin_round(min(self.progress.round_started, now))
         self._open(Round("train", steps, self.round.micro_batches))
@@ -527,10 +527,10 @@ class Coordinator:
     def status(self, now: float) -> Status:
         """Return the status of the run."""
         members = self.membership.members.values()
-        busy = self.leases.held.keys() if self.stretch is None else set(self.stretch.ranks)
+        busy = self.leases.held.keys() if self.leased_steps is None else set(self.leased_steps.ranks)
         workers = [member.status(is_busy=member.rank in busy) for member in members]
         # Who asks need not know how a step is made.
-        phase = RunPhase.TRAINING if self.phase is RunPhase.STRETCH else self.phase
+        phase = RunPhase.TRAINING if self.phase is RunPhase.MULTI_STEP else self.phase
         return status_of(self.info, self.progress, phase, self.round, now, workers, self.failure)
 
     def validate(self) -> None:

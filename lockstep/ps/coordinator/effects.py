@@ -50,10 +50,11 @@ class UpdateWeights(Struct, frozen=True, kw_only=True):
     account: Account
 
 
-class BeginStretch(Struct, frozen=True, kw_only=True):
+class LeaseSteps(Struct, frozen=True, kw_only=True):
     """Let two workers make the steps from `first` on by themselves, up to `last` at most.
 
-    Each step ends in `StepMade`, and the stretch in `StretchCompleted`; answered by `StretchRefused` if it cannot be.
+    Each step ends in `StepMade`, and the multi-step lease in `MultiStepLeaseEnded`; answered by `MultiStepLeaseRefused`
+    if it cannot be.
     """
 
     first: int
@@ -64,7 +65,7 @@ class BeginStretch(Struct, frozen=True, kw_only=True):
     patience_s: float
 
 
-class TakeBackSteps(Struct, frozen=True, kw_only=True):
+class WithdrawSteps(Struct, frozen=True, kw_only=True):
     """Take the steps back, to continue one by one."""
 
 
@@ -98,8 +99,8 @@ Effect = (
     | AwaitShards
     | ForgetWorker
     | UpdateWeights
-    | BeginStretch
-    | TakeBackSteps
+    | LeaseSteps
+    | WithdrawSteps
     | RecordStep
     | RecordEpoch
     | Report

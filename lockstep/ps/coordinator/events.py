@@ -130,7 +130,7 @@ class StepMade(Struct, frozen=True, kw_only=True):
     rate: float
 
 
-class StretchCompleted(Struct, frozen=True, kw_only=True):
+class MultiStepLeaseEnded(Struct, frozen=True, kw_only=True):
     """The run continues step by step, after so many steps."""
 
     number: int
@@ -141,14 +141,14 @@ class StretchCompleted(Struct, frozen=True, kw_only=True):
     silent: tuple[int, ...]
 
 
-class StretchAnswered(Struct, frozen=True, kw_only=True):
-    """A worker makes nothing more of a stretch."""
+class MultiStepLeaseAnswered(Struct, frozen=True, kw_only=True):
+    """A worker makes nothing more of a multi-step lease."""
 
     peer: bytes
     number: int
 
 
-class StretchRefused(Struct, frozen=True, kw_only=True):
+class MultiStepLeaseRefused(Struct, frozen=True, kw_only=True):
     """Workers cannot make steps by themselves in this run."""
 
 
@@ -180,9 +180,9 @@ Event = (
     | SumsAcknowledged
     | StepUpdated
     | StepMade
-    | StretchCompleted
-    | StretchAnswered
-    | StretchRefused
+    | MultiStepLeaseEnded
+    | MultiStepLeaseAnswered
+    | MultiStepLeaseRefused
     | ServerLost
     | WeightsNotFinite
     | TimePassed
@@ -199,15 +199,15 @@ NOT_A_SIGN_OF_LIFE = (
     SumsAcknowledged,
     StepUpdated,
     StepMade,
-    StretchCompleted,
-    StretchRefused,
+    MultiStepLeaseEnded,
+    MultiStepLeaseRefused,
     ServerLost,
     WeightsNotFinite,
 )
 
 #: Events that only a member of the run can cause.
 FROM_MEMBERS = (
-    WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | LeaseDropped | StretchAnswered | WorkerPinged
+    WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | LeaseDropped | MultiStepLeaseAnswered | WorkerPinged
 )
 
 #: Events that show a worker to be alive, but no progress with its work.

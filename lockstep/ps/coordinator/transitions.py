@@ -25,7 +25,7 @@ class RunPhase(Enum):
     #: All results of a step are there, and not all servers have made its update yet.
     UPDATING = "updating"
     #: Workers make steps by themselves; a status shows it as training.
-    STRETCH = "training in a stretch"
+    MULTI_STEP = "training in a multi-step lease"
     #: Between two epochs, until callbacks have decided whether the run continues.
     PAUSED = "waiting for callbacks"
     #: The run has ended well.
@@ -55,14 +55,14 @@ def initial_phase(info: RunInfo, at: Round) -> RunPhase:
 _S, _W = frozenset({RunPhase.AWAITING_SERVERS}), frozenset({RunPhase.AWAITING_WORKERS})
 _T, _E = frozenset({RunPhase.TRAINING}), frozenset({RunPhase.EVALUATING})
 _A, _U, _P = frozenset({RunPhase.AUDITING}), frozenset({RunPhase.UPDATING}), frozenset({RunPhase.PAUSED})
-_X = frozenset({RunPhase.STRETCH})
+_X = frozenset({RunPhase.MULTI_STEP})
 _END, _FAIL = frozenset({RunPhase.FINISHED}), frozenset({RunPhase.FAILED})
 
 #: What an audit may turn into: its end is that of the step.
 _AUDIT = _A | _U
 
 #: For each event, what may follow in the phases AWAITING_SERVERS (_S), AWAITING_WORKERS (_W), TRAINING (_T),
-#: EVALUATING (_E), AUDITING (_A), UPDATING (_U), STRETCH (_X), PAUSED (_P), FINISHED (_END) and FAILED (_FAIL).
+#: EVALUATING (_E), AUDITING (_A), UPDATING (_U), MULTI_STEP (_X), PAUSED (_P), FINISHED (_END) and FAILED (_FAIL).
 _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
     events.WorkerJoined: (_S, _W, _T, _E, _A, _U, _X, _P, _END, _FAIL),
     # A run that resumes from a checkpoint may begin with an evaluation. An audit waits for nobody: what may leave it
@@ -115,9 +115,9 @@ _TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
     events.SumsAcknowledged: (IGNORED, IGNORED, _T | _A | _U, IGNORED, _A, *[IGNORED] * 5),
     events.StepUpdated: (*[IGNORED] * 5, _T | _E | _X | _END, *[IGNORED] * 4),
     events.StepMade: (*[IGNORED] * 6, _X, *[IGNORED] * 3),
-    events.StretchCompleted: (*[IGNORED] * 6, _T, *[IGNORED] * 3),
-    events.StretchAnswered: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
-    events.StretchRefused: (*[IGNORED] * 6, _T, *[IGNORED] * 3),
+    events.MultiStepLeaseEnded: (*[IGNORED] * 6, _T, *[IGNORED] * 3),
+    events.MultiStepLeaseAnswered: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
+    events.MultiStepLeaseRefused: (*[IGNORED] * 6, _T, *[IGNORED] * 3),
     events.ServerLost: (*[_FAIL] * 8, IGNORED, IGNORED),
     events.WeightsNotFinite: (IGNORED, IGNORED, *[_FAIL] * 6, IGNORED, IGNORED),
     events.TimePassed: (_S, _W, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),

@@ -84,8 +84,8 @@ class ParallelUpdateShell:
         if self.may_lease:
             self.dispatch(events.HelperAnswered(rank=rank, lease=(answer.work, answer.step, answer.number)))
 
-    def on_stretch(self, rank: int, number: int, *, is_answered: bool) -> None:
-        """Record that a worker is told to make a stretch of steps, or has answered that: until then it is not idle."""
+    def on_multi_step(self, rank: int, number: int, *, is_answered: bool) -> None:
+        """Record that a worker is sent a multi-step lease, or has answered it: until then it is not idle."""
         if not self.may_lease:
             return
         key: events.LeaseKey = ("train", -number, 0)

@@ -18,11 +18,13 @@ from lockstep.common.protocol.messages import (
     ComputeFailed,
     Diverged,
     Dropped,
-    EndStretch,
     Join,
     Lease,
     Leave,
     Message,
+    MultiStepLease,
+    MultiStepResult,
+    MultiStepWithdrawal,
     Ping,
     Ready,
     Refused,
@@ -30,8 +32,6 @@ from lockstep.common.protocol.messages import (
     SamplesRequest,
     SliceResult,
     StatusRequest,
-    Stretch,
-    StretchEnded,
     SumsFrame,
     Weights,
     WorkerMessage,
@@ -47,6 +47,7 @@ from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
 from lockstep.ps.coordinator.validation import check_result
+from lockstep.ps.multi_step.shell import MultiStepShell, declined
 from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.traffic import Traffic
@@ -59,7 +60,6 @@ from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.shell import ShardGroupShell
 from lockstep.ps.shared_memory import ServerSharedMemory
-from lockstep.ps.stretch.shell import StretchShell, declined
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
@@ -107,7 +107,7 @@ class Server:
     group: ShardGroupShell = field(init=False)
     shard: Shard = field(init=False)
     #: Steps that workers make by themselves.
-    stretch: StretchShell = field(init=False)
+    multi_step: MultiStepShell = field(init=False)
     receiver: GradientReceiver = field(init=False)
     committer: StepCommitter = field(init=False)
     #: The samples for workers that lack the data, None if the run does not send any.
@@ -135,8 +135,8 @@ class Server:
         )
         self.shard = self.group.own
         sharing = self.sharing if info.servers == 1 and self.helping.cores > 1 else None
-        self.stretch = StretchShell(info, self.shard, self.clock, self._send_stretch, self.say, sharing)
-        coordinator.stretches.is_possible = sharing is not None
+        self.multi_step = MultiStepShell(info, self.shard, self.clock, self._send_multi_step, self.say, sharing)
+        coordinator.multi_step.is_possible = sharing is not None
         self.receiver = GradientReceiver(coordinator, self.shard, self.sharing)
         self.committer = StepCommitter(coordinator, self.group, self.recorder, self.checkpointer, self.traffic)
         self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
@@ -165,13 +165,13 @@ class Server:
 
     def _take_back(self) -> list[events.Event]:
         """Take back the steps that workers make by themselves, which are in the middle of one most of the time."""
-        happened = self.stretch.end(is_hurried=True)
+        happened = self.multi_step.end(is_hurried=True)
         for _ in range(HURRIES):
-            if not self.stretch.is_any():
+            if not self.multi_step.is_any():
                 break
             self.port.receive(HURRY_S)  # what they send does not matter any more
-            happened += self.stretch.end(is_hurried=True)
-        return happened + self.stretch.end(is_final=True)
+            happened += self.multi_step.end(is_hurried=True)
+        return happened + self.multi_step.end(is_final=True)
 
     def _show(self, watch: Callable[[], None]) -> None:
         now = self.clock.now()
@@ -205,14 +205,14 @@ class Server:
         due = (
             self.coordinator.deadline(),
             self.group.deadline(),
-            self.stretch.deadline(),
+            self.multi_step.deadline(),
             self.status_limit.deadline(),
         )
         return min((at for at in due if at is not None), default=None)
 
     def _time_passed(self, now: float) -> list[events.Event]:
         due = [self._status_requested(peer) for peer in self.status_limit.due(now)]
-        due += self.group.on_time(now) + self.stretch.on_time(now)
+        due += self.group.on_time(now) + self.multi_step.on_time(now)
         at = self.coordinator.deadline()
         return [*due, events.TimePassed()] if at is not None and now >= at else due
 
@@ -233,8 +233,8 @@ class Server:
     def _events_of(self, peer: bytes, message: Message) -> Sequence[events.Event]:
         if self.group.handles(peer, message):
             return self.group.on_message(peer, message, self._arrays)
-        if isinstance(message, StretchEnded):
-            return self._stretch_ended(peer, message)
+        if isinstance(message, MultiStepResult):
+            return self._multi_step_ended(peer, message)
         if isinstance(message, SliceResult):
             return [events.WorkerAdvanced(peer=peer), *self.group.on_slice_result(peer, message)]
         event = self._event_of(peer, message)
@@ -277,20 +277,20 @@ class Server:
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a server")
 
-    def _stretch_ended(self, peer: bytes, ended: StretchEnded) -> Sequence[events.Event]:
+    def _multi_step_ended(self, peer: bytes, ended: MultiStepResult) -> Sequence[events.Event]:
         member, happened = self.coordinator.membership.members.get(peer), list[events.Event]()
         if member is not None:
-            self.group.updating.on_stretch(member.rank, ended.number, is_answered=True)
-            happened = self.stretch.on_answer(member.rank, ended)
-        return [*happened, events.StretchAnswered(peer=peer, number=ended.number)]
+            self.group.updating.on_multi_step(member.rank, ended.number, is_answered=True)
+            happened = self.multi_step.on_answer(member.rank, ended)
+        return [*happened, events.MultiStepLeaseAnswered(peer=peer, number=ended.number)]
 
-    def _send_stretch(self, rank: int, message: Stretch | EndStretch) -> Sequence[events.Event]:
-        """Send a worker what concerns a stretch of steps."""
+    def _send_multi_step(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> Sequence[events.Event]:
+        """Send a worker what concerns a lease of several steps."""
         member = self.coordinator.membership.by_rank(rank)
         if member is None:
             return []
-        if isinstance(message, Stretch):
-            self.group.updating.on_stretch(rank, message.number, is_answered=False)
+        if isinstance(message, MultiStepLease):
+            self.group.updating.on_multi_step(rank, message.number, is_answered=False)
             message = msgspec.structs.replace(message, incarnation=member.join.incarnation)
         return self._send(member.peer, message)
 
@@ -344,8 +344,8 @@ class Server:
                 pending.extend(self._perform(effect))
         # Afterwards: what workers wait for has been sent.
         self.committer.record_completed()
-        # Never while workers make steps, and so write the weights: a stretch ends when a checkpoint is due.
-        if self.ended is None and not self.stretch.is_any():
+        # Never while workers make steps, and so write the weights: a multi-step lease ends when a checkpoint is due.
+        if self.ended is None and not self.multi_step.is_any():
             self.committer.take_due_checkpoint()
 
     def _perform(self, effect: effects.Effect) -> Sequence[events.Event]:
@@ -361,13 +361,13 @@ class Server:
                 return self.group.await_sums(effect)
             case effects.ForgetWorker():
                 self.receiver.forget(effect.peer, effect.rank)
-                return [*self.stretch.remove(effect.rank), *self.group.forget(effect.rank)]
+                return [*self.multi_step.remove(effect.rank), *self.group.forget(effect.rank)]
             case effects.UpdateWeights():
                 return self.committer.update(effect)
-            case effects.BeginStretch():
-                return self._begin_stretch(effect)
-            case effects.TakeBackSteps():
-                return self.stretch.end()
+            case effects.LeaseSteps():
+                return self._lease_steps(effect)
+            case effects.WithdrawSteps():
+                return self.multi_step.end()
             case effects.RecordStep():
                 self.committer.record_made(effect)
             case effects.RecordEpoch():
@@ -378,16 +378,16 @@ class Server:
                 self.blocklist.report_refusal(effect.text)
             case effects.Finish():
                 self.ended = self.committer.finish(effect)
-                self.stretch.close()
+                self.multi_step.close()
             case _:
                 assert_never(effect)
         return []
 
-    def _begin_stretch(self, effect: effects.BeginStretch) -> Sequence[events.Event]:
+    def _lease_steps(self, effect: effects.LeaseSteps) -> Sequence[events.Event]:
         """Let workers make steps, unless one of them may still write a slice of an update."""
         if any(self.group.updating.state.has_slice(rank) for rank in effect.ranks):
             return [declined(effect)]
-        return self.stretch.begin(effect, *self.committer.bounds())
+        return self.multi_step.begin(effect, *self.committer.bounds())
 
     def _report(self, report: effects.Report) -> None:
         show = self.remind if report.is_reminder and self.remind is not None else self.say

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 
 from lockstep.common.client.events_and_effects import Started
-from lockstep.common.protocol.messages import Lease, Result, SliceLease, SliceResult, Stretch, SumsPlace, Work
+from lockstep.common.protocol.messages import Lease, MultiStepLease, Result, SliceLease, SliceResult, SumsPlace, Work
 from lockstep.common.statemachine.events_and_effects import TimePassed
 from lockstep.worker.effects import Effect
 from lockstep.worker.events import (
     Event,
     InboxEmptied,
     LeaseReceived,
+    MultiStepLeaseReceived,
     SliceLeaseReceived,
-    StretchReceived,
     WeightsReceived,
 )
 from lockstep.worker.state import WorkerPhase, WorkerState
@@ -46,7 +46,7 @@ SLICE_LEASE = SliceLease(
 SLICE_RESULT = SliceResult(number=5, is_done=True, seconds=0.25)
 
 #: Two steps, of each of which this worker makes the first half.
-STRETCH = Stretch(
+MULTI_STEP = MultiStepLease(
     number=2,
     incarnation="life",
     first=3,
@@ -106,7 +106,7 @@ def drive_in(phase: WorkerPhase) -> Drive:
         drive.empty_inbox()
     if phase is WorkerPhase.UPDATING:
         drive.dispatch(SliceLeaseReceived(lease=SLICE_LEASE))
-    if phase is WorkerPhase.STRETCH:
-        drive.dispatch(StretchReceived(stretch=STRETCH))
+    if phase is WorkerPhase.MULTI_STEP:
+        drive.dispatch(MultiStepLeaseReceived(lease=MULTI_STEP))
     assert drive.state.phase is phase
     return drive

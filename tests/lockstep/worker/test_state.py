@@ -26,12 +26,12 @@ from lockstep.common.protocol.messages import (
     Finished,
     Lease,
     Leave,
+    MultiStepResult,
     Ping,
     Ready,
     Refused,
     SamplesRequest,
     Standby,
-    StretchEnded,
     Withdrawal,
     Work,
 )
@@ -40,16 +40,25 @@ from lockstep.common.statemachine.transitions import ILLEGAL
 from lockstep.worker import events
 from lockstep.worker.effects import (
     AdvanceSlice,
-    AdvanceStretch,
+    AdvanceStage,
     ComputeLease,
     IntroduceToShards,
-    PrepareStretch,
+    PrepareSteps,
     SendResult,
 )
+from lockstep.worker.multi_step import StepStage
 from lockstep.worker.state import MOST_LEASES, TRANSITIONS, WorkerPhase, is_of
-from lockstep.worker.stretch import Stage
 from tests.lockstep.common.client.clients import PREPARED, WELCOMED, exits, reports, sent
-from tests.lockstep.worker.states import LEASE, SLICE_LEASE, SLICE_RESULT, STRETCH, Drive, drive_in, lease_of, result_of
+from tests.lockstep.worker.states import (
+    LEASE,
+    MULTI_STEP,
+    SLICE_LEASE,
+    SLICE_RESULT,
+    Drive,
+    drive_in,
+    lease_of,
+    result_of,
+)
 
 REQUEST = SamplesRequest(part="train", places=b"\7\0\0\0")
 
@@ -73,12 +82,12 @@ EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
         events.SamplesMissing(lease=LEASE, request=REQUEST),
         events.SamplesReceived(),
         events.SamplesNotStored(reason="no room"),
-        events.StretchReceived(stretch=STRETCH),
-        events.EndStretchReceived(number=STRETCH.number),
+        events.MultiStepLeaseReceived(lease=MULTI_STEP),
+        events.MultiStepWithdrawn(number=MULTI_STEP.number),
         events.StageDue(),
         events.StageDone(),
         events.StageNotDone(),
-        events.StretchBroken(),
+        events.StageFailed(),
         events.ServerPinged(),
     )
 }
@@ -125,54 +134,56 @@ def test_a_slice_of_an_update_is_made_part_by_part_and_then_answered() -> None:
     assert drive.state.slice_lease is None
 
 
-def stages(drive: Drive, count: int) -> list[tuple[int, Stage]]:
-    """Let stages of a stretch be done; return of which step, and which."""
+def stages(drive: Drive, count: int) -> list[tuple[int, StepStage]]:
+    """Let stages of a multi-step lease be done; return of which step, and which."""
     found = []
     for _ in range(count):
         (effect,) = drive.dispatch(events.StageDue())
-        assert isinstance(effect, AdvanceStretch)
+        assert isinstance(effect, AdvanceStage)
         found.append((effect.step, effect.stage))
         drive.dispatch(events.StageDone())
     return found
 
 
-def test_the_steps_of_a_stretch_are_made_stage_by_stage_and_then_answered() -> None:
+def test_the_steps_of_a_multi_step_lease_are_made_stage_by_stage_and_then_answered() -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    assert drive.dispatch(events.StretchReceived(stretch=STRETCH)) == [PrepareStretch(stretch=STRETCH)]
-    assert stages(drive, 7) == [(3, stage) for stage in Stage] + [(4, stage) for stage in list(Stage)[:3]]
+    assert drive.dispatch(events.MultiStepLeaseReceived(lease=MULTI_STEP)) == [PrepareSteps(lease=MULTI_STEP)]
+    assert stages(drive, 7) == [(3, stage) for stage in StepStage] + [(4, stage) for stage in list(StepStage)[:3]]
     drive.dispatch(events.StageDue())
-    assert sent(drive.dispatch(events.StageDone())) == [StretchEnded(number=STRETCH.number, steps=STRETCH.last)]
-    assert (drive.state.phase, drive.state.weights_step) == (WorkerPhase.WAITING, STRETCH.last)
+    assert sent(drive.dispatch(events.StageDone())) == [
+        MultiStepResult(number=MULTI_STEP.number, steps=MULTI_STEP.last)
+    ]
+    assert (drive.state.phase, drive.state.weights_step) == (WorkerPhase.WAITING, MULTI_STEP.last)
 
 
 @pytest.mark.parametrize(("done", "steps"), [(0, 3), (2, 3), (3, 4), (4, 4), (7, 5)])
-@pytest.mark.parametrize("end", [events.EndStretchReceived(number=STRETCH.number), events.StretchBroken()])
-def test_a_stretch_may_end_in_any_stage(end: events.WorkEvent, done: int, steps: int) -> None:
-    drive = drive_in(WorkerPhase.STRETCH)
+@pytest.mark.parametrize("end", [events.MultiStepWithdrawn(number=MULTI_STEP.number), events.StageFailed()])
+def test_a_multi_step_lease_may_end_in_any_stage(end: events.WorkEvent, done: int, steps: int) -> None:
+    drive = drive_in(WorkerPhase.MULTI_STEP)
     stages(drive, done)
-    if isinstance(end, events.StretchBroken):
+    if isinstance(end, events.StageFailed):
         drive.dispatch(events.StageDue())
-    assert sent(drive.dispatch(end)) == [StretchEnded(number=STRETCH.number, steps=steps)]
+    assert sent(drive.dispatch(end)) == [MultiStepResult(number=MULTI_STEP.number, steps=steps)]
     assert drive.state.phase is WorkerPhase.WAITING
 
 
-def test_another_stretch_than_the_one_at_hand_is_not_cancelled() -> None:
-    drive = drive_in(WorkerPhase.STRETCH)
-    assert drive.dispatch(events.EndStretchReceived(number=STRETCH.number - 1)) == []
-    assert drive.state.phase is WorkerPhase.STRETCH
+def test_another_multi_step_lease_than_the_one_at_hand_is_not_cancelled() -> None:
+    drive = drive_in(WorkerPhase.MULTI_STEP)
+    assert drive.dispatch(events.MultiStepWithdrawn(number=MULTI_STEP.number - 1)) == []
+    assert drive.state.phase is WorkerPhase.MULTI_STEP
 
 
 def test_what_is_waited_for_is_looked_for_less_and_less_often_and_not_for_ever() -> None:
-    drive = drive_in(WorkerPhase.STRETCH)
+    drive = drive_in(WorkerPhase.MULTI_STEP)
     stages(drive, 1)
     looks = [drive.now]
-    while drive.state.phase is WorkerPhase.STRETCH:
+    while drive.state.phase is WorkerPhase.MULTI_STEP:
         due = drive.state.deadline()
         assert due is not None
         drive.now = max(drive.now + 1e-4, due)
         looks.append(drive.now)
         drive.dispatch(events.StageNotDone())
-    assert STRETCH.patience_s <= looks[-1] - looks[0] < STRETCH.patience_s + 0.1
+    assert MULTI_STEP.patience_s <= looks[-1] - looks[0] < MULTI_STEP.patience_s + 0.1
     assert len(looks) < 2000
 
 

@@ -94,15 +94,15 @@ class Scheduler:
         self.timeouts.begin(member.rank, now)
         return withdrawn
 
-    def await_stretch(self, rank: int, number: int, now: float, *, is_late: bool) -> None:
-        """Expect a worker to answer that it makes nothing more of a stretch; one that was late seems to stand still."""
+    def await_multi_step(self, rank: int, number: int, now: float, *, is_late: bool) -> None:
+        """Expect a worker to answer a multi-step lease; one that was late seems to stand still."""
         each_s = self.timeouts.expected_s(rank, "train")
         lease = HeldLease(Node(0, 1), rank, now + self.timeouts.timeout_s(rank, "train", 1), -number, now)
         self.timeouts.begin(rank, now)
         due = now if is_late else now + 2 * each_s
         self.withdrawals.add("train", 0, WithdrawnLease(lease, now, due, now))
 
-    def end_stretch(self, rank: int, number: int, now: float) -> bool:
+    def end_multi_step(self, rank: int, number: int, now: float) -> bool:
         """Record that a worker has answered that; return whether it was expected to."""
         is_expected = self.withdrawals.answer(rank, ("train", 0, -number)) is not None
         if is_expected:

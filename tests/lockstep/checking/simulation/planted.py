@@ -21,6 +21,8 @@ from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.membership import Membership
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.multi_step.multi_step import MultiStepControl
+from lockstep.ps.multi_step.shell import MultiStepShell
 from lockstep.ps.parallel_update import effects
 from lockstep.ps.parallel_update.events import ParallelUpdateEvent, WithdrawalTried
 from lockstep.ps.parallel_update.shell import ParallelUpdateShell
@@ -34,11 +36,9 @@ from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.effects import ConfirmSums, GroupEffect
 from lockstep.ps.shard_group.group import ShardGroup
 from lockstep.ps.shared_memory import ServerSharedMemory
-from lockstep.ps.stretch.shell import StretchShell
-from lockstep.ps.stretch.stretch import StretchControl
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.slice_update import SliceUpdater
-from lockstep.worker.stretch_steps import StretchSteps
+from lockstep.worker.step_maker import StepMaker
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:
@@ -254,7 +254,7 @@ def staying(worker: WorkerShell) -> WorkerShell:
     return worker
 
 
-class Impatient(StretchSteps):
+class Impatient(StepMaker):
     """Begins the next step before the other worker has made its slice."""
 
     def _see_slice(self, step: int) -> bool:
@@ -262,14 +262,14 @@ class Impatient(StretchSteps):
         return True
 
 
-class Early(StretchSteps):
+class Early(StepMaker):
     """Makes its slice before the sums of the other worker are there."""
 
     def _see_sums(self, step: int) -> bool:
         return True
 
 
-def pacing(kind: type[StretchSteps]) -> Callable[[WorkerShell], WorkerShell]:
+def pacing(kind: type[StepMaker]) -> Callable[[WorkerShell], WorkerShell]:
     """Return what makes a worker make steps of a kind."""
 
     class Pacing(WorkerShell):
@@ -286,14 +286,14 @@ def pacing(kind: type[StretchSteps]) -> Callable[[WorkerShell], WorkerShell]:
     return make
 
 
-class Optimistic(StretchShell):
+class Optimistic(MultiStepShell):
     """Goes by what the quicker worker has made."""
 
     def _least(self, what: int) -> int:
         return max(self.state.recorded, *(board.count(what) for board in self._boards.values()))
 
 
-class Trusting(StretchControl):
+class Trusting(MultiStepControl):
     """Goes on although a worker may still be writing."""
 
     def _are_out(self) -> bool:
@@ -301,12 +301,12 @@ class Trusting(StretchControl):
 
 
 def optimistic(server: Server) -> Server:
-    server.stretch.__class__ = Optimistic
+    server.multi_step.__class__ = Optimistic
     return server
 
 
 def trusting(server: Server) -> Server:
-    server.stretch.state.__class__ = Trusting
+    server.multi_step.state.__class__ = Trusting
     return server
 
 

@@ -11,14 +11,14 @@ from lockstep.common.job.tally import pack_losses
 from lockstep.common.protocol.messages import Dropped, Join, Lease
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import BeginStretch, Effect, RecordStep, TakeBackSteps
-from lockstep.ps.coordinator.scheduling.stretch_plan import (
+from lockstep.ps.coordinator.effects import Effect, LeaseSteps, RecordStep, WithdrawSteps
+from lockstep.ps.coordinator.scheduling.multi_step_plan import (
     FIRST_STEPS,
     LONGEST_PAUSE,
     PASSED,
     PAUSE,
-    StretchPlan,
-    may_stretch,
+    MultiStepPlan,
+    may_lease_steps,
 )
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.run.info import RunInfo
@@ -43,7 +43,7 @@ class Pair(Drive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.coordinator.stretches.is_possible, self.coordinator.stretches.earliest = True, 0
+        self.coordinator.multi_step.is_possible, self.coordinator.multi_step.earliest = True, 0
 
     def join(self, worker: int) -> list[Effect]:
         joined: Join = msgspec.structs.replace(join_of(worker), machine="here", cores=tuple(range(self.cores)))
@@ -78,19 +78,19 @@ class Pair(Drive):
 
     def complete(self, steps: int, *, is_cut: bool = False, silent: tuple[int, ...] = ()) -> list[Effect]:
         self.leases.clear()
-        completed = events.StretchCompleted(number=1, steps=steps, is_cut=is_cut, silent=silent)
+        completed = events.MultiStepLeaseEnded(number=1, steps=steps, is_cut=is_cut, silent=silent)
         return self.happen(completed)
 
 
-def begun(effects: list[Effect]) -> list[BeginStretch]:
-    return [effect for effect in effects if isinstance(effect, BeginStretch)]
+def begun(effects: list[Effect]) -> list[LeaseSteps]:
+    return [effect for effect in effects if isinstance(effect, LeaseSteps)]
 
 
 def test_once_two_equal_workers_are_known_they_make_the_steps_up_to_the_last_of_the_epoch() -> None:
     drive = Pair()
-    (stretch,) = begun(drive.begin())
-    assert (stretch.first, stretch.last, stretch.ranks) == (1, STEPS - 1, (0, 1))
-    assert drive.coordinator.phase is RunPhase.STRETCH
+    (multi_step_lease,) = begun(drive.begin())
+    assert (multi_step_lease.first, multi_step_lease.last, multi_step_lease.ranks) == (1, STEPS - 1, (0, 1))
+    assert drive.coordinator.phase is RunPhase.MULTI_STEP
     status = drive.coordinator.status(drive.now)
     assert status.phase == "training"
     assert [worker.state for worker in status.workers] == ["computing", "computing"]
@@ -98,8 +98,8 @@ def test_once_two_equal_workers_are_known_they_make_the_steps_up_to_the_last_of_
 
 def test_the_first_steps_of_a_run_are_leased_also_of_one_that_is_resumed() -> None:
     at = Round("train", 3, JOB.micro_batches)
-    assert StretchPlan().earliest == FIRST_STEPS
-    assert Coordinator(info_of(), start=at).stretches.earliest == 3 + FIRST_STEPS
+    assert MultiStepPlan().earliest == FIRST_STEPS
+    assert Coordinator(info_of(), start=at).multi_step.earliest == 3 + FIRST_STEPS
 
 
 def test_a_step_that_they_made_counts_like_any_other() -> None:
@@ -129,20 +129,20 @@ def test_a_step_that_they_made_counts_like_any_other() -> None:
     ],
 )
 def test_some_jobs_need_the_server_in_each_step(values: dict[str, Any]) -> None:
-    assert not may_stretch(info_of(**values))
+    assert not may_lease_steps(info_of(**values))
 
 
 def test_audits_and_several_servers_need_it_too() -> None:
-    assert may_stretch(info_of())
-    assert not may_stretch(replace(info_of(), audit=0.1))
-    assert not may_stretch(replace(info_of(), servers=2))
+    assert may_lease_steps(info_of())
+    assert not may_lease_steps(replace(info_of(), audit=0.1))
+    assert not may_lease_steps(replace(info_of(), servers=2))
 
 
 @pytest.mark.parametrize("change", ["alone", "third", "crowded", "sockets", "impossible"])
 def test_others_than_two_workers_with_a_core_each_in_shared_memory_are_leased_each_step(change: str) -> None:
     drive = Pair(cores=1 if change == "crowded" else 2)
     if change == "impossible":
-        drive.coordinator.stretches.is_possible = False
+        drive.coordinator.multi_step.is_possible = False
     drive.enter(1, shares=True)
     if change != "alone":
         drive.enter(2, shares=change != "sockets")
@@ -158,14 +158,14 @@ def test_others_than_two_workers_with_a_core_each_in_shared_memory_are_leased_ea
     assert not begun(effects)
 
 
-def test_a_worker_that_comes_or_goes_ends_the_stretch_once() -> None:
+def test_a_worker_that_comes_or_goes_ends_the_multi_step_lease_once() -> None:
     drive = Pair(info_of(global_batch=4, micro_batches=4), cores=3)
     drive.enter(1, 2, shares=True)
     drive.now += 0.01
     drive.finish_round()
-    assert drive.coordinator.phase is RunPhase.STRETCH
-    assert [effect for effect in drive.enter(3, shares=True) if isinstance(effect, TakeBackSteps)] == [TakeBackSteps()]
-    assert not [effect for effect in drive.pass_time(5.0) if isinstance(effect, TakeBackSteps)]
+    assert drive.coordinator.phase is RunPhase.MULTI_STEP
+    assert [effect for effect in drive.enter(3, shares=True) if isinstance(effect, WithdrawSteps)] == [WithdrawSteps()]
+    assert not [effect for effect in drive.pass_time(5.0) if isinstance(effect, WithdrawSteps)]
     assert set(kinds(drive.complete(1))) == {Lease}
     assert drive.coordinator.is_running()
 
@@ -176,7 +176,7 @@ def test_workers_that_are_not_equally_fast_any_more_are_leased_what_suits_them()
     drive.now += 0.01
     drive.finish_round()
     made = [effect for step in range(1, 6) for effect in drive.make(step, slow=4.0)]
-    assert [effect for effect in made if isinstance(effect, TakeBackSteps)] == [TakeBackSteps()]
+    assert [effect for effect in made if isinstance(effect, WithdrawSteps)] == [WithdrawSteps()]
 
 
 def test_one_that_has_not_answered_gets_no_work_until_it_does() -> None:
@@ -186,7 +186,7 @@ def test_one_that_has_not_answered_gets_no_work_until_it_does() -> None:
     assert kinds(effects, 1) == [Lease, Lease]
     assert kinds(effects, 2) == []
     assert drive.coordinator.scheduler.withdrawals.has_any(1)
-    drive.happen(events.StretchAnswered(peer=peer_of(2), number=1))
+    drive.happen(events.MultiStepLeaseAnswered(peer=peer_of(2), number=1))
     assert not drive.coordinator.scheduler.withdrawals.has_any(1)
     drive.happen(events.LeaseDropped(peer=peer_of(2), dropped=Dropped(work="train", step=0, number=1)))
 
@@ -198,16 +198,16 @@ def test_one_that_never_answers_is_late_like_any_other() -> None:
     assert "worker 1 (host host, pid 2) has sent nothing for" in said(drive.pass_time(drive.info.lease_timeout_s))
 
 
-def test_a_refused_stretch_is_never_tried_again() -> None:
+def test_a_refused_multi_step_lease_is_never_tried_again() -> None:
     drive = Pair()
     drive.begin()
-    assert kinds(drive.happen(events.StretchRefused())) == [Lease, Lease]
+    assert kinds(drive.happen(events.MultiStepLeaseRefused())) == [Lease, Lease]
     drive.now += 0.01
     assert not begun(drive.finish_round())
 
 
 def test_after_a_cut_it_waits_twice_as_long_each_time_until_one_has_lasted() -> None:
-    plan = StretchPlan()
+    plan = MultiStepPlan()
     pauses = []
     for _ in range(8):
         plan.on_completed(100, 101, is_cut=True)

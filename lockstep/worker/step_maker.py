@@ -1,8 +1,8 @@
-"""Makes the steps of a stretch: computes sums, makes slices of updates, and shows others how far it is.
+"""Makes the steps of a multi-step lease: computes sums, makes slices of updates, and shows others how far it is.
 
 The server is not needed for it, and reads what is shown here when it has the time. A loss that is not finite, or an
-exception of the model's, ends the stretch and is not reported here: the step is computed again, lease by lease, and
-that reports it.
+exception of the model's, ends the multi-step lease and is not reported here: the step is computed again, lease by
+lease, and that reports it.
 """
 
 from dataclasses import dataclass, field
@@ -15,24 +15,24 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.job.optimizer import schedule_of
 from lockstep.common.optim.schedules import Schedule
-from lockstep.common.protocol.messages import SliceLease, SliceResult, Stretch, SumsPlace
+from lockstep.common.protocol.messages import MultiStepLease, SliceLease, SliceResult, SumsPlace
 from lockstep.common.protocol.step_board import ENTRIES, LISTED, MADE, SUMMED, StepBoard
 from lockstep.common.runtime.clock import Clock
 from lockstep.worker.compute import Compute
+from lockstep.worker.multi_step import StepStage
 from lockstep.worker.slice_update import SliceUpdater
-from lockstep.worker.stretch import Stage
 
 
 @dataclass
-class StretchSteps:
-    """The steps of stretches that a worker makes in one run."""
+class StepMaker:
+    """The steps of multi-step leases that a worker makes in one run."""
 
     compute: Compute
     slices: SliceUpdater
     clock: Clock
     board: StepBoard = field(init=False)
     schedule: Schedule = field(init=False)
-    #: That of the other worker of the stretch at hand.
+    #: That of the other worker of the multi-step lease at hand.
     _other: StepBoard = field(init=False)
     #: When all sums of the step before were there.
     _summed_at: float = 0.0
@@ -42,34 +42,34 @@ class StretchSteps:
         self.board = StepBoard.of(self.slices.place.head)
         self.schedule = schedule_of(job, job.total_steps(samples), -(-samples // job.global_batch))
 
-    def begin(self, stretch: Stretch) -> None:
-        """Get ready for a stretch; `SharingError` if the other worker's file cannot be mapped."""
+    def begin(self, lease: MultiStepLease) -> None:
+        """Get ready for a multi-step lease; `SharingError` if the other worker's file cannot be mapped."""
         self._summed_at = self.clock.now()
-        terms = [SumsPlace(rank=rank, slot=0) for rank in stretch.ranks]
+        terms = [SumsPlace(rank=rank, slot=0) for rank in lease.ranks]
         (place,) = (one for one in terms if one.rank != self.slices.place.rank)
         self._other = StepBoard.of(self.slices.segment_at(place, terms).head)
 
-    def advance(self, stretch: Stretch, step: int, stage: Stage) -> bool | None:
+    def advance(self, lease: MultiStepLease, step: int, stage: StepStage) -> bool | None:
         """Do what is to be done in a stage of a step; return whether that is done, None if it cannot be."""
         try:
             match stage:
-                case Stage.COMPUTING:
-                    return self._compute(stretch, step)
-                case Stage.AWAITING_SUMS:
+                case StepStage.COMPUTING:
+                    return self._compute(lease, step)
+                case StepStage.AWAITING_SUMS:
                     return self._see_sums(step)
-                case Stage.UPDATING:
-                    return self._update(stretch, step)
-                case Stage.AWAITING_SLICE:
+                case StepStage.UPDATING:
+                    return self._update(lease, step)
+                case StepStage.AWAITING_SLICE:
                     return self._see_slice(step)
         except SharingError:
             self.slices.abandon()
             return None
 
-    def _compute(self, stretch: Stretch, step: int) -> bool | None:
+    def _compute(self, lease: MultiStepLease, step: int) -> bool | None:
         if step - self.slices.listed() >= ENTRIES:
             return False  # what would be overwritten was not read
         began, compute = self.clock.now(), self.compute
-        node = Node(stretch.lo, stretch.hi)
+        node = Node(lease.lo, lease.hi)
         compute.turn(step, into=step % 2)
         try:
             _, tally = compute.train(step, node)
@@ -93,21 +93,21 @@ class StretchSteps:
         self._entry(step)["round_s"], self._summed_at = now - self._summed_at, now
         return True
 
-    def _update(self, stretch: Stretch, step: int) -> bool | None:
-        lease = SliceLease(
+    def _update(self, lease: MultiStepLease, step: int) -> bool | None:
+        slice_lease = SliceLease(
             number=0,
-            incarnation=stretch.incarnation,
+            incarnation=lease.incarnation,
             step=step,
-            start=stretch.start,
-            stop=stretch.stop,
-            count=stretch.count,
+            start=lease.start,
+            stop=lease.stop,
+            count=lease.count,
             rate=self.schedule.rate(step),
             scale=None,
-            reads=(stretch.reads + step - stretch.first) % 2,
-            terms=[SumsPlace(rank=rank, slot=step % 2) for rank in stretch.ranks],
-            memory=stretch.memory,
+            reads=(lease.reads + step - lease.first) % 2,
+            terms=[SumsPlace(rank=rank, slot=step % 2) for rank in lease.ranks],
+            memory=lease.memory,
         )
-        result = self.slices.advance(lease, self._show)
+        result = self.slices.advance(slice_lease, self._show)
         if result is None:
             return False
         return True if result.is_done and result.not_finite is None else None

@@ -1,11 +1,11 @@
-"""What can happen to a stretch of steps that workers make by themselves, in the past tense."""
+"""What can happen to a lease of several steps that workers make by themselves, in the past tense."""
 
 from msgspec import Struct
 
 from lockstep.common.statemachine.events_and_effects import TimePassed as TimePassed
 
 
-class StretchBegun(Struct, frozen=True, kw_only=True):
+class StepsLeased(Struct, frozen=True, kw_only=True):
     """Two workers were told to make the steps `[first, last)`."""
 
     number: int
@@ -24,7 +24,7 @@ class BoardsRead(Struct, frozen=True, kw_only=True):
 
 
 class WorkerAnswered(Struct, frozen=True, kw_only=True):
-    """A worker makes nothing more of a stretch; of the run's steps it has made so many."""
+    """A worker makes nothing more of a multi-step lease; of the run's steps it has made so many."""
 
     number: int
     rank: int
@@ -58,6 +58,6 @@ class MemoryLeft(Struct, frozen=True, kw_only=True):
     made: int | None
 
 
-StretchEvent = (
-    StretchBegun | BoardsRead | WorkerAnswered | MemberRemoved | EndRequested | LocksTried | MemoryLeft | TimePassed
+MultiStepEvent = (
+    StepsLeased | BoardsRead | WorkerAnswered | MemberRemoved | EndRequested | LocksTried | MemoryLeft | TimePassed
 )

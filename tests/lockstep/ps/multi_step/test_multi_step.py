@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lockstep.common.errors import ProtocolError
 from lockstep.common.statemachine.transitions import ILLEGAL
-from lockstep.ps.stretch import effects, events
-from lockstep.ps.stretch.stretch import BETWEEN_S, LATE_S, MOVE_S, TRANSITIONS, StretchControl, StretchPhase
+from lockstep.ps.multi_step import effects, events
+from lockstep.ps.multi_step.multi_step import BETWEEN_S, LATE_S, MOVE_S, TRANSITIONS, MultiStepControl, MultiStepPhase
 
 FIRST, LAST, STEP_S = 10, 20, 0.01
 
@@ -28,19 +28,19 @@ class Drive:
     inside: set[int] = field(default_factory=set)
     has_room: bool = True
     recorded: list[int] = field(default_factory=list)
-    completed: list[effects.CompleteStretch] = field(default_factory=list)
+    completed: list[effects.CompleteSteps] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     moves: int = 0
     number: int = 0
-    state: StretchControl = field(default_factory=StretchControl)
+    state: MultiStepControl = field(default_factory=MultiStepControl)
 
     def begin(self) -> "Drive":
         self.number += 1
-        self.handle(events.StretchBegun(number=self.number, first=FIRST, last=LAST, ranks=(0, 1), step_s=STEP_S))
+        self.handle(events.StepsLeased(number=self.number, first=FIRST, last=LAST, ranks=(0, 1), step_s=STEP_S))
         return self
 
-    def handle(self, event: events.StretchEvent) -> None:
+    def handle(self, event: events.MultiStepEvent) -> None:
         pending = deque([event])
         while pending:
             for effect in self.state.handle(pending.popleft(), self.now):
@@ -48,13 +48,13 @@ class Drive:
                 pending += [] if following is None else [following]
         self.state.validate()
 
-    def _perform(self, effect: effects.StretchEffect) -> events.StretchEvent | None:
+    def _perform(self, effect: effects.MultiStepEffect) -> events.MultiStepEvent | None:
         match effect:
             case effects.ReadBoards():
                 return events.BoardsRead(made=min(self.made.values()), listed=min(self.listed.values()))
             case effects.RecordSteps(first=first, last=last):
                 self.recorded += range(first, last)
-            case effects.SendEndStretch(ranks=ranks):
+            case effects.SendWithdrawal(ranks=ranks):
                 self.cancelled += ranks
             case effects.TryLocks(ranks=ranks):
                 return events.LocksTried(taken=tuple(rank for rank in ranks if rank not in self.inside))
@@ -63,7 +63,7 @@ class Drive:
             case effects.LeaveMemory():
                 self.moves += 1
                 return events.MemoryLeft(made=min(self.made.values()) if self.has_room else None)
-            case effects.CompleteStretch():
+            case effects.CompleteSteps():
                 self.completed.append(effect)
         return None
 
@@ -86,10 +86,10 @@ class Drive:
 
 
 #: One event of each kind.
-EVENTS: dict[type[events.StretchEvent], events.StretchEvent] = {
+EVENTS: dict[type[events.MultiStepEvent], events.MultiStepEvent] = {
     type(event): event
     for event in (
-        events.StretchBegun(number=1, first=FIRST, last=LAST, ranks=(0, 1), step_s=STEP_S),
+        events.StepsLeased(number=1, first=FIRST, last=LAST, ranks=(0, 1), step_s=STEP_S),
         events.BoardsRead(made=FIRST, listed=FIRST),
         events.WorkerAnswered(number=1, rank=0, steps=LAST),
         events.MemberRemoved(rank=0),
@@ -102,18 +102,18 @@ EVENTS: dict[type[events.StretchEvent], events.StretchEvent] = {
 
 
 def test_the_table_has_every_phase_and_event() -> None:
-    assert set(EVENTS) == set(get_args(events.StretchEvent))
-    assert set(TRANSITIONS) == set(product(StretchPhase, get_args(events.StretchEvent)))
+    assert set(EVENTS) == set(get_args(events.MultiStepEvent))
+    assert set(TRANSITIONS) == set(product(MultiStepPhase, get_args(events.MultiStepEvent)))
 
 
 @pytest.mark.parametrize("key", [key for key, targets in TRANSITIONS.items() if targets is ILLEGAL], ids=str)
-def test_what_is_illegal_raises(key: tuple[StretchPhase, type[events.StretchEvent]]) -> None:
+def test_what_is_illegal_raises(key: tuple[MultiStepPhase, type[events.MultiStepEvent]]) -> None:
     phase, kind = key
     with pytest.raises(ProtocolError, match=f"{kind.__name__} while {phase.value}"):
-        StretchControl(phase=phase).handle(EVENTS[kind], 0.0)
+        MultiStepControl(phase=phase).handle(EVENTS[kind], 0.0)
 
 
-def test_steps_are_recorded_now_and_then_and_a_stretch_ends_when_both_are_out() -> None:
+def test_steps_are_recorded_now_and_then_and_a_multi_step_lease_ends_when_both_are_out() -> None:
     drive = Drive().begin()
     drive.advance(4)
     assert drive.recorded == []
@@ -124,7 +124,7 @@ def test_steps_are_recorded_now_and_then_and_a_stretch_ends_when_both_are_out() 
     assert not drive.completed
     drive.answer(1)
     assert drive.recorded == list(range(FIRST, LAST))
-    assert drive.completed == [effects.CompleteStretch(steps=LAST, is_cut=False, silent=())]
+    assert drive.completed == [effects.CompleteSteps(steps=LAST, is_cut=False, silent=())]
     assert not drive.cancelled
     assert drive.state.deadline() is None
 
@@ -138,7 +138,7 @@ def test_only_what_the_slower_worker_has_listed_is_recorded_while_they_go_on() -
     assert drive.recorded == [10, 11]
 
 
-def test_a_late_step_ends_the_stretch_after_what_both_have_made() -> None:
+def test_a_late_step_ends_the_multi_step_lease_after_what_both_have_made() -> None:
     drive = Drive().begin()
     drive.advance(2)
     drive.wait(BETWEEN_S[1])
@@ -146,7 +146,7 @@ def test_a_late_step_ends_the_stretch_after_what_both_have_made() -> None:
     drive.wait(2 * STEP_S + LATE_S + 3 * BETWEEN_S[1])
     assert drive.cancelled == [0, 1]
     assert drive.recorded == [10, 11]
-    assert drive.completed == [effects.CompleteStretch(steps=12, is_cut=True, silent=(0, 1))]
+    assert drive.completed == [effects.CompleteSteps(steps=12, is_cut=True, silent=(0, 1))]
     # Their locks are kept until they answer.
     assert set(drive.state.locked) == {0, 1}
     drive.answer(1)
@@ -158,16 +158,16 @@ def test_a_worker_that_leaves_early_or_is_gone_ends_it() -> None:
     drive = Drive().begin()
     drive.advance(1)
     drive.answer(0)
-    assert drive.completed == [effects.CompleteStretch(steps=11, is_cut=True, silent=(1,))]
+    assert drive.completed == [effects.CompleteSteps(steps=11, is_cut=True, silent=(1,))]
     drive = Drive().begin()
     drive.handle(events.MemberRemoved(rank=1))
-    assert drive.completed == [effects.CompleteStretch(steps=FIRST, is_cut=False, silent=(0, 1))]
+    assert drive.completed == [effects.CompleteSteps(steps=FIRST, is_cut=False, silent=(0, 1))]
 
 
 def test_somebody_else_that_is_gone_does_not() -> None:
     drive = Drive().begin()
     drive.handle(events.MemberRemoved(rank=7))
-    assert drive.state.phase is StretchPhase.RUNNING
+    assert drive.state.phase is MultiStepPhase.RUNNING
 
 
 def test_a_worker_in_the_middle_of_a_slice_is_waited_for() -> None:
@@ -180,7 +180,7 @@ def test_a_worker_in_the_middle_of_a_slice_is_waited_for() -> None:
     drive.wait(0.01)
     # It is not listed by anybody, and made all the same.
     assert drive.recorded == [FIRST]
-    assert drive.completed == [effects.CompleteStretch(steps=FIRST + 1, is_cut=False, silent=(0, 1))]
+    assert drive.completed == [effects.CompleteSteps(steps=FIRST + 1, is_cut=False, silent=(0, 1))]
 
 
 def test_memory_is_left_to_a_worker_that_stands_still_within_its_slice() -> None:
@@ -212,16 +212,16 @@ def test_nothing_is_copied_while_both_may_write() -> None:
 def test_in_a_hurry_one_worker_that_is_out_is_enough() -> None:
     drive = Drive(inside={1}).begin()
     drive.handle(events.EndRequested(is_hurried=True))
-    assert drive.completed == [effects.CompleteStretch(steps=FIRST, is_cut=False, silent=(0, 1))]
+    assert drive.completed == [effects.CompleteSteps(steps=FIRST, is_cut=False, silent=(0, 1))]
 
 
-def test_an_answer_to_an_earlier_stretch_releases_its_lock_and_nothing_else() -> None:
+def test_an_answer_to_an_earlier_multi_step_lease_releases_its_lock_and_nothing_else() -> None:
     drive = Drive().begin()
     drive.handle(events.EndRequested())
     drive.begin()
     drive.handle(events.WorkerAnswered(number=1, rank=0, steps=FIRST))
     assert drive.released == [0]
-    assert drive.state.phase is StretchPhase.RUNNING
+    assert drive.state.phase is MultiStepPhase.RUNNING
     assert not drive.state.out
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.step_board import MOST_LOSSES
-from lockstep.ps.coordinator.effects import BeginStretch
+from lockstep.ps.coordinator.effects import LeaseSteps
 from lockstep.ps.coordinator.membership import Member, Membership
 from lockstep.ps.coordinator.scheduling.finishing_time import finishing_time_s
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
@@ -24,12 +24,12 @@ WORKERS = 2
 #: Halves are leased as long as a step takes at most this many times as long as with the best shares.
 UNEVEN = 1.25
 
-#: Least steps of a stretch, and the steps of a run before the first: in some of these workers record the model's calls,
-#: which takes longer than a worker waits for the other.
+#: Least steps of a multi-step lease, and the steps of a run before the first: in some of these workers record the
+#: model's calls, which takes longer than a worker waits for the other.
 LEAST_STEPS, FIRST_STEPS = 4, 12
 
-#: Steps after a stretch that was cut until the next, at first and at most: twice as many after each. Stretches of so
-#: many times the pause show that whatever cut the last one has passed.
+#: Steps after a multi-step lease that was cut until the next, at first and at most: twice as many after each.
+#: Multi-step leases of so many times the pause show that whatever cut the last one has passed.
 PAUSE, LONGEST_PAUSE, PASSED = 32, 1024, 4
 
 #: A worker waits for the other for so many seconds, and this part of a step: by as much do equal workers differ.
@@ -37,19 +37,19 @@ PATIENCE_S, PATIENCE = 0.003, 0.75
 
 
 @dataclass
-class StretchPlan:
-    """When the next stretch may begin."""
+class MultiStepPlan:
+    """When the next multi-step lease may begin."""
 
     #: The first step that may be in one.
     earliest: int = FIRST_STEPS
     pause: int = PAUSE
-    #: Steps in stretches since one was cut.
+    #: Steps in multi-step leases since one was cut.
     lasted: int = 0
     #: Whether there can be any in this run: whoever carries out the coordinator's effects has to know how.
     is_possible: bool = False
 
     def on_completed(self, first: int, steps: int, *, is_cut: bool) -> None:
-        """Record that a stretch from `first` on has ended after so many steps of the run.
+        """Record that a multi-step lease from `first` on has ended after so many steps of the run.
 
         One that was cut is not tried again at once.
         """
@@ -60,13 +60,13 @@ class StretchPlan:
             self.earliest, self.lasted = steps + self.pause, 0
             self.pause = min(2 * self.pause, LONGEST_PAUSE)
 
-    def next(self, info: RunInfo, at: Round, membership: Membership, scheduler: Scheduler) -> BeginStretch | None:
-        """Return the stretch that begins with a round; None if the round is to be leased."""
+    def next(self, info: RunInfo, at: Round, membership: Membership, scheduler: Scheduler) -> LeaseSteps | None:
+        """Return the multi-step lease that begins with a round; None if the round is to be leased."""
         if not self.is_possible or at.work != "train" or at.step < self.earliest:
             return None
         # The last step of an epoch may be shorter, and an evaluation follows it.
         last = min((at.step // info.plan.steps_per_epoch + 1) * info.plan.steps_per_epoch, info.plan.total_steps) - 1
-        if last - at.step < LEAST_STEPS or not may_stretch(info):
+        if last - at.step < LEAST_STEPS or not may_lease_steps(info):
             return None
         halves = _halves(membership, scheduler.withdrawals)
         if not halves or not scheduler.timeouts.is_known("train"):
@@ -76,7 +76,7 @@ class StretchPlan:
         if step_s is None:
             return None
         patience_s = PATIENCE_S + PATIENCE * step_s
-        return BeginStretch(first=at.step, last=last, ranks=(first, second), step_s=step_s, patience_s=patience_s)
+        return LeaseSteps(first=at.step, last=last, ranks=(first, second), step_s=step_s, patience_s=patience_s)
 
 
 def even_step_s(micro_batches: int, ranks: tuple[int, int], timeouts: LeaseTimeouts) -> float | None:
@@ -86,7 +86,7 @@ def even_step_s(micro_batches: int, ranks: tuple[int, int], timeouts: LeaseTimeo
     return None if step_s > UNEVEN * finishing_time_s(micro_batches, [(0.0, one_s) for one_s in each_s]) else step_s
 
 
-def may_stretch(info: RunInfo) -> bool:
+def may_lease_steps(info: RunInfo) -> bool:
     """Tell whether an update follows from the sums of its step alone, without a look at all of them."""
     job = info.job
     is_simple = job.clip_norm is None and job.wire == "float32" and not info.audit and info.manifest is None

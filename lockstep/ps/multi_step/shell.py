@@ -1,4 +1,4 @@
-"""Stretches of steps that workers make by themselves: carries out the effects of `StretchControl`.
+"""Leases of several steps that workers make by themselves: carries out the effects of `MultiStepControl`.
 
 It reads how far they are, turns what they show into steps that have been made, and takes their locks.
 """
@@ -19,20 +19,22 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import FileLock
 from lockstep.ps.coordinator import effects as coordinator_effects
 from lockstep.ps.coordinator import events as coordinator_events
-from lockstep.ps.coordinator.scheduling.stretch_plan import LEAST_STEPS
+from lockstep.ps.coordinator.scheduling.multi_step_plan import LEAST_STEPS
+from lockstep.ps.multi_step import effects, events
+from lockstep.ps.multi_step.multi_step import MultiStepControl
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory import ServerSharedMemory
-from lockstep.ps.stretch import effects, events
-from lockstep.ps.stretch.stretch import StretchControl
 
-#: Sends a worker, by its rank, a message of a stretch; returns that it has left if it cannot be sent to.
-SendToWorker = Callable[[int, messages.Stretch | messages.EndStretch], Sequence[coordinator_events.Event]]
+#: Sends a worker, by its rank, a message of a multi-step lease; returns that it has left if it cannot be sent to.
+SendToWorker = Callable[
+    [int, messages.MultiStepLease | messages.MultiStepWithdrawal], Sequence[coordinator_events.Event]
+]
 
 
 @dataclass
-class StretchShell:
-    """The stretches of one run."""
+class MultiStepShell:
+    """The multi-step leases of one run."""
 
     info: RunInfo
     shard: Shard
@@ -41,8 +43,8 @@ class StretchShell:
     report: Callable[[str], None]
     #: The memory in which workers make steps, None if there is none.
     sharing: ServerSharedMemory | None = None
-    state: StretchControl = field(default_factory=StretchControl)
-    #: When a checkpoint is due, for which the stretch at hand is to end.
+    state: MultiStepControl = field(default_factory=MultiStepControl)
+    #: When a checkpoint is due, for which the multi-step lease at hand is to end.
     until: float | None = None
     #: By rank, the boards of those who make it, and the locks of all who ever did.
     _boards: dict[int, StepBoard] = field(default_factory=dict)
@@ -60,7 +62,7 @@ class StretchShell:
         return self.state.deadline() is not None
 
     def begin(
-        self, asked: coordinator_effects.BeginStretch, last: int | None = None, until: float | None = None
+        self, asked: coordinator_effects.LeaseSteps, last: int | None = None, until: float | None = None
     ) -> list[coordinator_events.Event]:
         """Let workers make steps; return what the coordinator is to handle.
 
@@ -70,7 +72,7 @@ class StretchShell:
         stop = asked.last if last is None else min(asked.last, last)
         sharing = self.sharing
         if sharing is None or sharing.board is None or not sharing.share_update(self.shard):
-            return [coordinator_events.StretchRefused()]
+            return [coordinator_events.MultiStepLeaseRefused()]
         is_due = stop - asked.first < LEAST_STEPS or (until is not None and self.clock.now() >= until)
         # If the weights are not finite, the next step shows where, and those before them are kept.
         if is_due or self.shard.not_finite is not None or any(rank in self.state.locked for rank in asked.ranks):
@@ -81,13 +83,13 @@ class StretchShell:
             for rank in asked.ranks:
                 self._lock_of(rank)
         except (JobError, SharingError):
-            return [coordinator_events.StretchRefused()]
+            return [coordinator_events.MultiStepLeaseRefused()]
         self._boards, self.until = {rank: sharing.boards[rank] for rank in asked.ranks}, until
         sharing.board.mark(LISTED, asked.first)
         number, at = self.state.number + 1, self.shard.begin_update(asked.first, 1, in_place=False)
         halves = Node(0, self.info.job.micro_batches).halves()
         for rank, half, owned in zip(asked.ranks, halves, slices, strict=True):
-            stretch = messages.Stretch(
+            lease = messages.MultiStepLease(
                 number=number,
                 incarnation="",
                 first=asked.first,
@@ -102,8 +104,8 @@ class StretchShell:
                 patience_s=asked.patience_s,
                 memory=sharing.generation,
             )
-            self._happened += self.send(rank, stretch)
-        begun = events.StretchBegun(number=number, first=asked.first, last=stop, ranks=asked.ranks, step_s=asked.step_s)
+            self._happened += self.send(rank, lease)
+        begun = events.StepsLeased(number=number, first=asked.first, last=stop, ranks=asked.ranks, step_s=asked.step_s)
         return self.dispatch(begun)
 
     def _forget(self, ranks: Sequence[int]) -> None:
@@ -113,7 +115,7 @@ class StretchShell:
 
     def _lock_of(self, rank: int) -> FileLock:
         if rank not in self._locks:
-            assert self.sharing is not None  # without it there is no stretch
+            assert self.sharing is not None  # without it there is no multi-step lease
             self._locks[rank] = self.sharing.lock_of(rank)
         return self._locks[rank]
 
@@ -125,8 +127,8 @@ class StretchShell:
         due = self.state.deadline()
         return self.dispatch(events.TimePassed()) if due is not None and now >= due else []
 
-    def on_answer(self, rank: int, answer: messages.StretchEnded) -> list[coordinator_events.Event]:
-        """Handle that a worker makes nothing more of a stretch."""
+    def on_answer(self, rank: int, answer: messages.MultiStepResult) -> list[coordinator_events.Event]:
+        """Handle that a worker makes nothing more of a multi-step lease."""
         return self.dispatch(events.WorkerAnswered(number=answer.number, rank=rank, steps=answer.steps))
 
     def remove(self, rank: int) -> list[coordinator_events.Event]:
@@ -139,7 +141,7 @@ class StretchShell:
             return []
         return self.dispatch(events.EndRequested(is_hurried=is_hurried, is_final=is_final))
 
-    def dispatch(self, event: events.StretchEvent) -> list[coordinator_events.Event]:
+    def dispatch(self, event: events.MultiStepEvent) -> list[coordinator_events.Event]:
         """Let the machine handle an event, and whatever its effects lead to; return what the coordinator handles."""
         pending = deque([event])
         while pending:
@@ -150,18 +152,18 @@ class StretchShell:
         happened, self._happened = self._happened, []
         return happened
 
-    def _perform(self, effect: effects.StretchEffect) -> events.StretchEvent | None:
+    def _perform(self, effect: effects.MultiStepEffect) -> events.MultiStepEvent | None:
         match effect:
             case effects.ReadBoards():
                 return events.BoardsRead(made=self._least(MADE), listed=self._least(LISTED))
             case effects.RecordSteps(first=first, last=last):
                 self._happened += self._made(first, last)
                 assert self.sharing is not None
-                assert self.sharing.board is not None  # of a stretch
+                assert self.sharing.board is not None  # of a multi-step lease
                 self.sharing.board.mark(LISTED, last)
-            case effects.SendEndStretch(ranks=ranks):
+            case effects.SendWithdrawal(ranks=ranks):
                 for rank in ranks:
-                    self._happened += self.send(rank, messages.EndStretch(number=self.state.number))
+                    self._happened += self.send(rank, messages.MultiStepWithdrawal(number=self.state.number))
             case effects.TryLocks(ranks=ranks):
                 return events.LocksTried(taken=tuple(rank for rank in ranks if self._locks[rank].acquire()))
             case effects.ReleaseLock(rank=rank):
@@ -171,22 +173,22 @@ class StretchShell:
             case effects.ReportStuck():
                 text = "both workers stand still in the middle of an update: the run waits for one to go on, or to end"
                 self.report(text)
-            case effects.CompleteStretch():
+            case effects.CompleteSteps():
                 self._complete(effect)
             case _:
                 assert_never(effect)
         return None
 
-    def _complete(self, effect: effects.CompleteStretch) -> None:
+    def _complete(self, effect: effects.CompleteSteps) -> None:
         if self.shard.updates < effect.steps:
             self.shard.skip_to(effect.steps)
-        completed = coordinator_events.StretchCompleted(
+        completed = coordinator_events.MultiStepLeaseEnded(
             number=self.state.number, steps=effect.steps, is_cut=effect.is_cut, silent=effect.silent
         )
         self._happened.append(completed)
 
     def _least(self, what: int) -> int:
-        """Return how many steps all workers have made, or listed; what they show may be of an earlier stretch."""
+        """Return how many steps all workers have made, or listed; what they show may be of an earlier lease."""
         return max(self.state.recorded, min(board.count(what) for board in self._boards.values()))
 
     def _made(self, first: int, last: int) -> Iterator[coordinator_events.StepMade]:
@@ -201,7 +203,7 @@ class StretchShell:
             yield coordinator_events.StepMade(
                 step=step,
                 halves=(halves[0], halves[1]),
-                # By one clock: then the times of all steps add up to that of the stretch.
+                # By one clock: then the times of all steps add up to that of the multi-step lease.
                 round_s=max(0.0, float(entries[0]["round_s"])),
                 update_s=max(0.0, *(float(entry["update_s"]) for entry in entries)),
                 checksum=found,
@@ -222,9 +224,9 @@ class StretchShell:
             ended_s=max(0.0, float(entry["ended_s"])),
         )
 
-    def _move(self) -> events.StretchEvent:
+    def _move(self) -> events.MultiStepEvent:
         """Go on in other memory, after the steps that are made by now."""
-        assert self.sharing is not None  # otherwise there is no stretch
+        assert self.sharing is not None  # otherwise there is no multi-step lease
         made = self._least(MADE)
         before = self.shard.updates
         self.shard.skip_to(made)
@@ -240,6 +242,6 @@ class StretchShell:
         self._locks.clear()
 
 
-def declined(asked: coordinator_effects.BeginStretch) -> coordinator_events.Event:
-    """Return that the steps of a stretch are to be leased instead."""
-    return coordinator_events.StretchCompleted(number=0, steps=asked.first, is_cut=False, silent=())
+def declined(asked: coordinator_effects.LeaseSteps) -> coordinator_events.Event:
+    """Return that the steps of a multi-step lease are to be leased instead."""
+    return coordinator_events.MultiStepLeaseEnded(number=0, steps=asked.first, is_cut=False, silent=())

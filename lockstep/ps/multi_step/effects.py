@@ -1,4 +1,4 @@
-"""What is to be done for a stretch of steps, as imperatives; the shell does it, in order."""
+"""What is to be done for a lease of several steps, as imperatives; the shell does it, in order."""
 
 from msgspec import Struct
 
@@ -14,8 +14,8 @@ class RecordSteps(Struct, frozen=True, kw_only=True):
     last: int
 
 
-class SendEndStretch(Struct, frozen=True, kw_only=True):
-    """Send workers that the stretch ends."""
+class SendWithdrawal(Struct, frozen=True, kw_only=True):
+    """Send workers that the multi-step lease ends."""
 
     ranks: tuple[int, ...]
 
@@ -27,7 +27,7 @@ class TryLocks(Struct, frozen=True, kw_only=True):
 
 
 class ReleaseLock(Struct, frozen=True, kw_only=True):
-    """Let a worker make slices again: it has said that it is out of the stretch."""
+    """Let a worker make slices again: it has said that it is out of the multi-step lease."""
 
     rank: int
 
@@ -40,7 +40,7 @@ class ReportStuck(Struct, frozen=True, kw_only=True):
     """Report that the run waits for two workers that stand still."""
 
 
-class CompleteStretch(Struct, frozen=True, kw_only=True):
+class CompleteSteps(Struct, frozen=True, kw_only=True):
     """Continue step by step, with the weights after so many steps."""
 
     steps: int
@@ -50,6 +50,6 @@ class CompleteStretch(Struct, frozen=True, kw_only=True):
     silent: tuple[int, ...]
 
 
-StretchEffect = (
-    ReadBoards | RecordSteps | SendEndStretch | TryLocks | ReleaseLock | LeaveMemory | ReportStuck | CompleteStretch
+MultiStepEffect = (
+    ReadBoards | RecordSteps | SendWithdrawal | TryLocks | ReleaseLock | LeaveMemory | ReportStuck | CompleteSteps
 )

@@ -1,4 +1,4 @@
-"""Stretches in real memory, with workers by hand: what they are sent, how what they show counts, who may write."""
+"""Multi-step leases in real memory, with workers by hand: what they are sent, what counts, who may write."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,20 +10,20 @@ import pytest
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.job.tally import pack_losses
 from lockstep.common.protocol.memory_offer import sums_file, sums_shape
-from lockstep.common.protocol.messages import EndStretch, Stretch, StretchEnded
+from lockstep.common.protocol.messages import MultiStepLease, MultiStepResult, MultiStepWithdrawal
 from lockstep.common.protocol.step_board import ENTRIES, LISTED, MADE, SUMMED, StepBoard
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator import events
-from lockstep.ps.coordinator.effects import BeginStretch
+from lockstep.ps.coordinator.effects import LeaseSteps
+from lockstep.ps.multi_step.multi_step import BETWEEN_S, MOVE_S
+from lockstep.ps.multi_step.shell import MultiStepShell, declined
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shared_memory import share
-from lockstep.ps.stretch.shell import StretchShell, declined
-from lockstep.ps.stretch.stretch import BETWEEN_S, MOVE_S
 from tests.simulation.small import digits, job_of
 
 #: Twenty steps of two micro-batches each, of which workers are to make these.
 JOB = job_of(global_batch=2, micro_batches=2, steps=20, momentum=0.9)
-ASKED = BeginStretch(first=3, last=15, ranks=(0, 1), step_s=0.01, patience_s=0.01)
+ASKED = LeaseSteps(first=3, last=15, ranks=(0, 1), step_s=0.01, patience_s=0.01)
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Pair:
 
     root: Path
     clock: ManualClock = field(default_factory=ManualClock)
-    sent: list[tuple[int, Stretch | EndStretch]] = field(default_factory=list)
+    sent: list[tuple[int, MultiStepLease | MultiStepWithdrawal]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -45,9 +45,9 @@ class Pair:
             self.sharing.admit(rank, self.sharing.folder.nonce.hex())
             self.boards.append(StepBoard.of(segment.head))
         self.locks = [self.sharing.lock_of(rank) for rank in ASKED.ranks]
-        self.shell = StretchShell(setup.info, self.shard, self.clock, self._send, self.said.append, self.sharing)
+        self.shell = MultiStepShell(setup.info, self.shard, self.clock, self._send, self.said.append, self.sharing)
 
-    def _send(self, rank: int, message: Stretch | EndStretch) -> list[events.Event]:
+    def _send(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> list[events.Event]:
         self.sent.append((rank, message))
         return []
 
@@ -72,7 +72,7 @@ class Pair:
         return happened
 
     def answer(self, rank: int, steps: int) -> list[events.Event]:
-        return self.shell.on_answer(rank, StretchEnded(number=1, steps=steps))
+        return self.shell.on_answer(rank, MultiStepResult(number=1, steps=steps))
 
     def close(self) -> None:
         for lock in self.locks:
@@ -92,15 +92,15 @@ def steps_in(happened: list[events.Event]) -> list[int]:
     return [event.step for event in happened if isinstance(event, events.StepMade)]
 
 
-def completed(happened: list[events.Event]) -> list[events.StretchCompleted]:
-    return [event for event in happened if isinstance(event, events.StretchCompleted)]
+def completed(happened: list[events.Event]) -> list[events.MultiStepLeaseEnded]:
+    return [event for event in happened if isinstance(event, events.MultiStepLeaseEnded)]
 
 
 def test_each_worker_is_sent_its_half_of_the_micro_batches_and_of_the_values(pair: Pair) -> None:
     assert pair.shell.begin(ASKED) == []
     (rank, first), (other, second) = pair.sent
-    assert isinstance(first, Stretch)
-    assert isinstance(second, Stretch)
+    assert isinstance(first, MultiStepLease)
+    assert isinstance(second, MultiStepLease)
     assert (rank, other, first.ranks, second.ranks) == (0, 1, [0, 1], [0, 1])
     assert (first.first, first.last, first.count, first.lo, first.hi, second.lo, second.hi) == (3, 15, 2, 0, 1, 1, 2)
     assert (first.start, first.stop, second.stop) == (0, second.start, pair.shard.weights.size)
@@ -134,7 +134,7 @@ def test_at_the_end_the_server_has_the_weights_and_slots_of_the_last_step(pair: 
         pair.make(step)
     happened = pair.answer(0, 15) + pair.answer(1, 15)
     assert steps_in(happened) == list(range(3, 15))
-    assert completed(happened) == [events.StretchCompleted(number=1, steps=15, is_cut=False, silent=())]
+    assert completed(happened) == [events.MultiStepLeaseEnded(number=1, steps=15, is_cut=False, silent=())]
     assert pair.shard.updates == 15
     assert pair.shard.weights[7] == 7.0
     # An even number of updates: the slots are in the set that they were in.
@@ -148,19 +148,19 @@ def test_the_checksum_of_a_step_that_nobody_has_listed_is_taken_here(pair: Pair)
     happened = pair.shell.end()
     (made,) = [event for event in happened if isinstance(event, events.StepMade)]
     assert made.checksum == checksum_after(3, pair.shard.slots[0])
-    assert completed(happened) == [events.StretchCompleted(number=1, steps=4, is_cut=False, silent=(0, 1))]
-    assert [message for _, message in pair.sent[2:]] == [EndStretch(number=1)] * 2
+    assert completed(happened) == [events.MultiStepLeaseEnded(number=1, steps=4, is_cut=False, silent=(0, 1))]
+    assert [message for _, message in pair.sent[2:]] == [MultiStepWithdrawal(number=1)] * 2
     # Nobody writes any more until it has answered.
     assert not pair.locks[0].acquire()
     pair.answer(0, 4)
     assert pair.locks[0].acquire()
 
 
-def test_what_was_shown_in_an_earlier_stretch_is_not_made_again(pair: Pair) -> None:
+def test_what_was_shown_in_an_earlier_multi_step_lease_is_not_made_again(pair: Pair) -> None:
     pair.make(1)
     pair.shell.begin(ASKED)
     assert steps_in(pair.wait(BETWEEN_S[1])) == []
-    assert completed(pair.shell.end()) == [events.StretchCompleted(number=1, steps=3, is_cut=False, silent=(0, 1))]
+    assert completed(pair.shell.end()) == [events.MultiStepLeaseEnded(number=1, steps=3, is_cut=False, silent=(0, 1))]
 
 
 def test_memory_is_left_to_a_worker_that_has_its_lock_with_the_steps_that_are_made(pair: Pair) -> None:
@@ -204,7 +204,7 @@ def test_steps_are_leased_instead_where_workers_cannot_be_left_alone(pair: Pair,
     assert pair.sent == []
 
 
-def test_a_stretch_ends_when_a_checkpoint_is_due(pair: Pair) -> None:
+def test_a_multi_step_lease_ends_when_a_checkpoint_is_due(pair: Pair) -> None:
     pair.shell.begin(ASKED, None, pair.clock.now() + 0.001)
     pair.make(3)
     happened = pair.wait(0.0015)
@@ -214,5 +214,5 @@ def test_a_stretch_ends_when_a_checkpoint_is_due(pair: Pair) -> None:
 
 def test_without_shared_memory_or_room_there_is_none(pair: Pair) -> None:
     pair.shell.sharing = None
-    assert pair.shell.begin(ASKED) == [events.StretchRefused()]
+    assert pair.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
     assert not pair.shell.is_any()
